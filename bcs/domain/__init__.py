@@ -1,0 +1,1 @@
+"""What BCS knows about batches, phases and pipelines: pure, synchronous, no I/O."""

@@ -1,0 +1,166 @@
+"""The errors of BCS.
+
+One tree; each leaf carries its facts as typed fields and says whether trying again can help::
+
+    BcsError
+    ├── ConfigurationError           the service must not start like this
+    │   ├── DependencyCycle
+    │   ├── UnknownDependency
+    │   ├── DuplicateName
+    │   └── UnreadableConfiguration
+    ├── RequestRefused               the caller asked for something that will not be done
+    │   ├── UnknownPipeline
+    │   └── PromptRequired
+    ├── UndecodableMessage           a Kafka message that can never be applied
+    └── StoreError
+        ├── StoreUnavailable         retryable: out of reach, too slow, or the circuit is open
+        ├── CommitConflict           retryable: another writer was faster
+        ├── OutboxFull               retryable: the announcements wait for Kafka
+        └── StoreCorrupted           what is stored under a batch's keys is not what BCS writes
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BcsError(Exception):
+    """Root of the tree."""
+
+    retryable: ClassVar[bool] = False
+
+
+class ConfigurationError(BcsError):
+    """The configuration contradicts itself; the service does not start."""
+
+
+class DependencyCycle(ConfigurationError):
+    """Phases that wait for each other.
+
+    :param phases: the cycle, first phase repeated at the end.
+    """
+
+    def __init__(self, phases: tuple[str, ...]) -> None:
+        super().__init__(f"the phases depend on each other in a cycle: {' -> '.join(phases)}")
+        self.phases = phases
+
+
+class UnknownDependency(ConfigurationError):
+    """A phase or pipeline names a phase that is not defined."""
+
+    def __init__(self, owner: str, missing: str) -> None:
+        super().__init__(f"{owner!r} names the phase {missing!r}, which is not defined")
+        self.owner = owner
+        self.missing = missing
+
+
+class DuplicateName(ConfigurationError):
+    """One name stands for two things."""
+
+    def __init__(self, name: str, where: str) -> None:
+        super().__init__(f"{name!r} is defined twice in {where}")
+        self.name = name
+        self.where = where
+
+
+class UnreadableConfiguration(ConfigurationError):
+    """A configuration file is missing or is not of the expected form."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class RequestRefused(BcsError):
+    """The caller asked for something that will not be done, now or later."""
+
+
+class UnknownPipeline(RequestRefused):
+    """The requested pipeline is neither a phase nor a configured pipeline.
+
+    The message leaves out what was asked for: it is the caller's text.
+    """
+
+    def __init__(self, requested: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"the requested pipeline is not known; known are: {', '.join(known)}")
+        self.requested = requested
+        self.known = known
+
+
+class PromptRequired(RequestRefused):
+    """The pipeline has phases that need the essay prompt, and the batch has none attached."""
+
+    def __init__(self, phases: tuple[str, ...]) -> None:
+        super().__init__(f"no prompt is attached to the batch, and these phases need one: {', '.join(phases)}")
+        self.phases = phases
+
+
+class UndecodableMessage(BcsError):
+    """A message that can never be applied, however often it is tried.
+
+    :param reason: a short code from a closed set, fit for a metric's label.
+    :param detail: what exactly is wrong, for the person who reads the dead letter.
+    :param batch_id: the batch, where the message named one.
+    """
+
+    def __init__(self, reason: str, detail: str, batch_id: str | None = None) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.batch_id = batch_id
+
+
+class StoreError(BcsError):
+    """The state store did not do what was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """The state store is out of reach; whether a write happened is unknown.
+
+    :param store: which store.
+    :param cause: why, in a few words.
+    """
+
+    retryable = True
+
+    def __init__(self, store: str, cause: str) -> None:
+        super().__init__(f"{store} is out of reach: {cause}")
+        self.store = store
+        self.cause = cause
+
+
+class CommitConflict(StoreError):
+    """Another writer changed the batch between our read and our write; nothing was written."""
+
+    retryable = True
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__("the batch was changed by another writer")
+        self.batch_id = batch_id
+
+
+class OutboxFull(StoreError):
+    """So many messages wait for Kafka that no more are accepted.
+
+    :param limit: the number of messages that the outbox may hold.
+    """
+
+    retryable = True
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} messages wait for Kafka; no more are accepted until some are delivered")
+        self.limit = limit
+
+
+class StoreCorrupted(StoreError):
+    """What is stored under a batch's keys is not what BCS writes.
+
+    :param key: the key.
+    :param problem: what was found there.
+    """
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
