@@ -1,0 +1,82 @@
+"""The HTTP bodies, as the orchestrator sends and reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+
+from bcs.domain.errors import BcsError
+
+BatchId = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class Body(BaseModel):
+    """A request body. Unknown extra fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class BatchMetadata(Body):
+    """What the orchestrator knows of a batch; only the prompt matters here."""
+
+    prompt_attached: StrictBool | None = None
+
+
+class DefinePipeline(Body):
+    """POST /internal/v1/pipelines/define."""
+
+    batch_id: BatchId
+    requested_pipeline: Annotated[str, Field(min_length=1, max_length=255)]
+    correlation_id: Annotated[str, Field(min_length=1, max_length=100)]
+    batch_metadata: BatchMetadata | None = None
+
+
+class CompletePhase(Body):
+    """POST /internal/v1/phases/complete."""
+
+    batch_id: BatchId
+    phase_name: Annotated[str, Field(min_length=1, max_length=255)]
+    success: StrictBool
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidField:
+    """What is wrong with one field.
+
+    :param field: dotted path; `body` for the document as a whole.
+    """
+
+    field: str
+    problem: str
+
+
+class InvalidBody(BcsError):
+    """A request body that is not what the path takes.
+
+    :param problems: each field that is wrong.
+    """
+
+    def __init__(self, problems: tuple[InvalidField, ...]) -> None:
+        super().__init__("; ".join(f"{problem.field}: {problem.problem}" for problem in problems))
+        self.problems = problems
+
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+def parse_body(model: type[BodyT], raw: bytes) -> BodyT:
+    """A request body.
+
+    :raises InvalidBody: naming each field, without the caller's text.
+    """
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise InvalidBody(
+            tuple(
+                InvalidField(".".join(map(str, problem["loc"])) or "body", problem["msg"])
+                for problem in error.errors(include_url=False, include_input=False, include_context=False)
+            )
+        ) from None
