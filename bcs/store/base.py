@@ -1,0 +1,108 @@
+"""What the rest of BCS asks of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bcs.contracts.published import OutboundMessage
+from bcs.domain.state import BatchState
+from bcs.domain.verdicts import BatchSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A delta is durable.
+
+    :param conflicts: how many attempts lost against another writer.
+    :param fallback: whether it was written register by register, because every attempt lost.
+    """
+
+    conflicts: int = 0
+    fallback: bool = False
+
+
+class StateStore(Protocol):
+    """The state of batches. Every method may be repeated without harm, also when its outcome is unknown."""
+
+    async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+        """Merge a delta into a batch's state, atomically, and renew the batch's time to live.
+
+        Cancellation leaves the delta either wholly merged or not at all.
+
+        :raises StoreUnavailable: whether it was merged is unknown.
+        """
+        ...
+
+    async def summary(self, batch_id: str) -> BatchSummary:
+        """The batch's verdicts; those of an unknown batch are empty.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        ...
+
+    async def state(self, batch_id: str) -> BatchState:
+        """Everything known of a batch.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Ask for a sign of life.
+
+        :raises StoreUnavailable: there was none in time.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedMessage:
+    """A message that this process is to deliver.
+
+    :param entry_id: by which it is settled.
+    """
+
+    entry_id: str
+    message: OutboundMessage
+
+
+class Outbox(Protocol):
+    """Messages that must reach Kafka. An entry stays until it is settled, whoever dies in between."""
+
+    async def append(self, messages: Sequence[OutboundMessage]) -> None:
+        """Take messages in, all or none; they are durable when this returns.
+
+        :raises OutboxFull: none was taken.
+        :raises StoreUnavailable: whether they were taken is unknown.
+        """
+        ...
+
+    async def lease(self, limit: int) -> list[LeasedMessage]:
+        """Take entries that no one has leased yet, oldest first."""
+        ...
+
+    async def resume(self, limit: int) -> list[LeasedMessage]:
+        """Take again what this process has leased and not settled, since its publisher died over it."""
+        ...
+
+    async def recover(self, idle_seconds: float, limit: int) -> list[LeasedMessage]:
+        """Take over entries that were leased so long ago that their holder must have died."""
+        ...
+
+    async def settle(self, entry_ids: Sequence[str]) -> None:
+        """The broker has acknowledged these: forget them."""
+        ...
+
+    async def requeue(self, leased: Sequence[LeasedMessage]) -> None:
+        """Give entries back, to the end of the queue."""
+        ...
+
+    async def park(self, leased: LeasedMessage, problem: str) -> None:
+        """Set aside an entry that the broker will never take, so that it blocks nothing and is not lost."""
+        ...
+
+    async def backlog(self) -> int:
+        """How many entries wait, leased ones included."""
+        ...

@@ -1,0 +1,131 @@
+"""The outbox in a Redis stream: every replica drains it, and takes over what a dead one had in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from bcs.contracts.published import OutboundMessage
+from bcs.domain.errors import OutboxFull, StoreCorrupted
+from bcs.store.base import LeasedMessage
+from bcs.store.redis_gateway import Command, RedisGateway
+
+_GROUP = "publishers"
+
+
+class RedisOutbox:
+    """The outbox in Redis.
+
+    :param key_prefix: stands before the stream's key.
+    :param consumer: this process's name among the replicas.
+    :param limit: how many messages it holds at most. Checked against the last known length, so that adding costs one
+        round trip; replicas that add at the same moment may exceed it by what they add.
+    """
+
+    def __init__(self, gateway: RedisGateway, *, key_prefix: str, consumer: str, limit: int) -> None:
+        self._gateway = gateway
+        self._stream = f"{key_prefix}{{outbox}}"
+        self._parked = f"{key_prefix}{{outbox}}:parked"
+        self._consumer = consumer
+        self._limit = limit
+        self._length = 0
+
+    async def append(self, messages: Sequence[OutboundMessage]) -> None:
+        """See `Outbox.append`."""
+        if self._length + len(messages) > self._limit and await self.backlog() + len(messages) > self._limit:
+            raise OutboxFull(self._limit)
+        adding: list[Command] = [("XADD", self._stream, "*", *_fields(message)) for message in messages]
+        replies = await self._gateway.call(("MULTI",), *adding, ("XLEN", self._stream), ("EXEC",))
+        self._length = replies[-1][-1]
+
+    async def lease(self, limit: int) -> list[LeasedMessage]:
+        """See `Outbox.lease`."""
+        return await self._read(limit, ">")
+
+    async def resume(self, limit: int) -> list[LeasedMessage]:
+        """See `Outbox.resume`."""
+        return await self._read(limit, "0")
+
+    async def recover(self, idle_seconds: float, limit: int) -> list[LeasedMessage]:
+        """See `Outbox.recover`."""
+        idle_ms = int(idle_seconds * 1000)
+        claim: Command = ("XAUTOCLAIM", self._stream, _GROUP, self._consumer, idle_ms, "0-0", "COUNT", limit)
+        try:
+            [reply] = await self._gateway.call(claim)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise StoreCorrupted(self._stream, str(error)) from error
+            return []
+        return self._leased(reply[1])
+
+    async def settle(self, entry_ids: Sequence[str]) -> None:
+        """See `Outbox.settle`."""
+        if entry_ids:
+            await self._gateway.call(("MULTI",), *self._removal(entry_ids), ("EXEC",))
+
+    async def requeue(self, leased: Sequence[LeasedMessage]) -> None:
+        """See `Outbox.requeue`."""
+        again: list[Command] = [("XADD", self._stream, "*", *_fields(entry.message)) for entry in leased]
+        removal = self._removal([entry.entry_id for entry in leased])
+        await self._gateway.call(("MULTI",), *again, *removal, ("EXEC",))
+
+    async def park(self, leased: LeasedMessage, problem: str) -> None:
+        """See `Outbox.park`."""
+        parking: Command = ("XADD", self._parked, "*", *_fields(leased.message), "problem", problem)
+        await self._gateway.call(("MULTI",), parking, *self._removal([leased.entry_id]), ("EXEC",))
+
+    async def backlog(self) -> int:
+        """See `Outbox.backlog`."""
+        [self._length] = await self._gateway.call(("XLEN", self._stream))
+        return self._length
+
+    async def _read(self, limit: int, after: str) -> list[LeasedMessage]:
+        read: Command = ("XREADGROUP", "GROUP", _GROUP, self._consumer, "COUNT", limit, "STREAMS", self._stream, after)
+        try:
+            [reply] = await self._gateway.call(read)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise StoreCorrupted(self._stream, str(error)) from error
+            await self._create_group()
+            [reply] = await self._gateway.call(read)
+        return self._leased(reply[0][1]) if reply else []
+
+    async def _create_group(self) -> None:
+        try:
+            # From the beginning: what was added before the group existed waits for it.
+            await self._gateway.call(("XGROUP", "CREATE", self._stream, _GROUP, "0", "MKSTREAM"))
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):  # another replica was first
+                raise StoreCorrupted(self._stream, str(error)) from error
+
+    def _removal(self, entry_ids: Sequence[str]) -> list[Command]:
+        return [("XACK", self._stream, _GROUP, *entry_ids), ("XDEL", self._stream, *entry_ids)]
+
+    def _leased(self, entries: Sequence[Any]) -> list[LeasedMessage]:
+        # An entry that was deleted while it was leased comes back without fields.
+        return [
+            LeasedMessage(entry_id.decode(), _message(dict(zip(fields[::2], fields[1::2], strict=True))))
+            for entry_id, fields in entries
+            if fields
+        ]
+
+
+def _fields(message: OutboundMessage) -> list[str | bytes]:
+    fields: list[str | bytes] = ["kind", message.kind, "topic", message.topic, "value", message.value]
+    if message.key is not None:
+        fields += ["key", message.key]
+    if message.reduced is not None:
+        fields += ["reduced", message.reduced]
+    return fields
+
+
+def _message(fields: dict[bytes, bytes]) -> OutboundMessage:
+    return OutboundMessage(
+        fields[b"kind"].decode(),
+        fields[b"topic"].decode(),
+        fields.get(b"key"),
+        fields[b"value"],
+        fields.get(b"reduced"),
+    )

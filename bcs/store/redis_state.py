@@ -1,0 +1,194 @@
+"""The state of batches in Redis: WATCH, read, merge, MULTI/EXEC; and a summary that makes reading it cheap."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from bcs.domain.errors import CommitConflict, StoreCorrupted
+from bcs.domain.state import BatchState
+from bcs.domain.verdicts import BatchSummary, summarize
+from bcs.store.base import Committed
+from bcs.store.codec import (
+    BATCH_MARK_PREFIX,
+    EXPECTED_FIELD,
+    VERSION_FIELD,
+    BatchKeys,
+    decode_state,
+    decode_summary,
+    encode_expected,
+    encode_mark,
+    encode_summary,
+)
+from bcs.store.committing import CommitPolicy, commit_with
+from bcs.store.merge_script import MERGE_SCRIPT
+from bcs.store.redis_gateway import Command, RedisGateway, RedisSession
+
+
+class RedisStateStore:
+    """The state store in Redis.
+
+    All keys of a batch are written and expire together, and are read in one transaction: a batch is seen whole or not
+    at all.
+
+    :param key_prefix: stands before every key.
+    :param ttl_seconds: how long a batch is kept after its last write.
+    :param phases: every phase that a mark can be about; together they give a batch's keys without a search.
+    """
+
+    def __init__(
+        self,
+        gateway: RedisGateway,
+        *,
+        key_prefix: str,
+        ttl_seconds: int,
+        phases: Collection[str],
+        policy: CommitPolicy | None = None,
+    ) -> None:
+        self._gateway = gateway
+        self._key_prefix = key_prefix
+        self._ttl_ms = ttl_seconds * 1000
+        self._phases = tuple(sorted(phases))
+        self._policy = policy or CommitPolicy()
+
+    async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+        """See `StateStore.commit`."""
+        keys = BatchKeys(self._key_prefix, batch_id)
+
+        async def optimistically() -> None:
+            async with self._gateway.session() as session:
+                state, version = await self._watch(session, keys)
+                changed = state.absorb(delta)
+                summary = summarize(state, version + 1)
+                writes = [*_writes(keys, changed), *self._summary_writes(keys, summary), *self._renewals(keys)]
+                written = await self._execute(session, writes)
+            if not written:
+                raise CommitConflict(batch_id)
+
+        async def register_by_register() -> None:
+            # Each register is merged where it lies, so nothing is overwritten unread; the summary, which would need
+            # them all, is dropped, and the next reader makes it anew.
+            await self._gateway.call(self._merge_command(keys, delta))
+
+        with _corruption_named(keys):
+            return await commit_with(self._policy, optimistically, register_by_register)
+
+    async def summary(self, batch_id: str) -> BatchSummary:
+        """See `StateStore.summary`."""
+        keys = BatchKeys(self._key_prefix, batch_id)
+        with _corruption_named(keys):
+            [stored] = await self._gateway.call(("GET", keys.summary))
+            if stored is not None:
+                return decode_summary(keys.summary, stored)
+            state, version = await self._snapshot(keys)
+            if state.empty:
+                return BatchSummary()
+            return await self._rebuild_summary(keys) or summarize(state, version)
+
+    async def state(self, batch_id: str) -> BatchState:
+        """See `StateStore.state`."""
+        keys = BatchKeys(self._key_prefix, batch_id)
+        with _corruption_named(keys):
+            state, _ = await self._snapshot(keys)
+        return state
+
+    async def ping(self) -> None:
+        """See `StateStore.ping`."""
+        await self._gateway.ping()
+
+    async def _rebuild_summary(self, keys: BatchKeys) -> BatchSummary | None:
+        """Store a missing summary anew; None when another writer came in between."""
+        async with self._gateway.session() as session:
+            state, version = await self._watch(session, keys)
+            summary = summarize(state, version + 1)
+            written = await self._execute(session, self._summary_writes(keys, summary))
+        return summary if written else None
+
+    async def _snapshot(self, keys: BatchKeys) -> tuple[BatchState, int]:
+        # One transaction, since keys that expire between two reads would show half a batch.
+        replies = await self._gateway.call(("MULTI",), *self._reads(keys), ("EXEC",))
+        return self._decode(keys, replies[-1])
+
+    async def _watch(self, session: RedisSession, keys: BatchKeys) -> tuple[BatchState, int]:
+        # These reads can show half a batch, if it expires between them. Then EXEC fails: to expire counts as a change.
+        replies = await session.call(("WATCH", *self._all_keys(keys)), *self._reads(keys))
+        return self._decode(keys, replies[1:])
+
+    async def _execute(self, session: RedisSession, writes: Sequence[Command]) -> bool:
+        replies = await session.call(("MULTI",), *writes, ("EXEC",))
+        return replies[-1] is not None
+
+    def _reads(self, keys: BatchKeys) -> list[Command]:
+        marks: list[Command] = [("HGETALL", keys.marks(phase)) for phase in self._phases]
+        return [("HGETALL", keys.meta), ("HGETALL", keys.known), *marks]
+
+    def _decode(self, keys: BatchKeys, replies: Sequence[Any]) -> tuple[BatchState, int]:
+        meta, known, *marks = (_as_dict(keys, reply) for reply in replies)
+        state = decode_state(keys, meta, known, dict(zip(self._phases, marks, strict=True)))
+        return state, int(meta.get(VERSION_FIELD, 0))
+
+    def _all_keys(self, keys: BatchKeys) -> list[str]:
+        return [keys.summary, keys.meta, keys.known, *(keys.marks(phase) for phase in self._phases)]
+
+    def _summary_writes(self, keys: BatchKeys, summary: BatchSummary) -> list[Command]:
+        return [
+            ("HSET", keys.meta, VERSION_FIELD, summary.version),
+            ("SET", keys.summary, encode_summary(summary), "PX", self._ttl_ms),
+        ]
+
+    def _renewals(self, keys: BatchKeys) -> list[Command]:
+        # A transaction runs at one instant, so all keys of the batch expire at the same one.
+        return [("PEXPIRE", key, self._ttl_ms) for key in self._all_keys(keys)]
+
+    def _merge_command(self, keys: BatchKeys, delta: BatchState) -> Command:
+        all_keys = self._all_keys(keys)
+        marks = {phase: position for position, phase in enumerate(self._phases, start=4)}
+        registers: list[Command] = []
+        if delta.expected:
+            registers.append((2, "newest", EXPECTED_FIELD, encode_expected(delta.expected)))
+        registers += [
+            (2, "mark", f"{BATCH_MARK_PREFIX}{phase}", encode_mark(mark)) for phase, mark in delta.batch_marks.items()
+        ]
+        registers += [(3, "oldest", essay, str(since)) for essay, since in delta.known_since_us.items()]
+        registers += [
+            (marks[phase], "mark", essay, encode_mark(mark))
+            for phase, fields in delta.essay_marks.items()
+            for essay, mark in fields.items()
+        ]
+        return ("EVAL", MERGE_SCRIPT, len(all_keys), *all_keys, self._ttl_ms, *chain.from_iterable(registers))
+
+
+@contextmanager
+def _corruption_named(keys: BatchKeys) -> Iterator[None]:
+    """Redis refuses our commands for good only where a key holds something that we did not put there."""
+    try:
+        yield
+    except ResponseError as error:
+        raise StoreCorrupted(keys.stem, str(error)) from error
+
+
+def _writes(keys: BatchKeys, changed: BatchState) -> list[Command]:
+    meta = {f"{BATCH_MARK_PREFIX}{phase}": encode_mark(mark) for phase, mark in changed.batch_marks.items()}
+    if changed.expected:
+        meta[EXPECTED_FIELD] = encode_expected(changed.expected)
+    hashes: list[tuple[str, dict[str, str]]] = [
+        (keys.meta, meta),
+        (keys.known, {essay: str(since) for essay, since in changed.known_since_us.items()}),
+        *(
+            (keys.marks(phase), {essay: encode_mark(mark) for essay, mark in marks.items()})
+            for phase, marks in changed.essay_marks.items()
+        ),
+    ]
+    return [("HSET", key, *chain.from_iterable(fields.items())) for key, fields in hashes if fields]
+
+
+def _as_dict(keys: BatchKeys, reply: Any) -> dict[str, str]:
+    try:
+        texts = [item.decode() for item in reply]
+    except UnicodeDecodeError as error:
+        raise StoreCorrupted(keys.stem, str(error)) from None
+    return dict(zip(texts[::2], texts[1::2], strict=True))
