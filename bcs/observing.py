@@ -1,0 +1,46 @@
+"""What happens in the supervision tree, as logs and metrics."""
+
+from __future__ import annotations
+
+import structlog
+
+from bcs.telemetry import Telemetry
+
+log = structlog.stdlib.get_logger("bcs.supervision")
+
+_EXPECTED_ENDS = frozenset({"returned", "stopped", "cancelled"})
+
+
+class TreeObserver:
+    """An observer of the tree. Batch ids go into logs, never into labels."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def actor_started(self, path: str, incarnation: int) -> None:
+        """See `Observer`."""
+        if "/" not in path:
+            log.debug("actor_started", actor=path, incarnation=incarnation)
+
+    def actor_ended(self, path: str, incarnation: int, reason: str, error: BaseException | None) -> None:
+        """See `Observer`."""
+        if reason not in _EXPECTED_ENDS:
+            log.warning("actor_failed", actor=path, incarnation=incarnation, reason=reason, exc_info=error)
+
+    def actor_restarting(self, path: str, delay_seconds: float) -> None:
+        """See `Observer`."""
+        self._telemetry.actor_restarts.labels(_label(path)).inc()
+        log.info("actor_restarting", actor=path, delay_seconds=round(delay_seconds, 3))
+
+    def actor_wedged(self, path: str) -> None:
+        """See `Observer`."""
+        log.critical("actor_wedged", actor=path)
+
+    def intensity_exceeded(self, path: str) -> None:
+        """See `Observer`."""
+        log.critical("restart_intensity_exceeded", supervisor=path or "bcs")
+
+
+def _label(path: str) -> str:
+    name, _, below = path.partition("/")
+    return f"{name}/*" if below else name

@@ -1,0 +1,164 @@
+"""Settings, from environment variables with the prefix `BCS_`. The README's table is made from this module."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bcs.domain.errors import ConfigurationError
+
+
+class Environment(StrEnum):
+    """Where the service runs."""
+
+    TESTING = "testing"
+    DEVELOPMENT = "development"
+    PRODUCTION = "production"
+
+
+class InvalidSettings(ConfigurationError):
+    """Settings that the service can't start with.
+
+    :param problems: for each, the variable's name and what is wrong with it.
+    """
+
+    def __init__(self, problems: tuple[tuple[str, str], ...]) -> None:
+        lines = "".join(f"\n  {variable}: {problem}" for variable, problem in problems)
+        super().__init__(f"the settings are not usable:{lines}")
+        self.problems = problems
+
+
+def _without_unit(value: object) -> object:
+    # The platform's deployments write some times as "30s".
+    return value.strip().removesuffix("s") if isinstance(value, str) else value
+
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Seconds = Annotated[float, BeforeValidator(_without_unit), Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
+
+
+class Settings(BaseSettings):
+    """Everything that a deployment may want to change."""
+
+    model_config = SettingsConfigDict(env_prefix="BCS_", frozen=True, extra="ignore", validate_default=True)
+
+    environment: Environment = Field(
+        Environment.DEVELOPMENT, description="`testing`, `development` or `production`; production logs JSON"
+    )
+    log_level: LogLevel = Field("INFO", description="the least severe level that is logged")
+    pipeline_config_path: Path | None = Field(None, description="pipeline definitions; none means those that ship")
+    use_mock_repository: bool = Field(
+        False, description="keep state in this process's memory instead of Redis, for development"
+    )
+    instance_name: str | None = Field(
+        None, min_length=1, description="this replica's name in logs and in the outbox; none means the host's"
+    )
+
+    http_host: str = Field("0.0.0.0", description="the address to listen on")  # noqa: S104 (as the brief has it)
+    http_port: Port = Field(4002, description="the port to listen on; 0 takes a free one")
+    http_timeout: Seconds = Field(
+        30.0, description="how long callers wait, in seconds; every request is answered before"
+    )
+    http_backlog_connections: Count = Field(1024, description="connections that wait while the HTTP actor restarts")
+    http_max_concurrent_requests: Count = Field(512, description="more are refused with 503")
+    http_max_body_bytes: Count = Field(1024 * 1024, description="a larger request body is refused with 413")
+    http_access_log: bool = Field(False, description="log every request")
+    request_deadline_seconds: Seconds = Field(5.0, description="a request gets its answer, or a 503, in this time")
+    retry_after_seconds: Count = Field(1, description="what `Retry-After` tells callers")
+
+    kafka_bootstrap_servers: str = Field("kafka:9092", min_length=1, description="host:port, comma separated")
+    kafka_consumer_group_id: str = Field("bcs-event-consumer", min_length=1, description="the consumer group")
+    kafka_auto_offset_reset: Literal["earliest", "latest"] = Field(
+        "earliest", description="where a new group begins; `earliest` misses nothing that happened before it"
+    )
+    kafka_enable_idempotence: bool = Field(True, description="produce idempotently; some brokers can't")
+    kafka_session_timeout_seconds: Seconds = Field(
+        30.0, description="a replica unheard for so long loses its partitions"
+    )
+    kafka_heartbeat_interval_seconds: Seconds = Field(3.0, description="the time between signs of life to the group")
+    kafka_request_timeout_seconds: Seconds = Field(10.0, description="how long one request to a broker may take")
+    kafka_metadata_max_age_seconds: Seconds = Field(30.0, description="how soon new topics and partitions are noticed")
+    kafka_max_poll_records: Count = Field(500, description="messages taken from Kafka at a time")
+    kafka_max_message_bytes: Count = Field(1_000_000, description="the largest message that the broker takes")
+    intake_max_in_flight: Count = Field(5000, description="messages read but not yet durable; then reading pauses")
+    intake_max_in_flight_bytes: Count = Field(64 * 1024 * 1024, description="the same, in bytes")
+    intake_commit_interval_seconds: Seconds = Field(0.5, description="the time between offset commits")
+
+    redis_url: str = Field("redis://localhost:6379", min_length=1, description="`redis://`, `rediss://` or `unix://`")
+    redis_ttl_seconds: Count = Field(604_800, description="how long a batch is kept after its last event")
+    redis_key_prefix: str = Field("bcs:", description="stands before every key")
+    redis_max_connections: Count = Field(32, description="round trips to Redis at a time")
+    redis_deadline_seconds: Seconds = Field(2.0, description="how long a round trip to Redis may take")
+    redis_breaker_failures: Count = Field(5, description="failures in a row after which Redis is left alone")
+    redis_breaker_open_seconds: Seconds = Field(1.0, description="for how long it is left alone")
+    redis_commit_attempts: Count = Field(5, description="optimistic commits before the fallback")
+    outbox_max_messages: Count = Field(1_000_000, description="messages that may wait for Kafka")
+    outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between looks at an idle outbox")
+    outbox_takeover_seconds: Seconds = Field(
+        60.0, description="messages in a silent replica's hand for so long are taken over"
+    )
+
+    message_max_deliveries: Count = Field(3, description="crashes over one message before it becomes a dead letter")
+    restart_max: Count = Field(10, description="restarts within the period after which a supervisor gives up")
+    restart_period_seconds: Seconds = Field(60.0, description="the period in which restarts are counted")
+    batch_restart_max: Count = Field(300, description="the same for all per-batch actors together")
+    restart_backoff_initial_seconds: Seconds = Field(0.05, description="the wait before a first restart")
+    restart_backoff_maximum_seconds: Seconds = Field(5.0, description="the longest wait before a restart")
+    hang_seconds: Seconds = Field(30.0, description="an actor without progress for so long is restarted")
+    shutdown_seconds: Seconds = Field(25.0, description="the budget of a graceful stop")
+    metrics_interval_seconds: Seconds = Field(1.0, description="the time between samples of depths, lag and backlog")
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process.
+
+    :param overrides: stand above the environment.
+    :raises InvalidSettings: with every variable that is wrong.
+    """
+    try:
+        settings = Settings.model_validate({**Settings().model_dump(exclude_unset=True), **overrides})
+    except ValidationError as error:
+        raise InvalidSettings(
+            tuple(
+                (_variable(problem["loc"]), str(problem["msg"]))
+                for problem in error.errors(include_url=False, include_input=False, include_context=False)
+            )
+        ) from None
+    except ValueError as error:  # pydantic-settings could not parse a value at all
+        raise InvalidSettings((("BCS_*", str(error)),)) from None
+    problems = []
+    if settings.request_deadline_seconds >= settings.http_timeout:
+        problems.append(
+            ("BCS_REQUEST_DEADLINE_SECONDS", "must be below BCS_HTTP_TIMEOUT, or callers give up before the answer")
+        )
+    if settings.redis_deadline_seconds >= settings.request_deadline_seconds:
+        problems.append(
+            ("BCS_REDIS_DEADLINE_SECONDS", "must be below BCS_REQUEST_DEADLINE_SECONDS, or the reason is never told")
+        )
+    if settings.kafka_heartbeat_interval_seconds * 2 > settings.kafka_session_timeout_seconds:
+        problems.append(
+            ("BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS", "must be at most half of BCS_KAFKA_SESSION_TIMEOUT_SECONDS")
+        )
+    if settings.hang_seconds < settings.kafka_request_timeout_seconds * 2.5:
+        problems.append(
+            ("BCS_HANG_SECONDS", "must be at least 2.5 times BCS_KAFKA_REQUEST_TIMEOUT_SECONDS, or waiting looks hung")
+        )
+    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
+        problems.append(("BCS_REDIS_URL", "must begin with redis://, rediss:// or unix://"))
+    if problems:
+        raise InvalidSettings(tuple(problems))
+    return settings
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    name = str(location[0]) if location else "*"
+    return name.upper() if name.upper().startswith("BCS_") else f"BCS_{name.upper()}"

@@ -1,0 +1,84 @@
+"""The metrics of one running service. Every label takes its values from a small, closed set."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+CIRCUIT_STATES = {"closed": 0, "half-opened": 1, "opened": 2}
+
+
+class Telemetry:
+    """All metrics, in a registry of their own, which outlives every actor."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self.resolutions = Counter(
+            "bcs_pipeline_resolutions_total", "Pipeline resolutions by outcome.", ["status"], registry=registry
+        )
+        self.refusals = Counter(
+            "bcs_pipeline_refusals_total", "Resolutions refused to the caller.", ["reason"], registry=registry
+        )
+        self.phases_pruned = Counter(
+            "bcs_phases_pruned_total", "Phases left out of a pipeline as complete.", ["phase"], registry=registry
+        )
+        self.http_requests = Counter(
+            "bcs_http_requests_total", "HTTP requests.", ["method", "route", "status"], registry=registry
+        )
+        self.http_duration = Histogram(
+            "bcs_http_request_duration_seconds",
+            "Time from request to response.",
+            ["method", "route"],
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=registry,
+        )
+        self.http_in_flight = Gauge("bcs_http_requests_in_flight", "Requests being answered.", registry=registry)
+        self.events = Counter(
+            "bcs_events_processed_total", "Kafka messages that are done.", ["event_type", "outcome"], registry=registry
+        )
+        self.commit_conflicts = Counter(
+            "bcs_redis_commit_conflicts_total", "Commits lost against another writer.", registry=registry
+        )
+        self.commit_fallbacks = Counter(
+            "bcs_redis_commit_fallbacks_total", "Commits written register by register.", registry=registry
+        )
+        self.dead_letters = Counter(
+            "bcs_dead_letters_total", "Messages given up on, by source topic.", ["topic", "reason"], registry=registry
+        )
+        self.published = Counter(
+            "bcs_outbox_published_total", "Messages that Kafka acknowledged.", ["kind"], registry=registry
+        )
+        self.parked = Counter(
+            "bcs_outbox_parked_total", "Messages that Kafka will never take.", ["kind"], registry=registry
+        )
+        self.publish_failures = Counter(
+            "bcs_outbox_publish_failures_total", "Attempts to publish that failed.", ["kind"], registry=registry
+        )
+        self.outbox_backlog = Gauge("bcs_outbox_backlog", "Messages that wait for Kafka.", registry=registry)
+        self.actor_restarts = Counter("bcs_actor_restarts_total", "Restarts of an actor.", ["actor"], registry=registry)
+        self.mailbox_depth = Gauge(
+            "bcs_mailbox_depth", "Messages that wait for an actor or are in its hand.", ["actor"], registry=registry
+        )
+        self.mailbox_oldest = Gauge(
+            "bcs_mailbox_oldest_message_seconds", "Age of the oldest of them.", ["actor"], registry=registry
+        )
+        self.batch_actors = Gauge("bcs_batch_actors", "Batches being written at the moment.", registry=registry)
+        self.consumer_lag = Gauge(
+            "bcs_kafka_consumer_lag", "Messages not yet durable here.", ["topic", "partition"], registry=registry
+        )
+        self.intake_in_flight = Gauge("bcs_intake_in_flight", "Messages read and not yet durable.", registry=registry)
+        self.circuit = Gauge(
+            "bcs_circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["dependency"], registry=registry
+        )
+        self.event_loop_lag = Gauge(
+            "bcs_event_loop_lag_seconds", "How late a timer fired, last time.", registry=registry
+        )
+        # Series that dashboards expect exist from the start, at zero.
+        for status in ("success", "failure"):
+            self.resolutions.labels(status)
+        self.circuit.labels("redis").set(0)
