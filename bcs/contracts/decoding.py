@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from bcs.contracts import topics
 from bcs.contracts.consumed import (
     BatchEssaysRegistered,
-    ELSBatchPhaseOutcomeV1,
     BatchStatus,
     CJAssessmentCompletedV1,
+    ELSBatchPhaseOutcomeV1,
     Envelope,
     EssayStatus,
     EventData,

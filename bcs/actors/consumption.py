@@ -1,0 +1,249 @@
+"""One membership in the consumer group, from subscribing to leaving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import KafkaError
+
+from bcs.actors.messages import MessageFinished, Receipt, RecordFacts
+from bcs.actors.offsets import OffsetTracker
+from bcs.contracts import topics
+from bcs.contracts.published import ConsumedMessage, dead_letter
+from bcs.domain.errors import OutboxFull, StoreUnavailable, UndecodableMessage
+from bcs.supervision import ActorContext
+
+if TYPE_CHECKING:
+    from bcs.actors.intake import Intake
+
+log = structlog.stdlib.get_logger("bcs.intake")
+
+_POLL_SECONDS = 0.2
+# aiokafka's getmany() ignores its own timeout while the group rebalances, which can take as long as Kafka is away.
+_POLL_LIMIT_SECONDS = 1.0
+# A poll hands over to other tasks after so many messages, or a large one would hold up HTTP for tens of milliseconds.
+_MESSAGES_PER_TURN = 50
+_LETTERS_PER_APPEND = 20
+_ACKNOWLEDGEMENTS_PER_TURN = 1000
+_REVOKE_SECONDS = 5.0
+_PROBE_SECONDS = 2.0
+
+
+class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
+    """Polls, hands over, and commits what has become durable.
+
+    Three tasks: one polls, one collects what is finished and commits, one asks Kafka for signs of life. Polling and
+    collecting are apart because a rebalance holds up the one and waits for the other.
+    """
+
+    def __init__(self, intake: Intake, context: ActorContext[MessageFinished], consumer: AIOKafkaConsumer) -> None:
+        self._intake = intake
+        self._settings = intake.settings
+        self._context = context
+        self._consumer = consumer
+        self._tracker = OffsetTracker()
+        self._letters: list[tuple[Receipt, UndecodableMessage]] = []
+        self._progress = anyio.Event()
+        self._committing = anyio.Lock()
+
+    async def run(self) -> None:
+        """Consume until a stop is asked for; then finish what was read, and commit it.
+
+        Cancellation leaves messages unfinished and uncommitted; they are read again.
+
+        :raises ExceptionGroup: of what made it impossible to go on.
+        """
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._collect)
+            group.start_soon(self._probe)
+            self._consumer.subscribe(topics.CONSUMED, listener=self)
+            while not self._context.stopping:
+                await self._poll()
+            while self._tracker.in_flight:
+                await self._wait_for_progress()
+            await self._commit()
+            group.cancel_scope.cancel()
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Finish what is held of these partitions, within bounds, and drop the rest: its next owner reads it again."""
+        partitions = [(topic, partition) for topic, partition in revoked]
+        with anyio.move_on_after(_REVOKE_SECONDS):
+            while self._tracker.unfinished(partitions):
+                await self._progress.wait()
+        await self._commit()
+        self._tracker.revoke(partitions)
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Begin new ownerships."""
+        self._tracker.assign((topic, partition) for topic, partition in assigned)
+
+    async def _poll(self) -> None:
+        self._context.beat()
+        wait_ms = int(_POLL_SECONDS * 1000)
+        assigned = self._consumer.assignment()
+        if self._must_wait():
+            # Paused, not idle: a consumer that stops polling is thrown out of its group.
+            self._consumer.pause(*(assigned - self._consumer.paused()))
+            await self._wait_for_progress()
+            wait_ms = 0
+        else:
+            self._consumer.resume(*(assigned & self._consumer.paused()))
+        records: dict[TopicPartition, list[ConsumerRecord]] = {}
+        with anyio.move_on_after(_POLL_LIMIT_SECONDS):
+            records = await self._consumer.getmany(timeout_ms=wait_ms)
+        # Taken before anything else can run: a rebalance may begin new epochs while the messages are handed over.
+        epochs = {key: self._tracker.epoch(*key) for key in records}
+        for key, messages in records.items():
+            await self._take(key, messages, epochs[key])
+        await self._bury()
+
+    def _must_wait(self) -> bool:
+        tracker, settings = self._tracker, self._settings
+        return (
+            bool(self._letters)
+            or tracker.in_flight >= settings.intake_max_in_flight
+            or tracker.in_flight_bytes >= settings.intake_max_in_flight_bytes
+        )
+
+    async def _wait_for_progress(self) -> None:
+        with anyio.move_on_after(_POLL_SECONDS):
+            await self._progress.wait()
+        self._context.beat()
+        await self._bury()
+
+    async def _take(self, key: TopicPartition, messages: list[ConsumerRecord], epoch: int | None) -> None:
+        for position, record in enumerate(messages):
+            if epoch is None or self._tracker.epoch(*key) != epoch:
+                if epoch is None and key in self._consumer.assignment():
+                    # Handed out before we were told of the assignment: passed over now, it would be lost.
+                    self._consumer.seek(key, record.offset)
+                return
+            await self._hand_over(record, epoch)
+            if position % _MESSAGES_PER_TURN == 0:
+                await anyio.lowlevel.checkpoint()
+
+    async def _hand_over(self, record: ConsumerRecord, epoch: int) -> None:
+        decoder = self._intake.decoder
+        self._tracker.read(record.topic, record.partition, record.offset, len(record.value or b""))
+        message = ConsumedMessage(
+            record.topic, record.partition, record.offset, record.timestamp, record.key, record.value
+        )
+        receipt = Receipt(message, decoder.event_type(record.topic), epoch)
+        try:
+            event = decoder.decode(record.topic, record.value, self._said_at_ms(record))
+        except UndecodableMessage as error:
+            self._letters.append((receipt, error))
+            return
+        if event.facts:
+            await self._intake.batches.deliver(event.batch_id, RecordFacts(event.batch_id, event.facts, receipt))
+        else:
+            self._intake.telemetry.events.labels(receipt.event_type, "ignored").inc()
+            self._finish(receipt)
+
+    def _said_at_ms(self, record: ConsumerRecord) -> int:
+        # Kafka writes -1 where a producer gave no time.
+        return record.timestamp if record.timestamp >= 0 else int(self._intake.now().timestamp() * 1000)
+
+    async def _bury(self) -> None:
+        """Make dead letters of what can't be decoded. Only when they are durable do the messages count as done."""
+        while self._letters:
+            chunk = self._letters[:_LETTERS_PER_APPEND]
+            now = self._intake.now()
+            letters = [
+                dead_letter(
+                    receipt.message,
+                    refusal.reason,
+                    {"attempts": 1, "error_type": type(refusal).__name__, "error_message": refusal.detail},
+                    now,
+                    refusal.batch_id,
+                )
+                for receipt, refusal in chunk
+            ]
+            try:
+                await self._intake.outbox.append(letters)
+            except (StoreUnavailable, OutboxFull) as error:
+                log.debug("dead_letters_wait", count=len(self._letters), error=str(error))
+                return
+            del self._letters[: len(chunk)]
+            for receipt, refusal in chunk:
+                self._note_dead_letter(receipt, refusal)
+                self._finish(receipt)
+            self._intake.outbox_grew()
+
+    def _note_dead_letter(self, receipt: Receipt, error: UndecodableMessage) -> None:
+        message = receipt.message
+        self._intake.telemetry.dead_letters.labels(message.topic, error.reason).inc()
+        self._intake.telemetry.events.labels(receipt.event_type, "dead_lettered").inc()
+        log.warning(
+            "message_dead_lettered",
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            reason=error.reason,
+            detail=error.detail,
+            batch_id=error.batch_id,
+        )
+
+    async def _collect(self) -> None:
+        """Take in what is finished, and commit at intervals."""
+        mailbox = self._context.mailbox
+        interval_seconds = self._settings.intake_commit_interval_seconds
+        commit_at = anyio.current_time() + interval_seconds
+        while True:
+            with anyio.move_on_after(commit_at - anyio.current_time()):
+                letters = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
+                for letter in letters:
+                    self._finish(letter.message.receipt)
+                mailbox.settle(letters)
+            if anyio.current_time() >= commit_at:
+                await self._commit()
+                commit_at = anyio.current_time() + interval_seconds
+
+    def _finish(self, receipt: Receipt) -> None:
+        message = receipt.message
+        self._tracker.finish(message.topic, message.partition, message.offset, receipt.epoch)
+        self._progress.set()
+        self._progress = anyio.Event()
+
+    async def _commit(self) -> None:
+        # One at a time, or an older commit could overtake a newer one.
+        async with self._committing:
+            offsets = self._tracker.to_commit()
+            if not offsets:
+                return
+            try:
+                with anyio.fail_after(self._settings.kafka_request_timeout_seconds):
+                    await self._consumer.commit({TopicPartition(*key): offset for key, offset in offsets.items()})
+            except (KafkaError, TimeoutError) as error:
+                # Not committed is only read again. After a rebalance it is someone else's to commit.
+                log.info("offset_commit_failed", error=f"{type(error).__name__}: {error}")
+                return
+            self._tracker.committed(offsets)
+
+    async def _probe(self) -> None:
+        """Ask Kafka for a sign of life, and measure the lag."""
+        status = self._intake.status
+        while True:
+            try:
+                with anyio.fail_after(self._settings.kafka_request_timeout_seconds):
+                    await self._consumer.topics()
+                status.up()
+            except (KafkaError, OSError) as error:
+                status.down(error)
+            status.in_flight = self._tracker.in_flight
+            status.lag = {key: lag for key in self._consumer.assignment() if (lag := await self._lag(key)) is not None}
+            await anyio.sleep(_PROBE_SECONDS)
+
+    async def _lag(self, key: TopicPartition) -> int | None:
+        end = self._consumer.highwater(key)
+        position: Any = self._tracker.position(*key)
+        if position is None:
+            with anyio.move_on_after(_POLL_SECONDS):
+                position = await self._consumer.position(key)
+        return None if end is None or position is None else max(0, end - position)

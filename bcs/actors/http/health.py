@@ -1,0 +1,106 @@
+"""Probes: is the process worth keeping, may it get traffic, and what do the metrics say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import anyio
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
+
+from bcs import __version__
+from bcs.actors.http.problems import Problem
+from bcs.actors.kafka import KafkaStatus
+from bcs.actors.messages import RenderMetrics
+from bcs.contracts.published import SERVICE
+from bcs.domain.errors import StoreUnavailable
+from bcs.settings import Settings
+from bcs.store.base import StateStore
+from bcs.supervision import ActorDied, Mailbox, Snapshot, State
+
+# States of an actor in which its callers wait for it.
+_DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.WEDGED, State.ENDED})
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Handlers with what they need.
+
+    :param snapshot: a picture of the supervision tree.
+    :param draining: whether a stop was asked for.
+    """
+
+    settings: Settings
+    store: StateStore
+    kafka: KafkaStatus
+    metrics: Mailbox[RenderMetrics]
+    snapshot: Callable[[], Snapshot]
+    draining: Callable[[], bool]
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """GET /healthz: liveness. A dependency that is away is no reason to restart this process."""
+        tree = self.snapshot()
+        redis = await self._redis()
+        kafka = _dependency(self.kafka.connected, self.kafka.problem)
+        disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
+        status, message = "healthy", "all actors run and all dependencies answer"
+        if not tree.healthy:
+            status, message = "unhealthy", "an actor ignores its cancellation; only a new process helps"
+        elif "unhealthy" in (redis["status"], kafka["status"]) or disturbed:
+            away = [name for name, state in (("redis", redis), ("kafka", kafka)) if state["status"] == "unhealthy"]
+            status, message = "degraded", f"not in order: {', '.join(away + disturbed)}"
+        document = {
+            "service": SERVICE,
+            "status": status,
+            "message": message,
+            "version": __version__,
+            "checks": {
+                "service_responsive": True,
+                "actors_recoverable": tree.healthy,
+                "actors": {path: node.state.value for path, node in tree.iter_flat() if "/" not in path},
+            },
+            "dependencies": {
+                "redis": redis,
+                "kafka": kafka,
+                "postgresql": {"status": "not_configured", "message": "this version keeps no permanent record"},
+            },
+            "environment": self.settings.environment.value,
+        }
+        return _json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """GET /readyz: 503 while draining or while the state store is out of reach."""
+        if self.draining():
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
+        redis = await self._redis()
+        if redis["status"] == "unhealthy":
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", redis["message"], retry=True)
+        return _json({"status": "ready"}, HTTPStatus.OK)
+
+    async def render(self, _: web.Request) -> web.Response:
+        """GET /metrics."""
+        retrying = AsyncRetrying(retry=retry_if_exception_type(ActorDied), wait=wait_fixed(0.01), sleep=anyio.sleep)
+        text: bytes = await retrying(self.metrics.ask, RenderMetrics, self.settings.request_deadline_seconds)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _redis(self) -> dict[str, str]:
+        if self.settings.use_mock_repository:
+            return {"status": "not_configured", "message": "state is kept in memory (BCS_USE_MOCK_REPOSITORY)"}
+        try:
+            await self.store.ping()
+        except StoreUnavailable as error:
+            return _dependency(False, error.cause)
+        return _dependency(True, "")
+
+
+def _dependency(up: bool | None, problem: str) -> dict[str, str]:
+    return {"status": "healthy", "message": "it answers"} if up else {"status": "unhealthy", "message": problem}
+
+
+def _json(document: dict[str, Any], status: HTTPStatus) -> web.Response:
+    return web.Response(status=status, body=json.dumps(document).encode(), content_type="application/json")

@@ -1,0 +1,109 @@
+"""What happens around every request: a deadline, a place in the queue, metrics, and a well-formed answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Final
+
+import anyio
+import structlog
+from aiohttp import web
+
+from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, problem_of
+from bcs.contracts.http import InvalidBody
+from bcs.domain.errors import BcsError
+from bcs.settings import Settings
+from bcs.supervision import SupervisionError
+from bcs.telemetry import Telemetry
+
+log = structlog.stdlib.get_logger("bcs.http")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+CORRELATION_ID: Final = web.RequestKey("correlation_id", str)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+class Guard:
+    """Answers every request in time, and counts it.
+
+    :param in_flight: how many requests are being answered.
+    """
+
+    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self.in_flight = 0
+        self._answered = anyio.Event()
+
+    async def idle(self) -> None:
+        """Wait until no request is being answered."""
+        while self.in_flight:
+            await self._answered.wait()
+
+    @web.middleware
+    async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The middleware: whatever happens, the caller gets an answer."""
+        began = time.perf_counter()
+        # The body's own id replaces this one as soon as the body is read.
+        request[CORRELATION_ID] = uuid.uuid4().hex
+        self.in_flight += 1
+        self._telemetry.http_in_flight.set(self.in_flight)
+        try:
+            response = await self._guarded(request, handler)
+        finally:
+            self.in_flight -= 1
+            self._telemetry.http_in_flight.set(self.in_flight)
+            self._answered.set()
+            self._answered = anyio.Event()
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource else "unmatched"
+        method = request.method if request.method in _METHODS else "other"
+        self._telemetry.http_requests.labels(method, route, str(response.status)).inc()
+        seconds = time.perf_counter() - began
+        self._telemetry.http_duration.labels(method, route).observe(seconds)
+        if self._settings.http_access_log:
+            log.info(
+                "request",
+                correlation_id=request[CORRELATION_ID],
+                method=method,
+                route=route,
+                status=response.status,
+                seconds=round(seconds, 6),
+            )
+        response.headers["X-Correlation-ID"] = request[CORRELATION_ID]
+        return response
+
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            # Probes are let in always: an overloaded service that looks dead would be killed for it.
+            if self.in_flight > self._settings.http_max_concurrent_requests and request.path not in _PROBES:
+                raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time", retry=True)
+            with anyio.fail_after(self._settings.request_deadline_seconds):
+                return await handler(request)
+        except TimeoutError:
+            problem = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
+        except Problem as error:
+            problem = error
+        except InvalidBody as error:
+            problem = invalid_fields(error.problems)
+        except web.HTTPException as error:
+            problem = from_aiohttp(error)
+        except (BcsError, SupervisionError) as error:
+            problem = problem_of(error) or self._fault(request, error)
+        except Exception as error:  # noqa: BLE001 (the last line before the socket: no caller may be left without one)
+            problem = self._fault(request, error)
+        if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            log.debug("request_refused", correlation_id=request[CORRELATION_ID], kind=problem.kind)
+        response = problem.response(request[CORRELATION_ID], self._settings.retry_after_seconds)
+        if "allowed_methods" in problem.extensions:
+            response.headers["Allow"] = ", ".join(problem.extensions["allowed_methods"])
+        return response
+
+    def _fault(self, request: web.Request, error: Exception) -> Problem:
+        log.error("request_failed", correlation_id=request[CORRELATION_ID], path=request.path, exc_info=error)
+        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a fault in this service; it has been logged")

@@ -1,0 +1,143 @@
+"""The two calls of the orchestrator: define a pipeline, and report a phase as complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+
+import anyio
+import structlog
+from aiohttp import web
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
+
+from bcs.actors.http.middleware import CORRELATION_ID
+from bcs.actors.http.problems import Problem
+from bcs.actors.messages import RecordFacts
+from bcs.contracts import topics
+from bcs.contracts.decoding import microseconds
+from bcs.contracts.http import BodyT, CompletePhase, DefinePipeline, InvalidBody, InvalidField, parse_body
+from bcs.contracts.published import failed_resolution, phases_skipped
+from bcs.domain.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
+from bcs.domain.facts import BatchPhaseEnded, Outcome
+from bcs.domain.pipelines import PipelineDefinitions
+from bcs.domain.resolution import Resolution, admit, resolve
+from bcs.store.base import Outbox, StateStore
+from bcs.supervision import ActorDied, DynamicSupervisor
+from bcs.telemetry import Telemetry
+
+log = structlog.stdlib.get_logger("bcs.http")
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineCalls:
+    """Handlers with what they need.
+
+    :param phases: the phase names that a caller may report on.
+    :param outbox_grew: tells the publisher that there is something to publish.
+    :param now: wall-clock time.
+    :param deadline_seconds: how long a batch's actor may take to record a fact.
+    """
+
+    definitions: PipelineDefinitions
+    phases: Collection[str]
+    store: StateStore
+    outbox: Outbox
+    batches: DynamicSupervisor[RecordFacts]
+    telemetry: Telemetry
+    outbox_grew: Callable[[], None]
+    now: Callable[[], datetime]
+    deadline_seconds: float
+
+    async def define(self, request: web.Request) -> web.Response:
+        """POST /internal/v1/pipelines/define."""
+        body = await _read(request, DefinePipeline)
+        request[CORRELATION_ID] = body.correlation_id
+        outcome = "failure"
+        try:
+            resolution = await self._resolve(body)
+            outcome = "success"
+        except RequestRefused as error:
+            self.telemetry.refusals.labels(_REFUSALS[type(error)]).inc()
+            raise
+        except BcsError as error:
+            if not error.retryable:
+                await self._bury(body, error)
+            raise
+        finally:
+            self.telemetry.resolutions.labels(outcome).inc()
+        return _json(
+            {
+                "batch_id": body.batch_id,
+                "final_pipeline": resolution.to_run,
+                "pruned_phases": resolution.pruned,
+                "analysis_summary": resolution.explanation,
+                "decisions": [
+                    {"phase": decision.phase, "runs": decision.runs, "reason": decision.reason}
+                    for decision in resolution.decisions
+                ],
+            }
+        )
+
+    async def complete(self, request: web.Request) -> web.Response:
+        """POST /internal/v1/phases/complete."""
+        body = await _read(request, CompletePhase)
+        if body.phase_name not in self.phases:
+            raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(sorted(self.phases))}"),))
+        outcome = Outcome.COMPLETED if body.success else Outcome.FAILED
+        fact = BatchPhaseEnded(body.phase_name, outcome, microseconds(self.now()))
+        # The fact keeps its time, so that to record it again after the actor died changes nothing.
+        retrying = AsyncRetrying(retry=retry_if_exception_type(ActorDied), wait=wait_fixed(0.01), sleep=anyio.sleep)
+        await retrying(
+            self.batches.ask,
+            body.batch_id,
+            lambda reply: RecordFacts(body.batch_id, (fact,), reply=reply),
+            self.deadline_seconds,
+        )
+        return _json({"status": "recorded", "batch_id": body.batch_id, "phase_name": body.phase_name})
+
+    async def _resolve(self, body: DefinePipeline) -> Resolution:
+        prompt_attached = body.batch_metadata.prompt_attached if body.batch_metadata else None
+        admit(self.definitions, body.requested_pipeline, prompt_attached=prompt_attached)
+        summary = await self.store.summary(body.batch_id)
+        resolution = resolve(self.definitions, body.requested_pipeline, summary)
+        if resolution.pruned:
+            # Durable before the answer: once the caller knows of a pruning, it will be announced.
+            await self.outbox.append(phases_skipped(body.batch_id, resolution.pruned, body.correlation_id, self.now()))
+            self.outbox_grew()
+            for phase in resolution.pruned:
+                self.telemetry.phases_pruned.labels(phase).inc()
+        return resolution
+
+    async def _bury(self, body: DefinePipeline, error: BcsError) -> None:
+        """A resolution that failed on our side, and would fail again, becomes a dead letter for someone to look at."""
+        log.error("resolution_failed", batch_id=body.batch_id, correlation_id=body.correlation_id, exc_info=error)
+        letter = failed_resolution(body.model_dump(), body.batch_id, body.requested_pipeline, error, self.now())
+        try:
+            await self.outbox.append([letter])
+        except StoreError as problem:
+            log.exception("dead_letter_lost", correlation_id=body.correlation_id, error=str(problem))
+            return
+        self.telemetry.dead_letters.labels(topics.RESOLUTION, "pipeline_resolution_failed").inc()
+        self.outbox_grew()
+
+
+_REFUSALS: dict[type[RequestRefused], str] = {
+    UnknownPipeline: "unknown_pipeline",
+    PromptRequired: "prompt_required",
+}
+
+
+async def _read(request: web.Request, model: type[BodyT]) -> BodyT:
+    if request.content_type != "application/json":
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "the content type must be application/json"
+        )
+    return parse_body(model, await request.read())
+
+
+def _json(document: dict[str, Any]) -> web.Response:
+    return web.Response(body=json.dumps(document).encode(), content_type="application/json")

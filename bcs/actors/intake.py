@@ -1,0 +1,97 @@
+"""The intake: polls Kafka, decodes, hands facts to the batches, and commits what has become durable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import anyio
+import structlog
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+
+from bcs.actors.consumption import Consumption
+from bcs.actors.kafka import KafkaStatus, close
+from bcs.actors.messages import MessageFinished, RecordFacts
+from bcs.contracts.decoding import EventDecoder
+from bcs.settings import Settings
+from bcs.store.base import Outbox
+from bcs.supervision import ActorContext, DynamicSupervisor
+from bcs.telemetry import Telemetry
+
+log = structlog.stdlib.get_logger("bcs.intake")
+
+_CLOSE_SECONDS = 3.0
+_RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """The Kafka intake. One instance serves all incarnations of the actor, whose mailbox gets the finished messages.
+
+    :param outbox_grew: tells the publisher that there is something to publish.
+    :param now: wall-clock time.
+    """
+
+    settings: Settings
+    decoder: EventDecoder
+    batches: DynamicSupervisor[RecordFacts]
+    outbox: Outbox
+    outbox_grew: Callable[[], None]
+    status: KafkaStatus
+    telemetry: Telemetry
+    now: Callable[[], datetime]
+
+    async def run(self, context: ActorContext[MessageFinished]) -> None:
+        """Consume until asked to stop. Kafka being away is waited for here, and is no crash."""
+        # Ready without Kafka: the rest of the service does not depend on it.
+        context.ready()
+        while not context.stopping:
+            consumer = self._consumer()
+            try:
+                if await self._connect(context, consumer):
+                    await Consumption(self, context, consumer).run()
+            except* (KafkaError, OSError) as group:
+                self.status.down(group)
+                context.beat()
+            finally:
+                await close(consumer, _CLOSE_SECONDS)
+            with anyio.move_on_after(_RETRY_SECONDS):
+                await context.wait_stopping()
+
+    async def _connect(self, context: ActorContext[MessageFinished], consumer: AIOKafkaConsumer) -> bool:
+        """Find the brokers; False when a stop came first."""
+        context.beat()
+        connected = False
+        async with anyio.create_task_group() as group:
+
+            async def give_up_on_stop() -> None:
+                await context.wait_stopping()
+                group.cancel_scope.cancel()
+
+            group.start_soon(give_up_on_stop)
+            with anyio.fail_after(self.settings.kafka_request_timeout_seconds):
+                await consumer.start()
+            connected = True
+            group.cancel_scope.cancel()
+        return connected
+
+    def _consumer(self) -> AIOKafkaConsumer:
+        settings = self.settings
+        # Subscribing, and with it joining the group, comes in Consumption, which listens to rebalances.
+        return AIOKafkaConsumer(
+            bootstrap_servers=settings.kafka_bootstrap_servers,
+            group_id=settings.kafka_consumer_group_id,
+            client_id="batch-conductor-service",
+            auto_offset_reset=settings.kafka_auto_offset_reset,
+            enable_auto_commit=False,
+            session_timeout_ms=int(settings.kafka_session_timeout_seconds * 1000),
+            heartbeat_interval_ms=int(settings.kafka_heartbeat_interval_seconds * 1000),
+            # aiokafka's default is the session timeout, too short to finish what we hold of a revoked partition.
+            rebalance_timeout_ms=60_000,
+            request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
+            metadata_max_age_ms=int(settings.kafka_metadata_max_age_seconds * 1000),
+            max_poll_records=settings.kafka_max_poll_records,
+            fetch_max_wait_ms=100,
+        )

@@ -1,0 +1,114 @@
+"""Which offsets may be committed: only those with nothing unfinished before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class _Partition:
+    """One ownership of a partition.
+
+    :param unfinished: offset to size of what was read and is not yet durable, in the order in which it was read.
+    :param next_offset: the one behind the last that was read; None before the first.
+    """
+
+    epoch: int
+    unfinished: dict[int, int] = field(default_factory=dict)
+    finished_ahead: set[int] = field(default_factory=set)
+    committable: int | None = None
+    committed: int | None = None
+    next_offset: int | None = None
+
+
+class OffsetTracker:
+    """Follows every message from being read to being durable, for all partitions that this process owns.
+
+    A partition that is taken away and given back starts anew under another epoch: what was unfinished is read again,
+    and a receipt from before counts for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._partitions: dict[tuple[str, int], _Partition] = {}
+        self._epoch = 0
+        self.in_flight = 0
+        self.in_flight_bytes = 0
+
+    def assign(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Begin a new ownership of these partitions."""
+        self._epoch += 1
+        for key in partitions:
+            self.revoke([key])
+            self._partitions[key] = _Partition(self._epoch)
+
+    def revoke(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """End the ownership of these partitions; what is unfinished there is dropped."""
+        for key in partitions:
+            partition = self._partitions.pop(key, None)
+            if partition:
+                self.in_flight -= len(partition.unfinished)
+                self.in_flight_bytes -= sum(partition.unfinished.values())
+
+    def revoke_all(self) -> None:
+        """End every ownership."""
+        self.revoke(list(self._partitions))
+
+    def epoch(self, topic: str, partition: int) -> int | None:
+        """The epoch of the current ownership; None when there is none."""
+        owned = self._partitions.get((topic, partition))
+        return owned.epoch if owned else None
+
+    def read(self, topic: str, partition: int, offset: int, size_bytes: int) -> None:
+        """A message was read. Offsets rise, but need not be without gaps: Kafka leaves some out."""
+        owned = self._partitions[topic, partition]
+        owned.unfinished[offset] = size_bytes
+        owned.next_offset = offset + 1
+        self.in_flight += 1
+        self.in_flight_bytes += size_bytes
+
+    def finish(self, topic: str, partition: int, offset: int, epoch: int) -> None:
+        """A message's effect is durable. Saying so twice, or of another epoch, changes nothing."""
+        owned = self._partitions.get((topic, partition))
+        if owned is None or owned.epoch != epoch or offset not in owned.unfinished or offset in owned.finished_ahead:
+            return
+        owned.finished_ahead.add(offset)
+        self.in_flight -= 1
+        self.in_flight_bytes -= owned.unfinished[offset]
+        owned.unfinished[offset] = 0
+        while owned.unfinished and (first := next(iter(owned.unfinished))) in owned.finished_ahead:
+            del owned.unfinished[first]
+            owned.finished_ahead.remove(first)
+            owned.committable = first + 1
+        if not owned.unfinished:
+            owned.committable = owned.next_offset
+
+    def to_commit(self) -> dict[tuple[str, int], int]:
+        """For each partition that has moved on: the offset from which to read after a restart."""
+        return {
+            key: owned.committable
+            for key, owned in self._partitions.items()
+            if owned.committable is not None and owned.committable != owned.committed
+        }
+
+    def committed(self, offsets: dict[tuple[str, int], int]) -> None:
+        """These offsets were committed."""
+        for key, offset in offsets.items():
+            owned = self._partitions.get(key)
+            if owned:
+                owned.committed = offset
+
+    def unfinished(self, partitions: Iterable[tuple[str, int]]) -> int:
+        """How many messages of these partitions were read and are not yet durable."""
+        return sum(
+            len(owned.unfinished) - len(owned.finished_ahead)
+            for key in partitions
+            if (owned := self._partitions.get(key))
+        )
+
+    def position(self, topic: str, partition: int) -> int | None:
+        """The first offset that is not yet durable; None before anything was read."""
+        owned = self._partitions.get((topic, partition))
+        if owned is None:
+            return None
+        return next(iter(owned.unfinished), owned.next_offset)

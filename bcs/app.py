@@ -1,0 +1,276 @@
+"""Puts the tree together, runs it, and stops it in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from math import inf
+from time import monotonic
+
+import anyio
+import structlog
+
+from bcs.actors.batches import BatchActor
+from bcs.actors.http.health import Probes
+from bcs.actors.http.pipelines import PipelineCalls
+from bcs.actors.http.server import HttpServer, open_listener
+from bcs.actors.intake import Intake
+from bcs.actors.kafka import KafkaStatus
+from bcs.actors.messages import MessageFinished, OutboxGrew, RecordFacts, RenderMetrics
+from bcs.actors.metrics import MetricsActor
+from bcs.actors.publisher import Publisher
+from bcs.contracts.decoding import EventDecoder
+from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.observing import TreeObserver
+from bcs.settings import Settings
+from bcs.store.base import Outbox, StateStore
+from bcs.store.committing import CommitPolicy
+from bcs.store.memory import MemoryOutbox, MemoryStateStore
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_outbox import RedisOutbox
+from bcs.store.redis_state import RedisStateStore
+from bcs.supervision import (
+    Backoff,
+    ChildSpec,
+    DynamicSupervisor,
+    Mailbox,
+    MailboxFull,
+    RestartIntensity,
+    RestartIntensityExceeded,
+    Supervisor,
+    run_tree,
+)
+from bcs.telemetry import Telemetry
+
+log = structlog.stdlib.get_logger("bcs")
+
+# An actor that is cancelled may first finish its round trip to Redis, and close its Kafka client.
+_KILL_GRACE_EXTRA_SECONDS = 5.0
+_RETRY_MAXIMUM_SECONDS = 2.0
+
+
+class Service:
+    """One BCS in one process.
+
+    :param settings: of this process.
+    :param definitions: the pipelines.
+    :param now: wall-clock time.
+    :raises OSError: the HTTP address can't be had.
+    """
+
+    def __init__(
+        self, settings: Settings, definitions: PipelineDefinitions, now: Callable[[], datetime] | None = None
+    ) -> None:
+        self.settings = settings
+        self.telemetry = Telemetry()
+        self.kafka = KafkaStatus()
+        self.listener = open_listener(settings)
+        self.address: tuple[str, int] = self.listener.getsockname()[:2]
+        self._now = now or (lambda: datetime.now(UTC))
+        self._definitions = definitions
+        self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
+        self._gateway = None if settings.use_mock_repository else _gateway(settings)
+        self.store, self.outbox = self._stores()
+        self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
+        self._intake_mailbox: Mailbox[MessageFinished] = Mailbox("intake", inf)
+        self._metrics_mailbox: Mailbox[RenderMetrics] = Mailbox("metrics", 100)
+        self._stop: anyio.Event | None = None
+        self.batches = self._batches()
+        self.root = self._root()
+
+    async def run(self, stop: anyio.Event, started: Callable[[], None] | None = None) -> bool:
+        """Run until `stop` is set, then stop in order.
+
+        Cancellation stops at once; what was not durable is read again by the next process.
+
+        :param started: called once everything has started.
+        :returns: False when the time to stop was not enough.
+        :raises RestartIntensityExceeded: an actor failed so often that only a new process helps.
+        """
+        self._stop = stop
+        try:
+            return await run_tree(self.root, stop, shutdown_seconds=self.settings.shutdown_seconds, started=started)
+        finally:
+            self.listener.close()
+            if self._gateway:
+                await self._gateway.aclose()
+
+    def _stores(self) -> tuple[StateStore, Outbox]:
+        settings = self.settings
+        policy = CommitPolicy(settings.redis_commit_attempts)
+        if self._gateway is None:
+            return (
+                MemoryStateStore(settings.redis_ttl_seconds, monotonic, policy),
+                MemoryOutbox(settings.outbox_max_messages, monotonic),
+            )
+        name = settings.instance_name or socket.gethostname()
+        store = RedisStateStore(
+            self._gateway,
+            key_prefix=settings.redis_key_prefix,
+            ttl_seconds=settings.redis_ttl_seconds,
+            phases=self._phases,
+            policy=policy,
+        )
+        outbox = RedisOutbox(
+            self._gateway,
+            key_prefix=settings.redis_key_prefix,
+            # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
+            consumer=f"{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            limit=settings.outbox_max_messages,
+        )
+        return store, outbox
+
+    def _batches(self) -> DynamicSupervisor[RecordFacts]:
+        settings = self.settings
+        actor = BatchActor(
+            self.store,
+            self.outbox,
+            self.telemetry,
+            self._intake_mailbox.send_nowait,
+            self._outbox_grew,
+            self._now,
+            _RETRY_MAXIMUM_SECONDS,
+        )
+        # Everything that is under way may be about one batch: so much fits, and the senders' own limits hold it back.
+        under_way = settings.intake_max_in_flight + settings.kafka_max_poll_records
+        return DynamicSupervisor(
+            "batches",
+            actor.run,
+            mailbox_capacity=under_way + settings.http_max_concurrent_requests,
+            max_children=under_way + settings.http_max_concurrent_requests,
+            max_deliveries=settings.message_max_deliveries,
+            shutdown_seconds=settings.shutdown_seconds,
+            hang_seconds=settings.hang_seconds,
+            intensity=RestartIntensity(settings.batch_restart_max, settings.restart_period_seconds),
+            backoff=self._backoff(),
+            kill_grace_seconds=self._kill_grace(),
+        )
+
+    def _root(self) -> Supervisor:
+        settings = self.settings
+        metrics = MetricsActor(
+            self.telemetry,
+            self.outbox,
+            self.kafka,
+            settings.metrics_interval_seconds,
+            lambda: self.root.snapshot(),
+            lambda: self._gateway.circuit if self._gateway else "closed",
+        )
+        publisher = Publisher(settings, self.outbox, self.telemetry, _RETRY_MAXIMUM_SECONDS)
+        intake = Intake(
+            settings,
+            EventDecoder(self._phases),
+            self.batches,
+            self.outbox,
+            self._outbox_grew,
+            self.kafka,
+            self.telemetry,
+            self._now,
+        )
+        pipelines = PipelineCalls(
+            self._definitions,
+            self._phases,
+            self.store,
+            self.outbox,
+            self.batches,
+            self.telemetry,
+            self._outbox_grew,
+            self._now,
+            settings.request_deadline_seconds,
+        )
+        probes = Probes(
+            settings,
+            self.store,
+            self.kafka,
+            self._metrics_mailbox,
+            lambda: self.root.snapshot(),
+            lambda: self._stop is not None and self._stop.is_set(),
+        )
+        http = HttpServer(settings, self.telemetry, self.listener, pipelines, probes)
+        # Children stop in reverse order, within one budget: HTTP answers what it has accepted, the intake commits what
+        # has become durable, the batches and the outbox are flushed.
+        half = settings.shutdown_seconds / 2
+        hang = settings.hang_seconds
+        return Supervisor(
+            "bcs",
+            [
+                ChildSpec("metrics", metrics.run, mailbox=self._metrics_mailbox, hang_seconds=hang),
+                ChildSpec(
+                    "publisher",
+                    publisher.run,
+                    mailbox=self._publisher_mailbox,
+                    hang_seconds=hang,
+                    shutdown_seconds=half,
+                ),
+                ChildSpec("batches", self.batches.run, shutdown_seconds=half),
+                ChildSpec("intake", intake.run, mailbox=self._intake_mailbox, hang_seconds=hang, shutdown_seconds=half),
+                ChildSpec("http", http.run, shutdown_seconds=settings.request_deadline_seconds + 1.0),
+            ],
+            intensity=RestartIntensity(settings.restart_max, settings.restart_period_seconds),
+            backoff=self._backoff(),
+            observer=TreeObserver(self.telemetry),
+            kill_grace_seconds=self._kill_grace(),
+        )
+
+    def _outbox_grew(self) -> None:
+        # One nudge that waits is as good as many.
+        with suppress(MailboxFull):
+            self._publisher_mailbox.send_nowait(OutboxGrew())
+
+    def _backoff(self) -> Backoff:
+        settings = self.settings
+        return Backoff(
+            initial_seconds=settings.restart_backoff_initial_seconds,
+            maximum_seconds=settings.restart_backoff_maximum_seconds,
+        )
+
+    def _kill_grace(self) -> float:
+        return self.settings.redis_deadline_seconds + _KILL_GRACE_EXTRA_SECONDS
+
+
+def _gateway(settings: Settings) -> RedisGateway:
+    return RedisGateway(
+        settings.redis_url,
+        max_connections=settings.redis_max_connections,
+        deadline_seconds=settings.redis_deadline_seconds,
+        breaker_failures=settings.redis_breaker_failures,
+        breaker_open_seconds=settings.redis_breaker_open_seconds,
+    )
+
+
+async def run_until_signalled(service: Service, started: Callable[[], None] | None = None) -> bool:
+    """Run a service until SIGTERM or SIGINT; a second signal stops it at once.
+
+    :param started: called once everything has started.
+    :returns: whether it stopped in order and in time.
+    :raises RestartIntensityExceeded: an actor failed so often that only a new process helps.
+    """
+    stop = anyio.Event()
+    in_order = False
+    failure: RestartIntensityExceeded | None = None
+    async with anyio.create_task_group() as group:
+
+        async def listen() -> None:
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for received in signals:
+                    if stop.is_set():
+                        log.warning("stopping_at_once", signal=received.name)
+                        group.cancel_scope.cancel()
+                        return
+                    log.info("stopping", signal=received.name, budget_seconds=service.settings.shutdown_seconds)
+                    stop.set()
+
+        group.start_soon(listen)
+        try:
+            in_order = await service.run(stop, started)
+        except RestartIntensityExceeded as error:
+            failure = error  # raised below, where no task group wraps it
+        group.cancel_scope.cancel()
+    if failure:
+        raise failure
+    return in_order
