@@ -1,0 +1,75 @@
+"""Real servers for the suite: embedded ones, or those that BCS_TEST_* name."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bcs import embedded
+from bcs.embedded import EmbeddedServer
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The service runs on asyncio; only the supervision library is tested on both."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The store that all tests share: never flush it, write under ``redis_key_prefix``."""
+    if url := os.environ.get("BCS_TEST_REDIS_URL"):
+        yield url
+        return
+    with embedded.valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield f"redis://{server.address}/0"
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The broker that all tests share: use topics and groups of your own, see ``unique_name``."""
+    if servers := os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
+        yield servers
+        return
+    with embedded.kafka(tmp_path_factory.mktemp("kafka")) as server:
+        yield server.address
+
+
+@pytest.fixture
+def private_valkey(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A store of this test's own, to be killed and frozen; what it acknowledged survives that, as in production."""
+    with embedded.valkey(tmp_path / "valkey", append_only=True) as server:
+        yield server
+
+
+@pytest.fixture
+def private_kafka(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A broker of this test's own, to be killed and frozen; it forgets topics, messages and offsets when it ends."""
+    with embedded.kafka(tmp_path / "kafka") as server:
+        yield server
+
+
+@pytest.fixture
+def unique_name() -> Callable[[str], str]:
+    """Makes names for topics and groups that no other test and no earlier run uses."""
+    return lambda prefix: f"{prefix}-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def topic_prefix(unique_name: Callable[[str], str]) -> str:
+    """What this test's topics start with."""
+    return f"{unique_name('test')}."
+
+
+@pytest.fixture
+def redis_key_prefix(unique_name: Callable[[str], str]) -> str:
+    """The setting of the same name. Isolates by name alone, because a store from outside is not ours to flush."""
+    return f"{unique_name('test')}:"
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port for a proxy or a server that the test starts itself."""
+    return embedded.free_port()

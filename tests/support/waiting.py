@@ -1,0 +1,67 @@
+"""Waiting for a condition, the only place of the suite that sleeps."""
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, cast, overload
+
+import anyio
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.01
+
+
+@overload
+async def wait_until(
+    condition: Callable[[], Awaitable[T]],
+    timeout_seconds: float = ...,
+    *,
+    description: str | None = ...,
+    ignoring: tuple[type[Exception], ...] = ...,
+) -> T: ...
+@overload
+async def wait_until(
+    condition: Callable[[], T],
+    timeout_seconds: float = ...,
+    *,
+    description: str | None = ...,
+    ignoring: tuple[type[Exception], ...] = ...,
+) -> T: ...
+async def wait_until(
+    condition: Callable[[], Awaitable[T] | T],
+    timeout_seconds: float = 20,
+    *,
+    description: str | None = None,
+    ignoring: tuple[type[Exception], ...] = (),
+) -> T:
+    """Ask until the answer is truthy, and return it; a condition that hangs is cancelled at the timeout.
+
+    An exception of a type in ``ignoring`` counts as a falsy answer: "until it can be reached again". On timeout an
+    ``AssertionError`` tells the description and the last answer.
+    """
+    last: object = "no answer"
+    deadline = time.monotonic() + timeout_seconds
+    with anyio.move_on_after(timeout_seconds):
+        while True:
+            try:
+                answer = condition()
+                value = cast("T", await answer if inspect.isawaitable(answer) else answer)
+            except ignoring as error:
+                last = error
+            else:
+                if value:
+                    return value
+                last = value
+            if time.monotonic() > deadline:
+                break
+            # An event would be better than polling, but what is observed here lives outside of this process.
+            await anyio.sleep(_POLL_SECONDS)
+    raise AssertionError(f"not within {timeout_seconds} s: {description or _source(condition)}; last: {last!r}")
+
+
+def _source(condition: Callable[[], object]) -> str:
+    try:
+        return inspect.getsource(condition).strip()
+    except (OSError, TypeError):  # typed in, or a partial
+        return repr(condition)
