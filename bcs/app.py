@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import uuid
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from math import inf
 from time import monotonic
 
 import anyio
-import structlog
 
 from bcs.actors.batches import BatchActor
 from bcs.actors.http.health import Probes
@@ -41,13 +39,10 @@ from bcs.supervision import (
     Mailbox,
     MailboxFull,
     RestartIntensity,
-    RestartIntensityExceeded,
     Supervisor,
     run_tree,
 )
 from bcs.telemetry import Telemetry
-
-log = structlog.stdlib.get_logger("bcs")
 
 # An actor that is cancelled may first finish its round trip to Redis, and close its Kafka client.
 _KILL_GRACE_EXTRA_SECONDS = 5.0
@@ -60,18 +55,25 @@ class Service:
     :param settings: of this process.
     :param definitions: the pipelines.
     :param now: wall-clock time.
+    :param gave_up: called when the root of the tree gives up, before everything is stopped.
     :raises OSError: the HTTP address can't be had.
     """
 
     def __init__(
-        self, settings: Settings, definitions: PipelineDefinitions, now: Callable[[], datetime] | None = None
+        self,
+        settings: Settings,
+        definitions: PipelineDefinitions,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        gave_up: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.telemetry = Telemetry()
         self.kafka = KafkaStatus()
         self.listener = open_listener(settings)
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
-        self._now = now or (lambda: datetime.now(UTC))
+        self._now = now
+        self._gave_up = gave_up
         self._definitions = definitions
         self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
         self._gateway = None if settings.use_mock_repository else _gateway(settings)
@@ -213,7 +215,7 @@ class Service:
             ],
             intensity=RestartIntensity(settings.restart_max, settings.restart_period_seconds),
             backoff=self._backoff(),
-            observer=TreeObserver(self.telemetry),
+            observer=TreeObserver(self.telemetry, self._gave_up),
             kill_grace_seconds=self._kill_grace(),
         )
 
@@ -241,36 +243,3 @@ def _gateway(settings: Settings) -> RedisGateway:
         breaker_failures=settings.redis_breaker_failures,
         breaker_open_seconds=settings.redis_breaker_open_seconds,
     )
-
-
-async def run_until_signalled(service: Service, started: Callable[[], None] | None = None) -> bool:
-    """Run a service until SIGTERM or SIGINT; a second signal stops it at once.
-
-    :param started: called once everything has started.
-    :returns: whether it stopped in order and in time.
-    :raises RestartIntensityExceeded: an actor failed so often that only a new process helps.
-    """
-    stop = anyio.Event()
-    in_order = False
-    failure: RestartIntensityExceeded | None = None
-    async with anyio.create_task_group() as group:
-
-        async def listen() -> None:
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async for received in signals:
-                    if stop.is_set():
-                        log.warning("stopping_at_once", signal=received.name)
-                        group.cancel_scope.cancel()
-                        return
-                    log.info("stopping", signal=received.name, budget_seconds=service.settings.shutdown_seconds)
-                    stop.set()
-
-        group.start_soon(listen)
-        try:
-            in_order = await service.run(stop, started)
-        except RestartIntensityExceeded as error:
-            failure = error  # raised below, where no task group wraps it
-        group.cancel_scope.cancel()
-    if failure:
-        raise failure
-    return in_order

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 
 from bcs.telemetry import Telemetry
@@ -12,10 +14,14 @@ _EXPECTED_ENDS = frozenset({"returned", "stopped", "cancelled"})
 
 
 class TreeObserver:
-    """An observer of the tree. Batch ids go into logs, never into labels."""
+    """An observer of the tree. Batch ids go into logs, never into labels.
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    :param gave_up: called when the root gives up.
+    """
+
+    def __init__(self, telemetry: Telemetry, gave_up: Callable[[], None]) -> None:
         self._telemetry = telemetry
+        self._gave_up = gave_up
 
     def actor_started(self, path: str, incarnation: int) -> None:
         """See `Observer`."""
@@ -39,6 +45,8 @@ class TreeObserver:
     def intensity_exceeded(self, path: str) -> None:
         """See `Observer`."""
         log.critical("restart_intensity_exceeded", supervisor=path or "bcs")
+        if not path:
+            self._gave_up()
 
 
 def _label(path: str) -> str:

@@ -1,0 +1,5 @@
+"""`python -m bcs`."""
+
+from bcs.cli import main
+
+main()

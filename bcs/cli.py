@@ -1,0 +1,94 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+import urllib.error
+import urllib.request
+from typing import Annotated, Any
+
+import anyio
+import typer
+
+from bcs import __version__
+from bcs.dev import run_dev
+from bcs.domain.errors import ConfigurationError
+from bcs.embedded import EmbeddedServerFailed, EmbeddedServersMissing
+from bcs.logs import configure_logging
+from bcs.pipeline_config import load_pipelines
+from bcs.process import EXIT_FAILED, run_until_signalled
+from bcs.settings import load_settings
+
+EXIT_MISCONFIGURED = 2
+
+cli = typer.Typer(
+    name="bcs",
+    help="Batch Conductor Service: which phases of a pipeline does a batch of essays still need?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@cli.command()
+def serve() -> None:
+    """Run the service against the servers that the BCS_* environment variables name."""
+    settings = load_settings()
+    definitions = load_pipelines(settings.pipeline_config_path)
+    configure_logging(settings)
+    raise typer.Exit(_run(run_until_signalled, settings, definitions))
+
+
+@cli.command()
+def dev(
+    demo: Annotated[bool, typer.Option("--demo", help="Play a small story and show the answers changing.")] = False,
+) -> None:
+    """Run everything on this machine: the service, a Redis-compatible and a Kafka-compatible server."""
+    raise typer.Exit(_run(run_dev, demo))
+
+
+@cli.command()
+def healthcheck() -> None:
+    """Ask the service on this machine whether it is alive; for Docker. Exits 0 if it is, else 1."""
+    settings = load_settings()
+    host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
+    try:
+        with urllib.request.urlopen(f"http://{host}:{settings.http_port}/healthz", timeout=5):
+            return
+    except (urllib.error.URLError, OSError) as error:
+        typer.echo(f"not healthy: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The entry point: one readable line for what the operator can mend, a traceback for what only we can."""
+    try:
+        cli()
+    except ConfigurationError as error:
+        typer.echo(f"bcs: {error}", err=True)
+        sys.exit(EXIT_MISCONFIGURED)
+    except (EmbeddedServersMissing, EmbeddedServerFailed) as error:
+        typer.echo(f"bcs: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        typer.echo(f"bcs: can't start: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+
+
+def _run(main_task: Any, *arguments: Any) -> int:
+    exit_code: int = anyio.run(main_task, *arguments, backend_options={"use_uvloop": _uvloop_present()})
+    return exit_code
+
+
+def _uvloop_present() -> bool:
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:
+        return False
+    return True

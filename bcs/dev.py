@@ -1,0 +1,82 @@
+"""`bcs dev`: the whole service on one machine, with servers of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import anyio
+import typer
+
+from bcs import embedded
+from bcs.app import Service
+from bcs.contracts import topics
+from bcs.demo import play
+from bcs.logs import configure_logging
+from bcs.pipeline_config import load_pipelines
+from bcs.process import run_until_signalled
+from bcs.settings import load_settings
+
+_PARTITIONS = 4
+
+
+async def run_dev(demo: bool) -> int:
+    """Start the servers, create the topics, run the service until a signal, and stop everything.
+
+    :param demo: also play a small story.
+    :returns: the exit code.
+    :raises EmbeddedServersMissing: the extra `embedded` is not installed.
+    """
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bcs-dev-")))
+        redis = stack.enter_context(embedded.valkey(directory))
+        kafka = stack.enter_context(embedded.kafka(directory))
+        bootstrap_servers = kafka.address
+        settings = load_settings(
+            http_host="127.0.0.1",
+            redis_url=f"redis://{redis.address}",
+            kafka_bootstrap_servers=bootstrap_servers,
+            # The embedded broker can't.
+            kafka_enable_idempotence=False,
+            use_mock_repository=False,
+            # One member in the group, on one machine: what is slow over a network would only be slow to stop here.
+            kafka_session_timeout_seconds=6.0,
+            kafka_heartbeat_interval_seconds=1.0,
+        )
+        definitions = load_pipelines(settings.pipeline_config_path)
+        configure_logging(settings)
+        await embedded.create_topics(bootstrap_servers, [*topics.CONSUMED, *topics.PUBLISHED], _PARTITIONS)
+
+        async with anyio.create_task_group() as group:
+
+            def started(service: Service) -> None:
+                base = f"http://{service.address[0]}:{service.address[1]}"
+                _greet(base, settings.redis_url, bootstrap_servers)
+                if demo:
+                    group.start_soon(play, base, bootstrap_servers)
+
+            exit_code = await run_until_signalled(settings, definitions, started)
+            group.cancel_scope.cancel()
+    typer.echo("All stopped.")
+    return exit_code
+
+
+def _greet(base: str, redis_url: str, bootstrap_servers: str) -> None:
+    typer.echo(
+        f"""
+BCS is running.
+  HTTP   {base}
+  Redis  {redis_url}
+  Kafka  {bootstrap_servers}
+
+Try:
+  curl -s {base}/healthz
+  curl -s {base}/internal/v1/pipelines/define -H 'Content-Type: application/json' \\
+    -d '{{"batch_id": "batch_1", "requested_pipeline": "ai_feedback", "correlation_id": "try-1"}}'
+  curl -s {base}/internal/v1/phases/complete -H 'Content-Type: application/json' \\
+    -d '{{"batch_id": "batch_1", "phase_name": "spellcheck", "success": true}}'
+
+Ctrl-C stops all of it.
+"""
+    )

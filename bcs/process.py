@@ -1,0 +1,71 @@
+"""A service as a process: signals, the exit code, and a last resort."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import anyio
+import structlog
+
+from bcs.app import Service
+from bcs.domain.pipelines import PipelineDefinitions
+from bcs.settings import Settings
+from bcs.supervision import RestartIntensityExceeded
+
+log = structlog.stdlib.get_logger("bcs")
+
+EXIT_STOPPED = 0
+EXIT_FAILED = 1
+EXIT_STOPPED_AT_ONCE = 130
+
+# Beyond its budget a stop may still cancel what is left and close connections; then it must be over.
+_LAST_RESORT_EXTRA_SECONDS = 10.0
+_GIVING_UP_SECONDS = 2.0
+
+
+async def run_until_signalled(
+    settings: Settings, definitions: PipelineDefinitions, started: Callable[[Service], None] | None = None
+) -> int:
+    """Run a service until SIGTERM or SIGINT; a second signal stops it at once.
+
+    :param started: called once everything has started.
+    :returns: the exit code: 0 after a stop in order, 1 when the tree gave up or the time to stop was not enough, 130
+        when a second signal came.
+    :raises OSError: the HTTP address can't be had.
+    """
+    stop = anyio.Event()
+    exit_code = EXIT_STOPPED_AT_ONCE
+    service = Service(settings, definitions, gave_up=lambda: _exit_after(_GIVING_UP_SECONDS))
+    async with anyio.create_task_group() as group:
+
+        async def listen() -> None:
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for received in signals:
+                    if stop.is_set():
+                        log.warning("stopping_at_once", signal=received.name)
+                        group.cancel_scope.cancel()
+                        return
+                    log.info("stopping", signal=received.name, budget_seconds=settings.shutdown_seconds)
+                    _exit_after(settings.shutdown_seconds + _LAST_RESORT_EXTRA_SECONDS)
+                    stop.set()
+
+        group.start_soon(listen)
+        try:
+            in_time = await service.run(stop, None if started is None else lambda: started(service))
+            exit_code = EXIT_STOPPED if in_time else EXIT_FAILED
+        except RestartIntensityExceeded as error:
+            log.critical("gave_up", error=str(error))
+            exit_code = EXIT_FAILED
+        group.cancel_scope.cancel()
+    log.info("stopped", exit_code=exit_code)
+    return exit_code
+
+
+def _exit_after(seconds: float) -> None:
+    """End the process for certain: no coroutine can be made to end, and a hung one would keep the process for ever."""
+    timer = threading.Timer(seconds, os._exit, (EXIT_FAILED,))
+    timer.daemon = True
+    timer.start()
