@@ -47,7 +47,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._settings = intake.settings
         self._context = context
         self._consumer = consumer
-        self._tracker = OffsetTracker()
+        self._tracker = OffsetTracker(intake.epochs)
         self._letters: list[tuple[Receipt, UndecodableMessage]] = []
         self._progress = anyio.Event()
         self._committing = anyio.Lock()

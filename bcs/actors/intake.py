@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import count
 
 import anyio
 import structlog
@@ -42,6 +43,7 @@ class Intake:
     status: KafkaStatus
     telemetry: Telemetry
     now: Callable[[], datetime]
+    epochs: Iterator[int] = field(default_factory=lambda: count(1))
 
     async def run(self, context: ActorContext[MessageFinished]) -> None:
         """Consume until asked to stop. Kafka being away is waited for here, and is no crash."""

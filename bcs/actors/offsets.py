@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -27,20 +27,22 @@ class OffsetTracker:
 
     A partition that is taken away and given back starts anew under another epoch: what was unfinished is read again,
     and a receipt from before counts for nothing.
+
+    :param epochs: numbers that no other tracker of this process gets, since receipts outlive their tracker.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, epochs: Iterator[int]) -> None:
+        self._epochs = epochs
         self._partitions: dict[tuple[str, int], _Partition] = {}
-        self._epoch = 0
         self.in_flight = 0
         self.in_flight_bytes = 0
 
     def assign(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Begin a new ownership of these partitions."""
-        self._epoch += 1
+        epoch = next(self._epochs)
         for key in partitions:
             self.revoke([key])
-            self._partitions[key] = _Partition(self._epoch)
+            self._partitions[key] = _Partition(epoch)
 
     def revoke(self, partitions: Iterable[tuple[str, int]]) -> None:
         """End the ownership of these partitions; what is unfinished there is dropped."""

@@ -30,9 +30,9 @@ def patiently(
     def note(state: RetryCallState) -> None:
         context.beat()
         if state.attempt_number == 1:
-            # Once per outage: the metrics tell how long it lasts.
+            # The store and Kafka announce their outages themselves; this may come from thousands of batches at once.
             error = state.outcome.exception() if state.outcome else None
-            log.warning("waiting_for_dependency", actor=context.name, doing=doing, error=str(error))
+            log.debug("waiting_for_dependency", actor=context.name, doing=doing, error=str(error))
 
     return AsyncRetrying(
         retry=retry_if_exception_type(errors),

@@ -49,6 +49,13 @@ class StateStore(Protocol):
         """
         ...
 
+    def ensure_reachable(self) -> None:
+        """Refuse at once, without asking it, while the store is known to be away.
+
+        :raises StoreUnavailable: it is.
+        """
+        ...
+
     async def ping(self) -> None:
         """Ask for a sign of life.
 

@@ -68,6 +68,9 @@ class MemoryStateStore:
         batch = self._live(batch_id)
         return batch.state.copy() if batch else BatchState()
 
+    def ensure_reachable(self) -> None:
+        """Memory is always there."""
+
     async def ping(self) -> None:
         """Memory is always there."""
 

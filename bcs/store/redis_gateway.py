@@ -8,12 +8,16 @@ own accord, and leaks the connection when a deadline strikes inside `reset()`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
+import structlog
 from purgatory import AsyncCircuitBreakerFactory
+from purgatory.domain.messages.base import Event
+from purgatory.domain.messages.events import ContextChanged
 from purgatory.domain.model import OpenedState
 from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 from redis.asyncio import Connection, ConnectionPool
@@ -35,6 +39,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.domain.errors import StoreUnavailable
+
+log = structlog.stdlib.get_logger("bcs.redis")
 
 Command = tuple[str | bytes | int | float, ...]
 
@@ -90,12 +96,28 @@ class RedisGateway:
         self._breakers = AsyncCircuitBreakerFactory(
             default_threshold=breaker_failures, default_ttl=breaker_open_seconds
         )
+        self._breakers.add_listener(_note_change)
         self._breaker: AsyncCircuitBreaker | None = None
 
     @property
     def circuit(self) -> str:
         """The circuit breaker's state: `closed`, `opened` or `half-opened`."""
         return self._breaker.context.state if self._breaker else "closed"
+
+    def ensure_reachable(self) -> None:
+        """Refuse at once while the circuit is open.
+
+        :raises StoreUnavailable: it is.
+        """
+        context = self._breaker.context if self._breaker else None
+        # purgatory counts in wall-clock time. Once the pause is over, someone has to try.
+        if (
+            context
+            and context.opened_at
+            and context.state == "opened"
+            and time.time() < context.opened_at + context.ttl
+        ):
+            raise _left_alone()
 
     async def call(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their replies.
@@ -123,7 +145,7 @@ class RedisGateway:
             except OpenedState as opened:
                 # purgatory raises one and the same exception for every refusal, whose traceback would grow for ever.
                 opened.__traceback__ = None
-                raise StoreUnavailable("redis", "it did not answer lately, and is left alone for a moment") from None
+                raise _left_alone() from None
 
     async def ping(self) -> None:
         """Ask for a sign of life, whatever the circuit breaker says.
@@ -172,6 +194,15 @@ class RedisSession:
                 replies.append(error)
         _raise_first(replies)
         return replies
+
+
+def _left_alone() -> StoreUnavailable:
+    return StoreUnavailable("redis", "it did not answer lately, and is left alone for a moment")
+
+
+def _note_change(circuit: str, change: str, event: Event) -> None:
+    if isinstance(event, ContextChanged):
+        log.warning("circuit_changed", dependency=circuit, state=event.state)
 
 
 def _answered(error: BaseException) -> bool:

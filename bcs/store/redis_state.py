@@ -96,6 +96,10 @@ class RedisStateStore:
             state, _ = await self._snapshot(keys)
         return state
 
+    def ensure_reachable(self) -> None:
+        """See `StateStore.ensure_reachable`."""
+        self._gateway.ensure_reachable()
+
     async def ping(self) -> None:
         """See `StateStore.ping`."""
         await self._gateway.ping()

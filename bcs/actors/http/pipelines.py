@@ -87,6 +87,8 @@ class PipelineCalls:
         body = await _read(request, CompletePhase)
         if body.phase_name not in self.phases:
             raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(sorted(self.phases))}"),))
+        # A batch's actor would wait for the store together with what comes from Kafka; a caller is told at once.
+        self.store.ensure_reachable()
         outcome = Outcome.COMPLETED if body.success else Outcome.FAILED
         fact = BatchPhaseEnded(body.phase_name, outcome, microseconds(self.now()))
         # The fact keeps its time, so that to record it again after the actor died changes nothing.
