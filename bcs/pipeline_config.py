@@ -60,14 +60,15 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
         file = _File.model_validate(yaml.load(text, _UniqueKeyLoader))  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableConfiguration(str(path), str(error)) from None
-    except yaml.YAMLError as error:
-        raise UnreadableConfiguration(str(path), " ".join(str(error).split())) from None
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_input=False, include_context=False)
         )
         raise UnreadableConfiguration(str(path), problems) from None
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        # PyYAML lets the errors of Python's own constructors through.
+        raise UnreadableConfiguration(str(path), " ".join(str(error).split())) from None
     return PipelineDefinitions(
         (
             Phase(phase.name, tuple(phase.requires), phase.needs_prompt, phase.rerun_with_dependencies)

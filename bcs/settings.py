@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -94,7 +95,9 @@ class Settings(BaseSettings):
     intake_commit_interval_seconds: Seconds = Field(0.5, description="the time between offset commits")
 
     redis_url: str = Field("redis://localhost:6379", min_length=1, description="`redis://`, `rediss://` or `unix://`")
-    redis_ttl_seconds: Count = Field(604_800, description="how long a batch is kept after its last event")
+    redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
+        604_800, description="how long a batch is kept after its last event"
+    )
     redis_key_prefix: str = Field("bcs:", description="stands before every key")
     redis_max_connections: Count = Field(32, description="round trips to Redis at a time")
     redis_deadline_seconds: Seconds = Field(2.0, description="how long a round trip to Redis may take")
@@ -152,11 +155,30 @@ def load_settings(**overrides: object) -> Settings:
         problems.append(
             ("BCS_HANG_SECONDS", "must be at least 2.5 times BCS_KAFKA_REQUEST_TIMEOUT_SECONDS, or waiting looks hung")
         )
-    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        problems.append(("BCS_REDIS_URL", "must begin with redis://, rediss:// or unix://"))
+    redis_problem = _redis_url_problem(settings.redis_url)
+    if redis_problem:
+        problems.append(("BCS_REDIS_URL", redis_problem))
     if problems:
         raise InvalidSettings(tuple(problems))
     return settings
+
+
+def _redis_url_problem(url: str) -> str | None:
+    """What is wrong with a URL, without the URL: it may hold a password."""
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        return "must begin with redis://, rediss:// or unix://"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no port
+    except ValueError as error:
+        return str(error)
+    # Other options would override the deadlines and limits that have settings of their own.
+    if any(name != "db" and not name.startswith("ssl_") for name in parse_qs(parts.query)):
+        return "only db and ssl_* may stand behind the question mark"
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        return "the database must be a number"
+    return None
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

@@ -11,7 +11,7 @@ import structlog
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
 from bcs.contracts.published import dead_letter
-from bcs.domain.errors import OutboxFull, StoreUnavailable
+from bcs.domain.errors import StoreError, StoreUnavailable
 from bcs.domain.state import delta_of
 from bcs.store.base import Outbox, StateStore
 from bcs.supervision import ActorContext, Letter, serve_until_empty
@@ -100,8 +100,7 @@ class BatchActor:
         message = dead_letter(receipt.message, "processing_failed", detail, self.now(), letter.message.batch_id)
         retrying = patiently(
             context,
-            StoreUnavailable,
-            OutboxFull,
+            StoreError,
             maximum_seconds=self.retry_maximum_seconds,
             doing="store a dead letter",
         )

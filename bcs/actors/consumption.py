@@ -16,7 +16,7 @@ from bcs.actors.messages import MessageFinished, Receipt, RecordFacts
 from bcs.actors.offsets import OffsetTracker
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage, dead_letter
-from bcs.domain.errors import OutboxFull, StoreUnavailable, UndecodableMessage
+from bcs.domain.errors import StoreError, UndecodableMessage
 from bcs.supervision import ActorContext
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             ]
             try:
                 await self._intake.outbox.append(letters)
-            except (StoreUnavailable, OutboxFull) as error:
+            except StoreError as error:
                 log.debug("dead_letters_wait", count=len(self._letters), error=str(error))
                 return
             del self._letters[: len(chunk)]

@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.messages import RenderMetrics
-from bcs.domain.errors import StoreUnavailable
+from bcs.domain.errors import StoreError
 from bcs.store.base import Outbox
 from bcs.supervision import ActorContext, Snapshot
 from bcs.telemetry import CIRCUIT_STATES, Telemetry
@@ -66,7 +66,7 @@ class MetricsActor:
     async def _sample_backlog(self) -> None:
         while True:
             # While the store is away the last figure stands; the circuit breaker's state tells why.
-            with suppress(StoreUnavailable):
+            with suppress(StoreError):
                 self.telemetry.outbox_backlog.set(await self.outbox.backlog())
             await anyio.sleep(self.interval_seconds)
 

@@ -49,7 +49,7 @@ class OffsetTracker:
         for key in partitions:
             partition = self._partitions.pop(key, None)
             if partition:
-                self.in_flight -= len(partition.unfinished)
+                self.in_flight -= len(partition.unfinished) - len(partition.finished_ahead)
                 self.in_flight_bytes -= sum(partition.unfinished.values())
 
     def revoke_all(self) -> None:

@@ -15,7 +15,7 @@ from bcs.actors.kafka import close
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.patience import patiently
 from bcs.contracts.published import OutboundMessage
-from bcs.domain.errors import StoreUnavailable
+from bcs.domain.errors import StoreError
 from bcs.settings import Settings
 from bcs.store.base import LeasedMessage, Outbox
 from bcs.supervision import ActorContext
@@ -153,7 +153,5 @@ class Publisher:
     async def _persist(
         self, context: ActorContext[OutboxGrew], change: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        retrying = patiently(
-            context, StoreUnavailable, maximum_seconds=self.retry_maximum_seconds, doing="reach the outbox"
-        )
+        retrying = patiently(context, StoreError, maximum_seconds=self.retry_maximum_seconds, doing="reach the outbox")
         return await retrying(change, *args, **kwargs)

@@ -77,10 +77,11 @@ class EventDecoder:
             _refuse(value, error, route.batch_field)
         said_at = envelope.data.timestamp or envelope.event_timestamp
         at_us = record_timestamp_ms * 1000 if said_at is None else microseconds(said_at)
+        batch_id = getattr(envelope.data, route.batch_field)
         if at_us < 0:
-            raise UndecodableMessage("invalid_event", "the event's time lies before 1970")
+            raise UndecodableMessage("invalid_event", "the event's time lies before 1970", batch_id)
         facts = route.state_facts(envelope.data, at_us)
-        return DecodedEvent(route.event_type, getattr(envelope.data, route.batch_field), envelope.correlation_id, facts)
+        return DecodedEvent(route.event_type, batch_id, envelope.correlation_id, facts)
 
     def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int) -> tuple[Fact, ...]:
         if data.phase_name not in self._phases:
@@ -132,7 +133,9 @@ def _cj_completed(data: CJAssessmentCompletedV1, at_us: int) -> tuple[Fact, ...]
     # The producer says completed_successfully as soon as one essay succeeded: the whole batch is complete only when
     # no essay failed and none is unaccounted for.
     total = max(counted.total_essays or 0, counted.successful or 0)
-    unaccounted = bool(counted.failed) or not succeeded or len(succeeded) < total
+    # An id that stands twice is one essay; a null is an essay that is not named.
+    accounted = len(set(succeeded) - {None}) + succeeded.count(None)
+    unaccounted = bool(counted.failed) or not succeeded or accounted < total
     return _batch_outcome("cj_assessment", data.status, succeeded, failed, at_us, unaccounted=unaccounted)
 
 

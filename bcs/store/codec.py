@@ -97,12 +97,21 @@ def decode_summary(key: str, text: bytes) -> BatchSummary:
     try:
         document = json.loads(text)
         verdicts = {
-            phase: PhaseVerdict(bool(complete), completed, failed)
+            phase: PhaseVerdict(bool(_whole(complete)), _whole(completed), _whole(failed))
             for phase, (complete, completed, failed) in document["phases"].items()
         }
-        return BatchSummary(document["v"], document["known"], document["expected"], verdicts)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        expected = document["expected"]
+        return BatchSummary(
+            _whole(document["v"]), _whole(document["known"]), None if expected is None else _whole(expected), verdicts
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorrupted(key, f"not a summary: {error}") from None
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{type(value).__name__} is not a whole number")
+    return value
 
 
 def _mark(text: str) -> Mark:

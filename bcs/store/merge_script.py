@@ -39,14 +39,23 @@ function rules.newest(new, old)
   return order > 0
 end
 
+-- First look at everything and only then write: an error on the way must leave nothing half done.
+local writes = {}
 for position = 2, #ARGV, 4 do
   local key = KEYS[tonumber(ARGV[position])]
   local wins = rules[ARGV[position + 1]]
   local field, value = ARGV[position + 2], ARGV[position + 3]
   local old = redis.call('HGET', key, field)
   if not old or wins(value, old) then
-    redis.call('HSET', key, field, value)
+    writes[#writes + 1] = {key, field, value}
   end
+end
+local version = redis.call('HGET', KEYS[2], 'version') or '0'
+if not string.match(version, '^%d+$') then
+  return redis.error_reply('ERR not a version: ' .. version)
+end
+for _, write in ipairs(writes) do
+  redis.call('HSET', unpack(write))
 end
 redis.call('HINCRBY', KEYS[2], 'version', 1)
 redis.call('DEL', KEYS[1])

@@ -59,6 +59,8 @@ _AWAY = (
 # disk refuses writes, one that runs a long script.
 _AWAY_CODES = ("MASTERDOWN", "MISCONF", "BUSY ", "NOREPLICAS", "UNBLOCKED", "OOM", "LOADING", "READONLY")
 _BREAKER = "redis"
+# A probe must neither wait behind a full house nor take a place in it.
+_CONNECTIONS_FOR_PING = 1
 
 
 class RedisGateway:
@@ -82,7 +84,7 @@ class RedisGateway:
     ) -> None:
         self._pool: ConnectionPool = ConnectionPool.from_url(
             url,
-            max_connections=max_connections,
+            max_connections=max_connections + _CONNECTIONS_FOR_PING,
             protocol=2,
             # One deadline bounds a whole round trip: a timer for every read would cost more and bound less.
             socket_timeout=None,
@@ -92,6 +94,7 @@ class RedisGateway:
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
         self._slots = anyio.CapacityLimiter(max_connections)
+        self._ping_slots = anyio.CapacityLimiter(_CONNECTIONS_FOR_PING)
         self._deadline_seconds = deadline_seconds
         self._breakers = AsyncCircuitBreakerFactory(
             default_threshold=breaker_failures, default_ttl=breaker_open_seconds
@@ -152,7 +155,7 @@ class RedisGateway:
 
         :raises StoreUnavailable: there was none in time.
         """
-        async with self._connected() as session:
+        async with self._ping_slots, self._connected() as session:
             await session.call(("PING",))
 
     async def aclose(self) -> None:

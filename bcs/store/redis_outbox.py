@@ -31,66 +31,86 @@ class RedisOutbox:
         self._consumer = consumer
         self._limit = limit
         self._length = 0
+        self._cursor = "0-0"
 
     async def append(self, messages: Sequence[OutboundMessage]) -> None:
         """See `Outbox.append`."""
+        if not messages:
+            return
         if self._length + len(messages) > self._limit and await self.backlog() + len(messages) > self._limit:
             raise OutboxFull(self._limit)
-        adding: list[Command] = [("XADD", self._stream, "*", *_fields(message)) for message in messages]
-        replies = await self._gateway.call(("MULTI",), *adding, ("XLEN", self._stream), ("EXEC",))
-        self._length = replies[-1][-1]
+        replies = await self._transaction(*(self._addition(message) for message in messages), ("XLEN", self._stream))
+        self._length = replies[-1]
 
     async def lease(self, limit: int) -> list[LeasedMessage]:
         """See `Outbox.lease`."""
-        return await self._read(limit, ">")
+        return _leased(await self._read(limit, ">"))
 
     async def resume(self, limit: int) -> list[LeasedMessage]:
         """See `Outbox.resume`."""
-        return await self._read(limit, "0")
+        after = "0"
+        while entries := await self._read(limit, after):
+            leased = _leased(entries)
+            if leased:
+                return leased
+            after = entries[-1][0].decode()  # all of these were deleted by someone else
+        return []
 
     async def recover(self, idle_seconds: float, limit: int) -> list[LeasedMessage]:
         """See `Outbox.recover`."""
         idle_ms = int(idle_seconds * 1000)
-        claim: Command = ("XAUTOCLAIM", self._stream, _GROUP, self._consumer, idle_ms, "0-0", "COUNT", limit)
-        try:
-            [reply] = await self._gateway.call(claim)
-        except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise StoreCorrupted(self._stream, str(error)) from error
-            return []
-        return self._leased(reply[1])
+        # Redis looks at a limited number of entries at a time, and says where to go on.
+        claim: Command = ("XAUTOCLAIM", self._stream, _GROUP, self._consumer, idle_ms, self._cursor, "COUNT", limit)
+        reply = await self._call_in_group(claim)
+        self._cursor = reply[0].decode()
+        return _leased(reply[1])
 
     async def settle(self, entry_ids: Sequence[str]) -> None:
         """See `Outbox.settle`."""
         if entry_ids:
-            await self._gateway.call(("MULTI",), *self._removal(entry_ids), ("EXEC",))
+            await self._transaction(*self._removal(entry_ids))
 
     async def requeue(self, leased: Sequence[LeasedMessage]) -> None:
         """See `Outbox.requeue`."""
-        again: list[Command] = [("XADD", self._stream, "*", *_fields(entry.message)) for entry in leased]
-        removal = self._removal([entry.entry_id for entry in leased])
-        await self._gateway.call(("MULTI",), *again, *removal, ("EXEC",))
+        if leased:
+            again = [self._addition(entry.message) for entry in leased]
+            await self._transaction(*again, *self._removal([entry.entry_id for entry in leased]))
 
     async def park(self, leased: LeasedMessage, problem: str) -> None:
         """See `Outbox.park`."""
         parking: Command = ("XADD", self._parked, "*", *_fields(leased.message), "problem", problem)
-        await self._gateway.call(("MULTI",), parking, *self._removal([leased.entry_id]), ("EXEC",))
+        await self._transaction(parking, *self._removal([leased.entry_id]))
 
     async def backlog(self) -> int:
         """See `Outbox.backlog`."""
-        [self._length] = await self._gateway.call(("XLEN", self._stream))
+        [self._length] = await self._transaction(("XLEN", self._stream))
         return self._length
 
-    async def _read(self, limit: int, after: str) -> list[LeasedMessage]:
-        read: Command = ("XREADGROUP", "GROUP", _GROUP, self._consumer, "COUNT", limit, "STREAMS", self._stream, after)
+    async def _transaction(self, *commands: Command) -> list[Any]:
         try:
-            [reply] = await self._gateway.call(read)
+            replies = await self._gateway.call(("MULTI",), *commands, ("EXEC",))
+        except ResponseError as error:
+            raise StoreCorrupted(self._stream, str(error)) from error
+        results: list[Any] = replies[-1]
+        return results
+
+    async def _read(self, limit: int, after: str) -> list[Any]:
+        reply = await self._call_in_group(
+            ("XREADGROUP", "GROUP", _GROUP, self._consumer, "COUNT", limit, "STREAMS", self._stream, after)
+        )
+        entries: list[Any] = reply[0][1] if reply else []
+        return entries
+
+    async def _call_in_group(self, command: Command) -> Any:
+        """Call, and create the consumer group first where there is none, at the start or after a FLUSHALL."""
+        try:
+            [reply] = await self._gateway.call(command)
         except ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise StoreCorrupted(self._stream, str(error)) from error
             await self._create_group()
-            [reply] = await self._gateway.call(read)
-        return self._leased(reply[0][1]) if reply else []
+            [reply] = await self._gateway.call(command)
+        return reply
 
     async def _create_group(self) -> None:
         try:
@@ -100,16 +120,20 @@ class RedisOutbox:
             if not str(error).startswith("BUSYGROUP"):  # another replica was first
                 raise StoreCorrupted(self._stream, str(error)) from error
 
+    def _addition(self, message: OutboundMessage) -> Command:
+        return ("XADD", self._stream, "*", *_fields(message))
+
     def _removal(self, entry_ids: Sequence[str]) -> list[Command]:
         return [("XACK", self._stream, _GROUP, *entry_ids), ("XDEL", self._stream, *entry_ids)]
 
-    def _leased(self, entries: Sequence[Any]) -> list[LeasedMessage]:
-        # An entry that was deleted while it was leased comes back without fields.
-        return [
-            LeasedMessage(entry_id.decode(), _message(dict(zip(fields[::2], fields[1::2], strict=True))))
-            for entry_id, fields in entries
-            if fields
-        ]
+
+def _leased(entries: Sequence[Any]) -> list[LeasedMessage]:
+    # An entry that was deleted while it was leased comes back without fields.
+    return [
+        LeasedMessage(entry_id.decode(), _message(dict(zip(fields[::2], fields[1::2], strict=True))))
+        for entry_id, fields in entries
+        if fields
+    ]
 
 
 def _fields(message: OutboundMessage) -> list[str | bytes]:

@@ -61,10 +61,16 @@ class RedisStateStore:
 
         async def optimistically() -> None:
             async with self._gateway.session() as session:
-                state, version = await self._watch(session, keys)
+                watched = await session.call(*self._watch(keys))
+                state, version = self._decode(keys, watched[1:])
                 changed = state.absorb(delta)
                 summary = summarize(state, version + 1)
-                writes = [*_writes(keys, changed), *self._summary_writes(keys, summary), *self._renewals(keys)]
+                writes = [
+                    *_writes(keys, changed),
+                    ("HSET", keys.meta, VERSION_FIELD, summary.version),
+                    ("SET", keys.summary, encode_summary(summary)),
+                    *self._renewals(keys),
+                ]
                 written = await self._execute(session, writes)
             if not written:
                 raise CommitConflict(batch_id)
@@ -85,9 +91,9 @@ class RedisStateStore:
             if stored is not None:
                 return decode_summary(keys.summary, stored)
             state, version = await self._snapshot(keys)
-            if state.empty:
-                return BatchSummary()
-            return await self._rebuild_summary(keys) or summarize(state, version)
+            if not state.empty:
+                await self._restore_summary(keys)
+            return summarize(state, version)
 
     async def state(self, batch_id: str) -> BatchState:
         """See `StateStore.state`."""
@@ -104,23 +110,26 @@ class RedisStateStore:
         """See `StateStore.ping`."""
         await self._gateway.ping()
 
-    async def _rebuild_summary(self, keys: BatchKeys) -> BatchSummary | None:
-        """Store a missing summary anew; None when another writer came in between."""
+    async def _restore_summary(self, keys: BatchKeys) -> None:
+        """Store a missing summary anew, unless another writer comes in between."""
         async with self._gateway.session() as session:
-            state, version = await self._watch(session, keys)
-            summary = summarize(state, version + 1)
-            written = await self._execute(session, self._summary_writes(keys, summary))
-        return summary if written else None
+            *watched, remaining_ms = await session.call(*self._watch(keys), ("PTTL", keys.meta))
+            state, version = self._decode(keys, watched[1:])
+            if remaining_ms <= 0:
+                await session.call(("UNWATCH",))  # the batch has just expired
+                return
+            # It must not outlive the facts that it sums up.
+            stored = encode_summary(summarize(state, version))
+            await self._execute(session, [("SET", keys.summary, stored, "PX", remaining_ms)])
 
     async def _snapshot(self, keys: BatchKeys) -> tuple[BatchState, int]:
         # One transaction, since keys that expire between two reads would show half a batch.
         replies = await self._gateway.call(("MULTI",), *self._reads(keys), ("EXEC",))
         return self._decode(keys, replies[-1])
 
-    async def _watch(self, session: RedisSession, keys: BatchKeys) -> tuple[BatchState, int]:
+    def _watch(self, keys: BatchKeys) -> list[Command]:
         # These reads can show half a batch, if it expires between them. Then EXEC fails: to expire counts as a change.
-        replies = await session.call(("WATCH", *self._all_keys(keys)), *self._reads(keys))
-        return self._decode(keys, replies[1:])
+        return [("WATCH", *self._all_keys(keys)), *self._reads(keys)]
 
     async def _execute(self, session: RedisSession, writes: Sequence[Command]) -> bool:
         replies = await session.call(("MULTI",), *writes, ("EXEC",))
@@ -133,16 +142,13 @@ class RedisStateStore:
     def _decode(self, keys: BatchKeys, replies: Sequence[Any]) -> tuple[BatchState, int]:
         meta, known, *marks = (_as_dict(keys, reply) for reply in replies)
         state = decode_state(keys, meta, known, dict(zip(self._phases, marks, strict=True)))
-        return state, int(meta.get(VERSION_FIELD, 0))
+        try:
+            return state, int(meta.get(VERSION_FIELD, 0))
+        except ValueError as error:
+            raise StoreCorrupted(keys.meta, f"not a version: {error}") from None
 
     def _all_keys(self, keys: BatchKeys) -> list[str]:
         return [keys.summary, keys.meta, keys.known, *(keys.marks(phase) for phase in self._phases)]
-
-    def _summary_writes(self, keys: BatchKeys, summary: BatchSummary) -> list[Command]:
-        return [
-            ("HSET", keys.meta, VERSION_FIELD, summary.version),
-            ("SET", keys.summary, encode_summary(summary), "PX", self._ttl_ms),
-        ]
 
     def _renewals(self, keys: BatchKeys) -> list[Command]:
         # A transaction runs at one instant, so all keys of the batch expire at the same one.

@@ -1,0 +1,338 @@
+"""One contract for the outbox, in memory and in Redis; and what several replicas may expect of each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import anyio
+import pytest
+
+from bcs.contracts.published import OutboundMessage
+from bcs.domain.errors import BcsError, OutboxFull
+from bcs.store.base import LeasedMessage, Outbox
+from bcs.store.memory import MemoryOutbox
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_outbox import RedisOutbox
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+ALL_BYTES = bytes(range(256))
+Replica = Callable[..., RedisOutbox]
+
+
+def message(number: int) -> OutboundMessage:
+    return OutboundMessage("phase_skipped", "topic", b"key", b"value %d" % number)
+
+
+def numbers(leased: list[LeasedMessage]) -> list[int]:
+    return [int(entry.message.value.split()[1]) for entry in leased]
+
+
+def ids(leased: list[LeasedMessage]) -> list[str]:
+    return [entry.entry_id for entry in leased]
+
+
+@pytest.fixture
+async def gateway(redis_url: str) -> AsyncIterator[RedisGateway]:
+    gateway = RedisGateway(
+        redis_url, max_connections=8, deadline_seconds=5, breaker_failures=3, breaker_open_seconds=60
+    )
+    yield gateway
+    await gateway.aclose()
+
+
+@pytest.fixture
+def stream(redis_key_prefix: str) -> str:
+    return f"{redis_key_prefix}{{outbox}}"
+
+
+@pytest.fixture
+def replica(gateway: RedisGateway, redis_key_prefix: str) -> Replica:
+    def make(consumer: str, limit: int = 20) -> RedisOutbox:
+        return RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer=consumer, limit=limit)
+
+    return make
+
+
+@pytest.fixture(params=["memory", "redis"])
+def outbox(request: pytest.FixtureRequest) -> Outbox:
+    """Holds at most 20 messages."""
+    if request.param == "memory":
+        return MemoryOutbox(20, time.monotonic)
+    made: RedisOutbox = request.getfixturevalue("replica")("only")
+    return made
+
+
+async def until_recovered(outbox: Outbox, count: int, idle_seconds: float = 0.05) -> list[LeasedMessage]:
+    recovered: list[LeasedMessage] = []
+
+    async def enough() -> bool:
+        recovered.extend(await outbox.recover(idle_seconds, 10))
+        return len(recovered) >= count
+
+    await wait_until(enough)
+    return recovered
+
+
+async def test_an_empty_outbox_has_nothing_to_do(outbox: Outbox) -> None:
+    assert await outbox.lease(5) == []
+    assert await outbox.resume(5) == []
+    assert await outbox.recover(0, 5) == []
+    assert await outbox.backlog() == 0
+
+
+async def test_entries_are_leased_once_and_oldest_first(outbox: Outbox) -> None:
+    await outbox.append([message(0), message(1)])
+    await outbox.append([message(2)])
+    assert numbers(await outbox.lease(2)) == [0, 1]
+    assert numbers(await outbox.lease(9)) == [2]
+    assert await outbox.lease(9) == []
+    assert await outbox.backlog() == 3
+
+
+async def test_an_entry_stays_until_it_is_settled(outbox: Outbox) -> None:
+    await outbox.append([message(number) for number in range(3)])
+    leased = await outbox.lease(3)
+    await outbox.settle(ids(leased[1:2]))
+    assert await outbox.backlog() == 2
+    assert numbers(await outbox.resume(9)) == [0, 2]
+    assert numbers(await outbox.resume(1)) == [0]  # a second crash changes nothing
+    await outbox.settle(ids(leased))  # once more than needed
+    assert await outbox.resume(9) == []
+    assert await outbox.backlog() == 0
+
+
+async def test_resuming_gives_back_what_was_leased_under_the_same_id(outbox: Outbox) -> None:
+    await outbox.append([message(0), message(1)])
+    [leased] = await outbox.lease(1)
+    assert await outbox.resume(9) == [leased]
+    assert numbers(await outbox.lease(9)) == [1]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        OutboundMessage("dead_letter", "t.DLQ", ALL_BYTES, ALL_BYTES * 3, ALL_BYTES[::-1]),
+        OutboundMessage("dead_letter", "t.DLQ", None, b""),
+        OutboundMessage("phase_skipped", "t", b"", b"v", b""),
+        OutboundMessage("phase_skipped", "t", "é😀".encode(), b"\r\n$3\r\n" * 9),
+        OutboundMessage("dead_letter", "t.DLQ", b"k", ALL_BYTES * 4096),
+    ],
+    ids=["all bytes", "no key", "empty key", "protocol", "a megabyte"],
+)
+async def test_every_byte_comes_back(outbox: Outbox, sent: OutboundMessage) -> None:
+    await outbox.append([sent])
+    [leased] = await outbox.lease(1)
+    assert leased.message == sent
+    await outbox.requeue([leased])
+    [again] = await outbox.lease(1)
+    assert again.message == sent
+
+
+async def test_what_is_given_back_goes_to_the_end_of_the_queue(outbox: Outbox) -> None:
+    await outbox.append([message(number) for number in range(4)])
+    first = await outbox.lease(2)
+    await outbox.requeue(first)
+    assert await outbox.backlog() == 4
+    assert await outbox.resume(9) == []
+    assert numbers(await outbox.lease(9)) == [2, 3, 0, 1]
+
+
+async def test_appending_settling_or_giving_back_nothing_is_harmless(outbox: Outbox) -> None:
+    await outbox.append([])
+    await outbox.settle([])
+    await outbox.requeue([])
+    await outbox.append([message(0)])
+    assert numbers(await outbox.lease(9)) == [0]
+
+
+async def test_a_parked_entry_blocks_nothing(outbox: Outbox) -> None:
+    await outbox.append([message(0), message(1)])
+    [unlucky, other] = await outbox.lease(2)
+    await outbox.park(unlucky, "too large")
+    assert await outbox.backlog() == 1
+    assert await outbox.resume(9) == [other]
+
+
+async def test_a_full_outbox_takes_all_of_an_append_or_nothing(outbox: Outbox) -> None:
+    await outbox.append([message(number) for number in range(18)])
+    with pytest.raises(OutboxFull) as refusal:
+        await outbox.append([message(number) for number in range(3)])
+    assert refusal.value.limit == 20
+    assert await outbox.backlog() == 18
+    await outbox.append([message(18), message(19)])
+    leased = await outbox.lease(5)
+    with pytest.raises(OutboxFull):  # what is leased still counts
+        await outbox.append([message(20)])
+    await outbox.settle(ids(leased[:1]))
+    await outbox.append([message(20)])
+    assert await outbox.backlog() == 20
+
+
+async def test_what_a_dead_holder_leased_is_taken_over_after_a_while(outbox: Outbox) -> None:
+    await outbox.append([message(0), message(1)])
+    held = await outbox.lease(2)
+    assert await outbox.recover(3600, 9) == []
+    recovered = await until_recovered(outbox, 2)
+    assert recovered == held
+    assert await outbox.recover(3600, 9) == []  # the new holder's time begins anew
+    await outbox.settle(ids(recovered))
+    assert await outbox.backlog() == 0
+
+
+async def test_memory_keeps_what_is_parked_with_the_reason() -> None:
+    outbox = MemoryOutbox(20, time.monotonic)
+    await outbox.append([message(0)])
+    [leased] = await outbox.lease(1)
+    await outbox.park(leased, "too large")
+    assert list(outbox.parked) == [(message(0), "too large")]
+
+
+async def test_redis_keeps_what_is_parked_with_the_reason(replica: Replica, gateway: RedisGateway, stream: str) -> None:
+    outbox = replica("a")
+    await outbox.append([OutboundMessage("dead_letter", "t", ALL_BYTES, ALL_BYTES)])
+    [leased] = await outbox.lease(1)
+    await outbox.park(leased, "too large: ä")
+    [[(_, fields)]] = await gateway.call(("XRANGE", f"{stream}:parked", "-", "+"))
+    parked = dict(zip(fields[::2], fields[1::2], strict=True))
+    assert (parked[b"value"], parked[b"key"], parked[b"topic"]) == (ALL_BYTES, ALL_BYTES, b"t")
+    assert parked[b"problem"].decode() == "too large: ä"
+
+
+async def test_two_replicas_share_the_work_without_duplicates(replica: Replica) -> None:
+    delivered: list[int] = []
+
+    async def drain(outbox: RedisOutbox) -> None:
+        while leased := await outbox.lease(3):
+            delivered.extend(numbers(leased))
+            await outbox.settle(ids(leased))
+
+    writer = replica("writer", limit=1000)
+    await writer.append([message(number) for number in range(100)])
+    async with anyio.create_task_group() as group:
+        for name in ("a", "b"):
+            group.start_soon(drain, replica(name))
+    assert sorted(delivered) == list(range(100))
+    assert await writer.backlog() == 0
+
+
+async def test_a_replica_resumes_only_what_is_its_own(replica: Replica) -> None:
+    a, b = replica("a"), replica("b")
+    await a.append([message(0), message(1)])
+    [mine], [theirs] = await a.lease(1), await b.lease(1)
+    assert await a.resume(9) == [mine]
+    assert await b.resume(9) == [theirs]
+    assert await replica("a").resume(9) == [mine]  # a new incarnation of the same name
+
+
+async def test_one_replica_takes_over_from_a_dead_one_and_the_dead_one_has_it_no_more(replica: Replica) -> None:
+    dead, living = replica("dead"), replica("living")
+    await dead.append([message(0), message(1)])
+    held = await dead.lease(2)
+    assert await living.recover(3600, 9) == []
+    assert await until_recovered(living, 2) == held
+    assert await dead.resume(9) == []
+    assert await living.resume(9) == held
+
+
+async def test_only_one_of_several_replicas_takes_over(replica: Replica) -> None:
+    dead = replica("dead")
+    await dead.append([message(number) for number in range(12)])
+    held = await dead.lease(12)
+    taken: list[LeasedMessage] = []
+
+    async def take(outbox: RedisOutbox) -> None:
+        taken.extend(await outbox.recover(0.5, 5))
+
+    async def all_taken() -> bool:
+        async with anyio.create_task_group() as group:
+            for name in ("a", "b", "c"):
+                group.start_soon(take, replica(name))
+        return len(taken) >= 12
+
+    await wait_until(all_taken)
+    assert sorted(ids(taken)) == sorted(ids(held))
+
+
+async def test_a_dead_replica_s_entry_is_found_behind_many_that_are_in_living_hands(replica: Replica) -> None:
+    living, dead, other = replica("living", 100), replica("dead"), replica("other")
+    await living.append([message(number) for number in range(31)])
+    assert len(await living.lease(30)) == 30
+    [lost] = await dead.lease(1)
+
+    async def found() -> list[LeasedMessage]:
+        await living.resume(100)  # reading them again counts as a sign of life
+        return await other.recover(0.3, 1)
+
+    assert await wait_until(found, 3, description="the dead replica's entry is taken over") == [lost]
+
+
+@pytest.mark.parametrize("lost", ["stream", "group"])
+async def test_it_goes_on_after_the_stream_or_its_group_is_lost(
+    replica: Replica, gateway: RedisGateway, stream: str, lost: str
+) -> None:
+    a = replica("a")
+    await a.append([message(0)])
+    leased = await a.lease(1)
+    await gateway.call(("DEL", stream) if lost == "stream" else ("XGROUP", "DESTROY", stream, "publishers"))
+    assert await a.recover(0, 9) == []
+    await a.settle(ids(leased))
+    await a.requeue(leased)
+    await a.append([message(1)])
+    assert numbers(await a.lease(9)) == [0, 1]
+    assert await a.backlog() == 2
+    assert len(await replica("b").recover(0, 9)) == 2
+
+
+async def test_a_full_outbox_that_was_deleted_takes_messages_again(
+    replica: Replica, gateway: RedisGateway, stream: str
+) -> None:
+    outbox = replica("a", limit=2)
+    await outbox.append([message(0), message(1)])
+    with pytest.raises(OutboxFull):
+        await outbox.append([message(2)])
+    await gateway.call(("DEL", stream))
+    await outbox.append([message(2)])
+    assert await outbox.backlog() == 1
+
+
+async def test_entries_that_someone_deleted_hide_no_others(
+    replica: Replica, gateway: RedisGateway, stream: str
+) -> None:
+    outbox = replica("a")
+    await outbox.append([message(number) for number in range(4)])
+    held = await outbox.lease(3)
+    await gateway.call(("XDEL", stream, *ids(held[:2])))
+    assert numbers(await outbox.resume(9)) == [2]
+    assert numbers(await outbox.resume(1)) == [2]
+
+
+async def test_an_entry_of_a_newer_release_with_more_fields_is_delivered(
+    replica: Replica, gateway: RedisGateway, stream: str
+) -> None:
+    await gateway.call(("XADD", stream, "*", "kind", "k", "topic", "t", "value", "v", "new", "field"))
+    [leased] = await replica("a").lease(9)
+    assert leased.message == OutboundMessage("k", "t", None, b"v")
+
+
+async def test_a_foreign_key_in_the_stream_s_place_is_a_typed_error(
+    replica: Replica, gateway: RedisGateway, stream: str
+) -> None:
+    outbox = replica("a")
+    await gateway.call(("SET", stream, "x", "PX", 60_000))
+    leased = LeasedMessage("1-1", message(0))
+    uses: list[Callable[[], Awaitable[object]]] = [
+        lambda: outbox.lease(1),
+        lambda: outbox.resume(1),
+        lambda: outbox.recover(0, 1),
+        lambda: outbox.append([message(0)]),
+        lambda: outbox.settle(["1-1"]),
+        lambda: outbox.requeue([leased]),
+        lambda: outbox.backlog(),
+    ]
+    for use in uses:
+        with pytest.raises(BcsError):
+            await use()
+    assert gateway.circuit == "closed"

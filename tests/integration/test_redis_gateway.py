@@ -1,0 +1,306 @@
+"""The Redis gateway when Redis is away, frozen, slow, busy or full, and when callers are cancelled half way."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import anyio
+import pytest
+
+from bcs.domain.errors import StoreUnavailable
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
+from bcs.domain.state import delta_of
+from bcs.domain.verdicts import summarize
+from bcs.embedded import EmbeddedServer
+from bcs.store.committing import CommitPolicy
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_state import RedisStateStore
+from tests.support.fault_proxy import FaultProxy
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+CONNECTIONS = 4
+NEVER = 10**6
+# How much longer than its deadline something may take on a busy machine.
+SLACK_SECONDS = 1.0
+Make = Callable[..., RedisGateway]
+DELTA = delta_of([EssaysRegistered(("a",), 1, 0), EssayPhaseEnded("nlp", "a", Outcome.COMPLETED, 1)])
+
+
+@pytest.fixture
+async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
+    target = urlsplit(redis_url)
+    async with FaultProxy(target.hostname or "localhost", target.port or 6379) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Make]:
+    made: list[RedisGateway] = []
+
+    def make(
+        address: str, *, deadline: float = 0.3, failures: int = NEVER, open_seconds: float = 60, connections: int = 4
+    ) -> RedisGateway:
+        made.append(
+            RedisGateway(
+                f"redis://{address}/0",
+                max_connections=connections,
+                deadline_seconds=deadline,
+                breaker_failures=failures,
+                breaker_open_seconds=open_seconds,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for gateway in made:
+        await gateway.aclose()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < seconds + SLACK_SECONDS
+
+
+async def echo(gateway: RedisGateway, text: bytes = b"hello") -> bool:
+    return await gateway.call(("ECHO", text)) == [text]
+
+
+async def fails(gateway: RedisGateway, times: int = 1) -> None:
+    for _ in range(times):
+        with pytest.raises(StoreUnavailable):
+            await echo(gateway)
+
+
+async def until_it_answers(gateway: RedisGateway) -> None:
+    await wait_until(lambda: echo(gateway), ignoring=(StoreUnavailable,))
+
+
+async def all_connections_work(gateway: RedisGateway, connections: int = CONNECTIONS) -> None:
+    """Hold all connections at once, which needs every slot of the pool."""
+    inside = 0
+    everyone = anyio.Event()
+
+    async def hold(name: bytes) -> None:
+        nonlocal inside
+        async with gateway.session() as session:
+            inside += 1
+            if inside == connections:
+                everyone.set()
+            await everyone.wait()
+            assert await session.call(("ECHO", name)) == [name]
+
+    async with anyio.create_task_group() as group:
+        for number in range(connections):
+            group.start_soon(hold, b"%d" % number)
+
+
+async def test_away_at_start_is_told_promptly_and_needs_no_new_gateway_later(make: Make, proxy: FaultProxy) -> None:
+    proxy.refuse()
+    gateway = make(proxy.address)
+    with within(0):
+        await fails(gateway, 3)
+        with pytest.raises(StoreUnavailable):
+            await gateway.ping()
+    proxy.accept()
+    assert await echo(gateway)
+    await gateway.ping()
+
+
+async def test_a_name_that_cannot_be_resolved_is_told_promptly(make: Make) -> None:
+    with within(0.3):
+        await fails(make("nowhere.invalid:6379"))
+
+
+async def test_a_killed_server_is_noticed_and_so_is_its_return(make: Make, private_valkey: EmbeddedServer) -> None:
+    gateway = make(private_valkey.address)
+    store = RedisStateStore(gateway, key_prefix="t:", ttl_seconds=60, phases=("nlp",))
+    await store.commit("b", DELTA)
+    private_valkey.kill()
+    with within(0.6):
+        await fails(gateway, 2)
+    private_valkey.start()
+    await until_it_answers(gateway)
+    assert await store.state("b") == DELTA
+    await all_connections_work(gateway)
+
+
+async def test_a_connection_that_breaks_in_the_middle_of_a_call_is_told_at_once(make: Make, proxy: FaultProxy) -> None:
+    gateway = make(proxy.address, deadline=20)
+    assert await echo(gateway)
+    proxy.freeze()
+    with within(0):
+        async with anyio.create_task_group() as group:
+            group.start_soon(fails, gateway)
+            await wait_until(lambda: gateway_is_busy(gateway))
+            await proxy.cut()
+    proxy.thaw()
+    assert await echo(gateway)
+
+
+def gateway_is_busy(gateway: RedisGateway) -> bool:
+    return gateway._slots.borrowed_tokens > 0
+
+
+async def test_a_frozen_server_is_told_within_the_deadline_and_answers_correctly_afterwards(
+    make: Make, private_valkey: EmbeddedServer
+) -> None:
+    gateway = make(private_valkey.address)
+    await all_connections_work(gateway)
+    private_valkey.freeze()
+    with within(0.3):
+        async with anyio.create_task_group() as group:
+            for _ in range(CONNECTIONS):
+                group.start_soon(fails, gateway)
+    private_valkey.thaw()
+    for number in range(50):
+        assert await echo(gateway, b"after %d" % number)
+    await all_connections_work(gateway)
+
+
+async def test_everyone_who_waits_for_a_frozen_server_is_told_soon(make: Make, proxy: FaultProxy) -> None:
+    gateway = make(proxy.address, failures=CONNECTIONS)
+    proxy.freeze()
+    with within(0.6):
+        async with anyio.create_task_group() as group:
+            for _ in range(100):
+                group.start_soon(fails, gateway)
+    assert gateway.circuit == "opened"
+
+
+async def test_who_waits_for_a_turn_can_be_cancelled_at_once(make: Make, proxy: FaultProxy) -> None:
+    gateway = make(proxy.address, deadline=5, connections=1)
+    assert await echo(gateway)
+    proxy.freeze()
+    async with anyio.create_task_group() as group:
+        group.start_soon(echo, gateway)
+        await wait_until(lambda: gateway_is_busy(gateway))
+        with within(0):
+            with anyio.move_on_after(0.01) as patience:
+                await echo(gateway)
+            assert patience.cancelled_caught
+        proxy.thaw()
+
+
+async def test_a_cancelled_call_ends_within_the_deadline(make: Make, proxy: FaultProxy) -> None:
+    gateway = make(proxy.address)
+    proxy.freeze()
+    with within(0.3), anyio.move_on_after(0.01):
+        await fails(gateway)
+    proxy.thaw()
+    assert await echo(gateway)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_replies_are_never_mixed_up_however_callers_are_cancelled(
+    make: Make, proxy: FaultProxy, redis_key_prefix: str, seed: int
+) -> None:
+    chance = random.Random(seed)
+    gateway = make(proxy.address, deadline=0.25, connections=8)
+    names = [f"{redis_key_prefix}{number}" for number in range(200)]
+    await gateway.call(*(("SET", name, name, "PX", 60_000) for name in names))
+    answers = 0
+
+    async def get(name: str) -> None:
+        nonlocal answers
+        # One round trip, two in a transaction, or several commands in one: all of them can be cut off.
+        kind = chance.randrange(3)
+        try:
+            if kind == 0:
+                assert await gateway.call(("GET", name)) == [name.encode()]
+            elif kind == 1:
+                assert await gateway.call(("GET", name), ("ECHO", "x"), ("GET", name)) == [
+                    name.encode(),
+                    b"x",
+                    name.encode(),
+                ]
+            else:
+                async with gateway.session() as session:
+                    assert await session.call(("WATCH", name), ("GET", name)) == [b"OK", name.encode()]
+                    replies = await session.call(("MULTI",), ("GET", name), ("EXEC",))
+                    assert replies[-1] == [name.encode()]
+        except StoreUnavailable:
+            return
+        answers += 1
+
+    async def get_or_lose_patience(name: str) -> None:
+        with anyio.move_on_after(chance.uniform(0, 0.05)):
+            await get(name)
+
+    for round_number in range(4):
+        proxy.delay(chance.uniform(0, 0.01))
+        native = [asyncio.create_task(get(name)) for name in chance.sample(names, 40)]
+        async with anyio.create_task_group() as group:
+            for name in chance.sample(names, 120):
+                group.start_soon(get_or_lose_patience if chance.random() < 0.7 else get, name)
+            if round_number % 2:
+                proxy.freeze()
+            with anyio.move_on_after(chance.uniform(0.01, 0.05)):
+                await anyio.sleep_forever()
+            for task in native:  # what asyncio's own cancellation, which no shield holds back, must not break either
+                task.cancel()
+            proxy.thaw()
+        ended = await asyncio.gather(*native, return_exceptions=True)
+        assert all(end is None or isinstance(end, asyncio.CancelledError) for end in ended), ended
+    assert answers > 0
+    proxy.delay(0)
+    for name in names:
+        assert await gateway.call(("GET", name)) == [name.encode()]
+    await all_connections_work(gateway, 8)
+
+
+@pytest.mark.parametrize("when", ["connecting", "connected"])
+async def test_many_timeouts_use_up_no_connections(make: Make, proxy: FaultProxy, when: str) -> None:
+    gateway = make(proxy.address, deadline=0.1)
+    if when == "connected":
+        await all_connections_work(gateway)
+    proxy.freeze()
+    async with anyio.create_task_group() as group:
+        for _ in range(10 * CONNECTIONS):
+            group.start_soon(fails, gateway)
+    if when == "connecting":
+        await proxy.cut()
+    proxy.thaw()
+    await until_it_answers(gateway)
+    await all_connections_work(gateway)
+    assert proxy.connections_open <= CONNECTIONS
+
+
+async def test_a_sign_of_life_takes_no_connection_away_from_callers(make: Make, proxy: FaultProxy) -> None:
+    gateway = make(proxy.address, deadline=5)
+    await all_connections_work(gateway)
+    proxy.delay(0.1)
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(gateway.ping)
+        for _ in range(3 * CONNECTIONS):
+            group.start_soon(echo, gateway)
+
+
+@pytest.mark.parametrize("attempts", [1, 5])
+async def test_a_commit_whose_reply_is_lost_has_its_effect_once_when_repeated(
+    make: Make, proxy: FaultProxy, redis_key_prefix: str, attempts: int
+) -> None:
+    store = RedisStateStore(
+        make(proxy.address, deadline=5),
+        key_prefix=redis_key_prefix,
+        ttl_seconds=60,
+        phases=("nlp",),
+        policy=CommitPolicy(attempts),
+    )
+    proxy.drop_replies(b"EXEC")
+    with pytest.raises(StoreUnavailable):
+        await store.commit("b", DELTA)
+    assert proxy.replies_dropped == 1
+    assert await store.summary("b") == summarize(DELTA, 1)
+    await store.commit("b", DELTA)
+    assert await store.state("b") == DELTA
+    assert await store.summary("b") == summarize(DELTA, 2)

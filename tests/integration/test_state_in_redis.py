@@ -1,0 +1,351 @@
+"""What only the state store in Redis can get wrong: rivals, expiry, foreign keys, lost summaries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis.crc import key_slot
+
+from bcs.contracts.published import OutboundMessage
+from bcs.domain.errors import StoreCorrupted
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.state import BatchState, delta_of
+from bcs.domain.verdicts import BatchSummary, summarize
+from bcs.store.base import Committed, StateStore
+from bcs.store.codec import BatchKeys
+from bcs.store.committing import CommitPolicy
+from bcs.store.redis_gateway import Command, RedisGateway, RedisSession
+from bcs.store.redis_outbox import RedisOutbox
+from bcs.store.redis_state import RedisStateStore
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+PHASES = ("spellcheck", "nlp")
+BREAKER_FAILURES = 3
+Pair = Callable[[CommitPolicy | None], tuple[StateStore, StateStore]]
+
+
+def completed(essay: str, at_us: int = 1, phase: str = "spellcheck") -> EssayPhaseEnded:
+    return EssayPhaseEnded(phase, essay, Outcome.COMPLETED, at_us)
+
+
+def failed(essay: str, at_us: int, phase: str = "spellcheck") -> EssayPhaseEnded:
+    return EssayPhaseEnded(phase, essay, Outcome.FAILED, at_us)
+
+
+def same_but_for_the_version(summary: BatchSummary, state: BatchState) -> bool:
+    return summary == summarize(state, summary.version)
+
+
+class RacingSession(RedisSession):
+    """Lets a rival in between WATCH and EXEC."""
+
+    def __init__(self, inner: RedisSession, rival: Callable[[], Awaitable[None]]) -> None:
+        self._inner = inner
+        self._rival = rival
+        self._watching = False
+
+    async def call(self, *commands: Command) -> list[Any]:
+        if self._watching and commands[0] == ("MULTI",):
+            await self._rival()
+        self._watching = self._watching or commands[0][0] == "WATCH"
+        return await self._inner.call(*commands)
+
+
+class RacingGateway(RedisGateway):
+    """A real gateway; at set points something else happens to the batch."""
+
+    rival: Callable[[], Awaitable[None]] | None = None
+    before_session: Callable[[], Awaitable[None]] | None = None
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[RedisSession]:
+        if self.before_session:
+            await self.before_session()
+        async with super().session() as session:
+            yield RacingSession(session, self.rival) if self.rival else session
+
+
+@pytest.fixture
+async def gateways(redis_url: str) -> AsyncIterator[list[RacingGateway]]:
+    made = [
+        RacingGateway(
+            redis_url,
+            max_connections=16,
+            deadline_seconds=5,
+            breaker_failures=BREAKER_FAILURES,
+            breaker_open_seconds=60,
+        )
+        for _ in range(2)
+    ]
+    async with AsyncExitStack() as closing:
+        for gateway in made:
+            closing.push_async_callback(gateway.aclose)
+        yield made
+
+
+@pytest.fixture
+def in_redis(redis_key_prefix: str) -> Callable[..., RedisStateStore]:
+    def make(gateway: RedisGateway, policy: CommitPolicy | None = None, ttl_seconds: int = 60) -> RedisStateStore:
+        return RedisStateStore(
+            gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, phases=PHASES, policy=policy
+        )
+
+    return make
+
+
+class InRedis:
+    """A store in Redis together with a view of what it wrote there."""
+
+    def __init__(self, gateways: list[RacingGateway], make: Callable[..., RedisStateStore], prefix: str) -> None:
+        self.gateway, self.other_gateway = gateways
+        self.make = make
+        self.store = make(self.gateway)
+        self.rival = make(self.other_gateway)
+        self.prefix = prefix
+
+    def keys(self, batch_id: str) -> BatchKeys:
+        return BatchKeys(self.prefix, batch_id)
+
+    def all_keys(self, batch_id: str) -> list[str]:
+        keys = self.keys(batch_id)
+        return [keys.summary, keys.meta, keys.known, *(keys.marks(phase) for phase in PHASES)]
+
+    async def run(self, *commands: Command) -> list[Any]:
+        return await self.other_gateway.call(*commands)
+
+    async def ttls_ms(self, batch_id: str) -> list[int]:
+        """Of all keys that exist, at one instant."""
+        replies = await self.run(("MULTI",), *(("PTTL", key) for key in self.all_keys(batch_id)), ("EXEC",))
+        return [ttl for ttl in replies[-1] if ttl != -2]
+
+    async def expire_in(self, batch_id: str, milliseconds: int) -> None:
+        await self.run(*(("PEXPIRE", key, milliseconds) for key in self.all_keys(batch_id)))
+
+    def fall_back(self) -> RedisStateStore:
+        """A store whose every optimistic attempt loses."""
+
+        async def touch() -> None:
+            await self.rival.commit("b", BatchState())
+
+        self.gateway.rival = touch
+        return self.make(self.gateway, CommitPolicy(attempts=2, first_wait_seconds=0.001))
+
+
+@pytest.fixture
+def redis(gateways: list[RacingGateway], in_redis: Callable[..., RedisStateStore], redis_key_prefix: str) -> InRedis:
+    return InRedis(gateways, in_redis, redis_key_prefix)
+
+
+EVERYTHING = delta_of([EssaysRegistered(("a",), 1, 0), *(completed("a", 1, phase) for phase in PHASES)])
+
+
+@pytest.mark.parametrize("losses", [0, 1, 2, 3])
+async def test_every_lost_attempt_is_counted_and_the_rival_s_facts_are_kept(redis: InRedis, losses: int) -> None:
+    written: list[Fact] = []
+
+    async def write() -> None:
+        if len(written) < losses:
+            written.append(failed("a", 10 * len(written), "nlp"))
+            await redis.rival.commit("b", delta_of(written[-1:]))
+
+    redis.gateway.rival = write
+    store = redis.make(redis.gateway, CommitPolicy(attempts=3, first_wait_seconds=0.001))
+    mine: list[Fact] = [completed("a", 10, "nlp"), completed("mine"), EssaysRegistered(("a", "mine"), 2, 5)]
+    assert await store.commit("b", delta_of(mine)) == Committed(conflicts=losses, fallback=losses == 3)
+    redis.gateway.rival = None
+    assert await store.state("b") == delta_of([*mine, *written])
+    assert same_but_for_the_version(await store.summary("b"), delta_of([*mine, *written]))
+
+
+async def test_every_write_renews_all_keys_together(redis: InRedis) -> None:
+    await redis.store.commit("b", EVERYTHING)
+    assert len(await redis.ttls_ms("b")) == 5
+    for store in (redis.store, redis.fall_back()):
+        await redis.expire_in("b", 10_000)
+        await store.commit("b", delta_of([completed("a")]))
+        redis.gateway.rival = None
+        ttls = await redis.ttls_ms("b")
+        assert len(set(ttls)) == 1, ttls
+        assert 50_000 < ttls[0] <= 60_000
+
+
+async def test_expiry_forgets_the_batch_whole(redis: InRedis) -> None:
+    store = redis.make(redis.gateway, ttl_seconds=1)
+    await store.commit("b", EVERYTHING)
+
+    async def gone() -> bool:
+        state = await store.state("b")
+        assert state in (EVERYTHING, BatchState())
+        return state.empty
+
+    assert not await gone()
+    await wait_until(gone)
+    assert await store.summary("b") == BatchSummary()
+    assert await redis.run(("EXISTS", *redis.all_keys("b"))) == [0]
+
+
+async def test_a_deleted_summary_is_rebuilt(redis: InRedis) -> None:
+    await redis.store.commit("b", EVERYTHING)
+    await redis.run(("DEL", redis.keys("b").summary))
+    rebuilt = await redis.store.summary("b")
+    assert same_but_for_the_version(rebuilt, EVERYTHING)
+    assert rebuilt.version == 1  # to make it anew is no commit
+    assert await redis.run(("EXISTS", redis.keys("b").summary)) == [1]
+    assert await redis.rival.summary("b") == rebuilt
+
+
+async def test_a_rebuilt_summary_expires_with_the_rest_of_the_batch(redis: InRedis) -> None:
+    await redis.store.commit("b", EVERYTHING)
+    await redis.expire_in("b", 20_000)
+    await redis.run(("DEL", redis.keys("b").summary))
+    await redis.store.summary("b")
+    ttls = await redis.ttls_ms("b")
+    assert len(ttls) == 5
+    assert max(ttls) - min(ttls) < 1000, ttls
+
+
+async def test_a_batch_that_expires_while_its_summary_is_rebuilt_leaves_nothing_for_ever(redis: InRedis) -> None:
+    await redis.store.commit("b", EVERYTHING)
+    await redis.run(("DEL", redis.keys("b").summary))
+    sessions = 0
+
+    async def expire() -> None:
+        nonlocal sessions
+        sessions += 1
+        if sessions == 3:  # the first two found no summary, and the batch
+            await redis.run(("DEL", *redis.all_keys("b")))
+
+    redis.gateway.before_session = expire
+    await redis.store.summary("b")
+    assert sessions >= 3
+    assert -1 not in await redis.ttls_ms("b")
+
+
+async def test_a_writer_that_comes_between_reading_and_rebuilding_wins(redis: InRedis) -> None:
+    await redis.store.commit("b", EVERYTHING)
+    await redis.run(("DEL", redis.keys("b").summary))
+    later = delta_of([failed("a", 9)])
+
+    async def write() -> None:
+        redis.gateway.rival = None
+        await redis.rival.commit("b", later)
+
+    redis.gateway.rival = write
+    await redis.store.summary("b")
+    expected = EVERYTHING.copy()
+    expected.absorb(later)
+    assert same_but_for_the_version(await redis.store.summary("b"), expected)
+
+
+FOREIGN: dict[str, tuple[str, tuple[str | bytes, ...]]] = {
+    "a string for marks": ("marks:nlp", ("SET", "x")),
+    "a list for marks": ("marks:nlp", ("RPUSH", "x")),
+    "a set for the roster": ("known", ("SADD", "x")),
+    "a string for the rest": ("meta", ("SET", "x")),
+    "a mark of no outcome": ("marks:nlp", ("HSET", "a", "x12")),
+    "a mark of no time": ("marks:nlp", ("HSET", "a", "c1x")),
+    "an empty mark": ("marks:nlp", ("HSET", "a", "")),
+    "a batch mark of no time": ("meta", ("HSET", "mark:nlp", "c")),
+    "an essay that is not UTF-8": ("known", ("HSET", b"\xff", "1")),
+    "an essay of no time": ("known", ("HSET", "a", "later")),
+    "an expectation of no count": ("meta", ("HSET", "expected", "12")),
+    "a version that is no number": ("meta", ("HSET", "version", "new")),
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+async def test_what_bcs_did_not_write_is_reported_and_harms_no_other_batch(redis: InRedis, foreign: str) -> None:
+    async def commit_everything(batch_id: str) -> Committed:
+        return await redis.store.commit(batch_id, EVERYTHING)
+
+    suffix, (command, *arguments) = FOREIGN[foreign]
+    key = f"{redis.keys('b').stem}:{suffix}"
+    await redis.store.commit("other", EVERYTHING)
+    await redis.run((command, key, *arguments), ("PEXPIRE", key, 60_000))
+    before = await redis.run(("DUMP", key))
+    for _ in range(BREAKER_FAILURES + 1):
+        uses: list[Callable[[str], Awaitable[object]]] = [redis.store.state, redis.store.summary, commit_everything]
+        for use in uses:
+            with pytest.raises(StoreCorrupted) as refusal:
+                await use("b")
+            assert redis.keys("b").stem in str(refusal.value)
+    assert await redis.run(("DUMP", key)) == before
+    assert redis.gateway.circuit == "closed"
+    assert await redis.store.state("other") == EVERYTHING
+    assert await redis.store.summary("other") == summarize(EVERYTHING, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"x",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"12",
+        b'{"v":1,"known":1,"expected":1,"phases":[]}',
+        b'{"v":1,"known":1,"expected":1,"phases":{"nlp":1}}',
+        b'{"v":1,"known":1,"expected":1,"phases":{"nlp":["no","one","none"]}}',
+    ],
+    ids=lambda text: repr(text[:60]),
+)
+async def test_a_summary_that_bcs_did_not_write_is_reported_and_mended_by_the_next_commit(
+    redis: InRedis, text: bytes
+) -> None:
+    await redis.store.commit("b", EVERYTHING)
+    await redis.run(("SET", redis.keys("b").summary, text, "PX", 60_000))
+    for _ in range(BREAKER_FAILURES + 1):
+        with pytest.raises(StoreCorrupted):
+            await redis.store.summary("b")
+    assert redis.gateway.circuit == "closed"
+    await redis.store.commit("b", BatchState())
+    assert await redis.store.summary("b") == summarize(EVERYTHING, 2)
+
+
+async def test_a_fallback_that_meets_a_foreign_key_leaves_no_summary_that_is_out_of_date(redis: InRedis) -> None:
+    await redis.store.commit("b", delta_of([completed("a")]))
+    foreign = redis.keys("b").marks("nlp")
+    store = redis.fall_back()
+    put = redis.gateway.rival
+    assert put is not None
+
+    async def touch_and_put() -> None:
+        await redis.run(("DEL", foreign))
+        await put()
+        await redis.run(("SET", foreign, "x", "PX", 60_000))
+
+    redis.gateway.rival = touch_and_put
+    policy = CommitPolicy(attempts=1)
+    with pytest.raises(StoreCorrupted):
+        await redis.make(redis.gateway, policy).commit("b", delta_of([failed("a", 5), completed("a", 5, "nlp")]))
+    redis.gateway.rival = None
+    await redis.run(("DEL", foreign))
+    assert same_but_for_the_version(await store.summary("b"), await store.state("b"))
+
+
+@settings(deadline=None)
+@given(batch_id=st.text("{}:%a ", min_size=1))
+async def test_all_keys_of_a_batch_lie_in_one_slot_of_a_cluster(batch_id: str) -> None:
+    keys = BatchKeys("bcs:", batch_id)
+    names = [keys.summary, keys.meta, keys.known, *(keys.marks(phase) for phase in PHASES)]
+    assert len(set(names)) == len(names)
+    assert len({key_slot(name.encode()) for name in names}) == 1
+
+
+async def test_a_batch_that_is_called_outbox_is_not_the_outbox(redis: InRedis) -> None:
+    outbox = RedisOutbox(redis.gateway, key_prefix=redis.prefix, consumer="c", limit=9)
+    message = OutboundMessage("dead_letter", "t", None, b"v")
+    await outbox.append([message, message])
+    await redis.store.commit("outbox", EVERYTHING)
+    [leased, unlucky] = await outbox.lease(2)
+    await outbox.park(unlucky, "too large")
+    assert leased.message == message
+    assert await redis.store.state("outbox") == EVERYTHING

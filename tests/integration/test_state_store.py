@@ -1,0 +1,222 @@
+"""One contract for the state store, in memory and in Redis."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from itertools import pairwise
+from urllib.parse import quote, unquote
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.state import BatchState, delta_of
+from bcs.domain.verdicts import BatchSummary, summarize
+from bcs.store.base import Committed, StateStore
+from bcs.store.committing import CommitPolicy
+from bcs.store.memory import MemoryStateStore
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_state import RedisStateStore
+
+pytestmark = pytest.mark.anyio
+
+PHASES = ("spellcheck", "nlp")
+BREAKER_FAILURES = 3
+Pair = Callable[[CommitPolicy | None], tuple[StateStore, StateStore]]
+
+instants = st.sampled_from([0, 1, 2, 3, 2**53, 2**53 + 1])
+essays = st.sampled_from(["a", "b:{}*", "ä 😀", '"\\\r\n\x00'])
+facts = st.one_of(
+    st.builds(EssayPhaseEnded, st.sampled_from(PHASES), essays, st.sampled_from(Outcome), instants),
+    st.builds(BatchPhaseEnded, st.sampled_from(PHASES), st.sampled_from(Outcome), instants),
+    st.builds(EssaysRegistered, st.lists(essays, unique=True).map(tuple), st.integers(0, 5), instants),
+)
+against_servers = settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@st.composite
+def told_in_commits(draw: st.DrawFn) -> tuple[list[Fact], list[list[Fact]]]:
+    """Facts; and the same in any order, with repetitions, in any number of commits."""
+    told = draw(st.lists(facts, max_size=10))
+    repeated = draw(st.lists(st.sampled_from(told), max_size=6)) if told else []
+    again = draw(st.permutations(told + repeated))
+    borders = sorted(draw(st.lists(st.integers(0, len(again)), max_size=4)))
+    return told, [again[start:end] for start, end in pairwise([0, *borders, len(again)])]
+
+
+def completed(essay: str, at_us: int = 1, phase: str = "spellcheck") -> EssayPhaseEnded:
+    return EssayPhaseEnded(phase, essay, Outcome.COMPLETED, at_us)
+
+
+def failed(essay: str, at_us: int, phase: str = "spellcheck") -> EssayPhaseEnded:
+    return EssayPhaseEnded(phase, essay, Outcome.FAILED, at_us)
+
+
+def same_but_for_the_version(summary: BatchSummary, state: BatchState) -> bool:
+    return summary == summarize(state, summary.version)
+
+
+@pytest.fixture
+async def gateways(redis_url: str) -> AsyncIterator[list[RedisGateway]]:
+    made = [
+        RedisGateway(
+            redis_url,
+            max_connections=16,
+            deadline_seconds=5,
+            breaker_failures=BREAKER_FAILURES,
+            breaker_open_seconds=60,
+        )
+        for _ in range(2)
+    ]
+    async with AsyncExitStack() as closing:
+        for gateway in made:
+            closing.push_async_callback(gateway.aclose)
+        yield made
+
+
+@pytest.fixture
+def in_redis(redis_key_prefix: str) -> Callable[..., RedisStateStore]:
+    def make(gateway: RedisGateway, policy: CommitPolicy | None = None, ttl_seconds: int = 60) -> RedisStateStore:
+        return RedisStateStore(
+            gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, phases=PHASES, policy=policy
+        )
+
+    return make
+
+
+@pytest.fixture(params=["memory", "redis"])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """Makes the stores of two processes; memory has only one process."""
+    if request.param == "memory":
+
+        def in_memory(policy: CommitPolicy | None) -> tuple[StateStore, StateStore]:
+            store = MemoryStateStore(60, lambda: 0.0, policy)
+            return store, store
+
+        return in_memory
+    gateways = request.getfixturevalue("gateways")
+    make = request.getfixturevalue("in_redis")
+    return lambda policy: (make(gateways[0], policy), make(gateways[1], policy))
+
+
+@against_servers
+@given(told=told_in_commits())
+async def test_any_order_repetition_and_grouping_gives_the_state_of_the_model(
+    pair: Pair, told: tuple[list[Fact], list[list[Fact]]]
+) -> None:
+    stores, batch_id, model = pair(None), uuid.uuid4().hex, delta_of(told[0])
+    for number, group in enumerate(told[1]):
+        assert await stores[number % 2].commit(batch_id, delta_of(group)) == Committed()
+        assert (await stores[1].summary(batch_id)).version == number + 1
+    for store in stores:
+        assert await store.state(batch_id) == model
+        assert await store.summary(batch_id) == summarize(model, len(told[1]))
+
+
+async def test_nothing_is_known_of_an_unknown_batch(pair: Pair) -> None:
+    store, _ = pair(None)
+    assert (await store.state("unknown")).empty
+    assert await store.summary("unknown") == BatchSummary()
+    await store.ping()
+    store.ensure_reachable()
+
+
+async def test_what_a_store_hands_out_is_not_the_store(pair: Pair) -> None:
+    store, _ = pair(None)
+    delta = delta_of([completed("a")])
+    await store.commit("b", delta)
+    for ours in (delta, await store.state("b")):
+        ours.absorb(delta_of([failed("a", 9), completed("x")]))
+    assert await store.state("b") == delta_of([completed("a")])
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5])
+async def test_concurrent_commits_to_one_batch_lose_nothing(pair: Pair, attempts: int) -> None:
+    stores = pair(CommitPolicy(attempts, first_wait_seconds=0.0005, longest_wait_seconds=0.002))
+    told: list[Fact] = [completed(f"essay-{number}", number) for number in range(40)]
+    told += [EssayPhaseEnded("nlp", "shared", Outcome(letter), at) for letter in "cf" for at in range(10)]
+    results: list[Committed] = []
+
+    async def commit(number: int, fact: Fact) -> None:
+        results.append(await stores[number % 2].commit("b", delta_of([fact])))
+
+    async with anyio.create_task_group() as group:
+        for number, fact in enumerate(told):
+            group.start_soon(commit, number, fact)
+    assert len(results) == len(told)
+    assert sum(result.conflicts for result in results) > 0
+    assert all(result.fallback == (result.conflicts == attempts) for result in results)
+    if attempts == 1:
+        assert any(result.fallback for result in results)
+    for store in stores:
+        assert await store.state("b") == delta_of(told)
+        summary = await store.summary("b")
+        assert same_but_for_the_version(summary, delta_of(told))
+        assert summary.version >= len(told)
+
+
+async def test_a_cancelled_commit_is_merged_wholly_or_not_at_all(pair: Pair) -> None:
+    store, _ = pair(None)
+    delta = delta_of([completed("a"), completed("b", 2, "nlp"), EssaysRegistered(("a", "b"), 2, 0)])
+    outcomes = set()
+    for patience in range(40):
+        batch_id = f"b{patience}"
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.commit, batch_id, delta)
+            for _ in range(patience):
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        state = await store.state(batch_id)
+        assert state in (BatchState(), delta)
+        assert same_but_for_the_version(await store.summary(batch_id), state)
+        outcomes.add(state.empty)
+    assert outcomes == {True, False}
+
+
+@st.composite
+def ids_alike(draw: st.DrawFn) -> list[str]:
+    """Ids that would be the same under some encoding or none, or parts of each other's keys."""
+    nasty = st.text(":*{}[] %?/\\^-_.~'\"A7é😀\x00\n", min_size=1, max_size=6)
+    ids = {"*", "outbox"}
+    for base in draw(st.lists(nasty, min_size=1, max_size=3)):
+        ids |= {base, quote(base), quote(base, safe=""), quote(quote(base)), unquote(base)}
+        ids |= {base.lower(), base.replace("%", ""), "".join(filter(str.isalnum, base))}
+        ids |= {f"{{{base}}}", f"{base}:summary", f"{base}:marks:nlp", f"{base}{'😀' * 255}"[:255]}
+    return draw(st.permutations(sorted(ids - {""})))
+
+
+@against_servers
+@given(ids=ids_alike())
+async def test_no_batch_touches_another_whatever_their_ids(pair: Pair, ids: list[str]) -> None:
+    store, _ = pair(None)
+    for batch_id in ids:
+        await store.commit(batch_id, delta_of([completed(batch_id), failed(batch_id, 2, "nlp")]))
+    for batch_id in ids:
+        expected = delta_of([completed(batch_id), failed(batch_id, 2, "nlp")])
+        assert await store.state(batch_id) == expected
+        assert same_but_for_the_version(await store.summary(batch_id), expected)
+
+
+async def test_memory_forgets_a_batch_whole_when_its_time_is_over() -> None:
+    now = 0.0
+    store = MemoryStateStore(10, lambda: now)
+    first, second = delta_of([completed("a")]), delta_of([completed("b", 2, "nlp")])
+    await store.commit("other", first)
+    await store.commit("b", first)
+    now = 9.5
+    await store.commit("b", second)  # renews all of it
+    now = 19.0
+    assert (await store.state("other")).empty
+    assert (await store.state("b")) == delta_of([completed("a"), completed("b", 2, "nlp")])
+    now = 19.5
+    assert (await store.state("b")).empty
+    assert await store.summary("b") == BatchSummary()
+    await store.commit("b", second)
+    assert await store.state("b") == second

@@ -1,0 +1,166 @@
+"""Settings: the brief's names and defaults, and wrong values that name their variable."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bcs.domain.errors import ConfigurationError
+from bcs.settings import Environment, InvalidSettings, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith("BCS_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [
+        ("http_host", "0.0.0.0"),
+        ("http_port", 4002),
+        ("log_level", "INFO"),
+        ("http_timeout", 30.0),
+        ("use_mock_repository", False),
+        ("environment", Environment.DEVELOPMENT),
+        ("kafka_bootstrap_servers", "kafka:9092"),
+        ("redis_url", "redis://localhost:6379"),
+        ("redis_ttl_seconds", 604_800),
+        ("pipeline_config_path", None),
+        ("kafka_consumer_group_id", "bcs-event-consumer"),
+        ("kafka_auto_offset_reset", "earliest"),
+        ("kafka_enable_idempotence", True),
+        ("http_max_body_bytes", 1024 * 1024),
+        ("redis_commit_attempts", 5),
+    ],
+)
+def test_the_defaults_are_those_of_the_brief(name: str, default: object) -> None:
+    assert getattr(load_settings(), name) == default
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "name", "value"),
+    [
+        ("BCS_HTTP_HOST", "127.0.0.1", "http_host", "127.0.0.1"),
+        ("BCS_HTTP_PORT", "0", "http_port", 0),
+        ("BCS_HTTP_PORT", "65535", "http_port", 65_535),
+        ("BCS_LOG_LEVEL", "debug", "log_level", "DEBUG"),
+        ("BCS_HTTP_TIMEOUT", "45", "http_timeout", 45.0),
+        ("BCS_HTTP_TIMEOUT", " 30s ", "http_timeout", 30.0),
+        ("BCS_HTTP_TIMEOUT", "7.5 s", "http_timeout", 7.5),
+        ("BCS_USE_MOCK_REPOSITORY", "true", "use_mock_repository", True),
+        ("BCS_USE_MOCK_REPOSITORY", "0", "use_mock_repository", False),
+        ("BCS_ENVIRONMENT", "production", "environment", Environment.PRODUCTION),
+        ("BCS_ENVIRONMENT", "testing", "environment", Environment.TESTING),
+        ("BCS_KAFKA_BOOTSTRAP_SERVERS", "a:1,b:2", "kafka_bootstrap_servers", "a:1,b:2"),
+        ("BCS_REDIS_URL", "rediss://user:secret@host:1/2", "redis_url", "rediss://user:secret@host:1/2"),
+        ("BCS_REDIS_TTL_SECONDS", "1", "redis_ttl_seconds", 1),
+        ("BCS_PIPELINE_CONFIG_PATH", "/etc/p.yaml", "pipeline_config_path", Path("/etc/p.yaml")),
+        ("BCS_KAFKA_CONSUMER_GROUP_ID", "g", "kafka_consumer_group_id", "g"),
+        ("BCS_KAFKA_AUTO_OFFSET_RESET", "latest", "kafka_auto_offset_reset", "latest"),
+        ("BCS_KAFKA_ENABLE_IDEMPOTENCE", "false", "kafka_enable_idempotence", False),
+    ],
+)
+def test_a_variable_sets_its_setting(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, name: str, value: object
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert getattr(load_settings(), name) == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("BCS_HTTP_PORT", "http"),
+        ("BCS_HTTP_PORT", ""),
+        ("BCS_HTTP_PORT", "65536"),
+        ("BCS_HTTP_PORT", "-1"),
+        ("BCS_LOG_LEVEL", "LOUD"),
+        ("BCS_HTTP_TIMEOUT", "soon"),
+        ("BCS_HTTP_TIMEOUT", "0"),
+        ("BCS_HTTP_TIMEOUT", "-1s"),
+        ("BCS_HTTP_TIMEOUT", "inf"),
+        ("BCS_HTTP_TIMEOUT", "nan"),
+        ("BCS_USE_MOCK_REPOSITORY", "perhaps"),
+        ("BCS_ENVIRONMENT", "staging"),
+        ("BCS_KAFKA_BOOTSTRAP_SERVERS", ""),
+        ("BCS_REDIS_URL", ""),
+        ("BCS_REDIS_URL", "localhost:6379"),
+        ("BCS_REDIS_URL", "http://localhost:6379"),
+        ("BCS_REDIS_URL", "redis://localhost:port/0"),
+        ("BCS_REDIS_URL", "redis://localhost:99999"),
+        ("BCS_REDIS_URL", "redis://localhost?socket_timeout=soon"),
+        ("BCS_REDIS_TTL_SECONDS", "0"),
+        ("BCS_REDIS_TTL_SECONDS", "1.5"),
+        ("BCS_REDIS_TTL_SECONDS", "9" * 19),  # Redis takes no such time to live
+        ("BCS_KAFKA_CONSUMER_GROUP_ID", ""),
+        ("BCS_KAFKA_AUTO_OFFSET_RESET", "none"),
+        ("BCS_KAFKA_ENABLE_IDEMPOTENCE", ""),
+        ("BCS_REQUEST_DEADLINE_SECONDS", "30"),
+        ("BCS_REDIS_DEADLINE_SECONDS", "5"),
+        ("BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS", "16"),
+        ("BCS_HANG_SECONDS", "24"),
+        ("BCS_INSTANCE_NAME", ""),
+    ],
+)
+def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(InvalidSettings) as refusal:
+        load_settings()
+    [(named, problem)] = refusal.value.problems
+    assert named == variable
+    assert problem
+    assert f"{variable}: {problem}" in str(refusal.value)
+    assert isinstance(refusal.value, ConfigurationError)
+
+
+def test_several_wrong_values_are_all_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"BCS_HTTP_PORT": "x", "BCS_REDIS_TTL_SECONDS": "-1", "BCS_ENVIRONMENT": "moon", "BCS_LOG_LEVEL": "x"}
+    for variable, text in wrong.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(InvalidSettings) as refusal:
+        load_settings()
+    assert {variable for variable, _ in refusal.value.problems} == wrong.keys()
+    assert all(variable in str(refusal.value) for variable in wrong)
+
+
+def test_values_that_contradict_each_other_are_all_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"BCS_REQUEST_DEADLINE_SECONDS": "40", "BCS_REDIS_DEADLINE_SECONDS": "50", "BCS_REDIS_URL": "nowhere"}
+    for variable, text in wrong.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(InvalidSettings) as refusal:
+        load_settings()
+    assert {variable for variable, _ in refusal.value.problems} == wrong.keys()
+
+
+def test_a_refusal_does_not_repeat_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCS_REDIS_URL", "http://user:secret@host")
+    with pytest.raises(InvalidSettings) as refusal:
+        load_settings()
+    assert "secret" not in str(refusal.value)
+
+
+def test_overrides_stand_above_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCS_HTTP_PORT", "5000")
+    monkeypatch.setenv("BCS_HTTP_HOST", "::1")
+    settings = load_settings(http_port=6000, redis_ttl_seconds=9)
+    assert (settings.http_port, settings.http_host, settings.redis_ttl_seconds) == (6000, "::1", 9)
+
+
+def test_a_wrong_override_is_named_by_its_variable() -> None:
+    with pytest.raises(InvalidSettings) as refusal:
+        load_settings(http_port=-1)
+    assert [variable for variable, _ in refusal.value.problems] == ["BCS_HTTP_PORT"]
+
+
+def test_every_setting_has_a_description_for_the_readme() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_unknown_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCS_TEST_REDIS_URL", "redis://elsewhere")
+    assert load_settings() == Settings()
