@@ -1,0 +1,65 @@
+"""Supervision as in OTP, on anyio: actors with mailboxes, and supervisors that restart them.
+
+Knows nothing of the service around it; needs anyio and the standard library; runs on asyncio (uvloop too) and trio.
+Everything here belongs to one event loop: call nothing from another thread.
+"""
+
+from bcs.supervision.actor import ActorContext, serve, serve_until_empty
+from bcs.supervision.backoff import Backoff
+from bcs.supervision.branch import Branch
+from bcs.supervision.dynamic import DynamicSupervisor
+from bcs.supervision.errors import (
+    ActorDied,
+    AskTimeout,
+    MailboxClosed,
+    MailboxFull,
+    RestartIntensityExceeded,
+    StrayCancellation,
+    SupervisionError,
+    UnknownChild,
+    describe,
+)
+from bcs.supervision.intensity import RestartIntensity, RestartWindow
+from bcs.supervision.letter import Letter, Reply
+from bcs.supervision.mailbox import Mailbox
+from bcs.supervision.observer import NullObserver, Observer
+from bcs.supervision.snapshot import Snapshot, State
+from bcs.supervision.spec import ChildSpec, Restart, Strategy
+from bcs.supervision.supervisor import Supervisor
+from bcs.supervision.tree import run_tree
+
+__all__ = [
+    # running
+    "ChildSpec",
+    "Restart",
+    "Strategy",
+    "Supervisor",
+    "DynamicSupervisor",
+    "Branch",
+    "run_tree",
+    "RestartIntensity",
+    "RestartWindow",
+    "Backoff",
+    # actors
+    "ActorContext",
+    "serve",
+    "serve_until_empty",
+    "Mailbox",
+    "Letter",
+    "Reply",
+    # looking
+    "Observer",
+    "NullObserver",
+    "Snapshot",
+    "State",
+    # errors
+    "SupervisionError",
+    "MailboxFull",
+    "MailboxClosed",
+    "AskTimeout",
+    "ActorDied",
+    "RestartIntensityExceeded",
+    "UnknownChild",
+    "StrayCancellation",
+    "describe",
+]

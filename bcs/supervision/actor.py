@@ -1,0 +1,188 @@
+"""What an attempt of an actor is given, and two loops to build actors from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from bcs.supervision.letter import Letter
+    from bcs.supervision.mailbox import Mailbox
+
+M = TypeVar("M")
+
+
+class ActorContext(Generic[M]):
+    """One attempt's view of its supervisor.
+
+    :param name: of the child; the key, for a child of a dynamic supervisor
+    :param incarnation: 1 for the first attempt
+    :param mailbox: its letters, if it has any
+    :param on_ready: called once, when it reports ready
+    """
+
+    __slots__ = ("_busy_since", "_mailbox", "_on_ready", "_stop", "incarnation", "name", "ready_at", "settled")
+
+    def __init__(
+        self,
+        name: str,
+        incarnation: int = 1,
+        mailbox: Mailbox[M] | None = None,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self.ready_at: float | None = None
+        self.settled = 0  # letters this attempt is done with
+        self._mailbox = mailbox
+        self._on_ready = on_ready
+        self._stop = anyio.Event()
+        self._busy_since: float | None = None
+
+    @property
+    def mailbox(self) -> Mailbox[M]:
+        """Its mailbox.
+
+        :raises RuntimeError: when its spec has none
+        """
+        if self._mailbox is None:
+            raise RuntimeError(f"{self.name} has no mailbox")
+        return self._mailbox
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stop.is_set()
+
+    async def wait_stopping(self) -> None:
+        """Wait until it is asked to stop; cancellation leaves nothing behind."""
+        await self._stop.wait()
+
+    def request_stop(self) -> None:
+        """Ask it to stop, and wake a waiting `receive`. The supervisor's side."""
+        self._stop.set()
+        if self._mailbox is not None:
+            self._mailbox.wake()
+
+    def ready(self) -> None:
+        """Report that it has started: the next child may. Reporting it again changes nothing."""
+        if self.ready_at is None:
+            self.ready_at = anyio.current_time()
+            if self._on_ready is not None:
+                self._on_ready()
+
+    def beat(self) -> None:
+        """I am busy and making progress: the watchdog's clock starts anew."""
+        self._busy_since = anyio.current_time()
+
+    def rest(self) -> None:
+        """I hold no work: the watchdog is off."""
+        self._busy_since = None
+
+    @property
+    def busy_since(self) -> float | None:
+        """The last beat, in seconds of anyio's clock; None at rest."""
+        return self._busy_since
+
+    async def receive(self, limit: int = 1) -> list[Letter[M]]:
+        """Take letters into hand, and wait for them. Beats when there are some, rests while it waits.
+
+        Cancellation leaves nothing in hand and everything in the mailbox.
+
+        :param limit: at most so many
+        :returns: nothing when no letter will come: a stop was asked for, or the mailbox closed, and it is empty
+        :raises RuntimeError: while letters are in hand that are not settled
+        """
+        mailbox = self.mailbox
+        await checkpoint()
+        while not (letters := self.receive_nowait(limit)):
+            if self.stopping or mailbox.closed:
+                break
+            await mailbox.arrival()
+        return letters
+
+    def receive_nowait(self, limit: int = 1) -> list[Letter[M]]:
+        """Take the letters that wait into hand. Beats when there are some, rests when there are none.
+
+        :param limit: at most so many
+        :raises RuntimeError: while letters are in hand that are not settled
+        """
+        letters = self.mailbox.receive_nowait(limit)
+        if letters:
+            self.beat()
+        else:
+            self.rest()
+        return letters
+
+    def settle(self, letters: Iterable[Letter[M]]) -> None:
+        """Let go of letters that are done with; those that are not in hand are ignored.
+
+        :param letters: letters that were received
+        """
+        before = len(self.mailbox.in_hand)
+        self.mailbox.settle(letters)
+        self.settled += before - len(self.mailbox.in_hand)
+
+
+async def serve(
+    context: ActorContext[M],
+    handle: Callable[[list[Letter[M]]], Awaitable[None]],
+    *,
+    limit: int = 1,
+    exhausted: Callable[[Letter[M]], Awaitable[None]],
+) -> None:
+    """Report ready and handle letters until a stop was asked for and the mailbox is empty.
+
+    Abandoned asks are handled too; a handler that wants to skip them looks at `Letter.abandoned`. A handler may settle
+    letters itself as it goes; the rest is settled when it returns. Cancellation leaves the letters in hand, for the
+    supervisor to deliver them again.
+
+    :param context: of the attempt
+    :param handle: gets at least one letter, and none that was delivered too often
+    :param limit: how many letters it gets at most
+    :param exhausted: gets a letter whose deliveries ended `max_deliveries` times in the actor's death
+    """
+    context.ready()
+    while letters := await context.receive(limit):
+        await _handle(context, letters, handle, exhausted)
+
+
+async def serve_until_empty(
+    context: ActorContext[M],
+    handle: Callable[[list[Letter[M]]], Awaitable[None]],
+    *,
+    limit: int = 1,
+    exhausted: Callable[[Letter[M]], Awaitable[None]],
+) -> None:
+    """Report ready and handle letters until the mailbox is empty: the loop for children of a dynamic supervisor.
+
+    Between the last look into the mailbox and the return there is no pause in which a letter could come.
+
+    :param context: of the attempt
+    :param handle: as for `serve`
+    :param limit: as for `serve`
+    :param exhausted: as for `serve`
+    """
+    context.ready()
+    while letters := context.receive_nowait(limit):
+        await _handle(context, letters, handle, exhausted)
+        # A handler that never pauses must not keep everybody else from running.
+        await checkpoint()
+
+
+async def _handle(
+    context: ActorContext[M],
+    letters: list[Letter[M]],
+    handle: Callable[[list[Letter[M]]], Awaitable[None]],
+    exhausted: Callable[[Letter[M]], Awaitable[None]],
+) -> None:
+    # Letters that come again come alone, so a list is either one spent letter or has none.
+    if letters[0].attempts >= context.mailbox.max_deliveries:
+        await exhausted(letters[0])
+    else:
+        await handle(letters)
+    context.settle(letters)

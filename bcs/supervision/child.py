@@ -1,0 +1,131 @@
+"""What a supervisor remembers of a child from one attempt to the next."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from bcs.supervision.actor import ActorContext
+from bcs.supervision.attempt import Attempt, Exit, Limits, Owner
+from bcs.supervision.errors import describe
+from bcs.supervision.snapshot import Snapshot, State
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from bcs.supervision.backoff import Backoff
+    from bcs.supervision.mailbox import Mailbox
+
+
+class Child:
+    """A child's record.
+
+    :param name: its name, or its key
+    :param mailbox: its letters, if it has any
+    """
+
+    __slots__ = (
+        "attempt",
+        "done",
+        "incarnation",
+        "last_error",
+        "mailbox",
+        "name",
+        "not_before",
+        "restarts",
+        "started",
+        "step",
+    )
+
+    def __init__(self, name: str, mailbox: Mailbox[Any] | None) -> None:
+        self.name = name
+        self.mailbox = mailbox
+        self.attempt: Attempt | None = None
+        self.incarnation = 0
+        self.restarts = 0
+        self.last_error: str | None = None
+        self.step = 0
+        self.forget_run()
+
+    @property
+    def wedged(self) -> bool:
+        """Whether its attempt ignores its cancellation."""
+        return self.attempt is not None and self.attempt.wedged
+
+    def forget_run(self) -> None:
+        """Forget what concerns one run of the supervisor only."""
+        self.done = False  # will not be started again
+        self.started = False
+        self.not_before = -math.inf
+
+    def launch(
+        self,
+        path: str,
+        start: Callable[[ActorContext[Any]], Awaitable[None]],
+        limits: Limits,
+        owner: Owner,
+    ) -> Attempt:
+        """Make the next attempt.
+
+        :param path: of the child
+        :param start: the actor
+        :param limits: how long it may take
+        :param owner: its supervisor
+        """
+        self.restarts += self.started
+        self.started = True
+        self.incarnation += 1
+        context = ActorContext(self.name, self.incarnation, self.mailbox, owner.attempt_ready)
+        self.attempt = Attempt(path, context, start, self.mailbox, limits, owner)
+        return self.attempt
+
+    def note_end(self, ended: Exit, backoff: Backoff) -> None:
+        """The attempt is over.
+
+        :param ended: how
+        :param backoff: says after how long in good health the next wait is a short one again
+        """
+        attempt, self.attempt = self.attempt, None
+        if ended.abnormal and not ended.outside:
+            self.last_error = describe(ended.error) if ended.error is not None else ended.reason
+        ready_at = attempt.context.ready_at if attempt is not None else None
+        if ready_at is not None and anyio.current_time() - ready_at >= backoff.reset_after_seconds:
+            self.step = 0
+
+    def next_delay(self, backoff: Backoff, random: Callable[[], float]) -> float:
+        """How long to wait before the next attempt, in seconds.
+
+        :param backoff: the rule
+        :param random: a number from 0.0 to 1.0
+        """
+        self.step += 1
+        return backoff.delay(self.step - 1, random)
+
+    def node(self, kind: Literal["actor", "supervisor", "dynamic"], state: State, now: float) -> Snapshot:
+        """Its part of a snapshot.
+
+        :param kind: what it is
+        :param state: where it stands when no attempt of it runs
+        :param now: the present, in seconds of anyio's clock
+        """
+        node = Snapshot(
+            name=self.name,
+            kind=kind,
+            state=state if self.attempt is None else self.attempt.state,
+            incarnation=self.incarnation,
+            restarts=self.restarts,
+            last_error=self.last_error,
+        )
+        if self.attempt is not None and self.attempt.context.busy_since is not None:
+            node = replace(node, busy_seconds=now - self.attempt.context.busy_since)
+        if self.mailbox is not None:
+            node = replace(
+                node,
+                mailbox_depth=self.mailbox.depth,
+                mailbox_capacity=self.mailbox.capacity,
+                oldest_message_seconds=self.mailbox.oldest_age_seconds(now),
+            )
+        return node

@@ -1,0 +1,249 @@
+"""A supervisor of many children of one kind, which exist only while there is work for them."""
+
+from __future__ import annotations
+
+import math
+import random as random_module
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import anyio
+
+from bcs.supervision.attempt import Attempt, Exit, Limits
+from bcs.supervision.backoff import DEFAULT_BACKOFF, Backoff
+from bcs.supervision.branch import Branch
+from bcs.supervision.errors import UnknownChild, describe
+from bcs.supervision.intensity import DEFAULT_INTENSITY, RestartIntensity
+from bcs.supervision.keyed import KeyedChild, KeyedChildren
+from bcs.supervision.mailbox import Mailbox
+from bcs.supervision.observer import Observer, tell
+from bcs.supervision.snapshot import Snapshot, State
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from bcs.supervision.actor import ActorContext
+    from bcs.supervision.letter import Reply
+
+M = TypeVar("M")
+T = TypeVar("T")
+
+LISTED = 100  # children in a snapshot
+
+
+class DynamicSupervisor(Branch, Generic[M]):
+    """Children by key: a message makes the child, and an empty mailbox retires it.
+
+    A child whose attempt fails is started again after a back-off if letters are left. Messages that come while this
+    supervisor does not run stay, and are served when it runs again.
+
+    :param name: for errors
+    :param start: runs one attempt of a child, whose `context.name` is the key; mostly `serve_until_empty`. It must
+        work until its mailbox is empty: to return with letters left and none settled counts as a crash
+    :param mailbox_capacity: how many letters may queue for one child
+    :param max_deliveries: after so many deliveries that ended in the actor's death a letter is given up
+    :param max_children: how many there may be at a time
+    :param shutdown_seconds: how long all of them together may take to empty their mailboxes when a stop was asked for
+    :param hang_seconds: how long a child may be busy without a beat; found out at most a tenth later
+    :param intensity: when it gives up; counts over all children
+    :param backoff: how long it waits before a restart
+    :param random: a number from 0.0 to 1.0, for the jitter
+    :param observer: whom it tells what happens; by default the observer of its parent
+    :param kill_grace_seconds: how long an attempt may take to end after its cancellation
+    """
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[ActorContext[M]], Awaitable[None]],
+        *,
+        mailbox_capacity: float,
+        max_children: int,
+        max_deliveries: int = 3,
+        shutdown_seconds: float = 5.0,
+        hang_seconds: float | None = None,
+        intensity: RestartIntensity = DEFAULT_INTENSITY,
+        backoff: Backoff = DEFAULT_BACKOFF,
+        random: Callable[[], float] = random_module.random,
+        observer: Observer | None = None,
+        kill_grace_seconds: float = 1.0,
+    ) -> None:
+        super().__init__(
+            name,
+            intensity=intensity,
+            backoff=backoff,
+            random=random,
+            observer=observer,
+            kill_grace_seconds=kill_grace_seconds,
+        )
+        self._start = start
+        self._shutdown_seconds = shutdown_seconds
+        self._hang_seconds = hang_seconds
+        self._limits = Limits(math.inf, hang_seconds, kill_grace_seconds)
+        self._children: KeyedChildren[M] = KeyedChildren(
+            name,
+            lambda key: Mailbox(f"{name}/{key}", mailbox_capacity, max_deliveries),
+            max_children,
+            self._rouse,
+        )
+        self._attempts: set[Attempt] = set()
+        self._stop_by: float | None = None  # set once they are to empty their mailboxes and go
+        self._halted = False  # no more attempts in this run
+
+    def deliver_nowait(self, key: str, message: M) -> None:
+        """Put a message into a child's mailbox; makes the child when there is none.
+
+        :param key: whose
+        :param message: what to send
+        :raises MailboxFull: when its mailbox has no room, or there are too many children for one more
+        :raises MailboxClosed: after the end of the tree
+        """
+        self._children.deliver_nowait(key, message)
+
+    async def deliver(self, key: str, message: M) -> None:
+        """Put a message into a child's mailbox, and wait for room: back-pressure.
+
+        Cancellation while it waits leaves the message undelivered.
+
+        :param key: whose
+        :param message: what to send
+        :raises MailboxClosed: after the end of the tree, also for those who wait
+        """
+        await self._children.deliver(key, message)
+
+    async def ask(self, key: str, build: Callable[[Reply[T]], M], timeout_seconds: float) -> T:
+        """Ask a child, and make it when there is none; see `Mailbox.ask`.
+
+        :param key: whom
+        :param build: makes the message for a reply
+        :param timeout_seconds: one deadline for all of it
+        :raises MailboxFull: at once, when its mailbox has no room, or there are too many children for one more
+        :raises SupervisionError: as `Mailbox.ask` does
+        """
+        return await self._children.ask(key, build, timeout_seconds)
+
+    def kill(self, path: str, reason: str = "killed") -> bool:
+        """Cancel a child's attempt; treated as a crash.
+
+        :param path: the key
+        :param reason: for the observer
+        :returns: False when it does not run at the moment
+        :raises UnknownChild: when there is no such child now
+        """
+        child = self._children.by_key.get(path)
+        if child is None:
+            raise UnknownChild(self.name, path)
+        return child.attempt is not None and child.attempt.cancel(reason)
+
+    def snapshot(self) -> Snapshot:
+        """A picture; to be taken on the event loop. Of the children it lists a hundred, those that wedged first."""
+        now = anyio.current_time()
+        children = sorted(self._children.by_key.values(), key=lambda child: not child.wedged)
+        return Snapshot(
+            self.name,
+            kind="dynamic",
+            state=self._state(),
+            incarnation=self._incarnation,
+            last_error=self._last_error,
+            mailbox_depth=sum(child.letters.depth for child in children),
+            oldest_message_seconds=max((child.letters.oldest_age_seconds(now) for child in children), default=0.0),
+            children=tuple(
+                child.node("actor", State.BACKING_OFF if child.backing_off else State.IDLE, now)
+                for child in children[:LISTED]
+            ),
+            total_children=len(children),
+        )
+
+    def close(self) -> None:
+        """Close all mailboxes: no run will follow."""
+        self._children.close()
+
+    def attempt_ready(self) -> None:
+        """See `Owner`: nobody waits for it."""
+
+    def _begin(self) -> None:
+        self._stop_by, self._halted = None, False
+        for child in list(self._children.by_key.values()):
+            child.forget_run()
+            child.backing_off = False
+            self._launch(child)
+
+    def _tick(self, now: float) -> float:
+        if self._context is not None:
+            self._context.ready()
+        if self._stop_by is None and self._state() is State.STOPPING:
+            self._stop_by = now + self._shutdown_seconds
+            for attempt in self._attempts:
+                attempt.request_stop(self._stop_by)
+        due = self._enforce(now)
+        if self._stop_by is not None and now >= self._stop_by:
+            self._halted = True
+        elif self._stop_by is not None:
+            due = min(due, self._stop_by)
+        self._finished = self._fatal is not None or self._stopped()
+        return due
+
+    def _enforce(self, now: float) -> float:
+        """Enforce the limits of all attempts, and say when to look again."""
+        kills, hangs = math.inf, math.inf
+        for attempt in list(self._attempts):
+            due = attempt.enforce(now)
+            if attempt.cancelled:
+                kills = min(kills, due)
+            else:
+                hangs = min(hangs, due)
+        if self._hang_seconds is not None:
+            # Attempts that start later have all that time. Not each of thousands gets a look at all to itself.
+            hangs = min(max(hangs, now + self._hang_seconds / 10), now + self._hang_seconds)
+        return min(kills, hangs)
+
+    def _stopped(self) -> bool:
+        # Wedged attempts are not waited for.
+        if self._stop_by is None or any(not attempt.wedged for attempt in self._attempts):
+            return False
+        return self._halted or len(self._children.by_key) == len(self._attempts)
+
+    def _rouse(self, child: KeyedChild[M]) -> None:
+        # A letter that waited for room may have been taken and dealt with, and its child retired, by now.
+        if child.attempt is None and not child.backing_off and self._children.by_key.get(child.name) is child:
+            self._launch(child)
+
+    def _launch(self, child: KeyedChild[M]) -> None:
+        if self._tasks is None or self._halted:
+            return
+        attempt = child.launch(self._path_of(child.name), self._start, self._limits, self)
+        attempt.context.beat()
+        if self._stop_by is not None:
+            attempt.request_stop(self._stop_by)
+        self._attempts.add(attempt)
+        tell(self._observer.actor_started, attempt.path, child.incarnation)
+        self._tasks.start_soon(attempt.run, name=attempt.path)
+
+    def _note_end(self, attempt: Attempt, ended: Exit) -> None:
+        child = self._children.by_key[attempt.context.name]
+        child.note_end(ended, self._backoff)
+        self._last_error = child.last_error or self._last_error
+        self._attempts.discard(attempt)
+        if not child.letters.depth:
+            self._children.retire(child)
+
+    def _follow_up(self, attempt: Attempt, ended: Exit) -> None:
+        child = self._children.by_key.get(attempt.context.name)
+        idle = child is not None and attempt.context.settled == 0
+        if not self._halted and (ended.abnormal or idle):
+            if not self._may_restart(describe(ended.error) if ended.error else ended.reason):
+                self._halted = True
+                self.attempt_changed()
+            elif child is not None and self._tasks is not None:
+                child.backing_off = True
+                delay = child.next_delay(self._backoff, self._random)
+                tell(self._observer.actor_restarting, attempt.path, delay)
+                self._tasks.start_soon(self._rouse_later, child, delay)
+        elif child is not None:
+            self._rouse(child)
+        if self._stopped():
+            self.attempt_changed()
+
+    async def _rouse_later(self, child: KeyedChild[M], delay_seconds: float) -> None:
+        await anyio.sleep(delay_seconds)
+        child.backing_off = False
+        self._rouse(child)

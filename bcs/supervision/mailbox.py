@@ -1,0 +1,232 @@
+"""A bounded mailbox that outlives its actor.
+
+Nothing is ever handed from a sender to a waiting receiver: a receiver waits for the news that something came, and then
+takes it without a pause. So a cancelled receive cannot lose a letter, however the cancellation came about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from bcs.supervision.asks import PendingAsks
+from bcs.supervision.errors import ActorDied, MailboxClosed, MailboxFull, describe
+from bcs.supervision.letter import Letter, Reply
+from bcs.supervision.queue import Queue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+M = TypeVar("M")
+T = TypeVar("T")
+
+
+class Mailbox(Generic[M]):
+    """Letters for one actor: queued, in its hand, or to be delivered again.
+
+    What is in hand or to be delivered again does not count against the capacity.
+
+    :param name: for errors and snapshots
+    :param capacity: how many letters may queue, or `math.inf`
+    :param max_deliveries: after so many deliveries that ended in the actor's death `serve` gives a letter up
+    :raises ValueError: for a capacity or a number of deliveries below one
+    """
+
+    def __init__(self, name: str, capacity: float, max_deliveries: int = 3) -> None:
+        if capacity < 1 or max_deliveries < 1:
+            raise ValueError(f"{name}: capacity and max_deliveries start at 1")
+        self.name = name
+        self.capacity = capacity if math.isinf(capacity) else int(capacity)
+        self.max_deliveries = max_deliveries
+        self._queue: Queue[Letter[M]] = Queue(self.capacity)
+        self._again: deque[Letter[M]] = deque()
+        self._hand: list[Letter[M]] = []
+        self._asks = PendingAsks(name)
+        self._arrival: anyio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<Mailbox {self.name} {self.depth}/{self.capacity}{' closed' if self.closed else ''}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more letters."""
+        return self._queue.closed
+
+    @property
+    def depth(self) -> int:
+        """How many letters are queued, in hand, or to be delivered again."""
+        return len(self._queue) + len(self._again) + len(self._hand)
+
+    @property
+    def in_hand(self) -> tuple[Letter[M], ...]:
+        """The letters that were received and not yet settled."""
+        return tuple(self._hand)
+
+    @property
+    def pending_asks(self) -> int:
+        """How many asks wait for an answer."""
+        return len(self._asks)
+
+    def oldest_age_seconds(self, now: float) -> float:
+        """How long the oldest letter has been here, 0.0 when there is none.
+
+        :param now: the present, in seconds of anyio's clock
+        """
+        head = self._queue.peek()
+        times = [letter.enqueued_at for letter in (*self._hand, *self._again, *([head] if head else []))]
+        return max(0.0, now - min(times)) if times else 0.0
+
+    def send_nowait(self, message: M) -> None:
+        """Put a message in.
+
+        :param message: what to send
+        :raises MailboxFull: when there is no room
+        :raises MailboxClosed: after `close`
+        """
+        self._put(Letter(message, anyio.current_time()))
+
+    async def send(self, message: M) -> None:
+        """Put a message in, and wait for room when there is none: back-pressure.
+
+        First come, first served holds for one sender; among several, trio wakes them in any order. Cancellation while
+        it waits leaves nothing in the mailbox.
+
+        :param message: what to send
+        :raises MailboxClosed: after `close`, also for those who wait
+        """
+        letter = Letter(message, anyio.current_time())
+        try:
+            self._put(letter)
+        except MailboxFull:
+            try:
+                await self._queue.put(letter)
+            except anyio.ClosedResourceError:
+                raise MailboxClosed(self.name) from None
+            # Room may have come while this gave way, and the receiver may be waiting again.
+            self.wake()
+
+    async def ask(self, build: Callable[[Reply[T]], M], timeout_seconds: float) -> T:
+        """Send a message that carries a reply, and wait for the answer; it always ends.
+
+        A timeout or a cancellation leaves the letter in the mailbox, abandoned, for the actor to skip.
+
+        :param build: makes the message for a reply
+        :param timeout_seconds: one deadline for all of it
+        :raises MailboxFull: at once, when there is no room
+        :raises MailboxClosed: after `close`, or when it comes while waiting
+        :raises ActorDied: when the actor died before it replied
+        :raises AskTimeout: after the deadline
+        :raises BaseException: what the actor failed the reply with
+        """
+        return await self.answer(self.post(build), timeout_seconds)
+
+    def post(self, build: Callable[[Reply[T]], M]) -> Reply[T]:
+        """The first half of `ask`: put the message in. Whoever calls it must go on to `answer`.
+
+        :param build: makes the message for a reply
+        :raises MailboxFull: when there is no room
+        :raises MailboxClosed: after `close`
+        """
+        reply: Reply[T] = Reply()
+        self._put(Letter(build(reply), anyio.current_time(), reply=cast("Reply[object]", reply)))
+        self._asks.add(reply)
+        return reply
+
+    async def answer(self, reply: Reply[T], timeout_seconds: float) -> T:
+        """The second half of `ask`: wait for the answer.
+
+        :param reply: what `post` returned
+        :param timeout_seconds: how long
+        :raises SupervisionError: as `ask` does
+        """
+        return await self._asks.answer(reply, timeout_seconds)
+
+    def receive_nowait(self, limit: int = 1) -> list[Letter[M]]:
+        """Take what waits into hand.
+
+        Letters that are delivered again come first, and one at a time, so that a poisonous one stands alone.
+
+        :param limit: at most so many letters
+        :returns: nothing when nothing waits
+        :raises RuntimeError: while letters are in hand
+        :raises ValueError: for a limit below one
+        """
+        if self._hand:
+            raise RuntimeError(f"{self.name}: {len(self._hand)} letters in hand are not settled")
+        if limit < 1:
+            raise ValueError("limit starts at 1")
+        if self._again:
+            self._hand.append(self._again.popleft())
+        else:
+            while len(self._hand) < limit and (letter := self._queue.take_nowait()) is not None:
+                self._hand.append(letter)
+        return list(self._hand)
+
+    async def receive(self, limit: int = 1) -> list[Letter[M]]:
+        """Take what waits into hand, and wait for it when there is nothing.
+
+        Cancellation leaves nothing in hand and everything in the mailbox.
+
+        :param limit: at most so many letters
+        :raises MailboxClosed: when it is closed and nothing is left
+        :raises RuntimeError: while letters are in hand
+        """
+        await checkpoint()
+        while not (letters := self.receive_nowait(limit)):
+            if self.closed:
+                raise MailboxClosed(self.name)
+            await self.arrival()
+        return letters
+
+    async def arrival(self) -> None:
+        """Wait until something may have come: a letter, `close`, or `wake`. Look first, or you wait too long."""
+        self._arrival = anyio.Event()
+        await self._arrival.wait()
+
+    def wake(self) -> None:
+        """End the wait of `arrival`."""
+        if self._arrival is not None:
+            self._arrival.set()
+
+    def settle(self, letters: Iterable[Letter[M]]) -> None:
+        """Let go of letters that are done with; those that are not in hand are ignored.
+
+        :param letters: letters that were received
+        """
+        done = {id(letter) for letter in letters}
+        self._hand = [letter for letter in self._hand if id(letter) not in done]
+
+    def redeliver(self, error: BaseException) -> None:
+        """Called when an attempt of the actor ended: what it had in hand comes again, and no ask goes on waiting.
+
+        Every ask that has no answer yet fails, also one whose letter was settled: whoever held its reply is gone.
+
+        :param error: what ended the attempt
+        """
+        self._again.extendleft(
+            replace(letter, attempts=letter.attempts + 1, last_error=error) for letter in reversed(self._hand)
+        )
+        self._hand = []
+        reason = error.reason if isinstance(error, ActorDied) else describe(error)
+        self._asks.fail_all(lambda: ActorDied(self.name, reason))
+
+    def close(self) -> None:
+        """Take no more letters and fail the pending asks; what is in the mailbox can still be received."""
+        if not self.closed:
+            self._queue.close()
+            self._asks.fail_all(lambda: MailboxClosed(self.name))
+            self.wake()
+
+    def _put(self, letter: Letter[M]) -> None:
+        try:
+            self._queue.put_nowait(letter)
+        except anyio.WouldBlock:
+            raise MailboxFull(self.name, self.capacity) from None
+        except anyio.ClosedResourceError:
+            raise MailboxClosed(self.name) from None
+        self.wake()

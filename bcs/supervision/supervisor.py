@@ -1,0 +1,239 @@
+"""A supervisor of children that are known beforehand."""
+
+from __future__ import annotations
+
+import math
+import random as random_module
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio
+
+from bcs.supervision.attempt import Attempt, Exit, Limits
+from bcs.supervision.backoff import DEFAULT_BACKOFF, Backoff
+from bcs.supervision.branch import Branch
+from bcs.supervision.child import Child
+from bcs.supervision.errors import UnknownChild, describe
+from bcs.supervision.intensity import DEFAULT_INTENSITY, RestartIntensity
+from bcs.supervision.observer import Observer, tell
+from bcs.supervision.snapshot import Snapshot, State
+from bcs.supervision.spec import ChildSpec, Restart, Strategy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class StaticChild(Child):
+    """A child with a specification.
+
+    :param index: its place among its siblings
+    :param spec: what it is
+    """
+
+    __slots__ = ("branch", "index", "spec")
+
+    def __init__(self, index: int, spec: ChildSpec) -> None:
+        super().__init__(spec.name, spec.mailbox)
+        self.index = index
+        self.spec = spec
+        owner = getattr(spec.start, "__self__", None)
+        self.branch = owner if isinstance(owner, Branch) else None
+
+
+class Supervisor(Branch):
+    """Starts its children in order, restarts them as their kind and its strategy say, and stops them in reverse order.
+
+    :param name: for errors, and in snapshots of the root
+    :param children: what to start
+    :param strategy: whom a restart concerns
+    :param intensity: when it gives up and leaves the failure to its parent
+    :param backoff: how long it waits before a restart
+    :param random: a number from 0.0 to 1.0, for the jitter
+    :param observer: whom it tells what happens; by default the observer of its parent
+    :param kill_grace_seconds: how long an attempt may take to end after its cancellation
+    :raises ValueError: for names that are not unique or have a "/", and for a mailbox that two children share
+    """
+
+    def __init__(
+        self,
+        name: str,
+        children: Sequence[ChildSpec],
+        *,
+        strategy: Strategy = Strategy.ONE_FOR_ONE,
+        intensity: RestartIntensity = DEFAULT_INTENSITY,
+        backoff: Backoff = DEFAULT_BACKOFF,
+        random: Callable[[], float] = random_module.random,
+        observer: Observer | None = None,
+        kill_grace_seconds: float = 1.0,
+    ) -> None:
+        super().__init__(
+            name,
+            intensity=intensity,
+            backoff=backoff,
+            random=random,
+            observer=observer,
+            kill_grace_seconds=kill_grace_seconds,
+        )
+        self._strategy = strategy
+        self._children = [StaticChild(index, spec) for index, spec in enumerate(children)]
+        self._by_name = {child.name: child for child in self._children}
+        mailboxes = [id(spec.mailbox) for spec in children if spec.mailbox is not None]
+        if len(self._by_name) < len(children) or len(set(mailboxes)) < len(mailboxes):
+            raise ValueError(f"{name}: two children share a name or a mailbox")
+        if any("/" in child.name or not child.name for child in self._children):
+            raise ValueError(f'{name}: a name is not empty and has no "/"')
+        self._halting: int | None = None  # children from this index on are being stopped
+        self._delay = 0.0  # and started again after this time
+        self.adopt("", self._observer)
+
+    def adopt(self, path: str, observer: Observer) -> None:
+        """Take a place in a tree, and tell those below.
+
+        :param path: of this supervisor
+        :param observer: of the parent
+        """
+        super().adopt(path, observer)
+        for child in self._children:
+            if child.branch is not None:
+                child.branch.adopt(self._path_of(child.name), self._observer)
+
+    def kill(self, path: str, reason: str = "killed") -> bool:
+        """Cancel an attempt; its supervisor treats that as a crash. Killing a supervisor kills all below it.
+
+        :param path: like "intake" or "batches/router"; below a dynamic supervisor the rest of it is the key
+        :param reason: for the observer
+        :returns: False when it does not run at the moment
+        :raises UnknownChild: when nothing has that path
+        """
+        name, _, rest = path.partition("/")
+        child = self._by_name.get(name)
+        if child is None:
+            raise UnknownChild(self.name, name)
+        if not rest:
+            return child.attempt is not None and child.attempt.cancel(reason)
+        if child.branch is None:
+            raise UnknownChild(self._path_of(name), rest)
+        return child.branch.kill(rest, reason)
+
+    def snapshot(self) -> Snapshot:
+        """A picture of this supervisor and what is below it; to be taken on the event loop."""
+        now = anyio.current_time()
+        return Snapshot(
+            name=self.name,
+            kind="supervisor",
+            state=self._state(),
+            incarnation=self._incarnation,
+            last_error=self._last_error,
+            children=tuple(self._node(child, now) for child in self._children),
+            total_children=len(self._children),
+        )
+
+    def close(self) -> None:
+        """Close all mailboxes here and below: no run will follow."""
+        for child in self._children:
+            if child.mailbox is not None:
+                child.mailbox.close()
+            if child.branch is not None:
+                child.branch.close()
+
+    def attempt_ready(self) -> None:
+        """See `Owner`: the next child may start."""
+        self.attempt_changed()
+
+    def _begin(self) -> None:
+        self._halting = None
+        for child in self._children:
+            child.forget_run()
+
+    def _tick(self, now: float) -> float:
+        final = self._context is None or self._context.stopping or self._failure is not None
+        if final:
+            self._halting = 0
+        if self._fatal is not None or (self._halting is not None and self._all_halted() and final):
+            self._finished = True
+            return now
+        due = math.inf if self._halting is not None else self._start_due(now)
+        return min([due, *(child.attempt.enforce(now) for child in self._children if child.attempt is not None)])
+
+    def _all_halted(self) -> bool:
+        """Stop the last child that still runs, or, when there is none, say when the affected ones start again."""
+        affected = self._children[self._halting :]
+        for child in reversed(affected):
+            if child.attempt is not None and not child.attempt.wedged:
+                child.attempt.request_stop(anyio.current_time() + child.spec.shutdown_seconds)
+                return False
+        for child in affected:
+            # As in OTP: a transient child that had returned starts again with its group, a temporary one does not.
+            child.done = child.started and child.spec.restart is Restart.TEMPORARY
+            child.not_before = anyio.current_time() + self._delay
+        self._halting, self._delay = None, 0.0
+        return True
+
+    def _start_due(self, now: float) -> float:
+        """Start the children whose turn it is, and say when the next one's turn is."""
+        due = math.inf
+        all_ready = True
+        for child in self._children:
+            if child.done:
+                continue
+            if child.attempt is not None:
+                all_ready = all_ready and child.attempt.ready
+                continue
+            # A restart under one_for_one waits for nobody; everything else waits for those before it.
+            if all_ready or (child.started and self._strategy is Strategy.ONE_FOR_ONE):
+                if child.not_before <= now:
+                    self._launch(child)
+                else:
+                    due = min(due, child.not_before)
+            all_ready = False
+        if all_ready and self._context is not None:
+            self._context.ready()
+        return due
+
+    def _launch(self, child: StaticChild) -> None:
+        spec = child.spec
+        limits = Limits(spec.start_timeout_seconds, spec.hang_seconds, self._kill_grace_seconds)
+        attempt = child.launch(self._path_of(child.name), spec.start, limits, self)
+        tell(self._observer.actor_started, attempt.path, child.incarnation)
+        if self._tasks is not None:
+            self._tasks.start_soon(attempt.run, name=attempt.path)
+
+    def _note_end(self, attempt: Attempt, ended: Exit) -> None:
+        self._by_name[attempt.context.name].note_end(ended, self._backoff)
+
+    def _follow_up(self, attempt: Attempt, ended: Exit) -> None:
+        self.attempt_changed()
+        child = self._by_name[attempt.context.name]
+        if attempt.asked_to_stop or (self._halting is not None and child.index >= self._halting):
+            return  # starts again with its group, if at all
+        restart = child.spec.restart
+        if restart is Restart.TEMPORARY or (restart is Restart.TRANSIENT and not ended.abnormal):
+            child.done = True
+        elif self._may_restart(describe(ended.error) if ended.error else ended.reason):
+            delay = child.next_delay(self._backoff, self._random)
+            if self._strategy is Strategy.ONE_FOR_ONE:
+                child.not_before = anyio.current_time() + delay
+            else:
+                # Those that are being stopped already come after this one, and just go on.
+                self._halting = 0 if self._strategy is Strategy.ONE_FOR_ALL else child.index
+                self._delay = max(self._delay, delay)
+            tell(self._observer.actor_restarting, attempt.path, delay)
+
+    def _node(self, child: StaticChild, now: float) -> Snapshot:
+        idle = State.IDLE
+        if child.done:
+            idle = State.ENDED
+        elif child.started and self._state() in (State.STARTING, State.RUNNING):
+            idle = State.BACKING_OFF
+        if child.branch is None:
+            return child.node("actor", idle, now)
+        below = child.branch.snapshot()
+        own = child.node(below.kind, idle, now)
+        return replace(
+            own,
+            last_error=own.last_error or below.last_error,
+            mailbox_depth=own.mailbox_depth + below.mailbox_depth,
+            oldest_message_seconds=max(own.oldest_message_seconds, below.oldest_message_seconds),
+            children=below.children,
+            total_children=below.total_children,
+        )

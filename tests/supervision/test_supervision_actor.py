@@ -1,0 +1,169 @@
+"""What an attempt is given, and the loop that serves a mailbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from bcs.supervision import ActorContext, ChildSpec, Letter, Mailbox, Supervisor, serve
+from tests.supervision.harness import AT_ONCE, OFTEN, Boom, Context, no_exhausted, running, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_ready_is_reported_once() -> None:
+    reports: list[str] = []
+    context: Context = ActorContext("a", on_ready=lambda: reports.append("ready"))
+    assert context.ready_at is None
+    context.ready()
+    context.ready()
+    assert reports == ["ready"]
+
+
+async def test_an_actor_without_a_mailbox_is_told_so() -> None:
+    context: Context = ActorContext("a")
+    with pytest.raises(RuntimeError, match="no mailbox"):
+        await context.receive()
+
+
+async def test_receive_beats_with_letters_and_rests_without() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    context = ActorContext("a", mailbox=mailbox)
+    mailbox.send_nowait("x")
+    context.settle(await context.receive())
+    assert context.busy_since is not None
+    assert context.settled == 1
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(context.receive)
+        await anyio.wait_all_tasks_blocked()
+        assert context.busy_since is None
+        mailbox.send_nowait("y")
+        await until(lambda: mailbox.in_hand)
+        assert context.busy_since is not None
+    with pytest.raises(RuntimeError, match="not settled"):
+        await context.receive()
+    context.settle(mailbox.in_hand)
+    assert context.receive_nowait() == []
+    assert context.busy_since is None
+
+
+async def test_a_stop_wakes_a_receive_that_waits() -> None:
+    context: Context = ActorContext("a", mailbox=Mailbox("m", 5))
+    async with anyio.create_task_group() as tasks:
+        got: list[Any] = ["nothing yet"]
+
+        async def receive() -> None:
+            with anyio.fail_after(5):
+                got[0] = await context.receive()
+
+        tasks.start_soon(receive)
+        tasks.start_soon(context.wait_stopping)
+        await anyio.wait_all_tasks_blocked()
+        assert not context.stopping
+        context.request_stop()
+    assert got == [[]]
+    assert context.stopping
+
+
+async def test_a_stop_drains_the_mailbox_first() -> None:
+    mailbox: Mailbox[int] = Mailbox("m", 10)
+    context = ActorContext("a", mailbox=mailbox)
+    for number in range(5):
+        mailbox.send_nowait(number)
+    context.request_stop()
+    drained: list[int] = []
+    with anyio.fail_after(5):
+        while letters := await context.receive(2):
+            drained += [letter.message for letter in letters]
+            context.settle(letters)
+    assert drained == [0, 1, 2, 3, 4]
+
+
+async def test_a_closed_mailbox_ends_receive_when_it_is_empty() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    context = ActorContext("a", mailbox=mailbox)
+    mailbox.send_nowait("x")
+    mailbox.close()
+    with anyio.fail_after(5):
+        context.settle(await context.receive())
+        assert await context.receive() == []
+
+
+async def test_serve_hands_over_what_waits_as_one_list() -> None:
+    mailbox: Mailbox[int] = Mailbox("m", 10)
+    context = ActorContext("a", mailbox=mailbox)
+    for number in range(5):
+        mailbox.send_nowait(number)
+    context.request_stop()
+    lists: list[list[int]] = []
+
+    async def handle(letters: list[Letter[int]]) -> None:
+        assert context.ready_at is not None
+        lists.append([letter.message for letter in letters])
+        context.settle(letters[:1])  # a handler may settle as it goes
+
+    with anyio.fail_after(5):
+        await serve(context, handle, limit=3, exhausted=no_exhausted)
+    assert lists == [[0, 1, 2], [3, 4]]
+    assert mailbox.depth == 0
+
+
+@pytest.mark.parametrize("deliveries", [1, 2, 5])
+async def test_a_poisonous_letter_is_isolated_and_given_up_and_harms_no_other(deliveries: int) -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=deliveries)
+    seen: list[list[str]] = []
+    handled: list[str] = []
+    given_up: list[Letter[str]] = []
+
+    async def handle(letters: list[Letter[str]]) -> None:
+        seen.append([letter.message for letter in letters])
+        if "poison" in seen[-1]:
+            raise Boom("poison")
+        handled.extend(seen[-1])
+
+    async def exhausted(letter: Letter[str]) -> None:
+        given_up.append(letter)
+
+    async def start(context: Context) -> None:
+        await serve(context, handle, limit=10, exhausted=exhausted)
+
+    for text in ("a", "poison", "b"):
+        mailbox.send_nowait(text)
+    root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE, intensity=OFTEN)
+    async with running(root):
+        await until(lambda: mailbox.depth == 0)
+        assert root.snapshot().children[0].incarnation == 1 + deliveries
+    assert seen[0] == ["a", "poison", "b"]
+    assert all(len(letters) == 1 for letters in seen[1:])
+    assert seen.count(["poison"]) == deliveries - 1
+    assert [(letter.message, letter.attempts) for letter in given_up if letter.message == "poison"] == [
+        ("poison", deliveries)
+    ]
+    assert isinstance(given_up[-1].last_error, Boom)
+    if deliveries > 1:
+        assert handled == ["a", "b"]
+        assert len(given_up) == 1
+
+
+async def test_giving_up_that_fails_is_tried_again() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=1)
+    tries: list[int] = []
+
+    async def handle(letters: list[Letter[str]]) -> None:
+        raise Boom
+
+    async def exhausted(letter: Letter[str]) -> None:
+        tries.append(letter.attempts)
+        if len(tries) < 3:
+            raise Boom
+
+    async def start(context: Context) -> None:
+        await serve(context, handle, exhausted=exhausted)
+
+    mailbox.send_nowait("x")
+    root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE, intensity=OFTEN)
+    async with running(root):
+        await until(lambda: mailbox.depth == 0)
+    assert tries == [1, 2, 3]

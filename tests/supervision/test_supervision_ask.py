@@ -1,0 +1,201 @@
+"""An ask always ends: with a reply, an error, the actor's death, its deadline, or the end of the mailbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from bcs.supervision import (
+    ActorDied,
+    AskTimeout,
+    ChildSpec,
+    Letter,
+    Mailbox,
+    MailboxClosed,
+    MailboxFull,
+    Reply,
+    Supervisor,
+    serve,
+)
+from tests.supervision.harness import (
+    AT_ONCE,
+    OFTEN,
+    PATIENCE_SECONDS,
+    Boom,
+    Context,
+    Question,
+    no_exhausted,
+    question,
+    raises_one,
+    running,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+def oracle_spec(mailbox: Mailbox[Question]) -> ChildSpec:
+    """An actor that echoes, fails, crashes, or says nothing."""
+
+    async def handle(letters: list[Letter[Question]]) -> None:
+        for letter in letters:
+            text, reply = letter.message.text, letter.message.reply
+            if letter.abandoned:
+                continue
+            if text == "fail":
+                reply.fail(Boom("as asked"))
+            elif text == "die":
+                raise Boom
+            elif text == "hold":
+                await anyio.sleep_forever()
+            elif text != "silence":
+                reply.send(text.upper())
+
+    async def start(context: Context) -> None:
+        await serve(context, handle, exhausted=no_exhausted)
+
+    return ChildSpec("oracle", start, mailbox=mailbox)
+
+
+def oracle() -> tuple[Supervisor, Mailbox[Question]]:
+    mailbox: Mailbox[Question] = Mailbox("oracle", 1_000)
+    return Supervisor("root", [oracle_spec(mailbox)], backoff=AT_ONCE, intensity=OFTEN), mailbox
+
+
+async def test_a_reply() -> None:
+    root, mailbox = oracle()
+    async with running(root):
+        assert await mailbox.ask(question("hello"), PATIENCE_SECONDS) == "HELLO"
+        assert mailbox.pending_asks == 0
+
+
+async def test_an_error_that_the_actor_set() -> None:
+    root, mailbox = oracle()
+    async with running(root):
+        with pytest.raises(Boom, match="as asked"):
+            await mailbox.ask(question("fail"), PATIENCE_SECONDS)
+        assert root.snapshot().children[0].restarts == 0
+
+
+async def test_the_death_of_the_actor_and_life_after_it() -> None:
+    root, mailbox = oracle()
+    async with running(root):
+        with pytest.raises(ActorDied, match="Boom") as caught:
+            await mailbox.ask(question("die"), PATIENCE_SECONDS)
+        assert caught.value.actor == "oracle"
+        assert await mailbox.ask(question("hello"), PATIENCE_SECONDS) == "HELLO"
+
+
+async def test_a_deadline_leaves_the_letter_abandoned() -> None:
+    root, mailbox = oracle()
+    async with running(root):
+        with pytest.raises(AskTimeout) as caught:
+            await mailbox.ask(question("silence"), 0.02)
+        assert caught.value.timeout_seconds == 0.02
+    waiting: Mailbox[Question] = Mailbox("m", 5)
+    with pytest.raises(AskTimeout):
+        await waiting.ask(question("x"), 0.0)
+    (letter,) = waiting.receive_nowait()
+    assert letter.abandoned
+    assert not letter.message.reply.send("too late")
+
+
+async def test_cancellation_leaves_the_letter_abandoned() -> None:
+    mailbox: Mailbox[Question] = Mailbox("m", 5)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mailbox.ask, question("x"), PATIENCE_SECONDS)
+        await anyio.wait_all_tasks_blocked()
+        (letter,) = mailbox.receive_nowait()
+        assert not letter.abandoned
+        assert mailbox.pending_asks == 1
+        tasks.cancel_scope.cancel()
+    assert letter.abandoned
+    assert mailbox.pending_asks == 0
+    mailbox.redeliver(Boom())  # nobody waits: nothing to fail, nothing raised
+
+
+async def test_full_at_once() -> None:
+    mailbox: Mailbox[Any] = Mailbox("m", 1)
+    mailbox.send_nowait("a")
+    with pytest.raises(MailboxFull):
+        await mailbox.ask(question("x"), PATIENCE_SECONDS)
+    assert mailbox.depth == 1
+
+
+async def test_closed_before_and_while_waiting() -> None:
+    mailbox: Mailbox[Question] = Mailbox("m", 1)
+    with raises_one(MailboxClosed):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(mailbox.ask, question("x"), PATIENCE_SECONDS)
+            await anyio.wait_all_tasks_blocked()
+            mailbox.close()
+    with pytest.raises(MailboxClosed):
+        await mailbox.ask(question("x"), PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("end", ["kill", "kill parent", "tree"])
+async def test_five_hundred_asks_all_end_with_their_actor(end: str) -> None:
+    mailbox: Mailbox[Question] = Mailbox("oracle", 1_000)
+    inner = Supervisor("inner", [oracle_spec(mailbox)], backoff=AT_ONCE)
+    root = Supervisor("root", [ChildSpec("inner", inner.run)], backoff=AT_ONCE)
+    ended: list[type[BaseException]] = []
+
+    async def ask(text: str) -> None:
+        try:
+            await mailbox.ask(question(text), 1_000.0)
+        except (ActorDied, MailboxClosed) as error:
+            ended.append(type(error))
+
+    async with running(root, shutdown_seconds=0.0) as tree, anyio.create_task_group() as tasks:
+        for _ in range(500):
+            tasks.start_soon(ask, "hold")
+        await until(lambda: mailbox.depth == 500 and mailbox.in_hand)
+        if end == "tree":
+            tree.stop.set()
+        else:
+            assert root.kill("inner/oracle" if end == "kill" else "inner")
+        with anyio.fail_after(PATIENCE_SECONDS):
+            await until(lambda: len(ended) == 500)
+    assert set(ended) == {ActorDied}
+
+
+async def test_an_ask_of_a_tree_that_ended_is_refused() -> None:
+    root, mailbox = oracle()
+    async with running(root):
+        pass
+    with pytest.raises(MailboxClosed):
+        await mailbox.ask(question("x"), PATIENCE_SECONDS)
+
+
+async def test_the_first_answer_wins() -> None:
+    reply: Reply[int] = Reply()
+    with pytest.raises(RuntimeError, match="not settled"):
+        reply.result()
+    assert not reply.settled
+    assert reply.send(1)
+    assert not reply.send(2)
+    assert not reply.fail(Boom())
+    assert reply.settled
+    assert await reply.wait() == 1
+    failed: Reply[int] = Reply()
+    assert failed.fail(Boom())
+    assert not failed.send(1)
+    with pytest.raises(Boom):
+        await failed.wait()
+
+
+async def test_several_may_wait_for_one_reply() -> None:
+    reply: Reply[int] = Reply()
+    got: list[int] = []
+
+    async def wait() -> None:
+        got.append(await reply.wait())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        reply.send(7)
+    assert got == [7, 7]

@@ -1,0 +1,162 @@
+"""Where a dynamic supervisor has bounds: places, mailboxes, its end; and the moment in which a child retires."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import anyio
+import pytest
+
+from bcs.supervision import (
+    ActorContext,
+    ChildSpec,
+    DynamicSupervisor,
+    Letter,
+    MailboxClosed,
+    MailboxFull,
+    RestartIntensity,
+    RestartIntensityExceeded,
+    Supervisor,
+    serve_until_empty,
+)
+from tests.supervision.harness import (
+    AT_ONCE,
+    OFTEN,
+    PATIENCE_SECONDS,
+    Context,
+    no_exhausted,
+    question,
+    running,
+    until,
+)
+from tests.supervision.workers import Workers
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_full_mailbox_refuses_or_makes_wait() -> None:
+    workers = Workers(mailbox_capacity=1)
+    async with running(workers.root), anyio.create_task_group() as tasks:
+        workers.hold("a")
+        workers.supervisor.deliver_nowait("a", 0)
+        await anyio.wait_all_tasks_blocked()
+        workers.supervisor.deliver_nowait("a", 1)
+        with pytest.raises(MailboxFull):
+            workers.supervisor.deliver_nowait("a", 2)
+        with pytest.raises(MailboxFull):
+            await workers.supervisor.ask("a", question("x"), PATIENCE_SECONDS)
+        tasks.start_soon(workers.supervisor.deliver, "a", 3)
+        await anyio.wait_all_tasks_blocked()
+        assert workers.supervisor.snapshot().mailbox_depth == 2
+        workers.release()
+        await until(lambda: workers.alive == 0)
+    assert workers.got == [("a", 0), ("a", 1), ("a", 3)]
+
+
+async def test_too_many_children_refuse_or_make_wait() -> None:
+    workers = Workers(max_children=2)
+    done: list[str] = []
+
+    async def deliver(key: str) -> None:
+        await workers.supervisor.deliver(key, "late")
+        done.append(key)
+
+    async with running(workers.root), anyio.create_task_group() as tasks:
+        workers.hold("a", "b")
+        workers.supervisor.deliver_nowait("a", 1)
+        workers.supervisor.deliver_nowait("b", 1)
+        workers.supervisor.deliver_nowait("a", 2)
+        with pytest.raises(MailboxFull) as caught:
+            workers.supervisor.deliver_nowait("c", 1)
+        assert caught.value.capacity == 2
+        with pytest.raises(MailboxFull):
+            await workers.supervisor.ask("c", question("x"), PATIENCE_SECONDS)
+        for key in "cdecc":
+            tasks.start_soon(deliver, key)
+        await anyio.wait_all_tasks_blocked()
+        assert (done, workers.alive) == ([], 2)
+        with anyio.move_on_after(0.001):
+            await workers.supervisor.deliver("f", "never")
+        workers.gates["a"].set()
+        await until(lambda: len(done) == 5)
+        await until(lambda: workers.alive == 1)
+        workers.release()
+    assert Counter(key for key, message in workers.got if message == "late") == {"c": 3, "d": 1, "e": 1}
+    assert "f" not in dict(workers.got)
+
+
+async def test_an_idle_child_with_letters_left_is_a_crash_and_no_endless_loop() -> None:
+    attempts: list[int] = []
+
+    async def lazy(context: Context) -> None:
+        attempts.append(context.incarnation)
+
+    lazies: DynamicSupervisor[int] = DynamicSupervisor(
+        "lazies", lazy, mailbox_capacity=5, max_children=5, intensity=RestartIntensity(3, 60.0), backoff=AT_ONCE
+    )
+    lazies.deliver_nowait("a", 1)
+    with pytest.raises(RestartIntensityExceeded, match="returned"):
+        await lazies.run(ActorContext("lazies"))
+    assert attempts == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("pause", [True, False])
+async def test_no_message_slips_through_as_a_child_retires(pause: bool) -> None:
+    got: list[int] = []
+
+    async def start(context: Context) -> None:
+        async def handle(letters: list[Letter[int]]) -> None:
+            got.extend(letter.message for letter in letters)
+
+        await serve_until_empty(context, handle, limit=2, exhausted=no_exhausted)
+        if pause:  # a message may come now: the attempt's end must find it
+            await anyio.lowlevel.checkpoint()
+
+    pool: DynamicSupervisor[int] = DynamicSupervisor(
+        "pool", start, mailbox_capacity=2, max_children=2, backoff=AT_ONCE, intensity=OFTEN
+    )
+
+    async def deliver(first: int) -> None:
+        for number in range(first, first + 200):
+            await pool.deliver(str(number % 3), number)
+            if number % 4 == 0:
+                await anyio.lowlevel.checkpoint()
+
+    async with running(Supervisor("root", [ChildSpec("pool", pool.run)])):
+        async with anyio.create_task_group() as tasks:
+            for sender in range(3):
+                tasks.start_soon(deliver, sender * 200)
+        await until(lambda: pool.snapshot().total_children == 0)
+    assert sorted(got) == list(range(600))
+    for sender in range(3):
+        for key in range(3):
+            own = [number for number in got if number // 200 == sender and number % 3 == key]
+            assert own == sorted(own)
+
+
+async def test_those_who_wait_for_a_place_are_told_of_the_end() -> None:
+    pool: DynamicSupervisor[int] = DynamicSupervisor("pool", anyio.sleep_forever, mailbox_capacity=1, max_children=1)  # type: ignore[arg-type]
+    pool.deliver_nowait("a", 1)
+    refused: list[str] = []
+
+    async def deliver(key: str) -> None:
+        try:
+            await pool.deliver(key, 2)
+        except MailboxClosed:
+            refused.append(key)
+
+    async with anyio.create_task_group() as tasks:
+        for key in "aabc":
+            tasks.start_soon(deliver, key)
+        await anyio.wait_all_tasks_blocked()
+        pool.close()
+    assert sorted(refused) == ["a", "a", "b", "c"]
+
+
+async def test_a_snapshot_lists_a_hundred_and_counts_all() -> None:
+    workers = Workers(max_children=300)
+    for number in range(250):
+        workers.supervisor.deliver_nowait(str(number), number)
+    snapshot = workers.root.snapshot().children[0]
+    assert (len(snapshot.children), snapshot.total_children, snapshot.mailbox_depth) == (100, 250, 250)
+    assert snapshot.kind == "dynamic"

@@ -1,0 +1,98 @@
+"""What an end, an observer, or an early kill leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from bcs.supervision import ActorDied, ChildSpec, Mailbox, Supervisor
+from tests.supervision.harness import (
+    AT_ONCE,
+    OFTEN,
+    PATIENCE_SECONDS,
+    Boom,
+    Context,
+    Puppet,
+    Question,
+    Recorder,
+    question,
+    running,
+    until,
+)
+
+
+@pytest.mark.anyio
+async def test_the_hand_is_put_back_before_the_end_is_reported_and_asks_have_failed() -> None:
+    mailbox: Mailbox[Question] = Mailbox("m", 5)
+    seen: list[tuple[int, bool]] = []
+
+    class Watcher(Recorder):
+        def actor_ended(self, path: str, incarnation: int, reason: str, error: BaseException | None) -> None:
+            super().actor_ended(path, incarnation, reason, error)
+            seen.append((len(mailbox.in_hand), replies[0].settled))
+
+    async def start(context: Context) -> None:
+        context.ready()
+        letters = await context.receive()
+        if letters:
+            replies.append(letters[0].message.reply)
+            await anyio.sleep_forever()
+
+    replies: list[Any] = []
+    root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE, observer=Watcher())
+    async with running(root, shutdown_seconds=0.0), anyio.create_task_group() as tasks:
+
+        async def ask() -> None:
+            with pytest.raises(ActorDied, match="shot"):
+                await mailbox.ask(question("x"), PATIENCE_SECONDS)
+
+        tasks.start_soon(ask)
+        await until(lambda: mailbox.in_hand)
+        assert root.kill("m", "shot")
+        assert not root.kill("m", "shot again")
+    assert seen[0] == (0, True)
+
+
+@pytest.mark.anyio
+async def test_an_observer_that_fails_takes_nothing_down(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Recorder):
+        def actor_started(self, path: str, incarnation: int) -> None:
+            raise Boom
+
+        def actor_ended(self, path: str, incarnation: int, reason: str, error: BaseException | None) -> None:
+            raise Boom
+
+    puppet = Puppet("a")
+    root = Supervisor("root", [puppet.spec()], backoff=AT_ONCE, intensity=OFTEN, observer=Broken())
+    async with running(root):
+        puppet.crash()
+        await until(lambda: puppet.attempts == 2)
+    assert caplog.text.count("an observer failed") == 4
+
+
+@pytest.mark.anyio
+async def test_an_attempt_killed_before_it_began_touches_nothing() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    taken: list[int] = []
+
+    async def start(context: Context) -> None:
+        context.ready()
+        while letters := context.receive_nowait():
+            taken.append(letters[0].attempts)
+            await anyio.lowlevel.checkpoint()
+            context.settle(letters)
+        await context.wait_stopping()
+
+    class Assassin(Recorder):
+        def actor_started(self, path: str, incarnation: int) -> None:
+            super().actor_started(path, incarnation)
+            if incarnation == 1:
+                assert root.kill("m")
+
+    mailbox.send_nowait("x")
+    root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE, observer=Assassin())
+    async with running(root):
+        await until(lambda: mailbox.depth == 0)
+    assert taken == [0]

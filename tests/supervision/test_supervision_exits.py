@@ -1,0 +1,183 @@
+"""Every way in which an attempt can end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from bcs.supervision import ActorContext, ActorDied, ChildSpec, Mailbox, Restart, StrayCancellation, Supervisor
+from tests.supervision.harness import (
+    AT_ONCE,
+    PATIENCE_SECONDS,
+    Boom,
+    Context,
+    Puppet,
+    Recorder,
+    question,
+    raises_one,
+    running,
+    until,
+)
+
+
+def once(act: Callable[[Context], Any]) -> Callable[[Context], Any]:
+    """An actor whose first attempt does something, and whose second one is well."""
+
+    async def start(context: Context) -> None:
+        context.ready()
+        if context.incarnation == 1:
+            await act(context)
+        else:
+            await context.wait_stopping()
+
+    return start
+
+
+async def in_a_group(context: Context) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(crash, context)
+        tasks.start_soon(anyio.sleep_forever)
+
+
+async def crash(context: Context) -> None:
+    raise Boom
+
+
+async def cancelled_error(context: Context) -> None:
+    raise asyncio.CancelledError
+
+
+async def cancelled_natively(context: Context) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await anyio.sleep_forever()
+
+
+async def cancelled_error_in_a_group(context: Context) -> None:
+    raise BaseExceptionGroup("g", [asyncio.CancelledError(), Boom()])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("act", "error", "native"),
+    [
+        (crash, Boom, False),
+        (in_a_group, ExceptionGroup, False),
+        (cancelled_error, StrayCancellation, True),
+        (cancelled_natively, StrayCancellation, True),
+        (cancelled_error_in_a_group, ExceptionGroup, True),
+    ],
+)
+async def test_a_crash_is_a_crash(
+    act: Callable[[Context], Any], error: type[BaseException], native: bool, anyio_backend_name: str
+) -> None:
+    if native and anyio_backend_name != "asyncio":
+        pytest.skip("only asyncio has native cancellation")
+    observer = Recorder()
+    bystander = Puppet("bystander")
+    root = Supervisor(
+        "root",
+        [bystander.spec(), ChildSpec("a", once(act), restart=Restart.TRANSIENT)],
+        backoff=AT_ONCE,
+        observer=observer,
+    )
+    async with running(root):
+        await until(lambda: observer.started("a") == 2)
+        assert bystander.attempts == 1
+        assert (root.snapshot().children[1].last_error or "").startswith(error.__name__)
+    assert observer.of("ended")[0] == ("a", 1, "crashed", error)
+    assert observer.reasons("a") == ["crashed", "stopped"]
+
+
+@pytest.mark.anyio
+async def test_what_was_in_hand_at_a_stray_cancellation_comes_again(anyio_backend_name: str) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("only asyncio has native cancellation")
+    mailbox: Mailbox[Any] = Mailbox("m", 5)
+    attempts: list[int] = []
+
+    async def start(context: Context) -> None:
+        context.ready()
+        while letters := await context.receive():
+            attempts.append(letters[0].attempts)
+            if context.incarnation == 1:
+                await cancelled_natively(context)
+            context.settle(letters)
+
+    root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE)
+    async with running(root):
+        with pytest.raises(ActorDied, match="StrayCancellation"):
+            await mailbox.ask(question("x"), PATIENCE_SECONDS)
+        await until(lambda: mailbox.depth == 0)
+    assert attempts == [0, 1]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_no_supervisor_may_handle_ends_the_program(kind: type[BaseException], backend: str) -> None:
+    left: list[str] = []
+
+    async def start(context: Context) -> None:
+        context.ready()
+        raise kind
+
+    async def bystander(context: Context) -> None:
+        context.ready()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            left.append("bystander")
+
+    async def main() -> None:
+        inner = Supervisor("inner", [ChildSpec("a", start)])
+        root = Supervisor("root", [ChildSpec("b", bystander), ChildSpec("inner", inner.run)])
+        context: Context = ActorContext("root")
+        with pytest.raises(kind):
+            await root.run(context)
+        left.append("root")
+        async with running(Supervisor("root", [ChildSpec("a", start)]), wait_started=False):
+            await anyio.sleep_forever()
+
+    with raises_one(kind):
+        anyio.run(main, backend=backend)
+    assert left == ["bystander", "root"]
+
+
+@pytest.mark.anyio
+async def test_cancellation_from_outside_ends_all_and_keeps_the_letters() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    observer = Recorder()
+
+    async def start(context: Context) -> None:
+        context.ready()
+        await context.receive()
+        await anyio.sleep_forever()
+
+    async def cleans_up_badly(context: Context) -> None:
+        context.ready()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise Boom
+
+    children = [ChildSpec("m", start, mailbox=mailbox), ChildSpec("b", cleans_up_badly)]
+    root = Supervisor("root", [ChildSpec("in", Supervisor("in", children).run)], observer=observer)
+    mailbox.send_nowait("x")
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(root.run, ActorContext("root"))
+            await until(lambda: mailbox.in_hand)
+            await until(lambda: root.snapshot().children[0].children[1].incarnation == 1)
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert observer.reasons("in/m") == observer.reasons("in/b") == observer.reasons("in") == ["cancelled"]
+    assert ("in/b", 1, "cancelled", Boom) in observer.of("ended")
+    assert not observer.of("restarting")
+    (letter,) = mailbox.receive_nowait()
+    assert letter.attempts == 1

@@ -1,0 +1,151 @@
+"""Mailboxes: capacity, back-pressure, hand, redelivery, closing."""
+
+from __future__ import annotations
+
+import math
+
+import anyio
+import pytest
+
+from bcs.supervision import Mailbox, MailboxFull
+from tests.supervision.harness import Boom, texts
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_full_is_an_error_for_those_who_do_not_wait() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 2)
+    mailbox.send_nowait("a")
+    mailbox.send_nowait("b")
+    with pytest.raises(MailboxFull) as caught:
+        mailbox.send_nowait("c")
+    assert (caught.value.mailbox, caught.value.capacity) == ("m", 2)
+    assert texts(mailbox) == ["a", "b"]
+
+
+async def test_an_unbounded_mailbox_is_never_full() -> None:
+    mailbox: Mailbox[int] = Mailbox("m", math.inf)
+    for number in range(10_000):
+        mailbox.send_nowait(number)
+    assert mailbox.depth == 10_000
+
+
+@pytest.mark.parametrize(("capacity", "deliveries"), [(0, 3), (3, 0)])
+async def test_no_room_at_all_is_refused(capacity: int, deliveries: int) -> None:
+    with pytest.raises(ValueError, match="start at 1"):
+        Mailbox("m", capacity, deliveries)
+
+
+async def test_a_sender_waits_for_room_and_keeps_its_order() -> None:
+    mailbox: Mailbox[int] = Mailbox("m", 2)
+    received: list[int] = []
+
+    async def send() -> None:
+        for number in range(20):
+            await mailbox.send(number)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(send)
+        await anyio.wait_all_tasks_blocked()
+        assert mailbox.depth == 2
+        with anyio.fail_after(10):
+            while len(received) < 20:
+                letters = await mailbox.receive(3)
+                assert len(letters) <= 3
+                received += [letter.message for letter in letters]
+                mailbox.settle(letters)
+    assert received == list(range(20))
+    assert mailbox.oldest_age_seconds(anyio.current_time()) == 0.0
+
+
+async def test_a_sender_that_gives_up_leaves_nothing_behind() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 1)
+    mailbox.send_nowait("a")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mailbox.send, "b")
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert texts(mailbox) == ["a"]
+    assert texts(mailbox) == []
+    assert mailbox.oldest_age_seconds(anyio.current_time() + 5) == 0.0
+
+
+async def test_a_letter_that_got_room_while_its_sender_gave_way_wakes_the_receiver() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 1)
+    mailbox.send_nowait("a")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mailbox.send, "b")
+        await anyio.lowlevel.checkpoint()
+        # On asyncio the sender has found the mailbox full and gives way once; now there is room, and a receiver waits.
+        assert texts(mailbox) == ["a"]
+        with anyio.fail_after(5):
+            await mailbox.arrival()
+        assert texts(mailbox) == ["b"]
+
+
+async def test_only_one_list_is_in_hand() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    for text in "abc":
+        mailbox.send_nowait(text)
+    letters = await mailbox.receive(2)
+    assert [letter.message for letter in mailbox.in_hand] == ["a", "b"]
+    assert mailbox.depth == 3
+    with pytest.raises(RuntimeError, match="not settled"):
+        mailbox.receive_nowait()
+    mailbox.settle(letters[:1])
+    with pytest.raises(RuntimeError, match="not settled"):
+        await mailbox.receive()
+    mailbox.settle(letters)  # settling twice is fine
+    assert mailbox.in_hand == ()
+    assert texts(mailbox) == ["c"]
+    with pytest.raises(ValueError, match="limit"):
+        mailbox.receive_nowait(0)
+
+
+async def test_what_was_in_hand_comes_again_first_and_one_at_a_time() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    for text in "abcd":
+        mailbox.send_nowait(text)
+    held = mailbox.receive_nowait(3)
+    mailbox.settle(held[:1])
+    error = Boom()
+    mailbox.redeliver(error)
+    assert (mailbox.in_hand, mailbox.depth) == ((), 3)
+    first = mailbox.receive_nowait(10)
+    assert [(letter.message, letter.attempts, letter.last_error) for letter in first] == [("b", 1, error)]
+    mailbox.redeliver(error)
+    (again,) = mailbox.receive_nowait(10)
+    assert (again.message, again.attempts) == ("b", 2)
+    assert again.enqueued_at == held[1].enqueued_at
+    mailbox.settle([again])
+    (second,) = mailbox.receive_nowait(10)
+    assert (second.message, second.attempts) == ("c", 1)
+    mailbox.settle([second])
+    (fresh,) = mailbox.receive_nowait(10)
+    assert (fresh.message, fresh.attempts, fresh.last_error) == ("d", 0, None)
+
+
+async def test_redelivery_does_not_need_room() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 1)
+    mailbox.send_nowait("a")
+    mailbox.receive_nowait()
+    mailbox.send_nowait("b")
+    mailbox.redeliver(Boom())
+    assert mailbox.depth == 2
+    assert texts(mailbox) + texts(mailbox) == ["a", "b"]
+
+
+async def test_the_age_is_that_of_the_oldest_wherever_it_is() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    mailbox.send_nowait("a")
+    (letter,) = mailbox.receive_nowait()
+    await anyio.sleep(0.002)
+    mailbox.send_nowait("b")
+    now = letter.enqueued_at + 7
+    assert mailbox.oldest_age_seconds(now) == pytest.approx(7)
+    mailbox.redeliver(Boom())
+    assert mailbox.oldest_age_seconds(now) == pytest.approx(7)
+    assert texts(mailbox) == ["a"]
+    assert 0 < mailbox.oldest_age_seconds(now) < 7
+    mailbox.close()
+    assert 0 < mailbox.oldest_age_seconds(now) < 7

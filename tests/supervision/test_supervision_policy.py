@@ -1,0 +1,79 @@
+"""Back-off, restart intensity, errors: plain values."""
+
+from __future__ import annotations
+
+import pytest
+
+from bcs.supervision import (
+    ActorDied,
+    AskTimeout,
+    Backoff,
+    MailboxClosed,
+    MailboxFull,
+    RestartIntensity,
+    RestartIntensityExceeded,
+    RestartWindow,
+    StrayCancellation,
+    SupervisionError,
+    UnknownChild,
+    describe,
+)
+
+
+def test_backoff_grows_by_its_factor_up_to_the_cap() -> None:
+    backoff = Backoff(initial_seconds=0.1, factor=3.0, maximum_seconds=2.0, jitter=0.0)
+    assert [backoff.delay(step, lambda: 0.5) for step in range(5)] == pytest.approx([0.1, 0.3, 0.9, 2.0, 2.0])
+
+
+@pytest.mark.parametrize("step", [1_000, 10**9, 10**400])
+def test_backoff_never_overflows(step: int) -> None:
+    assert Backoff(jitter=0.0).delay(step, lambda: 0.0) == 5.0
+    assert Backoff(initial_seconds=0.0).delay(step, lambda: 0.0) == 0.0
+
+
+def test_jitter_takes_a_part_off_and_never_exceeds_the_cap() -> None:
+    backoff = Backoff(initial_seconds=1.0, maximum_seconds=1.0, jitter=0.25)
+    assert backoff.delay(7, lambda: 0.0) == 1.0
+    assert backoff.delay(7, lambda: 1.0) == 0.75
+
+
+@pytest.mark.parametrize("bad", [{"factor": 0.5}, {"jitter": 1.5}, {"initial_seconds": -1.0}])
+def test_a_backoff_that_makes_no_sense_is_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="not a back-off"):
+        Backoff(**bad)
+
+
+def test_the_window_slides() -> None:
+    window = RestartWindow(RestartIntensity(max_restarts=2, period_seconds=10.0))
+    assert window.allow(0.0)
+    assert window.allow(9.0)
+    assert not window.allow(9.9)
+    assert window.allow(10.0)  # the first one has left; the refused one was not counted
+    assert not window.allow(18.9)
+    assert window.allow(19.0)
+
+
+def test_no_restart_may_be_allowed() -> None:
+    assert not RestartWindow(RestartIntensity(max_restarts=0)).allow(0.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "retryable", "text"),
+    [
+        (MailboxFull("m", 3), True, "m: full at 3"),
+        (MailboxClosed("m"), False, "m: closed"),
+        (AskTimeout("m", 1.5), True, "m: no answer within 1.5 s"),
+        (ActorDied("a", "crashed"), True, "a: died (crashed)"),
+        (RestartIntensityExceeded("s", 3, 5.0, "Boom"), False, "s: more than 3 restarts in 5.0 s; last: Boom"),
+        (UnknownChild("s", "x"), False, "s: has no child 'x'"),
+        (StrayCancellation("a"), True, "a: a native cancellation"),
+    ],
+)
+def test_errors_say_what_happened_and_whether_to_retry(error: SupervisionError, retryable: bool, text: str) -> None:
+    assert error.retryable is retryable
+    assert str(error).startswith(text)
+
+
+def test_an_error_group_is_described_with_its_leaves() -> None:
+    group = ExceptionGroup("g", [ValueError("x"), ExceptionGroup("h", [KeyError()])])
+    assert describe(group) == "ExceptionGroup(ValueError: x; ExceptionGroup(KeyError))"

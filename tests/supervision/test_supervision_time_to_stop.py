@@ -1,0 +1,101 @@
+"""How long a stop may take: on trio's clock, which jumps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import anyio
+import pytest
+from trio.testing import MockClock
+
+from bcs.supervision import (
+    AskTimeout,
+    ChildSpec,
+    Mailbox,
+    Strategy,
+    Supervisor,
+)
+from tests.supervision.harness import Context, Puppet, question, running
+from tests.supervision.timed import PLAIN, Timed, ignore_cancellation, later
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+async def test_a_group_goes_on_stopping_but_waits_for_a_wedged_member_before_it_starts() -> None:
+    a, c = Puppet("a"), Puppet("c")
+
+    async def wedges(context: Context) -> None:
+        context.ready()
+        if context.incarnation == 1:
+            await ignore_cancellation(30)
+        await context.wait_stopping()
+
+    root = Supervisor(
+        "root",
+        [a.spec(), ChildSpec("b", wedges, shutdown_seconds=2.0), c.spec()],
+        strategy=Strategy.ONE_FOR_ALL,
+        backoff=PLAIN,
+    )
+    async with running(root):
+        began = anyio.current_time()
+        c.crash()
+        await later(lambda: a.attempts == 2)
+        assert anyio.current_time() - began == pytest.approx(2 + 1 + 1, abs=0.02)  # budget, grace, back-off
+        assert c.attempts == 1
+        await later(lambda: c.attempts == 2)
+        assert anyio.current_time() - began == pytest.approx(30, abs=0.02)
+        assert [node.restarts for node in root.snapshot().children] == [1, 1, 1]
+
+
+async def test_each_child_has_its_own_budget_to_stop() -> None:
+    observer = Timed()
+
+    def stops_after(name: str, seconds: float, budget: float) -> ChildSpec:
+        async def start(context: Context) -> None:
+            context.ready()
+            await context.wait_stopping()
+            await anyio.sleep(seconds)
+
+        return ChildSpec(name, start, shutdown_seconds=budget)
+
+    async def wedges(context: Context) -> None:
+        context.ready()
+        await ignore_cancellation(60)
+
+    children = [stops_after("a", 1, 5), ChildSpec("w", wedges, shutdown_seconds=3.0), stops_after("b", 100, 4)]
+    root = Supervisor("root", children, observer=observer, kill_grace_seconds=2.0)
+    async with running(root, shutdown_seconds=1_000) as tree:
+        pass
+    assert observer.reasons("b") == ["shutdown timeout"]
+    assert observer.reasons("a") == ["stopped"]
+    assert observer.times("ended") == [4, 4 + 3 + 2 + 1, 60]
+    assert tree.in_time
+
+
+async def test_a_stop_is_bounded_as_a_whole() -> None:
+    observer = Timed()
+
+    async def start(context: Context) -> None:
+        context.ready()
+        await anyio.sleep_forever()
+
+    root = Supervisor("root", [ChildSpec(name, start, shutdown_seconds=4.0) for name in "abc"], observer=observer)
+    async with running(root, shutdown_seconds=6.0) as tree:
+        pass
+    assert observer.times("ended") == [4, 6, 6]
+    assert [reason for *_, reason, _ in observer.of("ended")] == ["shutdown timeout", "cancelled", "cancelled"]
+    assert tree.in_time is False
+
+
+async def test_an_ask_has_one_deadline() -> None:
+    mailbox: Mailbox[Any] = Mailbox("m", math.inf)
+    began = anyio.current_time()
+    with pytest.raises(AskTimeout):
+        await mailbox.ask(question("x"), 12.5)
+    assert anyio.current_time() - began == pytest.approx(12.5)

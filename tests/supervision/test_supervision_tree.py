@@ -1,0 +1,183 @@
+"""Trees: paths, kills, pictures, and the run of a whole tree."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from bcs.supervision import (
+    ActorContext,
+    ChildSpec,
+    Letter,
+    Mailbox,
+    MailboxClosed,
+    State,
+    Supervisor,
+    UnknownChild,
+    serve,
+)
+from tests.supervision.harness import AT_ONCE, Context, Puppet, Recorder, no_exhausted, running, until
+
+pytestmark = pytest.mark.anyio
+
+
+class Forest:
+    """root: a, mid (b, low (c))."""
+
+    def __init__(self) -> None:
+        self.diary: list[str] = []
+        self.a, self.b, self.c = (Puppet(name, self.diary) for name in "abc")
+        self.observer = Recorder()
+        low = Supervisor("low", [self.c.spec()], backoff=AT_ONCE)
+        mid = Supervisor("mid", [self.b.spec(), ChildSpec("low", low.run)], backoff=AT_ONCE)
+        children = [self.a.spec(), ChildSpec("mid", mid.run)]
+        self.root = Supervisor("root", children, backoff=AT_ONCE, observer=self.observer)
+
+
+async def test_paths_lead_from_below_the_root_to_every_node() -> None:
+    forest = Forest()
+    async with running(forest.root):
+        flat = dict(forest.root.snapshot().iter_flat())
+        assert list(flat) == ["a", "mid", "mid/b", "mid/low", "mid/low/c"]
+        assert {path: node.kind for path, node in flat.items()} == {
+            "a": "actor",
+            "mid": "supervisor",
+            "mid/b": "actor",
+            "mid/low": "supervisor",
+            "mid/low/c": "actor",
+        }
+        assert all(node.state is State.RUNNING for node in flat.values())
+    # A supervisor that nothing was said to about an observer tells its parent's.
+    assert [path for path, _ in forest.observer.of("started")] == list(flat)
+    assert {node.state for _, node in forest.root.snapshot().iter_flat()} == {State.IDLE}
+
+
+async def test_kill_by_path_hits_one_actor() -> None:
+    forest = Forest()
+    async with running(forest.root):
+        assert forest.root.kill("mid/low/c", "shot")
+        assert not forest.root.kill("mid/low/c")
+        await until(lambda: forest.c.attempts == 2)
+        assert (forest.a.attempts, forest.b.attempts) == (1, 1)
+    assert forest.observer.reasons("mid/low/c") == ["shot", "stopped"]
+    assert forest.observer.reasons("mid/low") == ["stopped"]
+
+
+async def test_killing_a_supervisor_kills_all_below_and_they_come_back() -> None:
+    forest = Forest()
+    async with running(forest.root):
+        assert forest.root.kill("mid")
+        await until(lambda: forest.c.attempts == 2 and forest.b.attempts == 2)
+        await until(lambda: dict(forest.root.snapshot().iter_flat())["mid"].state is State.RUNNING)
+        assert forest.a.attempts == 1
+        nodes = dict(forest.root.snapshot().iter_flat())
+        assert [nodes[path].incarnation for path in ("mid", "mid/low", "mid/low/c")] == [2, 2, 2]
+    assert forest.observer.reasons("mid") == ["killed", "stopped"]
+    assert forest.observer.reasons("mid/low/c") == ["cancelled", "stopped"]
+
+
+@pytest.mark.parametrize("path", ["", "x", "a/x", "mid/x", "mid/low/x", "mid/low/c/x"])
+async def test_an_unknown_path_is_an_error(path: str) -> None:
+    forest = Forest()
+    with pytest.raises(UnknownChild):
+        forest.root.kill(path)
+    assert not forest.root.kill("mid/low/c")  # known, but nothing runs
+
+
+async def test_names_and_mailboxes_are_not_shared() -> None:
+    puppet = Puppet("a")
+    mailbox: Mailbox[str] = Mailbox("m", 1)
+    with pytest.raises(ValueError, match="share"):
+        Supervisor("root", [puppet.spec(), puppet.spec()])
+    with pytest.raises(ValueError, match="share"):
+        Supervisor("root", [ChildSpec(name, puppet.start, mailbox=mailbox) for name in "ab"])
+    for name in ("", "a/b"):
+        with pytest.raises(ValueError, match="name"):
+            Supervisor("root", [ChildSpec(name, puppet.start)])
+
+
+async def test_a_supervisor_runs_once_at_a_time_and_again_when_it_ended() -> None:
+    puppet = Puppet("a")
+    root = Supervisor("root", [puppet.spec()])
+    for attempt in (1, 2):
+        context: Context = ActorContext("root", attempt)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(root.run, context)
+            await until(lambda: context.ready_at is not None)  # noqa: B023 - awaited at once
+            with pytest.raises(RuntimeError, match="running already"):
+                await root.run(context)
+            context.request_stop()
+    assert puppet.diary == ["+a", "-a"] * 2
+    node = root.snapshot().children[0]
+    assert (node.incarnation, node.restarts) == (2, 0)
+
+
+async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 7)
+    gate = anyio.Event()
+
+    async def handle(letters: list[Letter[str]]) -> None:
+        await gate.wait()
+
+    async def start(context: Context) -> None:
+        await serve(context, handle, exhausted=no_exhausted)
+
+    root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)])
+    for text in "abc":
+        mailbox.send_nowait(text)
+    async with running(root):
+        await until(lambda: mailbox.in_hand)
+        await anyio.sleep(0.002)
+        node = root.snapshot().children[0]
+        assert (node.mailbox_depth, node.mailbox_capacity) == (3, 7)
+        assert node.oldest_message_seconds >= node.busy_seconds > 0
+        gate.set()
+        await until(lambda: mailbox.depth == 0)
+        node = root.snapshot().children[0]
+        assert (node.oldest_message_seconds, node.busy_seconds) == (0.0, 0.0)
+
+
+async def test_a_stop_drains_what_the_children_hold_and_then_closes_their_mailboxes() -> None:
+    mailbox: Mailbox[int] = Mailbox("m", 50)
+    got: list[int] = []
+
+    async def handle(letters: list[Letter[int]]) -> None:
+        await anyio.lowlevel.checkpoint()
+        got.extend(letter.message for letter in letters)
+
+    async def start(context: Context) -> None:
+        await serve(context, handle, exhausted=no_exhausted)
+
+    inner = Supervisor("in", [ChildSpec("m", start, mailbox=mailbox)])
+    async with running(Supervisor("root", [ChildSpec("in", inner.run)])) as tree:
+        for number in range(50):
+            mailbox.send_nowait(number)
+        tree.stop.set()
+    assert got == list(range(50))
+    assert tree.in_time
+    with pytest.raises(MailboxClosed):
+        mailbox.send_nowait(1)
+
+
+async def test_a_stop_before_the_start_starts_nothing() -> None:
+    puppet = Puppet("a")
+    async with running(Supervisor("root", [puppet.spec()]), wait_started=False) as tree:
+        tree.stop.set()
+    assert (puppet.attempts, tree.in_time, tree.error) == (0, True, None)
+
+
+async def test_a_stop_while_a_child_starts_or_backs_off_ends_at_once() -> None:
+    async def never_ready(context: Context) -> None:
+        await context.wait_stopping()
+
+    crashing, after = Puppet("c"), Puppet("z")
+    crashing.crash_on_start = 1
+    for spec in (ChildSpec("n", never_ready), crashing.spec()):
+        root = Supervisor("root", [spec, after.spec()])
+        async with running(root, wait_started=False) as tree:
+            await until(lambda: root.snapshot().children[0].incarnation == 1)  # noqa: B023 - awaited at once
+            await anyio.wait_all_tasks_blocked()
+            tree.stop.set()
+            await until(tree.ended.is_set)
+        assert tree.in_time
+    assert after.attempts == 0

@@ -1,0 +1,53 @@
+"""The watchdogs, on every backend: that they bite, not when."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from bcs.supervision import ChildSpec, State, Supervisor
+from tests.supervision.harness import AT_ONCE, Context, Recorder, running, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("reason", ["hung", "start timeout"])
+async def test_a_watchdog_bites(reason: str) -> None:
+    observer = Recorder()
+
+    async def start(context: Context) -> None:
+        if context.incarnation == 1:
+            if reason == "hung":
+                context.ready()
+                context.beat()
+            await anyio.sleep_forever()
+        context.ready()
+        await context.wait_stopping()
+
+    spec = ChildSpec("a", start, hang_seconds=0.02, start_timeout_seconds=0.02)
+    async with running(Supervisor("root", [spec], backoff=AT_ONCE, observer=observer), wait_started=False):
+        await until(lambda: observer.reasons("a"))
+        assert observer.reasons("a")[0] == reason
+
+
+async def test_a_wedged_attempt_is_noticed_and_may_still_end() -> None:
+    observer = Recorder()
+    release = anyio.Event()
+
+    async def start(context: Context) -> None:
+        context.ready()
+        if context.incarnation == 1:
+            with anyio.CancelScope(shield=True):
+                await release.wait()
+        await context.wait_stopping()
+
+    root = Supervisor("root", [ChildSpec("a", start)], backoff=AT_ONCE, observer=observer, kill_grace_seconds=0.02)
+    async with running(root):
+        assert root.kill("a", "shot")
+        await until(lambda: observer.of("wedged"))
+        assert root.snapshot().children[0].state is State.WEDGED
+        assert not root.healthy
+        release.set()
+        await until(lambda: observer.started("a") == 2)
+        assert root.healthy
+    assert observer.reasons("a")[0] == "shot"
