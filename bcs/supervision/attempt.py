@@ -97,6 +97,7 @@ class Attempt:
         self._owner = owner
         self._scope = anyio.CancelScope()
         self._cancel_reason: str | None = None
+        self._hung = False
         self._cancelled_at = math.inf
         self._stop_by = math.inf
 
@@ -142,7 +143,9 @@ class Attempt:
         # No pause from here to the report: a letter that comes now must find either this attempt or the next one.
         ended = self._explain(error)
         if self._mailbox is not None:
-            self._mailbox.redeliver(ended.error or ActorDied(self.path, ended.reason))
+            # A crash, or a hang: whatever else ended it came from outside.
+            blame = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)
+            self._mailbox.redeliver(ended.error or ActorDied(self.path, ended.reason), blame=blame)
         self._owner.attempt_ended(self, ended)
         # They hold this frame by their traceback: without this, it all waits for the garbage collector.
         del error, ended
@@ -181,6 +184,7 @@ class Attempt:
             due, reason = min(self._deadlines(now))
             if due > now:
                 return due
+            self._hung = reason == "hung"
             self.cancel(reason)
         due = self._cancelled_at + self._limits.kill_grace_seconds
         if due > now:

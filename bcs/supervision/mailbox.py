@@ -149,7 +149,8 @@ class Mailbox(Generic[M]):
     def receive_nowait(self, limit: int = 1) -> list[Letter[M]]:
         """Take what waits into hand.
 
-        Letters that are delivered again come first, and one at a time, so that a poisonous one stands alone.
+        Letters that are delivered again come first. One that may have caused a death comes alone, so that a poisonous
+        one harms no other.
 
         :param limit: at most so many letters
         :returns: nothing when nothing waits
@@ -160,9 +161,12 @@ class Mailbox(Generic[M]):
             raise RuntimeError(f"{self.name}: {len(self._hand)} letters in hand are not settled")
         if limit < 1:
             raise ValueError("limit starts at 1")
-        if self._again:
+        if self._again and self._again[0].attempts:
             self._hand.append(self._again.popleft())
-        else:
+            return list(self._hand)
+        while len(self._hand) < limit and self._again and not self._again[0].attempts:
+            self._hand.append(self._again.popleft())
+        if not self._again:
             while len(self._hand) < limit and (letter := self._queue.take_nowait()) is not None:
                 self._hand.append(letter)
         return list(self._hand)
@@ -201,16 +205,19 @@ class Mailbox(Generic[M]):
         done = {id(letter) for letter in letters}
         self._hand = [letter for letter in self._hand if id(letter) not in done]
 
-    def redeliver(self, error: BaseException) -> None:
+    def redeliver(self, error: BaseException, *, blame: bool = True) -> None:
         """Called when an attempt of the actor ended: what it had in hand comes again, and no ask goes on waiting.
 
         Every ask that has no answer yet fails, also one whose letter was settled: whoever held its reply is gone.
 
         :param error: what ended the attempt
+        :param blame: whether a letter in hand may have caused it. One that was merely held when its actor was killed
+            must not be given up for that, however often it happens
         """
-        self._again.extendleft(
-            replace(letter, attempts=letter.attempts + 1, last_error=error) for letter in reversed(self._hand)
-        )
+        for letter in reversed(self._hand):
+            if blame:
+                letter = replace(letter, attempts=letter.attempts + 1, last_error=error)
+            self._again.appendleft(letter)
         self._hand = []
         reason = error.reason if isinstance(error, ActorDied) else describe(error)
         self._asks.fail_all(lambda: ActorDied(self.name, reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import anyio
@@ -167,3 +168,35 @@ async def test_giving_up_that_fails_is_tried_again() -> None:
     async with running(root):
         await until(lambda: mailbox.depth == 0)
     assert tries == [1, 2, 3]
+
+
+async def test_a_letter_is_never_given_up_for_kills() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=1)
+    taken: list[int] = []
+    given_up: list[str] = []
+    let_pass = anyio.Event()
+
+    async def handle(letters: list[Letter[str]]) -> None:
+        taken.append(letters[0].attempts)
+        await let_pass.wait()
+
+    async def exhausted(letter: Letter[str]) -> None:
+        given_up.append(letter.message)
+
+    async def start(context: Context) -> None:
+        await serve(context, handle, exhausted=exhausted)
+
+    def more_than(count: int) -> bool:
+        return len(taken) > count
+
+    mailbox.send_nowait("x")
+    root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE, intensity=OFTEN)
+    async with running(root):
+        await until(lambda: taken)
+        for before in (1, 2, 3, 4):
+            assert root.kill("m")
+            await until(partial(more_than, before))
+        let_pass.set()
+        await until(lambda: mailbox.depth == 0)
+    assert taken == [0, 0, 0, 0, 0]
+    assert given_up == []

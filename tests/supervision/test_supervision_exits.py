@@ -180,4 +180,4 @@ async def test_cancellation_from_outside_ends_all_and_keeps_the_letters() -> Non
     assert ("in/b", 1, "cancelled", Boom) in observer.of("ended")
     assert not observer.of("restarting")
     (letter,) = mailbox.receive_nowait()
-    assert letter.attempts == 1
+    assert letter.attempts == 0

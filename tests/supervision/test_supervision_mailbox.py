@@ -125,6 +125,32 @@ async def test_what_was_in_hand_comes_again_first_and_one_at_a_time() -> None:
     assert (fresh.message, fresh.attempts, fresh.last_error) == ("d", 0, None)
 
 
+async def test_what_was_in_hand_at_a_kill_comes_again_together_and_is_not_blamed() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    for text in "abc":
+        mailbox.send_nowait(text)
+    mailbox.receive_nowait(2)
+    for _ in range(5):
+        mailbox.redeliver(Boom(), blame=False)
+        assert [(letter.message, letter.attempts) for letter in mailbox.receive_nowait(2)] == [("a", 0), ("b", 0)]
+    mailbox.redeliver(Boom(), blame=False)
+    assert [letter.message for letter in mailbox.receive_nowait(3)] == ["a", "b", "c"]
+
+
+async def test_a_blamed_letter_comes_alone_behind_those_that_are_not() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    for text in "ab":
+        mailbox.send_nowait(text)
+    mailbox.receive_nowait(2)
+    mailbox.redeliver(Boom())
+    (first,) = mailbox.receive_nowait(5)
+    mailbox.redeliver(Boom(), blame=False)
+    assert [(letter.message, letter.attempts) for letter in mailbox.receive_nowait(5)] == [("a", 1)]
+    mailbox.settle(mailbox.in_hand)
+    assert [(letter.message, letter.attempts) for letter in mailbox.receive_nowait(5)] == [("b", 1)]
+    assert first.message == "a"
+
+
 async def test_redelivery_does_not_need_room() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 1)
     mailbox.send_nowait("a")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from bcs.supervision import ChildSpec, State, Supervisor
+from bcs.supervision import ChildSpec, Letter, Mailbox, State, Supervisor, serve
 from tests.supervision.harness import AT_ONCE, Context, Recorder, running, until
 
 pytestmark = pytest.mark.anyio
@@ -28,6 +28,28 @@ async def test_a_watchdog_bites(reason: str) -> None:
     async with running(Supervisor("root", [spec], backoff=AT_ONCE, observer=observer), wait_started=False):
         await until(lambda: observer.reasons("a"))
         assert observer.reasons("a")[0] == reason
+
+
+async def test_a_letter_over_which_its_actor_hangs_is_given_up() -> None:
+    mailbox: Mailbox[str] = Mailbox("a", 5, max_deliveries=2)
+    given_up: list[tuple[str, int]] = []
+
+    async def handle(letters: list[Letter[str]]) -> None:
+        if letters[0].message == "tar":
+            await anyio.sleep_forever()
+
+    async def exhausted(letter: Letter[str]) -> None:
+        given_up.append((letter.message, letter.attempts))
+
+    async def start(context: Context) -> None:
+        await serve(context, handle, exhausted=exhausted)
+
+    spec = ChildSpec("a", start, hang_seconds=0.02, mailbox=mailbox)
+    mailbox.send_nowait("tar")
+    mailbox.send_nowait("water")
+    async with running(Supervisor("root", [spec], backoff=AT_ONCE)):
+        await until(lambda: mailbox.depth == 0)
+    assert given_up == [("tar", 2)]
 
 
 async def test_a_wedged_attempt_is_noticed_and_may_still_end() -> None:
