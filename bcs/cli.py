@@ -11,14 +11,11 @@ import anyio
 import typer
 
 from bcs import __version__
-from bcs.dev import run_dev
 from bcs.domain.errors import ConfigurationError
-from bcs.embedded import EmbeddedServerFailed, EmbeddedServersMissing
-from bcs.logs import configure_logging
-from bcs.pipeline_config import load_pipelines
-from bcs.process import EXIT_FAILED, run_until_signalled
-from bcs.settings import load_settings
 
+# Each command imports what it needs: `healthcheck` runs every few seconds, and must not load Kafka and HTTP for it.
+
+EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 
 cli = typer.Typer(
@@ -33,6 +30,11 @@ cli = typer.Typer(
 @cli.command()
 def serve() -> None:
     """Run the service against the servers that the BCS_* environment variables name."""
+    from bcs.logs import configure_logging
+    from bcs.pipeline_config import load_pipelines
+    from bcs.process import run_until_signalled
+    from bcs.settings import load_settings
+
     settings = load_settings()
     definitions = load_pipelines(settings.pipeline_config_path)
     configure_logging(settings)
@@ -44,12 +46,21 @@ def dev(
     demo: Annotated[bool, typer.Option("--demo", help="Play a small story and show the answers changing.")] = False,
 ) -> None:
     """Run everything on this machine: the service, a Redis-compatible and a Kafka-compatible server."""
-    raise typer.Exit(_run(run_dev, demo))
+    from bcs.dev import run_dev
+    from bcs.embedded import EmbeddedServerFailed, EmbeddedServersMissing
+
+    try:
+        raise typer.Exit(_run(run_dev, demo))
+    except (EmbeddedServersMissing, EmbeddedServerFailed) as error:
+        typer.echo(f"bcs: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
 
 
 @cli.command()
 def healthcheck() -> None:
     """Ask the service on this machine whether it is alive; for Docker. Exits 0 if it is, else 1."""
+    from bcs.settings import load_settings
+
     settings = load_settings()
     host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
     try:
@@ -73,9 +84,6 @@ def main() -> None:
     except ConfigurationError as error:
         typer.echo(f"bcs: {error}", err=True)
         sys.exit(EXIT_MISCONFIGURED)
-    except (EmbeddedServersMissing, EmbeddedServerFailed) as error:
-        typer.echo(f"bcs: {error}", err=True)
-        sys.exit(EXIT_FAILED)
     except OSError as error:
         typer.echo(f"bcs: can't start: {error}", err=True)
         sys.exit(EXIT_FAILED)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import anyio
 import structlog
 
+from bcs import __version__
 from bcs.app import Service
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.settings import Settings
@@ -52,9 +53,15 @@ async def run_until_signalled(
                     _exit_after(settings.shutdown_seconds + _LAST_RESORT_EXTRA_SECONDS)
                     stop.set()
 
+        def announce() -> None:
+            host, port = service.address
+            log.info("started", version=__version__, host=host, port=port)
+            if started:
+                started(service)
+
         group.start_soon(listen)
         try:
-            in_time = await service.run(stop, None if started is None else lambda: started(service))
+            in_time = await service.run(stop, announce)
             exit_code = EXIT_STOPPED if in_time else EXIT_FAILED
         except RestartIntensityExceeded as error:
             log.critical("gave_up", error=str(error))

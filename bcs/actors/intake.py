@@ -25,6 +25,8 @@ log = structlog.stdlib.get_logger("bcs.intake")
 
 _CLOSE_SECONDS = 3.0
 _RETRY_SECONDS = 1.0
+# Long enough to finish what is held of a revoked partition, and to commit it.
+_REBALANCE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Intake:
 
     def _consumer(self) -> AIOKafkaConsumer:
         settings = self.settings
+        rebalance_ms = int(max(settings.kafka_session_timeout_seconds, _REBALANCE_SECONDS) * 1000)
         # Subscribing, and with it joining the group, comes in Consumption, which listens to rebalances.
         return AIOKafkaConsumer(
             bootstrap_servers=settings.kafka_bootstrap_servers,
@@ -90,9 +93,10 @@ class Intake:
             enable_auto_commit=False,
             session_timeout_ms=int(settings.kafka_session_timeout_seconds * 1000),
             heartbeat_interval_ms=int(settings.kafka_heartbeat_interval_seconds * 1000),
-            # aiokafka's default is the session timeout, too short to finish what we hold of a revoked partition.
-            rebalance_timeout_ms=60_000,
-            request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
+            # To join waits for every member that is alive, and for a dead one as long as its session lasts. aiokafka
+            # has no timeout of its own for that, and one that is too short would join again and again.
+            rebalance_timeout_ms=rebalance_ms,
+            request_timeout_ms=rebalance_ms + 5_000,
             metadata_max_age_ms=int(settings.kafka_metadata_max_age_seconds * 1000),
             max_poll_records=settings.kafka_max_poll_records,
             fetch_max_wait_ms=100,

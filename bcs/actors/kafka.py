@@ -10,6 +10,8 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from bcs.supervision import describe
+
 log = structlog.stdlib.get_logger("bcs.kafka")
 
 
@@ -36,7 +38,9 @@ class KafkaStatus:
 
     def down(self, error: BaseException) -> None:
         """Kafka did not answer."""
-        problem = f"{type(error).__name__}: {str(error)[:200]}"
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        problem = describe(error)[:300]
         if self.connected is not False:
             log.warning("kafka_unreachable", error=problem)
         self.connected, self.problem = False, problem

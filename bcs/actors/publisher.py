@@ -47,12 +47,18 @@ class Publisher:
     retry_maximum_seconds: float
 
     async def run(self, context: ActorContext[OutboxGrew]) -> None:
-        """Publish until asked to stop; then until the outbox is empty."""
+        """Publish until asked to stop; then until the outbox is empty, or Kafka turns out to be away.
+
+        What is left stays in the outbox, for the next process.
+        """
         # Ready without Kafka: the rest of the service does not depend on it.
         context.ready()
         leased = await self._persist(context, self.outbox.resume, _LEASE_LIMIT)
         while True:
-            producer = await self._connect(context)
+            try:
+                producer = await self._connect(context)
+            except (KafkaError, OSError):
+                return  # a stop was asked for
             try:
                 while True:
                     context.beat()
@@ -61,6 +67,8 @@ class Publisher:
                         delivered = await self._publish(context, producer, leased)
                         leased = []
                         if not delivered:
+                            if context.stopping:
+                                return
                             # Kafka is away, or the producer is past recovery: go on with a new one.
                             await anyio.sleep(_FRUITLESS_SECONDS)
                             break
@@ -73,7 +81,12 @@ class Publisher:
 
     async def _connect(self, context: ActorContext[OutboxGrew]) -> AIOKafkaProducer:
         retrying = patiently(
-            context, KafkaError, OSError, maximum_seconds=self.retry_maximum_seconds, doing="connect the producer"
+            context,
+            KafkaError,
+            OSError,
+            maximum_seconds=self.retry_maximum_seconds,
+            doing="connect the producer",
+            until_stop=True,
         )
         return await retrying(self._start_producer)
 

@@ -188,7 +188,11 @@ class RedisSession:
 
     async def call(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their replies; see `RedisGateway.call`."""
-        await self._connection.send_packed_command(self._connection.pack_commands(commands))
+        try:
+            await self._connection.send_packed_command(self._connection.pack_commands(commands))
+        except RuntimeError as error:
+            # uvloop's way to say that the server has closed the connection, where asyncio raises ConnectionResetError.
+            raise RedisConnectionError(str(error)) from error
         replies: list[Any] = []
         for _ in commands:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,10 @@ from bcs.settings import Settings
 from bcs.supervision import ActorContext
 from bcs.telemetry import Telemetry
 
+# What aiohttp itself logs is about bytes that are no HTTP, with a traceback for each: a port scan would flood the log.
+# The errors of handlers are caught and logged by the guard.
+_PROTOCOL_LOG = logging.getLogger("bcs.http.protocol")
+_PROTOCOL_LOG.setLevel(logging.CRITICAL)
 # After a kill, requests in hand get this long to end before their connections are closed.
 _KILLED_GRACE_SECONDS = 1.0
 
@@ -50,6 +55,7 @@ class HttpServer:
             self._application(guard),
             handle_signals=False,
             access_log=None,
+            logger=_PROTOCOL_LOG,
             # aiohttp waits a minute by default, twice as long as Kubernetes does. By then requests are done anyway.
             shutdown_timeout=_KILLED_GRACE_SECONDS,
         )

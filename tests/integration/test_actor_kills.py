@@ -1,0 +1,208 @@
+"""Each actor is killed once, in the middle of traffic; nobody else notices, and nothing is lost."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+
+import aiohttp
+import anyio
+import anyio.lowlevel
+import pytest
+
+from bcs.contracts import topics
+from bcs.supervision import State
+from tests.support.events import registered, spellchecked
+from tests.support.kafka import Platform, platform_broker, values
+from tests.support.service import Answer, Orchestrator, RunningService, service_in_thread
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+ACTORS = ["metrics", "publisher", "batches", "intake", "http"]
+BATCHES, WORKERS = 10, 5
+ROUNDS = 4  # of events and of each worker's requests, before the kill and at least as many after it
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
+    with service_in_thread(redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers) as running:
+        yield running
+
+
+@pytest.fixture
+async def platform(kafka_bootstrap_servers: str) -> AsyncIterator[Platform]:
+    async with Platform(kafka_bootstrap_servers) as platform:
+        yield platform
+
+
+@dataclass
+class Traffic:
+    """Events and requests about some batches, and what came of them."""
+
+    bos: Orchestrator
+    platform: Platform
+    batches: list[str]
+    done: list[str]  # batches whose spellcheck is complete before any request: each answer prunes and announces it
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    resets: int = 0
+    pruned: list[tuple[str, str]] = field(default_factory=list)
+    recorded: set[str] = field(default_factory=set)
+    enough: bool = False
+    essays: int = 0  # sent for each batch
+
+    async def publish(self) -> None:
+        """One more essay of each batch after another, until it is enough."""
+        while not self.enough:
+            await self.platform.send(*(spellchecked(batch, f"essay-{self.essays}") for batch in self.batches))
+            self.essays += 1
+
+    async def ask(self, worker: int) -> None:
+        """Requests of one kind after another, each on a connection of its own, until it is enough."""
+        asked = 0
+        while not self.enough:
+            batch, correlation_id = self.done[asked % len(self.done)], f"worker-{worker}-{asked}"
+            asked += 1
+            answer = await self._request("define", self.bos.define(batch, correlation_id=correlation_id))
+            if answer and answer.status == 200:
+                assert answer.json["pruned_phases"] == ["spellcheck"]
+                self.pruned.append((batch, correlation_id))
+            reported = f"{batch}-reported-{worker}-{asked}"
+            answer = await self._request("complete", self.bos.complete(reported, "spellcheck"))
+            if answer and answer.status == 200:
+                self.recorded.add(reported)
+            for probe in ("/healthz", "/metrics"):
+                await self._request(probe, self.bos.get(probe))
+
+    async def _request(self, kind: str, request: Awaitable[Answer]) -> Answer | None:
+        try:
+            answer = await request
+        except aiohttp.ClientConnectorError:
+            raise  # the listening socket outlives every actor: no connection is ever refused
+        except aiohttp.ClientConnectionError:
+            self.resets += 1
+            return None
+        self.statuses[kind, answer.status] += 1
+        return answer
+
+
+def restarts(service: RunningService) -> dict[str, int]:
+    return {child.name: child.restarts for child in service.snapshot().children}
+
+
+def all_running(service: RunningService) -> bool:
+    return all(child.state is State.RUNNING for child in service.snapshot().children)
+
+
+async def traffic_with(
+    service: RunningService, platform: Platform, name: str, disturb: Callable[[Traffic], Awaitable[None]]
+) -> Traffic:
+    """Run traffic, disturb the service in the middle of it, and wait until everything has settled."""
+    batches = [f"{name}-{number}" for number in range(BATCHES)]
+    done = [f"{name}-done-{number}" for number in range(5)]
+    async with Orchestrator(service.base) as bos:
+        await platform.send(*(spellchecked(batch, "essay") for batch in done))
+        await wait_until(lambda: platform.caught_up(service.group))
+        traffic = Traffic(bos, platform, batches, done)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(traffic.publish())
+            for worker in range(WORKERS):
+                group.create_task(traffic.ask(worker))
+            await flowing(traffic)
+            await disturb(traffic)
+            await wait_until(lambda: all_running(service))
+            await flowing(traffic)
+            traffic.enough = True
+        # Registered only now, each batch is complete only if none of its essays' events was lost.
+        essays = [f"essay-{number}" for number in range(traffic.essays)]
+        await platform.send(*(registered(batch, essays) for batch in batches))
+        await wait_until(lambda: platform.caught_up(service.group), description="all events are committed")
+        for batch in (*batches, *traffic.recorded):
+            assert await bos.to_run(batch) == ["ai_feedback"], f"nothing about {batch} is lost"
+    return traffic
+
+
+async def flowing(traffic: Traffic) -> None:
+    """Wait until events and requests have gone on for a while."""
+    essays, pruned = traffic.essays + ROUNDS, len(traffic.pruned) + ROUNDS * WORKERS
+    await wait_until(lambda: traffic.essays >= essays and len(traffic.pruned) >= pruned)
+
+
+async def kill_batches_at_work(service: RunningService, batches: list[str]) -> int:
+    """Kill actors of these batches until one dies with letters in hand: a commit that is under way ends first.
+
+    Runs on the service's event loop.
+
+    :returns: how many of them have to start again.
+    """
+    with anyio.fail_after(10):
+        while True:
+            children = [child for child in service.service.batches.snapshot().children if child.name in batches]
+            if restarting := [child for child in children if child.state is State.BACKING_OFF]:
+                return len(restarting)
+            for child in children:
+                if child.mailbox_depth:
+                    service.service.root.kill(f"batches/{child.name}")
+            await anyio.lowlevel.checkpoint()
+
+
+async def assert_all_announced(traffic: Traffic) -> None:
+    wanted = set(traffic.pruned)
+
+    async def announced() -> bool:
+        records = values(await traffic.platform.messages(topics.PHASE_SKIPPED))
+        return wanted <= {(record["data"]["batch_id"], record["data"]["correlation_id"]) for record in records}
+
+    await wait_until(announced, description="every pruning that a caller was told of is announced")
+    ids: dict[tuple[str, str], set[str]] = {}
+    for record in values(await traffic.platform.messages(topics.PHASE_SKIPPED)):
+        ids.setdefault((record["data"]["batch_id"], record["data"]["correlation_id"]), set()).add(record["event_id"])
+    assert all(len(ids[request]) == 1 for request in wanted), "every copy carries the same event id"
+
+
+@pytest.mark.parametrize("actor", ACTORS)
+async def test_killing_an_actor_disturbs_no_other(
+    service: RunningService, platform: Platform, unique_name: Callable[[str], str], actor: str
+) -> None:
+    before = restarts(service)
+
+    async def kill(_: Traffic) -> None:
+        assert service.call(service.service.root.kill, actor)
+        await wait_until(lambda: restarts(service)[actor] == before[actor] + 1)
+
+    traffic = await traffic_with(service, platform, unique_name(actor), kill)
+    assert restarts(service) == {**before, actor: before[actor] + 1}
+    assert {status for _, status in traffic.statuses} <= {200, 503}
+    assert {status for (kind, status) in traffic.statuses if kind == "/healthz"} == {200}
+    if actor == "http":
+        assert traffic.resets <= WORKERS, "at most the requests that were in flight"
+    else:
+        assert traffic.resets == 0
+    await assert_all_announced(traffic)
+    async with Orchestrator(service.base) as bos:
+        assert await bos.metric("bcs_actor_restarts_total", actor=actor) == before[actor] + 1
+
+
+async def test_killing_the_actor_of_a_batch_at_work_loses_none_of_its_events(
+    service: RunningService, platform: Platform, unique_name: Callable[[str], str]
+) -> None:
+    before = restarts(service)
+    async with Orchestrator(service.base) as bos:
+        killed_before = await bos.metric("bcs_actor_restarts_total", actor="batches/*") or 0
+
+    async def kill(traffic: Traffic) -> None:
+        assert await asyncio.to_thread(service.run, kill_batches_at_work, service, traffic.batches)
+
+    traffic = await traffic_with(service, platform, unique_name("batch"), kill)
+    assert restarts(service) == before, "their supervisor lives on"
+    assert {status for _, status in traffic.statuses} == {200}
+    assert traffic.resets == 0
+    await assert_all_announced(traffic)
+    async with Orchestrator(service.base) as bos:
+        assert (await bos.metric("bcs_actor_restarts_total", actor="batches/*") or 0) > killed_before

@@ -1,0 +1,244 @@
+"""What can't be applied ends on <topic>.DLQ with its bytes intact, and holds up nothing."""
+
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import pytest
+from aiokafka import ConsumerRecord
+from aiokafka.structs import RecordMetadata
+
+from bcs.contracts import topics
+from tests.support.events import Event, cj_completed, phase_outcome, registered, spellchecked
+from tests.support.kafka import Platform, platform_broker
+from tests.support.service import Orchestrator, RunningService, service_in_thread
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+MAX_MESSAGE_BYTES = 1_000_000
+KEPT_BYTES = 64 * 1024
+
+GOOD: dict[str, Callable[[str], Event]] = {
+    topics.SPELLCHECK_COMPLETED: lambda batch: spellchecked(batch, "essay"),
+    topics.CJ_COMPLETED: lambda batch: cj_completed(batch, ["essay"]),
+    topics.PHASE_OUTCOME: lambda batch: phase_outcome(batch, "nlp", ["essay"]),
+    topics.ESSAYS_REGISTERED: lambda batch: registered(batch, ["essay"]),
+}
+BATCH_FIELD = {
+    topics.SPELLCHECK_COMPLETED: "batch_id",
+    topics.CJ_COMPLETED: "entity_id",
+    topics.PHASE_OUTCOME: "batch_id",
+    topics.ESSAYS_REGISTERED: "entity_id",
+}
+EVENT_TYPE = {
+    topics.SPELLCHECK_COMPLETED: "SpellcheckPhaseCompletedV1",
+    topics.CJ_COMPLETED: "CJAssessmentCompletedV1",
+    topics.PHASE_OUTCOME: "ELSBatchPhaseOutcomeV1",
+    topics.ESSAYS_REGISTERED: "BatchEssaysRegistered",
+}
+REQUIRED_FIELD = {
+    topics.SPELLCHECK_COMPLETED: "status",
+    topics.CJ_COMPLETED: "processing_summary",
+    topics.PHASE_OUTCOME: "phase_status",
+    topics.ESSAYS_REGISTERED: "essay_ids",
+}
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
+    with service_in_thread(
+        redis_url=redis_url,
+        kafka_bootstrap_servers=kafka_bootstrap_servers,
+        kafka_max_message_bytes=MAX_MESSAGE_BYTES,
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+async def platform(kafka_bootstrap_servers: str) -> AsyncIterator[Platform]:
+    async with Platform(kafka_bootstrap_servers) as platform:
+        yield platform
+
+
+@pytest.fixture
+async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
+    async with Orchestrator(service.base) as caller:
+        yield caller
+
+
+@pytest.fixture
+def batch(unique_name: Callable[[str], str]) -> str:
+    return unique_name("batch")
+
+
+def changed(event: Event, data: dict[str, Any] | None = None, *, remove: str | None = None) -> bytes:
+    """The event's bytes with another content."""
+    envelope = json.loads(event.value)
+    if remove:
+        del envelope["data"][remove]
+    envelope["data"].update(data or {})
+    return json.dumps(envelope, indent=1, ensure_ascii=False).encode()
+
+
+def junk(topic: str, batch: str) -> dict[str, tuple[bytes | None, str | None]]:
+    """Every kind of junk for a topic: its bytes, and the batch where they name it."""
+    event = GOOD[topic](batch)
+    field, required = BATCH_FIELD[topic], REQUIRED_FIELD[topic]
+    messages: dict[str, tuple[bytes | None, str | None]] = {
+        "null value": (None, None),
+        "no bytes": (b"", None),
+        "not UTF-8": (event.value.replace(b"tests", b"t\xe9sts"), None),
+        "UTF-16": (event.value.decode().encode("utf-16"), None),
+        "not JSON": (event.value[:-1], None),
+        "two documents": (event.value + event.value, None),
+        "nested without end": (b"[" * 50_000, None),
+        "JSON array": (b"[" + event.value + b"]", None),
+        "JSON text": (b'"a text"', None),
+        "JSON null": (b"null", None),
+        "data is null": (json.dumps({**json.loads(event.value), "data": None}).encode(), None),
+        "no data": (b'{"event_id": "x"}', None),
+        "empty object": (b" {\n} ", None),
+        "missing field": (changed(event, remove=required), batch),
+        "null field": (changed(event, {required: None}), batch),
+        "NaN": (changed(event, {required: float("nan")}), batch),
+        "empty batch id": (changed(event, {field: ""}), None),
+        "batch id too long": (changed(event, {field: "x" * 256}), None),
+        "batch id a number": (changed(event, {field: 7}), None),
+        "no batch id": (changed(event, remove=field), None),
+        "wrong time": (changed(event, {"timestamp": "gestern, 12 Uhr 🦉"}), batch),
+    }
+    if topic == topics.PHASE_OUTCOME:
+        messages["unknown phase"] = (changed(event, {"phase_name": "dictation"}), batch)
+    return messages
+
+
+async def letters_about(platform: Platform, source: RecordMetadata) -> list[ConsumerRecord]:
+    """The dead letters whose source position is this one."""
+
+    def position(letter: ConsumerRecord) -> tuple[int, int]:
+        about = json.loads(letter.value)["additional_metadata"]
+        return about["source_partition"], about["source_offset"]
+
+    letters = await platform.messages(f"{source.topic}.DLQ")
+    return [letter for letter in letters if position(letter) == (source.partition, source.offset)]
+
+
+@pytest.mark.parametrize("topic", GOOD)
+async def test_junk_of_every_kind_becomes_one_letter_and_holds_up_nothing(
+    service: RunningService, platform: Platform, bos: Orchestrator, batch: str, topic: str
+) -> None:
+    kinds = junk(topic, batch)
+    key = b"\xff one key: one partition, one order"
+    await platform.send(spellchecked(batch, "essay"))  # there is an essay to be judged by what comes behind the junk
+    sent = dict(zip(kinds, await platform.send_raw(*((topic, key, value) for value, _ in kinds.values())), strict=True))
+    behind = GOOD[topic](batch)
+    [last] = await platform.send_raw((topic, key, behind.value))
+    assert {position.partition for position in sent.values()} == {last.partition}
+
+    await wait_until(lambda: platform.caught_up(service.group), description="offsets are committed past all of it")
+    # At least, because what is on the topics from before is read too.
+    labels = {"event_type": EVENT_TYPE[topic], "outcome": "dead_lettered"}
+    assert (await bos.metric("bcs_events_processed_total", **labels) or 0) >= len(kinds)
+    counted = [
+        value
+        for name, labels, value in await bos.samples()
+        if name == "bcs_dead_letters_total" and labels["topic"] == topic
+    ]
+    assert sum(counted) >= len(kinds)
+    for kind, position in sent.items():
+        value, named = kinds[kind]
+        letters = await wait_until(partial(letters_about, platform, position), description=kind)
+        assert len(letters) == 1, kind
+        assert_is_the_letter(letters[0], position, key, value, named)
+
+
+def assert_is_the_letter(
+    record: ConsumerRecord, source: RecordMetadata, key: bytes, value: bytes | None, batch: str | None
+) -> None:
+    letter: dict[str, Any] = json.loads(record.value, parse_constant=pytest.fail)
+    assert letter["schema_version"] == 1
+    assert letter["service"] == "batch_conductor_service"
+    assert letter["dlq_reason"]
+    assert datetime.fromisoformat(letter["timestamp"]).utcoffset() is not None
+    about = letter["additional_metadata"]
+    assert about["source_topic"] == source.topic
+    assert (about["source_partition"], about["source_offset"]) == (source.partition, source.offset)
+    assert base64.b64decode(about["source_key_base64"]) == key
+    assert about["attempts"] == 1
+    assert about["error_type"]
+    assert about["error_message"]
+    assert record.key == (key if batch is None else batch.encode())
+    envelope = letter["failed_event_envelope"]
+    if value is None:
+        assert envelope == {"raw_base64": None}
+    elif set(envelope) == {"raw_base64"}:
+        assert base64.b64decode(envelope["raw_base64"]) == value
+        assert not is_json_object(value)
+    else:
+        assert value in record.value, "a JSON object stands in its letter byte for byte"
+        assert envelope == json.loads(value)
+
+
+def is_json_object(value: bytes) -> bool:
+    try:
+        return isinstance(json.loads(value.decode(), parse_constant=lambda _: 1 / 0), dict)
+    except (ValueError, ArithmeticError, RecursionError):
+        return False
+
+
+async def test_the_events_behind_junk_are_applied(
+    service: RunningService, platform: Platform, bos: Orchestrator, batch: str
+) -> None:
+    essays = [f"essay-{number}" for number in range(50)]
+    await platform.send(registered(batch, essays))
+    for essay in essays:
+        good = spellchecked(batch, essay)
+        await platform.send_raw((good.topic, good.key, b"junk"), (good.topic, good.key, good.value))
+    await wait_until(lambda: platform.caught_up(service.group))
+    assert await bos.to_run(batch) == ["ai_feedback"]
+
+
+async def test_a_letter_too_large_for_the_broker_arrives_reduced_and_says_so(
+    service: RunningService, platform: Platform, bos: Orchestrator, batch: str
+) -> None:
+    large = bytes(range(256)) * 3516  # 900 kB, and a third more as base64
+    assert len(large) < MAX_MESSAGE_BYTES < len(base64.b64encode(large))
+    smaller = b"\xff" * 500_000
+    topic = topics.SPELLCHECK_COMPLETED
+    behind = spellchecked(batch, "essay")
+    first, second, third = await platform.send_raw(
+        (topic, b"key", large), (topic, b"key", smaller), (topic, b"key", b"small")
+    )
+    await platform.send(behind)
+    await wait_until(lambda: platform.caught_up(service.group))
+    assert await bos.to_run(batch) == ["ai_feedback"]
+
+    [reduced] = await wait_until(lambda: letters_about(platform, first))
+    assert len(reduced.value) < 2 * KEPT_BYTES
+    letter = json.loads(reduced.value)
+    assert base64.b64decode(letter["failed_event_envelope"]["raw_base64"]) == large[:KEPT_BYTES]
+    about = letter["additional_metadata"]
+    assert about["truncated"] is True
+    assert "too large" in about["note"]
+    assert about["value_bytes"] == len(large)
+    assert about["value_sha256"] == hashlib.sha256(large).hexdigest()
+    assert about["source_topic"] == topic
+    for position, value in ((second, smaller), (third, b"small")):
+        [letter_record] = await wait_until(partial(letters_about, platform, position))
+        assert_is_the_letter(letter_record, position, b"key", value, None)
+    await wait_until(lambda: empty_outbox(bos), description="nothing is stuck in the outbox")
+
+
+async def empty_outbox(bos: Orchestrator) -> bool:
+    return await bos.metric("bcs_outbox_backlog") == 0

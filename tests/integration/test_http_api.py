@@ -1,0 +1,301 @@
+"""The HTTP interface, with the state in memory and in a real store."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from io import BytesIO
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from bcs import __version__
+from tests.support.kafka import platform_broker
+from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService, service_in_thread
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+CORRELATION_ID = "550e8400-e29b-41d4-a716-446655440000"
+PRIVATE = "Elsas-private-text"  # what a caller sends must never come back in an error
+GOOD = {"batch_id": "batch", "requested_pipeline": "ai_feedback", "correlation_id": CORRELATION_ID}
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module", params=["memory", "valkey"])
+def service(request: pytest.FixtureRequest, redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
+    in_memory = request.param == "memory"
+    with service_in_thread(
+        redis_url="redis://127.0.0.1:1" if in_memory else redis_url,
+        use_mock_repository=in_memory,
+        kafka_bootstrap_servers=kafka_bootstrap_servers,
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
+    async with Orchestrator(service.base) as caller:
+        yield caller
+
+
+@pytest.fixture
+def batch(unique_name: Callable[[str], str]) -> str:
+    return unique_name("batch")
+
+
+def problem(answer: Answer, status: int) -> dict[str, Any]:
+    """The problem document (RFC 9457) that the answer must be."""
+    assert answer.status == status, answer.body
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    document: dict[str, Any] = answer.json
+    assert document["status"] == status
+    for member in ("type", "title", "detail", "correlation_id"):
+        assert isinstance(document[member], str)
+        assert document[member], member
+    assert document["correlation_id"] == answer.headers["X-Correlation-ID"]
+    assert PRIVATE not in answer.body.decode()
+    return document
+
+
+async def test_a_resolution_names_what_is_to_run_and_says_why(bos: Orchestrator, batch: str) -> None:
+    answer = await bos.request("POST", DEFINE, json={**GOOD, "batch_id": batch, "unknown": {"field": PRIVATE}})
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.headers["X-Correlation-ID"] == CORRELATION_ID
+    document = answer.json
+    assert document["batch_id"] == batch
+    assert document["final_pipeline"] == ["spellcheck", "ai_feedback"]
+    assert document["pruned_phases"] == []
+    assert "spellcheck" in document["analysis_summary"]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "phases"),
+    [
+        ("spellcheck", ["spellcheck"]),
+        ("nlp", ["spellcheck", "nlp"]),
+        ("cj_assessment", ["spellcheck", "cj_assessment"]),
+        ("comprehensive", ["spellcheck", "nlp", "cj_assessment", "ai_feedback"]),
+    ],
+)
+async def test_every_shipped_pipeline_resolves(bos: Orchestrator, batch: str, pipeline: str, phases: list[str]) -> None:
+    assert await bos.to_run(batch, pipeline) == phases
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b'{"batch_id": "\xff"}', b'{"batch_id": "a",}'])
+async def test_malformed_json_is_refused(bos: Orchestrator, body: bytes) -> None:
+    answer = await bos.request("POST", DEFINE, data=body, headers={"Content-Type": "application/json"})
+    document = problem(answer, 400)
+    assert [error["field"] for error in document["errors"]] == ["body"]
+
+
+@pytest.mark.parametrize("body", [[GOOD], "text", 1, None, True])
+async def test_json_that_is_no_object_is_refused(bos: Orchestrator, body: object) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = await bos.request("POST", DEFINE, data=json.dumps(body), headers=headers)
+    assert [error["field"] for error in problem(answer, 400)["errors"]] == ["body"]
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "fields"),
+    [
+        (DEFINE, {"batch_id": ""}, {"batch_id"}),
+        (DEFINE, {"batch_id": None}, {"batch_id"}),
+        (DEFINE, {"batch_id": 12345}, {"batch_id"}),
+        (DEFINE, {"batch_id": "x" * 256}, {"batch_id"}),
+        (DEFINE, {"batch_id": [PRIVATE]}, {"batch_id"}),
+        (DEFINE, {"requested_pipeline": ""}, {"requested_pipeline"}),
+        (DEFINE, {"requested_pipeline": {PRIVATE: PRIVATE}}, {"requested_pipeline"}),
+        (DEFINE, {"correlation_id": ""}, {"correlation_id"}),
+        (DEFINE, {"correlation_id": "x" * 101}, {"correlation_id"}),
+        (DEFINE, {"batch_metadata": PRIVATE}, {"batch_metadata"}),
+        (DEFINE, {"batch_metadata": {"prompt_attached": "no"}}, {"batch_metadata.prompt_attached"}),
+        (
+            DEFINE,
+            {"batch_id": None, "requested_pipeline": [PRIVATE], "correlation_id": 7},
+            {"batch_id", "requested_pipeline", "correlation_id"},
+        ),
+        (COMPLETE, {"batch_id": ""}, {"batch_id", "phase_name", "success"}),
+        (COMPLETE, {"phase_name": "spellcheck", "success": "yes"}, {"success"}),
+        (COMPLETE, {"phase_name": PRIVATE, "success": True}, {"phase_name"}),
+        (COMPLETE, {"phase_name": "comprehensive", "success": True}, {"phase_name"}),
+    ],
+)
+async def test_each_invalid_field_is_named(
+    bos: Orchestrator, path: str, changes: dict[str, object], fields: set[str]
+) -> None:
+    document = problem(await bos.request("POST", path, json={**GOOD, **changes}), 400)
+    assert {error["field"] for error in document["errors"]} == fields
+    assert all(field in document["detail"] for field in fields)
+
+
+@pytest.mark.parametrize("field", list(GOOD))
+async def test_a_missing_field_is_named(bos: Orchestrator, field: str) -> None:
+    body = {name: value for name, value in GOOD.items() if name != field}
+    document = problem(await bos.request("POST", DEFINE, json=body), 400)
+    assert [error["field"] for error in document["errors"]] == [field]
+
+
+async def test_an_unknown_pipeline_is_not_found_and_the_known_ones_are_named(bos: Orchestrator, batch: str) -> None:
+    document = problem(await bos.define(batch, PRIVATE, correlation_id=CORRELATION_ID), 404)
+    assert document["correlation_id"] == CORRELATION_ID
+    assert "comprehensive" in document["detail"]
+
+
+async def test_student_matching_is_reported_but_is_no_pipeline(bos: Orchestrator, batch: str) -> None:
+    assert (await bos.complete(batch, "student_matching")).status == 200
+    problem(await bos.define(batch, "student_matching"), 404)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/internal/v1/pipelines", f"/{PRIVATE}", "/internal/v1/pipelines/define/", "/%00"]
+)
+async def test_an_unknown_path_is_not_found(bos: Orchestrator, path: str) -> None:
+    problem(await bos.get(path), 404)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", DEFINE), ("DELETE", COMPLETE), ("POST", "/healthz")])
+async def test_a_wrong_method_is_told_the_right_one(bos: Orchestrator, method: str, path: str) -> None:
+    answer = await bos.request(method, path)
+    document = problem(answer, 405)
+    expected = "GET" if path == "/healthz" else "POST"
+    assert expected in answer.headers["Allow"]
+    assert method not in answer.headers["Allow"]
+    assert expected in document["detail"]
+
+
+async def test_a_body_beyond_one_mebibyte_is_too_large(bos: Orchestrator, batch: str) -> None:
+    body = json.dumps({**GOOD, "batch_id": batch, "padding": ""})
+    fitting = body.replace('"padding": ""', f'"padding": "{"x" * (MIB - len(body))}"').encode()
+    assert len(fitting) == MIB
+    headers = {"Content-Type": "application/json"}
+    assert (await bos.request("POST", DEFINE, data=BytesIO(fitting), headers=headers)).status == 200
+    problem(await bos.request("POST", DEFINE, data=BytesIO(fitting + b" "), headers=headers), 413)
+
+    async def chunks() -> AsyncIterator[bytes]:  # sent without a Content-Length
+        yield fitting
+        yield b" "
+
+    problem(await bos.request("POST", DEFINE, data=chunks(), headers=headers), 413)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/xml"])
+async def test_only_json_is_read(bos: Orchestrator, content_type: str) -> None:
+    body, headers = json.dumps(GOOD).encode(), {"Content-Type": content_type}
+    problem(await bos.request("POST", DEFINE, data=body, headers=headers), 415)
+
+
+async def test_json_with_a_charset_is_read(bos: Orchestrator) -> None:
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    assert (await bos.request("POST", DEFINE, data=json.dumps(GOOD).encode(), headers=headers)).status == 200
+
+
+@pytest.mark.parametrize("pipeline", ["cj_assessment", "ai_feedback", "nlp", "comprehensive"])
+async def test_without_a_prompt_what_needs_one_is_refused_and_counted(
+    bos: Orchestrator, batch: str, pipeline: str
+) -> None:
+    refusals = ("bcs_pipeline_refusals_total", {"reason": "prompt_required"})
+    before = await bos.metric(refusals[0], **refusals[1]) or 0
+    answer = await bos.define(batch, pipeline, batch_metadata={"prompt_attached": False, "prompt_source": PRIVATE})
+    document = problem(answer, 409)
+    assert "prompt" in document["detail"]
+    assert (pipeline if pipeline != "comprehensive" else "cj_assessment") in document["detail"]
+    assert await bos.metric(refusals[0], **refusals[1]) == before + 1
+    for metadata in ({"prompt_attached": True, "assignment_id": "a"}, {"prompt_source": "context"}, {}, None):
+        assert (await bos.define(batch, pipeline, batch_metadata=metadata)).status == 200
+    assert (await bos.define(batch, pipeline)).status == 200
+
+
+async def test_spellcheck_needs_no_prompt(bos: Orchestrator, batch: str) -> None:
+    assert await bos.to_run(batch, "spellcheck", batch_metadata={"prompt_attached": False}) == ["spellcheck"]
+
+
+async def test_a_phase_is_reported_complete_and_then_failed(bos: Orchestrator, batch: str) -> None:
+    answer = await bos.complete(batch, "spellcheck")
+    assert answer.status == 200
+    assert answer.json == {"status": "recorded", "batch_id": batch, "phase_name": "spellcheck"}
+    assert await bos.to_run(batch) == ["ai_feedback"]
+    assert (await bos.complete(batch, "spellcheck", success=False)).status == 200
+    assert await bos.to_run(batch) == ["spellcheck", "ai_feedback"]
+    assert (await bos.complete(batch, "spellcheck")).status == 200
+    assert await bos.to_run(batch) == ["ai_feedback"]
+
+
+async def test_health_says_how_everything_is(service: RunningService, bos: Orchestrator) -> None:
+    async def healthy() -> dict[str, Any] | None:
+        answer = await bos.get("/healthz")
+        assert answer.status == 200
+        document: dict[str, Any] = answer.json
+        return document if document["status"] == "healthy" else None
+
+    document = await wait_until(healthy)
+    assert document["service"] == "batch_conductor_service"
+    assert document["version"] == __version__
+    assert document["environment"] == "testing"
+    assert document["message"]
+    assert isinstance(document["checks"], dict)
+    assert set(document["dependencies"]) == {"redis", "kafka", "postgresql"}
+    assert all(dependency["message"] for dependency in document["dependencies"].values())
+    assert document["dependencies"]["kafka"]["status"] == "healthy"
+    in_memory = service.service.settings.use_mock_repository
+    assert document["dependencies"]["redis"]["status"] == ("not_configured" if in_memory else "healthy")
+    assert (await bos.get("/readyz")).status == 200
+
+
+async def test_answers_carry_a_correlation_id_even_where_the_request_has_none(bos: Orchestrator) -> None:
+    first, second = (await bos.get("/healthz")).headers, (await bos.get("/nothing")).headers
+    assert UUID(first["X-Correlation-ID"]) != UUID(second["X-Correlation-ID"])
+
+
+async def test_metrics_have_the_promised_names_and_bounded_labels(bos: Orchestrator, batch: str) -> None:
+    await bos.complete(batch, "spellcheck")
+    await bos.define(batch)
+    await bos.define(f"{PRIVATE}-{batch}", PRIVATE)
+    await bos.request(PRIVATE.upper(), DEFINE)
+    await bos.request("PURGE", f"/{PRIVATE}")
+    await bos.get(f"/{PRIVATE}/{batch}?{PRIVATE}={batch}")
+    await bos.request("POST", DEFINE, json={**GOOD, "batch_id": ""})
+    samples = await bos.samples()
+    names = {name for name, _, _ in samples}
+    assert names >= {
+        "bcs_pipeline_resolutions_total",
+        "bcs_http_requests_total",
+        "bcs_http_request_duration_seconds_bucket",
+        "bcs_phases_pruned_total",
+        "bcs_mailbox_depth",
+        "bcs_redis_commit_conflicts_total",
+        "bcs_redis_commit_fallbacks_total",
+        "bcs_outbox_backlog",
+        "bcs_circuit_breaker_state",
+    }
+    resolved = {labels["status"] for name, labels, _ in samples if name == "bcs_pipeline_resolutions_total"}
+    assert resolved == {"success", "failure"}
+    label_values = {value for name, labels, _ in samples if name.startswith("bcs_") for value in labels.values()}
+    assert not [value for value in label_values if PRIVATE.lower()[:4] in value.lower() or batch in value]
+    requests = [labels for name, labels, _ in samples if name == "bcs_http_requests_total"]
+    assert {labels["route"] for labels in requests} <= {
+        DEFINE,
+        COMPLETE,
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "unmatched",
+    }
+    assert {"method": "other", "route": "unmatched", "status": "404"} in requests
+    assert "PURGE" not in label_values
+
+
+async def test_requests_are_counted_by_route_and_status(bos: Orchestrator, batch: str) -> None:
+    labels = {"method": "POST", "route": DEFINE, "status": "200"}
+    before = await bos.metric("bcs_http_requests_total", **labels) or 0
+    resolved = await bos.metric("bcs_pipeline_resolutions_total", status="success") or 0
+    for _ in range(3):
+        await bos.to_run(batch)
+    assert await bos.metric("bcs_http_requests_total", **labels) == before + 3
+    assert await bos.metric("bcs_pipeline_resolutions_total", status="success") == resolved + 3

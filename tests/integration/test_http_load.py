@@ -1,0 +1,148 @@
+"""Many requests at a time, slow ones, and broken ones."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import monotonic
+
+import anyio
+import pytest
+
+from tests.support.kafka import platform_broker
+from tests.support.service import DEFINE, Orchestrator, RunningService, service_in_thread
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 4
+DEADLINE_SECONDS = 1.5
+BODY = json.dumps({"batch_id": "slow", "requested_pipeline": "ai_feedback", "correlation_id": "slow"}).encode()
+HEAD = (
+    f"POST {DEFINE} HTTP/1.1\r\nHost: bcs\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
+    "Connection: close\r\n\r\n"
+).encode()
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
+    """One that takes the usual number of requests."""
+    with service_in_thread(redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def narrow_service(kafka_bootstrap_servers: str) -> Iterator[RunningService]:
+    """One that takes few requests, and soon gives up on slow ones."""
+    with service_in_thread(
+        use_mock_repository=True,
+        kafka_bootstrap_servers=kafka_bootstrap_servers,
+        http_max_concurrent_requests=LIMIT,
+        request_deadline_seconds=DEADLINE_SECONDS,
+        redis_deadline_seconds=0.5,
+        retry_after_seconds=3,
+    ) as running:
+        yield running
+
+
+@asynccontextmanager
+async def connection(
+    service: RunningService, *sent: bytes
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection(*service.service.address)
+    try:
+        writer.writelines(sent)
+        await writer.drain()
+        yield reader, writer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def status_of(reader: asyncio.StreamReader) -> int:
+    return int((await reader.readline()).split()[1])
+
+
+async def test_hundreds_of_requests_at_a_time_are_all_answered(service: RunningService) -> None:
+    async with Orchestrator(service.base) as bos:
+        answers = await asyncio.gather(
+            *(bos.define(f"load-{number % 50}", correlation_id=f"request-{number}") for number in range(400)),
+        )
+    assert {answer.status for answer in answers} == {200}
+    assert [answer.headers["X-Correlation-ID"] for answer in answers] == [f"request-{n}" for n in range(400)]
+    assert [answer.json["batch_id"] for answer in answers] == [f"load-{n % 50}" for n in range(400)]
+
+
+async def test_concurrent_reports_about_one_batch_are_all_recorded(service: RunningService) -> None:
+    phases = ["spellcheck", "nlp", "cj_assessment", "ai_feedback"]
+    async with Orchestrator(service.base) as bos:
+        answers = await asyncio.gather(*(bos.complete("reported", phases[n % 4]) for n in range(200)))
+        assert {answer.status for answer in answers} == {200}
+        assert await bos.to_run("reported", "comprehensive") == []
+
+
+async def test_beyond_the_limit_requests_are_refused_at_once_and_probes_are_not(narrow_service: RunningService) -> None:
+    async with AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(connection(narrow_service, HEAD)) for _ in range(LIMIT)]
+        bos = await stack.enter_async_context(Orchestrator(narrow_service.base))
+        await wait_until(lambda: in_flight(bos, LIMIT + 1))  # the question itself is one of them
+        began = monotonic()
+        answer = await bos.define("one-too-many")
+        assert monotonic() - began < DEADLINE_SECONDS / 2
+        assert answer.status == 503
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.headers["Retry-After"] == "3"
+        assert answer.json["correlation_id"] == answer.headers["X-Correlation-ID"]
+        for probe in ("/healthz", "/readyz", "/metrics"):
+            assert (await bos.get(probe)).status == 200
+        for reader, writer in slow:
+            writer.write(BODY)
+            assert await status_of(reader) == 200
+        assert (await bos.define("room-again")).status == 200
+
+
+async def test_a_caller_that_never_sends_its_body_is_answered_in_time(narrow_service: RunningService) -> None:
+    began = monotonic()
+    async with connection(narrow_service, HEAD, BODY[:-1]) as (reader, _):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert DEADLINE_SECONDS * 0.9 < monotonic() - began < DEADLINE_SECONDS + 1
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: 3\r\n" in head
+        assert json.loads(await reader.readuntil(b"}"))["status"] == 503
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03secret\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: bcs\r\nsecret secret\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: bcs\r\nContent-Length: secret\r\n\r\n",
+        b"GET /healthz HTTP/9.9\r\nsecret: \x00\r\n\r\n",
+    ],
+)
+async def test_what_is_not_http_gets_a_400_and_disturbs_nobody(service: RunningService, nonsense: bytes) -> None:
+    async with connection(service, nonsense) as (reader, _):
+        with anyio.fail_after(5):
+            text = await reader.read()
+    assert text.split(b" ")[1] == b"400"
+    async with Orchestrator(service.base) as bos:
+        assert (await bos.get("/readyz")).status == 200
+
+
+async def test_a_caller_that_hangs_up_disturbs_nobody(service: RunningService) -> None:
+    for sent in (HEAD, HEAD + BODY[:5], HEAD + BODY):
+        async with connection(service, sent):
+            pass
+    async with Orchestrator(service.base) as bos:
+        await wait_until(lambda: in_flight(bos, 1))
+        assert (await bos.define("after")).status == 200
+
+
+async def in_flight(bos: Orchestrator, count: int) -> bool:
+    return await bos.metric("bcs_http_requests_in_flight") == count

@@ -1,0 +1,122 @@
+"""The other side of Kafka: what the platform's services produce, and what they get to read."""
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import anyio
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.structs import RecordMetadata
+
+from bcs import embedded
+from bcs.contracts import topics
+from bcs.embedded import create_topics
+from tests.support.events import Event
+
+PARTITIONS = 4
+
+
+@contextmanager
+def platform_broker(directory: Path) -> Iterator[str]:
+    """The address of a broker with the platform's topics, of a module's own unless the environment names one.
+
+    The topics' names are fixed, so on a broker that all modules share each service would first read what every
+    earlier one was told.
+    """
+    if servers := os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
+        anyio.run(create_platform_topics, servers)
+        yield servers
+        return
+    with embedded.kafka(directory) as server:
+        anyio.run(create_platform_topics, server.address)
+        yield server.address
+
+
+async def create_platform_topics(bootstrap_servers: str) -> None:
+    """Create all topics that BCS reads and writes, where they are missing."""
+    await create_topics(bootstrap_servers, [*topics.CONSUMED, *topics.PUBLISHED], PARTITIONS)
+
+
+class Platform:
+    """The services around BCS, in one: produces, reads topics from their beginning, and looks at a group's offsets."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._servers = bootstrap_servers
+        self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, linger_ms=2)
+        self._readers: dict[str, AIOKafkaConsumer] = {}
+        self._read: dict[str, list[ConsumerRecord]] = {}
+        self._groups: dict[str, AIOKafkaConsumer] = {}
+        self._ends: dict[tuple[str, int], int] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._producer.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._producer.stop()
+        for consumer in (*self._readers.values(), *self._groups.values()):
+            await consumer.stop()
+
+    async def send(self, *events: Event) -> list[RecordMetadata]:
+        """Produce these, and wait until the broker has all of them."""
+        return await self.send_raw(*((event.topic, event.key, event.value) for event in events))
+
+    async def send_raw(self, *messages: tuple[str, bytes | None, bytes | None]) -> list[RecordMetadata]:
+        """The same for topic, key and value as they are."""
+        sent = [await self._producer.send(topic, value, key) for topic, key, value in messages]
+        taken = list(await asyncio.gather(*sent))
+        for where in taken:
+            key = (where.topic, where.partition)
+            self._ends[key] = max(self._ends.get(key, 0), where.offset + 1)
+        return taken
+
+    async def messages(self, topic: str, key: str | None = None) -> list[ConsumerRecord]:
+        """Everything that is on a topic now, or that has a certain key."""
+        if topic not in self._readers:
+            reader = AIOKafkaConsumer(
+                bootstrap_servers=self._servers, auto_offset_reset="earliest", fetch_max_wait_ms=20
+            )
+            self._readers[topic], self._read[topic] = reader, []
+            await reader.start()
+            reader.assign(_partitions(topic))
+        reader, read = self._readers[topic], self._read[topic]
+        ends = await reader.end_offsets(_partitions(topic))
+        while any([await reader.position(partition) < end for partition, end in ends.items()]):
+            for records in (await reader.getmany(timeout_ms=50)).values():
+                read += records
+        return [record for record in read if key is None or record.key == key.encode()]
+
+    async def uncommitted(self, group: str) -> dict[tuple[str, int], tuple[int | None, int]]:
+        """What a group has not committed exactly up to the last message sent from here.
+
+        :returns: topic and partition to the committed offset and the one behind the last message.
+        """
+        if group not in self._groups:
+            # Assigned by hand, it is no member of the group and disturbs nobody in it.
+            watcher = AIOKafkaConsumer(bootstrap_servers=self._servers, group_id=group, enable_auto_commit=False)
+            self._groups[group] = watcher
+            await watcher.start()
+            watcher.assign([partition for topic in topics.CONSUMED for partition in _partitions(topic)])
+        # The ends are what the broker told when it took the messages: asked later, Tansu counts a whole batch as one.
+        return {
+            partition: (committed, end)
+            for partition, end in self._ends.items()
+            if (committed := await self._groups[group].committed(TopicPartition(*partition))) != end
+        }
+
+    async def caught_up(self, group: str) -> bool:
+        """Whether a group has committed exactly up to the last message sent from here, on every partition."""
+        return not await self.uncommitted(group)
+
+
+def _partitions(topic: str) -> list[TopicPartition]:
+    return [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+
+
+def values(records: Iterable[ConsumerRecord]) -> list[Any]:
+    """The JSON documents in these messages."""
+    return [json.loads(record.value) for record in records]

@@ -1,0 +1,276 @@
+"""A running BCS: in a thread of this process with an event loop of its own, or as a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sysconfig
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import aiohttp
+import anyio
+import anyio.abc
+import anyio.to_thread
+import structlog
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from prometheus_client.parser import text_string_to_metric_families
+
+from bcs.app import Service
+from bcs.embedded import free_port
+from bcs.pipeline_config import load_pipelines
+from bcs.settings import load_settings
+from bcs.supervision import Snapshot
+from tests.support.waiting import wait_until
+
+T = TypeVar("T")
+
+# To pytest, which shows them with the test that failed.
+structlog.configure(
+    processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+)
+
+DEFINE = "/internal/v1/pipelines/define"
+COMPLETE = "/internal/v1/phases/complete"
+
+# Loopback is quick, and so are failures on it; what a deployment waits for patiently would only make the suite slow.
+QUICK: Mapping[str, object] = {
+    "environment": "testing",
+    "http_host": "127.0.0.1",
+    "kafka_enable_idempotence": False,  # the embedded broker can't
+    "kafka_session_timeout_seconds": 3.0,
+    "kafka_heartbeat_interval_seconds": 0.3,
+    "kafka_request_timeout_seconds": 4.0,
+    "kafka_metadata_max_age_seconds": 2.0,
+    "intake_commit_interval_seconds": 0.1,
+    "outbox_poll_interval_seconds": 0.1,
+    "outbox_takeover_seconds": 1.0,
+    "metrics_interval_seconds": 0.1,
+}
+
+
+@dataclass
+class RunningService:
+    """One service in a thread."""
+
+    service: Service
+    _portal: BlockingPortal
+
+    @property
+    def base(self) -> str:
+        """Where it listens."""
+        return f"http://{self.service.address[0]}:{self.service.address[1]}"
+
+    @property
+    def group(self) -> str:
+        """Its consumer group."""
+        return self.service.settings.kafka_consumer_group_id
+
+    def call(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function on the service's event loop."""
+        result: T = self._portal.call(function, *args)
+        return result
+
+    def run(self, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
+        """Run a coroutine function on the service's event loop."""
+        result: T = self._portal.call(function, *args)
+        return result
+
+    def snapshot(self) -> Snapshot:
+        """Its supervision tree."""
+        return self.call(self.service.root.snapshot)
+
+
+@contextmanager
+def service_in_thread(**overrides: object) -> Iterator[RunningService]:
+    """Start a service, with settings that stand above those for tests, and stop it in order at the end."""
+    fresh = uuid.uuid4().hex[:12]
+    names = {"redis_key_prefix": f"test-{fresh}:", "kafka_consumer_group_id": f"test-{fresh}"}
+    settings = load_settings(**{**QUICK, "http_port": 0, **names, **overrides})
+    stop = anyio.Event()
+
+    async def run(*, task_status: anyio.abc.TaskStatus[Service]) -> bool:
+        service = Service(settings, load_pipelines(None))
+        return await service.run(stop, lambda: task_status.started(service))
+
+    with start_blocking_portal("asyncio", {"use_uvloop": True}) as portal:
+        ended: Future[bool]
+        ended, service = portal.start_task(run)
+        try:
+            yield RunningService(service, portal)
+        finally:
+            portal.call(stop.set)
+            in_time = ended.result(settings.shutdown_seconds + 10)
+        assert in_time, "the time to stop was not enough"
+
+
+@asynccontextmanager
+async def running_service(**overrides: object) -> AsyncIterator[RunningService]:
+    """The same, without holding up the caller's event loop, on which proxies may run."""
+    with ExitStack() as stack:
+        service = await anyio.to_thread.run_sync(lambda: stack.enter_context(service_in_thread(**overrides)))
+        try:
+            yield service
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(stack.close)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP response, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The document in it."""
+        return json.loads(self.body)
+
+
+class Orchestrator:
+    """BOS: calls the service over HTTP, each call on a connection of its own unless ``keep_alive``."""
+
+    def __init__(self, base: str, *, keep_alive: bool = False) -> None:
+        self._session = aiohttp.ClientSession(
+            base,
+            connector=aiohttp.TCPConnector(limit=0, force_close=not keep_alive),
+            timeout=aiohttp.ClientTimeout(total=30),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def request(self, method: str, path: str, **options: Any) -> Answer:
+        """Any request."""
+        async with self._session.request(method, path, **options) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def get(self, path: str) -> Answer:
+        """A GET."""
+        return await self.request("GET", path)
+
+    async def define(self, batch_id: str, pipeline: str = "ai_feedback", **fields: object) -> Answer:
+        """Ask what is still to run."""
+        body = {"batch_id": batch_id, "requested_pipeline": pipeline, "correlation_id": str(uuid.uuid4()), **fields}
+        return await self.request("POST", DEFINE, json=body)
+
+    async def to_run(self, batch_id: str, pipeline: str = "ai_feedback", **fields: object) -> list[str]:
+        """The phases still to run; the answer has to be one."""
+        answer = await self.define(batch_id, pipeline, **fields)
+        assert answer.status == 200, answer.body
+        phases: list[str] = answer.json["final_pipeline"]
+        return phases
+
+    async def complete(self, batch_id: str, phase: str, success: bool = True) -> Answer:
+        """Report a phase as a whole."""
+        return await self.request(
+            "POST", COMPLETE, json={"batch_id": batch_id, "phase_name": phase, "success": success}
+        )
+
+    async def metric(self, name: str, **labels: str) -> float | None:
+        """A sample's value; None when there is no such sample."""
+        for sample_name, sample_labels, value in await self.samples():
+            if sample_name == name and sample_labels == labels:
+                return value
+        return None
+
+    async def samples(self) -> list[tuple[str, dict[str, str], float]]:
+        """All samples: name, labels and value."""
+        text = (await self.get("/metrics")).body.decode()
+        return [
+            (sample.name, sample.labels, sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        ]
+
+
+class BcsProcess:
+    """``bcs`` with some arguments as a process of its own; its outputs go to files in ``directory``.
+
+    :param environment: `BCS_*` variables; of this process's own environment it gets none of them.
+    """
+
+    def __init__(self, directory: Path, *arguments: str, **environment: object) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("BCS_")}
+        self.environment = {name: str(value) for name, value in environment.items()}
+        self.output, self.log = directory / "stdout", directory / "stderr"
+        with self.output.open("wb") as output, self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [Path(sysconfig.get_path("scripts")) / "bcs", *arguments],
+                env={**inherited, "PYTHONWARNINGS": "error", **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=log,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    @property
+    def base(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.environment['BCS_HTTP_PORT']}"
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    async def ended(self, timeout_seconds: float = 20) -> int:
+        """Wait for its end.
+
+        :returns: its exit code.
+        """
+        await wait_until(
+            lambda: self.process.poll() is not None, timeout_seconds, description=f"it ends; {self.log.read_text()}"
+        )
+        return self.process.returncode
+
+    async def answers(self, path: str = "/readyz") -> None:
+        """Wait until it answers with 200."""
+
+        async def ready() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            async with Orchestrator(self.base) as caller:
+                return (await caller.get(path)).status == 200
+
+        await wait_until(ready, ignoring=(aiohttp.ClientError,))
+
+    def children(self) -> list[int]:
+        """The ids of its child processes (Linux)."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(child) for task in tasks for child in re.findall(r"\d+", task.read_text())]
+
+
+def serve(directory: Path, redis_url: str, kafka: str, **environment: object) -> BcsProcess:
+    """``bcs serve`` on a free port, with its own names in the store and on the broker."""
+    fresh = uuid.uuid4().hex[:12]
+    settings = {
+        **QUICK,
+        "redis_url": redis_url,
+        "redis_key_prefix": f"test-{fresh}:",
+        "kafka_bootstrap_servers": kafka,
+        "kafka_consumer_group_id": f"test-{fresh}",
+        "http_port": free_port(),
+    }
+    return BcsProcess(
+        directory, "serve", **{**{f"BCS_{name.upper()}": value for name, value in settings.items()}, **environment}
+    )

@@ -1,0 +1,21 @@
+"""The README's table of settings, made from the settings themselves: `python -m tests.support.settings_table`."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from bcs.settings import Settings
+
+
+def settings_table() -> str:
+    """The table in Markdown, one row per setting."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default.value if isinstance(field.default, Enum) else field.default
+        shown = "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        rows.append(f"| `BCS_{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(settings_table())  # noqa: T201

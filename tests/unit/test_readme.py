@@ -1,0 +1,39 @@
+"""The README says what is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bcs.settings import Settings
+from tests.support.settings_table import settings_table
+
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_table_of_settings_is_the_settings() -> None:
+    assert settings_table() in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_test_that_a_document_names_exists(document: Path) -> None:
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", document.read_text()):
+        assert (ROOT / path).is_file(), path
+        if name:
+            assert re.search(rf"def {name}\(", (ROOT / path).read_text()), f"{path}::{name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_variable_that_a_document_names_exists(document: Path) -> None:
+    known = {f"BCS_{name.upper()}" for name in Settings.model_fields}
+    named = {name for name in re.findall(r"\bBCS_[A-Z_]+\b", document.read_text()) if not name.startswith("BCS_TEST_")}
+    assert named <= known | {"BCS_"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_relative_link_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+        assert (document.parent / target).exists(), target
