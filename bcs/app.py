@@ -56,7 +56,7 @@ class Service:
     :param definitions: the pipelines.
     :param now: wall-clock time.
     :param gave_up: called when the root of the tree gives up, before everything is stopped.
-    :raises OSError: the HTTP address can't be had.
+    :raises AddressUnavailable: the HTTP address can't be had.
     """
 
     def __init__(
@@ -137,6 +137,7 @@ class Service:
             self._outbox_grew,
             self._now,
             _RETRY_MAXIMUM_SECONDS,
+            anyio.CapacityLimiter(max(1, settings.redis_max_connections // 2)),
         )
         # Everything that is under way may be about one batch: so much fits, and the senders' own limits hold it back.
         under_way = settings.intake_max_in_flight + settings.kafka_max_poll_records
@@ -146,7 +147,7 @@ class Service:
             mailbox_capacity=under_way + settings.http_max_concurrent_requests,
             max_children=under_way + settings.http_max_concurrent_requests,
             max_deliveries=settings.message_max_deliveries,
-            shutdown_seconds=settings.shutdown_seconds,
+            shutdown_seconds=settings.shutdown_seconds / 2,
             hang_seconds=settings.hang_seconds,
             intensity=RestartIntensity(settings.batch_restart_max, settings.restart_period_seconds),
             backoff=self._backoff(),
@@ -194,8 +195,8 @@ class Service:
             lambda: self._stop is not None and self._stop.is_set(),
         )
         http = HttpServer(settings, self.telemetry, self.listener, pipelines, probes)
-        # Children stop in reverse order, within one budget: HTTP answers what it has accepted, the intake commits what
-        # has become durable, the batches and the outbox are flushed.
+        # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
+        # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.
         half = settings.shutdown_seconds / 2
         hang = settings.hang_seconds
         return Supervisor(
@@ -211,7 +212,11 @@ class Service:
                 ),
                 ChildSpec("batches", self.batches.run, shutdown_seconds=half),
                 ChildSpec("intake", intake.run, mailbox=self._intake_mailbox, hang_seconds=hang, shutdown_seconds=half),
-                ChildSpec("http", http.run, shutdown_seconds=settings.request_deadline_seconds + 1.0),
+                ChildSpec(
+                    "http",
+                    http.run,
+                    shutdown_seconds=settings.shutdown_drain_seconds + settings.request_deadline_seconds + 1.0,
+                ),
             ],
             intensity=RestartIntensity(settings.restart_max, settings.restart_period_seconds),
             backoff=self._backoff(),

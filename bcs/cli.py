@@ -11,7 +11,7 @@ import anyio
 import typer
 
 from bcs import __version__
-from bcs.domain.errors import ConfigurationError
+from bcs.domain.errors import BcsError, ConfigurationError
 
 # Each command imports what it needs: `healthcheck` runs every few seconds, and must not load Kafka and HTTP for it.
 
@@ -31,12 +31,12 @@ cli = typer.Typer(
 def serve() -> None:
     """Run the service against the servers that the BCS_* environment variables name."""
     from bcs.logs import configure_logging
-    from bcs.pipeline_config import load_pipelines
+    from bcs.pipeline_config import pipelines_of
     from bcs.process import run_until_signalled
     from bcs.settings import load_settings
 
     settings = load_settings()
-    definitions = load_pipelines(settings.pipeline_config_path)
+    definitions = pipelines_of(settings)
     configure_logging(settings)
     raise typer.Exit(_run(run_until_signalled, settings, definitions))
 
@@ -47,13 +47,8 @@ def dev(
 ) -> None:
     """Run everything on this machine: the service, a Redis-compatible and a Kafka-compatible server."""
     from bcs.dev import run_dev
-    from bcs.embedded import EmbeddedServerFailed, EmbeddedServersMissing
 
-    try:
-        raise typer.Exit(_run(run_dev, demo))
-    except (EmbeddedServersMissing, EmbeddedServerFailed) as error:
-        typer.echo(f"bcs: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from None
+    raise typer.Exit(_run(run_dev, demo))
 
 
 @cli.command()
@@ -62,7 +57,8 @@ def healthcheck() -> None:
     from bcs.settings import load_settings
 
     settings = load_settings()
-    host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104
+    host = f"[{host}]" if ":" in host else host
     try:
         with urllib.request.urlopen(f"http://{host}:{settings.http_port}/healthz", timeout=5):
             return
@@ -84,8 +80,8 @@ def main() -> None:
     except ConfigurationError as error:
         typer.echo(f"bcs: {error}", err=True)
         sys.exit(EXIT_MISCONFIGURED)
-    except OSError as error:
-        typer.echo(f"bcs: can't start: {error}", err=True)
+    except BcsError as error:
+        typer.echo(f"bcs: {error}", err=True)
         sys.exit(EXIT_FAILED)
 
 

@@ -6,45 +6,61 @@ import json
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from http import HTTPStatus
+from textwrap import fill
 from typing import Any
 
 import aiohttp
 import anyio
 import typer
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from bcs.contracts import topics
 
 _PATIENCE_SECONDS = 30.0
+_CLOSE_SECONDS = 3.0
+_COLUMNS = 80
 _PHASE = "spellcheck"
 _PIPELINE = "ai_feedback"
 
 
-async def play(base: str, bootstrap_servers: str) -> None:
-    """Play the story once.
+class _OtherwiseError(Exception):
+    """The service answered otherwise than the story has it."""
+
+
+async def tell(base: str, bootstrap_servers: str) -> None:
+    """Tell the story once, and say so in one line if something comes in between.
 
     :param base: where the service listens.
     """
+    try:
+        await _tell(base, bootstrap_servers)
+    except (aiohttp.ClientError, KafkaError, TimeoutError, _OtherwiseError) as error:
+        typer.echo(f"The story ends here: {type(error).__name__} {error}", err=True)
+
+
+async def _tell(base: str, bootstrap_servers: str) -> None:
     batch_id = f"demo-{uuid.uuid4().hex[:8]}"
     essays = ("anna", "ben", "chloe")
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers)
     await producer.start()
     try:
         async with aiohttp.ClientSession(base) as client:
-            typer.echo(f"1. Batch {batch_id} is registered with {len(essays)} essays.")
+            _say(f"1. Batch {batch_id} is registered with {len(essays)} essays. (The first event takes a few seconds.)")
             await _publish(producer, topics.ESSAYS_REGISTERED, batch_id, _registration(batch_id, essays))
-            answer = await _define_until(client, batch_id, (_PHASE, _PIPELINE))
-            _show(answer)
-            typer.echo("2. Two of them are spellchecked: that completes nothing.")
+            _show(await _define_until(client, batch_id, (_PHASE, _PIPELINE), f"0 of {len(essays)}"))
+            _say("2. Two of them are spellchecked: that completes nothing.")
             for essay in essays[:2]:
                 await _publish(producer, topics.SPELLCHECK_COMPLETED, essay, _spellchecked(batch_id, essay))
             _show(await _define_until(client, batch_id, (_PHASE, _PIPELINE), f"2 of {len(essays)}"))
-            typer.echo("3. So is the third, and the phase is pruned.")
+            _say("3. So is the third, and the phase is pruned.")
             await _publish(producer, topics.SPELLCHECK_COMPLETED, essays[2], _spellchecked(batch_id, essays[2]))
             _show(await _define_until(client, batch_id, (_PIPELINE,)))
-            typer.echo(f"   The pruning is announced on {topics.PHASE_SKIPPED}. That was the story; BCS keeps running.")
+            _say(f"The pruning is announced on {topics.PHASE_SKIPPED}.")
+            _say("That was the story; BCS keeps running.")
     finally:
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await producer.stop()
 
 
@@ -56,14 +72,22 @@ async def _define_until(
     with anyio.fail_after(_PATIENCE_SECONDS):
         while True:
             async with client.post("/internal/v1/pipelines/define", json=body) as response:
-                answer: dict[str, Any] = await response.json()
+                answer: dict[str, Any] = await response.json(content_type=None)
+            if response.status != HTTPStatus.OK:
+                raise _OtherwiseError(answer.get("detail", response.status))
             if answer["final_pipeline"] == list(expected) and saying in answer["analysis_summary"]:
                 return answer
             await anyio.sleep(0.1)
 
 
 def _show(answer: dict[str, Any]) -> None:
-    typer.echo(f"   final_pipeline: {json.dumps(answer['final_pipeline'])}\n   {answer['analysis_summary']}\n")
+    _say(f"final_pipeline: {json.dumps(answer['final_pipeline'])}", indent=3)
+    _say(answer["analysis_summary"], indent=3)
+    typer.echo()
+
+
+def _say(text: str, indent: int = 0) -> None:
+    typer.echo(fill(text, _COLUMNS, initial_indent=" " * indent, subsequent_indent=" " * max(indent, 3)))
 
 
 async def _publish(producer: AIOKafkaProducer, topic: str, key: str, data: dict[str, Any]) -> None:

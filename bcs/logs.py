@@ -17,7 +17,14 @@ def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
 
     :param stream: none means standard error.
     """
+
+    def name_instance(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if settings.instance_name:
+            event["instance"] = settings.instance_name
+        return event
+
     shared: list[structlog.typing.Processor] = [
+        name_instance,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bcs.domain.errors import DuplicateName, UnreadableConfiguration
+from bcs.domain.errors import ConfigurationError, DuplicateName, UnreadableConfiguration
 from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
+from bcs.settings import InvalidSettings, Settings
 
 # Phase names become parts of keys, labels and file names.
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -57,9 +58,12 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
     """
     try:
         text = _shipped() if path is None else path.read_text(encoding="utf-8")
-        file = _File.model_validate(yaml.load(text, _UniqueKeyLoader))  # noqa: S506 (a SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableConfiguration(str(path), str(error)) from None
+        document = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        if not isinstance(document, dict):
+            raise UnreadableConfiguration(str(path), "file: it must be a mapping with `phases`")
+        file = _File.model_validate(document)
+    except OSError as error:
+        raise UnreadableConfiguration(str(path), error.strerror or str(error)) from None
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
@@ -76,6 +80,20 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
         ),
         (Pipeline(pipeline.name, tuple(pipeline.phases)) for pipeline in file.pipelines),
     )
+
+
+def pipelines_of(settings: Settings) -> PipelineDefinitions:
+    """The pipelines that the settings name.
+
+    :raises InvalidSettings: with everything that `load_pipelines` says, and the variable that led there.
+    """
+    path = settings.pipeline_config_path
+    try:
+        return load_pipelines(path)
+    except UnreadableConfiguration as error:
+        raise InvalidSettings((("BCS_PIPELINE_CONFIG_PATH", str(error)),)) from None
+    except ConfigurationError as error:
+        raise InvalidSettings((("BCS_PIPELINE_CONFIG_PATH", f"{path}: {error}"),)) from None
 
 
 def _shipped() -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import anyio
 import structlog
@@ -28,14 +29,16 @@ _GIVING_UP_SECONDS = 2.0
 
 
 async def run_until_signalled(
-    settings: Settings, definitions: PipelineDefinitions, started: Callable[[Service], None] | None = None
+    settings: Settings,
+    definitions: PipelineDefinitions,
+    alongside: Callable[[Service], Coroutine[Any, Any, None]] | None = None,
 ) -> int:
     """Run a service until SIGTERM or SIGINT; a second signal stops it at once.
 
-    :param started: called once everything has started.
+    :param alongside: runs once everything has started, and is cancelled when a stop is asked for.
     :returns: the exit code: 0 after a stop in order, 1 when the tree gave up or the time to stop was not enough, 130
         when a second signal came.
-    :raises OSError: the HTTP address can't be had.
+    :raises AddressUnavailable: the HTTP address can't be had.
     """
     stop = anyio.Event()
     exit_code = EXIT_STOPPED_AT_ONCE
@@ -56,8 +59,14 @@ async def run_until_signalled(
         def announce() -> None:
             host, port = service.address
             log.info("started", version=__version__, host=host, port=port)
-            if started:
-                started(service)
+            if alongside:
+                group.start_soon(accompany, alongside)
+
+        async def accompany(companion: Callable[[Service], Coroutine[Any, Any, None]]) -> None:
+            async with anyio.create_task_group() as company:
+                company.start_soon(companion, service)
+                await stop.wait()
+                company.cancel_scope.cancel()
 
         group.start_soon(listen)
         try:

@@ -50,7 +50,12 @@ LogLevel = Annotated[
 class Settings(BaseSettings):
     """Everything that a deployment may want to change."""
 
-    model_config = SettingsConfigDict(env_prefix="BCS_", frozen=True, extra="ignore", validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix="BCS_",
+        frozen=True,
+        extra="ignore",
+        validate_default=True,
+    )
 
     environment: Environment = Field(
         Environment.DEVELOPMENT, description="`testing`, `development` or `production`; production logs JSON"
@@ -89,7 +94,9 @@ class Settings(BaseSettings):
     kafka_request_timeout_seconds: Seconds = Field(10.0, description="how long one request to a broker may take")
     kafka_metadata_max_age_seconds: Seconds = Field(30.0, description="how soon new topics and partitions are noticed")
     kafka_max_poll_records: Count = Field(500, description="messages taken from Kafka at a time")
-    kafka_max_message_bytes: Count = Field(1_000_000, description="the largest message that the broker takes")
+    kafka_max_message_bytes: Annotated[int, Field(ge=100_000)] = Field(
+        1_000_000, description="the largest message that the broker takes"
+    )
     intake_max_in_flight: Count = Field(5000, description="messages read but not yet durable; then reading pauses")
     intake_max_in_flight_bytes: Count = Field(64 * 1024 * 1024, description="the same, in bytes")
     intake_commit_interval_seconds: Seconds = Field(0.5, description="the time between offset commits")
@@ -118,6 +125,9 @@ class Settings(BaseSettings):
     restart_backoff_maximum_seconds: Seconds = Field(5.0, description="the longest wait before a restart")
     hang_seconds: Seconds = Field(30.0, description="an actor without progress for so long is restarted")
     shutdown_seconds: Seconds = Field(25.0, description="the budget of a graceful stop")
+    shutdown_drain_seconds: Annotated[float, BeforeValidator(_without_unit), Field(ge=0, allow_inf_nan=False)] = Field(
+        1.0, description="how long requests are still taken after readiness went off"
+    )
     metrics_interval_seconds: Seconds = Field(1.0, description="the time between samples of depths, lag and backlog")
 
 
@@ -155,12 +165,26 @@ def load_settings(**overrides: object) -> Settings:
         problems.append(
             ("BCS_HANG_SECONDS", "must be at least 2.5 times BCS_KAFKA_REQUEST_TIMEOUT_SECONDS, or waiting looks hung")
         )
+    if settings.restart_backoff_initial_seconds > settings.restart_backoff_maximum_seconds:
+        problems.append(
+            ("BCS_RESTART_BACKOFF_INITIAL_SECONDS", "must not be above BCS_RESTART_BACKOFF_MAXIMUM_SECONDS")
+        )
+    if not all(_is_address(server) for server in settings.kafka_bootstrap_servers.split(",")):
+        problems.append(("BCS_KAFKA_BOOTSTRAP_SERVERS", "must be host:port, several separated by commas"))
     redis_problem = _redis_url_problem(settings.redis_url)
     if redis_problem:
         problems.append(("BCS_REDIS_URL", redis_problem))
     if problems:
         raise InvalidSettings(tuple(problems))
     return settings
+
+
+def _is_address(server: str) -> bool:
+    try:
+        parts = urlsplit(f"//{server.strip()}")
+        return bool(parts.hostname and parts.port)
+    except ValueError:
+        return False
 
 
 def _redis_url_problem(url: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,37 @@ import pytest
 
 from bcs import embedded
 from bcs.embedded import EmbeddedServer
+from tests.support import apache_kafka as apache
+
+_TESTS_ON = pytest.StashKey[Counter[str]]()
+_NO_APACHE_KAFKA = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin to count."""
+    config.stash[_TESTS_ON] = Counter()
+
+
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Note the broker that a test runs on. Called after its fixtures, so not for a test that they skip."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if "apache_kafka_jars" in fixtures:
+        item.config.stash[_TESTS_ON][f"Apache Kafka {apache.VERSION}"] += 1
+    elif "kafka_bootstrap_servers" in fixtures and (servers := os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS")):
+        item.config.stash[_TESTS_ON][f"the broker at {servers}"] += 1
+    elif fixtures & {"kafka_bootstrap_servers", "private_kafka"}:
+        item.config.stash[_TESTS_ON]["Tansu, embedded"] += 1
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say plainly which brokers were used."""
+    terminalreporter.section("Kafka brokers")
+    for broker, tests in config.stash[_TESTS_ON].items():
+        terminalreporter.line(f"{broker}: {tests} tests")
+    if reason := config.stash.get(_NO_APACHE_KAFKA, None):
+        terminalreporter.line(f"Apache Kafka: NOT USED, {reason}")
+    elif not config.stash[_TESTS_ON]:
+        terminalreporter.line("none")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +80,30 @@ def private_valkey(tmp_path: Path) -> Iterator[EmbeddedServer]:
 def private_kafka(tmp_path: Path) -> Iterator[EmbeddedServer]:
     """A broker of this test's own, to be killed and frozen; it forgets topics, messages and offsets when it ends."""
     with embedded.kafka(tmp_path / "kafka") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def apache_kafka_jars(pytestconfig: pytest.Config) -> Path:
+    """Apache Kafka itself; where it can't run, tests that need it are skipped."""
+    try:
+        return apache.fetch()
+    except apache.ApacheKafkaMissing as missing:
+        pytestconfig.stash[_NO_APACHE_KAFKA] = str(missing)
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(apache_kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """An Apache Kafka broker that tests share: it creates no topic by itself, and nobody may kill it."""
+    with apache.apache_kafka(apache_kafka_jars, tmp_path_factory.mktemp("apache-kafka")) as server:
+        yield server
+
+
+@pytest.fixture
+def private_apache_kafka(apache_kafka_jars: Path, tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """One of this test's own, to be killed and frozen; what it acknowledged survives that."""
+    with apache.apache_kafka(apache_kafka_jars, tmp_path / "apache-kafka") as server:
         yield server
 
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+import anyio
 import structlog
+from tenacity import AsyncRetrying
 
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
 from bcs.contracts.published import dead_letter
-from bcs.domain.errors import StoreError, StoreUnavailable
+from bcs.domain.errors import OutboxFull, StoreError, StoreUnavailable
 from bcs.domain.state import delta_of
 from bcs.store.base import Outbox, StateStore
 from bcs.supervision import ActorContext, Letter, serve_until_empty
@@ -20,7 +22,7 @@ from bcs.telemetry import Telemetry
 # Bounds the size of a transaction, and so the time for which it holds up Redis.
 GROUP_COMMIT_LIMIT = 1000
 
-log = structlog.stdlib.get_logger("bcs.batches")
+log = structlog.stdlib.get_logger("bcs.batches", actor="batches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class BatchActor:
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
     :param retry_maximum_seconds: the longest wait between tries while the store is away.
+    :param commit_slots: bounds the commits at a time, so that a backlog leaves room for requests at the store.
     """
 
     store: StateStore
@@ -40,6 +43,7 @@ class BatchActor:
     outbox_grew: Callable[[], None]
     now: Callable[[], datetime]
     retry_maximum_seconds: float
+    commit_slots: anyio.CapacityLimiter
 
     async def run(self, context: ActorContext[RecordFacts]) -> None:
         """Serve a batch's mailbox until it is empty."""
@@ -48,7 +52,7 @@ class BatchActor:
             await self._record(context, letters)
 
         async def exhausted(letter: Letter[RecordFacts]) -> None:
-            await self._bury(context, letter)
+            await self._bury(context, letter.message, attempts=letter.attempts, error=letter.last_error)
 
         await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, exhausted=exhausted)
 
@@ -58,19 +62,26 @@ class BatchActor:
         if not group:
             return
         try:
-            await self._commit(group)
-        except StoreUnavailable as error:
-            # Who asked over HTTP is told at once; what came from Kafka is kept until the store is back.
+            await self._commit(context, group)
+        except StoreError as error:
+            # Who asked over HTTP is told at once.
             for command in group:
                 if command.reply:
                     command.reply.fail(error)
-            group = [command for command in group if command.receipt]
+            receipts = [command for command in group if command.receipt]
+            if not error.retryable:
+                # The same again would fail the same way: to die over it would only hold up the others.
+                for command in receipts:
+                    await self._bury(context, command, attempts=1, error=error)
+                return
+            group = receipts
             if not group:
                 return
-            retrying = patiently(
-                context, StoreUnavailable, maximum_seconds=self.retry_maximum_seconds, doing="commit facts"
-            )
-            await retrying(self._commit, group)
+            # What came from Kafka is kept until the store is back.
+            try:
+                await self._patiently(context, "commit facts")(self._commit, context, group)
+            except StoreUnavailable:
+                return  # a stop was asked for; not acknowledged, these are read again by the next process
         for command in group:
             if command.reply:
                 command.reply.send(None)
@@ -78,38 +89,42 @@ class BatchActor:
                 self.telemetry.events.labels(command.receipt.event_type, "applied").inc()
                 self.finished(MessageFinished(command.receipt))
 
-    async def _commit(self, group: list[RecordFacts]) -> None:
+    async def _commit(self, context: ActorContext[RecordFacts], group: list[RecordFacts]) -> None:
         batch_id = group[0].batch_id
-        committed = await self.store.commit(batch_id, delta_of(fact for command in group for fact in command.facts))
+        delta = delta_of(fact for command in group for fact in command.facts)
+        context.rest()  # to wait for one's turn is not to hang
+        async with self.commit_slots:
+            context.beat()
+            committed = await self.store.commit(batch_id, delta)
         self.telemetry.commit_conflicts.inc(committed.conflicts)
         if committed.fallback:
             self.telemetry.commit_fallbacks.inc()
             log.warning("commit_fell_back", batch_id=batch_id, conflicts=committed.conflicts)
 
-    async def _bury(self, context: ActorContext[RecordFacts], letter: Letter[RecordFacts]) -> None:
-        """Make a dead letter of a message over which this actor has died too often."""
-        receipt = letter.message.receipt
+    async def _bury(
+        self,
+        context: ActorContext[RecordFacts],
+        command: RecordFacts,
+        *,
+        attempts: int,
+        error: BaseException | None,
+    ) -> None:
+        """Make a dead letter of a message that can't be applied."""
+        receipt = command.receipt
         if receipt is None:
-            return  # an ask: its caller learned of the death, and decides itself
-        error = letter.last_error
-        detail = {
-            "attempts": letter.attempts,
-            "error_type": type(error).__name__,
-            "error_message": str(error),
-        }
-        message = dead_letter(receipt.message, "processing_failed", detail, self.now(), letter.message.batch_id)
-        retrying = patiently(
-            context,
-            StoreError,
-            maximum_seconds=self.retry_maximum_seconds,
-            doing="store a dead letter",
-        )
-        await retrying(self.outbox.append, [message])
+            return  # an ask: its caller was told, and decides itself
+        detail = {"attempts": attempts, "error_type": type(error).__name__, "error_message": str(error)}
+        message = dead_letter(receipt.message, "processing_failed", detail, self.now(), command.batch_id)
+        try:
+            await self._patiently(context, "store a dead letter")(self.outbox.append, [message])
+        except (StoreUnavailable, OutboxFull):
+            return  # a stop was asked for; not acknowledged, it is read again by the next process
         self.telemetry.dead_letters.labels(receipt.message.topic, "processing_failed").inc()
         self.telemetry.events.labels(receipt.event_type, "dead_lettered").inc()
         log.error(
             "message_dead_lettered",
-            batch_id=letter.message.batch_id,
+            batch_id=command.batch_id,
+            correlation_id=receipt.correlation_id,
             topic=receipt.message.topic,
             partition=receipt.message.partition,
             offset=receipt.message.offset,
@@ -118,3 +133,13 @@ class BatchActor:
         )
         self.finished(MessageFinished(receipt))
         self.outbox_grew()
+
+    def _patiently(self, context: ActorContext[RecordFacts], doing: str) -> AsyncRetrying:
+        return patiently(
+            context,
+            StoreUnavailable,
+            OutboxFull,
+            maximum_seconds=self.retry_maximum_seconds,
+            doing=doing,
+            until_stop=True,
+        )

@@ -22,7 +22,7 @@ from bcs.supervision import ActorContext
 if TYPE_CHECKING:
     from bcs.actors.intake import Intake
 
-log = structlog.stdlib.get_logger("bcs.intake")
+log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 
 _POLL_SECONDS = 0.2
 # aiokafka's getmany() ignores its own timeout while the group rebalances, which can take as long as Kafka is away.
@@ -32,6 +32,8 @@ _MESSAGES_PER_TURN = 50
 _LETTERS_PER_APPEND = 20
 _ACKNOWLEDGEMENTS_PER_TURN = 1000
 _REVOKE_SECONDS = 5.0
+_DRAIN_PATIENCE_SECONDS = 5.0
+_REMEMBERED_FACTOR = 20
 _PROBE_SECONDS = 2.0
 
 
@@ -65,8 +67,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             self._consumer.subscribe(topics.CONSUMED, listener=self)
             while not self._context.stopping:
                 await self._poll()
-            while self._tracker.in_flight:
-                await self._wait_for_progress()
+            await self._drain()
             await self._commit()
             group.cancel_scope.cancel()
 
@@ -82,6 +83,14 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Begin new ownerships."""
         self._tracker.assign((topic, partition) for topic, partition in assigned)
+
+    async def _drain(self) -> None:
+        """Let what was read become durable, for as long as that goes on: the next process reads the rest again."""
+        patience_ends = anyio.current_time() + _DRAIN_PATIENCE_SECONDS
+        while (before := self._tracker.in_flight) and anyio.current_time() < patience_ends:
+            await self._wait_for_progress()
+            if self._tracker.in_flight < before:
+                patience_ends = anyio.current_time() + _DRAIN_PATIENCE_SECONDS
 
     async def _poll(self) -> None:
         self._context.beat()
@@ -104,11 +113,13 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         await self._bury()
 
     def _must_wait(self) -> bool:
-        tracker, settings = self._tracker, self._settings
+        under_way, settings = self._intake.under_way, self._settings
         return (
             bool(self._letters)
-            or tracker.in_flight >= settings.intake_max_in_flight
-            or tracker.in_flight_bytes >= settings.intake_max_in_flight_bytes
+            or under_way.messages >= settings.intake_max_in_flight
+            or under_way.bytes >= settings.intake_max_in_flight_bytes
+            # What is finished behind something unfinished must be remembered too.
+            or self._tracker.remembered >= settings.intake_max_in_flight * _REMEMBERED_FACTOR
         )
 
     async def _wait_for_progress(self) -> None:
@@ -134,17 +145,29 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         message = ConsumedMessage(
             record.topic, record.partition, record.offset, record.timestamp, record.key, record.value
         )
-        receipt = Receipt(message, decoder.event_type(record.topic), epoch)
+        event_type = decoder.event_type(record.topic)
         try:
             event = decoder.decode(record.topic, record.value, self._said_at_ms(record))
         except UndecodableMessage as error:
-            self._letters.append((receipt, error))
+            self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error))
             return
+        receipt = Receipt(message, event_type, event.correlation_id, epoch)
         if event.facts:
-            await self._intake.batches.deliver(event.batch_id, RecordFacts(event.batch_id, event.facts, receipt))
+            await self._deliver(RecordFacts(event.batch_id, event.facts, receipt), receipt)
         else:
-            self._intake.telemetry.events.labels(receipt.event_type, "ignored").inc()
+            self._intake.telemetry.events.labels(event_type, "ignored").inc()
             self._finish(receipt)
+
+    async def _deliver(self, command: RecordFacts, receipt: Receipt) -> None:
+        under_way = self._intake.under_way
+        under_way.add(receipt)
+        delivered = False
+        try:
+            await self._intake.batches.deliver(command.batch_id, command)
+            delivered = True
+        finally:
+            if not delivered:
+                under_way.remove(receipt)
 
     def _said_at_ms(self, record: ConsumerRecord) -> int:
         # Kafka writes -1 where a producer gave no time.
@@ -188,6 +211,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             reason=error.reason,
             detail=error.detail,
             batch_id=error.batch_id,
+            correlation_id=receipt.correlation_id,
         )
 
     async def _collect(self) -> None:
@@ -199,6 +223,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             with anyio.move_on_after(commit_at - anyio.current_time()):
                 letters = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
                 for letter in letters:
+                    self._intake.under_way.remove(letter.message.receipt)
                     self._finish(letter.message.receipt)
                 mailbox.settle(letters)
             if anyio.current_time() >= commit_at:
@@ -217,6 +242,9 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             offsets = self._tracker.to_commit()
             if not offsets:
                 return
+            if not self._is_member():
+                log.info("offset_commit_failed", error="no longer a member of the group")
+                return
             try:
                 with anyio.fail_after(self._settings.kafka_request_timeout_seconds):
                     await self._consumer.commit({TopicPartition(*key): offset for key, offset in offsets.items()})
@@ -226,6 +254,12 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 return
             self._tracker.committed(offsets)
 
+    def _is_member(self) -> bool:
+        # A replica that slept past its session learns of it here first. aiokafka would then commit without generation
+        # or member, which Kafka takes while the group is empty: offsets could go back. There is no public way to know.
+        coordinator: Any = self._consumer._coordinator
+        return bool(coordinator.generation >= 0)
+
     async def _probe(self) -> None:
         """Ask Kafka for a sign of life, and measure the lag."""
         status = self._intake.status
@@ -234,16 +268,19 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 with anyio.fail_after(self._settings.kafka_request_timeout_seconds):
                     await self._consumer.topics()
                 status.up()
+                status.lag = {
+                    key: lag for key in self._consumer.assignment() if (lag := await self._lag(key)) is not None
+                }
             except (KafkaError, OSError) as error:
                 status.down(error)
-            status.in_flight = self._tracker.in_flight
-            status.lag = {key: lag for key in self._consumer.assignment() if (lag := await self._lag(key)) is not None}
+            status.in_flight = self._intake.under_way.messages
             await anyio.sleep(_PROBE_SECONDS)
 
     async def _lag(self, key: TopicPartition) -> int | None:
-        end = self._consumer.highwater(key)
         position: Any = self._tracker.position(*key)
         if position is None:
             with anyio.move_on_after(_POLL_SECONDS):
                 position = await self._consumer.position(key)
+        # A rebalance may have taken the partition meanwhile, and highwater() asserts that it has not.
+        end = self._consumer.highwater(key) if key in self._consumer.assignment() else None
         return None if end is None or position is None else max(0, end - position)

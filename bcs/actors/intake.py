@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from bcs.actors.consumption import Consumption
 from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import MessageFinished, RecordFacts
+from bcs.actors.under_way import UnderWay
 from bcs.contracts.decoding import EventDecoder
 from bcs.settings import Settings
 from bcs.store.base import Outbox
@@ -46,6 +47,7 @@ class Intake:
     telemetry: Telemetry
     now: Callable[[], datetime]
     epochs: Iterator[int] = field(default_factory=lambda: count(1))
+    under_way: UnderWay = field(default_factory=UnderWay)
 
     async def run(self, context: ActorContext[MessageFinished]) -> None:
         """Consume until asked to stop. Kafka being away is waited for here, and is no crash."""

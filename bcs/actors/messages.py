@@ -13,11 +13,13 @@ from bcs.supervision import Reply
 class Receipt:
     """Proof of a consumed message, to be handed back once its effect is durable.
 
+    :param correlation_id: of the envelope, where it could be read.
     :param epoch: which of our ownerships of the partition it was read in; a receipt of an older one is worthless.
     """
 
     message: ConsumedMessage
     event_type: str
+    correlation_id: str | None
     epoch: int
 
 

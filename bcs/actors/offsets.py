@@ -52,10 +52,6 @@ class OffsetTracker:
                 self.in_flight -= len(partition.unfinished) - len(partition.finished_ahead)
                 self.in_flight_bytes -= sum(partition.unfinished.values())
 
-    def revoke_all(self) -> None:
-        """End every ownership."""
-        self.revoke(list(self._partitions))
-
     def epoch(self, topic: str, partition: int) -> int | None:
         """The epoch of the current ownership; None when there is none."""
         owned = self._partitions.get((topic, partition))
@@ -107,6 +103,11 @@ class OffsetTracker:
             for key in partitions
             if (owned := self._partitions.get(key))
         )
+
+    @property
+    def remembered(self) -> int:
+        """How many offsets are kept, finished ones behind an unfinished one included."""
+        return sum(len(owned.unfinished) for owned in self._partitions.values())
 
     def position(self, topic: str, partition: int) -> int | None:
         """The first offset that is not yet durable; None before anything was read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
 import anyio
@@ -14,7 +14,6 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooL
 from bcs.actors.kafka import close
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.patience import patiently
-from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreError
 from bcs.settings import Settings
 from bcs.store.base import LeasedMessage, Outbox
@@ -24,11 +23,12 @@ from bcs.telemetry import Telemetry
 P = ParamSpec("P")
 T = TypeVar("T")
 
-log = structlog.stdlib.get_logger("bcs.publisher")
+log = structlog.stdlib.get_logger("bcs.publisher", actor="publisher")
 
 _LEASE_LIMIT = 200
 _CLOSE_SECONDS = 3.0
 _FRUITLESS_SECONDS = 0.5
+_UNWRITABLE_SECONDS = 5.0
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
@@ -53,31 +53,65 @@ class Publisher:
         """
         # Ready without Kafka: the rest of the service does not depend on it.
         context.ready()
-        leased = await self._persist(context, self.outbox.resume, _LEASE_LIMIT)
-        while True:
-            try:
+        unwritable: dict[str, float] = {}
+        try:
+            leased = await self._persist(context, self.outbox.resume, _LEASE_LIMIT)
+            while True:
                 producer = await self._connect(context)
-            except (KafkaError, OSError):
-                return  # a stop was asked for
-            try:
-                while True:
-                    context.beat()
-                    leased = leased or await self._persist(context, self._next)
-                    if leased:
-                        delivered = await self._publish(context, producer, leased)
-                        leased = []
-                        if not delivered:
-                            if context.stopping:
-                                return
-                            # Kafka is away, or the producer is past recovery: go on with a new one.
-                            await anyio.sleep(_FRUITLESS_SECONDS)
-                            break
-                    elif context.stopping:
+                try:
+                    if await self._drain(context, producer, leased, unwritable):
                         return
-                    else:
-                        await self._wait_for_more(context)
-            finally:
-                await close(producer, _CLOSE_SECONDS)
+                finally:
+                    await close(producer, _CLOSE_SECONDS)
+                leased = []
+        except (KafkaError, OSError, StoreError):
+            if not context.stopping:
+                raise
+            log.info("outbox_left_for_later")
+
+    async def _drain(
+        self,
+        context: ActorContext[OutboxGrew],
+        producer: AIOKafkaProducer,
+        leased: list[LeasedMessage],
+        unwritable: dict[str, float],
+    ) -> bool:
+        """Publish with one producer; False when it takes another one to go on.
+
+        :param unwritable: topic to the time before which it is not tried again. One that can't be written must hold up
+            no other for longer than the first attempt.
+        """
+        takeover_at = anyio.current_time()
+        while True:
+            context.beat()
+            now = anyio.current_time()
+            if now >= takeover_at:
+                # By the clock, not when there is nothing else: what a dead replica held must not wait for a quiet hour.
+                takeover_seconds = self.settings.outbox_takeover_seconds
+                leased += await self._persist(context, self.outbox.recover, takeover_seconds, _LEASE_LIMIT)
+                takeover_at = now + takeover_seconds / 2
+            leased = leased or await self._persist(context, self.outbox.lease, _LEASE_LIMIT)
+            held = [entry for entry in leased if unwritable.get(entry.message.topic, now) > now]
+            if held:
+                await self._persist(context, self.outbox.requeue, held)
+            ready = [entry for entry in leased if unwritable.get(entry.message.topic, now) <= now]
+            leased = []
+            if ready:
+                failed_topics, delivered = await self._publish(context, producer, ready)
+                if not failed_topics:
+                    continue
+                # What the broker refuses can leave aiokafka's idempotent producer out of step for good.
+                if context.stopping:
+                    return True
+                if delivered:
+                    retry_at = anyio.current_time() + _UNWRITABLE_SECONDS
+                    unwritable.update(dict.fromkeys(failed_topics, retry_at))
+                else:
+                    await anyio.sleep(_FRUITLESS_SECONDS)  # Kafka is away
+                return False
+            if context.stopping:
+                return True
+            await self._wait_for_more(context)
 
     async def _connect(self, context: ActorContext[OutboxGrew]) -> AIOKafkaProducer:
         retrying = patiently(
@@ -111,60 +145,61 @@ class Publisher:
                 await close(producer, _CLOSE_SECONDS)
         return producer
 
-    async def _next(self) -> list[LeasedMessage]:
-        fresh = await self.outbox.lease(_LEASE_LIMIT)
-        return fresh or await self.outbox.recover(self.settings.outbox_takeover_seconds, _LEASE_LIMIT)
-
     async def _wait_for_more(self, context: ActorContext[OutboxGrew]) -> None:
         with anyio.move_on_after(self.settings.outbox_poll_interval_seconds):
             context.settle(await context.receive())
 
     async def _publish(
         self, context: ActorContext[OutboxGrew], producer: AIOKafkaProducer, leased: Sequence[LeasedMessage]
-    ) -> bool:
-        """Publish messages side by side, so that one that hangs holds up no other; whether any got through."""
+    ) -> tuple[set[str], int]:
+        """Publish messages side by side; return the topics where something failed, and how many messages got through.
+
+        What failed goes to the end of the queue: a topic that can't be written must not keep others from theirs.
+        """
         delivered: list[str] = []
-        refused: list[tuple[LeasedMessage, str]] = []
-        failed: list[LeasedMessage] = []
+        parked: list[tuple[LeasedMessage, str]] = []
+        again: list[LeasedMessage] = []
 
         async def publish_one(entry: LeasedMessage) -> None:
+            message = entry.message
             try:
-                await self._send(producer, entry.message)
+                with anyio.fail_after(self.settings.kafka_request_timeout_seconds * 2):
+                    await producer.send_and_wait(message.topic, message.value, message.key)
             except _TOO_LARGE as error:
-                refused.append((entry, f"{type(error).__name__}: {error}"))
+                problem = f"{type(error).__name__}: {error}"
+                if message.reduced is None:
+                    parked.append((entry, problem))
+                else:
+                    # Not at once: the producer that was refused may be of no more use.
+                    again.append(replace(entry, message=replace(message, value=message.reduced, reduced=None)))
             except (KafkaError, OSError) as error:
-                failed.append(entry)
-                self.telemetry.publish_failures.labels(entry.message.kind).inc()
-                log.info("publish_failed", topic=entry.message.topic, error=f"{type(error).__name__}: {error}")
+                again.append(entry)
+                self.telemetry.publish_failures.labels(message.kind).inc()
+                log.info("publish_failed", topic=message.topic, error=f"{type(error).__name__}: {error}")
             else:
                 delivered.append(entry.entry_id)
-                self.telemetry.published.labels(entry.message.kind).inc()
+                self.telemetry.published.labels(message.kind).inc()
 
         async with anyio.create_task_group() as group:
             for entry in leased:
                 group.start_soon(publish_one, entry)
-
         await self._persist(context, self.outbox.settle, delivered)
-        for entry, problem in refused:
+        for entry, problem in parked:
             await self._persist(context, self.outbox.park, entry, problem)
             self.telemetry.parked.labels(entry.message.kind).inc()
             log.error("message_parked", topic=entry.message.topic, problem=problem)
-        if failed:
-            # To the end of the queue: a topic that can't be written must not keep others from theirs.
-            await self._persist(context, self.outbox.requeue, failed)
-        return bool(delivered or refused)
-
-    async def _send(self, producer: AIOKafkaProducer, message: OutboundMessage) -> None:
-        with anyio.fail_after(self.settings.kafka_request_timeout_seconds * 2):
-            try:
-                await producer.send_and_wait(message.topic, message.value, message.key)
-            except _TOO_LARGE:
-                if message.reduced is None:
-                    raise
-                await producer.send_and_wait(message.topic, message.reduced, message.key)
+        await self._persist(context, self.outbox.requeue, again)
+        failed_topics = {entry.message.topic for entry in again} | {entry.message.topic for entry, _ in parked}
+        return failed_topics, len(delivered)
 
     async def _persist(
         self, context: ActorContext[OutboxGrew], change: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        retrying = patiently(context, StoreError, maximum_seconds=self.retry_maximum_seconds, doing="reach the outbox")
+        retrying = patiently(
+            context,
+            StoreError,
+            maximum_seconds=self.retry_maximum_seconds,
+            doing="reach the outbox",
+            until_stop=True,
+        )
         return await retrying(change, *args, **kwargs)

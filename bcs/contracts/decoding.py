@@ -79,7 +79,8 @@ class EventDecoder:
         at_us = record_timestamp_ms * 1000 if said_at is None else microseconds(said_at)
         batch_id = getattr(envelope.data, route.batch_field)
         if at_us < 0:
-            raise UndecodableMessage("invalid_event", "the event's time lies before 1970", batch_id)
+            problem = "the event's time lies before 1970"
+            raise UndecodableMessage("invalid_event", problem, batch_id, envelope.correlation_id)
         facts = route.state_facts(envelope.data, at_us)
         return DecodedEvent(route.event_type, batch_id, envelope.correlation_id, facts)
 
@@ -187,4 +188,7 @@ def _refuse(value: bytes, error: ValidationError, batch_field: str) -> NoReturn:
         batch_id = TypeAdapter(Identifier).validate_python(document["data"][batch_field])
     except (KeyError, TypeError, ValidationError):
         batch_id = None
-    raise UndecodableMessage("invalid_event", problems, batch_id) from None
+    correlation_id = document.get("correlation_id")
+    raise UndecodableMessage(
+        "invalid_event", problems, batch_id, correlation_id if isinstance(correlation_id, str) else None
+    ) from None

@@ -7,9 +7,10 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
+from bcs.contracts.consumed import Identifier
 from bcs.domain.errors import BcsError
 
-BatchId = Annotated[str, Field(min_length=1, max_length=255)]
+CorrelationId = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class Body(BaseModel):
@@ -27,17 +28,21 @@ class BatchMetadata(Body):
 class DefinePipeline(Body):
     """POST /internal/v1/pipelines/define."""
 
-    batch_id: BatchId
-    requested_pipeline: Annotated[str, Field(min_length=1, max_length=255)]
-    correlation_id: Annotated[str, Field(min_length=1, max_length=100)]
+    batch_id: Identifier
+    requested_pipeline: Identifier
+    correlation_id: CorrelationId
     batch_metadata: BatchMetadata | None = None
+
+
+class _Correlated(Body):
+    correlation_id: CorrelationId
 
 
 class CompletePhase(Body):
     """POST /internal/v1/phases/complete."""
 
-    batch_id: BatchId
-    phase_name: Annotated[str, Field(min_length=1, max_length=255)]
+    batch_id: Identifier
+    phase_name: Identifier
     success: StrictBool
 
 
@@ -61,6 +66,14 @@ class InvalidBody(BcsError):
     def __init__(self, problems: tuple[InvalidField, ...]) -> None:
         super().__init__("; ".join(f"{problem.field}: {problem.problem}" for problem in problems))
         self.problems = problems
+
+
+def correlation_id_in(raw: bytes) -> str | None:
+    """The correlation id in a body that is not valid as a whole, where it has one."""
+    try:
+        return _Correlated.model_validate_json(raw).correlation_id
+    except ValidationError:
+        return None
 
 
 BodyT = TypeVar("BodyT", bound=Body)

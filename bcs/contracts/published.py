@@ -111,14 +111,13 @@ def dead_letter(
         "source_partition": failed.partition,
         "source_offset": failed.offset,
         "source_timestamp_ms": failed.timestamp_ms,
+        "source_key": None if failed.key is None else failed.key.decode(errors="replace"),
         "source_key_base64": None if failed.key is None else _base64(failed.key),
         "value_bytes": None if raw is None else len(raw),
         "value_sha256": None if raw is None else hashlib.sha256(raw).hexdigest(),
         **detail,
     }
-    start = raw if raw is not None and _is_json_object(raw) else None
-    if start is None:
-        start = _encode({"raw_base64": None if raw is None else _base64(raw)})
+    start = _envelope(raw)
     reduced = None
     if raw is not None and len(raw) > LARGE_LETTER_BYTES:
         beginning = _encode({"raw_base64": _base64(raw[:LARGE_LETTER_BYTES]), "truncated": True})
@@ -129,10 +128,8 @@ def dead_letter(
     return OutboundMessage("dead_letter", topic, key, _letter(start, reason, metadata, now), reduced)
 
 
-def failed_resolution(
-    request: Mapping[str, Any], batch_id: str, pipeline: str, error: Exception, now: datetime
-) -> OutboundMessage:
-    """The dead letter of a resolution that failed on our side, with the request as its original envelope."""
+def failed_resolution(request: bytes, batch_id: str, pipeline: str, error: Exception, now: datetime) -> OutboundMessage:
+    """The dead letter of a resolution that failed on our side, with the request's body as its original envelope."""
     metadata = {
         "batch_id": batch_id,
         "requested_pipeline": pipeline,
@@ -140,7 +137,7 @@ def failed_resolution(
         "error_message": str(error),
     }
     topic = topics.dead_letter_topic(topics.RESOLUTION)
-    value = _letter(_encode(request), "pipeline_resolution_failed", metadata, now)
+    value = _letter(_envelope(request), "pipeline_resolution_failed", metadata, now)
     return OutboundMessage("dead_letter", topic, batch_id.encode(), value)
 
 
@@ -160,6 +157,12 @@ def _letter(envelope: bytes, reason: str, metadata: Mapping[str, Any], now: date
         "additional_metadata": metadata,
     }
     return _LETTER_START + envelope + b"," + _encode(rest)[1:]
+
+
+def _envelope(raw: bytes | None) -> bytes:
+    if raw is not None and _is_json_object(raw):
+        return raw
+    return _encode({"raw_base64": None if raw is None else _base64(raw)})
 
 
 def _is_json_object(raw: bytes) -> bool:

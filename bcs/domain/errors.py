@@ -102,13 +102,17 @@ class UndecodableMessage(BcsError):
     :param reason: a short code from a closed set, fit for a metric's label.
     :param detail: what exactly is wrong, for the person who reads the dead letter.
     :param batch_id: the batch, where the message named one.
+    :param correlation_id: of the envelope, where it could be read.
     """
 
-    def __init__(self, reason: str, detail: str, batch_id: str | None = None) -> None:
+    def __init__(
+        self, reason: str, detail: str, batch_id: str | None = None, correlation_id: str | None = None
+    ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
         self.batch_id = batch_id
+        self.correlation_id = correlation_id
 
 
 class StoreError(BcsError):

@@ -106,9 +106,11 @@ def resolve(definitions: PipelineDefinitions, requested: str, summary: BatchSumm
 
 def _why_incomplete(summary: BatchSummary, phase: str) -> tuple[Reason, str]:
     verdict = summary.verdicts.get(phase)
-    if verdict is None or (verdict.completed == 0 and verdict.failed == 0):
-        return Reason.NOTHING_KNOWN, "no essay is known to have completed it"
     total = max(summary.known, summary.expected or 0)
+    if total == 0:
+        return Reason.NOTHING_KNOWN, "nothing is known of any essay in it"
+    if verdict is None:
+        return Reason.ESSAYS_OUTSTANDING, f"0 of {total} essays have completed it"
     if verdict.failed:
         return Reason.ESSAYS_FAILED, f"{verdict.failed} of {total} essays failed in it"
     if verdict.completed < summary.known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import quote
 
 from bcs.domain.errors import StoreCorrupted
@@ -73,10 +73,14 @@ def decode_state(
         raise StoreCorrupted(keys.stem, str(error)) from None
 
 
-def encode_summary(summary: BatchSummary) -> str:
-    """A summary as one small string."""
+def encode_summary(summary: BatchSummary, phases: Collection[str]) -> str:
+    """A summary as one small string.
+
+    :param phases: those that the writer knows; of others a summary says nothing, even if there are facts about them.
+    """
     return json.dumps(
         {
+            "judged": sorted(phases),
             "v": summary.version,
             "known": summary.known,
             "expected": summary.expected,
@@ -89,13 +93,17 @@ def encode_summary(summary: BatchSummary) -> str:
     )
 
 
-def decode_summary(key: str, text: bytes) -> BatchSummary:
+def decode_summary(key: str, text: bytes, phases: Collection[str]) -> BatchSummary | None:
     """A summary from its string.
 
+    :param phases: those that the reader knows.
+    :returns: None when the writer did not know all of them, as during a change of the pipelines.
     :raises StoreCorrupted: something else wrote there.
     """
     try:
         document = json.loads(text)
+        if not set(phases) <= set(document["judged"]):
+            return None
         verdicts = {
             phase: PhaseVerdict(bool(_whole(complete)), _whole(completed), _whole(failed))
             for phase, (complete, completed, failed) in document["phases"].items()

@@ -8,9 +8,9 @@ own accord, and leaks the connection when a deadline strikes inside `reset()`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from math import inf
 from typing import Any
 
 import anyio
@@ -99,7 +99,10 @@ class RedisGateway:
         self._breakers = AsyncCircuitBreakerFactory(
             default_threshold=breaker_failures, default_ttl=breaker_open_seconds
         )
-        self._breakers.add_listener(_note_change)
+        self._breakers.add_listener(self._note_change)
+        self._known_away = False
+        self._opened_at = -inf
+        self._open_seconds = breaker_open_seconds
         self._breaker: AsyncCircuitBreaker | None = None
 
     @property
@@ -112,15 +115,8 @@ class RedisGateway:
 
         :raises StoreUnavailable: it is.
         """
-        context = self._breaker.context if self._breaker else None
-        # purgatory counts in wall-clock time. Once the pause is over, someone has to try.
-        if (
-            context
-            and context.opened_at
-            and context.state == "opened"
-            and time.time() < context.opened_at + context.ttl
-        ):
-            raise _left_alone()
+        if self.circuit == "opened" and self._is_left_alone():
+            raise _refusal()
 
     async def call(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their replies.
@@ -148,7 +144,10 @@ class RedisGateway:
             except OpenedState as opened:
                 # purgatory raises one and the same exception for every refusal, whose traceback would grow for ever.
                 opened.__traceback__ = None
-                raise _left_alone() from None
+                if not self._is_left_alone():
+                    # purgatory measures the pause by the wall clock, which may have been set back: end it ourselves.
+                    opened.opened_at = 0.0
+                raise _refusal() from None
 
     async def ping(self) -> None:
         """Ask for a sign of life, whatever the circuit breaker says.
@@ -162,6 +161,22 @@ class RedisGateway:
         """Close all connections."""
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds):
             await self._pool.disconnect()
+
+    def _note_change(self, circuit: str, change: str, event: Event) -> None:
+        """Say once that Redis is away, and once that it is back; in between the circuit opens and half-opens."""
+        if not isinstance(event, ContextChanged):
+            return
+        if event.state == "opened":
+            self._opened_at = anyio.current_time()
+        if event.state == "opened" and not self._known_away:
+            self._known_away = True
+            log.warning("redis_unreachable", circuit=event.state)
+        elif event.state == "closed":
+            self._known_away = False
+            log.warning("redis_reachable_again", circuit=event.state)
+
+    def _is_left_alone(self) -> bool:
+        return anyio.current_time() < self._opened_at + self._open_seconds
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[RedisSession]:
@@ -203,13 +218,8 @@ class RedisSession:
         return replies
 
 
-def _left_alone() -> StoreUnavailable:
+def _refusal() -> StoreUnavailable:
     return StoreUnavailable("redis", "it did not answer lately, and is left alone for a moment")
-
-
-def _note_change(circuit: str, change: str, event: Event) -> None:
-    if isinstance(event, ContextChanged):
-        log.warning("circuit_changed", dependency=circuit, state=event.state)
 
 
 def _answered(error: BaseException) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
 from redis.exceptions import ResponseError
 
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import OutboxFull, StoreCorrupted
 from bcs.store.base import LeasedMessage
 from bcs.store.redis_gateway import Command, RedisGateway
+
+log = structlog.stdlib.get_logger("bcs.outbox")
 
 _GROUP = "publishers"
 
@@ -44,13 +47,13 @@ class RedisOutbox:
 
     async def lease(self, limit: int) -> list[LeasedMessage]:
         """See `Outbox.lease`."""
-        return _leased(await self._read(limit, ">"))
+        return await self._leased(await self._read(limit, ">"))
 
     async def resume(self, limit: int) -> list[LeasedMessage]:
         """See `Outbox.resume`."""
         after = "0"
         while entries := await self._read(limit, after):
-            leased = _leased(entries)
+            leased = await self._leased(entries)
             if leased:
                 return leased
             after = entries[-1][0].decode()  # all of these were deleted by someone else
@@ -63,7 +66,7 @@ class RedisOutbox:
         claim: Command = ("XAUTOCLAIM", self._stream, _GROUP, self._consumer, idle_ms, self._cursor, "COUNT", limit)
         reply = await self._call_in_group(claim)
         self._cursor = reply[0].decode()
-        return _leased(reply[1])
+        return await self._leased(reply[1])
 
     async def settle(self, entry_ids: Sequence[str]) -> None:
         """See `Outbox.settle`."""
@@ -120,20 +123,28 @@ class RedisOutbox:
             if not str(error).startswith("BUSYGROUP"):  # another replica was first
                 raise StoreCorrupted(self._stream, str(error)) from error
 
+    async def _leased(self, entries: Sequence[Any]) -> list[LeasedMessage]:
+        leased: list[LeasedMessage] = []
+        for raw_id, fields in entries:
+            entry_id = raw_id.decode()
+            if not fields:
+                continue  # it was deleted while it was leased
+            try:
+                message = _message(dict(zip(fields[::2], fields[1::2], strict=True)))
+            except (KeyError, UnicodeDecodeError) as error:
+                # Of another release, or not ours at all: it must neither be lost nor come back for ever.
+                parking: Command = ("XADD", self._parked, "*", *fields, "problem", f"not readable: {error!r}")
+                await self._transaction(parking, *self._removal([entry_id]))
+                log.error("outbox_entry_parked", entry_id=entry_id, problem=repr(error))  # noqa: TRY400
+            else:
+                leased.append(LeasedMessage(entry_id, message))
+        return leased
+
     def _addition(self, message: OutboundMessage) -> Command:
         return ("XADD", self._stream, "*", *_fields(message))
 
     def _removal(self, entry_ids: Sequence[str]) -> list[Command]:
         return [("XACK", self._stream, _GROUP, *entry_ids), ("XDEL", self._stream, *entry_ids)]
-
-
-def _leased(entries: Sequence[Any]) -> list[LeasedMessage]:
-    # An entry that was deleted while it was leased comes back without fields.
-    return [
-        LeasedMessage(entry_id.decode(), _message(dict(zip(fields[::2], fields[1::2], strict=True))))
-        for entry_id, fields in entries
-        if fields
-    ]
 
 
 def _fields(message: OutboundMessage) -> list[str | bytes]:

@@ -68,7 +68,7 @@ class RedisStateStore:
                 writes = [
                     *_writes(keys, changed),
                     ("HSET", keys.meta, VERSION_FIELD, summary.version),
-                    ("SET", keys.summary, encode_summary(summary)),
+                    ("SET", keys.summary, encode_summary(summary, self._phases)),
                     *self._renewals(keys),
                 ]
                 written = await self._execute(session, writes)
@@ -89,7 +89,9 @@ class RedisStateStore:
         with _corruption_named(keys):
             [stored] = await self._gateway.call(("GET", keys.summary))
             if stored is not None:
-                return decode_summary(keys.summary, stored)
+                summary = decode_summary(keys.summary, stored, self._phases)
+                if summary is not None:
+                    return summary
             state, version = await self._snapshot(keys)
             if not state.empty:
                 await self._restore_summary(keys)
@@ -119,7 +121,7 @@ class RedisStateStore:
                 await session.call(("UNWATCH",))  # the batch has just expired
                 return
             # It must not outlive the facts that it sums up.
-            stored = encode_summary(summarize(state, version))
+            stored = encode_summary(summarize(state, version), self._phases)
             await self._execute(session, [("SET", keys.summary, stored, "PX", remaining_ms)])
 
     async def _snapshot(self, keys: BatchKeys) -> tuple[BatchState, int]:

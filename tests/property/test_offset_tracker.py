@@ -66,7 +66,7 @@ class Offsets(RuleBasedStateMachine):
 
     @rule()
     def revoke_all(self) -> None:
-        self.tracker.revoke_all()
+        self.tracker.revoke(list(self.owned))
         self.owned.clear()
 
     @precondition(lambda self: self.owned)
@@ -143,7 +143,8 @@ class Offsets(RuleBasedStateMachine):
         assert self.tracker.position("x", 99) is None
 
     def teardown(self) -> None:
-        self.tracker.revoke_all()
+        self.tracker.revoke(list(self.owned))
+        assert self.tracker.remembered == 0
         assert (self.tracker.in_flight, self.tracker.in_flight_bytes) == (0, 0)
         assert self.tracker.to_commit() == {}
 

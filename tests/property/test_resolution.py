@@ -220,7 +220,8 @@ def test_a_name_that_stands_twice_is_refused_by_name(
     ("verdict", "known", "expected", "reason"),
     [
         (None, 0, None, Reason.NOTHING_KNOWN),
-        (PhaseVerdict(False, 0, 0), 3, 3, Reason.NOTHING_KNOWN),
+        (None, 3, 3, Reason.ESSAYS_OUTSTANDING),
+        (PhaseVerdict(False, 0, 0), 3, 3, Reason.ESSAYS_OUTSTANDING),
         (PhaseVerdict(False, 2, 1), 3, 3, Reason.ESSAYS_FAILED),
         (PhaseVerdict(False, 2, 0), 3, 3, Reason.ESSAYS_OUTSTANDING),
         (PhaseVerdict(False, 3, 0), 3, 30, Reason.ESSAYS_MISSING),

@@ -52,6 +52,7 @@ QUICK: Mapping[str, object] = {
     "intake_commit_interval_seconds": 0.1,
     "outbox_poll_interval_seconds": 0.1,
     "outbox_takeover_seconds": 1.0,
+    "shutdown_drain_seconds": 0.0,
     "metrics_interval_seconds": 0.1,
 }
 

@@ -152,6 +152,7 @@ def test_a_dead_letter_has_exactly_the_fields_of_the_contract() -> None:
             "source_partition": 4,
             "source_offset": 77,
             "source_timestamp_ms": 1_700_000_000_123,
+            "source_key": "essay-1",
             "source_key_base64": base64.b64encode(b"essay-1").decode(),
             "value_bytes": len(raw),
             "value_sha256": hashlib.sha256(raw).hexdigest(),
@@ -286,7 +287,8 @@ def test_only_a_message_over_the_limit_has_a_reduced_letter() -> None:
 
 def test_a_failed_resolution_s_letter_carries_request_and_error() -> None:
     request = {"batch_id": "batch-1", "requested_pipeline": "nlp", "correlation_id": "c", "more": ["é"]}
-    written = failed_resolution(request, "batch-1", "nlp", ValueError("no \udc00 good"), NOW)
+    body = json.dumps(request, indent=3, ensure_ascii=False).encode()
+    written = failed_resolution(body, "batch-1", "nlp", ValueError("no \udc00 good"), NOW)
     assert strict(written.value) == {
         "schema_version": 1,
         "failed_event_envelope": request,
@@ -300,6 +302,7 @@ def test_a_failed_resolution_s_letter_carries_request_and_error() -> None:
             "error_message": "no \udc00 good",
         },
     }
+    assert body in written.value
     assert (written.topic, written.key) == ("huleedu.pipelines.resolution.DLQ", b"batch-1")
 
 

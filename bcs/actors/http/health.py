@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
-import anyio
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
 
 from bcs import __version__
+from bcs.actors.http.asking import ask_again
 from bcs.actors.http.problems import Problem
+from bcs.actors.http.replies import reply_json
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.messages import RenderMetrics
 from bcs.contracts.published import SERVICE
 from bcs.domain.errors import StoreUnavailable
 from bcs.settings import Settings
 from bcs.store.base import StateStore
-from bcs.supervision import ActorDied, Mailbox, Snapshot, State
+from bcs.supervision import Mailbox, Snapshot, State
 
 # States of an actor in which its callers wait for it.
 _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.WEDGED, State.ENDED})
@@ -71,7 +69,7 @@ class Probes:
             },
             "environment": self.settings.environment.value,
         }
-        return _json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
+        return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def readyz(self, _: web.Request) -> web.Response:
         """GET /readyz: 503 while draining or while the state store is out of reach."""
@@ -79,13 +77,12 @@ class Probes:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
         redis = await self._redis()
         if redis["status"] == "unhealthy":
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", redis["message"], retry=True)
-        return _json({"status": "ready"}, HTTPStatus.OK)
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True)
+        return reply_json({"status": "ready"})
 
     async def render(self, _: web.Request) -> web.Response:
         """GET /metrics."""
-        retrying = AsyncRetrying(retry=retry_if_exception_type(ActorDied), wait=wait_fixed(0.01), sleep=anyio.sleep)
-        text: bytes = await retrying(self.metrics.ask, RenderMetrics, self.settings.request_deadline_seconds)
+        text = await ask_again(lambda: self.metrics.ask(RenderMetrics, self.settings.request_deadline_seconds))
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _redis(self) -> dict[str, str]:
@@ -100,7 +97,3 @@ class Probes:
 
 def _dependency(up: bool | None, problem: str) -> dict[str, str]:
     return {"status": "healthy", "message": "it answers"} if up else {"status": "unhealthy", "message": problem}
-
-
-def _json(document: dict[str, Any], status: HTTPStatus) -> web.Response:
-    return web.Response(status=status, body=json.dumps(document).encode(), content_type="application/json")

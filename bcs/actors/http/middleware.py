@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import quote
 
 import anyio
 import structlog
@@ -19,12 +20,13 @@ from bcs.settings import Settings
 from bcs.supervision import SupervisionError
 from bcs.telemetry import Telemetry
 
-log = structlog.stdlib.get_logger("bcs.http")
+log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CORRELATION_ID: Final = web.RequestKey("correlation_id", str)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -60,8 +62,7 @@ class Guard:
             self._telemetry.http_in_flight.set(self.in_flight)
             self._answered.set()
             self._answered = anyio.Event()
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource else "unmatched"
+        route = _route_label(request)
         method = request.method if request.method in _METHODS else "other"
         self._telemetry.http_requests.labels(method, route, str(response.status)).inc()
         seconds = time.perf_counter() - began
@@ -75,7 +76,8 @@ class Guard:
                 status=response.status,
                 seconds=round(seconds, 6),
             )
-        response.headers["X-Correlation-ID"] = request[CORRELATION_ID]
+        # Callers may choose any characters, a header may not have all of them.
+        response.headers["X-Correlation-ID"] = quote(request[CORRELATION_ID], safe=_HEADER_SAFE)
         return response
 
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -99,6 +101,8 @@ class Guard:
             problem = self._fault(request, error)
         if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
             log.debug("request_refused", correlation_id=request[CORRELATION_ID], kind=problem.kind)
+        elif problem.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.info("request_refused", correlation_id=request[CORRELATION_ID], kind=problem.kind)
         response = problem.response(request[CORRELATION_ID], self._settings.retry_after_seconds)
         if "allowed_methods" in problem.extensions:
             response.headers["Allow"] = ", ".join(problem.extensions["allowed_methods"])
@@ -107,3 +111,12 @@ class Guard:
     def _fault(self, request: web.Request, error: Exception) -> Problem:
         log.error("request_failed", correlation_id=request[CORRELATION_ID], path=request.path, exc_info=error)
         return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a fault in this service; it has been logged")
+
+
+def _route_label(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    if resource:
+        return resource.canonical
+    # A wrong method matches no route, but the path may be one of ours; never a label: a path that is not.
+    ours = {resource.canonical for resource in request.app.router.resources()}
+    return request.path if request.path in ours else "unmatched"

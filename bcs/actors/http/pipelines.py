@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from typing import Any
 
-import anyio
 import structlog
 from aiohttp import web
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
 
+from bcs.actors.http.asking import ask_again
 from bcs.actors.http.middleware import CORRELATION_ID
 from bcs.actors.http.problems import Problem
+from bcs.actors.http.replies import reply_json
 from bcs.actors.messages import RecordFacts
 from bcs.contracts import topics
 from bcs.contracts.decoding import microseconds
-from bcs.contracts.http import BodyT, CompletePhase, DefinePipeline, InvalidBody, InvalidField, parse_body
+from bcs.contracts.http import (
+    BodyT,
+    CompletePhase,
+    DefinePipeline,
+    InvalidBody,
+    InvalidField,
+    correlation_id_in,
+    parse_body,
+)
 from bcs.contracts.published import failed_resolution, phases_skipped
 from bcs.domain.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
 from bcs.domain.facts import BatchPhaseEnded, Outcome
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.resolution import Resolution, admit, resolve
 from bcs.store.base import Outbox, StateStore
-from bcs.supervision import ActorDied, DynamicSupervisor
+from bcs.supervision import DynamicSupervisor
 from bcs.telemetry import Telemetry
 
-log = structlog.stdlib.get_logger("bcs.http")
+log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +71,11 @@ class PipelineCalls:
             raise
         except BcsError as error:
             if not error.retryable:
-                await self._bury(body, error)
+                await self._bury(await request.read(), body, error)
             raise
         finally:
             self.telemetry.resolutions.labels(outcome).inc()
-        return _json(
+        return reply_json(
             {
                 "batch_id": body.batch_id,
                 "final_pipeline": resolution.to_run,
@@ -92,14 +98,14 @@ class PipelineCalls:
         outcome = Outcome.COMPLETED if body.success else Outcome.FAILED
         fact = BatchPhaseEnded(body.phase_name, outcome, microseconds(self.now()))
         # The fact keeps its time, so that to record it again after the actor died changes nothing.
-        retrying = AsyncRetrying(retry=retry_if_exception_type(ActorDied), wait=wait_fixed(0.01), sleep=anyio.sleep)
-        await retrying(
-            self.batches.ask,
-            body.batch_id,
-            lambda reply: RecordFacts(body.batch_id, (fact,), reply=reply),
-            self.deadline_seconds,
+        await ask_again(
+            lambda: self.batches.ask(
+                body.batch_id,
+                lambda reply: RecordFacts(body.batch_id, (fact,), reply=reply),
+                self.deadline_seconds,
+            )
         )
-        return _json({"status": "recorded", "batch_id": body.batch_id, "phase_name": body.phase_name})
+        return reply_json({"status": "recorded", "batch_id": body.batch_id, "phase_name": body.phase_name})
 
     async def _resolve(self, body: DefinePipeline) -> Resolution:
         prompt_attached = body.batch_metadata.prompt_attached if body.batch_metadata else None
@@ -114,10 +120,9 @@ class PipelineCalls:
                 self.telemetry.phases_pruned.labels(phase).inc()
         return resolution
 
-    async def _bury(self, body: DefinePipeline, error: BcsError) -> None:
+    async def _bury(self, raw: bytes, body: DefinePipeline, error: BcsError) -> None:
         """A resolution that failed on our side, and would fail again, becomes a dead letter for someone to look at."""
-        log.error("resolution_failed", batch_id=body.batch_id, correlation_id=body.correlation_id, exc_info=error)
-        letter = failed_resolution(body.model_dump(), body.batch_id, body.requested_pipeline, error, self.now())
+        letter = failed_resolution(raw, body.batch_id, body.requested_pipeline, error, self.now())
         try:
             await self.outbox.append([letter])
         except StoreError as problem:
@@ -138,8 +143,9 @@ async def _read(request: web.Request, model: type[BodyT]) -> BodyT:
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "the content type must be application/json"
         )
-    return parse_body(model, await request.read())
-
-
-def _json(document: dict[str, Any]) -> web.Response:
-    return web.Response(body=json.dumps(document).encode(), content_type="application/json")
+    raw = await request.read()
+    try:
+        return parse_body(model, raw)
+    except InvalidBody:
+        request[CORRELATION_ID] = correlation_id_in(raw) or request[CORRELATION_ID]
+        raise

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
 
+from bcs.actors.http.replies import reply_json
 from bcs.contracts.http import InvalidField
-from bcs.domain.errors import PromptRequired, StoreError, UnknownPipeline
+from bcs.domain.errors import PromptRequired, StoreError, StoreUnavailable, UnknownPipeline
 from bcs.supervision import SupervisionError
 
 
@@ -51,12 +51,7 @@ class Problem(Exception):
             **self.extensions,
         }
         headers = {"Retry-After": str(retry_after_seconds)} if self.retry else None
-        return web.Response(
-            status=self.status,
-            body=json.dumps(document).encode(),
-            content_type="application/problem+json",
-            headers=headers,
-        )
+        return reply_json(document, self.status, content_type="application/problem+json", headers=headers)
 
 
 def invalid_fields(problems: Sequence[InvalidField]) -> Problem:
@@ -74,6 +69,9 @@ def problem_of(error: Exception) -> Problem | None:
         return Problem(
             HTTPStatus.CONFLICT, "prompt-required", str(error), {"phases_needing_prompt": list(error.phases)}
         )
+    if isinstance(error, StoreUnavailable):
+        # Without the cause, which names addresses; the log and /healthz have it.
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"{error.store} is out of reach", retry=True)
     if isinstance(error, StoreError | SupervisionError) and error.retryable:
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", str(error), retry=True)
     return None
@@ -82,11 +80,13 @@ def problem_of(error: Exception) -> Problem | None:
 def from_aiohttp(error: web.HTTPException) -> Problem:
     """The problem for what aiohttp itself refuses."""
     status = HTTPStatus(error.status)
-    details = {
-        HTTPStatus.NOT_FOUND: "there is nothing at this path",
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the request body is too large",
-    }
-    problem = Problem(status, status.phrase.lower().replace(" ", "-"), details.get(status, status.description))
+    # Not from the phrase: that one changes between versions of Python.
+    kind, detail = {
+        404: ("not-found", "there is nothing at this path"),
+        405: ("method-not-allowed", ""),
+        413: ("content-too-large", "the request body is too large"),
+    }.get(error.status, (f"http-{error.status}", status.description))
+    problem = Problem(status, kind, detail)
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = sorted(error.allowed_methods)
         problem.detail = f"only {', '.join(allowed)} is possible here"

@@ -13,6 +13,7 @@ from aiohttp import web
 from bcs.actors.http.health import Probes
 from bcs.actors.http.middleware import Guard
 from bcs.actors.http.pipelines import PipelineCalls
+from bcs.domain.errors import BcsError
 from bcs.settings import Settings
 from bcs.supervision import ActorContext
 from bcs.telemetry import Telemetry
@@ -21,6 +22,8 @@ from bcs.telemetry import Telemetry
 # The errors of handlers are caught and logged by the guard.
 _PROTOCOL_LOG = logging.getLogger("bcs.http.protocol")
 _PROTOCOL_LOG.setLevel(logging.CRITICAL)
+# A connection that was just accepted gets this long to send its request before it counts as idle and is closed.
+_LINGER_SECONDS = 0.1
 # After a kill, requests in hand get this long to end before their connections are closed.
 _KILLED_GRACE_SECONDS = 1.0
 
@@ -28,14 +31,35 @@ _KILLED_GRACE_SECONDS = 1.0
 def open_listener(settings: Settings) -> socket.socket:
     """The listening socket. It belongs to the process: while the HTTP actor restarts, connections wait in its backlog.
 
-    :raises OSError: the address can't be had.
+    :raises AddressUnavailable: it can't be had.
     """
-    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
-    listener = socket.create_server(
-        (settings.http_host, settings.http_port), family=family, backlog=settings.http_backlog_connections
-    )
+    host, port = settings.http_host, settings.http_port
+    version_6 = ":" in host
+    try:
+        listener = socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if version_6 else socket.AF_INET,
+            backlog=settings.http_backlog_connections,
+            # "::" means every address, as "0.0.0.0" does.
+            dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+        )
+    except OSError as error:
+        raise AddressUnavailable(host, port, error.strerror or str(error)) from error
     listener.setblocking(False)
     return listener
+
+
+class AddressUnavailable(BcsError):
+    """The service can't listen where it should.
+
+    :param problem: the operating system's reason.
+    """
+
+    def __init__(self, host: str, port: int, problem: str) -> None:
+        super().__init__(f"can't listen on BCS_HTTP_HOST {host}, BCS_HTTP_PORT {port}: {problem}")
+        self.host = host
+        self.port = port
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +91,12 @@ class HttpServer:
             await listening.start()
             context.ready()
             await context.wait_stopping()
+            # Readiness is off by now: whoever balances the load gets this long to see it.
+            await anyio.sleep(self.settings.shutdown_drain_seconds)
             # From now on connections are refused, and no longer taken into the backlog.
             self.listener.close()
             await listening.stop()
+            await anyio.sleep(_LINGER_SECONDS)
             await guard.idle()
             stopped = True
         finally:
@@ -77,6 +104,7 @@ class HttpServer:
                 if not stopped:
                     for site in list(runner.sites):
                         await site.stop()
+                    await anyio.sleep(_LINGER_SECONDS)
                     with anyio.move_on_after(_KILLED_GRACE_SECONDS):
                         await guard.idle()
                 await runner.cleanup()

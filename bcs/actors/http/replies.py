@@ -1,0 +1,22 @@
+"""JSON replies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+
+def reply_json(
+    document: Mapping[str, Any],
+    status: HTTPStatus = HTTPStatus.OK,
+    *,
+    content_type: str = "application/json",
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    """A document as JSON, with a newline at its end for those who read it in a terminal."""
+    body = json.dumps(document).encode() + b"\n"
+    return web.Response(status=status, body=body, content_type=content_type, headers=headers)

@@ -1,0 +1,105 @@
+"""``bcs`` on a developer's machine: stopped half way, started twice, and given settings that can't be."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from bcs.embedded import free_port
+from tests.support.service import BcsProcess, Orchestrator, serve
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def servers_in(directory: Path) -> list[str]:
+    """The process ids of what runs in a directory or below it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").readlink().is_relative_to(directory):
+                found.append(process.name)
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    return found
+
+
+@linux_only
+@pytest.mark.parametrize("moment", ["1. Batch", "2. Two of them"])
+async def test_an_interrupted_demo_ends_in_order_and_leaves_nothing(tmp_path: Path, moment: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with BcsProcess(tmp_path / "dev", "dev", "--demo", BCS_HTTP_PORT=free_port(), TMPDIR=home) as process:
+        await wait_until(lambda: moment in process.output.read_text(), 40, description=process.log.read_text())
+        assert len(servers_in(home)) == 2, "one Redis and one Kafka"
+        process.signal(signal.SIGINT)
+        assert await process.ended() == 0
+    assert "That was the story" not in process.output.read_text()
+    assert "Traceback" not in process.log.read_text()
+    assert servers_in(home) == []
+    assert list(home.iterdir()) == []
+
+
+@linux_only
+async def test_dev_on_a_taken_port_says_so_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with BcsProcess(tmp_path / "dev", "dev", BCS_HTTP_PORT=port, TMPDIR=home) as process:
+            assert await process.ended(40) == 1
+    [line] = process.log.read_text().splitlines()
+    assert "BCS_HTTP_PORT" in line
+    assert str(port) in line
+    assert servers_in(home) == []
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("BCS_KAFKA_BOOTSTRAP_SERVERS", "foo:bar"), ("BCS_PIPELINE_CONFIG_PATH", "/nonexistent")],
+)
+async def test_a_setting_that_cannot_be_is_named(tmp_path: Path, variable: str, value: str) -> None:
+    environment = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_HOST": "127.0.0.1", "BCS_HTTP_PORT": free_port()}
+    with BcsProcess(tmp_path, "serve", **environment, **{variable: value}) as process:
+        assert await process.ended() == 2
+    assert variable in process.log.read_text()
+    assert "Traceback" not in process.log.read_text()
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+@pytest.mark.parametrize("host", ["::", "::1"])
+async def test_healthcheck_finds_a_service_on_ipv6(tmp_path: Path, host: str) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    settings = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_SHUTDOWN_SECONDS": 2, "BCS_HTTP_HOST": host}
+    with serve(tmp_path / "serve", f"redis://{nowhere}", nowhere, **settings) as process:
+        port = process.environment["BCS_HTTP_PORT"]
+
+        async def answers() -> bool:
+            assert process.process.poll() is None, process.log.read_text()
+            async with Orchestrator(f"http://[::1]:{port}") as caller:
+                return (await caller.get("/healthz")).status == 200
+
+        await wait_until(answers, ignoring=(aiohttp.ClientError,))
+        environment = {"BCS_HTTP_HOST": host, "BCS_HTTP_PORT": port}
+        with BcsProcess(tmp_path / "probe", "healthcheck", **environment) as probe:
+            assert await probe.ended() == 0
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+    with BcsProcess(tmp_path / "probe", "healthcheck", **environment) as probe:
+        assert await probe.ended() == 1, "it can also say no"

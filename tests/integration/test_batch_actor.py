@@ -1,0 +1,99 @@
+"""The actor of a batch under its supervisor, with a store in which one message is a poison."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+
+import anyio
+import pytest
+
+from bcs.actors.batches import BatchActor
+from bcs.actors.messages import MessageFinished, Receipt, RecordFacts
+from bcs.contracts import topics
+from bcs.contracts.published import ConsumedMessage
+from bcs.domain.facts import EssayPhaseEnded, Outcome
+from bcs.domain.state import BatchState
+from bcs.store.base import Committed
+from bcs.store.memory import MemoryOutbox, MemoryStateStore
+from bcs.supervision import DynamicSupervisor
+from bcs.telemetry import Telemetry
+from tests.supervision.harness import AT_ONCE, OFTEN, running
+from tests.support.events import spellchecked
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+BATCH, POISON = "batch", "essay-5"
+ESSAYS = [f"essay-{number}" for number in range(10)]
+DELIVERIES = 3
+
+
+class PoisonableStore(MemoryStateStore):
+    """Has a fault that shows with one essay."""
+
+    async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+        if POISON in delta.known_since_us:
+            raise RuntimeError("a fault")
+        return await super().commit(batch_id, delta)
+
+
+def command(offset: int, essay: str) -> RecordFacts:
+    message = ConsumedMessage(
+        topics.SPELLCHECK_COMPLETED, 0, offset, 1, essay.encode(), spellchecked(BATCH, essay).value
+    )
+    fact = EssayPhaseEnded("spellcheck", essay, Outcome.COMPLETED, 1)
+    receipt = Receipt(message, "SpellcheckPhaseCompletedV1", "correlation", 1)
+    return RecordFacts(BATCH, (fact,), receipt)
+
+
+async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_applied() -> None:
+    store, outbox = PoisonableStore(3600, time.monotonic), MemoryOutbox(100, time.monotonic)
+    finished: list[MessageFinished] = []
+    nudges: list[None] = []
+    actor = BatchActor(
+        store,
+        outbox,
+        Telemetry(),
+        finished=finished.append,
+        outbox_grew=lambda: nudges.append(None),
+        now=lambda: datetime.now(UTC),
+        retry_maximum_seconds=0.1,
+        commit_slots=anyio.CapacityLimiter(1),
+    )
+    supervisor: DynamicSupervisor[RecordFacts] = DynamicSupervisor(
+        "batches",
+        actor.run,
+        mailbox_capacity=100,
+        max_children=10,
+        max_deliveries=DELIVERIES,
+        intensity=OFTEN,
+        backoff=AT_ONCE,
+    )
+    commands = [command(offset, essay) for offset, essay in enumerate(ESSAYS)]
+    for each in commands:  # before it runs, so that the first delivery has all of them
+        supervisor.deliver_nowait(BATCH, each)
+    async with running(supervisor) as tree:
+        await wait_until(lambda: len(finished) >= len(ESSAYS))
+    assert tree.in_time
+
+    told = sorted(message.receipt.message.offset for message in finished)
+    assert told == list(range(len(ESSAYS))), "each exactly once"
+    neighbours = set(ESSAYS) - {POISON}
+    state = await store.state(BATCH)
+    assert state.known_since_us.keys() == neighbours
+    assert state.essay_marks["spellcheck"].keys() == neighbours
+
+    [entry] = await outbox.lease(10)
+    assert entry.message.topic == topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED)
+    receipt = commands[ESSAYS.index(POISON)].receipt
+    assert receipt is not None
+    assert receipt.message.value is not None
+    assert receipt.message.value in entry.message.value, "byte for byte"
+    letter = json.loads(entry.message.value)
+    assert letter["dlq_reason"] == "processing_failed"
+    about = letter["additional_metadata"]
+    assert (about["attempts"], about["error_type"]) == (DELIVERIES, "RuntimeError")
+    assert about["source_offset"] == receipt.message.offset
+    assert nudges, "the publisher is told"

@@ -1,0 +1,117 @@
+"""A batch under whose keys someone else wrote: it is refused and reported at once, and holds up no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from time import monotonic
+
+import pytest
+from aiokafka import ConsumerRecord
+
+from bcs.contracts import topics
+from bcs.store.codec import BatchKeys
+from bcs.store.redis_gateway import RedisGateway
+from tests.support.events import registered, spellchecked
+from tests.support.kafka import Platform, platform_broker
+from tests.support.service import DEFINE, Orchestrator, RunningService, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+EVENTS = 50
+PROMPT_SECONDS = 2.0
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture
+async def service(redis_url: str, redis_key_prefix: str, kafka_bootstrap_servers: str) -> AsyncIterator[RunningService]:
+    async with running_service(
+        redis_url=redis_url, redis_key_prefix=redis_key_prefix, kafka_bootstrap_servers=kafka_bootstrap_servers
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
+    async with Orchestrator(service.base) as caller:
+        yield caller
+
+
+@pytest.fixture
+async def bad(unique_name: Callable[[str], str], redis_url: str, redis_key_prefix: str) -> str:
+    batch = unique_name("bad")
+    gateway = RedisGateway(redis_url, max_connections=1, deadline_seconds=5, breaker_failures=3, breaker_open_seconds=1)
+    await gateway.call(("SET", BatchKeys(redis_key_prefix, batch).meta, "junk"))
+    await gateway.aclose()
+    return batch
+
+
+async def test_its_events_become_dead_letters_and_other_batches_go_on(
+    service: RunningService,
+    kafka_bootstrap_servers: str,
+    bos: Orchestrator,
+    bad: str,
+    unique_name: Callable[[str], str],
+) -> None:
+    good, essays = unique_name("good"), [f"essay-{number}" for number in range(EVENTS)]
+    async with Platform(kafka_bootstrap_servers) as platform:
+        bad_events = [spellchecked(bad, essay) for essay in essays]
+        good_events = [spellchecked(good, essay) for essay in essays]
+        sent = await platform.send(*bad_events)
+        await platform.send(registered(good, essays), *good_events)
+        await wait_until(lambda: platform.caught_up(service.group), 10, description="all offsets are committed")
+        assert await bos.to_run(good) == ["ai_feedback"]
+
+        async def all_letters() -> list[ConsumerRecord] | None:
+            found = await platform.messages(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), bad)
+            return found if len(found) >= EVENTS else None
+
+        records = await wait_until(all_letters)
+    letters = [json.loads(record.value) for record in records]
+    assert {letter["dlq_reason"] for letter in letters} == {"processing_failed"}
+    positions = [
+        (about["source_partition"], about["source_offset"])
+        for about in (letter["additional_metadata"] for letter in letters)
+    ]
+    assert sorted(positions) == sorted((taken.partition, taken.offset) for taken in sent), "one letter for each"
+    assert all(any(event.value in record.value for record in records) for event in bad_events)
+    restarted = [labels for name, labels, value in await bos.samples() if name == "bcs_actor_restarts_total" and value]
+    assert restarted == []
+
+
+async def test_a_report_on_it_is_answered_at_once(bos: Orchestrator, bad: str) -> None:
+    began = monotonic()
+    answer = await bos.complete(bad, "spellcheck")
+    assert monotonic() - began < PROMPT_SECONDS
+    assert answer.status == 500, answer.body
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+async def test_a_resolution_of_it_fails_and_leaves_the_request_itself_as_a_dead_letter(
+    kafka_bootstrap_servers: str, bos: Orchestrator, bad: str
+) -> None:
+    request = {
+        "correlation_id": "strange order, strange spaces",
+        "batch_id": bad,
+        "requested_pipeline": "ai_feedback",
+        "batch_metadata": {"prompt_attached": True, "prompt_source": "context", "assignment_id": "assignment-7"},
+        "from the future": [1.50, "ä"],
+    }
+    body = json.dumps(request, indent=3, ensure_ascii=False).encode()
+    began = monotonic()
+    answer = await bos.request("POST", DEFINE, data=body, headers={"Content-Type": "application/json"})
+    assert monotonic() - began < PROMPT_SECONDS
+    assert answer.status == 500, answer.body
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json["correlation_id"] == request["correlation_id"]
+    assert "junk" not in answer.body.decode()
+    async with Platform(kafka_bootstrap_servers) as platform:
+        [letter] = await wait_until(lambda: platform.messages(topics.dead_letter_topic(topics.RESOLUTION), bad))
+    assert json.loads(letter.value)["failed_event_envelope"] == request
+    assert b'"failed_event_envelope":' + body + b"," in letter.value

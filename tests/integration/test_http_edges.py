@@ -1,0 +1,83 @@
+"""The edges of the HTTP interface: ids that are no header, refusals that tell no secrets, and how they are counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.support.kafka import platform_broker
+from tests.support.service import COMPLETE, DEFINE, Orchestrator, RunningService, running_service, service_in_thread
+
+pytestmark = pytest.mark.anyio
+
+GOOD = {"batch_id": "batch", "requested_pipeline": "ai_feedback", "correlation_id": "550e8400-e29b"}
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def service(kafka_bootstrap_servers: str) -> Iterator[RunningService]:
+    with service_in_thread(use_mock_repository=True, kafka_bootstrap_servers=kafka_bootstrap_servers) as running:
+        yield running
+
+
+@pytest.fixture
+async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
+    async with Orchestrator(service.base) as caller:
+        yield caller
+
+
+@pytest.mark.parametrize("strange", ["\n", "\r\nX: y", "\x00", "\x7f", "🦉"])
+@pytest.mark.parametrize("around", ["{}", "a{}b"])
+async def test_any_correlation_id_gets_an_answer_with_a_well_formed_header(
+    bos: Orchestrator, strange: str, around: str
+) -> None:
+    correlation_id = around.format(strange)
+    answer = await bos.request("POST", DEFINE, json={**GOOD, "correlation_id": correlation_id})
+    assert answer.status == 200, answer.body
+    assert re.fullmatch(r"[!-~]([ -~]*[!-~])?", answer.headers["X-Correlation-ID"])
+    assert "X" not in answer.headers
+    refused = await bos.request("POST", DEFINE, json={**GOOD, "correlation_id": correlation_id, "batch_id": ""})
+    assert refused.status == 400
+    assert re.fullmatch(r"[!-~]([ -~]*[!-~])?", refused.headers["X-Correlation-ID"])
+
+
+@pytest.mark.parametrize("changes", [{"batch_id": ""}, {"requested_pipeline": 7}, {"batch_metadata": "none"}])
+async def test_an_invalid_body_is_answered_under_its_own_correlation_id(
+    bos: Orchestrator, changes: dict[str, object]
+) -> None:
+    answer = await bos.request("POST", DEFINE, json={**GOOD, **changes})
+    assert answer.status == 400
+    assert answer.json["correlation_id"] == GOOD["correlation_id"]
+    assert answer.headers["X-Correlation-ID"] == GOOD["correlation_id"]
+
+
+async def test_what_is_refused_for_an_outage_names_no_address(kafka_bootstrap_servers: str, free_port: int) -> None:
+    async with (
+        running_service(
+            redis_url=f"redis://localhost:{free_port}",
+            redis_deadline_seconds=0.4,
+            kafka_bootstrap_servers=kafka_bootstrap_servers,
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        for _ in range(6):  # more than the circuit breaker takes
+            for answer in (await bos.define("batch"), await bos.complete("batch", "nlp"), await bos.get("/readyz")):
+                assert answer.status == 503
+                assert not re.search(rf"{free_port}|localhost|127\.0\.0\.1|::1", answer.body.decode())
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", DEFINE), ("DELETE", COMPLETE), ("POST", "/healthz"), ("PUT", "/metrics")]
+)
+async def test_a_wrong_method_is_counted_under_the_route(bos: Orchestrator, method: str, path: str) -> None:
+    labels = {"method": method, "route": path, "status": "405"}
+    before = await bos.metric("bcs_http_requests_total", **labels) or 0
+    assert (await bos.request(method, path)).status == 405
+    assert await bos.metric("bcs_http_requests_total", **labels) == before + 1

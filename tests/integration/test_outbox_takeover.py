@@ -1,0 +1,127 @@
+"""What a dead replica or a stranger left in the outbox, and a publisher that always has something else to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+
+from bcs.contracts import topics
+from bcs.contracts.published import OutboundMessage
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_outbox import RedisOutbox
+from tests.support.kafka import Platform, platform_broker
+from tests.support.service import Orchestrator, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+FRESH = 1000  # at least so many wait at any time
+LIMIT = 100_000
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture
+async def gateway(redis_url: str) -> AsyncIterator[RedisGateway]:
+    gateway = RedisGateway(
+        redis_url, max_connections=8, deadline_seconds=5, breaker_failures=3, breaker_open_seconds=60
+    )
+    yield gateway
+    await gateway.aclose()
+
+
+@pytest.fixture
+def replica(gateway: RedisGateway, redis_key_prefix: str) -> Callable[[str], RedisOutbox]:
+    return lambda name: RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer=name, limit=LIMIT)
+
+
+def messages(topic: str, key: str, count: int) -> list[OutboundMessage]:
+    return [OutboundMessage("phase_skipped", topic, key.encode(), b'{"number":%d}' % number) for number in range(count)]
+
+
+async def test_what_a_dead_replica_leased_is_published_though_fresh_entries_keep_coming(
+    redis_url: str,
+    redis_key_prefix: str,
+    kafka_bootstrap_servers: str,
+    replica: Callable[[str], RedisOutbox],
+    unique_name: Callable[[str], str],
+) -> None:
+    dead, writer, key = replica("dead"), replica("writer"), unique_name("key")
+    left = messages(topics.PHASE_SKIPPED, key, 20)
+    await dead.append(left)
+    assert len(await dead.lease(100)) == len(left)
+    least = LIMIT
+    enough = False
+
+    async def keep_coming() -> None:
+        nonlocal least
+        while not enough:
+            least = min(least, await writer.backlog())
+            if await writer.backlog() < FRESH * 4:
+                await writer.append(messages(topics.dead_letter_topic(topics.CJ_COMPLETED), "fresh", FRESH))
+
+    async with Platform(kafka_bootstrap_servers) as platform:
+
+        async def published() -> bool:
+            return len(await platform.messages(topics.PHASE_SKIPPED, key)) >= len(left)
+
+        await writer.append(messages(topics.dead_letter_topic(topics.CJ_COMPLETED), "fresh", FRESH * 4))
+        async with (
+            asyncio.TaskGroup() as tasks,
+            running_service(
+                redis_url=redis_url,
+                redis_key_prefix=redis_key_prefix,
+                kafka_bootstrap_servers=kafka_bootstrap_servers,
+                outbox_takeover_seconds=1.0,
+            ),
+        ):
+            tasks.create_task(keep_coming())
+            try:
+                await wait_until(published, 15)
+            finally:
+                enough = True
+        records = await platform.messages(topics.PHASE_SKIPPED, key)
+    assert least > FRESH, "it never ran out of fresh ones"
+    assert {record.value for record in records} == {message.value for message in left}
+
+
+async def test_a_strangers_entry_is_set_aside_and_blocks_nothing(
+    redis_url: str,
+    redis_key_prefix: str,
+    kafka_bootstrap_servers: str,
+    gateway: RedisGateway,
+    replica: Callable[[str], RedisOutbox],
+    unique_name: Callable[[str], str],
+) -> None:
+    writer, key, stream = replica("writer"), unique_name("key"), f"{redis_key_prefix}{{outbox}}"
+    async with (
+        Platform(kafka_bootstrap_servers) as platform,
+        running_service(
+            redis_url=redis_url, redis_key_prefix=redis_key_prefix, kafka_bootstrap_servers=kafka_bootstrap_servers
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        before, after = messages(topics.PHASE_SKIPPED, key, 2)
+        await writer.append([before])
+        await gateway.call(("XADD", stream, "*", "foo", "bar"))
+        await writer.append([after])
+
+        async def both_published() -> bool:
+            return len(await platform.messages(topics.PHASE_SKIPPED, key)) == 2
+
+        await wait_until(both_published)
+
+        async def empty() -> bool:
+            return await writer.backlog() == 0
+
+        await wait_until(empty)
+        [[(_, fields)]] = await gateway.call(("XRANGE", f"{stream}:parked", "-", "+"))
+        parked = dict(zip(fields[::2], fields[1::2], strict=True))
+        assert b"bar" in b" ".join(parked.values()), "it can still be looked at"
+        assert await bos.metric("bcs_actor_restarts_total", actor="publisher") in (None, 0)

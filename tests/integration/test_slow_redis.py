@@ -1,0 +1,71 @@
+"""A Redis that answers, but slowly, with more to do than it can: everyone waits in line, and nobody counts as hung."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from bcs.embedded import EmbeddedServer
+from tests.support.events import spellchecked
+from tests.support.fault_proxy import FaultProxy
+from tests.support.kafka import Platform, platform_broker
+from tests.support.service import Orchestrator, RunningService, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+BATCHES, CONNECTIONS, REPLY_SECONDS, HANG_SECONDS, DEADLINE_SECONDS = 300, 4, 0.05, 3.0, 5.0
+
+
+@pytest.fixture
+def kafka_bootstrap_servers(tmp_path: Path) -> Iterator[str]:
+    with platform_broker(tmp_path / "kafka") as address:
+        yield address
+
+
+async def test_waiting_in_line_for_a_slow_redis_is_no_hang(
+    kafka_bootstrap_servers: str, private_valkey: EmbeddedServer
+) -> None:
+    batches = [f"batch-{number}" for number in range(BATCHES)]
+    async with (
+        Platform(kafka_bootstrap_servers) as platform,
+        FaultProxy("127.0.0.1", private_valkey.port) as proxy,
+        running_service(
+            redis_url=f"redis://{proxy.address}",
+            redis_max_connections=CONNECTIONS,
+            request_deadline_seconds=DEADLINE_SECONDS,
+            kafka_bootstrap_servers=kafka_bootstrap_servers,
+            kafka_request_timeout_seconds=1.1,
+            hang_seconds=HANG_SECONDS,
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        await platform.send(spellchecked("first", "essay"))
+        await wait_until(lambda: platform.caught_up(service.group))
+        proxy.delay(REPLY_SECONDS)
+        began = monotonic()
+        await platform.send(*(spellchecked(batch, "essay") for batch in batches))
+        answered = asyncio.create_task(ask_until_caught_up(bos, platform, service))
+        await wait_until(lambda: platform.caught_up(service.group), 60)
+        assert monotonic() - began > HANG_SECONDS * 1.5, "it was slow enough to look hung"
+        assert await answered >= CONNECTIONS
+        proxy.delay(0)
+        for batch in batches:
+            assert await bos.to_run(batch) == ["ai_feedback"]
+        samples = await bos.samples()
+        for name in ("bcs_actor_restarts_total", "bcs_dead_letters_total"):
+            assert [labels for sample, labels, value in samples if sample == name and value] == []
+
+
+async def ask_until_caught_up(bos: Orchestrator, platform: Platform, service: RunningService) -> int:
+    asked = 0
+    while not await platform.caught_up(service.group):
+        began = monotonic()
+        assert await bos.to_run("another") == ["spellcheck", "ai_feedback"]
+        assert monotonic() - began < DEADLINE_SECONDS
+        asked += 1
+    return asked
