@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 
+from bcs.actors.kafka_probe import probe
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts
 from bcs.actors.offsets import OffsetTracker
 from bcs.contracts import topics
@@ -34,7 +35,6 @@ _ACKNOWLEDGEMENTS_PER_TURN = 1000
 _REVOKE_SECONDS = 5.0
 _DRAIN_PATIENCE_SECONDS = 5.0
 _REMEMBERED_FACTOR = 20
-_PROBE_SECONDS = 2.0
 
 
 class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
@@ -61,9 +61,10 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
         :raises ExceptionGroup: of what made it impossible to go on.
         """
+        timeout = self._settings.kafka_request_timeout_seconds
         async with anyio.create_task_group() as group:
             group.start_soon(self._collect)
-            group.start_soon(self._probe)
+            group.start_soon(probe, self._consumer, self._tracker, self._intake.under_way, self._intake.status, timeout)
             self._consumer.subscribe(topics.CONSUMED, listener=self)
             while not self._context.stopping:
                 await self._poll()
@@ -259,28 +260,3 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         # or member, which Kafka takes while the group is empty: offsets could go back. There is no public way to know.
         coordinator: Any = self._consumer._coordinator
         return bool(coordinator.generation >= 0)
-
-    async def _probe(self) -> None:
-        """Ask Kafka for a sign of life, and measure the lag."""
-        status = self._intake.status
-        while True:
-            try:
-                with anyio.fail_after(self._settings.kafka_request_timeout_seconds):
-                    await self._consumer.topics()
-                status.up()
-                status.lag = {
-                    key: lag for key in self._consumer.assignment() if (lag := await self._lag(key)) is not None
-                }
-            except (KafkaError, OSError) as error:
-                status.down(error)
-            status.in_flight = self._intake.under_way.messages
-            await anyio.sleep(_PROBE_SECONDS)
-
-    async def _lag(self, key: TopicPartition) -> int | None:
-        position: Any = self._tracker.position(*key)
-        if position is None:
-            with anyio.move_on_after(_POLL_SECONDS):
-                position = await self._consumer.position(key)
-        # A rebalance may have taken the partition meanwhile, and highwater() asserts that it has not.
-        end = self._consumer.highwater(key) if key in self._consumer.assignment() else None
-        return None if end is None or position is None else max(0, end - position)

@@ -207,6 +207,26 @@ async def test_what_is_reported_over_http_counts_like_an_event(
     assert await bos.to_run(batch) == BOTH, "an essay that joined later is not covered by the earlier report"
 
 
+async def test_the_lag_of_every_partition_is_measured_and_falls_to_nothing(
+    bos: Orchestrator, apply: Callable[..., Any], batch: str
+) -> None:
+    await apply(registered(batch, ["a"]), spellchecked(batch, "a"))
+
+    async def lags() -> dict[tuple[str, str], float]:
+        samples = await bos.samples()
+        return {
+            (labels["topic"], labels["partition"]): value
+            for name, labels, value in samples
+            if name == "bcs_kafka_consumer_lag"
+        }
+
+    async def all_read() -> bool:
+        measured = await lags()
+        return {topic for topic, _ in measured} == set(topics.CONSUMED) and not any(measured.values())
+
+    await wait_until(all_read)
+
+
 async def test_strange_batch_ids_touch_no_other_batch(bos: Orchestrator, apply: Callable[..., Any], batch: str) -> None:
     ends = [
         "",
