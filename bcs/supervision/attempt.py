@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from bcs.supervision.errors import ActorDied, StrayCancellation
+from bcs.supervision.errors import ActorDied, StrayCancellation, describe
 from bcs.supervision.snapshot import State
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ class Exit:
     abnormal: bool = False
     fatal: bool = False
     outside: bool = False
+
+    @property
+    def description(self) -> str:
+        """One line: the error, or the reason when there is none."""
+        return self.reason if self.error is None else describe(self.error)
 
 
 class Owner(Protocol):
@@ -143,9 +148,10 @@ class Attempt:
         # No pause from here to the report: a letter that comes now must find either this attempt or the next one.
         ended = self._explain(error)
         if self._mailbox is not None:
+            died = ActorDied(self.path, ended.description)
             # A crash, or a hang: whatever else ended it came from outside.
-            blame = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)
-            self._mailbox.redeliver(ended.error or ActorDied(self.path, ended.reason), blame=blame)
+            blamed = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)
+            self._mailbox.redeliver(died, blame=ended.error or died if blamed else None)
         self._owner.attempt_ended(self, ended)
         # They hold this frame by their traceback: without this, it all waits for the garbage collector.
         del error, ended

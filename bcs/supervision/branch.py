@@ -7,11 +7,14 @@ when to look again. So no decision can be interrupted half-way, and none has to 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextvars import Context, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
-from bcs.supervision.errors import RestartIntensityExceeded, describe
+from bcs.supervision.errors import RestartIntensityExceeded, StrayCancellation, describe
 from bcs.supervision.intensity import RestartIntensity, RestartWindow
 from bcs.supervision.observer import NullObserver, Observer, tell
 from bcs.supervision.snapshot import Snapshot, State
@@ -54,12 +57,13 @@ class Branch(ABC):
         self._backoff = backoff
         self._random = random
         self._inherits_observer = observer is None
-        self._observer: Observer = observer or NullObserver()
+        self._observer: Observer = NullObserver() if observer is None else observer
         self._kill_grace_seconds = kill_grace_seconds
         self._incarnation = 0
         self._last_error: str | None = None
         self._context: ActorContext[Any] | None = None
         self._tasks: TaskGroup | None = None
+        self._surroundings = Context()
         self._changed: anyio.Event | None = None
         self._finished = False
         self._failure: RestartIntensityExceeded | None = None
@@ -72,6 +76,7 @@ class Branch(ABC):
 
         :param context: of the attempt that this supervisor is
         :raises RestartIntensityExceeded: when it gave up, after it stopped its children
+        :raises StrayCancellation: when something natively cancelled a task of its own
         :raises RuntimeError: while it runs already
         """
         if self._context is not None:
@@ -94,9 +99,12 @@ class Branch(ABC):
                 raise self._fatal
         if self._failure is not None:
             raise self._failure
+        if not self._finished:
+            # The task group ended because a task of its own was natively cancelled, and swallowed that.
+            raise StrayCancellation(self._path or self.name)
 
     async def _loop(self, tasks: TaskGroup) -> None:
-        self._tasks = tasks
+        self._tasks, self._surroundings = tasks, copy_context()
         try:
             self._begin()
             while True:
@@ -106,6 +114,8 @@ class Branch(ABC):
                     return
                 with anyio.CancelScope(deadline=due):
                     await self._changed.wait()
+                # A change that came together with a cancellation: its attempts are going too, and nothing follows them.
+                await checkpoint_if_cancelled()
         finally:
             # From here on no attempt can start: soon the task group takes no more tasks.
             self._tasks = self._changed = None
@@ -182,8 +192,19 @@ class Branch(ABC):
     def _follow_up(self, attempt: Attempt, ended: Exit) -> None:
         """Decide what comes after an attempt that ended while this supervisor runs."""
 
+    @property
+    def _ending(self) -> bool:
+        """Whether this run is to end: a stop was asked for, or it gave up."""
+        return self._context is None or self._context.stopping or self._failure is not None
+
     def _path_of(self, name: str) -> str:
         return f"{self._path}/{name}" if self._path else name
+
+    def _set_off(self, attempt: Attempt) -> None:
+        """Start the task of an attempt. It inherits from this supervisor, not from a sender whose letter made it."""
+        tell(self._observer.actor_started, attempt.path, attempt.context.incarnation)
+        if self._tasks is not None:
+            self._surroundings.copy().run(partial(self._tasks.start_soon, attempt.run, name=attempt.path))
 
     def _may_restart(self, last_error: str) -> bool:
         """Count a restart; when it is one too many, give up."""

@@ -10,7 +10,6 @@ import anyio
 
 from bcs.supervision.actor import ActorContext
 from bcs.supervision.attempt import Attempt, Exit, Limits, Owner
-from bcs.supervision.errors import describe
 from bcs.supervision.snapshot import Snapshot, State
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ class Child:
     def __init__(self, name: str, mailbox: Mailbox[Any] | None) -> None:
         self.name = name
         self.mailbox = mailbox
-        self.attempt: Attempt | None = None
         self.incarnation = 0
         self.restarts = 0
         self.last_error: str | None = None
@@ -57,6 +55,8 @@ class Child:
 
     def forget_run(self) -> None:
         """Forget what concerns one run of the supervisor only."""
+        # None in any case, but for a task that was natively cancelled before its first step: it reported no end.
+        self.attempt: Attempt | None = None
         self.done = False  # will not be started again
         self.started = False
         self.not_before = -math.inf
@@ -90,7 +90,7 @@ class Child:
         """
         attempt, self.attempt = self.attempt, None
         if ended.abnormal and not ended.outside:
-            self.last_error = describe(ended.error) if ended.error is not None else ended.reason
+            self.last_error = ended.description
         ready_at = attempt.context.ready_at if attempt is not None else None
         if ready_at is not None and anyio.current_time() - ready_at >= backoff.reset_after_seconds:
             self.step = 0

@@ -11,7 +11,7 @@ import anyio
 from bcs.supervision.attempt import Attempt, Exit, Limits
 from bcs.supervision.backoff import DEFAULT_BACKOFF, Backoff
 from bcs.supervision.branch import Branch
-from bcs.supervision.errors import UnknownChild, describe
+from bcs.supervision.errors import UnknownChild
 from bcs.supervision.intensity import DEFAULT_INTENSITY, RestartIntensity
 from bcs.supervision.keyed import KeyedChild, KeyedChildren
 from bcs.supervision.mailbox import Mailbox
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 M = TypeVar("M")
 T = TypeVar("T")
-
-LISTED = 100  # children in a snapshot
 
 
 class DynamicSupervisor(Branch, Generic[M]):
@@ -77,7 +75,6 @@ class DynamicSupervisor(Branch, Generic[M]):
         )
         self._start = start
         self._shutdown_seconds = shutdown_seconds
-        self._hang_seconds = hang_seconds
         self._limits = Limits(math.inf, hang_seconds, kill_grace_seconds)
         self._children: KeyedChildren[M] = KeyedChildren(
             name,
@@ -137,7 +134,7 @@ class DynamicSupervisor(Branch, Generic[M]):
     def snapshot(self) -> Snapshot:
         """A picture; to be taken on the event loop. Of the children it lists a hundred, those that wedged first."""
         now = anyio.current_time()
-        children = sorted(self._children.by_key.values(), key=lambda child: not child.wedged)
+        children = self._children.by_key.values()
         return Snapshot(
             self.name,
             kind="dynamic",
@@ -146,10 +143,7 @@ class DynamicSupervisor(Branch, Generic[M]):
             last_error=self._last_error,
             mailbox_depth=sum(child.letters.depth for child in children),
             oldest_message_seconds=max((child.letters.oldest_age_seconds(now) for child in children), default=0.0),
-            children=tuple(
-                child.node("actor", State.BACKING_OFF if child.backing_off else State.IDLE, now)
-                for child in children[:LISTED]
-            ),
+            children=self._children.nodes(now, running=self._tasks is not None),
             total_children=len(children),
         )
 
@@ -162,10 +156,12 @@ class DynamicSupervisor(Branch, Generic[M]):
 
     def _begin(self) -> None:
         self._stop_by, self._halted = None, False
-        for child in list(self._children.by_key.values()):
+        self._attempts.clear()
+        children = list(self._children.by_key.values())
+        for child in children:
             child.forget_run()
-            child.backing_off = False
-            self._launch(child)
+        for child in children:
+            self._rouse(child)
 
     def _tick(self, now: float) -> float:
         if self._context is not None:
@@ -191,9 +187,9 @@ class DynamicSupervisor(Branch, Generic[M]):
                 kills = min(kills, due)
             else:
                 hangs = min(hangs, due)
-        if self._hang_seconds is not None:
+        if (hang_seconds := self._limits.hang_seconds) is not None:
             # Attempts that start later have all that time. Not each of thousands gets a look at all to itself.
-            hangs = min(max(hangs, now + self._hang_seconds / 10), now + self._hang_seconds)
+            hangs = min(max(hangs, now + hang_seconds / 10), now + hang_seconds)
         return min(kills, hangs)
 
     def _stopped(self) -> bool:
@@ -215,12 +211,13 @@ class DynamicSupervisor(Branch, Generic[M]):
         if self._stop_by is not None:
             attempt.request_stop(self._stop_by)
         self._attempts.add(attempt)
-        tell(self._observer.actor_started, attempt.path, child.incarnation)
-        self._tasks.start_soon(attempt.run, name=attempt.path)
+        self._set_off(attempt)
 
     def _note_end(self, attempt: Attempt, ended: Exit) -> None:
         child = self._children.by_key[attempt.context.name]
         child.note_end(ended, self._backoff)
+        # Until it is decided what follows: a letter that an observer sends from within its report must not start it.
+        child.backing_off = True
         self._last_error = child.last_error or self._last_error
         self._attempts.discard(attempt)
         if not child.letters.depth:
@@ -228,17 +225,19 @@ class DynamicSupervisor(Branch, Generic[M]):
 
     def _follow_up(self, attempt: Attempt, ended: Exit) -> None:
         child = self._children.by_key.get(attempt.context.name)
+        if child is not None and not child.backing_off:
+            child = None  # the one that ended is retired, and a letter of an observer made this one
         idle = child is not None and attempt.context.settled == 0
         if not self._halted and (ended.abnormal or idle):
-            if not self._may_restart(describe(ended.error) if ended.error else ended.reason):
+            if not self._may_restart(ended.description):
                 self._halted = True
                 self.attempt_changed()
             elif child is not None and self._tasks is not None:
-                child.backing_off = True
                 delay = child.next_delay(self._backoff, self._random)
                 tell(self._observer.actor_restarting, attempt.path, delay)
                 self._tasks.start_soon(self._rouse_later, child, delay)
         elif child is not None:
+            child.backing_off = False
             self._rouse(child)
         if self._stopped():
             self.attempt_changed()

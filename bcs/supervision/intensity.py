@@ -13,10 +13,15 @@ class RestartIntensity:
 
     :param max_restarts: how many are still fine
     :param period_seconds: the length of the sliding window
+    :raises ValueError: for values that make no sense
     """
 
     max_restarts: int = 10
     period_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.max_restarts < 0 or not self.period_seconds > 0:
+            raise ValueError(f"not an intensity: {self}")
 
 
 DEFAULT_INTENSITY: Final = RestartIntensity()

@@ -9,6 +9,7 @@ import anyio
 from bcs.supervision.child import Child
 from bcs.supervision.errors import MailboxClosed, MailboxFull
 from bcs.supervision.mailbox import Mailbox
+from bcs.supervision.snapshot import Snapshot, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M")
 T = TypeVar("T")
+
+LISTED = 100  # children in a snapshot
 
 
 class KeyedChild(Child, Generic[M]):
@@ -31,7 +34,11 @@ class KeyedChild(Child, Generic[M]):
     def __init__(self, key: str, mailbox: Mailbox[M]) -> None:
         super().__init__(key, mailbox)
         self.letters = mailbox
-        self.backing_off = False
+
+    def forget_run(self) -> None:
+        """Forget what concerns one run of the supervisor only."""
+        super().forget_run()
+        self.backing_off = False  # waits, and no letter starts it
 
 
 class KeyedChildren(Generic[M]):
@@ -41,6 +48,7 @@ class KeyedChildren(Generic[M]):
     :param make_mailbox: makes the mailbox for a key
     :param max_children: how many there may be at a time
     :param rouse: called when a letter was put in, for the child to get to work
+    :raises ValueError: for bounds that leave room for nothing
     """
 
     def __init__(
@@ -50,6 +58,9 @@ class KeyedChildren(Generic[M]):
         max_children: int,
         rouse: Callable[[KeyedChild[M]], None],
     ) -> None:
+        if max_children < 1:
+            raise ValueError(f"{name}: max_children starts at 1")
+        make_mailbox("*")  # what is wrong with its bounds is said now, not when the first message comes
         self.by_key: dict[str, KeyedChild[M]] = {}
         self._name = name
         self._make_mailbox = make_mailbox
@@ -57,6 +68,7 @@ class KeyedChildren(Generic[M]):
         self._rouse = rouse
         # First come, first served, among those that wait for a place.
         self._places = anyio.Semaphore(max_children)
+        self._waiting: dict[str, list[anyio.CancelScope]] = {}
         self._closed = False
 
     def deliver_nowait(self, key: str, message: M) -> None:
@@ -71,9 +83,7 @@ class KeyedChildren(Generic[M]):
             try:
                 child = self._find_or_make(key)
             except MailboxFull:
-                await self._places.acquire()
-                if self._closed or key in self.by_key:
-                    self._places.release()
+                if not await self._wait_for_place(key):
                     continue
                 child = self._make(key)
             try:
@@ -90,9 +100,26 @@ class KeyedChildren(Generic[M]):
         child = self._find_or_make(key)
         try:
             reply = child.letters.post(build)
-        finally:
-            self._rouse(child)
+        except BaseException:
+            # One that was made for this message, which could not be built, has nothing to do.
+            if not child.letters.depth and child.attempt is None:
+                self.retire(child)
+            raise
+        self._rouse(child)
         return await child.letters.answer(reply, timeout_seconds)
+
+    def nodes(self, now: float, *, running: bool) -> tuple[Snapshot, ...]:
+        """Their part of a snapshot: a hundred, those that wedged first.
+
+        :param now: the present, in seconds of anyio's clock
+        :param running: whether the supervisor runs
+        """
+        children = sorted(self.by_key.values(), key=lambda child: not child.wedged)[:LISTED]
+        # Between two runs nobody backs off: the next run starts them all.
+        return tuple(
+            child.node("actor", State.BACKING_OFF if running and child.backing_off else State.IDLE, now)
+            for child in children
+        )
 
     def retire(self, child: KeyedChild[M]) -> None:
         """Forget a child whose mailbox is empty.
@@ -108,8 +135,8 @@ class KeyedChildren(Generic[M]):
         self._closed = True
         for child in self.by_key.values():
             child.letters.close()
-        # One that waits for a place gets this one, sees that all is over, and hands it on to the next.
-        self._places.release()
+        for key in list(self._waiting):
+            self._end_waits(key)
 
     def _find_or_make(self, key: str) -> KeyedChild[M]:
         child = self.by_key.get(key)
@@ -126,4 +153,26 @@ class KeyedChildren(Generic[M]):
     def _make(self, key: str) -> KeyedChild[M]:
         """Make a child; whoever calls this holds a place and puts a letter in before anything else runs."""
         child = self.by_key[key] = KeyedChild(key, self._make_mailbox(key))
+        self._end_waits(key)
         return child
+
+    async def _wait_for_place(self, key: str) -> bool:
+        """Wait for a place for a new child; False when none is needed: another made that child, or all is over."""
+        with anyio.CancelScope() as scope:
+            self._waiting.setdefault(key, []).append(scope)
+            try:
+                await self._places.acquire()
+            finally:
+                self._waiting[key].remove(scope)
+                if not self._waiting[key]:
+                    del self._waiting[key]
+        if scope.cancelled_caught:
+            return False
+        if self._closed or key in self.by_key:
+            self._places.release()  # it came in the same moment
+            return False
+        return True
+
+    def _end_waits(self, key: str) -> None:
+        for scope in self._waiting.get(key, ()):
+            scope.cancel()

@@ -90,7 +90,7 @@ class Letter(Generic[M]):
     :param enqueued_at: when it was sent, in seconds of anyio's clock
     :param attempts: how many deliveries ended with a death of the actor that it may have caused: a crash or a hang
     :param reply: where an answer goes, when it was an ask
-    :param last_error: what ended the last attempt that held it
+    :param last_error: what ended the last attempt whose death it may have caused
     """
 
     message: M

@@ -15,7 +15,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from bcs.supervision.asks import PendingAsks
-from bcs.supervision.errors import ActorDied, MailboxClosed, MailboxFull, describe
+from bcs.supervision.errors import ActorDied, MailboxClosed, MailboxFull
 from bcs.supervision.letter import Letter, Reply
 from bcs.supervision.queue import Queue
 
@@ -189,7 +189,8 @@ class Mailbox(Generic[M]):
 
     async def arrival(self) -> None:
         """Wait until something may have come: a letter, `close`, or `wake`. Look first, or you wait too long."""
-        self._arrival = anyio.Event()
+        if self._arrival is None or self._arrival.is_set():
+            self._arrival = anyio.Event()
         await self._arrival.wait()
 
     def wake(self) -> None:
@@ -205,22 +206,22 @@ class Mailbox(Generic[M]):
         done = {id(letter) for letter in letters}
         self._hand = [letter for letter in self._hand if id(letter) not in done]
 
-    def redeliver(self, error: BaseException, *, blame: bool = True) -> None:
+    def redeliver(self, died: ActorDied, *, blame: BaseException | None = None) -> None:
         """Called when an attempt of the actor ended: what it had in hand comes again, and no ask goes on waiting.
 
         Every ask that has no answer yet fails, also one whose letter was settled: whoever held its reply is gone.
 
-        :param error: what ended the attempt
-        :param blame: whether a letter in hand may have caused it. One that was merely held when its actor was killed
-            must not be given up for that, however often it happens
+        :param died: what those who asked are told
+        :param blame: what ended the attempt, if a letter in hand may have caused it. One that was merely held when its
+            actor was killed must not be given up for that, however often it happens
         """
         for letter in reversed(self._hand):
-            if blame:
-                letter = replace(letter, attempts=letter.attempts + 1, last_error=error)
+            if blame is not None:
+                letter = replace(letter, attempts=letter.attempts + 1, last_error=blame)
             self._again.appendleft(letter)
         self._hand = []
-        reason = error.reason if isinstance(error, ActorDied) else describe(error)
-        self._asks.fail_all(lambda: ActorDied(self.name, reason))
+        actor, reason = died.actor, died.reason
+        self._asks.fail_all(lambda: ActorDied(actor, reason))
 
     def close(self) -> None:
         """Take no more letters and fail the pending asks; what is in the mailbox can still be received."""

@@ -36,7 +36,7 @@ class Observer(Protocol):
         """
 
     def actor_restarting(self, path: str, delay_seconds: float) -> None:
-        """An attempt failed, and another one will follow.
+        """An attempt failed, or a permanent child returned, and another attempt will follow.
 
         :param path: of the actor
         :param delay_seconds: the back-off; with one_for_all and rest_for_one it begins when all affected have stopped

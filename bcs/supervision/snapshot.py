@@ -30,7 +30,8 @@ class Snapshot:
     :param kind: what it is
     :param state: where it stands
     :param incarnation: how many attempts there were
-    :param restarts: how many of these followed a failure (of a sibling too, as the strategy has it)
+    :param restarts: how many of these followed another one in the same run of its supervisor, whatever had ended that:
+        a failure, a return, or the restart of a sibling, as the strategy has it
     :param last_error: what ended the last attempt that failed
     :param mailbox_depth: letters queued, in hand, and to be delivered again; for a dynamic supervisor of all children
     :param mailbox_capacity: None where there is no mailbox

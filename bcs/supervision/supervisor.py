@@ -13,7 +13,7 @@ from bcs.supervision.attempt import Attempt, Exit, Limits
 from bcs.supervision.backoff import DEFAULT_BACKOFF, Backoff
 from bcs.supervision.branch import Branch
 from bcs.supervision.child import Child
-from bcs.supervision.errors import UnknownChild, describe
+from bcs.supervision.errors import UnknownChild
 from bcs.supervision.intensity import DEFAULT_INTENSITY, RestartIntensity
 from bcs.supervision.observer import Observer, tell
 from bcs.supervision.snapshot import Snapshot, State
@@ -51,7 +51,8 @@ class Supervisor(Branch):
     :param random: a number from 0.0 to 1.0, for the jitter
     :param observer: whom it tells what happens; by default the observer of its parent
     :param kill_grace_seconds: how long an attempt may take to end after its cancellation
-    :raises ValueError: for names that are not unique or have a "/", and for a mailbox that two children share
+    :raises ValueError: for names that are not unique or have a "/", and for what two children share: a mailbox, or a
+        supervisor
     """
 
     def __init__(
@@ -77,9 +78,9 @@ class Supervisor(Branch):
         self._strategy = strategy
         self._children = [StaticChild(index, spec) for index, spec in enumerate(children)]
         self._by_name = {child.name: child for child in self._children}
-        mailboxes = [id(spec.mailbox) for spec in children if spec.mailbox is not None]
-        if len(self._by_name) < len(children) or len(set(mailboxes)) < len(mailboxes):
-            raise ValueError(f"{name}: two children share a name or a mailbox")
+        owned = [id(thing) for child in self._children for thing in (child.mailbox, child.branch) if thing is not None]
+        if len(self._by_name) < len(children) or len(set(owned)) < len(owned):
+            raise ValueError(f"{name}: two children share a name, a mailbox, or a supervisor")
         if any("/" in child.name or not child.name for child in self._children):
             raise ValueError(f'{name}: a name is not empty and has no "/"')
         self._halting: int | None = None  # children from this index on are being stopped
@@ -105,11 +106,11 @@ class Supervisor(Branch):
         :returns: False when it does not run at the moment
         :raises UnknownChild: when nothing has that path
         """
-        name, _, rest = path.partition("/")
+        name, slash, rest = path.partition("/")
         child = self._by_name.get(name)
         if child is None:
             raise UnknownChild(self.name, name)
-        if not rest:
+        if not slash:
             return child.attempt is not None and child.attempt.cancel(reason)
         if child.branch is None:
             raise UnknownChild(self._path_of(name), rest)
@@ -141,15 +142,14 @@ class Supervisor(Branch):
         self.attempt_changed()
 
     def _begin(self) -> None:
-        self._halting = None
+        self._halting, self._delay = None, 0.0
         for child in self._children:
             child.forget_run()
 
     def _tick(self, now: float) -> float:
-        final = self._context is None or self._context.stopping or self._failure is not None
-        if final:
+        if self._ending:
             self._halting = 0
-        if self._fatal is not None or (self._halting is not None and self._all_halted() and final):
+        if self._fatal is not None or (self._halting is not None and self._all_halted() and self._ending):
             self._finished = True
             return now
         due = math.inf if self._halting is not None else self._start_due(now)
@@ -158,14 +158,19 @@ class Supervisor(Branch):
     def _all_halted(self) -> bool:
         """Stop the last child that still runs, or, when there is none, say when the affected ones start again."""
         affected = self._children[self._halting :]
+        now = anyio.current_time()
         for child in reversed(affected):
-            if child.attempt is not None and not child.attempt.wedged:
-                child.attempt.request_stop(anyio.current_time() + child.spec.shutdown_seconds)
+            if child.attempt is None:
+                continue
+            # One that wedged is asked too: when it ends at last it belongs to this restart, and is none of its own.
+            child.attempt.request_stop(now + child.spec.shutdown_seconds)
+            if not child.attempt.wedged:
                 return False
         for child in affected:
             # As in OTP: a transient child that had returned starts again with its group, a temporary one does not.
             child.done = child.started and child.spec.restart is Restart.TEMPORARY
-            child.not_before = anyio.current_time() + self._delay
+            # A restart that began at an earlier child does not cut short what this one had to wait.
+            child.not_before = max(child.not_before, now + self._delay)
         self._halting, self._delay = None, 0.0
         return True
 
@@ -193,10 +198,7 @@ class Supervisor(Branch):
     def _launch(self, child: StaticChild) -> None:
         spec = child.spec
         limits = Limits(spec.start_timeout_seconds, spec.hang_seconds, self._kill_grace_seconds)
-        attempt = child.launch(self._path_of(child.name), spec.start, limits, self)
-        tell(self._observer.actor_started, attempt.path, child.incarnation)
-        if self._tasks is not None:
-            self._tasks.start_soon(attempt.run, name=attempt.path)
+        self._set_off(child.launch(self._path_of(child.name), spec.start, limits, self))
 
     def _note_end(self, attempt: Attempt, ended: Exit) -> None:
         self._by_name[attempt.context.name].note_end(ended, self._backoff)
@@ -204,12 +206,12 @@ class Supervisor(Branch):
     def _follow_up(self, attempt: Attempt, ended: Exit) -> None:
         self.attempt_changed()
         child = self._by_name[attempt.context.name]
-        if attempt.asked_to_stop or (self._halting is not None and child.index >= self._halting):
+        if self._ending or attempt.asked_to_stop or (self._halting is not None and child.index >= self._halting):
             return  # starts again with its group, if at all
         restart = child.spec.restart
         if restart is Restart.TEMPORARY or (restart is Restart.TRANSIENT and not ended.abnormal):
             child.done = True
-        elif self._may_restart(describe(ended.error) if ended.error else ended.reason):
+        elif self._may_restart(ended.description):
             delay = child.next_delay(self._backoff, self._random)
             if self._strategy is Strategy.ONE_FOR_ONE:
                 child.not_before = anyio.current_time() + delay

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from bcs.supervision.actor import ActorContext
+from bcs.supervision.errors import StrayCancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +33,10 @@ async def run_tree(
     :param started: called once, when every child has reported ready
     :returns: False when the time to stop was not enough
     :raises RestartIntensityExceeded: when the root gave up
+    :raises StrayCancellation: when something natively cancelled a task of the tree that nobody can restart
     """
     context: ActorContext[Any] = ActorContext(root.name, on_ready=started)
-    failure: BaseException | None = None
+    failure: BaseException | None = StrayCancellation(root.name)  # unless the root is seen to end
     scope = anyio.CancelScope()
 
     def stop_now() -> None:
@@ -53,6 +55,7 @@ async def run_tree(
             with scope:
                 try:
                     await root.run(context)
+                    failure = None
                 except anyio.get_cancelled_exc_class():
                     raise
                 except BaseException as error:  # noqa: BLE001 - raised below, where no task group wraps it
@@ -60,6 +63,8 @@ async def run_tree(
             tasks.cancel_scope.cancel()
     finally:
         root.close()
+    if scope.cancelled_caught:
+        return False
     if failure is not None:
         raise failure
-    return not scope.cancelled_caught
+    return True

@@ -10,7 +10,18 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.supervision import ActorContext, Backoff, Branch, ChildSpec, Letter, Mailbox, Reply, RestartIntensity, run_tree
+from bcs.supervision import (
+    ActorContext,
+    ActorDied,
+    Backoff,
+    Branch,
+    ChildSpec,
+    Letter,
+    Mailbox,
+    Reply,
+    RestartIntensity,
+    run_tree,
+)
 
 Context = ActorContext[Any]
 Start = Callable[[Context], Awaitable[None]]
@@ -18,6 +29,7 @@ Start = Callable[[Context], Awaitable[None]]
 AT_ONCE = Backoff(initial_seconds=0.0)
 OFTEN = RestartIntensity(max_restarts=100_000, period_seconds=1.0)
 PATIENCE_SECONDS = 20.0
+DIED = ActorDied("the actor", "for a test")
 
 
 class Boom(Exception):
@@ -137,6 +149,7 @@ class Puppet:
 class Handle:
     """A tree that runs."""
 
+    root: Branch
     stop: anyio.Event
     ended: anyio.Event
     in_time: bool | None = None
@@ -148,7 +161,7 @@ async def running(
     root: Branch, *, shutdown_seconds: float = PATIENCE_SECONDS, wait_started: bool = True
 ) -> AsyncIterator[Handle]:
     """A tree that runs, and is stopped in the end. What it raises is in the handle."""
-    handle = Handle(anyio.Event(), anyio.Event())
+    handle = Handle(root, anyio.Event(), anyio.Event())
     started = anyio.Event()
 
     async def run() -> None:

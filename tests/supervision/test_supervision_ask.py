@@ -21,11 +21,13 @@ from bcs.supervision import (
 )
 from tests.supervision.harness import (
     AT_ONCE,
+    DIED,
     OFTEN,
     PATIENCE_SECONDS,
     Boom,
     Context,
     Question,
+    Recorder,
     no_exhausted,
     question,
     raises_one,
@@ -113,7 +115,7 @@ async def test_cancellation_leaves_the_letter_abandoned() -> None:
         tasks.cancel_scope.cancel()
     assert letter.abandoned
     assert mailbox.pending_asks == 0
-    mailbox.redeliver(Boom())  # nobody waits: nothing to fail, nothing raised
+    mailbox.redeliver(DIED, blame=Boom())  # nobody waits: nothing to fail, nothing raised
 
 
 async def test_full_at_once() -> None:
@@ -135,30 +137,54 @@ async def test_closed_before_and_while_waiting() -> None:
         await mailbox.ask(question("x"), PATIENCE_SECONDS)
 
 
-@pytest.mark.parametrize("end", ["kill", "kill parent", "tree"])
-async def test_five_hundred_asks_all_end_with_their_actor(end: str) -> None:
+@pytest.mark.parametrize("end", ["crash", "kill", "kill parent", "tree"])
+async def test_five_hundred_asks_all_end_with_their_actor_at_once(end: str) -> None:
     mailbox: Mailbox[Question] = Mailbox("oracle", 1_000)
-    inner = Supervisor("inner", [oracle_spec(mailbox)], backoff=AT_ONCE)
-    root = Supervisor("root", [ChildSpec("inner", inner.run)], backoff=AT_ONCE)
-    ended: list[type[BaseException]] = []
+    replies: list[Reply[str]] = []
+    settled_at_the_end: list[int] = []
+    ended: list[tuple[type[BaseException], str, float]] = []
+    last_words = anyio.Event()
 
-    async def ask(text: str) -> None:
+    class Watcher(Recorder):
+        def actor_ended(self, path: str, incarnation: int, reason: str, error: BaseException | None) -> None:
+            if path == "inner/oracle":
+                settled_at_the_end.append(sum(reply.settled for reply in replies))
+
+    async def start(context: Context) -> None:
+        context.ready()
+        await context.receive()
+        if context.incarnation == 1:
+            await last_words.wait()
+            assert not any(reply.settled for reply in replies)
+            raise Boom
+        await anyio.sleep_forever()
+
+    def build(reply: Reply[str]) -> Question:
+        replies.append(reply)
+        return Question("x", reply)
+
+    async def ask() -> None:
         try:
-            await mailbox.ask(question(text), 1_000.0)
+            await mailbox.ask(build, 1_000.0)
         except (ActorDied, MailboxClosed) as error:
-            ended.append(type(error))
+            ended.append((type(error), getattr(error, "actor", ""), anyio.current_time()))
 
+    inner = Supervisor("inner", [ChildSpec("oracle", start, mailbox=mailbox)], backoff=AT_ONCE)
+    root = Supervisor("root", [ChildSpec("inner", inner.run)], backoff=AT_ONCE, observer=Watcher())
     async with running(root, shutdown_seconds=0.0) as tree, anyio.create_task_group() as tasks:
         for _ in range(500):
-            tasks.start_soon(ask, "hold")
+            tasks.start_soon(ask)
         await until(lambda: mailbox.depth == 500 and mailbox.in_hand)
         if end == "tree":
             tree.stop.set()
+        elif end == "crash":
+            last_words.set()
         else:
             assert root.kill("inner/oracle" if end == "kill" else "inner")
-        with anyio.fail_after(PATIENCE_SECONDS):
-            await until(lambda: len(ended) == 500)
-    assert set(ended) == {ActorDied}
+        await until(lambda: len(ended) == 500)
+    # None had ended before the actor did, and all of them had when that was reported: no turn of the loop between.
+    assert settled_at_the_end[0] == 500
+    assert {(kind, actor) for kind, actor, _ in ended} == {(ActorDied, "inner/oracle")}
 
 
 async def test_an_ask_of_a_tree_that_ended_is_refused() -> None:

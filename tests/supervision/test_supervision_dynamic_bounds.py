@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import anyio
 import pytest
@@ -23,7 +24,9 @@ from tests.supervision.harness import (
     AT_ONCE,
     OFTEN,
     PATIENCE_SECONDS,
+    Boom,
     Context,
+    Puppet,
     no_exhausted,
     question,
     running,
@@ -85,6 +88,37 @@ async def test_too_many_children_refuse_or_make_wait() -> None:
     assert "f" not in dict(workers.got)
 
 
+@pytest.mark.parametrize("together", [True, False])
+async def test_who_waits_for_a_place_needs_none_once_another_made_the_child(together: bool) -> None:
+    workers = Workers(max_children=2)
+    done: list[int] = []
+
+    async def deliver(number: int) -> None:
+        await workers.supervisor.deliver("c", number)
+        done.append(number)
+
+    async with running(workers.root), anyio.create_task_group() as tasks:
+        workers.hold("a", "b", "c")
+        workers.supervisor.deliver_nowait("a", 0)
+        workers.supervisor.deliver_nowait("b", 0)
+        for number in (1, 2, 3):
+            tasks.start_soon(deliver, number)
+        await anyio.wait_all_tasks_blocked()
+        if together:
+            # Two places come in one turn, and go to two that wait for the same child: one of them is not needed.
+            workers.gates["b"].set()
+        workers.gates["a"].set()
+        await until(lambda: len(done) == 3)  # while the child that they want is held
+        await until(lambda: workers.alive == 2 - together)
+        workers.release()
+        await until(lambda: workers.alive == 0)
+        for key in "de":
+            workers.supervisor.deliver_nowait(key, 4)  # both places are free again
+        with pytest.raises(MailboxFull):
+            workers.supervisor.deliver_nowait("f", 4)
+    assert sorted(workers.got) == [("a", 0), ("b", 0), ("c", 1), ("c", 2), ("c", 3), ("d", 4), ("e", 4)]
+
+
 async def test_an_idle_child_with_letters_left_is_a_crash_and_no_endless_loop() -> None:
     attempts: list[int] = []
 
@@ -95,9 +129,28 @@ async def test_an_idle_child_with_letters_left_is_a_crash_and_no_endless_loop() 
         "lazies", lazy, mailbox_capacity=5, max_children=5, intensity=RestartIntensity(3, 60.0), backoff=AT_ONCE
     )
     lazies.deliver_nowait("a", 1)
-    with pytest.raises(RestartIntensityExceeded, match="returned"):
+    with pytest.raises(RestartIntensityExceeded, match="returned"), anyio.fail_after(PATIENCE_SECONDS):
         await lazies.run(ActorContext("lazies"))
     assert attempts == [1, 2, 3, 4]
+
+
+async def test_a_crash_with_nothing_left_to_do_counts_though_nothing_is_started_again() -> None:
+    attempts: list[str] = []
+
+    async def start(context: Context) -> None:
+        attempts.append(context.name)
+        context.settle(context.receive_nowait())
+        raise Boom
+
+    pool: DynamicSupervisor[int] = DynamicSupervisor(
+        "pool", start, mailbox_capacity=5, max_children=5, intensity=RestartIntensity(2, 60.0), backoff=AT_ONCE
+    )
+    for key in "abc":
+        pool.deliver_nowait(key, 1)
+    with pytest.raises(RestartIntensityExceeded, match="Boom"), anyio.fail_after(PATIENCE_SECONDS):
+        await pool.run(ActorContext("pool"))
+    assert sorted(attempts) == ["a", "b", "c"]
+    assert pool.snapshot().total_children == 0
 
 
 @pytest.mark.parametrize("pause", [True, False])
@@ -145,11 +198,12 @@ async def test_those_who_wait_for_a_place_are_told_of_the_end() -> None:
         except MailboxClosed:
             refused.append(key)
 
-    async with anyio.create_task_group() as tasks:
-        for key in "aabc":
-            tasks.start_soon(deliver, key)
-        await anyio.wait_all_tasks_blocked()
-        pool.close()
+    with anyio.fail_after(PATIENCE_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            for key in "aabc":
+                tasks.start_soon(deliver, key)
+            await anyio.wait_all_tasks_blocked()
+            pool.close()
     assert sorted(refused) == ["a", "a", "b", "c"]
 
 
@@ -160,3 +214,10 @@ async def test_a_snapshot_lists_a_hundred_and_counts_all() -> None:
     snapshot = workers.root.snapshot().children[0]
     assert (len(snapshot.children), snapshot.total_children, snapshot.mailbox_depth) == (100, 250, 250)
     assert snapshot.kind == "dynamic"
+
+
+@pytest.mark.parametrize("bounds", [{"max_children": 0}, {"mailbox_capacity": 0}, {"max_deliveries": 0}])
+async def test_bounds_that_leave_room_for_nothing_are_refused_at_once(bounds: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"mailbox_capacity": 1, "max_children": 1, **bounds}
+    with pytest.raises(ValueError, match="start"):
+        DynamicSupervisor[int]("pool", Puppet("a").start, **settings)

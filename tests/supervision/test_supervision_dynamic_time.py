@@ -77,6 +77,7 @@ async def test_a_crash_backs_off_for_its_key_alone() -> None:
         pool.deliver_nowait("a", "x")
         await anyio.sleep(0.5)
         assert pool.snapshot().children[0].state is State.BACKING_OFF
+        assert not root.kill("pool/a")
         pool.deliver_nowait("a", "y")  # a message does not cut the back-off short
         await anyio.sleep(0.4)
         assert observer.started("pool/a") == 1
@@ -184,5 +185,7 @@ async def test_a_back_off_ends_with_the_run() -> None:
         await anyio.sleep(0.1)
         assert pool.snapshot().children[0].state is State.BACKING_OFF
         assert root.kill("pool")
-        await anyio.sleep(2)
+        await anyio.sleep(0.5)
+        assert pool.snapshot().children[0].state is State.IDLE  # the next run starts it at once
+        await anyio.sleep(1.5)
         assert got == ["x", "y"]

@@ -9,7 +9,16 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.supervision import ActorContext, ActorDied, ChildSpec, Mailbox, Restart, StrayCancellation, Supervisor
+from bcs.supervision import (
+    ActorContext,
+    ActorDied,
+    ChildSpec,
+    DynamicSupervisor,
+    Mailbox,
+    Restart,
+    StrayCancellation,
+    Supervisor,
+)
 from tests.supervision.harness import (
     AT_ONCE,
     PATIENCE_SECONDS,
@@ -131,33 +140,52 @@ async def test_what_was_in_hand_at_a_stray_cancellation_comes_again() -> None:
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_what_no_supervisor_may_handle_ends_the_program(kind: type[BaseException], backend: str) -> None:
+@pytest.mark.parametrize("where", ["static", "dynamic"])
+def test_what_no_supervisor_may_handle_ends_the_program(kind: type[BaseException], backend: str, where: str) -> None:
+    began: list[str] = []
     left: list[str] = []
-
-    async def start(context: Context) -> None:
-        context.ready()
-        raise kind
+    observer = Recorder()
 
     async def bystander(context: Context) -> None:
+        began.append(context.name)
         context.ready()
         try:
             await anyio.sleep_forever()
         finally:
             left.append("bystander")
 
+    async def start(context: Context) -> None:
+        if context.name == "bystander":
+            await bystander(context)
+        await until(lambda: len(began) == (3 if "root" in left else 2))
+        raise kind
+
+    def branch() -> Supervisor | DynamicSupervisor[str]:
+        names = ("bystander", "a")
+        if where == "static":
+            return Supervisor("inner", [ChildSpec(name, start) for name in names])
+        pool = DynamicSupervisor[str]("inner", start, mailbox_capacity=1, max_children=2)
+        for name in names:
+            pool.deliver_nowait(name, "x")
+        return pool
+
     async def main() -> None:
-        inner = Supervisor("inner", [ChildSpec("a", start)])
-        root = Supervisor("root", [ChildSpec("b", bystander), ChildSpec("inner", inner.run)])
+        children = [ChildSpec("bystander", bystander), ChildSpec("inner", branch().run)]
+        root = Supervisor("root", children, observer=observer)
         context: Context = ActorContext("root")
-        with pytest.raises(kind):
+        with pytest.raises(kind), anyio.fail_after(PATIENCE_SECONDS):
             await root.run(context)
         left.append("root")
-        async with running(Supervisor("root", [ChildSpec("a", start)]), wait_started=False):
-            await anyio.sleep_forever()
+        with anyio.fail_after(PATIENCE_SECONDS):
+            async with running(branch(), wait_started=False):
+                await anyio.sleep_forever()
 
     with raises_one(kind):
         anyio.run(main, backend=backend)
-    assert left == ["bystander", "root"]
+    assert left == ["bystander", "bystander", "root", "bystander"]
+    assert observer.reasons("inner/a") == observer.reasons("inner") == ["crashed"]
+    assert observer.reasons("bystander") == observer.reasons("inner/bystander") == ["cancelled"]
+    assert observer.of("restarting") == []
 
 
 @pytest.mark.anyio

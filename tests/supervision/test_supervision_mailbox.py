@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import anyio
 import pytest
 
 from bcs.supervision import Mailbox, MailboxFull
-from tests.supervision.harness import Boom, texts
+from tests.supervision.harness import DIED, Boom, texts
 
 pytestmark = pytest.mark.anyio
 
@@ -83,6 +84,17 @@ async def test_a_letter_that_got_room_while_its_sender_gave_way_wakes_the_receiv
         assert texts(mailbox) == ["b"]
 
 
+async def test_all_who_wait_for_news_hear_of_it() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 1)
+    with anyio.fail_after(5):
+        for news in (partial(mailbox.send_nowait, "a"), mailbox.wake, mailbox.close):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(mailbox.arrival)
+                tasks.start_soon(mailbox.arrival)
+                await anyio.wait_all_tasks_blocked()
+                news()
+
+
 async def test_only_one_list_is_in_hand() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     for text in "abc":
@@ -109,11 +121,11 @@ async def test_what_was_in_hand_comes_again_first_and_one_at_a_time() -> None:
     held = mailbox.receive_nowait(3)
     mailbox.settle(held[:1])
     error = Boom()
-    mailbox.redeliver(error)
+    mailbox.redeliver(DIED, blame=error)
     assert (mailbox.in_hand, mailbox.depth) == ((), 3)
     first = mailbox.receive_nowait(10)
     assert [(letter.message, letter.attempts, letter.last_error) for letter in first] == [("b", 1, error)]
-    mailbox.redeliver(error)
+    mailbox.redeliver(DIED, blame=error)
     (again,) = mailbox.receive_nowait(10)
     assert (again.message, again.attempts) == ("b", 2)
     assert again.enqueued_at == held[1].enqueued_at
@@ -131,9 +143,9 @@ async def test_what_was_in_hand_at_a_kill_comes_again_together_and_is_not_blamed
         mailbox.send_nowait(text)
     mailbox.receive_nowait(2)
     for _ in range(5):
-        mailbox.redeliver(Boom(), blame=False)
+        mailbox.redeliver(DIED)
         assert [(letter.message, letter.attempts) for letter in mailbox.receive_nowait(2)] == [("a", 0), ("b", 0)]
-    mailbox.redeliver(Boom(), blame=False)
+    mailbox.redeliver(DIED)
     assert [letter.message for letter in mailbox.receive_nowait(3)] == ["a", "b", "c"]
 
 
@@ -142,9 +154,9 @@ async def test_a_blamed_letter_comes_alone_behind_those_that_are_not() -> None:
     for text in "ab":
         mailbox.send_nowait(text)
     mailbox.receive_nowait(2)
-    mailbox.redeliver(Boom())
+    mailbox.redeliver(DIED, blame=Boom())
     (first,) = mailbox.receive_nowait(5)
-    mailbox.redeliver(Boom(), blame=False)
+    mailbox.redeliver(DIED)
     assert [(letter.message, letter.attempts) for letter in mailbox.receive_nowait(5)] == [("a", 1)]
     mailbox.settle(mailbox.in_hand)
     assert [(letter.message, letter.attempts) for letter in mailbox.receive_nowait(5)] == [("b", 1)]
@@ -156,7 +168,7 @@ async def test_redelivery_does_not_need_room() -> None:
     mailbox.send_nowait("a")
     mailbox.receive_nowait()
     mailbox.send_nowait("b")
-    mailbox.redeliver(Boom())
+    mailbox.redeliver(DIED, blame=Boom())
     assert mailbox.depth == 2
     assert texts(mailbox) + texts(mailbox) == ["a", "b"]
 
@@ -169,7 +181,7 @@ async def test_the_age_is_that_of_the_oldest_wherever_it_is() -> None:
     mailbox.send_nowait("b")
     now = letter.enqueued_at + 7
     assert mailbox.oldest_age_seconds(now) == pytest.approx(7)
-    mailbox.redeliver(Boom())
+    mailbox.redeliver(DIED, blame=Boom())
     assert mailbox.oldest_age_seconds(now) == pytest.approx(7)
     assert texts(mailbox) == ["a"]
     assert 0 < mailbox.oldest_age_seconds(now) < 7

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from bcs.supervision import Mailbox, MailboxClosed
-from tests.supervision.harness import Boom, texts, until
+from tests.supervision.harness import DIED, Boom, texts, until
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ async def test_a_closed_mailbox_takes_nothing_and_gives_what_it_has() -> None:
         mailbox.close()
     assert mailbox.depth == 2
     assert [letter.message for letter in await mailbox.receive(1)] == ["a"]
-    mailbox.redeliver(Boom())
+    mailbox.redeliver(DIED, blame=Boom())
     assert texts(mailbox) + texts(mailbox) == ["a", "b"]
     with pytest.raises(MailboxClosed):
         await mailbox.receive()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bcs.supervision import (
@@ -55,6 +57,12 @@ def test_the_window_slides() -> None:
 
 def test_no_restart_may_be_allowed() -> None:
     assert not RestartWindow(RestartIntensity(max_restarts=0)).allow(0.0)
+
+
+@pytest.mark.parametrize("bad", [{"max_restarts": -1}, {"period_seconds": 0.0}, {"period_seconds": -1.0}])
+def test_an_intensity_that_makes_no_sense_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="not an intensity"):
+        RestartIntensity(**bad)
 
 
 @pytest.mark.parametrize(

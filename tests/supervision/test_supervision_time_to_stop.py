@@ -13,10 +13,11 @@ from bcs.supervision import (
     AskTimeout,
     ChildSpec,
     Mailbox,
+    RestartIntensity,
     Strategy,
     Supervisor,
 )
-from tests.supervision.harness import Context, Puppet, question, running
+from tests.supervision.harness import Context, Puppet, puppets, question, running
 from tests.supervision.timed import PLAIN, Timed, ignore_cancellation, later
 
 pytestmark = pytest.mark.anyio
@@ -51,6 +52,37 @@ async def test_a_group_goes_on_stopping_but_waits_for_a_wedged_member_before_it_
         await later(lambda: c.attempts == 2)
         assert anyio.current_time() - began == pytest.approx(30, abs=0.02)
         assert [node.restarts for node in root.snapshot().children] == [1, 1, 1]
+
+
+async def test_one_that_wedged_before_its_group_restarted_comes_back_without_another_restart() -> None:
+    _, (a, b, c) = puppets("abc")
+    observer = Timed()
+
+    async def wedges(context: Context) -> None:
+        context.ready()
+        if context.incarnation == 1:
+            await ignore_cancellation(30)
+        await b.start(context)
+
+    root = Supervisor(
+        "root",
+        [a.spec(), ChildSpec("b", wedges), c.spec()],
+        strategy=Strategy.ONE_FOR_ALL,
+        intensity=RestartIntensity(1, 1_000.0),
+        backoff=PLAIN,
+        observer=observer,
+    )
+    async with running(root) as tree:
+        assert root.kill("b")
+        await later(lambda: observer.of("wedged"))
+        c.crash()
+        await later(lambda: a.attempts == 2)
+        await later(lambda: c.attempts == 2)
+        assert not tree.ended.is_set()
+        assert a.attempts == 2
+        assert observer.of("restarting") == [("c", 1.0)]
+        assert [node.restarts for node in root.snapshot().children] == [1, 1, 1]
+    assert observer.reasons("b") == ["killed", "stopped"]
 
 
 async def test_each_child_has_its_own_budget_to_stop() -> None:

@@ -1,0 +1,96 @@
+"""Asks of an actor that backs off: on trio's clock, which jumps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from trio.testing import MockClock
+
+from bcs.supervision import (
+    ActorDied,
+    AskTimeout,
+    Backoff,
+    ChildSpec,
+    DynamicSupervisor,
+    Letter,
+    Mailbox,
+    State,
+    Supervisor,
+    serve,
+    serve_until_empty,
+)
+from tests.supervision.harness import Boom, Context, Question, no_exhausted, question, running
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+class Answerers:
+    """An actor that answers, and one per key; their first attempts crash, and they back off for ten seconds."""
+
+    def __init__(self) -> None:
+        backoff = Backoff(initial_seconds=10.0, maximum_seconds=10.0, jitter=0.0)
+        self.abandoned: list[str] = []
+        self.mailbox: Mailbox[Question] = Mailbox("oracle", 10)
+
+        async def handle_for(context: Context, letters: list[Letter[Question]]) -> None:
+            if context.incarnation == 1:
+                raise Boom
+            self.abandoned.extend(letter.message.text for letter in letters if letter.abandoned)
+            for letter in letters:
+                letter.message.reply.send(f"{letter.message.text} from {context.incarnation}")
+
+        async def server(context: Context) -> None:
+            await serve(context, lambda letters: handle_for(context, letters), limit=10, exhausted=no_exhausted)
+
+        async def worker(context: Context) -> None:
+            await serve_until_empty(
+                context, lambda letters: handle_for(context, letters), limit=10, exhausted=no_exhausted
+            )
+
+        self.pool: DynamicSupervisor[Question] = DynamicSupervisor(
+            "keyed", worker, mailbox_capacity=10, max_children=10, backoff=backoff
+        )
+        children = [ChildSpec("oracle", server, mailbox=self.mailbox), ChildSpec("pool", self.pool.run)]
+        self.root = Supervisor("root", children, backoff=backoff)
+
+    async def ask(self, where: str, text: str, seconds: float) -> str:
+        if where == "oracle":
+            return await self.mailbox.ask(question(text), seconds)
+        return await self.pool.ask("key", question(text), seconds)
+
+    def state(self, where: str) -> State:
+        return dict(self.root.snapshot().iter_flat())[where].state
+
+
+@pytest.mark.parametrize("where", ["oracle", "pool/key"])
+async def test_an_ask_of_one_that_backs_off_is_answered_by_the_next_attempt_or_ends_in_time(where: str) -> None:
+    answerers = Answerers()
+    ended: dict[str, tuple[float, str]] = {}
+
+    async def ask(text: str, seconds: float) -> None:
+        try:
+            answer = await answerers.ask(where, text, seconds)
+        except AskTimeout as error:
+            answer = type(error).__name__
+        ended[text] = (round(anyio.current_time() - began, 6), answer)
+
+    async with running(answerers.root):
+        began = anyio.current_time()
+        with pytest.raises(ActorDied) as caught:
+            await answerers.ask(where, "first", 1_000.0)
+        assert (caught.value.actor, caught.value.reason) == (where, "Boom")
+        assert answerers.state(where) is State.BACKING_OFF
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, "patient", 1_000.0)
+            tasks.start_soon(ask, "hasty", 3.0)
+            await anyio.sleep(5)
+            assert answerers.state(where) is State.BACKING_OFF
+    assert ended == {"hasty": (3.0, "AskTimeout"), "patient": (10.0, "patient from 2")}
+    assert sorted(answerers.abandoned) == ["first", "hasty"]

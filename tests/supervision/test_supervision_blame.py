@@ -1,0 +1,130 @@
+"""Which end of an attempt is held against the letters that it had in hand: a crash and a hang, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from bcs.supervision import ActorContext, ChildSpec, DynamicSupervisor, Letter, Mailbox, Strategy, Supervisor
+from tests.supervision.harness import AT_ONCE, OFTEN, Context, Puppet, Recorder, running, until
+
+pytestmark = pytest.mark.anyio
+
+LIMIT_SECONDS = 0.02
+
+
+@pytest.mark.parametrize(("how", "blamed"), [("start timeout", 0), ("shutdown timeout", 0), ("shot", 0), ("hung", 1)])
+async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, blamed: int) -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    observer = Recorder()
+    seen: list[tuple[str, int, str]] = []
+
+    async def start(context: Context) -> None:
+        if how != "start timeout" or context.incarnation > 1:
+            context.ready()
+        (letter,) = await context.receive()
+        if context.incarnation == 1:
+            await anyio.sleep_forever()
+        seen.append((letter.message, letter.attempts, str(letter.last_error)))
+        context.settle([letter])
+        context.rest()
+        await context.wait_stopping()
+
+    sibling = Puppet("sibling")
+    spec = ChildSpec(
+        "m",
+        start,
+        mailbox=mailbox,
+        shutdown_seconds=LIMIT_SECONDS,
+        start_timeout_seconds=LIMIT_SECONDS if how == "start timeout" else 1_000.0,
+        hang_seconds=LIMIT_SECONDS if how == "hung" else None,
+    )
+    # A sibling's crash stops the whole group, so that the one that holds the letter can overstay.
+    root = Supervisor(
+        "root",
+        [spec, sibling.spec()],
+        strategy=Strategy.ONE_FOR_ALL,
+        backoff=AT_ONCE,
+        intensity=OFTEN,
+        observer=observer,
+    )
+    mailbox.send_nowait("x")
+    async with running(root, wait_started=False):
+        await until(lambda: mailbox.in_hand)
+        if how == "shutdown timeout":
+            await until(lambda: sibling.attempts)
+            sibling.crash()
+        elif how == "shot":
+            assert root.kill("m", "shot")
+        await until(lambda: seen)
+    assert observer.reasons("m")[0] == how
+    assert seen == [("x", blamed, "m: died (hung)" if blamed else "None")]
+
+
+@pytest.mark.parametrize(("how", "blamed"), [("shutdown timeout", 0), ("shot", 0), ("cancelled", 0), ("hung", 1)])
+async def test_a_dynamic_child_is_blamed_for_a_hang_alone_too(how: str, blamed: int) -> None:
+    observer = Recorder()
+    seen: list[int] = []
+    held = anyio.Event()
+
+    async def start(context: ActorContext[str]) -> None:
+        letters: list[Letter[str]] = context.receive_nowait()
+        if not held.is_set():
+            held.set()
+            await anyio.sleep_forever()
+        seen.extend(letter.attempts for letter in letters)
+        context.settle(letters)
+
+    pool: DynamicSupervisor[str] = DynamicSupervisor(
+        "pool",
+        start,
+        mailbox_capacity=5,
+        max_children=5,
+        shutdown_seconds=LIMIT_SECONDS,
+        hang_seconds=LIMIT_SECONDS if how == "hung" else None,
+        backoff=AT_ONCE,
+        observer=observer,
+    )
+    pool.deliver_nowait("a", "x")
+    context: Context = ActorContext("pool")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.run, context)
+        await held.wait()
+        if how == "shot":
+            assert pool.kill("a", "shot")
+        elif how == "shutdown timeout":
+            context.request_stop()
+        elif how == "cancelled":
+            tasks.cancel_scope.cancel()
+        if how in ("shot", "hung"):
+            await until(lambda: seen)
+            context.request_stop()
+    if not seen:
+        again: Context = ActorContext("pool", 2)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.run, again)
+            await until(lambda: seen)
+            again.request_stop()
+    assert observer.reasons("a")[0] == how
+    assert seen == [blamed]
+
+
+async def test_the_error_of_a_crash_is_kept_with_the_letter() -> None:
+    mailbox: Mailbox[Any] = Mailbox("m", 5)
+    blamed: list[BaseException | None] = []
+    error = ValueError("of the crash")
+
+    async def start(context: Context) -> None:
+        context.ready()
+        while letters := await context.receive():
+            if not letters[0].attempts:
+                raise error
+            blamed.append(letters[0].last_error)
+            context.settle(letters)
+
+    mailbox.send_nowait("x")
+    async with running(Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE)):
+        await until(lambda: blamed)
+    assert blamed == [error]

@@ -1,0 +1,86 @@
+"""What a dynamic supervisor keeps of a key: nothing, once there is no letter for it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from bcs.supervision import (
+    ActorDied,
+    AskTimeout,
+    ChildSpec,
+    DynamicSupervisor,
+    Letter,
+    Mailbox,
+    Supervisor,
+    serve_until_empty,
+)
+from tests.supervision.harness import (
+    AT_ONCE,
+    OFTEN,
+    PATIENCE_SECONDS,
+    Boom,
+    Context,
+    Question,
+    no_exhausted,
+    question,
+    running,
+    until,
+)
+from tests.supervision.workers import Workers
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_an_ask_that_can_not_be_built_makes_no_child_and_takes_no_place(runs: bool) -> None:
+    workers = Workers(max_children=1)
+
+    def refuse(reply: Any) -> Any:
+        raise Boom
+
+    async def refused(key: str) -> None:
+        with pytest.raises(Boom):
+            await workers.supervisor.ask(key, refuse, PATIENCE_SECONDS)
+
+    async with running(workers.root) if runs else nullcontext():
+        await refused("a")
+        assert workers.alive == 0
+        workers.supervisor.deliver_nowait("b", 1)  # the one place is free
+        await refused("b")  # and this child has a letter
+        assert workers.alive == 1
+    assert workers.observer.started("workers/a") == 0
+    assert workers.got == ([("b", 1)] if runs else [])
+
+
+async def test_nothing_is_kept_of_a_key_that_is_done() -> None:
+    mailboxes: weakref.WeakSet[Mailbox[Any]] = weakref.WeakSet()
+
+    async def start(context: Context) -> None:
+        mailboxes.add(context.mailbox)
+
+        async def handle(letters: list[Letter[Any]]) -> None:
+            if context.incarnation == 1 and letters[0].message == "crash":
+                raise Boom
+            if isinstance(letters[0].message, Question) and letters[0].message.text != "silence":
+                letters[0].message.reply.send("yes")
+
+        await serve_until_empty(context, handle, exhausted=no_exhausted)
+
+    pool: DynamicSupervisor[Any] = DynamicSupervisor(
+        "pool", start, mailbox_capacity=5, max_children=5, backoff=AT_ONCE, intensity=OFTEN
+    )
+    async with running(Supervisor("root", [ChildSpec("pool", pool.run)])):
+        for number in range(100):
+            await pool.deliver(f"handled {number}", "x")
+            await pool.deliver(f"crashed {number}", "crash")
+            assert await pool.ask(f"asked {number}", question("x"), PATIENCE_SECONDS) == "yes"
+            with pytest.raises((AskTimeout, ActorDied)):
+                await pool.ask(f"given up {number}", question("silence"), 0.0)
+            await until(lambda: pool.snapshot().total_children == 0)
+        gc.collect()
+        assert not mailboxes
