@@ -14,6 +14,7 @@ from time import monotonic
 import anyio
 
 from bcs.actors.batches import BatchActor
+from bcs.actors.http.actors import ActorCalls
 from bcs.actors.http.health import Probes
 from bcs.actors.http.pipelines import PipelineCalls
 from bcs.actors.http.server import HttpServer, open_listener
@@ -24,6 +25,7 @@ from bcs.actors.metrics import MetricsActor
 from bcs.actors.publisher import Publisher
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.failpoints import Reach, pass_by
 from bcs.observing import TreeObserver
 from bcs.settings import Settings
 from bcs.store.base import Outbox, StateStore
@@ -56,6 +58,7 @@ class Service:
     :param definitions: the pipelines.
     :param now: wall-clock time.
     :param gave_up: called when the root of the tree gives up, before everything is stopped.
+    :param reach: for chaos tests.
     :raises AddressUnavailable: the HTTP address can't be had.
     """
 
@@ -66,6 +69,7 @@ class Service:
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         gave_up: Callable[[], None] = lambda: None,
+        reach: Reach = pass_by,
     ) -> None:
         self.settings = settings
         self.telemetry = Telemetry()
@@ -74,6 +78,7 @@ class Service:
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self._now = now
         self._gave_up = gave_up
+        self._reach = reach
         self._definitions = definitions
         self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
         self._gateway = None if settings.use_mock_repository else _gateway(settings)
@@ -117,6 +122,7 @@ class Service:
             ttl_seconds=settings.redis_ttl_seconds,
             phases=self._phases,
             policy=policy,
+            reach=self._reach,
         )
         outbox = RedisOutbox(
             self._gateway,
@@ -138,6 +144,7 @@ class Service:
             self._now,
             _RETRY_MAXIMUM_SECONDS,
             anyio.CapacityLimiter(max(1, settings.redis_max_connections // 2)),
+            self._reach,
         )
         # Everything that is under way may be about one batch: so much fits, and the senders' own limits hold it back.
         under_way = settings.intake_max_in_flight + settings.kafka_max_poll_records
@@ -163,8 +170,9 @@ class Service:
             settings.metrics_interval_seconds,
             lambda: self.root.snapshot(),
             lambda: self._gateway.circuit if self._gateway else "closed",
+            self._reach,
         )
-        publisher = Publisher(settings, self.outbox, self.telemetry, _RETRY_MAXIMUM_SECONDS)
+        publisher = Publisher(settings, self.outbox, self.telemetry, _RETRY_MAXIMUM_SECONDS, self._reach)
         intake = Intake(
             settings,
             EventDecoder(self._phases),
@@ -174,6 +182,7 @@ class Service:
             self.kafka,
             self.telemetry,
             self._now,
+            self._reach,
         )
         pipelines = PipelineCalls(
             self._definitions,
@@ -185,6 +194,7 @@ class Service:
             self._outbox_grew,
             self._now,
             settings.request_deadline_seconds,
+            self._reach,
         )
         probes = Probes(
             settings,
@@ -194,7 +204,10 @@ class Service:
             lambda: self.root.snapshot(),
             lambda: self._stop is not None and self._stop.is_set(),
         )
-        http = HttpServer(settings, self.telemetry, self.listener, pipelines, probes)
+        actors = ActorCalls(
+            settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
+        )
+        http = HttpServer(settings, self.telemetry, self.listener, pipelines, probes, actors, self._reach)
         # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
         # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.
         half = settings.shutdown_seconds / 2

@@ -63,4 +63,4 @@ def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
     # aiokafka reports every failed reconnection as an error; our own actors say once that Kafka is away.
-    logging.getLogger("aiokafka").setLevel(max(logging.getLevelName(settings.log_level), logging.CRITICAL))
+    logging.getLogger("aiokafka").setLevel(logging.INFO if settings.log_level == "DEBUG" else logging.CRITICAL)

@@ -14,6 +14,7 @@ import structlog
 from bcs import __version__
 from bcs.app import Service
 from bcs.domain.pipelines import PipelineDefinitions
+from bcs.failpoints import Reach, pass_by
 from bcs.settings import Settings
 from bcs.supervision import RestartIntensityExceeded
 
@@ -32,17 +33,20 @@ async def run_until_signalled(
     settings: Settings,
     definitions: PipelineDefinitions,
     alongside: Callable[[Service], Coroutine[Any, Any, None]] | None = None,
+    *,
+    reach: Reach = pass_by,
 ) -> int:
     """Run a service until SIGTERM or SIGINT; a second signal stops it at once.
 
     :param alongside: runs once everything has started, and is cancelled when a stop is asked for.
+    :param reach: for chaos tests.
     :returns: the exit code: 0 after a stop in order, 1 when the tree gave up or the time to stop was not enough, 130
         when a second signal came.
     :raises AddressUnavailable: the HTTP address can't be had.
     """
     stop = anyio.Event()
     exit_code = EXIT_STOPPED_AT_ONCE
-    service = Service(settings, definitions, gave_up=lambda: _exit_after(_GIVING_UP_SECONDS))
+    service = Service(settings, definitions, gave_up=lambda: _exit_after(_GIVING_UP_SECONDS), reach=reach)
     async with anyio.create_task_group() as group:
 
         async def listen() -> None:

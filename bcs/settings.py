@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     instance_name: str | None = Field(
         None, min_length=1, description="this replica's name in logs and in the outbox; none means the host's"
     )
+    chaos_enabled: bool = Field(False, description="let `POST /internal/v1/actors/{name}/kill` kill actors")
 
     http_host: str = Field("0.0.0.0", description="the address to listen on")  # noqa: S104 (as the brief has it)
     http_port: Port = Field(4002, description="the port to listen on; 0 takes a free one")

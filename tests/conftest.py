@@ -13,6 +13,7 @@ from bcs.embedded import EmbeddedServer
 from tests.support import apache_kafka as apache
 
 _TESTS_ON = pytest.StashKey[Counter[str]]()
+_JARS_IF_ANY = "apache_kafka_jars_if_any"  # a fixture of the chaos suite
 _NO_APACHE_KAFKA = pytest.StashKey[str]()
 
 
@@ -24,12 +25,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Note the broker that a test runs on. Called after its fixtures, so not for a test that they skip."""
     fixtures = set(getattr(item, "fixturenames", ()))
-    if "apache_kafka_jars" in fixtures:
-        item.config.stash[_TESTS_ON][f"Apache Kafka {apache.VERSION}"] += 1
-    elif "kafka_bootstrap_servers" in fixtures and (servers := os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS")):
-        item.config.stash[_TESTS_ON][f"the broker at {servers}"] += 1
-    elif fixtures & {"kafka_bootstrap_servers", "private_kafka"}:
-        item.config.stash[_TESTS_ON]["Tansu, embedded"] += 1
+    servers = os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS")
+    if servers and fixtures & {"kafka_bootstrap_servers", "shared_kafka"}:
+        broker = f"the broker at {servers}"
+    elif fixtures & {"apache_kafka_jars", "shared_kafka"} or getattr(item, "funcargs", {}).get(_JARS_IF_ANY):
+        broker = f"Apache Kafka {apache.VERSION}"
+    elif fixtures & {"kafka_bootstrap_servers", "private_kafka", _JARS_IF_ANY} or "chaos" in item.path.parts:
+        broker = "Tansu, embedded"
+    else:
+        return
+    item.config.stash[_TESTS_ON][broker] += 1
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -38,7 +43,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for broker, tests in config.stash[_TESTS_ON].items():
         terminalreporter.line(f"{broker}: {tests} tests")
     if reason := config.stash.get(_NO_APACHE_KAFKA, None):
-        terminalreporter.line(f"Apache Kafka: NOT USED, {reason}")
+        skipped = [report for report in terminalreporter.stats.get("skipped", []) if reason in str(report.longrepr)]
+        terminalreporter.line(f"Apache Kafka: {len(skipped)} tests NOT RUN, {reason}")
     elif not config.stash[_TESTS_ON]:
         terminalreporter.line("none")
 
@@ -94,10 +100,14 @@ def apache_kafka_jars(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def apache_kafka(apache_kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """An Apache Kafka broker that tests share: it creates no topic by itself, and nobody may kill it."""
-    with apache.apache_kafka(apache_kafka_jars, tmp_path_factory.mktemp("apache-kafka")) as server:
-        yield server
+def shared_kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real broker that tests share and nobody may kill: Apache Kafka, or the one that is named."""
+    if servers := os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
+        yield servers
+        return
+    jars: Path = request.getfixturevalue("apache_kafka_jars")
+    with apache.apache_kafka(jars, tmp_path_factory.mktemp("apache-kafka")) as server:
+        yield server.address
 
 
 @pytest.fixture

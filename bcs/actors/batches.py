@@ -15,6 +15,7 @@ from bcs.actors.patience import patiently
 from bcs.contracts.published import dead_letter
 from bcs.domain.errors import OutboxFull, StoreError, StoreUnavailable
 from bcs.domain.state import delta_of
+from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Outbox, StateStore
 from bcs.supervision import ActorContext, Letter, serve_until_empty
 from bcs.telemetry import Telemetry
@@ -34,6 +35,7 @@ class BatchActor:
     :param now: wall-clock time.
     :param retry_maximum_seconds: the longest wait between tries while the store is away.
     :param commit_slots: bounds the commits at a time, so that a backlog leaves room for requests at the store.
+    :param reach: for chaos tests.
     """
 
     store: StateStore
@@ -44,9 +46,11 @@ class BatchActor:
     now: Callable[[], datetime]
     retry_maximum_seconds: float
     commit_slots: anyio.CapacityLimiter
+    reach: Reach = pass_by
 
     async def run(self, context: ActorContext[RecordFacts]) -> None:
         """Serve a batch's mailbox until it is empty."""
+        await self.reach(FailPoint.STARTING, context.name)
 
         async def handle(letters: list[Letter[RecordFacts]]) -> None:
             await self._record(context, letters)
@@ -61,6 +65,7 @@ class BatchActor:
         group = [letter.message for letter in letters if not letter.abandoned]
         if not group:
             return
+        await self.reach(FailPoint.BATCH_RECEIVED, context.name)
         try:
             await self._commit(context, group)
         except StoreError as error:
@@ -82,6 +87,7 @@ class BatchActor:
                 await self._patiently(context, "commit facts")(self._commit, context, group)
             except StoreUnavailable:
                 return  # a stop was asked for; not acknowledged, these are read again by the next process
+        await self.reach(FailPoint.BEFORE_REPLY, context.name)
         for command in group:
             if command.reply:
                 command.reply.send(None)

@@ -18,6 +18,7 @@ from bcs.actors.offsets import OffsetTracker
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage, dead_letter
 from bcs.domain.errors import StoreError, UndecodableMessage
+from bcs.failpoints import FailPoint
 from bcs.supervision import ActorContext
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._letters: list[tuple[Receipt, UndecodableMessage]] = []
         self._progress = anyio.Event()
         self._committing = anyio.Lock()
+        self._over = False
 
     async def run(self) -> None:
         """Consume until a stop is asked for; then finish what was read, and commit it.
@@ -62,23 +64,30 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         :raises ExceptionGroup: of what made it impossible to go on.
         """
         timeout = self._settings.kafka_request_timeout_seconds
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._collect)
-            group.start_soon(probe, self._consumer, self._tracker, self._intake.under_way, self._intake.status, timeout)
-            self._consumer.subscribe(topics.CONSUMED, listener=self)
-            while not self._context.stopping:
-                await self._poll()
-            await self._drain()
-            await self._commit()
-            group.cancel_scope.cancel()
+        status = self._intake.status
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._collect)
+                group.start_soon(probe, self._consumer, self._tracker, self._intake.under_way, status, timeout)
+                self._consumer.subscribe(topics.CONSUMED, listener=self)
+                while not self._context.stopping:
+                    await self._poll()
+                await self._drain()
+                await self._commit()
+                group.cancel_scope.cancel()
+        finally:
+            self._over = True
+            self._note_progress()
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Finish what is held of these partitions, within bounds, and drop the rest: its next owner reads it again."""
         partitions = [(topic, partition) for topic, partition in revoked]
         with anyio.move_on_after(_REVOKE_SECONDS):
-            while self._tracker.unfinished(partitions):
+            # Once all is over nothing gets finished any more, and to wait would hold up the consumer's stop.
+            while self._tracker.unfinished(partitions) and not self._over:
                 await self._progress.wait()
-        await self._commit()
+        if not self._over:
+            await self._commit()
         self._tracker.revoke(partitions)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
@@ -94,7 +103,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 patience_ends = anyio.current_time() + _DRAIN_PATIENCE_SECONDS
 
     async def _poll(self) -> None:
-        self._context.beat()
+        self._beat()
         wait_ms = int(_POLL_SECONDS * 1000)
         assigned = self._consumer.assignment()
         if self._must_wait():
@@ -109,6 +118,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             records = await self._consumer.getmany(timeout_ms=wait_ms)
         # Taken before anything else can run: a rebalance may begin new epochs while the messages are handed over.
         epochs = {key: self._tracker.epoch(*key) for key in records}
+        if records:
+            await self._intake.reach(FailPoint.INTAKE_RECEIVED, self._context.name)
         for key, messages in records.items():
             await self._take(key, messages, epochs[key])
         await self._bury()
@@ -126,7 +137,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     async def _wait_for_progress(self) -> None:
         with anyio.move_on_after(_POLL_SECONDS):
             await self._progress.wait()
-        self._context.beat()
+        self._beat()
         await self._bury()
 
     async def _take(self, key: TopicPartition, messages: list[ConsumerRecord], epoch: int | None) -> None:
@@ -234,6 +245,9 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     def _finish(self, receipt: Receipt) -> None:
         message = receipt.message
         self._tracker.finish(message.topic, message.partition, message.offset, receipt.epoch)
+        self._note_progress()
+
+    def _note_progress(self) -> None:
         self._progress.set()
         self._progress = anyio.Event()
 
@@ -246,14 +260,23 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             if not self._is_member():
                 log.info("offset_commit_failed", error="no longer a member of the group")
                 return
+            await self._intake.reach(FailPoint.BEFORE_OFFSET_COMMIT, self._context.name)
             try:
                 with anyio.fail_after(self._settings.kafka_request_timeout_seconds):
                     await self._consumer.commit({TopicPartition(*key): offset for key, offset in offsets.items()})
             except (KafkaError, TimeoutError) as error:
                 # Not committed is only read again. After a rebalance it is someone else's to commit.
                 log.info("offset_commit_failed", error=f"{type(error).__name__}: {error}")
+                self._context.beat()
                 return
             self._tracker.committed(offsets)
+            self._context.beat()
+            await self._intake.reach(FailPoint.AFTER_OFFSET_COMMIT, self._context.name)
+
+    def _beat(self) -> None:
+        # To poll on is no progress as long as the other task is stuck in a commit, whose own end beats.
+        if not self._committing.locked():
+            self._context.beat()
 
     def _is_member(self) -> bool:
         # A replica that slept past its session learns of it here first. aiokafka would then commit without generation

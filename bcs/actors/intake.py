@@ -17,6 +17,7 @@ from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.under_way import UnderWay
 from bcs.contracts.decoding import EventDecoder
+from bcs.failpoints import FailPoint, Reach
 from bcs.settings import Settings
 from bcs.store.base import Outbox
 from bcs.supervision import ActorContext, DynamicSupervisor
@@ -24,7 +25,7 @@ from bcs.telemetry import Telemetry
 
 log = structlog.stdlib.get_logger("bcs.intake")
 
-_CLOSE_SECONDS = 3.0
+_CLOSE_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 # Long enough to finish what is held of a revoked partition, and to commit it.
 _REBALANCE_SECONDS = 30.0
@@ -36,6 +37,7 @@ class Intake:
 
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
+    :param reach: for chaos tests.
     """
 
     settings: Settings
@@ -46,11 +48,13 @@ class Intake:
     status: KafkaStatus
     telemetry: Telemetry
     now: Callable[[], datetime]
+    reach: Reach
     epochs: Iterator[int] = field(default_factory=lambda: count(1))
     under_way: UnderWay = field(default_factory=UnderWay)
 
     async def run(self, context: ActorContext[MessageFinished]) -> None:
         """Consume until asked to stop. Kafka being away is waited for here, and is no crash."""
+        await self.reach(FailPoint.STARTING, context.name)
         # Ready without Kafka: the rest of the service does not depend on it.
         context.ready()
         while not context.stopping:
@@ -62,6 +66,7 @@ class Intake:
                 self.status.down(group)
                 context.beat()
             finally:
+                context.rest()  # to close has a budget of its own
                 await close(consumer, _CLOSE_SECONDS)
             with anyio.move_on_after(_RETRY_SECONDS):
                 await context.wait_stopping()

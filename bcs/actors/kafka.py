@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from bcs.supervision import describe
 
 log = structlog.stdlib.get_logger("bcs.kafka")
+
+_STEP_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -46,25 +50,62 @@ class KafkaStatus:
         self.connected, self.problem = False, problem
 
 
+def _send(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+    try:
+        return _send_of_aiokafka(connection, request, expect_response)
+    except KafkaError:
+        raise  # aiokafka's own errors are RuntimeErrors too
+    except RuntimeError as error:
+        connection.close(reason=CloseReason.CONNECTION_BROKEN)
+        raise KafkaConnectionError(f"connection to {connection.host}:{connection.port} is lost: {error}") from error
+
+
+# Where asyncio drops what is written to a connection that is lost, uvloop raises RuntimeError. That ends aiokafka's own
+# tasks for good: without its fetcher a consumer waits for messages for ever, as a member of the group in good standing.
+_send_of_aiokafka = AIOKafkaConnection.send
+AIOKafkaConnection.send = _send
+
+
 async def close(client: AIOKafkaConsumer | AIOKafkaProducer, budget_seconds: float) -> None:
     """Stop a consumer or producer, whatever state it is in, within a budget.
 
     Shielded, since an unfinished stop would leave connections and tasks behind: cancellation waits for it.
     """
-    stopped = False
-    with anyio.move_on_after(budget_seconds, shield=True) as scope:
+    if await _done_within(budget_seconds, client.stop):
+        return
+    # Half stopped, aiokafka's tasks live on and open new connections: a heartbeat would keep the partitions of a member
+    # that polls no more. It offers no way to end them but these.
+    for step in _remaining_steps(client):
+        await _done_within(_STEP_SECONDS, step)
+
+
+def _remaining_steps(client: AIOKafkaConsumer | AIOKafkaProducer) -> list[Callable[[], Awaitable[None]]]:
+    """What `stop` would have gone on to do, in its order."""
+    inner: Any = client
+    if isinstance(client, AIOKafkaProducer):
+        return [*([inner._sender.close] if inner._sender else []), inner.client.close]
+    steps: list[Callable[[], Awaitable[None]]] = []
+    if inner._coordinator:
+        coordinator = inner._coordinator
+        steps += [coordinator._stop_heartbeat_task, coordinator._stop_commit_offsets_refresh_task]
+        steps += [coordinator._maybe_leave_group]
+    if inner._fetcher:
+        steps += [inner._fetcher.close]
+    return [*steps, inner._client.close]
+
+
+async def _done_within(seconds: float, step: Callable[[], Awaitable[None]]) -> bool:
+    with anyio.move_on_after(seconds, shield=True) as scope:
         try:
-            await client.stop()
-            stopped = True
+            await step()
         except KafkaError as error:
             log.debug("kafka_client_stop_failed", error=str(error))
+            return False
         except anyio.get_cancelled_exc_class():
             # With the broker away, aiokafka cancels tasks of its own and lets their cancellation out of stop(). Nothing
             # from outside gets in here, so all but our own deadline is such a leak, and not ours to pass on.
             if scope.cancel_called:
                 raise
-    if not stopped:
-        # Without its connections aiokafka lets go of its tasks by itself. It offers no other way to them.
-        inner: Any = client._client if isinstance(client, AIOKafkaConsumer) else client.client
-        with anyio.move_on_after(1.0, shield=True):
-            await inner.close()
+            return False
+        return True
+    return False

@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.messages import RenderMetrics
 from bcs.domain.errors import StoreError
+from bcs.failpoints import FailPoint, Reach
 from bcs.store.base import Outbox
 from bcs.supervision import ActorContext, Snapshot
 from bcs.telemetry import CIRCUIT_STATES, Telemetry
@@ -24,6 +25,7 @@ class MetricsActor:
     :param interval_seconds: the time between two samples.
     :param snapshot: a picture of the supervision tree.
     :param circuit: the state of the circuit breaker before the store.
+    :param reach: for chaos tests.
     """
 
     telemetry: Telemetry
@@ -32,9 +34,11 @@ class MetricsActor:
     interval_seconds: float
     snapshot: Callable[[], Snapshot]
     circuit: Callable[[], str]
+    reach: Reach
 
     async def run(self, context: ActorContext[RenderMetrics]) -> None:
         """Sample and render until asked to stop."""
+        await self.reach(FailPoint.STARTING, context.name)
         context.ready()
         async with anyio.create_task_group() as group:
             group.start_soon(self._sample_backlog)

@@ -15,6 +15,7 @@ from bcs.actors.kafka import close
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.patience import patiently
 from bcs.domain.errors import StoreError
+from bcs.failpoints import FailPoint, Reach
 from bcs.settings import Settings
 from bcs.store.base import LeasedMessage, Outbox
 from bcs.supervision import ActorContext
@@ -26,7 +27,7 @@ T = TypeVar("T")
 log = structlog.stdlib.get_logger("bcs.publisher", actor="publisher")
 
 _LEASE_LIMIT = 200
-_CLOSE_SECONDS = 3.0
+_CLOSE_SECONDS = 1.0
 _FRUITLESS_SECONDS = 0.5
 _UNWRITABLE_SECONDS = 5.0
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -39,18 +40,21 @@ class Publisher:
     What one incarnation had in hand when it died, the next one publishes again: every copy carries the same event id.
 
     :param retry_maximum_seconds: the longest wait between tries while Kafka or the store is away.
+    :param reach: for chaos tests.
     """
 
     settings: Settings
     outbox: Outbox
     telemetry: Telemetry
     retry_maximum_seconds: float
+    reach: Reach
 
     async def run(self, context: ActorContext[OutboxGrew]) -> None:
         """Publish until asked to stop; then until the outbox is empty, or Kafka turns out to be away.
 
         What is left stays in the outbox, for the next process.
         """
+        await self.reach(FailPoint.STARTING, context.name)
         # Ready without Kafka: the rest of the service does not depend on it.
         context.ready()
         unwritable: dict[str, float] = {}
@@ -180,9 +184,11 @@ class Publisher:
                 delivered.append(entry.entry_id)
                 self.telemetry.published.labels(message.kind).inc()
 
+        await self.reach(FailPoint.PUBLISHER_LEASED, context.name)
         async with anyio.create_task_group() as group:
             for entry in leased:
                 group.start_soon(publish_one, entry)
+        await self.reach(FailPoint.PUBLISHER_ACKNOWLEDGED, context.name)
         await self._persist(context, self.outbox.settle, delivered)
         for entry, problem in parked:
             await self._persist(context, self.outbox.park, entry, problem)

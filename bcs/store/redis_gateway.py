@@ -138,6 +138,8 @@ class RedisGateway:
         if self._breaker is None:
             self._breaker = await self._breakers.get_breaker(_BREAKER, exclude=[(BaseException, _answered)])
         async with self._slots:
+            # purgatory measures the pause by the wall clock, which may have been set forward.
+            self.ensure_reachable()
             try:
                 async with self._breaker, self._connected() as session:
                     yield session
@@ -145,7 +147,7 @@ class RedisGateway:
                 # purgatory raises one and the same exception for every refusal, whose traceback would grow for ever.
                 opened.__traceback__ = None
                 if not self._is_left_alone():
-                    # purgatory measures the pause by the wall clock, which may have been set back: end it ourselves.
+                    # Or set back: then the pause is ended here.
                     opened.opened_at = 0.0
                 raise _refusal() from None
 

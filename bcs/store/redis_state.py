@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 from bcs.domain.errors import CommitConflict, StoreCorrupted
 from bcs.domain.state import BatchState
 from bcs.domain.verdicts import BatchSummary, summarize
+from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Committed
 from bcs.store.codec import (
     BATCH_MARK_PREFIX,
@@ -38,6 +39,7 @@ class RedisStateStore:
     :param key_prefix: stands before every key.
     :param ttl_seconds: how long a batch is kept after its last write.
     :param phases: every phase that a mark can be about; together they give a batch's keys without a search.
+    :param reach: for chaos tests.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class RedisStateStore:
         ttl_seconds: int,
         phases: Collection[str],
         policy: CommitPolicy | None = None,
+        reach: Reach = pass_by,
     ) -> None:
         self._gateway = gateway
         self._key_prefix = key_prefix
         self._ttl_ms = ttl_seconds * 1000
         self._phases = tuple(sorted(phases))
         self._policy = policy or CommitPolicy()
+        self._reach = reach
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
         """See `StateStore.commit`."""
@@ -71,7 +75,9 @@ class RedisStateStore:
                     ("SET", keys.summary, encode_summary(summary, self._phases)),
                     *self._renewals(keys),
                 ]
+                await self._reach(FailPoint.BEFORE_EXEC, batch_id)
                 written = await self._execute(session, writes)
+                await self._reach(FailPoint.AFTER_EXEC, batch_id)
             if not written:
                 raise CommitConflict(batch_id)
 

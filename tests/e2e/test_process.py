@@ -204,7 +204,8 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
             await asyncio.wait(workers)
     assert callers.statuses <= {200, 503}
     assert callers.refused + callers.cut == len(workers), "every other request was answered"
-    assert callers.cut <= len(workers) // 2, "the listening socket closes before anything else"
+    # How many waited in the backlog is chance; had it closed last, each of them would have.
+    assert callers.refused > 0, "the listening socket closes before anything else"
     names = {name: first.environment[name] for name in ("BCS_REDIS_KEY_PREFIX", "BCS_KAFKA_CONSUMER_GROUP_ID")}
     with serve(tmp_path / "second", redis_url, kafka_bootstrap_servers, **names) as second:
         await second.answers()

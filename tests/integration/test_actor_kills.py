@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -13,8 +13,8 @@ import pytest
 from bcs.contracts import topics
 from bcs.supervision import State
 from tests.support.events import registered, spellchecked
-from tests.support.kafka import Platform, platform_broker, values
-from tests.support.service import Answer, Orchestrator, RunningService, service_in_thread
+from tests.support.kafka import Platform, values
+from tests.support.service import Answer, Orchestrator, RunningService
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -25,21 +25,8 @@ ROUNDS = 4  # of events and of each worker's requests, before the kill and at le
 
 
 @pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
-    with service_in_thread(redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers) as running:
-        yield running
-
-
-@pytest.fixture
-async def platform(kafka_bootstrap_servers: str) -> AsyncIterator[Platform]:
-    async with Platform(kafka_bootstrap_servers) as platform:
-        yield platform
+def service_settings(short_session: dict[str, object]) -> dict[str, object]:
+    return short_session
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from time import monotonic
 
 import pytest
@@ -13,8 +13,8 @@ from bcs.contracts import topics
 from bcs.store.codec import BatchKeys
 from bcs.store.redis_gateway import RedisGateway
 from tests.support.events import registered, spellchecked
-from tests.support.kafka import Platform, platform_broker
-from tests.support.service import DEFINE, Orchestrator, RunningService, running_service
+from tests.support.kafka import Platform
+from tests.support.service import DEFINE, Orchestrator, RunningService
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -23,32 +23,10 @@ EVENTS = 50
 PROMPT_SECONDS = 2.0
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
-
-
 @pytest.fixture
-async def service(redis_url: str, redis_key_prefix: str, kafka_bootstrap_servers: str) -> AsyncIterator[RunningService]:
-    async with running_service(
-        redis_url=redis_url, redis_key_prefix=redis_key_prefix, kafka_bootstrap_servers=kafka_bootstrap_servers
-    ) as running:
-        yield running
-
-
-@pytest.fixture
-async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
-    async with Orchestrator(service.base) as caller:
-        yield caller
-
-
-@pytest.fixture
-async def bad(unique_name: Callable[[str], str], redis_url: str, redis_key_prefix: str) -> str:
+async def bad(unique_name: Callable[[str], str], gateway: RedisGateway, service: RunningService) -> str:
     batch = unique_name("bad")
-    gateway = RedisGateway(redis_url, max_connections=1, deadline_seconds=5, breaker_failures=3, breaker_open_seconds=1)
-    await gateway.call(("SET", BatchKeys(redis_key_prefix, batch).meta, "junk"))
-    await gateway.aclose()
+    await gateway.call(("SET", BatchKeys(service.service.settings.redis_key_prefix, batch).meta, "junk"))
     return batch
 
 

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -14,8 +14,8 @@ from aiokafka.structs import RecordMetadata
 
 from bcs.contracts import topics
 from tests.support.events import Event, cj_completed, phase_outcome, registered, spellchecked
-from tests.support.kafka import Platform, platform_broker
-from tests.support.service import Orchestrator, RunningService, service_in_thread
+from tests.support.kafka import Platform
+from tests.support.service import Orchestrator, RunningService
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -50,36 +50,8 @@ REQUIRED_FIELD = {
 
 
 @pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
-    with service_in_thread(
-        redis_url=redis_url,
-        kafka_bootstrap_servers=kafka_bootstrap_servers,
-        kafka_max_message_bytes=MAX_MESSAGE_BYTES,
-    ) as running:
-        yield running
-
-
-@pytest.fixture
-async def platform(kafka_bootstrap_servers: str) -> AsyncIterator[Platform]:
-    async with Platform(kafka_bootstrap_servers) as platform:
-        yield platform
-
-
-@pytest.fixture
-async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
-    async with Orchestrator(service.base) as caller:
-        yield caller
-
-
-@pytest.fixture
-def batch(unique_name: Callable[[str], str]) -> str:
-    return unique_name("batch")
+def service_settings() -> dict[str, object]:
+    return {"kafka_max_message_bytes": MAX_MESSAGE_BYTES}
 
 
 def changed(event: Event, data: dict[str, Any] | None = None, *, remove: str | None = None) -> bytes:

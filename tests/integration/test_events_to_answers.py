@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any
 
@@ -10,32 +10,14 @@ import pytest
 
 from bcs.contracts import topics
 from tests.support.events import Event, cj_completed, now, phase_outcome, registered, spellchecked
-from tests.support.kafka import Platform, platform_broker, values
-from tests.support.service import Orchestrator, RunningService, service_in_thread
+from tests.support.kafka import Platform, values
+from tests.support.service import Orchestrator, RunningService
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 BOTH = ["spellcheck", "ai_feedback"]
 ESSAYS = [f"essay-{number}" for number in range(30)]
-
-
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
-    with service_in_thread(redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers) as running:
-        yield running
-
-
-@pytest.fixture
-async def platform(kafka_bootstrap_servers: str) -> AsyncIterator[Platform]:
-    async with Platform(kafka_bootstrap_servers) as platform:
-        yield platform
 
 
 @pytest.fixture
@@ -53,11 +35,6 @@ def apply(service: RunningService, platform: Platform) -> Callable[..., Any]:
         await wait_until(lambda: platform.caught_up(service.group))
 
     return publish_and_wait
-
-
-@pytest.fixture
-def batch(unique_name: Callable[[str], str]) -> str:
-    return unique_name("batch")
 
 
 async def announcements(platform: Platform, batch: str) -> list[dict[str, Any]]:

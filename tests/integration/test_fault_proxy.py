@@ -22,13 +22,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
-    target = urlsplit(redis_url)
-    async with FaultProxy(target.hostname or "localhost", target.port or 6379) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def client(proxy: FaultProxy) -> AsyncIterator[Redis]:
     async with Redis(port=proxy.port, retry=Retry(NoBackoff(), 0)) as client:
         yield client

@@ -1,7 +1,7 @@
 """The HTTP interface, with the state in memory and in a real store."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from io import BytesIO
 from typing import Any
 from uuid import UUID
@@ -9,8 +9,7 @@ from uuid import UUID
 import pytest
 
 from bcs import __version__
-from tests.support.kafka import platform_broker
-from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService, service_in_thread
+from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -21,32 +20,11 @@ GOOD = {"batch_id": "batch", "requested_pipeline": "ai_feedback", "correlation_i
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
-
-
 @pytest.fixture(scope="module", params=["memory", "valkey"])
-def service(request: pytest.FixtureRequest, redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
-    in_memory = request.param == "memory"
-    with service_in_thread(
-        redis_url="redis://127.0.0.1:1" if in_memory else redis_url,
-        use_mock_repository=in_memory,
-        kafka_bootstrap_servers=kafka_bootstrap_servers,
-    ) as running:
-        yield running
-
-
-@pytest.fixture
-async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
-    async with Orchestrator(service.base) as caller:
-        yield caller
-
-
-@pytest.fixture
-def batch(unique_name: Callable[[str], str]) -> str:
-    return unique_name("batch")
+def service_settings(request: pytest.FixtureRequest) -> dict[str, object]:
+    if request.param == "memory":
+        return {"use_mock_repository": True, "redis_url": "redis://127.0.0.1:1"}
+    return {}
 
 
 def problem(answer: Answer, status: int) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.support.kafka import platform_broker
-from tests.support.service import COMPLETE, DEFINE, Orchestrator, RunningService, running_service, service_in_thread
+from tests.support.service import COMPLETE, DEFINE, Orchestrator, running_service
 
 pytestmark = pytest.mark.anyio
 
@@ -16,21 +14,8 @@ GOOD = {"batch_id": "batch", "requested_pipeline": "ai_feedback", "correlation_i
 
 
 @pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def service(kafka_bootstrap_servers: str) -> Iterator[RunningService]:
-    with service_in_thread(use_mock_repository=True, kafka_bootstrap_servers=kafka_bootstrap_servers) as running:
-        yield running
-
-
-@pytest.fixture
-async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
-    async with Orchestrator(service.base) as caller:
-        yield caller
+def service_settings() -> dict[str, object]:
+    return {"use_mock_repository": True, "kafka_bootstrap_servers": "127.0.0.1:1"}
 
 
 @pytest.mark.parametrize("strange", ["\n", "\r\nX: y", "\x00", "\x7f", "🦉"])
@@ -58,12 +43,12 @@ async def test_an_invalid_body_is_answered_under_its_own_correlation_id(
     assert answer.headers["X-Correlation-ID"] == GOOD["correlation_id"]
 
 
-async def test_what_is_refused_for_an_outage_names_no_address(kafka_bootstrap_servers: str, free_port: int) -> None:
+async def test_what_is_refused_for_an_outage_names_no_address(free_port: int) -> None:
     async with (
         running_service(
             redis_url=f"redis://localhost:{free_port}",
             redis_deadline_seconds=0.4,
-            kafka_bootstrap_servers=kafka_bootstrap_servers,
+            kafka_bootstrap_servers="127.0.0.1:1",
         ) as service,
         Orchestrator(service.base) as bos,
     ):

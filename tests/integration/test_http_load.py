@@ -9,7 +9,6 @@ from time import monotonic
 import anyio
 import pytest
 
-from tests.support.kafka import platform_broker
 from tests.support.service import DEFINE, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
 
@@ -22,19 +21,6 @@ HEAD = (
     f"POST {DEFINE} HTTP/1.1\r\nHost: bcs\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
     "Connection: close\r\n\r\n"
 ).encode()
-
-
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
-    """One that takes the usual number of requests."""
-    with service_in_thread(redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bcs.domain.errors import CommitConflict
 from bcs.domain.facts import Outcome
 from bcs.domain.state import BatchState, Expected, Mark
 from bcs.domain.verdicts import summarize
@@ -17,10 +15,9 @@ from bcs.store.codec import BatchKeys
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
+from tests.integration.stores import PHASES, FallbackOnly
 
 pytestmark = pytest.mark.anyio
-
-PHASES = ("spellcheck", "nlp")
 
 # Ties, neighbours, other lengths, and numbers that Lua's doubles cannot tell apart.
 times = st.sampled_from([0, 1, 9, 10, 99, 100, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 10**25, 10**25 + 1])
@@ -34,22 +31,6 @@ deltas = st.builds(
     st.none() | st.builds(Expected, st.sampled_from([0, 1, 9, 10, 2**53, 2**53 + 1, 10**20]), times),
 )
 C1, F1 = Mark(Outcome.COMPLETED, 2**53), Mark(Outcome.FAILED, 2**53)
-
-
-@pytest.fixture
-async def gateway(redis_url: str) -> AsyncIterator[RedisGateway]:
-    gateway = RedisGateway(
-        redis_url, max_connections=2, deadline_seconds=5, breaker_failures=3, breaker_open_seconds=60
-    )
-    yield gateway
-    await gateway.aclose()
-
-
-class FallbackOnly(RedisStateStore):
-    """Loses every optimistic attempt, so that every commit goes by the script."""
-
-    async def _execute(self, *_: object) -> bool:
-        raise CommitConflict("b")
 
 
 def by_script(gateway: RedisGateway, key_prefix: str) -> RedisStateStore:

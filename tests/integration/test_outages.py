@@ -1,6 +1,6 @@
 """Redis and Kafka go away and come back; the process stays, says so, and loses nothing."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
@@ -13,7 +13,7 @@ from bcs.contracts import topics
 from bcs.embedded import EmbeddedServer
 from tests.support.events import registered, spellchecked
 from tests.support.fault_proxy import FaultProxy
-from tests.support.kafka import Platform, create_platform_topics, platform_broker, values
+from tests.support.kafka import Platform, create_platform_topics, values
 from tests.support.service import Answer, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -26,17 +26,6 @@ QUICK_STORE = {
     "redis_breaker_open_seconds": 0.3,
 }
 BOTH = ["spellcheck", "ai_feedback"]
-
-
-@pytest.fixture
-def kafka_bootstrap_servers(tmp_path: Path) -> Iterator[str]:
-    with platform_broker(tmp_path / "kafka") as address:
-        yield address
-
-
-@pytest.fixture
-def batch(unique_name: Callable[[str], str]) -> str:
-    return unique_name("batch")
 
 
 async def health(bos: Orchestrator) -> tuple[str, str, str]:

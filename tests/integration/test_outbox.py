@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
@@ -32,15 +32,6 @@ def numbers(leased: list[LeasedMessage]) -> list[int]:
 
 def ids(leased: list[LeasedMessage]) -> list[str]:
     return [entry.entry_id for entry in leased]
-
-
-@pytest.fixture
-async def gateway(redis_url: str) -> AsyncIterator[RedisGateway]:
-    gateway = RedisGateway(
-        redis_url, max_connections=8, deadline_seconds=5, breaker_failures=3, breaker_open_seconds=60
-    )
-    yield gateway
-    await gateway.aclose()
 
 
 @pytest.fixture

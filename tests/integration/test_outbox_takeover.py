@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -11,7 +11,7 @@ from bcs.contracts import topics
 from bcs.contracts.published import OutboundMessage
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_outbox import RedisOutbox
-from tests.support.kafka import Platform, platform_broker
+from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
@@ -19,21 +19,6 @@ pytestmark = pytest.mark.anyio
 
 FRESH = 1000  # at least so many wait at any time
 LIMIT = 100_000
-
-
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
-
-
-@pytest.fixture
-async def gateway(redis_url: str) -> AsyncIterator[RedisGateway]:
-    gateway = RedisGateway(
-        redis_url, max_connections=8, deadline_seconds=5, breaker_failures=3, breaker_open_seconds=60
-    )
-    yield gateway
-    await gateway.aclose()
 
 
 @pytest.fixture

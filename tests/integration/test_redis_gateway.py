@@ -5,62 +5,27 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import anyio
 import pytest
 
 from bcs.domain.errors import StoreUnavailable
-from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
-from bcs.domain.state import delta_of
 from bcs.domain.verdicts import summarize
 from bcs.embedded import EmbeddedServer
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
+from tests.integration.stores import DELTA, MakeGateway, echo, fails, until_it_answers
 from tests.support.fault_proxy import FaultProxy
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 CONNECTIONS = 4
-NEVER = 10**6
 # How much longer than its deadline something may take on a busy machine.
 SLACK_SECONDS = 1.0
-Make = Callable[..., RedisGateway]
-DELTA = delta_of([EssaysRegistered(("a",), 1, 0), EssayPhaseEnded("nlp", "a", Outcome.COMPLETED, 1)])
-
-
-@pytest.fixture
-async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
-    target = urlsplit(redis_url)
-    async with FaultProxy(target.hostname or "localhost", target.port or 6379) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def make() -> AsyncIterator[Make]:
-    made: list[RedisGateway] = []
-
-    def make(
-        address: str, *, deadline: float = 0.3, failures: int = NEVER, open_seconds: float = 60, connections: int = 4
-    ) -> RedisGateway:
-        made.append(
-            RedisGateway(
-                f"redis://{address}/0",
-                max_connections=connections,
-                deadline_seconds=deadline,
-                breaker_failures=failures,
-                breaker_open_seconds=open_seconds,
-            )
-        )
-        return made[-1]
-
-    yield make
-    for gateway in made:
-        await gateway.aclose()
 
 
 @contextmanager
@@ -68,20 +33,6 @@ def within(seconds: float) -> Iterator[None]:
     started = time.monotonic()
     yield
     assert time.monotonic() - started < seconds + SLACK_SECONDS
-
-
-async def echo(gateway: RedisGateway, text: bytes = b"hello") -> bool:
-    return await gateway.call(("ECHO", text)) == [text]
-
-
-async def fails(gateway: RedisGateway, times: int = 1) -> None:
-    for _ in range(times):
-        with pytest.raises(StoreUnavailable):
-            await echo(gateway)
-
-
-async def until_it_answers(gateway: RedisGateway) -> None:
-    await wait_until(lambda: echo(gateway), ignoring=(StoreUnavailable,))
 
 
 async def all_connections_work(gateway: RedisGateway, connections: int = CONNECTIONS) -> None:
@@ -103,9 +54,11 @@ async def all_connections_work(gateway: RedisGateway, connections: int = CONNECT
             group.start_soon(hold, b"%d" % number)
 
 
-async def test_away_at_start_is_told_promptly_and_needs_no_new_gateway_later(make: Make, proxy: FaultProxy) -> None:
+async def test_away_at_start_is_told_promptly_and_needs_no_new_gateway_later(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
     proxy.refuse()
-    gateway = make(proxy.address)
+    gateway = make_gateway(proxy.address)
     with within(0):
         await fails(gateway, 3)
         with pytest.raises(StoreUnavailable):
@@ -115,13 +68,15 @@ async def test_away_at_start_is_told_promptly_and_needs_no_new_gateway_later(mak
     await gateway.ping()
 
 
-async def test_a_name_that_cannot_be_resolved_is_told_promptly(make: Make) -> None:
+async def test_a_name_that_cannot_be_resolved_is_told_promptly(make_gateway: MakeGateway) -> None:
     with within(0.3):
-        await fails(make("nowhere.invalid:6379"))
+        await fails(make_gateway("nowhere.invalid:6379"))
 
 
-async def test_a_killed_server_is_noticed_and_so_is_its_return(make: Make, private_valkey: EmbeddedServer) -> None:
-    gateway = make(private_valkey.address)
+async def test_a_killed_server_is_noticed_and_so_is_its_return(
+    make_gateway: MakeGateway, private_valkey: EmbeddedServer
+) -> None:
+    gateway = make_gateway(private_valkey.address)
     store = RedisStateStore(gateway, key_prefix="t:", ttl_seconds=60, phases=("nlp",))
     await store.commit("b", DELTA)
     private_valkey.kill()
@@ -133,8 +88,10 @@ async def test_a_killed_server_is_noticed_and_so_is_its_return(make: Make, priva
     await all_connections_work(gateway)
 
 
-async def test_a_connection_that_breaks_in_the_middle_of_a_call_is_told_at_once(make: Make, proxy: FaultProxy) -> None:
-    gateway = make(proxy.address, deadline=20)
+async def test_a_connection_that_breaks_in_the_middle_of_a_call_is_told_at_once(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, deadline=20)
     assert await echo(gateway)
     proxy.freeze()
     with within(0):
@@ -151,9 +108,9 @@ def gateway_is_busy(gateway: RedisGateway) -> bool:
 
 
 async def test_a_frozen_server_is_told_within_the_deadline_and_answers_correctly_afterwards(
-    make: Make, private_valkey: EmbeddedServer
+    make_gateway: MakeGateway, private_valkey: EmbeddedServer
 ) -> None:
-    gateway = make(private_valkey.address)
+    gateway = make_gateway(private_valkey.address)
     await all_connections_work(gateway)
     private_valkey.freeze()
     with within(0.3):
@@ -166,8 +123,10 @@ async def test_a_frozen_server_is_told_within_the_deadline_and_answers_correctly
     await all_connections_work(gateway)
 
 
-async def test_everyone_who_waits_for_a_frozen_server_is_told_soon(make: Make, proxy: FaultProxy) -> None:
-    gateway = make(proxy.address, failures=CONNECTIONS)
+async def test_everyone_who_waits_for_a_frozen_server_is_told_soon(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, failures=CONNECTIONS)
     proxy.freeze()
     with within(0.6):
         async with anyio.create_task_group() as group:
@@ -176,8 +135,8 @@ async def test_everyone_who_waits_for_a_frozen_server_is_told_soon(make: Make, p
     assert gateway.circuit == "opened"
 
 
-async def test_who_waits_for_a_turn_can_be_cancelled_at_once(make: Make, proxy: FaultProxy) -> None:
-    gateway = make(proxy.address, deadline=5, connections=1)
+async def test_who_waits_for_a_turn_can_be_cancelled_at_once(make_gateway: MakeGateway, proxy: FaultProxy) -> None:
+    gateway = make_gateway(proxy.address, deadline=5, connections=1)
     assert await echo(gateway)
     proxy.freeze()
     async with anyio.create_task_group() as group:
@@ -190,8 +149,8 @@ async def test_who_waits_for_a_turn_can_be_cancelled_at_once(make: Make, proxy: 
         proxy.thaw()
 
 
-async def test_a_cancelled_call_ends_within_the_deadline(make: Make, proxy: FaultProxy) -> None:
-    gateway = make(proxy.address)
+async def test_a_cancelled_call_ends_within_the_deadline(make_gateway: MakeGateway, proxy: FaultProxy) -> None:
+    gateway = make_gateway(proxy.address)
     proxy.freeze()
     with within(0.3), anyio.move_on_after(0.01):
         await fails(gateway)
@@ -201,10 +160,10 @@ async def test_a_cancelled_call_ends_within_the_deadline(make: Make, proxy: Faul
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_replies_are_never_mixed_up_however_callers_are_cancelled(
-    make: Make, proxy: FaultProxy, redis_key_prefix: str, seed: int
+    make_gateway: MakeGateway, proxy: FaultProxy, redis_key_prefix: str, seed: int
 ) -> None:
     chance = random.Random(seed)
-    gateway = make(proxy.address, deadline=0.25, connections=8)
+    gateway = make_gateway(proxy.address, deadline=0.25, connections=8)
     names = [f"{redis_key_prefix}{number}" for number in range(200)]
     await gateway.call(*(("SET", name, name, "PX", 60_000) for name in names))
     answers = 0
@@ -258,8 +217,8 @@ async def test_replies_are_never_mixed_up_however_callers_are_cancelled(
 
 
 @pytest.mark.parametrize("when", ["connecting", "connected"])
-async def test_many_timeouts_use_up_no_connections(make: Make, proxy: FaultProxy, when: str) -> None:
-    gateway = make(proxy.address, deadline=0.1)
+async def test_many_timeouts_use_up_no_connections(make_gateway: MakeGateway, proxy: FaultProxy, when: str) -> None:
+    gateway = make_gateway(proxy.address, deadline=0.1)
     if when == "connected":
         await all_connections_work(gateway)
     proxy.freeze()
@@ -274,8 +233,10 @@ async def test_many_timeouts_use_up_no_connections(make: Make, proxy: FaultProxy
     assert proxy.connections_open <= CONNECTIONS
 
 
-async def test_a_sign_of_life_takes_no_connection_away_from_callers(make: Make, proxy: FaultProxy) -> None:
-    gateway = make(proxy.address, deadline=5)
+async def test_a_sign_of_life_takes_no_connection_away_from_callers(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, deadline=5)
     await all_connections_work(gateway)
     proxy.delay(0.1)
     async with anyio.create_task_group() as group:
@@ -287,10 +248,10 @@ async def test_a_sign_of_life_takes_no_connection_away_from_callers(make: Make, 
 
 @pytest.mark.parametrize("attempts", [1, 5])
 async def test_a_commit_whose_reply_is_lost_has_its_effect_once_when_repeated(
-    make: Make, proxy: FaultProxy, redis_key_prefix: str, attempts: int
+    make_gateway: MakeGateway, proxy: FaultProxy, redis_key_prefix: str, attempts: int
 ) -> None:
     store = RedisStateStore(
-        make(proxy.address, deadline=5),
+        make_gateway(proxy.address, deadline=5),
         key_prefix=redis_key_prefix,
         ttl_seconds=60,
         phases=("nlp",),

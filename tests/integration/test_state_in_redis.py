@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,34 +13,26 @@ from redis.crc import key_slot
 
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreCorrupted
-from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.facts import EssaysRegistered, Fact
 from bcs.domain.state import BatchState, delta_of
 from bcs.domain.verdicts import BatchSummary, summarize
-from bcs.store.base import Committed, StateStore
+from bcs.store.base import Committed
 from bcs.store.codec import BatchKeys
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import Command, RedisGateway, RedisSession
 from bcs.store.redis_outbox import RedisOutbox
 from bcs.store.redis_state import RedisStateStore
+from tests.integration.stores import (
+    BREAKER_FAILURES,
+    PHASES,
+    MakeStore,
+    completed,
+    failed,
+    same_but_for_the_version,
+)
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
-
-PHASES = ("spellcheck", "nlp")
-BREAKER_FAILURES = 3
-Pair = Callable[[CommitPolicy | None], tuple[StateStore, StateStore]]
-
-
-def completed(essay: str, at_us: int = 1, phase: str = "spellcheck") -> EssayPhaseEnded:
-    return EssayPhaseEnded(phase, essay, Outcome.COMPLETED, at_us)
-
-
-def failed(essay: str, at_us: int, phase: str = "spellcheck") -> EssayPhaseEnded:
-    return EssayPhaseEnded(phase, essay, Outcome.FAILED, at_us)
-
-
-def same_but_for_the_version(summary: BatchSummary, state: BatchState) -> bool:
-    return summary == summarize(state, summary.version)
 
 
 class RacingSession(RedisSession):
@@ -73,37 +65,14 @@ class RacingGateway(RedisGateway):
 
 
 @pytest.fixture
-async def gateways(redis_url: str) -> AsyncIterator[list[RacingGateway]]:
-    made = [
-        RacingGateway(
-            redis_url,
-            max_connections=16,
-            deadline_seconds=5,
-            breaker_failures=BREAKER_FAILURES,
-            breaker_open_seconds=60,
-        )
-        for _ in range(2)
-    ]
-    async with AsyncExitStack() as closing:
-        for gateway in made:
-            closing.push_async_callback(gateway.aclose)
-        yield made
-
-
-@pytest.fixture
-def in_redis(redis_key_prefix: str) -> Callable[..., RedisStateStore]:
-    def make(gateway: RedisGateway, policy: CommitPolicy | None = None, ttl_seconds: int = 60) -> RedisStateStore:
-        return RedisStateStore(
-            gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, phases=PHASES, policy=policy
-        )
-
-    return make
+def gateways(redis_url: str, make_gateway: Callable[..., Any]) -> list[RacingGateway]:
+    return [make_gateway(redis_url, RacingGateway, deadline=5, failures=BREAKER_FAILURES) for _ in range(2)]
 
 
 class InRedis:
     """A store in Redis together with a view of what it wrote there."""
 
-    def __init__(self, gateways: list[RacingGateway], make: Callable[..., RedisStateStore], prefix: str) -> None:
+    def __init__(self, gateways: list[RacingGateway], make: MakeStore, prefix: str) -> None:
         self.gateway, self.other_gateway = gateways
         self.make = make
         self.store = make(self.gateway)
@@ -139,7 +108,7 @@ class InRedis:
 
 
 @pytest.fixture
-def redis(gateways: list[RacingGateway], in_redis: Callable[..., RedisStateStore], redis_key_prefix: str) -> InRedis:
+def redis(gateways: list[RacingGateway], in_redis: MakeStore, redis_key_prefix: str) -> InRedis:
     return InRedis(gateways, in_redis, redis_key_prefix)
 
 
@@ -308,6 +277,23 @@ async def test_a_summary_that_bcs_did_not_write_is_reported_and_mended_by_the_ne
     assert redis.gateway.circuit == "closed"
     await redis.store.commit("b", BatchState())
     assert await redis.store.summary("b") == summarize(EVERYTHING, 2)
+
+
+async def test_a_summary_says_nothing_of_a_phase_that_its_writer_did_not_know(redis: InRedis) -> None:
+    await redis.store.commit("b", EVERYTHING)
+    # During a change of the pipelines: another replica has not heard of nlp, and never looks at what is stored of it.
+    older = redis.make(redis.other_gateway, phases=("spellcheck",))
+    await older.commit("b", delta_of([failed("a", 9)]))
+    known = EVERYTHING.copy()
+    known.absorb(delta_of([failed("a", 9)]))
+    rebuilt = await redis.store.summary("b")
+    assert rebuilt.complete("nlp")
+    assert rebuilt == summarize(known, 2)
+    # It is kept, and the one that knows less may take it as it is.
+    stored = await redis.run(("GET", redis.keys("b").summary))
+    assert await older.summary("b") == rebuilt
+    assert await redis.store.summary("b") == rebuilt
+    assert await redis.run(("GET", redis.keys("b").summary)) == stored
 
 
 async def test_a_fallback_that_meets_a_foreign_key_leaves_no_summary_that_is_out_of_date(redis: InRedis) -> None:

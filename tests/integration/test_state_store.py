@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from itertools import pairwise
 from urllib.parse import quote, unquote
 
@@ -21,12 +20,10 @@ from bcs.store.base import Committed, StateStore
 from bcs.store.committing import CommitPolicy
 from bcs.store.memory import MemoryStateStore
 from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from tests.integration.stores import BREAKER_FAILURES, PHASES, MakeGateway, completed, failed, same_but_for_the_version
 
 pytestmark = pytest.mark.anyio
 
-PHASES = ("spellcheck", "nlp")
-BREAKER_FAILURES = 3
 Pair = Callable[[CommitPolicy | None], tuple[StateStore, StateStore]]
 
 instants = st.sampled_from([0, 1, 2, 3, 2**53, 2**53 + 1])
@@ -51,44 +48,9 @@ def told_in_commits(draw: st.DrawFn) -> tuple[list[Fact], list[list[Fact]]]:
     return told, [again[start:end] for start, end in pairwise([0, *borders, len(again)])]
 
 
-def completed(essay: str, at_us: int = 1, phase: str = "spellcheck") -> EssayPhaseEnded:
-    return EssayPhaseEnded(phase, essay, Outcome.COMPLETED, at_us)
-
-
-def failed(essay: str, at_us: int, phase: str = "spellcheck") -> EssayPhaseEnded:
-    return EssayPhaseEnded(phase, essay, Outcome.FAILED, at_us)
-
-
-def same_but_for_the_version(summary: BatchSummary, state: BatchState) -> bool:
-    return summary == summarize(state, summary.version)
-
-
 @pytest.fixture
-async def gateways(redis_url: str) -> AsyncIterator[list[RedisGateway]]:
-    made = [
-        RedisGateway(
-            redis_url,
-            max_connections=16,
-            deadline_seconds=5,
-            breaker_failures=BREAKER_FAILURES,
-            breaker_open_seconds=60,
-        )
-        for _ in range(2)
-    ]
-    async with AsyncExitStack() as closing:
-        for gateway in made:
-            closing.push_async_callback(gateway.aclose)
-        yield made
-
-
-@pytest.fixture
-def in_redis(redis_key_prefix: str) -> Callable[..., RedisStateStore]:
-    def make(gateway: RedisGateway, policy: CommitPolicy | None = None, ttl_seconds: int = 60) -> RedisStateStore:
-        return RedisStateStore(
-            gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, phases=PHASES, policy=policy
-        )
-
-    return make
+def gateways(redis_url: str, make_gateway: MakeGateway) -> list[RedisGateway]:
+    return [make_gateway(redis_url, deadline=5, failures=BREAKER_FAILURES, connections=16) for _ in range(2)]
 
 
 @pytest.fixture(params=["memory", "redis"])

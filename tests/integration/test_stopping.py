@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,17 +15,11 @@ import pytest
 from bcs import embedded
 from bcs.embedded import EmbeddedServer
 from tests.support.events import registered, spellchecked
-from tests.support.kafka import Platform, create_platform_topics, platform_broker
+from tests.support.kafka import Platform, create_platform_topics
 from tests.support.service import Orchestrator, RunningService, running_service, service_in_thread
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def kafka_bootstrap_servers(tmp_path: Path) -> Iterator[str]:
-    with platform_broker(tmp_path / "kafka") as address:
-        yield address
 
 
 @asynccontextmanager
@@ -60,8 +54,13 @@ async def test_without_kafka_the_stop_is_quick(
 
 
 async def test_without_redis_the_stop_is_in_time_and_what_was_in_hand_is_read_again(
-    kafka_bootstrap_servers: str, private_valkey: EmbeddedServer, redis_key_prefix: str
+    kafka_bootstrap_servers: str,
+    private_valkey: EmbeddedServer,
+    redis_key_prefix: str,
+    short_session: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("bcs.actors.consumption._DRAIN_PATIENCE_SECONDS", 1.5)
     batches, essays = [f"batch-{number}" for number in range(5)], [f"essay-{number}" for number in range(20)]
     settings = {
         "redis_url": f"redis://{private_valkey.address}",
@@ -70,9 +69,10 @@ async def test_without_redis_the_stop_is_in_time_and_what_was_in_hand_is_read_ag
         "kafka_consumer_group_id": redis_key_prefix,
         "redis_deadline_seconds": 0.4,
         "redis_breaker_open_seconds": 0.3,
+        **short_session,
     }
     async with Platform(kafka_bootstrap_servers) as platform:
-        async with stopping_within(15, **settings) as service, Orchestrator(service.base) as bos:
+        async with stopping_within(11.5, **settings) as service, Orchestrator(service.base) as bos:
             await platform.send(*(registered(batch, essays) for batch in batches))
             await wait_until(lambda: platform.caught_up(service.group))
             private_valkey.kill()
@@ -92,7 +92,7 @@ async def in_hand(bos: Orchestrator, count: int) -> bool:
 
 
 async def test_while_it_drains_it_says_so_and_still_answers(kafka_bootstrap_servers: str, redis_url: str) -> None:
-    drain_seconds = 3.0
+    drain_seconds = 2.0
     with ExitStack() as stack:
         starting = service_in_thread(
             redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers, shutdown_drain_seconds=drain_seconds

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 
 import anyio
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from bcs.domain.facts import Outcome
 from bcs.domain.state import Mark
 from tests.support.events import Event, registered, spellchecked
-from tests.support.kafka import Platform, platform_broker
+from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -24,15 +23,9 @@ pytestmark = pytest.mark.anyio
 
 BATCHES = [f"batch-{number}" for number in range(20)]
 ESSAYS = [f"essay-{number}" for number in range(20)]
-EVENTS, CHUNK, VISITS = 2000, 25, 3
+EVENTS, CHUNK, VISITS = 2000, 25, 2
 START = datetime(2025, 1, 1, tzinfo=UTC)
 Model = dict[str, dict[str, Mark]]  # batch to essay to what is said last of it, by the time in the event
-
-
-@pytest.fixture
-def kafka_bootstrap_servers(tmp_path: Path) -> Iterator[str]:
-    with platform_broker(tmp_path / "kafka") as address:
-        yield address
 
 
 def history(seed: int) -> tuple[list[Event], Model]:

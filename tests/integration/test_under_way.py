@@ -1,49 +1,50 @@
-"""However often the intake starts again, no more is under way than the settings allow."""
+"""What the intake holds is bounded: what is under way, over all its starts, and what it must remember as finished."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import anyio
 import pytest
 from aiokafka import AIOKafkaConsumer
 
 from bcs.embedded import EmbeddedServer
+from bcs.failpoints import FailPoint
 from tests.support.events import registered, spellchecked
-from tests.support.kafka import Platform, platform_broker
+from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 MAX_IN_FLIGHT, MAX_POLL = 200, 100
-KILLS = 3
-POLLS = 10  # with so many it has read what it can
+KILLS = 2
+POLLS = 6  # with so many it has read what it can
 
 
 class CountingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has no types
-    """Counts the polls of those that have partitions to read."""
+    """Counts the polls of those that have partitions to read, and the messages that they give by their keys."""
 
     polls = 0
+    messages: ClassVar[Counter[bytes | None]] = Counter()
 
     async def getmany(self, *partitions: Any, **options: Any) -> Any:
         records = await super().getmany(*partitions, **options)
         CountingConsumer.polls += bool(self.assignment())
+        CountingConsumer.messages.update(record.key for found in records.values() for record in found)
         return records
 
 
-@pytest.fixture
-def kafka_bootstrap_servers(tmp_path: Path) -> Iterator[str]:
-    with platform_broker(tmp_path / "kafka") as address:
-        yield address
-
-
 async def test_a_new_intake_counts_what_the_old_one_handed_over(
-    kafka_bootstrap_servers: str, private_valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    kafka_bootstrap_servers: str,
+    private_valkey: EmbeddedServer,
+    short_session: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("bcs.actors.intake.AIOKafkaConsumer", CountingConsumer)
-    batches, essays = [f"batch-{number}" for number in range(30)], [f"essay-{number}" for number in range(100)]
+    batches, essays = [f"batch-{number}" for number in range(30)], [f"essay-{number}" for number in range(30)]
     async with (
         Platform(kafka_bootstrap_servers) as platform,
         running_service(
@@ -53,6 +54,7 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
             kafka_bootstrap_servers=kafka_bootstrap_servers,
             kafka_max_poll_records=MAX_POLL,
             intake_max_in_flight=MAX_IN_FLIGHT,
+            **short_session,
         ) as service,
         Orchestrator(service.base) as bos,
     ):
@@ -71,6 +73,45 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
         for batch in batches:
             assert await bos.to_run(batch) == ["ai_feedback"]
         assert restarts(service) == KILLS
+
+
+async def test_what_is_finished_behind_a_stuck_message_is_bounded(
+    kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcs.actors.intake.AIOKafkaConsumer", CountingConsumer)
+    key = unique_name("key").encode()
+    at_a_time, in_flight, remembered, count = 10, 20, 400, 800
+    unstuck = anyio.Event()
+
+    async def get_stuck(point: FailPoint, subject: str) -> None:
+        if point is FailPoint.BATCH_RECEIVED and subject == "stuck":
+            await unstuck.wait()
+
+    async with (
+        Platform(kafka_bootstrap_servers) as platform,
+        running_service(
+            get_stuck,
+            use_mock_repository=True,
+            kafka_bootstrap_servers=kafka_bootstrap_servers,
+            kafka_max_poll_records=at_a_time,
+            intake_max_in_flight=in_flight,
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        batches = ["stuck", *(f"behind-{number}" for number in range(count))]
+        events = [spellchecked(batch, "essay") for batch in batches]
+        # One key: one partition, on which nothing can be committed past the stuck one.
+        await platform.send_raw(*((event.topic, key, event.value) for event in events))
+        await wait_until(lambda: CountingConsumer.messages[key] >= remembered)
+        CountingConsumer.polls = 0
+        await wait_until(lambda: CountingConsumer.polls >= POLLS)
+        assert CountingConsumer.messages[key] < remembered + at_a_time
+        await wait_until(lambda: depth(service) == 1, description="only one is under way: for its sake it could go on")
+        service.call(unstuck.set)
+        await wait_until(lambda: platform.caught_up(service.group))
+        for batch in batches[::100]:  # the stuck one and the last one are among them
+            assert await bos.to_run(batch) == ["ai_feedback"]
+        assert restarts(service) == 0
 
 
 def depth(service: RunningService) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import anyio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import RecordMetadata
 
 from bcs import embedded
@@ -29,6 +30,7 @@ def platform_broker(directory: Path) -> Iterator[str]:
     """
     if servers := os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
         anyio.run(create_platform_topics, servers)
+        anyio.run(assert_partitions, servers)
         yield servers
         return
     with embedded.kafka(directory) as server:
@@ -39,6 +41,18 @@ def platform_broker(directory: Path) -> Iterator[str]:
 async def create_platform_topics(bootstrap_servers: str) -> None:
     """Create all topics that BCS reads and writes, where they are missing."""
     await create_topics(bootstrap_servers, [*topics.CONSUMED, *topics.PUBLISHED], PARTITIONS)
+
+
+async def assert_partitions(bootstrap_servers: str) -> None:
+    """See to it that the platform's topics are as these tests take them to be: they may have been there before."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        described = await admin.describe_topics([*topics.CONSUMED, *topics.PUBLISHED])
+    finally:
+        await admin.close()
+    others = {topic["topic"]: len(topic["partitions"]) for topic in described if len(topic["partitions"]) != PARTITIONS}
+    assert not others, f"the tests take topics with {PARTITIONS} partitions, there are: {others}"
 
 
 class Platform:

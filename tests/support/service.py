@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bcs.app import Service
 from bcs.embedded import free_port
+from bcs.failpoints import Reach, pass_by
 from bcs.pipeline_config import load_pipelines
 from bcs.settings import load_settings
 from bcs.supervision import Snapshot
@@ -90,15 +91,18 @@ class RunningService:
 
 
 @contextmanager
-def service_in_thread(**overrides: object) -> Iterator[RunningService]:
-    """Start a service, with settings that stand above those for tests, and stop it in order at the end."""
+def service_in_thread(reach: Reach = pass_by, /, **overrides: object) -> Iterator[RunningService]:
+    """Start a service, with settings that stand above those for tests, and stop it in order at the end.
+
+    :param reach: makes things go wrong at named points; called on the service's event loop.
+    """
     fresh = uuid.uuid4().hex[:12]
     names = {"redis_key_prefix": f"test-{fresh}:", "kafka_consumer_group_id": f"test-{fresh}"}
     settings = load_settings(**{**QUICK, "http_port": 0, **names, **overrides})
     stop = anyio.Event()
 
     async def run(*, task_status: anyio.abc.TaskStatus[Service]) -> bool:
-        service = Service(settings, load_pipelines(None))
+        service = Service(settings, load_pipelines(None), reach=reach)
         return await service.run(stop, lambda: task_status.started(service))
 
     with start_blocking_portal("asyncio", {"use_uvloop": True}) as portal:
@@ -113,10 +117,11 @@ def service_in_thread(**overrides: object) -> Iterator[RunningService]:
 
 
 @asynccontextmanager
-async def running_service(**overrides: object) -> AsyncIterator[RunningService]:
+async def running_service(reach: Reach = pass_by, /, **overrides: object) -> AsyncIterator[RunningService]:
     """The same, without holding up the caller's event loop, on which proxies may run."""
     with ExitStack() as stack:
-        service = await anyio.to_thread.run_sync(lambda: stack.enter_context(service_in_thread(**overrides)))
+        starting = service_in_thread(reach, **overrides)
+        service = await anyio.to_thread.run_sync(stack.enter_context, starting)
         try:
             yield service
         finally:

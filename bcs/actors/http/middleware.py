@@ -40,7 +40,14 @@ class Guard:
         self._settings = settings
         self._telemetry = telemetry
         self.in_flight = 0
+        self._last_answers = False
         self._answered = anyio.Event()
+
+    def say_goodbye(self) -> None:
+        """From now on each connection is closed with its next answer: a request sent on one that is just being closed
+        would find nobody.
+        """
+        self._last_answers = True
 
     async def idle(self) -> None:
         """Wait until no request is being answered."""
@@ -76,6 +83,8 @@ class Guard:
                 status=response.status,
                 seconds=round(seconds, 6),
             )
+        if self._last_answers:
+            response.force_close()
         # Callers may choose any characters, a header may not have all of them.
         response.headers["X-Correlation-ID"] = quote(request[CORRELATION_ID], safe=_HEADER_SAFE)
         return response

@@ -31,6 +31,7 @@ from bcs.domain.errors import BcsError, PromptRequired, RequestRefused, StoreErr
 from bcs.domain.facts import BatchPhaseEnded, Outcome
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.resolution import Resolution, admit, resolve
+from bcs.failpoints import FailPoint, Reach
 from bcs.store.base import Outbox, StateStore
 from bcs.supervision import DynamicSupervisor
 from bcs.telemetry import Telemetry
@@ -46,6 +47,7 @@ class PipelineCalls:
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
     :param deadline_seconds: how long a batch's actor may take to record a fact.
+    :param reach: for chaos tests.
     """
 
     definitions: PipelineDefinitions
@@ -57,6 +59,7 @@ class PipelineCalls:
     outbox_grew: Callable[[], None]
     now: Callable[[], datetime]
     deadline_seconds: float
+    reach: Reach
 
     async def define(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/define."""
@@ -115,6 +118,7 @@ class PipelineCalls:
         if resolution.pruned:
             # Durable before the answer: once the caller knows of a pruning, it will be announced.
             await self.outbox.append(phases_skipped(body.batch_id, resolution.pruned, body.correlation_id, self.now()))
+            await self.reach(FailPoint.HTTP_BEFORE_REPLY, body.batch_id)
             self.outbox_grew()
             for phase in resolution.pruned:
                 self.telemetry.phases_pruned.labels(phase).inc()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 from aiohttp import web
 
+from bcs.actors.http.actors import ActorCalls
 from bcs.actors.http.health import Probes
 from bcs.actors.http.middleware import Guard
 from bcs.actors.http.pipelines import PipelineCalls
 from bcs.domain.errors import BcsError
+from bcs.failpoints import FailPoint, Reach
 from bcs.settings import Settings
 from bcs.supervision import ActorContext
 from bcs.telemetry import Telemetry
@@ -64,16 +68,22 @@ class AddressUnavailable(BcsError):
 
 @dataclass(frozen=True, slots=True)
 class HttpServer:
-    """The HTTP front end. One instance serves all incarnations of the actor."""
+    """The HTTP front end. One instance serves all incarnations of the actor.
+
+    :param reach: for chaos tests.
+    """
 
     settings: Settings
     telemetry: Telemetry
     listener: socket.socket
     pipelines: PipelineCalls
     probes: Probes
+    actors: ActorCalls
+    reach: Reach
 
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until asked to stop; then answer what was accepted."""
+        await self.reach(FailPoint.STARTING, context.name)
         guard = Guard(self.settings, self.telemetry)
         runner = web.AppRunner(
             self._application(guard),
@@ -91,16 +101,17 @@ class HttpServer:
             await listening.start()
             context.ready()
             await context.wait_stopping()
+            guard.say_goodbye()
             # Readiness is off by now: whoever balances the load gets this long to see it.
             await anyio.sleep(self.settings.shutdown_drain_seconds)
-            # From now on connections are refused, and no longer taken into the backlog.
-            self.listener.close()
             await listening.stop()
+            await self._take_the_last(runner)
             await anyio.sleep(_LINGER_SECONDS)
             await guard.idle()
             stopped = True
         finally:
             with anyio.move_on_after(_KILLED_GRACE_SECONDS * 2, shield=True):
+                guard.say_goodbye()
                 if not stopped:
                     for site in list(runner.sites):
                         await site.stop()
@@ -109,10 +120,26 @@ class HttpServer:
                         await guard.idle()
                 await runner.cleanup()
 
+    async def _take_the_last(self, runner: web.AppRunner) -> None:
+        """Take what waits in the backlog, and refuse connections from now on: closed as it is, it would reset them."""
+        protocol = runner.server
+        assert protocol is not None  # noqa: S101 (it serves)
+        waiting: list[socket.socket] = []
+        with suppress(BlockingIOError):
+            while True:
+                waiting.append(self.listener.accept()[0])
+        self.listener.close()
+        for connection in waiting:
+            connection.setblocking(False)
+            with suppress(OSError):  # it has gone meanwhile
+                await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
+
     def _application(self, guard: Guard) -> web.Application:
         application = web.Application(middlewares=[guard.answer], client_max_size=self.settings.http_max_body_bytes)
         application.router.add_post("/internal/v1/pipelines/define", self.pipelines.define)
         application.router.add_post("/internal/v1/phases/complete", self.pipelines.complete)
+        application.router.add_get("/internal/v1/actors", self.actors.show)
+        application.router.add_post("/internal/v1/actors/{name:.+}/kill", self.actors.kill)
         application.router.add_get("/healthz", self.probes.healthz)
         application.router.add_get("/readyz", self.probes.readyz)
         application.router.add_get("/metrics", self.probes.render)

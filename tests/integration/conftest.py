@@ -1,0 +1,140 @@
+"""What several modules share: a broker with the platform's topics, a service, its callers, and ways to the store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from bcs.store.committing import CommitPolicy
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_state import RedisStateStore
+from tests.integration.stores import BREAKER_FAILURES, PHASES, MakeGateway, MakeStore
+from tests.support.fault_proxy import FaultProxy
+from tests.support.kafka import Platform, platform_broker
+from tests.support.service import Orchestrator, RunningService, service_in_thread
+
+NEVER = 10**6
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_long_pauses() -> Iterator[None]:
+    """What the service does again after a pause, it does soon: on loopback no one else is to be spared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bcs.app._RETRY_MAXIMUM_SECONDS", 0.3)
+        patch.setattr("bcs.actors.intake._RETRY_SECONDS", 0.3)
+        patch.setattr("bcs.actors.kafka_probe._INTERVAL_SECONDS", 0.3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker of the module's own, with the platform's topics."""
+    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def service_settings() -> dict[str, object]:
+    """What the module wants to be other than usual in `service`."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def service(
+    redis_url: str, kafka_bootstrap_servers: str, service_settings: dict[str, object]
+) -> Iterator[RunningService]:
+    """A service that all tests of the module use."""
+    usual = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
+    with service_in_thread(**{**usual, **service_settings}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def short_session() -> dict[str, object]:
+    """Settings of a service whose intake is followed by another one.
+
+    aiokafka does not leave a group in generation 0, Tansu's first: who follows waits for the end of the session.
+    """
+    return {"kafka_session_timeout_seconds": 1.5}
+
+
+@pytest.fixture
+async def platform(kafka_bootstrap_servers: str) -> AsyncIterator[Platform]:
+    """The services around this one."""
+    async with Platform(kafka_bootstrap_servers) as platform:
+        yield platform
+
+
+@pytest.fixture
+async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
+    """A caller of `service`."""
+    async with Orchestrator(service.base) as caller:
+        yield caller
+
+
+@pytest.fixture
+def batch(unique_name: Callable[[str], str]) -> str:
+    """The id of a batch that nobody else uses."""
+    return unique_name("batch")
+
+
+@pytest.fixture
+async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
+    """A proxy before the store that all tests share."""
+    target = urlsplit(redis_url)
+    async with FaultProxy(target.hostname or "localhost", target.port or 6379) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def make_gateway() -> AsyncIterator[MakeGateway]:
+    """Makes gateways to an address or a URL, and closes them; no circuit breaker opens unless it is told when."""
+    made: list[RedisGateway] = []
+
+    def make(
+        where: str,
+        kind: type[RedisGateway] = RedisGateway,
+        *,
+        deadline: float = 0.3,
+        failures: int = NEVER,
+        open_seconds: float = 60,
+        connections: int = 4,
+    ) -> RedisGateway:
+        made.append(
+            kind(
+                where if "://" in where else f"redis://{where}/0",
+                max_connections=connections,
+                deadline_seconds=deadline,
+                breaker_failures=failures,
+                breaker_open_seconds=open_seconds,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for gateway in made:
+        await gateway.aclose()
+
+
+@pytest.fixture
+def gateway(redis_url: str, make_gateway: MakeGateway) -> RedisGateway:
+    """One to the store that all tests share."""
+    return make_gateway(redis_url, deadline=5, failures=BREAKER_FAILURES, connections=8)
+
+
+@pytest.fixture
+def in_redis(redis_key_prefix: str) -> MakeStore:
+    """Makes state stores with one key prefix."""
+
+    def make(
+        gateway: RedisGateway,
+        policy: CommitPolicy | None = None,
+        ttl_seconds: int = 60,
+        phases: Collection[str] = PHASES,
+        kind: type[RedisStateStore] = RedisStateStore,
+    ) -> RedisStateStore:
+        return kind(gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, phases=phases, policy=policy)
+
+    return make

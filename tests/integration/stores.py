@@ -1,0 +1,54 @@
+"""What tests of the store tell it, and how they look at a gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from bcs.domain.errors import CommitConflict, StoreUnavailable
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
+from bcs.domain.state import BatchState, delta_of
+from bcs.domain.verdicts import BatchSummary, summarize
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_state import RedisStateStore
+from tests.support.waiting import wait_until
+
+PHASES = ("spellcheck", "nlp")
+BREAKER_FAILURES = 3
+MakeGateway = Callable[..., RedisGateway]
+MakeStore = Callable[..., RedisStateStore]
+DELTA = delta_of([EssaysRegistered(("a",), 1, 0), EssayPhaseEnded("nlp", "a", Outcome.COMPLETED, 1)])
+
+
+class FallbackOnly(RedisStateStore):
+    """Loses every optimistic attempt, so that every commit goes by the script."""
+
+    async def _execute(self, *_: object) -> bool:
+        raise CommitConflict("b")
+
+
+def completed(essay: str, at_us: int = 1, phase: str = "spellcheck") -> EssayPhaseEnded:
+    return EssayPhaseEnded(phase, essay, Outcome.COMPLETED, at_us)
+
+
+def failed(essay: str, at_us: int, phase: str = "spellcheck") -> EssayPhaseEnded:
+    return EssayPhaseEnded(phase, essay, Outcome.FAILED, at_us)
+
+
+def same_but_for_the_version(summary: BatchSummary, state: BatchState) -> bool:
+    return summary == summarize(state, summary.version)
+
+
+async def echo(gateway: RedisGateway, text: bytes = b"hello") -> bool:
+    return await gateway.call(("ECHO", text)) == [text]
+
+
+async def fails(gateway: RedisGateway, times: int = 1) -> None:
+    for _ in range(times):
+        with pytest.raises(StoreUnavailable):
+            await echo(gateway)
+
+
+async def until_it_answers(gateway: RedisGateway) -> None:
+    await wait_until(lambda: echo(gateway), ignoring=(StoreUnavailable,))

@@ -1,0 +1,107 @@
+"""A killed HTTP actor leaves nobody whom it has accepted without an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from aiohttp import web
+
+from bcs.actors.http import server
+from bcs.supervision import State
+from tests.support.service import COMPLETE, Orchestrator, RunningService, service_in_thread
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+BODY = b'{"batch_id": "batch", "phase_name": "spellcheck", "success": true}'
+HEAD = (
+    f"POST {COMPLETE} HTTP/1.1\r\nHost: bcs\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+).encode()
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture
+def runners(monkeypatch: pytest.MonkeyPatch) -> list[web.AppRunner]:
+    """aiohttp's servers, one for each incarnation of the actor: they know which connections were accepted."""
+    made: list[web.AppRunner] = []
+    make: Callable[..., web.AppRunner] = web.AppRunner
+
+    def make_and_note(*arguments: Any, **options: Any) -> web.AppRunner:
+        made.append(make(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(web, "AppRunner", make_and_note)
+    return made
+
+
+@pytest.fixture
+def service(runners: list[web.AppRunner]) -> Iterator[RunningService]:
+    with service_in_thread(
+        use_mock_repository=True, kafka_bootstrap_servers="127.0.0.1:1", shutdown_seconds=2.0
+    ) as running:
+        yield running
+
+
+@asynccontextmanager
+async def connection(service: RunningService) -> AsyncIterator[Connection]:
+    reader, writer = await asyncio.open_connection(*service.service.address)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def answer_on(reader: asyncio.StreamReader) -> bytes:
+    """The first answer's status line; empty when the connection ends without one."""
+    with anyio.fail_after(10):
+        return await reader.readline()
+
+
+def http(service: RunningService) -> Any:
+    return next(child for child in service.snapshot().children if child.name == "http")
+
+
+def restarted(service: RunningService) -> bool:
+    return http(service).restarts == 1 and http(service).state is State.RUNNING
+
+
+async def test_a_request_in_hand_gets_its_answer(service: RunningService) -> None:
+    async with connection(service) as (reader, writer), Orchestrator(service.base) as bos:
+        writer.write(HEAD)
+        await wait_until(lambda: two_in_flight(bos))
+        assert service.call(service.service.root.kill, "http")
+        await wait_until(lambda: http(service).state is State.STOPPING)
+        writer.write(BODY)
+        assert (await answer_on(reader)).startswith(b"HTTP/1.1 200 ")
+        await wait_until(lambda: restarted(service))
+        assert await bos.to_run("batch") == ["ai_feedback"], "and it was carried out"
+
+
+async def two_in_flight(bos: Orchestrator) -> bool:
+    return await bos.metric("bcs_http_requests_in_flight") == 2  # the question itself is one of them
+
+
+async def test_a_connection_that_was_just_accepted_may_still_send_its_request(
+    service: RunningService, runners: list[web.AppRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connection(service) as (reader, writer), connection(service) as (silent, _):
+        await wait_until(lambda: accepted(runners[0]) == 2)
+        with monkeypatch.context() as patch:
+            # A tenth of a second is enough for a caller, and too short for a test on a busy machine.
+            patch.setattr(server, "_LINGER_SECONDS", server._LINGER_SECONDS * 10)
+            assert service.call(service.service.root.kill, "http")
+            await wait_until(lambda: not runners[0].sites, description="it takes no more connections")
+            writer.write(HEAD + BODY)
+            assert (await answer_on(reader)).startswith(b"HTTP/1.1 200 ")
+        assert await answer_on(silent) == b"", "it waits for nobody for ever"
+        await wait_until(lambda: restarted(service))
+    assert len(runners) == 2
+
+
+def accepted(runner: web.AppRunner) -> int:
+    return len(runner.server.connections) if runner.server else 0

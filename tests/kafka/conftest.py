@@ -1,0 +1,64 @@
+"""The brokers of these tests: one that they share, which may be any, and one of ours, to be killed and configured."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from bcs.actors import publisher
+from bcs.contracts import topics
+from bcs.embedded import HOST, EmbeddedServer, create_topics, free_port
+from tests.chaos.replica_tap import between
+from tests.kafka.services import LATE_TOPIC, LostAnswers, OwnKafka
+from tests.support import apache_kafka as apache
+from tests.support.kafka import PARTITIONS, assert_partitions, create_platform_topics
+
+_LIMIT_BYTES = 100_000
+# So soon a topic is tried again that could not be written; in a deployment it is left alone for longer.
+_UNWRITABLE_SECONDS = 0.5
+
+
+@pytest.fixture(scope="session")
+def kafka(shared_kafka: str) -> str:
+    """The broker that these tests share, with the platform's topics."""
+    anyio.run(create_platform_topics, shared_kafka)
+    anyio.run(assert_partitions, shared_kafka)
+    return shared_kafka
+
+
+@pytest.fixture(scope="session")
+def _own_server(
+    apache_kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[EmbeddedServer, int]]:
+    advertised = free_port()
+    server = apache.apache_kafka(
+        apache_kafka_jars,
+        tmp_path_factory.mktemp("own-kafka"),
+        advertised_port=advertised,
+        message_max_bytes=_LIMIT_BYTES,
+        # After a kill -9 the broker is let in again when the session of the one before has ended.
+        broker_session_timeout_ms=1500,
+    )
+    with server:
+        yield server, advertised
+
+
+@pytest.fixture
+async def own_kafka(
+    _own_server: tuple[EmbeddedServer, int], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[OwnKafka]:
+    """One to be killed, reached through us; it takes smaller messages than the service is told, and lacks a topic."""
+    server, advertised = _own_server
+    monkeypatch.setattr(publisher, "_UNWRITABLE_SECONDS", _UNWRITABLE_SECONDS)
+    server.start()  # unless it runs: a test that failed may have left it dead
+    kafka = OwnKafka(server, f"{HOST}:{advertised}", LostAnswers(), _LIMIT_BYTES)
+    async with between(advertised, server.port, kafka.answers.conversation):
+        await create_topics(kafka.address, sorted({*topics.CONSUMED, *topics.PUBLISHED} - {LATE_TOPIC}), PARTITIONS)
+        yield kafka
+
+
+@pytest.fixture
+def batch(unique_name: Callable[[str], str]) -> str:
+    """A name for a batch, and for a group."""
+    return unique_name("batch")
