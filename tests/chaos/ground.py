@@ -1,0 +1,71 @@
+"""What one service stands on: servers of its own, the platform around it, and a view of its store from outside."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bcs import embedded
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.embedded import HOST, EmbeddedServer, free_port
+from bcs.store.base import StateStore
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_state import RedisStateStore
+from tests.support.fault_proxy import FaultProxy
+from tests.support.kafka import Platform, create_platform_topics
+from tests.support.service import BcsProcess, serve
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The servers, and who looks at them.
+
+    :param name: of the group and of the keys.
+    :param line: where Kafka can be cut off.
+    """
+
+    directory: Path
+    name: str
+    valkey: EmbeddedServer
+    kafka: str
+    line: FaultProxy
+    platform: Platform
+    store: StateStore
+
+    def serve(self, process: str, **environment: object) -> BcsProcess:
+        """A process of the service.
+
+        :param process: its name.
+        """
+        names = {"BCS_REDIS_KEY_PREFIX": f"{self.name}:", "BCS_KAFKA_CONSUMER_GROUP_ID": self.name}
+        redis_url = f"redis://{self.valkey.address}"
+        return serve(self.directory / process, redis_url, self.kafka, **names, **environment)
+
+
+@asynccontextmanager
+async def prepared(directory: Path, name: str, *, cuttable: bool = False) -> AsyncIterator[Ground]:
+    """Servers that run.
+
+    :param cuttable: whether Kafka stands behind its line; else everybody talks to it directly.
+    """
+    async with AsyncExitStack() as stack:
+        valkey = stack.enter_context(embedded.valkey(directory / "valkey", append_only=True))
+        port = free_port()
+        broker = stack.enter_context(embedded.kafka(directory / "kafka", advertised_port=port if cuttable else None))
+        line = await stack.enter_async_context(FaultProxy(HOST, broker.port, port))
+        kafka = line.address if cuttable else broker.address
+        await create_platform_topics(kafka)
+        gateway = RedisGateway(
+            f"redis://{valkey.address}",
+            max_connections=4,
+            deadline_seconds=5,
+            breaker_failures=1_000_000,
+            breaker_open_seconds=0.01,
+        )
+        stack.push_async_callback(gateway.aclose)
+        # With "everysec" a write waits in memory while an fsync is under way, and is acknowledged all the same: a kill
+        # takes it along. Without, it is written first; nobody pulls the plug here.
+        await gateway.call(("CONFIG", "SET", "appendfsync", "no"))
+        platform = await stack.enter_async_context(Platform(kafka))
+        store = RedisStateStore(gateway, key_prefix=f"{name}:", ttl_seconds=604_800, phases=PLATFORM_PHASES)
+        yield Ground(directory, name, valkey, kafka, line, platform, store)

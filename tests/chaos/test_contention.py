@@ -1,0 +1,122 @@
+"""Processes write to one batch at the same time, as replicas do in a rebalance; one fact per commit, at its worst."""
+
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import anyio
+import pytest
+
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.domain.state import delta_of
+from bcs.domain.verdicts import summarize
+from bcs.store.codec import VERSION_FIELD, BatchKeys, decode_summary
+from bcs.store.committing import CommitPolicy
+from bcs.store.redis_gateway import RedisGateway
+from tests.chaos.contending_writer import GO, READY, Commit, Share, drawn_facts, open_store
+from tests.chaos.figures import Note, percentile
+from tests.chaos.sizes import SIZES
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+WRITERS = 8
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 60.0
+SECONDS_PER_FACT = 0.2  # many times what it takes; without end is what it must not be
+
+
+@asynccontextmanager
+async def writer(share: Share) -> AsyncIterator[Process]:
+    """A process that has loaded everything and waits for the word."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.chaos.contending_writer", share.as_argument(), stdin=PIPE, stdout=PIPE, cwd=ROOT
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def written_by_all(share: Share) -> tuple[list[Commit], float]:
+    """What each commit of all writers took, and all of them together in seconds."""
+    async with AsyncExitStack() as stack:
+        shares = [replace(share, writer=number) for number in range(WRITERS)]
+        processes = [await stack.enter_async_context(writer(each)) for each in shares]
+        async with asyncio.timeout(START_SECONDS):
+            for process in processes:
+                assert process.stdout is not None
+                assert await process.stdout.readline() == READY
+        began = monotonic()
+        async with asyncio.timeout(share.facts * SECONDS_PER_FACT):
+            outputs = await asyncio.gather(*(process.communicate(GO) for process in processes))
+        seconds = monotonic() - began
+        assert [process.returncode for process in processes] == [0] * WRITERS
+    return [Commit(**commit) for output, _ in outputs for commit in json.loads(output)], seconds
+
+
+async def watch_summary(gateway: RedisGateway, keys: BatchKeys, over: anyio.Event) -> int:
+    """Look at the batch again and again while it is written to: a summary that is there is that of the last commit.
+
+    :returns: how often one was there.
+    """
+    seen = 0
+
+    async def look() -> bool:
+        nonlocal seen
+        reads = ("GET", keys.summary), ("HGET", keys.meta, VERSION_FIELD)
+        *_, [stored, version] = await gateway.call(("MULTI",), *reads, ("EXEC",))
+        if stored is not None:
+            summary = decode_summary(keys.summary, stored, PLATFORM_PHASES)
+            assert summary is not None
+            assert summary.version == int(version)
+            seen += 1
+        return over.is_set()
+
+    await wait_until(look, START_SECONDS + SIZES.contended_facts * SECONDS_PER_FACT)
+    return seen
+
+
+@pytest.mark.parametrize("seed", [6])
+async def test_processes_that_write_to_one_batch_lose_nothing(
+    redis_url: str, redis_key_prefix: str, note_figure: Note, seed: int
+) -> None:
+    count, batch = SIZES.contended_facts, "contended"
+    gateway, store = open_store(redis_url, redis_key_prefix)
+    over = anyio.Event()
+    watching = asyncio.create_task(watch_summary(gateway, BatchKeys(redis_key_prefix, batch), over))
+    try:
+        share = Share(redis_url, redis_key_prefix, batch, seed, count, WRITERS, 0)
+        commits, seconds = await written_by_all(share)
+        over.set()
+        assert await watching > 0
+        model = delta_of(drawn_facts(seed, count))
+        # The summary first, as it lies there: only if a fallback was the last to write is it made anew. Its version
+        # counts every commit: none was carried out twice, and none was taken for done that was not.
+        assert await store.summary(batch) == summarize(model, count)
+        assert await store.state(batch) == model
+    finally:
+        watching.cancel()
+        await gateway.aclose()
+
+    attempts = [commit.conflicts + 1 for commit in commits]
+    fallbacks = sum(commit.fallback for commit in commits)
+    times_ms = [commit.seconds * 1000 for commit in commits]
+    assert len(commits) == count
+    assert max(attempts) > 1, "they did not meet at all"
+    assert max(attempts) <= CommitPolicy().attempts + 1
+    note_figure(
+        6,
+        f"{WRITERS} processes, {count} facts in {seconds:.1f} s: all there; "
+        f"{sum(attempts)} attempts, at most {max(attempts)} for one commit; {fallbacks} fallbacks "
+        f"({fallbacks / count:.1%}); per commit p50 {percentile(times_ms, 50):.1f} ms, p99 "
+        f"{percentile(times_ms, 99):.1f} ms, longest {max(times_ms):.1f} ms",
+    )

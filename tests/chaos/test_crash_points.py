@@ -1,0 +1,250 @@
+"""Row 4: a crash at every named point, of the code there, of an actor, of the process, and all is well afterwards."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count, cycle, islice
+from pathlib import Path
+from random import Random
+from signal import SIGKILL
+
+import aiohttp
+import anyio
+import pytest
+
+from bcs import embedded
+from bcs.contracts import topics
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.domain.state import BatchState
+from bcs.embedded import free_port
+from bcs.failpoints import FailPoint
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_state import RedisStateStore
+from tests.chaos.crashing_process import Crasher, CrashingProcess, How, Order
+from tests.chaos.figures import Note
+from tests.chaos.history import told
+from tests.chaos.sizes import IN_FULL, SIZES
+from tests.support.events import registered, spellchecked
+from tests.support.kafka import Platform, create_platform_topics, values
+from tests.support.service import DEFINE, QUICK, Orchestrator, running_service
+from tests.support.waiting import wait_until
+
+# aiokafka leaves the connection that it is cut off on, while it connects, to the garbage collector.
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Unclosed AIOKafkaConnection:ResourceWarning")]
+
+SEED = 4
+A_BATCH = "a batch's"
+WHOSE = {
+    "starting": ["metrics", "publisher", "intake", "http", A_BATCH],
+    "intake": ["intake"],
+    "publisher": ["publisher"],
+    "http": ["http"],
+    "batch": [A_BATCH],
+    "store": [A_BATCH],
+}
+PLACES = [(point, actor) for point in FailPoint for actor in WHOSE[point.partition(".")[0]]]
+# A process takes seconds to start, and to get the partitions of its predecessor: a few at each point, or one at all.
+DEATHS = PLACES * 3 if IN_FULL else [(FailPoint.BEFORE_EXEC, A_BATCH)]
+# Scenes at a time: most of the time goes by with waiting for the broker, which makes all that join wait for a second.
+LANES, LANES_OF_PROCESSES = (6, 6) if IN_FULL else (4, 1)
+SETTINGS = {
+    **QUICK,
+    "chaos_enabled": True,
+    "restart_max": 1_000_000,
+    "batch_restart_max": 1_000_000,
+    "restart_backoff_initial_seconds": 0.01,
+    "restart_backoff_maximum_seconds": 0.05,
+    "kafka_session_timeout_seconds": 1.0,
+    "kafka_heartbeat_interval_seconds": 0.2,
+    "intake_commit_interval_seconds": 0.02,
+    "outbox_takeover_seconds": 0.5,
+}
+
+
+@dataclass
+class Scene:
+    """A service with its servers, what brings it to a certain point, and what must have come of it.
+
+    :param name: of the group, of the keys, and of the batches.
+    :param orders: the file that says where to crash.
+    """
+
+    name: str
+    platform: Platform
+    store: RedisStateStore
+    settings: dict[str, object]
+    orders: Path
+    base: str = ""
+    model: dict[str, BatchState] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+
+    @property
+    def done(self) -> str:
+        """A batch whose spellcheck is complete: each answer prunes and announces it."""
+        return f"{self.name}-done"
+
+    async def begin(self, base: str) -> None:
+        """The service has started: get to where requests prune."""
+        self.base = base
+        await self.platform.send(spellchecked(self.done, "essay"))
+        await self.back_in_order()
+
+    def order(self, point: FailPoint, actor: str, how: How, chance: Random, batch: str) -> Order:
+        """One crash there, or two where that makes no difference to what must come of it."""
+        if actor != A_BATCH:
+            return Order(point, self.done if point is FailPoint.HTTP_BEFORE_REPLY else actor, how, actor)
+        # A third crash over one message would rightly make a dead letter of it.
+        times = chance.choice([1, 2]) if how is How.RAISE else 1
+        return Order(point, batch, how, chance.choice([f"batches/{batch}", "batches"]), times)
+
+    async def lead_to(self, order: Order, batch: str) -> int | None:
+        """Give the order, and lead the service there; returns what the one that asked meanwhile was answered."""
+        order.give(self.orders)
+        if order.point is FailPoint.STARTING and order.subject != batch:
+            # Whoever is to crash at its start has to start again first.
+            assert await self._call(f"/internal/v1/actors/{order.subject}/kill") == 202
+        events = [told(event) for event in (registered(batch, ["a", "b"]), *(spellchecked(batch, one) for one in "ab"))]
+        for one in events:
+            self.model.setdefault(batch, BatchState()).absorb(one.delta)
+        await self.platform.send(*(one.event for one in events))
+        return await self.prune(batch)
+
+    async def prune(self, request: str) -> int | None:
+        """Ask for what prunes."""
+        self.asked.add(request)
+        body = {"batch_id": self.done, "requested_pipeline": "ai_feedback", "correlation_id": request}
+        return await self._call(DEFINE, json=body)
+
+    async def _call(self, path: str, **options: object) -> int | None:
+        """The answer's status; None where the connection ended without one."""
+        try:
+            async with Orchestrator(self.base) as bos:
+                return (await bos.request("POST", path, **options)).status
+        except aiohttp.ClientConnectionError:
+            return None
+
+    async def back_in_order(self) -> None:
+        """Wait until the order was carried out, all actors run, and everything sent is committed."""
+
+        async def in_order() -> bool:
+            async with Orchestrator(self.base) as bos:
+                tree = (await bos.get("/internal/v1/actors")).json
+            running = all(child["state"] == "running" for child in tree["children"])
+            return running and await self.platform.caught_up(self.name)
+
+        await wait_until(lambda: not self.orders.exists(), description="it crashed there")
+        await wait_until(in_order, 60, ignoring=(aiohttp.ClientConnectionError,))
+
+    async def assert_converged(self) -> None:
+        """All events are in the store; all prunings are announced, each under one event id; nothing is poisoned."""
+        for batch, state in self.model.items():
+            assert await self.store.state(batch) == state
+        ids: dict[str, set[str]] = {}
+
+        async def announced() -> bool:
+            for record in values(await self.platform.messages(topics.PHASE_SKIPPED, self.done)):
+                ids.setdefault(record["data"]["correlation_id"], set()).add(record["event_id"])
+            return self.asked <= ids.keys()
+
+        await wait_until(announced)
+        assert ids.keys() <= self.asked
+        assert {len(copies) for copies in ids.values()} == {1}, "all copies carry the same event id"
+        for topic in topics.CONSUMED:
+            assert await self.platform.messages(topics.dead_letter_topic(topic)) == []
+
+
+@asynccontextmanager
+async def staged(directory: Path, name: str, redis_url: str) -> AsyncIterator[Scene]:
+    """A scene without a service yet, with a broker of its own."""
+    gateway = RedisGateway(redis_url, max_connections=2, deadline_seconds=5, breaker_failures=9, breaker_open_seconds=1)
+    store = RedisStateStore(gateway, key_prefix=f"{name}:", ttl_seconds=1000, phases=PLATFORM_PHASES)
+    with embedded.kafka(directory) as server:
+        await create_platform_topics(server.address)
+        names = {"kafka_bootstrap_servers": server.address, "kafka_consumer_group_id": name}
+        settings: dict[str, object] = {**SETTINGS, **names, "redis_url": redis_url, "redis_key_prefix": f"{name}:"}
+        async with Platform(server.address) as platform:
+            yield Scene(name, platform, store, settings, server.directory / "orders")
+    await gateway.aclose()
+
+
+async def in_lanes(lanes: int, play: Callable[[int], Coroutine[None, None, None]]) -> None:
+    async with anyio.create_task_group() as group:
+        for lane in range(lanes):
+            group.start_soon(play, lane)
+
+
+async def test_after_a_crash_at_any_point_all_is_well(
+    tmp_path: Path, redis_url: str, unique_name: Callable[[str], str], note_figure: Note
+) -> None:
+    places = iter(sorted(PLACES, key=lambda place: place[1] != "intake"))  # those take longest
+    crashes: dict[How, list[float]] = {How.RAISE: [], How.KILL: []}
+
+    async def play(lane: int) -> None:
+        async with staged(tmp_path / str(lane), unique_name("crash"), redis_url) as scene:
+            crasher = Crasher(scene.orders)
+            async with running_service(crasher.reach, **scene.settings) as service:
+                await crasher.meet(service.service)
+                await scene.begin(service.base)
+                for point, actor in places:
+                    await crash_at(scene, point, actor)
+                await scene.assert_converged()
+
+    async def crash_at(scene: Scene, point: FailPoint, actor: str) -> None:
+        chance = Random(f"{SEED} {point} {actor}")
+        for number, how in enumerate(islice(cycle(crashes), SIZES.crashes_at_each_point)):
+            batch = f"{scene.name}-{point}-{actor}-{number}"
+            order = scene.order(point, actor, how, chance, batch)
+            began = time.monotonic()
+            try:
+                status = await scene.lead_to(order, batch)
+                fault_in_a_request = (point, how) == (FailPoint.HTTP_BEFORE_REPLY, How.RAISE)
+                allowed = (500,) if fault_in_a_request else (200, None) if actor == "http" else (200,)
+                assert status in allowed, "no other actor's crash is noticed"
+                if status != 200:
+                    assert await scene.prune(batch) == 200, "who got no answer asks the same again"
+                await scene.back_in_order()
+            except Exception as failure:
+                failure.add_note(f"crash {number} there: {order}")
+                raise
+            crashes[how].append(time.monotonic() - began)
+
+    await in_lanes(LANES, play)
+    figures = [f"{len(took)} {how} (in order after {max(took):.1f} s at most)" for how, took in crashes.items()]
+    note_figure(4, f"crashes at {len(PLACES)} places: {', '.join(figures)}")
+
+
+async def test_after_the_death_of_the_process_at_any_point_all_is_well(
+    tmp_path: Path, redis_url: str, unique_name: Callable[[str], str], note_figure: Note
+) -> None:
+    deaths, launches, took = iter(enumerate(DEATHS)), count(), list[float]()
+
+    async def play(lane: int) -> None:
+        async with staged(tmp_path / str(lane), unique_name("death"), redis_url) as scene:
+            process = await launch(scene)
+            try:
+                await scene.begin(process.base)
+                for number, (point, actor) in deaths:
+                    batch = f"{scene.name}-{point}-{actor}-{number}"
+                    order = scene.order(point, actor, How.DIE, Random(SEED), batch)
+                    began = time.monotonic()
+                    assert await scene.lead_to(order, batch) in (200, None)
+                    assert await process.ended() == -SIGKILL, order
+                    process = await launch(scene)
+                    scene.base = process.base
+                    assert await scene.prune(batch) == 200
+                    await scene.back_in_order()
+                    took.append(time.monotonic() - began)
+                await scene.assert_converged()
+            finally:
+                process.__exit__()
+
+    async def launch(scene: Scene) -> CrashingProcess:
+        environment = {f"BCS_{name.upper()}": value for name, value in scene.settings.items()}
+        environment["BCS_HTTP_PORT"] = free_port()
+        process = CrashingProcess(tmp_path / f"launch-{next(launches)}", scene.orders, **environment)
+        await process.answers()
+        return process
+
+    await in_lanes(LANES_OF_PROCESSES, play)
+    note_figure(4, f"kill -9 at {len(set(DEATHS))} places: {len(took)} (in order after {max(took):.1f} s at most)")

@@ -1,0 +1,196 @@
+"""Redis carries EXEC out and the reply is lost, over and over: each effect is there, as if it had happened once."""
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from random import Random
+from time import monotonic, time
+
+import pytest
+
+from bcs.contracts import topics
+from bcs.domain.facts import Outcome
+from bcs.domain.state import BatchState
+from bcs.domain.verdicts import summarize
+from bcs.embedded import EmbeddedServer
+from bcs.failpoints import FailPoint
+from tests.chaos.figures import Note
+from tests.chaos.history import History
+from tests.chaos.sizes import SIZES
+from tests.support.events import Event
+from tests.support.fault_proxy import FaultProxy
+from tests.support.kafka import Platform, platform_broker, values
+from tests.support.service import Answer, Orchestrator, RunningService, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+REPORTS = ANNOUNCEMENTS = SIZES.lost_replies // 10
+COMMITS = SIZES.lost_replies - REPORTS - ANNOUNCEMENTS
+CHUNK = 50  # events at a time
+BURST = 3  # replies lost in a row, at most
+
+
+@dataclass
+class Executions:
+    """Counts the transactions of each batch: those that are sent, and those of which the service heard."""
+
+    sent: Counter[str] = field(default_factory=Counter)
+    heard_of: Counter[str] = field(default_factory=Counter)
+
+    async def reach(self, point: FailPoint, subject: str) -> None:
+        """See `Reach`."""
+        if point is FailPoint.BEFORE_EXEC:
+            self.sent[subject] += 1
+        elif point is FailPoint.AFTER_EXEC:
+            self.heard_of[subject] += 1
+
+
+@pytest.fixture
+def kafka_bootstrap_servers(tmp_path: Path) -> Iterator[str]:
+    with platform_broker(tmp_path / "kafka") as address:
+        yield address
+
+
+async def lose_replies(proxy: FaultProxy, executions: Executions, chance: Random, count: int) -> None:
+    """Lose so many replies to EXEC in bursts; after each, some arrive."""
+    # By then the metrics have had their first and only look at the outbox, which is an EXEC too.
+    await wait_until(lambda: executions.heard_of, description="it has got to work")
+    goal = proxy.replies_dropped + count
+    while proxy.replies_dropped < goal:
+        burst = min(chance.randint(1, BURST), goal - proxy.replies_dropped)
+        dropped, heard_of = proxy.replies_dropped + burst, executions.heard_of.total() + 2 * burst
+        proxy.drop_replies(b"EXEC", burst)
+        await wait_until(partial(is_over, proxy, executions, dropped, heard_of), 30)
+
+
+def is_over(proxy: FaultProxy, executions: Executions, dropped: int, heard_of: int) -> bool:
+    return proxy.replies_dropped >= dropped and executions.heard_of.total() >= heard_of
+
+
+async def feed(platform: Platform, group: str, events: list[Event], losing: asyncio.Task[None]) -> int:
+    """Send all events, and from the first on again until enough replies are lost; return how many were sent."""
+    sent = 0
+    chunks = [events[start : start + CHUNK] for start in range(0, len(events), CHUNK)]
+    for chunk in cycle(chunks):
+        if sent >= len(events) and losing.done():
+            break
+        await platform.send(*chunk)
+        sent += len(chunk)
+        await wait_until(lambda: platform.caught_up(group), 30)
+    await losing
+    return sent
+
+
+async def state_of(service: RunningService, batch: str) -> BatchState:
+    return await asyncio.to_thread(service.run, service.service.store.state, batch)
+
+
+def assert_refused(answer: Answer) -> None:
+    assert answer.status == 503, answer.body
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+async def report(service: RunningService, bos: Orchestrator, proxy: FaultProxy, batch: str) -> None:
+    """Report a phase; the first reply is lost, and so the caller is refused, and reports again."""
+    proxy.drop_replies(b"EXEC")
+    assert_refused(await bos.complete(batch, "spellcheck"))
+    unheard = (await state_of(service, batch)).batch_marks
+    assert unheard["spellcheck"].outcome is Outcome.COMPLETED, "Redis carried it out"
+    began_us = int(time() * 1_000_000)
+    assert (await bos.complete(batch, "spellcheck")).status == 200
+    marks = (await state_of(service, batch)).batch_marks
+    assert marks.keys() == {"spellcheck"}
+    assert began_us <= marks["spellcheck"].at_us <= time() * 1_000_000, "the newer of the two counts"
+
+
+async def announce(bos: Orchestrator, proxy: FaultProxy, batch: str) -> int:
+    """Ask until there is an answer, always with the same correlation id; return how often that was refused.
+
+    Not the caller but the publisher may be met, when it settles what was announced before.
+    """
+    goal = proxy.replies_dropped + 1
+    proxy.drop_replies(b"EXEC")
+    refusals = 0
+    while (answer := await bos.define(batch, correlation_id=f"about-{batch}")).status != 200:
+        assert_refused(answer)
+        refusals += 1
+    assert answer.json["pruned_phases"] == ["spellcheck"]
+    await wait_until(lambda: proxy.replies_dropped == goal)
+    return refusals
+
+
+@pytest.mark.parametrize("seed", [5])
+async def test_what_redis_carried_out_unheard_has_its_effect_once(
+    kafka_bootstrap_servers: str, private_valkey: EmbeddedServer, note_figure: Note, seed: int
+) -> None:
+    began = monotonic()
+    executions, history = Executions(), History(seed, 500 + 5 * SIZES.lost_replies, "batch")
+    async with (
+        Platform(kafka_bootstrap_servers) as platform,
+        FaultProxy("127.0.0.1", private_valkey.port) as proxy,
+        running_service(
+            executions.reach,
+            redis_url=f"redis://{proxy.address}",
+            kafka_bootstrap_servers=kafka_bootstrap_servers,
+            redis_deadline_seconds=1.0,
+            redis_breaker_open_seconds=0.05,
+            intake_commit_interval_seconds=0.02,
+            outbox_poll_interval_seconds=0.02,
+            metrics_interval_seconds=600,
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        losing = asyncio.create_task(lose_replies(proxy, executions, Random(seed), COMMITS))
+        fed = await feed(platform, service.group, [told.event for told in history.told], losing)
+        reported = [f"reported-{number}" for number in range(REPORTS)]
+        for batch in reported:
+            await report(service, bos, proxy, batch)
+        assert executions.sent.total() - executions.heard_of.total() == COMMITS + REPORTS, "all met commits"
+
+        for batch, model in history.model().items():
+            assert await state_of(service, batch) == model
+            # The version counts transactions, heard of or not: each that was sent was carried out, and only once.
+            summary = await asyncio.to_thread(service.run, service.service.store.summary, batch)
+            assert summary == summarize(model, executions.sent[batch])
+        assert {executions.sent[batch] for batch in reported} == {2}
+
+        refusals = {batch: await announce(bos, proxy, batch) for batch in reported}
+        assert proxy.replies_dropped == SIZES.lost_replies
+        assert sum(refusals.values()) > 0
+        await assert_announced(platform, refusals)
+
+        samples = await bos.samples()
+        applied = [value for name, _, value in samples if name == "bcs_events_processed_total"]
+        assert sum(applied) == fed, "each event is told to be done once"
+        assert [name for name, _, value in samples if name == "bcs_actor_restarts_total" and value] == []
+        assert [name for name, _, value in samples if name == "bcs_dead_letters_total" and value] == []
+    settling = ANNOUNCEMENTS - sum(refusals.values())
+    note_figure(
+        5,
+        f"{proxy.replies_dropped} replies to EXEC lost, each effect there exactly once: {COMMITS} of commits of {fed} "
+        f"events, {REPORTS} of reports, {sum(refusals.values())} of announcements, {settling} of the publisher; "
+        f"{proxy.connections_accepted} connections; {monotonic() - began:.0f} s",
+    )
+
+
+async def assert_announced(platform: Platform, refusals: dict[str, int]) -> None:
+    """Each batch's pruning is announced under one event id, also where the announcement was stored more than once."""
+    wanted = {batch: 1 + refused for batch, refused in refusals.items()}
+    copies: defaultdict[str, list[str]] = defaultdict(list)
+
+    async def all_there() -> bool:
+        copies.clear()
+        for record in values(await platform.messages(topics.PHASE_SKIPPED)):
+            assert record["data"]["correlation_id"] == f"about-{record['data']['batch_id']}"
+            copies[record["data"]["batch_id"]].append(record["event_id"])
+        return all(len(copies[batch]) >= count for batch, count in wanted.items())
+
+    await wait_until(all_there, description="everything that was stored is announced")
+    assert copies.keys() == wanted.keys()
+    assert {len(set(ids)) for ids in copies.values()} == {1}
+    assert len({ids[0] for ids in copies.values()}) == len(copies)
