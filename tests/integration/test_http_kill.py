@@ -95,7 +95,7 @@ async def test_a_connection_that_was_just_accepted_may_still_send_its_request(
             # A tenth of a second is enough for a caller, and too short for a test on a busy machine.
             patch.setattr(server, "_LINGER_SECONDS", server._LINGER_SECONDS * 10)
             assert service.call(service.service.root.kill, "http")
-            await wait_until(lambda: not runners[0].sites, description="it takes no more connections")
+            await wait_until(lambda: http(service).state is State.STOPPING)
             writer.write(HEAD + BODY)
             assert (await answer_on(reader)).startswith(b"HTTP/1.1 200 ")
         assert await answer_on(silent) == b"", "it waits for nobody for ever"

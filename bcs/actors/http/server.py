@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 from aiohttp import web
 
+from bcs.actors.http.acceptor import Acceptor
 from bcs.actors.http.actors import ActorCalls
 from bcs.actors.http.health import Probes
 from bcs.actors.http.middleware import Guard
@@ -26,7 +25,10 @@ from bcs.telemetry import Telemetry
 # The errors of handlers are caught and logged by the guard.
 _PROTOCOL_LOG = logging.getLogger("bcs.http.protocol")
 _PROTOCOL_LOG.setLevel(logging.CRITICAL)
-# A connection that was just accepted gets this long to send its request before it counts as idle and is closed.
+# At a stop, every connection that is open gets this long to ask once more: a caller may be just about to, and slow.
+_LAST_REQUESTS_SECONDS = 1.0
+_LOOK_SECONDS = 0.01
+# After a kill, a connection that was just accepted gets this long to send its request before it is closed.
 _LINGER_SECONDS = 0.1
 # After a kill, requests in hand get this long to end before their connections are closed.
 _KILLED_GRACE_SECONDS = 1.0
@@ -94,45 +96,33 @@ class HttpServer:
             shutdown_timeout=_KILLED_GRACE_SECONDS,
         )
         await runner.setup()
+        server = runner.server
+        assert server is not None  # noqa: S101 (it was set up)
+        acceptor = Acceptor(self.listener, server)
         stopped = False
         try:
-            # A duplicate, because aiohttp closes the socket that it is given.
-            listening = web.SockSite(runner, self.listener.dup(), backlog=self.settings.http_backlog_connections)
-            await listening.start()
-            context.ready()
-            await context.wait_stopping()
-            guard.say_goodbye()
-            # Readiness is off by now: whoever balances the load gets this long to see it.
-            await anyio.sleep(self.settings.shutdown_drain_seconds)
-            await listening.stop()
-            await self._take_the_last(runner)
-            await anyio.sleep(_LINGER_SECONDS)
+            async with anyio.create_task_group() as group:
+                group.start_soon(acceptor.run)
+                context.ready()
+                await context.wait_stopping()
+                guard.say_goodbye()
+                # Readiness is off by now: whoever balances the load gets this long to see it.
+                await anyio.sleep(self.settings.shutdown_drain_seconds)
+                group.cancel_scope.cancel()
+            await acceptor.take_the_last()
+            with anyio.move_on_after(_LAST_REQUESTS_SECONDS):
+                while server.connections:  # noqa: ASYNC110 (aiohttp has no event for it)
+                    await anyio.sleep(_LOOK_SECONDS)
             await guard.idle()
             stopped = True
         finally:
             with anyio.move_on_after(_KILLED_GRACE_SECONDS * 2, shield=True):
                 guard.say_goodbye()
                 if not stopped:
-                    for site in list(runner.sites):
-                        await site.stop()
                     await anyio.sleep(_LINGER_SECONDS)
                     with anyio.move_on_after(_KILLED_GRACE_SECONDS):
                         await guard.idle()
                 await runner.cleanup()
-
-    async def _take_the_last(self, runner: web.AppRunner) -> None:
-        """Take what waits in the backlog, and refuse connections from now on: closed as it is, it would reset them."""
-        protocol = runner.server
-        assert protocol is not None  # noqa: S101 (it serves)
-        waiting: list[socket.socket] = []
-        with suppress(BlockingIOError):
-            while True:
-                waiting.append(self.listener.accept()[0])
-        self.listener.close()
-        for connection in waiting:
-            connection.setblocking(False)
-            with suppress(OSError):  # it has gone meanwhile
-                await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
 
     def _application(self, guard: Guard) -> web.Application:
         application = web.Application(middlewares=[guard.answer], client_max_size=self.settings.http_max_body_bytes)

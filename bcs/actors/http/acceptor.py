@@ -1,0 +1,82 @@
+"""Takes connections from a listening socket that outlives whoever takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+import anyio
+import structlog
+
+log = structlog.stdlib.get_logger("bcs.http", actor="http")
+
+# So many a turn of the event loop, for those who are connected already to have theirs.
+_AT_A_TIME = 64
+# What passes when others let go of something: until then connections wait in the backlog.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_EXHAUSTED_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptor:
+    """Hands connections to a server, as many in a turn of the event loop as there are.
+
+    uvloop's own servers accept one in a turn, as libuv does since 1.45 (libuv #3696). With hundreds of busy connections
+    a turn is long: new ones, and with them the probes for signs of life, would wait for many seconds.
+
+    :param listener: is not closed by `run`: what it does not take waits in the backlog.
+    :param make_protocol: makes what serves a connection.
+    """
+
+    listener: socket.socket
+    make_protocol: Callable[[], asyncio.BaseProtocol]
+
+    async def run(self) -> None:
+        """Accept until cancelled; a connection that was taken by then is served all the same."""
+        async with anyio.create_task_group() as group:
+            while True:
+                await anyio.wait_readable(self.listener)
+                try:
+                    taken = self._take(_AT_A_TIME)
+                except OSError as error:
+                    if error.errno not in _EXHAUSTED:
+                        raise
+                    log.warning("connections_not_accepted", error=error.strerror)
+                    await anyio.sleep(_EXHAUSTED_SECONDS)
+                    continue
+                for connection in taken:
+                    group.start_soon(self._serve, connection)
+
+    async def take_the_last(self) -> None:
+        """Take what waits in the backlog, and refuse connections from now on: closed as it is, it would reset them."""
+        async with anyio.create_task_group() as group:
+            with suppress(OSError), closing(self.listener):  # for the very last there may be no room
+                while taken := self._take(_AT_A_TIME):
+                    for connection in taken:
+                        group.start_soon(self._serve, connection)
+
+    def _take(self, limit: int) -> list[socket.socket]:
+        taken: list[socket.socket] = []
+        while len(taken) < limit:
+            try:
+                connection, _ = self.listener.accept()
+            except BlockingIOError:
+                break
+            except ConnectionAbortedError:
+                continue  # it has gone meanwhile
+            except OSError:
+                if taken:
+                    break  # is said again next time
+                raise
+            connection.setblocking(False)
+            taken.append(connection)
+        return taken
+
+    async def _serve(self, connection: socket.socket) -> None:
+        # One turn of the event loop; cancelled, it would close the connection.
+        with anyio.CancelScope(shield=True), suppress(OSError):  # it has gone meanwhile
+            await asyncio.get_running_loop().connect_accepted_socket(self.make_protocol, connection)

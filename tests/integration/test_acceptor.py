@@ -1,0 +1,128 @@
+"""Connections are taken from the backlog as fast as they come, on the loops that the service and its tests run on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import anyio
+import pytest
+
+from bcs.actors.http.acceptor import Acceptor
+from bcs.embedded import HOST
+from tests.support.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True}), "asyncio"], ids=["uvloop", "asyncio"]),
+]
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server((HOST, 0), backlog=1024) as one:
+        one.setblocking(False)
+        yield one
+
+
+class Greeter(asyncio.Protocol):
+    """Says hello."""
+
+    served = 0
+
+    def connection_made(self, transport: Any) -> None:
+        type(self).served += 1
+        transport.write(b"hello")
+        transport.close()
+
+
+@pytest.fixture
+def greeter() -> type[Greeter]:
+    return type("OwnGreeter", (Greeter,), {"served": 0})
+
+
+@asynccontextmanager
+async def accepting(acceptor: Acceptor) -> AsyncIterator[None]:
+    async with anyio.create_task_group() as group:
+        group.start_soon(acceptor.run)
+        yield
+        group.cancel_scope.cancel()
+
+
+@contextmanager
+def callers(listener: socket.socket, count: int) -> Iterator[list[socket.socket]]:
+    """Some that are connected as far as the kernel is concerned."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(socket.create_connection(listener.getsockname(), 5)) for _ in range(count)]
+
+
+async def test_hundreds_are_served_within_a_few_turns_of_the_loop(
+    listener: socket.socket, greeter: type[Greeter]
+) -> None:
+    turns = 0
+    with callers(listener, 200) as all_of_them:
+        async with accepting(Acceptor(listener, greeter)):
+            while greeter.served < len(all_of_them):
+                await asyncio.sleep(0)
+                turns += 1
+                assert turns < 50
+        assert {caller.recv(10) for caller in all_of_them} == {b"hello"}
+
+
+async def test_the_last_are_served_and_the_next_refused(listener: socket.socket, greeter: type[Greeter]) -> None:
+    address = listener.getsockname()
+    with callers(listener, 200) as all_of_them:
+        await Acceptor(listener, greeter).take_the_last()
+        await wait_until(lambda: greeter.served == len(all_of_them))
+        assert {caller.recv(10) for caller in all_of_them} == {b"hello"}
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, 5)
+
+
+async def test_those_it_has_no_room_for_wait_in_the_backlog(listener: socket.socket, greeter: type[Greeter]) -> None:
+    with callers(listener, 3) as some, no_more_files() as files:
+        async with accepting(Acceptor(listener, greeter)):
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+            assert greeter.served == 0
+            for file in files:
+                os.close(file)
+            files.clear()
+            await wait_until(lambda: greeter.served == len(some))
+        assert {caller.recv(10) for caller in some} == {b"hello"}
+
+
+@contextmanager
+def no_more_files() -> Iterator[list[int]]:
+    """This process can open no further file, until some of these are closed."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files[0] + 50, before[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                files.append(os.open(os.devnull, os.O_RDONLY))
+        yield files
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for file in files:
+            os.close(file)
+
+
+async def test_what_was_taken_is_served_though_the_acceptor_is_killed(
+    listener: socket.socket, greeter: type[Greeter]
+) -> None:
+    for turns in range(8):
+        with callers(listener, 5) as some:
+            async with accepting(Acceptor(listener, greeter)):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            # Whoever was not taken waits for the next one.
+            async with accepting(Acceptor(listener, greeter)):
+                greetings = {await anyio.to_thread.run_sync(caller.recv, 10) for caller in some}
+            assert greetings == {b"hello"}
