@@ -26,7 +26,7 @@ EXIT_STOPPED_AT_ONCE = 130
 
 # Beyond its budget a stop may still cancel what is left and close connections; then it must be over.
 _LAST_RESORT_EXTRA_SECONDS = 10.0
-_GIVING_UP_SECONDS = 2.0
+_GIVING_UP_SECONDS = 1.8
 
 
 async def run_until_signalled(

@@ -2,7 +2,6 @@
 
 import uuid
 from collections import Counter
-from contextlib import suppress
 
 import aiohttp
 import anyio
@@ -54,8 +53,7 @@ class Callers:
             number += 1
             base = self.bases[(worker + number) % len(self.bases)]
             async with Orchestrator(base) as bos:
-                with suppress(TimeoutError):
-                    await self._ask_once(bos, f"{self.done}-{worker}-{number}-{uuid.uuid4().hex[:8]}")
+                await self._ask_once(bos, f"{self.done}-{worker}-{number}-{uuid.uuid4().hex[:8]}")
             await anyio.sleep(_PAUSE_SECONDS)
 
     async def _ask_once(self, bos: Orchestrator, request: str) -> None:
@@ -76,6 +74,8 @@ class Callers:
             self.statuses[answer.status] += 1
             if answer.status == 200:
                 self.recorded.append(f"{request}-reported")
+        except TimeoutError:
+            self.statuses["hung"] += 1
         except aiohttp.ClientConnectorError:
             self.statuses["refused"] += 1
         except aiohttp.ClientError:

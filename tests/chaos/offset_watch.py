@@ -1,5 +1,6 @@
 """An offset that is committed stands behind work that is durable: looked at all the time, from outside."""
 
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -27,14 +28,17 @@ class OffsetWatch:
     def __init__(self, kafka: str, group: str, store: StateStore) -> None:
         self.looks = self.behind = 0
         self._store = store
-        self._at: dict[tuple[str, int, int], Told] = {}
-        self._checked: dict[TopicPartition, int] = {}
+        self._told = 0
+        # Those that were not found durable behind a committed offset yet; in no order, as acknowledgements have none.
+        self._ahead: defaultdict[TopicPartition, dict[int, Told]] = defaultdict(dict)
+        self._committed: dict[TopicPartition, int] = {}
         self._watcher = AIOKafkaConsumer(bootstrap_servers=kafka, group_id=group, enable_auto_commit=False)
         self._partitions = [TopicPartition(topic, number) for topic in topics.CONSUMED for number in range(PARTITIONS)]
 
     def sent(self, told: Told, topic: str, partition: int, offset: int) -> None:
         """An event lies there."""
-        self._at[topic, partition, offset] = told
+        self._told += 1
+        self._ahead[TopicPartition(topic, partition)][offset] = told
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -46,7 +50,8 @@ class OffsetWatch:
                 group.start_soon(self._look_on)
                 yield
                 group.cancel_scope.cancel()
-            assert await self._look() == len(self._at), "in the end everything is committed, and was looked at"
+            await self._look()
+            assert self.behind == self._told, "in the end everything is committed, and was looked at"
         finally:
             await self._watcher.stop()
 
@@ -56,7 +61,7 @@ class OffsetWatch:
                 await self._look()
             await anyio.sleep(_PAUSE_SECONDS)
 
-    async def _look(self) -> int:
+    async def _look(self) -> None:
         # The offsets first: what is durable behind them now was so, or should have been, when they were committed.
         committed = {}
         with anyio.fail_after(_LOOK_SECONDS):
@@ -64,20 +69,21 @@ class OffsetWatch:
                 committed[partition] = await self._watcher.committed(partition) or 0
         await self._assert_durable(committed)
         for partition, offset in committed.items():
-            assert offset >= self._checked.get(partition, 0), f"{partition} went backwards"
-            self._checked[partition] = offset
+            assert offset >= self._committed.get(partition, 0), f"{partition} went backwards"
+        self._committed = committed
         self.looks += 1
-        self.behind = len([where for where in self._at if where[2] < self._checked[TopicPartition(*where[:2])]])
-        return self.behind
 
     async def _assert_durable(self, committed: dict[TopicPartition, int]) -> None:
-        newly: dict[str, list[tuple[tuple[str, int, int], Told]]] = {}
+        # Also those that we are told of only after a commit past them.
+        found: defaultdict[str, list[tuple[TopicPartition, int, Told]]] = defaultdict(list)
         for partition, offset in committed.items():
-            for number in range(self._checked.get(partition, 0), offset):
-                where = (partition.topic, partition.partition, number)
-                if (one := self._at.get(where)) is not None:
-                    newly.setdefault(one.batch, []).append((where, one))
-        for batch, found in newly.items():
+            for number, told in self._ahead[partition].items():
+                if number < offset:
+                    found[told.batch].append((partition, number, told))
+        for batch, events in found.items():
             state = await self._store.state(batch)
-            for where, one in found:
-                assert state.absorb(one.delta).empty, f"{where} is committed, and its effect is not in the store"
+            for partition, number, told in events:
+                durable = state.absorb(told.delta).empty
+                assert durable, f"{partition} is committed past {number}, whose effect is not in the store"
+                del self._ahead[partition][number]
+                self.behind += 1

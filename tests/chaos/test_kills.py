@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from bcs.contracts import topics
+from bcs.domain.facts import Outcome
 from bcs.pipeline_config import load_pipelines
 from tests.chaos.callers import Callers
 from tests.chaos.figures import Note
@@ -97,8 +98,11 @@ async def play_out(directory: Path, seed: int, jars: Path | None, note_figure: N
                     raise
             announcements = await callers.assert_announced(platform)
             await assert_state(stage, history)
+            for batch in callers.recorded:
+                assert (await stage.store.state(batch)).batch_marks["spellcheck"].outcome is Outcome.COMPLETED
             for topic in topics.CONSUMED:
                 assert await platform.messages(topics.dead_letter_topic(topic)) == [], "a kill poisons no message"
+    assert callers.statuses.keys() <= {200, 503, "refused", "reset"}, callers.statuses
     assert callers.statuses["refused"] == 0 or disasters.happened["process killed"]
     kills = ", ".join(f"{killings.done[kind]} {kind}" for kind in KINDS)
     worse = ", ".join(f"{count} {kind}" for kind, count in sorted(disasters.happened.items()))
@@ -108,7 +112,9 @@ async def play_out(directory: Path, seed: int, jars: Path | None, note_figure: N
         f"{time.monotonic() - began:.0f} s",
     )
     note_figure(
-        2, f"seed {seed}: {len(callers.pruned)} prunings told, {announcements} announcements; {callers.statuses}"
+        2,
+        f"seed {seed}: {len(callers.pruned)} prunings told, {announcements} announcements, {len(callers.recorded)} "
+        f"reports kept; {dict(callers.statuses)}",
     )
     note_figure(3, f"seed {seed}: {watch.looks} looks, {watch.behind} events durable behind committed offsets")
 

@@ -40,6 +40,7 @@ pytestmark = [
 ]
 
 SEED = 14
+GROWN_MEGABYTES = 16.0
 LOOKS = 5
 LISTENING = "0A"
 BATCHES = [f"batch-{number}" for number in range(5)]
@@ -213,6 +214,7 @@ async def test_nothing_is_left_of_actors_that_died(
             await wait_until(nothing_left)
         assert after - before == Counter(), f"left over, besides {before}"
         grown = (resident_bytes() - resident) / 2**20
+        assert grown < GROWN_MEGABYTES
     each = f"{INTAKE} of intake, {OTHER} each of {', '.join(OTHERS)}, and a batch's"
     note_figure(14, f"{INTAKE + OTHER * (len(OTHERS) + 1)} restarts: {each}; seed {SEED}")
     note_figure(14, f"no more than before: {dict(before)}, and at most {REDIS_CONNECTIONS + 1} connections to Redis")

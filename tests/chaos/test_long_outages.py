@@ -64,11 +64,13 @@ class NoRedis:
         scene.ground.valkey.kill()
         yield
         scene.ground.valkey.restart()
+        self._new = f"{scene.ground.name}-new"
+        await scene.ground.platform.send(spellchecked(self._new, "essay"))
 
     async def overcome(self, scene: Scene) -> bool:
         """See `Outage.overcome`."""
         answers = await scene.bos.get("/readyz"), await scene.bos.define(scene.callers.undone)
-        return {answer.status for answer in answers} == {200}
+        return {answer.status for answer in answers} == {200} and await scene.knows(self._new)
 
 
 class NoKafka:
@@ -145,6 +147,7 @@ async def endure(directory: Path, outage: Outage, measured: Measured) -> None:
         announcements = await assert_kept(tally, scene.callers, scene.history, scene.ground)
         await scene.assert_no_restart()
         assert tally.outcomes.keys() <= {"200", "503"}, tally.outcomes
+        assert max(one.seconds for one in scene.asked) < DEADLINE_SECONDS, "also at either edge of the outage"
         assert {one.outcome for one in scene.asked if one.began > overcome} == {"200"}
         measured.before, measured.during = scene.between(began, left), scene.between(left, back)
         measured.seconds = overcome - back

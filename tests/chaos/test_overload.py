@@ -185,7 +185,7 @@ async def test_ten_times_the_load_is_refused_in_time_and_costs_no_memory(tmp_pat
         assert answers.keys() == {"200", "503"}, answers
         assert tally.slowest < DEADLINE_SECONDS + TURNS_SECONDS
         assert max(crowd.probes) < DEADLINE_SECONDS
-        assert crowd.fewest > EVENTS, "there was always more than it could hold"
+        assert crowd.fewest > TIMES * EVENTS / 5, "there was always several times more than it could hold"
         assert await crowd.member() == member, "it was never thrown out of its group"
         assert "offset_commit_failed" not in crowd.process.log.read_text()
         assert abs(last - warm) <= FLAT * warm

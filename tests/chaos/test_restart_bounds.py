@@ -27,9 +27,8 @@ GIVEN_UP_SECONDS = 2.0
 RESTART_MAX = 10  # as in a deployment
 LANES = 10  # services at a time: after each death of an intake the broker lets its group wait for a second
 DEPLOYED_DRAIN_SECONDS = 1.0
-# A drain that takes too long is cut off by the last resort, which itself comes after two seconds.
+# A drain that takes too long is cut off by the last resort.
 DRAINS = [DEPLOYED_DRAIN_SECONDS] * 3 + [5.0] if IN_FULL else [DEPLOYED_DRAIN_SECONDS]
-LAST_RESORT_SECONDS = 0.2
 # The interpreter needs the processor to come to its end: sized down, this may run beside anything.
 STARVED_SECONDS = 0.0 if IN_FULL else 1.5
 # Before each restart the wait that a deployment has before a first one. There it grows with every failure that comes
@@ -187,5 +186,4 @@ async def test_one_kill_too_many_ends_the_process(
         note_figure(
             8, f"exit code 1 after kill {RESTART_MAX + 1} of metrics, with {drain_seconds} s of drain: {figures}"
         )
-    assert max(seconds[DEPLOYED_DRAIN_SECONDS]) <= GIVEN_UP_SECONDS + STARVED_SECONDS
-    assert max(max(took) for took in seconds.values()) <= GIVEN_UP_SECONDS + LAST_RESORT_SECONDS + STARVED_SECONDS
+    assert max(max(took) for took in seconds.values()) <= GIVEN_UP_SECONDS + STARVED_SECONDS

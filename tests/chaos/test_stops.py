@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 LANES = min(3, SIZES.stops // 3)  # services at a time, each with one life after another
 BUDGET_SECONDS = 8.0
-DRAINS_SECONDS = [0.0, 0.0, 0.3]
+DRAINS_SECONDS = [0.0, 0.0, 0.3, 1.0]
 CHUNKS, CHUNK = 8, 20
 # Whether a caller keeps its connection, and how long it takes to send the last bytes of a request.
 CALLERS = [(True, 0.0), (True, 0.0), (False, 0.0), (False, 0.0), (True, 0.2), (False, 0.2)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -82,6 +84,30 @@ async def test_the_last_are_served_and_the_next_refused(listener: socket.socket,
         assert {caller.recv(10) for caller in all_of_them} == {b"hello"}
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can drop them")
+async def test_who_knocks_as_it_closes_is_refused_and_never_reset(
+    listener: socket.socket, greeter: type[Greeter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with callers(listener, 1) as before, socket.socket() as late:
+        late.setblocking(False)
+        acceptor = Acceptor(listener, greeter)
+        take = Acceptor._take
+
+        def take_and_be_late(self: Acceptor, limit: int) -> list[socket.socket]:
+            taken = take(self, limit)
+            if not taken:  # the backlog is empty: the very last moment
+                with suppress(BlockingIOError):
+                    late.connect(address)
+            return taken
+
+        address = listener.getsockname()
+        monkeypatch.setattr(Acceptor, "_take", take_and_be_late)
+        await acceptor.take_the_last()
+        assert [caller.recv(10) for caller in before] == [b"hello"]
+        await anyio.wait_writable(late)
+        assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 
 
 async def test_those_it_has_no_room_for_wait_in_the_backlog(listener: socket.socket, greeter: type[Greeter]) -> None:

@@ -56,7 +56,9 @@ class Witness(Recorder):
         self._disturb()
 
     def actor_ended(self, path: str, incarnation: int, reason: str, error: BaseException | None) -> None:
-        self.alive.remove(path)
+        if path not in self.alive:
+            self.wrong.append(("ended, and never started", path))
+        self.alive.discard(path)
         self.wedged.discard(path)
         self.wrong += [("outlives its supervisor", other) for other in self.alive if other.startswith(f"{path}/")]
         self._disturb()
