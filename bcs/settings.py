@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     )
 
     message_max_deliveries: Count = Field(3, description="crashes over one message before it becomes a dead letter")
-    restart_max: Count = Field(10, description="restarts within the period after which a supervisor gives up")
+    restart_max: Count = Field(10, description="with more restarts than these within the period a supervisor gives up")
     restart_period_seconds: Seconds = Field(60.0, description="the period in which restarts are counted")
     batch_restart_max: Count = Field(300, description="the same for all per-batch actors together")
     restart_backoff_initial_seconds: Seconds = Field(0.05, description="the wait before a first restart")

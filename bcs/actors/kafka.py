@@ -53,8 +53,8 @@ class KafkaStatus:
 def _send(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
     try:
         return _send_of_aiokafka(connection, request, expect_response)
-    except KafkaError:
-        raise  # aiokafka's own errors are RuntimeErrors too
+    except (KafkaError, NotImplementedError):
+        raise  # aiokafka's own errors, and a broker that speaks none of its versions, are RuntimeErrors too
     except RuntimeError as error:
         connection.close(reason=CloseReason.CONNECTION_BROKEN)
         raise KafkaConnectionError(f"connection to {connection.host}:{connection.port} is lost: {error}") from error
@@ -98,8 +98,8 @@ async def _done_within(seconds: float, step: Callable[[], Awaitable[None]]) -> b
     with anyio.move_on_after(seconds, shield=True) as scope:
         try:
             await step()
-        except KafkaError as error:
-            log.debug("kafka_client_stop_failed", error=str(error))
+        except Exception as error:  # noqa: BLE001 (whatever it is, the other steps must follow)
+            log.debug("kafka_client_stop_failed", error=describe(error))
             return False
         except anyio.get_cancelled_exc_class():
             # With the broker away, aiokafka cancels tasks of its own and lets their cancellation out of stop(). Nothing

@@ -117,7 +117,7 @@ async def test_a_batch_s_actor_is_killed_by_the_batch_s_id(redis_url: str, kafka
         assert await bos.metric("bcs_actor_restarts_total", actor="batches/*") == 1
 
 
-@pytest.mark.parametrize("name", ["nobody", "intake/below", "batches/no-such-batch", "bcs", "a/kill/b"])
+@pytest.mark.parametrize("name", ["nobody", "intake/below", "batches/no-such-batch", "batches/a\nb", "bcs", "a/kill/b"])
 async def test_an_unknown_name_is_not_found(bos: Orchestrator, name: str) -> None:
     answer = await kill(bos, quote(name, safe=""))
     assert answer.status == 404

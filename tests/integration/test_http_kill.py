@@ -82,6 +82,18 @@ async def test_a_request_in_hand_gets_its_answer(service: RunningService) -> Non
         assert await bos.to_run("batch") == ["ai_feedback"], "and it was carried out"
 
 
+async def test_nothing_is_left_of_a_killed_one_though_a_caller_takes_its_time(
+    service: RunningService, runners: list[web.AppRunner]
+) -> None:
+    async with connection(service) as (reader, writer), Orchestrator(service.base) as bos:
+        writer.write(HEAD)  # and no body
+        await wait_until(lambda: two_in_flight(bos))
+        assert service.call(service.service.root.kill, "http")
+        await wait_until(lambda: restarted(service))
+        assert runners[0].server is None, "it was closed to the end"
+        assert await answer_on(reader) == b"", "and so was the connection"
+
+
 async def two_in_flight(bos: Orchestrator) -> bool:
     return await bos.metric("bcs_http_requests_in_flight") == 2  # the question itself is one of them
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -88,3 +88,23 @@ async def test_an_intake_killed_while_it_hands_partitions_over_leaves_no_ghost(
         finally:
             service.call(let_go[0].set)
         await wait_until(partial(platform.caught_up, service.group))
+
+
+async def test_a_client_that_fails_in_the_middle_of_its_stop_is_closed_all_the_same(
+    kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = AIOKafkaConsumer(
+        *topics.CONSUMED, bootstrap_servers=kafka_bootstrap_servers, group_id=unique_name("group")
+    )
+    await consumer.start()
+
+    async def fail() -> None:
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(consumer._fetcher, "close", fail)
+    connections = list(consumer._client._conns.values())
+    assert any(connection.connected() for connection in connections)
+    await close(consumer, 1.0)
+    assert not any(connection.connected() for connection in connections)
+    monkeypatch.undo()
+    await consumer._fetcher.close()

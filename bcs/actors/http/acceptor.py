@@ -19,9 +19,10 @@ log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
 # So many a turn of the event loop, for those who are connected already to have theirs.
 _AT_A_TIME = 64
-# What passes when others let go of something: until then connections wait in the backlog.
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_EXHAUSTED_SECONDS = 0.5
+# What is wrong with the listening socket itself. All else passes: file descriptors or memory are used up, or a network
+# that failed is told of here (accept(2)). Until then connections wait in the backlog.
+_BROKEN = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.EFAULT})
+_PAUSE_SECONDS = 0.5
 _SO_ATTACH_FILTER = 26
 _BPF_RETURN = 0x06
 
@@ -48,10 +49,10 @@ class Acceptor:
                 try:
                     taken = self._take(_AT_A_TIME)
                 except OSError as error:
-                    if error.errno not in _EXHAUSTED:
+                    if error.errno in _BROKEN:
                         raise
                     log.warning("connections_not_accepted", error=error.strerror)
-                    await anyio.sleep(_EXHAUSTED_SECONDS)
+                    await anyio.sleep(_PAUSE_SECONDS)
                     continue
                 for connection in taken:
                     group.start_soon(self._serve, connection)

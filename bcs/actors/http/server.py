@@ -116,7 +116,8 @@ class HttpServer:
             await guard.idle()
             stopped = True
         finally:
-            with anyio.move_on_after(_KILLED_GRACE_SECONDS * 2, shield=True):
+            # The sum of what is in it, or something would be left half closed: aiohttp waits twice for its timeout.
+            with anyio.move_on_after(_LINGER_SECONDS + _KILLED_GRACE_SECONDS * 4, shield=True):
                 guard.say_goodbye()
                 if not stopped:
                     await anyio.sleep(_LINGER_SECONDS)
@@ -129,7 +130,7 @@ class HttpServer:
         application.router.add_post("/internal/v1/pipelines/define", self.pipelines.define)
         application.router.add_post("/internal/v1/phases/complete", self.pipelines.complete)
         application.router.add_get("/internal/v1/actors", self.actors.show)
-        application.router.add_post("/internal/v1/actors/{name:.+}/kill", self.actors.kill)
+        application.router.add_post("/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill)
         application.router.add_get("/healthz", self.probes.healthz)
         application.router.add_get("/readyz", self.probes.readyz)
         application.router.add_get("/metrics", self.probes.render)
