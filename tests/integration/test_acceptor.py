@@ -86,6 +86,19 @@ async def test_the_last_are_served_and_the_next_refused(listener: socket.socket,
         socket.create_connection(address, 5)
 
 
+async def test_who_was_connected_before_newcomers_are_dropped_can_still_talk(
+    listener: socket.socket, greeter: type[Greeter]
+) -> None:
+    acceptor = Acceptor(listener, greeter)
+    with callers(listener, 3) as before:
+        acceptor.drop_newcomers()
+        for caller in before:
+            caller.send(b"hello to you")
+        async with accepting(acceptor):
+            await wait_until(lambda: greeter.served == len(before))
+        assert {caller.recv(10) for caller in before} == {b"hello"}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can drop them")
 async def test_who_knocks_as_it_closes_is_refused_and_never_reset(
     listener: socket.socket, greeter: type[Greeter], monkeypatch: pytest.MonkeyPatch
@@ -104,6 +117,7 @@ async def test_who_knocks_as_it_closes_is_refused_and_never_reset(
 
         address = listener.getsockname()
         monkeypatch.setattr(Acceptor, "_take", take_and_be_late)
+        acceptor.drop_newcomers()
         await acceptor.take_the_last()
         assert [caller.recv(10) for caller in before] == [b"hello"]
         await anyio.wait_writable(late)

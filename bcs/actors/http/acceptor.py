@@ -24,7 +24,13 @@ _AT_A_TIME = 64
 _BROKEN = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.EFAULT})
 _PAUSE_SECONDS = 0.5
 _SO_ATTACH_FILTER = 26
-_BPF_RETURN = 0x06
+# Classic BPF (linux/filter.h): code, two jumps, operand. A socket's filter sees the packet from its TCP header on.
+_PASS_ALL_BUT_SYN = (
+    (0x30, 0, 0, 13),  # load the byte with the flags
+    (0x45, 0, 1, 0x02),  # SYN?
+    (0x06, 0, 0, 0),  # drop it
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass all of it
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +63,22 @@ class Acceptor:
                 for connection in taken:
                     group.start_soon(self._serve, connection)
 
-    async def take_the_last(self) -> None:
-        """Take what waits in the backlog, and refuse connections from now on.
+    def drop_newcomers(self) -> None:
+        """Let nobody knock any more, while those who have may still come in.
 
-        To close a listening socket resets those in its backlog, and more may come at any moment until then. So the
-        kernel is told to drop all that knock: they knock again, a second later, and are refused.
+        To close a listening socket resets whoever is in its backlog or half way into it, and at any moment somebody is.
+        So before that the kernel is told to drop their first packet (Linux's SO_ATTACH_FILTER): they send it again a
+        second later, and are refused. Elsewhere some may be reset.
         """
-        _drop_newcomers(self.listener)
+        if sys.platform == "linux":
+            instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in _PASS_ALL_BUT_SYN)
+            buffer = ctypes.create_string_buffer(instructions)
+            program = struct.pack("HP", len(_PASS_ALL_BUT_SYN), ctypes.addressof(buffer))
+            with suppress(OSError):  # a sandbox may not know it
+                self.listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+    async def take_the_last(self) -> None:
+        """Take what waits in the backlog, and close the listening socket: connections are refused from now on."""
         async with anyio.create_task_group() as group:
             with suppress(OSError), closing(self.listener):  # for the very last there may be no room
                 while taken := self._take(_AT_A_TIME):
@@ -91,12 +106,3 @@ class Acceptor:
         # One turn of the event loop; cancelled, it would close the connection.
         with anyio.CancelScope(shield=True), suppress(OSError):  # it has gone meanwhile
             await asyncio.get_running_loop().connect_accepted_socket(self.make_protocol, connection)
-
-
-def _drop_newcomers(listener: socket.socket) -> None:
-    """Attach a filter that lets no packet through (Linux's SO_ATTACH_FILTER; elsewhere some may be reset)."""
-    if sys.platform == "linux":
-        return_nothing = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
-        program = struct.pack("HP", 1, ctypes.addressof(return_nothing))
-        with suppress(OSError):  # a sandbox may not know it
-            listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

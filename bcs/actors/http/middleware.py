@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable
+from functools import cache
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
@@ -41,7 +42,14 @@ class Guard:
         self._telemetry = telemetry
         self.in_flight = 0
         self._last_answers = False
-        self._answered = anyio.Event()
+        self._all_answered: anyio.Event | None = None
+        # To look them up by their labels costs more than to count; there are few, as labels have closed sets of values.
+        self._series = cache(
+            lambda method, route, status: (
+                telemetry.http_requests.labels(method, route, str(status)),
+                telemetry.http_duration.labels(method, route),
+            )
+        )
 
     def say_goodbye(self) -> None:
         """From now on each connection is closed with its next answer: a request sent on one that is just being closed
@@ -52,14 +60,15 @@ class Guard:
     async def idle(self) -> None:
         """Wait until no request is being answered."""
         while self.in_flight:
-            await self._answered.wait()
+            self._all_answered = anyio.Event()
+            await self._all_answered.wait()
 
     @web.middleware
     async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The middleware: whatever happens, the caller gets an answer."""
         began = time.perf_counter()
         # The body's own id replaces this one as soon as the body is read.
-        request[CORRELATION_ID] = uuid.uuid4().hex
+        request[CORRELATION_ID] = secrets.token_hex(16)
         self.in_flight += 1
         self._telemetry.http_in_flight.set(self.in_flight)
         try:
@@ -67,13 +76,14 @@ class Guard:
         finally:
             self.in_flight -= 1
             self._telemetry.http_in_flight.set(self.in_flight)
-            self._answered.set()
-            self._answered = anyio.Event()
+            if self._all_answered and not self.in_flight:
+                self._all_answered.set()
         route = _route_label(request)
         method = request.method if request.method in _METHODS else "other"
-        self._telemetry.http_requests.labels(method, route, str(response.status)).inc()
         seconds = time.perf_counter() - began
-        self._telemetry.http_duration.labels(method, route).observe(seconds)
+        requests, duration = self._series(method, route, response.status)
+        requests.inc()
+        duration.observe(seconds)
         if self._settings.http_access_log:
             log.info(
                 "request",

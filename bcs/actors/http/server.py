@@ -28,6 +28,8 @@ _PROTOCOL_LOG.setLevel(logging.CRITICAL)
 # At a stop, every connection that is open gets this long to ask once more: a caller may be just about to, and slow.
 _LAST_REQUESTS_SECONDS = 1.0
 _LOOK_SECONDS = 0.01
+# Who has knocked is connected by then.
+_HANDSHAKE_SECONDS = 0.05
 # After a kill, a connection that was just accepted gets this long to send its request before it is closed.
 _LINGER_SECONDS = 0.1
 # After a kill, requests in hand get this long to end before their connections are closed.
@@ -108,6 +110,8 @@ class HttpServer:
                 guard.say_goodbye()
                 # Readiness is off by now: whoever balances the load gets this long to see it.
                 await anyio.sleep(self.settings.shutdown_drain_seconds)
+                acceptor.drop_newcomers()
+                await anyio.sleep(_HANDSHAKE_SECONDS)
                 group.cancel_scope.cancel()
             await acceptor.take_the_last()
             with anyio.move_on_after(_LAST_REQUESTS_SECONDS):
