@@ -1,0 +1,53 @@
+"""Events from Kafka, until their offsets are committed."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from benchmarks.measured import Measured
+from benchmarks.usage import cpu_seconds, resident_megabytes
+from benchmarks.world import GROUP, World
+from tests.support.events import Event, spellchecked
+from tests.support.waiting import wait_until
+
+_CHUNK = 5_000
+_ESSAYS = 30
+_DONE_SECONDS = 300.0
+
+
+async def measure(world: World, path: str, name: str, events: int, batches: int) -> Measured:
+    """Let so many events pile up while the service stands still, and see how fast it takes them in.
+
+    :param batches: over so many the events are spread, one after the other.
+    """
+    said = [
+        spellchecked(f"{name}-{number % batches}", f"essay-{number // batches % _ESSAYS}") for number in range(events)
+    ]
+    process, process_id, redis_id = world.service, world.service.process.pid, world.redis_process_id
+    process.signal(signal.SIGSTOP)
+    try:
+        await _tell(world, said)
+    finally:
+        began, before, redis_before = time.perf_counter(), cpu_seconds(process_id), cpu_seconds(redis_id)
+        process.signal(signal.SIGCONT)
+
+    async def taken_in() -> bool:
+        return await world.platform.caught_up(GROUP)
+
+    await wait_until(taken_in, _DONE_SECONDS)
+    seconds = time.perf_counter() - began
+    cpu, redis_cpu = cpu_seconds(process_id) - before, cpu_seconds(redis_id) - redis_before
+    return Measured(
+        path,
+        events,
+        events / seconds,
+        cpu / events * 1e6,
+        redis_cpu / events * 1e6,
+        megabytes=resident_megabytes(process_id),
+    )
+
+
+async def _tell(world: World, said: list[Event]) -> None:
+    for start in range(0, len(said), _CHUNK):
+        await world.platform.send(*said[start : start + _CHUNK])

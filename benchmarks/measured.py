@@ -1,0 +1,40 @@
+"""What a benchmark says: rows with figures, and the median of several rounds of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from statistics import median
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One path, as measured; None where it does not apply.
+
+    :param rate: operations a second.
+    :param cpu_us: of the process measured, for one operation.
+    :param redis_cpu_us: of the store, for one operation.
+    :param generator_cpu: the part of a core that the load took; near 1.0 the load is what limits.
+    :param megabytes: resident memory of the process measured, afterwards.
+    """
+
+    path: str
+    operations: int
+    rate: float
+    cpu_us: float
+    redis_cpu_us: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    p999_ms: float | None = None
+    generator_cpu: float | None = None
+    megabytes: float | None = None
+
+
+def middle(rounds: list[Measured]) -> Measured:
+    """The median of every figure by itself."""
+    figures: dict[str, Any] = {}
+    for one in fields(Measured):
+        if one.name != "path":
+            values = [value for measured in rounds if (value := getattr(measured, one.name)) is not None]
+            figures[one.name] = median(values) if values else None
+    return replace(rounds[0], **figures)

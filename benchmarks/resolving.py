@@ -1,0 +1,102 @@
+"""Resolutions over HTTP: the floor, a warm answer, one with a phase pruned; and how the cost grows."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.to_thread
+
+from bcs.domain.facts import EssayPhaseEnded, Outcome
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.domain.state import delta_of
+from benchmarks.generator import Load, Order, generate
+from benchmarks.measured import Measured, middle
+from benchmarks.usage import cpu_seconds, resident_megabytes
+from benchmarks.world import World
+
+CONNECTIONS = 16
+ESSAYS = 30
+_BODY = (
+    '{"batch_id": "%s", "requested_pipeline": "ai_feedback", "correlation_id": "bench-{number:12}", '
+    '"batch_metadata": {"prompt_attached": true, "prompt_source": "context"}}'
+)
+
+
+async def measure(world: World, path: str, batch_id: str, seconds: float, *, floor: bool = False) -> Measured:
+    """Ask about one batch, at full speed."""
+    process_id = world.floor.pid if floor else world.service.process.pid
+    redis_id = world.redis_process_id
+    order = Order(world.floor_port if floor else world.port, _BODY % batch_id, CONNECTIONS, seconds)
+    before, redis_before = cpu_seconds(process_id), cpu_seconds(redis_id)
+    load: Load = await anyio.to_thread.run_sync(generate, order)
+    cpu, redis_cpu = cpu_seconds(process_id) - before, cpu_seconds(redis_id) - redis_before
+    if load.statuses.keys() != {"200"}:
+        raise RuntimeError(f"{path}: not all is well: {load.statuses}")
+    return Measured(
+        path,
+        load.answers,
+        load.rate,
+        cpu / load.answers * 1e6,
+        None if floor else redis_cpu / load.answers * 1e6,
+        load.percentiles_ms["p50"],
+        load.percentiles_ms["p99"],
+        load.percentiles_ms["p99.9"],
+        load.cpu_seconds / load.seconds,
+        resident_megabytes(process_id),
+    )
+
+
+async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measured]:
+    """The floor and the two kinds of answers in turns, for all to meet the same weather."""
+    await world.know("warm", ESSAYS, spellchecked=False)
+    await world.know("pruned", ESSAYS, spellchecked=True)
+    floor, warm, pruned = list[Measured](), list[Measured](), list[Measured]()
+    for turn in range(rounds + 1):
+        took = seconds if turn else seconds / 2
+        measured = (
+            await measure(world, "floor: aiohttp alone", "any", took, floor=True),
+            await measure(world, "resolve, warm", "warm", took),
+            await measure(world, "resolve, one phase pruned", "pruned", took),
+        )
+        if turn:  # the first one warms up
+            for rows, row in zip((floor, warm, pruned), measured, strict=True):
+                rows.append(row)
+    return [middle(floor), middle(warm), middle(pruned)]
+
+
+async def growth(world: World, seconds: float, batches: int, essays: int) -> list[Measured]:
+    """The warm answer again, with so many batches in the store, and about a batch with so many essays."""
+    await world.know("large", essays, spellchecked=False)
+    small, large = list[Measured](), list[Measured]()
+    for _ in range(2):
+        small.append(await measure(world, f"resolve, batch of {ESSAYS}", "warm", seconds))
+        large.append(await measure(world, f"resolve, batch of {essays}", "large", seconds))
+    await _know_many(world, batches)
+    crowded = [await measure(world, f"resolve, among {batches} batches", "warm", seconds) for _ in range(2)]
+    return [middle(small), middle(large), middle(crowded)]
+
+
+async def _know_many(world: World, batches: int) -> None:
+    numbers = iter(range(batches))
+
+    async def tell() -> None:
+        for number in numbers:
+            await world.know(f"crowd-{number}", ESSAYS, spellchecked=True)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(tell)
+
+
+async def bytes_of_a_batch(world: World) -> int:
+    """What one batch of 30 essays with five finished phases takes in Redis."""
+    await world.know("weighed", ESSAYS, spellchecked=True)
+    known = await world.store.state("weighed")
+    facts = [
+        EssayPhaseEnded(phase, essay, Outcome.COMPLETED, 1_764_000_000_000_000 + number)
+        for phase in PLATFORM_PHASES
+        for number, essay in enumerate(known.known_since_us)
+    ]
+    await world.store.commit("weighed", delta_of(facts))
+    [keys] = await world.gateway.call(("KEYS", "bench:*weighed*"))
+    sizes = await world.gateway.call(*(("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys))
+    return sum(sizes)

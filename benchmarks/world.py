@@ -1,0 +1,136 @@
+"""Servers, the service and the floor, each a process of its own, for as long as a benchmark takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import ClientError
+
+from bcs import embedded
+from bcs.contracts import topics
+from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Outcome
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.domain.state import delta_of
+from bcs.embedded import EmbeddedServer, create_topics, free_port
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_state import RedisStateStore
+from tests.support.kafka import PARTITIONS, Platform
+from tests.support.service import BcsProcess, Orchestrator, serve
+from tests.support.waiting import wait_until
+
+KEY_PREFIX, GROUP = "bench:", "bench"
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that takes part.
+
+    :param broker: which Kafka it is.
+    :param start_seconds: from the start of the service's process until it was ready.
+    """
+
+    valkey: EmbeddedServer
+    kafka: str
+    broker: str
+    service: BcsProcess
+    floor: subprocess.Popen[bytes]
+    floor_port: int
+    platform: Platform
+    gateway: RedisGateway
+    store: RedisStateStore
+    start_seconds: float
+
+    @property
+    def port(self) -> int:
+        """Where the service listens."""
+        return int(self.service.environment["BCS_HTTP_PORT"])
+
+    @property
+    def redis_process_id(self) -> int:
+        """The store's process."""
+        if self.valkey.process is None:
+            raise RuntimeError("the store does not run")
+        return self.valkey.process.pid
+
+    async def know(self, batch_id: str, essays: int, *, spellchecked: bool) -> None:
+        """Put a batch into the store, past the service."""
+        ids = tuple(f"{number:08x}-6f2c-4d3a-9b1e-5c7d8e9f0a1b" for number in range(essays))
+        facts: list[EssaysRegistered | EssayPhaseEnded | BatchPhaseEnded] = [EssaysRegistered(ids, essays, 1)]
+        if spellchecked:
+            facts += [EssayPhaseEnded("spellcheck", essay, Outcome.COMPLETED, 1_764_000_000_000_000) for essay in ids]
+        await self.store.commit(batch_id, delta_of(facts))
+
+
+@asynccontextmanager
+async def built(directory: Path) -> AsyncIterator[World]:
+    """Start everything, and end it."""
+    async with AsyncExitStack() as stack:
+        valkey = stack.enter_context(embedded.valkey(directory / "valkey"))
+        broker = stack.enter_context(embedded.kafka(directory / "kafka"))
+        await create_topics(broker.address, [*topics.CONSUMED, *topics.PUBLISHED], PARTITIONS)
+        gateway = RedisGateway(
+            f"redis://{valkey.address}",
+            max_connections=8,
+            deadline_seconds=30,
+            breaker_failures=1_000_000,
+            breaker_open_seconds=0.01,
+        )
+        stack.push_async_callback(gateway.aclose)
+        store = RedisStateStore(gateway, key_prefix=KEY_PREFIX, ttl_seconds=604_800, phases=PLATFORM_PHASES)
+        floor_port = free_port()
+        floor = stack.enter_context(_floor(floor_port))
+        began = time.perf_counter()
+        service = stack.enter_context(
+            serve(
+                directory / "service",
+                f"redis://{valkey.address}",
+                broker.address,
+                BCS_REDIS_KEY_PREFIX=KEY_PREFIX,
+                BCS_KAFKA_CONSUMER_GROUP_ID=GROUP,
+                BCS_KAFKA_SESSION_TIMEOUT_SECONDS=30,
+                BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS=3,
+                BCS_METRICS_INTERVAL_SECONDS=1,
+                BCS_ENVIRONMENT="production",
+                PYTHONWARNINGS="default",
+            )
+        )
+        await service.answers()
+        start_seconds = time.perf_counter() - began
+        platform = await stack.enter_async_context(Platform(broker.address))
+        world = World(
+            valkey,
+            broker.address,
+            "Tansu, embedded",
+            service,
+            floor,
+            floor_port,
+            platform,
+            gateway,
+            store,
+            start_seconds,
+        )
+        await _floor_answers(world)
+        yield world
+
+
+@contextmanager
+def _floor(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.floor", str(port)]) as process:  # noqa: S603 (our own)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def _floor_answers(world: World) -> None:
+    async def ready() -> bool:
+        async with Orchestrator(f"http://127.0.0.1:{world.floor_port}") as caller:
+            return (await caller.define("any")).status == 200
+
+    await wait_until(ready, ignoring=(ClientError,))
