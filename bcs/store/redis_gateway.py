@@ -39,10 +39,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.domain.errors import StoreUnavailable
+from bcs.store.round_trips import Command, Parcel, RoundTrips
 
 log = structlog.stdlib.get_logger("bcs.redis")
-
-Command = tuple[str | bytes | int | float, ...]
 
 _AWAY = (
     RedisConnectionError,
@@ -104,6 +103,8 @@ class RedisGateway:
         self._opened_at = -inf
         self._open_seconds = breaker_open_seconds
         self._breaker: AsyncCircuitBreaker | None = None
+        # With so many, an outage opens the circuit as soon as if each caller had a round trip to itself.
+        self._shared = RoundTrips(self._carry, min(max_connections, breaker_failures))
 
     @property
     def circuit(self) -> str:
@@ -126,6 +127,32 @@ class RedisGateway:
         """
         async with self.session() as session:
             return await session.call(*commands)
+
+    async def share(self, *commands: Command) -> list[Any]:
+        """The same, in one round trip with all others who share in this turn of the event loop.
+
+        For what is small and asked for often: a large reply would hold up the others' behind it.
+
+        :raises StoreUnavailable: as for `call`.
+        :raises ResponseError: as for `call`.
+        """
+        replies = await self._shared.send(commands)
+        with _translated():
+            _raise_first(replies)
+        return replies
+
+    async def _carry(self, parcels: Sequence[Parcel]) -> None:
+        async with self.session() as session:
+            replies = await session.exchange([command for parcel in parcels for command in parcel.commands])
+            begin = 0
+            for parcel in parcels:
+                end = begin + len(parcel.commands)
+                parcel.replies = replies[begin:end]
+                begin = end
+            # A refusal is its sender's alone, but one that means an outage is to be seen by the circuit breaker.
+            for reply in replies:
+                if isinstance(reply, _AWAY) or (isinstance(reply, ResponseError) and _means_away(reply)):
+                    raise reply
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[RedisSession]:
@@ -205,6 +232,12 @@ class RedisSession:
 
     async def call(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their replies; see `RedisGateway.call`."""
+        replies = await self.exchange(commands)
+        _raise_first(replies)
+        return replies
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """The same, with what Redis refused as errors among the replies."""
         try:
             await self._connection.send_packed_command(self._connection.pack_commands(commands))
         except RuntimeError as error:
@@ -216,7 +249,6 @@ class RedisSession:
                 replies.append(await self._connection.read_response())
             except ResponseError as error:
                 replies.append(error)
-        _raise_first(replies)
         return replies
 
 
@@ -248,9 +280,13 @@ def _translated() -> Iterator[None]:
     except OSError as error:
         raise StoreUnavailable("redis", _brief(error)) from error
     except ResponseError as error:
-        if str(error).startswith(_AWAY_CODES):
+        if _means_away(error):
             raise StoreUnavailable("redis", _brief(error)) from error
         raise
+
+
+def _means_away(error: ResponseError) -> bool:
+    return str(error).startswith(_AWAY_CODES)
 
 
 def _brief(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -11,7 +12,8 @@ from redis.exceptions import ResponseError
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import OutboxFull, StoreCorrupted
 from bcs.store.base import LeasedMessage
-from bcs.store.redis_gateway import Command, RedisGateway
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.round_trips import Command
 
 log = structlog.stdlib.get_logger("bcs.outbox")
 
@@ -42,7 +44,9 @@ class RedisOutbox:
             return
         if self._length + len(messages) > self._limit and await self.backlog() + len(messages) > self._limit:
             raise OutboxFull(self._limit)
-        replies = await self._transaction(*(self._addition(message) for message in messages), ("XLEN", self._stream))
+        additions = (self._addition(message) for message in messages)
+        with self._corruption_named():
+            *_, replies = await self._gateway.share(("MULTI",), *additions, ("XLEN", self._stream), ("EXEC",))
         self._length = replies[-1]
 
     async def lease(self, limit: int) -> list[LeasedMessage]:
@@ -90,12 +94,17 @@ class RedisOutbox:
         return self._length
 
     async def _transaction(self, *commands: Command) -> list[Any]:
-        try:
+        with self._corruption_named():
             replies = await self._gateway.call(("MULTI",), *commands, ("EXEC",))
-        except ResponseError as error:
-            raise StoreCorrupted(self._stream, str(error)) from error
         results: list[Any] = replies[-1]
         return results
+
+    @contextmanager
+    def _corruption_named(self) -> Iterator[None]:
+        try:
+            yield
+        except ResponseError as error:
+            raise StoreCorrupted(self._stream, str(error)) from error
 
     async def _read(self, limit: int, after: str) -> list[Any]:
         reply = await self._call_in_group(

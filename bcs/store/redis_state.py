@@ -27,7 +27,8 @@ from bcs.store.codec import (
 )
 from bcs.store.committing import CommitPolicy, commit_with
 from bcs.store.merge_script import MERGE_SCRIPT
-from bcs.store.redis_gateway import Command, RedisGateway, RedisSession
+from bcs.store.redis_gateway import RedisGateway, RedisSession
+from bcs.store.round_trips import Command
 
 
 class RedisStateStore:
@@ -93,7 +94,7 @@ class RedisStateStore:
         """See `StateStore.summary`."""
         keys = BatchKeys(self._key_prefix, batch_id)
         with _corruption_named(keys):
-            [stored] = await self._gateway.call(("GET", keys.summary))
+            [stored] = await self._gateway.share(("GET", keys.summary))
             if stored is not None:
                 summary = decode_summary(keys.summary, stored, self._phases)
                 if summary is not None:

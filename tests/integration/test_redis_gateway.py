@@ -170,8 +170,8 @@ async def test_replies_are_never_mixed_up_however_callers_are_cancelled(
 
     async def get(name: str) -> None:
         nonlocal answers
-        # One round trip, two in a transaction, or several commands in one: all of them can be cut off.
-        kind = chance.randrange(3)
+        # One round trip, two in a transaction, several commands in one, or shared ones: all of them can be cut off.
+        kind = chance.randrange(5)
         try:
             if kind == 0:
                 assert await gateway.call(("GET", name)) == [name.encode()]
@@ -181,6 +181,11 @@ async def test_replies_are_never_mixed_up_however_callers_are_cancelled(
                     b"x",
                     name.encode(),
                 ]
+            elif kind == 2:
+                assert await gateway.share(("GET", name)) == [name.encode()]
+            elif kind == 3:
+                *_, replies = await gateway.share(("MULTI",), ("GET", name), ("ECHO", "x"), ("EXEC",))
+                assert replies == [name.encode(), b"x"]
             else:
                 async with gateway.session() as session:
                     assert await session.call(("WATCH", name), ("GET", name)) == [b"OK", name.encode()]

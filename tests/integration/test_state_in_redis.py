@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,9 +19,10 @@ from bcs.domain.verdicts import BatchSummary, summarize
 from bcs.store.base import Committed
 from bcs.store.codec import BatchKeys
 from bcs.store.committing import CommitPolicy
-from bcs.store.redis_gateway import Command, RedisGateway, RedisSession
+from bcs.store.redis_gateway import RedisGateway, RedisSession
 from bcs.store.redis_outbox import RedisOutbox
 from bcs.store.redis_state import RedisStateStore
+from bcs.store.round_trips import Command
 from tests.integration.stores import (
     BREAKER_FAILURES,
     PHASES,
@@ -48,6 +49,9 @@ class RacingSession(RedisSession):
             await self._rival()
         self._watching = self._watching or commands[0][0] == "WATCH"
         return await self._inner.call(*commands)
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        return await self._inner.exchange(commands)
 
 
 class RacingGateway(RedisGateway):

@@ -1,0 +1,115 @@
+"""What work costs, in round trips, commands and bytes: figures that no busy machine changes, unlike times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.store.codec import BatchKeys
+from bcs.store.redis_gateway import RedisGateway, RedisSession
+from bcs.store.round_trips import Command
+from tests.support.events import cj_completed, phase_outcome, registered, spellchecked
+from tests.support.kafka import Platform
+from tests.support.service import Orchestrator, RunningService
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+ESSAYS = [f"{number:08x}-6f2c-4d3a-9b1e-5c7d8e9f0a1b" for number in range(30)]
+# What one batch takes in Redis, whose essays have UUIDs for ids; a comparable service takes 29 kB.
+BYTES = 11_500
+
+
+class Ledger:
+    """Every round trip to Redis that is about a batch, as the commands in it that name the batch."""
+
+    def __init__(self, batch: str) -> None:
+        self.trips: list[list[str]] = []
+        self._batch = batch.encode()
+
+    def note(self, commands: Sequence[Command]) -> None:
+        named = [str(command[0]) for command in commands if any(self._names(part) for part in command)]
+        if named:
+            self.trips.append(named)
+
+    def _names(self, part: object) -> bool:
+        return self._batch in (part if isinstance(part, bytes) else str(part).encode())
+
+
+@pytest.fixture
+def ledger(batch: str, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    ledger, exchange = Ledger(batch), RedisSession.exchange
+
+    async def noted(self: RedisSession, commands: Sequence[Command]) -> list[Any]:
+        ledger.note(commands)
+        return await exchange(self, commands)
+
+    monkeypatch.setattr(RedisSession, "exchange", noted)
+    return ledger
+
+
+@pytest.fixture
+async def known(service: RunningService, platform: Platform, batch: str) -> str:
+    """The batch, once its essays are registered and some of them spellchecked."""
+    await platform.send(registered(batch, ESSAYS), *(spellchecked(batch, essay) for essay in ESSAYS[:10]))
+    await wait_until(lambda: platform.caught_up(service.group))
+    return batch
+
+
+async def test_a_warm_answer_takes_one_round_trip_with_one_command(
+    known: str, bos: Orchestrator, ledger: Ledger
+) -> None:
+    assert await bos.to_run(known) == ["spellcheck", "ai_feedback"]
+    assert ledger.trips == [["GET"]]
+
+
+async def test_an_answer_with_a_pruned_phase_takes_one_more(
+    known: str, service: RunningService, platform: Platform, bos: Orchestrator, ledger: Ledger
+) -> None:
+    await platform.send(*(spellchecked(known, essay) for essay in ESSAYS))
+    await wait_until(lambda: platform.caught_up(service.group))
+    ledger.trips.clear()
+    assert await bos.to_run(known) == ["ai_feedback"]
+    assert ledger.trips == [["GET"], ["XADD"]]
+
+
+async def test_what_waits_for_a_batch_is_committed_in_two_round_trips(
+    service: RunningService, platform: Platform, bos: Orchestrator, batch: str, ledger: Ledger
+) -> None:
+    # They come from Kafka in a few polls, and each finds what came before it being committed.
+    await platform.send(*(spellchecked(batch, f"essay-{number}") for number in range(600)))
+    await wait_until(lambda: platform.caught_up(service.group))
+    commits = [trip for trip in ledger.trips if trip[0] == "WATCH"]
+    assert len(ledger.trips) == 2 * len(commits)
+    assert len(commits) < 60, "a group commit takes all that waits"
+
+
+async def test_many_callers_at_a_time_share_their_round_trips(
+    known: str, service: RunningService, ledger: Ledger
+) -> None:
+    async with Orchestrator(service.base, keep_alive=True) as bos, anyio.create_task_group() as group:
+        for _ in range(100):
+            group.start_soon(bos.to_run, known)
+    commands = [command for trip in ledger.trips for command in trip]
+    assert commands == ["GET"] * 100
+    assert len(ledger.trips) < len(commands)
+
+
+async def test_a_batch_is_small_in_redis(
+    known: str, service: RunningService, platform: Platform, gateway: RedisGateway
+) -> None:
+    await platform.send(
+        *(spellchecked(known, essay) for essay in ESSAYS),
+        cj_completed(known, ESSAYS, []),
+        *(phase_outcome(known, phase, ESSAYS, []) for phase in ("nlp", "ai_feedback", "student_matching")),
+    )
+    await wait_until(lambda: platform.caught_up(service.group))
+    keys = BatchKeys(service.service.settings.redis_key_prefix, known)
+    names = [keys.summary, keys.meta, keys.known, *(keys.marks(phase) for phase in sorted(PLATFORM_PHASES))]
+    sizes = await gateway.call(*(("MEMORY", "USAGE", name, "SAMPLES", 0) for name in names))
+    assert all(sizes), f"every key is there: {dict(zip(names, sizes, strict=True))}"
+    assert sum(sizes) <= BYTES
