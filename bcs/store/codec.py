@@ -6,6 +6,8 @@ import json
 from collections.abc import Collection, Mapping
 from urllib.parse import quote
 
+from pydantic_core import from_json
+
 from bcs.domain.errors import StoreCorrupted
 from bcs.domain.facts import Outcome
 from bcs.domain.state import BatchState, Expected, Mark
@@ -93,7 +95,7 @@ def encode_summary(summary: BatchSummary, phases: Collection[str]) -> str:
     )
 
 
-def decode_summary(key: str, text: bytes, phases: Collection[str]) -> BatchSummary | None:
+def decode_summary(key: str, text: bytes, phases: frozenset[str]) -> BatchSummary | None:
     """A summary from its string.
 
     :param phases: those that the reader knows.
@@ -101,25 +103,23 @@ def decode_summary(key: str, text: bytes, phases: Collection[str]) -> BatchSumma
     :raises StoreCorrupted: something else wrote there.
     """
     try:
-        document = json.loads(text)
-        if not set(phases) <= set(document["judged"]):
+        document = from_json(text)
+        if not phases.issubset(document["judged"]):
             return None
-        verdicts = {
-            phase: PhaseVerdict(bool(_whole(complete)), _whole(completed), _whole(failed))
-            for phase, (complete, completed, failed) in document["phases"].items()
-        }
-        expected = document["expected"]
-        return BatchSummary(
-            _whole(document["v"]), _whole(document["known"]), None if expected is None else _whole(expected), verdicts
-        )
+        verdicts: dict[str, PhaseVerdict] = {}
+        for phase, (complete, completed, failed) in document["phases"].items():
+            _require_whole(complete, completed, failed)
+            verdicts[phase] = PhaseVerdict(complete == 1, completed, failed)
+        version, known, expected = document["v"], document["known"], document["expected"]
+        _require_whole(version, known, 0 if expected is None else expected)
+        return BatchSummary(version, known, expected, verdicts)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorrupted(key, f"not a summary: {error}") from None
 
 
-def _whole(value: object) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{type(value).__name__} is not a whole number")
-    return value
+def _require_whole(first: object, second: object, third: object) -> None:
+    if not (type(first) is type(second) is type(third) is int):
+        raise TypeError("not a whole number")
 
 
 def _mark(text: str) -> Mark:

@@ -8,8 +8,8 @@ own accord, and leaks the connection when a deadline strikes inside `reset()`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from math import inf
 from typing import Any
 
@@ -23,40 +23,16 @@ from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    ClusterDownError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.domain.errors import StoreUnavailable
-from bcs.store.round_trips import Command, Parcel, RoundTrips
+from bcs.store.multiplexer import Command, LineLost, Multiplexer
+from bcs.store.redis_errors import raise_first, translated
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
-_AWAY = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    BusyLoadingError,
-    ClusterDownError,
-    ReadOnlyError,
-    OutOfMemoryError,
-    TryAgainError,
-    AuthenticationError,
-    NoPermissionError,
-)
-# Answers that redis-py has no type for, but that pass like an outage: a replica without its master, a server whose
-# disk refuses writes, one that runs a long script.
-_AWAY_CODES = ("MASTERDOWN", "MISCONF", "BUSY ", "NOREPLICAS", "UNBLOCKED", "OOM", "LOADING", "READONLY")
 _BREAKER = "redis"
 # A probe must neither wait behind a full house nor take a place in it.
 _CONNECTIONS_FOR_PING = 1
@@ -92,8 +68,8 @@ class RedisGateway:
             # With these on, redis-py no longer notices a reply that was left over on a pooled connection.
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
-        self._slots = anyio.CapacityLimiter(max_connections)
-        self._ping_slots = anyio.CapacityLimiter(_CONNECTIONS_FOR_PING)
+        self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
+        self._ping_slots = anyio.Semaphore(_CONNECTIONS_FOR_PING, fast_acquire=True)
         self._deadline_seconds = deadline_seconds
         self._breakers = AsyncCircuitBreakerFactory(
             default_threshold=breaker_failures, default_ttl=breaker_open_seconds
@@ -103,8 +79,8 @@ class RedisGateway:
         self._opened_at = -inf
         self._open_seconds = breaker_open_seconds
         self._breaker: AsyncCircuitBreaker | None = None
-        # With so many, an outage opens the circuit as soon as if each caller had a round trip to itself.
-        self._shared = RoundTrips(self._carry, min(max_connections, breaker_failures))
+        # Outside the pool, which would take it back.
+        self._shared = Multiplexer(self._pool.make_connection, deadline_seconds)
 
     @property
     def circuit(self) -> str:
@@ -136,23 +112,52 @@ class RedisGateway:
         :raises StoreUnavailable: as for `call`.
         :raises ResponseError: as for `call`.
         """
-        replies = await self._shared.send(commands)
-        with _translated():
-            _raise_first(replies)
+        breaker = self._breaker or await self._make_breaker()
+        self.ensure_reachable()
+        try:
+            replies = await self._shared.send(commands)
+        except LineLost as lost:
+            failure = StoreUnavailable("redis", lost.cause)
+            if lost.first:
+                # Once for the connection, and not for each who was on it: one reset is no outage.
+                await self._tell(breaker, failure)
+            raise failure from None
+        for reply in replies:
+            if isinstance(reply, (RedisError, list)):
+                await self._inspect(breaker, replies)
+                break
+        await self._tell(breaker)
         return replies
 
-    async def _carry(self, parcels: Sequence[Parcel]) -> None:
-        async with self.session() as session:
-            replies = await session.exchange([command for parcel in parcels for command in parcel.commands])
-            begin = 0
-            for parcel in parcels:
-                end = begin + len(parcel.commands)
-                parcel.replies = replies[begin:end]
-                begin = end
-            # A refusal is its sender's alone, but one that means an outage is to be seen by the circuit breaker.
-            for reply in replies:
-                if isinstance(reply, _AWAY) or (isinstance(reply, ResponseError) and _means_away(reply)):
-                    raise reply
+    async def _inspect(self, breaker: AsyncCircuitBreaker, replies: Sequence[Any]) -> None:
+        try:
+            with translated():
+                raise_first(replies)
+        except StoreUnavailable as failure:
+            await self._tell(breaker, failure)
+            raise
+
+    async def _tell(self, breaker: AsyncCircuitBreaker, failure: StoreUnavailable | None = None) -> None:
+        """Tell the circuit breaker of an answer, or of a failure."""
+        try:
+            async with breaker:
+                if failure:
+                    raise failure
+        except StoreUnavailable:
+            failure.__traceback__ = None  # type: ignore[union-attr] # it is raised again, from where it belongs
+        except OpenedState as opened:
+            self._unstick(opened)
+
+    async def _make_breaker(self) -> AsyncCircuitBreaker:
+        self._breaker = await self._breakers.get_breaker(_BREAKER, exclude=[(BaseException, _answered)])
+        return self._breaker
+
+    def _unstick(self, opened: OpenedState) -> None:
+        # purgatory raises one and the same exception for every refusal, whose traceback would grow for ever.
+        opened.__traceback__ = None
+        if not self._is_left_alone():
+            # The wall clock, by which purgatory goes, was set back: then the pause is ended here.
+            opened.opened_at = 0.0
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[RedisSession]:
@@ -162,20 +167,15 @@ class RedisGateway:
 
         :raises StoreUnavailable: as for `call`.
         """
-        if self._breaker is None:
-            self._breaker = await self._breakers.get_breaker(_BREAKER, exclude=[(BaseException, _answered)])
+        breaker = self._breaker or await self._make_breaker()
         async with self._slots:
             # purgatory measures the pause by the wall clock, which may have been set forward.
             self.ensure_reachable()
             try:
-                async with self._breaker, self._connected() as session:
+                async with breaker, self._connected() as session:
                     yield session
             except OpenedState as opened:
-                # purgatory raises one and the same exception for every refusal, whose traceback would grow for ever.
-                opened.__traceback__ = None
-                if not self._is_left_alone():
-                    # Or set back: then the pause is ended here.
-                    opened.opened_at = 0.0
+                self._unstick(opened)
                 raise _refusal() from None
 
     async def ping(self) -> None:
@@ -188,6 +188,7 @@ class RedisGateway:
 
     async def aclose(self) -> None:
         """Close all connections."""
+        self._shared.close()
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds):
             await self._pool.disconnect()
 
@@ -209,7 +210,7 @@ class RedisGateway:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[RedisSession]:
-        with _translated(), anyio.fail_after(self._deadline_seconds, shield=True):
+        with translated(), anyio.fail_after(self._deadline_seconds, shield=True):
             connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
             reusable = False
             try:
@@ -233,7 +234,7 @@ class RedisSession:
     async def call(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their replies; see `RedisGateway.call`."""
         replies = await self.exchange(commands)
-        _raise_first(replies)
+        raise_first(replies)
         return replies
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
@@ -259,35 +260,3 @@ def _refusal() -> StoreUnavailable:
 def _answered(error: BaseException) -> bool:
     """Whether the circuit breaker should overlook an error, because Redis did answer."""
     return not isinstance(error, StoreUnavailable)
-
-
-def _raise_first(replies: Sequence[Any]) -> None:
-    for reply in replies:
-        if isinstance(reply, RedisError):
-            raise reply
-        if isinstance(reply, list):
-            _raise_first(reply)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError as error:
-        raise StoreUnavailable("redis", "it did not answer in time") from error
-    except _AWAY as error:
-        raise StoreUnavailable("redis", _brief(error)) from error
-    except OSError as error:
-        raise StoreUnavailable("redis", _brief(error)) from error
-    except ResponseError as error:
-        if _means_away(error):
-            raise StoreUnavailable("redis", _brief(error)) from error
-        raise
-
-
-def _means_away(error: ResponseError) -> bool:
-    return str(error).startswith(_AWAY_CODES)
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"

@@ -12,8 +12,8 @@ from redis.exceptions import ResponseError
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import OutboxFull, StoreCorrupted
 from bcs.store.base import LeasedMessage
+from bcs.store.multiplexer import Command
 from bcs.store.redis_gateway import RedisGateway
-from bcs.store.round_trips import Command
 
 log = structlog.stdlib.get_logger("bcs.outbox")
 

@@ -27,8 +27,8 @@ from bcs.store.codec import (
 )
 from bcs.store.committing import CommitPolicy, commit_with
 from bcs.store.merge_script import MERGE_SCRIPT
+from bcs.store.multiplexer import Command
 from bcs.store.redis_gateway import RedisGateway, RedisSession
-from bcs.store.round_trips import Command
 
 
 class RedisStateStore:
@@ -57,6 +57,7 @@ class RedisStateStore:
         self._key_prefix = key_prefix
         self._ttl_ms = ttl_seconds * 1000
         self._phases = tuple(sorted(phases))
+        self._phases_known = frozenset(phases)
         self._policy = policy or CommitPolicy()
         self._reach = reach
 
@@ -93,12 +94,15 @@ class RedisStateStore:
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `StateStore.summary`."""
         keys = BatchKeys(self._key_prefix, batch_id)
-        with _corruption_named(keys):
+        try:
             [stored] = await self._gateway.share(("GET", keys.summary))
-            if stored is not None:
-                summary = decode_summary(keys.summary, stored, self._phases)
-                if summary is not None:
-                    return summary
+        except ResponseError as error:
+            raise StoreCorrupted(keys.stem, str(error)) from error
+        if stored is not None:
+            summary = decode_summary(keys.summary, stored, self._phases_known)
+            if summary is not None:
+                return summary
+        with _corruption_named(keys):
             state, version = await self._snapshot(keys)
             if not state.empty:
                 await self._restore_summary(keys)

@@ -7,11 +7,12 @@ from typing import Any
 
 import anyio
 import pytest
+from hiredis import Reader
 
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.store.codec import BatchKeys
+from bcs.store.multiplexer import Command, _Line
 from bcs.store.redis_gateway import RedisGateway, RedisSession
-from bcs.store.round_trips import Command
 from tests.support.events import cj_completed, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService
@@ -48,8 +49,23 @@ def ledger(batch: str, monkeypatch: pytest.MonkeyPatch) -> Ledger:
         ledger.note(commands)
         return await exchange(self, commands)
 
+    def noted_together(line: _Line) -> None:
+        if line._outgoing:
+            ledger.note([tuple(_words(packed)) for packed in line._outgoing])
+        flush(line)
+
+    flush = _Line._flush
     monkeypatch.setattr(RedisSession, "exchange", noted)
+    monkeypatch.setattr(_Line, "_flush", noted_together)
     return ledger
+
+
+def _words(packed: bytes) -> list[str | bytes]:
+    """A command of Redis's protocol, taken apart."""
+    reader = Reader()
+    reader.feed(packed)
+    name, *rest = reader.gets()
+    return [name.decode(), *rest]
 
 
 @pytest.fixture

@@ -1,0 +1,213 @@
+"""One connection to Redis for all who want something small: their commands share its round trips.
+
+What is asked for in one turn of the event loop goes out in one write, and the next does not wait for the answer. A
+caller costs a future then, where a connection of its own costs two system calls, a deadline and a checkout. It is a
+thin layer on redis-py's connection, which makes the handshake (with its TLS) and brings the parser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import anyio
+from hiredis import Reader, pack_command
+from redis.asyncio import Connection
+from redis.exceptions import InvalidResponse, RedisError
+
+from bcs.store.redis_errors import brief
+
+Command = tuple[str | bytes | int | float, ...]
+
+
+class LineLost(Exception):
+    """There is no connection any more, or there could be none.
+
+    :param first: whether this caller is the first to be told of this failure.
+    """
+
+    def __init__(self, cause: str, *, first: bool) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.first = first
+
+
+class Multiplexer:
+    """Connects when it is first needed, and again after a failure.
+
+    :param make: makes a connection that is not yet open.
+    :param deadline_seconds: how long to connect may take, and how long an answer.
+    """
+
+    def __init__(self, make: Callable[[], Connection], deadline_seconds: float) -> None:
+        self._make = make
+        self._deadline_seconds = deadline_seconds
+        self._line: _Line | None = None
+        self._connecting = anyio.Lock()
+        self._attempts = 0
+        self._problem: str | None = None
+
+    async def send(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands, and return their replies; what Redis refused stands among them as an error.
+
+        They stay together and in order, so that a transaction can be among them. Cancellation leaves open whether they
+        are carried out, and nobody else is affected.
+
+        :raises LineLost: there are no replies; the commands may or may not have been carried out.
+        """
+        line = self._line
+        if line is None or line.problem is not None:
+            line = await self._connect()
+        return await line.post(commands)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._line:
+            self._line.lose("closed")
+
+    async def _connect(self) -> _Line:
+        attempts = self._attempts
+        async with self._connecting:
+            if self._line and self._line.problem is None:
+                return self._line
+            if self._attempts > attempts and self._problem is not None:
+                # All who waited for one attempt fail with it, not each after one of its own.
+                raise LineLost(self._problem, first=False)
+            self._problem = None
+            self._attempts += 1
+            self._line = await self._open()
+            return self._line
+
+    async def _open(self) -> _Line:
+        connection = self._make()
+        line: _Line | None = None
+        try:
+            # To break off in the middle of the handshake would only have the next caller begin it anew.
+            with anyio.fail_after(self._deadline_seconds, shield=True):
+                await connection.connect()  # type: ignore[no-untyped-call]
+            line = _Line(connection, self._deadline_seconds)
+        except TimeoutError:
+            self._problem = "it did not answer in time"
+        except (RedisError, OSError, RuntimeError) as error:
+            self._problem = brief(error)
+        finally:
+            if line is None:
+                await connection.disconnect(nowait=True)
+        if line is None:
+            raise LineLost(self._problem or "", first=True)
+        return line
+
+
+class _Order:
+    """What one caller waits for."""
+
+    __slots__ = ("answer", "due", "missing", "replies")
+
+    def __init__(self, answer: asyncio.Future[list[Any]], missing: int, due: float) -> None:
+        self.answer = answer
+        self.missing = missing
+        self.due = due
+        self.replies: list[Any] = []
+
+
+class _Line(asyncio.Protocol):
+    """An open connection, from the end of the handshake on.
+
+    :param problem: why it can't be used any more.
+    """
+
+    def __init__(self, connection: Connection, deadline_seconds: float) -> None:
+        self.problem: str | None = None
+        self._connection = connection
+        self._deadline_seconds = deadline_seconds
+        self._loop = asyncio.get_running_loop()
+        self._orders: deque[_Order] = deque()
+        self._outgoing: list[bytes] = []
+        self._paused = False
+        self._watched = False
+        # There is no public way to either: redis-py reads through asyncio's streams, at one reply for each await.
+        streams: Any = connection
+        self._parser: Reader = streams._parser._reader
+        self._nothing: object = self._parser.gets()  # what it says when no reply is complete
+        self._transport = cast("asyncio.Transport", streams._writer.transport)
+        if self._transport.is_closing():
+            raise OSError("the connection was closed during the handshake")
+        self._transport.set_protocol(self)
+
+    async def post(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands with all others of this turn of the event loop."""
+        order = _Order(self._loop.create_future(), len(commands), self._loop.time() + self._deadline_seconds)
+        self._orders.append(order)
+        if not self._outgoing and not self._paused:
+            self._loop.call_soon(self._flush)
+        self._outgoing += [pack_command(command) for command in commands]  # type: ignore[arg-type] # it takes any number
+        if not self._watched:
+            self._watched = True
+            self._loop.call_at(order.due, self._look)
+        return await order.answer
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out the replies, each to the caller whose turn it is."""
+        parser, orders, nothing = self._parser, self._orders, self._nothing
+        try:
+            parser.feed(data)
+            while (reply := parser.gets()) is not nothing:
+                if not orders:
+                    self.lose("it said something that nobody asked for")
+                    return
+                order = orders[0]
+                order.replies.append(reply)
+                order.missing -= 1
+                if not order.missing:
+                    orders.popleft()
+                    if not order.answer.done():  # else its caller was cancelled
+                        order.answer.set_result(order.replies)
+        except (InvalidResponse, ValueError) as error:
+            self.lose(brief(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The other side closed it, or something on the way."""
+        self.lose(brief(exc) if exc else "it closed the connection")
+
+    def pause_writing(self) -> None:
+        """What comes now waits: the kernel has enough."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """The kernel takes more."""
+        self._paused = False
+        self._flush()
+
+    def lose(self, problem: str) -> None:
+        """Give this connection up, and tell all who wait for a reply on it."""
+        if self.problem is not None:
+            return
+        self.problem = problem
+        self._transport.abort()
+        self._connection._writer = self._connection._reader = None  # it was ours, and is closed
+        self._outgoing.clear()
+        first = True
+        for order in self._orders:
+            if not order.answer.done():
+                order.answer.set_exception(LineLost(problem, first=first))
+                first = False
+        self._orders.clear()
+
+    def _flush(self) -> None:
+        if self._outgoing and not self._paused and self.problem is None:
+            data = b"".join(self._outgoing)
+            self._outgoing.clear()
+            self._transport.write(data)
+
+    def _look(self) -> None:
+        # One timer for all, since all have the same time: it is set anew only when it has run out.
+        if self.problem is not None:
+            return
+        if self._orders and self._orders[0].due <= self._loop.time():
+            self.lose("it did not answer in time")
+        elif self._orders:
+            self._loop.call_at(self._orders[0].due, self._look)
+        else:
+            self._watched = False

@@ -1,0 +1,264 @@
+"""One connection to Redis for many: whoever is there shares its round trips, and nobody suffers for another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+import anyio.abc
+import pytest
+from redis.exceptions import ResponseError
+
+from bcs.domain.errors import StoreUnavailable
+from bcs.embedded import EmbeddedServer
+from bcs.store.multiplexer import _Line
+from bcs.store.redis_gateway import RedisGateway
+from tests.integration.stores import MakeGateway
+from tests.support.fault_proxy import FaultProxy
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+
+async def echo(gateway: RedisGateway, text: bytes = b"hello") -> bool:
+    return await gateway.share(("ECHO", text)) == [text]
+
+
+async def fails(gateway: RedisGateway) -> StoreUnavailable:
+    with pytest.raises(StoreUnavailable) as raised:
+        await echo(gateway)
+    return raised.value
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many commands went out in each write."""
+    together, flush = list[int](), _Line._flush
+
+    def noted(line: _Line) -> None:
+        if line._outgoing:
+            together.append(len(line._outgoing))
+        flush(line)
+
+    monkeypatch.setattr(_Line, "_flush", noted)
+    return together
+
+
+def waiting(gateway: RedisGateway) -> int:
+    line = gateway._shared._line
+    return len(line._orders) if line else 0
+
+
+async def test_who_comes_in_one_turn_goes_together_and_nobody_waits_for_the_answers_of_others(
+    make_gateway: MakeGateway, proxy: FaultProxy, together: list[int]
+) -> None:
+    gateway = make_gateway(proxy.address, deadline=20)
+    assert await echo(gateway)
+    proxy.freeze()
+    async with anyio.create_task_group() as group:
+        for number in range(5):
+            group.start_soon(echo, gateway, b"first-%d" % number)
+        await wait_until(lambda: sum(together) == 6)
+        for number in range(3):
+            group.start_soon(echo, gateway, b"second-%d" % number)
+        await wait_until(lambda: waiting(gateway) == 8)
+        proxy.thaw()
+    assert together == [1, 5, 3]
+    assert proxy.connections_open == 1
+
+
+@pytest.mark.parametrize("natively", [True, False])
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+async def test_who_gives_up_takes_nobody_along(
+    make_gateway: MakeGateway, proxy: FaultProxy, cancelled: int, natively: bool
+) -> None:
+    gateway = make_gateway(proxy.address, deadline=20)
+    assert await echo(gateway)
+    proxy.freeze()
+    scopes, answers = [anyio.CancelScope() for _ in range(3)], list[int]()
+
+    async def ask(number: int) -> None:
+        with scopes[number]:
+            assert await gateway.share(("ECHO", number), ("ECHO", "x")) == [b"%d" % number, b"x"]
+            answers.append(number)
+
+    tasks = [asyncio.create_task(ask(number)) for number in range(3)]
+    await wait_until(lambda: waiting(gateway) == 3)
+    if natively:
+        tasks[cancelled].cancel()
+    else:
+        scopes[cancelled].cancel()
+    await asyncio.wait([tasks[cancelled]])
+    proxy.thaw()
+    await asyncio.wait(tasks)
+    assert answers == [number for number in range(3) if number != cancelled]
+    assert await echo(gateway)
+
+
+async def test_a_lost_connection_is_told_to_each_counted_once_and_replaced(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway, failures = make_gateway(proxy.address, deadline=20, failures=2), list[StoreUnavailable]()
+    assert await echo(gateway)
+    proxy.freeze()
+
+    async def fail() -> None:
+        failures.append(await fails(gateway))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(10):
+            group.start_soon(fail)
+        await wait_until(lambda: waiting(gateway) == 10)
+        await proxy.cut()
+    assert len({id(failure) for failure in failures}) == 10, "an exception that several raise grows for ever"
+    assert gateway.circuit == "closed", "one connection that breaks is no outage"
+    proxy.thaw()
+    assert await echo(gateway)
+
+
+async def test_a_server_that_says_nothing_is_given_up_after_the_deadline_and_asked_anew(
+    make_gateway: MakeGateway, private_valkey: EmbeddedServer
+) -> None:
+    gateway = make_gateway(private_valkey.address, deadline=0.2, failures=5)
+    assert await echo(gateway)
+    private_valkey.freeze()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(fails, gateway)
+    private_valkey.thaw()
+    for number in range(20):
+        assert await echo(gateway, b"after %d" % number)
+
+
+async def test_a_server_that_ends_is_noticed_without_a_question(
+    make_gateway: MakeGateway, private_valkey: EmbeddedServer
+) -> None:
+    gateway = make_gateway(private_valkey.address, deadline=5)
+    assert await echo(gateway)
+    line = gateway._shared._line
+    assert line is not None
+    private_valkey.kill()
+    await wait_until(lambda: line.problem is not None)
+    private_valkey.start()
+    assert await echo(gateway), "the first question after that finds a new connection"
+
+
+async def test_all_who_wait_for_one_attempt_to_connect_fail_with_it(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, deadline=0.3, failures=2)
+    proxy.freeze()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(fails, gateway)
+    assert proxy.connections_accepted == 1
+    assert gateway.circuit == "closed"
+    await fails(gateway)
+    assert gateway.circuit == "opened"
+
+
+@pytest.mark.parametrize("natively", [True, False])
+async def test_who_gives_up_while_it_connects_takes_nobody_along(
+    make_gateway: MakeGateway, proxy: FaultProxy, natively: bool
+) -> None:
+    gateway = make_gateway(proxy.address, deadline=20)
+    proxy.freeze()
+    scope, answers = anyio.CancelScope(), list[bool]()
+
+    async def ask(scope: anyio.CancelScope) -> None:
+        with scope:
+            answers.append(await echo(gateway))
+
+    first = asyncio.create_task(ask(scope))
+    await wait_until(lambda: proxy.connections_open == 1)
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(ask, anyio.CancelScope())
+        await wait_until(lambda: gateway._shared._connecting.statistics().tasks_waiting == 3)
+        if natively:
+            first.cancel()
+        else:
+            scope.cancel()
+        proxy.thaw()
+    await asyncio.wait([first])
+    assert answers == [True] * 3
+
+
+async def test_a_refusal_is_its_sender_s_alone(
+    make_gateway: MakeGateway, proxy: FaultProxy, redis_key_prefix: str, together: list[int]
+) -> None:
+    name = f"{redis_key_prefix}name"
+    gateway = make_gateway(proxy.address)
+    await gateway.share(("SET", name, "value", "PX", 60_000))
+    together.clear()
+    refused: list[str] = []
+
+    async def refuse() -> None:
+        with pytest.raises(ResponseError) as raised:
+            await gateway.share(("MULTI",), ("LPUSH", name, "x"), ("EXEC",))
+        refused.append(str(raised.value).partition(" ")[0])
+
+    async def get() -> None:
+        assert await gateway.share(("GET", name)) == [b"value"]
+
+    async with anyio.create_task_group() as group:
+        for what in [get] * 20 + [refuse] + [get] * 20:
+            group.start_soon(what)
+    assert refused == ["WRONGTYPE"]
+    assert together == [43]
+    assert gateway.circuit == "closed"
+
+
+async def test_more_than_the_kernel_takes_at_a_time_arrives_in_full(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, deadline=20)
+    texts = [bytes([number]) * 1_000_000 for number in range(1, 13)]
+
+    async def ask(text: bytes) -> None:
+        assert await gateway.share(("ECHO", text), ("ECHO", "x")) == [text, b"x"]
+
+    assert await echo(gateway)
+    proxy.freeze()
+    async with anyio.create_task_group() as group:
+        for text in texts:
+            group.start_soon(ask, text)
+        line = gateway._shared._line
+        assert line is not None
+        await wait_until(lambda: line._paused)
+        group.start_soon(ask, b"late")
+        await wait_until(lambda: waiting(gateway) == len(texts) + 1)
+        proxy.thaw()
+
+
+@asynccontextmanager
+async def talkative(says: bytes) -> AsyncIterator[str]:
+    """A server that answers every command with OK, and then says something that nobody asked for."""
+
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    data = await stream.receive()
+                    await stream.send(b"+OK\r\n" * data.count(b"*") + (says if b"ECHO" in data else b""))
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as group:
+        port = listener.extra_attributes[anyio.abc.SocketAttribute.local_port]()
+        group.start_soon(listener.serve, serve)
+        yield f"127.0.0.1:{port}"
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("says", [b"+surplus\r\n", b"this is no Redis\r\n"])
+async def test_a_connection_that_is_out_of_step_is_given_up(make_gateway: MakeGateway, says: bytes) -> None:
+    async with talkative(says) as address:
+        gateway = make_gateway(address)
+        assert await gateway.share(("ECHO", "x")) == [b"OK"]
+        line = gateway._shared._line
+        assert line is not None
+        await wait_until(lambda: line.problem is not None)
+        assert await gateway.share(("GET", "x")) == [b"OK"], "on another connection"
