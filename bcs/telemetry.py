@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -21,14 +23,19 @@ class Telemetry:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        self.resolutions = Counter(
-            "bcs_pipeline_resolutions_total", "Pipeline resolutions by outcome.", ["status"], registry=registry
+        # Where it is counted often, by a function: to look a series up by its labels costs more than to count in it.
+        self.resolutions = cache(
+            Counter(
+                "bcs_pipeline_resolutions_total", "Pipeline resolutions by outcome.", ["status"], registry=registry
+            ).labels
         )
         self.refusals = Counter(
             "bcs_pipeline_refusals_total", "Resolutions refused to the caller.", ["reason"], registry=registry
         )
-        self.phases_pruned = Counter(
-            "bcs_phases_pruned_total", "Phases left out of a pipeline as complete.", ["phase"], registry=registry
+        self.phases_pruned = cache(
+            Counter(
+                "bcs_phases_pruned_total", "Phases left out of a pipeline as complete.", ["phase"], registry=registry
+            ).labels
         )
         self.http_requests = Counter(
             "bcs_http_requests_total", "HTTP requests.", ["method", "route", "status"], registry=registry
@@ -41,8 +48,13 @@ class Telemetry:
             registry=registry,
         )
         self.http_in_flight = Gauge("bcs_http_requests_in_flight", "Requests being answered.", registry=registry)
-        self.events = Counter(
-            "bcs_events_processed_total", "Kafka messages that are done.", ["event_type", "outcome"], registry=registry
+        self.events = cache(
+            Counter(
+                "bcs_events_processed_total",
+                "Kafka messages that are done.",
+                ["event_type", "outcome"],
+                registry=registry,
+            ).labels
         )
         self.commit_conflicts = Counter(
             "bcs_redis_commit_conflicts_total", "Commits lost against another writer.", registry=registry
@@ -53,8 +65,10 @@ class Telemetry:
         self.dead_letters = Counter(
             "bcs_dead_letters_total", "Messages given up on, by source topic.", ["topic", "reason"], registry=registry
         )
-        self.published = Counter(
-            "bcs_outbox_published_total", "Messages that Kafka acknowledged.", ["kind"], registry=registry
+        self.published = cache(
+            Counter(
+                "bcs_outbox_published_total", "Messages that Kafka acknowledged.", ["kind"], registry=registry
+            ).labels
         )
         self.parked = Counter(
             "bcs_outbox_parked_total", "Messages that Kafka will never take.", ["kind"], registry=registry
@@ -83,7 +97,7 @@ class Telemetry:
         )
         # Series that alerts look at exist from the start: an increase from nothing to one would not be seen.
         for status in ("success", "failure"):
-            self.resolutions.labels(status)
+            self.resolutions(status)
         for actor in ("metrics", "publisher", "batches", "batches/*", "intake", "http"):
             self.actor_restarts.labels(actor)
         for kind in ("phase_skipped", "dead_letter"):

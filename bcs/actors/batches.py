@@ -92,7 +92,7 @@ class BatchActor:
             if command.reply:
                 command.reply.send(None)
             if command.receipt:
-                self.telemetry.events.labels(command.receipt.event_type, "applied").inc()
+                self.telemetry.events(command.receipt.event_type, "applied").inc()
                 self.finished(MessageFinished(command.receipt))
 
     async def _commit(self, context: ActorContext[RecordFacts], group: list[RecordFacts]) -> None:
@@ -126,7 +126,7 @@ class BatchActor:
         except (StoreUnavailable, OutboxFull):
             return  # a stop was asked for; not acknowledged, it is read again by the next process
         self.telemetry.dead_letters.labels(receipt.message.topic, "processing_failed").inc()
-        self.telemetry.events.labels(receipt.event_type, "dead_lettered").inc()
+        self.telemetry.events(receipt.event_type, "dead_lettered").inc()
         log.error(
             "message_dead_lettered",
             batch_id=command.batch_id,

@@ -167,7 +167,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         if event.facts:
             await self._deliver(RecordFacts(event.batch_id, event.facts, receipt), receipt)
         else:
-            self._intake.telemetry.events.labels(event_type, "ignored").inc()
+            self._intake.telemetry.events(event_type, "ignored").inc()
             self._finish(receipt)
 
     async def _deliver(self, command: RecordFacts, receipt: Receipt) -> None:
@@ -214,7 +214,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     def _note_dead_letter(self, receipt: Receipt, error: UndecodableMessage) -> None:
         message = receipt.message
         self._intake.telemetry.dead_letters.labels(message.topic, error.reason).inc()
-        self._intake.telemetry.events.labels(receipt.event_type, "dead_lettered").inc()
+        self._intake.telemetry.events(receipt.event_type, "dead_lettered").inc()
         log.warning(
             "message_dead_lettered",
             topic=message.topic,

@@ -182,7 +182,7 @@ class Publisher:
                 log.info("publish_failed", topic=message.topic, error=f"{type(error).__name__}: {error}")
             else:
                 delivered.append(entry.entry_id)
-                self.telemetry.published.labels(message.kind).inc()
+                self.telemetry.published(message.kind).inc()
 
         await self.reach(FailPoint.PUBLISHER_LEASED, context.name)
         async with anyio.create_task_group() as group:

@@ -54,17 +54,18 @@ class Resolution:
     @property
     def explanation(self) -> str:
         """The whole answer in a sentence or two, for a person."""
-        if not self.to_run:
+        to_run, pruned = self.to_run, self.pruned
+        if not to_run:
             subject, verb = ("phase", "is") if len(self.decisions) == 1 else (f"{len(self.decisions)} phases", "are")
             return (
                 f"Nothing is left to run: the {subject} of pipeline '{self.pipeline}' "
-                f"({', '.join(self.pruned)}) {verb} already complete."
+                f"({', '.join(pruned)}) {verb} already complete."
             )
         reasons = "; ".join(
             f"{decision.phase}, because {decision.because}" for decision in self.decisions if decision.runs
         )
-        count = f"{len(self.to_run)} of {len(self.decisions)} phases of pipeline '{self.pipeline}' still to run"
-        skipped = f" Pruned as already complete: {', '.join(self.pruned)}." if self.pruned else ""
+        count = f"{len(to_run)} of {len(self.decisions)} phases of pipeline '{self.pipeline}' still to run"
+        skipped = f" Pruned as already complete: {', '.join(pruned)}." if pruned else ""
         return f"{count}: {reasons}.{skipped}"
 
 

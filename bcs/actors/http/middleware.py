@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +16,7 @@ import anyio
 import structlog
 from aiohttp import web
 
+from bcs.actors.http.deadlines import Deadlines
 from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, problem_of
 from bcs.contracts.http import InvalidBody
 from bcs.domain.errors import BcsError
@@ -26,21 +29,24 @@ log = structlog.stdlib.get_logger("bcs.http", actor="http")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CORRELATION_ID: Final = web.RequestKey("correlation_id", str)
+ANYWHERE: Final = "/{path}"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+_is_header_safe = re.compile(r"[ -$&-~]*").fullmatch
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Guard:
     """Answers every request in time, and counts it.
 
-    :param in_flight: how many requests are being answered.
+    :param deadlines: whoever calls this runs them.
     """
 
-    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(self, settings: Settings, telemetry: Telemetry, deadlines: Deadlines) -> None:
         self._settings = settings
-        self._telemetry = telemetry
-        self.in_flight = 0
+        self._deadlines = deadlines
+        self._in_flight = 0
+        telemetry.http_in_flight.set_function(lambda: self._in_flight)
         self._last_answers = False
         self._all_answered: anyio.Event | None = None
         # To look them up by their labels costs more than to count; there are few, as labels have closed sets of values.
@@ -59,26 +65,41 @@ class Guard:
 
     async def idle(self) -> None:
         """Wait until no request is being answered."""
-        while self.in_flight:
+        while self._in_flight:
             self._all_answered = anyio.Event()
             await self._all_answered.wait()
 
-    @web.middleware
-    async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The middleware: whatever happens, the caller gets an answer."""
+    def around(self, handler: Handler, route: str | None) -> Handler:
+        """A handler that answers whatever happens.
+
+        Not a middleware: aiohttp puts those together anew for each request, at a tenth of what it costs by itself.
+
+        :param route: what it is counted under; None where that depends on the request.
+        """
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            return await self._answer(request, handler, route or _route_label(request))
+
+        return answer
+
+    async def _answer(self, request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
         began = time.perf_counter()
-        # The body's own id replaces this one as soon as the body is read.
-        request[CORRELATION_ID] = secrets.token_hex(16)
-        self.in_flight += 1
-        self._telemetry.http_in_flight.set(self.in_flight)
+        task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]
+        self._in_flight += 1
+        self._deadlines.watch(task, began)
         try:
             response = await self._guarded(request, handler)
+        except asyncio.CancelledError:
+            # Not for its deadline, or not for that alone: somebody wants to see the end of this connection.
+            if self._deadlines.forget(task) or task.uncancel():
+                raise
+            late = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
+            response = self._refuse(request, late)
         finally:
-            self.in_flight -= 1
-            self._telemetry.http_in_flight.set(self.in_flight)
-            if self._all_answered and not self.in_flight:
+            self._deadlines.forget(task)
+            self._in_flight -= 1
+            if self._all_answered and not self._in_flight:
                 self._all_answered.set()
-        route = _route_label(request)
         method = request.method if request.method in _METHODS else "other"
         seconds = time.perf_counter() - began
         requests, duration = self._series(method, route, response.status)
@@ -87,7 +108,7 @@ class Guard:
         if self._settings.http_access_log:
             log.info(
                 "request",
-                correlation_id=request[CORRELATION_ID],
+                correlation_id=correlation_id_of(request),
                 method=method,
                 route=route,
                 status=response.status,
@@ -96,18 +117,18 @@ class Guard:
         if self._last_answers:
             response.force_close()
         # Callers may choose any characters, a header may not have all of them.
-        response.headers["X-Correlation-ID"] = quote(request[CORRELATION_ID], safe=_HEADER_SAFE)
+        correlation_id = correlation_id_of(request)
+        if not _is_header_safe(correlation_id):
+            correlation_id = quote(correlation_id, safe=_HEADER_SAFE)
+        response.headers["X-Correlation-ID"] = correlation_id
         return response
 
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             # Probes are let in always: an overloaded service that looks dead would be killed for it.
-            if self.in_flight > self._settings.http_max_concurrent_requests and request.path not in _PROBES:
+            if self._in_flight > self._settings.http_max_concurrent_requests and request.path not in _PROBES:
                 raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time", retry=True)
-            with anyio.fail_after(self._settings.request_deadline_seconds):
-                return await handler(request)
-        except TimeoutError:
-            problem = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
+            return await handler(request)
         except Problem as error:
             problem = error
         except InvalidBody as error:
@@ -118,24 +139,49 @@ class Guard:
             problem = problem_of(error) or self._fault(request, error)
         except Exception as error:  # noqa: BLE001 (the last line before the socket: no caller may be left without one)
             problem = self._fault(request, error)
+        return self._refuse(request, problem)
+
+    def _refuse(self, request: web.Request, problem: Problem) -> web.Response:
         if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            log.debug("request_refused", correlation_id=request[CORRELATION_ID], kind=problem.kind)
+            log.debug("request_refused", correlation_id=correlation_id_of(request), kind=problem.kind)
         elif problem.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.info("request_refused", correlation_id=request[CORRELATION_ID], kind=problem.kind)
-        response = problem.response(request[CORRELATION_ID], self._settings.retry_after_seconds)
+            log.info("request_refused", correlation_id=correlation_id_of(request), kind=problem.kind)
+        response = problem.response(correlation_id_of(request), self._settings.retry_after_seconds)
         if "allowed_methods" in problem.extensions:
             response.headers["Allow"] = ", ".join(problem.extensions["allowed_methods"])
         return response
 
     def _fault(self, request: web.Request, error: Exception) -> Problem:
-        log.error("request_failed", correlation_id=request[CORRELATION_ID], path=request.path, exc_info=error)
+        log.error("request_failed", correlation_id=correlation_id_of(request), path=request.path, exc_info=error)
         return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a fault in this service; it has been logged")
 
 
+def correlation_id_of(request: web.Request) -> str:
+    """The request's correlation id; one of our own as long as its body, which has one, was not read."""
+    known = request.get(CORRELATION_ID)
+    if known is None:
+        known = request[CORRELATION_ID] = secrets.token_hex(16)
+    return known
+
+
+async def nowhere(request: web.Request) -> web.StreamResponse:
+    """Answers what no route takes.
+
+    :raises HTTPMethodNotAllowed: one would take it by another method.
+    :raises HTTPNotFound: none would.
+    """
+    allowed: set[str] = set()
+    for resource in _resources(request):
+        _, methods = await resource.resolve(request)
+        allowed |= methods
+    raise web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound
+
+
 def _route_label(request: web.Request) -> str:
-    resource = request.match_info.route.resource
-    if resource:
-        return resource.canonical
-    # A wrong method matches no route, but the path may be one of ours; never a label: a path that is not.
-    ours = {resource.canonical for resource in request.app.router.resources()}
+    # Never a label: a path that is not one of ours.
+    ours = {resource.canonical for resource in _resources(request)}
     return request.path if request.path in ours else "unmatched"
+
+
+def _resources(request: web.Request) -> list[web.AbstractResource]:
+    return [resource for resource in request.app.router.resources() if resource.canonical != ANYWHERE]

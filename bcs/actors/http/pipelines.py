@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from bcs.actors.http.asking import ask_again
-from bcs.actors.http.middleware import CORRELATION_ID
+from bcs.actors.http.middleware import CORRELATION_ID, correlation_id_of
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.messages import RecordFacts
@@ -77,7 +77,7 @@ class PipelineCalls:
                 await self._bury(await request.read(), body, error)
             raise
         finally:
-            self.telemetry.resolutions.labels(outcome).inc()
+            self.telemetry.resolutions(outcome).inc()
         return reply_json(
             {
                 "batch_id": body.batch_id,
@@ -85,7 +85,7 @@ class PipelineCalls:
                 "pruned_phases": resolution.pruned,
                 "analysis_summary": resolution.explanation,
                 "decisions": [
-                    {"phase": decision.phase, "runs": decision.runs, "reason": decision.reason}
+                    {"phase": decision.phase, "runs": decision.runs, "reason": decision.reason.value}
                     for decision in resolution.decisions
                 ],
             }
@@ -121,7 +121,7 @@ class PipelineCalls:
             await self.reach(FailPoint.HTTP_BEFORE_REPLY, body.batch_id)
             self.outbox_grew()
             for phase in resolution.pruned:
-                self.telemetry.phases_pruned.labels(phase).inc()
+                self.telemetry.phases_pruned(phase).inc()
         return resolution
 
     async def _bury(self, raw: bytes, body: DefinePipeline, error: BcsError) -> None:
@@ -151,5 +151,5 @@ async def _read(request: web.Request, model: type[BodyT]) -> BodyT:
     try:
         return parse_body(model, raw)
     except InvalidBody:
-        request[CORRELATION_ID] = correlation_id_in(raw) or request[CORRELATION_ID]
+        request[CORRELATION_ID] = correlation_id_in(raw) or correlation_id_of(request)
         raise

@@ -12,8 +12,9 @@ from aiohttp import web
 
 from bcs.actors.http.acceptor import Acceptor
 from bcs.actors.http.actors import ActorCalls
+from bcs.actors.http.deadlines import Deadlines
 from bcs.actors.http.health import Probes
-from bcs.actors.http.middleware import Guard
+from bcs.actors.http.middleware import Guard, Handler, nowhere
 from bcs.actors.http.pipelines import PipelineCalls
 from bcs.domain.errors import BcsError
 from bcs.failpoints import FailPoint, Reach
@@ -88,7 +89,13 @@ class HttpServer:
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until asked to stop; then answer what was accepted."""
         await self.reach(FailPoint.STARTING, context.name)
-        guard = Guard(self.settings, self.telemetry)
+        deadlines = Deadlines(self.settings.request_deadline_seconds)
+        async with anyio.create_task_group() as group:
+            group.start_soon(deadlines.run)
+            await self._serve(context, Guard(self.settings, self.telemetry, deadlines))
+            group.cancel_scope.cancel()
+
+    async def _serve(self, context: ActorContext[Any], guard: Guard) -> None:
         runner = web.AppRunner(
             self._application(guard),
             handle_signals=False,
@@ -130,12 +137,22 @@ class HttpServer:
                 await runner.cleanup()
 
     def _application(self, guard: Guard) -> web.Application:
-        application = web.Application(middlewares=[guard.answer], client_max_size=self.settings.http_max_body_bytes)
-        application.router.add_post("/internal/v1/pipelines/define", self.pipelines.define)
-        application.router.add_post("/internal/v1/phases/complete", self.pipelines.complete)
-        application.router.add_get("/internal/v1/actors", self.actors.show)
-        application.router.add_post("/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill)
-        application.router.add_get("/healthz", self.probes.healthz)
-        application.router.add_get("/readyz", self.probes.readyz)
-        application.router.add_get("/metrics", self.probes.render)
+        application = web.Application(client_max_size=self.settings.http_max_body_bytes)
+        router = application.router
+
+        def add(method: str, path: str, handler: Handler) -> None:
+            resource = router.add_resource(path)
+            guarded = guard.around(handler, resource.canonical)
+            resource.add_route(method, guarded)
+            if method == "GET":
+                resource.add_route("HEAD", guarded)
+
+        add("POST", "/internal/v1/pipelines/define", self.pipelines.define)
+        add("POST", "/internal/v1/phases/complete", self.pipelines.complete)
+        add("GET", "/internal/v1/actors", self.actors.show)
+        add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill)
+        add("GET", "/healthz", self.probes.healthz)
+        add("GET", "/readyz", self.probes.readyz)
+        add("GET", "/metrics", self.probes.render)
+        router.add_route("*", "/{path:(?s:.*)}", guard.around(nowhere, None))
         return application
