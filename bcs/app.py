@@ -120,7 +120,6 @@ class Service:
             self._gateway,
             key_prefix=settings.redis_key_prefix,
             ttl_seconds=settings.redis_ttl_seconds,
-            phases=self._phases,
             policy=policy,
             reach=self._reach,
         )

@@ -15,7 +15,6 @@ from aiohttp import ClientError
 from bcs import embedded
 from bcs.contracts import topics
 from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Outcome
-from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import delta_of
 from bcs.embedded import EmbeddedServer, create_topics, free_port
 from bcs.store.redis_gateway import RedisGateway
@@ -82,7 +81,7 @@ async def built(directory: Path) -> AsyncIterator[World]:
             breaker_open_seconds=0.01,
         )
         stack.push_async_callback(gateway.aclose)
-        store = RedisStateStore(gateway, key_prefix=KEY_PREFIX, ttl_seconds=604_800, phases=PLATFORM_PHASES)
+        store = RedisStateStore(gateway, key_prefix=KEY_PREFIX, ttl_seconds=604_800)
         floor_port = free_port()
         floor = stack.enter_context(_floor(floor_port))
         began = time.perf_counter()

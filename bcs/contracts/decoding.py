@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,6 +26,9 @@ from bcs.domain.errors import UndecodableMessage
 from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+"""The last time that an event may have; Kafka itself takes any number."""
+
 _ENDINGS = frozenset(BatchStatus)
 
 
@@ -78,8 +81,8 @@ class EventDecoder:
         said_at = envelope.data.timestamp or envelope.event_timestamp
         at_us = record_timestamp_ms * 1000 if said_at is None else microseconds(said_at)
         batch_id = getattr(envelope.data, route.batch_field)
-        if at_us < 0:
-            problem = "the event's time lies before 1970"
+        if not 0 <= at_us <= LATEST_US:
+            problem = "the event's time lies before 1970 or after 9999"
             raise UndecodableMessage("invalid_event", problem, batch_id, envelope.correlation_id)
         facts = route.state_facts(envelope.data, at_us)
         return DecodedEvent(route.event_type, batch_id, envelope.correlation_id, facts)

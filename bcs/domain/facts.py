@@ -17,7 +17,7 @@ class Outcome(StrEnum):
 class EssayPhaseEnded:
     """A phase ended for one essay.
 
-    :param at_us: when, in microseconds since 1970 UTC; never negative.
+    :param at_us: when, in microseconds since 1970 UTC; from 0 to the end of the year 9999.
     """
 
     phase: str
@@ -30,7 +30,7 @@ class EssayPhaseEnded:
 class BatchPhaseEnded:
     """A phase ended in the same way for every essay that had joined the batch by then.
 
-    :param at_us: when, in microseconds since 1970 UTC; never negative.
+    :param at_us: when, in microseconds since 1970 UTC; from 0 to the end of the year 9999.
     """
 
     phase: str
@@ -42,7 +42,7 @@ class BatchPhaseEnded:
 class EssaysRegistered:
     """Essays belong to the batch, and so many are expected in all.
 
-    :param at_us: when, in microseconds since 1970 UTC; never negative.
+    :param at_us: when, in microseconds since 1970 UTC; from 0 to the end of the year 9999.
     """
 
     essay_ids: tuple[str, ...]

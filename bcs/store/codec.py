@@ -1,9 +1,18 @@
-"""How state and summary are written in the store: small, and readable with a Redis command line."""
+"""How state and summary are written in the store.
+
+What a batch is in all is text: its version, the number of essays that are expected, marks that stand for all of them.
+What is known of one essay is a record of fixed width, since there are thousands of those: when it joined, in eight
+bytes, and for each phase how it ended, a letter, and when, in eight bytes again. Which phase stands where is said by
+the batch (`slot:<phase>`). Numbers begin with their highest byte, so that they compare as bytes.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from struct import Struct
+from typing import Any
 from urllib.parse import quote
 
 from pydantic_core import from_json
@@ -16,6 +25,14 @@ from bcs.domain.verdicts import BatchSummary, PhaseVerdict
 EXPECTED_FIELD = "expected"
 VERSION_FIELD = "version"
 BATCH_MARK_PREFIX = "mark:"
+SLOT_PREFIX = "slot:"
+
+_JOINED_BYTES = 8
+_MARK_BYTES = 9
+_NEVER_JOINED = 2**64 - 1
+_NO_MARK = (b"-", 0)
+_OUTCOMES = {outcome.encode(): outcome for outcome in Outcome}
+_MARK = Struct(">cQ")
 
 
 class BatchKeys:
@@ -24,21 +41,22 @@ class BatchKeys:
     Encoding everything but letters, digits and `_.-~` keeps any two batches apart, whatever their ids contain.
     """
 
-    __slots__ = ("known", "meta", "stem", "summary")
+    __slots__ = ("essays", "meta", "stem", "summary")
 
     def __init__(self, prefix: str, batch_id: str) -> None:
         self.stem = f"{prefix}{{{quote(batch_id, safe='')}}}"
         self.summary = f"{self.stem}:summary"
         self.meta = f"{self.stem}:meta"
-        self.known = f"{self.stem}:known"
+        self.essays = f"{self.stem}:essays"
 
-    def marks(self, phase: str) -> str:
-        """The key of a phase's essay marks."""
-        return f"{self.stem}:marks:{phase}"
+    @property
+    def all(self) -> tuple[str, str, str]:
+        """In the order in which the merge script takes them."""
+        return self.summary, self.meta, self.essays
 
 
 def encode_mark(mark: Mark) -> str:
-    """A mark as `c1732360000123456`: how it ended, and when in microseconds."""
+    """A mark of a whole batch as `c1732360000123456`: how it ended, and when in microseconds."""
     return f"{mark.outcome}{mark.at_us}"
 
 
@@ -47,42 +65,84 @@ def encode_expected(expected: Expected) -> str:
     return f"{expected.at_us}:{expected.count}"
 
 
+def encode_joined(since_us: int) -> bytes:
+    """The first part of an essay's record."""
+    return since_us.to_bytes(_JOINED_BYTES, "big")
+
+
+def encode_essay_mark(mark: Mark) -> bytes:
+    """One of the other parts of an essay's record."""
+    return _MARK.pack(mark.outcome.encode(), mark.at_us)
+
+
+def encode_essay(state: BatchState, essay_id: str, phases: Iterable[str]) -> bytes:
+    """What a state knows of one essay.
+
+    :param phases: each in its slot.
+    """
+    parts: list[bytes | int] = [state.known_since_us.get(essay_id, _NEVER_JOINED)]
+    for phase in phases:
+        mark = state.essay_marks.get(phase, {}).get(essay_id)
+        parts += _NO_MARK if mark is None else (mark.outcome.encode(), mark.at_us)
+    return _record(len(parts) // 2).pack(*parts)
+
+
+def slots_in(meta: Mapping[str, str]) -> list[str]:
+    """The phases in a batch's records, each in its slot.
+
+    :raises ValueError: something else wrote there.
+    """
+    by_slot = {
+        int(slot): field.removeprefix(SLOT_PREFIX) for field, slot in meta.items() if field.startswith(SLOT_PREFIX)
+    }
+    if sorted(by_slot) != list(range(len(by_slot))):
+        raise ValueError(f"slots {sorted(by_slot)}")
+    return [by_slot[slot] for slot in range(len(by_slot))]
+
+
 def decode_state(
-    keys: BatchKeys, meta: Mapping[str, str], known: Mapping[str, str], marks: Mapping[str, Mapping[str, str]]
+    keys: BatchKeys, meta: Mapping[str, str], phases: Sequence[str], essays: Sequence[bytes]
 ) -> BatchState:
     """A state from what the store holds.
 
-    :param marks: phase to essay to encoded mark.
+    :param phases: each in its slot.
+    :param essays: each one's id, and behind it its record.
     :raises StoreCorrupted: something else wrote there.
     """
     try:
+        marks: list[dict[str, Mark]] = [{} for _ in phases]
+        known_since_us: dict[str, int] = {}
+        for raw_id, record in zip(essays[::2], essays[1::2], strict=True):
+            essay_id = raw_id.decode()
+            slots, rest = divmod(len(record) - _JOINED_BYTES, _MARK_BYTES)
+            if rest or not 0 <= slots <= len(phases):
+                raise ValueError(f"a record of {len(record)} bytes")
+            since_us, *parts = _record(slots).unpack(record)
+            if since_us != _NEVER_JOINED:
+                known_since_us[essay_id] = since_us
+            for slot in range(slots):
+                outcome = parts[2 * slot]
+                if outcome != b"-":
+                    marks[slot][essay_id] = Mark(_OUTCOMES[outcome], parts[2 * slot + 1])
         expected = meta.get(EXPECTED_FIELD)
         return BatchState(
+            {phase: of_phase for phase, of_phase in zip(phases, marks, strict=True) if of_phase},
             {
-                phase: {essay: _mark(text) for essay, text in fields.items()}
-                for phase, fields in marks.items()
-                if fields
-            },
-            {
-                field.removeprefix(BATCH_MARK_PREFIX): _mark(text)
+                field.removeprefix(BATCH_MARK_PREFIX): _batch_mark(text)
                 for field, text in meta.items()
                 if field.startswith(BATCH_MARK_PREFIX)
             },
-            {essay: int(since) for essay, since in known.items()},
+            known_since_us,
             _expected(expected) if expected else None,
         )
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise StoreCorrupted(keys.stem, str(error)) from None
 
 
-def encode_summary(summary: BatchSummary, phases: Collection[str]) -> str:
-    """A summary as one small string.
-
-    :param phases: those that the writer knows; of others a summary says nothing, even if there are facts about them.
-    """
+def encode_summary(summary: BatchSummary) -> str:
+    """A summary as one small string."""
     return json.dumps(
         {
-            "judged": sorted(phases),
             "v": summary.version,
             "known": summary.known,
             "expected": summary.expected,
@@ -95,17 +155,13 @@ def encode_summary(summary: BatchSummary, phases: Collection[str]) -> str:
     )
 
 
-def decode_summary(key: str, text: bytes, phases: frozenset[str]) -> BatchSummary | None:
+def decode_summary(key: str, text: bytes) -> BatchSummary:
     """A summary from its string.
 
-    :param phases: those that the reader knows.
-    :returns: None when the writer did not know all of them, as during a change of the pipelines.
     :raises StoreCorrupted: something else wrote there.
     """
     try:
         document = from_json(text)
-        if not phases.issubset(document["judged"]):
-            return None
         verdicts: dict[str, PhaseVerdict] = {}
         for phase, (complete, completed, failed) in document["phases"].items():
             _require_whole(complete, completed, failed)
@@ -117,12 +173,17 @@ def decode_summary(key: str, text: bytes, phases: frozenset[str]) -> BatchSummar
         raise StoreCorrupted(key, f"not a summary: {error}") from None
 
 
-def _require_whole(first: object, second: object, third: object) -> None:
-    if not (type(first) is type(second) is type(third) is int):
+@cache
+def _record(slots: int) -> Struct:
+    return Struct(">Q" + "cQ" * slots)
+
+
+def _require_whole(*values: Any) -> None:
+    if not all(type(value) is int for value in values):
         raise TypeError("not a whole number")
 
 
-def _mark(text: str) -> Mark:
+def _batch_mark(text: str) -> Mark:
     return Mark(Outcome(text[:1]), int(text[1:]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -17,13 +17,18 @@ from bcs.store.base import Committed
 from bcs.store.codec import (
     BATCH_MARK_PREFIX,
     EXPECTED_FIELD,
+    SLOT_PREFIX,
     VERSION_FIELD,
     BatchKeys,
     decode_state,
     decode_summary,
+    encode_essay,
+    encode_essay_mark,
     encode_expected,
+    encode_joined,
     encode_mark,
     encode_summary,
+    slots_in,
 )
 from bcs.store.committing import CommitPolicy, commit_with
 from bcs.store.merge_script import MERGE_SCRIPT
@@ -39,7 +44,6 @@ class RedisStateStore:
 
     :param key_prefix: stands before every key.
     :param ttl_seconds: how long a batch is kept after its last write.
-    :param phases: every phase that a mark can be about; together they give a batch's keys without a search.
     :param reach: for chaos tests.
     """
 
@@ -49,15 +53,12 @@ class RedisStateStore:
         *,
         key_prefix: str,
         ttl_seconds: int,
-        phases: Collection[str],
         policy: CommitPolicy | None = None,
         reach: Reach = pass_by,
     ) -> None:
         self._gateway = gateway
         self._key_prefix = key_prefix
         self._ttl_ms = ttl_seconds * 1000
-        self._phases = tuple(sorted(phases))
-        self._phases_known = frozenset(phases)
         self._policy = policy or CommitPolicy()
         self._reach = reach
 
@@ -68,13 +69,13 @@ class RedisStateStore:
         async def optimistically() -> None:
             async with self._gateway.session() as session:
                 watched = await session.call(*self._watch(keys))
-                state, version = self._decode(keys, watched[1:])
+                state, version, slots = self._decode(keys, watched[1:])
                 changed = state.absorb(delta)
                 summary = summarize(state, version + 1)
                 writes = [
-                    *_writes(keys, changed),
+                    *_writes(keys, slots, state, changed),
                     ("HSET", keys.meta, VERSION_FIELD, summary.version),
-                    ("SET", keys.summary, encode_summary(summary, self._phases)),
+                    ("SET", keys.summary, encode_summary(summary)),
                     *self._renewals(keys),
                 ]
                 await self._reach(FailPoint.BEFORE_EXEC, batch_id)
@@ -99,20 +100,18 @@ class RedisStateStore:
         except ResponseError as error:
             raise StoreCorrupted(keys.stem, str(error)) from error
         if stored is not None:
-            summary = decode_summary(keys.summary, stored, self._phases_known)
-            if summary is not None:
-                return summary
+            return decode_summary(keys.summary, stored)
         with _corruption_named(keys):
-            state, version = await self._snapshot(keys)
+            state, version, _ = await self._snapshot(keys)
             if not state.empty:
                 await self._restore_summary(keys)
-            return summarize(state, version)
+        return summarize(state, version)
 
     async def state(self, batch_id: str) -> BatchState:
         """See `StateStore.state`."""
         keys = BatchKeys(self._key_prefix, batch_id)
         with _corruption_named(keys):
-            state, _ = await self._snapshot(keys)
+            state, _, _ = await self._snapshot(keys)
         return state
 
     def ensure_reachable(self) -> None:
@@ -127,62 +126,55 @@ class RedisStateStore:
         """Store a missing summary anew, unless another writer comes in between."""
         async with self._gateway.session() as session:
             *watched, remaining_ms = await session.call(*self._watch(keys), ("PTTL", keys.meta))
-            state, version = self._decode(keys, watched[1:])
+            state, version, _ = self._decode(keys, watched[1:])
             if remaining_ms <= 0:
                 await session.call(("UNWATCH",))  # the batch has just expired
                 return
             # It must not outlive the facts that it sums up.
-            stored = encode_summary(summarize(state, version), self._phases)
+            stored = encode_summary(summarize(state, version))
             await self._execute(session, [("SET", keys.summary, stored, "PX", remaining_ms)])
 
-    async def _snapshot(self, keys: BatchKeys) -> tuple[BatchState, int]:
+    async def _snapshot(self, keys: BatchKeys) -> tuple[BatchState, int, list[str]]:
         # One transaction, since keys that expire between two reads would show half a batch.
-        replies = await self._gateway.call(("MULTI",), *self._reads(keys), ("EXEC",))
+        replies = await self._gateway.call(("MULTI",), *_reads(keys), ("EXEC",))
         return self._decode(keys, replies[-1])
 
     def _watch(self, keys: BatchKeys) -> list[Command]:
         # These reads can show half a batch, if it expires between them. Then EXEC fails: to expire counts as a change.
-        return [("WATCH", *self._all_keys(keys)), *self._reads(keys)]
+        return [("WATCH", *keys.all), *_reads(keys)]
 
     async def _execute(self, session: RedisSession, writes: Sequence[Command]) -> bool:
         replies = await session.call(("MULTI",), *writes, ("EXEC",))
         return replies[-1] is not None
 
-    def _reads(self, keys: BatchKeys) -> list[Command]:
-        marks: list[Command] = [("HGETALL", keys.marks(phase)) for phase in self._phases]
-        return [("HGETALL", keys.meta), ("HGETALL", keys.known), *marks]
-
-    def _decode(self, keys: BatchKeys, replies: Sequence[Any]) -> tuple[BatchState, int]:
-        meta, known, *marks = (_as_dict(keys, reply) for reply in replies)
-        state = decode_state(keys, meta, known, dict(zip(self._phases, marks, strict=True)))
+    def _decode(self, keys: BatchKeys, replies: Sequence[Any]) -> tuple[BatchState, int, list[str]]:
         try:
-            return state, int(meta.get(VERSION_FIELD, 0))
+            texts = [item.decode() for item in replies[0]]
+            meta = dict(zip(texts[::2], texts[1::2], strict=True))
+            slots, version = slots_in(meta), int(meta.get(VERSION_FIELD, 0))
         except ValueError as error:
-            raise StoreCorrupted(keys.meta, f"not a version: {error}") from None
-
-    def _all_keys(self, keys: BatchKeys) -> list[str]:
-        return [keys.summary, keys.meta, keys.known, *(keys.marks(phase) for phase in self._phases)]
+            raise StoreCorrupted(keys.meta, str(error)) from None
+        return decode_state(keys, meta, slots, replies[1]), version, slots
 
     def _renewals(self, keys: BatchKeys) -> list[Command]:
         # A transaction runs at one instant, so all keys of the batch expire at the same one.
-        return [("PEXPIRE", key, self._ttl_ms) for key in self._all_keys(keys)]
+        return [("PEXPIRE", key, self._ttl_ms) for key in keys.all]
 
     def _merge_command(self, keys: BatchKeys, delta: BatchState) -> Command:
-        all_keys = self._all_keys(keys)
-        marks = {phase: position for position, phase in enumerate(self._phases, start=4)}
         registers: list[Command] = []
         if delta.expected:
-            registers.append((2, "newest", EXPECTED_FIELD, encode_expected(delta.expected)))
+            registers.append(("newest", EXPECTED_FIELD, "", encode_expected(delta.expected)))
         registers += [
-            (2, "mark", f"{BATCH_MARK_PREFIX}{phase}", encode_mark(mark)) for phase, mark in delta.batch_marks.items()
+            ("batch mark", f"{BATCH_MARK_PREFIX}{phase}", "", encode_mark(mark))
+            for phase, mark in delta.batch_marks.items()
         ]
-        registers += [(3, "oldest", essay, str(since)) for essay, since in delta.known_since_us.items()]
+        registers += [("joined", essay, "", encode_joined(since)) for essay, since in delta.known_since_us.items()]
         registers += [
-            (marks[phase], "mark", essay, encode_mark(mark))
-            for phase, fields in delta.essay_marks.items()
-            for essay, mark in fields.items()
+            ("mark", essay, phase, encode_essay_mark(mark))
+            for phase, marks in delta.essay_marks.items()
+            for essay, mark in marks.items()
         ]
-        return ("EVAL", MERGE_SCRIPT, len(all_keys), *all_keys, self._ttl_ms, *chain.from_iterable(registers))
+        return ("EVAL", MERGE_SCRIPT, len(keys.all), *keys.all, self._ttl_ms, *chain.from_iterable(registers))
 
 
 @contextmanager
@@ -194,24 +186,19 @@ def _corruption_named(keys: BatchKeys) -> Iterator[None]:
         raise StoreCorrupted(keys.stem, str(error)) from error
 
 
-def _writes(keys: BatchKeys, changed: BatchState) -> list[Command]:
-    meta = {f"{BATCH_MARK_PREFIX}{phase}": encode_mark(mark) for phase, mark in changed.batch_marks.items()}
+def _reads(keys: BatchKeys) -> list[Command]:
+    return [("HGETALL", keys.meta), ("HGETALL", keys.essays)]
+
+
+def _writes(keys: BatchKeys, slots: list[str], state: BatchState, changed: BatchState) -> list[Command]:
+    fields = {f"{BATCH_MARK_PREFIX}{phase}": encode_mark(mark) for phase, mark in changed.batch_marks.items()}
     if changed.expected:
-        meta[EXPECTED_FIELD] = encode_expected(changed.expected)
-    hashes: list[tuple[str, dict[str, str]]] = [
-        (keys.meta, meta),
-        (keys.known, {essay: str(since) for essay, since in changed.known_since_us.items()}),
-        *(
-            (keys.marks(phase), {essay: encode_mark(mark) for essay, mark in marks.items()})
-            for phase, marks in changed.essay_marks.items()
-        ),
-    ]
-    return [("HSET", key, *chain.from_iterable(fields.items())) for key, fields in hashes if fields]
-
-
-def _as_dict(keys: BatchKeys, reply: Any) -> dict[str, str]:
-    try:
-        texts = [item.decode() for item in reply]
-    except UnicodeDecodeError as error:
-        raise StoreCorrupted(keys.stem, str(error)) from None
-    return dict(zip(texts[::2], texts[1::2], strict=True))
+        fields[EXPECTED_FIELD] = encode_expected(changed.expected)
+    slots = list(slots)
+    for phase in sorted(changed.essay_marks.keys() - set(slots)):
+        fields[f"{SLOT_PREFIX}{phase}"] = str(len(slots))
+        slots.append(phase)
+    touched = changed.known_since_us.keys() | set(chain.from_iterable(changed.essay_marks.values()))
+    records = {essay: encode_essay(state, essay, slots) for essay in touched}
+    hashes: list[tuple[str, Mapping[str, str | bytes]]] = [(keys.meta, fields), (keys.essays, records)]
+    return [("HSET", key, *chain.from_iterable(entries.items())) for key, entries in hashes if entries]

@@ -71,7 +71,7 @@ def open_store(redis_url: str, key_prefix: str) -> tuple[RedisGateway, RedisStat
     gateway = RedisGateway(
         redis_url, max_connections=32, deadline_seconds=2.0, breaker_failures=5, breaker_open_seconds=1.0
     )
-    return gateway, RedisStateStore(gateway, key_prefix=key_prefix, ttl_seconds=604_800, phases=PLATFORM_PHASES)
+    return gateway, RedisStateStore(gateway, key_prefix=key_prefix, ttl_seconds=604_800)
 
 
 async def write(share: Share) -> list[Commit]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bcs import embedded
-from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.embedded import HOST, EmbeddedServer, free_port
 from bcs.store.base import StateStore
 from bcs.store.redis_gateway import RedisGateway
@@ -67,5 +66,5 @@ async def prepared(directory: Path, name: str, *, cuttable: bool = False) -> Asy
         # takes it along. Without, it is written first; nobody pulls the plug here.
         await gateway.call(("CONFIG", "SET", "appendfsync", "no"))
         platform = await stack.enter_async_context(Platform(kafka))
-        store = RedisStateStore(gateway, key_prefix=f"{name}:", ttl_seconds=604_800, phases=PLATFORM_PHASES)
+        store = RedisStateStore(gateway, key_prefix=f"{name}:", ttl_seconds=604_800)
         yield Ground(directory, name, valkey, kafka, line, platform, store)

@@ -11,7 +11,6 @@ import anyio
 
 from bcs import embedded
 from bcs.contracts import topics
-from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.embedded import HOST, free_port
 from bcs.pipeline_config import load_pipelines
 from bcs.store.redis_gateway import RedisGateway
@@ -55,7 +54,7 @@ class Crew:
         self._gateway = RedisGateway(
             redis_url, max_connections=4, deadline_seconds=5, breaker_failures=1_000_000, breaker_open_seconds=0.01
         )
-        self._store = RedisStateStore(self._gateway, key_prefix=f"{name}:", ttl_seconds=3600, phases=PLATFORM_PHASES)
+        self._store = RedisStateStore(self._gateway, key_prefix=f"{name}:", ttl_seconds=3600)
         self.durable = DurableFirst(self._store)
 
     def conversation(self, port: int) -> GroupConversation:

@@ -10,7 +10,6 @@ import aiohttp
 import anyio
 
 from bcs import embedded
-from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.embedded import EmbeddedServer, free_port
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
@@ -72,7 +71,7 @@ class Stage:
             breaker_open_seconds=0.01,
         )
         # Past the proxy: who checks must see what is there.
-        self.store = RedisStateStore(self._gateway, key_prefix=f"{name}:", ttl_seconds=604_800, phases=PLATFORM_PHASES)
+        self.store = RedisStateStore(self._gateway, key_prefix=f"{name}:", ttl_seconds=604_800)
 
     async def launch(self, replica: int) -> None:
         """Start a replica, the first time or after its end."""

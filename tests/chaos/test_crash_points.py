@@ -15,7 +15,6 @@ import pytest
 
 from bcs import embedded
 from bcs.contracts import topics
-from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState
 from bcs.embedded import free_port
 from bcs.failpoints import FailPoint
@@ -158,7 +157,7 @@ class Scene:
 async def staged(directory: Path, name: str, redis_url: str) -> AsyncIterator[Scene]:
     """A scene without a service yet, with a broker of its own."""
     gateway = RedisGateway(redis_url, max_connections=2, deadline_seconds=5, breaker_failures=9, breaker_open_seconds=1)
-    store = RedisStateStore(gateway, key_prefix=f"{name}:", ttl_seconds=1000, phases=PLATFORM_PHASES)
+    store = RedisStateStore(gateway, key_prefix=f"{name}:", ttl_seconds=1000)
     with embedded.kafka(directory) as server:
         await create_platform_topics(server.address)
         names = {"kafka_bootstrap_servers": server.address, "kafka_consumer_group_id": name}

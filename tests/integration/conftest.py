@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
-from tests.integration.stores import BREAKER_FAILURES, PHASES, MakeGateway, MakeStore
+from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, platform_broker
 from tests.support.service import Orchestrator, RunningService, service_in_thread
@@ -132,9 +132,8 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
         gateway: RedisGateway,
         policy: CommitPolicy | None = None,
         ttl_seconds: int = 60,
-        phases: Collection[str] = PHASES,
         kind: type[RedisStateStore] = RedisStateStore,
     ) -> RedisStateStore:
-        return kind(gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, phases=phases, policy=policy)
+        return kind(gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, policy=policy)
 
     return make

@@ -166,7 +166,7 @@ async def test_a_server_that_refuses_writes_for_now_is_out_of_reach_and_not_corr
 ) -> None:
     gateway = make_gateway(private_valkey.address, deadline=5, failures=2)
     kind = FallbackOnly if fallback else RedisStateStore
-    store = kind(gateway, key_prefix="t:", ttl_seconds=60, phases=("nlp",), policy=CommitPolicy(attempts=1))
+    store = kind(gateway, key_prefix="t:", ttl_seconds=60, policy=CommitPolicy(attempts=1))
     await store.commit("b", DELTA)
     await spoil(make_gateway(private_valkey.address, deadline=5))
     for _ in range(2):

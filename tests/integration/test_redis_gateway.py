@@ -77,7 +77,7 @@ async def test_a_killed_server_is_noticed_and_so_is_its_return(
     make_gateway: MakeGateway, private_valkey: EmbeddedServer
 ) -> None:
     gateway = make_gateway(private_valkey.address)
-    store = RedisStateStore(gateway, key_prefix="t:", ttl_seconds=60, phases=("nlp",))
+    store = RedisStateStore(gateway, key_prefix="t:", ttl_seconds=60)
     await store.commit("b", DELTA)
     private_valkey.kill()
     with within(0.6):
@@ -259,7 +259,6 @@ async def test_a_commit_whose_reply_is_lost_has_its_effect_once_when_repeated(
         make_gateway(proxy.address, deadline=5),
         key_prefix=redis_key_prefix,
         ttl_seconds=60,
-        phases=("nlp",),
         policy=CommitPolicy(attempts),
     )
     proxy.drop_replies(b"EXEC")

@@ -150,7 +150,7 @@ def ids_alike(draw: st.DrawFn) -> list[str]:
     for base in draw(st.lists(nasty, min_size=1, max_size=3)):
         ids |= {base, quote(base), quote(base, safe=""), quote(quote(base)), unquote(base)}
         ids |= {base.lower(), base.replace("%", ""), "".join(filter(str.isalnum, base))}
-        ids |= {f"{{{base}}}", f"{base}:summary", f"{base}:marks:nlp", f"{base}{'😀' * 255}"[:255]}
+        ids |= {f"{{{base}}}", f"{base}:summary", f"{base}:essays", f"{base}{'😀' * 255}"[:255]}
     return draw(st.permutations(sorted(ids - {""})))
 
 

@@ -134,3 +134,13 @@ def test_lone_surrogates_are_refused_and_their_report_can_be_written(topic: str)
         refusal = refusal_of(topic, value)
         assert (refusal.reason, refusal.batch_id) == ("invalid_event", batch_id)
         refusal.detail.encode()
+
+
+@pytest.mark.parametrize("record_ms", [-1, 253_402_300_800_000, 2**63 - 1])
+def test_a_time_of_kafka_s_that_no_calendar_has_is_refused(record_ms: int) -> None:
+    data = {name: value for name, value in EVENTS[topics.SPELLCHECK_COMPLETED].items() if name != "timestamp"}
+    value = json.dumps({"data": data}).encode()
+    assert DECODER.decode(topics.SPELLCHECK_COMPLETED, value, 253_402_300_799_999).facts
+    with pytest.raises(UndecodableMessage, match="1970") as refusal:
+        DECODER.decode(topics.SPELLCHECK_COMPLETED, value, record_ms)
+    assert (refusal.value.reason, refusal.value.batch_id) == ("invalid_event", "batch-1")
