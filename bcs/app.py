@@ -142,7 +142,7 @@ class Service:
             self._outbox_grew,
             self._now,
             _RETRY_MAXIMUM_SECONDS,
-            anyio.CapacityLimiter(max(1, settings.redis_max_connections // 2)),
+            anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
             self._reach,
         )
         # Everything that is under way may be about one batch: so much fits, and the senders' own limits hold it back.

@@ -169,6 +169,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         else:
             self._intake.telemetry.events(event_type, "ignored").inc()
             self._finish(receipt)
+            self._note_progress()
 
     async def _deliver(self, command: RecordFacts, receipt: Receipt) -> None:
         under_way = self._intake.under_way
@@ -209,6 +210,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             for receipt, refusal in chunk:
                 self._note_dead_letter(receipt, refusal)
                 self._finish(receipt)
+            self._note_progress()
             self._intake.outbox_grew()
 
     def _note_dead_letter(self, receipt: Receipt, error: UndecodableMessage) -> None:
@@ -237,6 +239,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 for letter in letters:
                     self._intake.under_way.remove(letter.message.receipt)
                     self._finish(letter.message.receipt)
+                self._note_progress()
                 mailbox.settle(letters)
             if anyio.current_time() >= commit_at:
                 await self._commit()
@@ -245,7 +248,6 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     def _finish(self, receipt: Receipt) -> None:
         message = receipt.message
         self._tracker.finish(message.topic, message.partition, message.offset, receipt.epoch)
-        self._note_progress()
 
     def _note_progress(self) -> None:
         self._progress.set()

@@ -106,18 +106,16 @@ def delta_of(facts: Iterable[Fact]) -> BatchState:
     """What a set of facts, in any order, adds to a state."""
     delta = BatchState()
     for fact in facts:
-        delta.absorb(_delta_of_one(fact))
+        if isinstance(fact, EssayPhaseEnded):
+            marks = delta.essay_marks.setdefault(fact.phase, {})
+            mark, known = Mark(fact.outcome, fact.at_us), marks.get(fact.essay_id)
+            if known is None or mark.outweighs(known):
+                marks[fact.essay_id] = mark
+            # An essay that an event names belongs to the batch from then on, registered or not.
+            delta.known_since_us[fact.essay_id] = min(fact.at_us, delta.known_since_us.get(fact.essay_id, fact.at_us))
+        elif isinstance(fact, BatchPhaseEnded):
+            delta.absorb(BatchState(batch_marks={fact.phase: Mark(fact.outcome, fact.at_us)}))
+        else:
+            known_since_us = dict.fromkeys(fact.essay_ids, fact.at_us)
+            delta.absorb(BatchState(known_since_us=known_since_us, expected=Expected(fact.expected_count, fact.at_us)))
     return delta
-
-
-def _delta_of_one(fact: Fact) -> BatchState:
-    if isinstance(fact, EssayPhaseEnded):
-        mark = Mark(fact.outcome, fact.at_us)
-        # An essay that an event names belongs to the batch from then on, registered or not.
-        return BatchState({fact.phase: {fact.essay_id: mark}}, known_since_us={fact.essay_id: fact.at_us})
-    if isinstance(fact, BatchPhaseEnded):
-        return BatchState(batch_marks={fact.phase: Mark(fact.outcome, fact.at_us)})
-    return BatchState(
-        known_since_us=dict.fromkeys(fact.essay_ids, fact.at_us),
-        expected=Expected(fact.expected_count, fact.at_us),
-    )

@@ -120,10 +120,9 @@ def decode_state(
             since_us, *parts = _record(slots).unpack(record)
             if since_us != _NEVER_JOINED:
                 known_since_us[essay_id] = since_us
-            for slot in range(slots):
-                outcome = parts[2 * slot]
+            for of_phase, outcome, at_us in zip(marks, parts[::2], parts[1::2], strict=False):
                 if outcome != b"-":
-                    marks[slot][essay_id] = Mark(_OUTCOMES[outcome], parts[2 * slot + 1])
+                    of_phase[essay_id] = Mark(_OUTCOMES[outcome], at_us)
         expected = meta.get(EXPECTED_FIELD)
         return BatchState(
             {phase: of_phase for phase, of_phase in zip(phases, marks, strict=True) if of_phase},

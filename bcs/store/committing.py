@@ -35,6 +35,19 @@ async def commit_with(
     :param attempt: reads, merges and writes, or raises CommitConflict having written nothing.
     :param fallback: merges each register on its own, which no other writer can make fail.
     """
+    try:
+        # Mostly there is no rival; to set up the retries would then cost a tenth of the commit.
+        await attempt()
+    except CommitConflict as conflict:
+        lost: list[CommitConflict] = [conflict]
+    else:
+        return Committed()
+
+    async def again() -> None:
+        if lost:
+            raise lost.pop()  # the attempt that was made already is the first of them, and is waited after
+        await attempt()
+
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(CommitConflict),
         stop=stop_after_attempt(policy.attempts),
@@ -42,7 +55,7 @@ async def commit_with(
         sleep=anyio.sleep,
     )
     try:
-        await retrying(attempt)
+        await retrying(again)
     except RetryError:
         await fallback()
         return Committed(conflicts=policy.attempts, fallback=True)

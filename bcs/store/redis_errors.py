@@ -37,6 +37,8 @@ _AWAY = (
 # disk refuses writes, one that runs a long script.
 _AWAY_CODES = ("MASTERDOWN", "MISCONF", "BUSY ", "NOREPLICAS", "UNBLOCKED", "OOM", "LOADING", "READONLY")
 
+_PLAIN = frozenset({bytes, int})
+
 
 @contextmanager
 def translated() -> Iterator[None]:
@@ -60,7 +62,7 @@ def raise_first(replies: Sequence[Any]) -> None:
     for reply in replies:
         if isinstance(reply, RedisError):
             raise reply
-        if isinstance(reply, list):
+        if isinstance(reply, list) and not _PLAIN.issuperset(map(type, reply)):
             raise_first(reply)
 
 

@@ -28,7 +28,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.domain.errors import StoreUnavailable
-from bcs.store.multiplexer import Command, LineLost, Multiplexer
+from bcs.store.multiplexer import Command, LineLost, Multiplexer, packed
 from bcs.store.redis_errors import raise_first, translated
 
 log = structlog.stdlib.get_logger("bcs.redis")
@@ -210,17 +210,25 @@ class RedisGateway:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[RedisSession]:
-        with translated(), anyio.fail_after(self._deadline_seconds, shield=True):
-            connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-            reusable = False
-            try:
-                yield RedisSession(connection)
-                reusable = True
-            finally:
-                if not reusable:
-                    # Replies may still be under way on it, and it may still watch keys.
-                    await connection.disconnect(nowait=True)
-                await self._pool.release(connection)
+        # What anyio.fail_after() does, without another generator: every commit passes here.
+        scope = anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds)
+        try:
+            with scope:
+                connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+                reusable = False
+                try:
+                    yield RedisSession(connection)
+                    reusable = True
+                finally:
+                    if not reusable:
+                        # Replies may still be under way on it, and it may still watch keys.
+                        await connection.disconnect(nowait=True)
+                    await self._pool.release(connection)
+            if scope.cancelled_caught:
+                raise TimeoutError
+        except (RedisError, OSError):
+            with translated():
+                raise
 
 
 class RedisSession:
@@ -240,7 +248,7 @@ class RedisSession:
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The same, with what Redis refused as errors among the replies."""
         try:
-            await self._connection.send_packed_command(self._connection.pack_commands(commands))
+            await self._connection.send_packed_command(packed(commands))
         except RuntimeError as error:
             # uvloop's way to say that the server has closed the connection, where asyncio raises ConnectionResetError.
             raise RedisConnectionError(str(error)) from error

@@ -44,10 +44,7 @@ class RedisOutbox:
             return
         if self._length + len(messages) > self._limit and await self.backlog() + len(messages) > self._limit:
             raise OutboxFull(self._limit)
-        additions = (self._addition(message) for message in messages)
-        with self._corruption_named():
-            *_, replies = await self._gateway.share(("MULTI",), *additions, ("XLEN", self._stream), ("EXEC",))
-        self._length = replies[-1]
+        *_, self._length = await self._transaction(*map(self._addition, messages), ("XLEN", self._stream))
 
     async def lease(self, limit: int) -> list[LeasedMessage]:
         """See `Outbox.lease`."""
@@ -95,7 +92,7 @@ class RedisOutbox:
 
     async def _transaction(self, *commands: Command) -> list[Any]:
         with self._corruption_named():
-            replies = await self._gateway.call(("MULTI",), *commands, ("EXEC",))
+            replies = await self._gateway.share(("MULTI",), *commands, ("EXEC",))
         results: list[Any] = replies[-1]
         return results
 

@@ -73,10 +73,11 @@ class RedisStateStore:
                 changed = state.absorb(delta)
                 summary = summarize(state, version + 1)
                 writes = [
-                    *_writes(keys, slots, state, changed),
-                    ("HSET", keys.meta, VERSION_FIELD, summary.version),
-                    ("SET", keys.summary, encode_summary(summary)),
-                    *self._renewals(keys),
+                    *_writes(keys, slots, state, changed, summary.version),
+                    # A transaction runs at one instant, so all keys of the batch expire at the same one.
+                    ("SET", keys.summary, encode_summary(summary), "PX", self._ttl_ms),
+                    ("PEXPIRE", keys.meta, self._ttl_ms),
+                    ("PEXPIRE", keys.essays, self._ttl_ms),
                 ]
                 await self._reach(FailPoint.BEFORE_EXEC, batch_id)
                 written = await self._execute(session, writes)
@@ -156,10 +157,6 @@ class RedisStateStore:
             raise StoreCorrupted(keys.meta, str(error)) from None
         return decode_state(keys, meta, slots, replies[1]), version, slots
 
-    def _renewals(self, keys: BatchKeys) -> list[Command]:
-        # A transaction runs at one instant, so all keys of the batch expire at the same one.
-        return [("PEXPIRE", key, self._ttl_ms) for key in keys.all]
-
     def _merge_command(self, keys: BatchKeys, delta: BatchState) -> Command:
         registers: list[Command] = []
         if delta.expected:
@@ -190,8 +187,9 @@ def _reads(keys: BatchKeys) -> list[Command]:
     return [("HGETALL", keys.meta), ("HGETALL", keys.essays)]
 
 
-def _writes(keys: BatchKeys, slots: list[str], state: BatchState, changed: BatchState) -> list[Command]:
-    fields = {f"{BATCH_MARK_PREFIX}{phase}": encode_mark(mark) for phase, mark in changed.batch_marks.items()}
+def _writes(keys: BatchKeys, slots: list[str], state: BatchState, changed: BatchState, version: int) -> list[Command]:
+    fields = {VERSION_FIELD: str(version)}
+    fields |= {f"{BATCH_MARK_PREFIX}{phase}": encode_mark(mark) for phase, mark in changed.batch_marks.items()}
     if changed.expected:
         fields[EXPECTED_FIELD] = encode_expected(changed.expected)
     slots = list(slots)
