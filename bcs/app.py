@@ -6,7 +6,6 @@ import os
 import socket
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from math import inf
 from time import monotonic
@@ -39,7 +38,6 @@ from bcs.supervision import (
     ChildSpec,
     DynamicSupervisor,
     Mailbox,
-    MailboxFull,
     RestartIntensity,
     Supervisor,
     run_tree,
@@ -238,7 +236,7 @@ class Service:
 
     def _outbox_grew(self) -> None:
         # One nudge that waits is as good as many.
-        with suppress(MailboxFull):
+        if not self._publisher_mailbox.depth:
             self._publisher_mailbox.send_nowait(OutboxGrew())
 
     def _backoff(self) -> Backoff:

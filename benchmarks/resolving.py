@@ -16,7 +16,7 @@ from benchmarks.world import World
 CONNECTIONS = 16
 ESSAYS = 30
 _BODY = (
-    '{"batch_id": "%s", "requested_pipeline": "ai_feedback", "correlation_id": "bench-{number:12}", '
+    '{"batch_id": "%s", "requested_pipeline": "ai_feedback", "correlation_id": "550e8400-e29b-41d4-a716-{number:12}", '
     '"batch_metadata": {"prompt_attached": true, "prompt_source": "context"}}'
 )
 
@@ -49,18 +49,25 @@ async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measur
     """The floor and the two kinds of answers in turns, for all to meet the same weather."""
     await world.know("warm", ESSAYS, spellchecked=False)
     await world.know("pruned", ESSAYS, spellchecked=True)
-    floor, warm, pruned = list[Measured](), list[Measured](), list[Measured]()
+    rows: list[list[Measured]] = [[] for _ in range(4)]
     for turn in range(rounds + 1):
         took = seconds if turn else seconds / 2
-        measured = (
+        measured = [
             await measure(world, "floor: aiohttp alone", "any", took, floor=True),
             await measure(world, "resolve, warm", "warm", took),
             await measure(world, "resolve, one phase pruned", "pruned", took),
-        )
+        ]
+        await world.published()
+        world.kafka.freeze()
+        try:
+            measured.append(await measure(world, "the same, Kafka away: it is announced later", "pruned", took))
+        finally:
+            world.kafka.thaw()
+        await world.published()
         if turn:  # the first one warms up
-            for rows, row in zip((floor, warm, pruned), measured, strict=True):
-                rows.append(row)
-    return [middle(floor), middle(warm), middle(pruned)]
+            for row, figures in zip(rows, measured, strict=True):
+                row.append(figures)
+    return [middle(row) for row in rows]
 
 
 async def growth(world: World, seconds: float, batches: int, essays: int) -> list[Measured]:

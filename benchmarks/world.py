@@ -24,6 +24,7 @@ from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
 KEY_PREFIX, GROUP = "bench:", "bench"
+_DRAINED_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class World:
     """
 
     valkey: EmbeddedServer
-    kafka: str
+    kafka: EmbeddedServer
     broker: str
     service: BcsProcess
     floor: subprocess.Popen[bytes]
@@ -56,6 +57,14 @@ class World:
         if self.valkey.process is None:
             raise RuntimeError("the store does not run")
         return self.valkey.process.pid
+
+    async def published(self) -> None:
+        """Wait until the outbox is empty."""
+
+        async def empty() -> bool:
+            return await self.gateway.call(("XLEN", f"{KEY_PREFIX}{{outbox}}")) == [0]
+
+        await wait_until(empty, _DRAINED_SECONDS)
 
     async def know(self, batch_id: str, essays: int, *, spellchecked: bool) -> None:
         """Put a batch into the store, past the service."""
@@ -104,7 +113,7 @@ async def built(directory: Path) -> AsyncIterator[World]:
         platform = await stack.enter_async_context(Platform(broker.address))
         world = World(
             valkey,
-            broker.address,
+            broker,
             "Tansu, embedded",
             service,
             floor,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+from pydantic_core import to_json
 
 from bcs.contracts import topics
 
@@ -19,6 +22,10 @@ LARGE_LETTER_BYTES = 64 * 1024
 
 # Any fixed namespace serves; it must never change, or a repeated request would announce under other ids.
 _NAMESPACE = uuid.UUID("6f0ff5e0-4a52-5b8f-9d33-2b1a7c9f5d10")
+# json.dumps() would make one anew for each document.
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_quoted = json.encoder.encode_basestring_ascii
+_is_canonical_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _LETTER_START = b'{"schema_version":1,"failed_event_envelope":'
 
 
@@ -67,7 +74,8 @@ def phases_skipped(
 
 
 def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str) -> OutboundMessage:
-    identity = json.dumps([correlation_id, batch_id, phase])
+    # As json.dumps() writes a list; it is part of the ids for good.
+    identity = f"[{_quoted(correlation_id)}, {_quoted(batch_id)}, {_quoted(phase)}]"
     envelope = {
         "event_id": str(uuid.uuid5(_NAMESPACE, identity)),
         "event_type": topics.PHASE_SKIPPED,
@@ -92,7 +100,7 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str) ->
         },
         "metadata": {"partition_key": batch_id},
     }
-    return OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, batch_id.encode(), _encode(envelope))
+    return OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, batch_id.encode(), to_json(envelope))
 
 
 def dead_letter(
@@ -143,6 +151,8 @@ def failed_resolution(request: bytes, batch_id: str, pipeline: str, error: Excep
 
 def as_uuid(correlation_id: str) -> str:
     """The correlation id itself if it is a UUID, else one that is always the same for it."""
+    if _is_canonical_uuid(correlation_id):
+        return correlation_id
     try:
         return str(uuid.UUID(correlation_id))
     except ValueError:
@@ -178,7 +188,7 @@ def _is_json_object(raw: bytes) -> bool:
 
 def _encode(document: Mapping[str, Any]) -> bytes:
     # ASCII only, because a lone surrogate in an error message could not be encoded otherwise.
-    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    return _to_json(document).encode()
 
 
 def _base64(raw: bytes) -> str:

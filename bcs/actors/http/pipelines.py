@@ -115,12 +115,13 @@ class PipelineCalls:
         admit(self.definitions, body.requested_pipeline, prompt_attached=prompt_attached)
         summary = await self.store.summary(body.batch_id)
         resolution = resolve(self.definitions, body.requested_pipeline, summary)
-        if resolution.pruned:
+        pruned = resolution.pruned
+        if pruned:
             # Durable before the answer: once the caller knows of a pruning, it will be announced.
-            await self.outbox.append(phases_skipped(body.batch_id, resolution.pruned, body.correlation_id, self.now()))
+            await self.outbox.append(phases_skipped(body.batch_id, pruned, body.correlation_id, self.now()))
             await self.reach(FailPoint.HTTP_BEFORE_REPLY, body.batch_id)
             self.outbox_grew()
-            for phase in resolution.pruned:
+            for phase in pruned:
                 self.telemetry.phases_pruned(phase).inc()
         return resolution
 
