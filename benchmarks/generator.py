@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import cast
 
@@ -28,12 +28,14 @@ class Order:
     """What to ask, of whom, for how long.
 
     :param body: of every request; where it has "{number:12}" it gets twelve digits that no other request has.
+    :param numbers: where it is not 0, the digits go through so many, beginning with 0, and then again.
     """
 
     port: int
     body: str
     connections: int
     seconds: float
+    numbers: int = 0
     path: str = "/internal/v1/pipelines/define"
 
 
@@ -84,7 +86,7 @@ class _Run:
         self._head = head.encode() + str(len(body)).encode() + b"\r\n\r\n" + self._before
         self._numbered = bool(place)
         # Not twice the same, also over several runs.
-        self._numbers = count(time.time_ns() // 1000 % 10**11)
+        self._numbers = cycle(range(order.numbers)) if order.numbers else count(time.time_ns() // 1000 % 10**11)
         self.until = time.perf_counter() + order.seconds
         self.latencies: list[float] = []
         self.statuses: Counter[str] = Counter()

@@ -5,12 +5,34 @@ from __future__ import annotations
 import signal
 import time
 
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, middle
 from benchmarks.usage import cpu_seconds, resident_megabytes
 from benchmarks.world import GROUP, World
 from tests.support.events import Event, spellchecked
 from tests.support.waiting import wait_until
 
+
+async def measured(world: World, rounds: int, events: int) -> list[Measured]:
+    """Events of one batch, and of many, in turns."""
+    one, many = list[Measured](), list[Measured]()
+    await measure(world, "warm-up", "warm-up", max(1, events // 20), 10)
+    for turn in range(rounds):
+        one.append(await measure(world, f"ingest, one batch, {world.broker}", f"one-{turn}", events, 1))
+        many.append(await measure(world, f"ingest, 200 batches, {world.broker}", f"many-{turn}", events, 200))
+    return [middle(one), middle(many)]
+
+
+async def memory(world: World, events: int) -> dict[str, float]:
+    """Resident memory while very many events come in, spread over ever new batches."""
+    said: dict[str, float] = {}
+    step = max(1, events // _LOOKS)
+    for done in range(step, events + 1, step):
+        taken = await measure(world, "memory", f"memory-{done}", step, 200)
+        said[f"MB resident after {done} events more"] = taken.megabytes or 0.0
+    return said
+
+
+_LOOKS = 10
 _CHUNK = 5_000
 _ESSAYS = 30
 _DONE_SECONDS = 300.0

@@ -23,7 +23,6 @@ class Report:
 
     rows: list[Measured]
     others: dict[str, float] = field(default_factory=dict)
-    broker: str = ""
     machine: str = field(default_factory=lambda: f"{platform.machine()}, Python {platform.python_version()}")
 
     def save(self, file: Path) -> None:
@@ -58,7 +57,7 @@ class Report:
             lines.append((row.path, *shown))
         text = _aligned(lines)
         others = "\n".join(f"{name}: {value:.2f}" for name, value in self.others.items())
-        return f"{text}\n\n{others}\n{self.broker}; {self.machine}"
+        return f"{text}\n\n{others}\n{self.machine}"
 
 
 def compared(before: Report, after: Report) -> str:

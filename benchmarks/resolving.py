@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import anyio
 import anyio.to_thread
 
 from bcs.domain.facts import EssayPhaseEnded, Outcome
@@ -11,21 +10,31 @@ from bcs.domain.state import delta_of
 from benchmarks.generator import Load, Order, generate
 from benchmarks.measured import Measured, middle
 from benchmarks.usage import cpu_seconds, resident_megabytes
-from benchmarks.world import World
+from benchmarks.world import Server, World
 
 CONNECTIONS = 16
 ESSAYS = 30
-_BODY = (
-    '{"batch_id": "%s", "requested_pipeline": "ai_feedback", "correlation_id": "550e8400-e29b-41d4-a716-{number:12}", '
-    '"batch_metadata": {"prompt_attached": true, "prompt_source": "context"}}'
-)
 
 
-async def measure(world: World, path: str, batch_id: str, seconds: float, *, floor: bool = False) -> Measured:
-    """Ask about one batch, at full speed."""
-    process_id = world.floor.pid if floor else world.service.process.pid
+def body(batch_id: str, correlation_id: str = "550e8400-e29b-41d4-a716-{number:12}") -> str:
+    """A request of the orchestrator."""
+    return (
+        f'{{"batch_id": "{batch_id}", "requested_pipeline": "ai_feedback", "correlation_id": "{correlation_id}", '
+        '"batch_metadata": {"prompt_attached": true, "prompt_source": "context"}}'
+    )
+
+
+async def measure(
+    world: World, path: str, asked: str, seconds: float, *, numbers: int = 0, server: Server | None = None
+) -> Measured:
+    """Ask the same thing again and again, at full speed.
+
+    :param numbers: that many are gone through, and then again; as many as it takes where it is 0.
+    :param server: whom to ask; the service where it is None.
+    """
+    process_id = server.process.pid if server else world.service.process.pid
     redis_id = world.redis_process_id
-    order = Order(world.floor_port if floor else world.port, _BODY % batch_id, CONNECTIONS, seconds)
+    order = Order(server.port if server else world.port, asked, CONNECTIONS, seconds, numbers)
     before, redis_before = cpu_seconds(process_id), cpu_seconds(redis_id)
     load: Load = await anyio.to_thread.run_sync(generate, order)
     cpu, redis_cpu = cpu_seconds(process_id) - before, cpu_seconds(redis_id) - redis_before
@@ -36,7 +45,7 @@ async def measure(world: World, path: str, batch_id: str, seconds: float, *, flo
         load.answers,
         load.rate,
         cpu / load.answers * 1e6,
-        None if floor else redis_cpu / load.answers * 1e6,
+        None if server else redis_cpu / load.answers * 1e6,
         load.percentiles_ms["p50"],
         load.percentiles_ms["p99"],
         load.percentiles_ms["p99.9"],
@@ -49,18 +58,20 @@ async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measur
     """The floor and the two kinds of answers in turns, for all to meet the same weather."""
     await world.know("warm", ESSAYS, spellchecked=False)
     await world.know("pruned", ESSAYS, spellchecked=True)
-    rows: list[list[Measured]] = [[] for _ in range(4)]
+    warm, pruned = body("warm"), body("pruned")
+    rows: list[list[Measured]] = [[] for _ in range(5)]
     for turn in range(rounds + 1):
         took = seconds if turn else seconds / 2
         measured = [
-            await measure(world, "floor: aiohttp alone", "any", took, floor=True),
-            await measure(world, "resolve, warm", "warm", took),
-            await measure(world, "resolve, one phase pruned", "pruned", took),
+            await measure(world, "floor: aiohttp alone", warm, took, server=world.floor),
+            await measure(world, "the load by itself: canned answers", warm, took, server=world.canned),
+            await measure(world, "resolve, warm", warm, took),
+            await measure(world, "resolve, one phase pruned", pruned, took),
         ]
         await world.published()
         world.kafka.freeze()
         try:
-            measured.append(await measure(world, "the same, Kafka away: it is announced later", "pruned", took))
+            measured.append(await measure(world, "the same, Kafka away: announced later", pruned, took))
         finally:
             world.kafka.thaw()
         await world.published()
@@ -68,30 +79,6 @@ async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measur
             for row, figures in zip(rows, measured, strict=True):
                 row.append(figures)
     return [middle(row) for row in rows]
-
-
-async def growth(world: World, seconds: float, batches: int, essays: int) -> list[Measured]:
-    """The warm answer again, with so many batches in the store, and about a batch with so many essays."""
-    await world.know("large", essays, spellchecked=False)
-    small, large = list[Measured](), list[Measured]()
-    for _ in range(2):
-        small.append(await measure(world, f"resolve, batch of {ESSAYS}", "warm", seconds))
-        large.append(await measure(world, f"resolve, batch of {essays}", "large", seconds))
-    await _know_many(world, batches)
-    crowded = [await measure(world, f"resolve, among {batches} batches", "warm", seconds) for _ in range(2)]
-    return [middle(small), middle(large), middle(crowded)]
-
-
-async def _know_many(world: World, batches: int) -> None:
-    numbers = iter(range(batches))
-
-    async def tell() -> None:
-        for number in numbers:
-            await world.know(f"crowd-{number}", ESSAYS, spellchecked=True)
-
-    async with anyio.create_task_group() as group:
-        for _ in range(8):
-            group.start_soon(tell)
 
 
 async def bytes_of_a_batch(world: World) -> int:

@@ -19,12 +19,21 @@ from bcs.domain.state import delta_of
 from bcs.embedded import EmbeddedServer, create_topics, free_port
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
+from tests.support.apache_kafka import apache_kafka
 from tests.support.kafka import PARTITIONS, Platform
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
 KEY_PREFIX, GROUP = "bench:", "bench"
 _DRAINED_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """One of the servers that the service is compared with."""
+
+    process: subprocess.Popen[bytes]
+    port: int
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,8 @@ class World:
     kafka: EmbeddedServer
     broker: str
     service: BcsProcess
-    floor: subprocess.Popen[bytes]
-    floor_port: int
+    floor: Server
+    canned: Server
     platform: Platform
     gateway: RedisGateway
     store: RedisStateStore
@@ -76,11 +85,18 @@ class World:
 
 
 @asynccontextmanager
-async def built(directory: Path) -> AsyncIterator[World]:
-    """Start everything, and end it."""
+async def built(directory: Path, apache_jars: Path | None = None) -> AsyncIterator[World]:
+    """Start everything, and end it.
+
+    :param apache_jars: with these, the broker is Apache Kafka instead of the embedded one.
+    """
     async with AsyncExitStack() as stack:
         valkey = stack.enter_context(embedded.valkey(directory / "valkey"))
-        broker = stack.enter_context(embedded.kafka(directory / "kafka"))
+        broker = (
+            stack.enter_context(apache_kafka(apache_jars, directory / "kafka"))
+            if apache_jars
+            else stack.enter_context(embedded.kafka(directory / "kafka"))
+        )
         await create_topics(broker.address, [*topics.CONSUMED, *topics.PUBLISHED], PARTITIONS)
         gateway = RedisGateway(
             f"redis://{valkey.address}",
@@ -91,8 +107,7 @@ async def built(directory: Path) -> AsyncIterator[World]:
         )
         stack.push_async_callback(gateway.aclose)
         store = RedisStateStore(gateway, key_prefix=KEY_PREFIX, ttl_seconds=604_800)
-        floor_port = free_port()
-        floor = stack.enter_context(_floor(floor_port))
+        floor, canned = stack.enter_context(_server("floor")), stack.enter_context(_server("canned"))
         began = time.perf_counter()
         service = stack.enter_context(
             serve(
@@ -114,31 +129,34 @@ async def built(directory: Path) -> AsyncIterator[World]:
         world = World(
             valkey,
             broker,
-            "Tansu, embedded",
+            "Apache Kafka" if apache_jars else "Tansu",
             service,
             floor,
-            floor_port,
+            canned,
             platform,
             gateway,
             store,
             start_seconds,
         )
-        await _floor_answers(world)
+        for server in (floor, canned):
+            await _answers(server)
         yield world
 
 
 @contextmanager
-def _floor(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen([sys.executable, "-m", "benchmarks.floor", str(port)]) as process:  # noqa: S603 (our own)
+def _server(module: str) -> Iterator[Server]:
+    port = free_port()
+    command = [sys.executable, "-m", f"benchmarks.{module}", str(port)]
+    with subprocess.Popen(command) as process:  # noqa: S603 (our own)
         try:
-            yield process
+            yield Server(process, port)
         finally:
             process.kill()
 
 
-async def _floor_answers(world: World) -> None:
+async def _answers(server: Server) -> None:
     async def ready() -> bool:
-        async with Orchestrator(f"http://127.0.0.1:{world.floor_port}") as caller:
+        async with Orchestrator(f"http://127.0.0.1:{server.port}") as caller:
             return (await caller.define("any")).status == 200
 
     await wait_until(ready, ignoring=(ClientError,))

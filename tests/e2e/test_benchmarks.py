@@ -15,27 +15,33 @@ def run(*arguments: object) -> str:
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=120, text=True).stdout
 
 
-def test_a_short_run_measures_every_path_and_can_be_compared(tmp_path: Path) -> None:
-    kept = tmp_path / "run.json"
-    told = run("--seconds", 0.3, "--rounds", 1, "--events", 400, "--batches", 10, "--json", kept)
+def test_a_short_run_measures_every_path_and_can_be_kept_drawn_and_compared(tmp_path: Path) -> None:
+    kept, chart = tmp_path / "run.json", tmp_path / "chart.svg"
+    sizes = ("--seconds", 0.3, "--rounds", 1, "--events", 400)
+    growth = ("--batches", 10, "--essays", 40, "--memory-events", 100)
+    told = run(*sizes, *growth, "--no-apache", "--json", kept, "--chart", chart)
     report = Report.load(kept)
-    floor, warm, pruned, one, many, *growth = report.rows
-    assert "floor" in floor.path
-    assert len(growth) == 3
+    answers, events = report.rows[:7] + report.rows[9:], report.rows[7:9]
+    assert len(answers) == 11
+    assert "floor" in answers[0].path
     for row in report.rows:
         assert row.path in told
         assert row.operations > 0
         assert row.rate > 0
         assert row.cpu_us > 0
-    for row in (floor, warm, pruned, *growth):
+        assert row.path in chart.read_text()
+    for row in answers:
         assert row.p50_ms is not None
         assert row.p999_ms is not None
         assert 0 < row.p50_ms <= row.p999_ms
-    assert one.operations == 400
-    assert many.operations == 200
+    for row in events:
+        assert "ingest" in row.path
+        assert row.operations == 400
     assert all(value > 0 for value in report.others.values())
+    assert len(report.others) == 13
     side_by_side = run("--compare", kept, kept)
     assert all(row.path in side_by_side for row in report.rows)
+    assert run("--draw-from", kept) == told
 
 
 def test_the_middle_of_some_rounds_is_that_of_each_figure() -> None:
