@@ -14,12 +14,13 @@ from tests.support.waiting import wait_until
 
 async def measured(world: World, rounds: int, events: int) -> list[Measured]:
     """Events of one batch, and of many, in turns."""
-    one, many = list[Measured](), list[Measured]()
+    spread = (("one batch", 1), ("200 batches", 200), ("2000 batches", 2000))
+    rows: list[list[Measured]] = [[] for _ in spread]
     await measure(world, "warm-up", "warm-up", max(1, events // 20), 10)
     for turn in range(rounds):
-        one.append(await measure(world, f"ingest, one batch, {world.broker}", f"one-{turn}", events, 1))
-        many.append(await measure(world, f"ingest, 200 batches, {world.broker}", f"many-{turn}", events, 200))
-    return [middle(one), middle(many)]
+        for row, (how, batches) in zip(rows, spread, strict=True):
+            row.append(await measure(world, f"ingest, {how}, {world.broker}", f"{turn}-{batches}", events, batches))
+    return [middle(row) for row in rows]
 
 
 async def memory(world: World, events: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ import anyio
 from benchmarks.measured import Measured, middle
 from benchmarks.resolving import body, measure
 from benchmarks.world import GROUP, World
-from tests.support.events import spellchecked
+from tests.support.events import Event, spellchecked
 from tests.support.waiting import wait_until
 
 EVENTS_A_SECOND = 5_000
@@ -19,28 +19,33 @@ _CAUGHT_UP_SECONDS = 60.0
 
 
 async def measured(world: World, seconds: float, rounds: int) -> list[Measured]:
-    """Ask about one batch while so many events come in, and while none do, in turns."""
-    alone, beside = list[Measured](), list[Measured]()
+    """Ask about one batch while no events come in, and while many do: batch after batch, or of many in between each
+    other; in turns.
+    """
+    warm = body("warm")
+    rows: list[list[Measured]] = [[] for _ in range(3)]
     for turn in range(rounds):
-        alone.append(await measure(world, "resolve, warm, by itself", body("warm"), seconds))
-        path = f"resolve, warm, and {EVENTS_A_SECOND} events a second"
-        async with anyio.create_task_group() as group:
-            group.start_soon(_produce, world, turn)
-            await anyio.sleep(1.0)
-            beside.append(await measure(world, path, body("warm"), seconds))
-            group.cancel_scope.cancel()
-        await wait_until(lambda: world.platform.caught_up(GROUP), _CAUGHT_UP_SECONDS)
-    return [middle(alone), middle(beside)]
+        rows[0].append(await measure(world, "resolve, warm, by itself", warm, seconds))
+        for row, (how, interleaved) in zip(rows[1:], (("in turn", 1), (f"of {_BATCHES}", _BATCHES)), strict=True):
+            path = f"resolve, warm, {EVENTS_A_SECOND} events/s, batches {how}"
+            async with anyio.create_task_group() as group:
+                group.start_soon(_produce, world, f"mixed-{turn}", interleaved)
+                await anyio.sleep(1.0)
+                row.append(await measure(world, path, warm, seconds))
+                group.cancel_scope.cancel()
+            await wait_until(lambda: world.platform.caught_up(GROUP), _CAUGHT_UP_SECONDS)
+    return [middle(row) for row in rows]
 
 
-async def _produce(world: World, turn: int) -> None:
+async def _produce(world: World, name: str, interleaved: int) -> None:
     sent, began = 0, time.perf_counter()
     step = EVENTS_A_SECOND // _STEPS_A_SECOND
     while True:
-        events = [
-            spellchecked(f"mixed-{turn}-{number % _BATCHES}", f"essay-{number // _BATCHES % _ESSAYS}")
-            for number in range(sent, sent + step)
-        ]
+        events: list[Event] = []
+        for number in range(sent, sent + step):
+            block, place = divmod(number, interleaved * _ESSAYS)
+            batch = f"{name}-{interleaved}-{block * interleaved + place % interleaved}"
+            events.append(spellchecked(batch, f"essay-{place // interleaved}"))
         with anyio.CancelScope(shield=True):  # what is sent is also counted, so that the end of it can be waited for
             await world.platform.send(*events)
         sent += step

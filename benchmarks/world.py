@@ -20,6 +20,7 @@ from bcs.embedded import EmbeddedServer, create_topics, free_port
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
 from tests.support.apache_kafka import apache_kafka
+from tests.support.events import spellchecked
 from tests.support.kafka import PARTITIONS, Platform
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
@@ -140,6 +141,9 @@ async def built(directory: Path, apache_jars: Path | None = None) -> AsyncIterat
         )
         for server in (floor, canned):
             await _answers(server)
+        # Until then nothing is assigned to the service: to join a group takes the embedded broker some seconds.
+        await platform.send(spellchecked("first", "essay"))
+        await wait_until(lambda: platform.caught_up(GROUP), _DRAINED_SECONDS)
         yield world
 
 

@@ -21,8 +21,8 @@ def test_a_short_run_measures_every_path_and_can_be_kept_drawn_and_compared(tmp_
     growth = ("--batches", 10, "--essays", 40, "--memory-events", 100)
     told = run(*sizes, *growth, "--no-apache", "--json", kept, "--chart", chart)
     report = Report.load(kept)
-    answers, events = report.rows[:7] + report.rows[9:], report.rows[7:9]
-    assert len(answers) == 11
+    answers, events = report.rows[:8] + report.rows[11:], report.rows[8:11]
+    assert len(answers) == 12
     assert "floor" in answers[0].path
     for row in report.rows:
         assert row.path in told

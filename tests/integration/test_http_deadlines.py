@@ -1,0 +1,99 @@
+"""The deadline of a request: told from every other cancellation, and gone with the request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import anyio
+import anyio.lowlevel
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from bcs.actors.http.deadlines import Deadlines
+from bcs.actors.http.middleware import Guard
+from bcs.settings import load_settings
+from bcs.telemetry import Telemetry
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 0.2
+Answer = Callable[[Callable[[], Awaitable[None]]], Awaitable[web.StreamResponse]]
+
+
+@pytest.fixture
+def deadlines() -> Deadlines:
+    return Deadlines(SECONDS)
+
+
+@pytest.fixture
+async def answer(deadlines: Deadlines) -> AsyncIterator[Answer]:
+    """Answers a request whose handler does what it is given."""
+    guard = Guard(load_settings(), Telemetry(), deadlines)
+
+    async def answered(work: Callable[[], Awaitable[None]]) -> web.StreamResponse:
+        async def handler(_: web.Request) -> web.StreamResponse:
+            await work()
+            return web.Response()
+
+        return await guard.around(handler, "/")(make_mocked_request("GET", "/"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(deadlines.run)
+        yield answered
+        with anyio.fail_after(5):
+            await guard.idle()
+        assert not deadlines._began, "nothing is kept of a request that is over"
+        group.cancel_scope.cancel()
+
+
+async def test_a_request_that_takes_too_long_is_told_so_and_its_connection_goes_on(answer: Answer) -> None:
+    began = anyio.current_time()
+    response = await answer(anyio.sleep_forever)
+    assert response.status == 503
+    assert SECONDS <= anyio.current_time() - began < SECONDS * 5
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    assert (await answer(anyio.lowlevel.checkpoint)).status == 200
+
+
+async def test_a_request_in_time_leaves_nothing_that_strikes_later(answer: Answer, deadlines: Deadlines) -> None:
+    for _ in range(3):
+        assert (await answer(anyio.lowlevel.checkpoint)).status == 200
+        assert not deadlines._began
+
+
+async def test_only_those_that_are_due_are_cancelled(answer: Answer) -> None:
+    statuses: list[int] = []
+
+    async def ask(work: Callable[[], Awaitable[None]]) -> None:
+        statuses.append((await answer(work)).status)
+
+    async def half() -> None:
+        await anyio.sleep(SECONDS / 2)
+
+    async with anyio.create_task_group() as group:
+        for work in (anyio.sleep_forever, half) * 5:
+            group.start_soon(ask, work)
+    assert statuses == [200] * 5 + [503] * 5
+
+
+@pytest.mark.parametrize("overdue", [False, True])
+async def test_whoever_else_cancels_a_request_ends_it(answer: Answer, deadlines: Deadlines, overdue: bool) -> None:
+    started = anyio.Event()
+
+    async def work() -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    task = asyncio.ensure_future(answer(work))
+    await started.wait()
+    if overdue:  # both at once
+        [(watched, _)] = deadlines._began.items()
+        deadlines.forget(watched)
+        watched.cancel()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
