@@ -11,6 +11,7 @@ import anyio
 import typer
 
 from bcs import __version__
+from bcs.commands import dlq
 from bcs.domain.errors import BcsError, ConfigurationError
 
 # Each command imports what it needs: `healthcheck` runs every few seconds, and must not load Kafka and HTTP for it.
@@ -25,6 +26,8 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+cli.add_typer(dlq.cli, name="dlq")
 
 
 @cli.command()

@@ -12,7 +12,7 @@ from tenacity import AsyncRetrying
 
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
-from bcs.contracts.published import dead_letter
+from bcs.contracts.dead_letters import dead_letter
 from bcs.domain.errors import OutboxFull, StoreError, StoreUnavailable
 from bcs.domain.state import delta_of
 from bcs.failpoints import FailPoint, Reach, pass_by

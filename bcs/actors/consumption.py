@@ -16,7 +16,8 @@ from bcs.actors.kafka_probe import probe
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts
 from bcs.actors.offsets import OffsetTracker
 from bcs.contracts import topics
-from bcs.contracts.published import ConsumedMessage, dead_letter
+from bcs.contracts.dead_letters import dead_letter
+from bcs.contracts.published import ConsumedMessage
 from bcs.domain.errors import StoreError, UndecodableMessage
 from bcs.failpoints import FailPoint
 from bcs.supervision import ActorContext
@@ -153,10 +154,10 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _hand_over(self, record: ConsumerRecord, epoch: int) -> None:
         decoder = self._intake.decoder
-        self._tracker.read(record.topic, record.partition, record.offset, len(record.value or b""))
         message = ConsumedMessage(
-            record.topic, record.partition, record.offset, record.timestamp, record.key, record.value
+            record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, record.headers
         )
+        self._tracker.read(record.topic, record.partition, record.offset, message.size_bytes)
         event_type = decoder.event_type(record.topic)
         try:
             event = decoder.decode(record.topic, record.value, self._said_at_ms(record))

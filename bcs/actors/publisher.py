@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooL
 from bcs.actors.kafka import close
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.patience import patiently
+from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreError
 from bcs.failpoints import FailPoint, Reach
 from bcs.settings import Settings
@@ -175,11 +176,11 @@ class Publisher:
                 again.append(entry)
                 self.telemetry.publish_failures.labels(message.kind).inc()
                 log.info("publish_failed", topic=message.topic, error=_brief(error))
-            elif message.reduced is None:
+            elif (reduced := message.as_reduced()) is None:
                 parked.append((entry, _brief(error)))
             else:
                 # Not at once: the producer that was refused may be of no more use.
-                again.append(replace(entry, message=replace(message, value=message.reduced, reduced=None)))
+                again.append(replace(entry, message=reduced))
 
         by_topic: dict[str, list[LeasedMessage]] = {}
         for entry in leased:
@@ -209,8 +210,8 @@ class Publisher:
         try:
             with anyio.move_on_after(self.settings.kafka_request_timeout_seconds * 2):
                 for entry in entries:
-                    message = entry.message
-                    acknowledgements.append(await _sent(producer, message.topic, message.value, message.key))
+                    # One by one, for those before a cancellation to be known.
+                    acknowledgements.append(await _sent(producer, entry.message))  # noqa: PERF401
                 for acknowledgement in acknowledgements:
                     if not acknowledgement.done():
                         # To give up must not cancel it: aiokafka still has to find it as it was.
@@ -244,10 +245,12 @@ class Publisher:
         return await retrying(change, *args, **kwargs)
 
 
-async def _sent(producer: AIOKafkaProducer, topic: str, value: bytes, key: bytes | None) -> asyncio.Future[object]:
+async def _sent(producer: AIOKafkaProducer, message: OutboundMessage) -> asyncio.Future[object]:
     """The acknowledgement to come; where the message was not even taken, one that failed."""
     try:
-        future: asyncio.Future[object] = await producer.send(topic, value, key)
+        future: asyncio.Future[object] = await producer.send(
+            message.topic, message.value, message.key, headers=list(message.headers)
+        )
     except (KafkaError, OSError) as error:
         future = asyncio.get_running_loop().create_future()
         future.set_exception(error)

@@ -23,7 +23,7 @@ class UnderWay:
 
     def add(self, receipt: Receipt) -> None:
         """A batch was given this message."""
-        size = len(receipt.message.value or b"")
+        size = receipt.message.size_bytes
         self._bytes_of[_key(receipt)] = size
         self.bytes += size
 

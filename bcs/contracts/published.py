@@ -1,32 +1,30 @@
-"""What BCS publishes: PhaseSkippedV1 and dead letters, ready for the outbox."""
+"""What BCS publishes, ready for the outbox: messages in general, and PhaseSkippedV1."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from pydantic_core import to_json
 
 from bcs.contracts import topics
 
 SERVICE = "batch_conductor_service"
-LARGE_LETTER_BYTES = 64 * 1024
-"""How much of the original a letter keeps when it is too large for the broker."""
-
 # Any fixed namespace serves; it must never change, or a repeated request would announce under other ids.
 _NAMESPACE = uuid.UUID("6f0ff5e0-4a52-5b8f-9d33-2b1a7c9f5d10")
-# json.dumps() would make one anew for each document.
-_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _quoted = json.encoder.encode_basestring_ascii
 _is_canonical_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
-_LETTER_START = b'{"schema_version":1,"failed_event_envelope":'
+
+
+Headers = tuple[tuple[str, bytes | None], ...]
+"""Names can stand twice, and values can be null."""
+
+OWN_HEADERS = "dlt-"
+"""Begins the names of the headers that dead letters and replayed messages get from us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,8 @@ class OutboundMessage:
     """A message for Kafka.
 
     :param kind: `phase_skipped` or `dead_letter`.
-    :param reduced: a smaller value that stands in when the broker finds the value too large.
+    :param reduced: a smaller value that stands in when the broker finds the message too large; only our own headers go
+        with it.
     """
 
     kind: str
@@ -42,6 +41,14 @@ class OutboundMessage:
     key: bytes | None
     value: bytes
     reduced: bytes | None = None
+    headers: Headers = ()
+
+    def as_reduced(self) -> OutboundMessage | None:
+        """What stands in for it; None when nothing does."""
+        if self.reduced is None:
+            return None
+        own = tuple(header for header in self.headers if header[0].startswith(OWN_HEADERS))
+        return replace(self, value=self.reduced, reduced=None, headers=own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,18 @@ class ConsumedMessage:
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    headers: Headers = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes to keep it, but for what Python adds."""
+        size = len(self.value or b"") + len(self.key or b"")
+        return size + header_bytes(self.headers) if self.headers else size
+
+
+def header_bytes(headers: Headers) -> int:
+    """The size of names and values."""
+    return sum(len(name.encode()) + len(value or b"") for name, value in headers)
 
 
 def phases_skipped(
@@ -69,7 +88,7 @@ def phases_skipped(
     :param correlation_id: the request's own. Where it is no UUID, the envelope, which takes only UUIDs, carries one
         that is derived from it.
     """
-    when = _rfc3339(now)
+    when = rfc3339(now)
     return tuple(_phase_skipped(batch_id, phase, correlation_id, when) for phase in phases)
 
 
@@ -103,52 +122,6 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str) ->
     return OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, batch_id.encode(), to_json(envelope))
 
 
-def dead_letter(
-    failed: ConsumedMessage, reason: str, detail: Mapping[str, Any], now: datetime, batch_id: str | None
-) -> OutboundMessage:
-    """The dead letter of a consumed message, which keeps its bytes intact.
-
-    A JSON object stands in the letter byte for byte as it came (`value_bytes` long); anything else as base64. A second,
-    reduced value with the source position, the digest and the first bytes is for a broker that refuses the first.
-
-    :param detail: attempts, error type and message.
-    """
-    raw = failed.value
-    metadata: dict[str, Any] = {
-        "source_topic": failed.topic,
-        "source_partition": failed.partition,
-        "source_offset": failed.offset,
-        "source_timestamp_ms": failed.timestamp_ms,
-        "source_key": None if failed.key is None else failed.key.decode(errors="replace"),
-        "source_key_base64": None if failed.key is None else _base64(failed.key),
-        "value_bytes": None if raw is None else len(raw),
-        "value_sha256": None if raw is None else hashlib.sha256(raw).hexdigest(),
-        **detail,
-    }
-    start = _envelope(raw)
-    reduced = None
-    if raw is not None and len(raw) > LARGE_LETTER_BYTES:
-        beginning = _encode({"raw_base64": _base64(raw[:LARGE_LETTER_BYTES]), "truncated": True})
-        note = f"too large for the broker: the first {LARGE_LETTER_BYTES} of {len(raw)} bytes are kept"
-        reduced = _letter(beginning, reason, {**metadata, "truncated": True, "note": note}, now)
-    key = failed.key if batch_id is None else batch_id.encode()
-    topic = topics.dead_letter_topic(failed.topic)
-    return OutboundMessage("dead_letter", topic, key, _letter(start, reason, metadata, now), reduced)
-
-
-def failed_resolution(request: bytes, batch_id: str, pipeline: str, error: Exception, now: datetime) -> OutboundMessage:
-    """The dead letter of a resolution that failed on our side, with the request's body as its original envelope."""
-    metadata = {
-        "batch_id": batch_id,
-        "requested_pipeline": pipeline,
-        "error_type": type(error).__name__,
-        "error_message": str(error),
-    }
-    topic = topics.dead_letter_topic(topics.RESOLUTION)
-    value = _letter(_envelope(request), "pipeline_resolution_failed", metadata, now)
-    return OutboundMessage("dead_letter", topic, batch_id.encode(), value)
-
-
 def as_uuid(correlation_id: str) -> str:
     """The correlation id itself if it is a UUID, else one that is always the same for it."""
     if _is_canonical_uuid(correlation_id):
@@ -159,41 +132,5 @@ def as_uuid(correlation_id: str) -> str:
         return str(uuid.uuid5(_NAMESPACE, correlation_id))
 
 
-def _letter(envelope: bytes, reason: str, metadata: Mapping[str, Any], now: datetime) -> bytes:
-    rest = {
-        "dlq_reason": reason,
-        "timestamp": _rfc3339(now),
-        "service": SERVICE,
-        "additional_metadata": metadata,
-    }
-    return _LETTER_START + envelope + b"," + _encode(rest)[1:]
-
-
-def _envelope(raw: bytes | None) -> bytes:
-    if raw is not None and _is_json_object(raw):
-        return raw
-    return _encode({"raw_base64": None if raw is None else _base64(raw)})
-
-
-def _is_json_object(raw: bytes) -> bool:
-    def refuse(constant: str) -> None:
-        # Python reads NaN and Infinity, JSON has neither: a letter with one could not be read by other services.
-        raise ValueError(constant)
-
-    try:
-        return isinstance(json.loads(raw.decode(), parse_constant=refuse), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _encode(document: Mapping[str, Any]) -> bytes:
-    # ASCII only, because a lone surrogate in an error message could not be encoded otherwise.
-    return _to_json(document).encode()
-
-
-def _base64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
-
-
-def _rfc3339(moment: datetime) -> str:
+def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

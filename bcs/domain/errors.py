@@ -12,6 +12,11 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
     │   ├── UnknownPipeline
     │   └── PromptRequired
     ├── UndecodableMessage           a Kafka message that can never be applied
+    ├── KafkaUnavailable             retryable: no broker answers an operator's command
+    ├── DeadLetterError
+    │   ├── UnreadableLetter         what lies on a dead-letter topic is no letter of ours
+    │   ├── OriginalGone             the letter has only its beginning, and the source no longer has the rest
+    │   └── ReplayFailed             retryable: nobody took it
     └── StoreError
         ├── StoreUnavailable         retryable: out of reach, too slow, or the circuit is open
         ├── CommitConflict           retryable: another writer was faster
@@ -113,6 +118,46 @@ class UndecodableMessage(BcsError):
         self.detail = detail
         self.batch_id = batch_id
         self.correlation_id = correlation_id
+
+
+class KafkaUnavailable(BcsError):
+    """Kafka did not answer. The service itself waits for it; this ends a command.
+
+    :param cause: why, in a few words.
+    """
+
+    retryable = True
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"kafka is out of reach: {cause}")
+        self.cause = cause
+
+
+class DeadLetterError(BcsError):
+    """A dead letter can't be dealt with.
+
+    :param letter: where it lies.
+    :param problem: why not.
+    """
+
+    def __init__(self, letter: str, problem: str) -> None:
+        super().__init__(f"{letter}: {problem}")
+        self.letter = letter
+        self.problem = problem
+
+
+class UnreadableLetter(DeadLetterError):
+    """What lies there is no letter of ours."""
+
+
+class OriginalGone(DeadLetterError):
+    """The letter has only the beginning of its original, and the source no longer has the rest."""
+
+
+class ReplayFailed(DeadLetterError):
+    """Whoever was to take the original did not; the letter stays as it is."""
+
+    retryable = True
 
 
 class StoreError(BcsError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import structlog
+from pydantic_core import from_json, to_json
 from redis.exceptions import ResponseError
 
 from bcs.contracts.published import OutboundMessage
@@ -149,7 +151,7 @@ class RedisOutbox:
                 continue  # it was deleted while it was leased
             try:
                 message = _message(dict(zip(fields[::2], fields[1::2], strict=True)))
-            except (KeyError, UnicodeDecodeError) as error:
+            except (KeyError, ValueError, TypeError) as error:
                 # Of another release, or not ours at all: it must neither be lost nor come back for ever.
                 parking: Command = ("XADD", self._parked, "*", *fields, "problem", f"not readable: {error!r}")
                 await self._transaction(parking, *self._removal([entry_id]))
@@ -171,7 +173,13 @@ def _fields(message: OutboundMessage) -> list[str | bytes]:
         fields += ["key", message.key]
     if message.reduced is not None:
         fields += ["reduced", message.reduced]
+    if message.headers:
+        fields += ["headers", to_json([(name, _text(value)) for name, value in message.headers])]
     return fields
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else base64.b64encode(value).decode()
 
 
 def _message(fields: dict[bytes, bytes]) -> OutboundMessage:
@@ -181,4 +189,8 @@ def _message(fields: dict[bytes, bytes]) -> OutboundMessage:
         fields.get(b"key"),
         fields[b"value"],
         fields.get(b"reduced"),
+        tuple(
+            (name, None if value is None else base64.b64decode(value))
+            for name, value in from_json(fields.get(b"headers", b"[]"))
+        ),
     )

@@ -16,6 +16,7 @@ from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.messages import RecordFacts
 from bcs.contracts import topics
+from bcs.contracts.dead_letters import failed_resolution
 from bcs.contracts.decoding import microseconds
 from bcs.contracts.http import (
     BodyT,
@@ -26,7 +27,7 @@ from bcs.contracts.http import (
     correlation_id_in,
     parse_body,
 )
-from bcs.contracts.published import failed_resolution, phases_skipped
+from bcs.contracts.published import phases_skipped
 from bcs.domain.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
 from bcs.domain.facts import BatchPhaseEnded, Outcome
 from bcs.domain.pipelines import PipelineDefinitions

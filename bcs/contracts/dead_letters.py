@@ -1,0 +1,200 @@
+"""Dead letters: the message as it came, why it could not be applied, and how often that was tried.
+
+What is wrong stands in the value, by the platform's contract, and again in headers, in the manner of Spring Kafka's
+dead-letter headers, where tools look for it. The original's own headers are kept; those that an earlier letter of the
+same message got are replaced, so that a message that fails again and again has one letter at a time, with a count.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from bcs.contracts import topics
+from bcs.contracts.published import (
+    OWN_HEADERS,
+    SERVICE,
+    ConsumedMessage,
+    Headers,
+    OutboundMessage,
+    header_bytes,
+    rfc3339,
+)
+
+LARGE_LETTER_BYTES = 64 * 1024
+"""How much of the original a letter keeps when it is too large for the broker."""
+
+LETTER_START = b'{"schema_version":1,"failed_event_envelope":'
+"""Behind it stands the original, byte for byte if it is a JSON object."""
+
+ORIGINAL_TOPIC = f"{OWN_HEADERS}original-topic"
+ORIGINAL_PARTITION = f"{OWN_HEADERS}original-partition"
+ORIGINAL_OFFSET = f"{OWN_HEADERS}original-offset"
+ORIGINAL_TIMESTAMP = f"{OWN_HEADERS}original-timestamp-ms"
+ORIGINAL_KEY = f"{OWN_HEADERS}original-key"
+BATCH_ID = f"{OWN_HEADERS}batch-id"
+REASON = f"{OWN_HEADERS}reason"
+EXCEPTION_CLASS = f"{OWN_HEADERS}exception-class"
+EXCEPTION_MESSAGE = f"{OWN_HEADERS}exception-message"
+ATTEMPTS = f"{OWN_HEADERS}attempts"
+FAILURES = f"{OWN_HEADERS}failures"
+FIRST_FAILURE = f"{OWN_HEADERS}first-failure"
+LAST_FAILURE = f"{OWN_HEADERS}last-failure"
+REPLAYED_FROM = f"{OWN_HEADERS}replayed-from"
+
+_MESSAGE_CHARACTERS = 1000
+# json.dumps() would make one anew for each document.
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def dead_letter(
+    failed: ConsumedMessage, reason: str, detail: Mapping[str, Any], now: datetime, batch_id: str | None
+) -> OutboundMessage:
+    """The dead letter of a consumed message, which keeps its bytes intact.
+
+    A JSON object stands in the letter byte for byte as it came (`value_bytes` long); anything else as base64. A second,
+    reduced value with the source position, the digest and the first bytes is for a broker that refuses the first.
+
+    :param detail: attempts, error type and message.
+    """
+    raw = failed.value
+    metadata: dict[str, Any] = {
+        "source_topic": failed.topic,
+        "source_partition": failed.partition,
+        "source_offset": failed.offset,
+        "source_timestamp_ms": failed.timestamp_ms,
+        "source_key": None if failed.key is None else failed.key.decode(errors="replace"),
+        "source_key_base64": None if failed.key is None else _base64(failed.key),
+        "value_bytes": None if raw is None else len(raw),
+        "value_sha256": None if raw is None else hashlib.sha256(raw).hexdigest(),
+        **detail,
+    }
+    key = failed.key if batch_id is None else batch_id.encode()
+    return OutboundMessage(
+        "dead_letter",
+        topics.dead_letter_topic(failed.topic),
+        key,
+        _letter(_envelope(raw), reason, metadata, now),
+        _reduced(failed, reason, metadata, now),
+        _headers(failed, reason, detail, now, batch_id),
+    )
+
+
+def failed_resolution(request: bytes, batch_id: str, pipeline: str, error: Exception, now: datetime) -> OutboundMessage:
+    """The dead letter of a resolution that failed on our side, with the request's body as its original envelope."""
+    metadata = {
+        "batch_id": batch_id,
+        "requested_pipeline": pipeline,
+        "error_type": type(error).__name__,
+        "error_message": str(error),
+    }
+    value = _letter(_envelope(request), "pipeline_resolution_failed", metadata, now)
+    headers = {
+        ORIGINAL_TOPIC: topics.RESOLUTION,
+        BATCH_ID: batch_id,
+        REASON: "pipeline_resolution_failed",
+        EXCEPTION_CLASS: type(error).__name__,
+        EXCEPTION_MESSAGE: str(error)[:_MESSAGE_CHARACTERS],
+        ATTEMPTS: "1",
+        FAILURES: "1",
+        FIRST_FAILURE: rfc3339(now),
+        LAST_FAILURE: rfc3339(now),
+    }
+    topic = topics.dead_letter_topic(topics.RESOLUTION)
+    return OutboundMessage("dead_letter", topic, batch_id.encode(), value, headers=_encoded(headers))
+
+
+def earlier_failures(headers: Headers) -> tuple[int, str | None]:
+    """How often a message became a letter before, and when first, by the headers that its replay gave it."""
+    count, first = 0, None
+    for name, value in headers:
+        text = (value or b"").decode(errors="replace")
+        if name == FAILURES and text.isascii() and text.isdigit():
+            count = int(text)
+        elif name == FIRST_FAILURE and text:
+            first = text
+    return count, first
+
+
+def foreign(headers: Headers) -> Headers:
+    """A message's own headers, without those that are from us."""
+    return tuple(header for header in headers if not header[0].startswith(OWN_HEADERS))
+
+
+def _headers(
+    failed: ConsumedMessage, reason: str, detail: Mapping[str, Any], now: datetime, batch_id: str | None
+) -> Headers:
+    failures, first = earlier_failures(failed.headers)
+    ours = {
+        ORIGINAL_TOPIC: failed.topic,
+        ORIGINAL_PARTITION: str(failed.partition),
+        ORIGINAL_OFFSET: str(failed.offset),
+        ORIGINAL_TIMESTAMP: str(failed.timestamp_ms),
+        **({} if batch_id is None else {BATCH_ID: batch_id}),
+        REASON: reason,
+        EXCEPTION_CLASS: str(detail.get("error_type", "")),
+        EXCEPTION_MESSAGE: str(detail.get("error_message", ""))[:_MESSAGE_CHARACTERS],
+        ATTEMPTS: str(detail.get("attempts", 1)),
+        FAILURES: str(failures + 1),
+        FIRST_FAILURE: first or rfc3339(now),
+        LAST_FAILURE: rfc3339(now),
+    }
+    key: Headers = () if failed.key is None else ((ORIGINAL_KEY, failed.key),)
+    return (*foreign(failed.headers), *_encoded(ours), *key)
+
+
+def _encoded(headers: Mapping[str, str]) -> Headers:
+    # An error's message can hold half a surrogate pair, which UTF-8 can't.
+    return tuple((name, text.encode(errors="backslashreplace")) for name, text in headers.items())
+
+
+def _reduced(failed: ConsumedMessage, reason: str, metadata: Mapping[str, Any], now: datetime) -> bytes | None:
+    raw = failed.value or b""
+    if len(raw) + header_bytes(failed.headers) <= LARGE_LETTER_BYTES:
+        return None
+    if len(raw) <= LARGE_LETTER_BYTES:
+        note = "too large for the broker: the original's headers are left out"
+        return _letter(_envelope(failed.value), reason, {**metadata, "truncated": True, "note": note}, now)
+    beginning = _encode({"raw_base64": _base64(raw[:LARGE_LETTER_BYTES]), "truncated": True})
+    note = f"too large for the broker: the first {LARGE_LETTER_BYTES} of {len(raw)} bytes are kept"
+    return _letter(beginning, reason, {**metadata, "truncated": True, "note": note}, now)
+
+
+def _letter(envelope: bytes, reason: str, metadata: Mapping[str, Any], now: datetime) -> bytes:
+    rest = {
+        "dlq_reason": reason,
+        "timestamp": rfc3339(now),
+        "service": SERVICE,
+        "additional_metadata": metadata,
+    }
+    return LETTER_START + envelope + b"," + _encode(rest)[1:]
+
+
+def _envelope(raw: bytes | None) -> bytes:
+    if raw is not None and _is_json_object(raw):
+        return raw
+    return _encode({"raw_base64": None if raw is None else _base64(raw)})
+
+
+def _is_json_object(raw: bytes) -> bool:
+    def refuse(constant: str) -> None:
+        # Python reads NaN and Infinity, JSON has neither: a letter with one could not be read by other services.
+        raise ValueError(constant)
+
+    try:
+        return isinstance(json.loads(raw.decode(), parse_constant=refuse), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    # ASCII only, because a lone surrogate in an error message could not be encoded otherwise.
+    return _to_json(document).encode()
+
+
+def _base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()

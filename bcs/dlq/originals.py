@@ -1,0 +1,98 @@
+"""What was dead, as it came: put back where it came from, or asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+
+import aiohttp
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, REPLAYED_FROM, foreign
+from bcs.contracts.letters import DeadLetter
+from bcs.contracts.published import Headers
+from bcs.dlq.reading import DeadLetterReader
+from bcs.domain.errors import OriginalGone, ReplayFailed
+
+_DEFINE = "/internal/v1/pipelines/define"
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A message as it came."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+async def original_of(letter: DeadLetter, source: DeadLetterReader) -> Original:
+    """The original of a letter, from where it lay if the letter has only its beginning.
+
+    :raises OriginalGone: it no longer lies there.
+    """
+    if not letter.truncated:
+        return Original(letter.key, letter.value, letter.headers)
+    where = f"{letter.source_topic}/{letter.source_partition}/{letter.source_offset}"
+    if letter.source_partition is None or letter.source_offset is None:
+        raise OriginalGone(str(letter.reference), "the letter has only its beginning, and does not say where it lay")
+    record = await source.record_at(letter.source_topic, letter.source_partition, letter.source_offset)
+    if record is None:
+        raise OriginalGone(
+            str(letter.reference), f"the letter has only its beginning, and {where} no longer exists (retention)"
+        )
+    digest = None if record.value is None else hashlib.sha256(record.value).hexdigest()
+    if digest != letter.value_sha256:
+        raise OriginalGone(str(letter.reference), f"what lies at {where} now is another message")
+    return Original(record.key, record.value, foreign(record.headers))
+
+
+async def put_back(producer: AIOKafkaProducer, letter: DeadLetter, original: Original) -> asyncio.Future[object]:
+    """Hand an original to the producer, for the partition where it lay, with the time that it had.
+
+    Its time can be what orders it among other facts, so it must not become a newer one. Should it fail again, its new
+    letter goes on counting.
+
+    :returns: the acknowledgement to come.
+    :raises ReplayFailed: it was not taken.
+    """
+    headers = [
+        *original.headers,
+        (FAILURES, str(letter.failures).encode()),
+        (FIRST_FAILURE, letter.first_failure.encode()),
+        (REPLAYED_FROM, str(letter.reference).encode()),
+    ]
+    topic, partition, time_ms = letter.source_topic, letter.source_partition, letter.source_timestamp_ms
+    try:
+        known = await producer.partitions_for(topic)
+        if partition not in known:
+            partition = None  # there are fewer now
+        if original.key is None and original.value is None:
+            # aiokafka refuses to send() what Kafka and its own batches take: a message with neither key nor value.
+            batch = producer.create_batch()
+            batch.append(timestamp=time_ms, key=None, value=None, headers=headers)
+            sending = producer.send_batch(batch, topic, partition=min(known) if partition is None else partition)
+        else:
+            sending = producer.send(topic, original.value, original.key, partition, time_ms, headers)
+        acknowledgement: asyncio.Future[object] = await sending
+    except (KafkaError, OSError) as error:
+        raise ReplayFailed(str(letter.reference), f"{type(error).__name__}: {error}") from error
+    return acknowledgement
+
+
+async def ask_again(session: aiohttp.ClientSession, url: str, letter: DeadLetter, original: Original) -> None:
+    """Have the running service resolve a request once more that it could not.
+
+    :raises ReplayFailed: it still can't.
+    """
+    try:
+        async with session.post(
+            f"{url.rstrip('/')}{_DEFINE}", data=original.value, headers={"Content-Type": "application/json"}
+        ) as response:
+            body = await response.text(errors="replace")
+            if not response.ok:
+                raise ReplayFailed(str(letter.reference), f"{url} answered {response.status}: {body[:300].strip()}")
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise ReplayFailed(str(letter.reference), f"{url}: {type(error).__name__}: {error}") from error

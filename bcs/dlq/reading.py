@@ -1,0 +1,183 @@
+"""Reads dead-letter topics from their beginning to where they end now, without being a member of any group."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+
+import anyio
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from bcs.contracts.letters import DeadLetter, Reference, marked_offset, read_letter
+from bcs.dlq.selection import Selection
+from bcs.domain.errors import KafkaUnavailable, UnreadableLetter
+from bcs.settings import Settings
+
+_POLL_MS = 300
+
+
+@dataclass(slots=True)
+class Survey:
+    """What lies on the topics.
+
+    :param letters: those that can be read, without their originals' values: there may be many, and large ones.
+    :param unreadable: what is no letter of ours, with what is wrong with it.
+    :param replayed: letters that were put back.
+    """
+
+    letters: dict[Reference, DeadLetter] = field(default_factory=dict)
+    unreadable: dict[Reference, str] = field(default_factory=dict)
+    replayed: set[Reference] = field(default_factory=set)
+
+    def of(self, selection: Selection) -> Survey:
+        """The part of it that is selected. What can't be read has no reason, batch or time to be selected by."""
+        letters = {where: letter for where, letter in self.letters.items() if selection.takes(letter)}
+        plain = not (selection.reasons or selection.batches or selection.since or selection.until or selection.ranges)
+        return Survey(letters, dict(self.unreadable) if plain else {}, self.replayed)
+
+
+class DeadLetterReader:
+    """A view of dead-letter topics.
+
+    :param consumer: started, and in no group.
+    :param admin: started.
+    """
+
+    def __init__(self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, request_timeout_seconds: float) -> None:
+        self._consumer = consumer
+        self._admin = admin
+        self._timeout_seconds = request_timeout_seconds
+
+    async def survey(self, topics: Collection[str]) -> Survey:
+        """Look at everything once.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        """
+        found = Survey()
+        async for record in self.records(topics):
+            reference = reference_of(record)
+            marked = marked_offset(record.key, record.value)
+            if marked is not None:
+                found.replayed.add(Reference(record.topic, record.partition, marked))
+                continue
+            try:
+                found.letters[reference] = _without_value(letter_of(record))
+            except UnreadableLetter as error:
+                found.unreadable[reference] = error.problem
+        return found
+
+    async def records(self, topics: Collection[str]) -> AsyncIterator[ConsumerRecord]:
+        """Everything on these topics, each partition in its order; topics that do not exist have nothing.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        """
+        partitions = await self.partitions(topics)
+        if not partitions:
+            return
+        with kafka_answers():
+            self._consumer.assign(partitions)
+            with anyio.fail_after(self._timeout_seconds):
+                await self._consumer.seek_to_beginning(*partitions)
+                ends = await self._consumer.end_offsets(partitions)
+        while True:
+            with kafka_answers():
+                polled = await self._consumer.getmany(timeout_ms=_POLL_MS)
+                with anyio.fail_after(self._timeout_seconds):
+                    reached = [await self._consumer.position(partition) >= end for partition, end in ends.items()]
+            for records in polled.values():
+                for record in records:
+                    yield record
+            # One look more than the ends ask for: the embedded broker tells some that are too low.
+            if not polled and all(reached):
+                return
+
+    async def record_at(self, topic: str, partition: int, offset: int) -> ConsumerRecord | None:
+        """The message at a position; None where there is none any more.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        """
+        place = TopicPartition(topic, partition)
+        if place not in await self.partitions([topic]):
+            return None
+        with kafka_answers(), anyio.fail_after(self._timeout_seconds):
+            self._consumer.assign([place])
+            first, end = (
+                (await self._consumer.beginning_offsets([place]))[place],
+                (await self._consumer.end_offsets([place]))[place],
+            )
+            if not first <= offset < end:
+                return None
+            self._consumer.seek(place, offset)
+            polled: list[ConsumerRecord] = []
+            while not polled:
+                polled = (await self._consumer.getmany(place, timeout_ms=_POLL_MS, max_records=1)).get(place, [])
+        return polled[0] if polled[0].offset == offset else None
+
+    async def partitions(self, topics: Collection[str]) -> list[TopicPartition]:
+        """Those of the topics that exist."""
+        # The consumer itself tells the partitions only of topics that it is subscribed to.
+        with kafka_answers(), anyio.fail_after(self._timeout_seconds):
+            described = await self._admin.describe_topics(sorted(topics))
+        return [
+            TopicPartition(topic["topic"], partition["partition"])
+            for topic in described
+            if not topic["error_code"]
+            for partition in topic["partitions"]
+        ]
+
+
+@contextmanager
+def kafka_answers() -> Iterator[None]:
+    """A block in which Kafka has to answer.
+
+    :raises KafkaUnavailable: it does not.
+    """
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise KafkaUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+@asynccontextmanager
+async def dead_letter_reader(settings: Settings) -> AsyncIterator[DeadLetterReader]:
+    """A reader, connected.
+
+    :raises KafkaUnavailable: Kafka does not answer.
+    """
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        client_id="batch-conductor-dlq",
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        max_partition_fetch_bytes=max(1024 * 1024, 2 * settings.kafka_max_message_bytes),
+    )
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        with kafka_answers(), anyio.fail_after(settings.kafka_request_timeout_seconds):
+            await consumer.start()
+            await admin.start()
+        yield DeadLetterReader(consumer, admin, settings.kafka_request_timeout_seconds)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await consumer.stop()
+            await admin.close()
+
+
+def reference_of(record: ConsumerRecord) -> Reference:
+    """Where a record lies."""
+    return Reference(record.topic, record.partition, record.offset)
+
+
+def letter_of(record: ConsumerRecord) -> DeadLetter:
+    """The letter in a record.
+
+    :raises UnreadableLetter: it is none of ours.
+    """
+    return read_letter(reference_of(record), record.key, record.value, record.headers)
+
+
+def _without_value(letter: DeadLetter) -> DeadLetter:
+    return replace(letter, value=None, headers=())

@@ -1,0 +1,375 @@
+"""Dead letters on Apache Kafka: all of them listed, shown, and put back as they came."""
+
+import base64
+import random
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from bcs.contracts import topics
+from bcs.contracts.decoding import EventDecoder
+from bcs.contracts.letters import read_letter
+from bcs.dlq.reading import reference_of
+from bcs.domain.facts import Fact
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.domain.state import delta_of
+from bcs.store.codec import BatchKeys
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_state import RedisStateStore
+from tests.kafka.operator import Operator
+from tests.kafka.services import SESSION_SECONDS
+from tests.support import apache_kafka as apache
+from tests.support.events import Event, phase_outcome, registered, spellchecked
+from tests.support.kafka import Platform, create_platform_topics
+from tests.support.service import BcsProcess, Orchestrator, serve
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+BATCHES, ESSAYS = 316, 30
+# Poisoned in six ways: 200 together. What an operator can mend is a phase that nobody knew, and a batch's broken key.
+POISONED = {
+    "not_json": 34,
+    "not_utf8": 34,
+    "null_value": 33,
+    "invalid_event": 33,
+    "unknown_phase": 33,
+    "processing_failed": 33,
+}
+MENDED = ("unknown_phase", "processing_failed")
+NEW_PHASE = "grammar"
+SECONDS = 30
+SPELLCHECK_LETTERS = topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED)
+
+
+@dataclass
+class Scene:
+    """A broker of its own, a service on it, and an operator.
+
+    :param directory: for the service's files.
+    """
+
+    kafka: str
+    redis_url: str
+    prefix: str
+    directory: Path
+    platform: Platform
+    gateway: RedisGateway
+
+    @property
+    def store(self) -> RedisStateStore:
+        """What the service knows."""
+        return RedisStateStore(self.gateway, key_prefix=self.prefix, ttl_seconds=1000)
+
+    @property
+    def operator(self) -> Operator:
+        """Someone at a command line, with the service's settings."""
+        return Operator(kafka_bootstrap_servers=self.kafka, redis_url=self.redis_url, redis_key_prefix=self.prefix)
+
+    @asynccontextmanager
+    async def service(self, **settings: object) -> AsyncIterator[BcsProcess]:
+        """The service, until the block ends."""
+        chosen = {
+            "BCS_REDIS_KEY_PREFIX": self.prefix,
+            "BCS_KAFKA_CONSUMER_GROUP_ID": self.prefix,
+            "BCS_KAFKA_ENABLE_IDEMPOTENCE": True,
+            "BCS_KAFKA_SESSION_TIMEOUT_SECONDS": SESSION_SECONDS,
+            "BCS_REDIS_BREAKER_FAILURES": 1000,
+            **settings,
+        }
+        with serve(self.directory, self.redis_url, self.kafka, **chosen) as process:
+            await process.answers()
+            yield process
+
+    async def caught_up(self) -> bool:
+        """Whether everything that was sent is dealt with."""
+        return await self.platform.caught_up(self.prefix)
+
+    async def letters(self, waiting: int, *selected: str) -> list[dict[str, Any]]:
+        """The groups of letters, once so many wait."""
+
+        groups: list[dict[str, Any]] = []
+
+        async def so_many() -> bool:
+            groups[:] = (await self.operator.asks("dlq", "list", *selected))["groups"]
+            return bool(sum(group["waiting"] for group in groups) >= waiting)
+
+        await wait_until(so_many, SECONDS)
+        return groups
+
+    async def each(self, *selected: str) -> list[dict[str, Any]]:
+        """All letters, one by one."""
+        letters: list[dict[str, Any]] = (await self.operator.asks("dlq", "list", "--each", *selected))["letters"]
+        return letters
+
+
+@pytest.fixture
+def kafka_of_its_own(apache_kafka_jars: Path, tmp_path: Path) -> Iterator[str]:
+    """A broker of the test's own: dead-letter topics have fixed names, and a shared one has the letters of others."""
+    with apache.apache_kafka(apache_kafka_jars, tmp_path / "kafka") as server:
+        anyio.run(create_platform_topics, server.address)
+        yield server.address
+
+
+@pytest.fixture
+async def scene(kafka_of_its_own: str, redis_url: str, redis_key_prefix: str, tmp_path: Path) -> AsyncIterator[Scene]:
+    gateway = RedisGateway(
+        redis_url, max_connections=4, deadline_seconds=10, breaker_failures=1000, breaker_open_seconds=1
+    )
+    async with Platform(kafka_of_its_own) as platform:
+        yield Scene(kafka_of_its_own, redis_url, redis_key_prefix, tmp_path / "service", platform, gateway)
+    await gateway.aclose()
+
+
+def poison(way: str, number: int) -> Event:
+    event = spellchecked(f"batch-{number}", f"late-{number}")
+    bodies: dict[str, bytes | None] = {
+        "not_json": b"{%d" % number,
+        "not_utf8": b'{"data": "\xff%d"}' % number,
+        "null_value": None,
+        "invalid_event": b'{"data": {"batch_id": "batch-%d"}}' % number,
+    }
+    if way in bodies:
+        return replace(event, value=bodies[way])  # type: ignore[arg-type] # a null is the point of one of them
+    if way == "unknown_phase":
+        return phase_outcome(f"batch-{number}", NEW_PHASE, [f"essay-{essay}" for essay in range(ESSAYS)], [])
+    return spellchecked(f"broken-{number}", "essay")
+
+
+async def test_ten_thousand_events_with_two_hundred_poisoned(scene: Scene, tmp_path: Path) -> None:
+    good: list[Event] = []
+    for number in range(BATCHES):
+        essays = [f"essay-{essay}" for essay in range(ESSAYS)]
+        good += [registered(f"batch-{number}", essays), *(spellchecked(f"batch-{number}", essay) for essay in essays)]
+    bad = {way: [poison(way, number) for number in range(count)] for way, count in POISONED.items()}
+    poisoned = [event for events in bad.values() for event in events]
+    assert len(poisoned) == 200
+    keys = [BatchKeys(scene.prefix, f"broken-{number}").meta for number in range(POISONED["processing_failed"])]
+    await scene.gateway.call(*(("SET", key, "junk", "PX", 600_000) for key in keys))
+    good += [spellchecked("batch-0", f"extra-{number}") for number in range(4)]
+    mixed = [*good, *poisoned]
+    random.Random(5).shuffle(mixed)
+    assert len(mixed) == 10_000
+    sent = await scene.platform.send(*mixed)
+
+    async with scene.service():
+        await wait_until(scene.caught_up, SECONDS)
+        groups = await scene.letters(len(poisoned))
+        found: Counter[str] = Counter()
+        for group in groups:
+            found[group["reason"]] += group["waiting"]
+            assert group["replayed"] == 0
+            assert group["oldest"] <= group["newest"]
+        assert found == POISONED
+        letters = await scene.each()
+        assert len(letters) == len({letter["letter"] for letter in letters}) == len(poisoned)
+        await shown(scene, letters, bad)
+
+    # The cause is mended: the phase is configured, and what lay under the batches' keys is gone.
+    await scene.gateway.call(("DEL", *keys))
+    configuration = tmp_path / "pipelines.yaml"
+    configuration.write_text(f"phases: [{{name: spellcheck}}, {{name: {NEW_PHASE}}}]\n")
+    async with scene.service(BCS_PIPELINE_CONFIG_PATH=configuration):
+        reasons = [part for reason in MENDED for part in ("--reason", reason)]
+        planned = (await scene.operator.asks("dlq", "replay", "--dry-run", *reasons))["would_replay"]
+        mended = sum(POISONED[reason] for reason in MENDED)
+        assert len(planned) == mended
+
+        async def replayed() -> int:
+            return sum(letter["replayed"] for letter in await scene.each(*reasons))
+
+        with scene.operator.running("dlq", "replay", *reasons, "--rate", "5"):
+            await wait_until(replayed, SECONDS)
+        done = await replayed()
+        assert 0 < done < mended, "it was killed half way"
+        again = await scene.operator.asks("dlq", "replay", *reasons)
+        assert again["wanted"] == again["replayed"] == mended - done
+        assert await replayed() == mended
+        nothing = await scene.operator.asks("dlq", "replay", *reasons)
+        assert nothing["wanted"] == 0
+
+        expected = facts_of(mixed, [where.timestamp for where in sent])
+
+        async def as_the_model_says() -> bool:
+            for batch in expected:
+                if await scene.store.state(batch) != delta_of(expected[batch]):
+                    return False
+            return True
+
+        await wait_until(as_the_model_says, SECONDS)
+
+        # What can't be mended fails again: one letter more for each, which counts.
+        count = POISONED["not_json"]
+        assert (await scene.operator.asks("dlq", "replay", "--reason", "not_json"))["replayed"] == count
+        await scene.letters(count, "--reason", "not_json")
+        letters = await scene.each("--reason", "not_json")
+        assert Counter((letter["replayed"], letter["failures"]) for letter in letters) == {
+            (True, 1): count,
+            (False, 2): count,
+        }
+        await shown(scene, [letter for letter in letters if letter["failures"] == 2], {"not_json": bad["not_json"]})
+
+
+async def shown(scene: Scene, letters: list[dict[str, Any]], bad: dict[str, list[Event]]) -> None:
+    """Each way's letters have their originals' bytes: all by the messages themselves, one of each by `show`."""
+    by_reference = {}
+    for topic in {letter["letter"].split("/")[0] for letter in letters}:
+        for record in await scene.platform.messages(topic):
+            by_reference[str(reference_of(record))] = record
+    found: dict[str, Counter[bytes | None]] = defaultdict(Counter)
+    for letter in letters:
+        record = by_reference[letter["letter"]]
+        read = read_letter(reference_of(record), record.key, record.value, record.headers)
+        found[letter["reason"]][read.value] += 1
+        assert read.failures == letter["failures"]
+    assert found == {way: Counter(event.value for event in events) for way, events in bad.items()}
+    for way in bad:
+        letter = next(letter for letter in letters if letter["reason"] == way)
+        document = await scene.operator.asks("dlq", "show", letter["letter"])
+        raw = None if document["value_base64"] is None else base64.b64decode(document["value_base64"])
+        assert raw in {event.value for event in bad[way]}
+        assert document["reason"] == way
+        plain = await scene.operator.runs("dlq", "show", letter["letter"])
+        assert way in plain.output
+
+
+def facts_of(events: list[Event], times_ms: list[int]) -> dict[str, list[Fact]]:
+    """What these say to a service that knows the new phase."""
+    decoder = EventDecoder(PLATFORM_PHASES | {NEW_PHASE})
+    facts: dict[str, list[Fact]] = defaultdict(list)
+    for event, time_ms in zip(events, times_ms, strict=True):
+        try:
+            decoded = decoder.decode(event.topic, event.value, time_ms)
+        except Exception:  # noqa: BLE001, S112 (what can't be decoded says nothing)
+            continue
+        facts[decoded.batch_id] += decoded.facts
+    return facts
+
+
+LARGE = 900_000
+ORIGINALS: dict[str, tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]] = {
+    "invalid UTF-8": (b"key", b"\xff\xfe", []),
+    "700 kB": (b"key", b'{"a": "' + b"x" * 700_000 + b'"}', []),
+    "more than a letter can hold": (b"key", b"\xff" * LARGE, [("a", b"1")]),
+    "null": (b"key", None, []),
+    "null, without a key": (None, None, []),
+    "empty": (None, b"", []),
+    "headers with one name, and with none": (b"\xff", b"x", [("a", b"1"), ("b", b"\xff"), ("a", b"2"), ("a", None)]),
+}
+
+
+async def produced(scene: Scene, original: str) -> ConsumerRecord:
+    """One of them, as it lies on its topic."""
+    key, value, headers = ORIGINALS[original]
+    producer = AIOKafkaProducer(bootstrap_servers=scene.kafka, max_request_size=1_000_000)
+    await producer.start()
+    try:
+        batch = producer.create_batch()
+        batch.append(timestamp=1_700_000_000_000, key=key, value=value, headers=headers)
+        where = await (await producer.send_batch(batch, topics.SPELLCHECK_COMPLETED, partition=1))
+    finally:
+        await producer.stop()
+    records = await scene.platform.messages(topics.SPELLCHECK_COMPLETED)
+    return next(record for record in records if (record.partition, record.offset) == (where.partition, where.offset))
+
+
+def as_it_was(record: ConsumerRecord) -> tuple[object, ...]:
+    own = [header for header in record.headers if not header[0].startswith("dlt-")]
+    return record.key, record.value, own, record.timestamp, record.partition
+
+
+@pytest.mark.parametrize("original", ORIGINALS)
+async def test_what_is_put_back_is_what_was_there(scene: Scene, original: str) -> None:
+    first = await produced(scene, original)
+    async with scene.service():
+        await scene.letters(1)
+        assert (await scene.operator.asks("dlq", "replay", "--all"))["replayed"] == 1
+
+        async def second() -> ConsumerRecord | None:
+            records = await scene.platform.messages(topics.SPELLCHECK_COMPLETED)
+            return records[1] if len(records) > 1 else None
+
+        assert as_it_was(await wait_until(second, SECONDS)) == as_it_was(first)
+        await scene.letters(1)
+        failures = sorted((letter["failures"], letter["replayed"]) for letter in await scene.each())
+        assert failures == [(1, True), (2, False)]
+
+
+async def test_an_original_that_is_gone_is_named_and_its_letter_stays(scene: Scene) -> None:
+    first = await produced(scene, "more than a letter can hold")
+    async with scene.service():
+        await scene.letters(1)
+        admin = AIOKafkaAdminClient(bootstrap_servers=scene.kafka)
+        await admin.start()
+        await admin.delete_records({TopicPartition(first.topic, first.partition): RecordsToDelete(first.offset + 1)})
+        await admin.close()
+        said = await scene.operator.runs("dlq", "replay", "--all")
+        assert said.exit_code == 1
+        assert "no longer exists" in said.errors
+        assert f"{first.topic}/{first.partition}/{first.offset}" in said.errors
+        assert "0 of 1 letters put back" in said.output
+        [group] = await scene.letters(1)
+        assert (group["waiting"], group["replayed"]) == (1, 0)
+
+
+async def test_a_resolution_that_failed_is_asked_again(scene: Scene) -> None:
+    keys = BatchKeys(scene.prefix, "broken")
+    await scene.gateway.call(("SET", keys.meta, "junk", "PX", 600_000))
+    async with scene.service() as service, Orchestrator(service.base) as bos:
+        assert (await bos.define("broken")).status == 500
+        [group] = await scene.letters(1)
+        assert group["topic"] == topics.dead_letter_topic(topics.RESOLUTION)
+        still = await scene.operator.runs("dlq", "replay", "--all", "--url", service.base)
+        assert still.exit_code == 1
+        assert "answered 500" in still.errors
+        await scene.gateway.call(("DEL", keys.meta))
+        # To ask in vain has left a letter of its own: the same request, so one of them is enough.
+        [letter, *_] = await scene.each()
+        assert (await scene.operator.asks("dlq", "replay", letter["letter"], "--url", service.base))["replayed"] == 1
+        assert (await bos.metric("bcs_pipeline_resolutions_total", status="success") or 0) >= 1
+
+
+async def test_purge_asks_and_deletes_what_is_older(scene: Scene) -> None:
+    await scene.platform.send_raw(*((topics.SPELLCHECK_COMPLETED, b"key", b"{%d" % number) for number in range(3)))
+    async with scene.service():
+        await scene.letters(3)
+        refused = await scene.operator.runs("dlq", "purge", given="n\n")
+        assert refused.exit_code == 1
+        assert "3 letters would be gone for good, 3 of them were never put back" in refused.output
+        newest = max(letter["time"] for letter in await scene.each())
+        await scene.letters(3)
+        kept = await scene.operator.runs("dlq", "purge", "--yes", "--before", "2001-01-01T00:00:00Z")
+        assert "nothing to delete" in kept.output
+        await scene.platform.send_raw((topics.SPELLCHECK_COMPLETED, b"key", b"{later"))
+        await scene.letters(4)
+        later = max(letter["time"] for letter in await scene.each())
+        assert later > newest
+        assert (await scene.operator.runs("dlq", "purge", "--yes", "--before", later)).exit_code == 0
+        assert [letter["time"] for letter in await scene.each()] == [later]
+        assert (await scene.operator.runs("dlq", "purge", "--yes")).exit_code == 0
+        assert await scene.each() == []
+
+
+async def test_without_kafka_a_command_says_so(free_port: int) -> None:
+    operator = Operator(kafka_bootstrap_servers=f"127.0.0.1:{free_port}", kafka_request_timeout_seconds=2)
+    said = await operator.runs("dlq", "list")
+    assert said.exit_code == 1
+    assert said.errors.startswith("bcs: kafka is out of reach")
+    assert "Traceback" not in said.errors
+
+
+@pytest.mark.parametrize(
+    "arguments", [("replay",), ("replay", "x"), ("replay", "a/0/9-3"), ("list", "--since", "soon"), ("show", "a/b/c")]
+)
+async def test_wrong_usage_is_told_without_asking_kafka(free_port: int, arguments: tuple[str, ...]) -> None:
+    said = await Operator(kafka_bootstrap_servers=f"127.0.0.1:{free_port}").runs("dlq", *arguments)
+    assert said.exit_code == 2
+    assert said.output == ""
