@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
@@ -178,6 +179,8 @@ def _selection(
 def _settings() -> Settings:
     from bcs.settings import load_settings
 
+    # What goes wrong is said once, in a line of ours.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     return load_settings()
 
 

@@ -67,6 +67,19 @@ async def until_recovered(outbox: Outbox, count: int, idle_seconds: float = 0.05
     return recovered
 
 
+async def test_everything_of_a_message_is_kept(outbox: Outbox) -> None:
+    headers = (("a", b"1"), ("ä", b"\xff"), ("a", None), ("", b""))
+    messages = [
+        OutboundMessage("dead_letter", "t", None, b"\xff", b"less", headers),
+        OutboundMessage("phase_skipped", "t", b"", b""),
+    ]
+    await outbox.append(messages)
+    leased = await outbox.lease(5)
+    assert [entry.message for entry in leased] == messages
+    await outbox.requeue(leased)
+    assert [entry.message for entry in await outbox.lease(5)] == messages
+
+
 async def test_an_empty_outbox_has_nothing_to_do(outbox: Outbox) -> None:
     assert await outbox.lease(5) == []
     assert await outbox.resume(5) == []

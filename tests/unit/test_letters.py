@@ -1,0 +1,180 @@
+"""Dead letters as they are read back, and which of them an operator means."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bcs.contracts import dead_letters as names
+from bcs.contracts import topics
+from bcs.contracts.dead_letters import LARGE_LETTER_BYTES, dead_letter, failed_resolution, foreign
+from bcs.contracts.letters import DeadLetter, Reference, mark_key, marked_offset, read_letter
+from bcs.contracts.published import ConsumedMessage, Headers, OutboundMessage
+from bcs.dlq.purging import last_to_purge, purged
+from bcs.dlq.reading import Survey
+from bcs.dlq.selection import LetterRange, Selection, all_of_letters
+from bcs.domain.errors import UnreadableLetter
+
+NOW = datetime(2026, 5, 3, 8, tzinfo=UTC)
+WHERE = Reference(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), 2, 7)
+DETAIL = {"attempts": 3, "error_type": "SomeError", "error_message": "it \udc00 broke"}
+values = (
+    st.none() | st.binary(max_size=40) | st.sampled_from([b"{}", b'{"raw_base64":"AAAA"}', b'{"a": [1.50, "\\u00e9"]}'])
+)
+headers = st.lists(st.tuples(st.text(max_size=5), st.none() | st.binary(max_size=9)), max_size=4).map(tuple)
+
+
+def consumed(value: bytes | None, key: bytes | None = b"essay", headers: Headers = ()) -> ConsumedMessage:
+    return ConsumedMessage(topics.SPELLCHECK_COMPLETED, 4, 77, 1_700_000_000_123, key, value, headers)
+
+
+def read(message: OutboundMessage, where: Reference = WHERE) -> DeadLetter:
+    return read_letter(where, message.key, message.value, message.headers)
+
+
+def letter(
+    reason: str = "not_json", batch: str | None = "b", where: Reference = WHERE, now: datetime = NOW
+) -> DeadLetter:
+    return read(dead_letter(consumed(b"x"), reason, DETAIL, now, batch), where)
+
+
+@settings(deadline=None)
+@given(value=values, key=st.none() | st.binary(max_size=9), headers=headers)
+@example(value=b'{"raw_base64":"AAAA"}', key=None, headers=())
+def test_a_letter_gives_back_what_was_there(value: bytes | None, key: bytes | None, headers: Headers) -> None:
+    found = read(dead_letter(consumed(value, key, headers), "not_json", DETAIL, NOW, "batch"))
+    assert (found.value, found.key, found.headers) == (value, key, foreign(headers))
+    assert (found.source_topic, found.source_partition, found.source_offset) == (topics.SPELLCHECK_COMPLETED, 4, 77)
+    assert (found.source_timestamp_ms, found.batch_id, found.reason) == (1_700_000_000_123, "batch", "not_json")
+    assert (found.attempts, found.failures, found.truncated) == (3, 1, False)
+    assert found.first_failure == found.last_failure == "2026-05-03T08:00:00Z"
+
+
+def test_a_letter_that_fails_again_counts_and_does_not_nest() -> None:
+    original = consumed(b"x", headers=(("a", b"1"), ("a", b"2")))
+    for failures in range(1, 4):
+        now = NOW + timedelta(hours=failures)
+        message = dead_letter(original, "not_json", DETAIL, now, None)
+        found = read(message)
+        assert found.failures == failures
+        assert found.first_failure == "2026-05-03T09:00:00Z"
+        assert found.last_failure == f"2026-05-03T{8 + failures:02}:00:00Z"
+        assert found.headers == (("a", b"1"), ("a", b"2"))
+        assert len({name for name, _ in message.headers}) == len(message.headers) - 1, "each of ours stands once"
+        again = ((names.FAILURES, b"%d" % failures), (names.FIRST_FAILURE, found.first_failure.encode()))
+        original = replace(original, headers=(*found.headers, *again))
+
+
+@pytest.mark.parametrize("nonsense", [b"", b"-1", b"many", b"\xff", None, "²".encode()])
+def test_counts_that_others_made_up_are_not_believed(nonsense: bytes | None) -> None:
+    message = dead_letter(consumed(b"x", headers=((names.FAILURES, nonsense),)), "not_json", DETAIL, NOW, None)
+    assert read(message).failures == 1
+
+
+def test_a_letter_without_headers_of_ours_is_read_by_its_value() -> None:
+    message = dead_letter(consumed(b"x"), "not_json", DETAIL, NOW, "batch")
+    found = read_letter(WHERE, message.key, message.value, ())
+    assert (found.value, found.source_offset, found.failures, found.batch_id) == (b"x", 77, 1, None)
+
+
+@pytest.mark.parametrize("value", [b"\xff" * (LARGE_LETTER_BYTES + 1), b"x"])
+def test_a_reduced_letter_says_that_the_original_is_elsewhere(value: bytes) -> None:
+    many = tuple((f"h{number}", b"x" * 1000) for number in range(70))
+    message = dead_letter(consumed(value, headers=many), "not_json", DETAIL, NOW, None)
+    reduced = message.as_reduced()
+    assert reduced is not None
+    assert reduced.as_reduced() is None
+    assert all(name.startswith("dlt-") for name, _ in reduced.headers)
+    found = read(reduced)
+    assert (found.truncated, found.value, found.source_offset) == (True, None, 77)
+    assert read(message).headers == many
+
+
+def test_a_resolution_s_letter_has_the_request() -> None:
+    message = failed_resolution(b'{"batch_id": "b", "more": 1}', "b", "nlp", ValueError("x"), NOW)
+    found = read(message, Reference(message.topic, 0, 0))
+    assert found.is_resolution
+    assert (found.value, found.batch_id, found.source_partition) == (b'{"batch_id": "b", "more": 1}', "b", None)
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"", b"x", b"[]", b"{}", b'{"additional_metadata": {}, "timestamp": "now"}', b'{"a":' * 10_000]
+)
+def test_what_is_no_letter_is_told(value: bytes | None) -> None:
+    with pytest.raises(UnreadableLetter):
+        read_letter(WHERE, b"key", value, ())
+
+
+def test_a_letter_whose_original_was_changed_on_the_way_is_told() -> None:
+    message = dead_letter(consumed(b'{"a": 1}'), "not_json", DETAIL, NOW, None)
+    with pytest.raises(UnreadableLetter, match="digest"):
+        read(replace(message, value=message.value.replace(b'{"a": 1}', b'{"raw_base64": "AAAA"}')))
+
+
+def test_a_mark_names_its_letter_and_nothing_else_is_one() -> None:
+    assert marked_offset(mark_key(WHERE), None) == WHERE.offset
+    for key, value in ((mark_key(WHERE), b"x"), (b"7", None), (None, None), (b"replayed:x", None)):
+        assert marked_offset(key, value) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("t/0/5", LetterRange("t.DLQ", 0, 5, 5)),
+        ("t.DLQ/12/5-9", LetterRange("t.DLQ", 12, 5, 9)),
+        ("a.b.v1.DLQ/0/0", LetterRange("a.b.v1.DLQ", 0, 0, 0)),
+    ],
+)
+def test_a_range_is_read(text: str, expected: LetterRange) -> None:
+    assert LetterRange.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "t", "t/0", "t/0/", "t/x/1", "t/0/9-3", "t/0/-1", "t/0/1-", "a/b/0/1"])
+def test_what_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not of the form|ends before"):
+        LetterRange.parse(text)
+
+
+def test_a_selection_takes_what_meets_all_of_it() -> None:
+    mine = letter()
+    assert Selection().empty
+    whole = Selection(
+        (LetterRange.parse(f"{WHERE.topic}/2/5-7"),),
+        all_of_letters([topics.SPELLCHECK_COMPLETED]),
+        frozenset({"not_json"}),
+        frozenset({"b"}),
+        NOW,
+        NOW + timedelta(seconds=1),
+    )
+    assert whole.takes(mine)
+    assert not whole.empty
+    others = [
+        letter(reason="not_utf8"),
+        letter(batch="c"),
+        letter(batch=None),
+        letter(where=replace(WHERE, offset=8)),
+        letter(where=replace(WHERE, partition=1)),
+        letter(where=replace(WHERE, topic="other.DLQ")),
+        letter(now=NOW - timedelta(seconds=1)),
+        letter(now=NOW + timedelta(seconds=1)),
+    ]
+    assert not any(whole.takes(other) for other in others)
+    assert all(Selection().takes(other) for other in others)
+
+
+def test_purging_stops_at_the_first_letter_that_is_to_stay() -> None:
+    def at(offset: int, hour: int, partition: int = 0) -> DeadLetter:
+        return letter(where=Reference("t.DLQ", partition, offset), now=NOW + timedelta(hours=hour))
+
+    letters = [at(1, 1), at(3, 5), at(4, 2), at(9, 1, partition=1)]
+    junk = {Reference("t.DLQ", 0, 2): "junk", Reference("t.DLQ", 0, 7): "junk"}
+    survey = Survey({each.reference: each for each in letters}, junk)
+    last = last_to_purge(survey, NOW + timedelta(hours=4))
+    assert last == {("t.DLQ", 0): 2, ("t.DLQ", 1): 9}
+    assert sorted(each.offset for each in purged([*survey.letters, *junk], last)) == [1, 2, 9]
+    assert last_to_purge(survey, None) == {("t.DLQ", 0): 7, ("t.DLQ", 1): 9}
+    assert last_to_purge(survey, NOW) == {}
