@@ -93,4 +93,5 @@ def _page(findings: Sequence[Finding]) -> RenderableType:
         status = Text(finding.status.value, _STYLES[finding.status])
         lines.add_row(status, plain(finding.check), plain(finding.found) + fix)
     counts = Counter(finding.status for finding in findings)
-    return Group(lines, Text(), Text(", ".join(f"{counts[status]} {status.value}" for status in Status)))
+    warnings = counted(counts[Status.WARNING], "warning")
+    return Group(lines, Text(), Text(f"{counts[Status.OK]} ok, {warnings}, {counts[Status.FAILED]} failed"))

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+from redis.exceptions import RedisError
 
-from bcs.domain.errors import ConfigurationError
+from bcs.domain.errors import ConfigurationError, StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.settings import Settings
+from bcs.store.redis_errors import brief
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
 
@@ -28,7 +30,10 @@ class StateInMemory(ConfigurationError):
 
 @asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[RedisGateway]:
-    """The Redis that the settings name."""
+    """The Redis that the settings name.
+
+    :raises StoreUnavailable: also where something answers that is no Redis, or has no such database.
+    """
     gateway = RedisGateway(
         settings.redis_url,
         max_connections=1,
@@ -38,6 +43,8 @@ async def connected(settings: Settings) -> AsyncIterator[RedisGateway]:
     )
     try:
         yield gateway
+    except RedisError as error:
+        raise StoreUnavailable("redis", brief(error)) from error
     finally:
         await gateway.aclose()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import anyio
@@ -72,7 +73,9 @@ async def test_each_check_is_a_line_for_a_person(service: RunningService) -> Non
     assert {line.split()[0] for line in lines} <= {"ok", "warning"}
     assert all("Fix: " in line for line in lines if line.startswith("warning"))
     assert empty == ""
-    assert summary.startswith(f"{sum(line.startswith('ok') for line in lines)} ok, ")
+    fine, warned = (sum(line.startswith(word) for line in lines) for word in ("ok", "warning"))
+    assert summary.startswith(f"{fine} ok, {warned} warning")
+    assert summary.endswith(", 0 failed")
     at_terminal = await bcs_at_terminal(80, "doctor", **settings_of(service))
     assert "\x1b[" in at_terminal.output
     assert max(map(len, at_terminal.uncoloured.splitlines())) <= 80
@@ -97,6 +100,38 @@ async def test_kafka_away_hides_nothing_of_redis(service: RunningService) -> Non
     assert findings(ran).keys() & NO_KAFKA_CHECKS == {"kafka"}
     assert only(ran, "redis")["status"] == "ok"
     assert only(ran, "clock")["status"] == "ok"
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[str]:
+    """The address of a server that answers everything with an HTTP error."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_what_is_neither_redis_nor_kafka_is_told_apart_from_a_crash(page: str) -> None:
+    ran = await doctor({"BCS_REDIS_URL": f"redis://{page}", "BCS_KAFKA_BOOTSTRAP_SERVERS": page})
+    assert ran.exit_code == 1
+    assert [only(ran, check)["status"] for check in ("redis", "kafka")] == ["failed", "failed"]
+    shown = await bcs("batches", "show", "b", BCS_REDIS_URL=f"redis://{page}")
+    assert (shown.exit_code, shown.output) == (1, "")
+    assert len(shown.error.splitlines()) == 1
+
+
+async def test_a_database_that_redis_does_not_have_hides_nothing_of_kafka(
+    redis_url: str, kafka_bootstrap_servers: str
+) -> None:
+    url = f"{redis_url.removesuffix('/0')}/4711"
+    ran = await doctor({"BCS_REDIS_URL": url, "BCS_KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap_servers})
+    assert only(ran, "redis")["status"] == "failed"
+    assert "DB index" in only(ran, "redis")["found"]
+    assert only(ran, "kafka")["status"] == "ok"
 
 
 async def test_servers_that_do_not_answer_are_given_up_in_time(

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError, NoError, for_code
+from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
 
 from bcs.actors.kafka import close
 from bcs.commands.checks import kafka_judgement as judgement
@@ -44,8 +44,10 @@ async def look_at_kafka(settings: Settings) -> list[Finding]:
             consumed = {name: tuple(partitions[name]) for name in topics.CONSUMED if name in partitions}
             findings += await _step("lag", lambda: _lag(admin, settings, consumed))
     except _NO_ANSWER as error:
+        # aiokafka tells of a connection that it did not get only where it tried, and not why it failed.
+        why = "no broker answers" if isinstance(error, KafkaConnectionError) else brief(error)
         fix = "see to Kafka, and to BCS_KAFKA_BOOTSTRAP_SERVERS"
-        return [failed("kafka", f"out of reach at {servers}: {brief(error)}", fix)]
+        return [failed("kafka", f"out of reach at {servers}: {why}", fix)]
     return findings
 
 
@@ -53,7 +55,7 @@ async def _step(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> lis
     try:
         with anyio.fail_after(_STEP_SECONDS):
             return await look()
-    except _NO_ANSWER as error:
+    except Exception as error:  # noqa: BLE001 (on answers that it does not expect, aiokafka fails with anything)
         return [unknown(check, brief(error))]
 
 
