@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import urllib.error
 import urllib.request
+from importlib import import_module
 from typing import Annotated, Any
 
 import anyio
 import typer
+from typer.core import TyperGroup
 
 from bcs import __version__
-from bcs.commands import dlq
 from bcs.domain.errors import BcsError, ConfigurationError
 
 # Each command imports what it needs: `healthcheck` runs every few seconds, and must not load Kafka and HTTP for it.
@@ -19,15 +20,29 @@ from bcs.domain.errors import BcsError, ConfigurationError
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 
+_OPERATORS = ("batches", "resolve", "pipelines", "actors", "dlq", "doctor")
+
+
+class _Commands(TyperGroup):
+    """Those defined here, and the operators', whose modules are imported when one is asked for or all are listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *_OPERATORS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in _OPERATORS:
+            return typer.main.get_command(import_module(f"bcs.commands.{cmd_name}").app)
+        return super().get_command(ctx, cmd_name)
+
+
 cli = typer.Typer(
     name="bcs",
+    cls=_Commands,
     help="Batch Conductor Service: which phases of a pipeline does a batch of essays still need?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-cli.add_typer(dlq.cli, name="dlq")
 
 
 @cli.command()

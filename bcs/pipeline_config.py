@@ -65,11 +65,11 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
     except OSError as error:
         raise UnreadableConfiguration(str(path), error.strerror or str(error)) from None
     except ValidationError as error:
-        problems = "; ".join(
+        problems = (
             f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_input=False, include_context=False)
         )
-        raise UnreadableConfiguration(str(path), problems) from None
+        raise UnreadableConfiguration(str(path), *problems) from None
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         # PyYAML lets the errors of Python's own constructors through.
         raise UnreadableConfiguration(str(path), " ".join(str(error).split())) from None

@@ -11,6 +11,7 @@ import anyio
 import typer
 
 from bcs.commands.dlq_output import say_letter, say_plan, say_progress, say_survey
+from bcs.commands.options import DEFAULT_URL, PANEL, AsJson, ServiceUrl, command_group
 from bcs.contracts import topics
 from bcs.contracts.letters import DeadLetter, Reference
 from bcs.dlq.selection import LetterRange, Selection, all_of_letters, moment
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
     from bcs.dlq.replaying import Replayed
     from bcs.settings import Settings
 
-# Kafka's client is imported where it is needed: `bcs healthcheck` must not load it.
+app = command_group("dlq")
 
-cli = typer.Typer(help="Dead letters: what could not be processed, and the way back.", no_args_is_help=True)
+
+@app.callback(rich_help_panel=PANEL)
+def dlq() -> None:
+    """Dead letters: what could not be processed, and the way back."""
+
 
 _LETTERS = tuple(topics.dead_letter_topic(source) for source in (*topics.CONSUMED, topics.RESOLUTION))
 _FAILED = 1
@@ -60,10 +65,9 @@ Since = Annotated[
     datetime | None, typer.Option(parser=_moment, metavar="TIME", help="Written then or later: 2026-05-03T08:00:00Z.")
 ]
 Until = Annotated[datetime | None, typer.Option(parser=_moment, metavar="TIME", help="Written before.")]
-Json = Annotated[bool, typer.Option("--json", help="Say it as one JSON document.")]
 
 
-@cli.command("list")
+@app.command("list")
 def list_letters(
     topic: Topics = None,
     reason: Reasons = None,
@@ -71,19 +75,19 @@ def list_letters(
     since: Since = None,
     until: Until = None,
     each: Annotated[bool, typer.Option("--each", help="Every letter, not only how many.")] = False,
-    json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count letters by topic and reason: those that wait, and those that were put back; the oldest, the newest."""
     settings = _settings()
     selection = _selection(None, topic, reason, batch, since, until)
     survey = anyio.run(_survey, settings, selection)
-    say_survey(survey, each=each, as_json=json)
+    say_survey(survey, each=each, as_json=as_json)
 
 
-@cli.command()
+@app.command()
 def show(
     letter: Annotated[str, typer.Argument(parser=_reference, help="topic/partition/offset, as `list --each` has it.")],
-    json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show one letter: its envelope, why it is dead, its headers, and its bytes where they are no JSON."""
     settings = _settings()
@@ -92,10 +96,10 @@ def show(
     if found is None:
         typer.echo(f"bcs: there is no letter at {letter}", err=True)
         raise typer.Exit(_FAILED)
-    say_letter(found, replayed=replayed, as_json=json)
+    say_letter(found, replayed=replayed, as_json=as_json)
 
 
-@cli.command()
+@app.command()
 def replay(
     letters: References = None,
     topic: Topics = None,
@@ -107,10 +111,8 @@ def replay(
     again: Annotated[bool, typer.Option("--again", help="Also those that were put back before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go where.")] = False,
     rate: Annotated[float | None, typer.Option(min=0.001, help="At most so many letters a second.")] = None,
-    url: Annotated[
-        str, typer.Option(help="The running service, for resolutions that failed.")
-    ] = "http://127.0.0.1:4002",
-    json: Json = False,
+    url: ServiceUrl = DEFAULT_URL,
+    as_json: AsJson = False,
 ) -> None:
     """Put letters back: messages where they came from, resolutions to the service. Exits 1 if one could not be.
 
@@ -124,15 +126,15 @@ def replay(
     survey = anyio.run(_survey, settings, selection)
     wanted = sorted(reference for reference in survey.letters if again or reference not in survey.replayed)
     if dry_run:
-        say_plan([survey.letters[reference] for reference in wanted], as_json=json)
+        say_plan([survey.letters[reference] for reference in wanted], as_json=as_json)
         return
-    with say_progress(len(wanted), as_json=json) as outcome:
+    with say_progress(len(wanted), as_json=as_json) as outcome:
         anyio.run(_replay, settings, wanted, url, rate, outcome.tell)
     if outcome.failed:
         raise typer.Exit(_FAILED)
 
 
-@cli.command("purge")
+@app.command("purge")
 def purge_letters(
     topic: Topics = None,
     before: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bcs.commands.output import say_json, say_table
+from bcs.commands.output import counted, plain, present, print_json, printable, table
 from bcs.contracts.letters import DeadLetter, Reference
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ def say_survey(survey: Survey, *, each: bool, as_json: bool) -> None:
         for (topic, reason), group in sorted(groups.items())
     ]
     if as_json:
-        say_json({"groups": rows})
+        print_json({"groups": rows})
     elif rows:
         columns = ("topic", "reason", "waiting", "replayed", "oldest", "newest")
-        say_table(columns, [[_text(row[column]) for column in columns] for row in rows])
+        _say_rows(columns, rows)
     else:
         typer.echo("There are no dead letters.")
 
@@ -82,10 +82,10 @@ def _say_each(survey: Survey, *, as_json: bool) -> None:
     ]
     unreadable = {str(reference): problem for reference, problem in sorted(survey.unreadable.items())}
     if as_json:
-        say_json({"letters": rows, "unreadable": unreadable})
+        print_json({"letters": rows, "unreadable": unreadable})
         return
     columns = ("letter", "reason", "batch", "time", "failures", "replayed")
-    say_table(columns, [[_text(row[column]) for column in columns] for row in rows])
+    _say_rows(columns, rows)
     for reference, problem in unreadable.items():
         typer.echo(f"{reference}: not a letter of ours: {problem}", err=True)
 
@@ -111,14 +111,14 @@ def say_letter(letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
     envelope = _as_json(letter.value)
     if as_json:
         raw = None if letter.value is None else base64.b64encode(letter.value).decode()
-        say_json({**about, "envelope": envelope, "value_base64": raw})
+        print_json({**about, "envelope": envelope, "value_base64": raw})
         return
     for name, value in about.items():
         if name == "headers":
             for header, text in about["headers"]:
-                typer.echo(f"{'header':20}{header}: {text}")
+                typer.echo(printable(f"{'header':20}{header}: {text}"))
         else:
-            typer.echo(f"{name:20}{_text(value)}")
+            typer.echo(printable(f"{name:20}{_text(value)}"))
     typer.echo("")
     if letter.truncated:
         typer.echo(f"The letter has only the beginning of the original; `replay` takes it from {_source(letter)}.")
@@ -143,11 +143,11 @@ def say_plan(letters: Sequence[DeadLetter], *, as_json: bool) -> None:
         for letter in letters
     ]
     if as_json:
-        say_json({"would_replay": rows})
+        print_json({"would_replay": rows})
         return
     columns = ("letter", "goes_to", "reason", "batch", "failures")
-    say_table(columns, [[_text(row[column]) for column in columns] for row in rows])
-    typer.echo(f"{len(rows)} letters would be put back; nothing was done.")
+    _say_rows(columns, rows)
+    typer.echo(f"{counted(len(rows), 'letter')} would be put back; nothing was done.")
 
 
 @dataclass(slots=True)
@@ -190,9 +190,16 @@ def say_progress(wanted: int, *, as_json: bool) -> Iterator[Outcome]:
         yield outcome
     if as_json:
         failed = {str(reference): problem for reference, problem in sorted(outcome.failed.items())}
-        say_json({"wanted": wanted, "replayed": outcome.replayed, "failed": failed})
+        print_json({"wanted": wanted, "replayed": outcome.replayed, "failed": failed})
     else:
         typer.echo(f"{outcome.replayed} of {wanted} letters put back, {len(outcome.failed)} could not be.")
+
+
+def _say_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    page = table(*columns, right=("waiting", "replayed", "failures"))
+    for row in rows:
+        page.add_row(*(plain(_text(row[column])) for column in columns))
+    present(page)
 
 
 def _source(letter: DeadLetter) -> str:

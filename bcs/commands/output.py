@@ -1,31 +1,82 @@
-"""How commands print: tables and colours on a terminal, plain lines where nobody looks."""
+"""How commands answer: for a person at a terminal, for a pipe, or as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from io import TextIOWrapper
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
+
+# So wide that nothing is wrapped or cut off: whoever reads a pipe looks for whole lines and whole ids.
+_PIPE_COLUMNS = 100_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def say_json(document: Any) -> None:
-    """One JSON document."""
+def present(page: RenderableType) -> None:
+    """Print for a person: in colours and wrapped to the width of a terminal, or plain and unbroken into a pipe."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # What the locale has no letters for is spelled out, and not a crash.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    terminal = Console(highlight=False)
+    if terminal.is_terminal:
+        terminal.print(page)
+        return
+    pipe = Console(highlight=False, color_system=None, width=_PIPE_COLUMNS)
+    with pipe.capture() as captured:
+        pipe.print(page)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One document, in ASCII: it is the same whatever the terminal's encoding is."""
     typer.echo(json.dumps(document, indent=2))
 
 
-def say_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Rows under a heading; tab-separated and whole where the output is no terminal."""
-    console = Console()
-    if not console.is_terminal:
-        for row in (columns, *rows):
-            typer.echo("\t".join(row))
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
+def table(*columns: str, right: Iterable[str] = ()) -> Table:
+    """A table without lines.
+
+    :param columns: the headings.
+    :param right: those whose cells are numbers.
+    """
+    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        # Folded where it does not fit: an id that is cut off helps nobody.
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def plain(value: object, style: str = "") -> Text:
+    """What others wrote, as it is: no markup of rich's, and nothing that a terminal would obey."""
+    return Text(printable(value), style)
+
+
+def printable(value: object) -> str:
+    """The same as a string."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(value)
+    )
+
+
+def moment(at_us: int) -> str:
+    """A time of the store's in RFC 3339.
+
+    :param at_us: microseconds since 1970 UTC.
+    """
+    try:
+        return (_EPOCH + timedelta(microseconds=at_us)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    except OverflowError:
+        return f"{at_us} us after 1970"  # nothing of BCS's wrote that
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 essay`, `2 essays`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

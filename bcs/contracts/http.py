@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from bcs.contracts.consumed import Identifier
 from bcs.domain.errors import BcsError
+from bcs.domain.resolution import Resolution
 
 CorrelationId = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -66,6 +67,20 @@ class InvalidBody(BcsError):
     def __init__(self, problems: tuple[InvalidField, ...]) -> None:
         super().__init__("; ".join(f"{problem.field}: {problem.problem}" for problem in problems))
         self.problems = problems
+
+
+def pipeline_answer(batch_id: str, resolution: Resolution) -> dict[str, Any]:
+    """The body of the answer to `DefinePipeline`."""
+    return {
+        "batch_id": batch_id,
+        "final_pipeline": resolution.to_run,
+        "pruned_phases": resolution.pruned,
+        "analysis_summary": resolution.explanation,
+        "decisions": [
+            {"phase": decision.phase, "runs": decision.runs, "reason": decision.reason.value}
+            for decision in resolution.decisions
+        ],
+    }
 
 
 def correlation_id_in(raw: bytes) -> str | None:

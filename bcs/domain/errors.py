@@ -69,12 +69,16 @@ class DuplicateName(ConfigurationError):
 
 
 class UnreadableConfiguration(ConfigurationError):
-    """A configuration file is missing or is not of the expected form."""
+    """A configuration file is missing or is not of the expected form.
 
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"{path}: {problem}")
+    :param problems: each mistake that was found, with its place in the file.
+    """
+
+    def __init__(self, path: str, *problems: str) -> None:
         self.path = path
-        self.problem = problem
+        self.problem = "; ".join(problems)
+        self.problems = problems
+        super().__init__(f"{path}: {self.problem}")
 
 
 class RequestRefused(BcsError):

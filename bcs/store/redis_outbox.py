@@ -23,6 +23,16 @@ _GROUP = "publishers"
 _LARGE_BYTES = 64 * 1024
 
 
+def stream_key(prefix: str) -> str:
+    """Where messages wait for Kafka."""
+    return f"{prefix}{{outbox}}"
+
+
+def parked_key(prefix: str) -> str:
+    """Where messages are that Kafka will never take."""
+    return f"{prefix}{{outbox}}:parked"
+
+
 class RedisOutbox:
     """The outbox in Redis.
 
@@ -34,8 +44,8 @@ class RedisOutbox:
 
     def __init__(self, gateway: RedisGateway, *, key_prefix: str, consumer: str, limit: int) -> None:
         self._gateway = gateway
-        self._stream = f"{key_prefix}{{outbox}}"
-        self._parked = f"{key_prefix}{{outbox}}:parked"
+        self._stream = stream_key(key_prefix)
+        self._parked = parked_key(key_prefix)
         self._consumer = consumer
         self._limit = limit
         self._length = 0

@@ -110,10 +110,18 @@ class RedisStateStore:
 
     async def state(self, batch_id: str) -> BatchState:
         """See `StateStore.state`."""
+        state, _ = await self.versioned(batch_id)
+        return state
+
+    async def versioned(self, batch_id: str) -> tuple[BatchState, int]:
+        """A batch's state and its version, of one instant. Nothing is written, not even a missing summary.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
         keys = BatchKeys(self._key_prefix, batch_id)
         with _corruption_named(keys):
-            state, _, _ = await self._snapshot(keys)
-        return state
+            state, version, _ = await self._snapshot(keys)
+        return state, version
 
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`."""

@@ -26,6 +26,7 @@ from bcs.contracts.http import (
     InvalidField,
     correlation_id_in,
     parse_body,
+    pipeline_answer,
 )
 from bcs.contracts.published import phases_skipped
 from bcs.domain.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
@@ -79,18 +80,7 @@ class PipelineCalls:
             raise
         finally:
             self.telemetry.resolutions(outcome).inc()
-        return reply_json(
-            {
-                "batch_id": body.batch_id,
-                "final_pipeline": resolution.to_run,
-                "pruned_phases": resolution.pruned,
-                "analysis_summary": resolution.explanation,
-                "decisions": [
-                    {"phase": decision.phase, "runs": decision.runs, "reason": decision.reason.value}
-                    for decision in resolution.decisions
-                ],
-            }
-        )
+        return reply_json(pipeline_answer(body.batch_id, resolution))
 
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""

@@ -1,0 +1,181 @@
+"""`bcs batches`: what the store knows of a batch, and what holds its phases back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from bcs.commands.options import PANEL, AsJson, BatchId, command_group
+from bcs.commands.output import counted, moment, plain, present, print_json, printable, table
+from bcs.commands.stores import read_batch
+from bcs.domain.errors import BcsError
+from bcs.domain.facts import Outcome
+from bcs.domain.obstacles import Obstacle, PhaseReport, Why, report
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.domain.state import BatchState, Mark
+from bcs.pipeline_config import pipelines_of
+from bcs.settings import load_settings
+
+_LISTED = 20
+_WORDS = {Outcome.COMPLETED: "completed", Outcome.FAILED: "failed"}
+
+app = command_group("batches")
+
+
+class UnknownBatch(BcsError):
+    """The store knows nothing of a batch."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"nothing is known of the batch {printable(batch_id)}: no event named it, or it has expired")
+        self.batch_id = batch_id
+
+
+@app.callback(rich_help_panel=PANEL)
+def batches() -> None:
+    """Look at batches."""
+
+
+@app.command()
+def show(
+    batch_id: BatchId,
+    phase: Annotated[
+        str | None, typer.Option("--phase", metavar="NAME", help="Only this phase. [default: all]", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which phases of a batch are complete, and which essays hold the others back.
+
+    Reads the store that the BCS_* environment variables name; the service need not run. Of each mark the store keeps
+    the outcome and the time, and not the event it came with. At most 20 essays are listed for a phase, and none for one
+    that has no mark yet, unless --phase names it. With --json all are.
+    """
+    settings = load_settings()
+    configured = tuple(pipelines_of(settings).phases)
+    state, version = read_batch(settings, batch_id)
+    if state.empty:
+        raise UnknownBatch(batch_id)
+    phases = [*configured, *sorted(state.phases.difference(configured))]
+    if phase is not None:
+        if phase not in {*phases, *PLATFORM_PHASES}:
+            raise typer.BadParameter(f"there is no such phase; there are: {', '.join(phases)}", param_hint="--phase")
+        phases = [phase]
+    reports = [report(state, name) for name in phases]
+    if as_json:
+        print_json(_document(batch_id, state, version, reports))
+    else:
+        present(_page(batch_id, state, version, reports, in_full=phase is not None))
+
+
+def _document(batch_id: str, state: BatchState, version: int, reports: Sequence[PhaseReport]) -> dict[str, Any]:
+    expected = state.expected
+    return {
+        "batch_id": batch_id,
+        "version": version,
+        "expected": {"count": expected.count, "at": moment(expected.at_us)} if expected else None,
+        "known_essays": [
+            {"essay_id": essay, "known_since": moment(since)} for essay, since in sorted(state.known_since_us.items())
+        ],
+        "phases": [
+            {
+                "phase": of.phase,
+                "complete": of.verdict.complete,
+                "completed": of.verdict.completed,
+                "failed": of.verdict.failed,
+                "outstanding": of.outstanding,
+                "missing": of.missing,
+                "newest_mark_at": moment(of.newest.at_us) if of.newest else None,
+                "batch_mark": _mark(of.batch_mark),
+                "held_back_by": [
+                    {
+                        "essay_id": obstacle.essay_id,
+                        "why": obstacle.why.value,
+                        "known_since": moment(obstacle.known_since_us),
+                        "mark": _mark(obstacle.mark),
+                    }
+                    for obstacle in of.held_back_by
+                ],
+            }
+            for of in reports
+        ],
+    }
+
+
+def _mark(mark: Mark | None) -> dict[str, str] | None:
+    return {"outcome": _WORDS[mark.outcome], "at": moment(mark.at_us)} if mark else None
+
+
+def _page(
+    batch_id: str, state: BatchState, version: int, reports: Sequence[PhaseReport], *, in_full: bool
+) -> RenderableType:
+    expected = f"{state.expected.count} expected" if state.expected else "never registered"
+    known = counted(len(state.known_since_us), "essay")
+    parts: list[RenderableType] = [
+        Text.assemble("Batch ", plain(batch_id, "bold"), f": {known} known, {expected}, version {version}"),
+        Text(),
+        _counts(reports),
+        Text(),
+        _times(reports),
+    ]
+    # A list of all essays, once for each phase that has not begun, would hide the others.
+    unmarked = [of.phase for of in reports if of.newest is None and not in_full]
+    for of in reports:
+        if not of.verdict.complete and of.phase not in unmarked:
+            parts += [Text(), *_explanation(of)]
+    if unmarked:
+        parts += [Text(), Text.assemble("No mark at all yet: ", plain(", ".join(unmarked), "bold"))]
+    return Group(*parts)
+
+
+def _counts(reports: Sequence[PhaseReport]) -> RenderableType:
+    numbers = ("completed", "failed", "outstanding")
+    counts = table("phase", "verdict", *numbers, right=numbers)
+    for of in reports:
+        verdict = Text("complete", "green") if of.verdict.complete else Text("not complete", "yellow")
+        figures = (of.verdict.completed, of.verdict.failed, of.outstanding)
+        counts.add_row(plain(of.phase), verdict, *map(str, figures))
+    return counts
+
+
+def _times(reports: Sequence[PhaseReport]) -> RenderableType:
+    times = table("phase", "newest mark", "mark for the whole batch")
+    for of in reports:
+        newest = moment(of.newest.at_us) if of.newest else "none"
+        times.add_row(plain(of.phase), newest, _told(of.batch_mark) if of.batch_mark else "none")
+    return times
+
+
+def _explanation(of: PhaseReport) -> list[RenderableType]:
+    held_back_by = of.held_back_by
+    lines: list[RenderableType] = []
+    if held_back_by:
+        lines.append(Text.assemble(plain(of.phase, "bold"), f" is held back by {counted(len(held_back_by), 'essay')}:"))
+        essays = table("essay", "why")
+        for obstacle in held_back_by[:_LISTED]:
+            essays.add_row(plain(obstacle.essay_id), _why(obstacle, of.batch_mark))
+        lines.append(Padding(essays, (0, 0, 0, 2), expand=False))
+        if len(held_back_by) > _LISTED:
+            lines.append(Text(f"  and {len(held_back_by) - _LISTED} more, which --json lists"))
+    if of.missing:
+        missing = counted(of.missing, "expected essay")
+        lines.append(Text.assemble(plain(of.phase, "bold"), f" lacks {missing} that no event has named"))
+    if not lines:
+        lines.append(Text.assemble(plain(of.phase, "bold"), ": no essay is known, and no mark for the whole batch"))
+    return lines
+
+
+def _why(obstacle: Obstacle, batch_mark: Mark | None) -> str:
+    if obstacle.mark:
+        failed = "failed with the whole batch" if obstacle.mark is batch_mark else "failed"
+        return f"{failed} at {moment(obstacle.mark.at_us)}"
+    if obstacle.why is Why.JOINED_AFTER_BATCH_MARK:
+        return f"joined after the batch mark, at {moment(obstacle.known_since_us)}"
+    return "no mark"
+
+
+def _told(mark: Mark) -> str:
+    return f"{_WORDS[mark.outcome]} at {moment(mark.at_us)}"

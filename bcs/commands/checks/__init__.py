@@ -1,0 +1,1 @@
+"""What `bcs doctor` looks at. Judging is pure and apart from asking."""

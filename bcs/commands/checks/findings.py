@@ -1,0 +1,54 @@
+"""What a check found, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """How bad it is. With a warning the service works, for now or perhaps."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check.
+
+    :param found: what was found, as part of a sentence.
+    :param fix: what to do about it; empty where nothing is to be done.
+    """
+
+    check: str
+    status: Status
+    found: str
+    fix: str = ""
+
+
+def ok(check: str, found: str) -> Finding:
+    """As it should be."""
+    return Finding(check, Status.OK, found)
+
+
+def warning(check: str, found: str, fix: str) -> Finding:
+    """The service works, but something can go wrong."""
+    return Finding(check, Status.WARNING, found, fix)
+
+
+def failed(check: str, found: str, fix: str) -> Finding:
+    """The service can't do its work."""
+    return Finding(check, Status.FAILED, found, fix)
+
+
+def brief(error: BaseException) -> str:
+    """An error as part of a sentence. Kafka's begin with their own names."""
+    name, text = type(error).__name__, str(error).rstrip(". ")
+    return text if text.startswith(name) else f"{name}: {text}" if text else name
+
+
+def unknown(check: str, problem: str) -> Finding:
+    """Whether it is as it should be could not be found out: no failure, but nothing to rely on either."""
+    return warning(check, f"could not be found out: {problem}", "look at it with the server's own tools")

@@ -1,0 +1,131 @@
+"""Asks Kafka what `bcs doctor` wants to know of it. Some brokers lack some of the answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
+
+from bcs.actors.kafka import close
+from bcs.commands.checks import kafka_judgement as judgement
+from bcs.commands.checks.findings import Finding, brief, failed, ok, unknown
+from bcs.commands.checks.kafka_judgement import Offsets
+from bcs.contracts import topics
+from bcs.settings import Settings
+
+_STEP_SECONDS = 5.0
+_CLOSE_SECONDS = 2.0
+# Besides Kafka's own errors: no answer in time, and a broker that knows no version of a request that aiokafka speaks.
+_NO_ANSWER = (KafkaError, OSError, TimeoutError, NotImplementedError)
+
+
+async def look_at_kafka(settings: Settings) -> list[Finding]:
+    """Everything about Kafka; each question has a deadline of its own, and each may remain without an answer."""
+    # What goes wrong becomes a finding; aiokafka would tell it to standard error as well.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL + 1)
+    servers = settings.kafka_bootstrap_servers
+    try:
+        async with _admin(settings) as admin:
+            findings = [ok("kafka", f"reachable at {servers}")]
+            partitions: dict[str, dict[int, bool]] = {}
+
+            async def look_at_topics() -> list[Finding]:
+                partitions.update(await _partitions(admin))
+                return _topics(partitions)
+
+            findings += await _step("topics", look_at_topics)
+            findings += await _step("consumer group", lambda: _group(admin, settings.kafka_consumer_group_id))
+            consumed = {name: tuple(partitions[name]) for name in topics.CONSUMED if name in partitions}
+            findings += await _step("lag", lambda: _lag(admin, settings, consumed))
+    except _NO_ANSWER as error:
+        # aiokafka tells of a connection that it did not get only where it tried, and not why it failed.
+        why = "no broker answers" if isinstance(error, KafkaConnectionError) else brief(error)
+        fix = "see to Kafka, and to BCS_KAFKA_BOOTSTRAP_SERVERS"
+        return [failed("kafka", f"out of reach at {servers}: {why}", fix)]
+    return findings
+
+
+async def _step(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+    try:
+        with anyio.fail_after(_STEP_SECONDS):
+            return await look()
+    except Exception as error:  # noqa: BLE001 (on answers that it does not expect, aiokafka fails with anything)
+        return [unknown(check, brief(error))]
+
+
+@asynccontextmanager
+async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
+    )
+    try:
+        with anyio.fail_after(_STEP_SECONDS):
+            await admin.start()
+        yield admin
+    finally:
+        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await admin.close()
+
+
+async def _partitions(admin: AIOKafkaAdminClient) -> dict[str, dict[int, bool]]:
+    """All topics, each with its partitions and whether they have a leader.
+
+    Of all, since to ask for one that is not there would create it on a broker that does so by itself.
+    """
+    return {
+        topic["topic"]: {partition["partition"]: partition["leader"] >= 0 for partition in topic["partitions"]}
+        for topic in await admin.describe_topics()
+    }
+
+
+def _topics(partitions: Mapping[str, Mapping[int, bool]]) -> list[Finding]:
+    uses = [("consumed", name) for name in topics.CONSUMED] + [("published", name) for name in topics.PUBLISHED]
+    return [judgement.topic(use, name, partitions[name].values() if name in partitions else None) for use, name in uses]
+
+
+async def _group(admin: AIOKafkaAdminClient, name: str) -> list[Finding]:
+    [response] = await admin.describe_consumer_groups([name])
+    [described] = response.to_object()["groups"]
+    error: Any = for_code(described["error_code"])
+    if error is not NoError:
+        raise error(name)
+    return [judgement.group(name, described["state"], len(described["members"]))]
+
+
+async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping[str, Iterable[int]]) -> list[Finding]:
+    keys = [TopicPartition(name, partition) for name, partitions in consumed.items() for partition in partitions]
+    if not keys:
+        return [unknown("lag", "no consumed topic was found")]
+    committed = await admin.list_consumer_group_offsets(settings.kafka_consumer_group_id, partitions=keys)
+    # Without a group it disturbs nobody in ours.
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        consumer.assign(keys)
+        first, end = await consumer.beginning_offsets(keys), await consumer.end_offsets(keys)
+    finally:
+        await close(consumer, _CLOSE_SECONDS)
+    return [
+        judgement.lag(
+            name,
+            {
+                key.partition: Offsets(first[key], end[key], _offset(committed.get(key)))
+                for key in keys
+                if key.topic == name
+            },
+            from_earliest=settings.kafka_auto_offset_reset == "earliest",
+            many=settings.intake_max_in_flight,
+        )
+        for name in consumed
+    ]
+
+
+def _offset(committed: Any) -> int | None:
+    return None if committed is None or committed.offset < 0 else int(committed.offset)

@@ -1,0 +1,70 @@
+"""From what Kafka says of topics and the consumer group to findings. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from bcs.commands.checks.findings import Finding, failed, ok, warning
+
+
+@dataclass(frozen=True, slots=True)
+class Offsets:
+    """Where one partition begins and ends, and how far the group has come.
+
+    :param committed: None where the group has committed nothing.
+    """
+
+    first: int
+    end: int
+    committed: int | None
+
+    def lag(self, *, from_earliest: bool) -> int:
+        """How many messages are still to be read.
+
+        :param from_earliest: where a group that has committed nothing begins: at the first message, else at the end.
+        """
+        start = (self.first if from_earliest else self.end) if self.committed is None else self.committed
+        return max(0, self.end - max(start, self.first))
+
+
+def topic(use: str, name: str, leaders: Iterable[bool] | None) -> Finding:
+    """Whether a topic is there.
+
+    :param use: `consumed` or `published`.
+    :param leaders: for each partition whether it has a leader; None where there is no such topic.
+    """
+    check = f"topic {use}"
+    if leaders is None:
+        return failed(check, f"{name} does not exist", "create it: BCS creates none")
+    led = list(leaders)
+    found = f"{name}: {len(led)} partition{'' if len(led) == 1 else 's'}"
+    if not all(led):
+        return failed(check, f"{found}, {led.count(False)} without a leader", "see to the brokers that hold it")
+    return ok(check, found)
+
+
+def group(name: str, state: str, members: int) -> Finding:
+    """Whether anybody reads.
+
+    :param state: Kafka's word for it.
+    """
+    if not members:
+        fix = "start the service; if it runs, see to its log and to BCS_KAFKA_CONSUMER_GROUP_ID"
+        return warning("consumer group", f"{name}: no members ({state or 'no state'})", fix)
+    found = f"{name}: {members} member{'' if members == 1 else 's'} ({state})"
+    if state != "Stable":
+        return warning("consumer group", found, "ask again in a moment: nobody reads during a rebalance")
+    return ok("consumer group", found)
+
+
+def lag(name: str, partitions: Mapping[int, Offsets], *, from_earliest: bool, many: int) -> Finding:
+    """How far behind the group is on a topic.
+
+    :param many: with more than so many to be read, one replica can't have them all under way.
+    """
+    behind = sum(offsets.lag(from_earliest=from_earliest) for offsets in partitions.values())
+    found = f"{name}: {behind} message{'' if behind == 1 else 's'} to be read"
+    if behind > many:
+        return warning("lag", found, "ask again: if it does not fall, see to the service's log, or start more replicas")
+    return ok("lag", found)

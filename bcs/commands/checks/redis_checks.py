@@ -1,0 +1,92 @@
+"""Asks Redis what `bcs doctor` wants to know of it. Managed ones refuse some of the questions."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from bcs.commands.checks import redis_judgement as judgement
+from bcs.commands.checks.findings import Finding, brief, failed, unknown, warning
+from bcs.commands.stores import connected
+from bcs.domain.errors import StoreUnavailable
+from bcs.settings import Settings
+from bcs.store.redis_outbox import parked_key, stream_key
+
+
+async def look_at_redis(settings: Settings) -> list[Finding]:
+    """Everything about Redis, under the settings' own deadline."""
+    if settings.use_mock_repository:
+        found = "not looked at: BCS_USE_MOCK_REPOSITORY keeps the state in the service's memory"
+        return [warning("redis", found, "unset it wherever the state has to outlive the process")]
+    try:
+        async with connected(settings) as gateway, gateway.session() as session:
+            asked_at = time.time()
+            [clock] = await session.exchange([("TIME",)])
+            told_at = time.time()
+            stream, parked = stream_key(settings.redis_key_prefix), parked_key(settings.redis_key_prefix)
+            server, memory, persistence, save, *outbox = await session.exchange(
+                [
+                    ("INFO", "server"),
+                    ("INFO", "memory"),
+                    ("INFO", "persistence"),
+                    ("CONFIG", "GET", "save"),
+                    ("XLEN", stream),
+                    ("XRANGE", stream, "-", "+", "COUNT", 1),
+                    ("XLEN", parked),
+                ]
+            )
+    except StoreUnavailable as error:
+        return [failed("redis", f"out of reach: {error.cause.rstrip('. ')}", "see to Redis, and to BCS_REDIS_URL")]
+    return [
+        judgement.version(_section(server)),
+        judgement.eviction(_section(memory)),
+        judgement.memory_left(_section(memory)),
+        judgement.persistence(_section(persistence), _setting(save)),
+        *_outbox(outbox, clock, settings),
+        _clock(clock, (asked_at + told_at) / 2),
+    ]
+
+
+def _outbox(replies: list[Any], clock: Any, settings: Settings) -> list[Finding]:
+    for reply in replies:
+        if isinstance(reply, RedisError):
+            return [unknown("outbox", brief(reply))]
+    length, first, parked = replies
+    return [
+        judgement.outbox(length, _age(first, clock), settings.outbox_max_messages),
+        judgement.parked(parked, parked_key(settings.redis_key_prefix)),
+    ]
+
+
+def _age(entries: Any, clock: Any) -> float | None:
+    """For how many seconds the first entry has been there: its id begins with Redis's own time, in milliseconds."""
+    if not entries or isinstance(clock, RedisError):
+        return None
+    return _seconds(clock) - int(entries[0][0].partition(b"-")[0]) / 1000
+
+
+def _clock(reply: Any, now: float) -> Finding:
+    if isinstance(reply, RedisError):
+        return unknown("clock", brief(reply))
+    return judgement.clock(_seconds(reply) - now)
+
+
+def _seconds(reply: Any) -> float:
+    return int(reply[0]) + int(reply[1]) / 1_000_000
+
+
+def _section(reply: Any) -> dict[str, str]:
+    if isinstance(reply, RedisError):
+        return {}
+    lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}
+
+
+def _setting(reply: Any) -> str | None:
+    """A setting's value; None where Redis refuses to tell it, as managed ones do, or has none of this name."""
+    if isinstance(reply, RedisError) or len(reply) != 2:
+        return None
+    value: str = reply[1].decode(errors="replace")
+    return value

@@ -1,0 +1,118 @@
+"""From what Redis says of itself to findings. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bcs.commands.checks.findings import Finding, failed, ok, unknown, warning
+
+_FULL_SHARE = 0.8
+_OLD_SECONDS = 60.0
+_MOST_SKEW_SECONDS = 1.0
+_MEBIBYTE = 1024 * 1024
+
+
+def version(server: Mapping[str, str]) -> Finding:
+    """Which server it is."""
+    if "valkey_version" in server:
+        return ok("redis", f"reachable, Valkey {server['valkey_version']}")
+    return ok("redis", f"reachable, Redis {server.get('redis_version', 'of an unknown version')}")
+
+
+def eviction(memory: Mapping[str, str]) -> Finding:
+    """Whether Redis may drop keys of its own accord."""
+    limit, policy = _number(memory, "maxmemory"), memory.get("maxmemory_policy")
+    if limit is None or policy is None:
+        return unknown("redis eviction", "INFO does not tell maxmemory and its policy")
+    if limit and policy != "noeviction":
+        fix = "set maxmemory-policy to noeviction: an evicted key is a lost fact"
+        return warning("redis eviction", f"maxmemory is set, and the policy is {policy}", fix)
+    return ok("redis eviction", f"policy {policy}" if limit else "maxmemory is not set, so nothing is evicted")
+
+
+def memory_left(memory: Mapping[str, str]) -> Finding:
+    """How much of its memory Redis uses."""
+    limit, used = _number(memory, "maxmemory"), _number(memory, "used_memory")
+    if limit is None or used is None:
+        return unknown("redis memory", "INFO does not tell maxmemory and what is used")
+    if not limit:
+        return ok("redis memory", f"{_mebibytes(used)} used, no limit set")
+    found = f"{_mebibytes(used)} of {_mebibytes(limit)} used, {used / limit:.0%}"
+    if used >= limit * _FULL_SHARE:
+        return warning(
+            "redis memory", found, "raise maxmemory, or lower BCS_REDIS_TTL_SECONDS: a full Redis refuses events"
+        )
+    return ok("redis memory", found)
+
+
+def persistence(info: Mapping[str, str], save: str | None) -> Finding:
+    """Whether what Redis holds outlives it.
+
+    :param info: the section of INFO.
+    :param save: the setting of the same name, which says when RDB snapshots are made; None where it is not told.
+    """
+    check = "redis persistence"
+    if "err" in (info.get("aof_last_write_status"), info.get("rdb_last_bgsave_status")):
+        return failed(check, "the last write to disk failed", "see to Redis's disk: it may refuse all writes by now")
+    kinds = (["AOF"] if info.get("aof_enabled") == "1" else []) + (["RDB snapshots"] if save else [])
+    if kinds:
+        return ok(check, f"{' and '.join(kinds)} on")
+    if "aof_enabled" not in info or save is None:
+        off = "AOF is off, and " if info.get("aof_enabled") == "0" else ""
+        return unknown(check, f"{off}Redis does not tell whether {'RDB snapshots are' if off else 'AOF or RDB is'} on")
+    return warning(
+        check, "neither AOF nor RDB is on", "turn appendonly on: a restart of Redis forgets batches and outbox"
+    )
+
+
+def outbox(length: int, oldest_seconds: float | None, limit: int) -> Finding:
+    """Whether messages for Kafka get away.
+
+    :param oldest_seconds: for how long the oldest has been waiting; None where that is not known.
+    :param limit: how many may wait.
+    """
+    if not length:
+        return ok("outbox", "no message waits for Kafka")
+    oldest = "" if oldest_seconds is None else f", the oldest for {max(0.0, oldest_seconds):.0f} s"
+    found = f"{_messages(length)} for Kafka{oldest}"
+    if length >= limit:
+        fix = "get Kafka and the service to run: until some are delivered, requests that prune are refused"
+        return failed("outbox", f"{found}; it is full", fix)
+    if oldest_seconds is None or oldest_seconds > _OLD_SECONDS:
+        return warning("outbox", found, "see to it that the service runs and reaches Kafka")
+    return ok("outbox", found)
+
+
+def parked(length: int, key: str) -> Finding:
+    """Messages that Kafka will never take."""
+    if not length:
+        return ok("outbox parked", "no message is set aside")
+    found = f"{length} set aside, since Kafka will never take them"
+    return warning(
+        "outbox parked", found, f"read them (XRANGE {key} - +; the field `problem` says why), then XDEL them"
+    )
+
+
+def clock(ahead_seconds: float) -> Finding:
+    """Whether this machine and Redis agree on the time.
+
+    :param ahead_seconds: how far Redis is ahead of this machine.
+    """
+    if abs(ahead_seconds) <= _MOST_SKEW_SECONDS:
+        return ok("clock", f"within {_MOST_SKEW_SECONDS:.0f} s of Redis's")
+    direction = "behind" if ahead_seconds > 0 else "ahead of"
+    fix = "synchronise the clocks (NTP): marks are ordered by time"
+    return warning("clock", f"this machine's is {abs(ahead_seconds):.1f} s {direction} Redis's", fix)
+
+
+def _number(info: Mapping[str, str], name: str) -> int | None:
+    text = info.get(name, "")
+    return int(text) if text.isdecimal() else None
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / _MEBIBYTE:.1f} MiB"
+
+
+def _messages(count: int) -> str:
+    return "1 message waits" if count == 1 else f"{count} messages wait"

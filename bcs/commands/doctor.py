@@ -1,0 +1,97 @@
+"""`bcs doctor`: whether everything that the service needs is there, and as it should be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import anyio
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from bcs.commands.checks.findings import Finding, Status, failed, ok
+from bcs.commands.checks.kafka_checks import look_at_kafka
+from bcs.commands.checks.redis_checks import look_at_redis
+from bcs.commands.options import PANEL, AsJson, single_command
+from bcs.commands.output import counted, plain, present, print_json, table
+from bcs.domain.errors import ConfigurationError
+from bcs.pipeline_config import pipelines_of
+from bcs.settings import InvalidSettings, Settings, load_settings
+
+EXIT_FAILED = 1
+_STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red"}
+
+app = single_command()
+
+
+@app.command(rich_help_panel=PANEL)
+def doctor(as_json: AsJson = False) -> None:
+    """Check settings, Redis, Kafka and the clock, and say how to mend what is wrong.
+
+    Looks at the servers that the BCS_* environment variables name, and changes nothing. Exits 0 when nothing failed,
+    warnings or not, else 1.
+    """
+    findings = examine()
+    healthy = all(finding.status is not Status.FAILED for finding in findings)
+    if as_json:
+        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+    else:
+        present(_page(findings))
+    if not healthy:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def examine() -> list[Finding]:
+    """All checks; none of them is left out because another one failed, unless it needs what is missing."""
+    try:
+        settings = load_settings()
+    except InvalidSettings as error:
+        wrong = [
+            failed("settings", f"{variable}: {problem}", f"set {variable} right")
+            for variable, problem in error.problems
+        ]
+        return [
+            *wrong,
+            failed("redis, kafka", "not looked at: the settings do not say where", "mend the settings first"),
+        ]
+    return [ok("settings", f"valid, for {settings.environment}"), _pipelines(settings), *anyio.run(_servers, settings)]
+
+
+def _pipelines(settings: Settings) -> Finding:
+    try:
+        definitions = pipelines_of(settings)
+    except ConfigurationError as error:
+        problem = "; ".join(text for _, text in error.problems) if isinstance(error, InvalidSettings) else str(error)
+        return failed("pipelines", problem, "mend the file; `bcs pipelines validate` checks it")
+    return ok(
+        "pipelines", f"{counted(len(definitions.names), 'name')} can be requested: {', '.join(definitions.names)}"
+    )
+
+
+async def _servers(settings: Settings) -> list[Finding]:
+    redis: list[Finding] = []
+    kafka: list[Finding] = []
+
+    async def ask_redis() -> None:
+        redis.extend(await look_at_redis(settings))
+
+    async def ask_kafka() -> None:
+        kafka.extend(await look_at_kafka(settings))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask_redis)
+        group.start_soon(ask_kafka)
+    return redis + kafka
+
+
+def _page(findings: Sequence[Finding]) -> RenderableType:
+    lines = table("status", "check", "found")
+    for finding in findings:
+        fix = Text.assemble(". Fix: ", plain(finding.fix)) if finding.fix else Text()
+        status = Text(finding.status.value, _STYLES[finding.status])
+        lines.add_row(status, plain(finding.check), plain(finding.found) + fix)
+    counts = Counter(finding.status for finding in findings)
+    warnings = counted(counts[Status.WARNING], "warning")
+    return Group(lines, Text(), Text(f"{counts[Status.OK]} ok, {warnings}, {counts[Status.FAILED]} failed"))

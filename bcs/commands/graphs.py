@@ -1,0 +1,46 @@
+"""Phases and what they require as the text of a graph. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from bcs.domain.pipelines import Phase
+
+
+def mermaid(phases: Iterable[Phase]) -> str:
+    """A Mermaid flowchart; an arrow leads from a phase to one that requires it.
+
+    Nodes get ids of their own, since a phase may have a name that Mermaid takes for a word of its language, as `end`.
+    """
+    phases = tuple(phases)
+    lines = ["flowchart LR"]
+    lines += [f'    phase_{phase.name}["{"<br>".join((phase.name, *_notes(phase)))}"]' for phase in phases]
+    lines += [
+        f"    phase_{required} {'-->|again|' if again else '-->'} phase_{name}"
+        for required, name, again in _arrows(phases)
+    ]
+    return "\n".join(lines)
+
+
+def dot(phases: Iterable[Phase]) -> str:
+    """The same in Graphviz's language."""
+    phases = tuple(phases)
+    lines = ["digraph phases {", "    rankdir=LR;", "    node [shape=box];"]
+    for phase in phases:
+        label = r"\n".join((phase.name, *_notes(phase)))
+        lines.append(f'    "{phase.name}" [label="{label}"];')
+    lines += [
+        f'    "{required}" -> "{name}"{" [label=again]" if again else ""};' for required, name, again in _arrows(phases)
+    ]
+    return "\n".join((*lines, "}"))
+
+
+def _notes(phase: Phase) -> Iterator[str]:
+    if phase.needs_prompt:
+        yield "needs a prompt"
+
+
+def _arrows(phases: tuple[Phase, ...]) -> Iterator[tuple[str, str, bool]]:
+    for phase in phases:
+        for required in phase.requires:
+            yield required, phase.name, phase.rerun_with_dependencies

@@ -1,0 +1,100 @@
+"""`bcs resolve`: which phases of a pipeline a batch still needs, from the service or straight from the store."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from bcs.commands.asking import ask
+from bcs.commands.options import DEFAULT_URL, PANEL, AsJson, BatchId, ServiceUrl, single_command
+from bcs.commands.output import plain, present, print_json, table
+from bcs.commands.stores import read_batch
+from bcs.contracts.http import pipeline_answer
+from bcs.domain.resolution import admit, resolve
+from bcs.domain.verdicts import summarize
+from bcs.pipeline_config import pipelines_of
+from bcs.settings import load_settings
+
+_PATH = "/internal/v1/pipelines/define"
+_MEMBERS = ("batch_id", "final_pipeline", "analysis_summary", "pruned_phases", "decisions")
+
+app = single_command()
+
+
+@app.command("resolve", rich_help_panel=PANEL)
+def resolve_pipeline(
+    batch_id: BatchId,
+    pipeline: Annotated[
+        str, typer.Argument(metavar="PIPELINE", help="A pipeline's or a phase's name.", show_default=False)
+    ],
+    url: ServiceUrl = DEFAULT_URL,
+    prompt_attached: Annotated[
+        bool | None,
+        typer.Option(
+            "--prompt-attached/--no-prompt-attached",
+            help="Say whether the batch has an essay prompt. [default: say nothing]",
+            show_default=False,
+        ),
+    ] = None,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Ask no service: read the store of the BCS_* variables. Announces nothing."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show which phases of a pipeline a batch still needs, and why.
+
+    Asks the running service, as the orchestrator does. That is no mere look: each phase that is pruned is announced
+    with a PhaseSkipped event, as with any resolution. With --offline nothing is announced.
+    """
+    if offline:
+        answer = _from_the_store(batch_id, pipeline, prompt_attached)
+    else:
+        answer = _from_the_service(url, batch_id, pipeline, prompt_attached)
+    if as_json:
+        print_json(answer)
+    else:
+        present(_page(answer))
+
+
+def _from_the_service(url: str, batch_id: str, pipeline: str, prompt_attached: bool | None) -> dict[str, Any]:
+    correlation_id = str(uuid.uuid4())
+    body: dict[str, Any] = {"batch_id": batch_id, "requested_pipeline": pipeline, "correlation_id": correlation_id}
+    if prompt_attached is not None:
+        body["batch_metadata"] = {"prompt_attached": prompt_attached}
+    answer = ask(f"{url}{_PATH}", body, expecting=_MEMBERS)
+    return {"correlation_id": correlation_id, "announced_phases": answer["pruned_phases"], **answer}
+
+
+def _from_the_store(batch_id: str, pipeline: str, prompt_attached: bool | None) -> dict[str, Any]:
+    settings = load_settings()
+    definitions = pipelines_of(settings)
+    admit(definitions, pipeline, prompt_attached=prompt_attached)
+    state, version = read_batch(settings, batch_id)
+    answer = pipeline_answer(batch_id, resolve(definitions, pipeline, summarize(state, version)))
+    return {"correlation_id": None, "announced_phases": [], **answer}
+
+
+def _page(answer: Mapping[str, Any]) -> RenderableType:
+    decisions = table("phase", "decision", "reason")
+    for decision in answer["decisions"]:
+        word = Text("run", "yellow") if decision["runs"] else Text("pruned", "green")
+        decisions.add_row(plain(decision["phase"]), word, plain(decision["reason"].replace("_", " ")))
+    if answer["correlation_id"] is None:
+        origin = "Read from the store; nothing was announced."
+    else:
+        announced = ", ".join(answer["announced_phases"]) or "nothing"
+        origin = f"Correlation id {answer['correlation_id']}; announced as skipped: {announced}."
+    return Group(
+        Text.assemble("Batch ", plain(answer["batch_id"], "bold")),
+        Text(),
+        decisions,
+        Text(),
+        plain(answer["analysis_summary"]),
+        plain(origin),
+    )

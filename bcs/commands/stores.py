@@ -1,0 +1,69 @@
+"""Reads the store as the service has it, without a service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from redis.exceptions import RedisError
+
+from bcs.domain.errors import ConfigurationError, StoreUnavailable
+from bcs.domain.state import BatchState
+from bcs.settings import Settings
+from bcs.store.redis_errors import brief
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_state import RedisStateStore
+
+# A command asks once: there is nobody to be spared by a circuit breaker.
+_NEVER = 1_000_000
+
+
+class StateInMemory(ConfigurationError):
+    """The state is in the memory of another process."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "BCS_USE_MOCK_REPOSITORY is set: the state is in the service's memory, and only it can read it"
+        )
+
+
+@asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[RedisGateway]:
+    """The Redis that the settings name.
+
+    :raises StoreUnavailable: also where something answers that is no Redis, or has no such database.
+    """
+    gateway = RedisGateway(
+        settings.redis_url,
+        max_connections=1,
+        deadline_seconds=settings.redis_deadline_seconds,
+        breaker_failures=_NEVER,
+        breaker_open_seconds=settings.redis_breaker_open_seconds,
+    )
+    try:
+        yield gateway
+    except RedisError as error:
+        raise StoreUnavailable("redis", brief(error)) from error
+    finally:
+        await gateway.aclose()
+
+
+def read_batch(settings: Settings, batch_id: str) -> tuple[BatchState, int]:
+    """A batch's state and version; nothing is written.
+
+    :raises StateInMemory: there is no store that this process can read.
+    :raises StoreUnavailable: no answer, and never a guess.
+    :raises StoreCorrupted: what is stored is not what BCS writes.
+    """
+    if settings.use_mock_repository:
+        raise StateInMemory
+
+    async def read() -> tuple[BatchState, int]:
+        async with connected(settings) as gateway:
+            store = RedisStateStore(
+                gateway, key_prefix=settings.redis_key_prefix, ttl_seconds=settings.redis_ttl_seconds
+            )
+            return await store.versioned(batch_id)
+
+    return anyio.run(read)

@@ -1,0 +1,230 @@
+"""The command line itself: help, completion, pipelines, wrong usage, and how little a health check loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bcs.embedded import free_port
+from tests.support.commands import bcs, bcs_at_terminal
+
+pytestmark = pytest.mark.anyio
+
+COMMANDS = [
+    ("batches",),
+    ("batches", "show"),
+    ("resolve",),
+    ("pipelines",),
+    ("pipelines", "list"),
+    ("pipelines", "show"),
+    ("pipelines", "validate"),
+    ("pipelines", "graph"),
+    ("actors",),
+    ("doctor",),
+]
+READING = [command for command in COMMANDS if len(command) == 2 or command[0] in ("resolve", "actors", "doctor")]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "pipelines.yaml"
+
+
+@pytest.fixture
+def defined(file: Path) -> Path:
+    """A file of two phases and a pipeline."""
+    file.write_text(DEFINITIONS)
+    return file
+
+
+@pytest.fixture
+def broken(file: Path, request: pytest.FixtureRequest) -> Path:
+    """A file with the parameter's text."""
+    file.write_text(request.param)
+    return file
+
+
+# --- help, completion, usage -----------------------------------------------------------------------------------------
+
+
+async def test_help_names_every_command() -> None:
+    ran = await bcs("--help")
+    assert ran.exit_code == 0
+    assert all(name in ran.output for name in ("serve", "healthcheck", *(command[0] for command in COMMANDS)))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+async def test_every_command_explains_itself_in_eighty_columns(command: tuple[str, ...]) -> None:
+    ran = await bcs_at_terminal(80, *command, "--help")
+    assert ran.exit_code == 0
+    assert max(map(len, ran.uncoloured.splitlines())) <= 80
+    assert "…" not in ran.uncoloured, "nothing is cut off"
+    if command in READING and command != ("pipelines", "graph"):
+        assert "--json" in ran.uncoloured
+
+
+async def test_completion_is_there_for_bash_and_knows_the_commands() -> None:
+    script = await bcs("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert script.exit_code == 0
+    assert "_BCS_COMPLETE=complete_bash" in script.output
+    assert (await completed("")) >= {"batches", "resolve", "pipelines", "actors", "doctor", "serve"}
+    assert (await completed("pipelines ")) == {"list", "show", "validate", "graph"}
+    assert (await completed("resolve --of")) == {"--offline"}
+
+
+async def completed(words: str) -> set[str]:
+    line = f"bcs {words}"
+    ran = await bcs(COMP_WORDS=line, COMP_CWORD=line.count(" "), _BCS_COMPLETE="complete_bash")
+    return set(ran.output.split())
+
+
+@pytest.mark.parametrize("arguments", [("no-such-command",), ("batches", "show"), ("actors", "--no-such-option")])
+async def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:
+    ran = await bcs(*arguments)
+    assert (ran.exit_code, ran.output) == (2, "")
+    assert ran.error
+
+
+@pytest.mark.parametrize(
+    "command", [("batches", "show", "b"), ("pipelines", "list"), ("resolve", "b", "nlp", "--offline")]
+)
+async def test_wrong_settings_exit_with_two_and_name_the_variable(command: tuple[str, ...]) -> None:
+    ran = await bcs(*command, BCS_HTTP_PORT="http")
+    assert (ran.exit_code, ran.output) == (2, "")
+    assert "BCS_HTTP_PORT" in ran.error
+
+
+def test_a_health_check_loads_no_client_and_no_rich() -> None:
+    program = (
+        "import sys, bcs.cli\n"
+        "try: bcs.cli.cli(['healthcheck'])\n"
+        "except SystemExit as end: print(end.code)\n"
+        "print(*sorted(sys.modules), sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"BCS_HTTP_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    exit_code, *modules = done.stdout.split()
+    assert exit_code == "1"
+    assert "bcs.settings" in modules
+    assert not {"rich", "redis", "aiokafka", "aiohttp", "bcs.commands"} & set(modules)
+
+
+# --- pipelines -------------------------------------------------------------------------------------------------------
+
+DEFINITIONS = """
+phases:
+  - name: first
+  - {name: second, requires: [first], needs_prompt: true, rerun_with_dependencies: true}
+pipelines:
+  - {name: both, phases: [second, first]}
+"""
+
+
+async def test_what_is_defined_is_listed(defined: Path) -> None:
+    ran = await bcs("pipelines", "list", BCS_PIPELINE_CONFIG_PATH=defined)
+    assert [line.split(maxsplit=2) for line in ran.output.splitlines()[1:]] == [
+        ["first", "phase", "first"],
+        ["second", "phase", "first, second"],
+        ["both", "pipeline", "first, second"],
+    ]
+    document = (await bcs("pipelines", "list", "--json", BCS_PIPELINE_CONFIG_PATH=defined)).json
+    assert [pipeline["name"] for pipeline in document["pipelines"]] == ["first", "second", "both"]
+    assert (
+        document["pipelines"][2]
+        == (await bcs("pipelines", "show", "both", "--json", BCS_PIPELINE_CONFIG_PATH=defined)).json
+    )
+
+
+async def test_a_pipeline_is_a_tree_in_the_order_in_which_it_runs(defined: Path) -> None:
+    ran = await bcs("pipelines", "show", "both", BCS_PIPELINE_CONFIG_PATH=defined)
+    assert ran.output.splitlines() == [
+        "both: pipeline, 2 phases in order",
+        "├── 1. first",
+        "│   └── requires: nothing",
+        "└── 2. second",
+        "    ├── requires: first",
+        "    ├── refused without a prompt",
+        "    └── runs again when a phase that it requires does",
+    ]
+    document = (await bcs("pipelines", "show", "second", "--json", BCS_PIPELINE_CONFIG_PATH=defined)).json
+    assert document["phases"] == [
+        {"name": "first", "requires": [], "needs_prompt": False, "rerun_with_dependencies": False},
+        {"name": "second", "requires": ["first"], "needs_prompt": True, "rerun_with_dependencies": True},
+    ]
+
+
+async def test_without_unicode_a_tree_has_other_lines_and_names_are_spelled_out(tmp_path: Path) -> None:
+    ran = await bcs_at_terminal(200, "pipelines", "show", "nlp", PYTHONIOENCODING="ascii")
+    assert ran.exit_code == 0
+    assert ran.uncoloured.splitlines()[1] == "+-- 1. spellcheck"
+    umlauts = copied(tmp_path / "größe.yaml")
+    ran = await bcs_at_terminal(200, "pipelines", "validate", str(umlauts), PYTHONIOENCODING="ascii")
+    assert ran.uncoloured.endswith("gr\\xf6\\xdfe.yaml: valid, 2 phases and 1 pipeline\n")
+
+
+def copied(path: Path) -> Path:
+    path.write_text(DEFINITIONS)
+    return path
+
+
+@pytest.mark.parametrize("command", [("show",), ("graph",)])
+async def test_a_pipeline_that_is_not_there_is_told_in_one_line(command: tuple[str, ...]) -> None:
+    ran = await bcs("pipelines", *command, "third")
+    assert (ran.exit_code, ran.output) == (1, "")
+    [line] = ran.error.splitlines()
+    assert "comprehensive" in line
+
+
+async def test_a_graph_of_all_phases_or_of_one_pipeline() -> None:
+    everything = await bcs("pipelines", "graph")
+    assert everything.output.splitlines()[0] == "flowchart LR"
+    assert "phase_spellcheck --> phase_nlp" in everything.output
+    one = await bcs("pipelines", "graph", "ai_feedback", "--format", "dot")
+    assert one.output.startswith("digraph phases {")
+    assert '"spellcheck" -> "ai_feedback";' in one.output
+    assert "nlp" not in one.output
+    assert (await bcs("pipelines", "graph", "--format", "svg")).exit_code == 2
+
+
+async def test_a_valid_file_is_said_to_be_valid(defined: Path) -> None:
+    ran = await bcs("pipelines", "validate", str(defined))
+    assert (ran.exit_code, ran.output) == (0, f"{defined}: valid, 2 phases and 1 pipeline\n")
+    ran = await bcs("pipelines", "validate", str(defined), "--json")
+    assert ran.json == {"file": str(defined), "valid": True, "problems": []}
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        ("phases: [{nme: a}, {name: B}]\nmore: 1", ["phases.0.name: ", "phases.0.nme: ", "phases.1.name: ", "more: "]),
+        ("phases: [{name: a, requires: [b]}]", ["'a' names the phase 'b'"]),
+        ("phases: [{name: a, requires: [b]}, {name: b, requires: [a]}]", ["cycle: "]),
+        ("phases: [{name: a}, {name: a}]", ["'a' is defined twice in phases"]),
+        ("phases: [", ["line 1"]),
+        ("[]", ["must be a mapping"]),
+    ],
+    indirect=["broken"],
+)
+async def test_every_mistake_of_a_file_is_named_on_a_line_of_its_own(broken: Path, named: list[str]) -> None:
+    ran = await bcs("pipelines", "validate", str(broken))
+    assert (ran.exit_code, ran.error) == (1, "")
+    heading, *problems = ran.output.splitlines()
+    assert heading == f"{broken}: not valid"
+    assert len(problems) == len(named)
+    assert all(any(words in problem for problem in problems) for words in named)
+    document = (await bcs("pipelines", "validate", str(broken), "--json")).json
+    assert document["valid"] is False
+    assert [f"  {problem}" for problem in document["problems"]] == problems
+
+
+async def test_a_file_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.yaml", tmp_path):
+        assert (await bcs("pipelines", "validate", str(path))).exit_code == 2

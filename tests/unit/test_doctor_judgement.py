@@ -1,0 +1,151 @@
+"""What `bcs doctor` makes of what the servers say."""
+
+from __future__ import annotations
+
+import pytest
+
+from bcs.commands.checks import kafka_judgement as kafka
+from bcs.commands.checks import redis_judgement as redis
+from bcs.commands.checks.findings import Finding, Status, brief
+from bcs.commands.checks.kafka_judgement import Offsets
+
+OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
+MEBIBYTE = 1024 * 1024
+
+
+def assert_finding(finding: Finding, status: Status, *said: str) -> None:
+    assert finding.status is status, finding
+    assert bool(finding.fix) == (status is not OK), "what is wrong comes with what to do, and only that"
+    for words in said:
+        assert words in finding.found + finding.fix, finding
+
+
+@pytest.mark.parametrize(
+    ("memory", "status", "said"),
+    [
+        ({"maxmemory": "0", "maxmemory_policy": "allkeys-lru"}, OK, "not set"),
+        ({"maxmemory": "1000", "maxmemory_policy": "noeviction"}, OK, "noeviction"),
+        ({"maxmemory": "1000", "maxmemory_policy": "allkeys-lru"}, WARNING, "an evicted key is a lost fact"),
+        ({"maxmemory": "1000", "maxmemory_policy": "volatile-ttl"}, WARNING, "volatile-ttl"),
+        ({}, WARNING, "could not be found out"),
+        ({"maxmemory": "", "maxmemory_policy": "noeviction"}, WARNING, "could not be found out"),
+    ],
+)
+def test_keys_may_not_be_evicted(memory: dict[str, str], status: Status, said: str) -> None:
+    assert_finding(redis.eviction(memory), status, said)
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "status", "said"),
+    [
+        (3 * MEBIBYTE, 0, OK, "3.0 MiB used, no limit"),
+        (79, 100, OK, "79%"),
+        (80, 100, WARNING, "80%"),
+        (200, 100, WARNING, "200%"),
+    ],
+)
+def test_memory_is_compared_with_its_limit(used: int, limit: int, status: Status, said: str) -> None:
+    assert_finding(redis.memory_left({"used_memory": str(used), "maxmemory": str(limit)}), status, said)
+
+
+@pytest.mark.parametrize(
+    ("info", "save", "status", "said"),
+    [
+        ({"aof_enabled": "1"}, "", OK, "AOF on"),
+        ({"aof_enabled": "0"}, "3600 1", OK, "RDB snapshots on"),
+        ({"aof_enabled": "1"}, "3600 1", OK, "AOF and RDB snapshots on"),
+        ({"aof_enabled": "0"}, "", WARNING, "neither AOF nor RDB"),
+        ({"aof_enabled": "1"}, None, OK, "AOF on"),
+        ({"aof_enabled": "0"}, None, WARNING, "AOF is off, and Redis does not tell whether RDB snapshots are on"),
+        ({}, None, WARNING, "does not tell whether AOF or RDB is on"),
+        ({"aof_enabled": "1", "aof_last_write_status": "err"}, "", FAILED, "disk"),
+        ({"aof_enabled": "0", "rdb_last_bgsave_status": "err"}, "3600 1", FAILED, "disk"),
+    ],
+)
+def test_persistence(info: dict[str, str], save: str | None, status: Status, said: str) -> None:
+    assert_finding(redis.persistence(info, save), status, said)
+
+
+@pytest.mark.parametrize(
+    ("length", "oldest", "status", "said"),
+    [
+        (0, None, OK, "no message"),
+        (1, 60.0, OK, "1 message waits for Kafka, the oldest for 60 s"),
+        (2, 61.0, WARNING, "2 messages wait for Kafka, the oldest for 61 s"),
+        (2, None, WARNING, "2 messages wait"),
+        (10, 1.0, FAILED, "full"),
+    ],
+)
+def test_messages_should_not_wait_long_in_the_outbox(
+    length: int, oldest: float | None, status: Status, said: str
+) -> None:
+    assert_finding(redis.outbox(length, oldest, limit=10), status, said)
+
+
+def test_parked_messages_need_a_person_who_is_told_where_they_are() -> None:
+    assert_finding(redis.parked(0, "bcs:{outbox}:parked"), OK)
+    assert_finding(redis.parked(2, "bcs:{outbox}:parked"), WARNING, "2 set aside", "XRANGE bcs:{outbox}:parked")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "status", "said"),
+    [(0.0, OK, ""), (-1.0, OK, ""), (1.5, WARNING, "1.5 s behind"), (-90.0, WARNING, "90.0 s ahead of")],
+)
+def test_clocks_may_differ_by_a_second(ahead: float, status: Status, said: str) -> None:
+    assert_finding(redis.clock(ahead), status, said)
+
+
+@pytest.mark.parametrize(
+    ("leaders", "status", "said"),
+    [
+        (None, FAILED, "does not exist"),
+        ([True], OK, "1 partition"),
+        ([True, True], OK, "2 partitions"),
+        ([True, False], FAILED, "1 without a leader"),
+    ],
+)
+def test_topics(leaders: list[bool] | None, status: Status, said: str) -> None:
+    finding = kafka.topic("consumed", "a.topic", leaders)
+    assert_finding(finding, status, said, "a.topic")
+    assert finding.check == "topic consumed"
+
+
+@pytest.mark.parametrize(
+    ("state", "members", "status"),
+    [
+        ("Stable", 2, OK),
+        ("PreparingRebalance", 2, WARNING),
+        ("Unknown", 1, WARNING),
+        ("Empty", 0, WARNING),
+        ("Dead", 0, WARNING),
+    ],
+)
+def test_groups(state: str, members: int, status: Status) -> None:
+    assert_finding(kafka.group("a-group", state, members), status, "a-group", state)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "from_earliest", "lag"),
+    [
+        (Offsets(0, 10, 4), True, 6),
+        (Offsets(0, 10, 10), True, 0),
+        (Offsets(3, 10, None), True, 7),
+        (Offsets(3, 10, None), False, 0),
+        (Offsets(6, 10, 4), True, 4),  # two that it had not read are gone
+        (Offsets(0, 3, 5), True, 0),  # the topic was made anew
+    ],
+)
+def test_lag_is_what_is_still_to_be_read(offsets: Offsets, from_earliest: bool, lag: int) -> None:
+    assert offsets.lag(from_earliest=from_earliest) == lag
+
+
+def test_the_lag_of_a_topic_is_the_sum_over_its_partitions() -> None:
+    partitions = {0: Offsets(0, 10, 8), 1: Offsets(0, 10, None)}
+    assert_finding(kafka.lag("a.topic", partitions, from_earliest=True, many=12), OK, "a.topic: 12 messages")
+    assert_finding(kafka.lag("a.topic", partitions, from_earliest=True, many=11), WARNING, "12 messages")
+
+
+def test_an_error_is_told_with_its_type_once() -> None:
+    assert brief(TimeoutError()) == "TimeoutError"
+    assert brief(OSError("no route.")) == "OSError: no route"
+    assert brief(ValueError("ValueError: twice")) == "ValueError: twice"
