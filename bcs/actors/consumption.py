@@ -31,7 +31,7 @@ _POLL_SECONDS = 0.2
 # aiokafka's getmany() ignores its own timeout while the group rebalances, which can take as long as Kafka is away.
 _POLL_LIMIT_SECONDS = 1.0
 # A poll hands over to other tasks after so many messages, or a large one would hold up HTTP for tens of milliseconds.
-_MESSAGES_PER_TURN = 50
+_MESSAGES_PER_TURN = 100
 _LETTERS_PER_APPEND = 20
 _ACKNOWLEDGEMENTS_PER_TURN = 1000
 _REVOKE_SECONDS = 5.0
@@ -149,7 +149,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                     self._consumer.seek(key, record.offset)
                 return
             await self._hand_over(record, epoch)
-            if position % _MESSAGES_PER_TURN == 0:
+            if (position + 1) % _MESSAGES_PER_TURN == 0:
                 await anyio.lowlevel.checkpoint()
 
     async def _hand_over(self, record: ConsumerRecord, epoch: int) -> None:
