@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import anyio
 import typer
 
-from bcs.commands.dlq_output import say_letter, say_plan, say_progress, say_survey
+from bcs.commands.dlq_letter import say_letter
+from bcs.commands.dlq_listing import say_plan, say_survey
+from bcs.commands.dlq_progress import say_progress
 from bcs.commands.options import DEFAULT_URL, PANEL, AsJson, ServiceUrl, command_group
 from bcs.contracts import topics
 from bcs.contracts.letters import DeadLetter, Reference
@@ -86,7 +88,10 @@ def list_letters(
 
 @app.command()
 def show(
-    letter: Annotated[str, typer.Argument(parser=_reference, help="topic/partition/offset, as `list --each` has it.")],
+    letter: Annotated[
+        str,
+        typer.Argument(parser=_reference, metavar="LETTER", help="topic/partition/offset, from `list --each`."),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show one letter: its envelope, why it is dead, its headers, and its bytes where they are no JSON."""
@@ -116,8 +121,7 @@ def replay(
 ) -> None:
     """Put letters back: messages where they came from, resolutions to the service. Exits 1 if one could not be.
 
-    A letter is marked as replayed once its original is acknowledged. Stopped half way, run it again: what is marked is
-    left out.
+    A letter is marked as replayed once its original is acknowledged. What was stopped half way is simply run again.
     """
     selection = _selection(letters, topic, reason, batch, since, until)
     if selection.empty and not everything:
@@ -142,7 +146,7 @@ def purge_letters(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Delete letters for good, replayed or not, oldest first. Asks before it does."""
+    """Delete letters for good, replayed or not. Asks before it does."""
     from bcs.dlq.purging import last_to_purge, purge, purged
 
     settings = _settings()

@@ -35,6 +35,11 @@ def present(page: RenderableType) -> None:
         typer.echo(line.rstrip())
 
 
+def on_terminal() -> bool:
+    """Whether somebody looks."""
+    return Console().is_terminal
+
+
 def print_json(document: Mapping[str, Any]) -> None:
     """One document, in ASCII: it is the same whatever the terminal's encoding is."""
     typer.echo(json.dumps(document, indent=2))
