@@ -82,6 +82,7 @@ class DeadLetterReader:
             with anyio.fail_after(self._timeout_seconds):
                 await self._consumer.seek_to_beginning(*partitions)
                 ends = await self._consumer.end_offsets(partitions)
+        heard_at = anyio.current_time()
         while True:
             with kafka_answers():
                 polled = await self._consumer.getmany(timeout_ms=_POLL_MS)
@@ -93,6 +94,11 @@ class DeadLetterReader:
             # One look more than the ends ask for: the embedded broker tells some that are too low.
             if not polled and all(reached):
                 return
+            if polled:
+                heard_at = anyio.current_time()
+            elif anyio.current_time() > heard_at + self._timeout_seconds:
+                # aiokafka itself waits for ever for a broker to come back.
+                raise KafkaUnavailable(f"no message came for {self._timeout_seconds:g} s, and there are more")
 
     async def record_at(self, topic: str, partition: int, offset: int) -> ConsumerRecord | None:
         """The message at a position; None where there is none any more.
