@@ -45,13 +45,7 @@ class RedisOutbox:
             return
         if self._length + len(messages) > self._limit and await self.backlog() + len(messages) > self._limit:
             raise OutboxFull(self._limit)
-        additions, length = [self._addition(message) for message in messages], ("XLEN", self._stream)
-        if len(additions) == 1:
-            # Nothing that could be there by half.
-            with self._corruption_named():
-                _, self._length = await self._send(additions[0], length)
-        else:
-            *_, self._length = await self._transaction(*additions, length)
+        *_, self._length = await self._transaction(*map(self._addition, messages), ("XLEN", self._stream))
 
     async def lease(self, limit: int) -> list[LeasedMessage]:
         """See `Outbox.lease`."""
