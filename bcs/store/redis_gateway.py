@@ -147,6 +147,11 @@ class RedisGateway:
             failure.__traceback__ = None  # type: ignore[union-attr] # it is raised again, from where it belongs
         except OpenedState as opened:
             self._unstick(opened)
+            if failure is None:
+                # An answer ends the pause.
+                opened.opened_at = 0.0
+                async with breaker:
+                    pass
 
     async def _make_breaker(self) -> AsyncCircuitBreaker:
         self._breaker = await self._breakers.get_breaker(_BREAKER, exclude=[(BaseException, _answered)])
@@ -174,6 +179,9 @@ class RedisGateway:
             try:
                 async with breaker, self._connected() as session:
                     yield session
+                if self.circuit == "opened":
+                    # Somebody else failed meanwhile, perhaps with what had begun before Redis was back.
+                    await self._tell(breaker)
             except OpenedState as opened:
                 self._unstick(opened)
                 raise _refusal() from None

@@ -57,13 +57,13 @@ class RedisOutbox:
             return
         if self._length + len(messages) > self._limit and await self.backlog() + len(messages) > self._limit:
             raise OutboxFull(self._limit)
-        additions, length = [self._addition(message) for message in messages], ("XLEN", self._stream)
-        if len(additions) == 1:
-            # Nothing that could be there by half.
-            with self._corruption_named():
-                _, self._length = await self._send(additions[0], length)
-        else:
-            *_, self._length = await self._transaction(*additions, length)
+        additions = map(self._addition, messages)
+        # What is large would hold up others on the connection in common.
+        large = sum(len(message.value) for message in messages) > _LARGE_BYTES
+        send = self._gateway.call if large else self._gateway.share
+        with self._corruption_named():
+            *_, replies = await send(("MULTI",), *additions, ("XLEN", self._stream), ("EXEC",))
+        self._length = replies[-1]
 
     async def lease(self, limit: int) -> list[LeasedMessage]:
         """See `Outbox.lease`."""
@@ -111,14 +111,9 @@ class RedisOutbox:
 
     async def _transaction(self, *commands: Command) -> list[Any]:
         with self._corruption_named():
-            replies = await self._send(("MULTI",), *commands, ("EXEC",))
+            replies = await self._gateway.call(("MULTI",), *commands, ("EXEC",))
         results: list[Any] = replies[-1]
         return results
-
-    async def _send(self, *commands: Command) -> list[Any]:
-        # What is large would hold up others on a connection in common.
-        large = sum(len(part) for command in commands for part in command if type(part) is bytes) > _LARGE_BYTES
-        return await (self._gateway.call if large else self._gateway.share)(*commands)
 
     @contextmanager
     def _corruption_named(self) -> Iterator[None]:

@@ -121,6 +121,40 @@ async def test_failures_must_come_in_a_row_to_open_the_circuit(make_gateway: Mak
     assert gateway.circuit == "closed"
 
 
+async def fail_once(gateway: RedisGateway, proxy: FaultProxy) -> None:
+    proxy.refuse()
+    await fails(gateway)
+    assert gateway.circuit == "opened"
+    proxy.accept()
+
+
+async def test_an_answer_within_a_transaction_ends_the_pause(make_gateway: MakeGateway, proxy: FaultProxy) -> None:
+    gateway = make_gateway(proxy.address, failures=1, open_seconds=60, deadline=20)
+    async with gateway.session() as session:
+        # Under way when the circuit opens, and answered afterwards.
+        await fail_once(gateway, proxy)
+        assert await session.call(("ECHO", "x")) == [b"x"]
+    assert gateway.circuit == "closed"
+    assert await echo(gateway)
+
+
+async def test_an_answer_on_the_connection_in_common_ends_the_pause(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, failures=1, open_seconds=60, deadline=20)
+    assert await gateway.share(("ECHO", "x")) == [b"x"]
+    line = gateway._shared._line
+    assert line is not None
+    proxy.freeze()
+    async with anyio.create_task_group() as group:
+        group.start_soon(gateway.share, ("ECHO", "x"))
+        await wait_until(lambda: line._orders)
+        await fail_once(gateway, proxy)
+        proxy.thaw()
+    assert gateway.circuit == "closed"
+    assert await echo(gateway)
+
+
 async def fail_inside_a_transaction(gateway: RedisGateway) -> None:
     async with gateway.session() as session:
         await session.call(("MULTI",))
