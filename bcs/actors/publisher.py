@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooL
 from bcs.actors.kafka import close
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.patience import patiently
+from bcs.contracts.dead_letters import as_reduced
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreError
 from bcs.failpoints import FailPoint, Reach
@@ -176,7 +177,7 @@ class Publisher:
                 again.append(entry)
                 self.telemetry.publish_failures.labels(message.kind).inc()
                 log.info("publish_failed", topic=message.topic, error=_brief(error))
-            elif (reduced := message.as_reduced()) is None:
+            elif (reduced := as_reduced(message)) is None:
                 parked.append((entry, _brief(error)))
             else:
                 # Not at once: the producer that was refused may be of no more use.

@@ -11,12 +11,12 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from bcs.contracts import topics
 from bcs.contracts.published import (
-    OWN_HEADERS,
     SERVICE,
     ConsumedMessage,
     Headers,
@@ -31,22 +31,36 @@ LARGE_LETTER_BYTES = 64 * 1024
 LETTER_START = b'{"schema_version":1,"failed_event_envelope":'
 """Behind it stands the original, byte for byte if it is a JSON object."""
 
-ORIGINAL_TOPIC = f"{OWN_HEADERS}original-topic"
-ORIGINAL_PARTITION = f"{OWN_HEADERS}original-partition"
-ORIGINAL_OFFSET = f"{OWN_HEADERS}original-offset"
-ORIGINAL_TIMESTAMP = f"{OWN_HEADERS}original-timestamp-ms"
-ORIGINAL_KEY = f"{OWN_HEADERS}original-key"
-BATCH_ID = f"{OWN_HEADERS}batch-id"
-REASON = f"{OWN_HEADERS}reason"
-EXCEPTION_CLASS = f"{OWN_HEADERS}exception-class"
-EXCEPTION_MESSAGE = f"{OWN_HEADERS}exception-message"
-ATTEMPTS = f"{OWN_HEADERS}attempts"
-FAILURES = f"{OWN_HEADERS}failures"
-FIRST_FAILURE = f"{OWN_HEADERS}first-failure"
-LAST_FAILURE = f"{OWN_HEADERS}last-failure"
-REPLAYED_FROM = f"{OWN_HEADERS}replayed-from"
+_PREFIX = "dlt-"
+ORIGINAL_TOPIC = f"{_PREFIX}original-topic"
+ORIGINAL_PARTITION = f"{_PREFIX}original-partition"
+ORIGINAL_OFFSET = f"{_PREFIX}original-offset"
+ORIGINAL_TIMESTAMP = f"{_PREFIX}original-timestamp-ms"
+ORIGINAL_KEY = f"{_PREFIX}original-key"
+BATCH_ID = f"{_PREFIX}batch-id"
+REASON = f"{_PREFIX}reason"
+EXCEPTION_CLASS = f"{_PREFIX}exception-class"
+EXCEPTION_MESSAGE = f"{_PREFIX}exception-message"
+ATTEMPTS = f"{_PREFIX}attempts"
+FAILURES = f"{_PREFIX}failures"
+FIRST_FAILURE = f"{_PREFIX}first-failure"
+LAST_FAILURE = f"{_PREFIX}last-failure"
+REPLAYED_FROM = f"{_PREFIX}replayed-from"
+
+OWN_HEADERS = frozenset(
+    {
+        *(ORIGINAL_TOPIC, ORIGINAL_PARTITION, ORIGINAL_OFFSET, ORIGINAL_TIMESTAMP, ORIGINAL_KEY, BATCH_ID),
+        *(REASON, EXCEPTION_CLASS, EXCEPTION_MESSAGE, ATTEMPTS),
+        *(FAILURES, FIRST_FAILURE, LAST_FAILURE, REPLAYED_FROM),
+    }
+)
+"""The headers that are from us; all others are the original's."""
 
 _MESSAGE_CHARACTERS = 1000
+# What others put into headers with our names must not be believed without limit.
+_COUNT_DIGITS = 6
+_TIME_CHARACTERS = 40
+_LARGE_KEY_BYTES = 1024
 # json.dumps() would make one anew for each document.
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -84,8 +98,30 @@ def dead_letter(
     )
 
 
-def failed_resolution(request: bytes, batch_id: str, pipeline: str, error: Exception, now: datetime) -> OutboundMessage:
-    """The dead letter of a resolution that failed on our side, with the request's body as its original envelope."""
+def as_reduced(letter: OutboundMessage) -> OutboundMessage | None:
+    """What stands in for a letter that the broker finds too large: its reduced value, small headers, no large key.
+
+    None when nothing does.
+    """
+    if letter.reduced is None:
+        return None
+    own = tuple(header for header in letter.headers if header[0] in OWN_HEADERS and header[0] != ORIGINAL_KEY)
+    key = letter.key if letter.key is None or len(letter.key) <= _LARGE_KEY_BYTES else None
+    return replace(letter, key=key, value=letter.reduced, reduced=None, headers=own)
+
+
+def failed_resolution(
+    request: bytes,
+    batch_id: str,
+    pipeline: str,
+    error: Exception,
+    now: datetime,
+    earlier: tuple[int, str | None] = (0, None),
+) -> OutboundMessage:
+    """The dead letter of a resolution that failed on our side, with the request's body as its original envelope.
+
+    :param earlier: how often it failed before, and when first, where it is a replay.
+    """
     metadata = {
         "batch_id": batch_id,
         "requested_pipeline": pipeline,
@@ -100,8 +136,8 @@ def failed_resolution(request: bytes, batch_id: str, pipeline: str, error: Excep
         EXCEPTION_CLASS: type(error).__name__,
         EXCEPTION_MESSAGE: str(error)[:_MESSAGE_CHARACTERS],
         ATTEMPTS: "1",
-        FAILURES: "1",
-        FIRST_FAILURE: rfc3339(now),
+        FAILURES: str(earlier[0] + 1),
+        FIRST_FAILURE: earlier[1] or rfc3339(now),
         LAST_FAILURE: rfc3339(now),
     }
     topic = topics.dead_letter_topic(topics.RESOLUTION)
@@ -113,16 +149,16 @@ def earlier_failures(headers: Headers) -> tuple[int, str | None]:
     count, first = 0, None
     for name, value in headers:
         text = (value or b"").decode(errors="replace")
-        if name == FAILURES and text.isascii() and text.isdigit():
+        if name == FAILURES and text.isascii() and text.isdigit() and len(text) <= _COUNT_DIGITS:
             count = int(text)
-        elif name == FIRST_FAILURE and text:
+        elif name == FIRST_FAILURE and 0 < len(text) <= _TIME_CHARACTERS:
             first = text
     return count, first
 
 
 def foreign(headers: Headers) -> Headers:
     """A message's own headers, without those that are from us."""
-    return tuple(header for header in headers if not header[0].startswith(OWN_HEADERS))
+    return tuple(header for header in headers if header[0] not in OWN_HEADERS)
 
 
 def _headers(
@@ -153,11 +189,14 @@ def _encoded(headers: Mapping[str, str]) -> Headers:
 
 
 def _reduced(failed: ConsumedMessage, reason: str, metadata: Mapping[str, Any], now: datetime) -> bytes | None:
-    raw = failed.value or b""
-    if len(raw) + header_bytes(failed.headers) <= LARGE_LETTER_BYTES:
+    raw, key = failed.value or b"", failed.key or b""
+    large_key = len(key) > _LARGE_KEY_BYTES
+    if len(raw) + header_bytes(failed.headers) <= LARGE_LETTER_BYTES and not large_key:
         return None
+    if large_key:
+        metadata = {**metadata, "source_key": None, "source_key_base64": None}
     if len(raw) <= LARGE_LETTER_BYTES:
-        note = "too large for the broker: the original's headers are left out"
+        note = "too large for the broker: the original's headers and large key are left out"
         return _letter(_envelope(failed.value), reason, {**metadata, "truncated": True, "note": note}, now)
     beginning = _encode({"raw_base64": _base64(raw[:LARGE_LETTER_BYTES]), "truncated": True})
     note = f"too large for the broker: the first {LARGE_LETTER_BYTES} of {len(raw)} bytes are kept"

@@ -11,6 +11,11 @@ from bcs.contracts.consumed import Identifier
 from bcs.domain.errors import BcsError
 from bcs.domain.resolution import Resolution
 
+# Between `bcs dlq replay` and the service, for a resolution that is asked again.
+FAILURES_SAID = "X-BCS-Failures"
+FIRST_FAILURE_SAID = "X-BCS-First-Failure"
+LETTER_WRITTEN = "X-BCS-Dead-Letter"
+
 CorrelationId = Annotated[str, Field(min_length=1, max_length=100)]
 
 

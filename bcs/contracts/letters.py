@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from bcs.contracts import dead_letters as names
@@ -17,6 +18,8 @@ from bcs.domain.errors import UnreadableLetter
 
 MARK_PREFIX = b"replayed:"
 """Begins the key of a mark, which lies in the partition of its letter and has no value, as a tombstone has none."""
+
+_OFFSET_DIGITS = 19
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,6 +44,7 @@ class DeadLetter:
     :param source_partition: where the original lay; None for a resolution, which came over HTTP.
     :param source_timestamp_ms: Kafka's time of the original; None where it had none.
     :param value: None for an original without one, and where the letter has only its beginning.
+    :param beginning: of the value, where the letter has only that.
     :param truncated: the letter does not have all of the original; it can only be had where it lay.
     :param value_sha256: of the original; None when it had no value.
     :param failures: how often the original became a letter, this time included.
@@ -56,6 +60,7 @@ class DeadLetter:
     batch_id: str | None
     key: bytes | None
     value: bytes | None
+    beginning: bytes | None
     truncated: bool
     value_sha256: str | None
     headers: Headers
@@ -82,7 +87,7 @@ def marked_offset(key: bytes | None, value: bytes | None) -> int | None:
     if value is not None or key is None or not key.startswith(MARK_PREFIX):
         return None
     digits = key.removeprefix(MARK_PREFIX)
-    return int(digits) if digits.isdigit() else None
+    return int(digits) if digits.isdigit() and len(digits) <= _OFFSET_DIGITS else None
 
 
 def read_letter(reference: Reference, key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter:
@@ -98,6 +103,7 @@ def read_letter(reference: Reference, key: bytes | None, value: bytes | None, he
         if source_topic is None:
             source_topic = reference.topic.removesuffix(".DLQ")
         timestamp = str(document["timestamp"])
+        datetime.fromisoformat(timestamp)
         source_key = about.get("source_key_base64")
         truncated = bool(about.get("truncated", False))
         return DeadLetter(
@@ -108,16 +114,17 @@ def read_letter(reference: Reference, key: bytes | None, value: bytes | None, he
             about.get("source_partition"),
             about.get("source_offset"),
             _time(about.get("source_timestamp_ms")),
-            given.get(names.BATCH_ID) or about.get("batch_id"),
+            given.get(names.BATCH_ID) or _text(about.get("batch_id")),
             None if source_key is None else base64.b64decode(source_key),
             None if truncated else _original(value or b"", document, about),
+            _beginning(document) if truncated else None,
             truncated,
             about.get("value_sha256"),
             foreign(headers),
             str(about.get("error_type", "")),
             str(about.get("error_message", "")),
             int(about.get("attempts", 1)),
-            int(given.get(names.FAILURES, "1")),
+            max(1, names.earlier_failures(headers)[0]),
             given.get(names.FIRST_FAILURE, timestamp),
             given.get(names.LAST_FAILURE, timestamp),
         )
@@ -128,7 +135,11 @@ def read_letter(reference: Reference, key: bytes | None, value: bytes | None, he
 def _original(letter: bytes, document: Mapping[str, Any], about: Mapping[str, Any]) -> bytes | None:
     envelope = document["failed_event_envelope"]
     if "value_sha256" not in about:
-        return json.dumps(envelope).encode()  # a resolution's; only its meaning counts
+        # A resolution's, or from another service: what it means counts, for more is not known.
+        if envelope.keys() == {"raw_base64"}:
+            raw = envelope["raw_base64"]
+            return None if raw is None else base64.b64decode(raw, validate=True)
+        return json.dumps(envelope).encode()
     digest = about["value_sha256"]
     if digest is None:
         return None
@@ -140,6 +151,15 @@ def _original(letter: bytes, document: Mapping[str, Any], about: Mapping[str, An
     if hashlib.sha256(raw).hexdigest() != digest:
         raise ValueError("the original's digest is another one")
     return raw
+
+
+def _beginning(document: Mapping[str, Any]) -> bytes | None:
+    raw = document["failed_event_envelope"].get("raw_base64")
+    return None if raw is None else base64.b64decode(raw, validate=True)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _time(timestamp_ms: int | None) -> int | None:

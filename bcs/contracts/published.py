@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pydantic_core import to_json
@@ -22,9 +22,6 @@ _is_canonical_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fu
 
 Headers = tuple[tuple[str, bytes | None], ...]
 """Names can stand twice, and values can be null."""
-
-OWN_HEADERS = "dlt-"
-"""Begins the names of the headers that dead letters and replayed messages get from us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +39,6 @@ class OutboundMessage:
     value: bytes
     reduced: bytes | None = None
     headers: Headers = ()
-
-    def as_reduced(self) -> OutboundMessage | None:
-        """What stands in for it; None when nothing does."""
-        if self.reduced is None:
-            return None
-        own = tuple(header for header in self.headers if header[0].startswith(OWN_HEADERS))
-        return replace(self, value=self.reduced, reduced=None, headers=own)
 
 
 @dataclass(frozen=True, slots=True)

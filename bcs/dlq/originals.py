@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import aiohttp
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, REPLAYED_FROM, foreign
+from bcs.contracts.http import FAILURES_SAID, FIRST_FAILURE_SAID, LETTER_WRITTEN
 from bcs.contracts.letters import DeadLetter
 from bcs.contracts.published import Headers
 from bcs.dlq.reading import DeadLetterReader
@@ -85,14 +88,33 @@ async def put_back(producer: AIOKafkaProducer, letter: DeadLetter, original: Ori
 async def ask_again(session: aiohttp.ClientSession, url: str, letter: DeadLetter, original: Original) -> None:
     """Have the running service resolve a request once more that it could not.
 
-    :raises ReplayFailed: it still can't.
+    It is told how often that failed before. If it fails again the service writes a letter that goes on counting, and
+    says so; then this one has done its duty, as one has whose message fails again after it was put back.
+
+    :raises ReplayFailed: nobody resolved it, nor wrote a letter.
     """
+    headers = {
+        "Content-Type": "application/json",
+        FAILURES_SAID: str(letter.failures),
+        FIRST_FAILURE_SAID: letter.first_failure,
+    }
+    where = str(letter.reference)
     try:
+        # Redirected, it would be asked of somebody else.
         async with session.post(
-            f"{url.rstrip('/')}{_DEFINE}", data=original.value, headers={"Content-Type": "application/json"}
+            f"{url.rstrip('/')}{_DEFINE}", data=original.value, headers=headers, allow_redirects=False
         ) as response:
-            body = await response.text(errors="replace")
-            if not response.ok:
-                raise ReplayFailed(str(letter.reference), f"{url} answered {response.status}: {body[:300].strip()}")
+            body = await response.read()
+            if response.headers.get(LETTER_WRITTEN) or (response.status == HTTPStatus.OK and _is_answer(body)):
+                return
+            said = body[:300].decode(errors="replace").strip()
+            raise ReplayFailed(where, f"{url} answered {response.status}: {said}")
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise ReplayFailed(str(letter.reference), f"{url}: {type(error).__name__}: {error}") from error
+        raise ReplayFailed(where, f"{url}: {type(error).__name__}: {error}") from error
+
+
+def _is_answer(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body)["final_pipeline"], list)
+    except (ValueError, LookupError, TypeError):
+        return False

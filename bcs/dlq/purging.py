@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import anyio
 from aiokafka import TopicPartition
@@ -14,17 +14,23 @@ from bcs.dlq.reading import Survey, kafka_answers
 from bcs.dlq.selection import moment
 from bcs.settings import Settings
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST_MS = 253_402_300_799_999  # the end of the year 9999; Kafka takes any number
+
 
 def last_to_purge(survey: Survey, before: datetime | None) -> dict[tuple[str, int], int]:
     """Up to which offset each partition can be deleted: nothing behind a letter that is to stay.
 
-    What can't be read has no time; it goes with what lies around it.
+    What can't be read has only Kafka's time.
 
-    :param before: letters written then or later stay; None lets none stay.
+    :param before: what was written then or later stays; None lets nothing stay.
     """
     stays: dict[tuple[str, int], int] = {}
-    for reference, letter in survey.letters.items():
-        if before is not None and moment(letter.timestamp) >= before:
+    times = {reference: moment(letter.timestamp) for reference, letter in survey.letters.items()}
+    for reference, junk in survey.unreadable.items():
+        times[reference] = _EPOCH + timedelta(milliseconds=min(max(junk.timestamp_ms, 0), _LATEST_MS))
+    for reference, time in times.items():
+        if before is not None and time >= before:
             place = (reference.topic, reference.partition)
             stays[place] = min(reference.offset, stays.get(place, reference.offset))
     last: dict[tuple[str, int], int] = {}

@@ -19,17 +19,29 @@ from bcs.settings import Settings
 _POLL_MS = 300
 
 
+@dataclass(frozen=True, slots=True)
+class Junk:
+    """What lies on a dead-letter topic and is no letter.
+
+    :param problem: what is wrong with it.
+    :param timestamp_ms: Kafka's time of it.
+    """
+
+    problem: str
+    timestamp_ms: int
+
+
 @dataclass(slots=True)
 class Survey:
     """What lies on the topics.
 
     :param letters: those that can be read, without their originals' values: there may be many, and large ones.
-    :param unreadable: what is no letter of ours, with what is wrong with it.
+    :param unreadable: what is no letter.
     :param replayed: letters that were put back.
     """
 
     letters: dict[Reference, DeadLetter] = field(default_factory=dict)
-    unreadable: dict[Reference, str] = field(default_factory=dict)
+    unreadable: dict[Reference, Junk] = field(default_factory=dict)
     replayed: set[Reference] = field(default_factory=set)
 
     def of(self, selection: Selection) -> Survey:
@@ -66,11 +78,11 @@ class DeadLetterReader:
             try:
                 found.letters[reference] = _without_value(letter_of(record))
             except UnreadableLetter as error:
-                found.unreadable[reference] = error.problem
+                found.unreadable[reference] = Junk(error.problem, record.timestamp)
         return found
 
     async def records(self, topics: Collection[str]) -> AsyncIterator[ConsumerRecord]:
-        """Everything on these topics, each partition in its order; topics that do not exist have nothing.
+        """Everything on these topics, each partition in its order.
 
         :raises KafkaUnavailable: Kafka does not answer.
         """
@@ -83,18 +95,20 @@ class DeadLetterReader:
                 await self._consumer.seek_to_beginning(*partitions)
                 ends = await self._consumer.end_offsets(partitions)
         heard_at = anyio.current_time()
+        reached = False
         while True:
             with kafka_answers():
                 polled = await self._consumer.getmany(timeout_ms=_POLL_MS)
-                with anyio.fail_after(self._timeout_seconds):
-                    reached = [await self._consumer.position(partition) >= end for partition, end in ends.items()]
             for records in polled.values():
                 for record in records:
                     yield record
-            # One look more than the ends ask for: the embedded broker tells some that are too low.
-            if not polled and all(reached):
+            if reached:
+                # One look more than the ends ask for, since the embedded broker tells some that are too low. Not for
+                # as long as there is more: somebody may be writing all the time.
                 return
-            if polled:
+            with kafka_answers(), anyio.fail_after(self._timeout_seconds):
+                reached = all([await self._consumer.position(partition) >= end for partition, end in ends.items()])
+            if polled or reached:
                 heard_at = anyio.current_time()
             elif anyio.current_time() > heard_at + self._timeout_seconds:
                 # aiokafka itself waits for ever for a broker to come back.
@@ -126,7 +140,9 @@ class DeadLetterReader:
         """Those of the topics that exist."""
         # The consumer itself tells the partitions only of topics that it is subscribed to.
         with kafka_answers(), anyio.fail_after(self._timeout_seconds):
-            described = await self._admin.describe_topics(sorted(topics))
+            # To ask about one that does not exist would create it on a broker that does so.
+            existing = set(topics) & set(await self._admin.list_topics())
+            described = await self._admin.describe_topics(sorted(existing)) if existing else []
         return [
             TopicPartition(topic["topic"], partition["partition"])
             for topic in described

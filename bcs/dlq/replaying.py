@@ -1,8 +1,8 @@
 """Puts dead letters back: publishes, waits for the acknowledgement, and only then marks the letter as replayed.
 
 The mark lies beside the letter, in the same partition, so the two live and die together. To stop at any point loses
-nothing: what was published and not yet marked, at most one group, is published again by the next run, and means the
-same as before, since facts merge.
+nothing: what was published when the process was killed and not yet marked, at most one group, is published again by the
+next run, and means the same as before, since facts merge. Asked to stop, it marks what is acknowledged first.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import aiohttp
 import anyio
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from bcs.contracts.letters import DeadLetter, Reference, mark_key
 from bcs.dlq.originals import ask_again, original_of, put_back
 from bcs.dlq.reading import DeadLetterReader, kafka_answers, letter_of, reference_of
-from bcs.domain.errors import DeadLetterError
+from bcs.domain.errors import DeadLetterError, KafkaUnavailable, ReplayFailed
 from bcs.settings import Settings
 
 _GROUP = 100
@@ -32,10 +32,12 @@ class Replayed:
     """What became of a letter.
 
     :param problem: why it could not be put back; None when it was.
+    :param away: because Kafka did not answer, as it would not for the next one either.
     """
 
     letter: DeadLetter
     problem: str | None = None
+    away: bool = False
 
 
 class Replayer:
@@ -45,6 +47,7 @@ class Replayer:
     :param source: reads originals that a letter has only the beginning of.
     :param url: of the running service, which is asked again what it could not resolve.
     :param rate: at most so many a second; None for no limit.
+    :param timeout_seconds: how long what is acknowledged when it is stopped may take to be marked.
     :param tell: is told of each letter once it is decided.
     """
 
@@ -57,6 +60,7 @@ class Replayer:
         *,
         url: str,
         rate: float | None,
+        timeout_seconds: float,
         tell: Callable[[Replayed], None],
     ) -> None:
         self._letters = letters
@@ -66,6 +70,8 @@ class Replayer:
         self._url = url
         self._rate = rate
         self._tell = tell
+        self._timeout_seconds = timeout_seconds
+        self._unwritable: dict[str, str] = {}
         self._began: float | None = None
         self._begun = 0
 
@@ -78,40 +84,67 @@ class Replayer:
         """
         group: list[DeadLetter] = []
         size, most = 0, _GROUP if self._rate is None else min(_GROUP, max(1, int(self._rate)))
-        topics = {reference.topic for reference in wanted}
-        async for record in self._letters.records(topics):
+        left = len(wanted)
+        async for record in self._letters.records({reference.topic for reference in wanted}):
             if reference_of(record) not in wanted:
                 continue
-            letter = letter_of(record)
-            group.append(letter)
+            group.append(letter_of(record))
             size += len(record.value or b"")
-            if len(group) == most or size >= _GROUP_BYTES:
+            left -= 1
+            if len(group) == most or size >= _GROUP_BYTES or not left:
                 await self._replay_group(group)
                 group, size = [], 0
+            if not left:
+                return
         await self._replay_group(group)
 
     async def _replay_group(self, group: list[DeadLetter]) -> None:
-        under_way: list[tuple[DeadLetter, asyncio.Future[object] | None]] = []
-        for letter in group:
-            await self._keep_to_rate()
-            try:
-                original = await original_of(letter, self._source)
-                if letter.is_resolution:
-                    await ask_again(self._session, self._url, letter, original)
-                    under_way.append((letter, None))
-                else:
-                    under_way.append((letter, await put_back(self._producer, letter, original)))
-            except DeadLetterError as error:
-                self._tell(Replayed(letter, error.problem))
-        done = []
-        for letter, acknowledgement in under_way:
-            try:
-                if acknowledgement is not None:
-                    await acknowledgement
-                done.append(letter)
-            except (KafkaError, OSError) as error:
-                self._tell(Replayed(letter, f"{type(error).__name__}: {error}"))
-        await self._mark(done)
+        taken: list[tuple[DeadLetter, asyncio.Future[object] | None]] = []
+        over: list[Replayed] = []
+        try:
+            for letter in group:
+                await self._keep_to_rate()
+                try:
+                    taken.append((letter, await self._hand_over(letter)))
+                except DeadLetterError as error:
+                    over.append(Replayed(letter, error.problem))
+        finally:
+            # Also when it is stopped: what is acknowledged has to be marked, or it would be replayed twice.
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._timeout_seconds):
+                done = [
+                    letter for letter, acknowledgement in taken if await self._is_taken(letter, acknowledgement, over)
+                ]
+                await self._mark(done)
+                over += map(Replayed, done)
+            for replayed in over:
+                self._tell(replayed)
+        if group and not done and all(replayed.away for replayed in over):
+            raise KafkaUnavailable(over[-1].problem or "")
+
+    async def _hand_over(self, letter: DeadLetter) -> asyncio.Future[object] | None:
+        if letter.source_topic in self._unwritable:
+            raise ReplayFailed(str(letter.reference), self._unwritable[letter.source_topic])
+        original = await original_of(letter, self._source)
+        if letter.is_resolution:
+            await ask_again(self._session, self._url, letter, original)
+            return None
+        try:
+            return await put_back(self._producer, letter, original)
+        except ReplayFailed as error:
+            # To find out about a topic takes until a deadline: once is enough.
+            self._unwritable[letter.source_topic] = error.problem
+            raise
+
+    async def _is_taken(
+        self, letter: DeadLetter, acknowledgement: asyncio.Future[object] | None, over: list[Replayed]
+    ) -> bool:
+        try:
+            if acknowledgement is not None:
+                await acknowledgement
+        except (KafkaError, OSError) as error:
+            over.append(Replayed(letter, f"{type(error).__name__}: {error}", away=isinstance(error, KafkaTimeoutError)))
+            return False
+        return True
 
     async def _mark(self, done: list[DeadLetter]) -> None:
         with kafka_answers():
@@ -121,9 +154,8 @@ class Replayer:
                 )
                 for letter in done
             ]
-            for letter, mark in zip(done, marks, strict=True):
+            for mark in marks:
                 await mark
-                self._tell(Replayed(letter))
 
     async def _keep_to_rate(self) -> None:
         now = anyio.current_time()

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from bcs.contracts import dead_letters as names
 from bcs.contracts import topics
-from bcs.contracts.dead_letters import LARGE_LETTER_BYTES, dead_letter, failed_resolution, foreign
+from bcs.contracts.dead_letters import LARGE_LETTER_BYTES, as_reduced, dead_letter, failed_resolution, foreign
 from bcs.contracts.letters import DeadLetter, Reference, mark_key, marked_offset, read_letter
 from bcs.contracts.published import ConsumedMessage, Headers, OutboundMessage
 from bcs.dlq.purging import last_to_purge, purged
-from bcs.dlq.reading import Survey
+from bcs.dlq.reading import Junk, Survey
 from bcs.dlq.selection import LetterRange, Selection, all_of_letters
 from bcs.domain.errors import UnreadableLetter
 
@@ -69,7 +69,7 @@ def test_a_letter_that_fails_again_counts_and_does_not_nest() -> None:
         original = replace(original, headers=(*found.headers, *again))
 
 
-@pytest.mark.parametrize("nonsense", [b"", b"-1", b"many", b"\xff", None, "²".encode()])
+@pytest.mark.parametrize("nonsense", [b"", b"-1", b"many", b"\xff", None, "²".encode(), b"9" * 4300, b"9" * 5000])
 def test_counts_that_others_made_up_are_not_believed(nonsense: bytes | None) -> None:
     message = dead_letter(consumed(b"x", headers=((names.FAILURES, nonsense),)), "not_json", DETAIL, NOW, None)
     assert read(message).failures == 1
@@ -85,13 +85,43 @@ def test_a_letter_without_headers_of_ours_is_read_by_its_value() -> None:
 def test_a_reduced_letter_says_that_the_original_is_elsewhere(value: bytes) -> None:
     many = tuple((f"h{number}", b"x" * 1000) for number in range(70))
     message = dead_letter(consumed(value, headers=many), "not_json", DETAIL, NOW, None)
-    reduced = message.as_reduced()
+    reduced = as_reduced(message)
     assert reduced is not None
-    assert reduced.as_reduced() is None
-    assert all(name.startswith("dlt-") for name, _ in reduced.headers)
+    assert as_reduced(reduced) is None
+    assert {name for name, _ in reduced.headers} <= names.OWN_HEADERS
     found = read(reduced)
     assert (found.truncated, found.value, found.source_offset) == (True, None, 77)
+    assert found.beginning == value[:LARGE_LETTER_BYTES]
     assert read(message).headers == many
+
+
+def test_a_key_that_is_too_large_for_a_letter_is_left_to_the_source() -> None:
+    reduced = as_reduced(dead_letter(consumed(b"x", key=b"k" * 300_000), "not_json", DETAIL, NOW, None))
+    assert reduced is not None
+    assert len(reduced.value) + len(reduced.key or b"") < 5_000
+    found = read(reduced)
+    assert (found.truncated, found.key, found.source_offset) == (True, None, 77)
+
+
+def test_a_first_failure_that_others_made_up_is_not_kept() -> None:
+    made_up = ((names.FIRST_FAILURE, b"x" * 1_000_000),)
+    message = dead_letter(consumed(b"x", headers=made_up), "not_json", DETAIL, NOW, None)
+    assert read(message).first_failure == "2026-05-03T08:00:00Z"
+
+
+def test_a_header_that_only_begins_like_ours_is_the_original_s() -> None:
+    message = dead_letter(consumed(b"x", headers=(("dlt-tenant", b"7"),)), "not_json", DETAIL, NOW, None)
+    assert read(message).headers == (("dlt-tenant", b"7"),)
+
+
+@pytest.mark.parametrize(
+    ("envelope", "value"),
+    [(b'{"a": 1}', b'{"a": 1}'), (b'{"raw_base64": "/wA="}', b"\xff\x00"), (b'{"raw_base64": null}', None)],
+)
+def test_a_letter_of_another_service_is_read_by_the_contract(envelope: bytes, value: bytes | None) -> None:
+    rest = b'"dlq_reason":"x","timestamp":"2026-05-03T08:00:00Z","service":"other","additional_metadata":{}}'
+    found = read_letter(WHERE, b"k", b'{"failed_event_envelope":' + envelope + b"," + rest, ())
+    assert (found.value, found.source_topic) == (value, topics.SPELLCHECK_COMPLETED)
 
 
 def test_a_resolution_s_letter_has_the_request() -> None:
@@ -102,7 +132,16 @@ def test_a_resolution_s_letter_has_the_request() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, b"", b"x", b"[]", b"{}", b'{"additional_metadata": {}, "timestamp": "now"}', b'{"a":' * 10_000]
+    "value",
+    [
+        None,
+        b"",
+        b"x",
+        b"[]",
+        b"{}",
+        b'{"a":' * 10_000,
+        b'{"additional_metadata": {}, "timestamp": "yesterday", "dlq_reason": "x", "failed_event_envelope": {}}',
+    ],
 )
 def test_what_is_no_letter_is_told(value: bytes | None) -> None:
     with pytest.raises(UnreadableLetter):
@@ -117,7 +156,13 @@ def test_a_letter_whose_original_was_changed_on_the_way_is_told() -> None:
 
 def test_a_mark_names_its_letter_and_nothing_else_is_one() -> None:
     assert marked_offset(mark_key(WHERE), None) == WHERE.offset
-    for key, value in ((mark_key(WHERE), b"x"), (b"7", None), (None, None), (b"replayed:x", None)):
+    for key, value in (
+        (mark_key(WHERE), b"x"),
+        (b"7", None),
+        (None, None),
+        (b"replayed:x", None),
+        (b"replayed:" + b"9" * 5000, None),
+    ):
         assert marked_offset(key, value) is None
 
 
@@ -171,10 +216,11 @@ def test_purging_stops_at_the_first_letter_that_is_to_stay() -> None:
         return letter(where=Reference("t.DLQ", partition, offset), now=NOW + timedelta(hours=hour))
 
     letters = [at(1, 1), at(3, 5), at(4, 2), at(9, 1, partition=1)]
-    junk = {Reference("t.DLQ", 0, 2): "junk", Reference("t.DLQ", 0, 7): "junk"}
+    old, new = (Junk("junk", int((NOW + timedelta(hours=hour)).timestamp() * 1000)) for hour in (1, 9))
+    junk = {Reference("t.DLQ", 0, 2): old, Reference("t.DLQ", 0, 7): old, Reference("t.DLQ", 2, 0): new}
     survey = Survey({each.reference: each for each in letters}, junk)
     last = last_to_purge(survey, NOW + timedelta(hours=4))
     assert last == {("t.DLQ", 0): 2, ("t.DLQ", 1): 9}
     assert sorted(each.offset for each in purged([*survey.letters, *junk], last)) == [1, 2, 9]
-    assert last_to_purge(survey, None) == {("t.DLQ", 0): 7, ("t.DLQ", 1): 9}
+    assert last_to_purge(survey, None) == {("t.DLQ", 0): 7, ("t.DLQ", 1): 9, ("t.DLQ", 2): 0}
     assert last_to_purge(survey, NOW) == {}

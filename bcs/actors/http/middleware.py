@@ -18,7 +18,7 @@ from aiohttp import web
 
 from bcs.actors.http.deadlines import Deadlines
 from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, problem_of
-from bcs.contracts.http import InvalidBody
+from bcs.contracts.http import LETTER_WRITTEN, InvalidBody
 from bcs.domain.errors import BcsError
 from bcs.settings import Settings
 from bcs.supervision import SupervisionError
@@ -29,6 +29,9 @@ log = structlog.stdlib.get_logger("bcs.http", actor="http")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CORRELATION_ID: Final = web.RequestKey("correlation_id", str)
+DEAD_LETTER: Final = web.RequestKey("dead_letter", str)
+"""Set once the request itself is a durable dead letter."""
+
 ANYWHERE: Final = "/{path}"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -147,6 +150,8 @@ class Guard:
         elif problem.status < HTTPStatus.INTERNAL_SERVER_ERROR:
             log.info("request_refused", correlation_id=correlation_id_of(request), kind=problem.kind)
         response = problem.response(correlation_id_of(request), self._settings.retry_after_seconds)
+        if DEAD_LETTER in request:
+            response.headers[LETTER_WRITTEN] = request[DEAD_LETTER]
         if "allowed_methods" in problem.extensions:
             response.headers["Allow"] = ", ".join(problem.extensions["allowed_methods"])
         return response

@@ -11,14 +11,16 @@ import structlog
 from aiohttp import web
 
 from bcs.actors.http.asking import ask_again
-from bcs.actors.http.middleware import CORRELATION_ID, correlation_id_of
+from bcs.actors.http.middleware import CORRELATION_ID, DEAD_LETTER, correlation_id_of
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.messages import RecordFacts
 from bcs.contracts import topics
-from bcs.contracts.dead_letters import failed_resolution
+from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, earlier_failures, failed_resolution
 from bcs.contracts.decoding import microseconds
 from bcs.contracts.http import (
+    FAILURES_SAID,
+    FIRST_FAILURE_SAID,
     BodyT,
     CompletePhase,
     DefinePipeline,
@@ -76,7 +78,7 @@ class PipelineCalls:
             raise
         except BcsError as error:
             if not error.retryable:
-                await self._bury(await request.read(), body, error)
+                await self._bury(request, body, error)
             raise
         finally:
             self.telemetry.resolutions(outcome).inc()
@@ -116,14 +118,23 @@ class PipelineCalls:
                 self.telemetry.phases_pruned(phase).inc()
         return resolution
 
-    async def _bury(self, raw: bytes, body: DefinePipeline, error: BcsError) -> None:
+    async def _bury(self, request: web.Request, body: DefinePipeline, error: BcsError) -> None:
         """A resolution that failed on our side, and would fail again, becomes a dead letter for someone to look at."""
-        letter = failed_resolution(raw, body.batch_id, body.requested_pipeline, error, self.now())
+        said = tuple(
+            (name, request.headers[header].encode(errors="replace"))
+            for name, header in ((FAILURES, FAILURES_SAID), (FIRST_FAILURE, FIRST_FAILURE_SAID))
+            if header in request.headers
+        )
+        raw = await request.read()
+        letter = failed_resolution(
+            raw, body.batch_id, body.requested_pipeline, error, self.now(), earlier_failures(said)
+        )
         try:
             await self.outbox.append([letter])
         except StoreError as problem:
             log.exception("dead_letter_lost", correlation_id=body.correlation_id, error=str(problem))
             return
+        request[DEAD_LETTER] = "written"
         self.telemetry.dead_letters.labels(topics.RESOLUTION, "pipeline_resolution_failed").inc()
         self.outbox_grew()
 
