@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from typing import ParamSpec, TypeVar
 
 import anyio
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import KafkaError
 
 from bcs.actors.kafka import close
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.patience import patiently
+from bcs.actors.publishing import TOO_LARGE, publish_all
 from bcs.contracts.dead_letters import as_reduced
-from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreError
 from bcs.failpoints import FailPoint, Reach
 from bcs.settings import Settings
@@ -34,7 +32,6 @@ _LEASE_LIMIT = 200
 _CLOSE_SECONDS = 1.0
 _FRUITLESS_SECONDS = 0.5
 _UNWRITABLE_SECONDS = 5.0
-_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +157,7 @@ class Publisher:
     async def _publish(
         self, context: ActorContext[OutboxGrew], producer: AIOKafkaProducer, leased: Sequence[LeasedMessage]
     ) -> tuple[set[str], int]:
-        """Publish messages, topics side by side; return the topics where something failed, and how many got through.
+        """Publish messages; return the topics where something failed, and how many messages got through.
 
         What failed goes to the end of the queue: a topic that can't be written must not keep others from theirs.
         """
@@ -173,7 +170,7 @@ class Publisher:
             if error is None:
                 delivered.append(entry.entry_id)
                 self.telemetry.published(message.kind).inc()
-            elif not isinstance(error, _TOO_LARGE):
+            elif not isinstance(error, TOO_LARGE):
                 again.append(entry)
                 self.telemetry.publish_failures.labels(message.kind).inc()
                 log.info("publish_failed", topic=message.topic, error=_brief(error))
@@ -183,13 +180,8 @@ class Publisher:
                 # Not at once: the producer that was refused may be of no more use.
                 again.append(replace(entry, message=reduced))
 
-        by_topic: dict[str, list[LeasedMessage]] = {}
-        for entry in leased:
-            by_topic.setdefault(entry.message.topic, []).append(entry)
         await self.reach(FailPoint.PUBLISHER_LEASED, context.name)
-        async with anyio.create_task_group() as group:
-            for entries in by_topic.values():
-                group.start_soon(self._publish_topic, producer, entries, note)
+        await publish_all(producer, leased, self.settings.kafka_request_timeout_seconds, note)
         await self.reach(FailPoint.PUBLISHER_ACKNOWLEDGED, context.name)
         await self._persist(context, self.outbox.settle, delivered)
         for entry, problem in parked:
@@ -199,33 +191,6 @@ class Publisher:
         await self._persist(context, self.outbox.requeue, again)
         failed_topics = {entry.message.topic for entry in again} | {entry.message.topic for entry, _ in parked}
         return failed_topics, len(delivered)
-
-    async def _publish_topic(
-        self,
-        producer: AIOKafkaProducer,
-        entries: Sequence[LeasedMessage],
-        note: Callable[[LeasedMessage, BaseException | None], None],
-    ) -> None:
-        """Hand one topic's messages to the producer, and wait until the broker has acknowledged them or refused."""
-        acknowledgements: list[asyncio.Future[object]] = []
-        try:
-            with anyio.move_on_after(self.settings.kafka_request_timeout_seconds * 2):
-                for entry in entries:
-                    # One by one, for those before a cancellation to be known.
-                    acknowledgements.append(await _sent(producer, entry.message))  # noqa: PERF401
-                for acknowledgement in acknowledgements:
-                    if not acknowledgement.done():
-                        # To give up must not cancel it: aiokafka still has to find it as it was.
-                        await asyncio.wait([acknowledgement])
-            for entry, ending in zip_longest(entries, acknowledgements):
-                if ending is None or not ending.done() or ending.cancelled():
-                    note(entry, TimeoutError("no acknowledgement in time"))
-                else:
-                    note(entry, ending.exception())
-        finally:
-            for acknowledgement in acknowledgements:
-                # Or asyncio would complain that nobody looked at it.
-                acknowledgement.add_done_callback(_looked_at)
 
     async def _persist(
         self, context: ActorContext[OutboxGrew], change: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -244,23 +209,6 @@ class Publisher:
             until_stop=True,
         )
         return await retrying(change, *args, **kwargs)
-
-
-async def _sent(producer: AIOKafkaProducer, message: OutboundMessage) -> asyncio.Future[object]:
-    """The acknowledgement to come; where the message was not even taken, one that failed."""
-    try:
-        future: asyncio.Future[object] = await producer.send(
-            message.topic, message.value, message.key, headers=list(message.headers)
-        )
-    except (KafkaError, OSError) as error:
-        future = asyncio.get_running_loop().create_future()
-        future.set_exception(error)
-    return future
-
-
-def _looked_at(acknowledgement: asyncio.Future[object]) -> None:
-    if not acknowledgement.cancelled():
-        acknowledgement.exception()
 
 
 def _brief(error: BaseException) -> str:

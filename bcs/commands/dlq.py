@@ -10,13 +10,26 @@ from typing import TYPE_CHECKING, Annotated
 import anyio
 import typer
 
-from bcs.commands.dlq_letter import say_letter
+from bcs.commands.dlq_letter import NoLetter, say_junk, say_letter
 from bcs.commands.dlq_listing import say_plan, say_survey
 from bcs.commands.dlq_progress import say_progress
+from bcs.commands.dlq_selecting import (
+    Batches,
+    Reasons,
+    References,
+    Since,
+    Topics,
+    Until,
+    a_moment,
+    one_reference,
+    selection_of,
+)
 from bcs.commands.options import DEFAULT_URL, PANEL, AsJson, ServiceUrl, command_group
+from bcs.commands.output import counted, print_json
 from bcs.contracts import topics
-from bcs.contracts.letters import DeadLetter, Reference
-from bcs.dlq.selection import LetterRange, Selection, all_of_letters, moment
+from bcs.contracts.letters import DeadLetter, Reference, marked_offset
+from bcs.dlq.selection import LetterRange, Selection
+from bcs.domain.errors import UnknownTopic, UnreadableLetter
 
 if TYPE_CHECKING:
     from bcs.dlq.reading import Survey
@@ -35,40 +48,6 @@ _LETTERS = tuple(topics.dead_letter_topic(source) for source in (*topics.CONSUME
 _FAILED = 1
 
 
-def _ranges(texts: list[str]) -> tuple[LetterRange, ...]:
-    return tuple(LetterRange.parse(text) for text in texts)
-
-
-def _moment(text: str) -> datetime:
-    try:
-        return moment(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _reference(text: str) -> str:
-    try:
-        LetterRange.parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return text
-
-
-References = Annotated[
-    list[str] | None,
-    typer.Argument(
-        parser=_reference, metavar="[LETTER]...", help="topic/partition/offset or topic/partition/first-last."
-    ),
-]
-Topics = Annotated[list[str] | None, typer.Option("--topic", help="A source's or a dead-letter topic; repeatable.")]
-Reasons = Annotated[list[str] | None, typer.Option("--reason", help="As `list` shows it; repeatable.")]
-Batches = Annotated[list[str] | None, typer.Option("--batch", help="A batch's id; repeatable.")]
-Since = Annotated[
-    datetime | None, typer.Option(parser=_moment, metavar="TIME", help="Written then or later: 2026-05-03T08:00:00Z.")
-]
-Until = Annotated[datetime | None, typer.Option(parser=_moment, metavar="TIME", help="Written before.")]
-
-
 @app.command("list")
 def list_letters(
     topic: Topics = None,
@@ -81,7 +60,7 @@ def list_letters(
 ) -> None:
     """Count letters by topic and reason: those that wait, and those that were put back; the oldest, the newest."""
     settings = _settings()
-    selection = _selection(None, topic, reason, batch, since, until)
+    selection = selection_of(None, topic, reason, batch, since, until)
     survey = anyio.run(_survey, settings, selection)
     say_survey(survey, each=each, as_json=as_json)
 
@@ -90,18 +69,22 @@ def list_letters(
 def show(
     letter: Annotated[
         str,
-        typer.Argument(parser=_reference, metavar="LETTER", help="topic/partition/offset, from `list --each`."),
+        typer.Argument(parser=one_reference, metavar="LETTER", help="topic/partition/offset, from `list --each`."),
     ],
     as_json: AsJson = False,
 ) -> None:
     """Show one letter: its envelope, why it is dead, its headers, and its bytes where they are no JSON."""
     settings = _settings()
     place = LetterRange.parse(letter)
-    found, replayed = anyio.run(_look_up, settings, Reference(place.topic, place.partition, place.first))
+    found = anyio.run(_look_up, settings, Reference(place.topic, place.partition, place.first))
     if found is None:
         typer.echo(f"bcs: there is no letter at {letter}", err=True)
         raise typer.Exit(_FAILED)
-    say_letter(found, replayed=replayed, as_json=as_json)
+    if isinstance(found, tuple):
+        say_letter(found[0], replayed=found[1], as_json=as_json)
+        return
+    say_junk(found, as_json=as_json)
+    raise typer.Exit(_FAILED)
 
 
 @app.command()
@@ -115,7 +98,7 @@ def replay(
     everything: Annotated[bool, typer.Option("--all", help="All letters that were not put back yet.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also those that were put back before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go where.")] = False,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="At most so many letters a second.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, max=1e6, help="At most so many letters a second.")] = None,
     url: ServiceUrl = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -123,7 +106,7 @@ def replay(
 
     A letter is marked as replayed once its original is acknowledged. What was stopped half way is simply run again.
     """
-    selection = _selection(letters, topic, reason, batch, since, until)
+    selection = selection_of(letters, topic, reason, batch, since, until)
     if selection.empty and not everything:
         raise typer.BadParameter("say which letters, or --all for every one that was not put back yet")
     settings = _settings()
@@ -142,44 +125,29 @@ def replay(
 def purge_letters(
     topic: Topics = None,
     before: Annotated[
-        datetime | None, typer.Option(parser=_moment, metavar="TIME", help="What is newer stays.")
+        datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="What is newer stays.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete letters for good, replayed or not. Asks before it does."""
     from bcs.dlq.purging import last_to_purge, purge, purged
 
     settings = _settings()
-    survey = anyio.run(_survey, settings, _selection(None, topic, None, None, None, None))
+    survey = anyio.run(_survey, settings, selection_of(None, topic, None, None, None, None))
     last = last_to_purge(survey, before)
     gone = purged([*survey.letters, *survey.unreadable], last)
     waiting = [reference for reference in gone if reference not in survey.replayed]
-    if not gone:
-        typer.echo("There is nothing to delete.")
-        return
-    typer.echo(f"{len(gone)} letters would be gone for good, {len(waiting)} of them were never put back.")
-    if not yes:
-        typer.confirm("Delete them?", abort=True)
-    anyio.run(purge, settings, last)
-    typer.echo(f"{len(gone)} letters deleted.")
-
-
-def _selection(
-    letters: list[str] | None,
-    topic: list[str] | None,
-    reason: list[str] | None,
-    batch: list[str] | None,
-    since: datetime | None,
-    until: datetime | None,
-) -> Selection:
-    return Selection(
-        _ranges(letters or []),
-        all_of_letters(topic or ()),
-        frozenset(reason or ()),
-        frozenset(batch or ()),
-        since,
-        until,
-    )
+    if gone and not yes:
+        many = counted(len(gone), "letter")
+        typer.echo(f"{many} would be gone for good, {len(waiting)} of them never put back.", err=as_json)
+        typer.confirm("Delete them?", abort=True, err=as_json)
+    if gone:
+        anyio.run(purge, settings, last)
+    if as_json:
+        print_json({"deleted": len(gone), "never_replayed": len(waiting)})
+    else:
+        typer.echo(f"{counted(len(gone), 'letter')} deleted." if gone else "There is nothing to delete.")
 
 
 def _settings() -> Settings:
@@ -195,16 +163,29 @@ async def _survey(settings: Settings, selection: Selection) -> Survey:
 
     wanted = {each.topic for each in selection.ranges} | selection.topics or frozenset(_LETTERS)
     async with dead_letter_reader(settings) as reader:
+        missing = wanted - {partition.topic for partition in await reader.partitions(wanted)}
+        # A topic that somebody named; of all others some may not have been needed yet.
+        if named := sorted(missing & selection.topics | {each.topic for each in selection.ranges} & missing):
+            raise UnknownTopic(tuple(named))
         return (await reader.survey(wanted)).of(selection)
 
 
-async def _look_up(settings: Settings, reference: Reference) -> tuple[DeadLetter | None, bool]:
+async def _look_up(settings: Settings, reference: Reference) -> tuple[DeadLetter, bool] | NoLetter | None:
     from bcs.dlq.reading import dead_letter_reader, letter_of
 
     async with dead_letter_reader(settings) as reader:
-        survey = await reader.survey([reference.topic])
         record = await reader.record_at(reference.topic, reference.partition, reference.offset)
-    return (None if record is None else letter_of(record)), reference in survey.replayed
+        if record is None:
+            return None
+        marked = marked_offset(record.key, record.value)
+        if marked is not None:
+            return NoLetter(f"this marks the letter at offset {marked} as replayed", record.key, record.value)
+        try:
+            letter = letter_of(record)
+        except UnreadableLetter as error:
+            return NoLetter(error.problem, record.key, record.value)
+        survey = await reader.survey([reference.topic])
+    return letter, reference in survey.replayed
 
 
 async def _replay(
@@ -221,5 +202,14 @@ async def _replay(
         operators_producer(settings) as producer,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=settings.http_timeout)) as session,
     ):
-        replayer = Replayer(letters, source, producer, session, url=url, rate=rate, tell=tell)
+        replayer = Replayer(
+            letters,
+            source,
+            producer,
+            session,
+            url=url,
+            rate=rate,
+            timeout_seconds=settings.kafka_request_timeout_seconds,
+            tell=tell,
+        )
         await replayer.replay(set(wanted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -49,6 +50,7 @@ def say_letter(letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
     typer.echo("")
     if letter.truncated:
         typer.echo(f"The letter has only the beginning of the original; `replay` takes it from {_source(letter)}.")
+        typer.echo(_hex_dump(letter.beginning or b""))
     elif letter.value is None:
         typer.echo("The original has no value (null).")
     elif envelope is not None:
@@ -56,6 +58,29 @@ def say_letter(letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
             typer.echo(printable(line))
     else:
         typer.echo(_hex_dump(letter.value))
+
+
+@dataclass(frozen=True, slots=True)
+class NoLetter:
+    """What lies on a dead-letter topic and is no letter.
+
+    :param problem: what it is instead, or what is wrong with it.
+    """
+
+    problem: str
+    key: bytes | None
+    value: bytes | None
+
+
+def say_junk(junk: NoLetter, *, as_json: bool) -> None:
+    """What is no letter, as bytes."""
+    if as_json:
+        raw = None if junk.value is None else base64.b64encode(junk.value).decode()
+        print_json({"problem": junk.problem, "key": _readable(junk.key), "value_base64": raw})
+        return
+    typer.echo(printable(f"no letter: {junk.problem}"), err=True)
+    typer.echo(printable(f"{'key':20}{text_of(_readable(junk.key))}"))
+    typer.echo("It has no value (null)." if junk.value is None else _hex_dump(junk.value))
 
 
 def _source(letter: DeadLetter) -> str:
@@ -75,8 +100,11 @@ def _readable(raw: bytes | None) -> str | None:
 
 
 def _as_json(raw: bytes | None) -> object:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)  # what Python reads beyond JSON could not be said as JSON again
+
     try:
-        return json.loads(raw or b"")
+        return json.loads(raw or b"", parse_constant=refuse)
     except (ValueError, RecursionError):
         return None
 

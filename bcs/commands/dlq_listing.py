@@ -80,7 +80,7 @@ def _say_each(survey: Survey, *, as_json: bool) -> None:
         }
         for reference, letter in sorted(survey.letters.items())
     ]
-    unreadable = {str(reference): problem for reference, problem in sorted(survey.unreadable.items())}
+    unreadable = {str(reference): junk.problem for reference, junk in sorted(survey.unreadable.items())}
     if as_json:
         print_json({"letters": rows, "unreadable": unreadable})
         return
@@ -121,6 +121,11 @@ def say_plan(letters: Sequence[DeadLetter], *, as_json: bool) -> None:
 
 
 def _say_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    if not on_terminal():
+        # Not aligned, for there may be very many.
+        for line in (dict(zip(columns, columns, strict=True)), *rows):
+            typer.echo("\t".join(printable(text_of(line[column])) for column in columns))
+        return
     page = table(*columns, right=("waiting", "replayed", "failures"))
     for row in rows:
         page.add_row(*(plain(text_of(row[column])) for column in columns))

@@ -13,6 +13,7 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
     │   └── PromptRequired
     ├── UndecodableMessage           a Kafka message that can never be applied
     ├── KafkaUnavailable             retryable: no broker answers an operator's command
+    ├── UnknownTopic                 an operator named a topic that Kafka does not have
     ├── DeadLetterError
     │   ├── UnreadableLetter         what lies on a dead-letter topic is no letter of ours
     │   ├── OriginalGone             the letter has only its beginning, and the source no longer has the rest
@@ -135,6 +136,14 @@ class KafkaUnavailable(BcsError):
     def __init__(self, cause: str) -> None:
         super().__init__(f"kafka is out of reach: {cause}")
         self.cause = cause
+
+
+class UnknownTopic(BcsError):
+    """Kafka does not have these topics."""
+
+    def __init__(self, topics: tuple[str, ...]) -> None:
+        super().__init__(f"there is no topic {', '.join(topics)}")
+        self.topics = topics
 
 
 class DeadLetterError(BcsError):

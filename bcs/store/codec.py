@@ -45,8 +45,9 @@ class BatchKeys:
 
     def __init__(self, prefix: str, batch_id: str) -> None:
         self.stem = f"{prefix}{{{quote(batch_id, safe='')}}}"
-        self.summary = f"{self.stem}:summary"
-        self.meta = f"{self.stem}:meta"
+        # Other names than an earlier layout had, whose keys must not be taken for these.
+        self.summary = f"{self.stem}:verdicts"
+        self.meta = f"{self.stem}:batch"
         self.essays = f"{self.stem}:essays"
 
     @property

@@ -22,6 +22,8 @@ from bcs.store.redis_errors import brief
 Command = tuple[str | bytes | int | float, ...]
 
 
+_LATE = "it did not answer in time"
+
 # Its stub knows only commands of one word.
 _packed = cast("Callable[[Command], bytes]", pack_command)
 
@@ -35,12 +37,14 @@ class LineLost(Exception):
     """There is no connection any more, or there could be none.
 
     :param first: whether this caller is the first to be told of this failure.
+    :param late: because there was no answer in time.
     """
 
-    def __init__(self, cause: str, *, first: bool) -> None:
+    def __init__(self, cause: str, *, first: bool, late: bool = False) -> None:
         super().__init__(cause)
         self.cause = cause
         self.first = first
+        self.late = late
 
 
 class Multiplexer:
@@ -55,8 +59,9 @@ class Multiplexer:
         self._deadline_seconds = deadline_seconds
         self._line: _Line | None = None
         self._connecting = anyio.Lock()
-        self._attempts = 0
-        self._problem: str | None = None
+        self._failed_attempts = 0
+        self._failure = LineLost("never tried", first=False)
+        self._closed = False
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands, and return their replies; what Redis refused stands among them as an error.
@@ -66,27 +71,39 @@ class Multiplexer:
 
         :raises LineLost: there are no replies; the commands may or may not have been carried out.
         """
+        if not commands:
+            return []
         line = self._line
         if line is None or line.problem is not None:
             line = await self._connect()
         return await line.post(commands)
 
+    def renew(self) -> None:
+        """Take another connection from now on; who waits on this one still gets what it has to say."""
+        line, self._line = self._line, None
+        if line:
+            line.retire()
+
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and make no other."""
+        self._closed = True
         if self._line:
             self._line.lose("closed")
 
     async def _connect(self) -> _Line:
-        attempts = self._attempts
+        failed_attempts = self._failed_attempts
         async with self._connecting:
             if self._line and self._line.problem is None:
                 return self._line
-            if self._attempts > attempts and self._problem is not None:
+            if self._failed_attempts > failed_attempts:
                 # All who waited for one attempt fail with it, not each after one of its own.
-                raise LineLost(self._problem, first=False)
-            self._problem = None
-            self._attempts += 1
-            self._line = await self._open()
+                raise LineLost(self._failure.cause, first=False, late=self._failure.late)
+            try:
+                self._line = await self._open()
+            except LineLost as failure:
+                self._failed_attempts += 1
+                self._failure = failure
+                raise
             return self._line
 
     async def _open(self) -> _Line:
@@ -96,16 +113,16 @@ class Multiplexer:
             # To break off in the middle of the handshake would only have the next caller begin it anew.
             with anyio.fail_after(self._deadline_seconds, shield=True):
                 await connection.connect()  # type: ignore[no-untyped-call]
+            if self._closed:
+                raise LineLost("closed", first=False)
             line = _Line(connection, self._deadline_seconds)
         except TimeoutError:
-            self._problem = "it did not answer in time"
+            raise LineLost(_LATE, first=True, late=True) from None
         except (RedisError, OSError, RuntimeError) as error:
-            self._problem = brief(error)
+            raise LineLost(brief(error), first=True) from None
         finally:
             if line is None:
                 await connection.disconnect(nowait=True)
-        if line is None:
-            raise LineLost(self._problem or "", first=True)
         return line
 
 
@@ -136,10 +153,15 @@ class _Line(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._paused = False
         self._watched = False
-        # There is no public way to either: redis-py reads through asyncio's streams, at one reply for each await.
+        self._retired = False
+        # There is no public way to these: redis-py reads through asyncio's streams, at one reply for each await.
         streams: Any = connection
-        self._parser: Reader = streams._parser._reader
-        self._nothing: object = self._parser.gets()  # what it says when no reply is complete
+        if streams._parser._reader.has_data():
+            raise OSError("it said more than the handshake asked for")
+        self._nothing = object()  # what the parser says when no reply is complete
+        self._parser = Reader(
+            protocolError=InvalidResponse, replyError=streams._parser.parse_error, notEnoughData=self._nothing
+        )
         self._transport = cast("asyncio.Transport", streams._writer.transport)
         if self._transport.is_closing():
             raise OSError("the connection was closed during the handshake")
@@ -147,11 +169,13 @@ class _Line(asyncio.Protocol):
 
     async def post(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands with all others of this turn of the event loop."""
-        order = _Order(self._loop.create_future(), len(commands), self._loop.time() + self._deadline_seconds)
+        # First, since it may refuse: an order without its commands would take the replies of the next one.
+        outgoing = list(map(_packed, commands))
+        order = _Order(self._loop.create_future(), len(outgoing), self._loop.time() + self._deadline_seconds)
         self._orders.append(order)
         if not self._outgoing and not self._paused:
             self._loop.call_soon(self._flush)
-        self._outgoing += map(_packed, commands)
+        self._outgoing += outgoing
         if not self._watched:
             self._watched = True
             self._loop.call_at(order.due, self._look)
@@ -175,6 +199,8 @@ class _Line(asyncio.Protocol):
                         order.answer.set_result(order.replies)
         except (InvalidResponse, ValueError) as error:
             self.lose(brief(error))
+        if self._retired and not orders:
+            self.lose("replaced")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side closed it, or something on the way."""
@@ -189,7 +215,13 @@ class _Line(asyncio.Protocol):
         self._paused = False
         self._flush()
 
-    def lose(self, problem: str) -> None:
+    def retire(self) -> None:
+        """Close it as soon as nobody waits on it any more."""
+        self._retired = True
+        if not self._orders:
+            self.lose("replaced")
+
+    def lose(self, problem: str, *, late: bool = False) -> None:
         """Give this connection up, and tell all who wait for a reply on it."""
         if self.problem is not None:
             return
@@ -200,7 +232,7 @@ class _Line(asyncio.Protocol):
         first = True
         for order in self._orders:
             if not order.answer.done():
-                order.answer.set_exception(LineLost(problem, first=first))
+                order.answer.set_exception(LineLost(problem, first=first, late=late))
                 first = False
         self._orders.clear()
 
@@ -215,7 +247,7 @@ class _Line(asyncio.Protocol):
         if self.problem is not None:
             return
         if self._orders and self._orders[0].due <= self._loop.time():
-            self.lose("it did not answer in time")
+            self.lose(_LATE, late=True)
         elif self._orders:
             self._loop.call_at(self._orders[0].due, self._look)
         else:

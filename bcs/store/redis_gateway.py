@@ -118,8 +118,8 @@ class RedisGateway:
             replies = await self._shared.send(commands)
         except LineLost as lost:
             failure = StoreUnavailable("redis", lost.cause)
-            if lost.first:
-                # Once for the connection, and not for each who was on it: one reset is no outage.
+            if lost.first or lost.late:
+                # A reset counts once, whoever was on the connection: it is no outage. Silence counts for each caller.
                 await self._tell(breaker, failure)
             raise failure from None
         for reply in replies:
@@ -134,6 +134,8 @@ class RedisGateway:
             with translated():
                 raise_first(replies)
         except StoreUnavailable as failure:
+            # Where it leads to may no longer be where it should, as after a failover.
+            self._shared.renew()
             await self._tell(breaker, failure)
             raise
 
@@ -154,7 +156,7 @@ class RedisGateway:
                     pass
 
     async def _make_breaker(self) -> AsyncCircuitBreaker:
-        self._breaker = await self._breakers.get_breaker(_BREAKER, exclude=[(BaseException, _answered)])
+        self._breaker = await self._breakers.get_breaker(_BREAKER, exclude=[(BaseException, self._answered)])
         return self._breaker
 
     def _unstick(self, opened: OpenedState) -> None:
@@ -168,7 +170,8 @@ class RedisGateway:
     async def session(self) -> AsyncIterator[RedisSession]:
         """A connection for several round trips under one deadline, as a transaction with WATCH needs it.
 
-        Cancellation waits until the block has ended, which the deadline bounds.
+        Cancellation waits until the block has ended, which the deadline bounds; asyncio's own, by which the deadline of
+        a request strikes, ends it at once, and the connection is dropped.
 
         :raises StoreUnavailable: as for `call`.
         """
@@ -212,6 +215,12 @@ class RedisGateway:
         elif event.state == "closed":
             self._known_away = False
             log.warning("redis_reachable_again", circuit=event.state)
+
+    def _answered(self, error: BaseException) -> bool:
+        """Whether the circuit breaker should overlook an error, because Redis did answer."""
+        # A caller that was cancelled says nothing about Redis; what is half open must not close for that.
+        cancelled = not isinstance(error, Exception) and self.circuit == "half-opened"
+        return not isinstance(error, StoreUnavailable) and not cancelled
 
     def _is_left_alone(self) -> bool:
         return anyio.current_time() < self._opened_at + self._open_seconds
@@ -271,8 +280,3 @@ class RedisSession:
 
 def _refusal() -> StoreUnavailable:
     return StoreUnavailable("redis", "it did not answer lately, and is left alone for a moment")
-
-
-def _answered(error: BaseException) -> bool:
-    """Whether the circuit breaker should overlook an error, because Redis did answer."""
-    return not isinstance(error, StoreUnavailable)

@@ -121,7 +121,7 @@ async def test_a_lost_connection_is_told_to_each_counted_once_and_replaced(
 async def test_a_server_that_says_nothing_is_given_up_after_the_deadline_and_asked_anew(
     make_gateway: MakeGateway, private_valkey: EmbeddedServer
 ) -> None:
-    gateway = make_gateway(private_valkey.address, deadline=0.2, failures=5)
+    gateway = make_gateway(private_valkey.address, deadline=0.2, failures=1000)
     assert await echo(gateway)
     private_valkey.freeze()
     with anyio.fail_after(5):
@@ -149,16 +149,123 @@ async def test_a_server_that_ends_is_noticed_without_a_question(
 async def test_all_who_wait_for_one_attempt_to_connect_fail_with_it(
     make_gateway: MakeGateway, proxy: FaultProxy
 ) -> None:
-    gateway = make_gateway(proxy.address, deadline=0.3, failures=2)
+    gateway = make_gateway(proxy.address, deadline=0.5, failures=100)
     proxy.freeze()
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
             for _ in range(10):
                 group.start_soon(fails, gateway)
+            # Also those who come while it is under way.
+            await wait_until(lambda: gateway._shared._connecting.statistics().tasks_waiting == 9)
+            for _ in range(10):
+                group.start_soon(fails, gateway)
+            await wait_until(lambda: gateway._shared._connecting.statistics().tasks_waiting == 19)
     assert proxy.connections_accepted == 1
+    proxy.thaw()
+    assert await echo(gateway)
+    await wait_until(lambda: proxy.connections_open == 1, description="the one that failed is closed")
+
+
+async def test_silence_counts_for_each_caller_and_a_refused_connection_once(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    async def all_fail(gateway: RedisGateway) -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(fails, gateway)
+
+    proxy.refuse()
+    gateway = make_gateway(proxy.address, deadline=0.3, failures=3)
+    await all_fail(gateway)
     assert gateway.circuit == "closed"
-    await fails(gateway)
+    proxy.accept()
+    proxy.freeze()
+    await all_fail(gateway)
     assert gateway.circuit == "opened"
+    accepted = proxy.connections_accepted
+    await fails(gateway)
+    assert proxy.connections_accepted == accepted, "it is left alone"
+
+
+async def test_a_server_that_falls_silent_after_a_quiet_time_is_given_up_in_time(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, deadline=0.1, failures=100)
+    assert await echo(gateway)
+    line = gateway._shared._line
+    assert line is not None
+    await wait_until(lambda: not line._watched)
+    proxy.freeze()
+    with anyio.fail_after(5):
+        await fails(gateway)
+
+
+async def test_a_server_that_takes_no_writes_any_more_is_looked_for_anew(
+    make_gateway: MakeGateway, private_valkey: EmbeddedServer
+) -> None:
+    host, port = private_valkey.address.split(":")
+    async with FaultProxy(host, int(port)) as proxy:
+        gateway = make_gateway(proxy.address, deadline=5, failures=2)
+        assert await gateway.share(("SET", "a", "1")) == [b"OK"]
+        control = make_gateway(private_valkey.address, deadline=5)
+        await control.call(("REPLICAOF", "127.0.0.1", 1))
+        accepted = proxy.connections_accepted
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await gateway.share(("SET", "a", "2"))
+        assert proxy.connections_accepted == accepted + 1, "the second one asked on a new connection"
+        assert gateway.circuit == "opened"
+        await wait_until(lambda: proxy.connections_open == 0, description="those before are closed")
+
+
+async def test_who_waits_on_a_connection_that_is_given_up_still_gets_an_answer(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, deadline=20)
+    assert await echo(gateway)
+    proxy.freeze()
+    async with anyio.create_task_group() as group:
+        group.start_soon(echo, gateway)
+        await wait_until(lambda: waiting(gateway) == 1)
+        gateway._shared.renew()
+        proxy.thaw()
+    await wait_until(lambda: proxy.connections_open == 0)
+    assert await echo(gateway)
+
+
+async def test_what_cannot_be_sent_is_its_sender_s_alone(make_gateway: MakeGateway, proxy: FaultProxy) -> None:
+    gateway = make_gateway(proxy.address)
+    answers: list[int] = []
+
+    async def ask(number: int) -> None:
+        assert await gateway.share(("ECHO", number)) == [b"%d" % number]
+        answers.append(number)
+
+    async def fail_to_ask() -> None:
+        with pytest.raises(UnicodeEncodeError):
+            await gateway.share(("MULTI",), ("SET", "a", "\ud800"), ("EXEC",))
+
+    assert await gateway.share() == []
+    async with anyio.create_task_group() as group:
+        for number in range(4):
+            group.start_soon(ask, number)
+            group.start_soon(fail_to_ask)
+    assert sorted(answers) == [0, 1, 2, 3]
+
+
+async def test_once_it_is_closed_there_is_no_connection(make_gateway: MakeGateway, proxy: FaultProxy) -> None:
+    gateway = make_gateway(proxy.address, deadline=20)
+    assert await echo(gateway)
+    await gateway.aclose()
+    await wait_until(lambda: proxy.connections_open == 0)
+    late = make_gateway(proxy.address, deadline=20)
+    proxy.freeze()
+    async with anyio.create_task_group() as group:
+        group.start_soon(fails, late)
+        await wait_until(lambda: proxy.connections_open == 1)
+        await late.aclose()
+        proxy.thaw()
+    await wait_until(lambda: proxy.connections_open == 0)
 
 
 @pytest.mark.parametrize("natively", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -153,6 +154,23 @@ async def test_an_answer_on_the_connection_in_common_ends_the_pause(
         proxy.thaw()
     assert gateway.circuit == "closed"
     assert await echo(gateway)
+
+
+async def test_a_caller_that_is_cancelled_does_not_close_the_circuit(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, failures=1, open_seconds=0.05, deadline=20)
+    await fail_once(gateway, proxy)
+    proxy.freeze()
+
+    async def ask() -> None:
+        await wait_until(lambda: echo(gateway), ignoring=(StoreUnavailable,))
+
+    task = asyncio.create_task(ask())
+    await wait_until(lambda: gateway.circuit == "half-opened")
+    task.cancel()
+    await asyncio.wait([task])
+    assert gateway.circuit == "opened"
 
 
 async def fail_inside_a_transaction(gateway: RedisGateway) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,13 +64,15 @@ class Operator:
         return said.json
 
     @contextmanager
-    def running(self, *arguments: str) -> Iterator[None]:
-        """A command that is under way, and is killed -9 at the end of the block."""
+    def running(self, *arguments: str, ended_by: signal.Signals = signal.SIGKILL) -> Iterator[None]:
+        """A command that is under way, and is ended at the end of the block; by kill -9, unless by another signal."""
         nothing = subprocess.DEVNULL
         with subprocess.Popen(_command(arguments), stdout=nothing, stderr=nothing, env=self._environment) as process:
             try:
                 yield
                 assert process.poll() is None, "it was still at work"
+                process.send_signal(ended_by)
+                process.wait(_SECONDS)
             finally:
                 process.kill()
 

@@ -2,6 +2,7 @@
 
 import base64
 import random
+import signal
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,8 +12,10 @@ from typing import Any
 
 import anyio
 import pytest
+from aiohttp import web
 from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from bcs.contracts import topics
 from bcs.contracts.decoding import EventDecoder
@@ -324,21 +327,121 @@ async def test_an_original_that_is_gone_is_named_and_its_letter_stays(scene: Sce
         assert (group["waiting"], group["replayed"]) == (1, 0)
 
 
-async def test_a_resolution_that_failed_is_asked_again(scene: Scene) -> None:
+async def test_a_resolution_that_failed_is_asked_again_and_counted(scene: Scene) -> None:
     keys = BatchKeys(scene.prefix, "broken")
     await scene.gateway.call(("SET", keys.meta, "junk", "PX", 600_000))
     async with scene.service() as service, Orchestrator(service.base) as bos:
         assert (await bos.define("broken")).status == 500
         [group] = await scene.letters(1)
         assert group["topic"] == topics.dead_letter_topic(topics.RESOLUTION)
-        still = await scene.operator.runs("dlq", "replay", "--all", "--url", service.base)
-        assert still.exit_code == 1
-        assert "answered 500" in still.errors
+        for failures in (2, 3):
+            # It fails again: a letter that goes on counting takes the place of the one before.
+            assert (await scene.operator.asks("dlq", "replay", "--all", "--url", service.base))["replayed"] == 1
+            await scene.letters(1)
+            waiting = [letter for letter in await scene.each() if not letter["replayed"]]
+            assert [letter["failures"] for letter in waiting] == [failures]
         await scene.gateway.call(("DEL", keys.meta))
-        # To ask in vain has left a letter of its own: the same request, so one of them is enough.
-        [letter, *_] = await scene.each()
-        assert (await scene.operator.asks("dlq", "replay", letter["letter"], "--url", service.base))["replayed"] == 1
-        assert (await bos.metric("bcs_pipeline_resolutions_total", status="success") or 0) >= 1
+        assert (await scene.operator.asks("dlq", "replay", "--all", "--url", service.base))["replayed"] == 1
+        assert all(letter["replayed"] for letter in await scene.each())
+        assert await bos.metric("bcs_pipeline_resolutions_total", status="success") == 1
+
+
+async def test_whoever_else_answers_has_resolved_nothing(scene: Scene, free_port: int) -> None:
+    keys = BatchKeys(scene.prefix, "broken")
+    await scene.gateway.call(("SET", keys.meta, "junk", "PX", 600_000))
+    async with scene.service() as service, Orchestrator(service.base) as bos:
+        assert (await bos.define("broken")).status == 500
+        await scene.letters(1)
+
+        async def welcome(_: web.Request) -> web.Response:
+            return web.Response(text="<html>welcome</html>")
+
+        async def elsewhere(request: web.Request) -> web.Response:
+            raise web.HTTPFound("/welcome")
+
+        application = web.Application()
+        application.router.add_get("/welcome", welcome)
+        application.router.add_post("/moved/internal/v1/pipelines/define", elsewhere)
+        application.router.add_post("/internal/v1/pipelines/define", welcome)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", free_port).start()
+        for path in ("", "/moved"):
+            said = await scene.operator.runs("dlq", "replay", "--all", "--url", f"http://127.0.0.1:{free_port}{path}")
+            assert said.exit_code == 1
+            assert "0 of 1 letters put back" in said.output
+        await runner.cleanup()
+
+
+async def test_what_the_broker_refuses_is_not_marked_and_the_rest_goes_on(scene: Scene) -> None:
+    """The acknowledgement counts, not that it was sent."""
+    large, small = b"{" + b"x" * 5_000, b"{small"
+    await scene.platform.send_raw((topics.SPELLCHECK_COMPLETED, b"key", large), (topics.CJ_COMPLETED, b"key", small))
+    async with scene.service():
+        await scene.letters(2)
+    admin = AIOKafkaAdminClient(bootstrap_servers=scene.kafka)
+    await admin.start()
+    limit = {"max.message.bytes": "1000"}
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topics.SPELLCHECK_COMPLETED, limit)])
+    await admin.close()
+    said = await scene.operator.runs("dlq", "replay", "--all")
+    assert said.exit_code == 1
+    assert "MessageSizeTooLarge" in said.errors
+    states = {letter["letter"].partition("/")[0]: letter["replayed"] for letter in await scene.each()}
+    assert states == {
+        topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED): False,
+        topics.dead_letter_topic(topics.CJ_COMPLETED): True,
+    }
+
+
+async def test_asked_to_stop_it_marks_what_was_acknowledged(scene: Scene) -> None:
+    count = 60
+    await scene.platform.send_raw(*((topics.SPELLCHECK_COMPLETED, b"key", b"{%d" % number) for number in range(count)))
+    async with scene.service():
+        await scene.letters(count)
+
+    async def put_back() -> int:
+        return len(await scene.platform.messages(topics.SPELLCHECK_COMPLETED)) - count
+
+    with scene.operator.running("dlq", "replay", "--all", "--rate", "20", ended_by=signal.SIGINT):
+        await wait_until(put_back, SECONDS)
+    marked = sum(letter["replayed"] for letter in await scene.each())
+    assert 0 < marked < count
+    assert marked == await put_back()
+
+
+async def test_a_list_ends_although_letters_go_on_coming(scene: Scene) -> None:
+    letters = topics.dead_letter_topic(topics.CJ_COMPLETED)
+    over = anyio.Event()
+
+    async def write() -> None:
+        while not over.is_set():
+            await scene.platform.send_raw((letters, b"key", b"junk"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(write)
+        await wait_until(lambda: scene.platform.messages(letters), SECONDS)
+        assert (await scene.operator.runs("dlq", "list")).exit_code == 0
+        over.set()
+
+
+async def test_what_is_no_letter_is_shown_and_purged_by_kafka_s_time(scene: Scene) -> None:
+    letters = topics.dead_letter_topic(topics.CJ_COMPLETED)
+    await scene.platform.send_raw((letters, b"replayed:" + b"9" * 5000, None), (letters, b"key", b"\xffjunk"))
+    listed = await scene.operator.asks("dlq", "list", "--each")
+    assert len(listed["unreadable"]) == 2
+    for reference in listed["unreadable"]:
+        said = await scene.operator.runs("dlq", "show", reference)
+        assert (said.exit_code, "Traceback" in said.errors) == (1, False)
+    kept = await scene.operator.asks("dlq", "purge", "--yes", "--before", "2001-01-01T00:00:00Z")
+    assert kept["deleted"] == 0
+    assert (await scene.operator.asks("dlq", "purge", "--yes"))["deleted"] == 2
+
+
+async def test_a_topic_that_does_not_exist_is_told(scene: Scene) -> None:
+    said = await scene.operator.runs("dlq", "list", "--topic", "typo")
+    assert (said.exit_code, said.output) == (1, "")
+    assert "there is no topic typo.DLQ" in said.errors
 
 
 async def test_purge_asks_and_deletes_what_is_older(scene: Scene) -> None:
@@ -347,7 +450,7 @@ async def test_purge_asks_and_deletes_what_is_older(scene: Scene) -> None:
         await scene.letters(3)
         refused = await scene.operator.runs("dlq", "purge", given="n\n")
         assert refused.exit_code == 1
-        assert "3 letters would be gone for good, 3 of them were never put back" in refused.output
+        assert "3 letters would be gone for good, 3 of them never put back" in refused.output
         newest = max(letter["time"] for letter in await scene.each())
         await scene.letters(3)
         kept = await scene.operator.runs("dlq", "purge", "--yes", "--before", "2001-01-01T00:00:00Z")

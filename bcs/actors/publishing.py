@@ -1,0 +1,112 @@
+"""Hands messages to a Kafka producer, and tells of each what became of it.
+
+Partitions go side by side, the messages of one in turn: a partition without a leader, for which the producer waits,
+holds up no other. A task for every message would do that too, and cost as much again as the message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+
+import anyio
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.partitioner import DefaultPartitioner
+
+from bcs.contracts.published import OutboundMessage
+from bcs.store.base import LeasedMessage
+
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+"""What is wrong with a message, and not with its partition."""
+
+Note = Callable[[LeasedMessage, BaseException | None], None]
+"""Is told of each message: acknowledged, or why not."""
+
+_partitioner = DefaultPartitioner()
+
+
+async def publish_all(
+    producer: AIOKafkaProducer, leased: Sequence[LeasedMessage], timeout_seconds: float, note: Note
+) -> None:
+    """Publish messages, within three times the timeout; none of them without a note, unless cancelled.
+
+    :param timeout_seconds: of a request to a broker, as the producer has it.
+    """
+    by_topic: dict[str, list[LeasedMessage]] = {}
+    for entry in leased:
+        by_topic.setdefault(entry.message.topic, []).append(entry)
+    async with anyio.create_task_group() as group:
+        for topic, entries in by_topic.items():
+            group.start_soon(_publish_topic, producer, topic, entries, timeout_seconds, note)
+
+
+async def _publish_topic(
+    producer: AIOKafkaProducer, topic: str, entries: Sequence[LeasedMessage], timeout_seconds: float, note: Note
+) -> None:
+    try:
+        with anyio.fail_after(timeout_seconds):
+            partitions = sorted(await producer.partitions_for(topic))
+    except (KafkaError, OSError) as error:
+        for entry in entries:
+            note(entry, error)
+        return
+    by_partition: dict[int, list[LeasedMessage]] = {}
+    for entry in entries:
+        # As the producer would choose.
+        partition = _partitioner(entry.message.key, partitions, partitions)
+        by_partition.setdefault(partition, []).append(entry)
+    async with anyio.create_task_group() as group:
+        for partition, share in by_partition.items():
+            group.start_soon(_publish_partition, producer, partition, share, timeout_seconds, note)
+
+
+async def _publish_partition(
+    producer: AIOKafkaProducer, partition: int, entries: Sequence[LeasedMessage], timeout_seconds: float, note: Note
+) -> None:
+    acknowledgements: list[asyncio.Future[object]] = []
+    try:
+        with anyio.move_on_after(timeout_seconds * 2):
+            for entry in entries:
+                # One by one, for those before a cancellation to be known.
+                acknowledgement = await _sent(producer, entry.message, partition)
+                acknowledgements.append(acknowledgement)
+                if _was_refused(acknowledgement):
+                    break  # those behind it would wait for as long, one after the other
+            for acknowledgement in acknowledgements:
+                if not acknowledgement.done():
+                    # To give up must not cancel it: aiokafka still has to find it as it was.
+                    await asyncio.wait([acknowledgement])
+        for entry, ending in zip_longest(entries, acknowledgements):
+            if ending is None or not ending.done() or ending.cancelled():
+                note(entry, TimeoutError("no acknowledgement in time"))
+            else:
+                note(entry, ending.exception())
+    finally:
+        for acknowledgement in acknowledgements:
+            # Or asyncio would complain that nobody looked at it.
+            acknowledgement.add_done_callback(_looked_at)
+
+
+async def _sent(producer: AIOKafkaProducer, message: OutboundMessage, partition: int) -> asyncio.Future[object]:
+    """The acknowledgement to come; where the message was not even taken, one that failed."""
+    try:
+        future: asyncio.Future[object] = await producer.send(
+            message.topic, message.value, message.key, partition, headers=list(message.headers)
+        )
+    except (KafkaError, OSError) as error:
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(error)
+    return future
+
+
+def _was_refused(acknowledgement: asyncio.Future[object]) -> bool:
+    if not acknowledgement.done() or acknowledgement.cancelled():
+        return False
+    return acknowledgement.exception() is not None and not isinstance(acknowledgement.exception(), TOO_LARGE)
+
+
+def _looked_at(acknowledgement: asyncio.Future[object]) -> None:
+    if not acknowledgement.cancelled():
+        acknowledgement.exception()

@@ -1,0 +1,85 @@
+"""Messages that are handed to the producer: none holds up those of another partition, and each is told of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import anyio
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError
+
+from bcs.actors.publishing import publish_all
+from bcs.contracts import topics
+from bcs.contracts.published import OutboundMessage
+from bcs.store.base import LeasedMessage
+from tests.support.kafka import PARTITIONS, Platform
+
+pytestmark = pytest.mark.anyio
+
+DEAD = 1
+TIMEOUT_SECONDS = 1.0
+
+
+class Leaderless(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
+    """A real producer, one of whose partitions takes nothing: it waits as aiokafka does for a leader."""
+
+    tried: int = 0
+
+    async def send(self, topic: str, value: Any = None, key: Any = None, partition: Any = None, **rest: Any) -> Any:
+        if partition == DEAD:
+            self.tried += 1
+            await anyio.sleep(TIMEOUT_SECONDS)
+            raise KafkaTimeoutError
+        return await super().send(topic, value, key, partition, **rest)
+
+
+def leased(count: int) -> list[LeasedMessage]:
+    return [
+        LeasedMessage(str(number), OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, b"key-%d" % number, b"x"))
+        for number in range(count)
+    ]
+
+
+async def test_a_partition_without_a_leader_holds_up_no_other(kafka_bootstrap_servers: str) -> None:
+    entries, notes = leased(100), dict[str, BaseException | None]()
+    producer = Leaderless(bootstrap_servers=kafka_bootstrap_servers)
+    await producer.start()
+    try:
+        with anyio.fail_after(TIMEOUT_SECONDS * 3):
+            await publish_all(
+                producer, entries, TIMEOUT_SECONDS, lambda entry, error: notes.update({entry.entry_id: error})
+            )
+    finally:
+        await producer.stop()
+    assert notes.keys() == {entry.entry_id for entry in entries}, "each is told of"
+    async with Platform(kafka_bootstrap_servers) as platform:
+        records = await platform.messages(topics.PHASE_SKIPPED)
+    arrived = {record.key for record in records}
+    assert {record.partition for record in records} == set(range(PARTITIONS)) - {DEAD}
+    delivered = {entry.entry_id for entry in entries if entry.message.key in arrived}
+    assert delivered == {entry_id for entry_id, error in notes.items() if error is None}
+    failed = Counter(type(error) for error in notes.values() if error is not None)
+    assert failed == {KafkaTimeoutError: 1, TimeoutError: 100 - len(delivered) - 1}
+    assert producer.tried == 1, "the others would wait as long, one after the other"
+
+
+async def test_messages_lie_where_the_producer_itself_would_put_them(kafka_bootstrap_servers: str) -> None:
+    entries = leased(50)
+    plain = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap_servers)
+    await plain.start()
+    try:
+        for entry in entries:
+            await plain.send_and_wait(topics.PHASE_SKIPPED, b"plain", entry.message.key)
+        await publish_all(plain, entries, 10.0, lambda *_: None)
+    finally:
+        await plain.stop()
+    async with Platform(kafka_bootstrap_servers) as platform:
+        records = await platform.messages(topics.PHASE_SKIPPED)
+    places: dict[bytes, set[int]] = {}
+    for record in records:
+        places.setdefault(record.key, set()).add(record.partition)
+    assert {key: len(places[key]) for entry in entries if (key := entry.message.key)} == {
+        entry.message.key: 1 for entry in entries
+    }
