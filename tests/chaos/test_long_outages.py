@@ -142,6 +142,9 @@ async def endure(directory: Path, outage: Outage, measured: Measured) -> None:
                 back = time.monotonic()
             await wait_until(lambda: outage.overcome(scene), 30)
             overcome = time.monotonic()
+        await wait_until(
+            lambda: any(one.began > overcome for one in scene.asked), description="someone asks afterwards"
+        )
         scene.load.enough = True
         tally = scene.load.tally
         announcements = await assert_kept(tally, scene.callers, scene.history, scene.ground)

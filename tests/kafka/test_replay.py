@@ -16,6 +16,7 @@ from aiohttp import web
 from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
 
 from bcs.contracts import topics
 from bcs.contracts.decoding import EventDecoder
@@ -31,7 +32,7 @@ from tests.kafka.operator import Operator
 from tests.kafka.services import SESSION_SECONDS
 from tests.support import apache_kafka as apache
 from tests.support.events import Event, phase_outcome, registered, spellchecked
-from tests.support.kafka import Platform, create_platform_topics
+from tests.support.kafka import PARTITIONS, Platform, create_platform_topics
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -114,16 +115,33 @@ class Scene:
         return letters
 
 
-@pytest.fixture
-def kafka_of_its_own(apache_kafka_jars: Path, tmp_path: Path) -> Iterator[str]:
-    """A broker of the test's own: dead-letter topics have fixed names, and a shared one has the letters of others."""
-    with apache.apache_kafka(apache_kafka_jars, tmp_path / "kafka") as server:
+@pytest.fixture(scope="module")
+def kafka_of_its_own(apache_kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker of the module's own: dead-letter topics have fixed names, and a shared one has the letters of others."""
+    with apache.apache_kafka(apache_kafka_jars, tmp_path_factory.mktemp("kafka")) as server:
         anyio.run(create_platform_topics, server.address)
         yield server.address
 
 
+async def empty_all_topics(address: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=address)
+    await admin.start()
+    places = [
+        TopicPartition(topic, number) for topic in (*topics.CONSUMED, *topics.PUBLISHED) for number in range(PARTITIONS)
+    ]
+
+    async def emptied() -> bool:
+        await admin.delete_records({place: RecordsToDelete(-1) for place in places})  # to the end, whatever that is
+        return True
+
+    # A topic that was just created has no leader yet.
+    await wait_until(emptied, SECONDS, ignoring=(KafkaError,))
+    await admin.close()
+
+
 @pytest.fixture
 async def scene(kafka_of_its_own: str, redis_url: str, redis_key_prefix: str, tmp_path: Path) -> AsyncIterator[Scene]:
+    await empty_all_topics(kafka_of_its_own)
     gateway = RedisGateway(
         redis_url, max_connections=4, deadline_seconds=10, breaker_failures=1000, breaker_open_seconds=1
     )
@@ -376,20 +394,22 @@ async def test_whoever_else_answers_has_resolved_nothing(scene: Scene, free_port
 async def test_what_the_broker_refuses_is_not_marked_and_the_rest_goes_on(scene: Scene) -> None:
     """The acknowledgement counts, not that it was sent."""
     large, small = b"{" + b"x" * 5_000, b"{small"
-    await scene.platform.send_raw((topics.SPELLCHECK_COMPLETED, b"key", large), (topics.CJ_COMPLETED, b"key", small))
+    await scene.platform.send_raw((topics.ESSAYS_REGISTERED, b"key", large), (topics.CJ_COMPLETED, b"key", small))
     async with scene.service():
         await scene.letters(2)
     admin = AIOKafkaAdminClient(bootstrap_servers=scene.kafka)
     await admin.start()
-    limit = {"max.message.bytes": "1000"}
-    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topics.SPELLCHECK_COMPLETED, limit)])
-    await admin.close()
+    limits = ConfigResource(ConfigResourceType.TOPIC, topics.ESSAYS_REGISTERED, {"max.message.bytes": "1000"})
+    await admin.alter_configs([limits])
     said = await scene.operator.runs("dlq", "replay", "--all")
+    limits.configs = {"max.message.bytes": "1048588"}
+    await admin.alter_configs([limits])
+    await admin.close()
     assert said.exit_code == 1
     assert "MessageSizeTooLarge" in said.errors
     states = {letter["letter"].partition("/")[0]: letter["replayed"] for letter in await scene.each()}
     assert states == {
-        topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED): False,
+        topics.dead_letter_topic(topics.ESSAYS_REGISTERED): False,
         topics.dead_letter_topic(topics.CJ_COMPLETED): True,
     }
 
