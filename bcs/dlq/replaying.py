@@ -17,6 +17,7 @@ import anyio
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
+from bcs.actors.publishing import TOO_LARGE
 from bcs.contracts.letters import DeadLetter, Reference, mark_key
 from bcs.dlq.originals import ask_again, original_of, put_back
 from bcs.dlq.reading import DeadLetterReader, kafka_answers, letter_of, reference_of
@@ -101,6 +102,7 @@ class Replayer:
     async def _replay_group(self, group: list[DeadLetter]) -> None:
         taken: list[tuple[DeadLetter, asyncio.Future[object] | None]] = []
         over: list[Replayed] = []
+        done: list[DeadLetter] = []
         try:
             for letter in group:
                 await self._keep_to_rate()
@@ -109,16 +111,20 @@ class Replayer:
                 except DeadLetterError as error:
                     over.append(Replayed(letter, error.problem))
         finally:
-            # Also when it is stopped: what is acknowledged has to be marked, or it would be replayed twice.
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._timeout_seconds):
-                done = [
+            # Also when it is stopped: what is acknowledged has to be marked, or it would be replayed twice. Longer than
+            # the producer itself waits for an acknowledgement.
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 2 * self._timeout_seconds):
+                done += [
                     letter for letter, acknowledgement in taken if await self._is_taken(letter, acknowledgement, over)
                 ]
                 await self._mark(done)
                 over += map(Replayed, done)
+            decided = {replayed.letter.reference for replayed in over}
+            late = [letter for letter, _ in taken if letter.reference not in decided]
+            over += [Replayed(letter, "no acknowledgement in time", away=True) for letter in late]
             for replayed in over:
                 self._tell(replayed)
-        if group and not done and all(replayed.away for replayed in over):
+        if group and all(replayed.away for replayed in over):
             raise KafkaUnavailable(over[-1].problem or "")
 
     async def _hand_over(self, letter: DeadLetter) -> asyncio.Future[object] | None:
@@ -131,8 +137,9 @@ class Replayer:
         try:
             return await put_back(self._producer, letter, original)
         except ReplayFailed as error:
-            # To find out about a topic takes until a deadline: once is enough.
-            self._unwritable[letter.source_topic] = error.problem
+            if not isinstance(error.__cause__, TOO_LARGE):
+                # To find out about a topic takes until a deadline: once is enough.
+                self._unwritable[letter.source_topic] = error.problem
             raise
 
     async def _is_taken(
