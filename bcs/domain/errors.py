@@ -22,6 +22,8 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
         ├── StoreUnavailable         retryable: out of reach, too slow, or the circuit is open
         ├── CommitConflict           retryable: another writer was faster
         ├── OutboxFull               retryable: the announcements wait for Kafka
+        ├── BacklogFull              retryable: the facts wait for the record
+        ├── StoreRefused             what was to be written can't be stored, now or later
         └── StoreCorrupted           what is stored under a batch's keys is not what BCS writes
 """
 
@@ -213,6 +215,32 @@ class OutboxFull(StoreError):
     def __init__(self, limit: int) -> None:
         super().__init__(f"{limit} messages wait for Kafka; no more are accepted until some are delivered")
         self.limit = limit
+
+
+class BacklogFull(StoreError):
+    """So many facts wait for the permanent record that no more are accepted.
+
+    :param limit: the number of entries that may wait.
+    """
+
+    retryable = True
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} entries wait for the record; no more are accepted until some are written")
+        self.limit = limit
+
+
+class StoreRefused(StoreError):
+    """What was to be written can't be stored, however often it is tried.
+
+    :param store: which store.
+    :param problem: its reason.
+    """
+
+    def __init__(self, store: str, problem: str) -> None:
+        super().__init__(f"{store} will not take it: {problem}")
+        self.store = store
+        self.problem = problem
 
 
 class StoreCorrupted(StoreError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,6 +60,30 @@ class StateStore(Protocol):
         """Ask for a sign of life.
 
         :raises StoreUnavailable: there was none in time.
+        """
+        ...
+
+
+class Record(Protocol):
+    """What a state store asks of the permanent record behind it."""
+
+    @property
+    def reachable(self) -> bool:
+        """Whether it answered when it was last asked."""
+        ...
+
+    async def state(self, batch_id: str) -> BatchState:
+        """Everything on record of a batch.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        ...
+
+    async def adopt(self, states: Mapping[str, BatchState]) -> None:
+        """Merge what is known of batches from elsewhere, without a history.
+
+        :raises StoreUnavailable: whether it was written is unknown.
+        :raises StoreRefused: it can't be stored, now or later.
         """
         ...
 

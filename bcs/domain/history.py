@@ -1,0 +1,105 @@
+"""What is kept of the past of a batch: the facts that became known, and what was answered because of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from uuid import UUID
+
+from bcs.domain.facts import Fact
+
+REPORTED = "PhaseReported"
+"""The event type of a phase that was reported over HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a message lies in Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class FactsRecorded:
+    """Facts became known.
+
+    :param entry_id: the same however often the same message is consumed, so that it is kept once.
+    :param at_us: when they became known here, in microseconds since 1970 UTC; each fact has a time of its own.
+    :param event_type: the model's name, or `REPORTED`.
+    :param event_id: of the envelope, where it has one.
+    :param position: None for what was reported over HTTP.
+    :param asked_by: who reported it; None for what came from Kafka.
+    """
+
+    entry_id: UUID
+    batch_id: str
+    at_us: int
+    facts: tuple[Fact, ...]
+    event_type: str
+    correlation_id: str | None = None
+    event_id: str | None = None
+    position: Position | None = None
+    asked_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseDecided:
+    """What was answered about one phase.
+
+    :param reason: a `Reason`'s value.
+    :param because: the reason as part of a sentence.
+    """
+
+    phase: str
+    runs: bool
+    reason: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineResolved:
+    """Someone asked which phases of a pipeline are still to run, and was answered.
+
+    :param at_us: when, in microseconds since 1970 UTC.
+    :param asked_by: the caller, as far as the request tells.
+    :param pipeline: what was asked for.
+    :param version: of the summary that was read.
+    :param source: where the summary was read: `redis` or `postgresql`.
+    """
+
+    entry_id: UUID
+    batch_id: str
+    at_us: int
+    correlation_id: str
+    asked_by: str
+    pipeline: str
+    decisions: tuple[PhaseDecided, ...]
+    version: int
+    source: str
+
+
+HistoryEntry = FactsRecorded | PipelineResolved
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEntry:
+    """An entry as it stands in the record.
+
+    :param number: rises with every entry of the record; newer ones have higher ones.
+    """
+
+    number: int
+    entry: HistoryEntry
+
+
+def consumed_entry_id(topic: str, partition: int, offset: int, timestamp_ms: int) -> UUID:
+    """The id of the entry for a Kafka message.
+
+    A topic that was deleted and made anew counts its offsets from 0 again; the time keeps its messages apart.
+
+    :param timestamp_ms: the Kafka record's own time.
+    """
+    name = f"{topic}\0{partition}\0{offset}\0{timestamp_ms}".encode()
+    return UUID(bytes=blake2b(name, digest_size=16).digest())

@@ -1,0 +1,1 @@
+"""The permanent record in PostgreSQL: what Redis may forget, and what explains the past."""

@@ -1,0 +1,165 @@
+"""Connections to PostgreSQL: time-bound, never cut off half way, and left alone while it is known to be away."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import anyio
+import asyncpg
+import structlog
+
+from bcs.domain.errors import StoreRefused, StoreUnavailable
+from bcs.record import schema
+
+T = TypeVar("T")
+Work = Callable[[Any], Awaitable[T]]
+
+log = structlog.stdlib.get_logger("bcs.record")
+
+_STORE = "postgresql"
+# SQLSTATE classes: what was sent can't be stored (data, integrity, program limits), and will not be the next time.
+_REFUSED = ("22", "23", "54")
+# A deadlock, a lock or a connection that was not to be had: the database is well, and asked again it may do it.
+_ONLY_THIS_TIME = ("40", "53", "55")
+_CONNECTION_SETTINGS = {
+    "application_name": "batch-conductor-service",
+    "timezone": "UTC",
+    # The merge statement joins thousands of rows with lists whose length the planner can't know: it would take them for
+    # short and compare each with each.
+    "enable_nestloop": "off",
+    "jit": "off",
+}
+
+
+class RecordGateway:
+    """A bounded set of connections to one database.
+
+    It begins as out of reach; `probe` finds it, and finds it again. Nobody else waits for a database that is away: what
+    fails to answer one caller in time is not asked again before a probe has had its answer.
+
+    :param url: `postgresql://`.
+    :param max_connections: how many statements may be under way at once; more wait for their turn.
+    :param deadline_seconds: how long a statement may take, connecting included.
+    """
+
+    def __init__(self, url: str, *, max_connections: int, deadline_seconds: float) -> None:
+        self._url = url
+        self._max_connections = max_connections
+        self._deadline_seconds = deadline_seconds
+        self._pool: asyncpg.Pool | None = None
+        self._opening = anyio.Lock()
+        self.reachable = False
+        self.problem = "it was not reached yet"
+
+    def ensure_reachable(self) -> None:
+        """Refuse at once while the database is known to be away.
+
+        :raises StoreUnavailable: it is.
+        """
+        if not self.reachable:
+            raise StoreUnavailable(_STORE, self.problem)
+
+    async def run(self, work: Work[T], *, deadline_seconds: float | None = None) -> T:
+        """Do something with a connection.
+
+        Cancellation waits until it has ended, which the deadline bounds.
+
+        :param work: gets the connection; what it began is undone unless it returns.
+        :param deadline_seconds: instead of the usual one.
+        :raises StoreUnavailable: no answer in time; what was to be written may or may not have been.
+        :raises StoreRefused: the database will never take it.
+        """
+        self.ensure_reachable()
+        return await self._run(work, deadline_seconds or self._deadline_seconds)
+
+    async def probe(self, deadline_seconds: float) -> None:
+        """Ask for a sign of life, and bring the schema up to date if it is not. Says so once when that changes.
+
+        :raises StoreUnavailable: there was none in time.
+        """
+        if not await self._run(schema.is_current, deadline_seconds):
+            try:
+                await schema.upgrade(self._url)
+            except Exception as error:
+                # From Alembic, SQLAlchemy and asyncpg alike; whatever it is, the database is of no use as it is.
+                self._fail(f"the schema can't be upgraded: {_brief(error)}")
+                raise StoreUnavailable(_STORE, self.problem) from error
+        if not self.reachable:
+            self.reachable = True
+            log.info("record_reachable")
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds) as scope:
+            await pool.close()
+        if scope.cancelled_caught:
+            pool.terminate()
+
+    async def _run(self, work: Work[T], deadline_seconds: float) -> T:
+        try:
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + deadline_seconds) as scope:
+                return await self._with_connection(work)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise self._judged(error) from error
+        assert scope.cancelled_caught  # noqa: S101 (nothing else ends the block without a result)
+        self._fail("no answer in time")
+        raise StoreUnavailable(_STORE, self.problem)
+
+    async def _with_connection(self, work: Work[T]) -> T:
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self._url,
+                    min_size=0,
+                    max_size=self._max_connections,
+                    server_settings=_CONNECTION_SETTINGS,
+                    # The scope around it bounds the whole of it.
+                    timeout=None,
+                    # Nothing is left on a connection: whatever did not end well is closed.
+                    reset=_nothing,
+                )
+        pool = self._pool
+        connection = await pool.acquire()
+        done = False
+        try:
+            result = await work(connection)
+            done = True
+            return result
+        finally:
+            if not done:
+                # An answer may still be under way on it, and to ask the server to break off may take as long.
+                connection.terminate()
+            with suppress(asyncpg.InterfaceError):  # somebody else found out first, and closed them all
+                await pool.release(connection)
+
+    def _judged(self, error: Exception) -> Exception:
+        state = getattr(error, "sqlstate", None) or ""
+        if state.startswith(_REFUSED) or isinstance(error, asyncpg.DataError):
+            return StoreRefused(_STORE, _brief(error))
+        if not state.startswith(_ONLY_THIS_TIME):
+            self._fail(_brief(error))
+        return StoreUnavailable(_STORE, _brief(error))
+
+    def _fail(self, problem: str) -> None:
+        self.problem = problem
+        if self.reachable:
+            self.reachable = False
+            log.warning("record_unreachable", problem=problem)
+        # Others on its connections would each have to find out for themselves.
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.terminate()
+
+
+async def _nothing(_connection: asyncpg.Connection) -> None:
+    pass
+
+
+def _brief(error: Exception) -> str:
+    """Why, in a few words, without statement, parameters or password."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

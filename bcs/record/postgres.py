@@ -1,0 +1,156 @@
+"""The record in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from bcs.contracts.published import OutboundMessage
+from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry
+from bcs.domain.state import BatchState, delta_of
+from bcs.record import statements
+from bcs.record.gateway import RecordGateway
+from bcs.record.rows import kept_entry, merge_arguments, state_of, to_text
+
+_NEWEST = 2**63 - 1
+
+
+class PostgresRecord:
+    """The permanent record of facts, and the history of what became known and what was answered.
+
+    Every method may be repeated without harm, also when its outcome is unknown, and refuses at once while the database
+    is known to be away.
+    """
+
+    def __init__(self, gateway: RecordGateway) -> None:
+        self._gateway = gateway
+
+    @property
+    def reachable(self) -> bool:
+        """Whether it answered when it was last asked."""
+        return self._gateway.reachable
+
+    @property
+    def problem(self) -> str:
+        """Why it is out of reach."""
+        return self._gateway.problem
+
+    async def probe(self, deadline_seconds: float) -> None:
+        """See `RecordGateway.probe`."""
+        await self._gateway.probe(deadline_seconds)
+
+    async def write(self, entries: Sequence[HistoryEntry], *, deadline_seconds: float | None = None) -> None:
+        """Merge the entries' facts and keep the entries, all or none; an entry that is there already is kept once.
+
+        :param deadline_seconds: instead of the usual one.
+        :raises StoreUnavailable: whether they were written is unknown.
+        :raises StoreRefused: one of them can't be stored, now or later.
+        """
+        arguments = merge_arguments(_deltas(entries), entries)
+
+        async def merge(connection: Any) -> None:
+            await connection.execute(statements.MERGE, *arguments)
+
+        await self._gateway.run(merge, deadline_seconds=deadline_seconds)
+
+    async def adopt(self, states: Mapping[str, BatchState]) -> None:
+        """Merge what is known of batches from elsewhere, without a history.
+
+        :raises StoreUnavailable: whether it was written is unknown.
+        :raises StoreRefused: it can't be stored, now or later.
+        """
+
+        async def merge(connection: Any) -> None:
+            await connection.execute(statements.MERGE, *merge_arguments(states, ()))
+
+        await self._gateway.run(merge)
+
+    async def state(self, batch_id: str) -> BatchState:
+        """Everything on record of a batch.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+
+        async def read(connection: Any) -> Any:
+            return await connection.fetch(statements.STATE, to_text(batch_id))
+
+        return state_of(await self._gateway.run(read))
+
+    async def history(self, batch_id: str, *, before: int | None = None, limit: int) -> list[KeptEntry]:
+        """A page of a batch's history, newest first.
+
+        :param before: only entries with lower numbers than this.
+        :param limit: at most so many.
+        :raises StoreUnavailable: no answer.
+        """
+
+        async def read(connection: Any) -> Any:
+            return await connection.fetch(statements.PAGE, to_text(batch_id), before or _NEWEST, limit)
+
+        return [kept_entry(batch_id, row) for row in await self._gateway.run(read)]
+
+    async def keep(self, announcements: Sequence[OutboundMessage], entry: HistoryEntry) -> None:
+        """Keep announcements until the outbox can take them, and with them what explains them; all or nothing.
+
+        :raises StoreUnavailable: whether they were kept is unknown.
+        """
+        rows = [(message.kind, message.topic, message.key, message.value) for message in announcements]
+
+        async def insert(connection: Any) -> None:
+            async with connection.transaction():
+                await connection.execute(statements.MERGE, *merge_arguments(_deltas([entry]), [entry]))
+                await connection.executemany(statements.KEEP_ANNOUNCEMENTS, rows)
+
+        await self._gateway.run(insert)
+
+    async def hand_over(
+        self, take: Callable[[list[OutboundMessage]], Awaitable[None]], *, limit: int, deadline_seconds: float
+    ) -> int:
+        """Give announcements to the outbox, oldest first, and forget them once it has them.
+
+        :param take: must have made them durable when it returns; it may get the same ones again.
+        :param limit: at most so many.
+        :param deadline_seconds: for all of it.
+        :returns: how many were handed over.
+        :raises StoreUnavailable: no answer in time, of the record or of the outbox.
+        """
+
+        async def move(connection: Any) -> int:
+            async with connection.transaction():
+                rows = await connection.fetch(statements.TAKE_ANNOUNCEMENTS, limit)
+                if rows:
+                    await take([OutboundMessage(row["kind"], row["topic"], row["key"], row["value"]) for row in rows])
+                    ids = [row["announcement_id"] for row in rows]
+                    await connection.execute(statements.FORGET_ANNOUNCEMENTS, ids)
+            return len(rows)
+
+        return await self._gateway.run(move, deadline_seconds=deadline_seconds)
+
+    async def forget(self, before: datetime, limit: int, deadline_seconds: float) -> int:
+        """One small step of retention: remove some of what is older. Locks rows, never a table.
+
+        :param limit: entries of the history, and batches that nothing was written to since, at most so many of each.
+        :returns: how many of both were removed; 0 when nothing is left to remove.
+        :raises StoreUnavailable: no answer in time.
+        """
+
+        async def delete(connection: Any) -> int:
+            entries = await connection.execute(statements.FORGET_HISTORY, before, limit)
+            batches = await connection.execute(statements.FORGET_BATCHES, before.date(), limit)
+            return sum(int(tag.split()[-1]) for tag in (entries, batches))
+
+        return await self._gateway.run(delete, deadline_seconds=deadline_seconds)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._gateway.aclose()
+
+
+def _deltas(entries: Sequence[HistoryEntry]) -> dict[str, BatchState]:
+    deltas: dict[str, BatchState] = {}
+    for entry in entries:
+        delta = deltas.setdefault(entry.batch_id, BatchState())
+        if isinstance(entry, FactsRecorded):
+            delta.absorb(delta_of(entry.facts))
+    return deltas

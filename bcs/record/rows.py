@@ -1,0 +1,120 @@
+"""How entries and facts are written in the record, and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from bcs.domain.facts import Outcome
+from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, PipelineResolved, Position
+from bcs.domain.state import BatchState, Expected, Mark
+from bcs.store.history_codec import decode_detail, encode_detail
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+FACTS, RESOLUTION = "facts", "resolution"
+
+
+def to_text(text: str) -> str:
+    r"""A text as PostgreSQL can keep it: it has no NUL, which then stands as `\0`, and a backslash as two."""
+    if "\0" in text or "\\" in text:
+        return text.replace("\\", "\\\\").replace("\0", "\\0")
+    return text
+
+
+def from_text(text: str) -> str:
+    """What `to_text` was given."""
+    if "\\" not in text:
+        return text
+    return "\\".join(part.replace("\\0", "\0") for part in text.split("\\\\"))
+
+
+def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryEntry]) -> tuple[list[Any], ...]:
+    """What the merge statement takes: for each column of each table a list.
+
+    :param deltas: by batch; every batch of an entry must be among them.
+    """
+    batch_ids = sorted(deltas)
+    number_of = {batch_id: number for number, batch_id in enumerate(batch_ids, start=1)}
+    expected = [deltas[batch_id].expected for batch_id in batch_ids]
+    essays: list[tuple[int, str, int]] = []
+    marks: list[tuple[int, str, str, str, int]] = []
+    batch_marks: list[tuple[int, str, str, int]] = []
+    for batch_id, number in number_of.items():
+        delta = deltas[batch_id]
+        essays += [(number, to_text(essay), since_us) for essay, since_us in delta.known_since_us.items()]
+        marks += [
+            (number, phase, to_text(essay), mark.outcome.value, mark.at_us)
+            for phase, of_phase in delta.essay_marks.items()
+            for essay, mark in of_phase.items()
+        ]
+        batch_marks += [(number, phase, mark.outcome.value, mark.at_us) for phase, mark in delta.batch_marks.items()]
+    history = [_history_row(number_of[entry.batch_id], entry) for entry in entries]
+    return (
+        [to_text(batch_id) for batch_id in batch_ids],
+        [Decimal(one.count) if one else None for one in expected],
+        [one.at_us if one else None for one in expected],
+        *_columns(essays, 3),
+        *_columns(marks, 5),
+        *_columns(batch_marks, 4),
+        *_columns(history, 10),
+    )
+
+
+def state_of(rows: Iterable[Sequence[Any]]) -> BatchState:
+    """A batch's state from what the state statement returns."""
+    state = BatchState()
+    for kind, phase, essay, outcome, count, at_us in rows:
+        if kind == "essay":
+            state.known_since_us[from_text(essay)] = at_us
+        elif kind == "mark":
+            state.essay_marks.setdefault(phase, {})[from_text(essay)] = Mark(Outcome(outcome), at_us)
+        elif kind == "batch mark":
+            state.batch_marks[phase] = Mark(Outcome(outcome), at_us)
+        else:
+            state.expected = Expected(int(count), at_us)
+    return state
+
+
+def kept_entry(batch_id: str, row: Mapping[str, Any]) -> KeptEntry:
+    """An entry from its row."""
+    correlation_id, event_id = (
+        None if row[column] is None else from_text(row[column]) for column in ("correlation_id", "event_id")
+    )
+    position = None
+    if row["source_topic"] is not None:
+        position = Position(row["source_topic"], row["source_partition"], row["source_offset"])
+    entry = decode_detail(
+        row["kind"] == RESOLUTION,
+        row["detail"],
+        entry_id=row["entry_id"],
+        batch_id=batch_id,
+        at_us=(row["recorded_at"] - _EPOCH) // timedelta(microseconds=1),
+        correlation_id=correlation_id,
+        event_id=event_id,
+        position=position,
+    )
+    return KeptEntry(row["number"], entry)
+
+
+def _history_row(number: int, entry: HistoryEntry) -> tuple[Any, ...]:
+    at = _EPOCH + timedelta(microseconds=entry.at_us)
+    detail = encode_detail(entry)
+    if isinstance(entry, PipelineResolved):
+        return number, entry.entry_id, at, RESOLUTION, to_text(entry.correlation_id), None, None, None, None, detail
+    return (number, entry.entry_id, at, FACTS, *_origin(entry), detail)
+
+
+def _origin(entry: FactsRecorded) -> tuple[Any, ...]:
+    position = entry.position
+    return (
+        None if entry.correlation_id is None else to_text(entry.correlation_id),
+        None if entry.event_id is None else to_text(entry.event_id),
+        *((position.topic, position.partition, position.offset) if position else (None, None, None)),
+    )
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]

@@ -1,0 +1,113 @@
+"""The record's SQL. The merge law of `bcs.domain.state` stands here a second time; the tests hold one to the other."""
+
+# One round trip, one transaction. Every replica takes the rows of `batches` first, in one order, and keeps them locked
+# to the end, so no two can wait for each other; and what belongs to a batch can't be removed in between.
+MERGE = """
+WITH named AS (
+    SELECT * FROM unnest($1::text[], $2::numeric[], $3::bigint[]) WITH ORDINALITY
+        AS named (batch_id, expected_count, expected_at_us, n)
+), batch AS (
+    INSERT INTO batches AS known (batch_id, expected_count, expected_at_us, touched_on)
+    SELECT batch_id, expected_count, expected_at_us, current_date FROM named ORDER BY batch_id COLLATE "C"
+    ON CONFLICT (batch_id) DO UPDATE SET
+        touched_on = excluded.touched_on,
+        (expected_count, expected_at_us) = (
+            SELECT CASE WHEN newer THEN excluded.expected_count ELSE known.expected_count END,
+                   CASE WHEN newer THEN excluded.expected_at_us ELSE known.expected_at_us END
+            FROM (SELECT excluded.expected_at_us IS NOT NULL AND (
+                known.expected_at_us IS NULL
+                OR (excluded.expected_at_us, excluded.expected_count) > (known.expected_at_us, known.expected_count)
+            )) AS comparison (newer)
+        )
+    RETURNING batch_key, batch_id
+), keyed AS (
+    SELECT n::integer, batch_key FROM named JOIN batch USING (batch_id)
+), essay AS (
+    INSERT INTO essays AS known (batch_key, essay_id, known_since_us)
+    SELECT batch_key, essay_id, known_since_us
+    FROM unnest($4::integer[], $5::text[], $6::bigint[]) AS essay (n, essay_id, known_since_us) JOIN keyed USING (n)
+    ON CONFLICT (batch_key, essay_id) DO UPDATE SET known_since_us = excluded.known_since_us
+        WHERE excluded.known_since_us < known.known_since_us
+), mark AS (
+    INSERT INTO marks AS known (batch_key, phase, essay_id, outcome, at_us)
+    SELECT batch_key, phase, essay_id, outcome, at_us
+    FROM unnest($7::integer[], $8::text[], $9::text[], $10::text[], $11::bigint[])
+        AS mark (n, phase, essay_id, outcome, at_us) JOIN keyed USING (n)
+    ON CONFLICT (batch_key, phase, essay_id) DO UPDATE SET outcome = excluded.outcome, at_us = excluded.at_us
+        WHERE (excluded.at_us, excluded.outcome) > (known.at_us, known.outcome)
+), batch_mark AS (
+    INSERT INTO batch_marks AS known (batch_key, phase, outcome, at_us)
+    SELECT batch_key, phase, outcome, at_us
+    FROM unnest($12::integer[], $13::text[], $14::text[], $15::bigint[])
+        AS batch_mark (n, phase, outcome, at_us) JOIN keyed USING (n)
+    ON CONFLICT (batch_key, phase) DO UPDATE SET outcome = excluded.outcome, at_us = excluded.at_us
+        WHERE (excluded.at_us, excluded.outcome) > (known.at_us, known.outcome)
+)
+INSERT INTO history (
+    batch_key, entry_id, recorded_at, kind, correlation_id, event_id,
+    source_topic, source_partition, source_offset, detail
+)
+SELECT batch_key, entry_id, recorded_at, kind, correlation_id, event_id,
+    source_topic, source_partition, source_offset, detail::json
+FROM unnest(
+    $16::integer[], $17::uuid[], $18::timestamptz[], $19::text[], $20::text[], $21::text[],
+    $22::text[], $23::integer[], $24::bigint[], $25::text[]
+) WITH ORDINALITY AS entry (
+    n, entry_id, recorded_at, kind, correlation_id, event_id,
+    source_topic, source_partition, source_offset, detail, place
+) JOIN keyed USING (n)
+ORDER BY place
+ON CONFLICT (batch_key, entry_id) DO NOTHING
+"""
+
+STATE = """
+WITH batch AS MATERIALIZED (
+    SELECT batch_key, expected_count, expected_at_us FROM batches WHERE batch_id = $1
+)
+SELECT 'expected', NULL, NULL, NULL, expected_count, expected_at_us FROM batch WHERE expected_at_us IS NOT NULL
+UNION ALL
+SELECT 'essay', NULL, essay_id, NULL, NULL, known_since_us FROM essays
+    WHERE batch_key = (SELECT batch_key FROM batch)
+UNION ALL
+SELECT 'mark', phase, essay_id, outcome, NULL, at_us FROM marks WHERE batch_key = (SELECT batch_key FROM batch)
+UNION ALL
+SELECT 'batch mark', phase, NULL, outcome, NULL, at_us FROM batch_marks
+    WHERE batch_key = (SELECT batch_key FROM batch)
+"""
+
+PAGE = """
+SELECT number, entry_id, recorded_at, kind, correlation_id, event_id, source_topic, source_partition, source_offset,
+    detail::text AS detail
+FROM history
+WHERE batch_key = (SELECT batch_key FROM batches WHERE batch_id = $1) AND number < $2
+ORDER BY number DESC LIMIT $3
+"""
+
+KEEP_ANNOUNCEMENTS = "INSERT INTO announcements (kind, topic, key, value) VALUES ($1, $2, $3, $4)"
+
+# What another replica has in hand is left to it.
+TAKE_ANNOUNCEMENTS = """
+SELECT announcement_id, kind, topic, key, value FROM announcements
+ORDER BY announcement_id LIMIT $1 FOR UPDATE SKIP LOCKED
+"""
+
+FORGET_ANNOUNCEMENTS = "DELETE FROM announcements WHERE announcement_id = ANY ($1::bigint[])"
+
+FORGET_HISTORY = """
+DELETE FROM history WHERE ctid = ANY (ARRAY(SELECT ctid FROM history WHERE recorded_at < $1 LIMIT $2))
+"""
+
+FORGET_BATCHES = """
+WITH old AS MATERIALIZED (
+    SELECT batch_key FROM batches WHERE touched_on < $1 ORDER BY batch_id LIMIT $2 FOR UPDATE SKIP LOCKED
+), no_essay AS (
+    DELETE FROM essays WHERE batch_key IN (SELECT batch_key FROM old)
+), no_mark AS (
+    DELETE FROM marks WHERE batch_key IN (SELECT batch_key FROM old)
+), no_batch_mark AS (
+    DELETE FROM batch_marks WHERE batch_key IN (SELECT batch_key FROM old)
+), no_history AS (
+    DELETE FROM history WHERE batch_key IN (SELECT batch_key FROM old)
+)
+DELETE FROM batches WHERE batch_key IN (SELECT batch_key FROM old)
+"""
