@@ -92,7 +92,6 @@ def history(
             "--before",
             metavar="NUMBER",
             min=1,
-            max=HIGHEST_NUMBER,
             help="Only entries with lower numbers. [default: begin with the newest]",
             show_default=False,
         ),
@@ -104,7 +103,8 @@ def history(
     Reads the record in PostgreSQL that BCS_DATABASE_URL names; the service need not run. Essays are counted where an
     event is about several. With --json all are named, with the time of each fact.
     """
-    page = read_history(load_settings(), batch_id, before=before, limit=limit)
+    below = None if before is None else min(before, HIGHEST_NUMBER)
+    page = read_history(load_settings(), batch_id, before=below, limit=limit)
     if page is None:
         raise UnknownBatch(batch_id)
     if as_json:
