@@ -36,6 +36,12 @@ class RedisBacklog(RedisQueue[HistoryEntry]):
         """How many entries waited when that was last seen, without asking."""
         return self._length
 
+    async def waiting(self) -> int:
+        """How many entries wait, asked on the connection in common: whoever asks may hold one of the others."""
+        with self._corruption_named():
+            [self._length] = await self._gateway.share(("XLEN", self._stream))
+        return self._length
+
     def room_for(self, entries: Sequence[HistoryEntry]) -> list[Command]:
         """The commands that take entries in; none when there is no room.
 
