@@ -118,6 +118,18 @@ class Settings(BaseSettings):
         60.0, description="messages in a silent replica's hand for so long are taken over"
     )
 
+    database_url: str | None = Field(
+        None, description="`postgresql://…`: the permanent record behind Redis; none keeps none"
+    )
+    database_max_connections: Count = Field(8, description="statements to PostgreSQL at a time")
+    database_deadline_seconds: Seconds = Field(
+        1.0, description="how long a statement may take before PostgreSQL counts as away"
+    )
+    archive_max_entries: Count = Field(1_000_000, description="entries that may wait in Redis for PostgreSQL")
+    record_retention_days: Annotated[int, Field(ge=1)] = Field(
+        400, description="how long the record keeps a batch after its last event, and each entry of its history"
+    )
+
     message_max_deliveries: Count = Field(3, description="crashes over one message before it becomes a dead letter")
     restart_max: Count = Field(10, description="with more restarts than these within the period a supervisor gives up")
     restart_period_seconds: Seconds = Field(60.0, description="the period in which restarts are counted")
@@ -175,6 +187,17 @@ def load_settings(**overrides: object) -> Settings:
     redis_problem = _redis_url_problem(settings.redis_url)
     if redis_problem:
         problems.append(("BCS_REDIS_URL", redis_problem))
+    if settings.database_url is not None:
+        database_problem = _database_url_problem(settings.database_url)
+        if database_problem:
+            problems.append(("BCS_DATABASE_URL", database_problem))
+        if settings.database_deadline_seconds >= settings.request_deadline_seconds:
+            problems.append(
+                (
+                    "BCS_DATABASE_DEADLINE_SECONDS",
+                    "must be below BCS_REQUEST_DEADLINE_SECONDS, or the reason is never told",
+                )
+            )
     if problems:
         raise InvalidSettings(tuple(problems))
     return settings
@@ -204,6 +227,23 @@ def _redis_url_problem(url: str) -> str | None:
     if parts.scheme != "unix" and database and not database.isdecimal():
         return "the database must be a number"
     return None
+
+
+def _database_url_problem(url: str) -> str | None:
+    """What is wrong with a URL, without any part of it: what looks like a port may be half a password."""
+    if not url.startswith(("postgresql://", "postgres://")):
+        return "must begin with postgresql:// or postgres://"
+    try:
+        parts = urlsplit(url)
+        login, _, hosts = parts.netloc.rpartition("@")
+        # Several hosts may be named, for servers that take over from each other.
+        for host in hosts.split(","):
+            _ = urlsplit(f"//{host}").port  # raises where it is no port
+        parse_qs(parts.query, strict_parsing=bool(parts.query))
+        readable = "@" not in login
+    except ValueError:
+        readable = False
+    return None if readable else "can't be read as a URL; percent-encode what is special in a name or a password"
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

@@ -59,6 +59,14 @@ def test_the_defaults_are_those_of_the_brief(name: str, default: object) -> None
         ("BCS_KAFKA_BOOTSTRAP_SERVERS", "a:1,b:2", "kafka_bootstrap_servers", "a:1,b:2"),
         ("BCS_REDIS_URL", "rediss://user:secret@host:1/2", "redis_url", "rediss://user:secret@host:1/2"),
         ("BCS_REDIS_TTL_SECONDS", "1", "redis_ttl_seconds", 1),
+        (
+            "BCS_DATABASE_URL",
+            "postgres://u:p%40@a:1,[::1]:2/db?x=1",
+            "database_url",
+            "postgres://u:p%40@a:1,[::1]:2/db?x=1",
+        ),
+        ("BCS_DATABASE_URL", "postgresql:///db?host=/run", "database_url", "postgresql:///db?host=/run"),
+        ("BCS_DATABASE_DEADLINE_SECONDS", "2s", "database_deadline_seconds", 2.0),
         ("BCS_PIPELINE_CONFIG_PATH", "/etc/p.yaml", "pipeline_config_path", Path("/etc/p.yaml")),
         ("BCS_KAFKA_CONSUMER_GROUP_ID", "g", "kafka_consumer_group_id", "g"),
         ("BCS_KAFKA_AUTO_OFFSET_RESET", "latest", "kafka_auto_offset_reset", "latest"),
@@ -94,6 +102,18 @@ def test_a_variable_sets_its_setting(
         ("BCS_REDIS_URL", "redis://localhost:port/0"),
         ("BCS_REDIS_URL", "redis://localhost:99999"),
         ("BCS_REDIS_URL", "redis://localhost?socket_timeout=soon"),
+        ("BCS_DATABASE_URL", ""),
+        ("BCS_DATABASE_URL", "localhost:5432"),
+        ("BCS_DATABASE_URL", "redis://localhost"),
+        ("BCS_DATABASE_URL", "postgresql://localhost:port/db"),
+        ("BCS_DATABASE_URL", "postgresql://a:1,b:99999/db"),
+        ("BCS_DATABASE_URL", "postgresql://[::1/db"),
+        ("BCS_DATABASE_URL", "postgresql://user:p@ss@host/db"),
+        ("BCS_DATABASE_URL", "postgresql://host/db?sslmode"),
+        ("BCS_DATABASE_MAX_CONNECTIONS", "0"),
+        ("BCS_DATABASE_DEADLINE_SECONDS", "0"),
+        ("BCS_ARCHIVE_MAX_ENTRIES", "0"),
+        ("BCS_RECORD_RETENTION_DAYS", "0"),
         ("BCS_REDIS_TTL_SECONDS", "0"),
         ("BCS_REDIS_TTL_SECONDS", "1.5"),
         ("BCS_REDIS_TTL_SECONDS", "9" * 19),  # Redis takes no such time to live
@@ -137,8 +157,28 @@ def test_values_that_contradict_each_other_are_all_named_at_once(monkeypatch: py
     assert {variable for variable, _ in refusal.value.problems} == wrong.keys()
 
 
-def test_a_refusal_does_not_repeat_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BCS_REDIS_URL", "http://user:secret@host")
+def test_a_statement_must_end_before_the_request_that_waits_for_it_where_there_is_a_database(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BCS_DATABASE_DEADLINE_SECONDS", "5")
+    assert load_settings().database_url is None
+    monkeypatch.setenv("BCS_DATABASE_URL", "postgresql://host/db")
+    with pytest.raises(InvalidSettings) as refusal:
+        load_settings()
+    assert [variable for variable, _ in refusal.value.problems] == ["BCS_DATABASE_DEADLINE_SECONDS"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("BCS_REDIS_URL", "http://user:secret@host"),
+        ("BCS_DATABASE_URL", "http://user:secret@host"),
+        ("BCS_DATABASE_URL", "postgresql://user:secret/@host/db"),  # what looks like a port is half a password
+        ("BCS_DATABASE_URL", "postgresql://user:secret@host:port/db"),
+    ],
+)
+def test_a_refusal_does_not_repeat_secrets(monkeypatch: pytest.MonkeyPatch, variable: str, url: str) -> None:
+    monkeypatch.setenv(variable, url)
     with pytest.raises(InvalidSettings) as refusal:
         load_settings()
     assert "secret" not in str(refusal.value)
