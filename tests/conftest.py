@@ -1,15 +1,19 @@
 """Real servers for the suite: embedded ones, or those that BCS_TEST_* name."""
 
+import asyncio
 import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from bcs import embedded
 from bcs.embedded import EmbeddedServer
+from bcs.embedded_postgres import PostgresServer, postgres
 from tests.support import apache_kafka as apache
 
 _TESTS_ON = pytest.StashKey[Counter[str]]()
@@ -73,6 +77,41 @@ def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         return
     with embedded.kafka(tmp_path_factory.mktemp("kafka")) as server:
         yield server.address
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The PostgreSQL that all tests share, with a user who may create databases: see ``database_url``."""
+    if url := os.environ.get("BCS_TEST_DATABASE_URL"):
+        yield url
+        return
+    with postgres(tmp_path_factory.mktemp("postgres"), durable=False) as server:
+        yield server.url
+
+
+@pytest.fixture
+def database_url(postgres_url: str, unique_name: Callable[[str], str]) -> Iterator[str]:
+    """An empty database of this test's own; whoever is still connected at the end is thrown out."""
+    name = unique_name("test")
+
+    async def execute(statement: str) -> None:
+        connection = await asyncpg.connect(postgres_url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    # Nobody is ever connected to template0, which would be an obstacle.
+    asyncio.run(execute(f'CREATE DATABASE "{name}" TEMPLATE template0'))
+    yield urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
+    asyncio.run(execute(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture
+def private_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A PostgreSQL of this test's own, to be killed and frozen; what it committed survives that."""
+    with postgres(tmp_path / "postgres", durable=False) as server:
+        yield server
 
 
 @pytest.fixture
