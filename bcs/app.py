@@ -14,6 +14,7 @@ import anyio
 
 from bcs.actors.batches import BatchActor
 from bcs.actors.http.actors import ActorCalls
+from bcs.actors.http.batches import BatchCalls
 from bcs.actors.http.health import Probes
 from bcs.actors.http.pipelines import PipelineCalls
 from bcs.actors.http.server import HttpServer, open_listener
@@ -22,6 +23,7 @@ from bcs.actors.kafka import KafkaStatus
 from bcs.actors.messages import MessageFinished, OutboxGrew, RecordFacts, RenderMetrics
 from bcs.actors.metrics import MetricsActor
 from bcs.actors.publisher import Publisher
+from bcs.contracts.batches import MEMORY, REDIS
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
@@ -204,7 +206,8 @@ class Service:
         actors = ActorCalls(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
         )
-        http = HttpServer(settings, self.telemetry, self.listener, pipelines, probes, actors, self._reach)
+        batches = BatchCalls(self._definitions, self.store, REDIS if self._gateway else MEMORY, record=None)
+        http = HttpServer(settings, self.telemetry, self.listener, pipelines, batches, probes, actors, self._reach)
         # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
         # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.
         half = settings.shutdown_seconds / 2

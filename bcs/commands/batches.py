@@ -1,34 +1,44 @@
-"""`bcs batches`: what the store knows of a batch, and what holds its phases back."""
+"""`bcs batches`: what is known of a batch, what holds its phases back, and how it came to be known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from bcs.commands.batch_history import history_page
 from bcs.commands.options import PANEL, AsJson, BatchId, command_group
-from bcs.commands.output import counted, moment, plain, present, print_json, printable, table
+from bcs.commands.output import counted, plain, present, print_json, printable, table
+from bcs.commands.records import read_history, read_recorded
 from bcs.commands.stores import read_batch
+from bcs.contracts.batches import (
+    OUTCOMES,
+    POSTGRESQL,
+    REDIS,
+    history_document,
+    phases_to_show,
+    state_document,
+)
+from bcs.contracts.parameters import HIGHEST_NUMBER, MOST_ENTRIES, USUAL_ENTRIES
+from bcs.contracts.times import moment
 from bcs.domain.errors import BcsError
-from bcs.domain.facts import Outcome
 from bcs.domain.obstacles import Obstacle, PhaseReport, Why, report
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState, Mark
 from bcs.pipeline_config import pipelines_of
-from bcs.settings import load_settings
+from bcs.settings import Settings, load_settings
 
 _LISTED = 20
-_WORDS = {Outcome.COMPLETED: "completed", Outcome.FAILED: "failed"}
 
 app = command_group("batches")
 
 
 class UnknownBatch(BcsError):
-    """The store knows nothing of a batch."""
+    """Nothing is known of a batch."""
 
     def __init__(self, batch_id: str) -> None:
         super().__init__(f"nothing is known of the batch {printable(batch_id)}: no event named it, or it has expired")
@@ -50,72 +60,79 @@ def show(
 ) -> None:
     """Show which phases of a batch are complete, and which essays hold the others back.
 
-    Reads the store that the BCS_* environment variables name; the service need not run. Of each mark the store keeps
-    the outcome and the time, and not the event it came with. At most 20 essays are listed for a phase, and none for one
-    that has no mark yet, unless --phase names it. With --json all are.
+    Reads the store that the BCS_* environment variables name, and of what Redis no longer knows the record in
+    PostgreSQL; the service need not run. Of each mark the store keeps the outcome and the time, and not the event it
+    came with. At most 20 essays are listed for a phase, and none for one that has no mark yet, unless --phase names it.
+    With --json all are.
     """
     settings = load_settings()
     configured = tuple(pipelines_of(settings).phases)
-    state, version = read_batch(settings, batch_id)
-    if state.empty:
-        raise UnknownBatch(batch_id)
-    phases = [*configured, *sorted(state.phases.difference(configured))]
+    state, version, source = _read(settings, batch_id)
+    phases = phases_to_show(state, configured)
     if phase is not None:
         if phase not in {*phases, *PLATFORM_PHASES}:
             raise typer.BadParameter(f"there is no such phase; there are: {', '.join(phases)}", param_hint="--phase")
         phases = [phase]
     reports = [report(state, name) for name in phases]
     if as_json:
-        print_json(_document(batch_id, state, version, reports))
+        print_json(state_document(batch_id, state, version, source, reports))
     else:
         present(_page(batch_id, state, version, reports, in_full=phase is not None))
 
 
-def _document(batch_id: str, state: BatchState, version: int, reports: Sequence[PhaseReport]) -> dict[str, Any]:
-    expected = state.expected
-    return {
-        "batch_id": batch_id,
-        "version": version,
-        "expected": {"count": expected.count, "at": moment(expected.at_us)} if expected else None,
-        "known_essays": [
-            {"essay_id": essay, "known_since": moment(since)} for essay, since in sorted(state.known_since_us.items())
-        ],
-        "phases": [
-            {
-                "phase": of.phase,
-                "complete": of.verdict.complete,
-                "completed": of.verdict.completed,
-                "failed": of.verdict.failed,
-                "outstanding": of.outstanding,
-                "missing": of.missing,
-                "newest_mark_at": moment(of.newest.at_us) if of.newest else None,
-                "batch_mark": _mark(of.batch_mark),
-                "held_back_by": [
-                    {
-                        "essay_id": obstacle.essay_id,
-                        "why": obstacle.why.value,
-                        "known_since": moment(obstacle.known_since_us),
-                        "mark": _mark(obstacle.mark),
-                    }
-                    for obstacle in of.held_back_by
-                ],
-            }
-            for of in reports
-        ],
-    }
+@app.command()
+def history(
+    batch_id: BatchId,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, max=MOST_ENTRIES, help="At most so many entries.")
+    ] = USUAL_ENTRIES,
+    before: Annotated[
+        int | None,
+        typer.Option(
+            "--before",
+            metavar="NUMBER",
+            min=1,
+            max=HIGHEST_NUMBER,
+            help="Only entries with lower numbers. [default: begin with the newest]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what became known of a batch and what was answered because of it, newest first.
+
+    Reads the record in PostgreSQL that BCS_DATABASE_URL names; the service need not run. Essays are counted where an
+    event is about several. With --json all are named, with the time of each fact.
+    """
+    page = read_history(load_settings(), batch_id, before=before, limit=limit)
+    if page is None:
+        raise UnknownBatch(batch_id)
+    if as_json:
+        print_json(history_document(batch_id, page.entries, page.continues_before))
+    else:
+        present(history_page(batch_id, page))
 
 
-def _mark(mark: Mark | None) -> dict[str, str] | None:
-    return {"outcome": _WORDS[mark.outcome], "at": moment(mark.at_us)} if mark else None
+def _read(settings: Settings, batch_id: str) -> tuple[BatchState, int | None, str]:
+    """A batch's state, its version and its source: Redis, or the record of what Redis does not know."""
+    state, version = read_batch(settings, batch_id)
+    if not state.empty:
+        return state, version, REDIS
+    if settings.database_url is not None:
+        recorded = read_recorded(settings, batch_id)
+        if not recorded.empty:
+            return recorded, None, POSTGRESQL
+    raise UnknownBatch(batch_id)
 
 
 def _page(
-    batch_id: str, state: BatchState, version: int, reports: Sequence[PhaseReport], *, in_full: bool
+    batch_id: str, state: BatchState, version: int | None, reports: Sequence[PhaseReport], *, in_full: bool
 ) -> RenderableType:
     expected = f"{state.expected.count} expected" if state.expected else "never registered"
     known = counted(len(state.known_since_us), "essay")
+    origin = "from the record (PostgreSQL)" if version is None else f"version {version}"
     parts: list[RenderableType] = [
-        Text.assemble("Batch ", plain(batch_id, "bold"), f": {known} known, {expected}, version {version}"),
+        Text.assemble("Batch ", plain(batch_id, "bold"), f": {known} known, {expected}, {origin}"),
         Text(),
         _counts(reports),
         Text(),
@@ -178,4 +195,4 @@ def _why(obstacle: Obstacle, batch_mark: Mark | None) -> str:
 
 
 def _told(mark: Mark) -> str:
-    return f"{_WORDS[mark.outcome]} at {moment(mark.at_us)}"
+    return f"{OUTCOMES[mark.outcome]} at {moment(mark.at_us)}"

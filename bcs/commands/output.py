@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
 from io import TextIOWrapper
 from typing import Any
 
@@ -16,7 +15,6 @@ from rich.text import Text
 
 # So wide that nothing is wrapped or cut off: whoever reads a pipe looks for whole lines and whole ids.
 _PIPE_COLUMNS = 100_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def present(page: RenderableType) -> None:
@@ -69,17 +67,6 @@ def printable(value: object) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in str(value)
     )
-
-
-def moment(at_us: int) -> str:
-    """A time of the store's in RFC 3339.
-
-    :param at_us: microseconds since 1970 UTC.
-    """
-    try:
-        return (_EPOCH + timedelta(microseconds=at_us)).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    except OverflowError:
-        return f"{at_us} us after 1970"  # nothing of BCS's wrote that
 
 
 def counted(count: int, noun: str) -> str:

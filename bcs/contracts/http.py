@@ -63,8 +63,8 @@ class InvalidField:
     problem: str
 
 
-class InvalidBody(BcsError):
-    """A request body that is not what the path takes.
+class InvalidRequest(BcsError):
+    """A request that is not what the path takes.
 
     :param problems: each field that is wrong.
     """
@@ -72,6 +72,14 @@ class InvalidBody(BcsError):
     def __init__(self, problems: tuple[InvalidField, ...]) -> None:
         super().__init__("; ".join(f"{problem.field}: {problem.problem}" for problem in problems))
         self.problems = problems
+
+
+class InvalidBody(InvalidRequest):
+    """Its body is not."""
+
+
+class InvalidParameters(InvalidRequest):
+    """What stands in its path or its query is not."""
 
 
 def pipeline_answer(batch_id: str, resolution: Resolution) -> dict[str, Any]:
@@ -107,9 +115,15 @@ def parse_body(model: type[BodyT], raw: bytes) -> BodyT:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        raise InvalidBody(
-            tuple(
-                InvalidField(".".join(map(str, problem["loc"])) or "body", problem["msg"])
-                for problem in error.errors(include_url=False, include_input=False, include_context=False)
-            )
-        ) from None
+        raise InvalidBody(named_fields(error, "body")) from None
+
+
+def named_fields(error: ValidationError, whole: str) -> tuple[InvalidField, ...]:
+    """Each field that is wrong, without the caller's text.
+
+    :param whole: names what has no field of its own.
+    """
+    return tuple(
+        InvalidField(".".join(map(str, problem["loc"])) or whole, problem["msg"])
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    )

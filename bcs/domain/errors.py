@@ -24,6 +24,7 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
         ├── OutboxFull               retryable: the announcements wait for Kafka
         ├── BacklogFull              retryable: the facts wait for the record
         ├── StoreRefused             what was to be written can't be stored, now or later
+        ├── SchemaOutdated           the record's tables are missing, or of an older release
         └── StoreCorrupted           what is stored under a batch's keys is not what BCS writes
 """
 
@@ -241,6 +242,13 @@ class StoreRefused(StoreError):
         super().__init__(f"{store} will not take it: {problem}")
         self.store = store
         self.problem = problem
+
+
+class SchemaOutdated(StoreError):
+    """The record's tables are missing or of an older release, and whoever found out must not change them."""
+
+    def __init__(self) -> None:
+        super().__init__("the record's tables are missing or of an older release: run `bcs db upgrade`")
 
 
 class StoreCorrupted(StoreError):

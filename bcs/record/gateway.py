@@ -10,7 +10,7 @@ import anyio
 import asyncpg
 import structlog
 
-from bcs.domain.errors import StoreRefused, StoreUnavailable
+from bcs.domain.errors import SchemaOutdated, StoreRefused, StoreUnavailable
 from bcs.record import schema
 
 T = TypeVar("T")
@@ -86,9 +86,17 @@ class RecordGateway:
                 # From Alembic, SQLAlchemy and asyncpg alike; whatever it is, the database is of no use as it is.
                 self._fail(f"the schema can't be upgraded: {_brief(error)}")
                 raise StoreUnavailable(_STORE, self.problem) from error
-        if not self.reachable:
-            self.reachable = True
-            log.info("record_reachable")
+        self._succeed()
+
+    async def probe_unchanged(self, deadline_seconds: float) -> None:
+        """The same for those who only read: the schema is left as it is.
+
+        :raises StoreUnavailable: there was no sign of life in time.
+        :raises SchemaOutdated: it is older than what this release reads.
+        """
+        if not await self._run(schema.is_current, deadline_seconds):
+            raise SchemaOutdated
+        self._succeed()
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -113,7 +121,7 @@ class RecordGateway:
     async def _with_connection(self, work: Work[T]) -> T:
         async with self._opening:
             if self._pool is None:
-                self._pool = await asyncpg.create_pool(
+                self._pool = await asyncpg.create_pool(  # type: ignore[call-overload]  # the stubs know no timeout=None
                     self._url,
                     min_size=0,
                     max_size=self._max_connections,
@@ -144,6 +152,11 @@ class RecordGateway:
         if not state.startswith(_ONLY_THIS_TIME):
             self._fail(_brief(error))
         return StoreUnavailable(_STORE, _brief(error))
+
+    def _succeed(self) -> None:
+        if not self.reachable:
+            self.reachable = True
+            log.info("record_reachable")
 
     def _fail(self, problem: str) -> None:
         self.problem = problem

@@ -40,6 +40,10 @@ class PostgresRecord:
         """See `RecordGateway.probe`."""
         await self._gateway.probe(deadline_seconds)
 
+    async def probe_unchanged(self, deadline_seconds: float) -> None:
+        """See `RecordGateway.probe_unchanged`."""
+        await self._gateway.probe_unchanged(deadline_seconds)
+
     async def write(self, entries: Sequence[HistoryEntry], *, deadline_seconds: float | None = None) -> None:
         """Merge the entries' facts and keep the entries, all or none; an entry that is there already is kept once.
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.anyio
 COMMANDS = [
     ("batches",),
     ("batches", "show"),
+    ("batches", "history"),
     ("resolve",),
     ("pipelines",),
     ("pipelines", "list"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bcs.commands.asking import RequestFailed
-from bcs.commands.output import counted, moment, plain, present, printable, table
+from bcs.commands.output import counted, plain, present, printable, table
+from bcs.contracts.times import moment
 
 
 def test_times_keep_their_microseconds() -> None:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from bcs.actors.http.deadlines import Deadlines
 from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, problem_of
-from bcs.contracts.http import LETTER_WRITTEN, InvalidBody
+from bcs.contracts.http import LETTER_WRITTEN, InvalidRequest
 from bcs.domain.errors import BcsError
 from bcs.settings import Settings
 from bcs.supervision import SupervisionError
@@ -134,7 +134,7 @@ class Guard:
             return await handler(request)
         except Problem as error:
             problem = error
-        except InvalidBody as error:
+        except InvalidRequest as error:
             problem = invalid_fields(error.problems)
         except web.HTTPException as error:
             problem = from_aiohttp(error)

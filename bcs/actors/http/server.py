@@ -12,10 +12,12 @@ from aiohttp import web
 
 from bcs.actors.http.acceptor import Acceptor
 from bcs.actors.http.actors import ActorCalls
+from bcs.actors.http.batches import BatchCalls
 from bcs.actors.http.deadlines import Deadlines
 from bcs.actors.http.health import Probes
 from bcs.actors.http.middleware import Guard, Handler, nowhere
 from bcs.actors.http.pipelines import PipelineCalls
+from bcs.contracts.parameters import BATCHES
 from bcs.domain.errors import BcsError
 from bcs.failpoints import FailPoint, Reach
 from bcs.settings import Settings
@@ -82,6 +84,7 @@ class HttpServer:
     telemetry: Telemetry
     listener: socket.socket
     pipelines: PipelineCalls
+    batches: BatchCalls
     probes: Probes
     actors: ActorCalls
     reach: Reach
@@ -149,6 +152,9 @@ class HttpServer:
 
         add("POST", "/internal/v1/pipelines/define", self.pipelines.define)
         add("POST", "/internal/v1/phases/complete", self.pipelines.complete)
+        # Not "{id}" alone: that would not take braces.
+        add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show)
+        add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history)
         add("GET", "/internal/v1/actors", self.actors.show)
         add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill)
         add("GET", "/healthz", self.probes.healthz)

@@ -1,0 +1,71 @@
+"""What is known of a batch, and how it came to be known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from aiohttp import web
+
+from bcs.actors.http.problems import Problem
+from bcs.actors.http.replies import reply_json
+from bcs.contracts.batches import POSTGRESQL, history_document, phases_to_show, state_document
+from bcs.contracts.parameters import history_path, parse_batch_id, parse_history_query
+from bcs.domain.obstacles import report
+from bcs.domain.pipelines import PipelineDefinitions
+from bcs.record.reading import Past, read_page
+from bcs.store.base import StateStore
+
+_ID_SEGMENT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCalls:
+    """Handlers with what they need.
+
+    :param store_name: what the store is called in answers.
+    :param record: None where none is kept.
+    """
+
+    definitions: PipelineDefinitions
+    store: StateStore
+    store_name: str
+    record: Past | None
+
+    async def show(self, request: web.Request) -> web.Response:
+        """GET /internal/v1/batches/{id}."""
+        batch_id = _batch_id(request)
+        # In this order the state has at least what the version counts.
+        version: int | None = (await self.store.summary(batch_id)).version
+        state, source = await self.store.state(batch_id), self.store_name
+        if state.empty and self.record is not None:
+            state, version, source = await self.record.state(batch_id), None, POSTGRESQL
+        if state.empty:
+            raise _unknown_batch()
+        reports = [report(state, phase) for phase in phases_to_show(state, self.definitions.phases)]
+        return reply_json(state_document(batch_id, state, version, source, reports))
+
+    async def history(self, request: web.Request) -> web.Response:
+        """GET /internal/v1/batches/{id}/history."""
+        if self.record is None:
+            raise Problem(HTTPStatus.NOT_FOUND, "no-record", "no record is kept: BCS_DATABASE_URL is not set")
+        batch_id = _batch_id(request)
+        query = parse_history_query(request.query.items())
+        page = await read_page(self.record, batch_id, before=query.before, limit=query.limit)
+        if page is None:
+            raise _unknown_batch()
+        older = page.continues_before
+        following = None if older is None else history_path(batch_id, query.limit, older)
+        return reply_json(history_document(batch_id, page.entries, following))
+
+
+def _batch_id(request: web.Request) -> str:
+    # From the path as it was sent: aiohttp leaves what is no UTF-8 encoded, like an id that has such text in it.
+    segment = request.rel_url.raw_path.split("/")[_ID_SEGMENT]
+    return parse_batch_id(segment.encode(errors="surrogateescape"))
+
+
+def _unknown_batch() -> Problem:
+    return Problem(
+        HTTPStatus.NOT_FOUND, "unknown-batch", "nothing is known of the batch: no event named it, or it has expired"
+    )

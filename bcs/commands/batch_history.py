@@ -1,0 +1,78 @@
+"""A page of a batch's history, for a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from bcs.commands.output import counted, plain
+from bcs.contracts.batches import OUTCOMES
+from bcs.contracts.times import moment
+from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, Fact
+from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, PipelineResolved
+from bcs.record.reading import HistoryPage
+
+
+def history_page(batch_id: str, page: HistoryPage) -> RenderableType:
+    """What happened, when, and where that is known from."""
+    count = len(page.entries)
+    shown = f": {count} {'entry' if count == 1 else 'entries'}, newest first" if count else ": no such entry"
+    parts: list[RenderableType] = [Text.assemble("Batch ", plain(batch_id, "bold"), shown)]
+    for kept in page.entries:
+        parts += [Text(), *_told(kept)]
+    if page.continues_before is not None:
+        parts += [Text(), Text(f"There are older ones: --before {page.continues_before}")]
+    return Group(*parts)
+
+
+def _told(kept: KeptEntry) -> list[RenderableType]:
+    entry = kept.entry
+    if isinstance(entry, PipelineResolved):
+        what, origin = [_answer(entry)], f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"
+    else:
+        what, origin = _sentences(entry.facts), _origin(entry)
+    heading = Text.assemble((moment(entry.at_us), "bold"), f"  number {kept.number}")
+    lines = [*what, origin, *_ids(entry)]
+    return [heading, *(Padding(plain(line), (0, 0, 0, 2), expand=False) for line in lines)]
+
+
+def _answer(entry: PipelineResolved) -> str:
+    runs = ", ".join(decision.phase for decision in entry.decisions if decision.runs)
+    pruned = ", ".join(
+        f"{decision.phase} ({decision.reason.replace('_', ' ')})" for decision in entry.decisions if not decision.runs
+    )
+    return f"asked for {entry.pipeline}: runs {runs or 'nothing'}{f'; pruned {pruned}' if pruned else ''}"
+
+
+def _sentences(facts: Sequence[Fact]) -> list[str]:
+    """One for each kind of fact: the essays that it is about are named when it is one, else counted."""
+    essays = Counter((fact.phase, fact.outcome) for fact in facts if isinstance(fact, EssayPhaseEnded))
+    sentences: dict[str, None] = {}
+    for fact in facts:
+        if isinstance(fact, EssayPhaseEnded):
+            count = essays[fact.phase, fact.outcome]
+            whom = f"essay {fact.essay_id}" if count == 1 else f"{count} essays"
+            sentences[f"{fact.phase} {OUTCOMES[fact.outcome]} for {whom}"] = None
+        elif isinstance(fact, BatchPhaseEnded):
+            sentences[f"{fact.phase} {OUTCOMES[fact.outcome]} for the whole batch"] = None
+        else:
+            named = counted(len(fact.essay_ids), "essay")
+            sentences[f"{named} registered, {fact.expected_count} expected"] = None
+    return list(sentences)
+
+
+def _origin(entry: FactsRecorded) -> str:
+    position = entry.position
+    if position is not None:
+        return f"{entry.event_type} from {position.topic}/{position.partition}/{position.offset}"
+    return f"{entry.event_type} over HTTP, by {entry.asked_by or 'an unknown caller'}"
+
+
+def _ids(entry: HistoryEntry) -> list[str]:
+    event_id = None if isinstance(entry, PipelineResolved) else entry.event_id
+    named = (("event id", event_id), ("correlation id", entry.correlation_id))
+    return [f"{name} {value}" for name, value in named if value]

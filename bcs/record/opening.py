@@ -1,0 +1,47 @@
+"""Opens the record that the settings name, without loading its client before there is one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bcs.domain.errors import ConfigurationError
+from bcs.settings import Settings
+
+if TYPE_CHECKING:
+    from bcs.record.postgres import PostgresRecord
+
+
+class NoDatabaseNamed(ConfigurationError):
+    """The settings name no database."""
+
+    def __init__(self) -> None:
+        super().__init__("BCS_DATABASE_URL is not set: there is no permanent record")
+
+
+class PostgresClientMissing(ConfigurationError):
+    """The packages are not installed that it takes to ask PostgreSQL."""
+
+    def __init__(self) -> None:
+        super().__init__("BCS_DATABASE_URL needs the extra `postgres`: pip install 'batch-conductor-service[postgres]'")
+
+
+def open_record(settings: Settings) -> PostgresRecord:
+    """The record that the settings name. Whoever opens it closes it; nothing is connected before it is probed.
+
+    :raises NoDatabaseNamed: they name none.
+    :raises PostgresClientMissing: this installation can't ask it.
+    """
+    if settings.database_url is None:
+        raise NoDatabaseNamed
+    try:
+        from bcs.record.gateway import RecordGateway
+        from bcs.record.postgres import PostgresRecord
+    except ImportError as error:
+        raise PostgresClientMissing from error
+    return PostgresRecord(
+        RecordGateway(
+            settings.database_url,
+            max_connections=settings.database_max_connections,
+            deadline_seconds=settings.database_deadline_seconds,
+        )
+    )
