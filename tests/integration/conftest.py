@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
 
+from bcs.record.postgres import PostgresRecord
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
+from tests.support.databases import database, record_in
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, platform_broker
 from tests.support.service import Orchestrator, RunningService, service_in_thread
@@ -86,6 +89,20 @@ async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
     target = urlsplit(redis_url)
     async with FaultProxy(target.hostname or "localhost", target.port or 6379) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="module")
+def shared_database(postgres_url: str) -> Iterator[str]:
+    """A database that all tests of the module use, each with batches of its own."""
+    with database(postgres_url, f"test-{uuid.uuid4().hex[:12]}") as url:
+        yield url
+
+
+@pytest.fixture
+async def record(shared_database: str) -> AsyncIterator[PostgresRecord]:
+    """The record in it."""
+    async with record_in(shared_database) as record:
+        yield record
 
 
 @pytest.fixture
