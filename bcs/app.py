@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import inf
-from time import monotonic
 
 import anyio
 
+from bcs.actors.archive import Archive, ArchiveActor, archive_mailbox
+from bcs.actors.archive_upkeep import Upkeep
 from bcs.actors.batches import BatchActor
 from bcs.actors.http.actors import ActorCalls
 from bcs.actors.http.batches import BatchCalls
@@ -20,21 +19,16 @@ from bcs.actors.http.pipelines import PipelineCalls
 from bcs.actors.http.server import HttpServer, open_listener
 from bcs.actors.intake import Intake
 from bcs.actors.kafka import KafkaStatus
+from bcs.actors.knowledge import Knowledge
 from bcs.actors.messages import MessageFinished, OutboxGrew, RecordFacts, RenderMetrics
 from bcs.actors.metrics import MetricsActor
 from bcs.actors.publisher import Publisher
-from bcs.contracts.batches import MEMORY, REDIS
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
 from bcs.observing import TreeObserver
+from bcs.persistence import open_persistence
 from bcs.settings import Settings
-from bcs.store.base import Outbox, StateStore
-from bcs.store.committing import CommitPolicy
-from bcs.store.memory import MemoryOutbox, MemoryStateStore
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_outbox import RedisOutbox
-from bcs.store.redis_state import RedisStateStore
 from bcs.supervision import (
     Backoff,
     ChildSpec,
@@ -81,12 +75,18 @@ class Service:
         self._reach = reach
         self._definitions = definitions
         self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
-        self._gateway = None if settings.use_mock_repository else _gateway(settings)
-        self.store, self.outbox = self._stores()
+        self.persistence = open_persistence(settings, reach)
+        self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._intake_mailbox: Mailbox[MessageFinished] = Mailbox("intake", inf)
         self._metrics_mailbox: Mailbox[RenderMetrics] = Mailbox("metrics", 100)
+        self._under_way = (
+            settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
+        )
+        self._archive_mailbox = archive_mailbox(asks=self._under_way)
         self._stop: anyio.Event | None = None
+        self._upkeep = self._make_upkeep()
+        self._archive = self._make_archive()
         self.batches = self._batches()
         self.root = self._root()
 
@@ -104,39 +104,14 @@ class Service:
             return await run_tree(self.root, stop, shutdown_seconds=self.settings.shutdown_seconds, started=started)
         finally:
             self.listener.close()
-            if self._gateway:
-                await self._gateway.aclose()
-
-    def _stores(self) -> tuple[StateStore, Outbox]:
-        settings = self.settings
-        policy = CommitPolicy(settings.redis_commit_attempts)
-        if self._gateway is None:
-            return (
-                MemoryStateStore(settings.redis_ttl_seconds, monotonic, policy),
-                MemoryOutbox(settings.outbox_max_messages, monotonic),
-            )
-        name = settings.instance_name or socket.gethostname()
-        store = RedisStateStore(
-            self._gateway,
-            key_prefix=settings.redis_key_prefix,
-            ttl_seconds=settings.redis_ttl_seconds,
-            policy=policy,
-            reach=self._reach,
-        )
-        outbox = RedisOutbox(
-            self._gateway,
-            key_prefix=settings.redis_key_prefix,
-            # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
-            consumer=f"{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
-            limit=settings.outbox_max_messages,
-        )
-        return store, outbox
+            await self.persistence.aclose()
 
     def _batches(self) -> DynamicSupervisor[RecordFacts]:
         settings = self.settings
         actor = BatchActor(
             self.store,
             self.outbox,
+            self._archive,
             self.telemetry,
             self._intake_mailbox.send_nowait,
             self._outbox_grew,
@@ -145,13 +120,12 @@ class Service:
             anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
             self._reach,
         )
-        # Everything that is under way may be about one batch: so much fits, and the senders' own limits hold it back.
-        under_way = settings.intake_max_in_flight + settings.kafka_max_poll_records
         return DynamicSupervisor(
             "batches",
             actor.run,
-            mailbox_capacity=under_way + settings.http_max_concurrent_requests,
-            max_children=under_way + settings.http_max_concurrent_requests,
+            # Everything that is under way may be about one batch, and the senders' own limits hold it back.
+            mailbox_capacity=self._under_way,
+            max_children=self._under_way,
             max_deliveries=settings.message_max_deliveries,
             shutdown_seconds=settings.shutdown_seconds / 2,
             hang_seconds=settings.hang_seconds,
@@ -162,13 +136,23 @@ class Service:
 
     def _root(self) -> Supervisor:
         settings = self.settings
+        permanent = self.persistence.permanent
+        knowledge = Knowledge(
+            self.store,
+            self.persistence.store_name,
+            self.outbox,
+            permanent,
+            self._archive,
+            self._outbox_grew,
+        )
         metrics = MetricsActor(
             self.telemetry,
             self.outbox,
+            permanent,
             self.kafka,
             settings.metrics_interval_seconds,
             lambda: self.root.snapshot(),
-            lambda: self._gateway.circuit if self._gateway else "closed",
+            self.persistence.circuit,
             self._reach,
         )
         publisher = Publisher(settings, self.outbox, self.telemetry, _RETRY_MAXIMUM_SECONDS, self._reach)
@@ -188,16 +172,19 @@ class Service:
             self._phases,
             self.store,
             self.outbox,
+            knowledge,
             self.batches,
             self.telemetry,
             self._outbox_grew,
             self._now,
+            uuid.uuid4,
             settings.request_deadline_seconds,
             self._reach,
         )
         probes = Probes(
             settings,
             self.store,
+            permanent.record if permanent else None,
             self.kafka,
             self._metrics_mailbox,
             lambda: self.root.snapshot(),
@@ -206,7 +193,9 @@ class Service:
         actors = ActorCalls(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
         )
-        batches = BatchCalls(self._definitions, self.store, REDIS if self._gateway else MEMORY, record=None)
+        batches = BatchCalls(
+            self._definitions, self.store, self.persistence.store_name, permanent.record if permanent else None
+        )
         http = HttpServer(settings, self.telemetry, self.listener, pipelines, batches, probes, actors, self._reach)
         # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
         # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.
@@ -223,6 +212,7 @@ class Service:
                     hang_seconds=hang,
                     shutdown_seconds=half,
                 ),
+                *self._archive_spec(),
                 ChildSpec("batches", self.batches.run, shutdown_seconds=half),
                 ChildSpec("intake", intake.run, mailbox=self._intake_mailbox, hang_seconds=hang, shutdown_seconds=half),
                 ChildSpec(
@@ -236,6 +226,43 @@ class Service:
             observer=TreeObserver(self.telemetry, self._gave_up),
             kill_grace_seconds=self._kill_grace(),
         )
+
+    def _make_upkeep(self) -> Upkeep | None:
+        permanent, settings = self.persistence.permanent, self.settings
+        if permanent is None:
+            return None
+        return Upkeep(
+            permanent.record,
+            permanent.backlog,
+            self.outbox,
+            self.telemetry,
+            self._outbox_grew,
+            self._now,
+            settings.outbox_takeover_seconds,
+            timedelta(days=settings.record_retention_days),
+        )
+
+    def _make_archive(self) -> Archive | None:
+        if self._upkeep is None:
+            return None
+        # The actor tries the record first and then Redis.
+        patience_seconds = self.settings.database_deadline_seconds + self.settings.redis_deadline_seconds * 2
+        return Archive(self._archive_mailbox, self.telemetry, patience_seconds, self._upkeep.rouse)
+
+    def _archive_spec(self) -> list[ChildSpec]:
+        permanent, settings = self.persistence.permanent, self.settings
+        if permanent is None or self._upkeep is None:
+            return []
+        actor = ArchiveActor(permanent.record, permanent.backlog, self._upkeep, self.telemetry, self._reach)
+        return [
+            ChildSpec(
+                "archive",
+                actor.run,
+                mailbox=self._archive_mailbox,
+                hang_seconds=settings.hang_seconds,
+                shutdown_seconds=settings.shutdown_seconds / 2,
+            )
+        ]
 
     def _outbox_grew(self) -> None:
         # One nudge that waits is as good as many.
@@ -251,13 +278,3 @@ class Service:
 
     def _kill_grace(self) -> float:
         return self.settings.redis_deadline_seconds + _KILL_GRACE_EXTRA_SECONDS
-
-
-def _gateway(settings: Settings) -> RedisGateway:
-    return RedisGateway(
-        settings.redis_url,
-        max_connections=settings.redis_max_connections,
-        deadline_seconds=settings.redis_deadline_seconds,
-        breaker_failures=settings.redis_breaker_failures,
-        breaker_open_seconds=settings.redis_breaker_open_seconds,
-    )

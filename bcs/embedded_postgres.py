@@ -1,6 +1,9 @@
 """A real PostgreSQL on the loopback interface, from the wheel of the extra ``embedded``."""
 
+from __future__ import annotations
+
 import contextlib
+import ctypes
 import functools
 import os
 import pwd
@@ -9,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import uuid
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +24,10 @@ with contextlib.suppress(ModuleNotFoundError):  # binary_of says better what is 
     import psutil
 
 _POLL_SECONDS = 0.01
-_PROBE_SECONDS = 10.0
-_EFFECT_SECONDS = 5.0
+_PATIENCE_SECONDS = 10.0  # with what should take a moment
 _USER = "bcs"
-_INITDB = ("--auth=trust", "--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+_LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+_INITDB = (f"--username={_USER}", "--auth=trust", *_LOCALE)
 _OPTIONS = (
     *(f"--listen_addresses={HOST}", "--unix_socket_directories=", "--max_connections=100", "--shared_buffers=16MB"),
     # Fewer processes to start, to freeze and to wait for.
@@ -37,8 +41,7 @@ class _Guise(NamedTuple):
     """How to run a program so that it does not find itself to be root."""
 
     prefix: tuple[str, ...] = ()
-    process_options: Mapping[str, Any] = {}
-    owner: tuple[int, int] | None = None  # user and group of the data, when that is someone else
+    identity: Mapping[str, Any] = {}  # another user's and group's, for subprocess
 
 
 class PostgresServer(EmbeddedServer):
@@ -71,6 +74,10 @@ class PostgresServer(EmbeddedServer):
         super().stop(budget_seconds)
         _signal(self._orphans, signal.SIGKILL, psutil.STATUS_DEAD)
         self._orphans.clear()
+        process, *_, shared_memory = self._lock()[:7]
+        if self.process is not None and process == str(self.process.pid) and shared_memory:
+            # It was killed. Only another start would remove this, and a system has few such segments.
+            ctypes.CDLL(None).shmctl(int(shared_memory.split()[1]), 0, None)  # 0 is IPC_RMID
 
     def kill(self) -> None:
         """SIGKILL the postmaster, and wait until it is gone; its backends are left to find out."""
@@ -106,25 +113,20 @@ class PostgresServer(EmbeddedServer):
 
     def _prepare(self, deadline: float) -> None:
         self._guise = _guise(self._binary)
-        self.process_options = {**self.process_options, **self._guise.process_options}
+        self.process_options = {**self.process_options, **self._guise.identity}
         self.directory.mkdir(parents=True, exist_ok=True)
-        if self._guise.owner is not None and self.data.parent == self.directory:
+        if self._guise.identity and self.data.parent == self.directory:
             reachable = tempfile.mkdtemp(prefix="bcs-postgres-")
             weakref.finalize(self, shutil.rmtree, reachable, ignore_errors=True)
-            os.chown(reachable, *self._guise.owner)
+            os.chown(reachable, self._guise.identity["user"], self._guise.identity["group"])
             self.data = Path(reachable, "data")
         if self.data.exists():
             return
         # Renamed at the end: an initdb that was interrupted leaves nothing that looks complete.
-        unfinished = self.data.with_name(f"unfinished-{os.getpid()}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        command = [
-            str(Path(self._binary).with_name("initdb")),
-            f"--pgdata={unfinished}",
-            f"--username={_USER}",
-            *_INITDB,
-        ]
-        _run(self._guise, deadline - time.monotonic(), *command, *([] if self.durable else ["--no-sync"]))
+        unfinished = self.data.with_name(f"unfinished-{uuid.uuid4()}")
+        weakref.finalize(self, shutil.rmtree, unfinished, ignore_errors=True)
+        initdb = [str(Path(self._binary).with_name("initdb")), *_INITDB, *([] if self.durable else ["--no-sync"])]
+        _run(self._guise, deadline - time.monotonic(), *initdb, f"--pgdata={unfinished}")
         unfinished.rename(self.data)
 
     def _arguments(self, port: int) -> list[str]:
@@ -133,11 +135,13 @@ class PostgresServer(EmbeddedServer):
         return [*self._guise.prefix, self._binary, "-D", str(self.data), *settings]
 
     def _is_up(self, _port: int, process_id: int) -> bool:
-        try:
-            process, *others = (self.data / "postmaster.pid").read_text().split("\n")
-        except OSError:  # not there yet
-            return False
-        return process == str(process_id) and "ready   " in others
+        return self._lock()[0] == str(process_id) and "ready   " in self._lock()
+
+    def _lock(self) -> list[str]:
+        lines = [""] * 8  # process id, …, key and id of the shared memory, whether it is ready
+        with contextlib.suppress(OSError):  # there is no file unless it runs or was killed
+            lines[:0] = (self.data / "postmaster.pid").read_text().split("\n")
+        return lines
 
 
 def postgres(directory: Path, port: int | None = None, *, durable: bool = True) -> PostgresServer:
@@ -151,21 +155,21 @@ def _guise(binary: str) -> _Guise:
         return _Guise()
     guises = [_Guise(("unshare", "-U"))]
     with contextlib.suppress(KeyError):
-        user, group = pwd.getpwnam("nobody")[2:4]
-        guises.append(_Guise((), {"user": user, "group": group, "extra_groups": []}, (user, group)))
+        user = pwd.getpwnam("nobody")
+        guises.append(_Guise((), {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}))
     obstacles = "it does not run as root"
     for guise in guises:
         try:
-            # The user's name, because initdb asks for it too, and a namespace's user need not have one.
-            if not _run(guise, _PROBE_SECONDS, "sh", "-c", 'id -un && "$0" --version', binary).startswith("root\n"):
-                return guise
+            # By name, because initdb asks for it too, and a namespace's user need not have one.
+            _run(guise, _PATIENCE_SECONDS, "sh", "-c", 'id -un && test $(id -u) != 0 && "$0" --version', binary)
         except EmbeddedServerFailed as failure:
             obstacles += f"\n{failure}"
+        else:
+            return guise
     raise EmbeddedServerFailed("postgres", None, obstacles)
 
 
-def _run(guise: _Guise, timeout_seconds: float, *command: str) -> str:
-    """What the program said, when all went well."""
+def _run(guise: _Guise, timeout_seconds: float, *command: str) -> None:
     try:
         done = subprocess.run(  # noqa: S603 - our own arguments, no shell
             [*guise.prefix, *command],
@@ -175,20 +179,19 @@ def _run(guise: _Guise, timeout_seconds: float, *command: str) -> str:
             capture_output=True,
             timeout=timeout_seconds,
             check=False,
-            **guise.process_options,
+            **guise.identity,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EmbeddedServerFailed(command[0], None, str(error)) from error
     if done.returncode != 0:
         raise EmbeddedServerFailed(command[0], done.returncode, (done.stdout + done.stderr).decode(errors="replace"))
-    return str(done.stdout, errors="replace")
 
 
 def _signal(processes: list[psutil.Process], number: signal.Signals, awaited: str | None = None) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-    deadline = time.monotonic() + _EFFECT_SECONDS
+    deadline = time.monotonic() + _PATIENCE_SECONDS
     for process in processes if awaited else ():
         with contextlib.suppress(psutil.NoSuchProcess):
             # Only their parent could wait without polling, and whoever adopts an orphan may be slow to bury it.

@@ -18,6 +18,8 @@ class FailPoint(StrEnum):
     BATCH_RECEIVED = "batch.received"  # a batch's actor has messages in hand
     BEFORE_EXEC = "store.before_exec"  # the batch was read and is watched; EXEC was not sent
     AFTER_EXEC = "store.after_exec"  # EXEC was carried out; nobody has been told
+    ARCHIVE_RECEIVED = "archive.received"  # the archive has entries in hand
+    ARCHIVE_WRITTEN = "archive.written"  # they are durable; nobody has been told
     BEFORE_REPLY = "batch.before_reply"  # facts are durable; neither caller nor intake has been told
     BEFORE_OFFSET_COMMIT = "intake.before_offset_commit"
     AFTER_OFFSET_COMMIT = "intake.after_offset_commit"

@@ -77,6 +77,22 @@ class Telemetry:
             "bcs_outbox_publish_failures_total", "Attempts to publish that failed.", ["kind"], registry=registry
         )
         self.outbox_backlog = Gauge("bcs_outbox_backlog", "Messages that wait for Kafka.", registry=registry)
+        self.archive_backlog = Gauge(
+            "bcs_archive_backlog", "Entries that wait in Redis for PostgreSQL.", registry=registry
+        )
+        self.archive_written = Counter(
+            "bcs_archive_entries_written_total", "Entries that PostgreSQL has.", registry=registry
+        )
+        self.archive_queued = Counter(
+            "bcs_archive_entries_queued_total", "Entries queued while PostgreSQL was away.", registry=registry
+        )
+        self.archive_parked = Counter(
+            "bcs_archive_entries_parked_total", "Entries that PostgreSQL will never take.", registry=registry
+        )
+        self.history_dropped = Counter(
+            "bcs_history_entries_dropped_total", "Explanations that were let go, for want of room.", registry=registry
+        )
+        self.record_up = Gauge("bcs_record_up", "Whether PostgreSQL answers.", registry=registry)
         self.actor_restarts = Counter("bcs_actor_restarts_total", "Restarts of an actor.", ["actor"], registry=registry)
         self.mailbox_depth = Gauge(
             "bcs_mailbox_depth", "Messages that wait for an actor or are in its hand.", ["actor"], registry=registry

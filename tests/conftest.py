@@ -5,6 +5,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -89,10 +90,9 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture
-def database_url(postgres_url: str, unique_name: Callable[[str], str]) -> Iterator[str]:
-    """An empty database of this test's own; whoever is still connected at the end is thrown out."""
-    name = unique_name("test")
+@contextmanager
+def _empty_database(postgres_url: str) -> Iterator[str]:
+    name = f"test-{uuid.uuid4().hex}"
 
     async def execute(statement: str) -> None:
         connection = await asyncpg.connect(postgres_url)
@@ -105,6 +105,20 @@ def database_url(postgres_url: str, unique_name: Callable[[str], str]) -> Iterat
     asyncio.run(execute(f'CREATE DATABASE "{name}" TEMPLATE template0'))
     yield urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
     asyncio.run(execute(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """An empty database of this test's own; whoever is still connected at the end is thrown out."""
+    with _empty_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_database_url(postgres_url: str) -> Iterator[str]:
+    """An empty database that the tests of a module share."""
+    with _empty_database(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture

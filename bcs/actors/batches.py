@@ -10,10 +10,12 @@ import anyio
 import structlog
 from tenacity import AsyncRetrying
 
+from bcs.actors.archive import Archive
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
 from bcs.contracts.dead_letters import dead_letter
-from bcs.domain.errors import OutboxFull, StoreError, StoreUnavailable
+from bcs.contracts.decoding import microseconds
+from bcs.domain.errors import BacklogFull, OutboxFull, StoreError, StoreRefused, StoreUnavailable
 from bcs.domain.state import delta_of
 from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Outbox, StateStore
@@ -30,6 +32,7 @@ log = structlog.stdlib.get_logger("bcs.batches", actor="batches")
 class BatchActor:
     """Serialises this process's writes to a batch. One instance serves all batches; it keeps no state of its own.
 
+    :param archive: keeps facts in the permanent record; None where there is none.
     :param finished: tells the intake that a message's effect is durable.
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
@@ -40,6 +43,7 @@ class BatchActor:
 
     store: StateStore
     outbox: Outbox
+    archive: Archive | None
     telemetry: Telemetry
     finished: Callable[[MessageFinished], None]
     outbox_grew: Callable[[], None]
@@ -66,9 +70,25 @@ class BatchActor:
         if not group:
             return
         await self.reach(FailPoint.BATCH_RECEIVED, context.name)
-        try:
+        archived = False
+
+        async def make_durable(group: list[RecordFacts]) -> None:
+            nonlocal archived
+            # First the record, so that nothing is in Redis that could not be read again once Redis has forgotten it.
+            if self.archive and not archived:
+                now_us = microseconds(self.now())
+                await self.archive.keep([command.entry(now_us) for command in group])
+                archived = True
             await self._commit(context, group)
+
+        try:
+            await make_durable(group)
         except StoreError as error:
+            if isinstance(error, StoreRefused) and len(letters) > 1:
+                # One of them spoils it for all: each on its own, and the others get through.
+                for letter in letters:
+                    await self._record(context, [letter])
+                return
             # Who asked over HTTP is told at once.
             for command in group:
                 if command.reply:
@@ -79,13 +99,14 @@ class BatchActor:
                 for command in receipts:
                     await self._bury(context, command, attempts=1, error=error)
                 return
-            group = receipts
+            # What is in the record must get into Redis too, whatever the caller was told.
+            group = group if archived else receipts
             if not group:
                 return
             # What came from Kafka is kept until the store is back.
             try:
-                await self._patiently(context, "commit facts")(self._commit, context, group)
-            except StoreUnavailable:
+                await self._patiently(context, "commit facts")(make_durable, group)
+            except (StoreUnavailable, BacklogFull):
                 return  # a stop was asked for; not acknowledged, these are read again by the next process
         await self.reach(FailPoint.BEFORE_REPLY, context.name)
         for command in group:
@@ -145,6 +166,7 @@ class BatchActor:
             context,
             StoreUnavailable,
             OutboxFull,
+            BacklogFull,
             maximum_seconds=self.retry_maximum_seconds,
             doing=doing,
             until_stop=True,

@@ -164,7 +164,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         except UndecodableMessage as error:
             self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error))
             return
-        receipt = Receipt(message, event_type, event.correlation_id, epoch)
+        receipt = Receipt(message, event_type, event.correlation_id, epoch, event.event_id)
         if event.facts:
             await self._deliver(RecordFacts(event.batch_id, event.facts, receipt), receipt)
         else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from bcs.contracts.published import ConsumedMessage
 from bcs.domain.facts import Fact
+from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id
 from bcs.supervision import Reply
 
 
@@ -14,6 +16,7 @@ class Receipt:
     """Proof of a consumed message, to be handed back once its effect is durable.
 
     :param correlation_id: of the envelope, where it could be read.
+    :param event_id: of the envelope, where it has one.
     :param epoch: which of our ownerships of the partition it was read in; a receipt of an older one is worthless.
     """
 
@@ -21,6 +24,19 @@ class Receipt:
     event_type: str
     correlation_id: str | None
     epoch: int
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is known of a report that came over HTTP.
+
+    :param report_id: of its own, the same however often it is tried.
+    """
+
+    report_id: UUID
+    correlation_id: str
+    asked_by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +44,44 @@ class RecordFacts:
     """To a batch's actor: make these facts durable.
 
     :param receipt: the Kafka message that they came from.
+    :param report: what they came with otherwise.
     :param reply: who waits for it.
     """
 
     batch_id: str
     facts: tuple[Fact, ...]
     receipt: Receipt | None = None
+    report: Report | None = None
     reply: Reply[None] | None = None
+
+    def entry(self, now_us: int) -> FactsRecorded:
+        """What the history is to say of it.
+
+        :param now_us: microseconds since 1970 UTC.
+        """
+        if self.receipt is None:
+            assert self.report is not None  # noqa: S101 (facts come from Kafka or over HTTP)
+            report = self.report
+            return FactsRecorded(
+                report.report_id,
+                self.batch_id,
+                now_us,
+                self.facts,
+                REPORTED,
+                report.correlation_id,
+                asked_by=report.asked_by,
+            )
+        receipt, message = self.receipt, self.receipt.message
+        return FactsRecorded(
+            consumed_entry_id(message.topic, message.partition, message.offset, message.timestamp_ms),
+            self.batch_id,
+            now_us,
+            self.facts,
+            receipt.event_type,
+            receipt.correlation_id,
+            receipt.event_id,
+            Position(message.topic, message.partition, message.offset),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +89,17 @@ class MessageFinished:
     """To the intake: the effect of this message is durable, or it is a durable dead letter."""
 
     receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEntries:
+    """To the archive: keep these in the record.
+
+    :param reply: who waits until they are durable, in the record or in the queue before it.
+    """
+
+    entries: tuple[HistoryEntry, ...]
+    reply: Reply[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

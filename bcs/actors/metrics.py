@@ -13,6 +13,7 @@ from bcs.actors.kafka import KafkaStatus
 from bcs.actors.messages import RenderMetrics
 from bcs.domain.errors import StoreError
 from bcs.failpoints import FailPoint, Reach
+from bcs.record.permanent import Permanent
 from bcs.store.base import Outbox
 from bcs.supervision import ActorContext, Snapshot
 from bcs.telemetry import CIRCUIT_STATES, Telemetry
@@ -22,6 +23,7 @@ from bcs.telemetry import CIRCUIT_STATES, Telemetry
 class MetricsActor:
     """Samples at intervals and answers requests in between. The registry outlives it, and so do all counters.
 
+    :param permanent: None where there is none.
     :param interval_seconds: the time between two samples.
     :param snapshot: a picture of the supervision tree.
     :param circuit: the state of the circuit breaker before the store.
@@ -30,6 +32,7 @@ class MetricsActor:
 
     telemetry: Telemetry
     outbox: Outbox
+    permanent: Permanent | None
     kafka: KafkaStatus
     interval_seconds: float
     snapshot: Callable[[], Snapshot]
@@ -65,6 +68,7 @@ class MetricsActor:
         for (topic, partition), lag in self.kafka.lag.items():
             telemetry.consumer_lag.labels(topic, partition).set(lag)
         telemetry.intake_in_flight.set(self.kafka.in_flight)
+        telemetry.record_up.set(self.permanent is not None and self.permanent.record.reachable)
         telemetry.circuit.labels("redis").set(CIRCUIT_STATES[self.circuit()])
 
     async def _sample_backlog(self) -> None:
@@ -72,6 +76,8 @@ class MetricsActor:
             # While the store is away the last figure stands; the circuit breaker's state tells why.
             with suppress(StoreError):
                 self.telemetry.outbox_backlog.set(await self.outbox.backlog())
+                if self.permanent:
+                    self.telemetry.archive_backlog.set(await self.permanent.backlog.backlog())
             await anyio.sleep(self.interval_seconds)
 
     async def _measure_loop_lag(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +29,8 @@ class Envelope(BaseModel, Generic[DataT]):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    # Whatever it is, nothing but the history ever shows it.
+    event_id: Any = None
     event_timestamp: datetime | None = None
     correlation_id: str | None = None
     data: DataT

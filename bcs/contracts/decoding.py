@@ -44,6 +44,7 @@ class DecodedEvent:
     batch_id: str
     correlation_id: str | None
     facts: tuple[Fact, ...]
+    event_id: str | None = None
 
 
 class EventDecoder:
@@ -85,7 +86,8 @@ class EventDecoder:
             problem = "the event's time lies before 1970 or after 9999"
             raise UndecodableMessage("invalid_event", problem, batch_id, envelope.correlation_id)
         facts = route.state_facts(envelope.data, at_us)
-        return DecodedEvent(route.event_type, batch_id, envelope.correlation_id, facts)
+        event_id = envelope.event_id if isinstance(envelope.event_id, str) else None
+        return DecodedEvent(route.event_type, batch_id, envelope.correlation_id, facts, event_id)
 
     def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int) -> tuple[Fact, ...]:
         if data.phase_name not in self._phases:

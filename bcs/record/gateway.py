@@ -112,7 +112,7 @@ class RecordGateway:
         try:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + deadline_seconds) as scope:
                 return await self._with_connection(work)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise self._judged(error) from error
         assert scope.cancelled_caught  # noqa: S101 (nothing else ends the block without a result)
         self._fail("no answer in time")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from bcs.contracts.published import OutboundMessage
+from bcs.domain.history import HistoryEntry
 from bcs.domain.state import BatchState
 from bcs.domain.verdicts import BatchSummary
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +92,17 @@ class Record(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LeasedMessage:
-    """A message that this process is to deliver.
+class Leased(Generic[T]):
+    """An item of a queue that this process is to deliver.
 
     :param entry_id: by which it is settled.
     """
 
     entry_id: str
-    message: OutboundMessage
+    message: T
+
+
+LeasedMessage = Leased[OutboundMessage]
 
 
 class Outbox(Protocol):
@@ -104,6 +110,14 @@ class Outbox(Protocol):
 
     async def append(self, messages: Sequence[OutboundMessage]) -> None:
         """Take messages in, all or none; they are durable when this returns.
+
+        :raises OutboxFull: none was taken.
+        :raises StoreUnavailable: whether they were taken is unknown.
+        """
+        ...
+
+    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
+        """The same, and keep what explains them for the record, if there is one.
 
         :raises OutboxFull: none was taken.
         :raises StoreUnavailable: whether they were taken is unknown.

@@ -24,6 +24,8 @@ from bcs.domain.verdicts import BatchSummary, PhaseVerdict
 
 EXPECTED_FIELD = "expected"
 VERSION_FIELD = "version"
+WHOLE_FIELD = "whole"
+"""The version at which nothing that the permanent record has of the batch was missing here."""
 BATCH_MARK_PREFIX = "mark:"
 SLOT_PREFIX = "slot:"
 
@@ -139,11 +141,15 @@ def decode_state(
         raise StoreCorrupted(keys.stem, str(error)) from None
 
 
-def encode_summary(summary: BatchSummary) -> str:
-    """A summary as one small string."""
+def encode_summary(summary: BatchSummary, *, whole: bool = False) -> str:
+    """A summary as one small string.
+
+    :param whole: whether nothing that the permanent record has of the batch is missing in it.
+    """
     return json.dumps(
         {
             "v": summary.version,
+            **({"whole": 1} if whole else {}),
             "known": summary.known,
             "expected": summary.expected,
             "phases": {
@@ -155,8 +161,8 @@ def encode_summary(summary: BatchSummary) -> str:
     )
 
 
-def decode_summary(key: str, text: bytes) -> BatchSummary:
-    """A summary from its string.
+def decode_summary(key: str, text: bytes) -> tuple[BatchSummary, bool]:
+    """A summary from its string, and whether it is whole.
 
     :raises StoreCorrupted: something else wrote there.
     """
@@ -168,7 +174,7 @@ def decode_summary(key: str, text: bytes) -> BatchSummary:
             verdicts[phase] = PhaseVerdict(complete == 1, completed, failed)
         version, known, expected = document["v"], document["known"], document["expected"]
         _require_whole(version, known, 0 if expected is None else expected)
-        return BatchSummary(version, known, expected, verdicts)
+        return BatchSummary(version, known, expected, verdicts), "whole" in document
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorrupted(key, f"not a summary: {error}") from None
 

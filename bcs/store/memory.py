@@ -10,9 +10,10 @@ import anyio.lowlevel
 
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import CommitConflict, OutboxFull
+from bcs.domain.history import HistoryEntry
 from bcs.domain.state import BatchState
 from bcs.domain.verdicts import BatchSummary, summarize
-from bcs.store.base import Committed, LeasedMessage
+from bcs.store.base import Committed, Leased, LeasedMessage
 from bcs.store.committing import CommitPolicy, commit_with
 
 
@@ -108,7 +109,11 @@ class MemoryOutbox:
             raise OutboxFull(self._limit)
         for message in messages:
             self._appended += 1
-            self._waiting.append(LeasedMessage(str(self._appended), message))
+            self._waiting.append(Leased(str(self._appended), message))
+
+    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
+        """See `Outbox.announce`; there is no record behind it."""
+        await self.append(messages)
 
     async def lease(self, limit: int) -> list[LeasedMessage]:
         """See `Outbox.lease`."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
-from typing import Any
+from functools import partial
 
 from redis.exceptions import ResponseError
 
@@ -14,36 +13,26 @@ from bcs.domain.state import BatchState
 from bcs.domain.verdicts import BatchSummary, summarize
 from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Committed
-from bcs.store.codec import (
-    BATCH_MARK_PREFIX,
-    EXPECTED_FIELD,
-    SLOT_PREFIX,
-    VERSION_FIELD,
-    BatchKeys,
-    decode_state,
-    decode_summary,
-    encode_essay,
-    encode_essay_mark,
-    encode_expected,
-    encode_joined,
-    encode_mark,
-    encode_summary,
-    slots_in,
-)
+from bcs.store.codec import WHOLE_FIELD, BatchKeys, decode_summary
 from bcs.store.committing import CommitPolicy, commit_with
-from bcs.store.merge_script import MERGE_SCRIPT
-from bcs.store.multiplexer import Command
+from bcs.store.recall import Recall
+from bcs.store.redis_batch import StoredBatch, decode, merge, reads, watch, writes
 from bcs.store.redis_gateway import RedisGateway, RedisSession
+from bcs.store.single_flight import SingleFlight
 
 
 class RedisStateStore:
-    """The state store in Redis.
+    """The state store in Redis, in front of a permanent record if there is one.
 
     All keys of a batch are written and expire together, and are read in one transaction: a batch is seen whole or not
     at all.
 
+    With a record, a batch that may lack something is united with what that has, whenever it is read or written. What is
+    committed must be in the record already, or in the queue before it: so Redis may forget at any time.
+
     :param key_prefix: stands before every key.
     :param ttl_seconds: how long a batch is kept after its last write.
+    :param recall: asks the record.
     :param reach: for chaos tests.
     """
 
@@ -54,13 +43,16 @@ class RedisStateStore:
         key_prefix: str,
         ttl_seconds: int,
         policy: CommitPolicy | None = None,
+        recall: Recall | None = None,
         reach: Reach = pass_by,
     ) -> None:
         self._gateway = gateway
         self._key_prefix = key_prefix
         self._ttl_ms = ttl_seconds * 1000
         self._policy = policy or CommitPolicy()
+        self._recall = recall
         self._reach = reach
+        self._flights: SingleFlight[BatchSummary] = SingleFlight()
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
         """See `StateStore.commit`."""
@@ -68,19 +60,14 @@ class RedisStateStore:
 
         async def optimistically() -> None:
             async with self._gateway.session() as session:
-                watched = await session.call(*self._watch(keys))
-                state, version, slots = self._decode(keys, watched[1:])
-                changed = state.absorb(delta)
-                summary = summarize(state, version + 1)
-                writes = [
-                    *_writes(keys, slots, state, changed, summary.version),
-                    # A transaction runs at one instant, so all keys of the batch expire at the same one.
-                    ("SET", keys.summary, encode_summary(summary), "PX", self._ttl_ms),
-                    ("PEXPIRE", keys.meta, self._ttl_ms),
-                    ("PEXPIRE", keys.essays, self._ttl_ms),
-                ]
+                stored = decode(keys, (await session.call(*watch(keys)))[1:])
+                additions, whole = delta, stored.whole
+                if self._recall and not whole and (recalled := await self._recall.unite(batch_id, stored.state)):
+                    additions, whole = recalled.state, recalled.whole
+                    additions.absorb(delta)
+                changed = stored.state.absorb(additions)
                 await self._reach(FailPoint.BEFORE_EXEC, batch_id)
-                written = await self._execute(session, writes)
+                written = await self._write(session, keys, stored, changed, stored.version + 1, whole, self._ttl_ms)
                 await self._reach(FailPoint.AFTER_EXEC, batch_id)
             if not written:
                 raise CommitConflict(batch_id)
@@ -88,7 +75,7 @@ class RedisStateStore:
         async def register_by_register() -> None:
             # Each register is merged where it lies, so nothing is overwritten unread; the summary, which would need
             # them all, is dropped, and the next reader makes it anew.
-            await self._gateway.call(self._merge_command(keys, delta))
+            await self._gateway.call(merge(keys, delta, self._ttl_ms))
 
         with _corruption_named(keys):
             return await commit_with(self._policy, optimistically, register_by_register)
@@ -101,12 +88,13 @@ class RedisStateStore:
         except ResponseError as error:
             raise StoreCorrupted(keys.stem, str(error)) from error
         if stored is not None:
-            return decode_summary(keys.summary, stored)
-        with _corruption_named(keys):
-            state, version, _ = await self._snapshot(keys)
-            if not state.empty:
-                await self._restore_summary(keys)
-        return summarize(state, version)
+            summary, whole = decode_summary(keys.summary, stored)
+            if whole or self._recall is None:
+                return summary
+            if not self._recall.record.reachable:
+                self._recall.require_known(summary)
+                return summary
+        return await self._flights.do(batch_id, partial(self._restored, batch_id, keys))
 
     async def state(self, batch_id: str) -> BatchState:
         """See `StateStore.state`."""
@@ -120,8 +108,19 @@ class RedisStateStore:
         """
         keys = BatchKeys(self._key_prefix, batch_id)
         with _corruption_named(keys):
-            state, version, _ = await self._snapshot(keys)
-        return state, version
+            stored = await self._snapshot(keys)
+        await self._complete(batch_id, stored)
+        return stored.state, stored.version
+
+    async def distrust(self, batch_ids: Iterable[str]) -> None:
+        """The record has got facts past this store: whatever is here of these batches may lack something.
+
+        :raises StoreUnavailable: whether that is known now is unknown.
+        """
+        for batch_id in batch_ids:
+            keys = BatchKeys(self._key_prefix, batch_id)
+            with _corruption_named(keys):
+                await self._gateway.call(("MULTI",), ("HDEL", keys.meta, WHOLE_FIELD), ("DEL", keys.summary), ("EXEC",))
 
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`."""
@@ -131,55 +130,64 @@ class RedisStateStore:
         """See `StateStore.ping`."""
         await self._gateway.ping()
 
-    async def _restore_summary(self, keys: BatchKeys) -> None:
-        """Store a missing summary anew, unless another writer comes in between."""
-        async with self._gateway.session() as session:
-            *watched, remaining_ms = await session.call(*self._watch(keys), ("PTTL", keys.meta))
-            state, version, _ = self._decode(keys, watched[1:])
-            if remaining_ms <= 0:
-                await session.call(("UNWATCH",))  # the batch has just expired
-                return
-            # It must not outlive the facts that it sums up.
-            stored = encode_summary(summarize(state, version))
-            await self._execute(session, [("SET", keys.summary, stored, "PX", remaining_ms)])
+    async def _restored(self, batch_id: str, keys: BatchKeys) -> BatchSummary:
+        """The summary made anew, and stored unless other writers come in between each time."""
+        found: list[BatchSummary] = []
 
-    async def _snapshot(self, keys: BatchKeys) -> tuple[BatchState, int, list[str]]:
+        async def optimistically() -> None:
+            async with self._gateway.session() as session:
+                *watched, remaining_ms = await session.call(*watch(keys), ("PTTL", keys.meta))
+                stored = decode(keys, watched[1:])
+                changed, whole = await self._complete(batch_id, stored)
+                version = stored.version if changed.empty else stored.version + 1
+                found.append(summarize(stored.state, version))
+                if stored.state.empty or (remaining_ms <= 0 and changed.empty):
+                    await session.call(("UNWATCH",))  # nothing is known, or the batch has just expired
+                    return
+                # What was known before is kept no longer for having been read.
+                ttl_ms = remaining_ms if remaining_ms > 0 else self._ttl_ms
+                written = await self._write(session, keys, stored, changed, version, whole, ttl_ms)
+            if not written:
+                raise CommitConflict(batch_id)
+
+        async def without_storing() -> None:
+            stored = await self._snapshot(keys)
+            await self._complete(batch_id, stored)
+            found.append(summarize(stored.state, stored.version))
+
+        with _corruption_named(keys):
+            await commit_with(self._policy, optimistically, without_storing)
+        return found[-1]
+
+    async def _complete(self, batch_id: str, stored: StoredBatch) -> tuple[BatchState, bool]:
+        """Add what the record has of a batch; return what that changed, and whether nothing can be missing now."""
+        if self._recall is None or stored.whole:
+            return BatchState(), stored.whole
+        recalled = await self._recall.unite(batch_id, stored.state)
+        if recalled is None:
+            self._recall.require_known(summarize(stored.state, stored.version))
+            return BatchState(), False
+        return stored.state.absorb(recalled.state), recalled.whole
+
+    async def _snapshot(self, keys: BatchKeys) -> StoredBatch:
         # One transaction, since keys that expire between two reads would show half a batch.
-        replies = await self._gateway.call(("MULTI",), *_reads(keys), ("EXEC",))
-        return self._decode(keys, replies[-1])
+        replies = await self._gateway.call(("MULTI",), *reads(keys), ("EXEC",))
+        return decode(keys, replies[-1])
 
-    def _watch(self, keys: BatchKeys) -> list[Command]:
-        # These reads can show half a batch, if it expires between them. Then EXEC fails: to expire counts as a change.
-        return [("WATCH", *keys.all), *_reads(keys)]
-
-    async def _execute(self, session: RedisSession, writes: Sequence[Command]) -> bool:
-        replies = await session.call(("MULTI",), *writes, ("EXEC",))
+    async def _write(
+        self,
+        session: RedisSession,
+        keys: BatchKeys,
+        stored: StoredBatch,
+        changed: BatchState,
+        version: int,
+        whole: bool,
+        ttl_ms: int,
+    ) -> bool:
+        """Write what changed, and the summary; False when somebody else wrote to the batch since it was read."""
+        commands = writes(keys, stored, changed, version, ttl_ms, whole=whole)
+        replies = await session.call(("MULTI",), *commands, ("EXEC",))
         return replies[-1] is not None
-
-    def _decode(self, keys: BatchKeys, replies: Sequence[Any]) -> tuple[BatchState, int, list[str]]:
-        try:
-            texts = [item.decode() for item in replies[0]]
-            meta = dict(zip(texts[::2], texts[1::2], strict=True))
-            slots, version = slots_in(meta), int(meta.get(VERSION_FIELD, 0))
-        except ValueError as error:
-            raise StoreCorrupted(keys.meta, str(error)) from None
-        return decode_state(keys, meta, slots, replies[1]), version, slots
-
-    def _merge_command(self, keys: BatchKeys, delta: BatchState) -> Command:
-        registers: list[Command] = []
-        if delta.expected:
-            registers.append(("newest", EXPECTED_FIELD, "", encode_expected(delta.expected)))
-        registers += [
-            ("batch mark", f"{BATCH_MARK_PREFIX}{phase}", "", encode_mark(mark))
-            for phase, mark in delta.batch_marks.items()
-        ]
-        registers += [("joined", essay, "", encode_joined(since)) for essay, since in delta.known_since_us.items()]
-        registers += [
-            ("mark", essay, phase, encode_essay_mark(mark))
-            for phase, marks in delta.essay_marks.items()
-            for essay, mark in marks.items()
-        ]
-        return ("EVAL", MERGE_SCRIPT, len(keys.all), *keys.all, self._ttl_ms, *chain.from_iterable(registers))
 
 
 @contextmanager
@@ -189,22 +197,3 @@ def _corruption_named(keys: BatchKeys) -> Iterator[None]:
         yield
     except ResponseError as error:
         raise StoreCorrupted(keys.stem, str(error)) from error
-
-
-def _reads(keys: BatchKeys) -> list[Command]:
-    return [("HGETALL", keys.meta), ("HGETALL", keys.essays)]
-
-
-def _writes(keys: BatchKeys, slots: list[str], state: BatchState, changed: BatchState, version: int) -> list[Command]:
-    fields = {VERSION_FIELD: str(version)}
-    fields |= {f"{BATCH_MARK_PREFIX}{phase}": encode_mark(mark) for phase, mark in changed.batch_marks.items()}
-    if changed.expected:
-        fields[EXPECTED_FIELD] = encode_expected(changed.expected)
-    slots = list(slots)
-    for phase in sorted(changed.essay_marks.keys() - set(slots)):
-        fields[f"{SLOT_PREFIX}{phase}"] = str(len(slots))
-        slots.append(phase)
-    touched = changed.known_since_us.keys() | set(chain.from_iterable(changed.essay_marks.values()))
-    records = {essay: encode_essay(state, essay, slots) for essay in touched}
-    hashes: list[tuple[str, Mapping[str, str | bytes]]] = [(keys.meta, fields), (keys.essays, records)]
-    return [("HSET", key, *chain.from_iterable(entries.items())) for key, entries in hashes if entries]

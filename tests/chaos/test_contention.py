@@ -74,7 +74,7 @@ async def watch_summary(gateway: RedisGateway, keys: BatchKeys, over: anyio.Even
         reads = ("GET", keys.summary), ("HGET", keys.meta, VERSION_FIELD)
         *_, [stored, version] = await gateway.call(("MULTI",), *reads, ("EXEC",))
         if stored is not None:
-            summary = decode_summary(keys.summary, stored)
+            summary, _ = decode_summary(keys.summary, stored)
             assert summary.version == int(version)
             seen += 1
         return over.is_set()

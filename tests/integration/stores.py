@@ -24,7 +24,7 @@ DELTA = delta_of([EssaysRegistered(("a",), 1, 0), EssayPhaseEnded("nlp", "a", Ou
 class FallbackOnly(RedisStateStore):
     """Loses every optimistic attempt, so that every commit goes by the script."""
 
-    async def _execute(self, *_: object) -> bool:
+    async def _write(self, *_: object) -> bool:
         raise CommitConflict("b")
 
 

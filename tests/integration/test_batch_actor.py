@@ -55,7 +55,8 @@ async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_a
     actor = BatchActor(
         store,
         outbox,
-        Telemetry(),
+        archive=None,
+        telemetry=Telemetry(),
         finished=finished.append,
         outbox_grew=lambda: nudges.append(None),
         now=lambda: datetime.now(UTC),

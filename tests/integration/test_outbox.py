@@ -10,7 +10,7 @@ import pytest
 
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import BcsError, OutboxFull
-from bcs.store.base import LeasedMessage, Outbox
+from bcs.store.base import Leased, LeasedMessage, Outbox
 from bcs.store.memory import MemoryOutbox
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_outbox import RedisOutbox
@@ -326,7 +326,7 @@ async def test_a_foreign_key_in_the_stream_s_place_is_a_typed_error(
 ) -> None:
     outbox = replica("a")
     await gateway.call(("SET", stream, "x", "PX", 60_000))
-    leased = LeasedMessage("1-1", message(0))
+    leased = Leased("1-1", message(0))
     uses: list[Callable[[], Awaitable[object]]] = [
         lambda: outbox.lease(1),
         lambda: outbox.resume(1),

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaTimeoutError
 from bcs.actors.publishing import publish_all
 from bcs.contracts import topics
 from bcs.contracts.published import OutboundMessage
-from bcs.store.base import LeasedMessage
+from bcs.store.base import Leased, LeasedMessage
 from tests.support.kafka import PARTITIONS, Platform
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +37,7 @@ class Leaderless(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no type
 
 def leased(count: int) -> list[LeasedMessage]:
     return [
-        LeasedMessage(str(number), OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, b"key-%d" % number, b"x"))
+        Leased(str(number), OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, b"key-%d" % number, b"x"))
         for number in range(count)
     ]
 

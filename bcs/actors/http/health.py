@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from bcs import __version__
-from bcs.actors.http.asking import ask_again
+from bcs.actors.asking import ask_again
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.kafka import KafkaStatus
@@ -21,6 +22,10 @@ from bcs.settings import Settings
 from bcs.store.base import StateStore
 from bcs.supervision import Mailbox, Snapshot, State
 
+if TYPE_CHECKING:
+    # It takes the extra `postgres`.
+    from bcs.record.postgres import PostgresRecord
+
 # States of an actor in which its callers wait for it.
 _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.WEDGED, State.ENDED})
 
@@ -29,12 +34,14 @@ _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.WEDGED, State.E
 class Probes:
     """Handlers with what they need.
 
+    :param record: None where there is none.
     :param snapshot: a picture of the supervision tree.
     :param draining: whether a stop was asked for.
     """
 
     settings: Settings
     store: StateStore
+    record: PostgresRecord | None
     kafka: KafkaStatus
     metrics: Mailbox[RenderMetrics]
     snapshot: Callable[[], Snapshot]
@@ -45,12 +52,14 @@ class Probes:
         tree = self.snapshot()
         redis = await self._redis()
         kafka = _dependency(self.kafka.connected, self.kafka.problem)
+        postgresql = self._postgresql()
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
+        dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
+        away = [name for name, state in dependencies.items() if state["status"] == "unhealthy"]
         status, message = "healthy", "all actors run and all dependencies answer"
         if not tree.healthy:
             status, message = "unhealthy", "an actor ignores its cancellation; only a new process helps"
-        elif "unhealthy" in (redis["status"], kafka["status"]) or disturbed:
-            away = [name for name, state in (("redis", redis), ("kafka", kafka)) if state["status"] == "unhealthy"]
+        elif away or disturbed:
             status, message = "degraded", f"not in order: {', '.join(away + disturbed)}"
         document = {
             "service": SERVICE,
@@ -62,11 +71,7 @@ class Probes:
                 "actors_recoverable": tree.healthy,
                 "actors": {path: node.state.value for path, node in tree.iter_flat() if "/" not in path},
             },
-            "dependencies": {
-                "redis": redis,
-                "kafka": kafka,
-                "postgresql": {"status": "not_configured", "message": "this version keeps no permanent record"},
-            },
+            "dependencies": dependencies,
             "environment": self.settings.environment.value,
         }
         return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
@@ -84,6 +89,11 @@ class Probes:
         """GET /metrics."""
         text = await ask_again(lambda: self.metrics.ask(RenderMetrics, self.settings.request_deadline_seconds))
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def _postgresql(self) -> dict[str, str]:
+        if self.record is None:
+            return {"status": "not_configured", "message": "no permanent record is kept (BCS_DATABASE_URL is not set)"}
+        return _dependency(self.record.reachable, self.record.problem)
 
     async def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:

@@ -6,15 +6,17 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
+from uuid import UUID
 
 import structlog
 from aiohttp import web
 
-from bcs.actors.http.asking import ask_again
+from bcs.actors.asking import ask_again
 from bcs.actors.http.middleware import CORRELATION_ID, DEAD_LETTER, correlation_id_of
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
-from bcs.actors.messages import RecordFacts
+from bcs.actors.knowledge import Knowledge
+from bcs.actors.messages import RecordFacts, Report
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, earlier_failures, failed_resolution
 from bcs.contracts.decoding import microseconds
@@ -33,12 +35,15 @@ from bcs.contracts.http import (
 from bcs.contracts.published import phases_skipped
 from bcs.domain.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
 from bcs.domain.facts import BatchPhaseEnded, Outcome
+from bcs.domain.history import PhaseDecided, PipelineResolved
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.resolution import Resolution, admit, resolve
 from bcs.failpoints import FailPoint, Reach
 from bcs.store.base import Outbox, StateStore
 from bcs.supervision import DynamicSupervisor
 from bcs.telemetry import Telemetry
+
+_AGENT_CHARACTERS = 100
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
@@ -50,6 +55,7 @@ class PipelineCalls:
     :param phases: the phase names that a caller may report on.
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
+    :param new_id: makes ids of entries in the history.
     :param deadline_seconds: how long a batch's actor may take to record a fact.
     :param reach: for chaos tests.
     """
@@ -58,10 +64,12 @@ class PipelineCalls:
     phases: Collection[str]
     store: StateStore
     outbox: Outbox
+    knowledge: Knowledge
     batches: DynamicSupervisor[RecordFacts]
     telemetry: Telemetry
     outbox_grew: Callable[[], None]
     now: Callable[[], datetime]
+    new_id: Callable[[], UUID]
     deadline_seconds: float
     reach: Reach
 
@@ -71,7 +79,7 @@ class PipelineCalls:
         request[CORRELATION_ID] = body.correlation_id
         outcome = "failure"
         try:
-            resolution = await self._resolve(body)
+            resolution, source = await self._resolve(body, asked_by(request))
             outcome = "success"
         except RequestRefused as error:
             self.telemetry.refusals.labels(_REFUSALS[type(error)]).inc()
@@ -82,7 +90,7 @@ class PipelineCalls:
             raise
         finally:
             self.telemetry.resolutions(outcome).inc()
-        return reply_json(pipeline_answer(body.batch_id, resolution))
+        return reply_json({**pipeline_answer(body.batch_id, resolution), "source": source})
 
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
@@ -93,30 +101,48 @@ class PipelineCalls:
         self.store.ensure_reachable()
         outcome = Outcome.COMPLETED if body.success else Outcome.FAILED
         fact = BatchPhaseEnded(body.phase_name, outcome, microseconds(self.now()))
+        report = Report(self.new_id(), correlation_id_of(request), asked_by(request))
         # The fact keeps its time, so that to record it again after the actor died changes nothing.
         await ask_again(
             lambda: self.batches.ask(
                 body.batch_id,
-                lambda reply: RecordFacts(body.batch_id, (fact,), reply=reply),
+                lambda reply: RecordFacts(body.batch_id, (fact,), report=report, reply=reply),
                 self.deadline_seconds,
             )
         )
         return reply_json({"status": "recorded", "batch_id": body.batch_id, "phase_name": body.phase_name})
 
-    async def _resolve(self, body: DefinePipeline) -> Resolution:
+    async def _resolve(self, body: DefinePipeline, caller: str) -> tuple[Resolution, str]:
         prompt_attached = body.batch_metadata.prompt_attached if body.batch_metadata else None
         admit(self.definitions, body.requested_pipeline, prompt_attached=prompt_attached)
-        summary = await self.store.summary(body.batch_id)
+        summary, source = await self.knowledge.summary(body.batch_id)
         resolution = resolve(self.definitions, body.requested_pipeline, summary)
-        pruned = resolution.pruned
+        pruned, now = resolution.pruned, self.now()
+        resolved = self._explanation(body, resolution, summary.version, source, caller, now)
         if pruned:
             # Durable before the answer: once the caller knows of a pruning, it will be announced.
-            await self.outbox.append(phases_skipped(body.batch_id, pruned, body.correlation_id, self.now()))
+            await self.knowledge.announce(phases_skipped(body.batch_id, pruned, body.correlation_id, now), resolved)
             await self.reach(FailPoint.HTTP_BEFORE_REPLY, body.batch_id)
-            self.outbox_grew()
             for phase in pruned:
                 self.telemetry.phases_pruned(phase).inc()
-        return resolution
+        else:
+            self.knowledge.note(resolved)
+        return resolution, source
+
+    def _explanation(
+        self, body: DefinePipeline, resolution: Resolution, version: int, source: str, caller: str, now: datetime
+    ) -> PipelineResolved:
+        return PipelineResolved(
+            self.new_id(),
+            body.batch_id,
+            microseconds(now),
+            body.correlation_id,
+            caller,
+            resolution.pipeline,
+            tuple(PhaseDecided(one.phase, one.runs, one.reason.value, one.because) for one in resolution.decisions),
+            version,
+            source,
+        )
 
     async def _bury(self, request: web.Request, body: DefinePipeline, error: BcsError) -> None:
         """A resolution that failed on our side, and would fail again, becomes a dead letter for someone to look at."""
@@ -137,6 +163,11 @@ class PipelineCalls:
         request[DEAD_LETTER] = "written"
         self.telemetry.dead_letters.labels(topics.RESOLUTION, "pipeline_resolution_failed").inc()
         self.outbox_grew()
+
+
+def asked_by(request: web.Request) -> str:
+    """Who asks, as far as a request tells."""
+    return f"{request.headers.get('User-Agent', 'unknown')[:_AGENT_CHARACTERS]} at {request.remote}"
 
 
 _REFUSALS: dict[type[RequestRefused], str] = {

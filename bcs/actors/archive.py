@@ -1,0 +1,173 @@
+"""The archive: writes to the permanent record what became known and what was answered, or queues it for later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+
+from bcs.actors.archive_upkeep import Upkeep
+from bcs.actors.asking import ask_again
+from bcs.actors.messages import KeepEntries
+from bcs.domain.errors import StoreError, StoreRefused, StoreUnavailable
+from bcs.domain.history import HistoryEntry
+from bcs.failpoints import FailPoint, Reach
+from bcs.store.redis_backlog import RedisBacklog
+from bcs.supervision import ActorContext, AskTimeout, Letter, Mailbox, MailboxFull, serve
+from bcs.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    # It takes the extra `postgres`.
+    from bcs.record.postgres import PostgresRecord
+
+log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
+
+_LETTERS_AT_A_TIME = 500
+# To put a statement together holds up all else in this process, for some milliseconds with so many.
+_ENTRIES_PER_WRITE = 200
+# What only explains an answer waits here for a moment; beyond that it is let go, and counted.
+_EXPLANATIONS_LIMIT = 10_000
+
+
+class Archive:
+    """The way to the archive actor, for those who have something to keep.
+
+    :param mailbox: see `archive_mailbox`.
+    :param patience_seconds: how long the actor may take; longer than it tries the record and then the queue.
+    :param rouse: tells the actor that something waits in the queue.
+    """
+
+    def __init__(
+        self,
+        mailbox: Mailbox[KeepEntries],
+        telemetry: Telemetry,
+        patience_seconds: float,
+        rouse: Callable[[], None],
+    ) -> None:
+        self.rouse = rouse
+        self._mailbox = mailbox
+        self._telemetry = telemetry
+        self._patience_seconds = patience_seconds
+
+    async def keep(self, entries: Sequence[HistoryEntry]) -> None:
+        """Keep entries; they are durable when this returns, in the record or in the queue before it.
+
+        Cancellation leaves open whether they are kept; to keep them again changes nothing.
+
+        :raises StoreUnavailable: neither could take them.
+        :raises BacklogFull: the record is away, and so many wait for it that no more are accepted.
+        :raises StoreRefused: the record will never take them.
+        """
+        kept = tuple(entries)
+        try:
+            await ask_again(lambda: self._mailbox.ask(lambda reply: KeepEntries(kept, reply), self._patience_seconds))
+        except (AskTimeout, MailboxFull) as error:
+            raise StoreUnavailable("archive", str(error)) from error
+
+    def note(self, entry: HistoryEntry) -> None:
+        """Keep an entry soon. One that is noted less than a moment before the process is killed may be lost."""
+        try:
+            if self._mailbox.depth >= _EXPLANATIONS_LIMIT:
+                raise MailboxFull(self._mailbox.name, _EXPLANATIONS_LIMIT)
+            self._mailbox.send_nowait(KeepEntries((entry,)))
+        except MailboxFull:
+            self._telemetry.history_dropped.inc()
+
+
+def archive_mailbox(asks: int) -> Mailbox[KeepEntries]:
+    """The archive's mailbox.
+
+    :param asks: how many may ask at a time.
+    """
+    return Mailbox("archive", asks + _EXPLANATIONS_LIMIT)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveActor:
+    """Writes what waits in its mailbox as one statement. One instance serves all incarnations of the actor.
+
+    :param upkeep: what goes on beside that: finding the record again, draining the queue, retention.
+    :param reach: for chaos tests.
+    """
+
+    record: PostgresRecord
+    backlog: RedisBacklog
+    upkeep: Upkeep
+    telemetry: Telemetry
+    reach: Reach
+
+    async def run(self, context: ActorContext[KeepEntries]) -> None:
+        """Write until asked to stop, and then what is in the mailbox. That record or queue is away is no crash."""
+        await self.reach(FailPoint.STARTING, context.name)
+
+        async def handle(letters: list[Letter[KeepEntries]]) -> None:
+            # An abandoned ask is kept too: its facts may come again, but need not.
+            for commands in _portions([letter.message for letter in letters]):
+                context.beat()
+                await self._keep(commands)
+
+        async def exhausted(letter: Letter[KeepEntries]) -> None:
+            log.error("entries_given_up", error=repr(letter.last_error))
+            self._give_up(letter.message, StoreRefused("archive", repr(letter.last_error)))
+
+        if context.incarnation == 1:
+            # Whoever starts after this one finds the record there, if it is there at all.
+            await self.upkeep.look()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.upkeep.run)
+            await serve(context, handle, limit=_LETTERS_AT_A_TIME, exhausted=exhausted)
+            group.cancel_scope.cancel()
+        await self.upkeep.finish()
+
+    async def _keep(self, commands: Sequence[KeepEntries]) -> None:
+        try:
+            await self._make_durable([entry for command in commands for entry in command.entries])
+        except StoreRefused as error:
+            if len(commands) == 1:
+                self._give_up(commands[0], error)
+                return
+            # One of them spoils the statement for all.
+            for command in commands:
+                await self._keep([command])
+        except StoreError as error:
+            for command in commands:
+                self._give_up(command, error)
+        else:
+            for command in commands:
+                if command.reply:
+                    command.reply.send(None)
+
+    async def _make_durable(self, entries: Sequence[HistoryEntry]) -> None:
+        await self.reach(FailPoint.ARCHIVE_RECEIVED, "archive")
+        try:
+            await self.record.write(entries)
+        except StoreUnavailable:
+            await self.backlog.append(entries)
+            self.telemetry.archive_queued.inc(len(entries))
+            self.upkeep.rouse()
+        else:
+            self.telemetry.archive_written.inc(len(entries))
+        await self.reach(FailPoint.ARCHIVE_WRITTEN, "archive")
+
+    def _give_up(self, command: KeepEntries, error: StoreError) -> None:
+        if command.reply:
+            command.reply.fail(error)  # whoever waits tries again, or tells its caller
+        else:
+            self.telemetry.history_dropped.inc(len(command.entries))
+
+
+def _portions(commands: Iterable[KeepEntries]) -> Iterator[list[KeepEntries]]:
+    """Commands in groups of about so many entries as one statement should have."""
+    portion: list[KeepEntries] = []
+    size = 0
+    for command in commands:
+        if portion and size + len(command.entries) > _ENTRIES_PER_WRITE:
+            yield portion
+            portion, size = [], 0
+        portion.append(command)
+        size += len(command.entries)
+    if portion:
+        yield portion

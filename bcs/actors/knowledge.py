@@ -1,0 +1,84 @@
+"""What is known of a batch, and the way to announce what was pruned: Redis, or the record while that is away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bcs.actors.archive import Archive
+from bcs.contracts.batches import POSTGRESQL
+from bcs.contracts.published import OutboundMessage
+from bcs.domain.errors import StoreUnavailable
+from bcs.domain.history import PipelineResolved
+from bcs.domain.state import BatchState
+from bcs.domain.verdicts import BatchSummary, summarize
+from bcs.record.permanent import Permanent
+from bcs.store.base import Outbox, StateStore
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What the HTTP calls know.
+
+    :param store_name: what the store is called in answers.
+    :param permanent: None where there is no permanent record.
+    :param outbox_grew: tells the publisher that there is something to publish.
+    """
+
+    store: StateStore
+    store_name: str
+    outbox: Outbox
+    permanent: Permanent | None
+    archive: Archive | None
+    outbox_grew: Callable[[], None]
+
+    async def summary(self, batch_id: str) -> tuple[BatchSummary, str]:
+        """The batch's verdicts, and who had them.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        try:
+            return await self.store.summary(batch_id), self.store_name
+        except StoreUnavailable as error:
+            if self.permanent is None or not self.permanent.stands_in(error):
+                raise
+            return summarize(await self.permanent.record.state(batch_id), 0), POSTGRESQL
+
+    async def state(self, batch_id: str) -> tuple[BatchState, int | None, str]:
+        """Everything known of the batch, its version where the store had it, and who had it.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        try:
+            # In this order the state has at least what the version counts.
+            summary = await self.store.summary(batch_id)
+            return await self.store.state(batch_id), summary.version, self.store_name
+        except StoreUnavailable as error:
+            if self.permanent is None or not self.permanent.stands_in(error):
+                raise
+            return await self.permanent.record.state(batch_id), None, POSTGRESQL
+
+    async def announce(self, messages: Sequence[OutboundMessage], resolved: PipelineResolved) -> None:
+        """Have it announced what was pruned, and kept why. When this returns, both are durable.
+
+        :raises OutboxFull: neither was taken.
+        :raises StoreUnavailable: whether it was is unknown.
+        """
+        if resolved.source != POSTGRESQL:
+            try:
+                await self.outbox.announce(messages, resolved)
+            except StoreUnavailable as error:
+                if self.permanent is None or not self.permanent.stands_in(error):
+                    raise
+            else:
+                self.outbox_grew()
+                if self.archive:
+                    self.archive.rouse()
+                return
+        assert self.permanent is not None  # noqa: S101 (nobody else is called that)
+        await self.permanent.record.keep(messages, resolved)
+
+    def note(self, resolved: PipelineResolved) -> None:
+        """Have it kept what was answered where nothing was pruned."""
+        if self.archive:
+            self.archive.note(resolved)

@@ -1,0 +1,116 @@
+"""What a service keeps, and where: the state of batches, the outbox, and the permanent record behind them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from time import monotonic
+
+from bcs.contracts.batches import MEMORY, REDIS
+from bcs.failpoints import Reach, pass_by
+from bcs.record.opening import open_record
+from bcs.record.permanent import Permanent
+from bcs.settings import Settings
+from bcs.store.base import Outbox, StateStore
+from bcs.store.committing import CommitPolicy
+from bcs.store.memory import MemoryOutbox, MemoryStateStore
+from bcs.store.recall import Recall
+from bcs.store.redis_backlog import RedisBacklog
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_outbox import RedisOutbox
+from bcs.store.redis_state import RedisStateStore
+
+
+@dataclass(frozen=True, slots=True)
+class Persistence:
+    """The stores of one process, and the connections behind them.
+
+    :param store_name: what the state store is called in answers.
+    :param gateway: None where state is kept in memory.
+    :param permanent: None where there is no permanent record.
+    """
+
+    store_name: str
+    gateway: RedisGateway | None
+    store: StateStore
+    outbox: Outbox
+    permanent: Permanent | None = None
+
+    def circuit(self) -> str:
+        """The state of the circuit breaker before the store."""
+        return self.gateway.circuit if self.gateway else "closed"
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self.gateway:
+            await self.gateway.aclose()
+        if self.permanent:
+            await self.permanent.record.aclose()
+
+
+def open_persistence(settings: Settings, reach: Reach = pass_by) -> Persistence:
+    """The stores that the settings name; nothing is connected before it is needed.
+
+    :param reach: for chaos tests.
+    :raises PostgresClientMissing: a database is named, and this installation can't ask it.
+    """
+    policy = CommitPolicy(settings.redis_commit_attempts)
+    if settings.use_mock_repository:
+        return Persistence(
+            MEMORY,
+            None,
+            MemoryStateStore(settings.redis_ttl_seconds, monotonic, policy),
+            MemoryOutbox(settings.outbox_max_messages, monotonic),
+        )
+    gateway = redis_gateway(settings)
+    # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
+    consumer = f"{settings.instance_name or socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    permanent = _permanent(settings, gateway, consumer)
+    store = redis_store(settings, gateway, permanent, reach=reach)
+    outbox = RedisOutbox(
+        gateway,
+        key_prefix=settings.redis_key_prefix,
+        consumer=consumer,
+        limit=settings.outbox_max_messages,
+        backlog=permanent.backlog if permanent else None,
+    )
+    return Persistence(REDIS, gateway, store, outbox, permanent)
+
+
+def redis_store(
+    settings: Settings, gateway: RedisGateway, permanent: Permanent | None, *, reach: Reach = pass_by
+) -> RedisStateStore:
+    """The state of batches in Redis.
+
+    :param permanent: what it is to be united with.
+    """
+    return RedisStateStore(
+        gateway,
+        key_prefix=settings.redis_key_prefix,
+        ttl_seconds=settings.redis_ttl_seconds,
+        policy=CommitPolicy(settings.redis_commit_attempts),
+        recall=Recall(permanent.record, permanent.backlog.waiting) if permanent else None,
+        reach=reach,
+    )
+
+
+def redis_gateway(settings: Settings) -> RedisGateway:
+    """The way to the Redis that the settings name."""
+    return RedisGateway(
+        settings.redis_url,
+        max_connections=settings.redis_max_connections,
+        deadline_seconds=settings.redis_deadline_seconds,
+        breaker_failures=settings.redis_breaker_failures,
+        breaker_open_seconds=settings.redis_breaker_open_seconds,
+    )
+
+
+def _permanent(settings: Settings, gateway: RedisGateway, consumer: str) -> Permanent | None:
+    if settings.database_url is None:
+        return None
+    backlog = RedisBacklog(
+        gateway, key_prefix=settings.redis_key_prefix, consumer=consumer, limit=settings.archive_max_entries
+    )
+    return Permanent(open_record(settings), backlog)

@@ -1,0 +1,28 @@
+"""The permanent record, together with what waits for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bcs.domain.errors import StoreUnavailable
+from bcs.store.redis_backlog import RedisBacklog
+
+if TYPE_CHECKING:
+    # It takes the extra `postgres`.
+    from bcs.record.postgres import PostgresRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Permanent:
+    """The permanent record behind the store.
+
+    :param backlog: what waits for it in Redis.
+    """
+
+    record: PostgresRecord
+    backlog: RedisBacklog
+
+    def stands_in(self, error: StoreUnavailable) -> bool:
+        """Whether the record can answer instead of a store that could not: it must be there, and lack nothing."""
+        return error.store == "redis" and self.record.reachable and not self.backlog.last_known

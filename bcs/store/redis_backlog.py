@@ -1,0 +1,59 @@
+"""What waits in Redis for the permanent record, while that is away or behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bcs.domain.errors import BacklogFull
+from bcs.domain.history import HistoryEntry
+from bcs.store.history_codec import decode_entry, encode_entry
+from bcs.store.multiplexer import Command
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_queue import RedisQueue
+
+
+class RedisBacklog(RedisQueue[HistoryEntry]):
+    """Entries that must reach the record.
+
+    :param key_prefix: stands before the stream's key.
+    :param consumer: this process's name among the replicas.
+    :param limit: how many entries it holds at most.
+    """
+
+    def __init__(self, gateway: RedisGateway, *, key_prefix: str, consumer: str, limit: int) -> None:
+        # In the outbox's slot, so that an announcement and what explains it are taken in by one transaction.
+        super().__init__(
+            gateway,
+            stream=f"{key_prefix}{{outbox}}:record",
+            parked=f"{key_prefix}{{outbox}}:record:parked",
+            group="archivers",
+            consumer=consumer,
+            limit=limit,
+        )
+
+    @property
+    def last_known(self) -> int:
+        """How many entries waited when that was last seen, without asking."""
+        return self._length
+
+    async def waiting(self) -> int:
+        """How many entries wait, asked on the connection in common: whoever asks may hold one of the others."""
+        with self._corruption_named():
+            [self._length] = await self._gateway.share(("XLEN", self._stream))
+        return self._length
+
+    def room_for(self, entries: Sequence[HistoryEntry]) -> list[Command]:
+        """The commands that take entries in; none when there is no room.
+
+        What only explains an answer must not stand in its way.
+        """
+        return [] if self._length >= self._limit else self.additions(entries)
+
+    def _fields(self, entry: HistoryEntry) -> list[str | bytes]:
+        return ["entry", encode_entry(entry)]
+
+    def _item(self, fields: dict[bytes, bytes]) -> HistoryEntry:
+        return decode_entry(fields[b"entry"])
+
+    def _full(self, limit: int) -> Exception:
+        return BacklogFull(limit)

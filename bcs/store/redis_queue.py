@@ -1,0 +1,194 @@
+"""A queue in a Redis stream: every replica drains it, and takes over what a dead one had in hand."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import structlog
+from redis.exceptions import ResponseError
+
+from bcs.domain.errors import StoreCorrupted
+from bcs.store.base import Leased
+from bcs.store.multiplexer import Command
+from bcs.store.redis_gateway import RedisGateway
+
+T = TypeVar("T")
+
+log = structlog.stdlib.get_logger("bcs.queue")
+
+_LARGE_BYTES = 64 * 1024
+
+
+class RedisQueue(ABC, Generic[T]):
+    """Items that must get somewhere else. An entry stays until it is settled, whoever dies in between.
+
+    :param stream: the stream's key.
+    :param parked: the key of the stream for what will never get there.
+    :param group: the stream's consumer group.
+    :param consumer: this process's name among the replicas.
+    :param limit: how many items it holds at most. Checked against the last known length, so that adding costs one
+        round trip; replicas that add at the same moment may exceed it by what they add.
+    """
+
+    def __init__(
+        self, gateway: RedisGateway, *, stream: str, parked: str, group: str, consumer: str, limit: int
+    ) -> None:
+        self._gateway = gateway
+        self._stream = stream
+        self._parked = parked
+        self._group = group
+        self._consumer = consumer
+        self._limit = limit
+        self._length = 0
+        self._cursor = "0-0"
+
+    @abstractmethod
+    def _fields(self, item: T) -> list[str | bytes]:
+        """The fields and values of an entry."""
+
+    @abstractmethod
+    def _item(self, fields: dict[bytes, bytes]) -> T:
+        """What `_fields` was given.
+
+        :raises KeyError, ValueError, TypeError: these are not of its making.
+        """
+
+    @abstractmethod
+    def _full(self, limit: int) -> Exception:
+        """What to raise when there is no room."""
+
+    async def append(self, items: Sequence[T], *along: Command) -> None:
+        """Take items in, all or none; they are durable when this returns.
+
+        :param along: commands that are carried out in the same transaction.
+        """
+        if not items:
+            return
+        if self._length + len(items) > self._limit and await self.backlog() + len(items) > self._limit:
+            raise self._full(self._limit)
+        additions = self.additions(items)
+        # What is large would hold up others on the connection in common.
+        large = sum(len(part) for addition in additions for part in addition if isinstance(part, bytes)) > _LARGE_BYTES
+        send = self._gateway.call if large else self._gateway.share
+        with self._corruption_named():
+            *_, replies = await send(("MULTI",), *along, *additions, ("XLEN", self._stream), ("EXEC",))
+        self._length = replies[-1]
+
+    def additions(self, items: Sequence[T]) -> list[Command]:
+        """The commands that take items in, for a transaction of somebody else's."""
+        return [("XADD", self._stream, "*", *self._fields(item)) for item in items]
+
+    async def lease(self, limit: int) -> list[Leased[T]]:
+        """Take entries that no one has leased yet, oldest first."""
+        return await self._leased(await self._read(limit, ">"))
+
+    async def resume(self, limit: int) -> list[Leased[T]]:
+        """Take again what this process has leased and not settled, since whoever drained it died over it."""
+        after = "0"
+        while entries := await self._read(limit, after):
+            leased = await self._leased(entries)
+            if leased:
+                return leased
+            after = entries[-1][0].decode()  # all of these were deleted by someone else
+        return []
+
+    async def recover(self, idle_seconds: float, limit: int) -> list[Leased[T]]:
+        """Take over entries that were leased so long ago that their holder must have died."""
+        idle_ms = int(idle_seconds * 1000)
+        # Redis looks at a limited number of entries at a time, and says where to go on.
+        claim: Command = (
+            "XAUTOCLAIM",
+            self._stream,
+            self._group,
+            self._consumer,
+            idle_ms,
+            self._cursor,
+            "COUNT",
+            limit,
+        )
+        reply = await self._call_in_group(claim)
+        self._cursor = reply[0].decode()
+        return await self._leased(reply[1])
+
+    async def settle(self, entry_ids: Sequence[str]) -> None:
+        """Forget entries whose items got where they were to go."""
+        if entry_ids:
+            await self._transaction(*self._removal(entry_ids))
+
+    async def requeue(self, leased: Sequence[Leased[T]]) -> None:
+        """Give entries back, to the end of the queue."""
+        if leased:
+            again = self.additions([entry.message for entry in leased])
+            await self._transaction(*again, *self._removal([entry.entry_id for entry in leased]))
+
+    async def park(self, leased: Leased[T], problem: str) -> None:
+        """Set aside an entry that will never get there, so that it blocks nothing and is not lost."""
+        parking: Command = ("XADD", self._parked, "*", *self._fields(leased.message), "problem", problem)
+        await self._transaction(parking, *self._removal([leased.entry_id]))
+
+    async def backlog(self) -> int:
+        """How many entries wait, leased ones included."""
+        [self._length] = await self._transaction(("XLEN", self._stream))
+        return self._length
+
+    async def _transaction(self, *commands: Command) -> list[Any]:
+        with self._corruption_named():
+            replies = await self._gateway.call(("MULTI",), *commands, ("EXEC",))
+        results: list[Any] = replies[-1]
+        return results
+
+    @contextmanager
+    def _corruption_named(self) -> Iterator[None]:
+        try:
+            yield
+        except ResponseError as error:
+            raise StoreCorrupted(self._stream, str(error)) from error
+
+    async def _read(self, limit: int, after: str) -> list[Any]:
+        reply = await self._call_in_group(
+            ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", limit, "STREAMS", self._stream, after)
+        )
+        entries: list[Any] = reply[0][1] if reply else []
+        return entries
+
+    async def _call_in_group(self, command: Command) -> Any:
+        """Call, and create the consumer group first where there is none, at the start or after a FLUSHALL."""
+        try:
+            [reply] = await self._gateway.call(command)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise StoreCorrupted(self._stream, str(error)) from error
+            await self._create_group()
+            [reply] = await self._gateway.call(command)
+        return reply
+
+    async def _create_group(self) -> None:
+        try:
+            # From the beginning: what was added before the group existed waits for it.
+            await self._gateway.call(("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM"))
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):  # another replica was first
+                raise StoreCorrupted(self._stream, str(error)) from error
+
+    async def _leased(self, entries: Sequence[Any]) -> list[Leased[T]]:
+        leased: list[Leased[T]] = []
+        for raw_id, fields in entries:
+            entry_id = raw_id.decode()
+            if not fields:
+                continue  # it was deleted while it was leased
+            try:
+                item = self._item(dict(zip(fields[::2], fields[1::2], strict=True)))
+            except (KeyError, ValueError, TypeError) as error:
+                # Of another release, or not ours at all: it must neither be lost nor come back for ever.
+                parking: Command = ("XADD", self._parked, "*", *fields, "problem", f"not readable: {error!r}")
+                await self._transaction(parking, *self._removal([entry_id]))
+                log.error("queue_entry_parked", stream=self._stream, entry_id=entry_id, problem=repr(error))  # noqa: TRY400
+            else:
+                leased.append(Leased(entry_id, item))
+        return leased
+
+    def _removal(self, entry_ids: Sequence[str]) -> list[Command]:
+        return [("XACK", self._stream, self._group, *entry_ids), ("XDEL", self._stream, *entry_ids)]
