@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from urllib.parse import urlsplit
 
@@ -13,7 +12,7 @@ from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
-from tests.support.databases import database, record_in
+from tests.support.databases import record_in
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, platform_broker
 from tests.support.service import Orchestrator, RunningService, service_in_thread
@@ -91,17 +90,10 @@ async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
         yield proxy
 
 
-@pytest.fixture(scope="module")
-def shared_database(postgres_url: str) -> Iterator[str]:
-    """A database that all tests of the module use, each with batches of its own."""
-    with database(postgres_url, f"test-{uuid.uuid4().hex[:12]}") as url:
-        yield url
-
-
 @pytest.fixture
-async def record(shared_database: str) -> AsyncIterator[PostgresRecord]:
-    """The record in it."""
-    async with record_in(shared_database) as record:
+async def record(module_database_url: str) -> AsyncIterator[PostgresRecord]:
+    """The record in the module's database."""
+    async with record_in(module_database_url) as record:
         yield record
 
 

@@ -21,9 +21,9 @@ PATIENT: dict[str, object] = {"BCS_DATABASE_DEADLINE_SECONDS": 4}  # the machine
 
 
 @pytest.fixture
-def environment(shared_database: str) -> dict[str, object]:
+def environment(module_database_url: str) -> dict[str, object]:
     """Where the commands find the record."""
-    return {**PATIENT, "BCS_DATABASE_URL": shared_database}
+    return {**PATIENT, "BCS_DATABASE_URL": module_database_url}
 
 
 async def test_who_said_what_and_what_was_answered_is_told_newest_first(

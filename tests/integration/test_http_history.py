@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import asyncpg
 import pytest
-from anyio import to_thread
 from yarl import URL
 
-from bcs.actors.http.batches import BatchCalls
 from bcs.domain.errors import StoreCorrupted
 from bcs.domain.facts import BatchPhaseEnded, EssaysRegistered, Outcome
-from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.state import delta_of
 from bcs.record.postgres import PostgresRecord
-from bcs.store.base import StateStore
-from tests.support.databases import unprobed_record
 from tests.support.fault_proxy import FaultProxy
 from tests.support.past import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
-from tests.support.service import Answer, Orchestrator, RunningService, service_in_thread
+from tests.support.service import Answer, Orchestrator, RunningService, running_service, service_in_thread
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -33,31 +29,16 @@ STRANGE = [*SLASHES, *ESCAPES, ".", "..", "x" * 255, "🦉" * 255]
 
 
 @pytest.fixture(scope="module")
-def its_record(shared_database: str) -> PostgresRecord:
-    """The service's own way to the record."""
-    return unprobed_record(shared_database)
+def service(redis_url: str, module_database_url: str) -> Iterator[RunningService]:
+    """A service with a record; nothing comes from Kafka."""
+    with serving(redis_url, module_database_url) as service:
+        yield service
 
 
-@pytest.fixture(scope="module")
-def service(its_record: PostgresRecord) -> Iterator[RunningService]:
-    """A service whose views have the record."""
-    with serving(its_record) as service:
-        service.run(its_record.probe, 10.0)
-        try:
-            yield service
-        finally:
-            service.run(its_record.aclose)
-
-
-@contextmanager
-def serving(its_record: PostgresRecord) -> Iterator[RunningService]:
-    def with_record(definitions: PipelineDefinitions, store: StateStore, store_name: str, record: None) -> BatchCalls:
-        return BatchCalls(definitions, store, store_name, its_record)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bcs.app.BatchCalls", with_record)
-        with service_in_thread(use_mock_repository=True, kafka_bootstrap_servers="127.0.0.1:1") as service:
-            yield service
+def serving(redis_url: str, database_url: str, **settings: object) -> AbstractContextManager[RunningService]:
+    return service_in_thread(
+        redis_url=redis_url, database_url=database_url, kafka_bootstrap_servers="127.0.0.1:1", **settings
+    )
 
 
 def path_of(batch: str, rest: str = "/history") -> URL:
@@ -186,7 +167,7 @@ async def test_an_id_may_be_anything(bos: Orchestrator, record: PostgresRecord, 
     assert older.json["batch_id"] == strange
     assert [one["kind"] for one in (entry, *older.json["entries"])] == ["resolution", "facts"]
     state = await get(bos, path_of(strange, ""))
-    assert (state.status, state.json["batch_id"], state.json["source"]) == (200, strange, "postgresql")
+    assert (state.status, state.json["batch_id"], state.json["source"]) == (200, strange, "redis")
 
 
 @pytest.mark.parametrize("rest", ["", "/history"])
@@ -255,12 +236,12 @@ async def test_what_the_store_has_forgotten_is_told_from_the_record(
 ) -> None:
     await record.adopt({batch: delta_of([spellchecked("e1"), BatchPhaseEnded("own_phase", Outcome.COMPLETED, AT_US)])})
     document = (await get(bos, path_of(batch, ""))).json
-    assert (document["source"], document["version"]) == ("postgresql", None)
+    assert (document["source"], document["version"]) == ("redis", 1)
     assert document["known_essays"] == [{"essay_id": "e1", "known_since": AT}]
     assert {phase["phase"] for phase in document["phases"] if phase["complete"]} == {"spellcheck", "own_phase"}
     await bos.complete(batch, "nlp")
     document = (await get(bos, path_of(batch, ""))).json
-    assert (document["source"], document["version"]) == ("memory", 1)
+    assert (document["source"], document["version"]) == ("redis", 2)
 
 
 async def test_head_has_no_body_and_other_methods_are_refused(
@@ -284,10 +265,10 @@ async def test_requests_are_counted_under_the_route_whatever_the_batch(bos: Orch
 
 
 async def test_what_the_record_holds_and_nobody_can_read_is_a_fault_and_no_guess(
-    bos: Orchestrator, record: PostgresRecord, shared_database: str, batch: str
+    bos: Orchestrator, record: PostgresRecord, module_database_url: str, batch: str
 ) -> None:
     await record.write([consumed(batch)])
-    connection = await asyncpg.connect(shared_database)
+    connection = await asyncpg.connect(module_database_url)
     try:
         for statement in ("UPDATE history SET detail = '[]'", "UPDATE marks SET outcome = 'x'"):
             await connection.execute(
@@ -303,23 +284,32 @@ async def test_what_the_record_holds_and_nobody_can_read_is_a_fault_and_no_guess
 
 
 async def test_a_record_that_stops_answering_is_said_to_be_out_of_reach_in_time(
-    shared_database: str, record: PostgresRecord, batch: str
+    redis_url: str, module_database_url: str, record: PostgresRecord, batch: str
 ) -> None:
     await record.write([consumed(batch)])
-    target = urlsplit(shared_database)
+    target = urlsplit(module_database_url)
     async with FaultProxy(target.hostname or "", target.port or 0) as proxy:
         login = target.netloc.rpartition("@")[0]
-        away = unprobed_record(target._replace(netloc=f"{login}@{proxy.address}").geturl(), deadline_seconds=0.3)
-        with serving(away) as service:
-            async with Orchestrator(service.base) as bos:
-                assert_out_of_reach(await get(bos, path_of(batch)))
-                await to_thread.run_sync(service.run, away.probe, 10.0)
-                assert (await get(bos, path_of(batch))).status == 200
-                proxy.freeze()
-                for path in (path_of(batch), path_of(batch, ""), path_of(batch)):
-                    assert_out_of_reach(await get(bos, path))
-                proxy.thaw()
-                await to_thread.run_sync(service.run, away.aclose)
+        behind_proxy = target._replace(netloc=f"{login}@{proxy.address}").geturl()
+        async with (
+            running_service(
+                redis_url=redis_url,
+                database_url=behind_proxy,
+                kafka_bootstrap_servers="127.0.0.1:1",
+                database_deadline_seconds=0.3,
+            ) as service,
+            Orchestrator(service.base) as bos,
+        ):
+            assert (await get(bos, path_of(batch))).status == 200
+            proxy.freeze()
+            for path in (path_of(batch), path_of(batch, ""), path_of(batch)):
+                assert_out_of_reach(await get(bos, path))
+            proxy.thaw()
+            await wait_until(lambda: answers(bos, path_of(batch)))
+
+
+async def answers(bos: Orchestrator, path: URL) -> bool:
+    return (await get(bos, path)).status == 200
 
 
 def assert_out_of_reach(answer: Answer) -> None:

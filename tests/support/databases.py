@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from urllib.parse import urlsplit
@@ -18,8 +19,10 @@ _DEADLINE_SECONDS = 4.0
 
 
 @contextmanager
-def database(postgres_url: str, name: str) -> Iterator[str]:
+def database(postgres_url: str) -> Iterator[str]:
     """An empty database; whoever is still connected at the end is thrown out."""
+
+    name = f"test-{uuid.uuid4().hex}"
 
     async def execute(statement: str) -> None:
         connection = await asyncpg.connect(postgres_url)
