@@ -1,0 +1,163 @@
+"""A service with its own Redis and a PostgreSQL behind a proxy, where everything can be made to fail and to forget."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import anyio.to_thread
+from redis.asyncio import Redis
+
+from bcs.actors.messages import RecordFacts, Report
+from bcs.domain.errors import StoreUnavailable
+from bcs.domain.facts import Fact
+from bcs.domain.history import FactsRecorded
+from bcs.domain.state import BatchState
+from bcs.embedded import valkey
+from bcs.record.postgres import PostgresRecord
+from bcs.supervision import ActorDied
+from tests.support.databases import record_in
+from tests.support.fault_proxy import FaultProxy
+from tests.support.service import Answer, Orchestrator, RunningService, service_in_thread
+from tests.support.waiting import wait_until
+
+T = TypeVar("T")
+
+_ASK_SECONDS = 20.0
+
+
+class RecordWorld:
+    """Drives the service's own actors, all but those that need Kafka.
+
+    :param directory: for the servers' files.
+    :param database_url: of an empty database.
+    """
+
+    running: RunningService
+    bos: Orchestrator
+    record: PostgresRecord
+    redis: Redis
+
+    def __init__(self, directory: Path, database_url: str) -> None:
+        self._directory = directory
+        self._database_url = database_url
+        self._stack = AsyncExitStack()
+        self._service = ExitStack()
+
+    async def __aenter__(self) -> Self:
+        enter = self._stack.enter_async_context
+        store = await anyio.to_thread.run_sync(self._stack.enter_context, valkey(self._directory))
+        self.redis_proxy = await enter(FaultProxy("127.0.0.1", store.port))
+        target = urlsplit(self._database_url)
+        self.database_proxy = await enter(FaultProxy(target.hostname or "", target.port or 0))
+        self.record = await enter(record_in(self._database_url))
+        self.redis = await enter(Redis.from_url(f"redis://{store.address}"))
+        await self._start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+        await self._stack.aclose()
+
+    async def restart(self) -> None:
+        """Another process in the place of the first."""
+        await self._stop()
+        await self._start()
+
+    async def tell(self, batch_id: str, facts: Sequence[Fact]) -> None:
+        """Have facts recorded, as those of a Kafka message are, however often that takes."""
+        report = Report(uuid.uuid4(), "told", "the test")
+
+        def build(reply: object) -> RecordFacts:
+            return RecordFacts(batch_id, tuple(facts), report=report, reply=reply)  # type: ignore[arg-type]
+
+        async def ask() -> bool:
+            await self.running.service.batches.ask(batch_id, build, _ASK_SECONDS)
+            return True
+
+        # A connection that broke while Redis was away is found out by whoever uses it next.
+        await wait_until(lambda: self._on_its_loop(ask), ignoring=(StoreUnavailable, ActorDied))
+
+    async def resolve(self, batch_id: str) -> Answer:
+        """Ask what is still to run."""
+        return await self.bos.define(batch_id, "ai_feedback")
+
+    async def redis_found(self) -> None:
+        """Wait until the service answers by what Redis knows."""
+
+        async def by_redis() -> bool:
+            answer = await self.resolve("nobody's")
+            return answer.status == 200 and answer.json["source"] == "redis"
+
+        await wait_until(by_redis)
+
+    async def flush(self) -> None:
+        """Redis forgets everything."""
+        await self.redis.flushall()
+
+    async def kill(self, actor: str) -> None:
+        """Kill an actor; it is started again."""
+        before = await anyio.to_thread.run_sync(self._incarnation, actor)
+        await anyio.to_thread.run_sync(self.running.call, self.running.service.root.kill, actor, "the test wants it")
+
+        def started_again() -> bool:
+            return self._incarnation(actor) > before
+
+        await wait_until(lambda: anyio.to_thread.run_sync(started_again))
+
+    async def reached_again(self) -> None:
+        """Wait until the service has found PostgreSQL again, and nothing waits for it any more."""
+        permanent = self.running.service.persistence.permanent
+        assert permanent is not None
+        await wait_until(lambda: permanent.record.reachable)
+
+        async def drained() -> bool:
+            return await self._on_its_loop(permanent.backlog.backlog) == 0
+
+        await wait_until(drained, ignoring=(StoreUnavailable,))
+
+    async def stored(self, batch_id: str) -> BatchState:
+        """What the service knows of a batch."""
+
+        async def read() -> list[BatchState]:
+            return [await self.running.service.store.state(batch_id)]
+
+        [state] = await wait_until(lambda: self._on_its_loop(read), ignoring=(StoreUnavailable,))
+        return state
+
+    async def told(self, batch_id: str) -> list[tuple[Fact, ...]]:
+        """What the history says was recorded, oldest first."""
+        entries = [kept.entry for kept in await self.record.history(batch_id, limit=10_000)]
+        return [entry.facts for entry in reversed(entries) if isinstance(entry, FactsRecorded)]
+
+    async def _on_its_loop(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return await anyio.to_thread.run_sync(self.running.run, function)
+
+    def _incarnation(self, actor: str) -> int:
+        return dict(self.running.snapshot().iter_flat())[actor].incarnation
+
+    async def _start(self) -> None:
+        target = urlsplit(self._database_url)
+        login = target.netloc.rpartition("@")[0]
+        starting = service_in_thread(
+            redis_url=f"redis://{self.redis_proxy.address}",
+            redis_key_prefix="bcs:",
+            redis_deadline_seconds=0.3,
+            redis_breaker_open_seconds=0.05,
+            database_url=target._replace(netloc=f"{login}@{self.database_proxy.address}").geturl(),
+            database_deadline_seconds=0.3,
+            kafka_bootstrap_servers="127.0.0.1:1",
+            # Actors are killed without number.
+            restart_max=1_000_000,
+            restart_backoff_maximum_seconds=0.05,
+        )
+        self.running = await anyio.to_thread.run_sync(self._service.enter_context, starting)
+        self.bos = Orchestrator(self.running.base)
+
+    async def _stop(self) -> None:
+        await self.bos.__aexit__()
+        await anyio.to_thread.run_sync(self._service.close)

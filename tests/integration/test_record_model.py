@@ -1,0 +1,174 @@
+"""Whatever happens in whatever order: the model, Redis and PostgreSQL agree, and no answer is wrong."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.resolution import resolve
+from bcs.domain.state import BatchState, delta_of
+from bcs.domain.verdicts import summarize
+from bcs.pipeline_config import load_pipelines
+from tests.integration.record_world import RecordWorld
+from tests.support.fault_proxy import FaultProxy
+from tests.support.past import AT_US
+
+PIPELINES = load_pipelines(None)
+phases = st.sampled_from(["spellcheck", "ai_feedback"])
+essays = st.sampled_from(["e1", "e2", "NUL \0 and \\0"])
+outcomes = st.sampled_from([Outcome.COMPLETED, Outcome.COMPLETED, Outcome.FAILED])
+# So few that ties are common.
+instants = st.integers(AT_US, AT_US + 3)
+facts = st.one_of(
+    st.builds(EssayPhaseEnded, phases, essays, outcomes, instants),
+    st.builds(BatchPhaseEnded, phases, outcomes, instants),
+    st.builds(EssaysRegistered, st.lists(essays, unique=True).map(tuple), st.sampled_from([0, 1, 3, 10**20]), instants),
+)
+batches = st.sampled_from(["a", "b"])
+
+
+class Machine(RuleBasedStateMachine):
+    """One service, which is never told that a test has begun anew: only the batches are others."""
+
+    portal: ClassVar[BlockingPortal]
+    world: ClassVar[RecordWorld]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.example = uuid.uuid4().hex
+        self.told: dict[str, list[tuple[Fact, ...]]] = {"a": [], "b": []}
+        self.redis_up = self.database_up = self.drained = True
+
+    @precondition(lambda self: self.redis_up)
+    @rule(batch=batches, facts=st.lists(facts, min_size=1, max_size=4))
+    def tell(self, batch: str, facts: list[Fact]) -> None:
+        self.do(self.world.tell, self.named(batch), facts)
+        self.told[batch].append(tuple(facts))
+        self.drained = self.drained and self.database_up
+
+    @rule(batch=batches)
+    def resolve(self, batch: str) -> None:
+        answer = self.do(self.world.resolve, self.named(batch))
+        model = self.model(batch)
+        if answer.status == 503:
+            # Nothing can be said without Redis of what waits there, nor without the record of a batch that may be old.
+            assert not self.redis_up or not self.database_up, answer.body
+            assert not self.redis_up or not (model.known_since_us or model.expected), answer.body
+            return
+        assert answer.status == 200, answer.body
+        assert answer.json["source"] == ("redis" if self.redis_up else "postgresql")
+        expected = resolve(PIPELINES, "ai_feedback", summarize(model, 0))
+        assert answer.json["final_pipeline"] == list(expected.to_run)
+        assert answer.json["pruned_phases"] == list(expected.pruned)
+
+    @precondition(lambda self: self.redis_up and self.database_up)
+    @rule()
+    def flush(self) -> None:
+        # What waits for the record is lost with Redis, which is why it is drained first: see docs/guarantees.md.
+        self.drain()
+        self.do(self.world.flush)
+
+    @rule(actor=st.sampled_from(["archive", "batches", "http"]))
+    def kill(self, actor: str) -> None:
+        self.do(self.world.kill, actor)
+
+    @precondition(lambda self: self.redis_up)
+    @rule()
+    def restart(self) -> None:
+        self.do(self.world.restart)
+
+    @precondition(lambda self: self.database_up and self.redis_up)
+    @rule(how=st.sampled_from(["refuse", "freeze"]))
+    def lose_database(self, how: str) -> None:
+        self.lose(self.world.database_proxy, how)
+        self.database_up = False
+
+    @precondition(lambda self: not self.database_up)
+    @rule()
+    def find_database(self) -> None:
+        self.find(self.world.database_proxy)
+        self.database_up = True
+        self.drain()
+
+    @precondition(lambda self: self.redis_up and self.database_up)
+    @rule(how=st.sampled_from(["refuse", "freeze"]))
+    def lose_redis(self, how: str) -> None:
+        self.drain()
+        self.lose(self.world.redis_proxy, how)
+        self.redis_up = False
+
+    @precondition(lambda self: not self.redis_up)
+    @rule()
+    def find_redis(self) -> None:
+        self.find(self.world.redis_proxy)
+        self.do(self.world.redis_found)
+        self.redis_up = True
+
+    def teardown(self) -> None:
+        """All three agree, also once Redis has forgotten everything; and the history has each thing once."""
+        if not self.redis_up:
+            self.find_redis()
+        if not self.database_up:
+            self.find_database()
+        self.drain()
+        for _ in range(2):
+            for batch in self.told:
+                model = self.model(batch)
+                assert self.do(self.world.record.state, self.named(batch)) == model
+                assert self.do(self.world.stored, self.named(batch)) == model
+                self.resolve(batch)
+                assert sorted(self.do(self.world.told, self.named(batch)), key=repr) == sorted(
+                    self.told[batch], key=repr
+                )
+            self.do(self.world.flush)
+
+    def model(self, batch: str) -> BatchState:
+        return delta_of(fact for group in self.told[batch] for fact in group)
+
+    def named(self, batch: str) -> str:
+        return f"{batch} {self.example}"
+
+    def lose(self, proxy: FaultProxy, how: str) -> None:
+        if how == "freeze":
+            self.portal.call(proxy.freeze)
+        else:
+            self.portal.call(proxy.refuse)
+            self.portal.call(proxy.cut)
+
+    def find(self, proxy: FaultProxy) -> None:
+        self.portal.call(proxy.thaw)
+        self.portal.call(proxy.accept)
+
+    def drain(self) -> None:
+        self.do(self.world.reached_again)
+        self.drained = True
+
+    def do(self, function: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
+        return self.portal.call(function, *arguments)
+
+
+@pytest.fixture
+def machine(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Iterator[type[Machine]]:
+    world = RecordWorld(tmp_path_factory.mktemp("record"), database_url)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(world),
+    ):
+        patch.setattr(Machine, "portal", portal, raising=False)
+        patch.setattr(Machine, "world", world, raising=False)
+        yield Machine
+
+
+def test_the_model_redis_and_postgresql_agree(machine: type[Machine]) -> None:
+    examples = int(os.environ.get("BCS_TEST_RECORD_EXAMPLES", "8"))
+    run_state_machine_as_test(machine, settings=settings(deadline=None, max_examples=examples, stateful_step_count=25))
