@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bcs.domain.errors import ConfigurationError
@@ -25,22 +26,32 @@ class PostgresClientMissing(ConfigurationError):
         super().__init__("BCS_DATABASE_URL needs the extra `postgres`: pip install 'batch-conductor-service[postgres]'")
 
 
-def open_record(settings: Settings) -> PostgresRecord:
-    """The record that the settings name. Whoever opens it closes it; nothing is connected before it is probed.
+def named_database(settings: Settings) -> str:
+    """The URL of the database that the settings name.
 
     :raises NoDatabaseNamed: they name none.
     :raises PostgresClientMissing: this installation can't ask it.
     """
     if settings.database_url is None:
         raise NoDatabaseNamed
-    try:
-        from bcs.record.gateway import RecordGateway
-        from bcs.record.postgres import PostgresRecord
-    except ImportError as error:
-        raise PostgresClientMissing from error
+    if not all(find_spec(package) for package in ("asyncpg", "alembic", "sqlalchemy")):
+        raise PostgresClientMissing
+    return settings.database_url
+
+
+def open_record(settings: Settings) -> PostgresRecord:
+    """The record that the settings name. Whoever opens it closes it; nothing is connected before it is probed.
+
+    :raises NoDatabaseNamed: they name none.
+    :raises PostgresClientMissing: this installation can't ask it.
+    """
+    url = named_database(settings)
+    from bcs.record.gateway import RecordGateway
+    from bcs.record.postgres import PostgresRecord
+
     return PostgresRecord(
         RecordGateway(
-            settings.database_url,
+            url,
             max_connections=settings.database_max_connections,
             deadline_seconds=settings.database_deadline_seconds,
         )
