@@ -176,6 +176,6 @@ async def _nothing(_connection: asyncpg.Connection) -> None:
     pass
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """Why, in a few words, without statement, parameters or password."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
