@@ -20,10 +20,15 @@ class NoDatabaseNamed(ConfigurationError):
 
 
 class PostgresClientMissing(ConfigurationError):
-    """The packages are not installed that it takes to ask PostgreSQL."""
+    """The packages are not installed that it takes to ask PostgreSQL.
+
+    :ivar remedy: the command that installs them.
+    """
+
+    remedy = "pip install 'batch-conductor-service[postgres]'"
 
     def __init__(self) -> None:
-        super().__init__("BCS_DATABASE_URL needs the extra `postgres`: pip install 'batch-conductor-service[postgres]'")
+        super().__init__(f"BCS_DATABASE_URL needs the extra `postgres`: {self.remedy}")
 
 
 def named_database(settings: Settings) -> str:
