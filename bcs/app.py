@@ -137,6 +137,7 @@ class Service:
     def _root(self) -> Supervisor:
         settings = self.settings
         permanent = self.persistence.permanent
+        record = permanent.record if permanent else None
         knowledge = Knowledge(
             self.store,
             self.persistence.store_name,
@@ -184,7 +185,7 @@ class Service:
         probes = Probes(
             settings,
             self.store,
-            permanent.record if permanent else None,
+            record,
             self.kafka,
             self._metrics_mailbox,
             lambda: self.root.snapshot(),
@@ -193,9 +194,7 @@ class Service:
         actors = ActorCalls(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
         )
-        batches = BatchCalls(
-            self._definitions, self.store, self.persistence.store_name, permanent.record if permanent else None
-        )
+        batches = BatchCalls(self._definitions, knowledge, record)
         http = HttpServer(settings, self.telemetry, self.listener, pipelines, batches, probes, actors, self._reach)
         # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
         # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.

@@ -1,21 +1,18 @@
 """Real servers for the suite: embedded ones, or those that BCS_TEST_* name."""
 
-import asyncio
 import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import asyncpg
 import pytest
 
 from bcs import embedded
 from bcs.embedded import EmbeddedServer
 from bcs.embedded_postgres import PostgresServer, postgres
 from tests.support import apache_kafka as apache
+from tests.support.databases import database
 
 _TESTS_ON = pytest.StashKey[Counter[str]]()
 _JARS_IF_ANY = "apache_kafka_jars_if_any"  # a fixture of the chaos suite
@@ -90,34 +87,17 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-@contextmanager
-def _empty_database(postgres_url: str) -> Iterator[str]:
-    name = f"test-{uuid.uuid4().hex}"
-
-    async def execute(statement: str) -> None:
-        connection = await asyncpg.connect(postgres_url)
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
-
-    # Nobody is ever connected to template0, which would be an obstacle.
-    asyncio.run(execute(f'CREATE DATABASE "{name}" TEMPLATE template0'))
-    yield urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-    asyncio.run(execute(f'DROP DATABASE "{name}" WITH (FORCE)'))
-
-
 @pytest.fixture
 def database_url(postgres_url: str) -> Iterator[str]:
     """An empty database of this test's own; whoever is still connected at the end is thrown out."""
-    with _empty_database(postgres_url) as url:
+    with database(postgres_url) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def module_database_url(postgres_url: str) -> Iterator[str]:
     """An empty database that the tests of a module share."""
-    with _empty_database(postgres_url) as url:
+    with database(postgres_url) as url:
         yield url
 
 

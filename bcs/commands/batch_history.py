@@ -13,7 +13,7 @@ from bcs.commands.output import counted, plain
 from bcs.contracts.batches import OUTCOMES
 from bcs.contracts.times import moment
 from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, Fact
-from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, PipelineResolved
+from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved
 from bcs.record.reading import HistoryPage
 
 
@@ -32,11 +32,13 @@ def history_page(batch_id: str, page: HistoryPage) -> RenderableType:
 def _told(kept: KeptEntry) -> list[RenderableType]:
     entry = kept.entry
     if isinstance(entry, PipelineResolved):
-        what, origin = [_answer(entry)], f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"
+        origin = f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"
+        lines = [_answer(entry), origin]
     else:
-        what, origin = _sentences(entry.facts), _origin(entry)
+        lines = [*_sentences(entry.facts), *_origin(entry)]
+    if entry.correlation_id:
+        lines.append(f"correlation id {entry.correlation_id}")
     heading = Text.assemble((moment(entry.at_us), "bold"), f"  number {kept.number}")
-    lines = [*what, origin, *_ids(entry)]
     return [heading, *(Padding(plain(line), (0, 0, 0, 2), expand=False) for line in lines)]
 
 
@@ -65,14 +67,9 @@ def _sentences(facts: Sequence[Fact]) -> list[str]:
     return list(sentences)
 
 
-def _origin(entry: FactsRecorded) -> str:
+def _origin(entry: FactsRecorded) -> list[str]:
     position = entry.position
-    if position is not None:
-        return f"{entry.event_type} from {position.topic}/{position.partition}/{position.offset}"
-    return f"{entry.event_type} over HTTP, by {entry.asked_by or 'an unknown caller'}"
-
-
-def _ids(entry: HistoryEntry) -> list[str]:
-    event_id = None if isinstance(entry, PipelineResolved) else entry.event_id
-    named = (("event id", event_id), ("correlation id", entry.correlation_id))
-    return [f"{name} {value}" for name, value in named if value]
+    if position is None:
+        return [f"{entry.event_type} over HTTP, by {entry.asked_by or 'an unknown caller'}"]
+    event = f"{entry.event_type}, event id {entry.event_id}" if entry.event_id else entry.event_type
+    return [event, f"from {position.topic}/{position.partition}/{position.offset}"]

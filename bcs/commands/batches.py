@@ -11,14 +11,12 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bcs.commands.batch_history import history_page
+from bcs.commands.known import read_known
 from bcs.commands.options import PANEL, AsJson, BatchId, command_group
 from bcs.commands.output import counted, plain, present, print_json, printable, table
-from bcs.commands.records import read_history, read_recorded
-from bcs.commands.stores import read_batch
+from bcs.commands.records import read_history
 from bcs.contracts.batches import (
     OUTCOMES,
-    POSTGRESQL,
-    REDIS,
     history_document,
     phases_to_show,
     state_document,
@@ -30,7 +28,7 @@ from bcs.domain.obstacles import Obstacle, PhaseReport, Why, report
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState, Mark
 from bcs.pipeline_config import pipelines_of
-from bcs.settings import Settings, load_settings
+from bcs.settings import load_settings
 
 _LISTED = 20
 
@@ -67,7 +65,10 @@ def show(
     """
     settings = load_settings()
     configured = tuple(pipelines_of(settings).phases)
-    state, version, source = _read(settings, batch_id)
+    known = read_known(settings, batch_id)
+    state = known.state
+    if state.empty:
+        raise UnknownBatch(batch_id)
     phases = phases_to_show(state, configured)
     if phase is not None:
         if phase not in {*phases, *PLATFORM_PHASES}:
@@ -75,9 +76,9 @@ def show(
         phases = [phase]
     reports = [report(state, name) for name in phases]
     if as_json:
-        print_json(state_document(batch_id, state, version, source, reports))
+        print_json(state_document(batch_id, state, known.version, known.source, reports))
     else:
-        present(_page(batch_id, state, version, reports, in_full=phase is not None))
+        present(_page(batch_id, state, known.version, reports, in_full=phase is not None))
 
 
 @app.command()
@@ -92,7 +93,6 @@ def history(
             "--before",
             metavar="NUMBER",
             min=1,
-            max=HIGHEST_NUMBER,
             help="Only entries with lower numbers. [default: begin with the newest]",
             show_default=False,
         ),
@@ -104,25 +104,14 @@ def history(
     Reads the record in PostgreSQL that BCS_DATABASE_URL names; the service need not run. Essays are counted where an
     event is about several. With --json all are named, with the time of each fact.
     """
-    page = read_history(load_settings(), batch_id, before=before, limit=limit)
+    below = None if before is None else min(before, HIGHEST_NUMBER)
+    page = read_history(load_settings(), batch_id, before=below, limit=limit)
     if page is None:
         raise UnknownBatch(batch_id)
     if as_json:
         print_json(history_document(batch_id, page.entries, page.continues_before))
     else:
         present(history_page(batch_id, page))
-
-
-def _read(settings: Settings, batch_id: str) -> tuple[BatchState, int | None, str]:
-    """A batch's state, its version and its source: Redis, or the record of what Redis does not know."""
-    state, version = read_batch(settings, batch_id)
-    if not state.empty:
-        return state, version, REDIS
-    if settings.database_url is not None:
-        recorded = read_recorded(settings, batch_id)
-        if not recorded.empty:
-            return recorded, None, POSTGRESQL
-    raise UnknownBatch(batch_id)
 
 
 def _page(

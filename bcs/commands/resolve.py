@@ -11,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bcs.commands.asking import ask
+from bcs.commands.known import read_known
 from bcs.commands.options import DEFAULT_URL, PANEL, AsJson, BatchId, ServiceUrl, single_command
 from bcs.commands.output import plain, present, print_json, table
-from bcs.commands.stores import read_batch
 from bcs.contracts.http import pipeline_answer
 from bcs.domain.resolution import admit, resolve
 from bcs.domain.verdicts import summarize
@@ -75,9 +75,9 @@ def _from_the_store(batch_id: str, pipeline: str, prompt_attached: bool | None) 
     settings = load_settings()
     definitions = pipelines_of(settings)
     admit(definitions, pipeline, prompt_attached=prompt_attached)
-    state, version = read_batch(settings, batch_id)
-    answer = pipeline_answer(batch_id, resolve(definitions, pipeline, summarize(state, version)))
-    return {"correlation_id": None, "announced_phases": [], **answer}
+    known = read_known(settings, batch_id)
+    answer = pipeline_answer(batch_id, resolve(definitions, pipeline, summarize(known.state, known.version or 0)))
+    return {"correlation_id": None, "announced_phases": [], **answer, "source": known.source}
 
 
 def _page(answer: Mapping[str, Any]) -> RenderableType:

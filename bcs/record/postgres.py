@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from bcs.contracts.published import OutboundMessage
+from bcs.domain.errors import StoreCorrupted
 from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry
 from bcs.domain.state import BatchState, delta_of
 from bcs.record import statements
@@ -74,12 +76,15 @@ class PostgresRecord:
         """Everything on record of a batch.
 
         :raises StoreUnavailable: no answer, and never a guess.
+        :raises StoreCorrupted: what is there is not what this release writes.
         """
 
         async def read(connection: Any) -> Any:
             return await connection.fetch(statements.STATE, to_text(batch_id))
 
-        return state_of(await self._gateway.run(read))
+        rows = await self._gateway.run(read)
+        with _corruption_named("state"):
+            return state_of(rows)
 
     async def history(self, batch_id: str, *, before: int | None = None, limit: int) -> list[KeptEntry]:
         """A page of a batch's history, newest first.
@@ -87,12 +92,15 @@ class PostgresRecord:
         :param before: only entries with lower numbers than this.
         :param limit: at most so many.
         :raises StoreUnavailable: no answer.
+        :raises StoreCorrupted: what is there is not what this release writes.
         """
 
         async def read(connection: Any) -> Any:
             return await connection.fetch(statements.PAGE, to_text(batch_id), before or _NEWEST, limit)
 
-        return [kept_entry(batch_id, row) for row in await self._gateway.run(read)]
+        rows = await self._gateway.run(read)
+        with _corruption_named("history"):
+            return [kept_entry(batch_id, row) for row in rows]
 
     async def keep(self, announcements: Sequence[OutboundMessage], entry: HistoryEntry) -> None:
         """Keep announcements until the outbox can take them, and with them what explains them; all or nothing.
@@ -149,6 +157,14 @@ class PostgresRecord:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._gateway.aclose()
+
+
+@contextmanager
+def _corruption_named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise StoreCorrupted(f"postgresql, a batch's {what}", str(error)) from error
 
 
 def _deltas(entries: Sequence[HistoryEntry]) -> dict[str, BatchState]:

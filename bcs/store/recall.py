@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bcs.domain.errors import StoreError, StoreUnavailable
+from bcs.domain.errors import StoreRefused, StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.domain.verdicts import BatchSummary
 from bcs.store.base import Record
@@ -47,8 +47,10 @@ class Recall:
             missing = recorded.copy().absorb(known)
             if not missing.empty:
                 await self.record.adopt({batch_id: missing})
-        except StoreError:
+        except StoreUnavailable:
             return None
+        except StoreRefused:
+            return Recalled(recorded, whole=False)
         return Recalled(recorded, whole=not waiting)
 
     def require_known(self, summary: BatchSummary) -> None:

@@ -7,10 +7,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from bcs.record.postgres import PostgresRecord
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
+from tests.support.databases import record_in
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, platform_broker
 from tests.support.service import Orchestrator, RunningService, service_in_thread
@@ -86,6 +88,13 @@ async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
     target = urlsplit(redis_url)
     async with FaultProxy(target.hostname or "localhost", target.port or 6379) as proxy:
         yield proxy
+
+
+@pytest.fixture
+async def record(module_database_url: str) -> AsyncIterator[PostgresRecord]:
+    """The record in the module's database."""
+    async with record_in(module_database_url) as record:
+        yield record
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ async def test_every_essay_that_holds_a_phase_back_is_in_the_document_with_why(
     ran = await bcs("batches", "show", told, "--json", **settings_of(service))
     assert (ran.exit_code, ran.error) == (0, "")
     document = ran.json
-    assert document["batch_id"] == told
+    assert (document["batch_id"], document["source"]) == (told, "redis")
     assert document["expected"]["count"] == 30
     assert {essay["essay_id"] for essay in document["known_essays"]} == {*ESSAYS, LATE}
     assert document["version"] >= 2
@@ -76,6 +76,7 @@ async def test_what_is_shown_is_what_the_service_answers(
     await wait_until(lambda: platform.caught_up(service.group))
     await bos.complete(batch, "ai_feedback")
     ran = await bcs("batches", "show", batch, "--json", **settings_of(service))
+    assert ran.json == (await bos.get(f"/internal/v1/batches/{batch}")).json
     complete = {phase["phase"] for phase in ran.json["phases"] if phase["complete"]}
     assert complete == {"ai_feedback"}
     pipeline = (await bos.define(batch, "comprehensive")).json

@@ -205,6 +205,35 @@ async def test_a_phase_is_reported_complete_and_then_failed(bos: Orchestrator, b
     assert await bos.to_run(batch) == ["ai_feedback"]
 
 
+async def test_the_state_of_a_batch_is_told_with_where_it_was_read(
+    service: RunningService, bos: Orchestrator, batch: str
+) -> None:
+    for phase, success in (("spellcheck", True), ("student_matching", True), ("nlp", False)):
+        await bos.complete(batch, phase, success)
+    answer = await bos.get(f"/internal/v1/batches/{batch}")
+    assert answer.status == 200
+    document = answer.json
+    assert (document["batch_id"], document["version"]) == (batch, 3)
+    assert document["source"] == ("memory" if service.service.settings.use_mock_repository else "redis")
+    assert (document["expected"], document["known_essays"]) == (None, [])
+    phases = {phase["phase"]: phase for phase in document["phases"]}
+    assert list(phases) == ["spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching"]
+    assert {name for name, phase in phases.items() if phase["complete"]} == {"spellcheck", "student_matching"}
+    assert phases["nlp"]["batch_mark"] == {"outcome": "failed", "at": phases["nlp"]["newest_mark_at"]}
+
+
+async def test_of_an_unknown_batch_nothing_is_told(bos: Orchestrator, batch: str) -> None:
+    document = problem(await bos.get(f"/internal/v1/batches/{PRIVATE}{batch}"), 404)
+    assert document["type"] == "urn:bcs:problem:unknown-batch"
+
+
+async def test_without_a_record_there_is_no_history(bos: Orchestrator, batch: str) -> None:
+    await bos.complete(batch, "spellcheck")
+    document = problem(await bos.get(f"/internal/v1/batches/{batch}/history"), 404)
+    assert document["type"] == "urn:bcs:problem:no-record"
+    assert "BCS_DATABASE_URL" in document["detail"]
+
+
 async def test_health_says_how_everything_is(service: RunningService, bos: Orchestrator) -> None:
     async def healthy() -> dict[str, Any] | None:
         answer = await bos.get("/healthz")
@@ -239,6 +268,7 @@ async def test_metrics_have_the_promised_names_and_bounded_labels(bos: Orchestra
     await bos.request("PURGE", f"/{PRIVATE}")
     await bos.get(f"/{PRIVATE}/{batch}?{PRIVATE}={batch}")
     await bos.request("POST", DEFINE, json={**GOOD, "batch_id": ""})
+    await bos.get(f"/internal/v1/batches/{PRIVATE}-{batch}")
     samples = await bos.samples()
     names = {name for name, _, _ in samples}
     assert names >= {
@@ -260,6 +290,8 @@ async def test_metrics_have_the_promised_names_and_bounded_labels(bos: Orchestra
     assert {labels["route"] for labels in requests} <= {
         DEFINE,
         COMPLETE,
+        "/internal/v1/batches/{id}",
+        "/internal/v1/batches/{id}/history",
         "/healthz",
         "/readyz",
         "/metrics",

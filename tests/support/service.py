@@ -21,6 +21,7 @@ import anyio.to_thread
 import structlog
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from prometheus_client.parser import text_string_to_metric_families
+from yarl import URL
 
 from bcs.app import Service
 from bcs.embedded import free_port
@@ -159,7 +160,7 @@ class Orchestrator:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def request(self, method: str, path: str, **options: Any) -> Answer:
+    async def request(self, method: str, path: str | URL, **options: Any) -> Answer:
         """Any request."""
         async with self._session.request(method, path, **options) as response:
             return Answer(response.status, response.headers, await response.read())

@@ -9,12 +9,12 @@ from aiohttp import web
 
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
-from bcs.contracts.batches import POSTGRESQL, history_document, phases_to_show, state_document
+from bcs.actors.knowledge import Knowledge
+from bcs.contracts.batches import history_document, phases_to_show, state_document
 from bcs.contracts.parameters import history_path, parse_batch_id, parse_history_query
 from bcs.domain.obstacles import report
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.record.reading import Past, read_page
-from bcs.store.base import StateStore
 
 _ID_SEGMENT = 4
 
@@ -23,23 +23,17 @@ _ID_SEGMENT = 4
 class BatchCalls:
     """Handlers with what they need.
 
-    :param store_name: what the store is called in answers.
     :param record: None where none is kept.
     """
 
     definitions: PipelineDefinitions
-    store: StateStore
-    store_name: str
+    knowledge: Knowledge
     record: Past | None
 
     async def show(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}."""
         batch_id = _batch_id(request)
-        # In this order the state has at least what the version counts.
-        version: int | None = (await self.store.summary(batch_id)).version
-        state, source = await self.store.state(batch_id), self.store_name
-        if state.empty and self.record is not None:
-            state, version, source = await self.record.state(batch_id), None, POSTGRESQL
+        state, version, source = await self.knowledge.state(batch_id)
         if state.empty:
             raise _unknown_batch()
         reports = [report(state, phase) for phase in phases_to_show(state, self.definitions.phases)]

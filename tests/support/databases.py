@@ -1,0 +1,55 @@
+"""Databases on a PostgreSQL that others use as well, and records in them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from bcs.record.opening import open_record
+from bcs.record.postgres import PostgresRecord
+from bcs.settings import load_settings
+
+# Far longer than any statement takes, also on a machine that has much to do.
+_DEADLINE_SECONDS = 4.0
+
+
+@contextmanager
+def database(postgres_url: str) -> Iterator[str]:
+    """An empty database; whoever is still connected at the end is thrown out."""
+
+    name = f"test-{uuid.uuid4().hex}"
+
+    async def execute(statement: str) -> None:
+        connection = await asyncpg.connect(postgres_url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    # Nobody is ever connected to template0, which would be an obstacle.
+    asyncio.run(execute(f'CREATE DATABASE "{name}" TEMPLATE template0'))
+    try:
+        yield urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
+    finally:
+        asyncio.run(execute(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+def unprobed_record(database_url: str, *, deadline_seconds: float = _DEADLINE_SECONDS) -> PostgresRecord:
+    """A record that counts as out of reach until it is probed."""
+    return open_record(load_settings(database_url=database_url, database_deadline_seconds=deadline_seconds))
+
+
+@asynccontextmanager
+async def record_in(database_url: str) -> AsyncIterator[PostgresRecord]:
+    """A record that is reachable, with the schema of this release."""
+    record = unprobed_record(database_url)
+    try:
+        await record.probe(_DEADLINE_SECONDS)
+        yield record
+    finally:
+        await record.aclose()
