@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,9 +12,10 @@ import asyncpg
 import pytest
 
 from bcs.embedded import free_port
-from bcs.embedded_postgres import PostgresServer
 from bcs.record import schema
 from bcs.record.migrations import HEAD
+from bcs.record.opening import PostgresClientMissing, named_database
+from bcs.settings import load_settings
 from tests.support.commands import bcs
 from tests.support.service import BcsProcess, running_service
 
@@ -64,8 +66,7 @@ async def test_a_newer_schema_is_left_alone(database_url: str) -> None:
     connection = await asyncpg.connect(database_url)
     await connection.execute("UPDATE alembic_version SET version_num = '9999'")
     await connection.close()
-    ran = await bcs("db", "upgrade", "--json", BCS_DATABASE_URL=database_url)
-    assert ran.json == {"from": "9999", "to": "9999"}
+    assert await schema.upgrade(database_url) == schema.Upgraded("9999", "9999")
 
 
 async def test_a_database_that_is_away_or_refuses_is_told_in_one_line(
@@ -88,16 +89,22 @@ async def test_a_database_that_is_away_or_refuses_is_told_in_one_line(
         await connection.close()
 
 
-async def test_a_database_that_does_not_answer_is_given_up_in_time(private_postgres: PostgresServer) -> None:
-    private_postgres.freeze()
-    with anyio.fail_after(20):
-        ran = await bcs("db", "upgrade", BCS_DATABASE_URL=private_postgres.url, BCS_DATABASE_DEADLINE_SECONDS=0.3)
+async def test_a_database_that_does_not_answer_is_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, anyio.fail_after(20):
+        url = f"postgresql://bob@127.0.0.1:{silent.getsockname()[1]}/bcs"
+        ran = await bcs("db", "upgrade", BCS_DATABASE_URL=url, BCS_DATABASE_DEADLINE_SECONDS=0.3)
     assert (ran.exit_code, ran.output) == (1, "")
     assert "no answer in time" in ran.error
 
 
-@pytest.mark.parametrize("command", ["upgrade"])
+@pytest.mark.parametrize("command", ["upgrade", "rebuild"])
 async def test_without_a_database_in_the_settings_there_is_nothing_to_do(command: str) -> None:
     ran = await bcs("db", command)
     assert (ran.exit_code, ran.output) == (2, "")
     assert ran.error == "bcs: BCS_DATABASE_URL is not set: there is no permanent record\n"
+
+
+def test_a_client_that_is_not_installed_is_told_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcs.record.opening.find_spec", lambda _: None)
+    with pytest.raises(PostgresClientMissing, match="pip install"):
+        named_database(load_settings(database_url="postgresql://127.0.0.1/bcs"))
