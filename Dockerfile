@@ -4,7 +4,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md ./
 COPY bcs ./bcs
 COPY config ./config
-RUN python -m venv /opt/bcs && /opt/bcs/bin/pip install --no-cache-dir -c constraints.txt .
+RUN python -m venv /opt/bcs && /opt/bcs/bin/pip install --no-cache-dir -c constraints.txt '.[postgres]'
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --no-create-home bcs

@@ -20,7 +20,7 @@ from bcs.domain.errors import BcsError, ConfigurationError
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 
-_OPERATORS = ("batches", "resolve", "pipelines", "actors", "dlq", "doctor")
+_OPERATORS = ("batches", "resolve", "pipelines", "actors", "dlq", "db", "doctor")
 
 
 class _Commands(TyperGroup):
@@ -63,7 +63,7 @@ def serve() -> None:
 def dev(
     demo: Annotated[bool, typer.Option("--demo", help="Play a small story and show the answers changing.")] = False,
 ) -> None:
-    """Run everything on this machine: the service, a Redis-compatible and a Kafka-compatible server."""
+    """Run everything on this machine: the service, PostgreSQL, and servers that speak Redis's and Kafka's protocols."""
     from bcs.dev import run_dev
 
     raise typer.Exit(_run(run_dev, demo))

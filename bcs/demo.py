@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from bcs.contracts import topics
+from bcs.contracts.parameters import MOST_ENTRIES
 
 _PATIENCE_SECONDS = 30.0
 _CLOSE_SECONDS = 3.0
@@ -58,6 +59,9 @@ async def _tell(base: str, bootstrap_servers: str) -> None:
             await _publish(producer, topics.SPELLCHECK_COMPLETED, essays[2], _spellchecked(batch_id, essays[2]))
             _show(await _define_until(client, batch_id, (_PIPELINE,)))
             _say(f"The pruning is announced on {topics.PHASE_SKIPPED}.")
+            typer.echo()
+            _say("4. Why was it pruned? The batch's history tells, newest first:")
+            _recount(await _history_until_pruned(client, batch_id))
             _say("That was the story; BCS keeps running.")
     finally:
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
@@ -78,6 +82,29 @@ async def _define_until(
             if answer["final_pipeline"] == list(expected) and saying in answer["analysis_summary"]:
                 return answer
             await anyio.sleep(0.1)
+
+
+async def _history_until_pruned(client: aiohttp.ClientSession, batch_id: str) -> list[dict[str, Any]]:
+    """Ask until the explanation of the pruning has arrived: it takes a moment from Redis to PostgreSQL."""
+    with anyio.fail_after(_PATIENCE_SECONDS):
+        while True:
+            async with client.get(f"/internal/v1/batches/{batch_id}/history?limit={MOST_ENTRIES}") as response:
+                page: dict[str, Any] = await response.json(content_type=None)
+            entries: list[dict[str, Any]] = page.get("entries", [])
+            if any(_PHASE in entry.get("pruned_phases", ()) for entry in entries):
+                return entries
+            await anyio.sleep(0.1)
+
+
+def _recount(entries: Sequence[dict[str, Any]]) -> None:
+    """The pruning with its reason, and the events before it."""
+    for entry in entries:
+        if entry["kind"] == "facts":
+            _say(f"{entry['recorded_at']}  {entry['event_type']}", indent=3)
+        elif _PHASE in entry["pruned_phases"]:
+            [why] = [decision["because"] for decision in entry["decisions"] if decision["phase"] == _PHASE]
+            _say(f"{entry['recorded_at']}  {_PHASE} pruned: {why}", indent=3)
+    typer.echo()
 
 
 def _show(answer: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from bcs import embedded
 from bcs.app import Service
 from bcs.contracts import topics
 from bcs.demo import tell
+from bcs.embedded_postgres import postgres
 from bcs.logs import configure_logging
 from bcs.pipeline_config import pipelines_of
 from bcs.process import run_until_signalled
@@ -31,10 +32,12 @@ async def run_dev(demo: bool) -> int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bcs-dev-")))
         redis = stack.enter_context(embedded.valkey(directory))
         kafka = stack.enter_context(embedded.kafka(directory))
+        database = stack.enter_context(postgres(directory))
         bootstrap_servers = kafka.address
         settings = load_settings(
             http_host="127.0.0.1",
             redis_url=f"redis://{redis.address}",
+            database_url=database.url,
             kafka_bootstrap_servers=bootstrap_servers,
             # The embedded broker can't.
             kafka_enable_idempotence=False,
@@ -49,7 +52,7 @@ async def run_dev(demo: bool) -> int:
 
         async def greet(service: Service) -> None:
             base = f"http://{service.address[0]}:{service.address[1]}"
-            _greet(base, settings.redis_url, bootstrap_servers)
+            _greet(base, settings.redis_url, bootstrap_servers, database.url)
             if demo:
                 await tell(base, bootstrap_servers)
 
@@ -58,13 +61,14 @@ async def run_dev(demo: bool) -> int:
     return exit_code
 
 
-def _greet(base: str, redis_url: str, bootstrap_servers: str) -> None:
+def _greet(base: str, redis_url: str, bootstrap_servers: str, database_url: str) -> None:
     typer.echo(
         f"""
 BCS is running.
-  HTTP   {base}
-  Redis  {redis_url}
-  Kafka  {bootstrap_servers}
+  HTTP        {base}
+  Redis       {redis_url}
+  Kafka       {bootstrap_servers}
+  PostgreSQL  {database_url}
 
 Try:
   curl -s {base}/healthz
@@ -74,6 +78,7 @@ Try:
   curl -s {base}/internal/v1/phases/complete \\
     -H 'Content-Type: application/json' -d '{{"batch_id": "batch_1",
     "phase_name": "spellcheck", "success": true}}'
+  curl -s {base}/internal/v1/batches/batch_1/history
 
 Ctrl-C stops all of it.
 """

@@ -13,11 +13,10 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 
 from bcs.actors.kafka_probe import probe
-from bcs.actors.messages import MessageFinished, Receipt, RecordFacts
+from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, message_of
 from bcs.actors.offsets import OffsetTracker
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import dead_letter
-from bcs.contracts.published import ConsumedMessage
 from bcs.domain.errors import StoreError, UndecodableMessage
 from bcs.failpoints import FailPoint
 from bcs.supervision import ActorContext
@@ -154,9 +153,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _hand_over(self, record: ConsumerRecord, epoch: int) -> None:
         decoder = self._intake.decoder
-        message = ConsumedMessage(
-            record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, record.headers
-        )
+        message = message_of(record)
         self._tracker.read(record.topic, record.partition, record.offset, message.size_bytes)
         event_type = decoder.event_type(record.topic)
         try:

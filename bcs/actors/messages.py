@@ -5,10 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
+from aiokafka import ConsumerRecord
+
+from bcs.contracts.decoding import DecodedEvent
 from bcs.contracts.published import ConsumedMessage
 from bcs.domain.facts import Fact
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id
 from bcs.supervision import Reply
+
+
+def message_of(record: ConsumerRecord) -> ConsumedMessage:
+    """A message as it was read."""
+    return ConsumedMessage(
+        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, record.headers
+    )
+
+
+def consumed_entry(message: ConsumedMessage, event: DecodedEvent, at_us: int) -> FactsRecorded:
+    """What the history is to say of a message: the same, but for the time, whoever reads it and however often.
+
+    :param at_us: when it became known, in microseconds since 1970 UTC.
+    """
+    return FactsRecorded(
+        consumed_entry_id(message.topic, message.partition, message.offset, message.timestamp_ms),
+        event.batch_id,
+        at_us,
+        event.facts,
+        event.event_type,
+        event.correlation_id,
+        event.event_id,
+        Position(message.topic, message.partition, message.offset),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +98,9 @@ class RecordFacts:
                 report.correlation_id,
                 asked_by=report.asked_by,
             )
-        receipt, message = self.receipt, self.receipt.message
-        return FactsRecorded(
-            consumed_entry_id(message.topic, message.partition, message.offset, message.timestamp_ms),
-            self.batch_id,
-            now_us,
-            self.facts,
-            receipt.event_type,
-            receipt.correlation_id,
-            receipt.event_id,
-            Position(message.topic, message.partition, message.offset),
-        )
+        receipt = self.receipt
+        event = DecodedEvent(receipt.event_type, self.batch_id, receipt.correlation_id, self.facts, receipt.event_id)
+        return consumed_entry(receipt.message, event, now_us)
 
 
 @dataclass(frozen=True, slots=True)

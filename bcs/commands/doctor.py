@@ -13,6 +13,7 @@ from rich.text import Text
 
 from bcs.commands.checks.findings import Finding, Status, failed, ok
 from bcs.commands.checks.kafka_checks import look_at_kafka
+from bcs.commands.checks.record_checks import look_at_record
 from bcs.commands.checks.redis_checks import look_at_redis
 from bcs.commands.options import PANEL, AsJson, single_command
 from bcs.commands.output import counted, plain, present, print_json, table
@@ -28,7 +29,7 @@ app = single_command()
 
 @app.command(rich_help_panel=PANEL)
 def doctor(as_json: AsJson = False) -> None:
-    """Check settings, Redis, Kafka and the clock, and say how to mend what is wrong.
+    """Check settings, Redis, PostgreSQL, Kafka and the clocks, and say how to mend what is wrong.
 
     Looks at the servers that the BCS_* environment variables name, and changes nothing. Exits 0 when nothing failed,
     warnings or not, else 1.
@@ -54,7 +55,9 @@ def examine() -> list[Finding]:
         ]
         return [
             *wrong,
-            failed("redis, kafka", "not looked at: the settings do not say where", "mend the settings first"),
+            failed(
+                "redis, postgresql, kafka", "not looked at: the settings do not say where", "mend the settings first"
+            ),
         ]
     return [ok("settings", f"valid, for {settings.environment}"), _pipelines(settings), *anyio.run(_servers, settings)]
 
@@ -72,18 +75,23 @@ def _pipelines(settings: Settings) -> Finding:
 
 async def _servers(settings: Settings) -> list[Finding]:
     redis: list[Finding] = []
+    record: list[Finding] = []
     kafka: list[Finding] = []
 
     async def ask_redis() -> None:
         redis.extend(await look_at_redis(settings))
+
+    async def ask_postgresql() -> None:
+        record.extend(await look_at_record(settings))
 
     async def ask_kafka() -> None:
         kafka.extend(await look_at_kafka(settings))
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask_redis)
+        group.start_soon(ask_postgresql)
         group.start_soon(ask_kafka)
-    return redis + kafka
+    return redis + record + kafka
 
 
 def _page(findings: Sequence[Finding]) -> RenderableType:

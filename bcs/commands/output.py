@@ -69,6 +69,9 @@ def printable(value: object) -> str:
     )
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 essay`, `2 essays`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 essay`, `2 essays`.
+
+    :param plural: where it is more than an `s` behind the noun.
+    """
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"

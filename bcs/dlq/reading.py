@@ -17,6 +17,7 @@ from bcs.domain.errors import KafkaUnavailable, UnreadableLetter
 from bcs.settings import Settings
 
 _POLL_MS = 300
+_FETCH_WAIT_MS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +139,21 @@ class DeadLetterReader:
 
     async def partitions(self, topics: Collection[str]) -> list[TopicPartition]:
         """Those of the topics that exist."""
-        # The consumer itself tells the partitions only of topics that it is subscribed to.
         with kafka_answers(), anyio.fail_after(self._timeout_seconds):
-            # To ask about one that does not exist would create it on a broker that does so.
-            existing = set(topics) & set(await self._admin.list_topics())
-            described = await self._admin.describe_topics(sorted(existing)) if existing else []
-        return [
-            TopicPartition(topic["topic"], partition["partition"])
-            for topic in described
-            if not topic["error_code"]
-            for partition in topic["partitions"]
-        ]
+            return await existing_partitions(self._admin, topics)
+
+
+async def existing_partitions(admin: AIOKafkaAdminClient, topics: Collection[str]) -> list[TopicPartition]:
+    """The partitions of those of the topics that exist; the consumer tells only those of topics it is subscribed to."""
+    # To ask about one that does not exist would create it on a broker that does so.
+    existing = set(topics) & set(await admin.list_topics())
+    described = await admin.describe_topics(sorted(existing)) if existing else []
+    return [
+        TopicPartition(topic["topic"], partition["partition"])
+        for topic in described
+        if not topic["error_code"]
+        for partition in topic["partitions"]
+    ]
 
 
 @contextmanager
@@ -169,11 +174,25 @@ async def dead_letter_reader(settings: Settings) -> AsyncIterator[DeadLetterRead
 
     :raises KafkaUnavailable: Kafka does not answer.
     """
+    async with reading_clients(settings, "batch-conductor-dlq") as (consumer, admin):
+        yield DeadLetterReader(consumer, admin, settings.kafka_request_timeout_seconds)
+
+
+@asynccontextmanager
+async def reading_clients(
+    settings: Settings, client_id: str
+) -> AsyncIterator[tuple[AIOKafkaConsumer, AIOKafkaAdminClient]]:
+    """A consumer that is a member of no group, and who knows which topics there are; both connected.
+
+    :raises KafkaUnavailable: Kafka does not answer.
+    """
     consumer = AIOKafkaConsumer(
         bootstrap_servers=settings.kafka_bootstrap_servers,
-        client_id="batch-conductor-dlq",
+        client_id=client_id,
         auto_offset_reset="earliest",
         enable_auto_commit=False,
+        # What waits at the end of one partition holds up the others at the same broker for as long.
+        fetch_max_wait_ms=_FETCH_WAIT_MS,
         max_partition_fetch_bytes=max(1024 * 1024, 2 * settings.kafka_max_message_bytes),
     )
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
@@ -181,7 +200,7 @@ async def dead_letter_reader(settings: Settings) -> AsyncIterator[DeadLetterRead
         with kafka_answers(), anyio.fail_after(settings.kafka_request_timeout_seconds):
             await consumer.start()
             await admin.start()
-        yield DeadLetterReader(consumer, admin, settings.kafka_request_timeout_seconds)
+        yield consumer, admin
     finally:
         with anyio.CancelScope(shield=True):
             await consumer.stop()

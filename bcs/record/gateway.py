@@ -18,6 +18,9 @@ Work = Callable[[Any], Awaitable[T]]
 
 log = structlog.stdlib.get_logger("bcs.record")
 
+NO_ANSWER = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg fails with when the database is away or refuses."""
+
 _STORE = "postgresql"
 # SQLSTATE classes: what was sent can't be stored (data, integrity, program limits), and will not be the next time.
 _REFUSED = ("22", "23", "54")
@@ -84,7 +87,7 @@ class RecordGateway:
                 await schema.upgrade(self._url)
             except Exception as error:
                 # From Alembic, SQLAlchemy and asyncpg alike; whatever it is, the database is of no use as it is.
-                self._fail(f"the schema can't be upgraded: {_brief(error)}")
+                self._fail(f"the schema can't be upgraded: {brief(error)}")
                 raise StoreUnavailable(_STORE, self.problem) from error
         self._succeed()
 
@@ -112,7 +115,7 @@ class RecordGateway:
         try:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + deadline_seconds) as scope:
                 return await self._with_connection(work)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        except NO_ANSWER as error:
             raise self._judged(error) from error
         assert scope.cancelled_caught  # noqa: S101 (nothing else ends the block without a result)
         self._fail("no answer in time")
@@ -148,10 +151,10 @@ class RecordGateway:
     def _judged(self, error: Exception) -> Exception:
         state = getattr(error, "sqlstate", None) or ""
         if state.startswith(_REFUSED) or isinstance(error, asyncpg.DataError):
-            return StoreRefused(_STORE, _brief(error))
+            return StoreRefused(_STORE, brief(error))
         if not state.startswith(_ONLY_THIS_TIME):
-            self._fail(_brief(error))
-        return StoreUnavailable(_STORE, _brief(error))
+            self._fail(brief(error))
+        return StoreUnavailable(_STORE, brief(error))
 
     def _succeed(self) -> None:
         if not self.reachable:
@@ -173,6 +176,6 @@ async def _nothing(_connection: asyncpg.Connection) -> None:
     pass
 
 
-def _brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """Why, in a few words, without statement, parameters or password."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

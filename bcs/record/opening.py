@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bcs.domain.errors import ConfigurationError
@@ -19,10 +20,28 @@ class NoDatabaseNamed(ConfigurationError):
 
 
 class PostgresClientMissing(ConfigurationError):
-    """The packages are not installed that it takes to ask PostgreSQL."""
+    """The packages are not installed that it takes to ask PostgreSQL.
+
+    :ivar remedy: the command that installs them.
+    """
+
+    remedy = "pip install 'batch-conductor-service[postgres]'"
 
     def __init__(self) -> None:
-        super().__init__("BCS_DATABASE_URL needs the extra `postgres`: pip install 'batch-conductor-service[postgres]'")
+        super().__init__(f"BCS_DATABASE_URL needs the extra `postgres`: {self.remedy}")
+
+
+def named_database(settings: Settings) -> str:
+    """The URL of the database that the settings name.
+
+    :raises NoDatabaseNamed: they name none.
+    :raises PostgresClientMissing: this installation can't ask it.
+    """
+    if settings.database_url is None:
+        raise NoDatabaseNamed
+    if not all(find_spec(package) for package in ("asyncpg", "alembic", "sqlalchemy")):
+        raise PostgresClientMissing
+    return settings.database_url
 
 
 def open_record(settings: Settings) -> PostgresRecord:
@@ -31,16 +50,13 @@ def open_record(settings: Settings) -> PostgresRecord:
     :raises NoDatabaseNamed: they name none.
     :raises PostgresClientMissing: this installation can't ask it.
     """
-    if settings.database_url is None:
-        raise NoDatabaseNamed
-    try:
-        from bcs.record.gateway import RecordGateway
-        from bcs.record.postgres import PostgresRecord
-    except ImportError as error:
-        raise PostgresClientMissing from error
+    url = named_database(settings)
+    from bcs.record.gateway import RecordGateway
+    from bcs.record.postgres import PostgresRecord
+
     return PostgresRecord(
         RecordGateway(
-            settings.database_url,
+            url,
             max_connections=settings.database_max_connections,
             deadline_seconds=settings.database_deadline_seconds,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +17,37 @@ _ADVISORY_LOCK = 4_002_110_001
 _LOCK_TIMEOUT_MS = 60_000
 
 
-async def is_current(connection: asyncpg.Connection) -> bool:
-    """Whether the schema is that of this release, or of one that this release does not know and that must be newer."""
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """What an upgrade did.
+
+    :param before: the version that it found; None where there was none.
+    :param after: the version that it left.
+    """
+
+    before: str | None
+    after: str
+
+
+async def version_of(connection: asyncpg.Connection) -> str | None:
+    """The schema's version; None where there is no schema yet."""
     if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
-        return False
-    version = await connection.fetchval("SELECT version_num FROM alembic_version")
+        return None
+    version: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
+    return version
+
+
+def is_enough(version: str | None) -> bool:
+    """Whether a version is that of this release, or one that this release does not know and that must be newer."""
     return version is not None and version >= HEAD
 
 
-async def upgrade(url: str) -> None:
+async def is_current(connection: asyncpg.Connection) -> bool:
+    """Whether the schema is one that this release can use."""
+    return is_enough(await version_of(connection))
+
+
+async def upgrade(url: str) -> Upgraded:
     """Apply the versions that are missing; replicas that start together do so one after the other.
 
     Runs in a thread: Alembic is synchronous, and to import it takes a while. Cancellation waits until it has ended.
@@ -33,12 +56,13 @@ async def upgrade(url: str) -> None:
     :raises OSError: the database is out of reach.
     :raises SQLAlchemyError: it refused a statement; no version is applied in part.
     """
-    await anyio.to_thread.run_sync(partial(asyncio.run, _upgrade(url)))
+    return await anyio.to_thread.run_sync(partial(asyncio.run, _upgrade(url)))
 
 
-async def _upgrade(url: str) -> None:
+async def _upgrade(url: str) -> Upgraded:
     from alembic import command
     from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
     from sqlalchemy import Connection, text
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
@@ -46,9 +70,15 @@ async def _upgrade(url: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
 
-    def apply(connection: Connection) -> None:
+    def apply(connection: Connection) -> Upgraded:
+        before = MigrationContext.configure(connection).get_current_revision()
+        # Alembic would take the transaction of this look for one of ours, and leave it to us to commit.
+        connection.rollback()
+        if before is not None and is_enough(before):
+            return Upgraded(before, before)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        return Upgraded(before, HEAD)
 
     engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=partial(asyncpg.connect, url), poolclass=NullPool
@@ -59,6 +89,6 @@ async def _upgrade(url: str) -> None:
             # Of the session, not of a transaction: each version has a transaction of its own. It ends with the session.
             await connection.execute(text(f"SELECT pg_advisory_lock({_ADVISORY_LOCK})"))
             await connection.commit()
-            await connection.run_sync(apply)
+            return await connection.run_sync(apply)
     finally:
         await engine.dispose()

@@ -12,6 +12,17 @@ from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_queue import RedisQueue
 
 
+def waiting_key(prefix: str) -> str:
+    """Where entries wait for the record."""
+    # In the outbox's slot, so that an announcement and what explains it are taken in by one transaction.
+    return f"{prefix}{{outbox}}:record"
+
+
+def refused_key(prefix: str) -> str:
+    """Where entries are that the record will never take."""
+    return f"{waiting_key(prefix)}:parked"
+
+
 class RedisBacklog(RedisQueue[HistoryEntry]):
     """Entries that must reach the record.
 
@@ -21,11 +32,10 @@ class RedisBacklog(RedisQueue[HistoryEntry]):
     """
 
     def __init__(self, gateway: RedisGateway, *, key_prefix: str, consumer: str, limit: int) -> None:
-        # In the outbox's slot, so that an announcement and what explains it are taken in by one transaction.
         super().__init__(
             gateway,
-            stream=f"{key_prefix}{{outbox}}:record",
-            parked=f"{key_prefix}{{outbox}}:record:parked",
+            stream=waiting_key(key_prefix),
+            parked=refused_key(key_prefix),
             group="archivers",
             consumer=consumer,
             limit=limit,

@@ -120,7 +120,14 @@ class RedisStateStore:
         for batch_id in batch_ids:
             keys = BatchKeys(self._key_prefix, batch_id)
             with _corruption_named(keys):
-                await self._gateway.call(("MULTI",), ("HDEL", keys.meta, WHOLE_FIELD), ("DEL", keys.summary), ("EXEC",))
+                await self._gateway.call(
+                    ("MULTI",),
+                    ("HDEL", keys.meta, WHOLE_FIELD),
+                    # To delete what is not there would disturb no writer who has asked the record before.
+                    ("SET", keys.summary, ""),
+                    ("DEL", keys.summary),
+                    ("EXEC",),
+                )
 
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`."""

@@ -24,6 +24,9 @@ COMMANDS = [
     ("pipelines", "validate"),
     ("pipelines", "graph"),
     ("actors",),
+    ("db",),
+    ("db", "upgrade"),
+    ("db", "rebuild"),
     ("doctor",),
 ]
 READING = [command for command in COMMANDS if len(command) == 2 or command[0] in ("resolve", "actors", "doctor")]
@@ -71,7 +74,7 @@ async def test_completion_is_there_for_bash_and_knows_the_commands() -> None:
     script = await bcs("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert script.exit_code == 0
     assert "_BCS_COMPLETE=complete_bash" in script.output
-    assert (await completed("")) >= {"batches", "resolve", "pipelines", "actors", "doctor", "serve"}
+    assert (await completed("")) >= {"batches", "resolve", "pipelines", "actors", "db", "doctor", "serve"}
     assert (await completed("pipelines ")) == {"list", "show", "validate", "graph"}
     assert (await completed("resolve --of")) == {"--offline"}
 
@@ -115,7 +118,7 @@ def test_a_health_check_loads_no_client_and_no_rich() -> None:
     exit_code, *modules = done.stdout.split()
     assert exit_code == "1"
     assert "bcs.settings" in modules
-    assert not {"rich", "redis", "aiokafka", "aiohttp", "bcs.commands"} & set(modules)
+    assert not {"rich", "redis", "aiokafka", "aiohttp", "asyncpg", "alembic", "bcs.commands"} & set(modules)
 
 
 # --- pipelines -------------------------------------------------------------------------------------------------------

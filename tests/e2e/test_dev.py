@@ -37,7 +37,8 @@ async def test_an_interrupted_demo_ends_in_order_and_leaves_nothing(tmp_path: Pa
     home.mkdir()
     with BcsProcess(tmp_path / "dev", "dev", "--demo", BCS_HTTP_PORT=free_port(), TMPDIR=home) as process:
         await wait_until(lambda: "1. Batch" in process.output.read_text(), 40, description=process.log.read_text())
-        assert len(servers_in(home)) == 2, "one Redis and one Kafka"
+        assert len(process.children()) == 3, "one Redis, one Kafka and one PostgreSQL"
+        assert len(servers_in(home)) > 3, "PostgreSQL has more processes than one"
         process.signal(signal.SIGINT)
         assert await process.ended() == 0
     assert "That was the story" not in process.output.read_text()

@@ -252,11 +252,13 @@ async def test_the_demo_tells_its_story_and_leaves_nothing_running(tmp_path: Pat
             ["ai_feedback"],
         ]
         assert "2 of 3 essays" in " ".join(story.split())
+        assert "spellcheck pruned: it is already complete" in story
+        assert max(map(len, story.splitlines())) <= 80
         assert process.base in story
         assert story.count("curl ") >= 2
         await process.answers("/healthz")
         children = process.children()
-        assert len(children) == 2, "one Redis and one Kafka"
+        assert len(children) == 3, "one Redis, one Kafka and one PostgreSQL"
         process.signal(signal.SIGINT)
         assert await process.ended() == 0
     assert not running(children)

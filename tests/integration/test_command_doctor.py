@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 from bcs.contracts import topics
 from bcs.contracts.published import OutboundMessage
+from bcs.domain.history import FactsRecorded
 from bcs.embedded import EmbeddedServer, create_topics, free_port
 from bcs.store.base import LeasedMessage
+from bcs.store.redis_backlog import RedisBacklog
 from bcs.store.redis_outbox import RedisOutbox
 from tests.integration.stores import MakeGateway
 from tests.support.commands import Ran, bcs, bcs_at_terminal, settings_of
@@ -63,6 +66,8 @@ async def test_beside_a_running_service_nothing_fails(service: RunningService) -
     assert by_check["redis"][0].startswith("reachable, ")
     assert by_check["outbox parked"] == ["no message is set aside"]
     assert len(by_check["clock"]) == 1
+    assert by_check["postgresql"] == ["BCS_DATABASE_URL is not set: no permanent record is kept"]
+    assert "record backlog" not in by_check
 
 
 async def test_each_check_is_a_line_for_a_person(service: RunningService) -> None:
@@ -90,6 +95,24 @@ async def test_redis_away_hides_nothing_of_kafka(service: RunningService) -> Non
     assert "BCS_REDIS_URL" in only(ran, "redis")["fix"]
     assert findings(ran).keys() >= NO_KAFKA_CHECKS
     assert all(finding["status"] == "ok" for finding in findings(ran)["topic consumed"])
+
+
+async def test_a_record_is_looked_at_where_one_is_kept(service: RunningService, database_url: str) -> None:
+    ran = await doctor(settings_of(service), BCS_DATABASE_URL=database_url)
+    assert only(ran, "postgresql")["found"].startswith("reachable, PostgreSQL ")
+    assert (only(ran, "postgresql schema")["status"], only(ran, "postgresql clock")["status"]) == ("warning", "ok")
+    assert "bcs db upgrade" in only(ran, "postgresql schema")["fix"]
+    assert [only(ran, f"record {queue}")["status"] for queue in ("backlog", "parked")] == ["ok", "ok"]
+
+
+async def test_postgresql_away_hides_nothing_of_the_others(service: RunningService) -> None:
+    away = f"postgresql://bob:a-secret@127.0.0.1:{free_port()}/bcs"
+    ran = await doctor(settings_of(service), BCS_DATABASE_URL=away)
+    assert ran.exit_code == 1
+    assert only(ran, "postgresql")["status"] == "failed"
+    assert "BCS_DATABASE_URL" in only(ran, "postgresql")["fix"]
+    assert "a-secret" not in ran.output
+    assert [only(ran, server)["status"] for server in ("redis", "kafka")] == ["ok", "ok"]
 
 
 async def test_kafka_away_hides_nothing_of_redis(service: RunningService) -> None:
@@ -243,6 +266,17 @@ async def test_what_waits_and_what_is_set_aside_is_counted(
     assert only(ran, "outbox")["found"].startswith("2 messages wait for Kafka, the oldest for ")
     assert only(ran, "outbox parked")["status"] == "warning"
     assert f"{redis_key_prefix}{{outbox}}:parked" in only(ran, "outbox parked")["fix"]
+    backlog = RedisBacklog(
+        make_gateway(redis_url, deadline=5), key_prefix=redis_key_prefix, consumer="the-test", limit=100
+    )
+    entry = FactsRecorded(uuid.uuid4(), "b", 0, (), "AnEvent")
+    await backlog.append([entry] * 2)
+    await backlog.park((await backlog.lease(1))[0], "never")
+    ran = await doctor(environment)
+    assert only(ran, "record backlog")["status"] == "warning", "BCS_DATABASE_URL is not set"
+    ran = await doctor(environment, BCS_DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/bcs")
+    assert only(ran, "record backlog")["found"].startswith("1 entry waits for PostgreSQL, the oldest for ")
+    assert f"{redis_key_prefix}{{outbox}}:record:parked" in only(ran, "record parked")["fix"]
     full = await doctor(environment, BCS_OUTBOX_MAX_MESSAGES=2)
     assert (full.exit_code, only(full, "outbox")["status"]) == (1, "failed")
 

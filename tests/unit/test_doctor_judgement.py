@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bcs.commands.checks import kafka_judgement as kafka
+from bcs.commands.checks import record_judgement as record
 from bcs.commands.checks import redis_judgement as redis
 from bcs.commands.checks.findings import Finding, Status, brief
 from bcs.commands.checks.kafka_judgement import Offsets
+from bcs.record.migrations import HEAD
 
 OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
 MEBIBYTE = 1024 * 1024
@@ -93,6 +95,41 @@ def test_parked_messages_need_a_person_who_is_told_where_they_are() -> None:
 )
 def test_clocks_may_differ_by_a_second(ahead: float, status: Status, said: str) -> None:
     assert_finding(redis.clock(ahead), status, said)
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "said"),
+    [
+        (None, WARNING, "no tables yet"),
+        ("0000", WARNING, "`bcs db upgrade`"),
+        (HEAD, OK, f"version {HEAD}"),
+        ("9999", OK, "newer"),
+    ],
+)
+def test_the_schema_of_the_record(version: str | None, status: Status, said: str) -> None:
+    assert_finding(record.schema(version), status, said)
+
+
+@pytest.mark.parametrize(
+    ("length", "oldest", "status", "said"),
+    [
+        (0, None, OK, "no entry"),
+        (1, 60.0, OK, "1 entry waits for PostgreSQL, the oldest for 60 s"),
+        (2, 61.0, WARNING, "2 entries wait for PostgreSQL, the oldest for 61 s"),
+        (2, None, WARNING, "2 entries wait"),
+        (10, 1.0, FAILED, "full"),
+    ],
+)
+def test_entries_should_not_wait_long_for_the_record(
+    length: int, oldest: float | None, status: Status, said: str
+) -> None:
+    assert_finding(record.backlog(length, oldest, limit=10), status, said)
+
+
+def test_entries_that_nobody_fetches_any_more_need_a_person() -> None:
+    assert_finding(record.left_behind(3), WARNING, "3 entries wait", "BCS_DATABASE_URL")
+    assert_finding(record.parked(0, "bcs:{outbox}:record:parked"), OK)
+    assert_finding(record.parked(1, "bcs:{outbox}:record:parked"), WARNING, "1 entry", "bcs:{outbox}:record:parked")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+_MOST_SKEW_SECONDS = 1.0
+
 
 class Status(StrEnum):
     """How bad it is. With a warning the service works, for now or perhaps."""
@@ -52,3 +54,15 @@ def brief(error: BaseException) -> str:
 def unknown(check: str, problem: str) -> Finding:
     """Whether it is as it should be could not be found out: no failure, but nothing to rely on either."""
     return warning(check, f"could not be found out: {problem}", "look at it with the server's own tools")
+
+
+def clock_of(check: str, server: str, ahead_seconds: float) -> Finding:
+    """Whether this machine and a server agree on the time.
+
+    :param ahead_seconds: how far the server is ahead of this machine.
+    """
+    if abs(ahead_seconds) <= _MOST_SKEW_SECONDS:
+        return ok(check, f"within {_MOST_SKEW_SECONDS:.0f} s of {server}'s")
+    direction = "behind" if ahead_seconds > 0 else "ahead of"
+    fix = "synchronise the clocks (NTP): marks are ordered by time"
+    return warning(check, f"this machine's is {abs(ahead_seconds):.1f} s {direction} {server}'s", fix)

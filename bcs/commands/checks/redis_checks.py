@@ -7,12 +7,17 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from bcs.commands.checks import record_judgement
 from bcs.commands.checks import redis_judgement as judgement
 from bcs.commands.checks.findings import Finding, brief, failed, unknown, warning
 from bcs.commands.stores import connected
 from bcs.domain.errors import StoreUnavailable
 from bcs.settings import Settings
+from bcs.store.multiplexer import Command
+from bcs.store.redis_backlog import refused_key, waiting_key
 from bcs.store.redis_outbox import parked_key, stream_key
+
+_QUESTIONS = 3
 
 
 async def look_at_redis(settings: Settings) -> list[Finding]:
@@ -25,16 +30,15 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
             asked_at = time.time()
             [clock] = await session.exchange([("TIME",)])
             told_at = time.time()
-            stream, parked = stream_key(settings.redis_key_prefix), parked_key(settings.redis_key_prefix)
-            server, memory, persistence, save, *outbox = await session.exchange(
+            prefix = settings.redis_key_prefix
+            server, memory, persistence, save, *queues = await session.exchange(
                 [
                     ("INFO", "server"),
                     ("INFO", "memory"),
                     ("INFO", "persistence"),
                     ("CONFIG", "GET", "save"),
-                    ("XLEN", stream),
-                    ("XRANGE", stream, "-", "+", "COUNT", 1),
-                    ("XLEN", parked),
+                    *_questions(stream_key(prefix), parked_key(prefix)),
+                    *_questions(waiting_key(prefix), refused_key(prefix)),
                 ]
             )
     except StoreUnavailable as error:
@@ -44,9 +48,14 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
         judgement.eviction(_section(memory)),
         judgement.memory_left(_section(memory)),
         judgement.persistence(_section(persistence), _setting(save)),
-        *_outbox(outbox, clock, settings),
+        *_outbox(queues[:_QUESTIONS], clock, settings),
+        *_record(queues[_QUESTIONS:], clock, settings),
         _clock(clock, (asked_at + told_at) / 2),
     ]
+
+
+def _questions(stream: str, parked: str) -> list[Command]:
+    return [("XLEN", stream), ("XRANGE", stream, "-", "+", "COUNT", 1), ("XLEN", parked)]
 
 
 def _outbox(replies: list[Any], clock: Any, settings: Settings) -> list[Finding]:
@@ -57,6 +66,19 @@ def _outbox(replies: list[Any], clock: Any, settings: Settings) -> list[Finding]
     return [
         judgement.outbox(length, _age(first, clock), settings.outbox_max_messages),
         judgement.parked(parked, parked_key(settings.redis_key_prefix)),
+    ]
+
+
+def _record(replies: list[Any], clock: Any, settings: Settings) -> list[Finding]:
+    for reply in replies:
+        if isinstance(reply, RedisError):
+            return [unknown("record backlog", brief(reply))]
+    length, first, parked = replies
+    if settings.database_url is None:
+        return [record_judgement.left_behind(length)] if length else []
+    return [
+        record_judgement.backlog(length, _age(first, clock), settings.archive_max_entries),
+        record_judgement.parked(parked, refused_key(settings.redis_key_prefix)),
     ]
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bcs.commands.checks.findings import Finding, failed, ok, unknown, warning
+from bcs.commands.checks.findings import Finding, clock_of, failed, ok, unknown, warning
 
 _FULL_SHARE = 0.8
 _OLD_SECONDS = 60.0
-_MOST_SKEW_SECONDS = 1.0
 _MEBIBYTE = 1024 * 1024
 
 
@@ -98,11 +97,7 @@ def clock(ahead_seconds: float) -> Finding:
 
     :param ahead_seconds: how far Redis is ahead of this machine.
     """
-    if abs(ahead_seconds) <= _MOST_SKEW_SECONDS:
-        return ok("clock", f"within {_MOST_SKEW_SECONDS:.0f} s of Redis's")
-    direction = "behind" if ahead_seconds > 0 else "ahead of"
-    fix = "synchronise the clocks (NTP): marks are ordered by time"
-    return warning("clock", f"this machine's is {abs(ahead_seconds):.1f} s {direction} Redis's", fix)
+    return clock_of("clock", "Redis", ahead_seconds)
 
 
 def _number(info: Mapping[str, str], name: str) -> int | None:

@@ -1,0 +1,82 @@
+"""`bcs db`: the permanent record's schema, and its facts read from Kafka again."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import typer
+
+from bcs.commands.options import PANEL, AsJson, command_group
+from bcs.commands.output import print_json
+from bcs.domain.errors import StoreRefused
+from bcs.pipeline_config import pipelines_of
+from bcs.record.opening import named_database
+from bcs.settings import load_settings
+
+# What a shell makes of a process that a signal ended.
+_SIGNALLED = 128
+
+app = command_group("db")
+
+
+@app.callback(rich_help_panel=PANEL)
+def db() -> None:
+    """The permanent record in PostgreSQL."""
+
+
+@app.command()
+def upgrade(as_json: AsJson = False) -> None:
+    """Bring the record's schema up to date.
+
+    The service does the same at its start, if its user may. Several may do it at once, beside services that run: one
+    after the other, and only the first has something to do.
+    """
+    settings = load_settings()
+    url = named_database(settings)
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from bcs.record import schema
+    from bcs.record.gateway import brief
+    from bcs.record.inspecting import inspect
+
+    async def upgraded() -> schema.Upgraded:
+        # Asked first, since to connect may take a minute otherwise.
+        await inspect(url, settings.database_deadline_seconds)
+        try:
+            return await schema.upgrade(url)
+        except SQLAlchemyError as error:
+            said = getattr(error, "orig", None) or error
+            raise StoreRefused("postgresql", brief(said.__cause__ or said)) from error
+
+    outcome = anyio.run(upgraded)
+    if as_json:
+        print_json({"from": outcome.before, "to": outcome.after})
+    elif outcome.before == outcome.after:
+        typer.echo(f"The schema is already current: version {outcome.after}.")
+    else:
+        origin = f"from version {outcome.before}" if outcome.before else "from nothing"
+        typer.echo(f"The schema is upgraded {origin} to version {outcome.after}.")
+
+
+@app.command()
+def rebuild(as_json: AsJson = False) -> None:
+    """Project what Kafka still has into the record again, while the service runs.
+
+    Reads the consumed topics from their beginning to where they end now, older messages first, and has what Redis knows
+    of these batches compared with the record. For a record that was lost, or begun late. What is there already stays as
+    it is, so it can be stopped and run again. What is not in Kafka does not come back: phases that were reported over
+    HTTP, and answers.
+    """
+    settings = load_settings()
+    named_database(settings)
+    from bcs.commands.db_progress import Told
+    from bcs.commands.db_rebuilding import rebuild_until_signalled
+
+    definitions = pipelines_of(settings)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    with Told(as_json) as told:
+        stopped_by = anyio.run(rebuild_until_signalled, settings, definitions, told.begun)
+        told.complete = stopped_by is None
+    if stopped_by is not None:
+        raise typer.Exit(_SIGNALLED + stopped_by)

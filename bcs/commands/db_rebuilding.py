@@ -1,0 +1,81 @@
+"""Runs a rebuild from the command line: until it is through, or a signal stops it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import anyio
+import structlog
+
+from bcs.commands.stores import StateInMemory, connected
+from bcs.contracts import topics
+from bcs.contracts.decoding import EventDecoder
+from bcs.dlq.reading import reading_clients
+from bcs.domain.errors import BcsError
+from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.rebuilding.projecting import Projection, Tally
+from bcs.rebuilding.reading import PastReader
+from bcs.record.opening import open_record
+from bcs.settings import Settings
+from bcs.store.redis_state import RedisStateStore
+
+# As long as a service gives it at its start, which may have to make the tables first.
+_PROBE_SECONDS = 5.0
+
+
+async def rebuild_until_signalled(
+    settings: Settings, definitions: PipelineDefinitions, begun: Callable[[PastReader, Tally], Callable[[], None]]
+) -> signal.Signals | None:
+    """Project what Kafka has into the record.
+
+    :param begun: is called once all servers have answered; what it returns is called after each step.
+    :returns: the signal that stopped it, if one did.
+    :raises ConfigurationError: there is no record to rebuild.
+    :raises KafkaUnavailable: Kafka does not answer.
+    :raises StoreUnavailable: the record does not, or Redis.
+    """
+    if settings.use_mock_repository:
+        raise StateInMemory
+    # The record logs for a service; a command says what there is to say itself.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    received: list[signal.Signals] = []
+    failed: list[BcsError] = []
+    async with anyio.create_task_group() as group:
+
+        async def listen() -> None:
+            # The first one only: whoever sends a second one does not want to wait.
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for number in signals:
+                    received.append(number)
+                    break
+            group.cancel_scope.cancel()
+
+        group.start_soon(listen)
+        try:
+            await _rebuild(settings, definitions, begun)
+        except BcsError as error:
+            failed.append(error)  # as it is, and not in a group
+        group.cancel_scope.cancel()
+    if failed:
+        raise failed[0]
+    return received[0] if received else None
+
+
+async def _rebuild(
+    settings: Settings, definitions: PipelineDefinitions, begun: Callable[[PastReader, Tally], Callable[[], None]]
+) -> None:
+    async with AsyncExitStack() as stack:
+        record = open_record(settings)
+        stack.push_async_callback(record.aclose)
+        await record.probe(_PROBE_SECONDS)
+        gateway = await stack.enter_async_context(connected(settings))
+        store = RedisStateStore(gateway, key_prefix=settings.redis_key_prefix, ttl_seconds=settings.redis_ttl_seconds)
+        await store.ping()
+        consumer, admin = await stack.enter_async_context(reading_clients(settings, "batch-conductor-rebuild"))
+        past = PastReader(consumer, admin, settings.kafka_request_timeout_seconds)
+        await past.open(topics.CONSUMED)
+        tally = Tally()
+        decoder = EventDecoder(frozenset(definitions.phases) | PLATFORM_PHASES)
+        await Projection(decoder, record, store, begun(past, tally), tally).project(past)

@@ -1,0 +1,1 @@
+"""The permanent record, made anew from what Kafka still has."""

@@ -1,0 +1,121 @@
+"""Projects what Kafka has into the record again, beside services that do the same with what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import anyio
+
+from bcs.actors.messages import consumed_entry, message_of
+from bcs.contracts.decoding import LATEST_US, EventDecoder
+from bcs.domain.errors import StoreRefused, UndecodableMessage
+from bcs.domain.history import FactsRecorded
+from bcs.rebuilding.reading import PastReader, Timed
+from bcs.store.redis_state import RedisStateStore
+
+if TYPE_CHECKING:
+    # It takes the extra `postgres`.
+    from bcs.record.postgres import PostgresRecord
+
+_ENTRIES_PER_WRITE = 300
+# A statement holds up the services' own as long as it takes, and a message may name thousands of essays.
+_BYTES_PER_WRITE = 1024 * 1024
+_WRITE_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the messages so far.
+
+    :param messages: that were dealt with.
+    :param facts: that the record has now.
+    :param undecodable: messages that became dead letters when they came.
+    :param without_facts: messages that change nothing, such as that a phase has begun.
+    :param refused: messages whose facts can't be stored, now or later.
+    """
+
+    messages: int = 0
+    facts: int = 0
+    batches: set[str] = field(default_factory=set)
+    undecodable: int = 0
+    without_facts: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class Projection:
+    """Writes the facts of messages to the record.
+
+    :param store: is told of each batch that it may lack something.
+    :param tell: is called after each portion.
+    """
+
+    decoder: EventDecoder
+    record: PostgresRecord
+    store: RedisStateStore
+    tell: Callable[[], None]
+    tally: Tally = field(default_factory=Tally)
+    _entries: list[FactsRecorded] = field(default_factory=list, init=False)
+    _messages: int = field(default=0, init=False)
+    _bytes: int = field(default=0, init=False)
+
+    async def project(self, past: PastReader) -> None:
+        """Project all of it. Cancellation leaves whole portions; to do all of it again changes nothing.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        :raises StoreUnavailable: the record does not, or Redis.
+        """
+        async for portion in past.portions():
+            for timed in portion:
+                self._take(timed)
+                if len(self._entries) >= _ENTRIES_PER_WRITE or self._bytes >= _BYTES_PER_WRITE:
+                    await self._keep()
+        await self._keep()
+
+    def _take(self, timed: Timed) -> None:
+        record = timed.record
+        self._messages += 1
+        try:
+            event = self.decoder.decode(record.topic, record.value, timed.at_ms)
+        except UndecodableMessage:
+            self.tally.undecodable += 1
+            return
+        if not event.facts:
+            self.tally.without_facts += 1
+            return
+        # Nobody knows any more when it became known here; when it was written is as near as can be.
+        at_us = min(timed.at_ms * 1000, LATEST_US)
+        self._entries.append(consumed_entry(message_of(record), event, at_us))
+        self._bytes += len(record.value or b"")
+
+    async def _keep(self) -> None:
+        entries, self._entries = self._entries, []
+        batches = {entry.batch_id for entry in entries}
+        # Whatever happens: what the record may have now, Redis must not be taken to have too.
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._write(entries)
+            finally:
+                await self.store.distrust(batches)
+        self.tally.batches |= batches
+        self.tally.messages += self._messages
+        self._messages = self._bytes = 0
+        self.tell()
+
+    async def _write(self, entries: Sequence[FactsRecorded]) -> None:
+        if not entries:
+            return
+        try:
+            await self.record.write(entries, deadline_seconds=_WRITE_SECONDS)
+        except StoreRefused:
+            if len(entries) == 1:
+                self.tally.refused += 1
+                return
+            # One of them spoils the statement for all.
+            middle = len(entries) // 2
+            await self._write(entries[:middle])
+            await self._write(entries[middle:])
+        else:
+            self.tally.facts += sum(len(entry.facts) for entry in entries)

@@ -1,0 +1,56 @@
+"""Looks at the record's database once, for those who look after it; nothing is changed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import anyio
+import asyncpg
+
+from bcs.domain.errors import StoreUnavailable
+from bcs.record.gateway import NO_ANSWER, brief
+from bcs.record.schema import version_of
+
+_STORE = "postgresql"
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """A database that answers.
+
+    :param server: its version.
+    :param schema: the version of the record's schema; None where there is none yet.
+    :param ahead_seconds: how far its clock is ahead of this machine's.
+    """
+
+    server: str
+    schema: str | None
+    ahead_seconds: float
+
+
+async def inspect(url: str, deadline_seconds: float) -> Inspected:
+    """Look at a database.
+
+    :param deadline_seconds: for all of it.
+    :raises StoreUnavailable: it does not answer, or not in time.
+    """
+    try:
+        with anyio.fail_after(deadline_seconds):
+            connection = await asyncpg.connect(url, timeout=deadline_seconds)
+            try:
+                return await _inspected(connection)
+            finally:
+                connection.terminate()  # without a farewell, which may take as long as the database is frozen
+    except TimeoutError:
+        raise StoreUnavailable(_STORE, "no answer in time") from None
+    except NO_ANSWER as error:
+        raise StoreUnavailable(_STORE, brief(error)) from error
+
+
+async def _inspected(connection: asyncpg.Connection) -> Inspected:
+    server = await connection.fetchval("SELECT current_setting('server_version')")
+    schema = await version_of(connection)
+    asked_at = time.time()
+    told = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+    return Inspected(server, schema, told - (asked_at + time.time()) / 2)

@@ -1,0 +1,104 @@
+"""What a rebuild makes of messages, whatever the record says to them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, cast
+
+import pytest
+from aiokafka import ConsumerRecord
+
+from bcs.contracts.decoding import LATEST_US, EventDecoder
+from bcs.domain.errors import StoreRefused, StoreUnavailable
+from bcs.domain.history import FactsRecorded, HistoryEntry
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.rebuilding.projecting import Projection
+from bcs.rebuilding.reading import Timed
+from tests.support.events import Event, registered, spellchecked
+
+pytestmark = pytest.mark.anyio
+
+
+class Past:
+    """Stands for what a reader reads."""
+
+    def __init__(self, *events: Event, at_ms: int = 7) -> None:
+        self._events = events
+        self._at_ms = at_ms
+
+    async def portions(self) -> AsyncIterator[list[Timed]]:
+        yield [
+            Timed(ConsumerRecord(each.topic, 0, offset, 7, 0, each.key, each.value, None, 0, 0, ()), self._at_ms)
+            for offset, each in enumerate(self._events)
+        ]
+
+
+class Record:
+    """Stands for a record that refuses a batch, or is away."""
+
+    def __init__(self, refuses: str | None = None, away: bool = False) -> None:
+        self._refuses = refuses
+        self._away = away
+        self.written: list[HistoryEntry] = []
+
+    async def write(self, entries: Sequence[HistoryEntry], *, deadline_seconds: float) -> None:
+        assert deadline_seconds > 1
+        if self._away:
+            raise StoreUnavailable("postgresql", "away")
+        if any(entry.batch_id == self._refuses for entry in entries):
+            raise StoreRefused("postgresql", "no")
+        self.written += entries
+
+
+class Store:
+    """Stands for Redis, and remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.distrusted: set[str] = set()
+
+    async def distrust(self, batch_ids: Iterable[str]) -> None:
+        self.distrusted |= set(batch_ids)
+
+
+def projection(record: Record, store: Store) -> Projection:
+    return Projection(EventDecoder(PLATFORM_PHASES), cast("Any", record), cast("Any", store), lambda: None)
+
+
+async def test_one_that_is_refused_spoils_nothing_for_the_others() -> None:
+    events = [registered(batch, ["e"]) for batch in "abcdefg"]
+    record, store = Record(refuses="d"), Store()
+    projecting = projection(record, store)
+    await projecting.project(cast("Any", Past(*events, spellchecked("a", "e", "pending"), Event(*_junk()))))
+    assert [entry.batch_id for entry in record.written] == list("abcefg")
+    tally = projecting.tally
+    assert (tally.messages, tally.facts, tally.refused, tally.undecodable, tally.without_facts) == (9, 6, 1, 1, 1)
+    assert store.distrusted == tally.batches == set("abcdefg")
+
+
+async def test_redis_is_told_also_when_nobody_knows_what_the_record_has_now() -> None:
+    store = Store()
+    with pytest.raises(StoreUnavailable):
+        await projection(Record(away=True), store).project(cast("Any", Past(registered("a", ["e"]))))
+    assert store.distrusted == {"a"}
+
+
+async def test_a_time_that_no_calendar_has_is_the_latest_one() -> None:
+    record = Record()
+    past = Past(registered("a", ["e"]), at_ms=2**62)
+    await projection(record, Store()).project(cast("Any", past))
+    [entry] = record.written
+    assert isinstance(entry, FactsRecorded)
+    assert entry.at_us == LATEST_US
+
+
+async def test_the_same_message_has_the_same_entry_each_time() -> None:
+    past = Past(spellchecked(str(uuid.uuid4()), "e"))
+    first, second = Record(), Record()
+    for record in (first, second):
+        await projection(record, Store()).project(cast("Any", past))
+    assert first.written == second.written
+
+
+def _junk() -> tuple[str, bytes, bytes]:
+    return registered("a", ["e"]).topic, b"key", b"junk"
