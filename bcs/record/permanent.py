@@ -18,10 +18,12 @@ class Permanent:
     """The permanent record behind the store.
 
     :param backlog: what waits for it in Redis.
+    :param explanations: what waits there too, and only explains announcements: no answer lacks it.
     """
 
     record: PostgresRecord
     backlog: RedisBacklog
+    explanations: RedisBacklog
 
     def stands_in(self, error: StoreUnavailable) -> bool:
         """Whether the record can answer instead of a store that could not: it must be there, and lack nothing."""

@@ -16,16 +16,17 @@ class RedisBacklog(RedisQueue[HistoryEntry]):
     """Entries that must reach the record.
 
     :param key_prefix: stands before the stream's key.
+    :param name: of this queue, which is a part of its keys.
     :param consumer: this process's name among the replicas.
     :param limit: how many entries it holds at most.
     """
 
-    def __init__(self, gateway: RedisGateway, *, key_prefix: str, consumer: str, limit: int) -> None:
+    def __init__(self, gateway: RedisGateway, *, key_prefix: str, name: str, consumer: str, limit: int) -> None:
         # In the outbox's slot, so that an announcement and what explains it are taken in by one transaction.
         super().__init__(
             gateway,
-            stream=f"{key_prefix}{{outbox}}:record",
-            parked=f"{key_prefix}{{outbox}}:record:parked",
+            stream=f"{key_prefix}{{outbox}}:{name}",
+            parked=f"{key_prefix}{{outbox}}:{name}:parked",
             group="archivers",
             consumer=consumer,
             limit=limit,

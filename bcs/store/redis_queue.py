@@ -116,7 +116,7 @@ class RedisQueue(ABC, Generic[T]):
     async def settle(self, entry_ids: Sequence[str]) -> None:
         """Forget entries whose items got where they were to go."""
         if entry_ids:
-            await self._transaction(*self._removal(entry_ids))
+            *_, self._length = await self._transaction(*self._removal(entry_ids), ("XLEN", self._stream))
 
     async def requeue(self, leased: Sequence[Leased[T]]) -> None:
         """Give entries back, to the end of the queue."""
