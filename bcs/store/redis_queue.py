@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 from redis.exceptions import ResponseError
 
-from bcs.domain.errors import StoreCorrupted
+from bcs.domain.errors import StoreCorrupted, StoreUnavailable
 from bcs.store.base import Leased
 from bcs.store.multiplexer import Command
 from bcs.store.redis_gateway import RedisGateway
@@ -20,6 +20,8 @@ T = TypeVar("T")
 log = structlog.stdlib.get_logger("bcs.queue")
 
 _LARGE_BYTES = 64 * 1024
+# A FLUSHALL between the creation of a group and its use is rare; several in a row are no accident.
+_GROUP_ATTEMPTS = 5
 
 
 class RedisQueue(ABC, Generic[T]):
@@ -156,14 +158,16 @@ class RedisQueue(ABC, Generic[T]):
 
     async def _call_in_group(self, command: Command) -> Any:
         """Call, and create the consumer group first where there is none, at the start or after a FLUSHALL."""
-        try:
-            [reply] = await self._gateway.call(command)
-        except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise StoreCorrupted(self._stream, str(error)) from error
-            await self._create_group()
-            [reply] = await self._gateway.call(command)
-        return reply
+        for _ in range(_GROUP_ATTEMPTS):
+            try:
+                [reply] = await self._gateway.call(command)
+            except ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise StoreCorrupted(self._stream, str(error)) from error
+                await self._create_group()
+            else:
+                return reply
+        raise StoreUnavailable("redis", "it forgets the group as soon as there is one")
 
     async def _create_group(self) -> None:
         try:
