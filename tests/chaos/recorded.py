@@ -10,6 +10,7 @@ import anyio
 import asyncpg
 
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, PipelineResolved, Position
+from bcs.embedded import HOST
 from bcs.embedded_postgres import PostgresServer
 from bcs.record.gateway import RecordGateway
 from bcs.record.postgres import PostgresRecord
@@ -18,6 +19,7 @@ from tests.chaos.ground import Ground, prepared
 from tests.chaos.load import assert_kept
 from tests.chaos.scene import CHUNK, DEADLINE_SECONDS, EVENTS_A_SECOND, Scene
 from tests.support.events import Event, registered
+from tests.support.fault_proxy import FaultProxy
 from tests.support.service import BcsProcess
 from tests.support.waiting import wait_until
 
@@ -28,12 +30,15 @@ _PAGE = 1000
 class RecordedScene(Scene):
     """A service with a record, under load.
 
+    :param store_line: where Redis can be cut off, if it is cuttable.
     :param positions: of every event that was told, by batch.
     """
 
-    def __init__(self, ground: Ground, process: BcsProcess, events: int, postgres: PostgresServer) -> None:
+    def __init__(
+        self, ground: Ground, process: BcsProcess, events: int, postgres: PostgresServer, store_line: FaultProxy
+    ) -> None:
         super().__init__(ground, process, events)
-        self.postgres = postgres
+        self.postgres, self.store_line = postgres, store_line
         self.positions: dict[str, list[Position]] = {}
         self.record = PostgresRecord(RecordGateway(postgres.url, max_connections=2, deadline_seconds=20))
         self.redis = RedisGateway(
@@ -99,7 +104,7 @@ class RecordedScene(Scene):
             times = Counter(one.correlation_id for one in resolutions)
             # Each was asked once, on a connection that did not break.
             assert {times[request] for request in tally.pruned} <= {1}, "what was pruned is explained, and once"
-        assert await self.queued("record:parked") == await self.queued("parked") == 0
+        assert await self.queued(":parked") == 0
         return entries
 
     async def aclose(self) -> None:
@@ -118,13 +123,13 @@ class RecordedScene(Scene):
             await connection.close()
         return found
 
-    async def queued(self, key: str) -> int:
-        """How many entries one of the queues beside the outbox has."""
-        [length] = await self.redis.call(("XLEN", f"{self.ground.name}:{{outbox}}:{key}"))
-        return int(length)
+    async def queued(self, what: str = "") -> int:
+        """How many entries wait for the record, or with ``:parked`` for nothing any more."""
+        keys = [f"{self.ground.name}:{{outbox}}:{queue}{what}" for queue in ("record", "explanations")]
+        return sum(await self.redis.call(*(("XLEN", key) for key in keys)))
 
     async def _drained(self) -> bool:
-        return await self.queued("record") == 0
+        return await self.queued() == 0
 
     async def _entries(self, batch: str) -> list[HistoryEntry]:
         entries: list[HistoryEntry] = []
@@ -140,14 +145,19 @@ class RecordedScene(Scene):
 
 @asynccontextmanager
 async def prepared_recorded_scene(
-    directory: Path, name: str, events: int, postgres: PostgresServer, **environment: object
+    directory: Path, name: str, events: int, postgres: PostgresServer, *, cuttable: bool = False, **environment: object
 ) -> AsyncIterator[RecordedScene]:
-    """A scene whose service runs, with batches that are registered; at the end it must stop in order."""
-    async with prepared(directory, name) as ground:
+    """A scene whose service runs, with batches that are registered; at the end it must stop in order.
+
+    :param cuttable: whether Redis stands behind a line.
+    """
+    async with prepared(directory, name) as ground, FaultProxy(HOST, ground.valkey.port) as store_line:
         settings = {"BCS_REQUEST_DEADLINE_SECONDS": DEADLINE_SECONDS, "BCS_DATABASE_URL": postgres.url, **environment}
+        if cuttable:
+            settings["BCS_REDIS_URL"] = f"redis://{store_line.address}"
         with ground.serve("process", **settings) as process:
             await process.answers()
-            scene = RecordedScene(ground, process, events, postgres)
+            scene = RecordedScene(ground, process, events, postgres, store_line)
             try:
                 async with scene.bos:
                     await scene.register()

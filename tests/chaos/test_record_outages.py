@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -49,7 +50,7 @@ async def test_a_long_outage_of_postgresql_is_not_noticed(
                 unhealthy = {name for name, found in health.items() if found["status"] == "unhealthy"}
                 assert unhealthy == {"postgresql"}
                 assert (await scene.bos.get("/readyz")).status == 200
-                waiting, back = await scene.queued("record"), time.monotonic()
+                waiting, back = await scene.queued(), time.monotonic()
                 await anyio.to_thread.run_sync(private_postgres.start)
                 started = time.monotonic()
                 await wait_until(scene.up)
@@ -77,7 +78,7 @@ async def drained_after(scene: RecordedScene, moment: float) -> float:
     """How long it took until nothing waited any more."""
 
     async def drained() -> bool:
-        return await scene.queued("record") == 0
+        return await scene.queued() == 0
 
     await wait_until(drained, 60)
     return time.monotonic() - moment
@@ -86,7 +87,7 @@ async def drained_after(scene: RecordedScene, moment: float) -> float:
 async def test_a_full_queue_holds_up_the_intake_and_no_resolution(
     tmp_path: Path, private_postgres: PostgresServer, note_figure: Note
 ) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "BCS_ARCHIVE_MAX_ENTRIES": LIMIT,
         "BCS_INTAKE_MAX_IN_FLIGHT": IN_FLIGHT,
         "BCS_KAFKA_MAX_POLL_RECORDS": 20,
@@ -110,7 +111,7 @@ async def test_a_full_queue_holds_up_the_intake_and_no_resolution(
 
             await wait_until(asked_since)
             assert await held_up(), "and pauses still, now that all is told"
-            left, waiting = await scene.ground.platform.uncommitted(scene.ground.name), await scene.queued("record")
+            left, waiting = await scene.ground.platform.uncommitted(scene.ground.name), await scene.queued()
             behind = sum(end - (committed or 0) for committed, end in left.values())
             assert behind > IN_FLIGHT
             assert waiting < LIMIT + IN_FLIGHT
