@@ -64,7 +64,8 @@ class RecordGateway:
     async def run(self, work: Work[T], *, deadline_seconds: float | None = None) -> T:
         """Do something with a connection.
 
-        Cancellation waits until it has ended, which the deadline bounds.
+        Cancellation waits until it has ended, which the usual deadline bounds. With another deadline it ends it at
+        once, and what it was to write may or may not have been written.
 
         :param work: gets the connection; what it began is undone unless it returns.
         :param deadline_seconds: instead of the usual one.
@@ -72,7 +73,9 @@ class RecordGateway:
         :raises StoreRefused: the database will never take it.
         """
         self.ensure_reachable()
-        return await self._run(work, deadline_seconds or self._deadline_seconds)
+        if deadline_seconds is None:
+            return await self._run(work, self._deadline_seconds, shield=True)
+        return await self._run(work, deadline_seconds)
 
     async def probe(self, deadline_seconds: float) -> None:
         """Ask for a sign of life, and bring the schema up to date if it is not. Says so once when that changes.
@@ -108,9 +111,9 @@ class RecordGateway:
         if scope.cancelled_caught:
             pool.terminate()
 
-    async def _run(self, work: Work[T], deadline_seconds: float) -> T:
+    async def _run(self, work: Work[T], deadline_seconds: float, *, shield: bool = False) -> T:
         try:
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + deadline_seconds) as scope:
+            with anyio.CancelScope(shield=shield, deadline=anyio.current_time() + deadline_seconds) as scope:
                 return await self._with_connection(work)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise self._judged(error) from error
