@@ -23,6 +23,8 @@ _STORE = "postgresql"
 _REFUSED = ("22", "23", "54")
 # A deadlock, a lock or a connection that was not to be had: the database is well, and asked again it may do it.
 _ONLY_THIS_TIME = ("40", "53", "55")
+# A probe must neither wait behind a full house nor take a place in it.
+_CONNECTIONS_FOR_PROBE = 1
 _CONNECTION_SETTINGS = {
     "application_name": "batch-conductor-service",
     "timezone": "UTC",
@@ -50,6 +52,8 @@ class RecordGateway:
         self._deadline_seconds = deadline_seconds
         self._pool: asyncpg.Pool | None = None
         self._opening = anyio.Lock()
+        self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
+        self._probe_slots = anyio.Semaphore(_CONNECTIONS_FOR_PROBE, fast_acquire=True)
         self.reachable = False
         self.problem = "it was not reached yet"
 
@@ -82,7 +86,7 @@ class RecordGateway:
 
         :raises StoreUnavailable: there was none in time.
         """
-        if not await self._run(schema.is_current, deadline_seconds):
+        if not await self._run(schema.is_current, deadline_seconds, slots=self._probe_slots):
             try:
                 await schema.upgrade(self._url)
             except Exception as error:
@@ -97,7 +101,7 @@ class RecordGateway:
         :raises StoreUnavailable: there was no sign of life in time.
         :raises SchemaOutdated: it is older than what this release reads.
         """
-        if not await self._run(schema.is_current, deadline_seconds):
+        if not await self._run(schema.is_current, deadline_seconds, slots=self._probe_slots):
             raise SchemaOutdated
         self._succeed()
 
@@ -111,13 +115,21 @@ class RecordGateway:
         if scope.cancelled_caught:
             pool.terminate()
 
-    async def _run(self, work: Work[T], deadline_seconds: float, *, shield: bool = False) -> T:
+    async def _run(
+        self, work: Work[T], deadline_seconds: float, *, shield: bool = False, slots: anyio.Semaphore | None = None
+    ) -> T:
+        its_turn = False
         try:
             with anyio.CancelScope(shield=shield, deadline=anyio.current_time() + deadline_seconds) as scope:
-                return await self._with_connection(work)
+                async with slots or self._slots:
+                    its_turn = True
+                    return await self._with_connection(work)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise self._judged(error) from error
         assert scope.cancelled_caught  # noqa: S101 (nothing else ends the block without a result)
+        if not its_turn:
+            # The others keep it busy, or one of them is about to find it away.
+            raise StoreUnavailable(_STORE, "too many ask it at once")
         self._fail("no answer in time")
         raise StoreUnavailable(_STORE, self.problem)
 
@@ -127,7 +139,7 @@ class RecordGateway:
                 self._pool = await asyncpg.create_pool(  # type: ignore[call-overload]  # the stubs know no timeout=None
                     self._url,
                     min_size=0,
-                    max_size=self._max_connections,
+                    max_size=self._max_connections + _CONNECTIONS_FOR_PROBE,
                     server_settings=_CONNECTION_SETTINGS,
                     # The scope around it bounds the whole of it.
                     timeout=None,

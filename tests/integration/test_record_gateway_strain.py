@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from bcs.domain.errors import StoreUnavailable
 from bcs.embedded_postgres import PostgresServer
 from bcs.record.gateway import RecordGateway
 
@@ -40,4 +41,29 @@ async def test_work_that_may_take_long_is_no_obstacle_to_a_stop(
     assert time.monotonic() - began < 5
     private_postgres.thaw()
     await gateway.probe(20)
+    assert await gateway.run(one) == 1
+
+
+async def test_who_waits_for_a_turn_in_vain_says_nothing_about_the_database(gateway: RecordGateway) -> None:
+    release = anyio.Event()
+    refused: list[str] = []
+
+    async def hold(_: Any) -> None:
+        await release.wait()
+
+    async def ask() -> None:
+        try:
+            await gateway.run(one)
+        except StoreUnavailable as error:
+            refused.append(str(error))
+        release.set()
+
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(lambda: gateway.run(hold, deadline_seconds=20))
+        await anyio.wait_all_tasks_blocked()
+        await gateway.probe(5)  # has a place of its own
+        group.start_soon(ask)
+    assert len(refused) == 1
+    assert gateway.reachable
     assert await gateway.run(one) == 1
