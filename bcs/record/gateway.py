@@ -51,6 +51,7 @@ class RecordGateway:
         self._max_connections = max_connections
         self._deadline_seconds = deadline_seconds
         self._pool: asyncpg.Pool | None = None
+        self._generation = 0  # of its connections
         self._opening = anyio.Lock()
         self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
         self._probe_slots = anyio.Semaphore(_CONNECTIONS_FOR_PROBE, fast_acquire=True)
@@ -91,7 +92,7 @@ class RecordGateway:
                 await schema.upgrade(self._url)
             except Exception as error:
                 # From Alembic, SQLAlchemy and asyncpg alike; whatever it is, the database is of no use as it is.
-                self._fail(f"the schema can't be upgraded: {_brief(error)}")
+                self._fail(f"the schema can't be upgraded: {_brief(error)}", self._generation)
                 raise StoreUnavailable(_STORE, self.problem) from error
         self._succeed()
 
@@ -118,20 +119,22 @@ class RecordGateway:
     async def _run(
         self, work: Work[T], deadline_seconds: float, *, shield: bool = False, slots: anyio.Semaphore | None = None
     ) -> T:
-        its_turn = False
+        generation, its_turn = self._generation, False
         try:
             with anyio.CancelScope(shield=shield, deadline=anyio.current_time() + deadline_seconds) as scope:
                 async with slots or self._slots:
-                    its_turn = True
+                    if slots is None:
+                        self.ensure_reachable()  # it was, when the wait began
+                    generation, its_turn = self._generation, True
                     return await self._with_connection(work)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            raise self._judged(error) from error
+            raise self._judged(error, generation) from error
         assert scope.cancelled_caught  # noqa: S101 (nothing else ends the block without a result)
         if not its_turn:
             # The others keep it busy, or one of them is about to find it away.
             raise StoreUnavailable(_STORE, "too many ask it at once")
-        self._fail("no answer in time")
-        raise StoreUnavailable(_STORE, self.problem)
+        self._fail("no answer in time", generation)
+        raise StoreUnavailable(_STORE, "no answer in time")
 
     async def _with_connection(self, work: Work[T]) -> T:
         async with self._opening:
@@ -160,12 +163,12 @@ class RecordGateway:
             with suppress(asyncpg.InterfaceError):  # somebody else found out first, and closed them all
                 await pool.release(connection)
 
-    def _judged(self, error: Exception) -> Exception:
+    def _judged(self, error: Exception, generation: int) -> Exception:
         state = getattr(error, "sqlstate", None) or ""
         if state.startswith(_REFUSED) or isinstance(error, asyncpg.DataError):
             return StoreRefused(_STORE, _brief(error))
         if not state.startswith(_ONLY_THIS_TIME):
-            self._fail(_brief(error))
+            self._fail(_brief(error), generation)
         return StoreUnavailable(_STORE, _brief(error))
 
     def _succeed(self) -> None:
@@ -173,7 +176,10 @@ class RecordGateway:
             self.reachable = True
             log.info("record_reachable")
 
-    def _fail(self, problem: str) -> None:
+    def _fail(self, problem: str, generation: int) -> None:
+        if generation != self._generation:
+            return  # somebody else failed on those connections first, and there may be new ones that are well
+        self._generation += 1
         self.problem = problem
         if self.reachable:
             self.reachable = False

@@ -67,3 +67,29 @@ async def test_who_waits_for_a_turn_in_vain_says_nothing_about_the_database(gate
     assert len(refused) == 1
     assert gateway.reachable
     assert await gateway.run(one) == 1
+
+
+async def test_what_failed_on_old_connections_leaves_new_ones_alone(
+    gateway: RecordGateway, private_postgres: PostgresServer
+) -> None:
+    begun, found = anyio.Event(), anyio.Event()
+
+    async def fail_late(connection: Any) -> None:
+        begun.set()
+        await found.wait()
+        await one(connection)
+
+    async def ask() -> None:
+        with pytest.raises(StoreUnavailable):
+            await gateway.run(fail_late, deadline_seconds=20)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await begun.wait()
+        await anyio.to_thread.run_sync(private_postgres.kill)
+        with pytest.raises(StoreUnavailable):
+            await gateway.run(one)
+        await anyio.to_thread.run_sync(private_postgres.start)
+        await gateway.probe(20)
+        found.set()
+    assert gateway.reachable
