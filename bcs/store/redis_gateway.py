@@ -220,7 +220,9 @@ class RedisGateway:
         """Whether the circuit breaker should overlook an error, because Redis did answer."""
         # A caller that was cancelled says nothing about Redis; what is half open must not close for that.
         cancelled = not isinstance(error, Exception) and self.circuit == "half-opened"
-        return not isinstance(error, StoreUnavailable) and not cancelled
+        # Nor does what came of asking somebody else in the middle of it.
+        of_redis = isinstance(error, StoreUnavailable) and error.store == _BREAKER
+        return not of_redis and not cancelled
 
     def _is_left_alone(self) -> bool:
         return anyio.current_time() < self._opened_at + self._open_seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import anyio
 import pytest
 
 from bcs.domain.errors import StoreUnavailable
@@ -12,6 +13,7 @@ from bcs.store.recall import Recall
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
 from tests.chaos.history import told
+from tests.integration.stores import BREAKER_FAILURES
 from tests.support.events import Event, registered, spellchecked
 
 pytestmark = pytest.mark.anyio
@@ -52,3 +54,15 @@ async def test_one_essay_that_came_after_redis_forgot_thirty_completes_nothing(s
 async def test_a_batch_that_was_registered_meanwhile_is_known(store: RedisStateStore) -> None:
     await commit(store, registered("batch", ["e1"]), spellchecked("batch", "e1"))
     assert (await store.summary("batch")).expected == 1
+
+
+async def test_to_refuse_says_nothing_about_redis(store: RedisStateStore, gateway: RedisGateway) -> None:
+    async def ask(number: int) -> None:
+        with pytest.raises(StoreUnavailable, match="postgresql"):
+            await store.summary(f"batch-{number}")
+
+    # At the same time: each of them begins with an answer of Redis's, which would end a row of failures.
+    async with anyio.create_task_group() as group:
+        for number in range(BREAKER_FAILURES * 2):
+            group.start_soon(ask, number)
+    assert gateway.circuit == "closed"
