@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import asyncpg
@@ -145,7 +146,7 @@ class RecordedScene(Scene):
 
 @asynccontextmanager
 async def prepared_recorded_scene(
-    directory: Path, name: str, events: int, postgres: PostgresServer, *, cuttable: bool = False, **environment: object
+    directory: Path, name: str, events: int, postgres: PostgresServer, *, cuttable: bool = False, **environment: Any
 ) -> AsyncIterator[RecordedScene]:
     """A scene whose service runs, with batches that are registered; at the end it must stop in order.
 

@@ -5,6 +5,7 @@ The moments, and the events, are drawn from a seed.
 
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 
@@ -16,7 +17,10 @@ from bcs.embedded_postgres import PostgresServer
 from tests.chaos.figures import Note, percentile
 from tests.chaos.recorded import RecordedScene, prepared_recorded_scene
 from tests.chaos.scene import DEADLINE_SECONDS
+from tests.chaos.schedule import kill_a_batch
 from tests.chaos.sizes import IN_FULL, SIZES
+from tests.chaos.stage import DRILL, kill_actor
+from tests.support.service import BcsProcess
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +29,8 @@ EVENTS = 10_000 if IN_FULL else 1_000
 LONGEST_PAUSE_SECONDS = 0.5
 LONGEST_AWAY_SECONDS = 1.5  # longer than a statement's deadline
 KINDS = ["killed", "frozen", "restarted"]
-MAX_CONNECTIONS = 8
+MAX_CONNECTIONS = 9  # with the one for probes
+KILLS = 300 if IN_FULL else 30
 
 
 async def strike(postgres: PostgresServer, kind: str, away_seconds: float) -> None:
@@ -66,6 +71,35 @@ async def test_whatever_happens_to_postgresql_no_fact_is_missing(
         figures = await settled(scene)
         await scene.assert_no_restart()
         note_figure(16, f"seed {seed}: PostgreSQL {dict(happened)} within {seconds:.0f} s: 0 restarts, {figures}")
+
+
+async def test_whenever_the_archive_is_killed_no_fact_is_missing(
+    tmp_path: Path, private_postgres: PostgresServer, note_figure: Note
+) -> None:
+    chance, victims = Random(KILLS), Counter[str]()
+    async with prepared_recorded_scene(tmp_path, "kills", EVENTS // 2, private_postgres, **DRILL) as scene:
+
+        async def kill(victim: str, kill_one: Callable[[BcsProcess, str], Awaitable[bool]]) -> None:
+            while victims[victim] < KILLS:
+                await anyio.sleep(chance.uniform(0, LONGEST_PAUSE_SECONDS / 5))
+                victims[victim] += await kill_one(scene.process, victim)
+
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(scene.ask)
+            async with anyio.create_task_group() as group:
+                group.start_soon(scene.tell)
+                group.start_soon(kill, "archive", kill_actor)
+                group.start_soon(kill, "a batch's", kill_a_batch)
+                for kind in KINDS:
+                    await strike(private_postgres, kind, chance.uniform(0, LONGEST_AWAY_SECONDS))
+                    await wait_until(scene.up)
+            scene.load.enough = True
+        figures = await settled(scene)
+        restarts = {
+            labels["actor"] for name, labels, value in await scene.bos.samples() if "restarts" in name and value
+        }
+        assert restarts <= {"archive", "batches/*"}
+        note_figure(16, f"besides, killed: {dict(victims)}: {figures}")
 
 
 async def settled(scene: RecordedScene) -> str:
