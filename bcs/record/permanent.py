@@ -27,4 +27,4 @@ class Permanent:
 
     def stands_in(self, error: StoreUnavailable) -> bool:
         """Whether the record can answer instead of a store that could not: it must be there, and lack nothing."""
-        return error.store == "redis" and self.record.reachable and not self.backlog.last_known
+        return error.store == "redis" and self.record.reachable and self.backlog.last_known == 0

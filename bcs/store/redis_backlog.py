@@ -33,14 +33,15 @@ class RedisBacklog(RedisQueue[HistoryEntry]):
         )
 
     @property
-    def last_known(self) -> int:
-        """How many entries waited when that was last seen, without asking."""
+    def last_known(self) -> int | None:
+        """How many entries waited when that was last seen, without asking; None if it never was."""
         return self._length
 
     async def waiting(self) -> int:
         """How many entries wait, asked on the connection in common: whoever asks may hold one of the others."""
         with self._corruption_named():
-            [self._length] = await self._gateway.share(("XLEN", self._stream))
+            [length] = await self._gateway.share(("XLEN", self._stream))
+        self._length = int(length)
         return self._length
 
     def room_for(self, entries: Sequence[HistoryEntry]) -> list[Command]:
@@ -48,7 +49,7 @@ class RedisBacklog(RedisQueue[HistoryEntry]):
 
         What only explains an answer must not stand in its way.
         """
-        return [] if self._length >= self._limit else self.additions(entries)
+        return [] if (self._length or 0) >= self._limit else self.additions(entries)
 
     def _fields(self, entry: HistoryEntry) -> list[str | bytes]:
         return ["entry", encode_entry(entry)]

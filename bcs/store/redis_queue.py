@@ -44,7 +44,7 @@ class RedisQueue(ABC, Generic[T]):
         self._group = group
         self._consumer = consumer
         self._limit = limit
-        self._length = 0
+        self._length: int | None = None  # until it was seen
         self._cursor = "0-0"
 
     @abstractmethod
@@ -69,7 +69,7 @@ class RedisQueue(ABC, Generic[T]):
         """
         if not items:
             return
-        if self._length + len(items) > self._limit and await self.backlog() + len(items) > self._limit:
+        if (self._length or 0) + len(items) > self._limit and await self.backlog() + len(items) > self._limit:
             raise self._full(self._limit)
         additions = self.additions(items)
         # What is large would hold up others on the connection in common.
@@ -133,7 +133,8 @@ class RedisQueue(ABC, Generic[T]):
 
     async def backlog(self) -> int:
         """How many entries wait, leased ones included."""
-        [self._length] = await self._transaction(("XLEN", self._stream))
+        [length] = await self._transaction(("XLEN", self._stream))
+        self._length = int(length)
         return self._length
 
     async def _transaction(self, *commands: Command) -> list[Any]:

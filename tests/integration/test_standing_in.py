@@ -46,3 +46,10 @@ async def test_what_was_drained_is_known_to_wait_no_more(persistence: Persistenc
     assert not persistence.permanent.stands_in(AWAY)
     await backlog.settle([entry.entry_id for entry in await backlog.lease(10)])
     assert persistence.permanent.stands_in(AWAY)
+
+
+async def test_a_new_process_does_not_take_for_nothing_what_it_never_looked_at(persistence: Persistence) -> None:
+    assert persistence.permanent
+    assert not persistence.permanent.stands_in(AWAY), "facts may wait from before"
+    await persistence.permanent.backlog.waiting()
+    assert persistence.permanent.stands_in(AWAY)
