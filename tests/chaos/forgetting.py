@@ -14,6 +14,7 @@ from tests.support.events import phase_outcome, registered, spellchecked
 PIPELINE = "comprehensive"
 REPORTED = "cj_assessment"
 _ESSAYS = ["one", "two"]
+_AT_A_TIME = 5
 
 Position = tuple[str, int, int]
 
@@ -81,10 +82,13 @@ def roster(batches: list[str]) -> list[Told]:
 
 
 def completions(batches: list[str], chance: Random) -> list[Told]:
-    """What completes them, in no order."""
-    events = []
-    for batch in batches:
-        events += [spellchecked(batch, essay) for essay in _ESSAYS]
-        events += [phase_outcome(batch, phase, _ESSAYS) for phase in ("nlp", "ai_feedback")]
-    chance.shuffle(events)
-    return [told(event) for event in events]
+    """What completes them: a few batches at a time, so that writers and readers of one meet; of these, in no order."""
+    said = []
+    for start in range(0, len(batches), _AT_A_TIME):
+        events = []
+        for batch in batches[start : start + _AT_A_TIME]:
+            events += [spellchecked(batch, essay) for essay in _ESSAYS]
+            events += [phase_outcome(batch, phase, _ESSAYS) for phase in ("nlp", "ai_feedback")]
+        chance.shuffle(events)
+        said += [told(event) for event in events]
+    return said

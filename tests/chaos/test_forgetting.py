@@ -59,6 +59,7 @@ class Flushed:
         self.flushes = self.flushed = self.asked = self.reported = 0
         self.seconds = list[float]()
         self.owed = set[tuple[str, str, str]]()
+        self.current = list[str]()
         self.told = False
         self.done = False
 
@@ -66,6 +67,7 @@ class Flushed:
         """Tell events, no faster than they are asked about."""
         for start in range(0, len(events), CHUNK):
             chunk = events[start : start + CHUNK]
+            self.current = [one.batch for one in chunk]
             for one in chunk:
                 self.bounds.sending(one)
             for one, where in zip(chunk, await self.ground.platform.send(*(t.event for t in chunk)), strict=True):
@@ -89,7 +91,9 @@ class Flushed:
         """Ask about any batch, until all is told."""
         chance = Random(f"{worker}")
         while not (self.told and self.asked >= SIZES.flushed_events):
-            await self.ask_about(chance.choice(self.batches), chance.choice(self.doors))
+            # Mostly about what changes at the moment.
+            among = self.current if self.current and chance.random() < 0.8 else self.batches
+            await self.ask_about(chance.choice(among), chance.choice(self.doors))
 
     async def ask_about(self, batch: str, door: Orchestrator) -> None:
         """One request: at least what was durable before it, at most what was sent before its answer."""
