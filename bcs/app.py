@@ -232,7 +232,7 @@ class Service:
             return None
         return Upkeep(
             permanent.record,
-            permanent.backlog,
+            (permanent.backlog, permanent.explanations),
             self.outbox,
             self.telemetry,
             self._outbox_grew,

@@ -17,7 +17,7 @@ from bcs.store.base import Outbox, StateStore
 from bcs.store.committing import CommitPolicy
 from bcs.store.memory import MemoryOutbox, MemoryStateStore
 from bcs.store.recall import Recall
-from bcs.store.redis_backlog import RedisBacklog
+from bcs.store.redis_backlog import EXPLANATIONS, FACTS, RedisBacklog
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_outbox import RedisOutbox
 from bcs.store.redis_state import RedisStateStore
@@ -74,7 +74,7 @@ def open_persistence(settings: Settings, reach: Reach = pass_by) -> Persistence:
         key_prefix=settings.redis_key_prefix,
         consumer=consumer,
         limit=settings.outbox_max_messages,
-        backlog=permanent.backlog if permanent else None,
+        explanations=permanent.explanations if permanent else None,
     )
     return Persistence(REDIS, gateway, store, outbox, permanent)
 
@@ -110,7 +110,15 @@ def redis_gateway(settings: Settings) -> RedisGateway:
 def _permanent(settings: Settings, gateway: RedisGateway, consumer: str) -> Permanent | None:
     if settings.database_url is None:
         return None
-    backlog = RedisBacklog(
-        gateway, key_prefix=settings.redis_key_prefix, consumer=consumer, limit=settings.archive_max_entries
+    # Two, since something nearly always waits to be explained, and would look like facts that the record lacks.
+    backlog, explanations = (
+        RedisBacklog(
+            gateway,
+            key_prefix=settings.redis_key_prefix,
+            name=name,
+            consumer=consumer,
+            limit=settings.archive_max_entries,
+        )
+        for name in (FACTS, EXPLANATIONS)
     )
-    return Permanent(open_record(settings), backlog)
+    return Permanent(open_record(settings), backlog, explanations)

@@ -113,11 +113,11 @@ class ArchiveActor:
             log.error("entries_given_up", error=repr(letter.last_error))
             self._give_up(letter.message, StoreRefused("archive", repr(letter.last_error)))
 
-        if context.incarnation == 1:
-            # Whoever starts after this one finds the record there, if it is there at all.
-            await self.upkeep.look()
         async with anyio.create_task_group() as group:
             group.start_soon(self.upkeep.run)
+            if context.incarnation == 1:
+                # Whoever starts after this one finds the record there, if it is there at all.
+                await self.upkeep.first_look()
             await serve(context, handle, limit=_LETTERS_AT_A_TIME, exhausted=exhausted)
             group.cancel_scope.cancel()
         await self.upkeep.finish()

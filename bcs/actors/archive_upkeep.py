@@ -24,6 +24,8 @@ log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 
 _PROBE_SECONDS = 1.0
 _PROBE_DEADLINE_SECONDS = 5.0
+# Another replica may be upgrading the schema, which can take much longer; liveness must not wait for that.
+_FIRST_LOOK_SECONDS = 5.0
 _LINGER_SECONDS = 0.02
 _FINISH_SECONDS = 3.0
 _DRAIN_LIMIT = 500
@@ -39,6 +41,7 @@ _RETENTION_PAUSE_SECONDS = 0.1
 class Upkeep:
     """Serves all incarnations of the archive actor.
 
+    :param queues: what waits for the record.
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
     :param takeover_seconds: entries in a silent replica's hand for so long are taken over.
@@ -46,7 +49,7 @@ class Upkeep:
     """
 
     record: PostgresRecord
-    backlog: RedisBacklog
+    queues: Sequence[RedisBacklog]
     outbox: Outbox
     telemetry: Telemetry
     outbox_grew: Callable[[], None]
@@ -54,18 +57,19 @@ class Upkeep:
     takeover_seconds: float
     retention: timedelta
     _news: anyio.Event = field(default_factory=anyio.Event, init=False)
+    _looked: anyio.Event = field(default_factory=anyio.Event, init=False)
     _takeover_at: float = field(default=0.0, init=False)
 
     def rouse(self) -> None:
         """Something waits for the record."""
         self._news.set()
 
-    async def look(self) -> None:
-        """Look for the record once; that it is away is no error."""
-        try:
-            await self.record.probe(_PROBE_DEADLINE_SECONDS)
-        except StoreError as error:
-            log.warning("record_unreachable", problem=str(error))
+    async def first_look(self) -> None:
+        """Wait until the record was looked for once, found or not; no longer than a start may take for it."""
+        with anyio.move_on_after(_FIRST_LOOK_SECONDS):
+            await self._looked.wait()
+        if not self.record.reachable:
+            log.warning("record_unreachable", problem=self.record.problem)
 
     async def run(self) -> None:
         """Look after the record without end."""
@@ -86,10 +90,12 @@ class Upkeep:
         while True:
             try:
                 await self.record.probe(_PROBE_DEADLINE_SECONDS)
+                self._looked.set()
                 self.rouse()
                 await self._hand_over()
             except StoreError as error:
                 log.debug("record_or_outbox_away", problem=str(error))
+            self._looked.set()
             await anyio.sleep(_PROBE_SECONDS)
 
     async def _hand_over(self) -> None:
@@ -114,29 +120,34 @@ class Upkeep:
         """Write what waits for the record, until nothing does."""
         if not self.record.reachable:
             return
-        # What this process had in hand when it failed, what a dead one had, and then the rest.
-        while leased := await self.backlog.resume(_DRAIN_LIMIT):
-            await self._write(leased)
-        if anyio.current_time() >= self._takeover_at:
+        takeover = anyio.current_time() >= self._takeover_at
+        if takeover:
             self._takeover_at = anyio.current_time() + self.takeover_seconds / 2
-            while leased := await self.backlog.recover(self.takeover_seconds, _DRAIN_LIMIT):
-                await self._write(leased)
-        while leased := await self.backlog.lease(_DRAIN_LIMIT):
-            await self._write(leased)
+        for queue in self.queues:
+            await self._drain_one(queue, takeover=takeover)
 
-    async def _write(self, leased: Sequence[Leased[HistoryEntry]]) -> None:
+    async def _drain_one(self, queue: RedisBacklog, *, takeover: bool) -> None:
+        # What this process had in hand when it failed, what a dead one had, and then the rest.
+        while leased := await queue.resume(_DRAIN_LIMIT):
+            await self._write(queue, leased)
+        while takeover and (leased := await queue.recover(self.takeover_seconds, _DRAIN_LIMIT)):
+            await self._write(queue, leased)
+        while leased := await queue.lease(_DRAIN_LIMIT):
+            await self._write(queue, leased)
+
+    async def _write(self, queue: RedisBacklog, leased: Sequence[Leased[HistoryEntry]]) -> None:
         try:
             await self.record.write([entry.message for entry in leased], deadline_seconds=_DRAIN_DEADLINE_SECONDS)
         except StoreRefused as error:
             if len(leased) > 1:
                 for entry in leased:
-                    await self._write([entry])
+                    await self._write(queue, [entry])
                 return
-            await self.backlog.park(leased[0], str(error))
+            await queue.park(leased[0], str(error))
             self.telemetry.archive_parked.inc()
             log.error("entry_parked", batch_id=leased[0].message.batch_id, problem=str(error))  # noqa: TRY400
         else:
-            await self.backlog.settle([entry.entry_id for entry in leased])
+            await queue.settle([entry.entry_id for entry in leased])
             self.telemetry.archive_written.inc(len(leased))
 
     async def _forget_hourly(self) -> None:

@@ -77,7 +77,8 @@ class MetricsActor:
             with suppress(StoreError):
                 self.telemetry.outbox_backlog.set(await self.outbox.backlog())
                 if self.permanent:
-                    self.telemetry.archive_backlog.set(await self.permanent.backlog.backlog())
+                    backlog, explanations = self.permanent.backlog, self.permanent.explanations
+                    self.telemetry.archive_backlog.set(await backlog.backlog() + await explanations.backlog())
             await anyio.sleep(self.interval_seconds)
 
     async def _measure_loop_lag(self) -> None:

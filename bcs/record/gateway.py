@@ -26,6 +26,8 @@ _STORE = "postgresql"
 _REFUSED = ("22", "23", "54")
 # A deadlock, a lock or a connection that was not to be had: the database is well, and asked again it may do it.
 _ONLY_THIS_TIME = ("40", "53", "55")
+# A probe must neither wait behind a full house nor take a place in it.
+_CONNECTIONS_FOR_PROBE = 1
 _CONNECTION_SETTINGS = {
     "application_name": "batch-conductor-service",
     "timezone": "UTC",
@@ -52,7 +54,10 @@ class RecordGateway:
         self._max_connections = max_connections
         self._deadline_seconds = deadline_seconds
         self._pool: asyncpg.Pool | None = None
+        self._generation = 0  # of its connections
         self._opening = anyio.Lock()
+        self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
+        self._probe_slots = anyio.Semaphore(_CONNECTIONS_FOR_PROBE, fast_acquire=True)
         self.reachable = False
         self.problem = "it was not reached yet"
 
@@ -67,7 +72,8 @@ class RecordGateway:
     async def run(self, work: Work[T], *, deadline_seconds: float | None = None) -> T:
         """Do something with a connection.
 
-        Cancellation waits until it has ended, which the deadline bounds.
+        Cancellation waits until it has ended, which the usual deadline bounds. With another deadline it ends it at
+        once, and what it was to write may or may not have been written.
 
         :param work: gets the connection; what it began is undone unless it returns.
         :param deadline_seconds: instead of the usual one.
@@ -75,19 +81,21 @@ class RecordGateway:
         :raises StoreRefused: the database will never take it.
         """
         self.ensure_reachable()
-        return await self._run(work, deadline_seconds or self._deadline_seconds)
+        if deadline_seconds is None:
+            return await self._run(work, self._deadline_seconds, shield=True)
+        return await self._run(work, deadline_seconds)
 
     async def probe(self, deadline_seconds: float) -> None:
         """Ask for a sign of life, and bring the schema up to date if it is not. Says so once when that changes.
 
         :raises StoreUnavailable: there was none in time.
         """
-        if not await self._run(schema.is_current, deadline_seconds):
+        if not await self._run(schema.is_current, deadline_seconds, slots=self._probe_slots):
             try:
                 await schema.upgrade(self._url)
             except Exception as error:
                 # From Alembic, SQLAlchemy and asyncpg alike; whatever it is, the database is of no use as it is.
-                self._fail(f"the schema can't be upgraded: {brief(error)}")
+                self._fail(f"the schema can't be upgraded: {brief(error)}", self._generation)
                 raise StoreUnavailable(_STORE, self.problem) from error
         self._succeed()
 
@@ -97,7 +105,7 @@ class RecordGateway:
         :raises StoreUnavailable: there was no sign of life in time.
         :raises SchemaOutdated: it is older than what this release reads.
         """
-        if not await self._run(schema.is_current, deadline_seconds):
+        if not await self._run(schema.is_current, deadline_seconds, slots=self._probe_slots):
             raise SchemaOutdated
         self._succeed()
 
@@ -111,15 +119,25 @@ class RecordGateway:
         if scope.cancelled_caught:
             pool.terminate()
 
-    async def _run(self, work: Work[T], deadline_seconds: float) -> T:
+    async def _run(
+        self, work: Work[T], deadline_seconds: float, *, shield: bool = False, slots: anyio.Semaphore | None = None
+    ) -> T:
+        generation, its_turn = self._generation, False
         try:
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + deadline_seconds) as scope:
-                return await self._with_connection(work)
+            with anyio.CancelScope(shield=shield, deadline=anyio.current_time() + deadline_seconds) as scope:
+                async with slots or self._slots:
+                    if slots is None:
+                        self.ensure_reachable()  # it was, when the wait began
+                    generation, its_turn = self._generation, True
+                    return await self._with_connection(work)
         except NO_ANSWER as error:
-            raise self._judged(error) from error
+            raise self._judged(error, generation) from error
         assert scope.cancelled_caught  # noqa: S101 (nothing else ends the block without a result)
-        self._fail("no answer in time")
-        raise StoreUnavailable(_STORE, self.problem)
+        if not its_turn:
+            # The others keep it busy, or one of them is about to find it away.
+            raise StoreUnavailable(_STORE, "too many ask it at once")
+        self._fail("no answer in time", generation)
+        raise StoreUnavailable(_STORE, "no answer in time")
 
     async def _with_connection(self, work: Work[T]) -> T:
         async with self._opening:
@@ -127,7 +145,7 @@ class RecordGateway:
                 self._pool = await asyncpg.create_pool(  # type: ignore[call-overload]  # the stubs know no timeout=None
                     self._url,
                     min_size=0,
-                    max_size=self._max_connections,
+                    max_size=self._max_connections + _CONNECTIONS_FOR_PROBE,
                     server_settings=_CONNECTION_SETTINGS,
                     # The scope around it bounds the whole of it.
                     timeout=None,
@@ -148,12 +166,12 @@ class RecordGateway:
             with suppress(asyncpg.InterfaceError):  # somebody else found out first, and closed them all
                 await pool.release(connection)
 
-    def _judged(self, error: Exception) -> Exception:
+    def _judged(self, error: Exception, generation: int) -> Exception:
         state = getattr(error, "sqlstate", None) or ""
         if state.startswith(_REFUSED) or isinstance(error, asyncpg.DataError):
             return StoreRefused(_STORE, brief(error))
         if not state.startswith(_ONLY_THIS_TIME):
-            self._fail(brief(error))
+            self._fail(brief(error), generation)
         return StoreUnavailable(_STORE, brief(error))
 
     def _succeed(self) -> None:
@@ -161,7 +179,10 @@ class RecordGateway:
             self.reachable = True
             log.info("record_reachable")
 
-    def _fail(self, problem: str) -> None:
+    def _fail(self, problem: str, generation: int) -> None:
+        if generation != self._generation:
+            return  # somebody else failed on those connections first, and there may be new ones that are well
+        self._generation += 1
         self.problem = problem
         if self.reachable:
             self.reachable = False

@@ -18,11 +18,13 @@ class Permanent:
     """The permanent record behind the store.
 
     :param backlog: what waits for it in Redis.
+    :param explanations: what waits there too, and only explains announcements: no answer lacks it.
     """
 
     record: PostgresRecord
     backlog: RedisBacklog
+    explanations: RedisBacklog
 
     def stands_in(self, error: StoreUnavailable) -> bool:
         """Whether the record can answer instead of a store that could not: it must be there, and lack nothing."""
-        return error.store == "redis" and self.record.reachable and not self.backlog.last_known
+        return error.store == "redis" and self.record.reachable and self.backlog.last_known == 0

@@ -50,13 +50,14 @@ async def is_current(connection: asyncpg.Connection) -> bool:
 async def upgrade(url: str) -> Upgraded:
     """Apply the versions that are missing; replicas that start together do so one after the other.
 
-    Runs in a thread: Alembic is synchronous, and to import it takes a while. Cancellation waits until it has ended.
+    Runs in a thread: Alembic is synchronous, and to import it takes a while. Cancellation leaves the thread to itself,
+    which ends with the process if not before; no version is applied in part then either.
 
     :param url: of the database.
     :raises OSError: the database is out of reach.
     :raises SQLAlchemyError: it refused a statement; no version is applied in part.
     """
-    return await anyio.to_thread.run_sync(partial(asyncio.run, _upgrade(url)))
+    return await anyio.to_thread.run_sync(lambda: asyncio.run(_upgrade(url)), abandon_on_cancel=True)
 
 
 async def _upgrade(url: str) -> Upgraded:

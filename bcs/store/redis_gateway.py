@@ -8,8 +8,8 @@ own accord, and leaks the connection when a deadline strikes inside `reset()`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from math import inf
 from typing import Any
 
@@ -220,7 +220,9 @@ class RedisGateway:
         """Whether the circuit breaker should overlook an error, because Redis did answer."""
         # A caller that was cancelled says nothing about Redis; what is half open must not close for that.
         cancelled = not isinstance(error, Exception) and self.circuit == "half-opened"
-        return not isinstance(error, StoreUnavailable) and not cancelled
+        # Nor does what came of asking somebody else in the middle of it.
+        of_redis = isinstance(error, StoreUnavailable) and error.store == _BREAKER
+        return not of_redis and not cancelled
 
     def _is_left_alone(self) -> bool:
         return anyio.current_time() < self._opened_at + self._open_seconds
@@ -234,7 +236,7 @@ class RedisGateway:
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
                 reusable = False
                 try:
-                    yield RedisSession(connection)
+                    yield RedisSession(connection, scope)
                     reusable = True
                 finally:
                     if not reusable:
@@ -251,10 +253,21 @@ class RedisGateway:
 class RedisSession:
     """One connection, for as long as its block lasts."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_scope")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, scope: anyio.CancelScope) -> None:
         self._connection = connection
+        self._scope = scope
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Wait for somebody else in here, whose own deadline bounds it: if that takes long, it is not Redis's fault."""
+        began, deadline = anyio.current_time(), self._scope.deadline
+        self._scope.deadline = inf
+        try:
+            yield
+        finally:
+            self._scope.deadline = deadline + anyio.current_time() - began
 
     async def call(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their replies; see `RedisGateway.call`."""

@@ -31,7 +31,7 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
     :param key_prefix: stands before the stream's key.
     :param consumer: this process's name among the replicas.
     :param limit: how many messages it holds at most.
-    :param backlog: where what explains a message waits for the record, if there is one.
+    :param explanations: where what explains a message waits for the record, if there is one.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
         key_prefix: str,
         consumer: str,
         limit: int,
-        backlog: RedisBacklog | None = None,
+        explanations: RedisBacklog | None = None,
     ) -> None:
         super().__init__(
             gateway,
@@ -51,11 +51,11 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
             consumer=consumer,
             limit=limit,
         )
-        self._record_backlog = backlog
+        self._explanations = explanations
 
     async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
         """See `Outbox.announce`."""
-        along = self._record_backlog.room_for([explanation]) if self._record_backlog else []
+        along = self._explanations.room_for([explanation]) if self._explanations else []
         await self.append(messages, *along)
 
     def _fields(self, message: OutboundMessage) -> list[str | bytes]:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 from redis.exceptions import ResponseError
 
-from bcs.domain.errors import StoreCorrupted
+from bcs.domain.errors import StoreCorrupted, StoreUnavailable
 from bcs.store.base import Leased
 from bcs.store.multiplexer import Command
 from bcs.store.redis_gateway import RedisGateway
@@ -20,6 +20,8 @@ T = TypeVar("T")
 log = structlog.stdlib.get_logger("bcs.queue")
 
 _LARGE_BYTES = 64 * 1024
+# A FLUSHALL between the creation of a group and its use is rare; several in a row are no accident.
+_GROUP_ATTEMPTS = 5
 
 
 class RedisQueue(ABC, Generic[T]):
@@ -42,7 +44,7 @@ class RedisQueue(ABC, Generic[T]):
         self._group = group
         self._consumer = consumer
         self._limit = limit
-        self._length = 0
+        self._length: int | None = None  # until it was seen
         self._cursor = "0-0"
 
     @abstractmethod
@@ -67,7 +69,7 @@ class RedisQueue(ABC, Generic[T]):
         """
         if not items:
             return
-        if self._length + len(items) > self._limit and await self.backlog() + len(items) > self._limit:
+        if (self._length or 0) + len(items) > self._limit and await self.backlog() + len(items) > self._limit:
             raise self._full(self._limit)
         additions = self.additions(items)
         # What is large would hold up others on the connection in common.
@@ -116,7 +118,7 @@ class RedisQueue(ABC, Generic[T]):
     async def settle(self, entry_ids: Sequence[str]) -> None:
         """Forget entries whose items got where they were to go."""
         if entry_ids:
-            await self._transaction(*self._removal(entry_ids))
+            *_, self._length = await self._transaction(*self._removal(entry_ids), ("XLEN", self._stream))
 
     async def requeue(self, leased: Sequence[Leased[T]]) -> None:
         """Give entries back, to the end of the queue."""
@@ -131,7 +133,8 @@ class RedisQueue(ABC, Generic[T]):
 
     async def backlog(self) -> int:
         """How many entries wait, leased ones included."""
-        [self._length] = await self._transaction(("XLEN", self._stream))
+        [length] = await self._transaction(("XLEN", self._stream))
+        self._length = int(length)
         return self._length
 
     async def _transaction(self, *commands: Command) -> list[Any]:
@@ -156,14 +159,16 @@ class RedisQueue(ABC, Generic[T]):
 
     async def _call_in_group(self, command: Command) -> Any:
         """Call, and create the consumer group first where there is none, at the start or after a FLUSHALL."""
-        try:
-            [reply] = await self._gateway.call(command)
-        except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise StoreCorrupted(self._stream, str(error)) from error
-            await self._create_group()
-            [reply] = await self._gateway.call(command)
-        return reply
+        for _ in range(_GROUP_ATTEMPTS):
+            try:
+                [reply] = await self._gateway.call(command)
+            except ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise StoreCorrupted(self._stream, str(error)) from error
+                await self._create_group()
+            else:
+                return reply
+        raise StoreUnavailable("redis", "it forgets the group as soon as there is one")
 
     async def _create_group(self) -> None:
         try:

@@ -62,9 +62,12 @@ class RedisStateStore:
             async with self._gateway.session() as session:
                 stored = decode(keys, (await session.call(*watch(keys)))[1:])
                 additions, whole = delta, stored.whole
-                if self._recall and not whole and (recalled := await self._recall.unite(batch_id, stored.state)):
-                    additions, whole = recalled.state, recalled.whole
-                    additions.absorb(delta)
+                if self._recall and not whole:
+                    with session.paused():
+                        recalled = await self._recall.unite(batch_id, stored.state)
+                    if recalled:
+                        additions, whole = recalled.state, recalled.whole
+                        additions.absorb(delta)
                 changed = stored.state.absorb(additions)
                 await self._reach(FailPoint.BEFORE_EXEC, batch_id)
                 written = await self._write(session, keys, stored, changed, stored.version + 1, whole, self._ttl_ms)
@@ -145,7 +148,8 @@ class RedisStateStore:
             async with self._gateway.session() as session:
                 *watched, remaining_ms = await session.call(*watch(keys), ("PTTL", keys.meta))
                 stored = decode(keys, watched[1:])
-                changed, whole = await self._complete(batch_id, stored)
+                with session.paused():
+                    changed, whole = await self._complete(batch_id, stored)
                 version = stored.version if changed.empty else stored.version + 1
                 found.append(summarize(stored.state, version))
                 if stored.state.empty or (remaining_ms <= 0 and changed.empty):

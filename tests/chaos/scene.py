@@ -18,7 +18,7 @@ from tests.support.service import BcsProcess, Orchestrator
 DEADLINE_SECONDS = 5.0
 EVENTS_A_SECOND = 150
 _SEED = 10
-_CHUNK = 15
+CHUNK = 15
 _PAUSE_SECONDS = 0.05
 _CALLERS = 6
 
@@ -43,10 +43,10 @@ class Scene:
     async def tell(self) -> None:
         """Tell all events, evenly."""
         told = self.history.told
-        for start in range(0, len(told), _CHUNK):
+        for start in range(0, len(told), CHUNK):
             async with self.telling:
-                await self.ground.platform.send(*(one.event for one in told[start : start + _CHUNK]))
-            await anyio.sleep(_CHUNK / EVENTS_A_SECOND)
+                await self.ground.platform.send(*(one.event for one in told[start : start + CHUNK]))
+            await anyio.sleep(CHUNK / EVENTS_A_SECOND)
 
     async def ask(self) -> None:
         """Ask, each caller one request after another, until it is enough."""

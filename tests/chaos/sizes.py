@@ -23,6 +23,10 @@ class Sizes:
     overload_seconds: float  # row 13
     counted_restarts: int  # row 14
     poisoned_among: int  # row 15: one event in a thousand of so many is malformed
+    record_strikes: int  # row 16
+    record_outage_seconds: float  # row 17
+    flushed_events: int  # row 18: and at least as many resolutions
+    store_outages: int  # row 19: of each kind
 
 
 FULL = Sizes(
@@ -41,6 +45,10 @@ FULL = Sizes(
     overload_seconds=60.0,
     counted_restarts=1_000,
     poisoned_among=10_000,
+    record_strikes=60,
+    record_outage_seconds=60.0,
+    flushed_events=10_000,
+    store_outages=10,
 )
 QUICK = Sizes(
     seeds=2,
@@ -58,6 +66,10 @@ QUICK = Sizes(
     overload_seconds=4.0,
     counted_restarts=50,
     poisoned_among=2_000,
+    record_strikes=6,
+    record_outage_seconds=3.0,
+    flushed_events=1_500,
+    store_outages=1,
 )
 
 IN_FULL = os.environ.get("BCS_TEST_CHAOS") == "full"

@@ -19,7 +19,7 @@ from tests.support.kafka import create_platform_topics
 from tests.support.service import BcsProcess, Orchestrator, serve
 
 # A drill of hundreds of kills within minutes must not make the process give up, nor wait long between them.
-DRILL = {
+DRILL: dict[str, Any] = {
     "BCS_CHAOS_ENABLED": "true",
     "BCS_LOG_LEVEL": "DEBUG",
     "BCS_RESTART_MAX": 1_000_000,

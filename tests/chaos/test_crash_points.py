@@ -18,6 +18,8 @@ from bcs.contracts import topics
 from bcs.domain.state import BatchState
 from bcs.embedded import free_port
 from bcs.failpoints import FailPoint
+from bcs.record.gateway import RecordGateway
+from bcs.record.postgres import PostgresRecord
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
 from tests.chaos.crashing_process import Crasher, CrashingProcess, How, Order
@@ -35,16 +37,17 @@ pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:Unclosed AIO
 SEED = 4
 A_BATCH = "a batch's"
 WHOSE = {
-    "starting": ["metrics", "publisher", "intake", "http", A_BATCH],
+    "starting": ["metrics", "publisher", "archive", "intake", "http", A_BATCH],
     "intake": ["intake"],
     "publisher": ["publisher"],
     "http": ["http"],
+    "archive": ["archive"],
     "batch": [A_BATCH],
     "store": [A_BATCH],
 }
 PLACES = [(point, actor) for point in FailPoint for actor in WHOSE[point.partition(".")[0]]]
 # A process takes seconds to start, and to get the partitions of its predecessor: a few at each point, or one at all.
-DEATHS = PLACES * 3 if IN_FULL else [(FailPoint.BEFORE_EXEC, A_BATCH)]
+DEATHS = PLACES * 3 if IN_FULL else [(FailPoint.BEFORE_EXEC, A_BATCH), (FailPoint.ARCHIVE_WRITTEN, "archive")]
 # Scenes at a time: most of the time goes by with waiting for the broker, which makes all that join wait for a second.
 LANES, LANES_OF_PROCESSES = (6, 6) if IN_FULL else (4, 1)
 SETTINGS = {
@@ -72,6 +75,7 @@ class Scene:
     name: str
     platform: Platform
     store: RedisStateStore
+    record: PostgresRecord
     settings: dict[str, object]
     orders: Path
     base: str = ""
@@ -136,9 +140,11 @@ class Scene:
         await wait_until(in_order, 60, ignoring=(aiohttp.ClientConnectionError,))
 
     async def assert_converged(self) -> None:
-        """All events are in the store; all prunings are announced, each under one event id; nothing is poisoned."""
+        """All events are in store and record; all prunings are announced, each under one event id; none is poisoned."""
+        await self.record.probe(10)
         for batch, state in self.model.items():
-            assert await self.store.state(batch) == state
+            assert await self.store.state(batch) == await self.record.state(batch) == state
+            assert len(await self.record.history(batch, limit=9)) == 3, "each event once"
         ids: dict[str, set[str]] = {}
 
         async def announced() -> bool:
@@ -154,17 +160,20 @@ class Scene:
 
 
 @asynccontextmanager
-async def staged(directory: Path, name: str, redis_url: str) -> AsyncIterator[Scene]:
+async def staged(directory: Path, name: str, redis_url: str, database_url: str) -> AsyncIterator[Scene]:
     """A scene without a service yet, with a broker of its own."""
     gateway = RedisGateway(redis_url, max_connections=2, deadline_seconds=5, breaker_failures=9, breaker_open_seconds=1)
+    record = PostgresRecord(RecordGateway(database_url, max_connections=1, deadline_seconds=10))
     store = RedisStateStore(gateway, key_prefix=f"{name}:", ttl_seconds=1000)
     with embedded.kafka(directory) as server:
         await create_platform_topics(server.address)
         names = {"kafka_bootstrap_servers": server.address, "kafka_consumer_group_id": name}
-        settings: dict[str, object] = {**SETTINGS, **names, "redis_url": redis_url, "redis_key_prefix": f"{name}:"}
+        names |= {"redis_url": redis_url, "redis_key_prefix": f"{name}:", "database_url": database_url}
+        settings: dict[str, object] = {**SETTINGS, **names}
         async with Platform(server.address) as platform:
-            yield Scene(name, platform, store, settings, server.directory / "orders")
+            yield Scene(name, platform, store, record, settings, server.directory / "orders")
     await gateway.aclose()
+    await record.aclose()
 
 
 async def in_lanes(lanes: int, play: Callable[[int], Coroutine[None, None, None]]) -> None:
@@ -174,13 +183,13 @@ async def in_lanes(lanes: int, play: Callable[[int], Coroutine[None, None, None]
 
 
 async def test_after_a_crash_at_any_point_all_is_well(
-    tmp_path: Path, redis_url: str, unique_name: Callable[[str], str], note_figure: Note
+    tmp_path: Path, redis_url: str, database_url: str, unique_name: Callable[[str], str], note_figure: Note
 ) -> None:
     places = iter(sorted(PLACES, key=lambda place: place[1] != "intake"))  # those take longest
     crashes: dict[How, list[float]] = {How.RAISE: [], How.KILL: []}
 
     async def play(lane: int) -> None:
-        async with staged(tmp_path / str(lane), unique_name("crash"), redis_url) as scene:
+        async with staged(tmp_path / str(lane), unique_name("crash"), redis_url, database_url) as scene:
             crasher = Crasher(scene.orders)
             async with running_service(crasher.reach, **scene.settings) as service:
                 await crasher.meet(service.service)
@@ -214,12 +223,12 @@ async def test_after_a_crash_at_any_point_all_is_well(
 
 
 async def test_after_the_death_of_the_process_at_any_point_all_is_well(
-    tmp_path: Path, redis_url: str, unique_name: Callable[[str], str], note_figure: Note
+    tmp_path: Path, redis_url: str, database_url: str, unique_name: Callable[[str], str], note_figure: Note
 ) -> None:
     deaths, launches, took = iter(enumerate(DEATHS)), count(), list[float]()
 
     async def play(lane: int) -> None:
-        async with staged(tmp_path / str(lane), unique_name("death"), redis_url) as scene:
+        async with staged(tmp_path / str(lane), unique_name("death"), redis_url, database_url) as scene:
             process = await launch(scene)
             try:
                 await scene.begin(process.base)

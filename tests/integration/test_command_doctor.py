@@ -15,7 +15,7 @@ from bcs.contracts.published import OutboundMessage
 from bcs.domain.history import FactsRecorded
 from bcs.embedded import EmbeddedServer, create_topics, free_port
 from bcs.store.base import LeasedMessage
-from bcs.store.redis_backlog import RedisBacklog
+from bcs.store.redis_backlog import FACTS, RedisBacklog
 from bcs.store.redis_outbox import RedisOutbox
 from tests.integration.stores import MakeGateway
 from tests.support.commands import Ran, bcs, bcs_at_terminal, settings_of
@@ -250,7 +250,10 @@ async def test_what_waits_and_what_is_set_aside_is_counted(
     make_gateway: MakeGateway, redis_url: str, redis_key_prefix: str, kafka_bootstrap_servers: str
 ) -> None:
     outbox = RedisOutbox(
-        make_gateway(redis_url, deadline=5), key_prefix=redis_key_prefix, consumer="the-test", limit=100
+        make_gateway(redis_url, deadline=5),
+        key_prefix=redis_key_prefix,
+        consumer="the-test",
+        limit=100,
     )
     message = OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, b"key", b"{}")
     await outbox.append([message] * 3)
@@ -267,7 +270,11 @@ async def test_what_waits_and_what_is_set_aside_is_counted(
     assert only(ran, "outbox parked")["status"] == "warning"
     assert f"{redis_key_prefix}{{outbox}}:parked" in only(ran, "outbox parked")["fix"]
     backlog = RedisBacklog(
-        make_gateway(redis_url, deadline=5), key_prefix=redis_key_prefix, consumer="the-test", limit=100
+        make_gateway(redis_url, deadline=5),
+        key_prefix=redis_key_prefix,
+        name=FACTS,
+        consumer="the-test",
+        limit=100,
     )
     entry = FactsRecorded(uuid.uuid4(), "b", 0, (), "AnEvent")
     await backlog.append([entry] * 2)

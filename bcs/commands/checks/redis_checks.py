@@ -14,7 +14,7 @@ from bcs.commands.stores import connected
 from bcs.domain.errors import StoreUnavailable
 from bcs.settings import Settings
 from bcs.store.multiplexer import Command
-from bcs.store.redis_backlog import refused_key, waiting_key
+from bcs.store.redis_backlog import FACTS, refused_key, waiting_key
 from bcs.store.redis_outbox import parked_key, stream_key
 
 _QUESTIONS = 3
@@ -38,7 +38,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
                     ("INFO", "persistence"),
                     ("CONFIG", "GET", "save"),
                     *_questions(stream_key(prefix), parked_key(prefix)),
-                    *_questions(waiting_key(prefix), refused_key(prefix)),
+                    *_questions(waiting_key(prefix, FACTS), refused_key(prefix, FACTS)),
                 ]
             )
     except StoreUnavailable as error:
@@ -78,7 +78,7 @@ def _record(replies: list[Any], clock: Any, settings: Settings) -> list[Finding]
         return [record_judgement.left_behind(length)] if length else []
     return [
         record_judgement.backlog(length, _age(first, clock), settings.archive_max_entries),
-        record_judgement.parked(parked, refused_key(settings.redis_key_prefix)),
+        record_judgement.parked(parked, refused_key(settings.redis_key_prefix, FACTS)),
     ]
 
 

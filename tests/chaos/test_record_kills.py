@@ -1,0 +1,118 @@
+"""Row 16: PostgreSQL is killed, frozen and restarted under load, and no fact is missing from the record.
+
+The moments, and the events, are drawn from a seed.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from bcs.embedded_postgres import PostgresServer
+from tests.chaos.figures import Note, percentile
+from tests.chaos.recorded import RecordedScene, prepared_recorded_scene
+from tests.chaos.scene import DEADLINE_SECONDS
+from tests.chaos.schedule import kill_a_batch
+from tests.chaos.sizes import IN_FULL, SIZES
+from tests.chaos.stage import DRILL, kill_actor
+from tests.support.service import BcsProcess
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+EVENTS = 10_000 if IN_FULL else 1_000
+LONGEST_PAUSE_SECONDS = 0.5
+LONGEST_AWAY_SECONDS = 1.5  # longer than a statement's deadline
+KINDS = ["killed", "frozen", "restarted"]
+MAX_CONNECTIONS = 9  # with the one for probes
+KILLS = 300 if IN_FULL else 30
+
+
+async def strike(postgres: PostgresServer, kind: str, away_seconds: float) -> None:
+    """Let PostgreSQL go away, and come back."""
+    if kind == "frozen":
+        await anyio.to_thread.run_sync(postgres.freeze)
+        await anyio.sleep(away_seconds)
+        await anyio.to_thread.run_sync(postgres.thaw)
+    elif kind == "killed":
+        await anyio.to_thread.run_sync(postgres.kill)
+        await anyio.sleep(away_seconds)
+        await anyio.to_thread.run_sync(postgres.start)
+    else:
+        await anyio.to_thread.run_sync(postgres.restart)
+
+
+@pytest.mark.parametrize("seed", [16])
+async def test_whatever_happens_to_postgresql_no_fact_is_missing(
+    tmp_path: Path, private_postgres: PostgresServer, note_figure: Note, seed: int
+) -> None:
+    chance, happened = Random(seed), Counter[str]()
+    async with prepared_recorded_scene(tmp_path, "strikes", EVENTS, private_postgres) as scene:
+        began = time.monotonic()
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(scene.ask)
+            async with anyio.create_task_group() as telling:
+                telling.start_soon(scene.tell)
+                for number in range(SIZES.record_strikes):
+                    await anyio.sleep(chance.uniform(0, LONGEST_PAUSE_SECONDS))
+                    kind = KINDS[number % len(KINDS)]
+                    await strike(private_postgres, kind, chance.uniform(0, LONGEST_AWAY_SECONDS))
+                    happened[kind] += 1
+                    if chance.random() < 0.5:  # else it goes away again before it was found
+                        await wait_until(scene.up)
+            await wait_until(scene.up)
+            scene.load.enough = True
+        seconds = time.monotonic() - began
+        figures = await settled(scene)
+        await scene.assert_no_restart()
+        note_figure(16, f"seed {seed}: PostgreSQL {dict(happened)} within {seconds:.0f} s: 0 restarts, {figures}")
+
+
+async def test_whenever_the_archive_is_killed_no_fact_is_missing(
+    tmp_path: Path, private_postgres: PostgresServer, note_figure: Note
+) -> None:
+    chance, victims = Random(KILLS), Counter[str]()
+    async with prepared_recorded_scene(tmp_path, "kills", EVENTS // 2, private_postgres, **DRILL) as scene:
+
+        async def kill(victim: str, kill_one: Callable[[BcsProcess, str], Awaitable[bool]]) -> None:
+            while victims[victim] < KILLS:
+                await anyio.sleep(chance.uniform(0, LONGEST_PAUSE_SECONDS / 5))
+                victims[victim] += await kill_one(scene.process, victim)
+
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(scene.ask)
+            async with anyio.create_task_group() as group:
+                group.start_soon(scene.tell)
+                group.start_soon(kill, "archive", kill_actor)
+                group.start_soon(kill, "a batch's", kill_a_batch)
+                for kind in KINDS:
+                    await strike(private_postgres, kind, chance.uniform(0, LONGEST_AWAY_SECONDS))
+                    await wait_until(scene.up)
+            scene.load.enough = True
+        figures = await settled(scene)
+        restarts = {
+            labels["actor"] for name, labels, value in await scene.bos.samples() if "restarts" in name and value
+        }
+        assert restarts <= {"archive", "batches/*"}
+        note_figure(16, f"besides, killed: {dict(victims)}: {figures}")
+
+
+async def settled(scene: RecordedScene) -> str:
+    """All is kept, and was answered; in figures."""
+    assert scene.load.tally.outcomes.keys() == {"200"}, scene.load.tally.outcomes
+    took = [one.seconds for one in scene.asked]
+    assert max(took) < DEADLINE_SECONDS
+    queued = await scene.bos.metric("bcs_archive_entries_queued_total")
+    entries = await scene.assert_recorded()
+    connections = await scene.connections()
+    assert connections <= MAX_CONNECTIONS, "none was forgotten"
+    return (
+        f"{len(scene.asked)} requests, all answered 200 (p50 {percentile(took, 50) * 1000:.0f} ms, p99 "
+        f"{percentile(took, 99):.2f} s, max {max(took):.2f} s); {entries} facts' entries in the history, 0 missing or "
+        f"twice; {queued:.0f} had to wait in Redis, 0 are left, 0 parked; {connections} connections in the end"
+    )

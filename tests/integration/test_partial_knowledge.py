@@ -1,0 +1,68 @@
+"""While the record is away: what Redis has of a batch since it forgot the rest is no ground for an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import anyio
+import pytest
+
+from bcs.domain.errors import StoreUnavailable
+from bcs.domain.state import BatchState
+from bcs.store.recall import Recall
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_state import RedisStateStore
+from tests.chaos.history import told
+from tests.integration.stores import BREAKER_FAILURES
+from tests.support.events import Event, registered, spellchecked
+
+pytestmark = pytest.mark.anyio
+
+
+class AwayRecord:
+    """A record that does not answer."""
+
+    reachable = False
+
+    async def state(self, batch_id: str) -> BatchState:
+        raise StoreUnavailable("postgresql", batch_id)
+
+    async def adopt(self, states: Mapping[str, BatchState]) -> None:
+        raise StoreUnavailable("postgresql", str(states))
+
+
+@pytest.fixture
+def store(gateway: RedisGateway, redis_key_prefix: str) -> RedisStateStore:
+    async def none() -> int:
+        return 0
+
+    return RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=Recall(AwayRecord(), none))
+
+
+async def commit(store: RedisStateStore, *events: Event) -> None:
+    for one in map(told, events):
+        await store.commit(one.batch, one.delta)
+
+
+async def test_one_essay_that_came_after_redis_forgot_thirty_completes_nothing(store: RedisStateStore) -> None:
+    await commit(store, spellchecked("batch", "e1"))
+    for _ in range(2):  # by the summary that was stored, too
+        with pytest.raises(StoreUnavailable):
+            await store.summary("batch")
+
+
+async def test_a_batch_that_was_registered_meanwhile_is_known(store: RedisStateStore) -> None:
+    await commit(store, registered("batch", ["e1"]), spellchecked("batch", "e1"))
+    assert (await store.summary("batch")).expected == 1
+
+
+async def test_to_refuse_says_nothing_about_redis(store: RedisStateStore, gateway: RedisGateway) -> None:
+    async def ask(number: int) -> None:
+        with pytest.raises(StoreUnavailable, match="postgresql"):
+            await store.summary(f"batch-{number}")
+
+    # At the same time: each of them begins with an answer of Redis's, which would end a row of failures.
+    async with anyio.create_task_group() as group:
+        for number in range(BREAKER_FAILURES * 2):
+            group.start_soon(ask, number)
+    assert gateway.circuit == "closed"

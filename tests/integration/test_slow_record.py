@@ -1,0 +1,47 @@
+"""A PostgreSQL that takes its time is no fault of Redis's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import anyio
+import pytest
+
+from bcs.domain.state import BatchState
+from bcs.store.recall import Recall
+from bcs.store.redis_state import RedisStateStore
+from tests.chaos.history import told
+from tests.integration.stores import MakeGateway
+from tests.support.events import spellchecked
+
+pytestmark = pytest.mark.anyio
+
+REDIS_DEADLINE_SECONDS = 0.5
+
+
+class SlowRecord:
+    """Takes longer than Redis may."""
+
+    reachable = True
+
+    async def state(self, batch_id: str) -> BatchState:
+        await anyio.sleep(REDIS_DEADLINE_SECONDS * 2)
+        return BatchState()
+
+    async def adopt(self, states: Mapping[str, BatchState]) -> None:
+        assert states
+
+
+async def test_redis_is_not_taken_for_away_because_the_record_is_slow(
+    redis_url: str, redis_key_prefix: str, make_gateway: MakeGateway
+) -> None:
+    async def none() -> int:
+        return 0
+
+    gateway = make_gateway(redis_url, deadline=REDIS_DEADLINE_SECONDS, failures=1, connections=4)
+    store = RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=Recall(SlowRecord(), none))
+    one = told(spellchecked("batch", "essay"))
+    await store.summary("batch")
+    await store.commit("batch", one.delta)
+    assert await store.state("batch") == one.delta
+    assert gateway.circuit == "closed"

@@ -1,0 +1,55 @@
+"""When PostgreSQL may answer instead of a Redis that is away: when no fact waits for it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bcs.contracts.published import OutboundMessage
+from bcs.domain.errors import StoreUnavailable
+from bcs.domain.history import PipelineResolved
+from bcs.persistence import Persistence, open_persistence
+from bcs.settings import load_settings
+
+pytestmark = pytest.mark.anyio
+
+AWAY = StoreUnavailable("redis", "away")
+
+
+@pytest.fixture
+async def persistence(redis_url: str, redis_key_prefix: str, database_url: str) -> AsyncIterator[Persistence]:
+    settings = load_settings(redis_url=redis_url, redis_key_prefix=redis_key_prefix, database_url=database_url)
+    opened = open_persistence(settings)
+    assert opened.permanent
+    await opened.permanent.record.probe(20)
+    yield opened
+    await opened.aclose()
+
+
+def resolved() -> PipelineResolved:
+    return PipelineResolved(uuid.uuid4(), "batch", 1, "correlation", "test", "ai_feedback", (), 1, "redis")
+
+
+async def test_what_only_explains_an_announcement_is_no_fact_that_the_record_lacks(persistence: Persistence) -> None:
+    assert persistence.permanent
+    await persistence.outbox.announce([OutboundMessage("phase_skipped", "topic", b"key", b"value")], resolved())
+    await persistence.permanent.backlog.waiting()
+    assert persistence.permanent.stands_in(AWAY)
+
+
+async def test_what_was_drained_is_known_to_wait_no_more(persistence: Persistence) -> None:
+    assert persistence.permanent
+    backlog = persistence.permanent.backlog
+    await backlog.append([resolved()])
+    assert not persistence.permanent.stands_in(AWAY)
+    await backlog.settle([entry.entry_id for entry in await backlog.lease(10)])
+    assert persistence.permanent.stands_in(AWAY)
+
+
+async def test_a_new_process_does_not_take_for_nothing_what_it_never_looked_at(persistence: Persistence) -> None:
+    assert persistence.permanent
+    assert not persistence.permanent.stands_in(AWAY), "facts may wait from before"
+    await persistence.permanent.backlog.waiting()
+    assert persistence.permanent.stands_in(AWAY)
