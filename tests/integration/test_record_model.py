@@ -31,7 +31,9 @@ instants = st.integers(AT_US, AT_US + 3)
 facts = st.one_of(
     st.builds(EssayPhaseEnded, phases, essays, outcomes, instants),
     st.builds(BatchPhaseEnded, phases, outcomes, instants),
-    st.builds(EssaysRegistered, st.lists(essays, unique=True).map(tuple), st.sampled_from([0, 1, 3, 10**20]), instants),
+)
+registrations = st.builds(
+    EssaysRegistered, st.lists(essays, unique=True).map(tuple), st.sampled_from([0, 1, 3, 10**20]), instants
 )
 batches = st.sampled_from(["a", "b"])
 
@@ -46,29 +48,38 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.example = uuid.uuid4().hex
         self.told: dict[str, list[tuple[Fact, ...]]] = {"a": [], "b": []}
-        self.redis_up = self.database_up = self.drained = True
+        self.redis_up = self.database_up = True
+        # What Redis has forgotten, and was not asked for since while PostgreSQL was there.
+        self.forgotten: set[str] = set()
 
     @precondition(lambda self: self.redis_up)
     @rule(batch=batches, facts=st.lists(facts, min_size=1, max_size=4))
     def tell(self, batch: str, facts: list[Fact]) -> None:
         self.do(self.world.tell, self.named(batch), facts)
         self.told[batch].append(tuple(facts))
-        self.drained = self.drained and self.database_up
+        self.remember(batch)
+
+    # A batch that is registered again, while the record is away, looks like one that begins then.
+    @precondition(lambda self: self.redis_up and (self.database_up or not self.forgotten))
+    @rule(batch=batches, fact=registrations)
+    def register(self, batch: str, fact: Fact) -> None:
+        self.tell(batch, [fact])
 
     @rule(batch=batches)
     def resolve(self, batch: str) -> None:
         answer = self.do(self.world.resolve, self.named(batch))
         model = self.model(batch)
         if answer.status == 503:
-            # Nothing can be said without Redis of what waits there, nor without the record of a batch that may be old.
-            assert not self.redis_up or not self.database_up, answer.body
-            assert not self.redis_up or not (model.known_since_us or model.expected), answer.body
+            # Without the record nothing is said of a batch that may be old.
+            assert not self.database_up, answer.body
+            assert model.expected is None or batch in self.forgotten, answer.body
             return
         assert answer.status == 200, answer.body
         assert answer.json["source"] == ("redis" if self.redis_up else "postgresql")
         expected = resolve(PIPELINES, "ai_feedback", summarize(model, 0))
         assert answer.json["final_pipeline"] == list(expected.to_run)
         assert answer.json["pruned_phases"] == list(expected.pruned)
+        self.remember(batch)
 
     @precondition(lambda self: self.redis_up and self.database_up)
     @rule()
@@ -76,6 +87,7 @@ class Machine(RuleBasedStateMachine):
         # What waits for the record is lost with Redis, which is why it is drained first: see docs/guarantees.md.
         self.drain()
         self.do(self.world.flush)
+        self.forgotten |= self.told.keys()
 
     @rule(actor=st.sampled_from(["archive", "batches", "http"]))
     def kill(self, actor: str) -> None:
@@ -150,7 +162,10 @@ class Machine(RuleBasedStateMachine):
 
     def drain(self) -> None:
         self.do(self.world.reached_again)
-        self.drained = True
+
+    def remember(self, batch: str) -> None:
+        if self.redis_up and self.database_up:
+            self.forgotten.discard(batch)
 
     def do(self, function: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
         return self.portal.call(function, *arguments)
