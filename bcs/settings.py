@@ -203,6 +203,9 @@ def load_settings(**overrides: object) -> Settings:
     return settings
 
 
+_UNREADABLE = "can't be read as a URL; percent-encode what is special in a name or a password"
+
+
 def _is_address(server: str) -> bool:
     try:
         parts = urlsplit(f"//{server.strip()}")
@@ -218,8 +221,8 @@ def _redis_url_problem(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises where it is no port
-    except ValueError as error:
-        return str(error)
+    except ValueError:
+        return _UNREADABLE  # and no word of it: what looks like a port may be half a password
     # Other options would override the deadlines and limits that have settings of their own.
     if any(name != "db" and not name.startswith("ssl_") for name in parse_qs(parts.query)):
         return "only db and ssl_* may stand behind the question mark"
@@ -243,7 +246,7 @@ def _database_url_problem(url: str) -> str | None:
         readable = "@" not in login
     except ValueError:
         readable = False
-    return None if readable else "can't be read as a URL; percent-encode what is special in a name or a password"
+    return None if readable else _UNREADABLE
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

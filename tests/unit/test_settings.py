@@ -172,6 +172,7 @@ def test_a_statement_must_end_before_the_request_that_waits_for_it_where_there_i
     ("variable", "url"),
     [
         ("BCS_REDIS_URL", "http://user:secret@host"),
+        ("BCS_REDIS_URL", "redis://user:secret/@host/0"),
         ("BCS_DATABASE_URL", "http://user:secret@host"),
         ("BCS_DATABASE_URL", "postgresql://user:secret/@host/db"),  # what looks like a port is half a password
         ("BCS_DATABASE_URL", "postgresql://user:secret@host:port/db"),
