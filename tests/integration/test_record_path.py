@@ -1,17 +1,25 @@
-"""With a permanent record: nothing that was accepted is missing from it, and Redis may forget at any time."""
+"""With a permanent record: Redis may forget at any time, and the past is explained."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 from redis.asyncio import Redis
 
+from bcs.domain.errors import StoreRefused
+from bcs.domain.history import KeptEntry, Position
+from bcs.domain.state import BatchState
 from bcs.embedded import EmbeddedServer, valkey
+from bcs.record.permanent import Permanent
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
-from tests.support.service import Orchestrator
+from tests.support.past import consumed
+from tests.support.service import DEFINE, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +38,14 @@ def service_settings(own_valkey: EmbeddedServer, module_database_url: str) -> di
 
 
 @pytest.fixture
+def permanent(service: RunningService) -> Permanent:
+    """The service's record."""
+    permanent = service.service.persistence.permanent
+    assert permanent is not None
+    return permanent
+
+
+@pytest.fixture
 async def flush(own_valkey: EmbeddedServer) -> AsyncIterator[Callable[[], Any]]:
     """Makes Redis forget everything."""
     async with Redis.from_url(f"redis://{own_valkey.address}") as redis:
@@ -39,9 +55,7 @@ async def flush(own_valkey: EmbeddedServer) -> AsyncIterator[Callable[[], Any]]:
 @pytest.fixture
 async def spellchecked_batch(batch: str, bos: Orchestrator, platform: Platform) -> str:
     """A batch of two essays whose spellcheck is complete."""
-    await platform.send(registered(batch, ["e1", "e2"]))
-    await platform.send(spellchecked(batch, "e1"))
-    await platform.send(spellchecked(batch, "e2"))
+    await platform.send(registered(batch, ["e1", "e2"]), spellchecked(batch, "e1"), spellchecked(batch, "e2"))
 
     async def pruned() -> bool:
         return await bos.to_run(batch) == ["ai_feedback"]
@@ -53,5 +67,114 @@ async def spellchecked_batch(batch: str, bos: Orchestrator, platform: Platform) 
 async def test_what_redis_forgets_the_record_knows(
     spellchecked_batch: str, bos: Orchestrator, flush: Callable[[], Any]
 ) -> None:
+    before = await bos.get(f"/internal/v1/batches/{spellchecked_batch}")
     await flush()
     assert await bos.to_run(spellchecked_batch) == ["ai_feedback"]
+    after = await bos.get(f"/internal/v1/batches/{spellchecked_batch}")
+    assert {**after.json, "version": None} == {**before.json, "version": None}
+
+
+async def test_many_who_ask_for_what_redis_forgot_cost_one_question(
+    spellchecked_batch: str,
+    bos: Orchestrator,
+    permanent: Permanent,
+    flush: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    questions: list[str] = []
+    state = permanent.record.state
+
+    async def counted(batch_id: str) -> BatchState:
+        questions.append(batch_id)
+        return await state(batch_id)
+
+    monkeypatch.setattr(permanent.record, "state", counted)
+    await flush()
+    answers: list[list[str]] = []
+
+    async def ask() -> None:
+        answers.append(await bos.to_run(spellchecked_batch))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(50):
+            group.start_soon(ask)
+    assert answers == [["ai_feedback"]] * 50
+    assert questions == [spellchecked_batch]
+
+
+async def test_the_history_explains_why_a_phase_was_skipped(
+    batch: str, bos: Orchestrator, platform: Platform, service: RunningService
+) -> None:
+    [sent] = await platform.send(spellchecked(batch, "e1", event_id="event-1", correlation_id="c-event"))
+    await wait_until(lambda: platform.caught_up(service.group))
+    reported = await bos.complete(batch, "ai_feedback")
+    asking = {"User-Agent": "bos/1.0"}
+    body = {"batch_id": batch, "requested_pipeline": "ai_feedback", "correlation_id": "c-1"}
+    assert (await bos.request("POST", DEFINE, json=body, headers=asking)).json["final_pipeline"] == []
+    unpruned = {**body, "requested_pipeline": "nlp", "correlation_id": "c-2", "batch_id": f"{batch}-new"}
+    assert (await bos.request("POST", DEFINE, json=unpruned, headers=asking)).status == 200
+
+    async def history(of: str, length: int) -> list[Any]:
+        answer = await bos.get(f"/internal/v1/batches/{of}/history")
+        entries: list[Any] = answer.json.get("entries", [])
+        return entries if len(entries) == length else []
+
+    resolution, report, event = await wait_until(lambda: history(batch, 3))
+    assert (event["event_id"], event["correlation_id"]) == ("event-1", "c-event")
+    assert event["source"] == {"topic": sent.topic, "partition": sent.partition, "offset": sent.offset}
+    assert report["correlation_id"] == reported.headers["X-Correlation-ID"]
+    assert (report["source"], report["event_type"]) == (None, "PhaseReported")
+    assert (resolution["correlation_id"], resolution["source"]) == ("c-1", "redis")
+    assert resolution["asked_by"] == "bos/1.0 at 127.0.0.1"
+    assert resolution["pruned_phases"] == ["spellcheck", "ai_feedback"]
+    assert {one["reason"] for one in resolution["decisions"]} == {"already_completed"}
+    [asked] = await wait_until(lambda: history(f"{batch}-new", 1))
+    assert (asked["correlation_id"], asked["final_pipeline"]) == ("c-2", ["spellcheck", "nlp"])
+
+
+async def test_an_entry_that_the_record_refuses_spoils_no_other(
+    service: RunningService, permanent: Permanent, batch: str
+) -> None:
+    archive = service.service._archive
+    assert archive is not None
+    good, impossible = consumed(batch), replace(consumed(batch), position=Position("t", 2**31, 1))
+    refused: list[StoreRefused] = []
+
+    async def keep_both() -> list[KeptEntry]:
+        async def keep_impossible() -> None:
+            try:
+                await archive.keep([impossible])
+            except StoreRefused as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as group:  # at once, so that they go into one statement
+            group.start_soon(keep_impossible)
+            group.start_soon(archive.keep, [good])
+        return await permanent.record.history(batch, limit=9)
+
+    kept = await anyio.to_thread.run_sync(service.run, keep_both)
+    assert [one.entry for one in kept] == [good]
+    assert len(refused) == 1
+
+
+async def test_the_record_is_told_among_the_dependencies_and_in_the_metrics(bos: Orchestrator) -> None:
+    health = (await bos.get("/healthz")).json
+    assert health["dependencies"]["postgresql"] == {"status": "healthy", "message": "it answers"}
+    assert health["checks"]["actors"]["archive"] == "running"
+    assert await bos.metric("bcs_record_up") == 1
+    assert await bos.metric("bcs_archive_backlog") == 0
+
+
+async def test_without_a_record_all_is_as_before_and_says_so(
+    redis_url: str, kafka_bootstrap_servers: str, batch: str
+) -> None:
+    settings = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
+    async with running_service(**settings) as service, Orchestrator(service.base) as bos:
+        assert (await bos.complete(batch, "spellcheck")).status == 200
+        assert await bos.to_run(batch) == ["ai_feedback"]
+        health = (await bos.get("/healthz")).json
+        told = health["dependencies"]["postgresql"]
+        assert told["status"] == "not_configured"
+        assert "BCS_DATABASE_URL" in told["message"]
+        assert "archive" not in health["checks"]["actors"]
+        assert (await bos.get(f"/internal/v1/batches/{batch}/history")).status == 404

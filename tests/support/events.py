@@ -60,7 +60,9 @@ def registered(batch_id: str, essay_ids: Sequence[str], expected: int | None = N
     return event(topics.ESSAYS_REGISTERED, batch_id, data)
 
 
-def spellchecked(batch_id: str, essay_id: str, status: str = "completed", at: str | None = None) -> Event:
+def spellchecked(
+    batch_id: str, essay_id: str, status: str = "completed", at: str | None = None, **fields: object
+) -> Event:
     """SpellcheckPhaseCompletedV1, the thin one; its key is the essay's id."""
     failed = status == "failed"
     data = {
@@ -73,7 +75,7 @@ def spellchecked(batch_id: str, essay_id: str, status: str = "completed", at: st
         "processing_duration_ms": 120,
         "timestamp": at or now(),
     }
-    return event(topics.SPELLCHECK_COMPLETED, essay_id, data)
+    return event(topics.SPELLCHECK_COMPLETED, essay_id, data, **fields)
 
 
 def cj_completed(batch_id: str, successful: Sequence[str | None], failed: Sequence[str | None] = ()) -> Event:

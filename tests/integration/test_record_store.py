@@ -1,0 +1,110 @@
+"""The record itself, on a real PostgreSQL: what it refuses, what it keeps once, and what it forgets."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from bcs.contracts.published import OutboundMessage, phases_skipped
+from bcs.domain.errors import StoreRefused, StoreUnavailable
+from bcs.domain.facts import BatchPhaseEnded, EssaysRegistered, Outcome
+from bcs.domain.history import HistoryEntry, Position
+from bcs.domain.state import BatchState, delta_of
+from bcs.record.postgres import PostgresRecord
+from tests.support.past import AT_US, answered, consumed, spellchecked
+
+pytestmark = pytest.mark.anyio
+
+DAY_US = 86_400_000_000
+
+
+async def kept(record: PostgresRecord, batch: str) -> list[HistoryEntry]:
+    return [one.entry for one in reversed(await record.history(batch, limit=100))]
+
+
+async def test_an_entry_that_comes_again_is_kept_once(record: PostgresRecord, batch: str) -> None:
+    entry, resolved = consumed(batch), answered(batch)
+    await record.write([entry, resolved, entry])
+    await record.write([replace(entry, at_us=entry.at_us + 1), resolved])
+    assert await kept(record, batch) == [entry, resolved]
+    assert await record.state(batch) == delta_of(entry.facts)
+
+
+async def test_entries_of_the_same_name_in_two_batches_are_two(record: PostgresRecord, batch: str) -> None:
+    entry = consumed(batch)
+    other = replace(entry, batch_id=f"{batch}-2")
+    await record.write([entry, other])
+    assert (await kept(record, batch), await kept(record, other.batch_id)) == ([entry], [other])
+
+
+async def test_what_can_not_be_stored_is_refused_with_all_that_comes_with_it(
+    record: PostgresRecord, batch: str
+) -> None:
+    entry = consumed(batch)
+    impossible = replace(entry, entry_id=uuid.uuid4(), position=Position("t", 2**31, 1))
+    with pytest.raises(StoreRefused):
+        await record.write([entry, impossible])
+    assert record.reachable
+    assert await kept(record, batch) == []
+    assert (await record.state(batch)).empty
+
+
+async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresRecord, batch: str) -> None:
+    resolved = answered(batch)
+    messages = phases_skipped(batch, ["spellcheck", "nlp"], "c", datetime.now(UTC))
+    await record.keep(messages, resolved)
+    taken: list[OutboundMessage] = []
+
+    async def away(_: list[OutboundMessage]) -> None:
+        raise StoreUnavailable("redis", "the test says so")
+
+    async def take(announcements: list[OutboundMessage]) -> None:
+        taken.extend(announcements)
+
+    with pytest.raises(StoreUnavailable):
+        await record.hand_over(away, limit=1, deadline_seconds=5)
+    assert record.reachable
+    for expected in (1, 1, 0):
+        assert await record.hand_over(take, limit=1, deadline_seconds=5) == expected
+    assert taken == list(messages)
+    assert await kept(record, batch) == [resolved]
+
+
+async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
+    record: PostgresRecord, module_database_url: str, batch: str
+) -> None:
+    old, untouched = f"{batch}-old", f"{batch}-untouched"
+    entries = [replace(consumed(old), at_us=AT_US - day * DAY_US) for day in range(5)]
+    await record.write(entries)
+    facts = (spellchecked(), BatchPhaseEnded("nlp", Outcome.COMPLETED, AT_US), EssaysRegistered(("e",), 1, AT_US))
+    await record.write([consumed(untouched, *facts)])
+    connection = await asyncpg.connect(module_database_url)
+    try:
+        await connection.execute("UPDATE batches SET touched_on = touched_on - 10 * 365 WHERE batch_id = $1", untouched)
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=AT_US - 2 * DAY_US)
+        steps = 0
+        # Somebody reads all the while, and has a lock on every table that any reader has.
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE batches, essays, marks, batch_marks, history IN ROW EXCLUSIVE MODE")
+            while forgotten := await record.forget(moment, 1, 5):
+                steps += 1
+                assert forgotten <= 2
+        assert steps >= 2
+        tables = ("essays", "marks", "batch_marks", "history")
+        left = [
+            await connection.fetchval(
+                f"SELECT count(*) FROM {table} LEFT JOIN batches USING (batch_key) WHERE batch_id IS NULL"  # noqa: S608
+            )
+            for table in tables
+        ]
+        assert left == [0] * len(tables)
+    finally:
+        await connection.close()
+    assert await kept(record, old) == entries[:3]
+    assert not (await record.state(old)).empty
+    assert await record.state(untouched) == BatchState()
+    assert await kept(record, untouched) == []
