@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from bcs.embedded_postgres import PostgresServer
+from bcs.embedded_postgres import PostgresServer, postgres
 from tests.chaos.figures import Note, percentile
 from tests.chaos.recorded import RecordedScene, prepared_recorded_scene
 from tests.chaos.scene import DEADLINE_SECONDS
@@ -48,11 +48,20 @@ async def strike(postgres: PostgresServer, kind: str, away_seconds: float) -> No
 
 
 @pytest.mark.parametrize("seed", [16])
-async def test_whatever_happens_to_postgresql_no_fact_is_missing(
-    tmp_path: Path, private_postgres: PostgresServer, note_figure: Note, seed: int
-) -> None:
+async def test_whatever_happens_to_postgresql_no_fact_is_missing(tmp_path: Path, note_figure: Note, seed: int) -> None:
+    with (
+        postgres(tmp_path / "struck", durable=False) as struck,
+        postgres(tmp_path / "beside", durable=False) as beside,
+    ):
+        async with anyio.create_task_group() as group:
+            group.start_soon(strike_often, tmp_path / "strikes", struck, note_figure, seed)
+            group.start_soon(kill_often, tmp_path / "kills", beside, note_figure, seed)
+
+
+async def strike_often(directory: Path, server: PostgresServer, note_figure: Note, seed: int) -> None:
+    """Nobody may crash."""
     chance, happened = Random(seed), Counter[str]()
-    async with prepared_recorded_scene(tmp_path, "strikes", EVENTS, private_postgres) as scene:
+    async with prepared_recorded_scene(directory, "strikes", EVENTS, server) as scene:
         began = time.monotonic()
         async with anyio.create_task_group() as callers:
             callers.start_soon(scene.ask)
@@ -61,7 +70,7 @@ async def test_whatever_happens_to_postgresql_no_fact_is_missing(
                 for number in range(SIZES.record_strikes):
                     await anyio.sleep(chance.uniform(0, LONGEST_PAUSE_SECONDS))
                     kind = KINDS[number % len(KINDS)]
-                    await strike(private_postgres, kind, chance.uniform(0, LONGEST_AWAY_SECONDS))
+                    await strike(server, kind, chance.uniform(0, LONGEST_AWAY_SECONDS))
                     happened[kind] += 1
                     if chance.random() < 0.5:  # else it goes away again before it was found
                         await wait_until(scene.up)
@@ -73,11 +82,10 @@ async def test_whatever_happens_to_postgresql_no_fact_is_missing(
         note_figure(16, f"seed {seed}: PostgreSQL {dict(happened)} within {seconds:.0f} s: 0 restarts, {figures}")
 
 
-async def test_whenever_the_archive_is_killed_no_fact_is_missing(
-    tmp_path: Path, private_postgres: PostgresServer, note_figure: Note
-) -> None:
-    chance, victims = Random(KILLS), Counter[str]()
-    async with prepared_recorded_scene(tmp_path, "kills", EVENTS // 2, private_postgres, **DRILL) as scene:
+async def kill_often(directory: Path, server: PostgresServer, note_figure: Note, seed: int) -> None:
+    """Those crash who are killed."""
+    chance, victims = Random(f"{seed} kills"), Counter[str]()
+    async with prepared_recorded_scene(directory, "kills", EVENTS // 2, server, **DRILL) as scene:
 
         async def kill(victim: str, kill_one: Callable[[BcsProcess, str], Awaitable[bool]]) -> None:
             while victims[victim] < KILLS:
@@ -91,7 +99,7 @@ async def test_whenever_the_archive_is_killed_no_fact_is_missing(
                 group.start_soon(kill, "archive", kill_actor)
                 group.start_soon(kill, "a batch's", kill_a_batch)
                 for kind in KINDS:
-                    await strike(private_postgres, kind, chance.uniform(0, LONGEST_AWAY_SECONDS))
+                    await strike(server, kind, chance.uniform(0, LONGEST_AWAY_SECONDS))
                     await wait_until(scene.up)
             scene.load.enough = True
         figures = await settled(scene)
@@ -99,7 +107,7 @@ async def test_whenever_the_archive_is_killed_no_fact_is_missing(
             labels["actor"] for name, labels, value in await scene.bos.samples() if "restarts" in name and value
         }
         assert restarts <= {"archive", "batches/*"}
-        note_figure(16, f"besides, killed: {dict(victims)}: {figures}")
+        note_figure(16, f"seed {seed}: besides, killed: {dict(victims)}: {figures}")
 
 
 async def settled(scene: RecordedScene) -> str:

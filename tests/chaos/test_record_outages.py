@@ -1,4 +1,7 @@
-"""Row 17: PostgreSQL is away for long under load; only the queue in Redis notices, and is drained afterwards."""
+"""Row 17: PostgreSQL is away for long under load; only the queue in Redis notices, and is drained afterwards.
+
+Two services at a time, one with room for all that waits, and one with hardly any.
+"""
 
 import time
 from collections import Counter
@@ -9,7 +12,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from bcs.embedded_postgres import PostgresServer
+from bcs.embedded_postgres import PostgresServer, postgres
 from tests.chaos.figures import Note, percentile
 from tests.chaos.load import Asked
 from tests.chaos.recorded import RecordedScene, prepared_recorded_scene
@@ -33,11 +36,17 @@ def told(asked: list[Asked]) -> str:
     return f"p50 {percentile(took, 50):.1f} ms, p99 {percentile(took, 99):.1f} ms, max {max(took):.0f} ms"
 
 
-async def test_a_long_outage_of_postgresql_is_not_noticed(
-    tmp_path: Path, private_postgres: PostgresServer, note_figure: Note
-) -> None:
+async def test_a_long_outage_of_postgresql_is_not_noticed(tmp_path: Path, note_figure: Note) -> None:
+    with postgres(tmp_path / "away", durable=False) as away, postgres(tmp_path / "full", durable=False) as full:
+        async with anyio.create_task_group() as group:
+            group.start_soon(be_away, tmp_path / "roomy", away, note_figure)
+            group.start_soon(fill_up, tmp_path / "cramped", full, note_figure)
+
+
+async def be_away(directory: Path, server: PostgresServer, note_figure: Note) -> None:
+    """There is room for all that has to wait."""
     events = int((SIZES.record_outage_seconds + 2 * BEFORE_SECONDS) * EVENTS_A_SECOND)
-    async with prepared_recorded_scene(tmp_path, "away", events, private_postgres) as scene:
+    async with prepared_recorded_scene(directory, "away", events, server) as scene:
         async with anyio.create_task_group() as callers:
             callers.start_soon(scene.ask)
             async with anyio.create_task_group() as telling:
@@ -45,14 +54,14 @@ async def test_a_long_outage_of_postgresql_is_not_noticed(
                 began = time.monotonic()
                 await anyio.sleep(BEFORE_SECONDS)
                 left = time.monotonic()
-                await anyio.to_thread.run_sync(private_postgres.kill)
+                await anyio.to_thread.run_sync(server.kill)
                 await anyio.sleep(SIZES.record_outage_seconds)
                 health = (await scene.bos.get("/healthz")).json["dependencies"]
                 unhealthy = {name for name, found in health.items() if found["status"] == "unhealthy"}
                 assert unhealthy == {"postgresql"}
                 assert (await scene.bos.get("/readyz")).status == 200
                 waiting, back = await scene.queued(), time.monotonic()
-                await anyio.to_thread.run_sync(private_postgres.start)
+                await anyio.to_thread.run_sync(server.start)
                 started = time.monotonic()
                 await wait_until(scene.up)
             scene.load.enough = True
@@ -85,18 +94,17 @@ async def drained_after(scene: RecordedScene, moment: float) -> float:
     return time.monotonic() - moment
 
 
-async def test_a_full_queue_holds_up_the_intake_and_no_resolution(
-    tmp_path: Path, private_postgres: PostgresServer, note_figure: Note
-) -> None:
+async def fill_up(directory: Path, server: PostgresServer, note_figure: Note) -> None:
+    """There is none: the intake is held up, and no resolution."""
     settings: dict[str, Any] = {
         "BCS_ARCHIVE_MAX_ENTRIES": LIMIT,
         "BCS_INTAKE_MAX_IN_FLIGHT": IN_FLIGHT,
         "BCS_KAFKA_MAX_POLL_RECORDS": 20,
     }
     events = 3 * (LIMIT + IN_FLIGHT)
-    async with prepared_recorded_scene(tmp_path, "full", events, private_postgres, **settings) as scene:
+    async with prepared_recorded_scene(directory, "full", events, server, **settings) as scene:
         async with anyio.create_task_group() as callers:
-            await anyio.to_thread.run_sync(private_postgres.kill)
+            await anyio.to_thread.run_sync(server.kill)
             callers.start_soon(scene.ask)
             async with anyio.create_task_group() as telling:
                 telling.start_soon(scene.tell)
@@ -116,7 +124,7 @@ async def test_a_full_queue_holds_up_the_intake_and_no_resolution(
             behind = sum(end - (committed or 0) for committed, end in left.values())
             assert behind > IN_FLIGHT
             assert waiting < LIMIT + IN_FLIGHT
-            await anyio.to_thread.run_sync(private_postgres.start)
+            await anyio.to_thread.run_sync(server.start)
             await wait_until(scene.up)
             scene.load.enough = True
         outcomes = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -52,6 +52,11 @@ class RacingSession(RedisSession):
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         return await self._inner.exchange(commands)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        with self._inner.paused():
+            yield
 
 
 class RacingGateway(RedisGateway):
