@@ -19,6 +19,7 @@ from bcs.store.memory import MemoryOutbox, MemoryStateStore
 from bcs.store.recall import Recall
 from bcs.store.redis_backlog import EXPLANATIONS, FACTS, RedisBacklog
 from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_identity import RedisIdentity
 from bcs.store.redis_outbox import RedisOutbox
 from bcs.store.redis_state import RedisStateStore
 
@@ -64,11 +65,13 @@ def open_persistence(settings: Settings, reach: Reach = pass_by) -> Persistence:
             MemoryStateStore(settings.redis_ttl_seconds, monotonic, policy),
             MemoryOutbox(settings.outbox_max_messages, monotonic),
         )
-    gateway = redis_gateway(settings)
+    identity = RedisIdentity()
+    gateway = redis_gateway(settings, identity if settings.database_url else None)
     # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
     consumer = f"{settings.instance_name or socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     permanent = _permanent(settings, gateway, consumer)
-    store = redis_store(settings, gateway, permanent, reach=reach)
+    recall = Recall(permanent.record, permanent.backlog.waiting, identity) if permanent else None
+    store = redis_store(settings, gateway, recall, reach=reach)
     outbox = RedisOutbox(
         gateway,
         key_prefix=settings.redis_key_prefix,
@@ -80,30 +83,34 @@ def open_persistence(settings: Settings, reach: Reach = pass_by) -> Persistence:
 
 
 def redis_store(
-    settings: Settings, gateway: RedisGateway, permanent: Permanent | None, *, reach: Reach = pass_by
+    settings: Settings, gateway: RedisGateway, recall: Recall | None, *, reach: Reach = pass_by
 ) -> RedisStateStore:
     """The state of batches in Redis.
 
-    :param permanent: what it is to be united with.
+    :param recall: asks what it is to be united with.
     """
     return RedisStateStore(
         gateway,
         key_prefix=settings.redis_key_prefix,
         ttl_seconds=settings.redis_ttl_seconds,
         policy=CommitPolicy(settings.redis_commit_attempts),
-        recall=Recall(permanent.record, permanent.backlog.waiting) if permanent else None,
+        recall=recall,
         reach=reach,
     )
 
 
-def redis_gateway(settings: Settings) -> RedisGateway:
-    """The way to the Redis that the settings name."""
+def redis_gateway(settings: Settings, identity: RedisIdentity | None = None) -> RedisGateway:
+    """The way to the Redis that the settings name.
+
+    :param identity: is to learn who is at the other end.
+    """
     return RedisGateway(
         settings.redis_url,
         max_connections=settings.redis_max_connections,
         deadline_seconds=settings.redis_deadline_seconds,
         breaker_failures=settings.redis_breaker_failures,
         breaker_open_seconds=settings.redis_breaker_open_seconds,
+        identity=identity,
     )
 
 

@@ -59,6 +59,7 @@ class RecordGateway:
         self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
         self._probe_slots = anyio.Semaphore(_CONNECTIONS_FOR_PROBE, fast_acquire=True)
         self.reachable = False
+        self.identity: str | None = None
         self.problem = "it was not reached yet"
 
     def ensure_reachable(self) -> None:
@@ -90,13 +91,14 @@ class RecordGateway:
 
         :raises StoreUnavailable: there was none in time.
         """
-        if not await self._run(schema.is_current, deadline_seconds, slots=self._probe_slots):
+        if not await self._look(deadline_seconds):
             try:
                 await schema.upgrade(self._url)
             except Exception as error:
                 # From Alembic, SQLAlchemy and asyncpg alike; whatever it is, the database is of no use as it is.
                 self._fail(f"the schema can't be upgraded: {brief(error)}", self._generation)
                 raise StoreUnavailable(_STORE, self.problem) from error
+            await self._look(deadline_seconds)
         self._succeed()
 
     async def probe_unchanged(self, deadline_seconds: float) -> None:
@@ -105,9 +107,14 @@ class RecordGateway:
         :raises StoreUnavailable: there was no sign of life in time.
         :raises SchemaOutdated: it is older than what this release reads.
         """
-        if not await self._run(schema.is_current, deadline_seconds, slots=self._probe_slots):
+        if not await self._look(deadline_seconds):
             raise SchemaOutdated
         self._succeed()
+
+    async def _look(self, deadline_seconds: float) -> bool:
+        """Whether the schema is current; then its identity is known, too."""
+        self.identity = await self._run(schema.identity, deadline_seconds, slots=self._probe_slots) or self.identity
+        return await self._run(schema.is_current, deadline_seconds, slots=self._probe_slots)
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -34,6 +34,11 @@ class PostgresRecord:
         return self._gateway.reachable
 
     @property
+    def identity(self) -> str | None:
+        """What is another one once the record was made anew or restored; None before it was reached."""
+        return self._gateway.identity
+
+    @property
     def problem(self) -> str:
         """Why it is out of reach."""
         return self._gateway.problem

@@ -47,6 +47,21 @@ async def is_current(connection: asyncpg.Connection) -> bool:
     return is_enough(await version_of(connection))
 
 
+async def identity(connection: asyncpg.Connection) -> str | None:
+    """What is another one once the tables were made anew, restored, or taken over by a standby; None without tables.
+
+    Each of these may lack what was acknowledged before. A standby and a restored server begin a timeline of their own.
+    """
+    table: int | None = await connection.fetchval("SELECT to_regclass('history')::oid")
+    if table is None:
+        return None
+    try:
+        timeline = await connection.fetchval("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)")
+    except asyncpg.PostgresError:
+        timeline = None  # not everyone may ask, and not every service that speaks like PostgreSQL knows
+    return f"{table}.{timeline}"
+
+
 async def upgrade(url: str) -> Upgraded:
     """Apply the versions that are missing; replicas that start together do so one after the other.
 

@@ -75,6 +75,11 @@ class Record(Protocol):
         """Whether it answered when it was last asked."""
         ...
 
+    @property
+    def identity(self) -> str | None:
+        """What is another one once the record was made anew or restored; None before it was reached."""
+        ...
+
     async def state(self, batch_id: str) -> BatchState:
         """Everything on record of a batch.
 

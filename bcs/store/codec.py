@@ -25,7 +25,7 @@ from bcs.domain.verdicts import BatchSummary, PhaseVerdict
 EXPECTED_FIELD = "expected"
 VERSION_FIELD = "version"
 WHOLE_FIELD = "whole"
-"""The version at which nothing that the permanent record has of the batch was missing here."""
+"""The version at which nothing that the permanent record has of the batch was missing here, and the mark of that."""
 BATCH_MARK_PREFIX = "mark:"
 SLOT_PREFIX = "slot:"
 
@@ -141,15 +141,15 @@ def decode_state(
         raise StoreCorrupted(keys.stem, str(error)) from None
 
 
-def encode_summary(summary: BatchSummary, *, whole: bool = False) -> str:
+def encode_summary(summary: BatchSummary, mark: str | None = None) -> str:
     """A summary as one small string.
 
-    :param whole: whether nothing that the permanent record has of the batch is missing in it.
+    :param mark: of `Recall`, that nothing is missing in it.
     """
     return json.dumps(
         {
             "v": summary.version,
-            **({"whole": 1} if whole else {}),
+            **({"whole": mark} if mark is not None else {}),
             "known": summary.known,
             "expected": summary.expected,
             "phases": {
@@ -161,8 +161,8 @@ def encode_summary(summary: BatchSummary, *, whole: bool = False) -> str:
     )
 
 
-def decode_summary(key: str, text: bytes) -> tuple[BatchSummary, bool]:
-    """A summary from its string, and whether it is whole.
+def decode_summary(key: str, text: bytes) -> tuple[BatchSummary, str | None]:
+    """A summary from its string, and the mark that nothing is missing in it, if it has one.
 
     :raises StoreCorrupted: something else wrote there.
     """
@@ -174,7 +174,7 @@ def decode_summary(key: str, text: bytes) -> tuple[BatchSummary, bool]:
             verdicts[phase] = PhaseVerdict(complete == 1, completed, failed)
         version, known, expected = document["v"], document["known"], document["expected"]
         _require_whole(version, known, 0 if expected is None else expected)
-        return BatchSummary(version, known, expected, verdicts), "whole" in document
+        return BatchSummary(version, known, expected, verdicts), document.get("whole")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorrupted(key, f"not a summary: {error}") from None
 

@@ -9,28 +9,42 @@ from bcs.domain.errors import StoreRefused, StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.domain.verdicts import BatchSummary
 from bcs.store.base import Record
+from bcs.store.redis_identity import RedisIdentity
 
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
     """What the record has of a batch.
 
-    :param whole: whether nothing can be missing; facts that still wait for the record might be.
+    :param mark: says that nothing is missing; None where facts that still wait for the record might be.
     """
 
     state: BatchState
-    whole: bool
+    mark: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
     """Asks the record.
 
+    What is once united is marked, with the run of Redis and the making of the record's tables that it holds for. After
+    a restart or a failover Redis may have less than it had acknowledged, and so may a record that was made anew or
+    restored. Then nothing that was marked before is trusted, and each batch is united once more when it is asked for.
+
     :param waiting: how many entries wait for the record, of all replicas.
+    :param redis: who is asked for what is known.
     """
 
     record: Record
     waiting: Callable[[], Awaitable[int]]
+    redis: RedisIdentity
+
+    def trusts(self, mark: str | None) -> bool:
+        """Whether nothing can be missing in what has this mark; a record that was never reached has none of its own."""
+        if mark is None:
+            return False
+        run_id, _, making = mark.partition("/")
+        return run_id == self.redis.run_id and self.record.identity in (making, None)
 
     async def unite(self, batch_id: str, known: BatchState) -> Recalled | None:
         """What the record has of a batch; None when it can't be asked now.
@@ -40,6 +54,7 @@ class Recall:
         """
         if not self.record.reachable:
             return None
+        mark = f"{self.redis.run_id}/{self.record.identity}"
         try:
             # In this order: an entry leaves the queue only once the record has it.
             waiting = await self.waiting()
@@ -50,8 +65,8 @@ class Recall:
         except StoreUnavailable:
             return None
         except StoreRefused:
-            return Recalled(recorded, whole=False)
-        return Recalled(recorded, whole=not waiting)
+            return Recalled(recorded, None)
+        return Recalled(recorded, None if waiting else mark)
 
     def require_known(self, summary: BatchSummary) -> None:
         """Refuse to answer by what is known without the record, which is away, where that may be nearly nothing.

@@ -35,13 +35,13 @@ class StoredBatch:
     """A batch as it was read.
 
     :param slots: the phases in the essays' records, each in its slot.
-    :param whole: whether nothing that the record has is missing.
+    :param mark: of `Recall`, that nothing is missing; None where it has none, or one of an older version.
     """
 
     state: BatchState
     version: int
     slots: list[str]
-    whole: bool
+    mark: str | None
 
 
 def reads(keys: BatchKeys) -> list[Command]:
@@ -67,22 +67,25 @@ def decode(keys: BatchKeys, replies: Sequence[Any]) -> StoredBatch:
     except ValueError as error:
         raise StoreCorrupted(keys.meta, str(error)) from None
     # Who writes without the record leaves the older version there.
-    whole = version > 0 and meta.get(WHOLE_FIELD) == str(version)
-    return StoredBatch(decode_state(keys, meta, slots, replies[1]), version, slots, whole)
+    marked, _, mark = meta.get(WHOLE_FIELD, "").partition(" ")
+    return StoredBatch(
+        decode_state(keys, meta, slots, replies[1]), version, slots, mark if marked == str(version) else None
+    )
 
 
 def writes(
-    keys: BatchKeys, stored: StoredBatch, changed: BatchState, version: int, ttl_ms: int, *, whole: bool
+    keys: BatchKeys, stored: StoredBatch, changed: BatchState, version: int, ttl_ms: int, mark: str | None
 ) -> list[Command]:
     """What changed, and the summary.
 
     :param stored: with the changes in it.
     :param ttl_ms: how long the batch is kept from now on.
+    :param mark: that nothing is missing.
     """
     return [
-        *_changes(keys, stored, changed, version, whole),
+        *_changes(keys, stored, changed, version, mark),
         # A transaction runs at one instant, so all keys of the batch expire at the same one.
-        ("SET", keys.summary, encode_summary(summarize(stored.state, version), whole=whole), "PX", ttl_ms),
+        ("SET", keys.summary, encode_summary(summarize(stored.state, version), mark), "PX", ttl_ms),
         ("PEXPIRE", keys.meta, ttl_ms),
         ("PEXPIRE", keys.essays, ttl_ms),
     ]
@@ -106,10 +109,12 @@ def merge(keys: BatchKeys, delta: BatchState, ttl_ms: int) -> Command:
     return ("EVAL", MERGE_SCRIPT, len(keys.all), *keys.all, ttl_ms, *chain.from_iterable(registers))
 
 
-def _changes(keys: BatchKeys, stored: StoredBatch, changed: BatchState, version: int, whole: bool) -> list[Command]:
+def _changes(
+    keys: BatchKeys, stored: StoredBatch, changed: BatchState, version: int, mark: str | None
+) -> list[Command]:
     fields = {VERSION_FIELD: str(version)}
-    if whole:
-        fields[WHOLE_FIELD] = str(version)
+    if mark is not None:
+        fields[WHOLE_FIELD] = f"{version} {mark}"
     fields |= {f"{BATCH_MARK_PREFIX}{phase}": encode_mark(mark) for phase, mark in changed.batch_marks.items()}
     if changed.expected:
         fields[EXPECTED_FIELD] = encode_expected(changed.expected)

@@ -30,6 +30,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from bcs.domain.errors import StoreUnavailable
 from bcs.store.multiplexer import Command, LineLost, Multiplexer, packed
 from bcs.store.redis_errors import raise_first, translated
+from bcs.store.redis_identity import RedisIdentity
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
@@ -46,6 +47,7 @@ class RedisGateway:
     :param deadline_seconds: how long a round trip, connecting included, may take.
     :param breaker_failures: after so many failures in a row, callers are refused at once.
     :param breaker_open_seconds: for so long; then one more is tried.
+    :param identity: is to learn who is at the other end.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class RedisGateway:
         deadline_seconds: float,
         breaker_failures: int,
         breaker_open_seconds: float,
+        identity: RedisIdentity | None = None,
     ) -> None:
         self._pool: ConnectionPool = ConnectionPool.from_url(
             url,
@@ -65,6 +68,7 @@ class RedisGateway:
             socket_timeout=None,
             socket_connect_timeout=deadline_seconds,
             retry=Retry(NoBackoff(), 0),
+            redis_connect_func=identity.on_connect if identity else None,
             # With these on, redis-py no longer notices a reply that was left over on a pooled connection.
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )

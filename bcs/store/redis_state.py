@@ -61,16 +61,17 @@ class RedisStateStore:
         async def optimistically() -> None:
             async with self._gateway.session() as session:
                 stored = decode(keys, (await session.call(*watch(keys)))[1:])
-                additions, whole = delta, stored.whole
-                if self._recall and not whole:
+                additions, mark = delta, stored.mark
+                if self._recall and not self._recall.trusts(mark):
+                    mark = None
                     with session.paused():
                         recalled = await self._recall.unite(batch_id, stored.state)
                     if recalled:
-                        additions, whole = recalled.state, recalled.whole
+                        additions, mark = recalled.state, recalled.mark
                         additions.absorb(delta)
                 changed = stored.state.absorb(additions)
                 await self._reach(FailPoint.BEFORE_EXEC, batch_id)
-                written = await self._write(session, keys, stored, changed, stored.version + 1, whole, self._ttl_ms)
+                written = await self._write(session, keys, stored, changed, stored.version + 1, self._ttl_ms, mark)
                 await self._reach(FailPoint.AFTER_EXEC, batch_id)
             if not written:
                 raise CommitConflict(batch_id)
@@ -91,8 +92,8 @@ class RedisStateStore:
         except ResponseError as error:
             raise StoreCorrupted(keys.stem, str(error)) from error
         if stored is not None:
-            summary, whole = decode_summary(keys.summary, stored)
-            if whole or self._recall is None:
+            summary, mark = decode_summary(keys.summary, stored)
+            if self._recall is None or self._recall.trusts(mark):
                 return summary
             if not self._recall.record.reachable:
                 self._recall.require_known(summary)
@@ -149,7 +150,7 @@ class RedisStateStore:
                 *watched, remaining_ms = await session.call(*watch(keys), ("PTTL", keys.meta))
                 stored = decode(keys, watched[1:])
                 with session.paused():
-                    changed, whole = await self._complete(batch_id, stored)
+                    changed, mark = await self._complete(batch_id, stored)
                 version = stored.version if changed.empty else stored.version + 1
                 found.append(summarize(stored.state, version))
                 if stored.state.empty or (remaining_ms <= 0 and changed.empty):
@@ -157,7 +158,7 @@ class RedisStateStore:
                     return
                 # What was known before is kept no longer for having been read.
                 ttl_ms = remaining_ms if remaining_ms > 0 else self._ttl_ms
-                written = await self._write(session, keys, stored, changed, version, whole, ttl_ms)
+                written = await self._write(session, keys, stored, changed, version, ttl_ms, mark)
             if not written:
                 raise CommitConflict(batch_id)
 
@@ -170,15 +171,17 @@ class RedisStateStore:
             await commit_with(self._policy, optimistically, without_storing)
         return found[-1]
 
-    async def _complete(self, batch_id: str, stored: StoredBatch) -> tuple[BatchState, bool]:
-        """Add what the record has of a batch; return what that changed, and whether nothing can be missing now."""
-        if self._recall is None or stored.whole:
-            return BatchState(), stored.whole
+    async def _complete(self, batch_id: str, stored: StoredBatch) -> tuple[BatchState, str | None]:
+        """Add what the record has of a batch; return what that changed, and the mark if nothing can be missing now."""
+        if self._recall is None:
+            return BatchState(), None
+        if self._recall.trusts(stored.mark):
+            return BatchState(), stored.mark
         recalled = await self._recall.unite(batch_id, stored.state)
         if recalled is None:
             self._recall.require_known(summarize(stored.state, stored.version))
-            return BatchState(), False
-        return stored.state.absorb(recalled.state), recalled.whole
+            return BatchState(), None
+        return stored.state.absorb(recalled.state), recalled.mark
 
     async def _snapshot(self, keys: BatchKeys) -> StoredBatch:
         # One transaction, since keys that expire between two reads would show half a batch.
@@ -192,11 +195,11 @@ class RedisStateStore:
         stored: StoredBatch,
         changed: BatchState,
         version: int,
-        whole: bool,
         ttl_ms: int,
+        mark: str | None,
     ) -> bool:
         """Write what changed, and the summary; False when somebody else wrote to the batch since it was read."""
-        commands = writes(keys, stored, changed, version, ttl_ms, whole=whole)
+        commands = writes(keys, stored, changed, version, ttl_ms, mark)
         replies = await session.call(("MULTI",), *commands, ("EXEC",))
         return replies[-1] is not None
 

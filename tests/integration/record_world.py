@@ -50,12 +50,12 @@ class RecordWorld:
 
     async def __aenter__(self) -> Self:
         enter = self._stack.enter_async_context
-        store = await anyio.to_thread.run_sync(self._stack.enter_context, valkey(self._directory))
-        self.redis_proxy = await enter(FaultProxy("127.0.0.1", store.port))
+        self._store = await anyio.to_thread.run_sync(self._stack.enter_context, valkey(self._directory))
+        self.redis_proxy = await enter(FaultProxy("127.0.0.1", self._store.port))
         target = urlsplit(self._database_url)
         self.database_proxy = await enter(FaultProxy(target.hostname or "", target.port or 0))
         self.record = await enter(record_in(self._database_url))
-        self.redis = await enter(Redis.from_url(f"redis://{store.address}"))
+        self.redis = await enter(Redis.from_url(f"redis://{self._store.address}"))
         await self._start()
         return self
 
@@ -98,6 +98,20 @@ class RecordWorld:
     async def flush(self) -> None:
         """Redis forgets everything."""
         await self.redis.flushall()
+
+    async def snapshot(self) -> dict[bytes, tuple[int, bytes]]:
+        """Everything that Redis has now."""
+        keys: list[Any] = await self.redis.keys()
+        return {key: (await self.redis.pttl(key), dumped) for key in keys if (dumped := await self.redis.dump(key))}
+
+    async def roll_back(self, snapshot: dict[bytes, tuple[int, bytes]]) -> None:
+        """Restart Redis, and let it have what it had then: so does one that lost its last seconds, or a replica."""
+        await anyio.to_thread.run_sync(self._store.kill)
+        await anyio.to_thread.run_sync(self._store.start)
+        await self.redis.connection_pool.disconnect()  # those to the server that is gone
+        for key, (ttl_ms, dumped) in snapshot.items():
+            await self.redis.restore(key, max(0, ttl_ms), dumped)
+        await self.redis_found()
 
     async def kill(self, actor: str) -> None:
         """Kill an actor; it is started again."""

@@ -14,6 +14,7 @@ from bcs.record.postgres import PostgresRecord
 from bcs.settings import load_settings
 from bcs.store.recall import Recall
 from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_identity import RedisIdentity
 from bcs.store.redis_state import RedisStateStore
 from tests.integration.stores import completed
 
@@ -48,7 +49,7 @@ async def test_a_writer_who_asked_the_record_before_asks_again(
             await record.adopt({batch: PAST})
             await store.distrust([batch])
 
-    recall = Recall(record, nothing_waits)
+    recall = Recall(record, nothing_waits, RedisIdentity())
     store = RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=recall, reach=add_past_redis)
     committed = await store.commit(batch, NEWS)
     assert committed.conflicts == 1

@@ -11,6 +11,7 @@ from bcs.domain.errors import StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.store.recall import Recall
 from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_identity import RedisIdentity
 from bcs.store.redis_state import RedisStateStore
 from tests.chaos.history import told
 from tests.integration.stores import BREAKER_FAILURES
@@ -23,6 +24,7 @@ class AwayRecord:
     """A record that does not answer."""
 
     reachable = False
+    identity = None
 
     async def state(self, batch_id: str) -> BatchState:
         raise StoreUnavailable("postgresql", batch_id)
@@ -36,7 +38,8 @@ def store(gateway: RedisGateway, redis_key_prefix: str) -> RedisStateStore:
     async def none() -> int:
         return 0
 
-    return RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=Recall(AwayRecord(), none))
+    recall = Recall(AwayRecord(), none, RedisIdentity())
+    return RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=recall)
 
 
 async def commit(store: RedisStateStore, *events: Event) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from bcs.domain.state import BatchState
 from bcs.store.recall import Recall
+from bcs.store.redis_identity import RedisIdentity
 from bcs.store.redis_state import RedisStateStore
 from tests.chaos.history import told
 from tests.integration.stores import MakeGateway
@@ -23,6 +24,7 @@ class SlowRecord:
     """Takes longer than Redis may."""
 
     reachable = True
+    identity = None
 
     async def state(self, batch_id: str) -> BatchState:
         await anyio.sleep(REDIS_DEADLINE_SECONDS * 2)
@@ -39,7 +41,9 @@ async def test_redis_is_not_taken_for_away_because_the_record_is_slow(
         return 0
 
     gateway = make_gateway(redis_url, deadline=REDIS_DEADLINE_SECONDS, failures=1, connections=4)
-    store = RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=Recall(SlowRecord(), none))
+    store = RedisStateStore(
+        gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=Recall(SlowRecord(), none, RedisIdentity())
+    )
     one = told(spellchecked("batch", "essay"))
     await store.summary("batch")
     await store.commit("batch", one.delta)

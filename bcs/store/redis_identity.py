@@ -1,0 +1,28 @@
+"""Which run of which Redis the connections lead to: another one may have less than the one before it acknowledged."""
+
+from __future__ import annotations
+
+from redis.asyncio import Connection
+from redis.exceptions import ResponseError
+
+# Of the forty hexadecimal digits that a server gives itself at each start.
+_CHARACTERS = 8
+
+
+class RedisIdentity:
+    """Learned by each connection as it is made. A server that will not tell is taken for always the same."""
+
+    def __init__(self) -> None:
+        self.run_id = ""
+
+    async def on_connect(self, connection: Connection) -> None:
+        """What redis-py does with a new connection, and then ask who is at its other end."""
+        await connection.on_connect()
+        await connection.send_command("INFO", "server")
+        try:
+            reply: bytes = await connection.read_response()
+        except ResponseError:
+            return
+        for line in reply.split(b"\r\n"):
+            if line.startswith(b"run_id:"):
+                self.run_id = line.removeprefix(b"run_id:").decode(errors="replace")[:_CHARACTERS]

@@ -1,0 +1,77 @@
+"""One of the two stores goes back to an earlier time: the other one knows better, and is asked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.state import delta_of
+from tests.integration.record_world import RecordWorld
+from tests.support.past import AT_US
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+BEGUN: list[Fact] = [
+    EssaysRegistered(("e1", "e2"), 2, AT_US),
+    EssayPhaseEnded("spellcheck", "e1", Outcome.COMPLETED, AT_US),
+]
+DONE: list[Fact] = [EssayPhaseEnded("spellcheck", "e2", Outcome.COMPLETED, AT_US)]
+UNDONE: list[Fact] = [EssayPhaseEnded("spellcheck", "e1", Outcome.FAILED, AT_US + 1)]
+
+
+@pytest.fixture
+async def world(tmp_path: Path, database_url: str) -> AsyncIterator[RecordWorld]:
+    async with RecordWorld(tmp_path, database_url) as world:
+        yield world
+
+
+async def to_run(world: RecordWorld, batch: str) -> list[str]:
+    answer = await world.resolve(batch)
+    assert answer.status == 200, answer.body
+    phases: list[str] = answer.json["final_pipeline"]
+    return phases
+
+
+async def test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledged(
+    world: RecordWorld, batch: str
+) -> None:
+    await world.tell(batch, BEGUN)
+    lagging = await world.snapshot()
+    await world.tell(batch, DONE)
+    assert await to_run(world, batch) == ["ai_feedback"]
+    await world.roll_back(lagging)
+    assert await to_run(world, batch) == ["ai_feedback"]
+
+
+async def test_who_writes_to_a_redis_that_lost_its_last_seconds_writes_those_too(
+    world: RecordWorld, batch: str
+) -> None:
+    await world.tell(batch, [*BEGUN, *DONE])
+    lagging = await world.snapshot()
+    await world.tell(batch, UNDONE)
+    await world.roll_back(lagging)
+    later = EssayPhaseEnded("nlp", "e1", Outcome.COMPLETED, AT_US)
+    await world.tell(batch, [later])
+    assert await world.stored(batch) == delta_of([*BEGUN, *DONE, *UNDONE, later])
+    assert await to_run(world, batch) == ["spellcheck", "ai_feedback"]
+
+
+async def test_a_record_that_was_made_anew_gets_what_redis_knows(
+    world: RecordWorld, database_url: str, batch: str
+) -> None:
+    await world.tell(batch, [*BEGUN, *DONE])
+    permanent = world.running.service.persistence.permanent
+    assert permanent is not None
+    before = permanent.record.identity
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await connection.close()
+    await wait_until(lambda: permanent.record.reachable and permanent.record.identity != before)
+    assert await to_run(world, batch) == ["ai_feedback"]
+    await world.flush()
+    assert await to_run(world, batch) == ["ai_feedback"]
