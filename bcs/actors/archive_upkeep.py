@@ -25,7 +25,7 @@ log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 _PROBE_SECONDS = 1.0
 _PROBE_DEADLINE_SECONDS = 5.0
 # Another replica may be upgrading the schema, which can take much longer; liveness must not wait for that.
-_FIRST_LOOK_SECONDS = 5.0
+_FIRST_LOOK_SECONDS = 2.0
 _LINGER_SECONDS = 0.02
 _FINISH_SECONDS = 3.0
 _DRAIN_LIMIT = 500

@@ -28,6 +28,7 @@ def no_long_pauses() -> Iterator[None]:
         patch.setattr("bcs.actors.intake._RETRY_SECONDS", 0.3)
         patch.setattr("bcs.actors.kafka_probe._INTERVAL_SECONDS", 0.3)
         patch.setattr("bcs.actors.archive_upkeep._PROBE_SECONDS", 0.1)
+        patch.setattr("bcs.actors.archive_upkeep._FIRST_LOOK_SECONDS", 1.0)
         yield
 
 
