@@ -73,7 +73,7 @@ def _run(plan: Plan) -> Report:
 
 
 async def _measure(directory: Path, plan: Plan) -> Report:
-    async with built(directory / "embedded") as world:
+    async with built(directory / "embedded", plan.events) as world:
         idle = resident_megabytes(world.service.process.pid)
         rows = await resolving.side_by_side(world, plan.seconds, plan.rounds)
         rows += await mixed.measured(world, plan.seconds, plan.rounds)
@@ -104,7 +104,7 @@ async def _from_apache_kafka(directory: Path, plan: Plan) -> list[Measured]:
     except ApacheKafkaMissing as missing:
         typer.echo(f"without Apache Kafka: {missing}", err=True)
         return []
-    async with built(directory, jars) as world:
+    async with built(directory, plan.events, jars) as world:
         return await ingesting.measured(world, plan.rounds, plan.events)
 
 

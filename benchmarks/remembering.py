@@ -24,7 +24,7 @@ async def measured(
         async with record_in(server.url) as record:
             batches, rows, others = await recording.measured(record, server, facts)
             rows.append(await recalling.by_itself(record, server, seconds, batches))
-        async with built(directory, postgres=server) as within:
+        async with built(directory, events, postgres=server) as within:
             rows += await recalling.measured(within, seconds, rounds, batches)
             rows += await keeping.measured(without, within, seconds, rounds, events)
             async with Orchestrator(within.service.base) as caller:

@@ -17,9 +17,9 @@ def run(*arguments: object) -> str:
 
 def test_a_short_run_measures_every_path_and_can_be_kept_drawn_and_compared(tmp_path: Path) -> None:
     kept, chart = tmp_path / "run.json", tmp_path / "chart.svg"
-    sizes = ("--seconds", 0.3, "--rounds", 1, "--events", 400)
+    sizes = ("--seconds", 0.1, "--rounds", 1, "--events", 400)
     growth = ("--batches", 10, "--essays", 40, "--memory-events", 100)
-    told = run(*sizes, *growth, "--record-facts", 1000, "--no-apache", "--json", kept, "--chart", chart)
+    told = run(*sizes, *growth, "--record-facts", 4000, "--no-apache", "--json", kept, "--chart", chart)
     report = Report.load(kept)
     answers = [row for row in report.rows if row.generator_cpu is not None]
     events = [row for row in report.rows if row.path.startswith("ingest")]
