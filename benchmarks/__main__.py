@@ -10,7 +10,7 @@ from typing import Annotated
 import anyio
 import typer
 
-from benchmarks import growing, ingesting, mixed, resolving
+from benchmarks import growing, ingesting, mixed, remembering, resolving
 from benchmarks.chart import draw
 from benchmarks.measured import Measured
 from benchmarks.report import Report, compared
@@ -31,6 +31,7 @@ class Plan:
     batches: int
     essays: int
     memory_events: int
+    record_facts: int
     apache: bool
 
 
@@ -42,6 +43,9 @@ def main(
     batches: Annotated[int, typer.Option(help="How many batches there are where growth is looked at; 0: not.")] = 0,
     essays: Annotated[int, typer.Option(help="How many essays the large batch has there.")] = 3_000,
     memory_events: Annotated[int, typer.Option(help="Over so many events memory is looked at; 0: not.")] = 0,
+    record_facts: Annotated[
+        int, typer.Option(help="How many facts there are in the permanent record; 0: it is left out.")
+    ] = 1_000_000,
     apache: Annotated[bool, typer.Option(help="Take events in from Apache Kafka too, where it can be had.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to keep the figures.")] = None,
     chart: Annotated[Path | None, typer.Option(help="Where to draw them, as SVG.")] = None,
@@ -54,7 +58,7 @@ def main(
     if compare:
         typer.echo(compared(Report.load(compare[0]), Report.load(compare[1])))
         return
-    plan = Plan(seconds, rounds, events, batches, essays, memory_events, apache)
+    plan = Plan(seconds, rounds, events, batches, essays, memory_events, record_facts, apache)
     report = Report.load(draw_from) if draw_from else _run(plan)
     typer.echo(report.table())
     if json_file:
@@ -69,7 +73,7 @@ def _run(plan: Plan) -> Report:
 
 
 async def _measure(directory: Path, plan: Plan) -> Report:
-    async with built(directory / "embedded") as world:
+    async with built(directory / "embedded", plan.events) as world:
         idle = resident_megabytes(world.service.process.pid)
         rows = await resolving.side_by_side(world, plan.seconds, plan.rounds)
         rows += await mixed.measured(world, plan.seconds, plan.rounds)
@@ -83,6 +87,12 @@ async def _measure(directory: Path, plan: Plan) -> Report:
         }
         if plan.memory_events:
             others |= await ingesting.memory(world, plan.memory_events)
+        if plan.record_facts:
+            of_record, figures = await remembering.measured(
+                world, directory / "record", plan.seconds, plan.rounds, plan.events, plan.record_facts
+            )
+            rows += of_record
+            others |= figures
     if plan.apache:
         rows += await _from_apache_kafka(directory / "apache", plan)
     return Report(rows, others)
@@ -94,7 +104,7 @@ async def _from_apache_kafka(directory: Path, plan: Plan) -> list[Measured]:
     except ApacheKafkaMissing as missing:
         typer.echo(f"without Apache Kafka: {missing}", err=True)
         return []
-    async with built(directory, jars) as world:
+    async with built(directory, plan.events, jars) as world:
         return await ingesting.measured(world, plan.rounds, plan.events)
 
 

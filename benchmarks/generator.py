@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import count, cycle
 from pathlib import Path
 from typing import cast
 
 import uvloop
+
+from benchmarks.measured import percentiles_ms
 
 _PLACE = b"{number:12}"
 _SHORTEST_HEAD = 12
@@ -27,8 +30,10 @@ _PATIENCE_SECONDS = 30.0
 class Order:
     """What to ask, of whom, for how long.
 
-    :param body: of every request; where it has "{number:12}" it gets twelve digits that no other request has.
+    :param body: of every request; without one it is a GET.
     :param numbers: where it is not 0, the digits go through so many, beginning with 0, and then again.
+    :param path: where it or the body has "{number:12}", that becomes twelve digits that no other request has.
+    :param once: end when the digits would begin again.
     """
 
     port: int
@@ -37,13 +42,14 @@ class Order:
     seconds: float
     numbers: int = 0
     path: str = "/internal/v1/pipelines/define"
+    once: bool = False
 
 
 @dataclass
 class Load:
     """What came of it.
 
-    :param percentiles_ms: p50, p99 and p99.9 of the time to an answer.
+    :param percentiles_ms: of the time to an answer.
     :param cpu_seconds: of the generator itself: near the seconds it took, it is what limits the rate.
     """
 
@@ -80,22 +86,28 @@ class _Run:
     """The state that all connections share."""
 
     def __init__(self, order: Order) -> None:
-        body = order.body.replace("{number:12}", "0" * 12).encode()
-        head = f"POST {order.path} HTTP/1.1\r\nHost: bcs\r\nContent-Type: application/json\r\nContent-Length: "
-        self._before, place, self._after = order.body.encode().partition(_PLACE)
-        self._head = head.encode() + str(len(body)).encode() + b"\r\n\r\n" + self._before
+        head = f"{'POST' if order.body else 'GET'} {order.path} HTTP/1.1\r\nHost: bcs\r\n"
+        if order.body:
+            length = len(order.body.replace("{number:12}", "0" * 12).encode())
+            head += f"Content-Type: application/json\r\nContent-Length: {length}\r\n"
+        self._before, place, self._after = f"{head}\r\n{order.body}".encode().partition(_PLACE)
         self._numbered = bool(place)
         # Not twice the same, also over several runs.
-        self._numbers = cycle(range(order.numbers)) if order.numbers else count(time.time_ns() // 1000 % 10**11)
+        self._numbers: Iterator[int] = count(time.time_ns() // 1000 % 10**11)
+        if order.numbers:
+            self._numbers = iter(range(order.numbers)) if order.once else cycle(range(order.numbers))
         self.until = time.perf_counter() + order.seconds
         self.latencies: list[float] = []
         self.statuses: Counter[str] = Counter()
         self.open = order.connections
         self.done = asyncio.get_running_loop().create_future()
 
-    def request(self) -> bytes:
-        number = b"%012d" % next(self._numbers) if self._numbered else b""
-        return self._head + number + self._after
+    def request(self) -> bytes | None:
+        """The next one; None when there are no more."""
+        if not self._numbered:
+            return self._before
+        number = next(self._numbers, None)
+        return None if number is None else b"%s%012d%s" % (self._before, number, self._after)
 
 
 class _Caller(asyncio.Protocol):
@@ -110,9 +122,12 @@ class _Caller(asyncio.Protocol):
         self._ask()
 
     def _ask(self) -> None:
+        request = self._run.request()
         self._began = time.perf_counter()
-        if self._transport:
-            self._transport.write(self._run.request())
+        if self._transport and request:
+            self._transport.write(request)
+        elif self._transport:
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -146,12 +161,8 @@ async def _main() -> None:
         await loop.create_connection(lambda: _Caller(run), "127.0.0.1", order.port)
     await run.done
     seconds = time.perf_counter() - began
-    latencies = sorted(run.latencies)
-    percentiles = {
-        name: latencies[min(len(latencies) - 1, int(len(latencies) * part))] * 1000
-        for name, part in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
-    }
-    load = Load(len(latencies), seconds, dict(run.statuses), percentiles, time.process_time() - cpu)
+    percentiles = percentiles_ms(run.latencies)
+    load = Load(len(run.latencies), seconds, dict(run.statuses), percentiles, time.process_time() - cpu)
     json.dump(asdict(load), sys.stdout)
 
 

@@ -6,7 +6,7 @@ import signal
 import time
 
 from benchmarks.measured import Measured, middle
-from benchmarks.usage import cpu_seconds, resident_megabytes
+from benchmarks.usage import cpu_seconds, per_operation, resident_megabytes
 from benchmarks.world import GROUP, World
 from tests.support.events import Event, spellchecked
 from tests.support.waiting import wait_until
@@ -47,12 +47,12 @@ async def measure(world: World, path: str, name: str, events: int, batches: int)
     said = [
         spellchecked(f"{name}-{number % batches}", f"essay-{number // batches % _ESSAYS}") for number in range(events)
     ]
-    process, process_id, redis_id = world.service, world.service.process.pid, world.redis_process_id
+    process, process_id = world.service, world.service.process.pid
     process.signal(signal.SIGSTOP)
     try:
         await _tell(world, said)
     finally:
-        began, before, redis_before = time.perf_counter(), cpu_seconds(process_id), cpu_seconds(redis_id)
+        began, before, of_servers = time.perf_counter(), cpu_seconds(process_id), world.servers_cpu()
         process.signal(signal.SIGCONT)
 
     async def taken_in() -> bool:
@@ -60,14 +60,14 @@ async def measure(world: World, path: str, name: str, events: int, batches: int)
 
     await wait_until(taken_in, _DONE_SECONDS)
     seconds = time.perf_counter() - began
-    cpu, redis_cpu = cpu_seconds(process_id) - before, cpu_seconds(redis_id) - redis_before
+    cpu = cpu_seconds(process_id) - before
     return Measured(
         path,
         events,
         events / seconds,
         cpu / events * 1e6,
-        redis_cpu / events * 1e6,
         megabytes=resident_megabytes(process_id),
+        **per_operation(of_servers, world.servers_cpu(), events),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
 from typing import Any
@@ -14,6 +15,7 @@ class Measured:
     :param rate: operations a second.
     :param cpu_us: of the process measured, for one operation.
     :param redis_cpu_us: of the store, for one operation.
+    :param postgres_cpu_us: of all processes of the record's database, for one operation.
     :param generator_cpu: the part of a core that the load took; near 1.0 the load is what limits.
     :param megabytes: resident memory of the process measured, afterwards.
     """
@@ -28,6 +30,14 @@ class Measured:
     p999_ms: float | None = None
     generator_cpu: float | None = None
     megabytes: float | None = None
+    postgres_cpu_us: float | None = None
+
+
+def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    """The percentiles of some times, by the names that they have in a `Measured`."""
+    ordered = sorted(seconds)
+    parts = (("p50_ms", 0.5), ("p99_ms", 0.99), ("p999_ms", 0.999))
+    return {name: ordered[min(len(ordered) - 1, int(len(ordered) * part))] * 1000 for name, part in parts}
 
 
 def middle(rounds: list[Measured]) -> Measured:

@@ -30,7 +30,7 @@ async def measured(world: World, seconds: float, rounds: int) -> list[Measured]:
             path = f"resolve, warm, {EVENTS_A_SECOND} events/s, batches {how}"
             async with anyio.create_task_group() as group:
                 group.start_soon(_produce, world, f"mixed-{turn}", interleaved)
-                await anyio.sleep(1.0)
+                await anyio.sleep(min(1.0, seconds))
                 row.append(await measure(world, path, warm, seconds))
                 group.cancel_scope.cancel()
             await wait_until(lambda: world.platform.caught_up(GROUP), _CAUGHT_UP_SECONDS)

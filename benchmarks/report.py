@@ -10,8 +10,20 @@ from pathlib import Path
 
 from benchmarks.measured import Measured
 
-_COLUMNS = ("path", "ops/s", "x floor", "CPU µs", "Redis µs", "p50 ms", "p99 ms", "p99.9 ms", "load CPU", "RSS MB")
-_FORMATS = ("{:.0f}", "{:.2f}", "{:.1f}", "{:.1f}", "{:.2f}", "{:.2f}", "{:.2f}", "{:.0%}", "{:.0f}")
+_COLUMNS = (
+    "path",
+    "ops/s",
+    "x floor",
+    "CPU µs",
+    "Redis µs",
+    "PG µs",
+    "p50 ms",
+    "p99 ms",
+    "p99.9 ms",
+    "load CPU",
+    "RSS MB",
+)
+_FORMATS = ("{:.0f}", "{:.2f}", "{:.1f}", "{:.1f}", "{:.1f}", "{:.2f}", "{:.2f}", "{:.2f}", "{:.0%}", "{:.0f}")
 
 
 @dataclass(frozen=True)
@@ -42,9 +54,10 @@ class Report:
         for row in self.rows:
             figures = (
                 row.rate,
-                row.rate / floor.rate if row.p50_ms is not None else None,
+                row.rate / floor.rate if row.generator_cpu is not None else None,
                 row.cpu_us,
                 row.redis_cpu_us,
+                row.postgres_cpu_us,
                 row.p50_ms,
                 row.p99_ms,
                 row.p999_ms,

@@ -9,7 +9,7 @@ from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import delta_of
 from benchmarks.generator import Load, Order, generate
 from benchmarks.measured import Measured, middle
-from benchmarks.usage import cpu_seconds, resident_megabytes
+from benchmarks.usage import cpu_seconds, per_operation, resident_megabytes
 from benchmarks.world import Server, World
 
 CONNECTIONS = 16
@@ -25,19 +25,33 @@ def body(batch_id: str, correlation_id: str = "550e8400-e29b-41d4-a716-{number:1
 
 
 async def measure(
-    world: World, path: str, asked: str, seconds: float, *, numbers: int = 0, server: Server | None = None
+    world: World,
+    path: str,
+    asked: str,
+    seconds: float,
+    *,
+    numbers: int = 0,
+    server: Server | None = None,
+    settle: bool = False,
 ) -> Measured:
     """Ask the same thing again and again, at full speed.
 
     :param numbers: that many are gone through, and then again; as many as it takes where it is 0.
     :param server: whom to ask; the service where it is None.
+    :param settle: what is left to do after the answers counts too.
     """
-    process_id = server.process.pid if server else world.service.process.pid
-    redis_id = world.redis_process_id
     order = Order(server.port if server else world.port, asked, CONNECTIONS, seconds, numbers)
-    before, redis_before = cpu_seconds(process_id), cpu_seconds(redis_id)
+    return await ask(world, path, order, server=server, settle=settle)
+
+
+async def ask(world: World, path: str, order: Order, *, server: Server | None = None, settle: bool = False) -> Measured:
+    """Have an order carried out."""
+    process_id = server.process.pid if server else world.service.process.pid
+    before, of_servers = cpu_seconds(process_id), world.servers_cpu()
     load: Load = await anyio.to_thread.run_sync(generate, order)
-    cpu, redis_cpu = cpu_seconds(process_id) - before, cpu_seconds(redis_id) - redis_before
+    if settle:
+        await world.settled()
+    cpu = cpu_seconds(process_id) - before
     if load.statuses.keys() != {"200"}:
         raise RuntimeError(f"{path}: not all is well: {load.statuses}")
     return Measured(
@@ -45,12 +59,10 @@ async def measure(
         load.answers,
         load.rate,
         cpu / load.answers * 1e6,
-        None if server else redis_cpu / load.answers * 1e6,
-        load.percentiles_ms["p50"],
-        load.percentiles_ms["p99"],
-        load.percentiles_ms["p99.9"],
-        load.cpu_seconds / load.seconds,
-        resident_megabytes(process_id),
+        generator_cpu=load.cpu_seconds / load.seconds,
+        megabytes=resident_megabytes(process_id),
+        **load.percentiles_ms,
+        **({} if server else per_operation(of_servers, world.servers_cpu(), load.answers)),
     )
 
 
@@ -68,13 +80,13 @@ async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measur
             await measure(world, "resolve, warm", warm, took),
             await measure(world, "resolve, one phase pruned", pruned, took),
         ]
-        await world.published()
+        await world.settled()
         world.kafka.freeze()
         try:
             measured.append(await measure(world, "the same, Kafka away: announced later", pruned, took))
         finally:
             world.kafka.thaw()
-        await world.published()
+        await world.settled()
         if turn:  # the first one warms up
             for row, figures in zip(rows, measured, strict=True):
                 row.append(figures)

@@ -17,8 +17,11 @@ from bcs.contracts import topics
 from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Outcome
 from bcs.domain.state import delta_of
 from bcs.embedded import EmbeddedServer, create_topics, free_port
+from bcs.embedded_postgres import PostgresServer
+from bcs.store.redis_backlog import EXPLANATIONS, FACTS, waiting_key
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
+from benchmarks.usage import cpu_seconds, family_cpu_seconds, process_id_of
 from tests.support.apache_kafka import apache_kafka
 from tests.support.events import spellchecked
 from tests.support.kafka import PARTITIONS, Platform
@@ -27,6 +30,9 @@ from tests.support.waiting import wait_until
 
 KEY_PREFIX, GROUP = "bench:", "bench"
 _DRAINED_SECONDS = 120.0
+# The embedded broker lets a group begin after half a session, so it is no longer than it must be.
+_SHORTEST_SESSION_SECONDS = 10.0
+_SLOWEST_EVENTS_A_SECOND = 3_000
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,12 @@ class World:
     """Everything that takes part.
 
     :param broker: which Kafka it is.
+    :param postgres: what has the permanent record; None where there is none.
     :param start_seconds: from the start of the service's process until it was ready.
     """
 
     valkey: EmbeddedServer
+    postgres: EmbeddedServer | None
     kafka: EmbeddedServer
     broker: str
     service: BcsProcess
@@ -61,18 +69,19 @@ class World:
         """Where the service listens."""
         return int(self.service.environment["BCS_HTTP_PORT"])
 
-    @property
-    def redis_process_id(self) -> int:
-        """The store's process."""
-        if self.valkey.process is None:
-            raise RuntimeError("the store does not run")
-        return self.valkey.process.pid
+    def servers_cpu(self) -> dict[str, float]:
+        """What the servers behind the service have used, in seconds, by the names of the figures in a `Measured`."""
+        used = {"redis_cpu_us": cpu_seconds(process_id_of(self.valkey))}
+        if self.postgres:
+            used["postgres_cpu_us"] = family_cpu_seconds(process_id_of(self.postgres))
+        return used
 
-    async def published(self) -> None:
-        """Wait until the outbox is empty."""
+    async def settled(self) -> None:
+        """Wait until nothing waits to be published or recorded."""
+        queues = (f"{KEY_PREFIX}{{outbox}}", waiting_key(KEY_PREFIX, FACTS), waiting_key(KEY_PREFIX, EXPLANATIONS))
 
         async def empty() -> bool:
-            return await self.gateway.call(("XLEN", f"{KEY_PREFIX}{{outbox}}")) == [0]
+            return not any(await self.gateway.call(*(("XLEN", queue) for queue in queues)))
 
         await wait_until(empty, _DRAINED_SECONDS)
 
@@ -86,10 +95,14 @@ class World:
 
 
 @asynccontextmanager
-async def built(directory: Path, apache_jars: Path | None = None) -> AsyncIterator[World]:
+async def built(
+    directory: Path, events: int, apache_jars: Path | None = None, postgres: PostgresServer | None = None
+) -> AsyncIterator[World]:
     """Start everything, and end it.
 
+    :param events: so many may be told while the service stands still, and must not throw it out of its group.
     :param apache_jars: with these, the broker is Apache Kafka instead of the embedded one.
+    :param postgres: a server that runs, for the permanent record.
     """
     async with AsyncExitStack() as stack:
         valkey = stack.enter_context(embedded.valkey(directory / "valkey"))
@@ -117,11 +130,12 @@ async def built(directory: Path, apache_jars: Path | None = None) -> AsyncIterat
                 broker.address,
                 BCS_REDIS_KEY_PREFIX=KEY_PREFIX,
                 BCS_KAFKA_CONSUMER_GROUP_ID=GROUP,
-                BCS_KAFKA_SESSION_TIMEOUT_SECONDS=30,
+                BCS_KAFKA_SESSION_TIMEOUT_SECONDS=_SHORTEST_SESSION_SECONDS + events / _SLOWEST_EVENTS_A_SECOND,
                 BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS=3,
                 BCS_METRICS_INTERVAL_SECONDS=1,
                 BCS_ENVIRONMENT="production",
                 PYTHONWARNINGS="default",
+                **({"BCS_DATABASE_URL": postgres.url} if postgres else {}),
             )
         )
         await service.answers()
@@ -129,6 +143,7 @@ async def built(directory: Path, apache_jars: Path | None = None) -> AsyncIterat
         platform = await stack.enter_async_context(Platform(broker.address))
         world = World(
             valkey,
+            postgres,
             broker,
             "Apache Kafka" if apache_jars else "Tansu",
             service,

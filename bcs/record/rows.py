@@ -66,11 +66,16 @@ def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryE
 def state_of(rows: Iterable[Sequence[Any]]) -> BatchState:
     """A batch's state from what the state statement returns."""
     state = BatchState()
+    # A whole batch's outcome leaves the same mark on each essay, and to make one takes longer than all else of a row.
+    made: dict[tuple[str, int], Mark] = {}
     for kind, phase, essay, outcome, count, at_us in rows:
         if kind == "essay":
             state.known_since_us[from_text(essay)] = at_us
         elif kind == "mark":
-            state.essay_marks.setdefault(phase, {})[from_text(essay)] = Mark(Outcome(outcome), at_us)
+            mark = made.get((outcome, at_us))
+            if mark is None:
+                mark = made[outcome, at_us] = Mark(Outcome(outcome), at_us)
+            state.essay_marks.setdefault(phase, {})[from_text(essay)] = mark
         elif kind == "batch mark":
             state.batch_marks[phase] = Mark(Outcome(outcome), at_us)
         else:

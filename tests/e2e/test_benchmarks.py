@@ -17,12 +17,15 @@ def run(*arguments: object) -> str:
 
 def test_a_short_run_measures_every_path_and_can_be_kept_drawn_and_compared(tmp_path: Path) -> None:
     kept, chart = tmp_path / "run.json", tmp_path / "chart.svg"
-    sizes = ("--seconds", 0.3, "--rounds", 1, "--events", 400)
+    sizes = ("--seconds", 0.1, "--rounds", 1, "--events", 400)
     growth = ("--batches", 10, "--essays", 40, "--memory-events", 100)
-    told = run(*sizes, *growth, "--no-apache", "--json", kept, "--chart", chart)
+    told = run(*sizes, *growth, "--record-facts", 4000, "--no-apache", "--json", kept, "--chart", chart)
     report = Report.load(kept)
-    answers, events = report.rows[:8] + report.rows[11:], report.rows[8:11]
-    assert len(answers) == 12
+    answers = [row for row in report.rows if row.generator_cpu is not None]
+    events = [row for row in report.rows if row.path.startswith("ingest")]
+    of_record = [row for row in report.rows if row.path.startswith("record")]
+    assert (len(answers), len(events), len(of_record)) == (22, 9, 3)
+    assert len(report.rows) == len(answers) + len(events) + len(of_record)
     assert "floor" in answers[0].path
     for row in report.rows:
         assert row.path in told
@@ -30,15 +33,15 @@ def test_a_short_run_measures_every_path_and_can_be_kept_drawn_and_compared(tmp_
         assert row.rate > 0
         assert row.cpu_us > 0
         assert row.path in chart.read_text()
-    for row in answers:
+    for row in (*answers, *of_record):
         assert row.p50_ms is not None
         assert row.p999_ms is not None
         assert 0 < row.p50_ms <= row.p999_ms
     for row in events:
-        assert "ingest" in row.path
         assert row.operations == 400
+    assert report.others.pop("explanations let go") == 0
     assert all(value > 0 for value in report.others.values())
-    assert len(report.others) == 13
+    assert len(report.others) == 21
     side_by_side = run("--compare", kept, kept)
     assert all(row.path in side_by_side for row in report.rows)
     assert run("--draw-from", kept) == told
