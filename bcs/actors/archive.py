@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import structlog
@@ -13,7 +13,7 @@ from bcs.actors.archive_upkeep import Upkeep
 from bcs.actors.asking import ask_again
 from bcs.actors.messages import KeepEntries
 from bcs.domain.errors import StoreError, StoreRefused, StoreUnavailable
-from bcs.domain.history import HistoryEntry
+from bcs.domain.history import HistoryEntry, weight
 from bcs.failpoints import FailPoint, Reach
 from bcs.store.redis_backlog import RedisBacklog
 from bcs.supervision import ActorContext, AskTimeout, Letter, Mailbox, MailboxFull, serve
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     # It takes the extra `postgres`.
     from bcs.record.postgres import PostgresRecord
 
+T = TypeVar("T")
+
 log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 
 _LETTERS_AT_A_TIME = 500
 # To put a statement together holds up all else in this process, for some milliseconds with so many.
-_ENTRIES_PER_WRITE = 200
+_FACTS_PER_WRITE = 500
 # What only explains an answer waits here for a moment; beyond that it is let go, and counted.
 _EXPLANATIONS_LIMIT = 10_000
 
@@ -105,9 +107,8 @@ class ArchiveActor:
 
         async def handle(letters: list[Letter[KeepEntries]]) -> None:
             # An abandoned ask is kept too: its facts may come again, but need not.
-            for commands in _portions([letter.message for letter in letters]):
-                context.beat()
-                await self._keep(commands)
+            for commands in _portions([letter.message for letter in letters], _weight_of):
+                await self._keep(context, commands)
 
         async def exhausted(letter: Letter[KeepEntries]) -> None:
             log.error("entries_given_up", error=repr(letter.last_error))
@@ -122,16 +123,19 @@ class ArchiveActor:
             group.cancel_scope.cancel()
         await self.upkeep.finish()
 
-    async def _keep(self, commands: Sequence[KeepEntries]) -> None:
+    async def _keep(self, context: ActorContext[KeepEntries], commands: Sequence[KeepEntries]) -> None:
         try:
-            await self._make_durable([entry for command in commands for entry in command.entries])
+            # One command may have more than a statement should: all that a batch's actor had in hand.
+            for entries in _portions([entry for command in commands for entry in command.entries], weight):
+                context.beat()
+                await self._make_durable(entries)
         except StoreRefused as error:
             if len(commands) == 1:
                 self._give_up(commands[0], error)
                 return
             # One of them spoils the statement for all.
             for command in commands:
-                await self._keep([command])
+                await self._keep(context, [command])
         except StoreError as error:
             for command in commands:
                 self._give_up(command, error)
@@ -159,15 +163,20 @@ class ArchiveActor:
             self.telemetry.history_dropped.inc(len(command.entries))
 
 
-def _portions(commands: Iterable[KeepEntries]) -> Iterator[list[KeepEntries]]:
-    """Commands in groups of about so many entries as one statement should have."""
-    portion: list[KeepEntries] = []
+def _weight_of(command: KeepEntries) -> int:
+    return sum(map(weight, command.entries))
+
+
+def _portions(items: Iterable[T], weigh: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in groups of about so many facts as one statement should have."""
+    portion: list[T] = []
     size = 0
-    for command in commands:
-        if portion and size + len(command.entries) > _ENTRIES_PER_WRITE:
+    for item in items:
+        facts = weigh(item)
+        if portion and size + facts > _FACTS_PER_WRITE:
             yield portion
             portion, size = [], 0
-        portion.append(command)
-        size += len(command.entries)
+        portion.append(item)
+        size += facts
     if portion:
         yield portion

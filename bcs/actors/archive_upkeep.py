@@ -28,7 +28,7 @@ _PROBE_DEADLINE_SECONDS = 5.0
 _FIRST_LOOK_SECONDS = 2.0
 _LINGER_SECONDS = 0.02
 _FINISH_SECONDS = 3.0
-_DRAIN_LIMIT = 500
+_DRAIN_LIMIT = 200
 # Nobody waits for what is drained, and a roster of a hundred thousand essays takes its time.
 _DRAIN_DEADLINE_SECONDS = 60.0
 _ANNOUNCEMENTS_LIMIT = 100

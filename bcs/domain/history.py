@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from uuid import UUID
 
-from bcs.domain.facts import Fact
+from bcs.domain.facts import EssaysRegistered, Fact
 
 REPORTED = "PhaseReported"
 """The event type of a phase that was reported over HTTP."""
@@ -81,6 +81,13 @@ class PipelineResolved:
 
 
 HistoryEntry = FactsRecorded | PipelineResolved
+
+
+def weight(entry: HistoryEntry) -> int:
+    """How much there is to keep of an entry: about as many facts."""
+    if isinstance(entry, PipelineResolved):
+        return 1
+    return sum(len(fact.essay_ids) + 1 if isinstance(fact, EssaysRegistered) else 1 for fact in entry.facts)
 
 
 @dataclass(frozen=True, slots=True)
