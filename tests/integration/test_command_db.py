@@ -18,6 +18,7 @@ from bcs.record.opening import PostgresClientMissing, named_database
 from bcs.settings import load_settings
 from tests.support.commands import bcs
 from tests.support.service import BcsProcess, running_service
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +56,8 @@ async def test_five_at_once_beside_a_service_that_starts(
             async with running_service(**settings, database_url=database_url) as service:
                 permanent = service.service.persistence.permanent
                 assert permanent is not None
-                assert permanent.record.reachable
+                record = permanent.record
+                await wait_until(lambda: record.reachable)
         assert await process.ended() == 0, process.log.read_text()
     assert {outcome.after for outcome in upgraded} == {HEAD}
     assert sum(outcome.before is None for outcome in upgraded) <= 1

@@ -145,7 +145,7 @@ async def test_without_a_record_it_fails_and_says_why(
 
 async def test_without_the_client_it_is_said_what_to_install(tmp_path: Path, batch: str) -> None:
     # As if it were not installed.
-    (tmp_path / "asyncpg.py").write_text("raise ModuleNotFoundError(name='asyncpg')")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['asyncpg'] = None\n")
     ran = await bcs("batches", "history", batch, PYTHONPATH=tmp_path, BCS_DATABASE_URL="postgresql://host/db")
     assert (ran.exit_code, ran.output) == (2, "")
     [line] = ran.error.splitlines()
