@@ -31,7 +31,7 @@ async def another_member(kafka: str, group: str) -> AsyncIterator[AIOKafkaConsum
         bootstrap_servers=kafka,
         group_id=group,
         enable_auto_commit=False,
-        session_timeout_ms=3000,
+        session_timeout_ms=2000,
         heartbeat_interval_ms=200,
         rebalance_timeout_ms=30_000,
         request_timeout_ms=35_000,
@@ -94,7 +94,11 @@ async def test_a_client_that_fails_in_the_middle_of_its_stop_is_closed_all_the_s
     kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consumer = AIOKafkaConsumer(
-        *topics.CONSUMED, bootstrap_servers=kafka_bootstrap_servers, group_id=unique_name("group")
+        *topics.CONSUMED,
+        bootstrap_servers=kafka_bootstrap_servers,
+        group_id=unique_name("group"),
+        session_timeout_ms=1000,
+        heartbeat_interval_ms=200,
     )
     await consumer.start()
 

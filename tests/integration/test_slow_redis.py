@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-BATCHES, CONNECTIONS, REPLY_SECONDS, HANG_SECONDS, DEADLINE_SECONDS = 100, 4, 0.05, 2.5, 5.0
+BATCHES, CONNECTIONS, REPLY_SECONDS, HANG_SECONDS, DEADLINE_SECONDS = 50, 4, 0.05, 2.5, 5.0
 
 
 async def test_waiting_in_line_for_a_slow_redis_is_no_hang(

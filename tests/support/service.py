@@ -47,7 +47,7 @@ QUICK: Mapping[str, object] = {
     "environment": "testing",
     "http_host": "127.0.0.1",
     "kafka_enable_idempotence": False,  # the embedded broker can't
-    "kafka_session_timeout_seconds": 3.0,
+    "kafka_session_timeout_seconds": 2.0,
     "kafka_heartbeat_interval_seconds": 0.3,
     "kafka_request_timeout_seconds": 4.0,
     "kafka_metadata_max_age_seconds": 2.0,
