@@ -40,7 +40,7 @@ from bcs.supervision import (
 )
 from bcs.telemetry import Telemetry
 
-# An actor that is cancelled may first finish its round trip to Redis, and close its Kafka client.
+# An actor that is cancelled may first finish its round trip to Redis or PostgreSQL, and close its Kafka client.
 _KILL_GRACE_EXTRA_SECONDS = 5.0
 _RETRY_MAXIMUM_SECONDS = 2.0
 
@@ -185,7 +185,7 @@ class Service:
         probes = Probes(
             settings,
             self.store,
-            record,
+            permanent,
             self.kafka,
             self._metrics_mailbox,
             lambda: self.root.snapshot(),
@@ -252,7 +252,7 @@ class Service:
         permanent, settings = self.persistence.permanent, self.settings
         if permanent is None or self._upkeep is None:
             return []
-        actor = ArchiveActor(permanent.record, permanent.backlog, self._upkeep, self.telemetry, self._reach)
+        actor = ArchiveActor(permanent, self._upkeep, self.telemetry, self._reach)
         return [
             ChildSpec(
                 "archive",
@@ -276,4 +276,6 @@ class Service:
         )
 
     def _kill_grace(self) -> float:
-        return self.settings.redis_deadline_seconds + _KILL_GRACE_EXTRA_SECONDS
+        return (
+            self.settings.redis_deadline_seconds + self.settings.database_deadline_seconds + _KILL_GRACE_EXTRA_SECONDS
+        )

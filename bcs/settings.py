@@ -118,7 +118,7 @@ class Settings(BaseSettings):
         60.0, description="messages in a silent replica's hand for so long are taken over"
     )
 
-    database_url: str | None = Field(
+    database_url: Annotated[str | None, BeforeValidator(lambda value: value or None)] = Field(
         None, description="`postgresql://…`: the permanent record behind Redis; none keeps none"
     )
     database_max_connections: Count = Field(8, description="statements to PostgreSQL at a time")
@@ -191,6 +191,13 @@ def load_settings(**overrides: object) -> Settings:
         database_problem = _database_url_problem(settings.database_url)
         if database_problem:
             problems.append(("BCS_DATABASE_URL", database_problem))
+        if settings.record_retention_days * _DAY_SECONDS <= settings.redis_ttl_seconds + _DAY_SECONDS:
+            problems.append(
+                (
+                    "BCS_RECORD_RETENTION_DAYS",
+                    "must be over a day more than BCS_REDIS_TTL_SECONDS, or the record forgets what Redis goes by",
+                )
+            )
         if settings.database_deadline_seconds >= settings.request_deadline_seconds:
             problems.append(
                 (
@@ -203,6 +210,7 @@ def load_settings(**overrides: object) -> Settings:
     return settings
 
 
+_DAY_SECONDS = 86_400
 _UNREADABLE = "can't be read as a URL; percent-encode what is special in a name or a password"
 
 

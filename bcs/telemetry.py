@@ -92,7 +92,8 @@ class Telemetry:
         self.history_dropped = Counter(
             "bcs_history_entries_dropped_total", "Explanations that were let go, for want of room.", registry=registry
         )
-        self.record_up = Gauge("bcs_record_up", "Whether PostgreSQL answers.", registry=registry)
+        # Labelled so that it is not there where no record is: an alert on 0 must not fire for that.
+        self.record_up = Gauge("bcs_record_up", "Whether PostgreSQL answers.", ["store"], registry=registry)
         self.actor_restarts = Counter("bcs_actor_restarts_total", "Restarts of an actor.", ["actor"], registry=registry)
         self.mailbox_depth = Gauge(
             "bcs_mailbox_depth", "Messages that wait for an actor or are in its hand.", ["actor"], registry=registry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import anyio
 import structlog
@@ -12,16 +12,12 @@ import structlog
 from bcs.actors.archive_upkeep import Upkeep
 from bcs.actors.asking import ask_again
 from bcs.actors.messages import KeepEntries
-from bcs.domain.errors import StoreError, StoreRefused, StoreUnavailable
-from bcs.domain.history import HistoryEntry, weight
+from bcs.domain.errors import BacklogFull, StoreError, StoreRefused, StoreUnavailable
+from bcs.domain.history import FactsRecorded, HistoryEntry, weight
 from bcs.failpoints import FailPoint, Reach
-from bcs.store.redis_backlog import RedisBacklog
+from bcs.record.permanent import Permanent
 from bcs.supervision import ActorContext, AskTimeout, Letter, Mailbox, MailboxFull, serve
 from bcs.telemetry import Telemetry
-
-if TYPE_CHECKING:
-    # It takes the extra `postgres`.
-    from bcs.record.postgres import PostgresRecord
 
 T = TypeVar("T")
 
@@ -95,8 +91,7 @@ class ArchiveActor:
     :param reach: for chaos tests.
     """
 
-    record: PostgresRecord
-    backlog: RedisBacklog
+    permanent: Permanent
     upkeep: Upkeep
     telemetry: Telemetry
     reach: Reach
@@ -106,8 +101,8 @@ class ArchiveActor:
         await self.reach(FailPoint.STARTING, context.name)
 
         async def handle(letters: list[Letter[KeepEntries]]) -> None:
-            # An abandoned ask is kept too: its facts may come again, but need not.
-            for commands in _portions([letter.message for letter in letters], _weight_of):
+            # Whoever waited for an abandoned one has asked again, or was told that it is not kept.
+            for commands in _portions([one.message for one in letters if not one.abandoned], _weight_of):
                 await self._keep(context, commands)
 
         async def exhausted(letter: Letter[KeepEntries]) -> None:
@@ -147,14 +142,24 @@ class ArchiveActor:
     async def _make_durable(self, entries: Sequence[HistoryEntry]) -> None:
         await self.reach(FailPoint.ARCHIVE_RECEIVED, "archive")
         try:
-            await self.record.write(entries)
+            await self.permanent.record.write(entries)
         except StoreUnavailable:
-            await self.backlog.append(entries)
-            self.telemetry.archive_queued.inc(len(entries))
-            self.upkeep.rouse()
+            await self._queue(entries)
         else:
             self.telemetry.archive_written.inc(len(entries))
         await self.reach(FailPoint.ARCHIVE_WRITTEN, "archive")
+
+    async def _queue(self, entries: Sequence[HistoryEntry]) -> None:
+        # What only explains an answer must not take the room of facts, nor look like facts that the record lacks.
+        facts = [entry for entry in entries if isinstance(entry, FactsRecorded)]
+        explanations = [entry for entry in entries if not isinstance(entry, FactsRecorded)]
+        await self.permanent.backlog.append(facts)
+        self.telemetry.archive_queued.inc(len(facts))
+        try:
+            await self.permanent.explanations.append(explanations)
+        except BacklogFull:
+            self.telemetry.history_dropped.inc(len(explanations))
+        self.upkeep.rouse()
 
     def _give_up(self, command: KeepEntries, error: StoreError) -> None:
         if command.reply:

@@ -42,7 +42,7 @@ class Knowledge:
         except StoreUnavailable as error:
             if self.permanent is None or not self.permanent.stands_in(error):
                 raise
-            return summarize(await self.permanent.record.state(batch_id), 0), POSTGRESQL
+            return summarize(await self._from_the_record(batch_id, error), 0), POSTGRESQL
 
     async def state(self, batch_id: str) -> tuple[BatchState, int | None, str]:
         """Everything known of the batch, its version where the store had it, and who had it.
@@ -56,7 +56,15 @@ class Knowledge:
         except StoreUnavailable as error:
             if self.permanent is None or not self.permanent.stands_in(error):
                 raise
-            return await self.permanent.record.state(batch_id), None, POSTGRESQL
+            return await self._from_the_record(batch_id, error), None, POSTGRESQL
+
+    async def _from_the_record(self, batch_id: str, error: StoreUnavailable) -> BatchState:
+        assert self.permanent is not None  # noqa: S101 (it was asked whether it stands in)
+        state = await self.permanent.record.state(batch_id)
+        if state.expected is None:
+            # It may have begun before there was a record, or while that was made anew: Redis may know more of it.
+            raise error
+        return state
 
     async def announce(self, messages: Sequence[OutboundMessage], resolved: PipelineResolved) -> None:
         """Have it announced what was pruned, and kept why. When this returns, both are durable.

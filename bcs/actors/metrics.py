@@ -68,7 +68,8 @@ class MetricsActor:
         for (topic, partition), lag in self.kafka.lag.items():
             telemetry.consumer_lag.labels(topic, partition).set(lag)
         telemetry.intake_in_flight.set(self.kafka.in_flight)
-        telemetry.record_up.set(self.permanent is not None and self.permanent.record.reachable)
+        if self.permanent:
+            telemetry.record_up.labels("postgresql").set(self.permanent.record.reachable)
         telemetry.circuit.labels("redis").set(CIRCUIT_STATES[self.circuit()])
 
     async def _sample_backlog(self) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 from bcs.commands.records import read_recorded
 from bcs.commands.stores import read_batch
 from bcs.contracts.batches import POSTGRESQL, REDIS
-from bcs.domain.errors import StoreError
+from bcs.domain.errors import StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.settings import Settings
 
@@ -38,14 +37,17 @@ def read_known(settings: Settings, batch_id: str) -> KnownBatch:
         return KnownBatch(*read_batch(settings, batch_id), REDIS)
     try:
         state, version = read_batch(settings, batch_id)
-    except StoreError:
+    except StoreUnavailable:
         recorded = read_recorded(settings, batch_id)
-        if recorded.empty:
-            raise
+        if recorded.expected is None:
+            raise  # as the service would: Redis may know more of it
         return KnownBatch(recorded, None, POSTGRESQL)
     if state.empty:
         return KnownBatch(read_recorded(settings, batch_id), None, POSTGRESQL)
-    # While the record is away, the service goes by what Redis knows, too.
-    with suppress(StoreError):
+    try:
         state.absorb(read_recorded(settings, batch_id))
+    except StoreUnavailable:
+        # The service goes by what Redis knows from the registration on, too. Less may be a part.
+        if state.expected is None:
+            raise
     return KnownBatch(state, version, REDIS)

@@ -28,6 +28,8 @@ _REFUSED = ("22", "23", "54")
 _ONLY_THIS_TIME = ("40", "53", "55")
 # A probe must neither wait behind a full house nor take a place in it.
 _CONNECTIONS_FOR_PROBE = 1
+# What the database refused, somebody has to see to first.
+_UPGRADE_PAUSE_SECONDS = 30.0
 _CONNECTION_SETTINGS = {
     "application_name": "batch-conductor-service",
     "timezone": "UTC",
@@ -60,6 +62,7 @@ class RecordGateway:
         self._probe_slots = anyio.Semaphore(_CONNECTIONS_FOR_PROBE, fast_acquire=True)
         self.reachable = False
         self.identity: str | None = None
+        self._upgrade_after = 0.0
         self.problem = "it was not reached yet"
 
     def ensure_reachable(self) -> None:
@@ -92,13 +95,19 @@ class RecordGateway:
         :raises StoreUnavailable: there was none in time.
         """
         if not await self._look(deadline_seconds):
+            if anyio.current_time() < self._upgrade_after:
+                raise StoreUnavailable(_STORE, self.problem)
             try:
                 await schema.upgrade(self._url)
             except Exception as error:
+                self._upgrade_after = anyio.current_time() + _UPGRADE_PAUSE_SECONDS
                 # From Alembic, SQLAlchemy and asyncpg alike; whatever it is, the database is of no use as it is.
                 self._fail(f"the schema can't be upgraded: {brief(error)}", self._generation)
                 raise StoreUnavailable(_STORE, self.problem) from error
             await self._look(deadline_seconds)
+        if not await self._run(schema.may_write, deadline_seconds, slots=self._probe_slots):
+            self._fail("this user may not write to the record's tables", self._generation)
+            raise StoreUnavailable(_STORE, self.problem)
         self._succeed()
 
     async def probe_unchanged(self, deadline_seconds: float) -> None:
@@ -154,6 +163,8 @@ class RecordGateway:
                     min_size=0,
                     max_size=self._max_connections + _CONNECTIONS_FOR_PROBE,
                     server_settings=_CONNECTION_SETTINGS,
+                    # A standby is behind, and takes nothing.
+                    target_session_attrs="read-write",
                     # The scope around it bounds the whole of it.
                     timeout=None,
                     # Nothing is left on a connection: whatever did not end well is closed.

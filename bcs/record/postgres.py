@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from bcs.contracts.published import OutboundMessage
-from bcs.domain.errors import StoreCorrupted
+from bcs.domain.errors import StoreCorrupted, StoreRefused
 from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry
 from bcs.domain.state import BatchState, delta_of
 from bcs.record import statements
@@ -58,7 +58,10 @@ class PostgresRecord:
         :raises StoreUnavailable: whether they were written is unknown.
         :raises StoreRefused: one of them can't be stored, now or later.
         """
-        arguments = merge_arguments(_deltas(entries), entries)
+        try:
+            arguments = merge_arguments(_deltas(entries), entries)
+        except (ValueError, OverflowError) as error:  # a text that is none, a time that no calendar has
+            raise StoreRefused("postgresql", str(error)) from error
 
         async def merge(connection: Any) -> None:
             await connection.execute(statements.MERGE, *arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,14 @@ from pathlib import Path
 import anyio.to_thread
 import asyncpg
 
-from bcs.record.migrations import HEAD
+from bcs.record.migrations import HEAD, VERSION_TABLE
 
 # Any number serves; it must never change, or two releases would not see each other's lock.
 _ADVISORY_LOCK = 4_002_110_001
-_LOCK_TIMEOUT_MS = 60_000
+_LOOK_SECONDS = 0.2
+_CONNECT_SECONDS = 10.0
+# Of ours alone: other services may have their tables, and Alembic's, in the same database.
+_LOGS = ("alembic.runtime.migration", "alembic.runtime.plugins")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,9 @@ class Upgraded:
 
 async def version_of(connection: asyncpg.Connection) -> str | None:
     """The schema's version; None where there is no schema yet."""
-    if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+    if await connection.fetchval("SELECT to_regclass($1)", VERSION_TABLE) is None:
         return None
-    version: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
+    version: str | None = await connection.fetchval(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 (ours)
     return version
 
 
@@ -45,6 +49,16 @@ def is_enough(version: str | None) -> bool:
 async def is_current(connection: asyncpg.Connection) -> bool:
     """Whether the schema is one that this release can use."""
     return is_enough(await version_of(connection))
+
+
+async def may_write(connection: asyncpg.Connection) -> bool:
+    """Whether this user has the rights that it takes to keep a record."""
+    rights: list[bool] = [
+        await connection.fetchval("SELECT has_table_privilege($1, $2)", table, right)
+        for table in ("batches", "essays", "marks", "batch_marks", "history", "announcements")
+        for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
+    ]
+    return all(rights)
 
 
 async def identity(connection: asyncpg.Connection) -> str | None:
@@ -65,17 +79,23 @@ async def identity(connection: asyncpg.Connection) -> str | None:
 async def upgrade(url: str) -> Upgraded:
     """Apply the versions that are missing; replicas that start together do so one after the other.
 
-    Runs in a thread: Alembic is synchronous, and to import it takes a while. Cancellation leaves the thread to itself,
-    which ends with the process if not before; no version is applied in part then either.
+    Runs in a thread: Alembic is synchronous, and to import it takes a while. Cancellation leaves the thread to itself
+    for what it is just doing, which is not to wait for others; no version is applied in part then either.
 
     :param url: of the database.
     :raises OSError: the database is out of reach.
     :raises SQLAlchemyError: it refused a statement; no version is applied in part.
     """
-    return await anyio.to_thread.run_sync(lambda: asyncio.run(_upgrade(url)), abandon_on_cancel=True)
+    while True:
+        done = await anyio.to_thread.run_sync(lambda: asyncio.run(_upgrade(url)), abandon_on_cancel=True)
+        if done:
+            return done
+        # Not in the thread, which a stop would have to wait for.
+        await anyio.sleep(_LOOK_SECONDS)
 
 
-async def _upgrade(url: str) -> Upgraded:
+async def _upgrade(url: str) -> Upgraded | None:
+    """The same, or None while somebody else is at it."""
     from alembic import command
     from alembic.config import Config
     from alembic.runtime.migration import MigrationContext
@@ -87,7 +107,8 @@ async def _upgrade(url: str) -> Upgraded:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
 
     def apply(connection: Connection) -> Upgraded:
-        before = MigrationContext.configure(connection).get_current_revision()
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        before = context.get_current_revision()
         # Alembic would take the transaction of this look for one of ours, and leave it to us to commit.
         connection.rollback()
         if before is not None and is_enough(before):
@@ -96,15 +117,15 @@ async def _upgrade(url: str) -> Upgraded:
         command.upgrade(config, "head")
         return Upgraded(before, HEAD)
 
-    engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=partial(asyncpg.connect, url), poolclass=NullPool
-    )
+    for name in _LOGS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    connect = partial(asyncpg.connect, url, timeout=_CONNECT_SECONDS, target_session_attrs="read-write")
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
     try:
         async with engine.connect() as connection:
-            await connection.execute(text(f"SET lock_timeout = {_LOCK_TIMEOUT_MS}"))
             # Of the session, not of a transaction: each version has a transaction of its own. It ends with the session.
-            await connection.execute(text(f"SELECT pg_advisory_lock({_ADVISORY_LOCK})"))
+            locked = await connection.scalar(text(f"SELECT pg_try_advisory_lock({_ADVISORY_LOCK})"))
             await connection.commit()
-            return await connection.run_sync(apply)
+            return await connection.run_sync(apply) if locked else None
     finally:
         await engine.dispose()

@@ -12,7 +12,10 @@ from bcs.domain.history import FactsRecorded, HistoryEntry, PhaseDecided, Pipeli
 
 
 def encode_detail(entry: HistoryEntry) -> str:
-    """What has no column of its own, as JSON; it holds `\\u0000` as it is written, never a NUL."""
+    """What has no column of its own, as JSON; it holds `\\u0000` as it is written, never a NUL.
+
+    :raises ValueError: a text in it can't be written.
+    """
     if isinstance(entry, PipelineResolved):
         return to_json(
             {

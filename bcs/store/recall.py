@@ -46,6 +46,14 @@ class Recall:
         run_id, _, making = mark.partition("/")
         return run_id == self.redis.run_id and self.record.identity in (making, None)
 
+    def ensure_same_run(self, mark: str | None) -> None:
+        """Refuse to answer by what an earlier run of Redis left, while the record can't say what is missing in it.
+
+        :raises StoreUnavailable: it was marked in another run.
+        """
+        if mark is not None and mark.partition("/")[0] != self.redis.run_id:
+            raise StoreUnavailable("postgresql", "Redis was restarted, and only the record knows what it may have lost")
+
     async def unite(self, batch_id: str, known: BatchState) -> Recalled | None:
         """What the record has of a batch; None when it can't be asked now.
 

@@ -63,7 +63,7 @@ class RedisStateStore:
                 stored = decode(keys, (await session.call(*watch(keys)))[1:])
                 additions, mark = delta, stored.mark
                 if self._recall and not self._recall.trusts(mark):
-                    mark = None
+                    # What can't be united now keeps a mark that is not trusted, which says that it had a past.
                     with session.paused():
                         recalled = await self._recall.unite(batch_id, stored.state)
                     if recalled:
@@ -96,6 +96,7 @@ class RedisStateStore:
             if self._recall is None or self._recall.trusts(mark):
                 return summary
             if not self._recall.record.reachable:
+                self._recall.ensure_same_run(mark)
                 self._recall.require_known(summary)
                 return summary
         return await self._flights.do(batch_id, partial(self._restored, batch_id, keys))
@@ -154,7 +155,9 @@ class RedisStateStore:
                 version = stored.version if changed.empty else stored.version + 1
                 found.append(summarize(stored.state, version))
                 if stored.state.empty or (remaining_ms <= 0 and changed.empty):
-                    await session.call(("UNWATCH",))  # nothing is known, or the batch has just expired
+                    # Nothing is known, or the batch has just expired: if that is still so.
+                    if (await session.call(("MULTI",), ("EXEC",)))[-1] is None:
+                        raise CommitConflict(batch_id)
                     return
                 # What was known before is kept no longer for having been read.
                 ttl_ms = remaining_ms if remaining_ms > 0 else self._ttl_ms
@@ -179,6 +182,7 @@ class RedisStateStore:
             return BatchState(), stored.mark
         recalled = await self._recall.unite(batch_id, stored.state)
         if recalled is None:
+            self._recall.ensure_same_run(stored.mark)
             self._recall.require_known(summarize(stored.state, stored.version))
             return BatchState(), None
         return stored.state.absorb(recalled.state), recalled.mark

@@ -74,7 +74,7 @@ class RecordedScene(Scene):
 
     async def up(self) -> bool:
         """Whether the service has the record."""
-        return await self.bos.metric("bcs_record_up") == 1.0
+        return await self.bos.metric("bcs_record_up", store="postgresql") == 1.0
 
     async def assert_recorded(self, *, explained: bool = True) -> int:
         """All that was told and answered is kept: in Redis, and in the record, each entry once.

@@ -35,6 +35,7 @@ class RecordWorld:
 
     :param directory: for the servers' files.
     :param database_url: of an empty database.
+    :param settings: of the service, above the usual ones.
     """
 
     running: RunningService
@@ -42,7 +43,8 @@ class RecordWorld:
     record: PostgresRecord
     redis: Redis
 
-    def __init__(self, directory: Path, database_url: str) -> None:
+    def __init__(self, directory: Path, database_url: str, **settings: object) -> None:
+        self._settings = settings
         self._directory = directory
         self._database_url = database_url
         self._stack = AsyncExitStack()
@@ -104,14 +106,15 @@ class RecordWorld:
         keys: list[Any] = await self.redis.keys()
         return {key: (await self.redis.pttl(key), dumped) for key in keys if (dumped := await self.redis.dump(key))}
 
-    async def roll_back(self, snapshot: dict[bytes, tuple[int, bytes]]) -> None:
+    async def roll_back(self, snapshot: dict[bytes, tuple[int, bytes]], *, wait: bool = True) -> None:
         """Restart Redis, and let it have what it had then: so does one that lost its last seconds, or a replica."""
         await anyio.to_thread.run_sync(self._store.kill)
         await anyio.to_thread.run_sync(self._store.start)
         await self.redis.connection_pool.disconnect()  # those to the server that is gone
         for key, (ttl_ms, dumped) in snapshot.items():
             await self.redis.restore(key, max(0, ttl_ms), dumped)
-        await self.redis_found()
+        if wait:
+            await self.redis_found()
 
     async def kill(self, actor: str) -> None:
         """Kill an actor; it is started again."""
@@ -168,6 +171,7 @@ class RecordWorld:
             # Actors are killed without number.
             restart_max=1_000_000,
             restart_backoff_maximum_seconds=0.05,
+            **self._settings,
         )
         self.running = await anyio.to_thread.run_sync(self._service.enter_context, starting)
         self.bos = Orchestrator(self.running.base)

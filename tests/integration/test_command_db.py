@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,15 @@ import anyio
 import asyncpg
 import pytest
 
+from bcs.domain.errors import StoreUnavailable
 from bcs.embedded import free_port
 from bcs.record import schema
 from bcs.record.migrations import HEAD
 from bcs.record.opening import PostgresClientMissing, named_database
 from bcs.settings import load_settings
 from tests.support.commands import bcs
-from tests.support.service import BcsProcess, running_service
+from tests.support.databases import unprobed_record
+from tests.support.service import BcsProcess, running_service, serve
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +69,7 @@ async def test_five_at_once_beside_a_service_that_starts(
 async def test_a_newer_schema_is_left_alone(database_url: str) -> None:
     await schema.upgrade(database_url)
     connection = await asyncpg.connect(database_url)
-    await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    await connection.execute("UPDATE bcs_schema_version SET version_num = '9999'")
     await connection.close()
     assert await schema.upgrade(database_url) == schema.Upgraded("9999", "9999")
 
@@ -110,3 +113,37 @@ def test_a_client_that_is_not_installed_is_told_with_how_to_get_it(monkeypatch: 
     monkeypatch.setattr("bcs.record.opening.find_spec", lambda _: None)
     with pytest.raises(PostgresClientMissing, match="pip install"):
         named_database(load_settings(database_url="postgresql://127.0.0.1/bcs"))
+
+
+async def test_a_stop_does_not_wait_for_another_replicas_upgrade(
+    database_url: str, redis_url: str, kafka_bootstrap_servers: str, tmp_path: Path
+) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute(f"SELECT pg_advisory_lock({schema._ADVISORY_LOCK})")
+        with serve(tmp_path, redis_url, kafka_bootstrap_servers, BCS_DATABASE_URL=database_url) as process:
+            await process.answers()
+            process.signal(signal.SIGTERM)
+            assert await process.ended(8) == 0
+    finally:
+        await connection.close()
+
+
+async def test_rights_that_are_missing_are_told_and_not_found_out_by_each_write(
+    database_url: str, unique_name: Callable[[str], str]
+) -> None:
+    await schema.upgrade(database_url)
+    reader = unique_name("reader").replace("-", "_")
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute(f"CREATE ROLE {reader} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {reader}")
+        parts = urlsplit(database_url)
+        record = unprobed_record(parts._replace(netloc=f"{reader}@{parts.netloc.rpartition('@')[2]}").geturl())
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="may not write"):
+                await record.probe(5)
+            assert not record.reachable
+        await record.aclose()
+    finally:
+        await connection.execute(f"DROP OWNED BY {reader}; DROP ROLE {reader}")
+        await connection.close()

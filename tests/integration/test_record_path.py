@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from bcs.record.permanent import Permanent
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.past import consumed
-from tests.support.service import DEFINE, Orchestrator, RunningService, running_service
+from tests.support.service import COMPLETE, DEFINE, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -132,6 +133,30 @@ async def test_the_history_explains_why_a_phase_was_skipped(
     assert (asked["correlation_id"], asked["final_pipeline"]) == ("c-2", ["spellcheck", "nlp"])
 
 
+async def test_a_caller_whose_name_is_no_text_is_answered_and_harms_nobody(
+    batch: str, bos: Orchestrator, service: RunningService
+) -> None:
+    async def send(path: str, **body: object) -> bytes:
+        document = json.dumps({"batch_id": batch, **body}).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: bcs\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        async with await anyio.connect_tcp(*service.service.address) as stream:
+            await stream.send(
+                head.encode() + b"User-Agent: caf\xe9\r\nContent-Length: %d\r\n\r\n" % len(document) + document
+            )
+            return (await stream.receive()).split(b"\r\n")[0]
+
+    asked = {"requested_pipeline": "spellcheck", "correlation_id": "c"}
+    assert await send(DEFINE, **asked) == b"HTTP/1.1 200 OK"
+    assert await send(COMPLETE, phase_name="spellcheck", success=True) == b"HTTP/1.1 200 OK"
+    assert await send(DEFINE, **asked) == b"HTTP/1.1 200 OK"
+
+    async def three() -> bool:
+        return len((await bos.get(f"/internal/v1/batches/{batch}/history")).json.get("entries", ())) == 3
+
+    await wait_until(three)
+    assert dict(service.snapshot().iter_flat())["archive"].restarts == 0
+
+
 async def test_an_entry_that_the_record_refuses_spoils_no_other(
     service: RunningService, permanent: Permanent, batch: str
 ) -> None:
@@ -161,7 +186,7 @@ async def test_the_record_is_told_among_the_dependencies_and_in_the_metrics(bos:
     health = (await bos.get("/healthz")).json
     assert health["dependencies"]["postgresql"] == {"status": "healthy", "message": "it answers"}
     assert health["checks"]["actors"]["archive"] == "running"
-    assert await bos.metric("bcs_record_up") == 1
+    assert await bos.metric("bcs_record_up", store="postgresql") == 1
 
     async def nothing_waits() -> bool:
         return await bos.metric("bcs_archive_backlog") == 0

@@ -48,6 +48,27 @@ async def test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledg
     assert await to_run(world, batch) == ["ai_feedback"]
 
 
+async def test_of_a_redis_that_lost_its_last_seconds_nothing_is_said_while_the_record_is_away(
+    world: RecordWorld, batch: str
+) -> None:
+    await world.tell(batch, [*BEGUN, *DONE])
+    lagging = await world.snapshot()
+    await world.tell(batch, UNDONE)
+    world.database_proxy.refuse()
+    await world.database_proxy.cut()
+    await world.roll_back(lagging, wait=False)
+
+    async def refused() -> bool:
+        answer = await world.resolve(batch)
+        assert answer.status == 503 or answer.json["final_pipeline"] == ["spellcheck", "ai_feedback"], answer.body
+        return answer.status == 503 and b"postgresql" in answer.body
+
+    await wait_until(refused)
+    world.database_proxy.accept()
+    await world.reached_again()
+    assert await to_run(world, batch) == ["spellcheck", "ai_feedback"]
+
+
 async def test_who_writes_to_a_redis_that_lost_its_last_seconds_writes_those_too(
     world: RecordWorld, batch: str
 ) -> None:

@@ -118,7 +118,7 @@ class Platform:
         # The ends are what the broker told when it took the messages: asked later, Tansu counts a whole batch as one.
         return {
             partition: (committed, end)
-            for partition, end in self._ends.items()
+            for partition, end in list(self._ends.items())  # somebody may send meanwhile
             if (committed := await self._groups[group].committed(TopicPartition(*partition))) != end
         }
 

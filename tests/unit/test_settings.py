@@ -102,7 +102,6 @@ def test_a_variable_sets_its_setting(
         ("BCS_REDIS_URL", "redis://localhost:port/0"),
         ("BCS_REDIS_URL", "redis://localhost:99999"),
         ("BCS_REDIS_URL", "redis://localhost?socket_timeout=soon"),
-        ("BCS_DATABASE_URL", ""),
         ("BCS_DATABASE_URL", "localhost:5432"),
         ("BCS_DATABASE_URL", "redis://localhost"),
         ("BCS_DATABASE_URL", "postgresql://localhost:port/db"),
@@ -183,6 +182,20 @@ def test_a_refusal_does_not_repeat_secrets(monkeypatch: pytest.MonkeyPatch, vari
     with pytest.raises(InvalidSettings) as refusal:
         load_settings()
     assert "secret" not in str(refusal.value)
+
+
+def test_the_record_must_remember_for_longer_than_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCS_RECORD_RETENTION_DAYS", "7")
+    load_settings()  # without a record it says nothing
+    monkeypatch.setenv("BCS_DATABASE_URL", "postgresql://host/db")
+    with pytest.raises(InvalidSettings) as refusal:
+        load_settings()
+    assert [variable for variable, _ in refusal.value.problems] == ["BCS_RECORD_RETENTION_DAYS"]
+
+
+def test_an_empty_database_url_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCS_DATABASE_URL", "")
+    assert load_settings().database_url is None
 
 
 def test_overrides_stand_above_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -18,13 +17,10 @@ from bcs.actors.kafka import KafkaStatus
 from bcs.actors.messages import RenderMetrics
 from bcs.contracts.published import SERVICE
 from bcs.domain.errors import StoreUnavailable
+from bcs.record.permanent import Permanent
 from bcs.settings import Settings
 from bcs.store.base import StateStore
 from bcs.supervision import Mailbox, Snapshot, State
-
-if TYPE_CHECKING:
-    # It takes the extra `postgres`.
-    from bcs.record.postgres import PostgresRecord
 
 # States of an actor in which its callers wait for it.
 _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.WEDGED, State.ENDED})
@@ -34,14 +30,14 @@ _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.WEDGED, State.E
 class Probes:
     """Handlers with what they need.
 
-    :param record: None where there is none.
+    :param permanent: None where there is no record.
     :param snapshot: a picture of the supervision tree.
     :param draining: whether a stop was asked for.
     """
 
     settings: Settings
     store: StateStore
-    record: PostgresRecord | None
+    permanent: Permanent | None
     kafka: KafkaStatus
     metrics: Mailbox[RenderMetrics]
     snapshot: Callable[[], Snapshot]
@@ -77,12 +73,17 @@ class Probes:
         return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """GET /readyz: 503 while draining or while the state store is out of reach."""
+        """GET /readyz: 503 while draining, or while neither the state store nor the record can answer."""
         if self.draining():
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
-        redis = await self._redis()
-        if redis["status"] == "unhealthy":
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True)
+        try:
+            await self.store.ping()
+        except StoreUnavailable as error:
+            if self.permanent and self.permanent.stands_in(error):
+                return reply_json({"status": "ready"})
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True
+            ) from None
         return reply_json({"status": "ready"})
 
     async def render(self, _: web.Request) -> web.Response:
@@ -91,9 +92,11 @@ class Probes:
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def _postgresql(self) -> dict[str, str]:
-        if self.record is None:
-            return {"status": "not_configured", "message": "no permanent record is kept (BCS_DATABASE_URL is not set)"}
-        return _dependency(self.record.reachable, self.record.problem)
+        if self.permanent is None:
+            unused = self.settings.database_url is not None
+            reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
+            return {"status": "not_configured", "message": f"no permanent record is kept ({reason})"}
+        return _dependency(self.permanent.record.reachable, self.permanent.record.problem)
 
     async def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:

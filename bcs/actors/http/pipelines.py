@@ -167,7 +167,9 @@ class PipelineCalls:
 
 def asked_by(request: web.Request) -> str:
     """Who asks, as far as a request tells."""
-    return f"{request.headers.get('User-Agent', 'unknown')[:_AGENT_CHARACTERS]} at {request.remote}"
+    # aiohttp keeps bytes that are no UTF-8 as lone surrogates, which can be stored nowhere.
+    agent = request.headers.get("User-Agent", "unknown").encode(errors="replace").decode()
+    return f"{agent[:_AGENT_CHARACTERS]} at {request.remote}"
 
 
 _REFUSALS: dict[type[RequestRefused], str] = {

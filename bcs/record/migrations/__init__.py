@@ -10,6 +10,9 @@ from pathlib import Path
 HEAD = "0001"
 """The newest version."""
 
+VERSION_TABLE = "bcs_schema_version"
+"""Not Alembic's own name: other services may have their tables in the same database."""
+
 
 def run_sql_beside(script: str) -> None:
     """Run the statements of the SQL file that has a script's name; each ends with a semicolon at the end of a line.
