@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from math import inf
 
 import anyio
 
-from bcs.actors.archive import Archive, ArchiveActor, archive_mailbox
-from bcs.actors.archive_upkeep import Upkeep
 from bcs.actors.batches import BatchActor
 from bcs.actors.http.actors import ActorCalls
 from bcs.actors.http.batches import BatchCalls
@@ -28,6 +26,7 @@ from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
 from bcs.observing import TreeObserver
 from bcs.persistence import open_persistence
+from bcs.recorded import Recorded, recorded
 from bcs.settings import Settings
 from bcs.supervision import (
     Backoff,
@@ -68,14 +67,14 @@ class Service:
         self.settings = settings
         self.telemetry = Telemetry()
         self.kafka = KafkaStatus()
-        self.listener = open_listener(settings)
-        self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self._now = now
         self._gave_up = gave_up
         self._reach = reach
         self._definitions = definitions
         self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
         self.persistence = open_persistence(settings, reach)
+        self.listener = open_listener(settings)
+        self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._intake_mailbox: Mailbox[MessageFinished] = Mailbox("intake", inf)
@@ -83,10 +82,9 @@ class Service:
         self._under_way = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
         )
-        self._archive_mailbox = archive_mailbox(asks=self._under_way)
         self._stop: anyio.Event | None = None
-        self._upkeep = self._make_upkeep()
-        self._archive = self._make_archive()
+        self._recorded = self._with_record()
+        self._archive = self._recorded.archive if self._recorded else None
         self.batches = self._batches()
         self.root = self._root()
 
@@ -105,6 +103,21 @@ class Service:
         finally:
             self.listener.close()
             await self.persistence.aclose()
+
+    def _with_record(self) -> Recorded | None:
+        permanent = self.persistence.permanent
+        if permanent is None:
+            return None
+        return recorded(
+            self.settings,
+            permanent,
+            self.outbox,
+            self.telemetry,
+            self._outbox_grew,
+            self._now,
+            self._under_way,
+            self._reach,
+        )
 
     def _batches(self) -> DynamicSupervisor[RecordFacts]:
         settings = self.settings
@@ -211,7 +224,7 @@ class Service:
                     hang_seconds=hang,
                     shutdown_seconds=half,
                 ),
-                *self._archive_spec(),
+                *([self._recorded.spec] if self._recorded else []),
                 ChildSpec("batches", self.batches.run, shutdown_seconds=half),
                 ChildSpec("intake", intake.run, mailbox=self._intake_mailbox, hang_seconds=hang, shutdown_seconds=half),
                 ChildSpec(
@@ -225,43 +238,6 @@ class Service:
             observer=TreeObserver(self.telemetry, self._gave_up),
             kill_grace_seconds=self._kill_grace(),
         )
-
-    def _make_upkeep(self) -> Upkeep | None:
-        permanent, settings = self.persistence.permanent, self.settings
-        if permanent is None:
-            return None
-        return Upkeep(
-            permanent.record,
-            (permanent.backlog, permanent.explanations),
-            self.outbox,
-            self.telemetry,
-            self._outbox_grew,
-            self._now,
-            settings.outbox_takeover_seconds,
-            timedelta(days=settings.record_retention_days),
-        )
-
-    def _make_archive(self) -> Archive | None:
-        if self._upkeep is None:
-            return None
-        # The actor tries the record first and then Redis.
-        patience_seconds = self.settings.database_deadline_seconds + self.settings.redis_deadline_seconds * 2
-        return Archive(self._archive_mailbox, self.telemetry, patience_seconds, self._upkeep.rouse)
-
-    def _archive_spec(self) -> list[ChildSpec]:
-        permanent, settings = self.persistence.permanent, self.settings
-        if permanent is None or self._upkeep is None:
-            return []
-        actor = ArchiveActor(permanent, self._upkeep, self.telemetry, self._reach)
-        return [
-            ChildSpec(
-                "archive",
-                actor.run,
-                mailbox=self._archive_mailbox,
-                hang_seconds=settings.hang_seconds,
-                shutdown_seconds=settings.shutdown_seconds / 2,
-            )
-        ]
 
     def _outbox_grew(self) -> None:
         # One nudge that waits is as good as many.

@@ -1,0 +1,68 @@
+"""What a service has besides when it keeps a permanent record: the archive, and the way to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from bcs.actors.archive import Archive, ArchiveActor, archive_mailbox
+from bcs.actors.archive_upkeep import Upkeep
+from bcs.failpoints import Reach
+from bcs.record.permanent import Permanent
+from bcs.settings import Settings
+from bcs.store.base import Outbox
+from bcs.supervision import ChildSpec
+from bcs.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The archive of one service.
+
+    :param archive: the way to the actor.
+    :param spec: of the actor.
+    """
+
+    archive: Archive
+    spec: ChildSpec
+
+
+def recorded(
+    settings: Settings,
+    permanent: Permanent,
+    outbox: Outbox,
+    telemetry: Telemetry,
+    outbox_grew: Callable[[], None],
+    now: Callable[[], datetime],
+    asks: int,
+    reach: Reach,
+) -> Recorded:
+    """Put the archive together.
+
+    :param outbox_grew: tells the publisher that there is something to publish.
+    :param now: wall-clock time.
+    :param asks: how many may ask it at a time.
+    :param reach: for chaos tests.
+    """
+    upkeep = Upkeep(
+        permanent.record,
+        (permanent.backlog, permanent.explanations),
+        outbox,
+        telemetry,
+        outbox_grew,
+        now,
+        settings.outbox_takeover_seconds,
+        timedelta(days=settings.record_retention_days),
+    )
+    mailbox = archive_mailbox(asks)
+    # The actor tries the record first and then Redis.
+    patience_seconds = settings.database_deadline_seconds + settings.redis_deadline_seconds * 2
+    spec = ChildSpec(
+        "archive",
+        ArchiveActor(permanent, upkeep, telemetry, reach).run,
+        mailbox=mailbox,
+        hang_seconds=settings.hang_seconds,
+        shutdown_seconds=settings.shutdown_seconds / 2,
+    )
+    return Recorded(Archive(mailbox, telemetry, patience_seconds, upkeep.rouse), spec)
