@@ -80,6 +80,11 @@ Try:
     "phase_name": "spellcheck", "success": true}}'
   curl -s {base}/internal/v1/batches/batch_1/history
 
+For bcs batches, resolve --offline, dlq, db and doctor, in another terminal:
+  export BCS_REDIS_URL={redis_url}
+  export BCS_KAFKA_BOOTSTRAP_SERVERS={bootstrap_servers}
+  export BCS_DATABASE_URL={database_url}
+
 Ctrl-C stops all of it.
 """
     )

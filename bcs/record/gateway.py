@@ -18,8 +18,8 @@ Work = Callable[[Any], Awaitable[T]]
 
 log = structlog.stdlib.get_logger("bcs.record")
 
-NO_ANSWER = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What asyncpg fails with when the database is away or refuses."""
+NO_ANSWER = (OSError, UnicodeError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg fails with when the database is away or refuses, or its host's name can't be one."""
 
 _STORE = "postgresql"
 # SQLSTATE classes: what was sent can't be stored (data, integrity, program limits), and will not be the next time.

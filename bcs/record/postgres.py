@@ -16,6 +16,7 @@ from bcs.record.gateway import RecordGateway
 from bcs.record.rows import kept_entry, merge_arguments, state_of, to_text
 
 _NEWEST = 2**63 - 1
+_PAGE_CHARACTERS = 4_000_000
 
 
 class PostgresRecord:
@@ -98,13 +99,15 @@ class PostgresRecord:
         """A page of a batch's history, newest first.
 
         :param before: only entries with lower numbers than this.
-        :param limit: at most so many.
+        :param limit: at most so many, and fewer where they are large.
         :raises StoreUnavailable: no answer.
         :raises StoreCorrupted: what is there is not what this release writes.
         """
 
         async def read(connection: Any) -> Any:
-            return await connection.fetch(statements.PAGE, to_text(batch_id), before or _NEWEST, limit)
+            return await connection.fetch(
+                statements.PAGE, to_text(batch_id), before or _NEWEST, limit, _PAGE_CHARACTERS
+            )
 
         rows = await self._gateway.run(read)
         with _corruption_named("history"):

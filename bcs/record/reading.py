@@ -23,7 +23,7 @@ class Past(Protocol):
         """A page of a batch's history, newest first.
 
         :param before: only entries with lower numbers than this.
-        :param limit: at most so many.
+        :param limit: at most so many, and fewer where they are large.
         :raises StoreUnavailable: no answer.
         """
         ...
@@ -53,7 +53,11 @@ async def read_page(record: Past, batch_id: str, *, before: int | None, limit: i
     if not kept and not await _is_known(record, batch_id, before):
         return None
     entries = tuple(kept[:limit])
-    return HistoryPage(entries, entries[-1].number if len(kept) > limit else None)
+    if len(kept) > limit:
+        return HistoryPage(entries, entries[-1].number)
+    # Fewer than asked for: because there are no more, or because these are large.
+    older = entries and await record.history(batch_id, before=entries[-1].number, limit=1)
+    return HistoryPage(entries, entries[-1].number if older else None)
 
 
 async def _is_known(record: Past, batch_id: str, before: int | None) -> bool:

@@ -75,12 +75,20 @@ SELECT 'batch mark', phase, NULL, outcome, NULL, at_us FROM batch_marks
     WHERE batch_key = (SELECT batch_key FROM batch)
 """
 
+# An entry may be as large as a message, so a page ends where it gets too long, but has one entry at least.
 PAGE = """
-SELECT number, entry_id, recorded_at, kind, correlation_id, event_id, source_topic, source_partition, source_offset,
-    detail::text AS detail
-FROM history
-WHERE batch_key = (SELECT batch_key FROM batches WHERE batch_id = $1) AND number < $2
-ORDER BY number DESC LIMIT $3
+SELECT * FROM (
+    SELECT *, sum(length(detail)) OVER (ORDER BY number DESC) - length(detail) AS characters_before
+    FROM (
+        SELECT number, entry_id, recorded_at, kind, correlation_id, event_id,
+            source_topic, source_partition, source_offset, detail::text AS detail
+        FROM history
+        WHERE batch_key = (SELECT batch_key FROM batches WHERE batch_id = $1) AND number < $2
+        ORDER BY number DESC LIMIT $3
+    ) AS newest
+) AS page
+WHERE characters_before < $4
+ORDER BY number DESC
 """
 
 KEEP_ANNOUNCEMENTS = "INSERT INTO announcements (kind, topic, key, value) VALUES ($1, $2, $3, $4)"

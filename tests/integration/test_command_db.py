@@ -147,3 +147,11 @@ async def test_rights_that_are_missing_are_told_and_not_found_out_by_each_write(
     finally:
         await connection.execute(f"DROP OWNED BY {reader}; DROP ROLE {reader}")
         await connection.close()
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70])
+async def test_a_host_whose_name_can_be_none_counts_as_away(host: str) -> None:
+    record = unprobed_record(f"postgresql://{host}/bcs")
+    with pytest.raises(StoreUnavailable):
+        await record.probe(5)
+    await record.aclose()

@@ -156,6 +156,18 @@ async def test_a_full_last_page_leads_nowhere(bos: Orchestrator, record: Postgre
     assert [len(numbers) async for numbers in pages(bos, batch, 2)] == [2, 2]
 
 
+async def test_a_page_of_large_entries_is_a_short_one(
+    bos: Orchestrator, record: PostgresRecord, batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await record.write([consumed(batch, spellchecked("x" * 100)) for _ in range(7)])
+    monkeypatch.setattr("bcs.record.postgres._PAGE_CHARACTERS", 300)
+    seen = [numbers async for numbers in pages(bos, batch, 5)]
+    assert [len(numbers) for numbers in seen] == [2, 2, 2, 1]
+    assert len({number for numbers in seen for number in numbers}) == 7
+    monkeypatch.setattr("bcs.record.postgres._PAGE_CHARACTERS", 1)
+    assert [len(numbers) async for numbers in pages(bos, batch, 5)] == [1] * 7
+
+
 @pytest.mark.parametrize("strange", STRANGE, ids=ascii)
 async def test_an_id_may_be_anything(bos: Orchestrator, record: PostgresRecord, strange: str) -> None:
     await record.write([consumed(strange), answered(strange)])
