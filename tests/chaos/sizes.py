@@ -63,12 +63,12 @@ QUICK = Sizes(
     joins_and_leaves=4,
     rebalanced_events=1_000,
     stops=3,
-    overload_seconds=3.0,
+    overload_seconds=4.0,
     counted_restarts=30,
     poisoned_among=2_000,
     record_strikes=3,
     record_outage_seconds=2.0,
-    flushed_events=1_500,
+    flushed_events=1_000,
     store_outages=1,
 )
 

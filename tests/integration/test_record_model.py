@@ -206,7 +206,7 @@ def test_the_model_redis_and_postgresql_agree(machine: type[Machine]) -> None:
     examples = os.environ.get("BCS_TEST_RECORD_EXAMPLES")
     many = settings(
         deadline=None,
-        max_examples=int(examples or 6),
+        max_examples=int(examples or 4),
         stateful_step_count=25,
         # The few of the usual run are always the same; who asks for more gets others.
         derandomize=examples is None,
