@@ -78,8 +78,8 @@ async def _define_until(
         while True:
             # To look leaves nothing in the history; to ask does, each time.
             async with client.get(f"/internal/v1/batches/{batch_id}") as response:
-                seen = await response.text()
-            if seen != last_seen:
+                known, seen = response.status == HTTPStatus.OK, await response.text()
+            if known and seen != last_seen:
                 last_seen = seen
                 async with client.post("/internal/v1/pipelines/define", json=body) as response:
                     answer: dict[str, Any] = await response.json(content_type=None)
