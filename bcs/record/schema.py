@@ -17,7 +17,7 @@ from bcs.record.migrations import HEAD, VERSION_TABLE
 _ADVISORY_LOCK = 4_002_110_001
 _LOOK_SECONDS = 0.2
 _CONNECT_SECONDS = 10.0
-# Of ours alone: other services may have their tables, and Alembic's, in the same database.
+# What they say of each start, nobody asked for.
 _LOGS = ("alembic.runtime.migration", "alembic.runtime.plugins")
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from bcs.embedded import EmbeddedServer, valkey
 from bcs.record.postgres import PostgresRecord
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
@@ -37,6 +38,13 @@ def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A broker of the module's own, with the platform's topics."""
     with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A store of the module's own, which may be flushed."""
+    with valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from bcs.domain.facts import Fact
 from bcs.domain.history import FactsRecorded, Position
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState, delta_of
-from bcs.embedded import EmbeddedServer, free_port, valkey
+from bcs.embedded import EmbeddedServer, free_port
 from bcs.record.postgres import PostgresRecord
 from tests.support.commands import bcs, bcs_at_terminal, settings_of
 from tests.support.events import Event, cj_completed, phase_outcome, registered, spellchecked
@@ -31,13 +31,6 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 ESSAYS = [f"essay-{number}" for number in range(12)]
-
-
-@pytest.fixture(scope="module")
-def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """A store that may be flushed."""
-    with valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from bcs.domain.errors import StoreRefused
 from bcs.domain.history import KeptEntry, Position
 from bcs.domain.state import BatchState
-from bcs.embedded import EmbeddedServer, valkey
+from bcs.embedded import EmbeddedServer
 from bcs.record.permanent import Permanent
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
@@ -24,13 +24,6 @@ from tests.support.service import COMPLETE, DEFINE, Orchestrator, RunningService
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """A store that may be flushed."""
-    with valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
