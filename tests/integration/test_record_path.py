@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from bcs.domain.errors import StoreRefused
-from bcs.domain.history import KeptEntry, Position
+from bcs.domain.history import HistoryEntry, KeptEntry, Position
 from bcs.domain.state import BatchState
 from bcs.embedded import EmbeddedServer
 from bcs.record.permanent import Permanent
@@ -148,6 +149,41 @@ async def test_a_caller_whose_name_is_no_text_is_answered_and_harms_nobody(
 
     await wait_until(three)
     assert dict(service.snapshot().iter_flat())["archive"].restarts == 0
+
+
+async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
+    batch: str,
+    bos: Orchestrator,
+    service: RunningService,
+    permanent: Permanent,
+    own_valkey: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else Redis could forget it before the record has it, and be read again without it."""
+    writing, go_on = threading.Event(), service.call(anyio.Event)
+    write = permanent.record.write
+
+    async def held(entries: Sequence[HistoryEntry], **options: Any) -> None:
+        if any(entry.batch_id == batch for entry in entries):
+            writing.set()
+            await go_on.wait()
+        await write(entries, **options)
+
+    monkeypatch.setattr(permanent.record, "write", held)
+    statuses: list[int] = []
+
+    async def report() -> None:
+        statuses.append((await bos.complete(batch, "nlp")).status)
+
+    async with Redis.from_url(f"redis://{own_valkey.address}") as redis, anyio.create_task_group() as group:
+        group.start_soon(report)
+        await wait_until(writing.is_set)
+        assert [key for key in await redis.keys() if batch.encode() in key] == []
+        assert statuses == []
+        service.call(go_on.set)
+    assert statuses == [200]
+    recorded = await anyio.to_thread.run_sync(service.run, permanent.record.state, batch)
+    assert recorded.batch_marks.keys() == {"nlp"}
 
 
 async def test_an_entry_that_the_record_refuses_spoils_no_other(
