@@ -87,7 +87,7 @@ def has_ipv6() -> bool:
 async def test_healthcheck_finds_a_service_on_ipv6(tmp_path: Path, host: str) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     settings = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_SHUTDOWN_SECONDS": 2, "BCS_HTTP_HOST": host}
-    with serve(tmp_path / "serve", f"redis://{nowhere}", nowhere, **settings) as process:
+    with serve(tmp_path / "serve", f"redis://{nowhere}", nowhere, **settings, forked=False) as process:
         port = process.environment["BCS_HTTP_PORT"]
 
         async def answers() -> bool:

@@ -92,7 +92,7 @@ async def test_a_port_in_use_stops_the_start_with_a_message(tmp_path: Path) -> N
 async def test_with_the_state_in_memory_no_redis_is_needed(tmp_path: Path, prefix: str) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     environment = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_SHUTDOWN_SECONDS": 2}
-    with serve(tmp_path, f"redis://{nowhere}", nowhere, **environment) as process:
+    with serve(tmp_path, f"redis://{nowhere}", nowhere, **environment, forked=False) as process:
         await process.answers()
         async with Orchestrator(process.base) as bos:
             assert (await bos.complete(prefix, "spellcheck")).status == 200
@@ -126,7 +126,7 @@ async def test_in_production_every_line_of_the_log_is_json(
     tmp_path: Path, redis_url: str, kafka_bootstrap_servers: str, platform: Platform, prefix: str
 ) -> None:
     environment = {"BCS_ENVIRONMENT": "production", "BCS_HTTP_ACCESS_LOG": "true"}
-    with serve(tmp_path, redis_url, kafka_bootstrap_servers, **environment) as process:
+    with serve(tmp_path, redis_url, kafka_bootstrap_servers, **environment, forked=False) as process:
         await process.answers()
         async with Orchestrator(process.base) as bos:
             await bos.define(prefix, correlation_id="the-request")
@@ -181,7 +181,9 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
 ) -> None:
     essays = [f"essay-{number}" for number in range(600)]
     batches = [f"{prefix}-events-{number}" for number in range(3)]
-    first = serve(tmp_path / "first", redis_url, kafka_bootstrap_servers, BCS_SHUTDOWN_SECONDS=BUDGET_SECONDS)
+    first = serve(
+        tmp_path / "first", redis_url, kafka_bootstrap_servers, BCS_SHUTDOWN_SECONDS=BUDGET_SECONDS, forked=False
+    )
     group = first.environment["BCS_KAFKA_CONSUMER_GROUP_ID"]
     with first:
         await first.answers()
@@ -201,7 +203,7 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
     assert callers.statuses <= {200, 503}
     assert callers.refused == len(workers), "every other request was answered"
     names = {name: first.environment[name] for name in ("BCS_REDIS_KEY_PREFIX", "BCS_KAFKA_CONSUMER_GROUP_ID")}
-    with serve(tmp_path / "second", redis_url, kafka_bootstrap_servers, **names) as second:
+    with serve(tmp_path / "second", redis_url, kafka_bootstrap_servers, **names, forked=False) as second:
         await second.answers()
         await wait_until(lambda: platform.caught_up(group))
         async with Orchestrator(second.base, keep_alive=True) as bos:
@@ -216,7 +218,7 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
 async def test_a_second_signal_stops_at_once(
     tmp_path: Path, redis_url: str, kafka_bootstrap_servers: str, prefix: str
 ) -> None:
-    with serve(tmp_path, redis_url, kafka_bootstrap_servers, BCS_REQUEST_DEADLINE_SECONDS=15) as process:
+    with serve(tmp_path, redis_url, kafka_bootstrap_servers, BCS_REQUEST_DEADLINE_SECONDS=15, forked=False) as process:
         await process.answers()
         reader, writer = await asyncio.open_connection("127.0.0.1", int(process.environment["BCS_HTTP_PORT"]))
         # A request whose body never comes would hold up the stop until its deadline.

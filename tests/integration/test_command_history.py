@@ -12,7 +12,7 @@ from bcs.domain.history import PhaseDecided
 from bcs.domain.state import delta_of
 from bcs.embedded import free_port
 from bcs.record.postgres import PostgresRecord
-from tests.support.commands import bcs, bcs_at_terminal
+from tests.support.commands import bcs, bcs_at_terminal, installed_bcs
 from tests.support.past import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
 
 pytestmark = pytest.mark.anyio
@@ -146,7 +146,7 @@ async def test_without_a_record_it_fails_and_says_why(
 async def test_without_the_client_it_is_said_what_to_install(tmp_path: Path, batch: str) -> None:
     # As if it were not installed.
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['asyncpg'] = None\n")
-    ran = await bcs("batches", "history", batch, PYTHONPATH=tmp_path, BCS_DATABASE_URL="postgresql://host/db")
+    ran = await installed_bcs("batches", "history", batch, PYTHONPATH=tmp_path, BCS_DATABASE_URL="postgresql://host/db")
     assert (ran.exit_code, ran.output) == (2, "")
     [line] = ran.error.splitlines()
     assert "pip install 'batch-conductor-service[postgres]'" in line

@@ -340,8 +340,8 @@ async def test_an_original_that_is_gone_is_named_and_its_letter_stays(scene: Sce
         await admin.close()
         said = await scene.operator.runs("dlq", "replay", "--all")
         assert said.exit_code == 1
-        assert "no longer exists" in said.errors
-        assert f"{first.topic}/{first.partition}/{first.offset}" in said.errors
+        assert "no longer exists" in said.error
+        assert f"{first.topic}/{first.partition}/{first.offset}" in said.error
         assert "0 of 1 letters put back" in said.output
         [group] = await scene.letters(1)
         assert (group["waiting"], group["replayed"]) == (1, 0)
@@ -408,7 +408,7 @@ async def test_what_the_broker_refuses_is_not_marked_and_the_rest_goes_on(scene:
     await admin.alter_configs([limits])
     await admin.close()
     assert said.exit_code == 1
-    assert "MessageSizeTooLarge" in said.errors
+    assert "MessageSizeTooLarge" in said.error
     states = {letter["letter"].partition("/")[0]: letter["replayed"] for letter in await scene.each()}
     assert states == {
         topics.dead_letter_topic(topics.ESSAYS_REGISTERED): False,
@@ -454,7 +454,7 @@ async def test_what_is_no_letter_is_shown_and_purged_by_kafka_s_time(scene: Scen
     assert len(listed["unreadable"]) == 2
     for reference in listed["unreadable"]:
         said = await scene.operator.runs("dlq", "show", reference)
-        assert (said.exit_code, "Traceback" in said.errors) == (1, False)
+        assert (said.exit_code, "Traceback" in said.error) == (1, False)
     kept = await scene.operator.asks("dlq", "purge", "--yes", "--before", "2001-01-01T00:00:00Z")
     assert kept["deleted"] == 0
     assert (await scene.operator.asks("dlq", "purge", "--yes"))["deleted"] == 2
@@ -463,7 +463,7 @@ async def test_what_is_no_letter_is_shown_and_purged_by_kafka_s_time(scene: Scen
 async def test_a_topic_that_does_not_exist_is_told(scene: Scene) -> None:
     said = await scene.operator.runs("dlq", "list", "--topic", "typo")
     assert (said.exit_code, said.output) == (1, "")
-    assert "there is no topic typo.DLQ" in said.errors
+    assert "there is no topic typo.DLQ" in said.error
 
 
 async def test_purge_asks_and_deletes_what_is_older(scene: Scene) -> None:
@@ -491,8 +491,8 @@ async def test_without_kafka_a_command_says_so(free_port: int) -> None:
     operator = Operator(kafka_bootstrap_servers=f"127.0.0.1:{free_port}", kafka_request_timeout_seconds=2)
     said = await operator.runs("dlq", "list")
     assert said.exit_code == 1
-    assert said.errors.startswith("bcs: kafka is out of reach")
-    assert "Traceback" not in said.errors
+    assert said.error.startswith("bcs: kafka is out of reach")
+    assert "Traceback" not in said.error
 
 
 @pytest.mark.parametrize(

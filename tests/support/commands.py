@@ -1,13 +1,15 @@
-"""``bcs`` with some arguments, run to its end: into pipes, or at a terminal of a certain width."""
+"""``bcs`` with some arguments, run to its end: into files, or at a terminal of a certain width."""
 
 import fcntl
 import json
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sysconfig
+import tempfile
 import termios
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +18,11 @@ from typing import Any
 
 import anyio.to_thread
 
+from tests.support.forked import ForkedProcess
 from tests.support.service import RunningService
 
 _TIMEOUT_SECONDS = 60
+_POLL_SECONDS = 0.05
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -42,45 +46,70 @@ class Ran:
         return _ESCAPES.sub("", self.output)
 
 
-async def bcs(*arguments: str, **environment: object) -> Ran:
-    """Run it with its outputs as pipes.
+async def bcs(*arguments: str, given: object = "", **environment: object) -> Ran:
+    """Run it in a process that is forked, with files for its outputs.
 
+    :param given: the text that it reads from its input; an object to mypy, as the variables beside it are.
     :param environment: `BCS_*` and other variables; of this process's own environment it gets no `BCS_*`.
     """
 
     def run() -> Ran:
+        with tempfile.TemporaryDirectory() as directory:
+            stdin, stdout, stderr = (Path(directory) / name for name in ("stdin", "stdout", "stderr"))
+            for file in (stdout, stderr):
+                file.touch()
+            stdin.write_text(str(given))
+            process = ForkedProcess(
+                arguments, command_environment(environment), stdin=stdin, stdout=stdout, stderr=stderr
+            )
+            try:
+                exit_code = process.wait(_TIMEOUT_SECONDS)
+            finally:
+                process.kill()
+            return _ran(exit_code, stdout.read_text(), stderr.read_text())
+
+    return await anyio.to_thread.run_sync(run)
+
+
+async def installed_bcs(*arguments: str, **environment: object) -> Ran:
+    """Run the installed command itself, with pipes for its outputs."""
+
+    def run() -> Ran:
         done = subprocess.run(
-            _command(arguments),
-            env=_environment(environment),
+            [str(Path(sysconfig.get_path("scripts")) / "bcs"), *arguments],
+            env=command_environment(environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_SECONDS,
             check=False,
         )
-        assert "Traceback" not in done.stderr, done.stderr
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return _ran(done.returncode, done.stdout, done.stderr)
 
     return await anyio.to_thread.run_sync(run)
 
 
 async def bcs_at_terminal(columns: int, *arguments: str, **environment: object) -> Ran:
-    """The same with a terminal for its outputs."""
+    """The same as :func:`bcs` with a terminal for its outputs."""
 
     def run() -> Ran:
         ours, its = pty.openpty()
         fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-        with subprocess.Popen(
-            _command(arguments),
-            env={**_environment(environment), "TERM": "xterm-256color"},
-            stdin=subprocess.DEVNULL,
-            stdout=its,
-            stderr=its,
-        ) as process:
+        terminal = Path(os.ttyname(its))
+        chosen = {**command_environment(environment), "TERM": "xterm-256color"}
+        process = ForkedProcess(arguments, chosen, stdin=Path(os.devnull), stdout=terminal, stderr=terminal)
+        try:
+            # Once the process has the terminal, it is its last user: then its end ends the output.
+            output = b""
+            while process.poll() is None and not output:
+                if select.select([ours], [], [], _POLL_SECONDS)[0]:
+                    output = _read(ours)
             os.close(its)
-            output = b"".join(iter(lambda: _read(ours), b""))
-            os.close(ours)
+            output += b"".join(iter(lambda: _read(ours), b""))
             exit_code = process.wait(_TIMEOUT_SECONDS)
+        finally:
+            process.kill()
+            os.close(ours)
         return Ran(exit_code, output.decode().replace("\r\n", "\n"), "")
 
     return await anyio.to_thread.run_sync(run)
@@ -100,11 +129,13 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def _command(arguments: tuple[str, ...]) -> list[str]:
-    return [str(Path(sysconfig.get_path("scripts")) / "bcs"), *arguments]
+def _ran(exit_code: int, output: str, error: str) -> Ran:
+    assert "Traceback" not in error, error
+    return Ran(exit_code, output, error)
 
 
-def _environment(given: Mapping[str, object]) -> dict[str, str]:
+def command_environment(given: Mapping[str, object]) -> dict[str, str]:
+    """All variables of a command's process: the given ones, and those of ours that do not change what it does."""
     ours = {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("BCS_") and name not in ours}
     return {**inherited, "PYTHONWARNINGS": "error", **{name: str(value) for name, value in given.items()}}

@@ -29,6 +29,7 @@ from bcs.failpoints import Reach, pass_by
 from bcs.pipeline_config import load_pipelines
 from bcs.settings import load_settings
 from bcs.supervision import Snapshot
+from tests.support.forked import ForkedProcess
 from tests.support.waiting import wait_until
 
 T = TypeVar("T")
@@ -207,18 +208,28 @@ class Orchestrator:
 class BcsProcess:
     """``bcs`` with some arguments as a process of its own; its outputs go to files in ``directory``.
 
+    :param forked: true: from a process that has imported everything; else the installed command is started. An object
+        to mypy, as the settings beside it are.
     :param environment: `BCS_*` variables; of this process's own environment it gets none of them.
     """
 
-    def __init__(self, directory: Path, *arguments: str, **environment: object) -> None:
+    process: subprocess.Popen[bytes] | ForkedProcess
+
+    def __init__(self, directory: Path, *arguments: str, forked: object = False, **environment: object) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("BCS_")}
         self.environment = {name: str(value) for name, value in environment.items()}
+        variables = {**inherited, "PYTHONWARNINGS": "error", **self.environment}
         self.output, self.log = directory / "stdout", directory / "stderr"
         with self.output.open("wb") as output, self.log.open("wb") as log:
+            if forked:
+                self.process = ForkedProcess(
+                    arguments, variables, stdin=Path(os.devnull), stdout=self.output, stderr=self.log
+                )
+                return
             self.process = subprocess.Popen(
                 [Path(sysconfig.get_path("scripts")) / "bcs", *arguments],
-                env={**inherited, "PYTHONWARNINGS": "error", **self.environment},
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=log,
@@ -249,7 +260,7 @@ class BcsProcess:
         await wait_until(
             lambda: self.process.poll() is not None, timeout_seconds, description=f"it ends; {self.log.read_text()}"
         )
-        return self.process.returncode
+        return self.process.wait()
 
     async def answers(self, path: str = "/readyz") -> None:
         """Wait until it answers with 200."""
@@ -267,8 +278,11 @@ class BcsProcess:
         return [int(child) for task in tasks for child in re.findall(r"\d+", task.read_text())]
 
 
-def serve(directory: Path, redis_url: str, kafka: str, **environment: object) -> BcsProcess:
-    """``bcs serve`` on a free port, with its own names in the store and on the broker."""
+def serve(directory: Path, redis_url: str, kafka: str, *, forked: object = True, **environment: object) -> BcsProcess:
+    """``bcs serve`` on a free port, with its own names in the store and on the broker.
+
+    :param forked: see `BcsProcess`.
+    """
     fresh = uuid.uuid4().hex[:12]
     settings = {
         **QUICK,
@@ -278,6 +292,5 @@ def serve(directory: Path, redis_url: str, kafka: str, **environment: object) ->
         "kafka_consumer_group_id": f"test-{fresh}",
         "http_port": free_port(),
     }
-    return BcsProcess(
-        directory, "serve", **{**{f"BCS_{name.upper()}": value for name, value in settings.items()}, **environment}
-    )
+    variables = {f"BCS_{name.upper()}": value for name, value in settings.items()}
+    return BcsProcess(directory, "serve", forked=forked, **{**variables, **environment})
