@@ -7,21 +7,47 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.workermanage import WorkerController
 
 from bcs import embedded
 from bcs.embedded import EmbeddedServer
 from bcs.embedded_postgres import PostgresServer, postgres
 from tests.support import apache_kafka as apache
 from tests.support.databases import database
+from tests.support.distribution import ByModule, alone_or_beside_others, make_scheduler, order, share_locks, workers_for
 
-_TESTS_ON = pytest.StashKey[Counter[str]]()
 _JARS_IF_ANY = "apache_kafka_jars_if_any"  # a fixture of the chaos suite
-_NO_APACHE_KAFKA = pytest.StashKey[str]()
+_NO_APACHE_KAFKA = "no Apache Kafka: "
+_BROKER = "broker"  # a user property, which reports carry from the workers to the process that shows them
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Begin to count."""
-    config.stash[_TESTS_ON] = Counter()
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """See `workers_for`; `-n` on the command line stands above it."""
+    return workers_for(config)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
+    """See `ByModule`."""
+    return make_scheduler(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """See `order`."""
+    order(config, items)
+
+
+def pytest_configure_node(node: WorkerController) -> None:
+    """See `share_locks`."""
+    share_locks(node)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """See `alone_or_beside_others`."""
+    with alone_or_beside_others(item):
+        return (yield)
 
 
 def pytest_runtest_call(item: pytest.Item) -> None:
@@ -36,18 +62,22 @@ def pytest_runtest_call(item: pytest.Item) -> None:
         broker = "Tansu, embedded"
     else:
         return
-    item.config.stash[_TESTS_ON][broker] += 1
+    item.user_properties.append((_BROKER, broker))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say plainly which brokers were used."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    ran = [report for report in reports if getattr(report, "when", None) == "call"]
+    used = Counter(broker for report in ran for name, broker in report.user_properties if name == _BROKER)
     terminalreporter.section("Kafka brokers")
-    for broker, tests in config.stash[_TESTS_ON].items():
+    for broker, tests in sorted(used.items()):
         terminalreporter.line(f"{broker}: {tests} tests")
-    if reason := config.stash.get(_NO_APACHE_KAFKA, None):
-        skipped = [report for report in terminalreporter.stats.get("skipped", []) if reason in str(report.longrepr)]
-        terminalreporter.line(f"Apache Kafka: {len(skipped)} tests NOT RUN, {reason}")
-    elif not config.stash[_TESTS_ON]:
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    reasons = Counter(text.partition(_NO_APACHE_KAFKA)[2] for text in skipped if _NO_APACHE_KAFKA in text)
+    for reason, tests in reasons.items():
+        terminalreporter.line(f"Apache Kafka: {tests} tests NOT RUN, {reason}")
+    if not used and not reasons:
         terminalreporter.line("none")
 
 
@@ -123,13 +153,12 @@ def private_kafka(tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="session")
-def apache_kafka_jars(pytestconfig: pytest.Config) -> Path:
+def apache_kafka_jars() -> Path:
     """Apache Kafka itself; where it can't run, tests that need it are skipped."""
     try:
         return apache.fetch()
     except apache.ApacheKafkaMissing as missing:
-        pytestconfig.stash[_NO_APACHE_KAFKA] = str(missing)
-        pytest.skip(str(missing))
+        pytest.skip(f"{_NO_APACHE_KAFKA}{missing}")
 
 
 @pytest.fixture(scope="session")

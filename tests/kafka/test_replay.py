@@ -1,6 +1,7 @@
 """Dead letters on Apache Kafka: all of them listed, shown, and put back as they came."""
 
 import base64
+import os
 import random
 import signal
 from collections import Counter, defaultdict
@@ -118,9 +119,14 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def kafka_of_its_own(apache_kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A broker of the module's own: dead-letter topics have fixed names, and a shared one has the letters of others."""
-    with apache.apache_kafka(apache_kafka_jars, tmp_path_factory.mktemp("kafka")) as server:
+def kafka_to_empty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The broker that these tests share, since its dead letters may be deleted; one of our own beside a named one."""
+    if not os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
+        shared: str = request.getfixturevalue("kafka")
+        yield shared
+        return
+    jars: Path = request.getfixturevalue("apache_kafka_jars")
+    with apache.apache_kafka(jars, tmp_path_factory.mktemp("kafka")) as server:
         anyio.run(create_platform_topics, server.address)
         yield server.address
 
@@ -142,13 +148,13 @@ async def empty_all_topics(address: str) -> None:
 
 
 @pytest.fixture
-async def scene(kafka_of_its_own: str, redis_url: str, redis_key_prefix: str, tmp_path: Path) -> AsyncIterator[Scene]:
-    await empty_all_topics(kafka_of_its_own)
+async def scene(kafka_to_empty: str, redis_url: str, redis_key_prefix: str, tmp_path: Path) -> AsyncIterator[Scene]:
+    await empty_all_topics(kafka_to_empty)
     gateway = RedisGateway(
         redis_url, max_connections=4, deadline_seconds=10, breaker_failures=1000, breaker_open_seconds=1
     )
-    async with Platform(kafka_of_its_own) as platform:
-        yield Scene(kafka_of_its_own, redis_url, redis_key_prefix, tmp_path / "service", platform, gateway)
+    async with Platform(kafka_to_empty) as platform:
+        yield Scene(kafka_to_empty, redis_url, redis_key_prefix, tmp_path / "service", platform, gateway)
     await gateway.aclose()
 
 

@@ -29,6 +29,7 @@ from bcs.failpoints import Reach, pass_by
 from bcs.pipeline_config import load_pipelines
 from bcs.settings import load_settings
 from bcs.supervision import Snapshot
+from tests.chaos.sizes import IN_FULL
 from tests.support.forked import ForkedProcess
 from tests.support.waiting import wait_until
 
@@ -278,7 +279,9 @@ class BcsProcess:
         return [int(child) for task in tasks for child in re.findall(r"\d+", task.read_text())]
 
 
-def serve(directory: Path, redis_url: str, kafka: str, *, forked: object = True, **environment: object) -> BcsProcess:
+def serve(
+    directory: Path, redis_url: str, kafka: str, *, forked: object = not IN_FULL, **environment: object
+) -> BcsProcess:
     """``bcs serve`` on a free port, with its own names in the store and on the broker.
 
     :param forked: see `BcsProcess`.

@@ -1,0 +1,77 @@
+"""How pytest-xdist spreads the suite over two workers: by modules, slow ones first, and some tests alone."""
+
+from __future__ import annotations
+
+import fcntl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+_WORKERS = 2
+# What takes long and waits much comes first, so that the workers come to their ends together.
+_FIRST = ("kafka", "chaos", "e2e", "integration", "property", "supervision", "unit")
+# One worker has all of these, so that one Apache Kafka serves them.
+_ONE_UNIT = "tests/kafka/"
+_LOCKS = pytest.StashKey[str]()
+_LOCKS_INPUT = "bcs_locks"
+
+
+class ByModule(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """A worker gets whole modules, since their tests share servers, in the order of collection."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _ONE_UNIT if nodeid.startswith(_ONE_UNIT) else nodeid.partition("::")[0]
+
+
+def workers_for(config: pytest.Config) -> int:
+    """Two for the whole suite or for several directories; for anything smaller their start would cost more."""
+    chosen = [Path(str(argument).partition("::")[0]) for argument in config.args]
+    return _WORKERS if len([path for path in chosen if path.is_dir()]) > 1 else 0
+
+
+def order(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the directories into the order in which workers should begin them."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _rank(item.path))
+
+
+def _rank(path: Path) -> int:
+    return next((rank for rank, name in enumerate(_FIRST) if name in path.parts), len(_FIRST))
+
+
+def share_locks(node: WorkerController) -> None:
+    """Give a worker the directory of the locks that the workers share; it is gone after the run."""
+    config = node.config
+    if _LOCKS not in config.stash:
+        directory = tempfile.TemporaryDirectory(prefix="bcs-tests-")
+        config.stash[_LOCKS] = directory.name
+        config.add_cleanup(directory.cleanup)
+    node.workerinput[_LOCKS_INPUT] = config.stash[_LOCKS]
+
+
+@contextmanager
+def alone_or_beside_others(item: pytest.Item) -> Iterator[None]:
+    """Run a test marked `serial` while no other worker runs one, and any other test beside those of other workers."""
+    locks = getattr(item.config, "workerinput", {}).get(_LOCKS_INPUT)
+    if locks is None:
+        yield
+        return
+    how = fcntl.LOCK_EX if item.get_closest_marker("serial") else fcntl.LOCK_SH
+    with (Path(locks) / "queue").open("wb") as queue, (Path(locks) / "running").open("wb") as running:
+        # Who waits to run alone keeps the queue; otherwise the others would overtake it again and again.
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(running, how)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        yield
+
+
+def make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
+    """The scheduler of a run."""
+    config.option.loadscopereorder = False  # it would begin with the modules that have the most tests
+    return ByModule(config, log)
