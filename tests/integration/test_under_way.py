@@ -75,6 +75,40 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
         assert restarts(service) == KILLS
 
 
+async def test_reading_pauses_while_too_much_is_under_way(
+    kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcs.actors.intake.AIOKafkaConsumer", CountingConsumer)
+    at_a_time, in_flight, count = 10, 20, 100
+    batches = [unique_name("batch") for _ in range(count)]
+    unstuck = anyio.Event()
+
+    async def get_stuck(point: FailPoint, _: str) -> None:
+        if point is FailPoint.BATCH_RECEIVED:
+            await unstuck.wait()
+
+    async with (
+        Platform(kafka_bootstrap_servers) as platform,
+        running_service(
+            get_stuck,
+            use_mock_repository=True,
+            kafka_bootstrap_servers=kafka_bootstrap_servers,
+            kafka_max_poll_records=at_a_time,
+            intake_max_in_flight=in_flight,
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        await platform.send(*(spellchecked(batch, "essay") for batch in batches))
+        await wait_until(lambda: depth(service) >= in_flight)
+        CountingConsumer.polls = 0
+        await wait_until(lambda: CountingConsumer.polls >= POLLS)
+        assert depth(service) < in_flight + at_a_time
+        service.call(unstuck.set)
+        await wait_until(lambda: platform.caught_up(service.group))
+        for batch in batches[::20]:
+            assert await bos.to_run(batch) == ["ai_feedback"]
+
+
 async def test_what_is_finished_behind_a_stuck_message_is_bounded(
     kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

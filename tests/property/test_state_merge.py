@@ -214,3 +214,16 @@ def test_the_designs_own_examples_hold() -> None:
     assert not complete(registered)
     assert not complete(BatchPhaseEnded("spellcheck", Outcome.COMPLETED, 0), registered)  # they joined later
     assert complete(registered, BatchPhaseEnded("spellcheck", Outcome.COMPLETED, 1))
+
+
+def test_the_newest_mark_wins_in_any_order() -> None:
+    older = EssayPhaseEnded("nlp", "a", Outcome.FAILED, 1)
+    newer = EssayPhaseEnded("nlp", "a", Outcome.COMPLETED, 2)
+    for told in ([older, newer], [newer, older]):
+        assert delta_of(told).essay_marks["nlp"]["a"].outcome is Outcome.COMPLETED
+
+
+def test_of_two_marks_at_one_instant_failed_wins() -> None:
+    completed, failed = (EssayPhaseEnded("nlp", "a", outcome, 1) for outcome in (Outcome.COMPLETED, Outcome.FAILED))
+    for told in ([completed, failed], [failed, completed]):
+        assert delta_of(told).essay_marks["nlp"]["a"].outcome is Outcome.FAILED
