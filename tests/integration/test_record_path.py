@@ -33,10 +33,11 @@ def service_settings(own_valkey: EmbeddedServer, module_database_url: str) -> di
 
 
 @pytest.fixture
-def permanent(service: RunningService) -> Permanent:
-    """The service's record."""
+async def permanent(service: RunningService) -> Permanent:
+    """The service's record, once it was reached: a busy machine may start the service before that."""
     permanent = service.service.persistence.permanent
     assert permanent is not None
+    await wait_until(lambda: permanent.record.reachable)
     return permanent
 
 
