@@ -178,10 +178,12 @@ async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
 
     async with Redis.from_url(f"redis://{own_valkey.address}") as redis, anyio.create_task_group() as group:
         group.start_soon(report)
-        await wait_until(writing.is_set)
-        assert [key for key in await redis.keys() if batch.encode() in key] == []
-        assert statuses == []
-        service.call(go_on.set)
+        try:
+            await wait_until(writing.is_set)
+            assert [key for key in await redis.keys() if batch.encode() in key] == []
+            assert statuses == []
+        finally:
+            service.call(go_on.set)
     assert statuses == [200]
     recorded = await anyio.to_thread.run_sync(service.run, permanent.record.state, batch)
     assert recorded.batch_marks.keys() == {"nlp"}

@@ -99,11 +99,15 @@ async def test_reading_pauses_while_too_much_is_under_way(
         Orchestrator(service.base) as bos,
     ):
         await platform.send(*(spellchecked(batch, "essay") for batch in batches))
-        await wait_until(lambda: depth(service) >= in_flight)
-        CountingConsumer.polls = 0
-        await wait_until(lambda: CountingConsumer.polls >= POLLS)
-        assert depth(service) < in_flight + at_a_time
-        service.call(unstuck.set)
+        try:
+            await wait_until(lambda: depth(service) >= in_flight)
+            CountingConsumer.polls = 0
+            await wait_until(lambda: CountingConsumer.polls >= POLLS)
+            assert depth(service) < in_flight + at_a_time
+            # No message counts as finished for having been handed over.
+            assert {committed for committed, _ in (await platform.uncommitted(service.group)).values()} == {None}
+        finally:
+            service.call(unstuck.set)
         await wait_until(lambda: platform.caught_up(service.group))
         for batch in batches[::20]:
             assert await bos.to_run(batch) == ["ai_feedback"]
@@ -136,12 +140,14 @@ async def test_what_is_finished_behind_a_stuck_message_is_bounded(
         events = [spellchecked(batch, "essay") for batch in batches]
         # One key: one partition, on which nothing can be committed past the stuck one.
         await platform.send_raw(*((event.topic, key, event.value) for event in events))
-        await wait_until(lambda: CountingConsumer.messages[key] >= remembered)
-        CountingConsumer.polls = 0
-        await wait_until(lambda: CountingConsumer.polls >= POLLS)
-        assert CountingConsumer.messages[key] < remembered + at_a_time
-        await wait_until(lambda: depth(service) == 1, description="only one is under way: for its sake it could go on")
-        service.call(unstuck.set)
+        try:
+            await wait_until(lambda: CountingConsumer.messages[key] >= remembered)
+            CountingConsumer.polls = 0
+            await wait_until(lambda: CountingConsumer.polls >= POLLS)
+            assert CountingConsumer.messages[key] < remembered + at_a_time
+            await wait_until(lambda: depth(service) == 1, description="one is under way: for its sake it could go on")
+        finally:
+            service.call(unstuck.set)
         await wait_until(lambda: platform.caught_up(service.group))
         for batch in batches[::100]:  # the stuck one and the last one are among them
             assert await bos.to_run(batch) == ["ai_feedback"]
