@@ -1,23 +1,24 @@
-"""The actor of a batch under its supervisor, with a store in which one message is a poison."""
+"""The actor of a batch under its supervisor: what it applies, what it reports, and what it gives up."""
 
 from __future__ import annotations
 
 import json
 import time
+import uuid
 from datetime import UTC, datetime
 
 import anyio
 import pytest
 
 from bcs.actors.batches import BatchActor
-from bcs.actors.messages import MessageFinished, Receipt, RecordFacts
+from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, Report
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage
-from bcs.domain.facts import EssayPhaseEnded, Outcome
+from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, Outcome
 from bcs.domain.state import BatchState
 from bcs.store.base import Committed
 from bcs.store.memory import MemoryOutbox, MemoryStateStore
-from bcs.supervision import DynamicSupervisor
+from bcs.supervision import AskTimeout, DynamicSupervisor
 from bcs.telemetry import Telemetry
 from tests.supervision.harness import AT_ONCE, OFTEN, running
 from tests.support.events import spellchecked
@@ -39,6 +40,19 @@ class PoisonableStore(MemoryStateStore):
         return await super().commit(batch_id, delta)
 
 
+class SlowStore(MemoryStateStore):
+    """Commits when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__(3600, time.monotonic)
+        self.committing, self.go_on = anyio.Event(), anyio.Event()
+
+    async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+        self.committing.set()
+        await self.go_on.wait()
+        return await super().commit(batch_id, delta)
+
+
 def command(offset: int, essay: str) -> RecordFacts:
     message = ConsumedMessage(
         topics.SPELLCHECK_COMPLETED, 0, offset, 1, essay.encode(), spellchecked(BATCH, essay).value
@@ -48,10 +62,9 @@ def command(offset: int, essay: str) -> RecordFacts:
     return RecordFacts(BATCH, (fact,), receipt)
 
 
-async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_applied() -> None:
-    store, outbox = PoisonableStore(3600, time.monotonic), MemoryOutbox(100, time.monotonic)
-    finished: list[MessageFinished] = []
-    nudges: list[None] = []
+def supervisor_of(
+    store: MemoryStateStore, outbox: MemoryOutbox, finished: list[MessageFinished], nudges: list[None]
+) -> DynamicSupervisor[RecordFacts]:
     actor = BatchActor(
         store,
         outbox,
@@ -63,7 +76,7 @@ async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_a
         retry_maximum_seconds=0.1,
         commit_slots=anyio.CapacityLimiter(1),
     )
-    supervisor: DynamicSupervisor[RecordFacts] = DynamicSupervisor(
+    return DynamicSupervisor(
         "batches",
         actor.run,
         mailbox_capacity=100,
@@ -72,6 +85,13 @@ async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_a
         intensity=OFTEN,
         backoff=AT_ONCE,
     )
+
+
+async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_applied() -> None:
+    store, outbox = PoisonableStore(3600, time.monotonic), MemoryOutbox(100, time.monotonic)
+    finished: list[MessageFinished] = []
+    nudges: list[None] = []
+    supervisor = supervisor_of(store, outbox, finished, nudges)
     commands = [command(offset, essay) for offset, essay in enumerate(ESSAYS)]
     for each in commands:  # before it runs, so that the first delivery has all of them
         supervisor.deliver_nowait(BATCH, each)
@@ -98,3 +118,31 @@ async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_a
     assert (about["attempts"], about["error_type"]) == (DELIVERIES, "RuntimeError")
     assert about["source_offset"] == receipt.message.offset
     assert nudges, "the publisher is told"
+
+
+async def test_a_message_counts_as_finished_only_behind_its_commit() -> None:
+    store, finished = SlowStore(), list[MessageFinished]()
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
+    supervisor.deliver_nowait(BATCH, command(7, "essay"))
+    async with running(supervisor):
+        with anyio.fail_after(5):
+            await store.committing.wait()
+        assert finished == []
+        store.go_on.set()
+        await wait_until(lambda: [message.receipt.message.offset for message in finished] == [7])
+    assert (await store.state(BATCH)).known_since_us.keys() == {"essay"}
+
+
+async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None:
+    store, finished = MemoryStateStore(3600, time.monotonic), list[MessageFinished]()
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
+    fact = BatchPhaseEnded("nlp", Outcome.COMPLETED, 1)
+    report = Report(uuid.uuid4(), "correlation", "the test")
+    with pytest.raises(AskTimeout):  # it does not run yet, and its caller is told that nothing was recorded
+        await supervisor.ask(BATCH, lambda reply: RecordFacts(BATCH, (fact,), report=report, reply=reply), 0)
+    supervisor.deliver_nowait(BATCH, command(7, "essay"))
+    async with running(supervisor):
+        await wait_until(lambda: finished)
+    state = await store.state(BATCH)
+    assert state.known_since_us.keys() == {"essay"}
+    assert state.batch_marks == {}

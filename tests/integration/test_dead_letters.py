@@ -13,6 +13,7 @@ from aiokafka import ConsumerRecord
 from aiokafka.structs import RecordMetadata
 
 from bcs.contracts import topics
+from bcs.domain.errors import StoreUnavailable
 from tests.support.events import Event, cj_completed, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService
@@ -179,6 +180,26 @@ async def test_the_events_behind_junk_are_applied(
         await platform.send_raw((good.topic, good.key, b"junk"), (good.topic, good.key, good.value))
     await wait_until(lambda: platform.caught_up(service.group))
     assert await bos.to_run(batch) == ["ai_feedback"]
+
+
+async def test_the_offset_of_junk_waits_until_its_dead_letter_is_stored(
+    service: RunningService, platform: Platform, batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def away(_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise StoreUnavailable("redis", "the test says so")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.service.outbox, "append", away)
+        [sent] = await platform.send_raw((topics.SPELLCHECK_COMPLETED, batch.encode(), b"junk"))
+        # Between two tries there is time for more than one commit of offsets.
+        await wait_until(lambda: tries >= 4)
+        assert await platform.uncommitted(service.group) != {}
+    await wait_until(lambda: platform.caught_up(service.group))
+    assert len(await wait_until(partial(letters_about, platform, sent))) == 1
 
 
 async def test_a_letter_too_large_for_the_broker_arrives_reduced_and_says_so(

@@ -57,3 +57,17 @@ async def test_a_writer_who_asked_the_record_before_asks_again(
     everything.absorb(NEWS)
     assert await store.state(batch) == everything
     assert (await store.summary(batch)).expected == 2
+
+
+async def test_nothing_is_taken_for_complete_while_facts_wait_for_the_record(
+    record: PostgresRecord, gateway: RedisGateway, redis_key_prefix: str, batch: str
+) -> None:
+    async def one_waits() -> int:
+        return 1
+
+    recall = Recall(record, one_waits, RedisIdentity())
+    store = RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=recall)
+    await store.commit(batch, NEWS)
+    assert (await store.summary(batch)).expected is None
+    await record.adopt({batch: PAST})  # what waited has arrived
+    assert (await store.summary(batch)).expected == 2

@@ -37,7 +37,8 @@ async def answer(deadlines: Deadlines) -> AsyncIterator[Answer]:
             await work()
             return web.Response()
 
-        return await guard.around(handler, "/")(make_mocked_request("GET", "/"))
+        with anyio.fail_after(5):
+            return await guard.around(handler, "/")(make_mocked_request("GET", "/"))
 
     async with anyio.create_task_group() as group:
         group.start_soon(deadlines.run)

@@ -58,6 +58,20 @@ async def test_what_is_refused_for_an_outage_names_no_address(free_port: int) ->
                 assert not re.search(rf"{free_port}|localhost|127\.0\.0\.1|::1", answer.body.decode())
 
 
+async def test_a_pruning_for_which_the_outbox_has_no_room_is_not_answered(batch: str) -> None:
+    async with (
+        running_service(
+            use_mock_repository=True, outbox_max_messages=1, kafka_bootstrap_servers="127.0.0.1:1"
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        assert (await bos.complete(batch, "spellcheck")).status == 200
+        assert await bos.to_run(batch) == ["ai_feedback"]
+        answer = await bos.define(batch)
+        assert answer.status == 503
+        assert "Retry-After" in answer.headers
+
+
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", DEFINE), ("DELETE", COMPLETE), ("POST", "/healthz"), ("PUT", "/metrics")]
 )

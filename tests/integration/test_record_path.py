@@ -33,10 +33,11 @@ def service_settings(own_valkey: EmbeddedServer, module_database_url: str) -> di
 
 
 @pytest.fixture
-def permanent(service: RunningService) -> Permanent:
-    """The service's record."""
+async def permanent(service: RunningService) -> Permanent:
+    """The service's record, once it was reached: a busy machine may start the service before that."""
     permanent = service.service.persistence.permanent
     assert permanent is not None
+    await wait_until(lambda: permanent.record.reachable)
     return permanent
 
 
@@ -177,10 +178,12 @@ async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
 
     async with Redis.from_url(f"redis://{own_valkey.address}") as redis, anyio.create_task_group() as group:
         group.start_soon(report)
-        await wait_until(writing.is_set)
-        assert [key for key in await redis.keys() if batch.encode() in key] == []
-        assert statuses == []
-        service.call(go_on.set)
+        try:
+            await wait_until(writing.is_set)
+            assert [key for key in await redis.keys() if batch.encode() in key] == []
+            assert statuses == []
+        finally:
+            service.call(go_on.set)
     assert statuses == [200]
     recorded = await anyio.to_thread.run_sync(service.run, permanent.record.state, batch)
     assert recorded.batch_marks.keys() == {"nlp"}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
+from bcs.domain.errors import StoreUnavailable
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.history import HistoryEntry
 from tests.integration.record_world import RecordWorld
 from tests.support.past import AT_US
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -33,3 +38,30 @@ async def test_what_is_asked_while_the_record_is_away_leaves_room_for_facts(
         world.database_proxy.accept()
         await world.reached_again()
         assert len(await world.told(batch)) == ROOM // 2 + 1
+
+
+async def test_what_waits_stays_until_the_record_has_it(
+    tmp_path: Path, database_url: str, batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts: list[Fact] = [EssayPhaseEnded("spellcheck", f"e{number}", Outcome.COMPLETED, AT_US) for number in range(3)]
+    async with RecordWorld(tmp_path, database_url) as world:
+        permanent = world.running.service.persistence.permanent
+        assert permanent is not None
+        write, failed = permanent.record.write, False
+
+        async def fails_at_first(entries: Sequence[HistoryEntry], **options: Any) -> None:
+            nonlocal failed
+            if not failed:
+                failed = True
+                raise StoreUnavailable("postgresql", "the test says so")
+            await write(entries, **options)
+
+        world.database_proxy.refuse()
+        await world.database_proxy.cut()
+        for fact in facts:
+            await world.tell(batch, [fact])
+        monkeypatch.setattr(permanent.record, "write", fails_at_first)
+        world.database_proxy.accept()
+        await wait_until(lambda: failed)
+        await world.reached_again()
+        assert await world.told(batch) == [(fact,) for fact in facts]

@@ -11,7 +11,7 @@ import pytest
 
 from bcs.contracts.published import OutboundMessage, phases_skipped
 from bcs.domain.errors import StoreRefused, StoreUnavailable
-from bcs.domain.facts import BatchPhaseEnded, EssaysRegistered, Outcome
+from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.history import HistoryEntry, Position
 from bcs.domain.state import BatchState, delta_of
 from bcs.record.postgres import PostgresRecord
@@ -32,6 +32,24 @@ async def test_an_entry_that_comes_again_is_kept_once(record: PostgresRecord, ba
     await record.write([replace(entry, at_us=entry.at_us + 1), resolved])
     assert await kept(record, batch) == [entry, resolved]
     assert await record.state(batch) == delta_of(entry.facts)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["older facts first", "newer facts first"])
+async def test_the_record_merges_as_the_model_does(record: PostgresRecord, batch: str, order: int) -> None:
+    completed, failed = Outcome.COMPLETED, Outcome.FAILED
+    facts: list[Fact] = [
+        EssaysRegistered(("a", "b"), 2, AT_US),
+        EssaysRegistered(("a",), 1, AT_US + 1),
+    ]
+    # Of two outcomes the newer one wins, and at the same instant the failed one.
+    for first, second, later_us in ((completed, failed, 1), (failed, completed, 1), (completed, failed, 0)):
+        phase = f"{first}{second}{later_us}"
+        for outcome, at_us in ((first, AT_US), (second, AT_US + later_us)):
+            facts += [EssayPhaseEnded(phase, "a", outcome, at_us), BatchPhaseEnded(phase, outcome, at_us)]
+    told = facts[::order]
+    for fact in told:
+        await record.adopt({batch: delta_of([fact])})
+    assert await record.state(batch) == delta_of(told)
 
 
 async def test_entries_of_the_same_name_in_two_batches_are_two(record: PostgresRecord, batch: str) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from bcs.domain.errors import StoreUnavailable
@@ -156,6 +157,32 @@ async def test_a_cancelled_call_ends_within_the_deadline(make_gateway: MakeGatew
         await fails(gateway)
     proxy.thaw()
     assert await echo(gateway)
+
+
+async def test_a_cancelled_round_trip_is_carried_through_on_its_connection(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, deadline=5, connections=1)
+    before = await gateway.call(("CLIENT", "ID"))
+    proxy.delay(0.1)
+    with anyio.move_on_after(0.01) as patience:
+        await gateway.call(("ECHO", b"cancelled"))
+        await anyio.lowlevel.checkpoint()
+    assert patience.cancelled_caught
+    assert await gateway.call(("CLIENT", "ID")) == before
+
+
+async def test_a_session_that_failed_leaves_no_watch_to_the_next_one(
+    make_gateway: MakeGateway, redis_url: str, redis_key_prefix: str
+) -> None:
+    gateway = make_gateway(redis_url, deadline=5, connections=1)
+    with suppress(ValueError):
+        async with gateway.session() as session:
+            await session.call(("WATCH", redis_key_prefix))
+            raise ValueError("the test says so")
+    await gateway.call(("SET", redis_key_prefix, "written", "PX", 60_000))
+    *_, replies = await gateway.call(("MULTI",), ("GET", redis_key_prefix), ("EXEC",))
+    assert replies == [b"written"]
 
 
 @pytest.mark.parametrize("seed", range(3))

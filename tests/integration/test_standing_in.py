@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreUnavailable
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
 from bcs.domain.history import PipelineResolved
 from bcs.persistence import Persistence, open_persistence
 from bcs.settings import load_settings
+from tests.integration.record_world import RecordWorld
+from tests.support.past import AT_US
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -53,3 +58,22 @@ async def test_a_new_process_does_not_take_for_nothing_what_it_never_looked_at(p
     assert not persistence.permanent.stands_in(AWAY), "facts may wait from before"
     await persistence.permanent.backlog.waiting()
     assert persistence.permanent.stands_in(AWAY)
+
+
+async def test_a_batch_whose_registration_is_not_on_record_gets_no_answer(
+    tmp_path: Path, database_url: str, batch: str
+) -> None:
+    registered = f"{batch}-registered"
+    done = EssayPhaseEnded("spellcheck", "e1", Outcome.COMPLETED, AT_US)
+    async with RecordWorld(tmp_path, database_url) as world:
+        await world.tell(batch, [done])
+        await world.tell(registered, [EssaysRegistered(("e1",), 1, AT_US), done])
+        world.redis_proxy.refuse()
+        await world.redis_proxy.cut()
+
+        async def answered_by_postgresql() -> bool:
+            answer = await world.resolve(registered)
+            return answer.status == 200 and answer.json["source"] == "postgresql"
+
+        await wait_until(answered_by_postgresql)
+        assert (await world.resolve(batch)).status == 503

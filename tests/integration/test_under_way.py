@@ -75,6 +75,44 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
         assert restarts(service) == KILLS
 
 
+async def test_reading_pauses_while_too_much_is_under_way(
+    kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcs.actors.intake.AIOKafkaConsumer", CountingConsumer)
+    at_a_time, in_flight, count = 10, 20, 100
+    batches = [unique_name("batch") for _ in range(count)]
+    unstuck = anyio.Event()
+
+    async def get_stuck(point: FailPoint, _: str) -> None:
+        if point is FailPoint.BATCH_RECEIVED:
+            await unstuck.wait()
+
+    async with (
+        Platform(kafka_bootstrap_servers) as platform,
+        running_service(
+            get_stuck,
+            use_mock_repository=True,
+            kafka_bootstrap_servers=kafka_bootstrap_servers,
+            kafka_max_poll_records=at_a_time,
+            intake_max_in_flight=in_flight,
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        await platform.send(*(spellchecked(batch, "essay") for batch in batches))
+        try:
+            await wait_until(lambda: depth(service) >= in_flight)
+            CountingConsumer.polls = 0
+            await wait_until(lambda: CountingConsumer.polls >= POLLS)
+            assert depth(service) < in_flight + at_a_time
+            # No message counts as finished for having been handed over.
+            assert {committed for committed, _ in (await platform.uncommitted(service.group)).values()} == {None}
+        finally:
+            service.call(unstuck.set)
+        await wait_until(lambda: platform.caught_up(service.group))
+        for batch in batches[::20]:
+            assert await bos.to_run(batch) == ["ai_feedback"]
+
+
 async def test_what_is_finished_behind_a_stuck_message_is_bounded(
     kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,12 +140,14 @@ async def test_what_is_finished_behind_a_stuck_message_is_bounded(
         events = [spellchecked(batch, "essay") for batch in batches]
         # One key: one partition, on which nothing can be committed past the stuck one.
         await platform.send_raw(*((event.topic, key, event.value) for event in events))
-        await wait_until(lambda: CountingConsumer.messages[key] >= remembered)
-        CountingConsumer.polls = 0
-        await wait_until(lambda: CountingConsumer.polls >= POLLS)
-        assert CountingConsumer.messages[key] < remembered + at_a_time
-        await wait_until(lambda: depth(service) == 1, description="only one is under way: for its sake it could go on")
-        service.call(unstuck.set)
+        try:
+            await wait_until(lambda: CountingConsumer.messages[key] >= remembered)
+            CountingConsumer.polls = 0
+            await wait_until(lambda: CountingConsumer.polls >= POLLS)
+            assert CountingConsumer.messages[key] < remembered + at_a_time
+            await wait_until(lambda: depth(service) == 1, description="one is under way: for its sake it could go on")
+        finally:
+            service.call(unstuck.set)
         await wait_until(lambda: platform.caught_up(service.group))
         for batch in batches[::100]:  # the stuck one and the last one are among them
             assert await bos.to_run(batch) == ["ai_feedback"]

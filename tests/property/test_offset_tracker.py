@@ -176,3 +176,16 @@ def test_finishing_everything_commits_behind_the_last_message() -> None:
         tracker.finish("x", 0, offset, epoch)
         assert tracker.to_commit() == committable
     assert (tracker.in_flight, tracker.in_flight_bytes) == (0, 0)
+
+
+def test_a_receipt_of_an_older_ownership_counts_for_nothing() -> None:
+    tracker = OffsetTracker(count(1))
+    tracker.assign([("x", 0)])
+    older = tracker.epoch("x", 0)
+    assert older is not None
+    tracker.read("x", 0, 5, 1)
+    tracker.assign([("x", 0)])
+    tracker.read("x", 0, 5, 1)
+    tracker.finish("x", 0, 5, older)
+    assert tracker.to_commit() == {}
+    assert tracker.in_flight == 1

@@ -214,3 +214,22 @@ def test_the_designs_own_examples_hold() -> None:
     assert not complete(registered)
     assert not complete(BatchPhaseEnded("spellcheck", Outcome.COMPLETED, 0), registered)  # they joined later
     assert complete(registered, BatchPhaseEnded("spellcheck", Outcome.COMPLETED, 1))
+
+
+def test_the_newest_mark_wins_in_any_order() -> None:
+    older = EssayPhaseEnded("nlp", "a", Outcome.FAILED, 1)
+    newer = EssayPhaseEnded("nlp", "a", Outcome.COMPLETED, 2)
+    for told in ([older, newer], [newer, older]):
+        assert delta_of(told).essay_marks["nlp"]["a"].outcome is Outcome.COMPLETED
+
+
+def test_of_two_marks_at_one_instant_failed_wins() -> None:
+    completed, failed = (EssayPhaseEnded("nlp", "a", outcome, 1) for outcome in (Outcome.COMPLETED, Outcome.FAILED))
+    for told in ([completed, failed], [failed, completed]):
+        assert delta_of(told).essay_marks["nlp"]["a"].outcome is Outcome.FAILED
+
+
+def test_a_phase_is_not_complete_while_expected_essays_are_missing() -> None:
+    done: list[Fact] = [EssayPhaseEnded("nlp", essay, Outcome.COMPLETED, 2) for essay in ("a", "b")]
+    assert not judge(delta_of([EssaysRegistered(("a", "b"), 3, 1), *done]), "nlp").complete
+    assert judge(delta_of([EssaysRegistered(("a", "b"), 2, 1), *done]), "nlp").complete

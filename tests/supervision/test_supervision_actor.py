@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from bcs.supervision import ActorContext, ChildSpec, Letter, Mailbox, Supervisor, serve
-from tests.supervision.harness import AT_ONCE, OFTEN, Boom, Context, no_exhausted, running, until
+from tests.supervision.harness import AT_ONCE, DIED, OFTEN, Boom, Context, no_exhausted, running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -109,6 +109,29 @@ async def test_serve_hands_over_what_waits_as_one_list() -> None:
         await serve(context, handle, limit=3, exhausted=no_exhausted)
     assert lists == [[0, 1, 2], [3, 4]]
     assert mailbox.depth == 0
+
+
+async def test_a_letter_that_was_delivered_too_often_is_given_up_and_not_handled() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=2)
+    for text in ("poison", "good"):
+        mailbox.send_nowait(text)
+    for _ in range(2):
+        mailbox.receive_nowait()
+        mailbox.redeliver(DIED, blame=Boom())
+    context: Context = ActorContext("m", mailbox=mailbox)
+    context.request_stop()
+    handled: list[str] = []
+    given_up: list[str] = []
+
+    async def handle(letters: list[Letter[str]]) -> None:
+        handled.extend(letter.message for letter in letters)
+
+    async def exhausted(letter: Letter[str]) -> None:
+        given_up.append(letter.message)
+
+    with anyio.fail_after(5):
+        await serve(context, handle, exhausted=exhausted)
+    assert (handled, given_up) == (["good"], ["poison"])
 
 
 @pytest.mark.parametrize("deliveries", [1, 2, 5])

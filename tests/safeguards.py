@@ -1,0 +1,642 @@
+"""The safeguards that `python -m tests.mutations` takes out, and the tests that must fail then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One safeguard that is taken out.
+
+    :param removes: the safeguard, in a sentence.
+    :param file: where it is.
+    :param old: its source; it must stand exactly once in the file.
+    :param new: the source without it.
+    :param tests: the node ids of the tests that catch it, without parameters.
+    :param hangs: whether the tests end by the time limit.
+    """
+
+    name: str
+    removes: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    hangs: bool = False
+
+
+def _in(module: str, *tests: str) -> tuple[str, ...]:
+    return tuple(f"tests/{module}.py::{test}" for test in tests)
+
+
+_DOMAIN = (
+    Mutation(
+        "newest-mark",
+        "The newest mark wins, in whatever order marks arrive.",
+        "bcs/domain/state.py",
+        "            return self.at_us > other.at_us\n",
+        "            return True\n",
+        _in("property/test_state_merge", "test_the_newest_mark_wins_in_any_order"),
+    ),
+    Mutation(
+        "tie-rule",
+        "Of two marks of the same instant, the failed one wins.",
+        "bcs/domain/state.py",
+        "return self.outcome is Outcome.FAILED and other.outcome is not Outcome.FAILED",
+        "return False",
+        _in("property/test_state_merge", "test_of_two_marks_at_one_instant_failed_wins"),
+    ),
+    Mutation(
+        "every-known-essay",
+        "A phase is complete only when every known essay has completed it.",
+        "bcs/domain/verdicts.py",
+        "PhaseVerdict(completed == len(known) and",
+        "PhaseVerdict(completed > 0 and",
+        _in("property/test_state_merge", "test_the_designs_own_examples_hold"),
+    ),
+    Mutation(
+        "expected-count",
+        "A phase is not complete while essays of the registered number are missing.",
+        "bcs/domain/verdicts.py",
+        "completed == len(known) and (none_missing or covered)",
+        "completed == len(known)",
+        _in("property/test_state_merge", "test_a_phase_is_not_complete_while_expected_essays_are_missing"),
+    ),
+    Mutation(
+        "batch-mark-joined",
+        "A mark for the whole batch speaks only for the essays that had joined by then.",
+        "bcs/domain/verdicts.py",
+        "if whole is None or state.known_since_us.get(essay_id, whole.at_us + 1) > whole.at_us:",
+        "if whole is None:",
+        _in("property/test_state_merge", "test_the_designs_own_examples_hold"),
+    ),
+    Mutation(
+        "prompt-gate",
+        "A pipeline with a phase that needs a prompt is refused where there is none.",
+        "bcs/domain/resolution.py",
+        "    if prompt_attached is False and gated:\n",
+        "    if False:\n",
+        _in("property/test_resolution", "test_the_prompt_gate_names_each_phase_that_needs_one"),
+    ),
+    Mutation(
+        "event-id",
+        "The event id of PhaseSkipped is derived from request, batch and phase.",
+        "bcs/contracts/published.py",
+        '"event_id": str(uuid.uuid5(_NAMESPACE, identity)),',
+        '"event_id": str(uuid.uuid4()),',
+        _in("unit/test_published", "test_a_repeated_request_announces_under_the_same_ids"),
+    ),
+)
+
+_SUPERVISORS = (
+    Mutation(
+        "mailbox-bound",
+        "A mailbox is bounded.",
+        "bcs/supervision/mailbox.py",
+        "Queue(self.capacity)",
+        "Queue(math.inf)",
+        _in("supervision/test_supervision_mailbox", "test_full_is_an_error_for_those_who_do_not_wait"),
+    ),
+    Mutation(
+        "ask-ends-with-death",
+        "An ask ends with the death of the actor.",
+        "bcs/supervision/mailbox.py",
+        "        self._asks.fail_all(lambda: ActorDied(actor, reason))\n",
+        "        del actor, reason\n",
+        _in("supervision/test_supervision_ask", "test_the_death_of_the_actor_and_life_after_it"),
+    ),
+    Mutation(
+        "redelivery",
+        "What an actor had in hand when it died is delivered again.",
+        "bcs/supervision/mailbox.py",
+        "            self._again.appendleft(letter)\n",
+        "            del letter\n",
+        _in(
+            "supervision/test_supervision_escalation",
+            "test_the_mailbox_outlives_a_crash_with_what_is_queued_and_what_is_in_hand",
+        ),
+    ),
+    Mutation(
+        "poison-alone",
+        "A message that may have caused a death comes again alone.",
+        "bcs/supervision/mailbox.py",
+        "        if self._again and self._again[0].attempts:\n",
+        "        if False:\n",
+        _in("supervision/test_supervision_mailbox", "test_what_was_in_hand_comes_again_first_and_one_at_a_time"),
+    ),
+    Mutation(
+        "max-deliveries",
+        "A message over which its actor died too often is given up, and becomes a dead letter.",
+        "bcs/supervision/actor.py",
+        "    if letters[0].attempts >= context.mailbox.max_deliveries:\n",
+        "    if False:\n",
+        _in(
+            "supervision/test_supervision_actor",
+            "test_a_letter_that_was_delivered_too_often_is_given_up_and_not_handled",
+        ),
+    ),
+    Mutation(
+        "blame",
+        "A message is not given up for kills, which come from outside.",
+        "bcs/supervision/attempt.py",
+        "blamed = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)",
+        "blamed = ended.abnormal",
+        _in("supervision/test_supervision_blame", "test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed"),
+    ),
+    Mutation(
+        "watchdog",
+        "A watchdog cancels an actor that hangs.",
+        "bcs/supervision/attempt.py",
+        "        if self._limits.hang_seconds is not None:\n",
+        "        if False:\n",
+        _in("supervision/test_supervision_time", "test_a_hung_attempt_is_cancelled_and_restarted"),
+    ),
+    Mutation(
+        "unhealthy",
+        "An actor that ignores its cancellation is reported as such.",
+        "bcs/supervision/attempt.py",
+        "        if not self.wedged:\n",
+        "        if False:\n",
+        _in(
+            "supervision/test_supervision_time", "test_an_attempt_that_ignores_its_cancellation_is_wedged_until_it_ends"
+        ),
+    ),
+    Mutation(
+        "restart-intensity",
+        "A supervisor gives up after too many restarts.",
+        "bcs/supervision/intensity.py",
+        "            return False\n",
+        "            pass\n",
+        _in("supervision/test_supervision_policy", "test_the_window_slides"),
+    ),
+    Mutation(
+        "back-off-cap",
+        "The back-off before a restart has a cap.",
+        "bcs/supervision/backoff.py",
+        "min(grown, self.maximum_seconds) * ",
+        "grown * ",
+        _in("supervision/test_supervision_policy", "test_backoff_grows_by_its_factor_up_to_the_cap"),
+    ),
+    Mutation(
+        "back-off-reset",
+        "A healthy spell makes the back-off short again.",
+        "bcs/supervision/child.py",
+        "            self.step = 0\n",
+        "            pass\n",
+        _in(
+            "supervision/test_supervision_time", "test_restarts_wait_longer_and_longer_and_a_healthy_spell_resets_that"
+        ),
+    ),
+)
+
+_INTAKE = (
+    Mutation(
+        "epoch",
+        "A receipt from an older ownership of a partition counts for nothing.",
+        "bcs/actors/offsets.py",
+        "if owned is None or owned.epoch != epoch or offset not in",
+        "if owned is None or offset not in",
+        _in("property/test_offset_tracker", "test_a_receipt_of_an_older_ownership_counts_for_nothing"),
+    ),
+    Mutation(
+        "contiguous-commit",
+        "An offset is committed only when nothing before it is unfinished.",
+        "bcs/actors/offsets.py",
+        "        owned.finished_ahead.add(offset)\n",
+        """\
+        owned.finished_ahead.add(offset)
+        owned.committable = max(owned.committable or 0, offset + 1)
+""",
+        _in("property/test_offset_tracker", "test_finishing_everything_commits_behind_the_last_message"),
+    ),
+    Mutation(
+        "finished-behind-commit",
+        "The actor of a batch reports a message as finished only behind the commit of its facts.",
+        "bcs/actors/batches.py",
+        """\
+        try:
+            await make_durable(group)
+""",
+        """\
+        for command in group:
+            if command.receipt:
+                self.finished(MessageFinished(command.receipt))
+        try:
+            await make_durable(group)
+""",
+        _in("integration/test_batch_actor", "test_a_message_counts_as_finished_only_behind_its_commit"),
+    ),
+    Mutation(
+        "delivered-is-not-durable",
+        "A message that a batch was given does not count as finished for that.",
+        "bcs/actors/consumption.py",
+        """\
+            delivered = True
+""",
+        """\
+            delivered = True
+            self._finish(receipt)
+""",
+        _in("integration/test_under_way", "test_reading_pauses_while_too_much_is_under_way"),
+    ),
+    Mutation(
+        "dead-letter-durable",
+        "A message that can't be decoded counts as finished only once its dead letter is stored.",
+        "bcs/actors/consumption.py",
+        """\
+            self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error))
+""",
+        """\
+            self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error))
+            self._finish(self._letters[-1][0])
+""",
+        _in("integration/test_dead_letters", "test_the_offset_of_junk_waits_until_its_dead_letter_is_stored"),
+    ),
+    Mutation(
+        "pause",
+        "Reading pauses while too many messages are in flight.",
+        "bcs/actors/consumption.py",
+        "            or under_way.messages >= settings.intake_max_in_flight\n",
+        "",
+        _in("integration/test_under_way", "test_reading_pauses_while_too_much_is_under_way"),
+    ),
+    Mutation(
+        "remembered-bound",
+        "Reading pauses while too many finished offsets wait behind an unfinished one.",
+        "bcs/actors/consumption.py",
+        "            or self._tracker.remembered >= settings.intake_max_in_flight * _REMEMBERED_FACTOR\n",
+        "",
+        _in("integration/test_under_way", "test_what_is_finished_behind_a_stuck_message_is_bounded"),
+    ),
+    Mutation(
+        "abandoned-ask",
+        "What a caller was told is not recorded is not recorded afterwards.",
+        "bcs/actors/batches.py",
+        "group = [letter.message for letter in letters if not letter.abandoned]",
+        "group = [letter.message for letter in letters]",
+        _in("integration/test_batch_actor", "test_a_report_that_nobody_waits_for_any_more_is_not_recorded"),
+    ),
+)
+
+_REDIS = (
+    Mutation(
+        "shield",
+        "A round trip to Redis is shielded from cancellation.",
+        "bcs/store/redis_gateway.py",
+        """\
+        scope = anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds)
+        try:
+""",
+        """\
+        scope = anyio.CancelScope(deadline=anyio.current_time() + self._deadline_seconds)
+        try:
+""",
+        _in("integration/test_redis_gateway", "test_a_cancelled_round_trip_is_carried_through_on_its_connection"),
+    ),
+    Mutation(
+        "drop-connection",
+        "A connection to Redis on which anything went wrong is dropped: it may still watch keys.",
+        "bcs/store/redis_gateway.py",
+        "                    if not reusable:\n",
+        "                    if False:\n",
+        _in("integration/test_redis_gateway", "test_a_session_that_failed_leaves_no_watch_to_the_next_one"),
+    ),
+    Mutation(
+        "circuit-breaker",
+        "After failures in a row, the circuit breaker refuses callers at once.",
+        "bcs/store/redis_gateway.py",
+        "default_threshold=breaker_failures,",
+        "default_threshold=10**9,",
+        _in("integration/test_redis_circuit", "test_the_circuit_opens_refuses_at_once_half_opens_and_closes"),
+    ),
+    Mutation(
+        "watch",
+        "A commit that another writer came before is not carried out (WATCH).",
+        "bcs/store/redis_batch.py",
+        'return [("WATCH", *keys.all), *reads(keys)]',
+        'return [("WATCH", f"{keys.stem}:none"), *reads(keys)]',
+        _in("integration/test_state_in_redis", "test_every_lost_attempt_is_counted_and_the_rival_s_facts_are_kept"),
+    ),
+    Mutation(
+        "fallback-merge",
+        "The fallback merges each register where it lies, by the same rule.",
+        "bcs/store/merge_script.py",
+        "      if old == NO_MARK or outweighs(value, old, compare_bytes) then\n",
+        "      if true then\n",
+        _in("integration/test_state_in_redis", "test_every_lost_attempt_is_counted_and_the_rival_s_facts_are_kept"),
+    ),
+    Mutation(
+        "fallback-summary",
+        "The fallback drops the summary, which it can't keep up to date.",
+        "bcs/store/merge_script.py",
+        "redis.call('DEL', summary)\n",
+        "",
+        _in("integration/test_merge_script", "test_the_script_drops_the_summary_counts_up_and_renews_everything"),
+    ),
+    Mutation(
+        "expire-together",
+        "All keys of a batch expire together.",
+        "bcs/store/redis_batch.py",
+        '        ("PEXPIRE", keys.essays, ttl_ms),\n',
+        "",
+        _in("integration/test_state_in_redis", "test_every_write_renews_all_keys_together"),
+    ),
+    Mutation(
+        "encoded-id",
+        "A batch's id is percent-encoded in its keys, so that no batch has those of another.",
+        "bcs/store/codec.py",
+        "quote(batch_id, safe='')",
+        "batch_id",
+        _in("integration/test_state_in_redis", "test_all_keys_of_a_batch_lie_in_one_slot_of_a_cluster"),
+    ),
+)
+
+_OUTBOX = (
+    Mutation(
+        "outbox-acknowledged",
+        "An entry of the outbox is removed only behind the broker's acknowledgement.",
+        "bcs/actors/publisher.py",
+        """\
+        await self.reach(FailPoint.PUBLISHER_LEASED, context.name)
+""",
+        """\
+        await self._persist(context, self.outbox.settle, [entry.entry_id for entry in leased])
+        await self.reach(FailPoint.PUBLISHER_LEASED, context.name)
+""",
+        _in("integration/test_publisher", "test_what_a_publisher_held_when_it_crashed_is_published_by_the_next"),
+    ),
+    Mutation(
+        "outbox-resume",
+        "A publisher takes up again what the one before it held when it died.",
+        "bcs/actors/publisher.py",
+        "            leased = await self._persist(context, self.outbox.resume, _LEASE_LIMIT)\n",
+        "            leased: list[LeasedMessage] = []\n",
+        _in("integration/test_publisher", "test_what_a_publisher_held_when_it_crashed_is_published_by_the_next"),
+    ),
+    Mutation(
+        "announced-first",
+        "A pruning that can't be announced is not answered: its announcements are stored before the answer.",
+        "bcs/actors/http/pipelines.py",
+        """\
+            await self.knowledge.announce(phases_skipped(body.batch_id, pruned, body.correlation_id, now), resolved)
+""",
+        """\
+            try:
+                await self.knowledge.announce(phases_skipped(body.batch_id, pruned, body.correlation_id, now), resolved)
+            except StoreError:
+                pass
+""",
+        _in("integration/test_http_edges", "test_a_pruning_for_which_the_outbox_has_no_room_is_not_answered"),
+    ),
+    Mutation(
+        "outbox-takeover",
+        "What a dead replica held of the outbox is taken over.",
+        "bcs/actors/publisher.py",
+        "                leased += await self._persist(context, self.outbox.recover, takeover_seconds, _LEASE_LIMIT)\n",
+        "",
+        _in(
+            "integration/test_outbox_takeover",
+            "test_what_a_dead_replica_leased_is_published_though_fresh_entries_keep_coming",
+        ),
+    ),
+    Mutation(
+        "refused-is-not-acknowledged",
+        "A message that the broker refused does not count as acknowledged.",
+        "bcs/actors/publishing.py",
+        "                note(entry, ending.exception())\n",
+        "                note(entry, None)\n",
+        _in("integration/test_publishing", "test_a_partition_without_a_leader_holds_up_no_other"),
+    ),
+    Mutation(
+        "outbox-bound",
+        "The outbox is bounded, and takes all of an append or nothing.",
+        "bcs/store/redis_queue.py",
+        "            raise self._full(self._limit)\n",
+        "            pass\n",
+        _in("integration/test_outbox", "test_a_full_outbox_takes_all_of_an_append_or_nothing"),
+    ),
+)
+
+_ARCHIVE = (
+    Mutation(
+        "archive-first",
+        "A fact is in the permanent record, or in the queue to it, before it is in Redis.",
+        "bcs/actors/batches.py",
+        """\
+            if self.archive and not archived:
+                now_us = microseconds(self.now())
+                await self.archive.keep([command.entry(now_us) for command in group])
+                archived = True
+            await self._commit(context, group)
+""",
+        """\
+            await self._commit(context, group)
+            if self.archive and not archived:
+                now_us = microseconds(self.now())
+                await self.archive.keep([command.entry(now_us) for command in group])
+                archived = True
+""",
+        _in("integration/test_record_path", "test_redis_gets_nothing_that_the_record_does_not_have_yet"),
+    ),
+    Mutation(
+        "archive-queue",
+        "While PostgreSQL is away, facts wait for it in a queue in Redis.",
+        "bcs/actors/archive.py",
+        "        await self.permanent.backlog.append(facts)\n",
+        "",
+        _in("integration/test_record_queue", "test_what_is_asked_while_the_record_is_away_leaves_room_for_facts"),
+    ),
+    Mutation(
+        "archive-queue-written",
+        "What waits for PostgreSQL in Redis is removed only once PostgreSQL has it.",
+        "bcs/actors/archive_upkeep.py",
+        """\
+        try:
+            await self.record.write([entry.message for entry in leased], deadline_seconds=_DRAIN_DEADLINE_SECONDS)
+""",
+        """\
+        await queue.settle([entry.entry_id for entry in leased])
+        try:
+            await self.record.write([entry.message for entry in leased], deadline_seconds=_DRAIN_DEADLINE_SECONDS)
+""",
+        _in("integration/test_record_queue", "test_what_waits_stays_until_the_record_has_it"),
+    ),
+    Mutation(
+        "archive-law",
+        "A mark in PostgreSQL is replaced only by a newer one.",
+        "bcs/record/statements.py",
+        """\
+    ON CONFLICT (batch_key, phase, essay_id) DO UPDATE SET outcome = excluded.outcome, at_us = excluded.at_us
+        WHERE (excluded.at_us, excluded.outcome) > (known.at_us, known.outcome)
+""",
+        """\
+    ON CONFLICT (batch_key, phase, essay_id) DO UPDATE SET outcome = excluded.outcome, at_us = excluded.at_us
+""",
+        _in("integration/test_record_store", "test_the_record_merges_as_the_model_does"),
+    ),
+    Mutation(
+        "history-once",
+        "An entry of the history that comes again is kept once.",
+        "bcs/record/statements.py",
+        "ON CONFLICT (batch_key, entry_id) DO NOTHING\n",
+        "",
+        _in("integration/test_record_store", "test_an_entry_that_comes_again_is_kept_once"),
+    ),
+    Mutation(
+        "history-id",
+        "The id of a message's entry comes from its place in Kafka, so that it is the same however often it is read.",
+        "bcs/actors/messages.py",
+        "        consumed_entry_id(message.topic, message.partition, message.offset, message.timestamp_ms),\n",
+        "        __import__('uuid').uuid4(),\n",
+        _in("unit/test_projection", "test_the_same_message_has_the_same_entry_each_time"),
+    ),
+    Mutation(
+        "refused-entry-alone",
+        "An entry that PostgreSQL refuses spoils no other.",
+        "bcs/actors/archive.py",
+        """\
+            if len(commands) == 1:
+                self._give_up(commands[0], error)
+                return
+""",
+        """\
+            if True:
+                for command in commands:
+                    self._give_up(command, error)
+                return
+""",
+        _in("integration/test_record_path", "test_an_entry_that_the_record_refuses_spoils_no_other"),
+    ),
+    Mutation(
+        "run-id",
+        "What an earlier run of Redis was stamped complete in is not trusted after a restart.",
+        "bcs/store/recall.py",
+        "return run_id == self.redis.run_id and self.record.identity in (making, None)",
+        "return bool(run_id) and self.record.identity in (making, None)",
+        _in("integration/test_rolled_back", "test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledged"),
+    ),
+    Mutation(
+        "making-id",
+        "What was stamped complete with other tables in PostgreSQL is not trusted.",
+        "bcs/store/recall.py",
+        "return run_id == self.redis.run_id and self.record.identity in (making, None)",
+        "return run_id == self.redis.run_id and making is not None",
+        _in("integration/test_rolled_back", "test_a_record_that_was_made_anew_gets_what_redis_knows"),
+    ),
+    Mutation(
+        "same-run",
+        "While PostgreSQL is away, a restarted Redis answers for no batch that it may know only in part.",
+        "bcs/store/recall.py",
+        '        if mark is not None and mark.partition("/")[0] != self.redis.run_id:\n',
+        "        if False:\n",
+        _in(
+            "integration/test_rolled_back",
+            "test_of_a_redis_that_lost_its_last_seconds_nothing_is_said_while_the_record_is_away",
+        ),
+    ),
+    Mutation(
+        "stamp-while-waiting",
+        "A batch is not stamped complete while facts wait for PostgreSQL.",
+        "bcs/store/recall.py",
+        "return Recalled(recorded, None if waiting else mark)",
+        "return Recalled(recorded, mark)",
+        _in("integration/test_distrust", "test_nothing_is_taken_for_complete_while_facts_wait_for_the_record"),
+    ),
+    Mutation(
+        "invalidated-writer",
+        "A commit fails when the record got facts past Redis since it was read.",
+        "bcs/store/redis_state.py",
+        '                    ("SET", keys.summary, ""),\n',
+        "",
+        _in("integration/test_distrust", "test_a_writer_who_asked_the_record_before_asks_again"),
+    ),
+    Mutation(
+        "partial-batch",
+        "While PostgreSQL is away, a batch whose registration is unknown gets no answer.",
+        "bcs/store/recall.py",
+        "        if summary.expected is None:\n",
+        "        if False:\n",
+        _in(
+            "integration/test_partial_knowledge", "test_one_essay_that_came_after_redis_forgot_thirty_completes_nothing"
+        ),
+    ),
+    Mutation(
+        "partial-record",
+        "While Redis is away, PostgreSQL answers for no batch whose registration it does not have.",
+        "bcs/actors/knowledge.py",
+        "        if state.expected is None:\n",
+        "        if False:\n",
+        _in("integration/test_standing_in", "test_a_batch_whose_registration_is_not_on_record_gets_no_answer"),
+    ),
+    Mutation(
+        "facts-wait",
+        "While Redis is away, PostgreSQL does not answer when facts wait for it in Redis.",
+        "bcs/record/permanent.py",
+        " and self.backlog.last_known == 0",
+        "",
+        _in("integration/test_standing_in", "test_what_was_drained_is_known_to_wait_no_more"),
+    ),
+)
+
+_HTTP = (
+    Mutation(
+        "no-guess",
+        "When the store is out of reach, the answer is 503 and not a guess.",
+        "bcs/actors/knowledge.py",
+        """\
+                raise
+            return summarize(await self._from_the_record(batch_id, error), 0), POSTGRESQL
+""",
+        """\
+                return BatchSummary(), self.store_name
+            return summarize(await self._from_the_record(batch_id, error), 0), POSTGRESQL
+""",
+        _in("integration/test_http_edges", "test_what_is_refused_for_an_outage_names_no_address"),
+    ),
+    Mutation(
+        "readiness",
+        "Readiness is off while the service stops.",
+        "bcs/actors/http/health.py",
+        "        if self.draining():\n",
+        "        if False:\n",
+        _in("integration/test_stopping", "test_while_it_drains_it_says_so_and_still_answers"),
+    ),
+    Mutation(
+        "deadline",
+        "A request that takes too long is ended with a 503.",
+        "bcs/actors/http/deadlines.py",
+        "                task.cancel()\n",
+        "                del task\n",
+        _in(
+            "integration/test_http_deadlines",
+            "test_a_request_that_takes_too_long_is_told_so_and_its_connection_goes_on",
+        ),
+    ),
+    Mutation(
+        "body-limit",
+        "A request body that is too large is refused.",
+        "bcs/actors/http/server.py",
+        "client_max_size=self.settings.http_max_body_bytes",
+        "client_max_size=2**40",
+        _in("integration/test_http_api", "test_a_body_beyond_one_mebibyte_is_too_large"),
+    ),
+    Mutation(
+        "overload",
+        "Beyond a number of requests at a time, more are refused at once.",
+        "bcs/actors/http/middleware.py",
+        "if self._in_flight > self._settings.http_max_concurrent_requests and request.path not in _PROBES:",
+        "if False:",
+        _in("integration/test_http_load", "test_beyond_the_limit_requests_are_refused_at_once_and_probes_are_not"),
+    ),
+    Mutation(
+        "chaos-door",
+        "Actors can be killed over HTTP only where that is enabled.",
+        "bcs/actors/http/actors.py",
+        "        if not self.chaos_enabled:\n",
+        "        if False:\n",
+        _in("integration/test_chaos_door", "test_the_door_is_closed_unless_it_is_opened"),
+    ),
+)
+
+MUTATIONS: tuple[Mutation, ...] = (*_DOMAIN, *_SUPERVISORS, *_INTAKE, *_REDIS, *_OUTBOX, *_ARCHIVE, *_HTTP)
