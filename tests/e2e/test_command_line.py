@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bcs.embedded import free_port
-from tests.support.commands import bcs, bcs_at_terminal
+from tests.support.commands import bcs, bcs_at_terminal, installed_bcs, installed_bcs_at_terminal
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +68,15 @@ async def test_every_command_explains_itself_in_eighty_columns(command: tuple[st
     assert "…" not in ran.uncoloured, "nothing is cut off"
     if command in READING and command != ("pipelines", "graph"):
         assert "--json" in ran.uncoloured
+
+
+@pytest.mark.parametrize("group", sorted({command[0] for command in COMMANDS} | {"dlq"}))
+async def test_the_installed_command_starts_into_a_pipe_and_at_a_terminal(group: str) -> None:
+    """All other tests fork their commands from a process that has imported everything, whatever they need."""
+    piped, shown = await installed_bcs(group, "--help"), await installed_bcs_at_terminal(80, group, "--help")
+    assert (piped.exit_code, shown.exit_code) == (0, 0)
+    assert f"Usage: bcs {group}" in piped.output
+    assert f"Usage: bcs {group}" in shown.uncoloured
 
 
 async def test_completion_is_there_for_bash_and_knows_the_commands() -> None:

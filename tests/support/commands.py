@@ -11,7 +11,7 @@ import subprocess
 import sysconfig
 import tempfile
 import termios
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tests.support.service import RunningService
 
 _TIMEOUT_SECONDS = 60
 _POLL_SECONDS = 0.05
+_INSTALLED = str(Path(sysconfig.get_path("scripts")) / "bcs")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -76,7 +77,7 @@ async def installed_bcs(*arguments: str, **environment: object) -> Ran:
 
     def run() -> Ran:
         done = subprocess.run(
-            [str(Path(sysconfig.get_path("scripts")) / "bcs"), *arguments],
+            [_INSTALLED, *arguments],
             env=command_environment(environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -92,27 +93,46 @@ async def installed_bcs(*arguments: str, **environment: object) -> Ran:
 async def bcs_at_terminal(columns: int, *arguments: str, **environment: object) -> Ran:
     """The same as :func:`bcs` with a terminal for its outputs."""
 
-    def run() -> Ran:
-        ours, its = pty.openpty()
-        fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-        terminal = Path(os.ttyname(its))
-        chosen = {**command_environment(environment), "TERM": "xterm-256color"}
-        process = ForkedProcess(arguments, chosen, stdin=Path(os.devnull), stdout=terminal, stderr=terminal)
-        try:
-            # Once the process has the terminal, it is its last user: then its end ends the output.
-            output = b""
-            while process.poll() is None and not output:
-                if select.select([ours], [], [], _POLL_SECONDS)[0]:
-                    output = _read(ours)
-            os.close(its)
-            output += b"".join(iter(lambda: _read(ours), b""))
-            exit_code = process.wait(_TIMEOUT_SECONDS)
-        finally:
-            process.kill()
-            os.close(ours)
-        return Ran(exit_code, output.decode().replace("\r\n", "\n"), "")
+    def start(terminal: Path) -> ForkedProcess:
+        variables = _terminal_environment(environment)
+        return ForkedProcess(arguments, variables, stdin=Path(os.devnull), stdout=terminal, stderr=terminal)
 
-    return await anyio.to_thread.run_sync(run)
+    return await anyio.to_thread.run_sync(_run_at_terminal, columns, start)
+
+
+async def installed_bcs_at_terminal(columns: int, *arguments: str, **environment: object) -> Ran:
+    """The same as :func:`installed_bcs` with a terminal for its outputs."""
+
+    def start(terminal: Path) -> subprocess.Popen[bytes]:
+        with terminal.open("wb", buffering=0) as output:
+            return subprocess.Popen(
+                [_INSTALLED, *arguments],
+                env=_terminal_environment(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    return await anyio.to_thread.run_sync(_run_at_terminal, columns, start)
+
+
+def _run_at_terminal(columns: int, start: Callable[[Path], ForkedProcess | subprocess.Popen[bytes]]) -> Ran:
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    process = start(Path(os.ttyname(its)))
+    try:
+        # Once the process has the terminal, it is its last user: then its end ends the output.
+        output = b""
+        while process.poll() is None and not output:
+            if select.select([ours], [], [], _POLL_SECONDS)[0]:
+                output = _read(ours)
+        os.close(its)
+        output += b"".join(iter(lambda: _read(ours), b""))
+        exit_code = process.wait(_TIMEOUT_SECONDS)
+    finally:
+        process.kill()
+        os.close(ours)
+    return Ran(exit_code, output.decode().replace("\r\n", "\n"), "")
 
 
 def settings_of(service: RunningService) -> dict[str, object]:
@@ -132,6 +152,10 @@ def _read(terminal: int) -> bytes:
 def _ran(exit_code: int, output: str, error: str) -> Ran:
     assert "Traceback" not in error, error
     return Ran(exit_code, output, error)
+
+
+def _terminal_environment(given: Mapping[str, object]) -> dict[str, str]:
+    return {**command_environment(given), "TERM": "xterm-256color"}
 
 
 def command_environment(given: Mapping[str, object]) -> dict[str, str]:
