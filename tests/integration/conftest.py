@@ -21,18 +21,6 @@ from tests.support.service import Orchestrator, RunningService, service_in_threa
 NEVER = 10**6
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_long_pauses() -> Iterator[None]:
-    """What the service does again after a pause, it does soon: on loopback no one else is to be spared."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bcs.app._RETRY_MAXIMUM_SECONDS", 0.3)
-        patch.setattr("bcs.actors.intake._RETRY_SECONDS", 0.3)
-        patch.setattr("bcs.actors.kafka_probe._INTERVAL_SECONDS", 0.3)
-        patch.setattr("bcs.actors.archive_upkeep._PROBE_SECONDS", 0.1)
-        patch.setattr("bcs.actors.archive_upkeep._FIRST_LOOK_SECONDS", 1.0)
-        yield
-
-
 @pytest.fixture(scope="module")
 def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A broker of the module's own, with the platform's topics."""

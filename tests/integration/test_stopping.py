@@ -58,9 +58,7 @@ async def test_without_redis_the_stop_is_in_time_and_what_was_in_hand_is_read_ag
     private_valkey: EmbeddedServer,
     redis_key_prefix: str,
     short_session: dict[str, object],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bcs.actors.consumption._DRAIN_PATIENCE_SECONDS", 1.5)
     batches, essays = [f"batch-{number}" for number in range(5)], [f"essay-{number}" for number in range(20)]
     settings = {
         "redis_url": f"redis://{private_valkey.address}",
@@ -69,6 +67,7 @@ async def test_without_redis_the_stop_is_in_time_and_what_was_in_hand_is_read_ag
         "kafka_consumer_group_id": redis_key_prefix,
         "redis_deadline_seconds": 0.4,
         "redis_breaker_open_seconds": 0.3,
+        "intake_drain_patience_seconds": 1.0,
         **short_session,
     }
     async with Platform(kafka_bootstrap_servers) as platform:

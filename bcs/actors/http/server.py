@@ -33,8 +33,6 @@ _LAST_REQUESTS_SECONDS = 1.0
 _LOOK_SECONDS = 0.01
 # Who has knocked is connected by then.
 _HANDSHAKE_SECONDS = 0.05
-# After a kill, a connection that was just accepted gets this long to send its request before it is closed.
-_LINGER_SECONDS = 0.1
 # After a kill, requests in hand get this long to end before their connections are closed.
 _KILLED_GRACE_SECONDS = 1.0
 
@@ -131,10 +129,12 @@ class HttpServer:
             stopped = True
         finally:
             # The sum of what is in it, or something would be left half closed: aiohttp waits twice for its timeout.
-            with anyio.move_on_after(_LINGER_SECONDS + _KILLED_GRACE_SECONDS * 4, shield=True):
+            linger_seconds = self.settings.http_linger_seconds
+            with anyio.move_on_after(linger_seconds + _KILLED_GRACE_SECONDS * 4, shield=True):
                 guard.say_goodbye()
                 if not stopped:
-                    await anyio.sleep(_LINGER_SECONDS)
+                    # Who has connected just now is about to send a request.
+                    await anyio.sleep(linger_seconds)
                     with anyio.move_on_after(_KILLED_GRACE_SECONDS):
                         await guard.idle()
                 await runner.cleanup()
