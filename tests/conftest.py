@@ -13,6 +13,7 @@ from bcs.embedded import EmbeddedServer
 from bcs.embedded_postgres import PostgresServer, postgres
 from tests.support import apache_kafka as apache
 from tests.support.databases import database
+from tests.support.kafka import platform_broker
 
 _TESTS_ON = pytest.StashKey[Counter[str]]()
 _JARS_IF_ANY = "apache_kafka_jars_if_any"  # a fixture of the chaos suite
@@ -69,12 +70,20 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The broker that all tests share: use topics and groups of your own, see ``unique_name``."""
-    if servers := os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
-        yield servers
-        return
-    with embedded.kafka(tmp_path_factory.mktemp("kafka")) as server:
-        yield server.address
+    """The broker that the tests of a worker share, with the platform's topics; no test starts a service on it.
+
+    The topics' names are fixed: a second service would read everything that the tests before it sent, and make dead
+    letters of their junk once more. Modules that start services start them on ``module_kafka``.
+    """
+    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def module_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker of the module's own, with the platform's topics; it starts in a twentieth of a second."""
+    with platform_broker(tmp_path_factory.mktemp("module-kafka")) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -15,17 +15,10 @@ from bcs.store.redis_state import RedisStateStore
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
 from tests.support.databases import record_in
 from tests.support.fault_proxy import FaultProxy
-from tests.support.kafka import Platform, platform_broker
+from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService, service_in_thread
 
 NEVER = 10**6
-
-
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A broker of the module's own, with the platform's topics."""
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +28,27 @@ def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSer
         yield server
 
 
+@pytest.fixture(scope="session")
+def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
+    """A service with the usual settings, which the tests of a worker share: use batches of your own, see `batch`.
+
+    What is killed, needs settings of its own, or counts all that the service ever did, has an `own_service`; that and
+    `module_kafka` take the names `service` and `kafka_bootstrap_servers` in such a module.
+    """
+    with service_in_thread(redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def service_settings() -> dict[str, object]:
-    """What the module wants to be other than usual in `service`."""
+    """What the module wants to be other than usual in `own_service`."""
     return {}
 
 
 @pytest.fixture(scope="module")
-def service(
-    redis_url: str, kafka_bootstrap_servers: str, service_settings: dict[str, object]
-) -> Iterator[RunningService]:
-    """A service that all tests of the module use."""
-    usual = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
+def own_service(redis_url: str, module_kafka: str, service_settings: dict[str, object]) -> Iterator[RunningService]:
+    """A service of the module's own, on a broker of its own."""
+    usual = {"redis_url": redis_url, "kafka_bootstrap_servers": module_kafka}
     with service_in_thread(**{**usual, **service_settings}) as running:
         yield running
 

@@ -25,6 +25,16 @@ ROUNDS = 4  # of events and of each worker's requests, before the kill and at le
 
 
 @pytest.fixture(scope="module")
+def kafka_bootstrap_servers(module_kafka: str) -> str:
+    return module_kafka
+
+
+@pytest.fixture(scope="module")
+def service(own_service: RunningService) -> RunningService:
+    return own_service
+
+
+@pytest.fixture(scope="module")
 def service_settings(short_session: dict[str, object]) -> dict[str, object]:
     return short_session
 

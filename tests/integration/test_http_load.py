@@ -24,11 +24,12 @@ HEAD = (
 
 
 @pytest.fixture(scope="module")
-def narrow_service(kafka_bootstrap_servers: str) -> Iterator[RunningService]:
+def narrow_service() -> Iterator[RunningService]:
     """One that takes few requests, and soon gives up on slow ones."""
     with service_in_thread(
         use_mock_repository=True,
-        kafka_bootstrap_servers=kafka_bootstrap_servers,
+        kafka_bootstrap_servers="127.0.0.1:1",
+        shutdown_seconds=2.0,
         http_max_concurrent_requests=LIMIT,
         request_deadline_seconds=DEADLINE_SECONDS,
         redis_deadline_seconds=0.5,

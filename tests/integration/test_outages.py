@@ -28,6 +28,11 @@ QUICK_STORE = {
 BOTH = ["spellcheck", "ai_feedback"]
 
 
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(module_kafka: str) -> str:
+    return module_kafka
+
+
 async def health(bos: Orchestrator) -> tuple[str, str, str]:
     """The status of the service, of Redis and of Kafka; liveness must be given whatever is away."""
     answer = await bos.get("/healthz")

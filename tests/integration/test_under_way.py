@@ -24,6 +24,11 @@ KILLS = 2
 POLLS = 6  # with so many it has read what it can
 
 
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(module_kafka: str) -> str:
+    return module_kafka
+
+
 class CountingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has no types
     """Counts the polls of those that have partitions to read, and the messages that they give by their keys."""
 

@@ -23,11 +23,7 @@ PARTITIONS = 4
 
 @contextmanager
 def platform_broker(directory: Path) -> Iterator[str]:
-    """The address of a broker with the platform's topics, of a module's own unless the environment names one.
-
-    The topics' names are fixed, so on a broker that all modules share each service would first read what every
-    earlier one was told.
-    """
+    """The address of a broker with the platform's topics: an embedded one, unless the environment names one."""
     if servers := os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
         anyio.run(create_platform_topics, servers)
         anyio.run(assert_partitions, servers)
