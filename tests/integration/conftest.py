@@ -53,15 +53,6 @@ def own_service(redis_url: str, module_kafka: str, service_settings: dict[str, o
         yield running
 
 
-@pytest.fixture(scope="session")
-def short_session() -> dict[str, object]:
-    """Settings of a service whose intake is followed by another one.
-
-    aiokafka does not leave a group in generation 0, Tansu's first: who follows waits for the end of the session.
-    """
-    return {"kafka_session_timeout_seconds": 1.5}
-
-
 @pytest.fixture
 async def platform(kafka_bootstrap_servers: str) -> AsyncIterator[Platform]:
     """The services around this one."""

@@ -34,11 +34,6 @@ def service(own_service: RunningService) -> RunningService:
     return own_service
 
 
-@pytest.fixture(scope="module")
-def service_settings(short_session: dict[str, object]) -> dict[str, object]:
-    return short_session
-
-
 @dataclass
 class Traffic:
     """Events and requests about some batches, and what came of them."""

@@ -62,7 +62,6 @@ async def test_without_redis_the_stop_is_in_time_and_what_was_in_hand_is_read_ag
     kafka_bootstrap_servers: str,
     private_valkey: EmbeddedServer,
     redis_key_prefix: str,
-    short_session: dict[str, object],
 ) -> None:
     batches, essays = [f"batch-{number}" for number in range(5)], [f"essay-{number}" for number in range(20)]
     settings = {
@@ -73,7 +72,6 @@ async def test_without_redis_the_stop_is_in_time_and_what_was_in_hand_is_read_ag
         "redis_deadline_seconds": 0.4,
         "redis_breaker_open_seconds": 0.3,
         "intake_drain_patience_seconds": 1.0,
-        **short_session,
     }
     async with Platform(kafka_bootstrap_servers) as platform:
         async with stopping_within(11.5, **settings) as service, Orchestrator(service.base) as bos:

@@ -45,7 +45,6 @@ class CountingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has n
 async def test_a_new_intake_counts_what_the_old_one_handed_over(
     kafka_bootstrap_servers: str,
     private_valkey: EmbeddedServer,
-    short_session: dict[str, object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("bcs.actors.intake.AIOKafkaConsumer", CountingConsumer)
@@ -59,7 +58,6 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
             kafka_bootstrap_servers=kafka_bootstrap_servers,
             kafka_max_poll_records=MAX_POLL,
             intake_max_in_flight=MAX_IN_FLIGHT,
-            **short_session,
         ) as service,
         Orchestrator(service.base) as bos,
     ):
