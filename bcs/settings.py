@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     http_linger_seconds: Seconds = Field(
         0.1, description="after a kill of HTTP an accepted connection may send its request for so long"
     )
+    http_kill_grace_seconds: Seconds = Field(
+        1.0, description="after a kill of HTTP the requests in hand get so long to end"
+    )
     request_deadline_seconds: Seconds = Field(5.0, description="a request gets its answer, or a 503, in this time")
     retry_after_seconds: Count = Field(1, description="what `Retry-After` tells callers")
 

@@ -27,7 +27,11 @@ ACTORS = ["metrics", "publisher", "batches", "intake", "http"]
 @pytest.fixture
 async def service(redis_url: str) -> AsyncIterator[RunningService]:
     async with running_service(
-        redis_url=redis_url, kafka_bootstrap_servers="127.0.0.1:1", chaos_enabled=True, shutdown_seconds=2.0
+        redis_url=redis_url,
+        kafka_bootstrap_servers="127.0.0.1:1",
+        chaos_enabled=True,
+        shutdown_seconds=2.0,
+        restart_backoff_maximum_seconds=0.05,
     ) as running:
         yield running
 

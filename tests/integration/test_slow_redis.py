@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-BATCHES, CONNECTIONS, REPLY_SECONDS, HANG_SECONDS, DEADLINE_SECONDS = 50, 4, 0.05, 2.5, 5.0
+BATCHES, CONNECTIONS, REPLY_SECONDS, HANG_SECONDS, DEADLINE_SECONDS = 30, 4, 0.05, 1.5, 5.0
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ async def test_waiting_in_line_for_a_slow_redis_is_no_hang(
             redis_max_connections=CONNECTIONS,
             request_deadline_seconds=DEADLINE_SECONDS,
             kafka_bootstrap_servers=kafka_bootstrap_servers,
-            kafka_request_timeout_seconds=1.0,
+            kafka_request_timeout_seconds=0.6,
             hang_seconds=HANG_SECONDS,
         ) as service,
         Orchestrator(service.base) as bos,

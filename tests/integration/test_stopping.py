@@ -71,7 +71,7 @@ async def test_without_redis_the_stop_is_in_time_and_what_was_in_hand_is_read_ag
         "kafka_consumer_group_id": redis_key_prefix,
         "redis_deadline_seconds": 0.4,
         "redis_breaker_open_seconds": 0.3,
-        "intake_drain_patience_seconds": 1.0,
+        "intake_drain_patience_seconds": 0.5,
     }
     async with Platform(kafka_bootstrap_servers) as platform:
         async with stopping_within(11.5, **settings) as service, Orchestrator(service.base) as bos:
@@ -94,7 +94,7 @@ async def in_hand(bos: Orchestrator, count: int) -> bool:
 
 
 async def test_while_it_drains_it_says_so_and_still_answers(kafka_bootstrap_servers: str, redis_url: str) -> None:
-    drain_seconds = 2.0
+    drain_seconds = 1.0
     with ExitStack() as stack:
         starting = service_in_thread(
             redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers, shutdown_drain_seconds=drain_seconds

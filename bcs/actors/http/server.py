@@ -33,8 +33,6 @@ _LAST_REQUESTS_SECONDS = 1.0
 _LOOK_SECONDS = 0.01
 # Who has knocked is connected by then.
 _HANDSHAKE_SECONDS = 0.05
-# After a kill, requests in hand get this long to end before their connections are closed.
-_KILLED_GRACE_SECONDS = 1.0
 
 
 def open_listener(settings: Settings) -> socket.socket:
@@ -103,7 +101,7 @@ class HttpServer:
             access_log=None,
             logger=_PROTOCOL_LOG,
             # aiohttp waits a minute by default, twice as long as Kubernetes does. By then requests are done anyway.
-            shutdown_timeout=_KILLED_GRACE_SECONDS,
+            shutdown_timeout=self.settings.http_kill_grace_seconds,
         )
         await runner.setup()
         server = runner.server
@@ -130,12 +128,13 @@ class HttpServer:
         finally:
             # The sum of what is in it, or something would be left half closed: aiohttp waits twice for its timeout.
             linger_seconds = self.settings.http_linger_seconds
-            with anyio.move_on_after(linger_seconds + _KILLED_GRACE_SECONDS * 4, shield=True):
+            grace_seconds = self.settings.http_kill_grace_seconds
+            with anyio.move_on_after(linger_seconds + grace_seconds * 4, shield=True):
                 guard.say_goodbye()
                 if not stopped:
                     # Who has connected just now is about to send a request.
                     await anyio.sleep(linger_seconds)
-                    with anyio.move_on_after(_KILLED_GRACE_SECONDS):
+                    with anyio.move_on_after(grace_seconds):
                         await guard.idle()
                 await runner.cleanup()
 
