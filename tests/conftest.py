@@ -110,6 +110,21 @@ def module_database_url(postgres_url: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def _postgres_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    with postgres(tmp_path_factory.mktemp("own-postgres"), durable=False) as server:
+        yield server
+
+
+@pytest.fixture
+def running_postgres(_postgres_of_the_module: PostgresServer) -> Iterator[PostgresServer]:
+    """The module's own PostgreSQL, running whatever the test before did to it: a new one takes most of a second."""
+    _postgres_of_the_module.thaw()
+    _postgres_of_the_module.start()
+    yield _postgres_of_the_module
+    _postgres_of_the_module.thaw()  # before anything that the test has connected is closed
+
+
 @pytest.fixture
 def private_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
     """A PostgreSQL of this test's own, to be killed and frozen; what it committed survives that."""

@@ -80,7 +80,13 @@ async def test_an_intake_killed_while_it_hands_partitions_over_leaves_no_ghost(
     monkeypatch.setattr(Consumption, "on_partitions_revoked", noticed)
     async with (
         Platform(kafka_bootstrap_servers) as platform,
-        running_service(hold, redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers) as service,
+        running_service(
+            hold,
+            redis_url=redis_url,
+            kafka_bootstrap_servers=kafka_bootstrap_servers,
+            # The broker waits so long for the one that died, which did not leave in order.
+            kafka_session_timeout_seconds=1.0,
+        ) as service,
     ):
         await platform.send(spellchecked("held", "essay"))
         await wait_until(held.is_set)

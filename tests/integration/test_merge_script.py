@@ -37,7 +37,7 @@ def by_script(gateway: RedisGateway, key_prefix: str) -> RedisStateStore:
     return FallbackOnly(gateway, key_prefix=key_prefix, ttl_seconds=90, policy=CommitPolicy(attempts=1))
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(deltas, min_size=1, max_size=5))
 @example(
     history=[

@@ -23,6 +23,7 @@ DEADLINE_SECONDS = 1.5
 QUICK_STORE = {
     "request_deadline_seconds": DEADLINE_SECONDS,
     "redis_deadline_seconds": 0.4,
+    "redis_breaker_failures": 3,
     "redis_breaker_open_seconds": 0.3,
 }
 BOTH = ["spellcheck", "ai_feedback"]

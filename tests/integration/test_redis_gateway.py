@@ -228,7 +228,7 @@ async def test_many_timeouts_use_up_no_connections(make_gateway: MakeGateway, pr
         await all_connections_work(gateway)
     proxy.freeze()
     async with anyio.create_task_group() as group:
-        for _ in range(10 * CONNECTIONS):
+        for _ in range(5 * CONNECTIONS):
             group.start_soon(fails, gateway)
     if when == "connecting":
         await proxy.cut()

@@ -17,7 +17,7 @@ from tests.support.events import spellchecked
 
 pytestmark = pytest.mark.anyio
 
-REDIS_DEADLINE_SECONDS = 0.5
+REDIS_DEADLINE_SECONDS = 0.3
 
 
 class SlowRecord:
