@@ -44,7 +44,7 @@ async def health(bos: Orchestrator) -> tuple[str, str, str]:
 
 async def assert_nothing_crashed(service: RunningService, bos: Orchestrator) -> None:
     assert [name for name, _, value in await bos.samples() if name == "bcs_actor_restarts_total" and value] == []
-    assert all(child.restarts == 0 for child in service.snapshot().children)
+    assert service.restarted() == []
 
 
 async def assert_refused_in_time(request: Callable[[], Any]) -> None:

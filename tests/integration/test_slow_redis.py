@@ -53,6 +53,7 @@ async def test_waiting_in_line_for_a_slow_redis_is_no_hang(
         proxy.delay(0)
         for batch in batches:
             assert await bos.to_run(batch) == ["ai_feedback"]
+        assert service.restarted() == []
         samples = await bos.samples()
         for name in ("bcs_actor_restarts_total", "bcs_dead_letters_total"):
             assert [labels for sample, labels, value in samples if sample == name and value] == []

@@ -68,14 +68,14 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
         await wait_until(lambda: depth(service) >= MAX_IN_FLIGHT)
         for killed in range(1, KILLS + 1):
             assert service.call(service.service.root.kill, "intake")
-            await wait_until(lambda number=killed: restarts(service) == number)  # type: ignore[misc]
+            await wait_until(lambda number=killed: service.restarts()["intake"] == number)  # type: ignore[misc]
             CountingConsumer.polls = 0
             await wait_until(lambda: depth_is_bounded(service) and CountingConsumer.polls >= POLLS)
         private_valkey.restart()
         await wait_until(lambda: platform.caught_up(service.group), 30)
         for batch in batches:
             assert await bos.to_run(batch) == ["ai_feedback"]
-        assert restarts(service) == KILLS
+        assert service.restarts()["intake"] == KILLS
 
 
 async def test_what_is_finished_behind_a_stuck_message_is_bounded(
@@ -114,7 +114,7 @@ async def test_what_is_finished_behind_a_stuck_message_is_bounded(
         await wait_until(lambda: platform.caught_up(service.group))
         for batch in batches[::100]:  # the stuck one and the last one are among them
             assert await bos.to_run(batch) == ["ai_feedback"]
-        assert restarts(service) == 0
+        assert service.restarts()["intake"] == 0
 
 
 def depth(service: RunningService) -> int:
@@ -125,7 +125,3 @@ def depth_is_bounded(service: RunningService) -> bool:
     under_way = depth(service)
     assert under_way <= MAX_IN_FLIGHT + MAX_POLL
     return True
-
-
-def restarts(service: RunningService) -> int:
-    return next(child.restarts for child in service.snapshot().children if child.name == "intake")

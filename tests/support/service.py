@@ -96,6 +96,14 @@ class RunningService:
         """Its supervision tree."""
         return self.call(self.service.root.snapshot)
 
+    def restarts(self) -> dict[str, int]:
+        """How often each of its actors was started again; batches' actors are not among them."""
+        return {child.name: child.restarts for child in self.snapshot().children}
+
+    def restarted(self) -> list[str]:
+        """Those that were started again at least once."""
+        return [name for name, restarts in self.restarts().items() if restarts]
+
 
 @contextmanager
 def service_in_thread(reach: Reach = pass_by, /, **overrides: object) -> Iterator[RunningService]:
