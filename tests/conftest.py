@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bcs import embedded
 from bcs.embedded import EmbeddedServer
@@ -14,6 +15,10 @@ from bcs.embedded_postgres import PostgresServer, postgres
 from tests.support import apache_kafka as apache
 from tests.support.databases import database
 from tests.support.kafka import platform_broker
+
+# A machine that has much to do is no fault of what is tested: examples have no deadline.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 _TESTS_ON = pytest.StashKey[Counter[str]]()
 _JARS_IF_ANY = "apache_kafka_jars_if_any"  # a fixture of the chaos suite

@@ -39,7 +39,11 @@ def service(own_service: RunningService) -> RunningService:
 
 @pytest.fixture(scope="module")
 def service_settings(own_valkey: EmbeddedServer, module_database_url: str) -> dict[str, object]:
-    return {"redis_url": f"redis://{own_valkey.address}", "database_url": module_database_url}
+    return {
+        "redis_url": f"redis://{own_valkey.address}",
+        "database_url": module_database_url,
+        "database_first_probe_seconds": 10.0,
+    }
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A running BCS: in a thread of this process with an event loop of its own, or as a process of its own."""
 
+import importlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -38,6 +40,12 @@ structlog.configure(
     processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
     logger_factory=structlog.stdlib.LoggerFactory(),
 )
+
+# A service goes on in its thread beside property tests, which object when anybody but them uses the random numbers that
+# all of a process share. aiokafka chooses its nodes with them, tenacity its waits.
+_DRAW = ("aiokafka.client", "aiokafka.conn", "aiokafka.consumer.fetcher", "aiokafka.partitioner", "tenacity.wait")
+for module in _DRAW:
+    vars(importlib.import_module(module))["random"] = Random()
 
 DEFINE = "/internal/v1/pipelines/define"
 COMPLETE = "/internal/v1/phases/complete"
