@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from bcs.embedded import EmbeddedServer, valkey
+from bcs.failpoints import Reach, pass_by
 from bcs.record.postgres import PostgresRecord
 from bcs.store.committing import CommitPolicy
+from bcs.store.recall import Recall
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
@@ -133,7 +135,12 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
         policy: CommitPolicy | None = None,
         ttl_seconds: int = 60,
         kind: type[RedisStateStore] = RedisStateStore,
+        *,
+        recall: Recall | None = None,
+        reach: Reach = pass_by,
     ) -> RedisStateStore:
-        return kind(gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, policy=policy)
+        return kind(
+            gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, policy=policy, recall=recall, reach=reach
+        )
 
     return make

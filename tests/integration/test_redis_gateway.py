@@ -17,8 +17,7 @@ from bcs.domain.verdicts import summarize
 from bcs.embedded import EmbeddedServer
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
-from tests.integration.stores import DELTA, MakeGateway, echo, fails, until_it_answers
+from tests.integration.stores import DELTA, MakeGateway, MakeStore, echo, fails, until_it_answers
 from tests.support.fault_proxy import FaultProxy
 from tests.support.waiting import wait_until
 
@@ -75,10 +74,10 @@ async def test_a_name_that_cannot_be_resolved_is_told_promptly(make_gateway: Mak
 
 
 async def test_a_killed_server_is_noticed_and_so_is_its_return(
-    make_gateway: MakeGateway, private_valkey: EmbeddedServer
+    make_gateway: MakeGateway, private_valkey: EmbeddedServer, in_redis: MakeStore
 ) -> None:
     gateway = make_gateway(private_valkey.address)
-    store = RedisStateStore(gateway, key_prefix="t:", ttl_seconds=60)
+    store = in_redis(gateway)
     await store.commit("b", DELTA)
     private_valkey.kill()
     with within(0.6):
@@ -253,14 +252,9 @@ async def test_a_sign_of_life_takes_no_connection_away_from_callers(
 
 @pytest.mark.parametrize("attempts", [1, 5])
 async def test_a_commit_whose_reply_is_lost_has_its_effect_once_when_repeated(
-    make_gateway: MakeGateway, proxy: FaultProxy, redis_key_prefix: str, attempts: int
+    make_gateway: MakeGateway, proxy: FaultProxy, in_redis: MakeStore, attempts: int
 ) -> None:
-    store = RedisStateStore(
-        make_gateway(proxy.address, deadline=5),
-        key_prefix=redis_key_prefix,
-        ttl_seconds=60,
-        policy=CommitPolicy(attempts),
-    )
+    store = in_redis(make_gateway(proxy.address, deadline=5), CommitPolicy(attempts))
     proxy.drop_replies(b"EXEC")
     with pytest.raises(StoreUnavailable):
         await store.commit("b", DELTA)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 BATCHES = [f"batch-{number}" for number in range(20)]
 ESSAYS = [f"essay-{number}" for number in range(20)]
-EVENTS, CHUNK, VISITS = 2000, 25, 1
+EVENTS, CHUNK, VISITS = 1200, 25, 1
 START = datetime(2025, 1, 1, tzinfo=UTC)
 Model = dict[str, dict[str, Mark]]  # batch to essay to what is said last of it, by the time in the event
 
