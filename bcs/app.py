@@ -39,10 +39,6 @@ from bcs.supervision import (
 )
 from bcs.telemetry import Telemetry
 
-# An actor that is cancelled may first finish its round trip to Redis or PostgreSQL, and close its Kafka client.
-_KILL_GRACE_EXTRA_SECONDS = 5.0
-_RETRY_MAXIMUM_SECONDS = 2.0
-
 
 class Service:
     """One BCS in one process.
@@ -129,7 +125,7 @@ class Service:
             self._intake_mailbox.send_nowait,
             self._outbox_grew,
             self._now,
-            _RETRY_MAXIMUM_SECONDS,
+            settings.retry_maximum_seconds,
             anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
             self._reach,
         )
@@ -169,7 +165,7 @@ class Service:
             self.persistence.circuit,
             self._reach,
         )
-        publisher = Publisher(settings, self.outbox, self.telemetry, _RETRY_MAXIMUM_SECONDS, self._reach)
+        publisher = Publisher(settings, self.outbox, self.telemetry, self._reach)
         intake = Intake(
             settings,
             EventDecoder(self._phases),
@@ -252,6 +248,6 @@ class Service:
         )
 
     def _kill_grace(self) -> float:
-        return (
-            self.settings.redis_deadline_seconds + self.settings.database_deadline_seconds + _KILL_GRACE_EXTRA_SECONDS
-        )
+        # An actor that is cancelled may first finish its round trip to Redis or PostgreSQL, and close its Kafka client.
+        settings = self.settings
+        return settings.redis_deadline_seconds + settings.database_deadline_seconds + settings.kill_grace_seconds

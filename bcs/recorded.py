@@ -53,6 +53,8 @@ def recorded(
         outbox_grew,
         now,
         settings.outbox_takeover_seconds,
+        settings.database_probe_interval_seconds,
+        settings.database_first_probe_seconds,
         timedelta(days=settings.record_retention_days),
     )
     mailbox = archive_mailbox(asks)

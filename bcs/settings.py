@@ -79,6 +79,12 @@ class Settings(BaseSettings):
     http_max_concurrent_requests: Count = Field(512, description="more are refused with 503")
     http_max_body_bytes: Count = Field(1024 * 1024, description="a larger request body is refused with 413")
     http_access_log: bool = Field(False, description="log every request")
+    http_linger_seconds: Seconds = Field(
+        0.1, description="after a kill of HTTP an accepted connection may send its request for so long"
+    )
+    http_kill_grace_seconds: Seconds = Field(
+        1.0, description="after a kill of HTTP the requests in hand get so long to end"
+    )
     request_deadline_seconds: Seconds = Field(5.0, description="a request gets its answer, or a 503, in this time")
     retry_after_seconds: Count = Field(1, description="what `Retry-After` tells callers")
 
@@ -94,6 +100,9 @@ class Settings(BaseSettings):
     kafka_heartbeat_interval_seconds: Seconds = Field(3.0, description="the time between signs of life to the group")
     kafka_request_timeout_seconds: Seconds = Field(10.0, description="how long one request to a broker may take")
     kafka_metadata_max_age_seconds: Seconds = Field(30.0, description="how soon new topics and partitions are noticed")
+    kafka_probe_interval_seconds: Seconds = Field(
+        2.0, description="the time between questions whether Kafka is there and how large the lag is"
+    )
     kafka_max_poll_records: Count = Field(500, description="messages taken from Kafka at a time")
     kafka_max_message_bytes: Annotated[int, Field(ge=100_000)] = Field(
         1_000_000, description="the largest message that the broker takes"
@@ -101,6 +110,10 @@ class Settings(BaseSettings):
     intake_max_in_flight: Count = Field(5000, description="messages read but not yet durable; then reading pauses")
     intake_max_in_flight_bytes: Count = Field(64 * 1024 * 1024, description="the same, in bytes")
     intake_commit_interval_seconds: Seconds = Field(0.5, description="the time between offset commits")
+    intake_retry_seconds: Seconds = Field(1.0, description="the wait before the intake connects to Kafka anew")
+    intake_drain_patience_seconds: Seconds = Field(
+        5.0, description="a stop waits so long for the next message to become durable, then leaves the rest to others"
+    )
 
     redis_url: str = Field("redis://localhost:6379", min_length=1, description="`redis://`, `rediss://` or `unix://`")
     redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
@@ -114,6 +127,9 @@ class Settings(BaseSettings):
     redis_commit_attempts: Count = Field(5, description="optimistic commits before the fallback")
     outbox_max_messages: Count = Field(1_000_000, description="messages that may wait for Kafka")
     outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between looks at an idle outbox")
+    outbox_unwritable_seconds: Seconds = Field(
+        5.0, description="for how long a topic that could not be written is left alone"
+    )
     outbox_takeover_seconds: Seconds = Field(
         60.0, description="messages in a silent replica's hand for so long are taken over"
     )
@@ -124,6 +140,12 @@ class Settings(BaseSettings):
     database_max_connections: Count = Field(8, description="statements to PostgreSQL at a time")
     database_deadline_seconds: Seconds = Field(
         1.0, description="how long a statement may take before PostgreSQL counts as away"
+    )
+    database_probe_interval_seconds: Seconds = Field(
+        1.0, description="the time between questions whether PostgreSQL is there"
+    )
+    database_first_probe_seconds: Seconds = Field(
+        2.0, description="how long a start waits for the first answer of PostgreSQL"
     )
     archive_max_entries: Count = Field(1_000_000, description="entries that may wait in Redis for PostgreSQL")
     record_retention_days: Annotated[int, Field(ge=1)] = Field(
@@ -136,7 +158,14 @@ class Settings(BaseSettings):
     batch_restart_max: Count = Field(300, description="the same for all per-batch actors together")
     restart_backoff_initial_seconds: Seconds = Field(0.05, description="the wait before a first restart")
     restart_backoff_maximum_seconds: Seconds = Field(5.0, description="the longest wait before a restart")
+    retry_maximum_seconds: Seconds = Field(
+        2.0, description="the longest wait between tries while Redis or Kafka is away"
+    )
     hang_seconds: Seconds = Field(30.0, description="an actor without progress for so long is restarted")
+    kill_grace_seconds: Seconds = Field(
+        5.0,
+        description="a cancelled actor may take so long, and both stores' deadlines, before the process is unhealthy",
+    )
     shutdown_seconds: Seconds = Field(25.0, description="the budget of a graceful stop")
     shutdown_drain_seconds: Annotated[float, BeforeValidator(_without_unit), Field(ge=0, allow_inf_nan=False)] = Field(
         1.0, description="how long requests are still taken after readiness went off"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.workermanage import WorkerController
 
@@ -16,6 +17,11 @@ from bcs.embedded_postgres import PostgresServer, postgres
 from tests.support import apache_kafka as apache
 from tests.support.databases import database
 from tests.support.distribution import ByModule, alone_or_beside_others, make_scheduler, order, share_locks, workers_for
+from tests.support.kafka import platform_broker
+
+# A machine that has much to do is no fault of what is tested: examples have no deadline.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 _JARS_IF_ANY = "apache_kafka_jars_if_any"  # a fixture of the chaos suite
 _NO_APACHE_KAFKA = "no Apache Kafka: "
@@ -58,7 +64,10 @@ def pytest_runtest_call(item: pytest.Item) -> None:
         broker = f"the broker at {servers}"
     elif fixtures & {"apache_kafka_jars", "shared_kafka"} or getattr(item, "funcargs", {}).get(_JARS_IF_ANY):
         broker = f"Apache Kafka {apache.VERSION}"
-    elif fixtures & {"kafka_bootstrap_servers", "private_kafka", _JARS_IF_ANY} or "chaos" in item.path.parts:
+    elif (
+        fixtures & {"kafka_bootstrap_servers", "module_kafka", "private_kafka", _JARS_IF_ANY}
+        or "chaos" in item.path.parts
+    ):
         broker = "Tansu, embedded"
     else:
         return
@@ -99,12 +108,20 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The broker that all tests share: use topics and groups of your own, see ``unique_name``."""
-    if servers := os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
-        yield servers
-        return
-    with embedded.kafka(tmp_path_factory.mktemp("kafka")) as server:
-        yield server.address
+    """The broker that the tests of a worker share, with the platform's topics; no test starts a service on it.
+
+    The topics' names are fixed: a second service would read everything that the tests before it sent, and make dead
+    letters of their junk once more. Modules that start services start them on ``module_kafka``.
+    """
+    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def module_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker of the module's own, with the platform's topics; it starts in a twentieth of a second."""
+    with platform_broker(tmp_path_factory.mktemp("module-kafka")) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +146,21 @@ def module_database_url(postgres_url: str) -> Iterator[str]:
     """An empty database that the tests of a module share."""
     with database(postgres_url) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def _postgres_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    with postgres(tmp_path_factory.mktemp("own-postgres"), durable=False) as server:
+        yield server
+
+
+@pytest.fixture
+def running_postgres(_postgres_of_the_module: PostgresServer) -> Iterator[PostgresServer]:
+    """The module's own PostgreSQL, running whatever the test before did to it: a new one takes most of a second."""
+    _postgres_of_the_module.thaw()
+    _postgres_of_the_module.start()
+    yield _postgres_of_the_module
+    _postgres_of_the_module.thaw()  # before anything that the test has connected is closed
 
 
 @pytest.fixture

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 
-_PROBE_SECONDS = 1.0
 _PROBE_DEADLINE_SECONDS = 5.0
-# Another replica may be upgrading the schema, which can take much longer; liveness must not wait for that.
-_FIRST_LOOK_SECONDS = 2.0
 _LINGER_SECONDS = 0.02
 _FINISH_SECONDS = 3.0
 _DRAIN_LIMIT = 200
@@ -45,6 +42,8 @@ class Upkeep:
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
     :param takeover_seconds: entries in a silent replica's hand for so long are taken over.
+    :param probe_interval_seconds: the time between questions whether the record is there.
+    :param first_probe_seconds: how long a start waits for the first answer.
     :param retention: how long history and batches are kept.
     """
 
@@ -55,6 +54,8 @@ class Upkeep:
     outbox_grew: Callable[[], None]
     now: Callable[[], datetime]
     takeover_seconds: float
+    probe_interval_seconds: float
+    first_probe_seconds: float
     retention: timedelta
     _news: anyio.Event = field(default_factory=anyio.Event, init=False)
     _looked: anyio.Event = field(default_factory=anyio.Event, init=False)
@@ -66,7 +67,8 @@ class Upkeep:
 
     async def first_look(self) -> None:
         """Wait until the record was looked for once, found or not; no longer than a start may take for it."""
-        with anyio.move_on_after(_FIRST_LOOK_SECONDS):
+        # Another replica may be upgrading the schema, which can take much longer; liveness must not wait for that.
+        with anyio.move_on_after(self.first_probe_seconds):
             await self._looked.wait()
         if not self.record.reachable:
             log.warning("record_unreachable", problem=self.record.problem)
@@ -96,7 +98,7 @@ class Upkeep:
             except StoreError as error:
                 log.debug("record_or_outbox_away", problem=str(error))
             self._looked.set()
-            await anyio.sleep(_PROBE_SECONDS)
+            await anyio.sleep(self.probe_interval_seconds)
 
     async def _hand_over(self) -> None:
         """Move to the outbox what was announced while Redis was away."""
@@ -157,6 +159,6 @@ class Upkeep:
                 forgotten = await self.record.forget(before, _RETENTION_STEP, _DRAIN_DEADLINE_SECONDS)
             except StoreError as error:
                 log.debug("retention_waits", problem=str(error))
-                await anyio.sleep(_PROBE_SECONDS)
+                await anyio.sleep(self.probe_interval_seconds)
             else:
                 await anyio.sleep(_RETENTION_PAUSE_SECONDS if forgotten else _RETENTION_INTERVAL_SECONDS)

@@ -34,7 +34,6 @@ _MESSAGES_PER_TURN = 100
 _LETTERS_PER_APPEND = 20
 _ACKNOWLEDGEMENTS_PER_TURN = 1000
 _REVOKE_SECONDS = 5.0
-_DRAIN_PATIENCE_SECONDS = 5.0
 _REMEMBERED_FACTOR = 20
 
 
@@ -63,12 +62,11 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
         :raises ExceptionGroup: of what made it impossible to go on.
         """
-        timeout = self._settings.kafka_request_timeout_seconds
-        status = self._intake.status
+        intake = self._intake
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._collect)
-                group.start_soon(probe, self._consumer, self._tracker, self._intake.under_way, status, timeout)
+                group.start_soon(probe, self._consumer, self._tracker, intake.under_way, intake.status, self._settings)
                 self._consumer.subscribe(topics.CONSUMED, listener=self)
                 while not self._context.stopping:
                     await self._poll()
@@ -96,11 +94,12 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _drain(self) -> None:
         """Let what was read become durable, for as long as that goes on: the next process reads the rest again."""
-        patience_ends = anyio.current_time() + _DRAIN_PATIENCE_SECONDS
+        patience_seconds = self._settings.intake_drain_patience_seconds
+        patience_ends = anyio.current_time() + patience_seconds
         while (before := self._tracker.in_flight) and anyio.current_time() < patience_ends:
             await self._wait_for_progress()
             if self._tracker.in_flight < before:
-                patience_ends = anyio.current_time() + _DRAIN_PATIENCE_SECONDS
+                patience_ends = anyio.current_time() + patience_seconds
 
     async def _poll(self) -> None:
         self._beat()

@@ -26,7 +26,6 @@ from bcs.telemetry import Telemetry
 log = structlog.stdlib.get_logger("bcs.intake")
 
 _CLOSE_SECONDS = 1.0
-_RETRY_SECONDS = 1.0
 # Long enough to finish what is held of a revoked partition, and to commit it.
 _REBALANCE_SECONDS = 30.0
 
@@ -68,7 +67,7 @@ class Intake:
             finally:
                 context.rest()  # to close has a budget of its own
                 await close(consumer, _CLOSE_SECONDS)
-            with anyio.move_on_after(_RETRY_SECONDS):
+            with anyio.move_on_after(self.settings.intake_retry_seconds):
                 await context.wait_stopping()
 
     async def _connect(self, context: ActorContext[MessageFinished], consumer: AIOKafkaConsumer) -> bool:

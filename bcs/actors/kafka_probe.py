@@ -11,8 +11,8 @@ from aiokafka.errors import KafkaError
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.offsets import OffsetTracker
 from bcs.actors.under_way import UnderWay
+from bcs.settings import Settings
 
-_INTERVAL_SECONDS = 2.0
 _POSITION_SECONDS = 0.2
 
 
@@ -21,15 +21,12 @@ async def probe(
     tracker: OffsetTracker,
     under_way: UnderWay,
     status: KafkaStatus,
-    timeout_seconds: float,
+    settings: Settings,
 ) -> None:
-    """Keep the status up to date until cancelled.
-
-    :param timeout_seconds: how long Kafka may take to answer.
-    """
+    """Keep the status up to date until cancelled."""
     while True:
         try:
-            with anyio.fail_after(timeout_seconds):
+            with anyio.fail_after(settings.kafka_request_timeout_seconds):
                 await consumer.topics()
             status.up()
             status.lag = {
@@ -38,7 +35,7 @@ async def probe(
         except (KafkaError, OSError) as error:
             status.down(error)
         status.in_flight = under_way.messages
-        await anyio.sleep(_INTERVAL_SECONDS)
+        await anyio.sleep(settings.kafka_probe_interval_seconds)
 
 
 async def _lag(consumer: AIOKafkaConsumer, tracker: OffsetTracker, key: TopicPartition) -> int | None:

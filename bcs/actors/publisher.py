@@ -31,7 +31,6 @@ log = structlog.stdlib.get_logger("bcs.publisher", actor="publisher")
 _LEASE_LIMIT = 200
 _CLOSE_SECONDS = 1.0
 _FRUITLESS_SECONDS = 0.5
-_UNWRITABLE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +39,12 @@ class Publisher:
 
     What one incarnation had in hand when it died, the next one publishes again: every copy carries the same event id.
 
-    :param retry_maximum_seconds: the longest wait between tries while Kafka or the store is away.
     :param reach: for chaos tests.
     """
 
     settings: Settings
     outbox: Outbox
     telemetry: Telemetry
-    retry_maximum_seconds: float
     reach: Reach
 
     async def run(self, context: ActorContext[OutboxGrew]) -> None:
@@ -109,7 +106,7 @@ class Publisher:
                 if context.stopping:
                     return True
                 if delivered:
-                    retry_at = anyio.current_time() + _UNWRITABLE_SECONDS
+                    retry_at = anyio.current_time() + self.settings.outbox_unwritable_seconds
                     unwritable.update(dict.fromkeys(failed_topics, retry_at))
                 else:
                     await anyio.sleep(_FRUITLESS_SECONDS)  # Kafka is away
@@ -123,7 +120,7 @@ class Publisher:
             context,
             KafkaError,
             OSError,
-            maximum_seconds=self.retry_maximum_seconds,
+            maximum_seconds=self.settings.retry_maximum_seconds,
             doing="connect the producer",
             until_stop=True,
         )
@@ -204,7 +201,7 @@ class Publisher:
         retrying = patiently(
             context,
             StoreError,
-            maximum_seconds=self.retry_maximum_seconds,
+            maximum_seconds=self.settings.retry_maximum_seconds,
             doing="reach the outbox",
             until_stop=True,
         )

@@ -155,12 +155,13 @@ class Scene:
 @asynccontextmanager
 async def staged(directory: Path, redis_url: str, hang: Hang) -> AsyncIterator[Scene]:
     """A service with a broker of its own."""
+    settings = {**SETTINGS, "kill_grace_seconds": EXTRA_GRACE_SECONDS} if hang.stubborn else SETTINGS
     with embedded.kafka(directory) as server:
         await create_platform_topics(server.address)
         async with (
             Platform(server.address) as platform,
             running_service(
-                hang.reach, redis_url=redis_url, kafka_bootstrap_servers=server.address, **SETTINGS
+                hang.reach, redis_url=redis_url, kafka_bootstrap_servers=server.address, **settings
             ) as service,
             Orchestrator(service.base) as bos,
         ):
@@ -238,9 +239,8 @@ async def test_an_actor_that_hangs_is_found_and_restarted(tmp_path: Path, redis_
 
 
 async def test_one_that_ignores_that_makes_the_process_unhealthy_and_no_more(
-    tmp_path: Path, redis_url: str, note_figure: Note, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_url: str, note_figure: Note
 ) -> None:
-    monkeypatch.setattr("bcs.app._KILL_GRACE_EXTRA_SECONDS", EXTRA_GRACE_SECONDS)
     hangs = [Hang(*hang, stubborn=True) for hang in STUBBORN_HANGS]
     for figure in await side_by_side(unhealthy_until_it_lets_go, hangs, tmp_path, redis_url):
         note_figure(9, figure)

@@ -8,36 +8,19 @@ from urllib.parse import urlsplit
 import pytest
 
 from bcs.embedded import EmbeddedServer, valkey
+from bcs.failpoints import Reach, pass_by
 from bcs.record.postgres import PostgresRecord
 from bcs.store.committing import CommitPolicy
+from bcs.store.recall import Recall
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
 from tests.support.databases import record_in
 from tests.support.fault_proxy import FaultProxy
-from tests.support.kafka import Platform, platform_broker
+from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService, service_in_thread
 
 NEVER = 10**6
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_long_pauses() -> Iterator[None]:
-    """What the service does again after a pause, it does soon: on loopback no one else is to be spared."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bcs.app._RETRY_MAXIMUM_SECONDS", 0.3)
-        patch.setattr("bcs.actors.intake._RETRY_SECONDS", 0.3)
-        patch.setattr("bcs.actors.kafka_probe._INTERVAL_SECONDS", 0.3)
-        patch.setattr("bcs.actors.archive_upkeep._PROBE_SECONDS", 0.1)
-        patch.setattr("bcs.actors.archive_upkeep._FIRST_LOOK_SECONDS", 1.0)
-        yield
-
-
-@pytest.fixture(scope="module")
-def kafka_bootstrap_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A broker of the module's own, with the platform's topics."""
-    with platform_broker(tmp_path_factory.mktemp("kafka")) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +30,29 @@ def own_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSer
         yield server
 
 
+@pytest.fixture(scope="session")
+def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningService]:
+    """A service with the usual settings, which the tests of a worker share: use batches of your own, see `batch`.
+
+    What is killed, needs settings of its own, or counts all that the service ever did, has an `own_service`; that and
+    `module_kafka` take the names `service` and `kafka_bootstrap_servers` in such a module.
+    """
+    with service_in_thread(redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def service_settings() -> dict[str, object]:
-    """What the module wants to be other than usual in `service`."""
+    """What the module wants to be other than usual in `own_service`."""
     return {}
 
 
 @pytest.fixture(scope="module")
-def service(
-    redis_url: str, kafka_bootstrap_servers: str, service_settings: dict[str, object]
-) -> Iterator[RunningService]:
-    """A service that all tests of the module use."""
-    usual = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
+def own_service(redis_url: str, module_kafka: str, service_settings: dict[str, object]) -> Iterator[RunningService]:
+    """A service of the module's own, on a broker of its own."""
+    usual = {"redis_url": redis_url, "kafka_bootstrap_servers": module_kafka}
     with service_in_thread(**{**usual, **service_settings}) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def short_session() -> dict[str, object]:
-    """Settings of a service whose intake is followed by another one.
-
-    aiokafka does not leave a group in generation 0, Tansu's first: who follows waits for the end of the session.
-    """
-    return {"kafka_session_timeout_seconds": 1.5}
 
 
 @pytest.fixture
@@ -152,7 +135,12 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
         policy: CommitPolicy | None = None,
         ttl_seconds: int = 60,
         kind: type[RedisStateStore] = RedisStateStore,
+        *,
+        recall: Recall | None = None,
+        reach: Reach = pass_by,
     ) -> RedisStateStore:
-        return kind(gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, policy=policy)
+        return kind(
+            gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, policy=policy, recall=recall, reach=reach
+        )
 
     return make

@@ -59,6 +59,7 @@ class RecordWorld:
         self.record = await enter(record_in(self._database_url))
         self.redis = await enter(Redis.from_url(f"redis://{self._store.address}"))
         await self._start()
+        await self.reached_again()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -167,6 +168,7 @@ class RecordWorld:
             redis_breaker_open_seconds=0.05,
             database_url=target._replace(netloc=f"{login}@{self.database_proxy.address}").geturl(),
             database_deadline_seconds=0.3,
+            database_first_probe_seconds=0.2,  # while it is frozen, each start waits so long in vain
             kafka_bootstrap_servers="127.0.0.1:1",
             # Actors are killed without number.
             restart_max=1_000_000,

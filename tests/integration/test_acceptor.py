@@ -126,7 +126,7 @@ async def test_who_knocks_as_it_closes_is_refused_and_never_reset(
 
 async def test_those_it_has_no_room_for_wait_in_the_backlog(listener: socket.socket, greeter: type[Greeter]) -> None:
     with callers(listener, 3) as some, no_more_files() as files:
-        async with accepting(Acceptor(listener, greeter)):
+        async with accepting(Acceptor(listener, greeter, pause_seconds=0.05)):
             for _ in range(20):
                 await anyio.lowlevel.checkpoint()
             assert greeter.served == 0
@@ -155,7 +155,7 @@ async def test_a_network_error_of_one_connection_ends_nothing(greeter: type[Gree
         listener.listen()
         listener.setblocking(False)
         with callers(listener, 2) as some:
-            async with accepting(Acceptor(listener, greeter)):
+            async with accepting(Acceptor(listener, greeter, pause_seconds=0.05)):
                 await wait_until(lambda: greeter.served == len(some))
             assert {caller.recv(10) for caller in some} == {b"hello"}
             assert not listener.unlucky

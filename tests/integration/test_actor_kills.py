@@ -25,8 +25,13 @@ ROUNDS = 4  # of events and of each worker's requests, before the kill and at le
 
 
 @pytest.fixture(scope="module")
-def service_settings(short_session: dict[str, object]) -> dict[str, object]:
-    return short_session
+def kafka_bootstrap_servers(module_kafka: str) -> str:
+    return module_kafka
+
+
+@pytest.fixture(scope="module")
+def service(own_service: RunningService) -> RunningService:
+    return own_service
 
 
 @dataclass
@@ -79,10 +84,6 @@ class Traffic:
         return answer
 
 
-def restarts(service: RunningService) -> dict[str, int]:
-    return {child.name: child.restarts for child in service.snapshot().children}
-
-
 def all_running(service: RunningService) -> bool:
     return all(child.state is State.RUNNING for child in service.snapshot().children)
 
@@ -112,6 +113,13 @@ async def traffic_with(
         await wait_until(lambda: platform.caught_up(service.group), description="all events are committed")
         for batch in (*batches, *traffic.recorded):
             assert await bos.to_run(batch) == ["ai_feedback"], f"nothing about {batch} is lost"
+    # Before the kill and after it, or nothing would be shown by what is not lost.
+    assert len(set(traffic.pruned)) == len(traffic.pruned) >= 2 * ROUNDS * WORKERS
+    # Each worker asks one after another: a kill costs it at most the request that it has in hand.
+    assert sum(count for (_, status), count in traffic.statuses.items() if status != 200) + traffic.resets <= WORKERS
+    least = min(traffic.statuses[kind, 200] for kind in ("define", "complete", "/healthz", "/metrics"))
+    assert least >= 2 * (ROUNDS - 1) * WORKERS
+    assert len(traffic.recorded) == traffic.statuses["complete", 200]
     return traffic
 
 
@@ -157,14 +165,14 @@ async def assert_all_announced(traffic: Traffic) -> None:
 async def test_killing_an_actor_disturbs_no_other(
     service: RunningService, platform: Platform, unique_name: Callable[[str], str], actor: str
 ) -> None:
-    before = restarts(service)
+    before = service.restarts()
 
     async def kill(_: Traffic) -> None:
         assert service.call(service.service.root.kill, actor)
-        await wait_until(lambda: restarts(service)[actor] == before[actor] + 1)
+        await wait_until(lambda: service.restarts()[actor] == before[actor] + 1)
 
     traffic = await traffic_with(service, platform, unique_name(actor), kill)
-    assert restarts(service) == {**before, actor: before[actor] + 1}
+    assert service.restarts() == {**before, actor: before[actor] + 1}
     assert {status for _, status in traffic.statuses} <= {200, 503}
     assert {status for (kind, status) in traffic.statuses if kind == "/healthz"} == {200}
     if actor != "http":
@@ -183,7 +191,7 @@ async def test_killing_an_actor_disturbs_no_other(
 async def test_killing_the_actor_of_a_batch_at_work_loses_none_of_its_events(
     service: RunningService, platform: Platform, unique_name: Callable[[str], str]
 ) -> None:
-    before = restarts(service)
+    before = service.restarts()
     async with Orchestrator(service.base) as bos:
         killed_before = await bos.metric("bcs_actor_restarts_total", actor="batches/*") or 0
 
@@ -191,7 +199,7 @@ async def test_killing_the_actor_of_a_batch_at_work_loses_none_of_its_events(
         assert await asyncio.to_thread(service.run, kill_batches_at_work, service, traffic.batches)
 
     traffic = await traffic_with(service, platform, unique_name("batch"), kill)
-    assert restarts(service) == before, "their supervisor lives on"
+    assert service.restarts() == before, "their supervisor lives on"
     assert {status for _, status in traffic.statuses} == {200}
     assert traffic.resets == 0
     await assert_all_announced(traffic)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
 from bcs.failpoints import FailPoint
-from bcs.record.opening import open_record
 from bcs.record.postgres import PostgresRecord
-from bcs.settings import load_settings
 from bcs.store.recall import Recall
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_identity import RedisIdentity
-from bcs.store.redis_state import RedisStateStore
-from tests.integration.stores import completed
+from tests.integration.stores import MakeStore, completed
 
 pytestmark = pytest.mark.anyio
 
@@ -24,20 +19,12 @@ PAST = delta_of([EssaysRegistered(("a", "b"), 2, at_us=1)])
 NEWS = delta_of([completed("a", at_us=2)])
 
 
-@pytest.fixture
-async def record(database_url: str) -> AsyncIterator[PostgresRecord]:
-    record = open_record(load_settings(database_url=database_url))
-    await record.probe(10)
-    yield record
-    await record.aclose()
-
-
 async def nothing_waits() -> int:
     return 0
 
 
 async def test_a_writer_who_asked_the_record_before_asks_again(
-    record: PostgresRecord, gateway: RedisGateway, redis_key_prefix: str, batch: str
+    record: PostgresRecord, gateway: RedisGateway, in_redis: MakeStore, batch: str
 ) -> None:
     """Of a batch that Redis has nothing of, so that there is nothing to delete there."""
     added = False
@@ -50,7 +37,7 @@ async def test_a_writer_who_asked_the_record_before_asks_again(
             await store.distrust([batch])
 
     recall = Recall(record, nothing_waits, RedisIdentity())
-    store = RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=recall, reach=add_past_redis)
+    store = in_redis(gateway, recall=recall, reach=add_past_redis)
     committed = await store.commit(batch, NEWS)
     assert committed.conflicts == 1
     everything = PAST.copy()

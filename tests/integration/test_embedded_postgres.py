@@ -42,18 +42,9 @@ def no_user_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
         embedded_postgres._guise.cache_clear()
 
 
-@pytest.fixture(scope="module")
-def started_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    with postgres(tmp_path_factory.mktemp("postgres"), durable=False) as server:
-        yield server
-
-
 @pytest.fixture
-def server(started_once: PostgresServer) -> PostgresServer:
-    """A server that runs, whatever the test before did to it; a new one for each would take most of the time."""
-    started_once.thaw()
-    started_once.start()
-    return started_once
+def server(running_postgres: PostgresServer) -> PostgresServer:
+    return running_postgres
 
 
 def processes(server: PostgresServer) -> list[psutil.Process]:

@@ -37,7 +37,11 @@ def service(redis_url: str, module_database_url: str) -> Iterator[RunningService
 
 def serving(redis_url: str, database_url: str, **settings: object) -> AbstractContextManager[RunningService]:
     return service_in_thread(
-        redis_url=redis_url, database_url=database_url, kafka_bootstrap_servers="127.0.0.1:1", **settings
+        redis_url=redis_url,
+        database_url=database_url,
+        database_first_probe_seconds=10.0,
+        kafka_bootstrap_servers="127.0.0.1:1",
+        **settings,
     )
 
 

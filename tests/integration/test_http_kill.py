@@ -11,7 +11,6 @@ import anyio
 import pytest
 from aiohttp import web
 
-from bcs.actors.http import server
 from bcs.supervision import State
 from tests.support.service import COMPLETE, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
@@ -40,11 +39,20 @@ def runners(monkeypatch: pytest.MonkeyPatch) -> list[web.AppRunner]:
 
 
 @pytest.fixture
-def service(runners: list[web.AppRunner]) -> Iterator[RunningService]:
-    with service_in_thread(
-        use_mock_repository=True, kafka_bootstrap_servers="127.0.0.1:1", shutdown_seconds=2.0
-    ) as running:
+def service(request: pytest.FixtureRequest, runners: list[web.AppRunner]) -> Iterator[RunningService]:
+    """A service with the settings that the test has as its parameter."""
+    settings = {
+        "use_mock_repository": True,
+        "kafka_bootstrap_servers": "127.0.0.1:1",
+        "shutdown_seconds": 2.0,
+        **getattr(request, "param", {}),
+    }
+    with service_in_thread(**settings) as running:
         yield running
+
+
+def with_settings(**settings: object) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("service", [settings], indirect=True, ids=["-".join(settings)])
 
 
 @asynccontextmanager
@@ -70,6 +78,7 @@ def restarted(service: RunningService) -> bool:
     return http(service).restarts == 1 and http(service).state is State.RUNNING
 
 
+@with_settings(http_kill_grace_seconds=5.0)  # on a busy machine a second may be too short
 async def test_a_request_in_hand_gets_its_answer(service: RunningService) -> None:
     async with connection(service) as (reader, writer), Orchestrator(service.base) as bos:
         writer.write(HEAD)
@@ -82,6 +91,7 @@ async def test_a_request_in_hand_gets_its_answer(service: RunningService) -> Non
         assert await bos.to_run("batch") == ["ai_feedback"], "and it was carried out"
 
 
+@with_settings(http_kill_grace_seconds=0.2)
 async def test_nothing_is_left_of_a_killed_one_though_a_caller_takes_its_time(
     service: RunningService, runners: list[web.AppRunner]
 ) -> None:
@@ -98,18 +108,16 @@ async def two_in_flight(bos: Orchestrator) -> bool:
     return await bos.metric("bcs_http_requests_in_flight") == 2  # the question itself is one of them
 
 
+@with_settings(http_linger_seconds=1.0)  # so is the tenth of a second that is usual
 async def test_a_connection_that_was_just_accepted_may_still_send_its_request(
-    service: RunningService, runners: list[web.AppRunner], monkeypatch: pytest.MonkeyPatch
+    service: RunningService, runners: list[web.AppRunner]
 ) -> None:
     async with connection(service) as (reader, writer), connection(service) as (silent, _):
         await wait_until(lambda: accepted(runners[0]) == 2)
-        with monkeypatch.context() as patch:
-            # A tenth of a second is enough for a caller, and too short for a test on a busy machine.
-            patch.setattr(server, "_LINGER_SECONDS", server._LINGER_SECONDS * 10)
-            assert service.call(service.service.root.kill, "http")
-            await wait_until(lambda: http(service).state is State.STOPPING)
-            writer.write(HEAD + BODY)
-            assert (await answer_on(reader)).startswith(b"HTTP/1.1 200 ")
+        assert service.call(service.service.root.kill, "http")
+        await wait_until(lambda: http(service).state is State.STOPPING)
+        writer.write(HEAD + BODY)
+        assert (await answer_on(reader)).startswith(b"HTTP/1.1 200 ")
         assert await answer_on(silent) == b"", "it waits for nobody for ever"
         await wait_until(lambda: restarted(service))
     assert len(runners) == 2

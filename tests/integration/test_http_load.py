@@ -24,11 +24,12 @@ HEAD = (
 
 
 @pytest.fixture(scope="module")
-def narrow_service(kafka_bootstrap_servers: str) -> Iterator[RunningService]:
+def narrow_service() -> Iterator[RunningService]:
     """One that takes few requests, and soon gives up on slow ones."""
     with service_in_thread(
         use_mock_repository=True,
-        kafka_bootstrap_servers=kafka_bootstrap_servers,
+        kafka_bootstrap_servers="127.0.0.1:1",
+        shutdown_seconds=2.0,
         http_max_concurrent_requests=LIMIT,
         request_deadline_seconds=DEADLINE_SECONDS,
         redis_deadline_seconds=0.5,
@@ -65,12 +66,15 @@ async def test_hundreds_of_requests_at_a_time_are_all_answered(service: RunningS
     assert [answer.json["batch_id"] for answer in answers] == [f"load-{n % 50}" for n in range(400)]
 
 
-async def test_concurrent_reports_about_one_batch_are_all_recorded(service: RunningService) -> None:
+async def test_concurrent_reports_are_all_recorded(service: RunningService, batch: str) -> None:
+    """No two say the same, so that each shows; those about one batch at a time are in test_record_path.py."""
     phases = ["spellcheck", "nlp", "cj_assessment", "ai_feedback"]
+    batches = [f"{batch}-{number}" for number in range(50)]
     async with Orchestrator(service.base) as bos:
-        answers = await asyncio.gather(*(bos.complete("reported", phases[n % 4]) for n in range(200)))
-        assert {answer.status for answer in answers} == {200}
-        assert await bos.to_run("reported", "comprehensive") == []
+        answers = await asyncio.gather(*(bos.complete(one, phase) for one in batches for phase in phases))
+        assert [answer.status for answer in answers] == [200] * 200
+        to_run = await asyncio.gather(*(bos.to_run(one, "comprehensive") for one in batches))
+    assert dict(zip(batches, to_run, strict=True)) == {one: [] for one in batches}
 
 
 async def test_beyond_the_limit_requests_are_refused_at_once_and_probes_are_not(narrow_service: RunningService) -> None:

@@ -23,6 +23,11 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(module_kafka: str) -> str:
+    return module_kafka
+
+
 @asynccontextmanager
 async def another_member(kafka: str, group: str) -> AsyncIterator[AIOKafkaConsumer]:
     """A member of the group that only heartbeats and takes its share of the partitions."""
@@ -75,7 +80,13 @@ async def test_an_intake_killed_while_it_hands_partitions_over_leaves_no_ghost(
     monkeypatch.setattr(Consumption, "on_partitions_revoked", noticed)
     async with (
         Platform(kafka_bootstrap_servers) as platform,
-        running_service(hold, redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers) as service,
+        running_service(
+            hold,
+            redis_url=redis_url,
+            kafka_bootstrap_servers=kafka_bootstrap_servers,
+            # The broker waits so long for the one that died, which did not leave in order.
+            kafka_session_timeout_seconds=1.0,
+        ) as service,
     ):
         await platform.send(spellchecked("held", "essay"))
         await wait_until(held.is_set)

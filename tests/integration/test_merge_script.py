@@ -15,7 +15,7 @@ from bcs.store.codec import BatchKeys
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
-from tests.integration.stores import PHASES, FallbackOnly
+from tests.integration.stores import PHASES, FallbackOnly, MakeStore
 
 pytestmark = pytest.mark.anyio
 
@@ -33,11 +33,18 @@ deltas = st.builds(
 C1, F1 = Mark(Outcome.COMPLETED, 2**53), Mark(Outcome.FAILED, 2**53)
 
 
-def by_script(gateway: RedisGateway, key_prefix: str) -> RedisStateStore:
-    return FallbackOnly(gateway, key_prefix=key_prefix, ttl_seconds=90, policy=CommitPolicy(attempts=1))
+@pytest.fixture
+def script(gateway: RedisGateway, in_redis: MakeStore) -> RedisStateStore:
+    """A store that commits by the script alone."""
+    return in_redis(gateway, CommitPolicy(attempts=1), ttl_seconds=90, kind=FallbackOnly)
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture
+def store(gateway: RedisGateway, in_redis: MakeStore) -> RedisStateStore:
+    return in_redis(gateway)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(deltas, min_size=1, max_size=5))
 @example(
     history=[
@@ -54,11 +61,9 @@ def by_script(gateway: RedisGateway, key_prefix: str) -> RedisStateStore:
     ]
 )
 async def test_the_script_gives_the_state_of_the_model(
-    gateway: RedisGateway, redis_key_prefix: str, history: list[BatchState]
+    script: RedisStateStore, store: RedisStateStore, history: list[BatchState]
 ) -> None:
     batch_id, model = uuid.uuid4().hex, BatchState()
-    store = RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60)
-    script = by_script(gateway, redis_key_prefix)
     for delta in history:
         model.absorb(delta)
         assert (await script.commit(batch_id, delta)).fallback
@@ -73,11 +78,9 @@ async def test_the_script_gives_the_state_of_the_model(
 
 
 async def test_the_script_drops_the_summary_counts_up_and_renews_everything(
-    gateway: RedisGateway, redis_key_prefix: str
+    gateway: RedisGateway, redis_key_prefix: str, script: RedisStateStore, store: RedisStateStore
 ) -> None:
     keys = BatchKeys(redis_key_prefix, "b")
-    store = RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60)
-    script = by_script(gateway, redis_key_prefix)
     await store.commit("b", BatchState({"nlp": {"a": C1}}, {}, {"a": 0}, Expected(1, 0)))
     assert (await store.summary("b")).complete("nlp")
     await script.commit("b", BatchState({"nlp": {"a": F1}}))

@@ -23,9 +23,15 @@ DEADLINE_SECONDS = 1.5
 QUICK_STORE = {
     "request_deadline_seconds": DEADLINE_SECONDS,
     "redis_deadline_seconds": 0.4,
+    "redis_breaker_failures": 3,
     "redis_breaker_open_seconds": 0.3,
 }
 BOTH = ["spellcheck", "ai_feedback"]
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(module_kafka: str) -> str:
+    return module_kafka
 
 
 async def health(bos: Orchestrator) -> tuple[str, str, str]:
@@ -38,7 +44,7 @@ async def health(bos: Orchestrator) -> tuple[str, str, str]:
 
 async def assert_nothing_crashed(service: RunningService, bos: Orchestrator) -> None:
     assert [name for name, _, value in await bos.samples() if name == "bcs_actor_restarts_total" and value] == []
-    assert all(child.restarts == 0 for child in service.snapshot().children)
+    assert service.restarted() == []
 
 
 async def assert_refused_in_time(request: Callable[[], Any]) -> None:

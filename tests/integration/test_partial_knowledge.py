@@ -14,7 +14,7 @@ from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_identity import RedisIdentity
 from bcs.store.redis_state import RedisStateStore
 from tests.chaos.history import told
-from tests.integration.stores import BREAKER_FAILURES
+from tests.integration.stores import BREAKER_FAILURES, MakeStore
 from tests.support.events import Event, registered, spellchecked
 
 pytestmark = pytest.mark.anyio
@@ -34,12 +34,11 @@ class AwayRecord:
 
 
 @pytest.fixture
-def store(gateway: RedisGateway, redis_key_prefix: str) -> RedisStateStore:
+def store(gateway: RedisGateway, in_redis: MakeStore) -> RedisStateStore:
     async def none() -> int:
         return 0
 
-    recall = Recall(AwayRecord(), none, RedisIdentity())
-    return RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=recall)
+    return in_redis(gateway, recall=Recall(AwayRecord(), none, RedisIdentity()))
 
 
 async def commit(store: RedisStateStore, *events: Event) -> None:

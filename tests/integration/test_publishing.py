@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaTimeoutError
 
 from bcs.actors.publishing import publish_all
@@ -35,15 +35,23 @@ class Leaderless(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no type
         return await super().send(topic, value, key, partition, **rest)
 
 
-def leased(count: int) -> list[LeasedMessage]:
+def leased(name: str, count: int) -> list[LeasedMessage]:
+    """Messages whose keys begin with a name that nobody else uses."""
+    keys = [f"{name}-{number}".encode() for number in range(count)]
     return [
-        Leased(str(number), OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, b"key-%d" % number, b"x"))
-        for number in range(count)
+        Leased(str(number), OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, key, b"x"))
+        for number, key in enumerate(keys)
     ]
 
 
-async def test_a_partition_without_a_leader_holds_up_no_other(kafka_bootstrap_servers: str) -> None:
-    entries, notes = leased(100), dict[str, BaseException | None]()
+async def messages_of(name: str, kafka_bootstrap_servers: str) -> list[ConsumerRecord]:
+    async with Platform(kafka_bootstrap_servers) as platform:
+        records = await platform.messages(topics.PHASE_SKIPPED)
+    return [record for record in records if record.key.startswith(f"{name}-".encode())]
+
+
+async def test_a_partition_without_a_leader_holds_up_no_other(kafka_bootstrap_servers: str, batch: str) -> None:
+    entries, notes = leased(batch, 100), dict[str, BaseException | None]()
     producer = Leaderless(bootstrap_servers=kafka_bootstrap_servers)
     await producer.start()
     try:
@@ -54,8 +62,7 @@ async def test_a_partition_without_a_leader_holds_up_no_other(kafka_bootstrap_se
     finally:
         await producer.stop()
     assert notes.keys() == {entry.entry_id for entry in entries}, "each is told of"
-    async with Platform(kafka_bootstrap_servers) as platform:
-        records = await platform.messages(topics.PHASE_SKIPPED)
+    records = await messages_of(batch, kafka_bootstrap_servers)
     arrived = {record.key for record in records}
     assert {record.partition for record in records} == set(range(PARTITIONS)) - {DEAD}
     delivered = {entry.entry_id for entry in entries if entry.message.key in arrived}
@@ -65,8 +72,8 @@ async def test_a_partition_without_a_leader_holds_up_no_other(kafka_bootstrap_se
     assert producer.tried == 1, "the others would wait as long, one after the other"
 
 
-async def test_messages_lie_where_the_producer_itself_would_put_them(kafka_bootstrap_servers: str) -> None:
-    entries = leased(50)
+async def test_messages_lie_where_the_producer_itself_would_put_them(kafka_bootstrap_servers: str, batch: str) -> None:
+    entries = leased(batch, 50)
     plain = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap_servers)
     await plain.start()
     try:
@@ -75,11 +82,10 @@ async def test_messages_lie_where_the_producer_itself_would_put_them(kafka_boots
         await publish_all(plain, entries, 10.0, lambda *_: None)
     finally:
         await plain.stop()
-    async with Platform(kafka_bootstrap_servers) as platform:
-        records = await platform.messages(topics.PHASE_SKIPPED)
-    places: dict[bytes, set[int]] = {}
-    for record in records:
-        places.setdefault(record.key, set()).add(record.partition)
-    assert {key: len(places[key]) for entry in entries if (key := entry.message.key)} == {
-        entry.message.key: 1 for entry in entries
-    }
+    places: dict[bytes, list[int]] = {}
+    for record in await messages_of(batch, kafka_bootstrap_servers):
+        places.setdefault(record.key, []).append(record.partition)
+    assert places.keys() == {entry.message.key for entry in entries}
+    # Each key twice, from the producer itself and from us, and on one partition.
+    assert {(len(partitions), len(set(partitions))) for partitions in places.values()} == {(2, 1)}
+    assert len({partition for partitions in places.values() for partition in partitions}) > 1

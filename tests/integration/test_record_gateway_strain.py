@@ -22,24 +22,24 @@ async def one(connection: Any) -> Any:
 
 
 @pytest.fixture
-async def gateway(private_postgres: PostgresServer) -> AsyncIterator[RecordGateway]:
-    gateway = RecordGateway(private_postgres.url, max_connections=2, deadline_seconds=1.0)
+async def gateway(running_postgres: PostgresServer) -> AsyncIterator[RecordGateway]:
+    gateway = RecordGateway(running_postgres.url, max_connections=2, deadline_seconds=1.0)
     await gateway.probe(20)
     yield gateway
-    private_postgres.thaw()
+    running_postgres.thaw()
     await gateway.aclose()
 
 
 async def test_work_that_may_take_long_is_no_obstacle_to_a_stop(
-    gateway: RecordGateway, private_postgres: PostgresServer
+    gateway: RecordGateway, running_postgres: PostgresServer
 ) -> None:
     assert await gateway.run(one) == 1
-    private_postgres.freeze()
+    running_postgres.freeze()
     began = time.monotonic()
     with anyio.move_on_after(0.1):
         await gateway.run(one, deadline_seconds=10)
     assert time.monotonic() - began < 5
-    private_postgres.thaw()
+    running_postgres.thaw()
     await gateway.probe(20)
     assert await gateway.run(one) == 1
 
@@ -70,7 +70,7 @@ async def test_who_waits_for_a_turn_in_vain_says_nothing_about_the_database(gate
 
 
 async def test_what_failed_on_old_connections_leaves_new_ones_alone(
-    gateway: RecordGateway, private_postgres: PostgresServer
+    gateway: RecordGateway, running_postgres: PostgresServer
 ) -> None:
     begun, found = anyio.Event(), anyio.Event()
 
@@ -86,10 +86,10 @@ async def test_what_failed_on_old_connections_leaves_new_ones_alone(
     async with anyio.create_task_group() as group:
         group.start_soon(ask)
         await begun.wait()
-        await anyio.to_thread.run_sync(private_postgres.kill)
+        await anyio.to_thread.run_sync(running_postgres.kill)
         with pytest.raises(StoreUnavailable):
             await gateway.run(one)
-        await anyio.to_thread.run_sync(private_postgres.start)
+        await anyio.to_thread.run_sync(running_postgres.start)
         await gateway.probe(20)
         found.set()
     assert gateway.reachable

@@ -115,6 +115,8 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.do(self.world.restart)
+        if self.database_up:
+            self.drain()
 
     @precondition(lambda self: self.database_up and self.redis_up)
     @rule(how=st.sampled_from(["refuse", "freeze"]))

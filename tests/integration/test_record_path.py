@@ -21,15 +21,29 @@ from bcs.record.permanent import Permanent
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.past import consumed
-from tests.support.service import COMPLETE, DEFINE, Orchestrator, RunningService, running_service
+from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
+def kafka_bootstrap_servers(module_kafka: str) -> str:
+    return module_kafka
+
+
+@pytest.fixture(scope="module")
+def service(own_service: RunningService) -> RunningService:
+    return own_service
+
+
+@pytest.fixture(scope="module")
 def service_settings(own_valkey: EmbeddedServer, module_database_url: str) -> dict[str, object]:
-    return {"redis_url": f"redis://{own_valkey.address}", "database_url": module_database_url}
+    return {
+        "redis_url": f"redis://{own_valkey.address}",
+        "database_url": module_database_url,
+        "database_first_probe_seconds": 10.0,
+    }
 
 
 @pytest.fixture
@@ -126,6 +140,30 @@ async def test_the_history_explains_why_a_phase_was_skipped(
     assert {one["reason"] for one in resolution["decisions"]} == {"already_completed"}
     [asked] = await wait_until(lambda: history(f"{batch}-new", 1))
     assert (asked["correlation_id"], asked["final_pipeline"]) == ("c-2", ["spellcheck", "nlp"])
+
+
+async def test_concurrent_reports_about_one_batch_are_all_recorded(batch: str, bos: Orchestrator) -> None:
+    phases = ["spellcheck", "nlp", "cj_assessment", "ai_feedback"]
+    answers: list[Answer] = []
+
+    async def report(phase: str) -> None:
+        answers.append(await bos.complete(batch, phase))
+
+    async with anyio.create_task_group() as group:
+        for number in range(200):
+            group.start_soon(report, phases[number % 4])
+    assert [answer.status for answer in answers] == [200] * 200
+    assert await bos.to_run(batch, "comprehensive") == []
+    # A fact is in the history before its caller is answered, unless PostgreSQL was too slow and it waits in Redis.
+    told = {answer.headers["X-Correlation-ID"] for answer in answers}
+
+    async def all_in_the_history() -> bool:
+        entries = (await bos.get(f"/internal/v1/batches/{batch}/history?limit=500")).json["entries"]
+        found = [entry["correlation_id"] for entry in entries if entry["kind"] == "facts"]
+        assert len(found) == len(set(found)), "each once"
+        return set(found) == told
+
+    await wait_until(all_in_the_history)
 
 
 async def test_a_caller_whose_name_is_no_text_is_answered_and_harms_nobody(

@@ -16,7 +16,7 @@ from bcs.embedded import EmbeddedServer
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
-from tests.integration.stores import DELTA, FallbackOnly, MakeGateway, echo, fails, until_it_answers
+from tests.integration.stores import DELTA, FallbackOnly, MakeGateway, MakeStore, echo, fails, until_it_answers
 from tests.support.fault_proxy import FaultProxy
 from tests.support.waiting import wait_until
 
@@ -213,12 +213,13 @@ async def make_locked(control: RedisGateway) -> None:
 async def test_a_server_that_refuses_writes_for_now_is_out_of_reach_and_not_corrupted(
     make_gateway: MakeGateway,
     private_valkey: EmbeddedServer,
+    in_redis: MakeStore,
     spoil: Callable[[RedisGateway], Awaitable[None]],
     fallback: bool,
 ) -> None:
     gateway = make_gateway(private_valkey.address, deadline=5, failures=2)
     kind = FallbackOnly if fallback else RedisStateStore
-    store = kind(gateway, key_prefix="t:", ttl_seconds=60, policy=CommitPolicy(attempts=1))
+    store = in_redis(gateway, CommitPolicy(attempts=1), kind=kind)
     await store.commit("b", DELTA)
     await spoil(make_gateway(private_valkey.address, deadline=5))
     for _ in range(2):

@@ -10,14 +10,13 @@ import pytest
 from bcs.domain.state import BatchState
 from bcs.store.recall import Recall
 from bcs.store.redis_identity import RedisIdentity
-from bcs.store.redis_state import RedisStateStore
 from tests.chaos.history import told
-from tests.integration.stores import MakeGateway
+from tests.integration.stores import MakeGateway, MakeStore
 from tests.support.events import spellchecked
 
 pytestmark = pytest.mark.anyio
 
-REDIS_DEADLINE_SECONDS = 0.5
+REDIS_DEADLINE_SECONDS = 0.3
 
 
 class SlowRecord:
@@ -35,15 +34,13 @@ class SlowRecord:
 
 
 async def test_redis_is_not_taken_for_away_because_the_record_is_slow(
-    redis_url: str, redis_key_prefix: str, make_gateway: MakeGateway
+    redis_url: str, make_gateway: MakeGateway, in_redis: MakeStore
 ) -> None:
     async def none() -> int:
         return 0
 
     gateway = make_gateway(redis_url, deadline=REDIS_DEADLINE_SECONDS, failures=1, connections=4)
-    store = RedisStateStore(
-        gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=Recall(SlowRecord(), none, RedisIdentity())
-    )
+    store = in_redis(gateway, recall=Recall(SlowRecord(), none, RedisIdentity()))
     one = told(spellchecked("batch", "essay"))
     await store.summary("batch")
     await store.commit("batch", one.delta)

@@ -16,7 +16,12 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-BATCHES, CONNECTIONS, REPLY_SECONDS, HANG_SECONDS, DEADLINE_SECONDS = 50, 4, 0.05, 2.5, 5.0
+BATCHES, CONNECTIONS, REPLY_SECONDS, HANG_SECONDS, DEADLINE_SECONDS = 30, 4, 0.05, 1.5, 5.0
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(module_kafka: str) -> str:
+    return module_kafka
 
 
 async def test_waiting_in_line_for_a_slow_redis_is_no_hang(
@@ -31,7 +36,7 @@ async def test_waiting_in_line_for_a_slow_redis_is_no_hang(
             redis_max_connections=CONNECTIONS,
             request_deadline_seconds=DEADLINE_SECONDS,
             kafka_bootstrap_servers=kafka_bootstrap_servers,
-            kafka_request_timeout_seconds=1.0,
+            kafka_request_timeout_seconds=0.6,
             hang_seconds=HANG_SECONDS,
         ) as service,
         Orchestrator(service.base) as bos,
@@ -48,6 +53,7 @@ async def test_waiting_in_line_for_a_slow_redis_is_no_hang(
         proxy.delay(0)
         for batch in batches:
             assert await bos.to_run(batch) == ["ai_feedback"]
+        assert service.restarted() == []
         samples = await bos.samples()
         for name in ("bcs_actor_restarts_total", "bcs_dead_letters_total"):
             assert [labels for sample, labels, value in samples if sample == name and value] == []

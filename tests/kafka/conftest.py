@@ -6,7 +6,6 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bcs.actors import publisher
 from bcs.contracts import topics
 from bcs.embedded import HOST, EmbeddedServer, create_topics, free_port
 from tests.chaos.replica_tap import between
@@ -15,8 +14,6 @@ from tests.support import apache_kafka as apache
 from tests.support.kafka import PARTITIONS, assert_partitions, create_platform_topics
 
 _LIMIT_BYTES = 100_000
-# So soon a topic is tried again that could not be written; in a deployment it is left alone for longer.
-_UNWRITABLE_SECONDS = 0.5
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +42,9 @@ def _own_server(
 
 
 @pytest.fixture
-async def own_kafka(
-    _own_server: tuple[EmbeddedServer, int], monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[OwnKafka]:
+async def own_kafka(_own_server: tuple[EmbeddedServer, int]) -> AsyncIterator[OwnKafka]:
     """One to be killed, reached through us; it takes smaller messages than the service is told, and lacks a topic."""
     server, advertised = _own_server
-    monkeypatch.setattr(publisher, "_UNWRITABLE_SECONDS", _UNWRITABLE_SECONDS)
     server.start()  # unless it runs: a test that failed may have left it dead
     kafka = OwnKafka(server, f"{HOST}:{advertised}", LostAnswers(), _LIMIT_BYTES)
     async with between(advertised, server.port, kafka.answers.conversation):

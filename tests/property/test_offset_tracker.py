@@ -33,7 +33,8 @@ class Ownership:
     @property
     def committable(self) -> int | None:
         """Behind the last message before the first unfinished one."""
-        before = [offset for offset in self.sizes if all(offset < other for other in self.unfinished)]
+        unfinished = self.unfinished
+        before = [offset for offset in self.sizes if all(offset < other for other in unfinished)]
         return max(before) + 1 if before else None
 
 

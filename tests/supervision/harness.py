@@ -32,6 +32,10 @@ PATIENCE_SECONDS = 20.0
 DIED = ActorDied("the actor", "for a test")
 
 
+# trio has no cancellation but by scopes, so nothing can leak there.
+ON_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio", "uvloop"], indirect=True)
+
+
 class Boom(Exception):
     """What the actors of these tests crash with."""
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import anyio
 import pytest
-from trio.testing import MockClock
 
 from bcs.supervision import (
     ActorDied,
@@ -22,13 +19,9 @@ from bcs.supervision import (
     serve_until_empty,
 )
 from tests.supervision.harness import Boom, Context, Question, no_exhausted, question, running
+from tests.supervision.timed import ON_TRIO
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "trio", {"clock": MockClock(autojump_threshold=0)}
+pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
 class Answerers:

@@ -6,7 +6,6 @@ from typing import Any
 
 import anyio
 import pytest
-from trio.testing import MockClock
 
 from bcs.supervision import (
     Backoff,
@@ -30,14 +29,9 @@ from tests.supervision.harness import (
     question,
     running,
 )
-from tests.supervision.timed import PLAIN, Timed, later
+from tests.supervision.timed import ON_TRIO, PLAIN, Timed, later
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "trio", {"clock": MockClock(autojump_threshold=0)}
+pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic"])

@@ -29,7 +29,7 @@ from tests.supervision.harness import OFTEN, Boom, Context, Recorder, no_exhaust
 
 pytestmark = pytest.mark.anyio
 
-TICK_SECONDS = 0.002
+TICK_SECONDS = 0.001
 DISTURBANCES = 40
 FOREVER = 10**9
 

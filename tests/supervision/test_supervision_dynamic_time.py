@@ -6,7 +6,6 @@ from typing import Any
 
 import anyio
 import pytest
-from trio.testing import MockClock
 
 from bcs.supervision import (
     Backoff,
@@ -19,14 +18,9 @@ from bcs.supervision import (
     serve_until_empty,
 )
 from tests.supervision.harness import Boom, Context, Recorder, no_exhausted, running, until
-from tests.supervision.timed import PLAIN
+from tests.supervision.timed import ON_TRIO, PLAIN
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "trio", {"clock": MockClock(autojump_threshold=0)}
+pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
 def pool_of(handle: Any, **options: Any) -> tuple[DynamicSupervisor[Any], Supervisor, Recorder]:

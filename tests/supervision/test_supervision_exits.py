@@ -21,6 +21,7 @@ from bcs.supervision import (
 )
 from tests.supervision.harness import (
     AT_ONCE,
+    ON_ASYNCIO,
     PATIENCE_SECONDS,
     Boom,
     Context,
@@ -71,12 +72,6 @@ async def cancelled_error_in_a_group(context: Context) -> None:
     raise BaseExceptionGroup("g", [asyncio.CancelledError(), Boom()])
 
 
-# trio has no cancellation but by scopes, so nothing can leak there.
-only_asyncio = pytest.mark.parametrize(
-    "anyio_backend", [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"]
-)
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize(("act", "error"), [(crash, Boom), (in_a_group, ExceptionGroup)])
 async def test_a_crash_is_a_crash(act: Callable[[Context], Any], error: type[BaseException]) -> None:
@@ -84,7 +79,7 @@ async def test_a_crash_is_a_crash(act: Callable[[Context], Any], error: type[Bas
 
 
 @pytest.mark.anyio
-@only_asyncio
+@ON_ASYNCIO
 @pytest.mark.parametrize(
     ("act", "error"),
     [
@@ -117,7 +112,7 @@ async def _crash_and_look(act: Callable[[Context], Any], error: type[BaseExcepti
 
 
 @pytest.mark.anyio
-@only_asyncio
+@ON_ASYNCIO
 async def test_what_was_in_hand_at_a_stray_cancellation_comes_again() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", 5)
     attempts: list[int] = []

@@ -30,6 +30,7 @@ from bcs.supervision import (
 from tests.supervision.harness import (
     AT_ONCE,
     OFTEN,
+    ON_ASYNCIO,
     PATIENCE_SECONDS,
     Boom,
     Context,
@@ -42,11 +43,7 @@ from tests.supervision.harness import (
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.parametrize(
-        "anyio_backend",
-        [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})],
-        ids=["asyncio", "uvloop"],
-    ),
+    ON_ASYNCIO,
 ]
 
 

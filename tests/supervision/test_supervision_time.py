@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import anyio
 import pytest
-from trio.testing import MockClock
 
 from bcs.supervision import (
     ChildSpec,
@@ -17,14 +14,9 @@ from bcs.supervision import (
     Supervisor,
 )
 from tests.supervision.harness import Boom, Context, Puppet, running
-from tests.supervision.timed import PLAIN, Timed, ignore_cancellation, later
+from tests.supervision.timed import ON_TRIO, PLAIN, Timed, ignore_cancellation, later
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "trio", {"clock": MockClock(autojump_threshold=0)}
+pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))

@@ -7,7 +7,6 @@ from typing import Any
 
 import anyio
 import pytest
-from trio.testing import MockClock
 
 from bcs.supervision import (
     AskTimeout,
@@ -18,14 +17,9 @@ from bcs.supervision import (
     Supervisor,
 )
 from tests.supervision.harness import Context, Puppet, puppets, question, running
-from tests.supervision.timed import PLAIN, Timed, ignore_cancellation, later
+from tests.supervision.timed import ON_TRIO, PLAIN, Timed, ignore_cancellation, later
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "trio", {"clock": MockClock(autojump_threshold=0)}
+pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
 async def test_a_group_goes_on_stopping_but_waits_for_a_wedged_member_before_it_starts() -> None:

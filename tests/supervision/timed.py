@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
+import pytest
 
 from bcs.supervision import Backoff
 from tests.supervision.harness import Recorder, until
+
+# Of the backends in conftest.py only trio has a clock that jumps, so that times can be told exactly.
+ON_TRIO = pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
 
 
 class Timed(Recorder):

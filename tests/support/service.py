@@ -1,5 +1,6 @@
 """A running BCS: in a thread of this process with an event loop of its own, or as a process of its own."""
 
+import importlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -41,6 +43,12 @@ structlog.configure(
     logger_factory=structlog.stdlib.LoggerFactory(),
 )
 
+# A service goes on in its thread beside property tests, which object when anybody but them uses the random numbers that
+# all of a process share. aiokafka chooses its nodes with them, tenacity its waits.
+_DRAW = ("aiokafka.client", "aiokafka.conn", "aiokafka.consumer.fetcher", "aiokafka.partitioner", "tenacity.wait")
+for module in _DRAW:
+    vars(importlib.import_module(module))["random"] = Random()
+
 DEFINE = "/internal/v1/pipelines/define"
 COMPLETE = "/internal/v1/phases/complete"
 
@@ -53,9 +61,15 @@ QUICK: Mapping[str, object] = {
     "kafka_heartbeat_interval_seconds": 0.3,
     "kafka_request_timeout_seconds": 4.0,
     "kafka_metadata_max_age_seconds": 2.0,
+    "kafka_probe_interval_seconds": 0.3,
     "intake_commit_interval_seconds": 0.1,
+    "intake_retry_seconds": 0.3,
     "outbox_poll_interval_seconds": 0.1,
+    "outbox_unwritable_seconds": 0.5,
     "outbox_takeover_seconds": 1.0,
+    "database_probe_interval_seconds": 0.1,
+    "database_first_probe_seconds": 1.0,
+    "retry_maximum_seconds": 0.3,
     "shutdown_drain_seconds": 0.0,
     "metrics_interval_seconds": 0.1,
 }
@@ -91,6 +105,14 @@ class RunningService:
     def snapshot(self) -> Snapshot:
         """Its supervision tree."""
         return self.call(self.service.root.snapshot)
+
+    def restarts(self) -> dict[str, int]:
+        """How often each of its actors was started again; batches' actors are not among them."""
+        return {child.name: child.restarts for child in self.snapshot().children}
+
+    def restarted(self) -> list[str]:
+        """Those that were started again at least once."""
+        return [name for name, restarts in self.restarts().items() if restarts]
 
 
 @contextmanager

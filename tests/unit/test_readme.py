@@ -18,9 +18,20 @@ def test_the_table_of_settings_is_the_settings() -> None:
     assert settings_table() in (ROOT / "README.md").read_text()
 
 
+TESTS = r"`(tests/[\w/]+\.py)(?:::(\w+))?`"
+VARIABLES = r"\bBCS_[A-Z_]+\b"
+LINKS = r"\]\(([^)#:]+)(?:#[^)]*)?\)"
+
+
+@pytest.mark.parametrize(("pattern", "least"), [(TESTS, 50), (VARIABLES, 50), (LINKS, 10)])
+def test_what_is_looked_for_is_found(pattern: str, least: int) -> None:
+    text = "".join(document.read_text() for document in DOCUMENTS)
+    assert len(re.findall(pattern, text)) >= least
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_test_that_a_document_names_exists(document: Path) -> None:
-    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", document.read_text()):
+    for path, name in re.findall(TESTS, document.read_text()):
         assert (ROOT / path).is_file(), path
         if name:
             assert re.search(rf"def {name}\(", (ROOT / path).read_text()), f"{path}::{name}"
@@ -29,11 +40,11 @@ def test_every_test_that_a_document_names_exists(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_variable_that_a_document_names_exists(document: Path) -> None:
     known = {f"BCS_{name.upper()}" for name in Settings.model_fields}
-    named = {name for name in re.findall(r"\bBCS_[A-Z_]+\b", document.read_text()) if not name.startswith("BCS_TEST_")}
+    named = {name for name in re.findall(VARIABLES, document.read_text()) if not name.startswith("BCS_TEST_")}
     assert named <= known | {"BCS_"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_relative_link_leads_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+    for target in re.findall(LINKS, document.read_text()):
         assert (document.parent / target).exists(), target

@@ -10,7 +10,7 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 import structlog
@@ -22,7 +22,6 @@ _AT_A_TIME = 64
 # What is wrong with the listening socket itself. All else passes: file descriptors or memory are used up, or a network
 # that failed is told of here (accept(2)). Until then connections wait in the backlog.
 _BROKEN = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.EFAULT})
-_PAUSE_SECONDS = 0.5
 _SO_ATTACH_FILTER = 26
 # Classic BPF (linux/filter.h): code, two jumps, operand. A socket's filter sees the packet from its TCP header on.
 _PASS_ALL_BUT_SYN = (
@@ -42,10 +41,12 @@ class Acceptor:
 
     :param listener: is not closed by `run`: what it does not take waits in the backlog.
     :param make_protocol: makes what serves a connection.
+    :param pause_seconds: the wait after what passes, as when no more files can be opened.
     """
 
     listener: socket.socket
     make_protocol: Callable[[], asyncio.BaseProtocol]
+    pause_seconds: float = field(default=0.5, kw_only=True)
 
     async def run(self) -> None:
         """Accept until cancelled; a connection that was taken by then is served all the same."""
@@ -58,7 +59,7 @@ class Acceptor:
                     if error.errno in _BROKEN:
                         raise
                     log.warning("connections_not_accepted", error=error.strerror)
-                    await anyio.sleep(_PAUSE_SECONDS)
+                    await anyio.sleep(self.pause_seconds)
                     continue
                 for connection in taken:
                     group.start_soon(self._serve, connection)

@@ -33,10 +33,6 @@ _LAST_REQUESTS_SECONDS = 1.0
 _LOOK_SECONDS = 0.01
 # Who has knocked is connected by then.
 _HANDSHAKE_SECONDS = 0.05
-# After a kill, a connection that was just accepted gets this long to send its request before it is closed.
-_LINGER_SECONDS = 0.1
-# After a kill, requests in hand get this long to end before their connections are closed.
-_KILLED_GRACE_SECONDS = 1.0
 
 
 def open_listener(settings: Settings) -> socket.socket:
@@ -105,7 +101,7 @@ class HttpServer:
             access_log=None,
             logger=_PROTOCOL_LOG,
             # aiohttp waits a minute by default, twice as long as Kubernetes does. By then requests are done anyway.
-            shutdown_timeout=_KILLED_GRACE_SECONDS,
+            shutdown_timeout=self.settings.http_kill_grace_seconds,
         )
         await runner.setup()
         server = runner.server
@@ -131,11 +127,14 @@ class HttpServer:
             stopped = True
         finally:
             # The sum of what is in it, or something would be left half closed: aiohttp waits twice for its timeout.
-            with anyio.move_on_after(_LINGER_SECONDS + _KILLED_GRACE_SECONDS * 4, shield=True):
+            linger_seconds = self.settings.http_linger_seconds
+            grace_seconds = self.settings.http_kill_grace_seconds
+            with anyio.move_on_after(linger_seconds + grace_seconds * 4, shield=True):
                 guard.say_goodbye()
                 if not stopped:
-                    await anyio.sleep(_LINGER_SECONDS)
-                    with anyio.move_on_after(_KILLED_GRACE_SECONDS):
+                    # Who has connected just now is about to send a request.
+                    await anyio.sleep(linger_seconds)
+                    with anyio.move_on_after(grace_seconds):
                         await guard.idle()
                 await runner.cleanup()
 
