@@ -11,6 +11,7 @@ from bcs.record.postgres import PostgresRecord
 from bcs.store.recall import Recall
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_identity import RedisIdentity
+from bcs.store.redis_state import RedisStateStore
 from tests.integration.stores import MakeStore, completed
 
 pytestmark = pytest.mark.anyio
