@@ -19,6 +19,7 @@ from tests.chaos.history import History, still_to_run
 from tests.chaos.replica_ledger import DurableFirst, GroupLedger, Partition
 from tests.chaos.replica_tap import Hold, between
 from tests.chaos.replica_wire import GroupConversation
+from tests.chaos.servers import killed_at_the_end
 from tests.support.kafka import Platform, create_platform_topics
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
@@ -181,7 +182,7 @@ def ports_of(process_id: int) -> set[int]:
 async def crew(directory: Path, history: History, redis_url: str, name: str) -> AsyncIterator[Crew]:
     """A crew of nobody yet; at the end all that are left stop in order."""
     port = free_port()
-    with embedded.kafka(directory / "kafka", advertised_port=port) as broker:
+    with killed_at_the_end(embedded.kafka(directory / "kafka", advertised_port=port)) as broker:
         hands = Crew(directory, history, f"{HOST}:{port}", redis_url, name)
         async with between(port, broker.port, hands.conversation):
             await create_platform_topics(f"{HOST}:{port}")

@@ -25,10 +25,10 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-WRITERS = 8
+WRITERS = SIZES.writers
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
-SECONDS_PER_FACT = 0.2  # many times what it takes; without end is what it must not be
+SECONDS_PER_FACT = 0.05  # many times what it takes; without end is what it must not be
 
 
 @asynccontextmanager

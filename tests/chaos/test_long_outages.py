@@ -24,7 +24,7 @@ from bcs.contracts import topics
 from tests.chaos.figures import Note, percentile
 from tests.chaos.load import Asked, assert_kept
 from tests.chaos.scene import DEADLINE_SECONDS, EVENTS_A_SECOND, Scene, prepared_scene
-from tests.chaos.sizes import SIZES, TIME_ALLOWANCE
+from tests.chaos.sizes import SIZES
 from tests.support.events import spellchecked
 from tests.support.kafka import values
 from tests.support.waiting import wait_until
@@ -32,10 +32,10 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 BEFORE_SECONDS = 1.0
-BACK_TO_NORMAL_SECONDS = 5.0 * TIME_ALLOWANCE
-CUTS = max(12, int(SIZES.outage_seconds))
+BACK_TO_NORMAL_SECONDS = 5.0
+CUTS = SIZES.cuts
 AROUND = 30
-SLOWER_SECONDS = 0.25 * TIME_ALLOWANCE
+SLOWER_SECONDS = 0.25
 
 
 class Outage(Protocol):

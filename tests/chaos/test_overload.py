@@ -21,7 +21,7 @@ from tests.chaos.figures import Note
 from tests.chaos.ground import Ground, prepared
 from tests.chaos.history import History
 from tests.chaos.load import Load, LoadProcess, Tally, assert_kept
-from tests.chaos.sizes import SIZES, TIME_ALLOWANCE
+from tests.chaos.sizes import SIZES
 from tests.support.service import BcsProcess, Orchestrator
 from tests.support.waiting import wait_until
 
@@ -34,7 +34,7 @@ FEW = 4
 ALONE_SECONDS = 1.0
 DEADLINE_SECONDS = 5.0
 # Before a request is read, and before its answer is, hundreds of others have their turn.
-TURNS_SECONDS = TIME_ALLOWANCE
+TURNS_SECONDS = 1.0
 WARM_UP_SECONDS = SIZES.overload_seconds / 4
 FLAT = 0.10
 CHUNK = 250

@@ -17,17 +17,17 @@ from tests.chaos.figures import Note, percentile
 from tests.chaos.load import Asked, Load
 from tests.chaos.recorded import RecordedScene, prepared_recorded_scene
 from tests.chaos.scene import DEADLINE_SECONDS
-from tests.chaos.sizes import IN_FULL, SIZES, TIME_ALLOWANCE
+from tests.chaos.sizes import SIZES
 from tests.support.service import COMPLETE, DEFINE
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-EVENTS = 5_000 if IN_FULL else 600
-AWAY_SECONDS = 5.0 if IN_FULL else 1.0
+EVENTS = SIZES.store_events
+AWAY_SECONDS = SIZES.store_outage_seconds
 REDIS_DEADLINE_SECONDS = 0.5
 # What was under way waits for its deadline; then the circuit opens.
-PROMPTLY_SECONDS = REDIS_DEADLINE_SECONDS + 0.2 * TIME_ALLOWANCE
+PROMPTLY_SECONDS = REDIS_DEADLINE_SECONDS + 0.2
 
 
 @dataclass

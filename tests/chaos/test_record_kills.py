@@ -18,19 +18,19 @@ from tests.chaos.figures import Note, percentile
 from tests.chaos.recorded import RecordedScene, prepared_recorded_scene
 from tests.chaos.scene import DEADLINE_SECONDS
 from tests.chaos.schedule import kill_a_batch
-from tests.chaos.sizes import IN_FULL, SIZES
+from tests.chaos.sizes import SIZES
 from tests.chaos.stage import DRILL, kill_actor
 from tests.support.service import BcsProcess
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-EVENTS = 10_000 if IN_FULL else 1_000
+EVENTS = SIZES.record_events
 LONGEST_PAUSE_SECONDS = 0.5
 LONGEST_AWAY_SECONDS = 1.5  # longer than a statement's deadline
 KINDS = ["killed", "frozen", "restarted"]
 MAX_CONNECTIONS = 9  # with the one for probes
-KILLS = 300 if IN_FULL else 30
+KILLS = SIZES.record_kills
 
 
 async def strike(postgres: PostgresServer, kind: str, away_seconds: float) -> None:

@@ -17,16 +17,16 @@ from tests.chaos.figures import Note, percentile
 from tests.chaos.load import Asked
 from tests.chaos.recorded import RecordedScene, prepared_recorded_scene
 from tests.chaos.scene import DEADLINE_SECONDS, EVENTS_A_SECOND
-from tests.chaos.sizes import SIZES, TIME_ALLOWANCE
+from tests.chaos.sizes import SIZES
 from tests.support.service import COMPLETE, DEFINE
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 BEFORE_SECONDS = 1.0
-SLOWER_SECONDS = 0.25 * TIME_ALLOWANCE
+SLOWER_SECONDS = 0.25
 # What waited is written in a fraction of the time in which it came.
-BACK_TO_NORMAL_SECONDS = (5.0 + SIZES.record_outage_seconds / 4) * TIME_ALLOWANCE
+BACK_TO_NORMAL_SECONDS = 5.0 + SIZES.record_outage_seconds / 4
 LIMIT = 60
 IN_FLIGHT = 100
 

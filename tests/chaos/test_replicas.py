@@ -31,9 +31,9 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 ALL_PARTITIONS = {(topic, number) for topic in topics.CONSUMED for number in range(PARTITIONS)}
-ROUNDS, EVENTS = (4, 6_000) if IN_FULL else (1, 800)
+ROUNDS, EVENTS = (4, 6_000) if IN_FULL else (1, 400)
 WRITES_SECONDS = 2.0
-PLAYS = [(3, 1), (2, 2)] if IN_FULL else [(3, 1)]
+PLAYS = [pytest.param(3, 1, marks=pytest.mark.release), (2, 2)]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from bcs.app import Service
 from bcs.contracts import topics
 from bcs.supervision import Snapshot, State
 from tests.chaos.figures import Note, percentile
-from tests.chaos.sizes import IN_FULL, SIZES, TIME_ALLOWANCE
+from tests.chaos.sizes import IN_FULL, SIZES
 from tests.support.events import spellchecked
 from tests.support.kafka import Platform, platform_broker, values
 from tests.support.service import BcsProcess, Orchestrator, RunningService, running_service, serve
@@ -22,10 +22,10 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 ACTORS = ["metrics", "publisher", "batches", "intake", "http"]
-BACK_SECONDS = 1.0 * TIME_ALLOWANCE
+BACK_SECONDS = 1.0
 GIVEN_UP_SECONDS = 2.0
 RESTART_MAX = 10  # as in a deployment
-LANES = 10  # services at a time: after each death of an intake the broker lets its group wait for a second
+LANES = SIZES.restarted_services  # services at a time: after each death of an intake the broker lets its group wait for a second
 DEPLOYED_DRAIN_SECONDS = 1.0
 # A drain that takes too long is cut off by the last resort.
 DRAINS = [DEPLOYED_DRAIN_SECONDS] * 3 + [5.0] if IN_FULL else [DEPLOYED_DRAIN_SECONDS]
