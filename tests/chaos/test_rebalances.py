@@ -93,6 +93,8 @@ async def test_replicas_that_join_leave_and_die_commit_only_what_is_theirs_and_d
             group.start_soon(moves.make, hands)
             group.start_soon(hands.publish, moves.gate)
         await hands.assert_nothing_lost()
+    assert len(moves.done) == SIZES.joins_and_leaves
+    assert len(hands.ledger.generations) >= SIZES.joins_and_leaves / 2, "the group had to settle again and again"
     done = ", ".join(f"{moves.done.count(way)} {way}" for way in ("joined", "left", "killed"))
     note_figure(
         11,
