@@ -1,4 +1,4 @@
-"""How much each row of the chaos suite does: quick at every commit, all of it at a release (``BCS_TEST_CHAOS=full``)."""
+"""How much each row of the chaos suite does: quick at every commit, in full at a release (``BCS_TEST_CHAOS=full``)."""
 
 import os
 from dataclasses import dataclass
@@ -27,10 +27,13 @@ class Sizes:
     rebalanced_events: int
     stops: int  # row 12
     overload_seconds: float  # row 13
+    overload_requests: int  # what the process takes at a time, of requests and of events
+    overload_events: int
     counted_restarts: int  # row 14
     poisoned_among: int  # row 15: one event in a thousand of so many is malformed
     record_events: int  # row 16
     record_strikes: int
+    record_strikes_among_kills: int
     record_kills: int
     record_outage_seconds: float  # row 17
     flushed_events: int  # row 18: and at least as many resolutions
@@ -59,10 +62,13 @@ AT_A_RELEASE = Sizes(
     rebalanced_events=10_000,
     stops=50,
     overload_seconds=60.0,
+    overload_requests=64,
+    overload_events=500,
     counted_restarts=1_000,
     poisoned_among=10_000,
     record_events=10_000,
     record_strikes=60,
+    record_strikes_among_kills=3,
     record_kills=300,
     record_outage_seconds=60.0,
     flushed_events=10_000,
@@ -78,11 +84,11 @@ AT_A_COMMIT = Sizes(
     crashes_at_each_point=1,
     deaths_at_each_point=0,
     lost_replies=20,
-    contended_facts=200,
-    writers=4,
-    pending_asks=200,
-    rounds_of_asks=1,
-    timed_restarts=4,
+    contended_facts=250,
+    writers=5,
+    pending_asks=500,
+    rounds_of_asks=2,
+    timed_restarts=3,
     restarted_services=1,
     outage_seconds=1.0,
     cuts=4,
@@ -90,16 +96,19 @@ AT_A_COMMIT = Sizes(
     rebalanced_events=400,
     stops=1,
     overload_seconds=1.5,
-    counted_restarts=16,
+    overload_requests=16,
+    overload_events=100,
+    counted_restarts=32,
     poisoned_among=2_000,
-    record_events=300,
+    record_events=450,
     record_strikes=3,
+    record_strikes_among_kills=1,
     record_kills=10,
     record_outage_seconds=1.0,
-    flushed_events=250,
+    flushed_events=150,
     store_events=200,
     store_outages=1,
-    store_outage_seconds=0.4,
+    store_outage_seconds=0.2,
 )
 
 IN_FULL = os.environ.get("BCS_TEST_CHAOS") == "full"

@@ -50,7 +50,7 @@ PLACES = [(point, actor) for point in FailPoint for actor in WHOSE[point.partiti
 # A process takes seconds to start, and to get the partitions of its predecessor: a few at each point, or one at all.
 DEATHS = PLACES * SIZES.deaths_at_each_point or [(FailPoint.BEFORE_EXEC, A_BATCH)]
 # Scenes at a time: most of the time goes by with waiting for the broker, which makes all that join wait for a second.
-LANES, LANES_OF_PROCESSES = (6, 6) if IN_FULL else (4, 1)
+LANES, LANES_OF_PROCESSES = (6, min(6, len(DEATHS))) if IN_FULL else (4, 1)
 SETTINGS = {
     **QUICK,
     "chaos_enabled": True,
@@ -241,7 +241,8 @@ async def test_after_the_death_of_the_process_at_any_point_all_is_well(
                     batch = f"{scene.name}-{point}-{actor}-{number}"
                     order = scene.order(point, actor, How.DIE, Random(SEED), batch)
                     began = time.monotonic()
-                    assert await scene.lead_to(order, batch) in (200, None)
+                    # In the middle of its death it may have no time for a request; that it says so is in order.
+                    assert await scene.lead_to(order, batch) in (200, 503, None)
                     assert await process.ended() == -SIGKILL, order
                     process = await launch(scene)
                     scene.base = process.base
@@ -256,7 +257,11 @@ async def test_after_the_death_of_the_process_at_any_point_all_is_well(
         environment = {f"BCS_{name.upper()}": value for name, value in scene.settings.items()}
         environment["BCS_HTTP_PORT"] = free_port()
         process = CrashingProcess(tmp_path / f"launch-{next(launches)}", scene.orders, **environment)
-        await process.answers()
+        try:
+            await process.answers()
+        except BaseException:  # also where another lane has failed meanwhile
+            process.__exit__()
+            raise
         return process
 
     await in_lanes(LANES_OF_PROCESSES, play)
