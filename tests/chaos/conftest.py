@@ -10,7 +10,7 @@ from tests.chaos.figures import Note
 from tests.chaos.sizes import IN_FULL
 from tests.support import apache_kafka as apache
 
-_NOT_PLAYED = pytest.StashKey[set[str]]()
+_NOT_PLAYED: pytest.StashKey[set[str]] = pytest.StashKey()
 _FIGURE, _RAN_ON = "chaos figure", "chaos broker"
 # What a worker of pytest-xdist tells its controller, which collects nothing itself.
 _WORKER_OUTPUT = "chaos_not_played"
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("release")]
     if left_out:
         items[:] = [item for item in items if not item.get_closest_marker("release")]
-        config.stash[_NOT_PLAYED].update(item.nodeid for item in left_out)
+        config.stash[_NOT_PLAYED] |= {item.nodeid for item in left_out}
         config.hook.pytest_deselected(items=left_out)
 
 
@@ -36,7 +36,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """A worker tells its controller what it has left out."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output[_WORKER_OUTPUT] = sorted(session.config.stash[_NOT_PLAYED])
+        not_played = session.config.stash[_NOT_PLAYED]
+        output[_WORKER_OUTPUT] = sorted(not_played)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -77,7 +78,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not_played := config.stash[_NOT_PLAYED]:
         terminalreporter.section("chaos, release tier")
         terminalreporter.line(
-            f"{len(not_played)} rows of the release tier NOT PLAYED, and the others in their small sizes; all of it: "
+            f"rows of the release tier NOT PLAYED: {len(not_played)}, and the others in their small sizes; all of it: "
             "BCS_TEST_CHAOS=full python -m pytest tests/chaos"
         )
         for name in sorted(not_played):
