@@ -10,6 +10,7 @@ from bcs.embedded import HOST, EmbeddedServer, free_port
 from bcs.store.base import StateStore
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
+from tests.chaos.servers import killed_at_the_end
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, create_platform_topics
 from tests.support.service import BcsProcess, serve
@@ -48,9 +49,10 @@ async def prepared(directory: Path, name: str, *, cuttable: bool = False) -> Asy
     :param cuttable: whether Kafka stands behind its line; else everybody talks to it directly.
     """
     async with AsyncExitStack() as stack:
-        valkey = stack.enter_context(embedded.valkey(directory / "valkey", append_only=True))
+        valkey = stack.enter_context(killed_at_the_end(embedded.valkey(directory / "valkey", append_only=True)))
         port = free_port()
-        broker = stack.enter_context(embedded.kafka(directory / "kafka", advertised_port=port if cuttable else None))
+        kafka_server = embedded.kafka(directory / "kafka", advertised_port=port if cuttable else None)
+        broker = stack.enter_context(killed_at_the_end(kafka_server))
         line = await stack.enter_async_context(FaultProxy(HOST, broker.port, port))
         kafka = line.address if cuttable else broker.address
         await create_platform_topics(kafka)

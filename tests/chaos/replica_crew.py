@@ -19,6 +19,7 @@ from tests.chaos.history import History, still_to_run
 from tests.chaos.replica_ledger import DurableFirst, GroupLedger, Partition
 from tests.chaos.replica_tap import Hold, between
 from tests.chaos.replica_wire import GroupConversation
+from tests.chaos.servers import killed_at_the_end
 from tests.support.kafka import Platform, create_platform_topics
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
@@ -29,7 +30,7 @@ CHUNK = 25
 UNDER_WAY = 200
 ENVIRONMENT = {
     # Tansu answers who joins after a second.
-    "BCS_KAFKA_SESSION_TIMEOUT_SECONDS": 2,
+    "BCS_KAFKA_SESSION_TIMEOUT_SECONDS": 1.5,
     "BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS": 0.2,
     "BCS_INTAKE_COMMIT_INTERVAL_SECONDS": 0.3,
 }
@@ -120,10 +121,16 @@ class Crew:
         replica.signal(signal.SIGKILL)
         await replica.ended()
 
-    async def publish(self, gate: Callable[[], float]) -> None:
-        """Tell all events: no more than the gate lets through, and few before the earlier ones are durable."""
+    async def publish(self, gate: Callable[[], float], enough: Callable[[], bool] = lambda: False) -> None:
+        """Tell all events: no more than the gate lets through, and few before the earlier ones are durable.
+
+        :param enough: whether the rest need not be told; then the history ends there.
+        """
         told = self._history.told
         for start in range(0, len(told), CHUNK):
+            if enough():
+                self._history.told = told[: self.sent]
+                return
             await wait_until(lambda start=start: start <= min(gate(), self.durable.behind + UNDER_WAY), SETTLED_SECONDS)  # type: ignore[misc]
             chunk = told[start : start + CHUNK]
             for one, where in zip(chunk, await self.platform.send(*(told.event for told in chunk)), strict=True):
@@ -181,7 +188,7 @@ def ports_of(process_id: int) -> set[int]:
 async def crew(directory: Path, history: History, redis_url: str, name: str) -> AsyncIterator[Crew]:
     """A crew of nobody yet; at the end all that are left stop in order."""
     port = free_port()
-    with embedded.kafka(directory / "kafka", advertised_port=port) as broker:
+    with killed_at_the_end(embedded.kafka(directory / "kafka", advertised_port=port)) as broker:
         hands = Crew(directory, history, f"{HOST}:{port}", redis_url, name)
         async with between(port, broker.port, hands.conversation):
             await create_platform_topics(f"{HOST}:{port}")

@@ -82,13 +82,18 @@ async def kill_a_batch(process: BcsProcess, _: str) -> bool:
 
 
 class Disasters:
-    """Connections cut, replies lost, servers and processes that freeze or die."""
+    """Connections cut, replies lost, servers and processes that freeze or die.
+
+    :param kinds: all that may happen, by name.
+    :param happened: which of them did, and how often.
+    """
 
     def __init__(self, stage: Stage, seed: int) -> None:
         self.happened: Counter[str] = Counter()
         self._stage = stage
         self._chance = Random(f"{seed} disasters")
-        self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
+        self._turns = list[str]()
+        self.kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "connections to Redis cut": stage.redis.cut,
             "connections to Kafka cut": stage.kafka.cut,
             "replies to EXEC lost": self._lose_replies,
@@ -100,9 +105,11 @@ class Disasters:
         }
 
     async def strike(self) -> None:
-        """Let one of them happen, and end."""
-        kind = self._chance.choice(list(self._kinds))
-        await self._kinds[kind]()
+        """Let one of them happen, and end: none again before each has had its turn."""
+        if not self._turns:
+            self._turns = self._chance.sample(list(self.kinds), len(self.kinds))
+        kind = self._turns.pop()
+        await self.kinds[kind]()
         self.happened[kind] += 1
 
     async def _lose_replies(self) -> None:

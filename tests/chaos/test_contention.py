@@ -25,10 +25,12 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-WRITERS = 8
+WRITERS = SIZES.writers
+LEAST_SUMMARIES = 10
+LEAST_ATTEMPTS = 1.05  # for one commit on average; measured: 1.2 of four writers, 2.2 of eight
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
-SECONDS_PER_FACT = 0.2  # many times what it takes; without end is what it must not be
+SECONDS_PER_FACT = 0.05  # many times what it takes; without end is what it must not be
 
 
 @asynccontextmanager
@@ -95,7 +97,7 @@ async def test_processes_that_write_to_one_batch_lose_nothing(
         share = Share(redis_url, redis_key_prefix, batch, seed, count, WRITERS, 0)
         commits, seconds = await written_by_all(share)
         over.set()
-        assert await watching > 0
+        assert await watching >= LEAST_SUMMARIES
         model = delta_of(drawn_facts(seed, count))
         # The summary first, as it lies there: only if a fallback was the last to write is it made anew. Its version
         # counts every commit: none was carried out twice, and none was taken for done that was not.
@@ -109,7 +111,7 @@ async def test_processes_that_write_to_one_batch_lose_nothing(
     fallbacks = sum(commit.fallback for commit in commits)
     times_ms = [commit.seconds * 1000 for commit in commits]
     assert len(commits) == count
-    assert max(attempts) > 1, "they did not meet at all"
+    assert sum(attempts) >= LEAST_ATTEMPTS * count, "they did not meet often"
     assert max(attempts) <= CommitPolicy().attempts + 1
     note_figure(
         6,

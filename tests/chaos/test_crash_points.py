@@ -25,6 +25,7 @@ from bcs.store.redis_state import RedisStateStore
 from tests.chaos.crashing_process import Crasher, CrashingProcess, How, Order
 from tests.chaos.figures import Note
 from tests.chaos.history import told
+from tests.chaos.servers import killed_at_the_end
 from tests.chaos.sizes import IN_FULL, SIZES
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, create_platform_topics, values
@@ -47,9 +48,9 @@ WHOSE = {
 }
 PLACES = [(point, actor) for point in FailPoint for actor in WHOSE[point.partition(".")[0]]]
 # A process takes seconds to start, and to get the partitions of its predecessor: a few at each point, or one at all.
-DEATHS = PLACES * 3 if IN_FULL else [(FailPoint.BEFORE_EXEC, A_BATCH), (FailPoint.ARCHIVE_WRITTEN, "archive")]
+DEATHS = PLACES * SIZES.deaths_at_each_point or [(FailPoint.BEFORE_EXEC, A_BATCH)]
 # Scenes at a time: most of the time goes by with waiting for the broker, which makes all that join wait for a second.
-LANES, LANES_OF_PROCESSES = (6, 6) if IN_FULL else (4, 1)
+LANES, LANES_OF_PROCESSES = (6, min(6, len(DEATHS))) if IN_FULL else (4, 1)
 SETTINGS = {
     **QUICK,
     "chaos_enabled": True,
@@ -165,7 +166,7 @@ async def staged(directory: Path, name: str, redis_url: str, database_url: str) 
     gateway = RedisGateway(redis_url, max_connections=2, deadline_seconds=5, breaker_failures=9, breaker_open_seconds=1)
     record = PostgresRecord(RecordGateway(database_url, max_connections=1, deadline_seconds=10))
     store = RedisStateStore(gateway, key_prefix=f"{name}:", ttl_seconds=1000)
-    with embedded.kafka(directory) as server:
+    with killed_at_the_end(embedded.kafka(directory)) as server:
         await create_platform_topics(server.address)
         names = {"kafka_bootstrap_servers": server.address, "kafka_consumer_group_id": name}
         names |= {"redis_url": redis_url, "redis_key_prefix": f"{name}:", "database_url": database_url}
@@ -200,7 +201,9 @@ async def test_after_a_crash_at_any_point_all_is_well(
 
     async def crash_at(scene: Scene, point: FailPoint, actor: str) -> None:
         chance = Random(f"{SEED} {point} {actor}")
-        for number, how in enumerate(islice(cycle(crashes), SIZES.crashes_at_each_point)):
+        # Where each place has one crash, every other one is a kill.
+        ways = islice(cycle(crashes), PLACES.index((point, actor)) % 2, None)
+        for number, how in enumerate(islice(ways, SIZES.crashes_at_each_point)):
             batch = f"{scene.name}-{point}-{actor}-{number}"
             order = scene.order(point, actor, how, chance, batch)
             began = time.monotonic()
@@ -218,6 +221,8 @@ async def test_after_a_crash_at_any_point_all_is_well(
             crashes[how].append(time.monotonic() - began)
 
     await in_lanes(LANES, play)
+    assert sum(map(len, crashes.values())) == len(PLACES) * SIZES.crashes_at_each_point
+    assert min(map(len, crashes.values())) >= len(PLACES) * SIZES.crashes_at_each_point // 2, "both kinds of crashes"
     figures = [f"{len(took)} {how} (in order after {max(took):.1f} s at most)" for how, took in crashes.items()]
     note_figure(4, f"crashes at {len(PLACES)} places: {', '.join(figures)}")
 
@@ -236,7 +241,8 @@ async def test_after_the_death_of_the_process_at_any_point_all_is_well(
                     batch = f"{scene.name}-{point}-{actor}-{number}"
                     order = scene.order(point, actor, How.DIE, Random(SEED), batch)
                     began = time.monotonic()
-                    assert await scene.lead_to(order, batch) in (200, None)
+                    # In the middle of its death it may have no time for a request; that it says so is in order.
+                    assert await scene.lead_to(order, batch) in (200, 503, None)
                     assert await process.ended() == -SIGKILL, order
                     process = await launch(scene)
                     scene.base = process.base
@@ -251,7 +257,11 @@ async def test_after_the_death_of_the_process_at_any_point_all_is_well(
         environment = {f"BCS_{name.upper()}": value for name, value in scene.settings.items()}
         environment["BCS_HTTP_PORT"] = free_port()
         process = CrashingProcess(tmp_path / f"launch-{next(launches)}", scene.orders, **environment)
-        await process.answers()
+        try:
+            await process.answers()
+        except BaseException:  # also where another lane has failed meanwhile
+            process.__exit__()
+            raise
         return process
 
     await in_lanes(LANES_OF_PROCESSES, play)

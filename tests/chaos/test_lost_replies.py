@@ -161,7 +161,8 @@ async def test_what_redis_carried_out_unheard_has_its_effect_once(
 
         refusals = {batch: await announce(bos, proxy, batch) for batch in reported}
         assert proxy.replies_dropped == SIZES.lost_replies
-        assert sum(refusals.values()) > 0
+        # Of the rest the publisher was met.
+        assert sum(refusals.values()) >= ANNOUNCEMENTS / 2
         await assert_announced(platform, refusals)
 
         samples = await bos.samples()

@@ -15,14 +15,14 @@ from bcs.domain.facts import BatchPhaseEnded, Outcome
 from bcs.failpoints import FailPoint
 from bcs.supervision import ActorDied
 from tests.chaos.figures import Note
-from tests.chaos.sizes import SIZES, TIME_ALLOWANCE
+from tests.chaos.sizes import SIZES
 from tests.support.service import Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
-ROUNDS = 5
-WITHIN_SECONDS = 0.1 * TIME_ALLOWANCE
+ROUNDS = SIZES.rounds_of_asks
+WITHIN_SECONDS = 0.1
 DEADLINE_SECONDS = 10.0  # of a request, and of an ask: whoever is left waiting gets no other answer than its passing
 PHASES = ["spellcheck", "nlp", "cj_assessment", "ai_feedback"]
 

@@ -19,7 +19,8 @@ from tests.chaos.replica_crew import SETTLED_SECONDS, Crew, crew
 from tests.chaos.sizes import SIZES
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.anyio
+# At every commit: test_replicas, which overhears commits just so, and tests/integration/test_two_replicas.py.
+pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
 TURNS = ["join", "join", "go", "go"]  # of one that is there from the start: two, three, two, one
 
@@ -92,6 +93,8 @@ async def test_replicas_that_join_leave_and_die_commit_only_what_is_theirs_and_d
             group.start_soon(moves.make, hands)
             group.start_soon(hands.publish, moves.gate)
         await hands.assert_nothing_lost()
+    assert len(moves.done) == SIZES.joins_and_leaves
+    assert len(hands.ledger.generations) >= SIZES.joins_and_leaves / 2, "the group had to settle again and again"
     done = ", ".join(f"{moves.done.count(way)} {way}" for way in ("joined", "left", "killed"))
     note_figure(
         11,

@@ -21,9 +21,10 @@ from tests.chaos.sizes import SIZES
 from tests.support.service import BcsProcess
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.anyio
+# At every commit: tests/integration/test_stop_under_load.py, and one stop of a process in tests/e2e/test_process.py.
+pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
-LANES = min(3, SIZES.stops // 3)  # services at a time, each with one life after another
+LANES = min(3, -(-SIZES.stops // 3))  # services at a time, each with one life after another
 BUDGET_SECONDS = 8.0
 DRAINS_SECONDS = [0.0, 0.0, 0.3, 1.0]
 CHUNKS, CHUNK = 8, 20
