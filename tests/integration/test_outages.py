@@ -7,13 +7,15 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from aiokafka.conn import create_conn
+from aiokafka.protocol.admin import CreateTopicsRequest
 
 from bcs import embedded
 from bcs.contracts import topics
 from bcs.embedded import EmbeddedServer
 from tests.support.events import registered, spellchecked
 from tests.support.fault_proxy import FaultProxy
-from tests.support.kafka import Platform, create_platform_topics, values
+from tests.support.kafka import PARTITIONS, Platform, create_platform_topics, values
 from tests.support.service import Answer, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -190,8 +192,20 @@ class Broker:
         """Be there again, with the topics, but, after a kill, without messages and offsets."""
         if not self.server.running:
             self.server.restart()
+            # Before any client is let in: the embedded broker takes messages for a topic that it lacks, and loses them.
+            await create_topics_directly(self.server.port)
         self.proxy.accept()
-        await create_platform_topics(self.proxy.address)
+
+
+async def create_topics_directly(port: int) -> None:
+    """Create the topics by a connection of our own: an admin client would go on to the address of the proxy."""
+    connection = await create_conn("127.0.0.1", port)
+    wanted = [(topic, PARTITIONS, 1, [], []) for topic in (*topics.CONSUMED, *topics.PUBLISHED)]
+    try:
+        response = await connection.send(CreateTopicsRequest(wanted, 5_000, validate_only=False))
+    finally:
+        connection.close()
+    assert {error[1] for error in response.topic_errors} == {0}
 
 
 @asynccontextmanager
