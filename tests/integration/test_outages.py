@@ -200,7 +200,7 @@ class Broker:
 async def create_topics_directly(port: int) -> None:
     """Create the topics by a connection of our own: an admin client would go on to the address of the proxy."""
     connection = await create_conn("127.0.0.1", port)
-    wanted = [(topic, PARTITIONS, 1, [], []) for topic in (*topics.CONSUMED, *topics.PUBLISHED)]
+    wanted: list[Any] = [(topic, PARTITIONS, 1, [], []) for topic in (*topics.CONSUMED, *topics.PUBLISHED)]
     try:
         response = await connection.send(CreateTopicsRequest(wanted, 5_000, validate_only=False))
     finally:
