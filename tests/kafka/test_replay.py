@@ -423,7 +423,7 @@ async def test_what_the_broker_refuses_is_not_marked_and_the_rest_goes_on(scene:
 
 
 async def test_asked_to_stop_it_marks_what_was_acknowledged(scene: Scene) -> None:
-    count = 60
+    count = 200  # ten seconds of replaying, of which the stop cuts off most
     await scene.platform.send_raw(*((topics.SPELLCHECK_COMPLETED, b"key", b"{%d" % number) for number in range(count)))
     async with scene.service():
         await scene.letters(count)
