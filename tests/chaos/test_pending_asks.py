@@ -108,6 +108,7 @@ async def seconds_to_the_end_of_asks(service: RunningService, deaths: Deaths, ba
     return [end - ordered for end in ends]
 
 
+@pytest.mark.serial
 @pytest.mark.usefixtures("own_heap")
 @pytest.mark.parametrize("how", ["killed", "crashed"])
 async def test_every_pending_ask_ends_with_the_actor(redis_url: str, note_figure: Note, how: str) -> None:

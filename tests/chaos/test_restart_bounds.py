@@ -110,6 +110,7 @@ class Drill:
         await wait_until(committed)
 
 
+@pytest.mark.serial
 async def test_an_actor_that_was_killed_is_back_within_half_a_second(
     redis_url: str, kafka_bootstrap_servers: str, note_figure: Note
 ) -> None:
