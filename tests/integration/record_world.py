@@ -89,6 +89,17 @@ class RecordWorld:
         """Ask what is still to run."""
         return await self.bos.define(batch_id, "ai_feedback")
 
+    async def resolve_in_the_end(self, batch_id: str) -> Answer:
+        """Ask what is still to run, until there is an answer."""
+
+        async def answered() -> Answer | None:
+            answer = await self.resolve(batch_id)
+            return answer if answer.status == 200 else None
+
+        answer = await wait_until(answered)
+        assert answer is not None
+        return answer
+
     async def redis_found(self) -> None:
         """Wait until the service answers by what Redis knows."""
 

@@ -74,6 +74,11 @@ class Machine(RuleBasedStateMachine):
             # The record may have it in part only, as long as it does not know where it began.
             assert answer.status == 503, answer.body
             return
+        if answer.status == 503 and self.redis_up and self.database_up:
+            # A connection that broke while Redis was away is found out by whoever uses it next, and PostgreSQL does not
+            # answer for a batch whose registration it does not have.
+            assert model.expected is None, answer.body
+            answer = self.do(self.world.resolve_in_the_end, self.named(batch))
         if answer.status == 503:
             # Without the record nothing is said of a batch that may be old.
             assert not self.database_up, answer.body
