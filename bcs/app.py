@@ -10,6 +10,7 @@ from math import inf
 import anyio
 
 from bcs.actors.batches import BatchActor
+from bcs.actors.clocks import Clocks
 from bcs.actors.http.actors import ActorCalls
 from bcs.actors.http.batches import BatchCalls
 from bcs.actors.http.health import Probes
@@ -68,7 +69,8 @@ class Service:
         self._reach = reach
         self._definitions = definitions
         self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
-        self.persistence = open_persistence(settings, reach)
+        self._law = definitions.law(require_registration=settings.require_registration)
+        self.persistence = open_persistence(settings, law=self._law, reach=reach)
         self.listener = open_listener(settings)
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
@@ -154,6 +156,7 @@ class Service:
             permanent,
             self._archive,
             self._outbox_grew,
+            law=self._law,
         )
         metrics = MetricsActor(
             self.telemetry,
@@ -175,6 +178,11 @@ class Service:
             self.kafka,
             self.telemetry,
             self._now,
+            Clocks(
+                now=self._now,
+                store_time_us=self.store.time_us,
+                max_skew_seconds=settings.max_clock_skew_seconds,
+            ),
             self._reach,
         )
         pipelines = PipelineCalls(
@@ -189,6 +197,7 @@ class Service:
             self._now,
             uuid.uuid4,
             settings.request_deadline_seconds,
+            int(settings.max_clock_skew_seconds * 1_000_000),
             self._reach,
         )
         probes = Probes(
@@ -203,7 +212,7 @@ class Service:
         actors = ActorCalls(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
         )
-        batches = BatchCalls(self._definitions, knowledge, record)
+        batches = BatchCalls(self._definitions, self._law, knowledge, record)
         http = HttpServer(settings, self.telemetry, self.listener, pipelines, batches, probes, actors, self._reach)
         # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
         # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from bcs.contracts.batches import MEMORY, REDIS
+from bcs.domain.law import CompletionLaw
 from bcs.failpoints import Reach, pass_by
 from bcs.record.opening import open_record
 from bcs.record.permanent import Permanent
@@ -51,9 +52,10 @@ class Persistence:
             await self.permanent.record.aclose()
 
 
-def open_persistence(settings: Settings, reach: Reach = pass_by) -> Persistence:
+def open_persistence(settings: Settings, *, law: CompletionLaw, reach: Reach = pass_by) -> Persistence:
     """The stores that the settings name; nothing is connected before it is needed.
 
+    :param law: what summaries are made by.
     :param reach: for chaos tests.
     :raises PostgresClientMissing: a database is named, and this installation can't ask it.
     """
@@ -62,7 +64,7 @@ def open_persistence(settings: Settings, reach: Reach = pass_by) -> Persistence:
         return Persistence(
             MEMORY,
             None,
-            MemoryStateStore(settings.redis_ttl_seconds, monotonic, policy),
+            MemoryStateStore(law=law, ttl_seconds=settings.redis_ttl_seconds, clock=monotonic, policy=policy),
             MemoryOutbox(settings.outbox_max_messages, monotonic),
         )
     identity = RedisIdentity()
@@ -71,7 +73,15 @@ def open_persistence(settings: Settings, reach: Reach = pass_by) -> Persistence:
     consumer = f"{settings.instance_name or socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     permanent = _permanent(settings, gateway, consumer)
     recall = Recall(permanent.record, permanent.backlog.waiting, identity) if permanent else None
-    store = redis_store(settings, gateway, recall, reach=reach)
+    store = RedisStateStore(
+        gateway,
+        law=law,
+        key_prefix=settings.redis_key_prefix,
+        ttl_seconds=settings.redis_ttl_seconds,
+        policy=policy,
+        recall=recall,
+        reach=reach,
+    )
     outbox = RedisOutbox(
         gateway,
         key_prefix=settings.redis_key_prefix,
@@ -80,23 +90,6 @@ def open_persistence(settings: Settings, reach: Reach = pass_by) -> Persistence:
         explanations=permanent.explanations if permanent else None,
     )
     return Persistence(REDIS, gateway, store, outbox, permanent)
-
-
-def redis_store(
-    settings: Settings, gateway: RedisGateway, recall: Recall | None, *, reach: Reach = pass_by
-) -> RedisStateStore:
-    """The state of batches in Redis.
-
-    :param recall: asks what it is to be united with.
-    """
-    return RedisStateStore(
-        gateway,
-        key_prefix=settings.redis_key_prefix,
-        ttl_seconds=settings.redis_ttl_seconds,
-        policy=CommitPolicy(settings.redis_commit_attempts),
-        recall=recall,
-        reach=reach,
-    )
 
 
 def redis_gateway(settings: Settings, identity: RedisIdentity | None = None) -> RedisGateway:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bcs.domain.errors import ConfigurationError, DuplicateName, UnreadableConfiguration
+from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
 from bcs.settings import InvalidSettings, Settings
 
@@ -26,6 +27,8 @@ class _Phase(_Strict):
     requires: list[Name] = []
     needs_prompt: bool = False
     rerun_with_dependencies: bool = False
+    # Not strict, as YAML has no enumerations.
+    complete_when: Annotated[CompleteWhen, Field(strict=False)] = CompleteWhen.EVERY_ESSAY_COMPLETED
 
 
 class _Pipeline(_Strict):
@@ -75,7 +78,13 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
         raise UnreadableConfiguration(str(path), " ".join(str(error).split())) from None
     return PipelineDefinitions(
         (
-            Phase(phase.name, tuple(phase.requires), phase.needs_prompt, phase.rerun_with_dependencies)
+            Phase(
+                phase.name,
+                tuple(phase.requires),
+                phase.needs_prompt,
+                phase.rerun_with_dependencies,
+                phase.complete_when,
+            )
             for phase in file.phases
         ),
         (Pipeline(pipeline.name, tuple(pipeline.phases)) for pipeline in file.pipelines),

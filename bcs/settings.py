@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     use_mock_repository: bool = Field(
         False, description="keep state in this process's memory instead of Redis, for development"
     )
+    require_registration: bool = Field(
+        False, description="a batch that is not registered is never complete by counting the essays seen"
+    )
     instance_name: str | None = Field(
         None, min_length=1, description="this replica's name in logs and in the outbox; none means the host's"
     )
@@ -109,6 +112,9 @@ class Settings(BaseSettings):
     )
     intake_max_in_flight: Count = Field(5000, description="messages read but not yet durable; then reading pauses")
     intake_max_in_flight_bytes: Count = Field(64 * 1024 * 1024, description="the same, in bytes")
+    max_clock_skew_seconds: Seconds = Field(
+        600.0, description="an event further ahead of BCS's clock and of Redis's becomes a dead letter"
+    )
     intake_commit_interval_seconds: Seconds = Field(0.5, description="the time between offset commits")
     intake_retry_seconds: Seconds = Field(1.0, description="the wait before the intake connects to Kafka anew")
     intake_drain_patience_seconds: Seconds = Field(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 from bcs.contracts import topics
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseReported
 from bcs.domain.history import FactsRecorded, Position, consumed_entry_id
 
 ANY_BATCH = "3f2b8c1d-7a4e-4c6f-9d21-{number:12}"
@@ -56,7 +56,7 @@ def _past(batch_id: str, place: int) -> Iterator[FactsRecorded]:
     for number, phase in enumerate(_PHASES, start=_ESSAYS + 1):
         at_us = began_us + number
         outcome: list[Fact] = [EssayPhaseEnded(phase, essay, Outcome.COMPLETED, at_us) for essay in essays]
-        outcome.append(BatchPhaseEnded(phase, Outcome.COMPLETED, at_us))
+        outcome.append(PhaseReported(phase, Outcome.COMPLETED, at_us))
         events.append((topics.PHASE_OUTCOME, "ELSBatchPhaseOutcomeV1", tuple(outcome)))
     correlation_id = str(uuid4())
     for number, (topic, event_type, facts) in enumerate(events):

@@ -24,7 +24,7 @@ _SIZES = """
 SELECT sum(pg_table_size(c.oid)) FILTER (WHERE relname <> 'history')::float8 AS facts,
     sum(pg_table_size(c.oid)) FILTER (WHERE relname = 'history')::float8 AS history,
     sum(pg_indexes_size(c.oid))::float8 AS indexes
-FROM pg_class c WHERE relname IN ('batches', 'essays', 'marks', 'batch_marks', 'history')
+FROM pg_class c WHERE relname IN ('batches', 'essays', 'marks', 'reports', 'history')
 """
 
 

@@ -100,7 +100,7 @@ async def bytes_of_a_batch(world: World) -> int:
     facts = [
         EssayPhaseEnded(phase, essay, Outcome.COMPLETED, 1_764_000_000_000_000 + number)
         for phase in PLATFORM_PHASES
-        for number, essay in enumerate(known.known_since_us)
+        for number, essay in enumerate(known.first_seen_us)
     ]
     await world.store.commit("weighed", delta_of(facts))
     [keys] = await world.gateway.call(("KEYS", "bench:*weighed*"))

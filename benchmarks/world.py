@@ -14,10 +14,11 @@ from aiohttp import ClientError
 
 from bcs import embedded
 from bcs.contracts import topics
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Outcome
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.state import delta_of
 from bcs.embedded import EmbeddedServer, create_topics, free_port
 from bcs.embedded_postgres import PostgresServer
+from bcs.pipeline_config import load_pipelines
 from bcs.store.redis_backlog import EXPLANATIONS, FACTS, waiting_key
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
@@ -88,7 +89,7 @@ class World:
     async def know(self, batch_id: str, essays: int, *, spellchecked: bool) -> None:
         """Put a batch into the store, past the service."""
         ids = tuple(f"{number:08x}-6f2c-4d3a-9b1e-5c7d8e9f0a1b" for number in range(essays))
-        facts: list[EssaysRegistered | EssayPhaseEnded | BatchPhaseEnded] = [EssaysRegistered(ids, essays, 1)]
+        facts: list[EssaysRegistered | EssayPhaseEnded | PhaseReported] = [EssaysRegistered(ids, essays, 1)]
         if spellchecked:
             facts += [EssayPhaseEnded("spellcheck", essay, Outcome.COMPLETED, 1_764_000_000_000_000) for essay in ids]
         await self.store.commit(batch_id, delta_of(facts))
@@ -120,7 +121,8 @@ async def built(
             breaker_open_seconds=0.01,
         )
         stack.push_async_callback(gateway.aclose)
-        store = RedisStateStore(gateway, key_prefix=KEY_PREFIX, ttl_seconds=604_800)
+        law = load_pipelines(None).law(require_registration=False)
+        store = RedisStateStore(gateway, law=law, key_prefix=KEY_PREFIX, ttl_seconds=604_800)
         floor, canned = stack.enter_context(_server("floor")), stack.enter_context(_server("canned"))
         began = time.perf_counter()
         service = stack.enter_context(

@@ -35,9 +35,9 @@ _DOMAIN = (
         "newest-mark",
         "The newest mark wins, in whatever order marks arrive.",
         "bcs/domain/state.py",
-        "            return self.at_us > other.at_us\n",
-        "            return True\n",
-        _in("property/test_state_merge", "test_the_newest_mark_wins_in_any_order"),
+        "            return self.at_us > other.at_us\n        return self.outcome",
+        "            return True\n        return self.outcome",
+        _in("unit/test_law_stories", "TestAnEssaysOwnMark::test_the_newer_mark_of_an_essay_counts_in_both_directions"),
     ),
     Mutation(
         "tie-rule",
@@ -45,31 +45,100 @@ _DOMAIN = (
         "bcs/domain/state.py",
         "return self.outcome is Outcome.FAILED and other.outcome is not Outcome.FAILED",
         "return False",
-        _in("property/test_state_merge", "test_of_two_marks_at_one_instant_failed_wins"),
+        _in("unit/test_law_stories", "TestAnEssaysOwnMark::test_at_the_same_instant_failed_counts"),
+    ),
+    Mutation(
+        "list-names",
+        "A list speaks for the essays that it names, and for nobody else.",
+        "bcs/domain/progress.py",
+        "        speaks = ending is not None and ending.speaks_for_all\n",
+        "        speaks = ending is not None\n",
+        _in(
+            "unit/test_law_stories",
+            "TestAListSpeaksForThoseWhomItNames::test_cj_runs_again_for_an_essay_that_its_success_does_not_name",
+        ),
     ),
     Mutation(
         "every-known-essay",
         "A phase is complete only when every known essay has completed it.",
-        "bcs/domain/verdicts.py",
-        "PhaseVerdict(completed == len(known) and",
-        "PhaseVerdict(completed > 0 and",
-        _in("property/test_state_merge", "test_the_designs_own_examples_hold"),
+        "bcs/domain/progress.py",
+        "all_done = completed == len(known)",
+        "all_done = completed > 0",
+        _in(
+            "unit/test_law_stories",
+            "TestAListSpeaksForThoseWhomItNames::test_one_spellchecked_essay_of_a_registered_thirty_completes_nothing",
+        ),
     ),
     Mutation(
         "expected-count",
         "A phase is not complete while essays of the registered number are missing.",
-        "bcs/domain/verdicts.py",
-        "completed == len(known) and (none_missing or covered)",
-        "completed == len(known)",
-        _in("property/test_state_merge", "test_a_phase_is_not_complete_while_expected_essays_are_missing"),
+        "bcs/domain/progress.py",
+        "        return len(self._state.first_seen_us) >= expected.count\n",
+        "        return True\n",
+        _in(
+            "unit/test_law_stories",
+            "TestAListSpeaksForThoseWhomItNames::test_an_outcome_for_the_three_known_of_five_registered_completes_nothing",
+        ),
     ),
     Mutation(
-        "batch-mark-joined",
-        "A mark for the whole batch speaks only for the essays that had joined by then.",
-        "bcs/domain/verdicts.py",
-        "if whole is None or state.known_since_us.get(essay_id, whole.at_us + 1) > whole.at_us:",
-        "if whole is None:",
-        _in("property/test_state_merge", "test_the_designs_own_examples_hold"),
+        "joined",
+        "A report or an outcome speaks only for the essays that had joined by then.",
+        "bcs/domain/progress.py",
+        "if other is None or since_us > other.at_us or other.at_us < at_least_us:",
+        "if other is None or other.at_us < at_least_us:",
+        _in(
+            "unit/test_law_stories",
+            "TestWhoSpeaksForTheWholeBatch::test_a_report_does_not_speak_for_an_essay_that_joined_later",
+        ),
+    ),
+    Mutation(
+        "was-due",
+        "An outcome that names nobody speaks only for essays that completed what the phase requires.",
+        "bcs/domain/progress.py",
+        "                if other is report or self._was_due(phase, essay_id):\n",
+        "                if True:\n",
+        _in(
+            "unit/test_law_stories",
+            "TestWhoSpeaksForTheWholeBatch::test_a_nameless_success_does_not_speak_for_an_essay_that_did_not_complete_what_nlp_requires",
+        ),
+    ),
+    Mutation(
+        "earliest-copy",
+        "A copy of an outcome without a time keeps the earliest time.",
+        "bcs/domain/state.py",
+        "return self.at_us > other.at_us if key == TIMED else self.at_us < other.at_us",
+        "return self.at_us > other.at_us",
+        _in(
+            "unit/test_law_stories",
+            "TestRepeatsWithoutATime::test_a_late_copy_of_an_outcome_does_not_undo_a_report_of_failure",
+        ),
+    ),
+    Mutation(
+        "nobody-completed",
+        "Under every_essay_settled a phase that nobody has completed is never complete.",
+        "bcs/domain/progress.py",
+        "all_done = completed > 0 and completed + failed",
+        "all_done = completed + failed",
+        _in("unit/test_law_stories", "TestSettled::test_a_phase_of_which_all_essays_failed_before_is_never_settled"),
+    ),
+    Mutation(
+        "require-registration",
+        "Where registration is required, a batch that is not registered is never complete by counting.",
+        "bcs/domain/progress.py",
+        "            return not self._law.require_registration\n",
+        "            return True\n",
+        _in(
+            "unit/test_law_stories",
+            "TestRegistration::test_an_unregistered_batch_is_not_complete_by_counting_where_registration_is_required",
+        ),
+    ),
+    Mutation(
+        "invalidated",
+        "What is older than an invalidation does not count.",
+        "bcs/domain/progress.py",
+        "            if word is not None and word.at_us < at_least_us:\n",
+        "            if False:\n",
+        _in("unit/test_law_stories", "TestInvalidation::test_what_is_older_than_an_invalidation_does_not_count"),
     ),
     Mutation(
         "prompt-gate",
@@ -322,7 +391,7 @@ _REDIS = (
         "fallback-merge",
         "The fallback merges each register where it lies, by the same rule.",
         "bcs/store/merge_script.py",
-        "      if old == NO_MARK or outweighs(value, old, compare_bytes) then\n",
+        "      if old == NO_MARK or mark_supersedes(value, old, compare_bytes) then\n",
         "      if true then\n",
         _in("integration/test_state_in_redis", "test_every_lost_attempt_is_counted_and_the_rival_s_facts_are_kept"),
     ),
@@ -330,16 +399,16 @@ _REDIS = (
         "fallback-summary",
         "The fallback drops the summary, which it can't keep up to date.",
         "bcs/store/merge_script.py",
-        "redis.call('DEL', summary)\n",
+        "redis.call('DEL', summaries)\n",
         "",
-        _in("integration/test_merge_script", "test_the_script_drops_the_summary_counts_up_and_renews_everything"),
+        _in("integration/test_merge_contract", "test_the_script_drops_the_summaries_counts_up_and_renews_everything"),
     ),
     Mutation(
         "expire-together",
         "All keys of a batch expire together.",
         "bcs/store/redis_batch.py",
-        '        ("PEXPIRE", keys.essays, ttl_ms),\n',
-        "",
+        '*(("PEXPIRE", key, ttl_ms) for key in keys.all),',
+        '("PEXPIRE", keys.meta, ttl_ms),',
         _in("integration/test_state_in_redis", "test_every_write_renews_all_keys_together"),
     ),
     Mutation(
@@ -467,11 +536,11 @@ _ARCHIVE = (
         "A mark in PostgreSQL is replaced only by a newer one.",
         "bcs/record/statements.py",
         """\
-    ON CONFLICT (batch_key, phase, essay_id) DO UPDATE SET outcome = excluded.outcome, at_us = excluded.at_us
+        SET outcome = excluded.outcome, at_us = excluded.at_us
         WHERE (excluded.at_us, excluded.outcome) > (known.at_us, known.outcome)
 """,
         """\
-    ON CONFLICT (batch_key, phase, essay_id) DO UPDATE SET outcome = excluded.outcome, at_us = excluded.at_us
+        SET outcome = excluded.outcome, at_us = excluded.at_us
 """,
         _in("integration/test_record_store", "test_the_record_merges_as_the_model_does"),
     ),
@@ -546,8 +615,8 @@ _ARCHIVE = (
     Mutation(
         "invalidated-writer",
         "A commit fails when the record got facts past Redis since it was read.",
-        "bcs/store/redis_state.py",
-        '                    ("SET", keys.summary, ""),\n',
+        "bcs/store/redis_batches.py",
+        '                    ("SET", keys.summaries, ""),\n',
         "",
         _in("integration/test_distrust", "test_a_writer_who_asked_the_record_before_asks_again"),
     ),
@@ -555,7 +624,7 @@ _ARCHIVE = (
         "partial-batch",
         "While PostgreSQL is away, a batch whose registration is unknown gets no answer.",
         "bcs/store/recall.py",
-        "        if summary.expected is None:\n",
+        "        if not registered:\n",
         "        if False:\n",
         _in(
             "integration/test_partial_knowledge", "test_one_essay_that_came_after_redis_forgot_thirty_completes_nothing"
@@ -586,11 +655,11 @@ _HTTP = (
         "bcs/actors/knowledge.py",
         """\
                 raise
-            return summarize(await self._from_the_record(batch_id, error), 0), POSTGRESQL
+            return summarize(await self._from_the_record(batch_id, error), self.law, 0), POSTGRESQL
 """,
         """\
                 return BatchSummary(), self.store_name
-            return summarize(await self._from_the_record(batch_id, error), 0), POSTGRESQL
+            return summarize(await self._from_the_record(batch_id, error), self.law, 0), POSTGRESQL
 """,
         _in("integration/test_http_edges", "test_what_is_refused_for_an_outage_names_no_address"),
     ),

@@ -13,11 +13,13 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 
 from bcs.actors.kafka_probe import probe
-from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, message_of
+from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, message_of, written_at_ms
 from bcs.actors.offsets import OffsetTracker
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import dead_letter
-from bcs.domain.errors import StoreError, UndecodableMessage
+from bcs.contracts.published import ConsumedMessage
+from bcs.domain.errors import ClocksDiffer, StoreError, StoreUnavailable, UndecodableMessage
+from bcs.domain.times import format_timestamp
 from bcs.failpoints import FailPoint
 from bcs.supervision import ActorContext
 
@@ -35,6 +37,8 @@ _LETTERS_PER_APPEND = 20
 _ACKNOWLEDGEMENTS_PER_TURN = 1000
 _REVOKE_SECONDS = 5.0
 _REMEMBERED_FACTOR = 20
+# So soon the clocks are compared again, once they were found to differ.
+_CLOCKS_SECONDS = 1.0
 
 
 class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
@@ -54,6 +58,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._progress = anyio.Event()
         self._committing = anyio.Lock()
         self._over = False
+        self._read_again_at = 0.0
 
     async def run(self) -> None:
         """Consume until a stop is asked for; then finish what was read, and commit it.
@@ -112,6 +117,9 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             wait_ms = 0
         else:
             self._consumer.resume(*(assigned & self._consumer.paused()))
+            if anyio.current_time() > self._read_again_at + _CLOCKS_SECONDS:
+                # What was waited for was read again since, and is well, or another replica has its partition now.
+                self._intake.status.go_on()
         records: dict[TopicPartition, list[ConsumerRecord]] = {}
         with anyio.move_on_after(_POLL_LIMIT_SECONDS):
             records = await self._consumer.getmany(timeout_ms=wait_ms)
@@ -119,14 +127,26 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         epochs = {key: self._tracker.epoch(*key) for key in records}
         if records:
             await self._intake.reach(FailPoint.INTAKE_RECEIVED, self._context.name)
+        read_again = False
         for key, messages in records.items():
-            await self._take(key, messages, epochs[key])
+            read_again |= not await self._take(key, messages, epochs[key])
+        if not read_again:
+            self._note_passed()
         await self._bury()
+
+    def _note_passed(self) -> None:
+        # Right behind a poll, whose messages have all been taken. aiokafka's own position() waits where there is none.
+        assignment: Any = self._consumer._subscription.subscription
+        for key in self._consumer.assignment():
+            state = assignment.assignment.state_value(key)
+            if state is not None and state.has_valid_position:
+                self._tracker.passed(key.topic, key.partition, state.position)
 
     def _must_wait(self) -> bool:
         under_way, settings = self._intake.under_way, self._settings
         return (
             bool(self._letters)
+            or anyio.current_time() < self._read_again_at
             or under_way.messages >= settings.intake_max_in_flight
             or under_way.bytes >= settings.intake_max_in_flight_bytes
             # What is finished behind something unfinished must be remembered too.
@@ -139,27 +159,40 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._beat()
         await self._bury()
 
-    async def _take(self, key: TopicPartition, messages: list[ConsumerRecord], epoch: int | None) -> None:
+    async def _take(self, key: TopicPartition, messages: list[ConsumerRecord], epoch: int | None) -> bool:
+        """Hand messages over; False where some of them are to be read again."""
         for position, record in enumerate(messages):
             if epoch is None or self._tracker.epoch(*key) != epoch:
                 if epoch is None and key in self._consumer.assignment():
                     # Handed out before we were told of the assignment: passed over now, it would be lost.
                     self._consumer.seek(key, record.offset)
-                return
-            await self._hand_over(record, epoch)
+                return False
+            if not await self._hand_over(record, epoch):
+                self._consumer.seek(key, record.offset)
+                return False
             if (position + 1) % _MESSAGES_PER_TURN == 0:
                 await anyio.lowlevel.checkpoint()
+        return True
 
-    async def _hand_over(self, record: ConsumerRecord, epoch: int) -> None:
-        decoder = self._intake.decoder
+    async def _hand_over(self, record: ConsumerRecord, epoch: int) -> bool:
+        """Hand a message's facts to its batch; False where it is to be read again later."""
+        decoder, clocks = self._intake.decoder, self._intake.clocks
         message = message_of(record)
-        self._tracker.read(record.topic, record.partition, record.offset, message.size_bytes)
         event_type = decoder.event_type(record.topic)
         try:
             event = decoder.decode(record.topic, record.value, self._said_at_ms(record))
+            if event.facts and clocks.seems_ahead(event.at_us) and await clocks.is_ahead(event.at_us):
+                problem = f"the event's time, {format_timestamp(event.at_us)}, lies in the future"
+                raise UndecodableMessage("time_in_the_future", problem, event.batch_id, event.correlation_id)
         except UndecodableMessage as error:
+            self._read(message)
             self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error))
-            return
+            return True
+        except (ClocksDiffer, StoreUnavailable) as error:
+            self._read_again_at = anyio.current_time() + _CLOCKS_SECONDS
+            self._intake.status.wait_for(str(error))
+            return False
+        self._read(message)
         receipt = Receipt(message, event_type, event.correlation_id, epoch, event.event_id)
         if event.facts:
             await self._deliver(RecordFacts(event.batch_id, event.facts, receipt), receipt)
@@ -167,6 +200,10 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             self._intake.telemetry.events(event_type, "ignored").inc()
             self._finish(receipt)
             self._note_progress()
+        return True
+
+    def _read(self, message: ConsumedMessage) -> None:
+        self._tracker.read(message.topic, message.partition, message.offset, message.size_bytes)
 
     async def _deliver(self, command: RecordFacts, receipt: Receipt) -> None:
         under_way = self._intake.under_way
@@ -180,8 +217,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 under_way.remove(receipt)
 
     def _said_at_ms(self, record: ConsumerRecord) -> int:
-        # Kafka writes -1 where a producer gave no time.
-        return record.timestamp if record.timestamp >= 0 else int(self._intake.now().timestamp() * 1000)
+        said_at_ms = written_at_ms(record)
+        return int(self._intake.now().timestamp() * 1000) if said_at_ms is None else said_at_ms
 
     async def _bury(self) -> None:
         """Make dead letters of what can't be decoded. Only when they are durable do the messages count as done."""

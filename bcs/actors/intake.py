@@ -12,6 +12,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
+from bcs.actors.clocks import Clocks
 from bcs.actors.consumption import Consumption
 from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import MessageFinished, RecordFacts
@@ -36,6 +37,7 @@ class Intake:
 
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
+    :param clocks: tell an event that is ahead of time.
     :param reach: for chaos tests.
     """
 
@@ -47,6 +49,7 @@ class Intake:
     status: KafkaStatus
     telemetry: Telemetry
     now: Callable[[], datetime]
+    clocks: Clocks
     reach: Reach
     epochs: Iterator[int] = field(default_factory=lambda: count(1))
     under_way: UnderWay = field(default_factory=UnderWay)
@@ -97,6 +100,7 @@ class Intake:
             client_id="batch-conductor-service",
             auto_offset_reset=settings.kafka_auto_offset_reset,
             enable_auto_commit=False,
+            isolation_level="read_committed",
             session_timeout_ms=int(settings.kafka_session_timeout_seconds * 1000),
             heartbeat_interval_ms=int(settings.kafka_heartbeat_interval_seconds * 1000),
             # To join waits for every member that is alive, and for a dead one as long as its session lasts. aiokafka

@@ -27,18 +27,32 @@ class KafkaStatus:
     :param problem: why not, in a few words.
     :param lag: topic and partition to the number of messages not yet durable here.
     :param in_flight: messages read and not yet durable.
+    :param waits_for: what the intake waits for although Kafka answers; None where it waits for nothing.
     """
 
     connected: bool | None = None
     problem: str = "not connected yet"
     lag: dict[tuple[str, int], int] = field(default_factory=dict)
     in_flight: int = 0
+    waits_for: str | None = None
 
     def up(self) -> None:
         """Kafka answered."""
         if not self.connected:
             log.info("kafka_connected")
         self.connected, self.problem = True, ""
+
+    def wait_for(self, problem: str) -> None:
+        """The intake reads nothing for now. Said once for each reason."""
+        if self.waits_for != problem:
+            log.warning("intake_waits", problem=problem)
+        self.waits_for = problem
+
+    def go_on(self) -> None:
+        """The intake reads again."""
+        if self.waits_for is not None:
+            log.info("intake_goes_on")
+        self.waits_for = None
 
     def down(self, error: BaseException) -> None:
         """Kafka did not answer."""

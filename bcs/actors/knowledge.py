@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bcs.actors.archive import Archive
 from bcs.contracts.batches import POSTGRESQL
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreUnavailable
 from bcs.domain.history import PipelineResolved
+from bcs.domain.law import CompletionLaw
+from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
-from bcs.domain.verdicts import BatchSummary, summarize
 from bcs.record.permanent import Permanent
 from bcs.store.base import Outbox, StateStore
 
@@ -21,6 +22,7 @@ class Knowledge:
     """What the HTTP calls know.
 
     :param store_name: what the store is called in answers.
+    :param law: what is known only to the record is judged by; the store has it already.
     :param permanent: None where there is no permanent record.
     :param outbox_grew: tells the publisher that there is something to publish.
     """
@@ -31,9 +33,10 @@ class Knowledge:
     permanent: Permanent | None
     archive: Archive | None
     outbox_grew: Callable[[], None]
+    law: CompletionLaw = field(kw_only=True)
 
     async def summary(self, batch_id: str) -> tuple[BatchSummary, str]:
-        """The batch's verdicts, and who had them.
+        """How far the batch is, and who knew it.
 
         :raises StoreUnavailable: no answer, and never a guess.
         """
@@ -42,7 +45,7 @@ class Knowledge:
         except StoreUnavailable as error:
             if self.permanent is None or not self.permanent.stands_in(error):
                 raise
-            return summarize(await self._from_the_record(batch_id, error), 0), POSTGRESQL
+            return summarize(await self._from_the_record(batch_id, error), self.law, 0), POSTGRESQL
 
     async def state(self, batch_id: str) -> tuple[BatchState, int | None, str]:
         """Everything known of the batch, its version where the store had it, and who had it.

@@ -7,11 +7,14 @@ from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
+from bcs.contracts.dead_letters import ORIGINAL_TIMESTAMP
 from bcs.contracts.decoding import DecodedEvent
 from bcs.contracts.published import ConsumedMessage
 from bcs.domain.facts import Fact
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id
 from bcs.supervision import Reply
+
+_TIME_DIGITS = 15
 
 
 def message_of(record: ConsumerRecord) -> ConsumedMessage:
@@ -19,6 +22,18 @@ def message_of(record: ConsumerRecord) -> ConsumedMessage:
     return ConsumedMessage(
         record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, record.headers
     )
+
+
+def written_at_ms(record: ConsumerRecord) -> int | None:
+    """When a message was first written, in milliseconds since 1970 UTC; None where nothing says so.
+
+    One that was replayed carries the time of its original, since a topic may stamp it anew.
+    """
+    for name, value in record.headers:
+        if name == ORIGINAL_TIMESTAMP and value is not None and value.isdigit() and len(value) <= _TIME_DIGITS:
+            return int(value)
+    # Kafka writes -1 where a producer gave no time.
+    return record.timestamp if record.timestamp >= 0 else None
 
 
 def consumed_entry(message: ConsumedMessage, event: DecodedEvent, at_us: int) -> FactsRecorded:

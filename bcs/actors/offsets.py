@@ -65,6 +65,22 @@ class OffsetTracker:
         self.in_flight += 1
         self.in_flight_bytes += size_bytes
 
+    def passed(self, topic: str, partition: int, offset: int) -> None:
+        """Kafka has nothing more to give before this offset; all that it gave was `read` before.
+
+        Behind the last message can lie what nobody gets: markers of transactions, and messages of aborted ones.
+        """
+        owned = self._partitions.get((topic, partition))
+        if owned is None:
+            return
+        if owned.next_offset is None:
+            # Where the ownership began: so far is committed, or is where a new group begins.
+            owned.next_offset = offset
+        elif offset > owned.next_offset:
+            owned.next_offset = offset
+            if not owned.unfinished:
+                owned.committable = offset
+
     def finish(self, topic: str, partition: int, offset: int, epoch: int) -> None:
         """A message's effect is durable. Saying so twice, or of another epoch, changes nothing."""
         owned = self._partitions.get((topic, partition))

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from bcs.commands.output import counted, plain
 from bcs.contracts.batches import OUTCOMES
-from bcs.contracts.times import moment
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, Fact
+from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved
+from bcs.domain.times import format_timestamp
 from bcs.record.reading import HistoryPage
 
 
@@ -38,7 +38,7 @@ def _told(kept: KeptEntry) -> list[RenderableType]:
         lines = [*_sentences(entry.facts), *_origin(entry)]
     if entry.correlation_id:
         lines.append(f"correlation id {entry.correlation_id}")
-    heading = Text.assemble((moment(entry.at_us), "bold"), f"  number {kept.number}")
+    heading = Text.assemble((format_timestamp(entry.at_us), "bold"), f"  number {kept.number}")
     return [heading, *(Padding(plain(line), (0, 0, 0, 2), expand=False) for line in lines)]
 
 
@@ -47,7 +47,8 @@ def _answer(entry: PipelineResolved) -> str:
     pruned = ", ".join(
         f"{decision.phase} ({decision.reason.replace('_', ' ')})" for decision in entry.decisions if not decision.runs
     )
-    return f"asked for {entry.pipeline}: runs {runs or 'nothing'}{f'; pruned {pruned}' if pruned else ''}"
+    known = "; the batch was not registered" if entry.registered is False else ""
+    return f"asked for {entry.pipeline}: runs {runs or 'nothing'}{f'; pruned {pruned}' if pruned else ''}{known}"
 
 
 def _sentences(facts: Sequence[Fact]) -> list[str]:
@@ -59,12 +60,27 @@ def _sentences(facts: Sequence[Fact]) -> list[str]:
             count = essays[fact.phase, fact.outcome]
             whom = f"essay {fact.essay_id}" if count == 1 else f"{count} essays"
             sentences[f"{fact.phase} {OUTCOMES[fact.outcome]} for {whom}"] = None
-        elif isinstance(fact, BatchPhaseEnded):
-            sentences[f"{fact.phase} {OUTCOMES[fact.outcome]} for the whole batch"] = None
+        elif isinstance(fact, PhaseOutcome):
+            sentences[_outcome(fact)] = None
+        elif isinstance(fact, PhaseReported):
+            sentences[f"{fact.phase} reported {OUTCOMES[fact.outcome]} for the whole batch"] = None
+        elif isinstance(fact, PhaseInvalidated):
+            whom = "all essays" if fact.essay_id is None else f"essay {fact.essay_id}"
+            sentences[f"what was known of {fact.phase} invalidated for {whom}"] = None
         else:
             named = counted(len(fact.essay_ids), "essay")
             sentences[f"{named} registered, {fact.expected_count} expected"] = None
     return list(sentences)
+
+
+def _outcome(fact: PhaseOutcome) -> str:
+    """The essays of a list are named where there is one, else counted."""
+    lists = [
+        f"{OUTCOMES[outcome]} for {f'essay {essays[0]}' if len(essays) == 1 else f'{len(essays)} essays'}"
+        for outcome, essays in ((Outcome.COMPLETED, fact.completed), (Outcome.FAILED, fact.failed))
+        if essays
+    ]
+    return f"{fact.phase} {', '.join(lists)}" if lists else f"{fact.phase} ended ({fact.status}), and names no essay"
 
 
 def _origin(entry: FactsRecorded) -> list[str]:

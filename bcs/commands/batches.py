@@ -22,11 +22,11 @@ from bcs.contracts.batches import (
     state_document,
 )
 from bcs.contracts.parameters import HIGHEST_NUMBER, MOST_ENTRIES, USUAL_ENTRIES
-from bcs.contracts.times import moment
 from bcs.domain.errors import BcsError
-from bcs.domain.obstacles import Obstacle, PhaseReport, Why, report
 from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.domain.progress import BlockingEssay, Evaluation, PhaseExplanation, Standing
 from bcs.domain.state import BatchState, Mark
+from bcs.domain.times import format_timestamp
 from bcs.pipeline_config import pipelines_of
 from bcs.settings import load_settings
 
@@ -64,17 +64,18 @@ def show(
     With --json all are.
     """
     settings = load_settings()
-    configured = tuple(pipelines_of(settings).phases)
+    definitions = pipelines_of(settings)
     known = read_known(settings, batch_id)
     state = known.state
     if state.empty:
         raise UnknownBatch(batch_id)
-    phases = phases_to_show(state, configured)
+    phases = phases_to_show(state, definitions.phases)
     if phase is not None:
         if phase not in {*phases, *PLATFORM_PHASES}:
             raise typer.BadParameter(f"there is no such phase; there are: {', '.join(phases)}", param_hint="--phase")
         phases = [phase]
-    reports = [report(state, name) for name in phases]
+    evaluation = Evaluation(state, definitions.law(require_registration=settings.require_registration))
+    reports = [evaluation.explain(name) for name in phases]
     if as_json:
         print_json(state_document(batch_id, state, known.version, known.source, reports))
     else:
@@ -115,10 +116,10 @@ def history(
 
 
 def _page(
-    batch_id: str, state: BatchState, version: int | None, reports: Sequence[PhaseReport], *, in_full: bool
+    batch_id: str, state: BatchState, version: int | None, reports: Sequence[PhaseExplanation], *, in_full: bool
 ) -> RenderableType:
-    expected = f"{state.expected.count} expected" if state.expected else "never registered"
-    known = counted(len(state.known_since_us), "essay")
+    expected = f"{state.expected.count} expected" if state.expected else "not registered"
+    known = counted(len(state.first_seen_us), "essay")
     origin = "from the record (PostgreSQL)" if version is None else f"version {version}"
     parts: list[RenderableType] = [
         Text.assemble("Batch ", plain(batch_id, "bold"), f": {known} known, {expected}, {origin}"),
@@ -128,60 +129,68 @@ def _page(
         _times(reports),
     ]
     # A list of all essays, once for each phase that has not begun, would hide the others.
-    unmarked = [of.phase for of in reports if of.newest is None and not in_full]
+    unmarked = [of.phase for of in reports if of.newest is None and of.outcome is None and not in_full]
     for of in reports:
-        if not of.verdict.complete and of.phase not in unmarked:
-            parts += [Text(), *_explanation(of)]
+        if not of.progress.complete and of.phase not in unmarked:
+            parts += [Text(), *_explanation(of, registered=state.expected is not None)]
     if unmarked:
-        parts += [Text(), Text.assemble("No mark at all yet: ", plain(", ".join(unmarked), "bold"))]
+        parts += [Text(), Text.assemble("Nothing known at all yet: ", plain(", ".join(unmarked), "bold"))]
     return Group(*parts)
 
 
-def _counts(reports: Sequence[PhaseReport]) -> RenderableType:
-    numbers = ("completed", "failed", "outstanding")
-    counts = table("phase", "verdict", *numbers, right=numbers)
+def _counts(reports: Sequence[PhaseExplanation]) -> RenderableType:
+    numbers = ("completed", "failed", "left out", "outstanding")
+    counts = table("phase", "progress", *numbers, right=numbers)
     for of in reports:
-        verdict = Text("complete", "green") if of.verdict.complete else Text("not complete", "yellow")
-        figures = (of.verdict.completed, of.verdict.failed, of.outstanding)
-        counts.add_row(plain(of.phase), verdict, *map(str, figures))
+        progress = of.progress
+        word = Text("complete", "green") if progress.complete else Text("not complete", "yellow")
+        figures = (progress.completed, progress.failed, progress.left_out, of.outstanding)
+        counts.add_row(plain(of.phase), word, *map(str, figures))
     return counts
 
 
-def _times(reports: Sequence[PhaseReport]) -> RenderableType:
-    times = table("phase", "newest mark", "mark for the whole batch")
+def _times(reports: Sequence[PhaseExplanation]) -> RenderableType:
+    times = table("phase", "newest mark", "report", "outcome")
     for of in reports:
-        newest = moment(of.newest.at_us) if of.newest else "none"
-        times.add_row(plain(of.phase), newest, _told(of.batch_mark) if of.batch_mark else "none")
+        newest = format_timestamp(of.newest.at_us) if of.newest else "none"
+        outcome = f"{of.outcome.status} at {format_timestamp(of.outcome.at_us)}" if of.outcome else "none"
+        times.add_row(plain(of.phase), newest, _told(of.report) if of.report else "none", plain(outcome))
     return times
 
 
-def _explanation(of: PhaseReport) -> list[RenderableType]:
+def _explanation(of: PhaseExplanation, *, registered: bool) -> list[RenderableType]:
     held_back_by = of.held_back_by
     lines: list[RenderableType] = []
     if held_back_by:
         lines.append(Text.assemble(plain(of.phase, "bold"), f" is held back by {counted(len(held_back_by), 'essay')}:"))
         essays = table("essay", "why")
-        for obstacle in held_back_by[:_LISTED]:
-            essays.add_row(plain(obstacle.essay_id), _why(obstacle, of.batch_mark))
+        for essay in held_back_by[:_LISTED]:
+            essays.add_row(plain(essay.essay_id), _why(essay, of))
         lines.append(Padding(essays, (0, 0, 0, 2), expand=False))
         if len(held_back_by) > _LISTED:
             lines.append(Text(f"  and {len(held_back_by) - _LISTED} more, which --json lists"))
     if of.missing:
         missing = counted(of.missing, "expected essay")
         lines.append(Text.assemble(plain(of.phase, "bold"), f" lacks {missing} that no event has named"))
+    if not lines and of.progress.completed and not registered:
+        lines.append(Text.assemble(plain(of.phase, "bold"), " is not complete, because the batch is not registered"))
     if not lines:
-        lines.append(Text.assemble(plain(of.phase, "bold"), ": no essay is known, and no mark for the whole batch"))
+        lines.append(Text.assemble(plain(of.phase, "bold"), ": no essay is known, and nothing speaks for the batch"))
     return lines
 
 
-def _why(obstacle: Obstacle, batch_mark: Mark | None) -> str:
-    if obstacle.mark:
-        failed = "failed with the whole batch" if obstacle.mark is batch_mark else "failed"
-        return f"{failed} at {moment(obstacle.mark.at_us)}"
-    if obstacle.why is Why.JOINED_AFTER_BATCH_MARK:
-        return f"joined after the batch mark, at {moment(obstacle.known_since_us)}"
-    return "no mark"
+def _why(essay: BlockingEssay, of: PhaseExplanation) -> str:
+    if essay.why is Standing.FAILED and essay.mark:
+        failed = "failed with the whole batch" if essay.mark is of.report else "failed"
+        return f"{failed} at {format_timestamp(essay.mark.at_us)}"
+    if essay.why is Standing.FAILED_BEFORE:
+        return "failed in a phase that this one requires"
+    if essay.why is Standing.LEFT_OUT and of.outcome:
+        return f"not in the outcome of {format_timestamp(of.outcome.at_us)}"
+    if essay.why is Standing.JOINED_AFTER_REPORT:
+        return f"joined after the report, at {format_timestamp(essay.first_seen_us)}"
+    return "never recorded"
 
 
 def _told(mark: Mark) -> str:
-    return f"{OUTCOMES[mark.outcome]} at {moment(mark.at_us)}"
+    return f"{OUTCOMES[mark.outcome]} at {format_timestamp(mark.at_us)}"

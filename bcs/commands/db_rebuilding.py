@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 
 import anyio
 import structlog
 
 from bcs.commands.stores import StateInMemory, connected
 from bcs.contracts import topics
-from bcs.contracts.decoding import EventDecoder
+from bcs.contracts.decoding import EventDecoder, microseconds
 from bcs.dlq.reading import reading_clients
 from bcs.domain.errors import BcsError
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
@@ -19,7 +20,7 @@ from bcs.rebuilding.projecting import Projection, Tally
 from bcs.rebuilding.reading import PastReader
 from bcs.record.opening import open_record
 from bcs.settings import Settings
-from bcs.store.redis_state import RedisStateStore
+from bcs.store.redis_batches import StoredBatches
 
 # As long as a service gives it at its start, which may have to make the tables first.
 _PROBE_SECONDS = 5.0
@@ -71,11 +72,12 @@ async def _rebuild(
         stack.push_async_callback(record.aclose)
         await record.probe(_PROBE_SECONDS)
         gateway = await stack.enter_async_context(connected(settings))
-        store = RedisStateStore(gateway, key_prefix=settings.redis_key_prefix, ttl_seconds=settings.redis_ttl_seconds)
-        await store.ping()
+        await gateway.ping()
+        stored = StoredBatches(gateway, key_prefix=settings.redis_key_prefix)
         consumer, admin = await stack.enter_async_context(reading_clients(settings, "batch-conductor-rebuild"))
         past = PastReader(consumer, admin, settings.kafka_request_timeout_seconds)
         await past.open(topics.CONSUMED)
         tally = Tally()
         decoder = EventDecoder(frozenset(definitions.phases) | PLATFORM_PHASES)
-        await Projection(decoder, record, store, begun(past, tally), tally).project(past)
+        latest_us = microseconds(datetime.now(UTC)) + int(settings.max_clock_skew_seconds * 1_000_000)
+        await Projection(decoder, record, stored, begun(past, tally), latest_us, tally).project(past)

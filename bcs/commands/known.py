@@ -45,7 +45,7 @@ def read_known(settings: Settings, batch_id: str) -> KnownBatch:
     if state.empty:
         return KnownBatch(read_recorded(settings, batch_id), None, POSTGRESQL)
     try:
-        state.absorb(read_recorded(settings, batch_id))
+        state.merge(read_recorded(settings, batch_id))
     except StoreUnavailable:
         # The service goes by what Redis knows from the registration on, too. Less may be a part.
         if state.expected is None:

@@ -15,6 +15,7 @@ from bcs.commands.graphs import dot, mermaid
 from bcs.commands.options import PANEL, AsJson, command_group
 from bcs.commands.output import counted, plain, present, print_json, table
 from bcs.domain.errors import ConfigurationError, UnreadableConfiguration
+from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, PipelineDefinitions
 from bcs.pipeline_config import load_pipelines, pipelines_of
 from bcs.settings import load_settings
@@ -74,6 +75,8 @@ def show(name: PipelineName, as_json: AsJson = False) -> None:
     for position, phase in enumerate(plan, 1):
         branch = tree.add(Text.assemble(f"{position}. ", plain(phase.name, "bold")))
         branch.add(plain(f"requires: {', '.join(phase.requires) or 'nothing'}"))
+        if phase.complete_when is not CompleteWhen.EVERY_ESSAY_COMPLETED:
+            branch.add(plain(f"complete when {phase.complete_when.replace('_', ' ')}"))
         if phase.needs_prompt:
             branch.add("refused without a prompt")
         if phase.rerun_with_dependencies:
@@ -143,6 +146,7 @@ def _document(definitions: PipelineDefinitions, name: str) -> dict[str, Any]:
                 "requires": phase.requires,
                 "needs_prompt": phase.needs_prompt,
                 "rerun_with_dependencies": phase.rerun_with_dependencies,
+                "complete_when": phase.complete_when.value,
             }
             for phase in definitions.plan(name)
         ],

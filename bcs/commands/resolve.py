@@ -15,8 +15,8 @@ from bcs.commands.known import read_known
 from bcs.commands.options import DEFAULT_URL, PANEL, AsJson, BatchId, ServiceUrl, single_command
 from bcs.commands.output import plain, present, print_json, table
 from bcs.contracts.http import pipeline_answer
+from bcs.domain.progress import summarize
 from bcs.domain.resolution import admit, resolve
-from bcs.domain.verdicts import summarize
 from bcs.pipeline_config import pipelines_of
 from bcs.settings import load_settings
 
@@ -76,7 +76,8 @@ def _from_the_store(batch_id: str, pipeline: str, prompt_attached: bool | None) 
     definitions = pipelines_of(settings)
     admit(definitions, pipeline, prompt_attached=prompt_attached)
     known = read_known(settings, batch_id)
-    answer = pipeline_answer(batch_id, resolve(definitions, pipeline, summarize(known.state, known.version or 0)))
+    law = definitions.law(require_registration=settings.require_registration)
+    answer = pipeline_answer(batch_id, resolve(definitions, pipeline, summarize(known.state, law, known.version or 0)))
     return {"correlation_id": None, "announced_phases": [], **answer, "source": known.source}
 
 

@@ -11,9 +11,9 @@ from redis.exceptions import RedisError
 from bcs.domain.errors import ConfigurationError, StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.settings import Settings
+from bcs.store.redis_batches import StoredBatches
 from bcs.store.redis_errors import brief
 from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
 
 # A command asks once: there is nobody to be spared by a circuit breaker.
 _NEVER = 1_000_000
@@ -61,9 +61,7 @@ def read_batch(settings: Settings, batch_id: str) -> tuple[BatchState, int]:
 
     async def read() -> tuple[BatchState, int]:
         async with connected(settings) as gateway:
-            store = RedisStateStore(
-                gateway, key_prefix=settings.redis_key_prefix, ttl_seconds=settings.redis_ttl_seconds
-            )
-            return await store.versioned(batch_id)
+            stored = await StoredBatches(gateway, key_prefix=settings.redis_key_prefix).read(batch_id)
+            return stored.state, stored.version
 
     return anyio.run(read)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bcs.contracts.times import moment
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, Fact, Outcome
+from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved, Position
-from bcs.domain.obstacles import PhaseReport
-from bcs.domain.state import BatchState, Mark
+from bcs.domain.progress import PhaseExplanation
+from bcs.domain.state import BatchState, Ending, Mark
+from bcs.domain.times import format_timestamp
 
 # Where a state was read.
 REDIS, POSTGRESQL, MEMORY = "redis", "postgresql", "memory"
@@ -24,7 +24,7 @@ def phases_to_show(state: BatchState, configured: Iterable[str]) -> list[str]:
 
 
 def state_document(
-    batch_id: str, state: BatchState, version: int | None, source: str, reports: Sequence[PhaseReport]
+    batch_id: str, state: BatchState, version: int | None, source: str, reports: Sequence[PhaseExplanation]
 ) -> dict[str, Any]:
     """Everything that is known of a batch.
 
@@ -36,9 +36,11 @@ def state_document(
         "batch_id": batch_id,
         "version": version,
         "source": source,
-        "expected": {"count": expected.count, "at": moment(expected.at_us)} if expected else None,
+        "registered": expected is not None,
+        "expected": {"count": expected.count, "at": format_timestamp(expected.at_us)} if expected else None,
         "known_essays": [
-            {"essay_id": essay, "known_since": moment(since)} for essay, since in sorted(state.known_since_us.items())
+            {"essay_id": essay, "known_since": format_timestamp(since)}
+            for essay, since in sorted(state.first_seen_us.items())
         ],
         "phases": [_phase(of) for of in reports],
     }
@@ -52,30 +54,39 @@ def history_document(batch_id: str, entries: Iterable[KeptEntry], following: str
     return {"batch_id": batch_id, "entries": [_entry(kept) for kept in entries], "next": following}
 
 
-def _phase(of: PhaseReport) -> dict[str, Any]:
+def _phase(of: PhaseExplanation) -> dict[str, Any]:
+    progress = of.progress
     return {
         "phase": of.phase,
-        "complete": of.verdict.complete,
-        "completed": of.verdict.completed,
-        "failed": of.verdict.failed,
+        "complete": progress.complete,
+        "complete_when": of.complete_when.value,
+        "completed": progress.completed,
+        "failed": progress.failed,
+        "failed_before": progress.failed_before,
+        "left_out": progress.left_out,
         "outstanding": of.outstanding,
         "missing": of.missing,
-        "newest_mark_at": moment(of.newest.at_us) if of.newest else None,
-        "batch_mark": _mark(of.batch_mark),
+        "newest_mark_at": format_timestamp(of.newest.at_us) if of.newest else None,
+        "report": _mark(of.report),
+        "outcome": _ending(of.outcome),
         "held_back_by": [
             {
-                "essay_id": obstacle.essay_id,
-                "why": obstacle.why.value,
-                "known_since": moment(obstacle.known_since_us),
-                "mark": _mark(obstacle.mark),
+                "essay_id": essay.essay_id,
+                "why": essay.why.value,
+                "known_since": format_timestamp(essay.first_seen_us),
+                "mark": _mark(essay.mark),
             }
-            for obstacle in of.held_back_by
+            for essay in of.held_back_by
         ],
     }
 
 
 def _mark(mark: Mark | None) -> dict[str, str] | None:
-    return {"outcome": OUTCOMES[mark.outcome], "at": moment(mark.at_us)} if mark else None
+    return {"outcome": OUTCOMES[mark.outcome], "at": format_timestamp(mark.at_us)} if mark else None
+
+
+def _ending(ending: Ending | None) -> dict[str, str] | None:
+    return {"status": ending.status, "at": format_timestamp(ending.at_us)} if ending else None
 
 
 def _entry(kept: KeptEntry) -> dict[str, Any]:
@@ -85,7 +96,7 @@ def _entry(kept: KeptEntry) -> dict[str, Any]:
     )
     return {
         "number": kept.number,
-        "recorded_at": moment(entry.at_us),
+        "recorded_at": format_timestamp(entry.at_us),
         "kind": kind,
         "correlation_id": entry.correlation_id,
         **particulars,
@@ -117,6 +128,7 @@ def _resolution(entry: PipelineResolved) -> dict[str, Any]:
             }
             for decision in entry.decisions
         ],
+        "registered": entry.registered,
         "state_version": entry.version,
         "source": entry.source,
     }
@@ -129,24 +141,33 @@ def _position(position: Position | None) -> dict[str, Any] | None:
 
 
 def _fact(fact: Fact) -> dict[str, Any]:
+    at = format_timestamp(fact.at_us)
     if isinstance(fact, EssayPhaseEnded):
+        outcome = OUTCOMES[fact.outcome]
         return {
             "fact": "essay_phase_ended",
             "phase": fact.phase,
             "essay_id": fact.essay_id,
-            "outcome": OUTCOMES[fact.outcome],
-            "at": moment(fact.at_us),
+            "outcome": outcome,
+            "at": at,
         }
-    if isinstance(fact, BatchPhaseEnded):
+    if isinstance(fact, PhaseOutcome):
         return {
-            "fact": "batch_phase_ended",
+            "fact": "phase_outcome",
             "phase": fact.phase,
-            "outcome": OUTCOMES[fact.outcome],
-            "at": moment(fact.at_us),
+            "status": fact.status,
+            "completed": list(fact.completed),
+            "failed": list(fact.failed),
+            "speaks_for_all": fact.speaks_for_all,
+            "at": at,
         }
+    if isinstance(fact, PhaseReported):
+        return {"fact": "phase_reported", "phase": fact.phase, "outcome": OUTCOMES[fact.outcome], "at": at}
+    if isinstance(fact, PhaseInvalidated):
+        return {"fact": "phase_invalidated", "phase": fact.phase, "essay_id": fact.essay_id, "at": at}
     return {
         "fact": "essays_registered",
         "essay_ids": list(fact.essay_ids),
         "expected_count": fact.expected_count,
-        "at": moment(fact.at_us),
+        "at": at,
     }

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Identifier = Annotated[str, Field(min_length=1, max_length=255)]
+# Neither blank nor with blanks around: two ids that look the same must not be two batches.
+Identifier = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^\S(?s:.*\S)?$")]
 DataT = TypeVar("DataT", bound="EventData")
 
 
@@ -31,8 +32,9 @@ class Envelope(BaseModel, Generic[DataT]):
 
     # Whatever it is, nothing but the history ever shows it.
     event_id: Any = None
-    event_timestamp: datetime | None = None
-    correlation_id: str | None = None
+    # A time where it is one; it counts only where the data has none.
+    event_timestamp: Annotated[datetime | Any, Field(union_mode="left_to_right")] = None
+    correlation_id: Annotated[str | Any, Field(union_mode="left_to_right")] = None
     data: DataT
 
 
@@ -46,11 +48,46 @@ class EssayStatus(StrEnum):
 
 
 class BatchStatus(StrEnum):
-    """The batch statuses that end a phase; every other one changes nothing here."""
+    """The platform's statuses of a batch, and of a phase of it."""
 
+    AWAITING_CONTENT_VALIDATION = "awaiting_content_validation"
+    CONTENT_INGESTION_FAILED = "content_ingestion_failed"
+    AWAITING_PIPELINE_CONFIGURATION = "awaiting_pipeline_configuration"
+    READY_FOR_PIPELINE_EXECUTION = "ready_for_pipeline_execution"
+    PROCESSING_PIPELINES = "processing_pipelines"
+    AWAITING_STUDENT_VALIDATION = "awaiting_student_validation"
+    STUDENT_VALIDATION_COMPLETED = "student_validation_completed"
+    VALIDATION_TIMEOUT_PROCESSED = "validation_timeout_processed"
     COMPLETED_SUCCESSFULLY = "completed_successfully"
     COMPLETED_WITH_FAILURES = "completed_with_failures"
     FAILED_CRITICALLY = "failed_critically"
+    CANCELLED = "cancelled"
+
+
+class CJEssayStatus(StrEnum):
+    """The statuses of an essay that a comparative judgement may carry instead of a batch's."""
+
+    AWAITING = "awaiting_cj_assessment"
+    IN_PROGRESS = "cj_assessment_in_progress"
+    PROCESSING_IN_PROGRESS = "cj_assessment_processing_in_progress"
+    SUCCESS = "cj_assessment_success"
+    FAILED = "cj_assessment_failed"
+    ALL_COMPLETED = "all_processing_completed"
+    CRITICAL_FAILURE = "essay_critical_failure"
+
+
+PHASE_ENDED = frozenset(
+    {BatchStatus.COMPLETED_SUCCESSFULLY, BatchStatus.COMPLETED_WITH_FAILURES, BatchStatus.FAILED_CRITICALLY}
+)
+"""The statuses with which a phase has ended for a batch."""
+
+CJ_ENDED = PHASE_ENDED | {
+    CJEssayStatus.SUCCESS,
+    CJEssayStatus.FAILED,
+    CJEssayStatus.ALL_COMPLETED,
+    CJEssayStatus.CRITICAL_FAILURE,
+}
+"""The statuses with which a comparative judgement has ended."""
 
 
 class SpellcheckPhaseCompletedV1(EventData):
@@ -62,22 +99,19 @@ class SpellcheckPhaseCompletedV1(EventData):
 
 
 class ProcessingSummary(BaseModel):
-    """The lists count, not the status; an id in them can be null."""
+    """The lists count, not the status; an id in them can be null, and a list that is absent names nobody."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    total_essays: int | None = None
-    successful: int | None = None
-    failed: int | None = None
-    successful_essay_ids: tuple[Identifier | None, ...]
-    failed_essay_ids: tuple[Identifier | None, ...]
+    successful_essay_ids: tuple[Identifier | None, ...] | None = None
+    failed_essay_ids: tuple[Identifier | None, ...] | None = None
 
 
 class CJAssessmentCompletedV1(EventData):
     """Comparative judgement of a batch ended."""
 
     entity_id: Identifier
-    status: str
+    status: BatchStatus | CJEssayStatus
     processing_summary: ProcessingSummary
 
 
@@ -94,7 +128,8 @@ class ELSBatchPhaseOutcomeV1(EventData):
 
     batch_id: Identifier
     phase_name: str
-    phase_status: str
+    phase_status: BatchStatus
+    correlation_id: Annotated[str | Any, Field(union_mode="left_to_right")] = None
     processed_essays: tuple[ProcessedEssay, ...] = ()
     failed_essay_ids: tuple[Identifier | None, ...] = ()
 
@@ -103,5 +138,6 @@ class BatchEssaysRegistered(EventData):
     """These essays belong to the batch."""
 
     entity_id: Identifier
-    expected_essay_count: Annotated[int, Field(ge=0)]
+    # Strict, because `true` is no number.
+    expected_essay_count: Annotated[int, Field(ge=0, strict=True)]
     essay_ids: tuple[Identifier, ...]

@@ -12,6 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from bcs.contracts import topics
 from bcs.contracts.consumed import (
+    CJ_ENDED,
+    PHASE_ENDED,
     BatchEssaysRegistered,
     BatchStatus,
     CJAssessmentCompletedV1,
@@ -23,13 +25,11 @@ from bcs.contracts.consumed import (
     SpellcheckPhaseCompletedV1,
 )
 from bcs.domain.errors import UndecodableMessage
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, repeat_key_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 """The last time that an event may have; Kafka itself takes any number."""
-
-_ENDINGS = frozenset(BatchStatus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class DecodedEvent:
 
     :param event_type: the model's name, fit for a metric's label.
     :param facts: none when the event changes nothing, such as a phase that has only begun.
+    :param at_us: the event's time, in microseconds since 1970 UTC.
     """
 
     event_type: str
@@ -45,6 +46,7 @@ class DecodedEvent:
     correlation_id: str | None
     facts: tuple[Fact, ...]
     event_id: str | None = None
+    at_us: int = 0
 
 
 class EventDecoder:
@@ -79,23 +81,46 @@ class EventDecoder:
             envelope = route.adapter.validate_json(value)
         except ValidationError as error:
             _refuse(value, error, route.batch_field)
-        said_at = envelope.data.timestamp or envelope.event_timestamp
-        at_us = record_timestamp_ms * 1000 if said_at is None else microseconds(said_at)
         batch_id = getattr(envelope.data, route.batch_field)
+        correlation_id = envelope.correlation_id if isinstance(envelope.correlation_id, str) else None
+        said_at = envelope.data.timestamp or envelope.event_timestamp
+        if said_at is None:
+            at_us = record_timestamp_ms * 1000
+        elif isinstance(said_at, datetime):
+            at_us = microseconds(said_at)
+        else:
+            problem = "event_timestamp is not a time, and the data has none"
+            raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)
         if not 0 <= at_us <= LATEST_US:
             problem = "the event's time lies before 1970 or after 9999"
-            raise UndecodableMessage("invalid_event", problem, batch_id, envelope.correlation_id)
-        facts = route.state_facts(envelope.data, at_us)
+            raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)
+        facts = route.state_facts(envelope.data, at_us, correlation_id)
         event_id = envelope.event_id if isinstance(envelope.event_id, str) else None
-        return DecodedEvent(route.event_type, batch_id, envelope.correlation_id, facts, event_id)
+        return DecodedEvent(route.event_type, batch_id, correlation_id, facts, event_id, at_us)
 
-    def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int) -> tuple[Fact, ...]:
+    def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
         if data.phase_name not in self._phases:
-            raise UndecodableMessage("unknown_phase", "phase_name is not a known phase", data.batch_id)
-        succeeded = tuple(essay.essay_id for essay in data.processed_essays)
-        unaccounted = data.phase_status != BatchStatus.COMPLETED_SUCCESSFULLY
-        return _batch_outcome(
-            data.phase_name, data.phase_status, succeeded, data.failed_essay_ids, at_us, unaccounted=unaccounted
+            raise UndecodableMessage("unknown_phase", "phase_name is not a known phase", data.batch_id, correlation_id)
+        if data.phase_status not in PHASE_ENDED:
+            return ()
+        named = bool(data.processed_essays or data.failed_essay_ids)
+        completed = tuple(essay.essay_id for essay in data.processed_essays)
+        failed = tuple(essay for essay in data.failed_essay_ids if essay)
+        said = correlation_id or (data.correlation_id if isinstance(data.correlation_id, str) else None)
+        # A null names nobody, and still tells this list from an empty one.
+        listed_failed = [essay or "" for essay in data.failed_essay_ids]
+        status = data.phase_status
+        key = "" if data.timestamp else repeat_key_of(data.phase_name, said, status, completed, listed_failed)
+        return (
+            PhaseOutcome(
+                data.phase_name,
+                status.value,
+                completed,
+                failed,
+                status is BatchStatus.COMPLETED_SUCCESSFULLY and not named,
+                at_us,
+                key,
+            ),
         )
 
 
@@ -108,7 +133,10 @@ class _Route:
     __slots__ = ("adapter", "batch_field", "event_type", "state_facts")
 
     def __init__(
-        self, model: type[EventData], batch_field: str, state_facts: Callable[[Any, int], tuple[Fact, ...]]
+        self,
+        model: type[EventData],
+        batch_field: str,
+        state_facts: Callable[[Any, int, str | None], tuple[Fact, ...]],
     ) -> None:
         self.event_type = model.__name__
         self.adapter: TypeAdapter[Envelope[Any]] = TypeAdapter(Envelope[model])  # type: ignore[valid-type]
@@ -123,7 +151,7 @@ def microseconds(moment: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-def _spellcheck_completed(data: SpellcheckPhaseCompletedV1, at_us: int) -> tuple[Fact, ...]:
+def _spellcheck_completed(data: SpellcheckPhaseCompletedV1, at_us: int, _: str | None) -> tuple[Fact, ...]:
     if data.status is EssayStatus.COMPLETED:
         outcome = Outcome.COMPLETED
     elif data.status is EssayStatus.FAILED:
@@ -133,45 +161,24 @@ def _spellcheck_completed(data: SpellcheckPhaseCompletedV1, at_us: int) -> tuple
     return (EssayPhaseEnded("spellcheck", data.entity_id, outcome, at_us),)
 
 
-def _cj_completed(data: CJAssessmentCompletedV1, at_us: int) -> tuple[Fact, ...]:
-    counted = data.processing_summary
-    succeeded, failed = counted.successful_essay_ids, counted.failed_essay_ids
-    # The producer says completed_successfully as soon as one essay succeeded: the whole batch is complete only when
-    # no essay failed and none is unaccounted for.
-    total = max(counted.total_essays or 0, counted.successful or 0)
-    # An id that stands twice is one essay; a null is an essay that is not named.
-    accounted = len(set(succeeded) - {None}) + succeeded.count(None)
-    unaccounted = bool(counted.failed) or not succeeded or accounted < total
-    return _batch_outcome("cj_assessment", data.status, succeeded, failed, at_us, unaccounted=unaccounted)
-
-
-def _batch_outcome(
-    phase: str,
-    status: str,
-    succeeded: tuple[str | None, ...],
-    failed: tuple[str | None, ...],
-    at_us: int,
-    *,
-    unaccounted: bool,
-) -> tuple[Fact, ...]:
-    """The facts in a batch-wide outcome.
-
-    A null among the failed essays names nobody, but still shows that the batch as a whole did not succeed.
-    """
-    if status not in _ENDINGS:
+def _cj_completed(data: CJAssessmentCompletedV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
+    """The facts in its lists: the producer says "completed_successfully" as soon as one essay succeeded."""
+    phase, summary = "cj_assessment", data.processing_summary
+    completed = tuple(essay for essay in summary.successful_essay_ids or () if essay)
+    failed = tuple(essay for essay in summary.failed_essay_ids or () if essay)
+    if data.status is BatchStatus.CANCELLED:
+        # Those that it names are assessed, or not; those that it leaves out are still to be.
+        marks = [(essay, Outcome.COMPLETED) for essay in completed] + [(essay, Outcome.FAILED) for essay in failed]
+        return tuple(EssayPhaseEnded(phase, essay, outcome, at_us) for essay, outcome in marks)
+    if data.status not in CJ_ENDED:
         return ()
-    facts: list[Fact] = [EssayPhaseEnded(phase, essay, Outcome.COMPLETED, at_us) for essay in succeeded if essay]
-    facts += [EssayPhaseEnded(phase, essay, Outcome.FAILED, at_us) for essay in failed if essay]
-    if status == BatchStatus.FAILED_CRITICALLY:
-        if not facts:
-            # It failed for everyone and names no one: without a mark, an older success would still count.
-            facts.append(BatchPhaseEnded(phase, Outcome.FAILED, at_us))
-    elif not failed and not unaccounted:
-        facts.append(BatchPhaseEnded(phase, Outcome.COMPLETED, at_us))
-    return tuple(facts)
+    # Another name than ELS's: what CJ says never speaks for all, so neither is a copy of the other.
+    said = f"cj {correlation_id or ''}"
+    key = "" if data.timestamp else repeat_key_of(phase, said, data.status, completed, failed)
+    return (PhaseOutcome(phase, data.status.value, completed, failed, False, at_us, key),)
 
 
-def _essays_registered(data: BatchEssaysRegistered, at_us: int) -> tuple[Fact, ...]:
+def _essays_registered(data: BatchEssaysRegistered, at_us: int, _: str | None) -> tuple[Fact, ...]:
     return (EssaysRegistered(data.essay_ids, data.expected_essay_count, at_us),)
 
 

@@ -89,8 +89,20 @@ def pipeline_answer(batch_id: str, resolution: Resolution) -> dict[str, Any]:
         "final_pipeline": resolution.to_run,
         "pruned_phases": resolution.pruned,
         "analysis_summary": resolution.explanation,
+        "registered": resolution.registered,
+        "essays_known": resolution.known,
+        "essays_expected": resolution.expected,
         "decisions": [
-            {"phase": decision.phase, "runs": decision.runs, "reason": decision.reason.value}
+            {
+                "phase": decision.phase,
+                "runs": decision.runs,
+                "reason": decision.reason.value,
+                "because": decision.because,
+                "complete_when": decision.complete_when.value,
+                "completed": decision.completed,
+                "failed": decision.failed,
+                "left_out": decision.left_out,
+            }
             for decision in resolution.decisions
         ],
     }

@@ -75,8 +75,8 @@ def phases_skipped(
 
     The event ids are derived from request, batch and phase, so that a repeated request announces nothing new.
 
-    :param correlation_id: the request's own. Where it is no UUID, the envelope, which takes only UUIDs, carries one
-        that is derived from it.
+    :param correlation_id: the request's own. Where it is no UUID, the event carries one that is derived from it: the
+        platform's model takes nothing else.
     """
     when = rfc3339(now)
     return tuple(_phase_skipped(batch_id, phase, correlation_id, when) for phase in phases)
@@ -85,13 +85,14 @@ def phases_skipped(
 def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str) -> OutboundMessage:
     # As json.dumps() writes a list; it is part of the ids for good.
     identity = f"[{_quoted(correlation_id)}, {_quoted(batch_id)}, {_quoted(phase)}]"
+    correlation_uuid = as_uuid(correlation_id)
     envelope = {
         "event_id": str(uuid.uuid5(_NAMESPACE, identity)),
         "event_type": topics.PHASE_SKIPPED,
         "event_timestamp": when,
         "source_service": SERVICE,
         "schema_version": 1,
-        "correlation_id": as_uuid(correlation_id),
+        "correlation_id": correlation_uuid,
         "data_schema_uri": None,
         "data": {
             "event": "batch.phase.skipped",
@@ -99,7 +100,7 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str) ->
             "phase_name": phase,
             "skip_reason": "already_completed",
             "storage_id": None,
-            "correlation_id": correlation_id,
+            "correlation_id": correlation_uuid,
             "metadata": {
                 "entity_id": batch_id,
                 "entity_type": "batch",

@@ -12,7 +12,7 @@ import aiohttp
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, REPLAYED_FROM, foreign
+from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, ORIGINAL_TIMESTAMP, REPLAYED_FROM, foreign
 from bcs.contracts.http import FAILURES_SAID, FIRST_FAILURE_SAID, LETTER_WRITTEN
 from bcs.contracts.letters import DeadLetter
 from bcs.contracts.published import Headers
@@ -68,6 +68,9 @@ async def put_back(producer: AIOKafkaProducer, letter: DeadLetter, original: Ori
         (REPLAYED_FROM, str(letter.reference).encode()),
     ]
     topic, partition, time_ms = letter.source_topic, letter.source_partition, letter.source_timestamp_ms
+    if time_ms is not None:
+        # A topic with LogAppendTime stamps it anew.
+        headers.append((ORIGINAL_TIMESTAMP, str(time_ms).encode()))
     try:
         known = await producer.partitions_for(topic)
         if partition not in known:

@@ -10,8 +10,10 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
     │   └── UnreadableConfiguration
     ├── RequestRefused               the caller asked for something that will not be done
     │   ├── UnknownPipeline
-    │   └── PromptRequired
+    │   ├── PromptRequired
+    │   └── ReportOutdated           what is known lies so far ahead that a report would not count
     ├── UndecodableMessage           a Kafka message that can never be applied
+    ├── ClocksDiffer                 retryable: this machine's clock or the store's is wrong
     ├── KafkaUnavailable             retryable: no broker answers an operator's command
     ├── UnknownTopic                 an operator named a topic that Kafka does not have
     ├── DeadLetterError
@@ -107,6 +109,36 @@ class PromptRequired(RequestRefused):
     def __init__(self, phases: tuple[str, ...]) -> None:
         super().__init__(f"no prompt is attached to the batch, and these phases need one: {', '.join(phases)}")
         self.phases = phases
+
+
+class ReportOutdated(RequestRefused):
+    """Something is known of the phase, or of an essay, whose time lies further ahead than clocks may differ.
+
+    :param phase: the phase of the report.
+    :param fact: the kind of the fact in the way.
+    :param essay_id: the essay that the fact is about; None where it is about all.
+    :param at_us: the time of that fact, in microseconds since 1970 UTC.
+    """
+
+    def __init__(self, phase: str, fact: str, essay_id: str | None, at_us: int) -> None:
+        super().__init__(f"a fact that is known ({fact}) lies in the future, so a report on {phase} would not count")
+        self.phase = phase
+        self.fact = fact
+        self.essay_id = essay_id
+        self.at_us = at_us
+
+
+class ClocksDiffer(BcsError):
+    """Nobody can say whether an event is ahead of time while the two clocks that are asked disagree.
+
+    :param seconds: by how much.
+    """
+
+    retryable = True
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the clocks of this machine and of the store differ by {seconds:.0f} s")
+        self.seconds = seconds
 
 
 class UndecodableMessage(BcsError):

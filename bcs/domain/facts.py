@@ -1,9 +1,11 @@
-"""What can become known about a batch. Facts are never taken back; a newer one outweighs an older one."""
+"""What can become known about a batch. Facts are never taken back; a newer one supersedes an older one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import blake2b
 
 
 class Outcome(StrEnum):
@@ -27,14 +29,48 @@ class EssayPhaseEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchPhaseEnded:
-    """A phase ended in the same way for every essay that had joined the batch by then.
+class PhaseOutcome:
+    """A service said how a phase ended for the essays that it names. It says nothing of any other essay.
+
+    :param status: as the service gave it.
+    :param completed: ids of essays that completed the phase.
+    :param failed: ids of essays that failed in it.
+    :param speaks_for_all: it is ELS's success that names nobody; it speaks for every essay that was due.
+    :param at_us: when, in microseconds since 1970 UTC; from 0 to the end of the year 9999.
+    :param repeat_key: see `repeat_key_of`; empty where the event carries a time of its own.
+    """
+
+    phase: str
+    status: str
+    completed: tuple[str, ...]
+    failed: tuple[str, ...]
+    speaks_for_all: bool
+    at_us: int
+    repeat_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseReported:
+    """Someone reported how a phase ended for every essay that had joined the batch by then.
 
     :param at_us: when, in microseconds since 1970 UTC; from 0 to the end of the year 9999.
     """
 
     phase: str
     outcome: Outcome
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseInvalidated:
+    """What was known of a phase before a certain time no longer counts.
+
+    :param essay_id: for this essay alone; None for all of them.
+    :param at_us: what is older does not count; microseconds since 1970 UTC.
+    """
+
+    phase: str
+    essay_id: str | None
     at_us: int
 
 
@@ -50,4 +86,21 @@ class EssaysRegistered:
     at_us: int
 
 
-Fact = EssayPhaseEnded | BatchPhaseEnded | EssaysRegistered
+Fact = EssayPhaseEnded | PhaseOutcome | PhaseReported | PhaseInvalidated | EssaysRegistered
+
+
+def repeat_key_of(
+    phase: str, correlation_id: str | None, status: str, completed: Iterable[str], failed: Iterable[str]
+) -> str:
+    """The same text for every copy of an outcome that carries no time of its own, 16 hexadecimal digits.
+
+    The producers' relay stamps each copy anew, so the times of two copies say nothing. The status counts only where
+    nobody is named: elsewhere it changes nothing.
+
+    :param completed: ids in any order.
+    :param failed: ids in any order.
+    """
+    lists = [sorted(set(completed)), sorted(set(failed))]
+    parts = [phase, correlation_id or "", "" if lists[0] or lists[1] else status, *lists[0], "\1", *lists[1]]
+    # A surrogate is no UTF-8, and still has to make a key.
+    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from uuid import UUID
 
-from bcs.domain.facts import EssaysRegistered, Fact
+from bcs.domain.facts import EssaysRegistered, Fact, PhaseOutcome
 
 REPORTED = "PhaseReported"
 """The event type of a phase that was reported over HTTP."""
@@ -67,6 +67,7 @@ class PipelineResolved:
     :param pipeline: what was asked for.
     :param version: of the summary that was read.
     :param source: where the summary was read: `redis` or `postgresql`.
+    :param registered: whether the batch was registered; None in entries that did not keep it.
     """
 
     entry_id: UUID
@@ -78,6 +79,7 @@ class PipelineResolved:
     decisions: tuple[PhaseDecided, ...]
     version: int
     source: str
+    registered: bool | None = None
 
 
 HistoryEntry = FactsRecorded | PipelineResolved
@@ -87,7 +89,15 @@ def weight(entry: HistoryEntry) -> int:
     """How much there is to keep of an entry: about as many facts."""
     if isinstance(entry, PipelineResolved):
         return 1
-    return sum(len(fact.essay_ids) + 1 if isinstance(fact, EssaysRegistered) else 1 for fact in entry.facts)
+    return sum(map(_weight_of, entry.facts))
+
+
+def _weight_of(fact: Fact) -> int:
+    if isinstance(fact, EssaysRegistered):
+        return 1 + len(fact.essay_ids)
+    if isinstance(fact, PhaseOutcome):
+        return 1 + len(fact.completed) + len(fact.failed)
+    return 1
 
 
 @dataclass(frozen=True, slots=True)

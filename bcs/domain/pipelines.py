@@ -9,6 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
 
 from bcs.domain.errors import DependencyCycle, DuplicateName, UnknownDependency, UnknownPipeline
+from bcs.domain.law import CompleteWhen, CompletionLaw
 
 PLATFORM_PHASES = frozenset({"spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching"})
 """The phases that the platform's services report on, whether or not a pipeline here uses them."""
@@ -22,12 +23,14 @@ class Phase:
     :param requires: the phases that have to be complete before this one can run.
     :param needs_prompt: refuse it for a batch without an essay prompt.
     :param rerun_with_dependencies: run it again, although complete, when a phase that it requires runs again.
+    :param complete_when: the policy by which it counts as complete.
     """
 
     name: str
     requires: tuple[str, ...] = ()
     needs_prompt: bool = False
     rerun_with_dependencies: bool = False
+    complete_when: CompleteWhen = CompleteWhen.EVERY_ESSAY_COMPLETED
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,18 @@ class PipelineDefinitions:
     def names(self) -> tuple[str, ...]:
         """All names that can be requested, in the order of the configuration."""
         return tuple(self._plans)
+
+    def law(self, *, require_registration: bool) -> CompletionLaw:
+        """The law of completion under these definitions.
+
+        :param require_registration: see `CompletionLaw`.
+        """
+        phases = self.phases.values()
+        return CompletionLaw(
+            {phase.name: phase.requires for phase in phases},
+            {phase.name: phase.complete_when for phase in phases},
+            require_registration=require_registration,
+        )
 
     def plan(self, requested: str) -> tuple[Phase, ...]:
         """The phases of a pipeline with everything that they require, in an order in which they can run.

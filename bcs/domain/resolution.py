@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from bcs.domain.errors import PromptRequired
-from bcs.domain.pipelines import PipelineDefinitions
-from bcs.domain.verdicts import BatchSummary
+from bcs.domain.law import CompleteWhen
+from bcs.domain.pipelines import Phase, PipelineDefinitions
+from bcs.domain.progress import BatchSummary, PhaseProgress
+from bcs.domain.times import format_timestamp
 
 
 class Reason(StrEnum):
     """Why a phase runs or is pruned."""
 
     ALREADY_COMPLETED = "already_completed"
+    SETTLED = "settled"
     NOTHING_KNOWN = "nothing_known"
     ESSAYS_FAILED = "essays_failed"
+    ESSAYS_LEFT_OUT = "essays_left_out"
     ESSAYS_OUTSTANDING = "essays_outstanding"
     ESSAYS_MISSING = "essays_missing"
+    NOT_REGISTERED = "not_registered"
     DEPENDENCY_RUNS_AGAIN = "dependency_runs_again"
 
 
@@ -26,20 +31,36 @@ class Decision:
     """What happens to one phase of the pipeline, and why.
 
     :param because: the reason as part of a sentence.
+    :param complete_when: the phase's policy.
+    :param completed: how many essays completed the phase.
+    :param failed: how many failed in it, or in a phase that it requires.
+    :param left_out: how many its newest outcome left out.
     """
 
     phase: str
     runs: bool
     reason: Reason
     because: str
+    complete_when: CompleteWhen = CompleteWhen.EVERY_ESSAY_COMPLETED
+    completed: int = 0
+    failed: int = 0
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The answer to "what is still to run?"; decisions are in the order of the pipeline."""
+    """The answer to "what is still to run?"; decisions are in the order of the pipeline.
+
+    :param registered: the batch was registered; else only the essays seen so far can be counted.
+    :param known: how many essays are known.
+    :param expected: how many the batch was registered with.
+    """
 
     pipeline: str
     decisions: tuple[Decision, ...]
+    registered: bool = True
+    known: int = 0
+    expected: int | None = None
 
     @property
     def to_run(self) -> tuple[str, ...]:
@@ -54,19 +75,13 @@ class Resolution:
     @property
     def explanation(self) -> str:
         """The whole answer in a sentence or two, for a person."""
-        to_run, pruned = self.to_run, self.pruned
+        to_run = self.to_run
+        skipped = "; ".join(f"{one.phase}, because {one.because}" for one in self.decisions if not one.runs)
         if not to_run:
-            subject, verb = ("phase", "is") if len(self.decisions) == 1 else (f"{len(self.decisions)} phases", "are")
-            return (
-                f"Nothing is left to run: the {subject} of pipeline '{self.pipeline}' "
-                f"({', '.join(pruned)}) {verb} already complete."
-            )
-        reasons = "; ".join(
-            f"{decision.phase}, because {decision.because}" for decision in self.decisions if decision.runs
-        )
+            return f"Nothing is left to run of pipeline '{self.pipeline}': pruned are {skipped}."
+        reasons = "; ".join(f"{one.phase}, because {one.because}" for one in self.decisions if one.runs)
         count = f"{len(to_run)} of {len(self.decisions)} phases of pipeline '{self.pipeline}' still to run"
-        skipped = f" Pruned as already complete: {', '.join(pruned)}." if pruned else ""
-        return f"{count}: {reasons}.{skipped}"
+        return f"{count}: {reasons}.{f' Pruned: {skipped}.' if skipped else ''}"
 
 
 def admit(definitions: PipelineDefinitions, requested: str, *, prompt_attached: bool | None) -> None:
@@ -92,28 +107,92 @@ def resolve(definitions: PipelineDefinitions, requested: str, summary: BatchSumm
     decisions: list[Decision] = []
     for phase in definitions.plan(requested):
         again = [name for name in phase.requires if name in running] if phase.rerun_with_dependencies else []
-        if not summary.complete(phase.name):
-            decision = Decision(phase.name, True, *_why_incomplete(summary, phase.name))
+        progress = summary.progress.get(phase.name, _NO_PROGRESS)
+        if not progress.complete:
+            reason, because = _why_incomplete(phase, summary, progress)
         elif again:
-            because = f"{' and '.join(again)} must run again first"
-            decision = Decision(phase.name, True, Reason.DEPENDENCY_RUNS_AGAIN, because)
+            reason, because = Reason.DEPENDENCY_RUNS_AGAIN, f"{' and '.join(again)} must run again first"
         else:
-            decision = Decision(phase.name, False, Reason.ALREADY_COMPLETED, "it is already complete")
-        if decision.runs:
+            reason, because = _why_complete(summary, progress)
+        runs = reason not in _PRUNING
+        decisions.append(
+            Decision(
+                phase.name,
+                runs,
+                reason,
+                because,
+                phase.complete_when,
+                progress.completed,
+                progress.failed + progress.failed_before,
+                progress.left_out,
+            )
+        )
+        if runs:
             running.add(phase.name)
-        decisions.append(decision)
-    return Resolution(requested, tuple(decisions))
+    return Resolution(requested, tuple(decisions), summary.registered, summary.known, summary.expected)
 
 
-def _why_incomplete(summary: BatchSummary, phase: str) -> tuple[Reason, str]:
-    verdict = summary.verdicts.get(phase)
+_NO_PROGRESS = PhaseProgress(False, 0, 0)
+_PRUNING = frozenset({Reason.ALREADY_COMPLETED, Reason.SETTLED})
+
+
+def _why_incomplete(phase: Phase, summary: BatchSummary, progress: PhaseProgress) -> tuple[Reason, str]:
     total = max(summary.known, summary.expected or 0)
     if total == 0:
         return Reason.NOTHING_KNOWN, "nothing is known of any essay in it"
-    if verdict is None:
-        return Reason.ESSAYS_OUTSTANDING, f"0 of {total} essays have completed it"
-    if verdict.failed:
-        return Reason.ESSAYS_FAILED, f"{verdict.failed} of {total} essays failed in it"
-    if verdict.completed < summary.known:
-        return Reason.ESSAYS_OUTSTANDING, f"{verdict.completed} of {total} essays have completed it"
-    return Reason.ESSAYS_MISSING, f"only {summary.known} of {total} expected essays have been seen"
+    done = progress.completed
+    if phase.complete_when is CompleteWhen.EVERY_ESSAY_SETTLED and done:
+        # Failed and left-out essays hold nothing back here; they are not why it runs.
+        done += progress.failed + progress.failed_before + progress.left_out
+    elif progress.failed:
+        return Reason.ESSAYS_FAILED, f"{progress.failed} of {_essays(total)} failed in it"
+    elif progress.left_out and progress.outcome_at_us is not None:
+        said = format_timestamp(progress.outcome_at_us)
+        others = f", and {progress.left_out} {_are(progress.left_out)} not in the outcome of {said}"
+        return Reason.ESSAYS_LEFT_OUT, _have_completed(progress.completed, total) + others
+    if done < summary.known:
+        before = f", and {progress.failed_before} failed before it" if progress.failed_before else ""
+        return Reason.ESSAYS_OUTSTANDING, _have_completed(progress.completed, total) + before
+    if not summary.registered:
+        return Reason.NOT_REGISTERED, f"the batch is not registered, and may have more than {_essays(total)}"
+    if summary.known == 0:
+        return Reason.ESSAYS_MISSING, f"no essay has been seen, and {total} {_are(total)} expected"
+    return Reason.ESSAYS_MISSING, f"only {summary.known} of {total} expected essays {_have(summary.known)} been seen"
+
+
+def _why_complete(summary: BatchSummary, progress: PhaseProgress) -> tuple[Reason, str]:
+    known, missing = summary.known, max(0, (summary.expected or 0) - summary.known)
+    if known == 0:
+        return Reason.ALREADY_COMPLETED, "it was reported complete, and no essay of the batch is known"
+    counted = not summary.registered and not progress.covered
+    seen = " seen so far" if counted or missing else ""
+    if missing:
+        addition = f"; a report speaks for {missing} more"
+    else:
+        addition = "; the batch is not registered" if counted else ""
+    if progress.completed == known:
+        everyone = f"the only essay{seen} has" if known == 1 else f"all {known} essays{seen} have"
+        return Reason.ALREADY_COMPLETED, f"{everyone} completed it{addition}"
+    others = [
+        (progress.failed, "failed in it"),
+        (progress.failed_before, "failed before it"),
+        (progress.left_out, f"{'was' if progress.left_out == 1 else 'were'} left out of its outcome"),
+    ]
+    told = ", ".join(f"{count} {what}" for count, what in others if count)
+    return Reason.SETTLED, f"{progress.completed} of {_essays(known)}{seen} completed it, {told}{addition}"
+
+
+def _essays(count: int) -> str:
+    return f"{count} essay" if count == 1 else f"{count} essays"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _have(count: int) -> str:
+    return "has" if count == 1 else "have"
+
+
+def _have_completed(count: int, total: int) -> str:
+    return f"{count} of {_essays(total)} {_have(count or total)} completed it"

@@ -10,7 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, Fact, Outcome
+from bcs.domain.facts import (
+    EssayPhaseEnded,
+    EssaysRegistered,
+    Fact,
+    Outcome,
+    PhaseInvalidated,
+    PhaseOutcome,
+    PhaseReported,
+)
+
+TIMED = ""
+"""The key of the register for the outcomes that carry a time of their own."""
+
+ALL_ESSAYS = None
+"""The key of an invalidation that is about all essays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +37,8 @@ class Mark:
     outcome: Outcome
     at_us: int
 
-    def outweighs(self, other: Mark) -> bool:
-        """Whether this mark replaces the other: the newer does; at the same instant, failed does."""
+    def supersedes(self, other: Mark) -> bool:
+        """True if this mark replaces the other: the newer does; at the same instant, failed does."""
         if self.at_us != other.at_us:
             return self.at_us > other.at_us
         return self.outcome is Outcome.FAILED and other.outcome is not Outcome.FAILED
@@ -40,66 +54,124 @@ class Expected:
     count: int
     at_us: int
 
-    def outweighs(self, other: Expected) -> bool:
-        """Whether this count replaces the other: the newer does; at the same instant, the larger does."""
+    def supersedes(self, other: Expected) -> bool:
+        """True if this count replaces the other: the newer does; at the same instant, the larger does."""
         return (self.at_us, self.count) > (other.at_us, other.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An outcome without its lists: that a phase ended, how, and when.
+
+    :param status: as the service gave it.
+    :param speaks_for_all: see `PhaseOutcome`.
+    :param at_us: microseconds since 1970 UTC.
+    """
+
+    status: str
+    speaks_for_all: bool
+    at_us: int
+
+    def supersedes(self, other: Ending, key: str) -> bool:
+        """True if this ending replaces the other in the register of that key.
+
+        Copies of one outcome keep the earliest time. Of outcomes with times of their own the newest is kept. At the
+        same instant, one that speaks for nobody replaces one that speaks for all.
+        """
+        if self.at_us != other.at_us:
+            return self.at_us > other.at_us if key == TIMED else self.at_us < other.at_us
+        return (not self.speaks_for_all, self.status) > (not other.speaks_for_all, other.status)
 
 
 @dataclass(slots=True)
 class BatchState:
-    """Everything that is known about a batch. The same shape serves as a delta: a small state to be absorbed.
+    """Everything that is known about a batch. The same shape serves as a delta: a small state to be merged.
 
-    :param essay_marks: phase to essay to mark.
-    :param batch_marks: phase to the mark that stands for the whole batch.
-    :param known_since_us: every essay that is known to belong to the batch, with the earliest time it was known.
+    :param essay_marks: phase to essay to mark, from what carries a time of its own.
+    :param outcome_marks: phase to an outcome's repeat key to essay to how it ended; the time is the outcome's.
+    :param outcomes: phase to repeat key to ending; under `TIMED` the newest of those that carry their own time.
+    :param reports: phase to the report that stands for the whole batch.
+    :param invalidations: phase to essay, or `ALL_ESSAYS`, to the time before which nothing counts.
+    :param first_seen_us: every essay that is known to belong to the batch, with the earliest time it was known.
     :param expected: how many essays the batch was registered with, where it was.
     """
 
     essay_marks: dict[str, dict[str, Mark]] = field(default_factory=dict)
-    batch_marks: dict[str, Mark] = field(default_factory=dict)
-    known_since_us: dict[str, int] = field(default_factory=dict)
+    outcome_marks: dict[str, dict[str, dict[str, Outcome]]] = field(default_factory=dict)
+    outcomes: dict[str, dict[str, Ending]] = field(default_factory=dict)
+    reports: dict[str, Mark] = field(default_factory=dict)
+    invalidations: dict[str, dict[str | None, int]] = field(default_factory=dict)
+    first_seen_us: dict[str, int] = field(default_factory=dict)
     expected: Expected | None = None
 
     @property
     def empty(self) -> bool:
-        """Whether nothing at all is known."""
-        return not (self.essay_marks or self.batch_marks or self.known_since_us or self.expected)
+        """True if nothing at all is known."""
+        return not (
+            self.essay_marks
+            or self.outcome_marks
+            or self.outcomes
+            or self.reports
+            or self.invalidations
+            or self.first_seen_us
+            or self.expected
+        )
 
     @property
     def phases(self) -> set[str]:
-        """The phases that any mark is about."""
-        return self.essay_marks.keys() | self.batch_marks.keys()
+        """The phases that anything is known about."""
+        return (
+            self.essay_marks.keys()
+            | self.outcome_marks.keys()
+            | self.outcomes.keys()
+            | self.reports.keys()
+            | self.invalidations.keys()
+        )
 
-    def absorb(self, delta: BatchState) -> BatchState:
+    def merge(self, delta: BatchState) -> BatchState:
         """Merge another state into this one.
 
-        :returns: what changed: the registers of the delta that won. Absorbing the same delta again changes nothing.
+        :returns: what changed: the registers of the delta that won. Merging the same delta again changes nothing.
         """
         changed = BatchState()
         for phase, marks in delta.essay_marks.items():
             mine = self.essay_marks.setdefault(phase, {})
-            won = {essay: mark for essay, mark in marks.items() if essay not in mine or mark.outweighs(mine[essay])}
+            won = {essay: mark for essay, mark in marks.items() if essay not in mine or mark.supersedes(mine[essay])}
             if won:
                 mine.update(won)
                 changed.essay_marks[phase] = won
-        for phase, mark in delta.batch_marks.items():
-            if phase not in self.batch_marks or mark.outweighs(self.batch_marks[phase]):
-                self.batch_marks[phase] = changed.batch_marks[phase] = mark
-        for essay, since_us in delta.known_since_us.items():
-            if essay not in self.known_since_us or since_us < self.known_since_us[essay]:
-                self.known_since_us[essay] = changed.known_since_us[essay] = since_us
-        if delta.expected and (self.expected is None or delta.expected.outweighs(self.expected)):
+        for phase, by_key in delta.outcome_marks.items():
+            for key, listed in by_key.items():
+                held = self.outcome_marks.setdefault(phase, {}).setdefault(key, {})
+                new = {essay: outcome for essay, outcome in listed.items() if _is_worse(outcome, held.get(essay))}
+                if new:
+                    held.update(new)
+                    changed.outcome_marks.setdefault(phase, {})[key] = new
+        for phase, endings in delta.outcomes.items():
+            known = self.outcomes.setdefault(phase, {})
+            for key, ending in endings.items():
+                if key not in known or ending.supersedes(known[key], key):
+                    known[key] = changed.outcomes.setdefault(phase, {})[key] = ending
+        for phase, mark in delta.reports.items():
+            if phase not in self.reports or mark.supersedes(self.reports[phase]):
+                self.reports[phase] = changed.reports[phase] = mark
+        for phase, times in delta.invalidations.items():
+            invalidated = self.invalidations.setdefault(phase, {})
+            for essay_or_all, at_us in times.items():
+                if at_us > invalidated.get(essay_or_all, -1):
+                    invalidated[essay_or_all] = changed.invalidations.setdefault(phase, {})[essay_or_all] = at_us
+        for essay, since_us in delta.first_seen_us.items():
+            if essay not in self.first_seen_us or since_us < self.first_seen_us[essay]:
+                self.first_seen_us[essay] = changed.first_seen_us[essay] = since_us
+        if delta.expected and (self.expected is None or delta.expected.supersedes(self.expected)):
             self.expected = changed.expected = delta.expected
         return changed
 
     def copy(self) -> BatchState:
         """An independent state with the same content."""
-        return BatchState(
-            {phase: dict(marks) for phase, marks in self.essay_marks.items()},
-            dict(self.batch_marks),
-            dict(self.known_since_us),
-            self.expected,
-        )
+        copied = BatchState()
+        copied.merge(self)
+        return copied
 
 
 def delta_of(facts: Iterable[Fact]) -> BatchState:
@@ -107,15 +179,51 @@ def delta_of(facts: Iterable[Fact]) -> BatchState:
     delta = BatchState()
     for fact in facts:
         if isinstance(fact, EssayPhaseEnded):
-            marks = delta.essay_marks.setdefault(fact.phase, {})
-            mark, known = Mark(fact.outcome, fact.at_us), marks.get(fact.essay_id)
-            if known is None or mark.outweighs(known):
-                marks[fact.essay_id] = mark
-            # An essay that an event names belongs to the batch from then on, registered or not.
-            delta.known_since_us[fact.essay_id] = min(fact.at_us, delta.known_since_us.get(fact.essay_id, fact.at_us))
-        elif isinstance(fact, BatchPhaseEnded):
-            delta.absorb(BatchState(batch_marks={fact.phase: Mark(fact.outcome, fact.at_us)}))
+            _mark(delta, fact.phase, fact.essay_id, Mark(fact.outcome, fact.at_us))
+        elif isinstance(fact, PhaseOutcome):
+            _add_outcome(delta, fact)
+        elif isinstance(fact, PhaseReported):
+            delta.merge(BatchState(reports={fact.phase: Mark(fact.outcome, fact.at_us)}))
+        elif isinstance(fact, PhaseInvalidated):
+            delta.merge(BatchState(invalidations={fact.phase: {fact.essay_id: fact.at_us}}))
         else:
-            known_since_us = dict.fromkeys(fact.essay_ids, fact.at_us)
-            delta.absorb(BatchState(known_since_us=known_since_us, expected=Expected(fact.expected_count, fact.at_us)))
+            delta.merge(_registered(fact))
     return delta
+
+
+def _is_worse(outcome: Outcome, held: Outcome | None) -> bool:
+    return held is None or (outcome is Outcome.FAILED and held is not Outcome.FAILED)
+
+
+def _mark(delta: BatchState, phase: str, essay_id: str, mark: Mark) -> None:
+    marks = delta.essay_marks.setdefault(phase, {})
+    known = marks.get(essay_id)
+    if known is None or mark.supersedes(known):
+        marks[essay_id] = mark
+    _see(delta, essay_id, mark.at_us)
+
+
+def _see(delta: BatchState, essay_id: str, at_us: int) -> None:
+    # An essay that an event names belongs to the batch from then on, registered or not.
+    delta.first_seen_us[essay_id] = min(at_us, delta.first_seen_us.get(essay_id, at_us))
+
+
+def _add_outcome(delta: BatchState, fact: PhaseOutcome) -> None:
+    ending = Ending(fact.status, fact.speaks_for_all, fact.at_us)
+    delta.merge(BatchState(outcomes={fact.phase: {fact.repeat_key: ending}}))
+    for outcome, essays in ((Outcome.COMPLETED, fact.completed), (Outcome.FAILED, fact.failed)):
+        if fact.repeat_key == TIMED:
+            mark = Mark(outcome, fact.at_us)
+            for essay_id in essays:
+                _mark(delta, fact.phase, essay_id, mark)
+        elif essays:
+            listed = delta.outcome_marks.setdefault(fact.phase, {}).setdefault(fact.repeat_key, {})
+            for essay_id in essays:
+                if _is_worse(outcome, listed.get(essay_id)):
+                    listed[essay_id] = outcome
+                _see(delta, essay_id, fact.at_us)
+
+
+def _registered(fact: EssaysRegistered) -> BatchState:
+    first_seen_us = dict.fromkeys(fact.essay_ids, fact.at_us)
+    return BatchState(first_seen_us=first_seen_us, expected=Expected(fact.expected_count, fact.at_us))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from bcs.actors.messages import consumed_entry, message_of
+from bcs.actors.messages import consumed_entry, message_of, written_at_ms
 from bcs.contracts.decoding import LATEST_US, EventDecoder
 from bcs.domain.errors import StoreRefused, UndecodableMessage
 from bcs.domain.history import FactsRecorded
 from bcs.rebuilding.reading import PastReader, Timed
-from bcs.store.redis_state import RedisStateStore
+from bcs.store.redis_batches import StoredBatches
 
 if TYPE_CHECKING:
     # It takes the extra `postgres`.
@@ -48,14 +48,15 @@ class Tally:
 class Projection:
     """Writes the facts of messages to the record.
 
-    :param store: is told of each batch that it may lack something.
+    :param stored: is told of each batch that Redis may lack something.
     :param tell: is called after each portion.
     """
 
     decoder: EventDecoder
     record: PostgresRecord
-    store: RedisStateStore
+    stored: StoredBatches
     tell: Callable[[], None]
+    latest_us: int
     tally: Tally = field(default_factory=Tally)
     _entries: list[FactsRecorded] = field(default_factory=list, init=False)
     _messages: int = field(default=0, init=False)
@@ -78,12 +79,15 @@ class Projection:
         record = timed.record
         self._messages += 1
         try:
-            event = self.decoder.decode(record.topic, record.value, timed.at_ms)
+            event = self.decoder.decode(record.topic, record.value, _said_at_ms(timed))
         except UndecodableMessage:
             self.tally.undecodable += 1
             return
         if not event.facts:
             self.tally.without_facts += 1
+            return
+        if event.at_us > self.latest_us:
+            self.tally.undecodable += 1
             return
         # Nobody knows any more when it became known here; when it was written is as near as can be.
         at_us = min(timed.at_ms * 1000, LATEST_US)
@@ -98,7 +102,7 @@ class Projection:
             try:
                 await self._write(entries)
             finally:
-                await self.store.distrust(batches)
+                await self.stored.distrust(batches)
         self.tally.batches |= batches
         self.tally.messages += self._messages
         self._messages = self._bytes = 0
@@ -119,3 +123,8 @@ class Projection:
             await self._write(entries[middle:])
         else:
             self.tally.facts += sum(len(entry.facts) for entry in entries)
+
+
+def _said_at_ms(timed: Timed) -> int:
+    said_at_ms = written_at_ms(timed.record)
+    return timed.at_ms if said_at_ms is None else said_at_ms

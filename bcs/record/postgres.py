@@ -183,5 +183,5 @@ def _deltas(entries: Sequence[HistoryEntry]) -> dict[str, BatchState]:
     for entry in entries:
         delta = deltas.setdefault(entry.batch_id, BatchState())
         if isinstance(entry, FactsRecorded):
-            delta.absorb(delta_of(entry.facts))
+            delta.merge(delta_of(entry.facts))
     return deltas

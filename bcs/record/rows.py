@@ -9,12 +9,15 @@ from typing import Any
 
 from bcs.domain.facts import Outcome
 from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, PipelineResolved, Position
-from bcs.domain.state import BatchState, Expected, Mark
+from bcs.domain.state import TIMED, BatchState, Ending, Expected, Mark
 from bcs.store.history_codec import decode_detail, encode_detail
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 FACTS, RESOLUTION = "facts", "resolution"
+
+LISTED_AT_US = 0
+"""Stands beside an essay on an outcome's list: the time is the outcome's."""
 
 
 def to_text(text: str) -> str:
@@ -40,46 +43,79 @@ def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryE
     number_of = {batch_id: number for number, batch_id in enumerate(batch_ids, start=1)}
     expected = [deltas[batch_id].expected for batch_id in batch_ids]
     essays: list[tuple[int, str, int]] = []
-    marks: list[tuple[int, str, str, str, int]] = []
-    batch_marks: list[tuple[int, str, str, int]] = []
+    marks: list[tuple[int, str, str, str, str, int]] = []
+    outcomes: list[tuple[int, str, str, str, bool, int]] = []
+    reports: list[tuple[int, str, str, int]] = []
+    invalidations: list[tuple[int, str, str | None, int]] = []
     for batch_id, number in number_of.items():
         delta = deltas[batch_id]
-        essays += [(number, to_text(essay), since_us) for essay, since_us in delta.known_since_us.items()]
+        essays += [(number, to_text(essay), since_us) for essay, since_us in delta.first_seen_us.items()]
         marks += [
-            (number, phase, to_text(essay), mark.outcome.value, mark.at_us)
+            (number, phase, TIMED, to_text(essay), mark.outcome.value, mark.at_us)
             for phase, of_phase in delta.essay_marks.items()
             for essay, mark in of_phase.items()
         ]
-        batch_marks += [(number, phase, mark.outcome.value, mark.at_us) for phase, mark in delta.batch_marks.items()]
+        marks += [
+            (number, phase, key, to_text(essay), outcome.value, LISTED_AT_US)
+            for phase, by_key in delta.outcome_marks.items()
+            for key, listed in by_key.items()
+            for essay, outcome in listed.items()
+        ]
+        outcomes += [
+            (number, phase, key, to_text(ending.status), ending.speaks_for_all, ending.at_us)
+            for phase, endings in delta.outcomes.items()
+            for key, ending in endings.items()
+        ]
+        reports += [(number, phase, report.outcome.value, report.at_us) for phase, report in delta.reports.items()]
+        invalidations += [
+            (number, phase, None if essay is None else to_text(essay), at_us)
+            for phase, times in delta.invalidations.items()
+            for essay, at_us in times.items()
+        ]
     history = [_history_row(number_of[entry.batch_id], entry) for entry in entries]
     return (
         [to_text(batch_id) for batch_id in batch_ids],
         [Decimal(one.count) if one else None for one in expected],
         [one.at_us if one else None for one in expected],
         *_columns(essays, 3),
-        *_columns(marks, 5),
-        *_columns(batch_marks, 4),
+        *_columns(marks, 6),
+        *_columns(outcomes, 6),
+        *_columns(reports, 4),
+        *_columns(invalidations, 4),
         *_columns(history, 10),
     )
 
 
 def state_of(rows: Iterable[Sequence[Any]]) -> BatchState:
-    """A batch's state from what the state statement returns."""
+    """A batch's state from what the state statement returns.
+
+    :raises ValueError: something else wrote there.
+    """
     state = BatchState()
-    # A whole batch's outcome leaves the same mark on each essay, and to make one takes longer than all else of a row.
+    # An outcome leaves the same mark on each essay, and to make one takes longer than all else of a row.
     made: dict[tuple[str, int], Mark] = {}
-    for kind, phase, essay, outcome, count, at_us in rows:
+    for kind, phase, key, essay, text, flag, count, at_us in rows:
         if kind == "essay":
-            state.known_since_us[from_text(essay)] = at_us
-        elif kind == "mark":
-            mark = made.get((outcome, at_us))
+            state.first_seen_us[from_text(essay)] = at_us
+        elif kind == "mark" and key == TIMED:
+            mark = made.get((text, at_us))
             if mark is None:
-                mark = made[outcome, at_us] = Mark(Outcome(outcome), at_us)
+                mark = made[text, at_us] = Mark(Outcome(text), at_us)
             state.essay_marks.setdefault(phase, {})[from_text(essay)] = mark
-        elif kind == "batch mark":
-            state.batch_marks[phase] = Mark(Outcome(outcome), at_us)
+        elif kind == "mark":
+            listed = state.outcome_marks.setdefault(phase, {}).setdefault(key, {})
+            listed[from_text(essay)] = Outcome(text)
+        elif kind == "outcome":
+            state.outcomes.setdefault(phase, {})[key] = Ending(from_text(text), flag, at_us)
+        elif kind == "report":
+            state.reports[phase] = Mark(Outcome(text), at_us)
+        elif kind == "invalidation":
+            state.invalidations.setdefault(phase, {})[None if essay is None else from_text(essay)] = at_us
         else:
             state.expected = Expected(int(count), at_us)
+    for phase, by_key in state.outcome_marks.items():
+        if not by_key.keys() <= state.outcomes.get(phase, {}).keys():
+            raise ValueError("an outcome's list without the outcome")
     return state
 
 

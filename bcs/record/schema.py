@@ -17,6 +17,7 @@ from bcs.record.migrations import HEAD, VERSION_TABLE
 _ADVISORY_LOCK = 4_002_110_001
 _LOOK_SECONDS = 0.2
 _CONNECT_SECONDS = 10.0
+_TABLES = ("batches", "essays", "marks", "outcomes", "reports", "invalidations", "history", "announcements")
 # What they say of each start, nobody asked for.
 _LOGS = ("alembic.runtime.migration", "alembic.runtime.plugins")
 
@@ -55,7 +56,7 @@ async def may_write(connection: asyncpg.Connection) -> bool:
     """Whether this user has the rights that it takes to keep a record."""
     rights: list[bool] = [
         await connection.fetchval("SELECT has_table_privilege($1, $2)", table, right)
-        for table in ("batches", "essays", "marks", "batch_marks", "history", "announcements")
+        for table in _TABLES
         for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
     ]
     return all(rights)

@@ -1,4 +1,7 @@
-"""The record's SQL. The merge law of `bcs.domain.state` stands here a second time; the tests hold one to the other."""
+"""The record's SQL. The merge law of `bcs.domain.state` stands here a second time.
+
+`tests/integration/test_merge_contract.py` holds one to the other.
+"""
 
 # One round trip, one transaction. Every replica takes the rows of `batches` first, in one order, and keeps them locked
 # to the end, so no two can wait for each other; and what belongs to a batch can't be removed in between.
@@ -23,25 +26,46 @@ WITH named AS (
 ), keyed AS (
     SELECT n::integer, batch_key FROM named JOIN batch USING (batch_id)
 ), essay AS (
-    INSERT INTO essays AS known (batch_key, essay_id, known_since_us)
-    SELECT batch_key, essay_id, known_since_us
-    FROM unnest($4::integer[], $5::text[], $6::bigint[]) AS essay (n, essay_id, known_since_us) JOIN keyed USING (n)
-    ON CONFLICT (batch_key, essay_id) DO UPDATE SET known_since_us = excluded.known_since_us
-        WHERE excluded.known_since_us < known.known_since_us
+    INSERT INTO essays AS known (batch_key, essay_id, first_seen_us)
+    SELECT batch_key, essay_id, first_seen_us
+    FROM unnest($4::integer[], $5::text[], $6::bigint[]) AS essay (n, essay_id, first_seen_us) JOIN keyed USING (n)
+    ON CONFLICT (batch_key, essay_id) DO UPDATE SET first_seen_us = excluded.first_seen_us
+        WHERE excluded.first_seen_us < known.first_seen_us
 ), mark AS (
-    INSERT INTO marks AS known (batch_key, phase, essay_id, outcome, at_us)
-    SELECT batch_key, phase, essay_id, outcome, at_us
-    FROM unnest($7::integer[], $8::text[], $9::text[], $10::text[], $11::bigint[])
-        AS mark (n, phase, essay_id, outcome, at_us) JOIN keyed USING (n)
-    ON CONFLICT (batch_key, phase, essay_id) DO UPDATE SET outcome = excluded.outcome, at_us = excluded.at_us
+    INSERT INTO marks AS known (batch_key, phase, outcome_key, essay_id, outcome, at_us)
+    SELECT batch_key, phase, outcome_key, essay_id, outcome, at_us
+    FROM unnest($7::integer[], $8::text[], $9::text[], $10::text[], $11::text[], $12::bigint[])
+        AS mark (n, phase, outcome_key, essay_id, outcome, at_us) JOIN keyed USING (n)
+    ON CONFLICT (batch_key, phase, outcome_key, essay_id) DO UPDATE
+        SET outcome = excluded.outcome, at_us = excluded.at_us
         WHERE (excluded.at_us, excluded.outcome) > (known.at_us, known.outcome)
-), batch_mark AS (
-    INSERT INTO batch_marks AS known (batch_key, phase, outcome, at_us)
+), outcome AS (
+    INSERT INTO outcomes AS known (batch_key, phase, outcome_key, status, speaks_for_all, at_us)
+    SELECT batch_key, phase, outcome_key, status, speaks_for_all, at_us
+    FROM unnest($13::integer[], $14::text[], $15::text[], $16::text[], $17::boolean[], $18::bigint[])
+        AS outcome (n, phase, outcome_key, status, speaks_for_all, at_us) JOIN keyed USING (n)
+    ON CONFLICT (batch_key, phase, outcome_key) DO UPDATE SET
+        status = excluded.status, speaks_for_all = excluded.speaks_for_all, at_us = excluded.at_us
+        WHERE CASE
+            WHEN excluded.at_us = known.at_us
+                THEN (NOT excluded.speaks_for_all, excluded.status) > (NOT known.speaks_for_all, known.status)
+            WHEN known.outcome_key = '' THEN excluded.at_us > known.at_us
+            ELSE excluded.at_us < known.at_us
+        END
+), report AS (
+    INSERT INTO reports AS known (batch_key, phase, outcome, at_us)
     SELECT batch_key, phase, outcome, at_us
-    FROM unnest($12::integer[], $13::text[], $14::text[], $15::bigint[])
-        AS batch_mark (n, phase, outcome, at_us) JOIN keyed USING (n)
+    FROM unnest($19::integer[], $20::text[], $21::text[], $22::bigint[])
+        AS report (n, phase, outcome, at_us) JOIN keyed USING (n)
     ON CONFLICT (batch_key, phase) DO UPDATE SET outcome = excluded.outcome, at_us = excluded.at_us
         WHERE (excluded.at_us, excluded.outcome) > (known.at_us, known.outcome)
+), invalidation AS (
+    INSERT INTO invalidations AS known (batch_key, phase, essay_id, at_us)
+    SELECT batch_key, phase, essay_id, at_us
+    FROM unnest($23::integer[], $24::text[], $25::text[], $26::bigint[])
+        AS invalidation (n, phase, essay_id, at_us) JOIN keyed USING (n)
+    ON CONFLICT (batch_key, phase, essay_id) DO UPDATE SET at_us = excluded.at_us
+        WHERE excluded.at_us > known.at_us
 )
 INSERT INTO history (
     batch_key, entry_id, recorded_at, kind, correlation_id, event_id,
@@ -50,8 +74,8 @@ INSERT INTO history (
 SELECT batch_key, entry_id, recorded_at, kind, correlation_id, event_id,
     source_topic, source_partition, source_offset, detail::json
 FROM unnest(
-    $16::integer[], $17::uuid[], $18::timestamptz[], $19::text[], $20::text[], $21::text[],
-    $22::text[], $23::integer[], $24::bigint[], $25::text[]
+    $27::integer[], $28::uuid[], $29::timestamptz[], $30::text[], $31::text[], $32::text[],
+    $33::text[], $34::integer[], $35::bigint[], $36::text[]
 ) WITH ORDINALITY AS entry (
     n, entry_id, recorded_at, kind, correlation_id, event_id,
     source_topic, source_partition, source_offset, detail, place
@@ -64,14 +88,22 @@ STATE = """
 WITH batch AS MATERIALIZED (
     SELECT batch_key, expected_count, expected_at_us FROM batches WHERE batch_id = $1
 )
-SELECT 'expected', NULL, NULL, NULL, expected_count, expected_at_us FROM batch WHERE expected_at_us IS NOT NULL
+SELECT 'expected', NULL, NULL, NULL, NULL, NULL::boolean, expected_count, expected_at_us
+    FROM batch WHERE expected_at_us IS NOT NULL
 UNION ALL
-SELECT 'essay', NULL, essay_id, NULL, NULL, known_since_us FROM essays
+SELECT 'essay', NULL, NULL, essay_id, NULL, NULL, NULL, first_seen_us FROM essays
     WHERE batch_key = (SELECT batch_key FROM batch)
 UNION ALL
-SELECT 'mark', phase, essay_id, outcome, NULL, at_us FROM marks WHERE batch_key = (SELECT batch_key FROM batch)
+SELECT 'mark', phase, outcome_key, essay_id, outcome, NULL, NULL, at_us FROM marks
+    WHERE batch_key = (SELECT batch_key FROM batch)
 UNION ALL
-SELECT 'batch mark', phase, NULL, outcome, NULL, at_us FROM batch_marks
+SELECT 'outcome', phase, outcome_key, NULL, status, speaks_for_all, NULL, at_us FROM outcomes
+    WHERE batch_key = (SELECT batch_key FROM batch)
+UNION ALL
+SELECT 'report', phase, NULL, NULL, outcome, NULL, NULL, at_us FROM reports
+    WHERE batch_key = (SELECT batch_key FROM batch)
+UNION ALL
+SELECT 'invalidation', phase, NULL, essay_id, NULL, NULL, NULL, at_us FROM invalidations
     WHERE batch_key = (SELECT batch_key FROM batch)
 """
 
@@ -112,8 +144,12 @@ WITH old AS MATERIALIZED (
     DELETE FROM essays WHERE batch_key IN (SELECT batch_key FROM old)
 ), no_mark AS (
     DELETE FROM marks WHERE batch_key IN (SELECT batch_key FROM old)
-), no_batch_mark AS (
-    DELETE FROM batch_marks WHERE batch_key IN (SELECT batch_key FROM old)
+), no_outcome AS (
+    DELETE FROM outcomes WHERE batch_key IN (SELECT batch_key FROM old)
+), no_report AS (
+    DELETE FROM reports WHERE batch_key IN (SELECT batch_key FROM old)
+), no_invalidation AS (
+    DELETE FROM invalidations WHERE batch_key IN (SELECT batch_key FROM old)
 ), no_history AS (
     DELETE FROM history WHERE batch_key IN (SELECT batch_key FROM old)
 )

@@ -8,8 +8,8 @@ from typing import Generic, Protocol, TypeVar
 
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.history import HistoryEntry
+from bcs.domain.progress import BatchSummary
 from bcs.domain.state import BatchState
-from bcs.domain.verdicts import BatchSummary
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class StateStore(Protocol):
         ...
 
     async def summary(self, batch_id: str) -> BatchSummary:
-        """The batch's verdicts; those of an unknown batch are empty.
+        """How far the batch is, by the store's law; of an unknown batch it is empty.
 
         :raises StoreUnavailable: no answer, and never a guess.
         """
@@ -56,6 +56,13 @@ class StateStore(Protocol):
         """Refuse at once, without asking it, while the store is known to be away.
 
         :raises StoreUnavailable: it is.
+        """
+        ...
+
+    async def time_us(self) -> int:
+        """The store's own time, in microseconds since 1970 UTC.
+
+        :raises StoreUnavailable: no answer.
         """
         ...
 

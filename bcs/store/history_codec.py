@@ -1,14 +1,35 @@
-"""How an entry of the history is written down: in the queue before the record as a whole, in the record its details."""
+"""How an entry of the history is written down: in the queue before the record as a whole, in the record its details.
+
+An entry of the release before, which knew no outcomes with their lists, is read as what this release would have written
+(`_facts_of_old`): such entries stand in the record, and may still wait before it.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
 
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
-from bcs.domain.history import FactsRecorded, HistoryEntry, PhaseDecided, PipelineResolved, Position
+from bcs.domain.facts import (
+    EssayPhaseEnded,
+    EssaysRegistered,
+    Fact,
+    Outcome,
+    PhaseInvalidated,
+    PhaseOutcome,
+    PhaseReported,
+    repeat_key_of,
+)
+from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, PhaseDecided, PipelineResolved, Position
+from bcs.domain.state import TIMED
+
+_FORM = 2
+"""Of the facts; the release before wrote none."""
+
+_ELS_OUTCOME, _CJ_OUTCOME = "ELSBatchPhaseOutcomeV1", "CJAssessmentCompletedV1"
 
 
 def encode_detail(entry: HistoryEntry) -> str:
@@ -23,10 +44,15 @@ def encode_detail(entry: HistoryEntry) -> str:
                 "pipeline": entry.pipeline,
                 "version": entry.version,
                 "source": entry.source,
+                "registered": entry.registered,
                 "decisions": [[one.phase, one.runs, one.reason, one.because] for one in entry.decisions],
             }
         ).decode()
-    document: dict[str, Any] = {"event_type": entry.event_type, "facts": [_fact(fact) for fact in entry.facts]}
+    document: dict[str, Any] = {
+        "event_type": entry.event_type,
+        "form": _FORM,
+        "facts": [_fact(fact) for fact in entry.facts],
+    }
     if entry.asked_by is not None:
         document["asked_by"] = entry.asked_by
     return to_json(document).decode()
@@ -60,8 +86,12 @@ def decode_detail(
                 tuple(PhaseDecided(*decision) for decision in document["decisions"]),
                 document["version"],
                 document["source"],
+                document.get("registered"),
             )
-        facts = tuple(map(_fact_from, document["facts"]))
+        if document.get("form") == _FORM:
+            facts = tuple(map(_fact_from, document["facts"]))
+        else:
+            facts = _facts_of_old(document["event_type"], correlation_id, document["facts"])
         return FactsRecorded(
             entry_id,
             batch_id,
@@ -73,7 +103,7 @@ def decode_detail(
             position,
             document.get("asked_by"),
         )
-    except (LookupError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"not an entry's details: {error!r}") from None
 
 
@@ -119,8 +149,13 @@ def decode_entry(raw: bytes) -> HistoryEntry:
 def _fact(fact: Fact) -> list[Any]:
     if isinstance(fact, EssayPhaseEnded):
         return ["essay", fact.phase, fact.essay_id, fact.outcome.value, fact.at_us]
-    if isinstance(fact, BatchPhaseEnded):
-        return ["batch", fact.phase, fact.outcome.value, fact.at_us]
+    if isinstance(fact, PhaseOutcome):
+        lists = fact.completed, fact.failed
+        return ["outcome", fact.phase, fact.status, *lists, fact.speaks_for_all, fact.at_us, fact.repeat_key]
+    if isinstance(fact, PhaseReported):
+        return ["report", fact.phase, fact.outcome.value, fact.at_us]
+    if isinstance(fact, PhaseInvalidated):
+        return ["invalid", fact.phase, fact.essay_id, fact.at_us]
     return ["roster", fact.essay_ids, fact.expected_count, fact.at_us]
 
 
@@ -129,8 +164,62 @@ def _fact_from(parts: list[Any]) -> Fact:
     if kind == "essay":
         phase, essay_id, outcome, at_us = rest
         return EssayPhaseEnded(phase, essay_id, Outcome(outcome), at_us)
-    if kind == "batch":
+    if kind == "outcome":
+        phase, status, completed, failed, speaks_for_all, at_us, repeat_key = rest
+        return PhaseOutcome(phase, status, tuple(completed), tuple(failed), speaks_for_all, at_us, repeat_key)
+    if kind == "report":
         phase, outcome, at_us = rest
-        return BatchPhaseEnded(phase, Outcome(outcome), at_us)
-    essay_ids, expected_count, at_us = rest
-    return EssaysRegistered(tuple(essay_ids), expected_count, at_us)
+        return PhaseReported(phase, Outcome(outcome), at_us)
+    if kind == "invalid":
+        phase, essay_id, at_us = rest
+        return PhaseInvalidated(phase, essay_id, at_us)
+    if kind == "roster":
+        essay_ids, expected_count, at_us = rest
+        return EssaysRegistered(tuple(essay_ids), expected_count, at_us)
+    raise ValueError(f"a fact of the kind {kind!r}")
+
+
+def _facts_of_old(event_type: str, correlation_id: str | None, written: Sequence[list[Any]]) -> tuple[Fact, ...]:
+    """The facts of an entry that the release before wrote.
+
+    It made an outcome into one fact for each essay, and one for the batch where it believed that nobody was left out or
+    where nobody was named. Of an entry as a whole it can be told what the outcome said.
+    """
+    if event_type not in (_ELS_OUTCOME, _CJ_OUTCOME):
+        return tuple(_old_fact_from(event_type, parts) for parts in written)
+    essays: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"c": [], "f": []})
+    batch: dict[str, str] = {}
+    times: dict[str, int] = {}
+    for kind, phase, *rest in written:
+        times[phase] = rest[-1]
+        if kind == "essay":
+            essay_id, outcome, _ = rest
+            essays[phase][outcome].append(essay_id)
+        else:
+            batch[phase], _ = rest
+    facts: list[Fact] = []
+    for phase, at_us in times.items():
+        completed, failed = tuple(essays[phase]["c"]), tuple(essays[phase]["f"])
+        status = _old_status(batch.get(phase), completed, failed)
+        if event_type == _CJ_OUTCOME:
+            facts.append(PhaseOutcome(phase, status, completed, failed, False, at_us, TIMED))
+        else:
+            nameless = batch.get(phase) == "c" and not completed and not failed
+            key = repeat_key_of(phase, correlation_id, status, completed, failed)
+            facts.append(PhaseOutcome(phase, status, completed, failed, nameless, at_us, key))
+    return tuple(facts)
+
+
+def _old_fact_from(event_type: str, parts: list[Any]) -> Fact:
+    if parts[0] != "batch":
+        return _fact_from(parts)
+    if event_type != REPORTED:
+        raise ValueError(f"a whole batch's outcome in an entry of {event_type!r}")
+    return _fact_from(["report", *parts[1:]])
+
+
+def _old_status(batch: str | None, completed: Sequence[str], failed: Sequence[str]) -> str:
+    """The likeliest one; the release before did not keep it."""
+    if batch == "c":
+        return "completed_successfully"
+    return "completed_with_failures" if completed else "failed_critically"

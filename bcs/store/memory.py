@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ import anyio.lowlevel
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import CommitConflict, OutboxFull
 from bcs.domain.history import HistoryEntry
+from bcs.domain.law import CompletionLaw
+from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
-from bcs.domain.verdicts import BatchSummary, summarize
 from bcs.store.base import Committed, Leased, LeasedMessage
 from bcs.store.committing import CommitPolicy, commit_with
 
@@ -27,11 +29,20 @@ class _Batch:
 class MemoryStateStore:
     """The state store without a server. Nothing survives the process.
 
+    :param law: what summaries are made by.
     :param ttl_seconds: how long a batch is kept after its last write.
     :param clock: monotonic seconds.
     """
 
-    def __init__(self, ttl_seconds: float, clock: Callable[[], float], policy: CommitPolicy | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        law: CompletionLaw,
+        ttl_seconds: float,
+        clock: Callable[[], float],
+        policy: CommitPolicy | None = None,
+    ) -> None:
+        self._law = law
         self._ttl_seconds = ttl_seconds
         self._clock = clock
         self._policy = policy or CommitPolicy()
@@ -44,7 +55,7 @@ class MemoryStateStore:
             before = self._live(batch_id)
             state = before.state.copy() if before else BatchState()
             version = before.version if before else 0
-            state.absorb(delta)
+            state.merge(delta)
             # Others run here, as they do between Redis's WATCH and EXEC.
             await anyio.lowlevel.checkpoint()
             now = self._live(batch_id)
@@ -54,7 +65,7 @@ class MemoryStateStore:
 
         async def register_by_register() -> None:
             batch = self._live(batch_id) or _Batch(0.0)
-            batch.state.absorb(delta)
+            batch.state.merge(delta)
             self._put(batch_id, batch.version + 1, batch.state)
 
         return await commit_with(self._policy, optimistically, register_by_register)
@@ -62,7 +73,7 @@ class MemoryStateStore:
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `StateStore.summary`."""
         batch = self._live(batch_id)
-        return summarize(batch.state, batch.version) if batch else BatchSummary()
+        return summarize(batch.state, self._law, batch.version) if batch else BatchSummary()
 
     async def state(self, batch_id: str) -> BatchState:
         """See `StateStore.state`."""
@@ -71,6 +82,10 @@ class MemoryStateStore:
 
     def ensure_reachable(self) -> None:
         """Memory is always there."""
+
+    async def time_us(self) -> int:
+        """This machine's time: there is no other."""
+        return time.time_ns() // 1000
 
     async def ping(self) -> None:
         """Memory is always there."""

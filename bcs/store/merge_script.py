@@ -1,12 +1,12 @@
 """The merge law of single registers, as a script that runs inside Redis; the fallback when every commit attempt lost.
 
-`tests/integration` holds it to `bcs.domain.state`: both must give the same state for the same facts.
+`tests/integration/test_merge_contract.py` holds it to `bcs.domain.state`: both give the same state for the same facts.
 """
 
 MERGE_SCRIPT = """
--- KEYS: summary, meta, essays.
--- ARGV: time to live in ms, then for each register: rule, name, phase, value.
-local summary, meta, essays = KEYS[1], KEYS[2], KEYS[3]
+-- KEYS: summaries, meta, essays.
+-- ARGV: time to live in ms, then for each register: rule, name, slot, value.
+local summaries, meta, essays = KEYS[1], KEYS[2], KEYS[3]
 local JOINED, MARK = 8, 9
 local NEVER_JOINED = string.rep('\\255', JOINED)
 local NO_MARK = '-' .. string.rep('\\0', MARK - 1)
@@ -24,21 +24,23 @@ end
 
 -- Lua compares strings by the server's locale, which knows nothing of bytes.
 local function compare_bytes(a, b)
-  for position = 1, #a do
+  for position = 1, math.min(#a, #b) do
     local left, right = string.byte(a, position), string.byte(b, position)
     if left ~= right then
       return left < right and -1 or 1
     end
   end
-  return 0
+  return #a == #b and 0 or (#a < #b and -1 or 1)
 end
 
-local function outweighs(new, old, compare)
+-- A mark: the newer one, and at the same instant the one that says 'failed'.
+local function mark_supersedes(new, old, compare)
   local order = compare(string.sub(new, 2), string.sub(old, 2))
   return order > 0 or (order == 0 and string.sub(new, 1, 1) == 'f' and string.sub(old, 1, 1) ~= 'f')
 end
 
-local function is_newer(new, old)
+-- An expected count: the newer one, and at the same instant the larger one.
+local function count_supersedes(new, old)
   local new_time, new_count = string.match(new, '^(%d+):(%d+)$')
   local old_time, old_count = string.match(old, '^(%d+):(%d+)$')
   local order = compare_digits(new_time, old_time)
@@ -47,6 +49,29 @@ local function is_newer(new, old)
   end
   return order > 0
 end
+
+-- An outcome: the newest, or of copies of one the earliest; at the same instant one that speaks for nobody, and then
+-- by the status.
+local function outcome_supersedes(new, old, rule)
+  local new_time, new_speaks, new_status = string.match(new, '^(%d+):([01]):(.*)$')
+  local old_time, old_speaks, old_status = string.match(old, '^(%d+):([01]):(.*)$')
+  local order = compare_digits(new_time, old_time)
+  if order ~= 0 then
+    return (order > 0) == (rule == 'newest outcome')
+  end
+  if new_speaks ~= old_speaks then
+    return new_speaks == '0'
+  end
+  return compare_bytes(new_status, old_status) > 0
+end
+
+local supersedes = {
+  ['expected'] = count_supersedes,
+  ['report'] = function(new, old) return mark_supersedes(new, old, compare_digits) end,
+  ['newest outcome'] = outcome_supersedes,
+  ['earliest outcome'] = outcome_supersedes,
+  ['invalid'] = function(new, old) return compare_digits(new, old) > 0 end,
+}
 
 -- First look at everything and only then write: an error on the way must leave nothing half done.
 local fields = {}
@@ -82,13 +107,9 @@ local function set_field(name, value)
 end
 
 for position = 2, #ARGV, 4 do
-  local rule, name, phase, value = ARGV[position], ARGV[position + 1], ARGV[position + 2], ARGV[position + 3]
-  if rule == 'newest' then
-    if not fields[name] or is_newer(value, fields[name]) then
-      set_field(name, value)
-    end
-  elseif rule == 'batch mark' then
-    if not fields[name] or outweighs(value, fields[name], compare_digits) then
+  local rule, name, slot_name, value = ARGV[position], ARGV[position + 1], ARGV[position + 2], ARGV[position + 3]
+  if supersedes[rule] then
+    if not fields[name] or supersedes[rule](value, fields[name], rule) then
       set_field(name, value)
     end
   else
@@ -101,18 +122,18 @@ for position = 2, #ARGV, 4 do
         set_record(name, value .. string.sub(record, JOINED + 1))
       end
     else
-      local slot = fields['slot:' .. phase]
+      local slot = fields['slot:' .. slot_name]
       if not slot then
         slot = tostring(slots)
         slots = slots + 1
-        set_field('slot:' .. phase, slot)
+        set_field('slot:' .. slot_name, slot)
       end
       local before = JOINED + MARK * tonumber(slot)
       if #record <= before then
         record = record .. string.rep(NO_MARK, (before - #record) / MARK + 1)
       end
       local old = string.sub(record, before + 1, before + MARK)
-      if old == NO_MARK or outweighs(value, old, compare_bytes) then
+      if old == NO_MARK or mark_supersedes(value, old, compare_bytes) then
         set_record(name, string.sub(record, 1, before) .. value .. string.sub(record, before + MARK + 1))
       end
     end
@@ -125,7 +146,7 @@ for essay in pairs(essay_writes) do
   redis.call('HSET', essays, essay, records[essay])
 end
 redis.call('HINCRBY', meta, 'version', 1)
-redis.call('DEL', summary)
+redis.call('DEL', summaries)
 for _, key in ipairs(KEYS) do
   redis.call('PEXPIRE', key, ARGV[1])
 end

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from bcs.domain.errors import StoreRefused, StoreUnavailable
 from bcs.domain.state import BatchState
-from bcs.domain.verdicts import BatchSummary
 from bcs.store.base import Record
 from bcs.store.redis_identity import RedisIdentity
 
@@ -67,7 +66,7 @@ class Recall:
             # In this order: an entry leaves the queue only once the record has it.
             waiting = await self.waiting()
             recorded = await self.record.state(batch_id)
-            missing = recorded.copy().absorb(known)
+            missing = _missing_in(recorded, known)
             if not missing.empty:
                 await self.record.adopt({batch_id: missing})
         except StoreUnavailable:
@@ -76,7 +75,7 @@ class Recall:
             return Recalled(recorded, None)
         return Recalled(recorded, None if waiting else mark)
 
-    def require_known(self, summary: BatchSummary) -> None:
+    def require_registered(self, registered: bool) -> None:
         """Refuse to answer by what is known without the record, which is away, where that may be nearly nothing.
 
         A batch whose registration is known is known from its beginning. Of another one Redis may have forgotten nearly
@@ -84,5 +83,14 @@ class Recall:
 
         :raises StoreUnavailable: the batch may have a past.
         """
-        if summary.expected is None:
+        if not registered:
             raise StoreUnavailable("postgresql", "the batch may have a past that only the record knows")
+
+
+def _missing_in(recorded: BatchState, known: BatchState) -> BatchState:
+    missing = recorded.copy().merge(known)
+    # The record may forget the batch before it gets this, and a list means nothing without its outcome.
+    for phase, by_key in missing.outcome_marks.items():
+        for key in by_key:
+            missing.outcomes.setdefault(phase, {}).setdefault(key, known.outcomes[phase][key])
+    return missing

@@ -8,22 +8,29 @@ from itertools import chain
 from typing import Any
 
 from bcs.domain.errors import StoreCorrupted
-from bcs.domain.state import BatchState
-from bcs.domain.verdicts import summarize
+from bcs.domain.law import CompletionLaw
+from bcs.domain.progress import summarize
+from bcs.domain.state import TIMED, BatchState
 from bcs.store.codec import (
-    BATCH_MARK_PREFIX,
     EXPECTED_FIELD,
+    REPORT_PREFIX,
     SLOT_PREFIX,
     VERSION_FIELD,
     WHOLE_FIELD,
     BatchKeys,
+    Slot,
     decode_state,
-    encode_essay,
+    encode_ending,
     encode_essay_mark,
+    encode_essays,
     encode_expected,
     encode_joined,
+    encode_listed,
     encode_mark,
     encode_summary,
+    invalid_field,
+    outcome_field,
+    slot_name,
     slots_in,
 )
 from bcs.store.merge_script import MERGE_SCRIPT
@@ -34,13 +41,13 @@ from bcs.store.multiplexer import Command
 class StoredBatch:
     """A batch as it was read.
 
-    :param slots: the phases in the essays' records, each in its slot.
+    :param slots: what stands in each slot of the essays' records.
     :param mark: of `Recall`, that nothing is missing; None where it has none, or one of an older version.
     """
 
     state: BatchState
     version: int
-    slots: list[str]
+    slots: list[Slot]
     mark: str | None
 
 
@@ -74,20 +81,29 @@ def decode(keys: BatchKeys, replies: Sequence[Any]) -> StoredBatch:
 
 
 def writes(
-    keys: BatchKeys, stored: StoredBatch, changed: BatchState, version: int, ttl_ms: int, mark: str | None
+    keys: BatchKeys,
+    stored: StoredBatch,
+    changed: BatchState,
+    version: int,
+    ttl_ms: int,
+    mark: str | None,
+    law: CompletionLaw,
 ) -> list[Command]:
     """What changed, and the summary.
 
     :param stored: with the changes in it.
     :param ttl_ms: how long the batch is kept from now on.
     :param mark: that nothing is missing.
+    :param law: what the summary holds under. Those under other laws are of the version that was read, and go with it.
     """
+    stale: list[Command] = [("DEL", keys.summaries)] if version != stored.version else []
+    summary = encode_summary(summarize(stored.state, law, version), mark)
     return [
+        *stale,
         *_changes(keys, stored, changed, version, mark),
+        ("HSET", keys.summaries, law.fingerprint, summary),
         # A transaction runs at one instant, so all keys of the batch expire at the same one.
-        ("SET", keys.summary, encode_summary(summarize(stored.state, version), mark), "PX", ttl_ms),
-        ("PEXPIRE", keys.meta, ttl_ms),
-        ("PEXPIRE", keys.essays, ttl_ms),
+        *(("PEXPIRE", key, ttl_ms) for key in keys.all),
     ]
 
 
@@ -95,16 +111,31 @@ def merge(keys: BatchKeys, delta: BatchState, ttl_ms: int) -> Command:
     """Merge each register where it lies, by the script."""
     registers: list[Command] = []
     if delta.expected:
-        registers.append(("newest", EXPECTED_FIELD, "", encode_expected(delta.expected)))
+        registers.append(("expected", EXPECTED_FIELD, "", encode_expected(delta.expected)))
     registers += [
-        ("batch mark", f"{BATCH_MARK_PREFIX}{phase}", "", encode_mark(mark))
-        for phase, mark in delta.batch_marks.items()
+        ("report", f"{REPORT_PREFIX}{phase}", "", encode_mark(report)) for phase, report in delta.reports.items()
     ]
-    registers += [("joined", essay, "", encode_joined(since)) for essay, since in delta.known_since_us.items()]
     registers += [
-        ("mark", essay, phase, encode_essay_mark(mark))
+        ("newest outcome" if key == TIMED else "earliest outcome", outcome_field(phase, key), "", encode_ending(ending))
+        for phase, endings in delta.outcomes.items()
+        for key, ending in endings.items()
+    ]
+    registers += [
+        ("invalid", invalid_field(phase, essay), "", str(at_us))
+        for phase, times in delta.invalidations.items()
+        for essay, at_us in times.items()
+    ]
+    registers += [("joined", essay, "", encode_joined(since)) for essay, since in delta.first_seen_us.items()]
+    registers += [
+        ("mark", essay, slot_name((phase, TIMED)), encode_essay_mark(mark))
         for phase, marks in delta.essay_marks.items()
         for essay, mark in marks.items()
+    ]
+    registers += [
+        ("mark", essay, slot_name((phase, key)), encode_listed(outcome))
+        for phase, by_key in delta.outcome_marks.items()
+        for key, listed in by_key.items()
+        for essay, outcome in listed.items()
     ]
     return ("EVAL", MERGE_SCRIPT, len(keys.all), *keys.all, ttl_ms, *chain.from_iterable(registers))
 
@@ -115,14 +146,20 @@ def _changes(
     fields = {VERSION_FIELD: str(version)}
     if mark is not None:
         fields[WHOLE_FIELD] = f"{version} {mark}"
-    fields |= {f"{BATCH_MARK_PREFIX}{phase}": encode_mark(mark) for phase, mark in changed.batch_marks.items()}
     if changed.expected:
         fields[EXPECTED_FIELD] = encode_expected(changed.expected)
+    fields |= {f"{REPORT_PREFIX}{phase}": encode_mark(report) for phase, report in changed.reports.items()}
+    for phase, endings in changed.outcomes.items():
+        fields |= {outcome_field(phase, key): encode_ending(ending) for key, ending in endings.items()}
+    for phase, times in changed.invalidations.items():
+        fields |= {invalid_field(phase, essay): str(at_us) for essay, at_us in times.items()}
+    listed = {(phase, key): essays for phase, by_key in changed.outcome_marks.items() for key, essays in by_key.items()}
     slots = list(stored.slots)
-    for phase in sorted(changed.essay_marks.keys() - set(slots)):
-        fields[f"{SLOT_PREFIX}{phase}"] = str(len(slots))
-        slots.append(phase)
-    touched = changed.known_since_us.keys() | set(chain.from_iterable(changed.essay_marks.values()))
-    records = {essay: encode_essay(stored.state, essay, slots) for essay in touched}
+    for slot in sorted({(phase, TIMED) for phase in changed.essay_marks} | listed.keys()):
+        if slot not in stored.slots:
+            fields[f"{SLOT_PREFIX}{slot_name(slot)}"] = str(len(slots))
+            slots.append(slot)
+    touched = changed.first_seen_us.keys() | set(chain(*changed.essay_marks.values(), *listed.values()))
+    records = encode_essays(stored.state, touched, slots)
     hashes: list[tuple[str, Mapping[str, str | bytes]]] = [(keys.meta, fields), (keys.essays, records)]
     return [("HSET", key, *chain.from_iterable(entries.items())) for key, entries in hashes if entries]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 
-from redis.exceptions import ResponseError
-
-from bcs.domain.errors import CommitConflict, StoreCorrupted
+from bcs.domain.errors import CommitConflict
+from bcs.domain.law import CompletionLaw
+from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
-from bcs.domain.verdicts import BatchSummary, summarize
 from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Committed
-from bcs.store.codec import WHOLE_FIELD, BatchKeys, decode_summary
+from bcs.store.codec import BatchKeys, decode_summary
 from bcs.store.committing import CommitPolicy, commit_with
 from bcs.store.recall import Recall
-from bcs.store.redis_batch import StoredBatch, decode, merge, reads, watch, writes
+from bcs.store.redis_batch import StoredBatch, decode, merge, watch, writes
+from bcs.store.redis_batches import StoredBatches, corruption_named
 from bcs.store.redis_gateway import RedisGateway, RedisSession
 from bcs.store.single_flight import SingleFlight
 
@@ -30,6 +28,11 @@ class RedisStateStore:
     With a record, a batch that may lack something is united with what that has, whenever it is read or written. What is
     committed must be in the record already, or in the queue before it: so Redis may forget at any time.
 
+    Beside the state lies one summary for each law that somebody reads by: replicas with different definitions, as there
+    are during a deployment, do not overwrite each other's. A commit leaves only its own, as all others are of an older
+    version then.
+
+    :param law: what summaries are made by.
     :param key_prefix: stands before every key.
     :param ttl_seconds: how long a batch is kept after its last write.
     :param recall: asks the record.
@@ -40,6 +43,7 @@ class RedisStateStore:
         self,
         gateway: RedisGateway,
         *,
+        law: CompletionLaw,
         key_prefix: str,
         ttl_seconds: int,
         policy: CommitPolicy | None = None,
@@ -47,7 +51,8 @@ class RedisStateStore:
         reach: Reach = pass_by,
     ) -> None:
         self._gateway = gateway
-        self._key_prefix = key_prefix
+        self._batches = StoredBatches(gateway, key_prefix=key_prefix)
+        self._law = law
         self._ttl_ms = ttl_seconds * 1000
         self._policy = policy or CommitPolicy()
         self._recall = recall
@@ -56,7 +61,7 @@ class RedisStateStore:
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
         """See `StateStore.commit`."""
-        keys = BatchKeys(self._key_prefix, batch_id)
+        keys = self._batches.keys(batch_id)
 
         async def optimistically() -> None:
             async with self._gateway.session() as session:
@@ -68,8 +73,8 @@ class RedisStateStore:
                         recalled = await self._recall.unite(batch_id, stored.state)
                     if recalled:
                         additions, mark = recalled.state, recalled.mark
-                        additions.absorb(delta)
-                changed = stored.state.absorb(additions)
+                        additions.merge(delta)
+                changed = stored.state.merge(additions)
                 await self._reach(FailPoint.BEFORE_EXEC, batch_id)
                 written = await self._write(session, keys, stored, changed, stored.version + 1, self._ttl_ms, mark)
                 await self._reach(FailPoint.AFTER_EXEC, batch_id)
@@ -81,62 +86,38 @@ class RedisStateStore:
             # them all, is dropped, and the next reader makes it anew.
             await self._gateway.call(merge(keys, delta, self._ttl_ms))
 
-        with _corruption_named(keys):
+        with corruption_named(keys):
             return await commit_with(self._policy, optimistically, register_by_register)
 
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `StateStore.summary`."""
-        keys = BatchKeys(self._key_prefix, batch_id)
-        try:
-            [stored] = await self._gateway.share(("GET", keys.summary))
-        except ResponseError as error:
-            raise StoreCorrupted(keys.stem, str(error)) from error
+        keys = self._batches.keys(batch_id)
+        with corruption_named(keys):
+            [stored] = await self._gateway.share(("HGET", keys.summaries, self._law.fingerprint))
         if stored is not None:
-            summary, mark = decode_summary(keys.summary, stored)
+            summary, mark = decode_summary(keys.summaries, stored)
             if self._recall is None or self._recall.trusts(mark):
                 return summary
             if not self._recall.record.reachable:
                 self._recall.ensure_same_run(mark)
-                self._recall.require_known(summary)
+                self._recall.require_registered(summary.registered)
                 return summary
         return await self._flights.do(batch_id, partial(self._restored, batch_id, keys))
 
     async def state(self, batch_id: str) -> BatchState:
         """See `StateStore.state`."""
-        state, _ = await self.versioned(batch_id)
-        return state
-
-    async def versioned(self, batch_id: str) -> tuple[BatchState, int]:
-        """A batch's state and its version, of one instant. Nothing is written, not even a missing summary.
-
-        :raises StoreUnavailable: no answer, and never a guess.
-        """
-        keys = BatchKeys(self._key_prefix, batch_id)
-        with _corruption_named(keys):
-            stored = await self._snapshot(keys)
+        stored = await self._batches.read(batch_id)
         await self._complete(batch_id, stored)
-        return stored.state, stored.version
-
-    async def distrust(self, batch_ids: Iterable[str]) -> None:
-        """The record has got facts past this store: whatever is here of these batches may lack something.
-
-        :raises StoreUnavailable: whether that is known now is unknown.
-        """
-        for batch_id in batch_ids:
-            keys = BatchKeys(self._key_prefix, batch_id)
-            with _corruption_named(keys):
-                await self._gateway.call(
-                    ("MULTI",),
-                    ("HDEL", keys.meta, WHOLE_FIELD),
-                    # To delete what is not there would disturb no writer who has asked the record before.
-                    ("SET", keys.summary, ""),
-                    ("DEL", keys.summary),
-                    ("EXEC",),
-                )
+        return stored.state
 
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`."""
         self._gateway.ensure_reachable()
+
+    async def time_us(self) -> int:
+        """See `StateStore.time_us`."""
+        [[seconds, microseconds]] = await self._gateway.call(("TIME",))
+        return int(seconds) * 1_000_000 + int(microseconds)
 
     async def ping(self) -> None:
         """See `StateStore.ping`."""
@@ -153,7 +134,7 @@ class RedisStateStore:
                 with session.paused():
                     changed, mark = await self._complete(batch_id, stored)
                 version = stored.version if changed.empty else stored.version + 1
-                found.append(summarize(stored.state, version))
+                found.append(summarize(stored.state, self._law, version))
                 if stored.state.empty or (remaining_ms <= 0 and changed.empty):
                     # Nothing is known, or the batch has just expired: if that is still so.
                     if (await session.call(("MULTI",), ("EXEC",)))[-1] is None:
@@ -166,11 +147,11 @@ class RedisStateStore:
                 raise CommitConflict(batch_id)
 
         async def without_storing() -> None:
-            stored = await self._snapshot(keys)
+            stored = await self._batches.read(batch_id)
             await self._complete(batch_id, stored)
-            found.append(summarize(stored.state, stored.version))
+            found.append(summarize(stored.state, self._law, stored.version))
 
-        with _corruption_named(keys):
+        with corruption_named(keys):
             await commit_with(self._policy, optimistically, without_storing)
         return found[-1]
 
@@ -183,14 +164,9 @@ class RedisStateStore:
         recalled = await self._recall.unite(batch_id, stored.state)
         if recalled is None:
             self._recall.ensure_same_run(stored.mark)
-            self._recall.require_known(summarize(stored.state, stored.version))
+            self._recall.require_registered(stored.state.expected is not None)
             return BatchState(), None
-        return stored.state.absorb(recalled.state), recalled.mark
-
-    async def _snapshot(self, keys: BatchKeys) -> StoredBatch:
-        # One transaction, since keys that expire between two reads would show half a batch.
-        replies = await self._gateway.call(("MULTI",), *reads(keys), ("EXEC",))
-        return decode(keys, replies[-1])
+        return stored.state.merge(recalled.state), recalled.mark
 
     async def _write(
         self,
@@ -203,15 +179,6 @@ class RedisStateStore:
         mark: str | None,
     ) -> bool:
         """Write what changed, and the summary; False when somebody else wrote to the batch since it was read."""
-        commands = writes(keys, stored, changed, version, ttl_ms, mark)
+        commands = writes(keys, stored, changed, version, ttl_ms, mark, self._law)
         replies = await session.call(("MULTI",), *commands, ("EXEC",))
         return replies[-1] is not None
-
-
-@contextmanager
-def _corruption_named(keys: BatchKeys) -> Iterator[None]:
-    """Redis refuses our commands for good only where a key holds something that we did not put there."""
-    try:
-        yield
-    except ResponseError as error:
-        raise StoreCorrupted(keys.stem, str(error)) from error

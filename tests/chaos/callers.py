@@ -8,7 +8,7 @@ import anyio
 
 from bcs.contracts import topics
 from tests.support.events import spellchecked
-from tests.support.kafka import Platform, values
+from tests.support.kafka import Platform, uuids, values
 from tests.support.service import Orchestrator
 from tests.support.waiting import wait_until
 
@@ -89,7 +89,7 @@ class Callers:
 
         async def announced() -> bool:
             records = values(await platform.messages(topics.PHASE_SKIPPED, self.done))
-            return self.pruned <= {record["data"]["correlation_id"] for record in records}
+            return uuids(self.pruned) <= {record["data"]["correlation_id"] for record in records}
 
         await wait_until(announced, 60, description="every pruning that a caller was told of is announced")
         records = values(await platform.messages(topics.PHASE_SKIPPED))
@@ -98,7 +98,7 @@ class Callers:
             data = record["data"]
             assert (data["batch_id"], data["phase_name"]) == (self.done, "spellcheck"), "announced, and never pruned"
             ids.setdefault(data["correlation_id"], set()).add(record["event_id"])
-        assert ids.keys() <= self.asked, "announced, and nobody had asked"
+        assert ids.keys() <= uuids(self.asked), "announced, and nobody had asked"
         assert all(len(copies) == 1 for copies in ids.values()), "every copy carries the same event id"
         assert len({one for copies in ids.values() for one in copies}) == len(ids), "and no other event does"
         return len(records)

@@ -8,11 +8,12 @@ from time import monotonic
 
 import anyio
 
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseReported
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import delta_of
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
+from tests.support.laws import LAW
 
 READY, GO = b"ready\n", b"go\n"
 _BEGINNING_US = 1_767_225_600_000_000
@@ -60,7 +61,7 @@ def drawn_facts(seed: int, count: int) -> list[Fact]:
         if kind < 0.02:
             return EssaysRegistered((essay, contested), number, at_us)
         if kind < 0.05:
-            return BatchPhaseEnded(chance.choice(phases), outcome, at_us)
+            return PhaseReported(chance.choice(phases), outcome, at_us)
         return EssayPhaseEnded(chance.choice(phases), essay, outcome, at_us)
 
     return [draw(number) for number in range(count)]
@@ -71,7 +72,7 @@ def open_store(redis_url: str, key_prefix: str) -> tuple[RedisGateway, RedisStat
     gateway = RedisGateway(
         redis_url, max_connections=32, deadline_seconds=2.0, breaker_failures=5, breaker_open_seconds=1.0
     )
-    return gateway, RedisStateStore(gateway, key_prefix=key_prefix, ttl_seconds=604_800)
+    return gateway, RedisStateStore(gateway, law=LAW, key_prefix=key_prefix, ttl_seconds=604_800)
 
 
 async def write(share: Share) -> list[Commit]:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from bcs.domain.facts import BatchPhaseEnded, Outcome
+from bcs.domain.facts import Outcome, PhaseReported
 from bcs.domain.pipelines import PipelineDefinitions
+from bcs.domain.progress import summarize
 from bcs.domain.resolution import resolve
 from bcs.domain.state import BatchState, delta_of
-from bcs.domain.verdicts import summarize
 from tests.chaos.history import Told, told
 from tests.support.events import phase_outcome, registered, spellchecked
+from tests.support.laws import LAW
 
 PIPELINE = "comprehensive"
 REPORTED = "cj_assessment"
@@ -21,7 +22,7 @@ Position = tuple[str, int, int]
 
 def pruned(definitions: PipelineDefinitions, state: BatchState) -> frozenset[str]:
     """What the model prunes."""
-    return frozenset(resolve(definitions, PIPELINE, summarize(state, 0)).pruned)
+    return frozenset(resolve(definitions, PIPELINE, summarize(state, LAW, 0)).pruned)
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Bounds:
 
     def sending(self, one: Told) -> None:
         """From now on it may show."""
-        self.sent.setdefault(one.batch, BatchState()).absorb(one.delta)
+        self.sent.setdefault(one.batch, BatchState()).merge(one.delta)
 
     def lies(self, one: Told, position: Position) -> None:
         """Once the offset behind it is committed, it must show."""
@@ -50,17 +51,17 @@ class Bounds:
         done = [at for at in self.under_way if at[:2] == (topic, partition) and at[2] < offset]
         for position in done:
             one = self.under_way.pop(position)
-            self.durable.setdefault(one.batch, BatchState()).absorb(one.delta)
+            self.durable.setdefault(one.batch, BatchState()).merge(one.delta)
 
     def reporting(self, batch: str, at_us: int) -> BatchState:
         """From now on a report may show; what it comes to."""
-        delta = delta_of([BatchPhaseEnded(REPORTED, Outcome.COMPLETED, at_us)])
-        self.sent.setdefault(batch, BatchState()).absorb(delta)
+        delta = delta_of([PhaseReported(REPORTED, Outcome.COMPLETED, at_us)])
+        self.sent.setdefault(batch, BatchState()).merge(delta)
         return delta
 
     def reported(self, batch: str, delta: BatchState) -> None:
         """It was answered."""
-        self.durable.setdefault(batch, BatchState()).absorb(delta)
+        self.durable.setdefault(batch, BatchState()).merge(delta)
 
     def at_least(self, batch: str) -> frozenset[str]:
         """What an answer must prune that is asked for now."""

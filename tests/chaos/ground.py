@@ -13,6 +13,7 @@ from bcs.store.redis_state import RedisStateStore
 from tests.chaos.servers import killed_at_the_end
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, create_platform_topics
+from tests.support.laws import LAW
 from tests.support.service import BcsProcess, serve
 
 
@@ -68,5 +69,5 @@ async def prepared(directory: Path, name: str, *, cuttable: bool = False) -> Asy
         # takes it along. Without, it is written first; nobody pulls the plug here.
         await gateway.call(("CONFIG", "SET", "appendfsync", "no"))
         platform = await stack.enter_async_context(Platform(kafka))
-        store = RedisStateStore(gateway, key_prefix=f"{name}:", ttl_seconds=604_800)
+        store = RedisStateStore(gateway, law=LAW, key_prefix=f"{name}:", ttl_seconds=604_800)
         yield Ground(directory, name, valkey, kafka, line, platform, store)

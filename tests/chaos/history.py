@@ -1,18 +1,22 @@
 """Events drawn from a seed, and the model that sees the same events."""
 
+import json
+import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
 
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.domain.progress import summarize
 from bcs.domain.resolution import resolve
 from bcs.domain.state import BatchState, delta_of
-from bcs.domain.verdicts import summarize
-from tests.support.events import Event, cj_completed, phase_outcome, registered, spellchecked
+from tests.support.events import Event, cj_completed, now, phase_outcome, registered, spellchecked
+from tests.support.laws import LAW
 
 ESSAYS = 20
 EVENTS_OF_A_BATCH = 100
+_LATER_SECONDS = 60.0  # behind every event of the first time, and within the skew that clocks may have
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _DECODER = EventDecoder(PLATFORM_PHASES)
 
@@ -34,7 +38,8 @@ class History:
         self.batches = [f"{name}-{number}" for number in range(max(1, events // EVENTS_OF_A_BATCH))]
         said = [registered(batch, _essays(ESSAYS)) for batch in self.batches][:events]
         while len(said) < events:
-            said.append(chance.choice(said) if chance.random() < 0.02 else _event(chance, chance.choice(self.batches)))
+            repeated = chance.random() < 0.02
+            said.append(_copy(chance.choice(said)) if repeated else _event(chance, chance.choice(self.batches)))
         chance.shuffle(said)
         self.told = [told(event) for event in said]
 
@@ -42,7 +47,7 @@ class History:
         """What everything that was told comes to, by the pure core alone."""
         states = {batch: BatchState() for batch in self.batches}
         for one in self.told:
-            states[one.batch].absorb(one.delta)
+            states[one.batch].merge(one.delta)
         return states
 
 
@@ -54,11 +59,18 @@ def told(event: Event) -> Told:
 
 def still_to_run(definitions: PipelineDefinitions, pipeline: str, state: BatchState) -> list[str]:
     """What the model answers."""
-    return list(resolve(definitions, pipeline, summarize(state, 0)).to_run)
+    return list(resolve(definitions, pipeline, summarize(state, LAW, 0)).to_run)
 
 
 def _essays(count: int) -> list[str]:
     return [f"essay-{number}" for number in range(count)]
+
+
+def _copy(event: Event) -> Event:
+    """As the producers' relay publishes it once more: in a fresh envelope."""
+    envelope = json.loads(event.value)
+    fresh = {"event_id": str(uuid.uuid4()), "event_timestamp": now(_LATER_SECONDS)}
+    return Event(event.topic, event.key, json.dumps({**envelope, **fresh}).encode())
 
 
 def _event(chance: Random, batch: str) -> Event:
@@ -72,4 +84,6 @@ def _event(chance: Random, batch: str) -> Event:
     failed = chance.sample(some, chance.randrange(len(some)))
     if kind < 0.93:
         return cj_completed(batch, [essay for essay in some if essay not in failed], failed)
+    if chance.random() < 0.2:  # ELS names nobody
+        some, failed = [], []
     return phase_outcome(batch, chance.choice(["nlp", "ai_feedback"]), some, failed)

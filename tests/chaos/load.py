@@ -176,7 +176,7 @@ async def assert_kept(tally: Tally, callers: Callers, history: History, ground: 
     for batch, state in history.model().items():
         assert await ground.store.state(batch) == state, f"of {batch} something is lost, or made up"
     for batch in tally.recorded:
-        assert (await ground.store.state(batch)).batch_marks[_PHASE].outcome is Outcome.COMPLETED
+        assert (await ground.store.state(batch)).reports[_PHASE].outcome is Outcome.COMPLETED
     callers.asked.update(tally.asked)
     callers.pruned.update(tally.pruned)
     return await callers.assert_announced(ground.platform)

@@ -83,7 +83,7 @@ class OffsetWatch:
         for batch, events in found.items():
             state = await self._store.state(batch)
             for partition, number, told in events:
-                durable = state.absorb(told.delta).empty
+                durable = state.merge(told.delta).empty
                 assert durable, f"{partition} is committed past {number}, whose effect is not in the store"
                 del self._ahead[partition][number]
                 self.behind += 1

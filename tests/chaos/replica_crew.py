@@ -21,6 +21,7 @@ from tests.chaos.replica_tap import Hold, between
 from tests.chaos.replica_wire import GroupConversation
 from tests.chaos.servers import killed_at_the_end
 from tests.support.kafka import Platform, create_platform_topics
+from tests.support.laws import LAW
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -55,7 +56,7 @@ class Crew:
         self._gateway = RedisGateway(
             redis_url, max_connections=4, deadline_seconds=5, breaker_failures=1_000_000, breaker_open_seconds=0.01
         )
-        self._store = RedisStateStore(self._gateway, key_prefix=f"{name}:", ttl_seconds=3600)
+        self._store = RedisStateStore(self._gateway, law=LAW, key_prefix=f"{name}:", ttl_seconds=3600)
         self.durable = DurableFirst(self._store)
 
     def conversation(self, port: int) -> GroupConversation:

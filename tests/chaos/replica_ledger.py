@@ -145,6 +145,6 @@ class DurableFirst:
         for batch, events in behind.items():
             state = await self._store.state(batch)
             for partition, offset, told in events:
-                durable = state.absorb(told.delta).empty
+                durable = state.merge(told.delta).empty
                 assert durable, f"{partition} is to be committed past {offset}, whose effect is not in the store"
             self.behind += len(events)

@@ -16,6 +16,7 @@ from bcs.store.redis_state import RedisStateStore
 from tests.support.apache_kafka import apache_kafka
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import create_platform_topics
+from tests.support.laws import LAW
 from tests.support.service import BcsProcess, Orchestrator, serve
 
 # A drill of hundreds of kills within minutes must not make the process give up, nor wait long between them.
@@ -71,7 +72,7 @@ class Stage:
             breaker_open_seconds=0.01,
         )
         # Past the proxy: who checks must see what is there.
-        self.store = RedisStateStore(self._gateway, key_prefix=f"{name}:", ttl_seconds=604_800)
+        self.store = RedisStateStore(self._gateway, law=LAW, key_prefix=f"{name}:", ttl_seconds=604_800)
 
     async def launch(self, replica: int) -> None:
         """Start a replica, the first time or after its end."""

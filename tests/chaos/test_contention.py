@@ -13,14 +13,15 @@ from time import monotonic
 import anyio
 import pytest
 
+from bcs.domain.progress import summarize
 from bcs.domain.state import delta_of
-from bcs.domain.verdicts import summarize
 from bcs.store.codec import VERSION_FIELD, BatchKeys, decode_summary
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
 from tests.chaos.contending_writer import GO, READY, Commit, Share, drawn_facts, open_store
 from tests.chaos.figures import Note, percentile
 from tests.chaos.sizes import SIZES
+from tests.support.laws import LAW
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -73,10 +74,10 @@ async def watch_summary(gateway: RedisGateway, keys: BatchKeys, over: anyio.Even
 
     async def look() -> bool:
         nonlocal seen
-        reads = ("GET", keys.summary), ("HGET", keys.meta, VERSION_FIELD)
+        reads = ("HGET", keys.summaries, LAW.fingerprint), ("HGET", keys.meta, VERSION_FIELD)
         *_, [stored, version] = await gateway.call(("MULTI",), *reads, ("EXEC",))
         if stored is not None:
-            summary, _ = decode_summary(keys.summary, stored)
+            summary, _ = decode_summary(keys.summaries, stored)
             assert summary.version == int(version)
             seen += 1
         return over.is_set()
@@ -101,7 +102,7 @@ async def test_processes_that_write_to_one_batch_lose_nothing(
         model = delta_of(drawn_facts(seed, count))
         # The summary first, as it lies there: only if a fallback was the last to write is it made anew. Its version
         # counts every commit: none was carried out twice, and none was taken for done that was not.
-        assert await store.summary(batch) == summarize(model, count)
+        assert await store.summary(batch) == summarize(model, LAW, count)
         assert await store.state(batch) == model
     finally:
         watching.cancel()

@@ -28,7 +28,8 @@ from tests.chaos.history import told
 from tests.chaos.servers import killed_at_the_end
 from tests.chaos.sizes import IN_FULL, SIZES
 from tests.support.events import registered, spellchecked
-from tests.support.kafka import Platform, create_platform_topics, values
+from tests.support.kafka import Platform, create_platform_topics, uuids, values
+from tests.support.laws import LAW
 from tests.support.service import DEFINE, QUICK, Orchestrator, running_service
 from tests.support.waiting import wait_until
 
@@ -110,7 +111,7 @@ class Scene:
             assert await self._call(f"/internal/v1/actors/{order.subject}/kill") == 202
         events = [told(event) for event in (registered(batch, ["a", "b"]), *(spellchecked(batch, one) for one in "ab"))]
         for one in events:
-            self.model.setdefault(batch, BatchState()).absorb(one.delta)
+            self.model.setdefault(batch, BatchState()).merge(one.delta)
         await self.platform.send(*(one.event for one in events))
         return await self.prune(batch)
 
@@ -151,10 +152,10 @@ class Scene:
         async def announced() -> bool:
             for record in values(await self.platform.messages(topics.PHASE_SKIPPED, self.done)):
                 ids.setdefault(record["data"]["correlation_id"], set()).add(record["event_id"])
-            return self.asked <= ids.keys()
+            return uuids(self.asked) <= ids.keys()
 
         await wait_until(announced)
-        assert ids.keys() <= self.asked
+        assert ids.keys() <= uuids(self.asked)
         assert {len(copies) for copies in ids.values()} == {1}, "all copies carry the same event id"
         for topic in topics.CONSUMED:
             assert await self.platform.messages(topics.dead_letter_topic(topic)) == []
@@ -165,7 +166,7 @@ async def staged(directory: Path, name: str, redis_url: str, database_url: str) 
     """A scene without a service yet, with a broker of its own."""
     gateway = RedisGateway(redis_url, max_connections=2, deadline_seconds=5, breaker_failures=9, breaker_open_seconds=1)
     record = PostgresRecord(RecordGateway(database_url, max_connections=1, deadline_seconds=10))
-    store = RedisStateStore(gateway, key_prefix=f"{name}:", ttl_seconds=1000)
+    store = RedisStateStore(gateway, law=LAW, key_prefix=f"{name}:", ttl_seconds=1000)
     with killed_at_the_end(embedded.kafka(directory)) as server:
         await create_platform_topics(server.address)
         names = {"kafka_bootstrap_servers": server.address, "kafka_consumer_group_id": name}

@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from bcs.contracts import topics
+from bcs.contracts.published import as_uuid
 from bcs.embedded_postgres import PostgresServer
 from bcs.pipeline_config import load_pipelines
 from bcs.store.redis_gateway import RedisGateway
@@ -111,7 +112,7 @@ class Flushed:
         self.bounds.show(batch, pruned)
         self.pruned += len(pruned)
         if settled and flushes == self.flushes:
-            self.owed |= {(request, batch, phase) for phase in pruned}
+            self.owed |= {(as_uuid(request), batch, phase) for phase in pruned}
 
     async def flush(self) -> None:
         """Make Redis forget, again and again."""

@@ -20,7 +20,7 @@ from tests.chaos.history import told
 from tests.chaos.servers import killed_at_the_end
 from tests.chaos.sizes import IN_FULL
 from tests.support.events import Event, registered, spellchecked
-from tests.support.kafka import Platform, create_platform_topics, values
+from tests.support.kafka import Platform, create_platform_topics, uuids, values
 from tests.support.service import Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -100,7 +100,7 @@ class Scene:
     async def send(self, *events: Event) -> None:
         """Tell these, the model too."""
         for one in map(told, events):
-            self.model.setdefault(one.batch, BatchState()).absorb(one.delta)
+            self.model.setdefault(one.batch, BatchState()).merge(one.delta)
         await self.platform.send(*events)
 
     async def begin(self) -> None:
@@ -141,7 +141,7 @@ class Scene:
 
         async def announced() -> bool:
             records = values(await self.platform.messages(topics.PHASE_SKIPPED))
-            return {"request", "another"} <= {record["data"]["correlation_id"] for record in records}
+            return uuids({"request", "another"}) <= {record["data"]["correlation_id"] for record in records}
 
         await wait_until(announced)
         for topic in topics.CONSUMED:

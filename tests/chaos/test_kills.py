@@ -100,7 +100,7 @@ async def play_out(directory: Path, seed: int, jars: Path | None, note_figure: N
             announcements = await callers.assert_announced(platform)
             await assert_state(stage, history)
             for batch in callers.recorded:
-                assert (await stage.store.state(batch)).batch_marks["spellcheck"].outcome is Outcome.COMPLETED
+                assert (await stage.store.state(batch)).reports["spellcheck"].outcome is Outcome.COMPLETED
             for topic in topics.CONSUMED:
                 assert await platform.messages(topics.dead_letter_topic(topic)) == [], "a kill poisons no message"
     assert callers.statuses.keys() <= {200, 503, "refused", "reset"}, callers.statuses

@@ -24,7 +24,7 @@ from tests.chaos.load import Asked, assert_kept
 from tests.chaos.scene import DEADLINE_SECONDS, EVENTS_A_SECOND, Scene, prepared_scene
 from tests.chaos.sizes import SIZES
 from tests.support.events import spellchecked
-from tests.support.kafka import values
+from tests.support.kafka import uuids, values
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -90,7 +90,7 @@ class NoKafka:
             try:
                 yield
             finally:
-                self._owed = set(scene.load.tally.pruned)
+                self._owed = uuids(scene.load.tally.pruned)
                 scene.ground.line.accept()
             self._new = f"{scene.ground.name}-after-{self.name}"
             await scene.ground.platform.send(spellchecked(self._new, "essay"))

@@ -13,9 +13,10 @@ from time import monotonic, time
 import pytest
 
 from bcs.contracts import topics
+from bcs.contracts.published import as_uuid
 from bcs.domain.facts import Outcome
+from bcs.domain.progress import summarize
 from bcs.domain.state import BatchState
-from bcs.domain.verdicts import summarize
 from bcs.embedded import EmbeddedServer
 from bcs.failpoints import FailPoint
 from tests.chaos.figures import Note
@@ -24,6 +25,7 @@ from tests.chaos.sizes import SIZES
 from tests.support.events import Event
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, platform_broker, values
+from tests.support.laws import LAW
 from tests.support.service import Answer, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -99,11 +101,11 @@ async def report(service: RunningService, bos: Orchestrator, proxy: FaultProxy, 
     """Report a phase; the first reply is lost, and so the caller is refused, and reports again."""
     proxy.drop_replies(b"EXEC")
     assert_refused(await bos.complete(batch, "spellcheck"))
-    unheard = (await state_of(service, batch)).batch_marks
+    unheard = (await state_of(service, batch)).reports
     assert unheard["spellcheck"].outcome is Outcome.COMPLETED, "Redis carried it out"
     began_us = int(time() * 1_000_000)
     assert (await bos.complete(batch, "spellcheck")).status == 200
-    marks = (await state_of(service, batch)).batch_marks
+    marks = (await state_of(service, batch)).reports
     assert marks.keys() == {"spellcheck"}
     assert began_us <= marks["spellcheck"].at_us <= time() * 1_000_000, "the newer of the two counts"
 
@@ -156,7 +158,7 @@ async def test_what_redis_carried_out_unheard_has_its_effect_once(
             assert await state_of(service, batch) == model
             # The version counts transactions, heard of or not: each that was sent was carried out, and only once.
             summary = await asyncio.to_thread(service.run, service.service.store.summary, batch)
-            assert summary == summarize(model, executions.sent[batch])
+            assert summary == summarize(model, LAW, executions.sent[batch])
         assert {executions.sent[batch] for batch in reported} == {2}
 
         refusals = {batch: await announce(bos, proxy, batch) for batch in reported}
@@ -187,7 +189,7 @@ async def assert_announced(platform: Platform, refusals: dict[str, int]) -> None
     async def all_there() -> bool:
         copies.clear()
         for record in values(await platform.messages(topics.PHASE_SKIPPED)):
-            assert record["data"]["correlation_id"] == f"about-{record['data']['batch_id']}"
+            assert record["data"]["correlation_id"] == as_uuid(f"about-{record['data']['batch_id']}")
             copies[record["data"]["batch_id"]].append(record["event_id"])
         return all(len(copies[batch]) >= count for batch, count in wanted.items())
 

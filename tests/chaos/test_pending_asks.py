@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from bcs.actors.messages import RecordFacts
-from bcs.domain.facts import BatchPhaseEnded, Outcome
+from bcs.domain.facts import Outcome, PhaseReported
 from bcs.failpoints import FailPoint
 from bcs.supervision import ActorDied
 from tests.chaos.figures import Note
@@ -83,7 +83,7 @@ def waiting_for(service: RunningService, batch: str) -> int:
 
 async def seconds_to_the_end_of_asks(service: RunningService, deaths: Deaths, batch: str, how: str) -> list[float]:
     """For each ask, the time from the order to die to its end. Runs on the service's loop, with nothing in between."""
-    fact = BatchPhaseEnded("spellcheck", Outcome.COMPLETED, 1)
+    fact = PhaseReported("spellcheck", Outcome.COMPLETED, 1)
     ends: list[float] = []
 
     async def ask() -> None:
@@ -145,7 +145,7 @@ async def test_callers_over_http_do_not_notice_that_the_actor_dies(redis_url: st
         statuses = Counter(call.result().status for call in calls)
         assert statuses == {200: count}, "each is asked again, and the next incarnation records it"
         assert await bos.metric("bcs_actor_restarts_total", actor="batches/*") == 1
-        marks = (await asyncio.to_thread(service.run, service.service.store.state, batch)).batch_marks
+        marks = (await asyncio.to_thread(service.run, service.service.store.state, batch)).reports
     assert {phase: mark.outcome for phase, mark in marks.items()} == dict.fromkeys(PHASES, Outcome.COMPLETED)
     assert all(mark.at_us <= ordered_us for mark in marks.values()), "asked again, each keeps the time of its request"
     note_figure(

@@ -12,7 +12,7 @@ import pytest
 from aiokafka.structs import RecordMetadata
 
 from bcs.contracts import topics
-from bcs.domain.verdicts import summarize
+from bcs.domain.progress import summarize
 from bcs.failpoints import FailPoint
 from tests.chaos.figures import Note
 from tests.chaos.history import History
@@ -20,6 +20,7 @@ from tests.chaos.poison_letters import SPOILT, Letter, read_letter
 from tests.chaos.sizes import SIZES
 from tests.support.events import Event, spellchecked
 from tests.support.kafka import Platform, platform_broker
+from tests.support.laws import LAW
 from tests.support.service import Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -143,7 +144,7 @@ async def test_poison_becomes_dead_letters_and_its_neighbours_are_applied(
         for batch, model in history.model().items():
             assert await asyncio.to_thread(service.run, service.service.store.state, batch) == model
             summary = await asyncio.to_thread(service.run, service.service.store.summary, batch)
-            assert summary == summarize(model, summary.version)
+            assert summary == summarize(model, LAW, summary.version)
         assert (await asyncio.to_thread(service.run, service.service.store.state, DEADLY)).empty
         outcomes = await counted(bos, "bcs_events_processed_total", "outcome")
         assert outcomes.pop("dead_lettered") == len(poisonous)

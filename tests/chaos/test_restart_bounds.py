@@ -11,6 +11,7 @@ import pytest
 
 from bcs.app import Service
 from bcs.contracts import topics
+from bcs.contracts.published import as_uuid
 from bcs.supervision import Snapshot, State
 from tests.chaos.figures import Note, percentile
 from tests.chaos.sizes import IN_FULL, SIZES
@@ -96,7 +97,7 @@ class Drill:
             if actor == "publisher":
                 assert await bos.to_run(self._name, correlation_id=request) == ["ai_feedback"]
                 records = values(await self._platform.messages(topics.PHASE_SKIPPED, self._name))
-                return request in {record["data"]["correlation_id"] for record in records}
+                return as_uuid(request) in {record["data"]["correlation_id"] for record in records}
             return (await bos.get("/healthz")).status == 200
 
     async def _consumes(self, essay: str) -> None:

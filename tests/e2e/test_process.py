@@ -14,7 +14,7 @@ from bcs import __version__
 from bcs.contracts import topics
 from bcs.embedded import free_port
 from tests.support.events import registered, spellchecked
-from tests.support.kafka import Platform, platform_broker, values
+from tests.support.kafka import Platform, platform_broker, uuids, values
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -212,7 +212,7 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
         second.signal(signal.SIGTERM)
         assert await second.ended() == 0
     announced = {record["data"]["correlation_id"] for record in values(await platform.messages(topics.PHASE_SKIPPED))}
-    assert callers.pruned <= announced
+    assert uuids(callers.pruned) <= announced
 
 
 async def test_a_second_signal_stops_at_once(

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from bcs.domain.law import CompletionLaw
 from bcs.embedded import EmbeddedServer, valkey
 from bcs.failpoints import Reach, pass_by
 from bcs.record.postgres import PostgresRecord
@@ -18,6 +19,7 @@ from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
 from tests.support.databases import record_in
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform
+from tests.support.laws import LAW
 from tests.support.service import Orchestrator, RunningService, service_in_thread
 
 NEVER = 10**6
@@ -136,11 +138,18 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
         ttl_seconds: int = 60,
         kind: type[RedisStateStore] = RedisStateStore,
         *,
+        law: CompletionLaw = LAW,
         recall: Recall | None = None,
         reach: Reach = pass_by,
     ) -> RedisStateStore:
         return kind(
-            gateway, key_prefix=redis_key_prefix, ttl_seconds=ttl_seconds, policy=policy, recall=recall, reach=reach
+            gateway,
+            law=law,
+            key_prefix=redis_key_prefix,
+            ttl_seconds=ttl_seconds,
+            policy=policy,
+            recall=recall,
+            reach=reach,
         )
 
     return make

@@ -8,10 +8,11 @@ import pytest
 
 from bcs.domain.errors import CommitConflict, StoreUnavailable
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
+from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState, delta_of
-from bcs.domain.verdicts import BatchSummary, summarize
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
+from tests.support.laws import LAW
 from tests.support.waiting import wait_until
 
 PHASES = ("spellcheck", "nlp")
@@ -37,7 +38,7 @@ def failed(essay: str, at_us: int, phase: str = "spellcheck") -> EssayPhaseEnded
 
 
 def same_but_for_the_version(summary: BatchSummary, state: BatchState) -> bool:
-    return summary == summarize(state, summary.version)
+    return summary == summarize(state, LAW, summary.version)
 
 
 async def echo(gateway: RedisGateway, text: bytes = b"hello") -> bool:

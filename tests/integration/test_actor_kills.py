@@ -11,6 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from bcs.contracts import topics
+from bcs.contracts.published import as_uuid
 from bcs.supervision import State
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, values
@@ -148,7 +149,7 @@ async def kill_batches_at_work(service: RunningService, batches: list[str]) -> i
 
 
 async def assert_all_announced(traffic: Traffic) -> None:
-    wanted = set(traffic.pruned)
+    wanted = {(batch, as_uuid(request)) for batch, request in traffic.pruned}
 
     async def announced() -> bool:
         records = values(await traffic.platform.messages(topics.PHASE_SKIPPED))

@@ -14,7 +14,7 @@ from bcs.actors.batches import BatchActor
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, Report
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, Outcome
+from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
 from bcs.domain.state import BatchState
 from bcs.store.base import Committed
 from bcs.store.memory import MemoryOutbox, MemoryStateStore
@@ -22,6 +22,7 @@ from bcs.supervision import AskTimeout, DynamicSupervisor
 from bcs.telemetry import Telemetry
 from tests.supervision.harness import AT_ONCE, OFTEN, running
 from tests.support.events import spellchecked
+from tests.support.laws import LAW
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +36,7 @@ class PoisonableStore(MemoryStateStore):
     """Has a fault that shows with one essay."""
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
-        if POISON in delta.known_since_us:
+        if POISON in delta.first_seen_us:
             raise RuntimeError("a fault")
         return await super().commit(batch_id, delta)
 
@@ -44,7 +45,7 @@ class SlowStore(MemoryStateStore):
     """Commits when the test lets it."""
 
     def __init__(self) -> None:
-        super().__init__(3600, time.monotonic)
+        super().__init__(law=LAW, ttl_seconds=3600, clock=time.monotonic)
         self.committing, self.go_on = anyio.Event(), anyio.Event()
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
@@ -88,7 +89,7 @@ def supervisor_of(
 
 
 async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_applied() -> None:
-    store, outbox = PoisonableStore(3600, time.monotonic), MemoryOutbox(100, time.monotonic)
+    store, outbox = PoisonableStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
     finished: list[MessageFinished] = []
     nudges: list[None] = []
     supervisor = supervisor_of(store, outbox, finished, nudges)
@@ -103,7 +104,7 @@ async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_a
     assert told == list(range(len(ESSAYS))), "each exactly once"
     neighbours = set(ESSAYS) - {POISON}
     state = await store.state(BATCH)
-    assert state.known_since_us.keys() == neighbours
+    assert state.first_seen_us.keys() == neighbours
     assert state.essay_marks["spellcheck"].keys() == neighbours
 
     [entry] = await outbox.lease(10)
@@ -130,13 +131,13 @@ async def test_a_message_counts_as_finished_only_behind_its_commit() -> None:
         assert finished == []
         store.go_on.set()
         await wait_until(lambda: [message.receipt.message.offset for message in finished] == [7])
-    assert (await store.state(BATCH)).known_since_us.keys() == {"essay"}
+    assert (await store.state(BATCH)).first_seen_us.keys() == {"essay"}
 
 
 async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None:
-    store, finished = MemoryStateStore(3600, time.monotonic), list[MessageFinished]()
+    store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageFinished]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
-    fact = BatchPhaseEnded("nlp", Outcome.COMPLETED, 1)
+    fact = PhaseReported("nlp", Outcome.COMPLETED, 1)
     report = Report(uuid.uuid4(), "correlation", "the test")
     with pytest.raises(AskTimeout):  # it does not run yet, and its caller is told that nothing was recorded
         await supervisor.ask(BATCH, lambda reply: RecordFacts(BATCH, (fact,), report=report, reply=reply), 0)
@@ -144,5 +145,5 @@ async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None
     async with running(supervisor):
         await wait_until(lambda: finished)
     state = await store.state(BATCH)
-    assert state.known_since_us.keys() == {"essay"}
-    assert state.batch_marks == {}
+    assert state.first_seen_us.keys() == {"essay"}
+    assert state.reports == {}

@@ -59,12 +59,13 @@ async def test_every_essay_that_holds_a_phase_back_is_in_the_document_with_why(
     by_essay = {one["essay_id"]: one for one in spellcheck["held_back_by"]}
     assert by_essay[ESSAYS[2]]["why"] == "failed"
     assert by_essay[ESSAYS[2]]["mark"] == {"outcome": "failed", "at": FAILED_AT}
-    assert {by_essay[essay]["why"] for essay in ESSAYS[3:]} == {"no_mark"}
-    assert spellcheck["batch_mark"] is None
+    assert {by_essay[essay]["why"] for essay in ESSAYS[3:]} == {"never_recorded"}
+    assert spellcheck["report"] is None
 
     nlp = phases["nlp"]
-    assert [(one["essay_id"], one["why"]) for one in nlp["held_back_by"]] == [(LATE, "joined_after_batch_mark")]
-    assert nlp["batch_mark"] == {"outcome": "completed", "at": nlp["newest_mark_at"]}
+    assert [(one["essay_id"], one["why"]) for one in nlp["held_back_by"]] == [(LATE, "never_recorded")]
+    assert nlp["outcome"] == {"status": "completed_successfully", "at": nlp["newest_mark_at"]}
+    assert nlp["report"] is None
     assert nlp["held_back_by"][0]["known_since"] > nlp["newest_mark_at"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", nlp["newest_mark_at"])
 
@@ -96,8 +97,8 @@ async def test_twenty_are_listed_with_their_whole_ids_and_the_others_are_counted
     assert listed == ESSAYS[2:22]
     assert "  and 8 more, which --json lists" in lines
     [late] = [line for line in lines if line.startswith(f"  {LATE}")]
-    assert "joined after the batch mark, at " in late
-    assert "No mark at all yet: cj_assessment, ai_feedback" in lines
+    assert "never recorded" in late
+    assert "Nothing known at all yet: cj_assessment, ai_feedback" in lines
 
 
 async def test_at_a_terminal_it_is_coloured_and_fits(service: RunningService, told: str) -> None:
@@ -152,10 +153,10 @@ async def test_nothing_is_written_not_even_a_summary_that_is_missing(
     service: RunningService, told: str, gateway: RedisGateway
 ) -> None:
     keys = BatchKeys(service.service.settings.redis_key_prefix, told)
-    await gateway.call(("DEL", keys.summary))
+    await gateway.call(("DEL", keys.summaries))
     ran = await bcs("batches", "show", told, "--json", **settings_of(service))
     assert len(ran.json["phases"]) == 4
-    assert await gateway.call(("EXISTS", keys.summary)) == [0]
+    assert await gateway.call(("EXISTS", keys.summaries)) == [0]
 
 
 async def test_without_redis_it_fails_with_one_line(batch: str) -> None:

@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 CONSUMED = len(topics.CONSUMED)
-NO_KAFKA_CHECKS = {"kafka", "topic consumed", "topic published", "consumer group", "lag"}
+NO_KAFKA_CHECKS = {"kafka", "topic consumed", "topic published", "consumer group", "lag", "registration"}
 
 
 def findings(ran: Ran) -> dict[str, list[dict[str, str]]]:

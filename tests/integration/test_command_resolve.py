@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bcs.contracts import topics
+from bcs.contracts.published import as_uuid
 from bcs.embedded import free_port
 from tests.support.commands import Ran, bcs, bcs_at_terminal, settings_of
 from tests.support.events import registered, spellchecked
@@ -63,7 +64,7 @@ async def test_offline_the_answer_is_the_same_and_nothing_is_announced(
     assert {name: offline[name] for name in online} == online
     await wait_until(lambda: platform.messages(topics.PHASE_SKIPPED, told))
     events = values(await platform.messages(topics.PHASE_SKIPPED, told))
-    assert [one["data"]["correlation_id"] for one in events] == ["the-only-one"]
+    assert [one["data"]["correlation_id"] for one in events] == [as_uuid("the-only-one")]
     assert await bos.metric("bcs_outbox_published_total", kind="phase_skipped") == (appended or 0) + 1
 
 
@@ -72,7 +73,7 @@ async def test_a_person_is_told_what_runs_and_why(service: RunningService, told:
     rows = [line.split() for line in ran.output.splitlines()]
     assert ["spellcheck", "pruned", "already", "completed"] in rows
     assert ["ai_feedback", "run", "essays", "outstanding"] in rows
-    assert "ai_feedback, because 0 of 1 essays have completed it" in ran.output
+    assert "ai_feedback, because 0 of 1 essay has completed it" in ran.output
     assert "announced as skipped: spellcheck." in ran.output
     assert uuid.UUID(ran.output.split("Correlation id ")[1].split(";")[0])
     at_terminal = await bcs_at_terminal(80, "resolve", told, "ai_feedback", "--offline", **settings_of(service))

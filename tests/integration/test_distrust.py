@@ -9,9 +9,9 @@ from bcs.domain.state import delta_of
 from bcs.failpoints import FailPoint
 from bcs.record.postgres import PostgresRecord
 from bcs.store.recall import Recall
+from bcs.store.redis_batches import StoredBatches
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_identity import RedisIdentity
-from bcs.store.redis_state import RedisStateStore
 from tests.integration.stores import MakeStore, completed
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +25,7 @@ async def nothing_waits() -> int:
 
 
 async def test_a_writer_who_asked_the_record_before_asks_again(
-    record: PostgresRecord, gateway: RedisGateway, in_redis: MakeStore, batch: str
+    record: PostgresRecord, gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, batch: str
 ) -> None:
     """Of a batch that Redis has nothing of, so that there is nothing to delete there."""
     added = False
@@ -35,26 +35,25 @@ async def test_a_writer_who_asked_the_record_before_asks_again(
         if point is FailPoint.BEFORE_EXEC and not added:
             added = True
             await record.adopt({batch: PAST})
-            await store.distrust([batch])
+            await StoredBatches(gateway, key_prefix=redis_key_prefix).distrust([batch])
 
     recall = Recall(record, nothing_waits, RedisIdentity())
     store = in_redis(gateway, recall=recall, reach=add_past_redis)
     committed = await store.commit(batch, NEWS)
     assert committed.conflicts == 1
     everything = PAST.copy()
-    everything.absorb(NEWS)
+    everything.merge(NEWS)
     assert await store.state(batch) == everything
     assert (await store.summary(batch)).expected == 2
 
 
 async def test_nothing_is_taken_for_complete_while_facts_wait_for_the_record(
-    record: PostgresRecord, gateway: RedisGateway, redis_key_prefix: str, batch: str
+    record: PostgresRecord, gateway: RedisGateway, in_redis: MakeStore, batch: str
 ) -> None:
     async def one_waits() -> int:
         return 1
 
-    recall = Recall(record, one_waits, RedisIdentity())
-    store = RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=60, recall=recall)
+    store = in_redis(gateway, recall=Recall(record, one_waits, RedisIdentity()))
     await store.commit(batch, NEWS)
     assert (await store.summary(batch)).expected is None
     await record.adopt({batch: PAST})  # what waited has arrived

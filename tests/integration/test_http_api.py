@@ -90,6 +90,10 @@ async def test_json_that_is_no_object_is_refused(bos: Orchestrator, body: object
     [
         (DEFINE, {"batch_id": ""}, {"batch_id"}),
         (DEFINE, {"batch_id": None}, {"batch_id"}),
+        (DEFINE, {"batch_id": " "}, {"batch_id"}),
+        (DEFINE, {"batch_id": f"{PRIVATE} "}, {"batch_id"}),
+        (DEFINE, {"batch_id": f"\t{PRIVATE}"}, {"batch_id"}),
+        (COMPLETE, {"batch_id": " ", "phase_name": "spellcheck", "success": True}, {"batch_id"}),
         (DEFINE, {"batch_id": 12345}, {"batch_id"}),
         (DEFINE, {"batch_id": "x" * 256}, {"batch_id"}),
         (DEFINE, {"batch_id": [PRIVATE]}, {"batch_id"}),
@@ -224,7 +228,7 @@ async def test_the_state_of_a_batch_is_told_with_where_it_was_read(
     phases = {phase["phase"]: phase for phase in document["phases"]}
     assert list(phases) == ["spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching"]
     assert {name for name, phase in phases.items() if phase["complete"]} == {"spellcheck", "student_matching"}
-    assert phases["nlp"]["batch_mark"] == {"outcome": "failed", "at": phases["nlp"]["newest_mark_at"]}
+    assert phases["nlp"]["report"] == {"outcome": "failed", "at": phases["nlp"]["newest_mark_at"]}
 
 
 async def test_of_an_unknown_batch_nothing_is_told(bos: Orchestrator, batch: str) -> None:

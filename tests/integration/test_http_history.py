@@ -12,7 +12,7 @@ import pytest
 from yarl import URL
 
 from bcs.domain.errors import StoreCorrupted
-from bcs.domain.facts import BatchPhaseEnded, EssaysRegistered, Outcome
+from bcs.domain.facts import EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.state import delta_of
 from bcs.record.postgres import PostgresRecord
 from tests.support.fault_proxy import FaultProxy
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 PRIVATE = "Elsas-private-text"  # what a caller sends must never come back in an error
 SLASHES = ["a/b", "/", "a%2Fb", "a/history", "history"]
-ESCAPES = ["%", "%25", "nul\0nul", r"\0", "back\\slash", "{brace}", "line\nbreak", "?&=#", "+", " ", "räksmörgås 🦉"]
+ESCAPES = ["%", "%25", "nul\0nul", r"\0", "back\\slash", "{brace}", "line\nbreak", "?&=#", "+", "a b", "räksmörgås 🦉"]
 STRANGE = [*SLASHES, *ESCAPES, ".", "..", "x" * 255, "🦉" * 255]
 
 
@@ -81,10 +81,10 @@ async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
     facts = (
         EssaysRegistered(("e1", "e2"), 30, AT_US),
         spellchecked("e1"),
-        BatchPhaseEnded("nlp", Outcome.FAILED, AT_US),
+        PhaseReported("nlp", Outcome.FAILED, AT_US),
     )
     await record.write([consumed(batch, *facts)])
-    await record.write([reported(batch, BatchPhaseEnded("nlp", Outcome.COMPLETED, AT_US + 1), by="bos")])
+    await record.write([reported(batch, PhaseReported("nlp", Outcome.COMPLETED, AT_US + 1), by="bos")])
     await record.write([answered(batch)])
     answer = await get(bos, path_of(batch))
     assert answer.status == 200
@@ -103,7 +103,7 @@ async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
         "facts": [
             {"fact": "essays_registered", "essay_ids": ["e1", "e2"], "expected_count": 30, "at": AT},
             {"fact": "essay_phase_ended", "phase": "spellcheck", "essay_id": "e1", "outcome": "completed", "at": AT},
-            {"fact": "batch_phase_ended", "phase": "nlp", "outcome": "failed", "at": AT},
+            {"fact": "phase_reported", "phase": "nlp", "outcome": "failed", "at": AT},
         ],
     }
     assert report == {
@@ -113,9 +113,7 @@ async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
         "event_id": None,
         "source": None,
         "reported_by": "bos",
-        "facts": [
-            {"fact": "batch_phase_ended", "phase": "nlp", "outcome": "completed", "at": AT.replace("456Z", "457Z")}
-        ],
+        "facts": [{"fact": "phase_reported", "phase": "nlp", "outcome": "completed", "at": AT.replace("456Z", "457Z")}],
     }
     reasons = {
         "spellcheck": (False, "already_completed", "all 30 essays have completed it"),
@@ -132,6 +130,7 @@ async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
             {"phase": phase, "runs": runs, "reason": reason, "because": because}
             for phase, (runs, reason, because) in reasons.items()
         ],
+        "registered": False,
         "state_version": 3,
         "source": "redis",
     }
@@ -195,6 +194,8 @@ async def test_an_id_may_be_anything(bos: Orchestrator, record: PostgresRecord, 
         ("%F0%9F%A6%89" * 256, 400, "invalid-request"),
         ("%FF", 400, "invalid-request"),
         ("%ED%A0%80", 400, "invalid-request"),
+        ("%20", 400, "invalid-request"),
+        ("a%20", 400, "invalid-request"),
         (f"{PRIVATE}/{PRIVATE}", 404, "not-found"),
         (PRIVATE, 404, "unknown-batch"),
     ],
@@ -250,7 +251,7 @@ async def test_a_known_batch_may_have_nothing_to_tell(bos: Orchestrator, record:
 async def test_what_the_store_has_forgotten_is_told_from_the_record(
     bos: Orchestrator, record: PostgresRecord, batch: str
 ) -> None:
-    await record.adopt({batch: delta_of([spellchecked("e1"), BatchPhaseEnded("own_phase", Outcome.COMPLETED, AT_US)])})
+    await record.adopt({batch: delta_of([spellchecked("e1"), PhaseReported("own_phase", Outcome.COMPLETED, AT_US)])})
     document = (await get(bos, path_of(batch, ""))).json
     assert (document["source"], document["version"]) == ("redis", 1)
     assert document["known_essays"] == [{"essay_id": "e1", "known_since": AT}]

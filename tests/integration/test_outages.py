@@ -15,7 +15,7 @@ from bcs.contracts import topics
 from bcs.embedded import EmbeddedServer
 from tests.support.events import registered, spellchecked
 from tests.support.fault_proxy import FaultProxy
-from tests.support.kafka import PARTITIONS, Platform, create_platform_topics, values
+from tests.support.kafka import PARTITIONS, Platform, create_platform_topics, uuids, values
 from tests.support.service import Answer, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -273,6 +273,6 @@ def kafka_was_tried(service: RunningService) -> bool:
 
 async def all_announced(platform: Platform, batch: str) -> bool:
     records = await platform.messages(topics.PHASE_SKIPPED, batch)
-    return {f"while-away-{number}" for number in range(10)} <= {
+    return uuids(f"while-away-{number}" for number in range(10)) <= {
         record["data"]["correlation_id"] for record in values(records)
     }

@@ -13,13 +13,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseReported
+from bcs.domain.progress import summarize
 from bcs.domain.resolution import resolve
 from bcs.domain.state import BatchState, delta_of
-from bcs.domain.verdicts import summarize
 from bcs.pipeline_config import load_pipelines
 from tests.integration.record_world import RecordWorld
 from tests.support.fault_proxy import FaultProxy
+from tests.support.laws import LAW
 from tests.support.past import AT_US
 
 PIPELINES = load_pipelines(None)
@@ -30,7 +31,7 @@ outcomes = st.sampled_from([Outcome.COMPLETED, Outcome.COMPLETED, Outcome.FAILED
 instants = st.integers(AT_US, AT_US + 3)
 facts = st.one_of(
     st.builds(EssayPhaseEnded, phases, essays, outcomes, instants),
-    st.builds(BatchPhaseEnded, phases, outcomes, instants),
+    st.builds(PhaseReported, phases, outcomes, instants),
 )
 registrations = st.builds(
     EssaysRegistered, st.lists(essays, unique=True).map(tuple), st.sampled_from([0, 1, 3, 10**20]), instants
@@ -87,7 +88,7 @@ class Machine(RuleBasedStateMachine):
         assert answer.status == 200, answer.body
         # A connection that broke while Redis was away is found out by whoever uses it next: then PostgreSQL answers.
         assert answer.json["source"] == "postgresql" or self.redis_up
-        expected = resolve(PIPELINES, "ai_feedback", summarize(model, 0))
+        expected = resolve(PIPELINES, "ai_feedback", summarize(model, LAW, 0))
         assert answer.json["final_pipeline"] == list(expected.to_run)
         assert answer.json["pruned_phases"] == list(expected.pruned)
         self.remember(batch)

@@ -224,7 +224,7 @@ async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
             service.call(go_on.set)
     assert statuses == [200]
     recorded = await anyio.to_thread.run_sync(service.run, permanent.record.state, batch)
-    assert recorded.batch_marks.keys() == {"nlp"}
+    assert recorded.reports.keys() == {"nlp"}
 
 
 async def test_an_entry_that_the_record_refuses_spoils_no_other(

@@ -11,7 +11,15 @@ import pytest
 
 from bcs.contracts.published import OutboundMessage, phases_skipped
 from bcs.domain.errors import StoreRefused, StoreUnavailable
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.facts import (
+    EssayPhaseEnded,
+    EssaysRegistered,
+    Fact,
+    Outcome,
+    PhaseInvalidated,
+    PhaseOutcome,
+    PhaseReported,
+)
 from bcs.domain.history import HistoryEntry, Position
 from bcs.domain.state import BatchState, delta_of
 from bcs.record.postgres import PostgresRecord
@@ -45,7 +53,7 @@ async def test_the_record_merges_as_the_model_does(record: PostgresRecord, batch
     for first, second, later_us in ((completed, failed, 1), (failed, completed, 1), (completed, failed, 0)):
         phase = f"{first}{second}{later_us}"
         for outcome, at_us in ((first, AT_US), (second, AT_US + later_us)):
-            facts += [EssayPhaseEnded(phase, "a", outcome, at_us), BatchPhaseEnded(phase, outcome, at_us)]
+            facts += [EssayPhaseEnded(phase, "a", outcome, at_us), PhaseReported(phase, outcome, at_us)]
     told = facts[::order]
     for fact in told:
         await record.adopt({batch: delta_of([fact])})
@@ -98,8 +106,16 @@ async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
     old, untouched = f"{batch}-old", f"{batch}-untouched"
     entries = [replace(consumed(old), at_us=AT_US - day * DAY_US) for day in range(5)]
     await record.write(entries)
-    facts = (spellchecked(), BatchPhaseEnded("nlp", Outcome.COMPLETED, AT_US), EssaysRegistered(("e",), 1, AT_US))
+    facts = (
+        spellchecked(),
+        PhaseOutcome("nlp", "cancelled", ("e",), (), False, AT_US, "key"),
+        PhaseReported("nlp", Outcome.COMPLETED, AT_US),
+        PhaseInvalidated("nlp", None, AT_US),
+        EssaysRegistered(("e",), 1, AT_US),
+    )
     await record.write([consumed(untouched, *facts)])
+    assert await record.state(untouched) == delta_of(facts)
+    tables = ("essays", "marks", "outcomes", "reports", "invalidations", "history")
     connection = await asyncpg.connect(module_database_url)
     try:
         await connection.execute("UPDATE batches SET touched_on = touched_on - 10 * 365 WHERE batch_id = $1", untouched)
@@ -107,12 +123,12 @@ async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
         steps = 0
         # Somebody reads all the while, and has a lock on every table that any reader has.
         async with connection.transaction():
-            await connection.execute("LOCK TABLE batches, essays, marks, batch_marks, history IN ROW EXCLUSIVE MODE")
+            names = ", ".join(("batches", *tables))
+            await connection.execute(f"LOCK TABLE {names} IN ROW EXCLUSIVE MODE")
             while forgotten := await record.forget(moment, 1, 5):
                 steps += 1
                 assert forgotten <= 2
         assert steps >= 2
-        tables = ("essays", "marks", "batch_marks", "history")
         left = [
             await connection.fetchval(
                 f"SELECT count(*) FROM {table} LEFT JOIN batches USING (batch_key) WHERE batch_id IS NULL"  # noqa: S608

@@ -14,12 +14,13 @@ import anyio.lowlevel
 import pytest
 
 from bcs.domain.errors import StoreUnavailable
-from bcs.domain.verdicts import summarize
+from bcs.domain.progress import summarize
 from bcs.embedded import EmbeddedServer
 from bcs.store.committing import CommitPolicy
 from bcs.store.redis_gateway import RedisGateway
 from tests.integration.stores import DELTA, MakeGateway, MakeStore, echo, fails, until_it_answers
 from tests.support.fault_proxy import FaultProxy
+from tests.support.laws import LAW
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -286,7 +287,7 @@ async def test_a_commit_whose_reply_is_lost_has_its_effect_once_when_repeated(
     with pytest.raises(StoreUnavailable):
         await store.commit("b", DELTA)
     assert proxy.replies_dropped == 1
-    assert await store.summary("b") == summarize(DELTA, 1)
+    assert await store.summary("b") == summarize(DELTA, LAW, 1)
     await store.commit("b", DELTA)
     assert await store.state("b") == DELTA
-    assert await store.summary("b") == summarize(DELTA, 2)
+    assert await store.summary("b") == summarize(DELTA, LAW, 2)

@@ -15,6 +15,7 @@ from bcs.domain.history import PipelineResolved
 from bcs.persistence import Persistence, open_persistence
 from bcs.settings import load_settings
 from tests.integration.record_world import RecordWorld
+from tests.support.laws import LAW
 from tests.support.past import AT_US
 from tests.support.waiting import wait_until
 
@@ -26,7 +27,7 @@ AWAY = StoreUnavailable("redis", "away")
 @pytest.fixture
 async def persistence(redis_url: str, redis_key_prefix: str, database_url: str) -> AsyncIterator[Persistence]:
     settings = load_settings(redis_url=redis_url, redis_key_prefix=redis_key_prefix, database_url=database_url)
-    opened = open_persistence(settings)
+    opened = open_persistence(settings, law=LAW)
     assert opened.permanent
     await opened.permanent.record.probe(20)
     yield opened

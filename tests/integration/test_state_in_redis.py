@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +13,10 @@ from redis.crc import key_slot
 
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreCorrupted
-from bcs.domain.facts import EssaysRegistered, Fact
+from bcs.domain.facts import EssaysRegistered, Fact, PhaseOutcome
+from bcs.domain.law import CompleteWhen, CompletionLaw
+from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState, delta_of
-from bcs.domain.verdicts import BatchSummary, summarize
 from bcs.store.base import Committed
 from bcs.store.codec import BatchKeys
 from bcs.store.committing import CommitPolicy
@@ -31,6 +32,7 @@ from tests.integration.stores import (
     failed,
     same_but_for_the_version,
 )
+from tests.support.laws import LAW
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -117,6 +119,10 @@ def redis(gateways: list[RacingGateway], in_redis: MakeStore, redis_key_prefix: 
     return InRedis(gateways, in_redis, redis_key_prefix)
 
 
+def never() -> NoReturn:
+    raise AssertionError("it writes")
+
+
 EVERYTHING = delta_of([EssaysRegistered(("a",), 1, 0), *(completed("a", 1, phase) for phase in PHASES)])
 
 
@@ -167,18 +173,18 @@ async def test_expiry_forgets_the_batch_whole(redis: InRedis) -> None:
 
 async def test_a_deleted_summary_is_rebuilt(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
-    await redis.run(("DEL", redis.keys("b").summary))
+    await redis.run(("DEL", redis.keys("b").summaries))
     rebuilt = await redis.store.summary("b")
     assert same_but_for_the_version(rebuilt, EVERYTHING)
     assert rebuilt.version == 1  # to make it anew is no commit
-    assert await redis.run(("EXISTS", redis.keys("b").summary)) == [1]
+    assert await redis.run(("EXISTS", redis.keys("b").summaries)) == [1]
     assert await redis.rival.summary("b") == rebuilt
 
 
 async def test_a_rebuilt_summary_expires_with_the_rest_of_the_batch(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
     await redis.expire_in("b", 20_000)
-    await redis.run(("DEL", redis.keys("b").summary))
+    await redis.run(("DEL", redis.keys("b").summaries))
     await redis.store.summary("b")
     ttls = await redis.ttls_ms("b")
     assert len(ttls) == 3
@@ -187,7 +193,7 @@ async def test_a_rebuilt_summary_expires_with_the_rest_of_the_batch(redis: InRed
 
 async def test_a_batch_that_expires_while_its_summary_is_rebuilt_leaves_nothing_for_ever(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
-    await redis.run(("DEL", redis.keys("b").summary))
+    await redis.run(("DEL", redis.keys("b").summaries))
 
     async def expire() -> None:
         redis.gateway.rival = None
@@ -201,7 +207,7 @@ async def test_a_batch_that_expires_while_its_summary_is_rebuilt_leaves_nothing_
 
 async def test_a_writer_that_comes_between_reading_and_rebuilding_wins(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
-    await redis.run(("DEL", redis.keys("b").summary))
+    await redis.run(("DEL", redis.keys("b").summaries))
     later = delta_of([failed("a", 9)])
 
     async def write() -> None:
@@ -211,7 +217,7 @@ async def test_a_writer_that_comes_between_reading_and_rebuilding_wins(redis: In
     redis.gateway.rival = write
     await redis.store.summary("b")
     expected = EVERYTHING.copy()
-    expected.absorb(later)
+    expected.merge(later)
     assert same_but_for_the_version(await redis.store.summary("b"), expected)
 
 
@@ -225,8 +231,12 @@ FOREIGN: dict[str, tuple[str, tuple[str | bytes, ...]]] = {
     "a record with half a mark": ("essays", ("HSET", "a", "12345678c123")),
     "a record with a mark for no phase": ("essays", ("HSET", "a", "12345678c12345678")),
     "an essay that is not UTF-8": ("essays", ("HSET", b"\xff", "12345678")),
-    "a batch mark of no time": ("batch", ("HSET", "mark:nlp", "c")),
-    "a batch mark of no outcome": ("batch", ("HSET", "mark:nlp", "x12")),
+    "a report of no time": ("batch", ("HSET", "report:nlp", "c")),
+    "a report of no outcome": ("batch", ("HSET", "report:nlp", "x12")),
+    "an outcome of no time": ("batch", ("HSET", "outcome:nlp:", ":0:cancelled")),
+    "an outcome for somebody": ("batch", ("HSET", "outcome:nlp:", "12:2:cancelled")),
+    "an outcome without a status": ("batch", ("HSET", "outcome:nlp:", "12:0")),
+    "an invalidation of no time": ("batch", ("HSET", "invalid:nlp:a", "")),
     "an expectation of no count": ("batch", ("HSET", "expected", "12")),
     "a version that is no number": ("batch", ("HSET", "version", "new")),
     "a slot that is no number": ("batch", ("HSET", "slot:nlp", "first")),
@@ -253,7 +263,7 @@ async def test_what_bcs_did_not_write_is_reported_and_harms_no_other_batch(redis
     assert await redis.run(("DUMP", key)) == before
     assert redis.gateway.circuit == "closed"
     assert await redis.store.state("other") == EVERYTHING
-    assert await redis.store.summary("other") == summarize(EVERYTHING, 1)
+    assert await redis.store.summary("other") == summarize(EVERYTHING, LAW, 1)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +277,9 @@ async def test_what_bcs_did_not_write_is_reported_and_harms_no_other_batch(redis
         b"12",
         b'{"v":1,"known":1,"expected":1,"phases":[]}',
         b'{"v":1,"known":1,"expected":1,"phases":{"nlp":1}}',
+        b'{"v":1,"known":1,"expected":1,"phases":{"nlp":[1,1]}}',
         b'{"v":1,"known":1,"expected":1,"phases":{"nlp":["no","one","none"]}}',
+        b'{"v":1,"known":1,"expected":1,"phases":{"nlp":[1,1,0,"then"]}}',
     ],
     ids=lambda text: repr(text[:60]),
 )
@@ -275,18 +287,80 @@ async def test_a_summary_that_bcs_did_not_write_is_reported_and_mended_by_the_ne
     redis: InRedis, text: bytes
 ) -> None:
     await redis.store.commit("b", EVERYTHING)
-    await redis.run(("SET", redis.keys("b").summary, text, "PX", 60_000))
+    await redis.run(("HSET", redis.keys("b").summaries, LAW.fingerprint, text))
     for _ in range(BREAKER_FAILURES + 1):
         with pytest.raises(StoreCorrupted):
             await redis.store.summary("b")
     assert redis.gateway.circuit == "closed"
     await redis.store.commit("b", BatchState())
-    assert await redis.store.summary("b") == summarize(EVERYTHING, 2)
+    assert await redis.store.summary("b") == summarize(EVERYTHING, LAW, 2)
+
+
+async def test_summaries_that_are_no_hash_are_reported_and_mended_by_the_next_commit(redis: InRedis) -> None:
+    await redis.store.commit("b", EVERYTHING)
+    await redis.run(("SET", redis.keys("b").summaries, "x", "PX", 60_000))
+    with pytest.raises(StoreCorrupted):
+        await redis.store.summary("b")
+    await redis.store.commit("b", BatchState())
+    assert await redis.store.summary("b") == summarize(EVERYTHING, LAW, 2)
+
+
+async def test_a_list_without_its_outcome_is_reported(redis: InRedis) -> None:
+    await redis.store.commit("b", delta_of([PhaseOutcome("nlp", "cancelled", ("a",), (), False, 1, "k")]))
+    assert await redis.run(("HDEL", redis.keys("b").meta, "outcome:nlp:k")) == [1]
+    with pytest.raises(StoreCorrupted):
+        await redis.store.state("b")
+
+
+SETTLED = CompletionLaw({"spellcheck": (), "nlp": ()}, {"nlp": CompleteWhen.EVERY_ESSAY_SETTLED})
+
+
+async def test_stores_with_different_laws_keep_a_summary_each(redis: InRedis) -> None:
+    """As there are during a deployment: neither makes the other's summary anew at every read, nor answers by it."""
+    stores = {law: redis.make(redis.gateway, law=law) for law in (LAW, SETTLED)}
+    keys, known = redis.keys("b"), delta_of([EssaysRegistered(("a", "b"), 2, 0), completed("a", 1, "nlp")])
+    known.merge(delta_of([failed("b", 1, "nlp")]))
+    await stores[LAW].commit("b", known)
+    for attempt in range(3):
+        for law, store in stores.items():
+            assert await store.summary("b") == summarize(known, law, 1)
+            assert (await store.summary("b")).complete("nlp") is (law is SETTLED)
+        if attempt == 0:
+            kept = await redis.run(("HGETALL", keys.summaries), ("DUMP", keys.summaries))
+            assert set(kept[0][::2]) == {law.fingerprint.encode() for law in stores}
+            # From now on nothing is written: not even a write that changes nothing, and that WATCH would see.
+            redis.gateway.session = never  # type: ignore[method-assign]
+    assert await redis.run(("HGETALL", keys.summaries), ("DUMP", keys.summaries)) == kept
+
+
+async def test_a_commit_leaves_no_summary_of_an_older_version(redis: InRedis) -> None:
+    stores = [redis.make(redis.gateway, law=law) for law in (LAW, SETTLED)]
+    known = delta_of([EssaysRegistered(("a",), 1, 0), completed("a", 1, "nlp")])
+    await stores[0].commit("b", known)
+    assert (await stores[1].summary("b")).complete("nlp")
+    change = delta_of([failed("a", 2, "nlp")])
+    await stores[0].commit("b", change)
+    assert not (await stores[1].summary("b")).complete("nlp")
+    await redis.fall_back().commit("b", delta_of([completed("a", 3, "nlp")]))
+    redis.gateway.rival = None
+    for store in stores:
+        assert (await store.summary("b")).complete("nlp")
+
+
+async def test_what_another_layout_wrote_is_not_read(redis: InRedis) -> None:
+    old = f"{redis.prefix}{{b}}"
+    await redis.run(("HSET", f"{old}:batch", "expected", "1:1", "mark:nlp", "c9", "version", "7", "slot:nlp", "0"))
+    await redis.run(("HSET", f"{old}:essays", "a", b"\0" * 8 + b"c" + b"\0" * 8))
+    await redis.run(("SET", f"{old}:verdicts", '{"v":7,"known":1,"expected":1,"phases":{"nlp":[1,1,0]}}'))
+    assert await redis.store.summary("b") == BatchSummary()
+    assert (await redis.store.state("b")).empty
+    await redis.store.commit("b", EVERYTHING)
+    assert await redis.store.state("b") == EVERYTHING
 
 
 async def test_a_mark_of_no_known_outcome_is_reported(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
-    await redis.run(("HSET", redis.keys("b").essays, "a", "12345678x12345678"), ("DEL", redis.keys("b").summary))
+    await redis.run(("HSET", redis.keys("b").essays, "a", "12345678x12345678"), ("DEL", redis.keys("b").summaries))
     for use in (redis.store.state, redis.store.summary):
         with pytest.raises(StoreCorrupted):
             await use("b")
@@ -297,7 +371,7 @@ async def test_batches_may_have_their_phases_in_different_orders(redis: InRedis)
         known = BatchState()
         for at_us, phase in enumerate(phases):
             delta = delta_of([completed(batch, at_us, phase), failed(f"{batch}{at_us}", at_us, phase)])
-            known.absorb(delta)
+            known.merge(delta)
             await redis.store.commit(batch, delta)
         assert await redis.store.state(batch) == known
 

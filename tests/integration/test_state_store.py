@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
-from itertools import pairwise
 from urllib.parse import quote, unquote
 
 import anyio
@@ -13,39 +11,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, PhaseReported
+from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState, delta_of
-from bcs.domain.verdicts import BatchSummary, summarize
 from bcs.store.base import Committed, StateStore
 from bcs.store.committing import CommitPolicy
 from bcs.store.memory import MemoryStateStore
 from bcs.store.redis_gateway import RedisGateway
-from tests.integration.stores import BREAKER_FAILURES, PHASES, MakeGateway, completed, failed, same_but_for_the_version
+from tests.integration.stores import BREAKER_FAILURES, MakeGateway, completed, failed, same_but_for_the_version
+from tests.support.laws import LAW
 
 pytestmark = pytest.mark.anyio
 
 Pair = Callable[[CommitPolicy | None], tuple[StateStore, StateStore]]
 
-instants = st.sampled_from([0, 1, 2, 3, 2**53, 2**53 + 1])
-essays = st.sampled_from(["a", "b:{}*", "ä 😀", '"\\\r\n\x00'])
-facts = st.one_of(
-    st.builds(EssayPhaseEnded, st.sampled_from(PHASES), essays, st.sampled_from(Outcome), instants),
-    st.builds(BatchPhaseEnded, st.sampled_from(PHASES), st.sampled_from(Outcome), instants),
-    st.builds(EssaysRegistered, st.lists(essays, unique=True).map(tuple), st.integers(0, 5), instants),
-)
 against_servers = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-
-
-@st.composite
-def told_in_commits(draw: st.DrawFn) -> tuple[list[Fact], list[list[Fact]]]:
-    """Facts; and the same in any order, with repetitions, in any number of commits."""
-    told = draw(st.lists(facts, max_size=10))
-    repeated = draw(st.lists(st.sampled_from(told), max_size=6)) if told else []
-    again = draw(st.permutations(told + repeated))
-    borders = sorted(draw(st.lists(st.integers(0, len(again)), max_size=4)))
-    return told, [again[start:end] for start, end in pairwise([0, *borders, len(again)])]
 
 
 @pytest.fixture
@@ -59,7 +41,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     if request.param == "memory":
 
         def in_memory(policy: CommitPolicy | None) -> tuple[StateStore, StateStore]:
-            store = MemoryStateStore(60, lambda: 0.0, policy)
+            store = MemoryStateStore(law=LAW, ttl_seconds=60, clock=lambda: 0.0, policy=policy)
             return store, store
 
         return in_memory
@@ -68,18 +50,21 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return lambda policy: (make(gateways[0], policy), make(gateways[1], policy))
 
 
-@against_servers
-@given(told=told_in_commits())
-async def test_any_order_repetition_and_grouping_gives_the_state_of_the_model(
-    pair: Pair, told: tuple[list[Fact], list[list[Fact]]]
-) -> None:
-    stores, batch_id, model = pair(None), uuid.uuid4().hex, delta_of(told[0])
-    for number, group in enumerate(told[1]):
-        assert await stores[number % 2].commit(batch_id, delta_of(group)) == Committed()
-        assert (await stores[1].summary(batch_id)).version == number + 1
-    for store in stores:
-        assert await store.state(batch_id) == model
-        assert await store.summary(batch_id) == summarize(model, len(told[1]))
+async def test_each_commit_counts_up_also_one_that_changes_nothing(pair: Pair) -> None:
+    stores, known = pair(None), BatchState()
+    outcome = PhaseOutcome("nlp", "completed_with_failures", ("a",), ("b",), False, 7, "0123456789abcdef")
+    told: list[Fact] = [
+        EssaysRegistered(("a", "b"), 2, 5),
+        outcome,
+        outcome,
+        PhaseReported("nlp", Outcome.COMPLETED, 9),
+    ]
+    for number, fact in enumerate(told):
+        known.merge(delta_of([fact]))
+        assert await stores[number % 2].commit("b", delta_of([fact])) == Committed()
+        for store in stores:
+            assert await store.summary("b") == summarize(known, LAW, number + 1)
+            assert await store.state("b") == known
 
 
 async def test_nothing_is_known_of_an_unknown_batch(pair: Pair) -> None:
@@ -95,7 +80,7 @@ async def test_what_a_store_hands_out_is_not_the_store(pair: Pair) -> None:
     delta = delta_of([completed("a")])
     await store.commit("b", delta)
     for ours in (delta, await store.state("b")):
-        ours.absorb(delta_of([failed("a", 9), completed("x")]))
+        ours.merge(delta_of([failed("a", 9), completed("x")]))
     assert await store.state("b") == delta_of([completed("a")])
 
 
@@ -168,7 +153,7 @@ async def test_no_batch_touches_another_whatever_their_ids(pair: Pair, ids: list
 
 async def test_memory_forgets_a_batch_whole_when_its_time_is_over() -> None:
     now = 0.0
-    store = MemoryStateStore(10, lambda: now)
+    store = MemoryStateStore(law=LAW, ttl_seconds=10, clock=lambda: now)
     first, second = delta_of([completed("a")]), delta_of([completed("b", 2, "nlp")])
     await store.commit("other", first)
     await store.commit("b", first)

@@ -10,6 +10,7 @@ from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
 from tests.chaos.connection import Ending
 from tests.chaos.load import Load
+from tests.support.laws import LAW
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
@@ -46,10 +47,10 @@ async def test_a_stop_under_load_resets_nobody_and_keeps_every_report(
     assert outcomes[Ending.REFUSED] == len(CALLERS), "each asked until nobody listened any more"
     assert outcomes["200"] > before or not drain_seconds, "while it drained, requests were answered"
     gateway = RedisGateway(redis_url, max_connections=1, deadline_seconds=5, breaker_failures=9, breaker_open_seconds=1)
-    store = RedisStateStore(gateway, key_prefix=redis_key_prefix, ttl_seconds=600)
+    store = RedisStateStore(gateway, law=LAW, key_prefix=redis_key_prefix, ttl_seconds=600)
     try:
         assert load.tally.recorded
         for batch in load.tally.recorded:
-            assert (await store.state(batch)).batch_marks[PHASE].outcome is Outcome.COMPLETED
+            assert (await store.state(batch)).reports[PHASE].outcome is Outcome.COMPLETED
     finally:
         await gateway.aclose()

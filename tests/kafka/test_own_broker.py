@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from bcs.contracts import topics
+from bcs.contracts.published import as_uuid
 from bcs.embedded import create_topics
 from tests.kafka.group import Group
 from tests.kafka.services import (
@@ -40,12 +41,14 @@ async def test_an_announcement_whose_acknowledgement_is_lost_lies_on_the_topic_o
         # A partition that is new may refuse the first tries, whose answers would not matter.
         await bos.to_run(batch, correlation_id=f"{batch}-first")
         await wait_until(partial(has_published, bos, 1))
-        own_kafka.answers.lose_answer(f"{batch}-second".encode())
+        own_kafka.answers.lose_answer(as_uuid(f"{batch}-second").encode())
         await bos.to_run(batch, correlation_id=f"{batch}-second")
         await wait_until(partial(has_published, bos, 2), description="the second try is acknowledged")
         assert own_kafka.answers.lost == 1
         announced = values(await platform.messages(topics.PHASE_SKIPPED, batch))
-        assert [one["data"]["correlation_id"] for one in announced] == [f"{batch}-first", f"{batch}-second"]
+        assert [one["data"]["correlation_id"] for one in announced] == [
+            as_uuid(f"{batch}-{number}") for number in ("first", "second")
+        ]
         await assert_nothing_crashed(service, bos)
 
 

@@ -35,6 +35,7 @@ from tests.kafka.services import SESSION_SECONDS
 from tests.support import apache_kafka as apache
 from tests.support.events import Event, phase_outcome, registered, spellchecked
 from tests.support.kafka import PARTITIONS, Platform, create_platform_topics
+from tests.support.laws import LAW
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -74,7 +75,7 @@ class Scene:
     @property
     def store(self) -> RedisStateStore:
         """What the service knows."""
-        return RedisStateStore(self.gateway, key_prefix=self.prefix, ttl_seconds=1000)
+        return RedisStateStore(self.gateway, law=LAW, key_prefix=self.prefix, ttl_seconds=1000)
 
     @property
     def operator(self) -> Operator:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from bcs.contracts import topics
 from tests.kafka.services import IN_TIME_SECONDS
 from tests.support.events import registered, spellchecked
-from tests.support.kafka import Platform, values
+from tests.support.kafka import Platform, uuids, values
 from tests.support.service import Orchestrator
 from tests.support.waiting import wait_until
 
@@ -58,7 +58,7 @@ class Traffic:
 
     async def _all_announced(self) -> bool:
         records = values(await self._platform.messages(topics.PHASE_SKIPPED, self.done))
-        return self.pruned <= {record["data"]["correlation_id"] for record in records}
+        return uuids(self.pruned) <= {record["data"]["correlation_id"] for record in records}
 
     async def _publish(self) -> None:
         while not self._enough:

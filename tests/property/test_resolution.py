@@ -16,9 +16,10 @@ from bcs.domain.errors import (
     UnknownDependency,
     UnknownPipeline,
 )
+from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
+from bcs.domain.progress import BatchSummary, PhaseProgress
 from bcs.domain.resolution import Reason, admit, resolve
-from bcs.domain.verdicts import BatchSummary, PhaseVerdict
 
 NAMES = ("p", "q", "r", "s", "t", "u")
 no_deadline = settings(deadline=None, max_examples=80)
@@ -39,7 +40,7 @@ def graphs(draw: st.DrawFn) -> Graph:
 
 def summary_of(completed: set[str]) -> BatchSummary:
     return BatchSummary(
-        1, 2, 2, {name: PhaseVerdict(name in completed, 2 if name in completed else 1, 0) for name in NAMES}
+        1, 2, 2, {name: PhaseProgress(name in completed, 2 if name in completed else 1, 0) for name in NAMES}
     )
 
 
@@ -216,20 +217,32 @@ def test_a_name_that_stands_twice_is_refused_by_name(
     assert isinstance(refusal.value, ConfigurationError)
 
 
+SETTLED = CompleteWhen.EVERY_ESSAY_SETTLED
+
+
 @pytest.mark.parametrize(
-    ("verdict", "known", "expected", "reason"),
+    ("progress", "known", "expected", "policy", "reason"),
     [
-        (None, 0, None, Reason.NOTHING_KNOWN),
-        (None, 3, 3, Reason.ESSAYS_OUTSTANDING),
-        (PhaseVerdict(False, 0, 0), 3, 3, Reason.ESSAYS_OUTSTANDING),
-        (PhaseVerdict(False, 2, 1), 3, 3, Reason.ESSAYS_FAILED),
-        (PhaseVerdict(False, 2, 0), 3, 3, Reason.ESSAYS_OUTSTANDING),
-        (PhaseVerdict(False, 3, 0), 3, 30, Reason.ESSAYS_MISSING),
+        (None, 0, None, None, Reason.NOTHING_KNOWN),
+        (None, 3, 3, None, Reason.ESSAYS_OUTSTANDING),
+        (None, 0, 3, None, Reason.ESSAYS_MISSING),
+        (PhaseProgress(False, 0, 0), 3, 3, None, Reason.ESSAYS_OUTSTANDING),
+        (PhaseProgress(False, 2, 1), 3, 3, None, Reason.ESSAYS_FAILED),
+        (PhaseProgress(False, 2, 0), 3, 3, None, Reason.ESSAYS_OUTSTANDING),
+        (PhaseProgress(False, 2, 0, failed_before=1), 3, 3, None, Reason.ESSAYS_OUTSTANDING),
+        (PhaseProgress(False, 2, 0, left_out=1, outcome_at_us=5), 3, 3, None, Reason.ESSAYS_LEFT_OUT),
+        (PhaseProgress(False, 3, 0), 3, 30, None, Reason.ESSAYS_MISSING),
+        (PhaseProgress(False, 3, 0), 3, None, None, Reason.NOT_REGISTERED),
+        (PhaseProgress(False, 0, 3), 3, 3, SETTLED, Reason.ESSAYS_FAILED),
+        (PhaseProgress(False, 1, 1), 3, 3, SETTLED, Reason.ESSAYS_OUTSTANDING),
+        (PhaseProgress(False, 1, 1, left_out=1, outcome_at_us=5), 3, 30, SETTLED, Reason.ESSAYS_MISSING),
+        (PhaseProgress(False, 1, 1, failed_before=1), 3, None, SETTLED, Reason.NOT_REGISTERED),
     ],
 )
-def test_the_reason_tells_what_is_missing(
-    verdict: PhaseVerdict | None, known: int, expected: int | None, reason: Reason
+def test_the_reason_tells_what_holds_the_phase_back(
+    progress: PhaseProgress | None, known: int, expected: int | None, policy: CompleteWhen | None, reason: Reason
 ) -> None:
-    summary = BatchSummary(1, known, expected, {"p": verdict} if verdict else {})
-    [decision] = resolve(PipelineDefinitions([Phase("p")]), "p", summary).decisions
+    summary = BatchSummary(1, known, expected, {"p": progress} if progress else {})
+    phase = Phase("p", complete_when=policy or CompleteWhen.EVERY_ESSAY_COMPLETED)
+    [decision] = resolve(PipelineDefinitions([phase]), "p", summary).decisions
     assert (decision.runs, decision.reason) == (True, reason)

@@ -16,6 +16,7 @@ from aiokafka.structs import RecordMetadata
 
 from bcs import embedded
 from bcs.contracts import topics
+from bcs.contracts.published import as_uuid
 from bcs.embedded import create_topics
 from tests.support.events import Event
 
@@ -139,6 +140,11 @@ class Platform:
 
 def _partitions(topic: str) -> list[TopicPartition]:
     return [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+
+
+def uuids(requests: Iterable[str]) -> set[str]:
+    """The UUIDs by which announcements name these requests, whose correlation ids may be any text."""
+    return {as_uuid(request) for request in requests}
 
 
 def values(records: Iterable[ConsumerRecord]) -> list[Any]:

@@ -44,4 +44,6 @@ def answered(batch: str, decisions: Sequence[PhaseDecided] | None = None) -> Pip
         PhaseDecided("ai_feedback", True, "essays_outstanding", "0 of 30 essays have completed it"),
     )
     made = usual if decisions is None else tuple(decisions)
-    return PipelineResolved(uuid.uuid4(), batch, AT_US, CORRELATION_ID, "127.0.0.1", "ai_feedback", made, 3, "redis")
+    return PipelineResolved(
+        uuid.uuid4(), batch, AT_US, CORRELATION_ID, "127.0.0.1", "ai_feedback", made, 3, "redis", False
+    )

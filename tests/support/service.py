@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any, Self, TypeVar
@@ -75,6 +76,11 @@ QUICK: Mapping[str, object] = {
 }
 
 
+def utc_now() -> datetime:
+    """This machine's clock."""
+    return datetime.now(UTC)
+
+
 @dataclass
 class RunningService:
     """One service in a thread."""
@@ -116,10 +122,13 @@ class RunningService:
 
 
 @contextmanager
-def service_in_thread(reach: Reach = pass_by, /, **overrides: object) -> Iterator[RunningService]:
+def service_in_thread(
+    reach: Reach = pass_by, now: Callable[[], datetime] = utc_now, /, **overrides: object
+) -> Iterator[RunningService]:
     """Start a service, with settings that stand above those for tests, and stop it in order at the end.
 
     :param reach: makes things go wrong at named points; called on the service's event loop.
+    :param now: the service's clock.
     """
     fresh = uuid.uuid4().hex[:12]
     names = {"redis_key_prefix": f"test-{fresh}:", "kafka_consumer_group_id": f"test-{fresh}"}
@@ -127,7 +136,7 @@ def service_in_thread(reach: Reach = pass_by, /, **overrides: object) -> Iterato
     stop = anyio.Event()
 
     async def run(*, task_status: anyio.abc.TaskStatus[Service]) -> bool:
-        service = Service(settings, load_pipelines(None), reach=reach)
+        service = Service(settings, load_pipelines(None), now=now, reach=reach)
         return await service.run(stop, lambda: task_status.started(service))
 
     with start_blocking_portal("asyncio", {"use_uvloop": True}) as portal:
@@ -142,10 +151,12 @@ def service_in_thread(reach: Reach = pass_by, /, **overrides: object) -> Iterato
 
 
 @asynccontextmanager
-async def running_service(reach: Reach = pass_by, /, **overrides: object) -> AsyncIterator[RunningService]:
+async def running_service(
+    reach: Reach = pass_by, now: Callable[[], datetime] = utc_now, /, **overrides: object
+) -> AsyncIterator[RunningService]:
     """The same, without holding up the caller's event loop, on which proxies may run."""
     with ExitStack() as stack:
-        starting = service_in_thread(reach, **overrides)
+        starting = service_in_thread(reach, now, **overrides)
         service = await anyio.to_thread.run_sync(stack.enter_context, starting)
         try:
             yield service

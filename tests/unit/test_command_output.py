@@ -6,16 +6,16 @@ import pytest
 
 from bcs.commands.asking import RequestFailed
 from bcs.commands.output import counted, plain, present, printable, table
-from bcs.contracts.times import moment
+from bcs.domain.times import format_timestamp
 
 
 def test_times_keep_their_microseconds() -> None:
-    assert moment(1_732_360_000_123_456) == "2024-11-23T11:06:40.123456Z"
-    assert moment(1_732_360_000_000_000) == "2024-11-23T11:06:40.000000Z"
+    assert format_timestamp(1_732_360_000_123_456) == "2024-11-23T11:06:40.123456Z"
+    assert format_timestamp(1_732_360_000_000_000) == "2024-11-23T11:06:40.000000Z"
 
 
 def test_a_time_that_no_calendar_has_is_shown_all_the_same() -> None:
-    assert moment(2**64 - 1) == "18446744073709551615 us after 1970"
+    assert format_timestamp(2**64 - 1) == "18446744073709551615 us after 1970"
 
 
 def test_what_a_terminal_would_obey_is_spelled_out() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from bcs.contracts import topics
 from bcs.contracts.decoding import DecodedEvent, EventDecoder
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Fact, Outcome
+from bcs.domain.errors import UndecodableMessage
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, repeat_key_of
 from bcs.domain.pipelines import PLATFORM_PHASES
 
 DECODER = EventDecoder(PLATFORM_PHASES)
@@ -109,8 +110,15 @@ def essay(phase: str, essay_id: str, outcome: Outcome = COMPLETED) -> EssayPhase
     return EssayPhaseEnded(phase, essay_id, outcome, AT_US)
 
 
-def batch(phase: str, outcome: Outcome = COMPLETED) -> BatchPhaseEnded:
-    return BatchPhaseEnded(phase, outcome, AT_US)
+def outcome(
+    phase: str,
+    completed: tuple[str, ...] = (),
+    failed: tuple[str, ...] = (),
+    status: str = "completed_successfully",
+    *,
+    speaks_for_all: bool = False,
+) -> set[Fact]:
+    return {PhaseOutcome(phase, status, completed, failed, speaks_for_all, AT_US)}
 
 
 @every_topic
@@ -144,86 +152,131 @@ def test_a_spellcheck_event_marks_its_essay_once_it_has_ended(status: str, expec
     assert facts(topics.SPELLCHECK_COMPLETED, SPELLCHECK, status=status) == expected
 
 
-def test_a_cj_completion_without_failures_marks_essays_and_batch() -> None:
-    done = {essay("cj_assessment", "a"), essay("cj_assessment", "b"), batch("cj_assessment")}
-    assert cj() == done
-    assert cj("completed_with_failures") == done  # the two lists are what counts
-    assert cj(total_essays=None, successful=None, failed=None) == done
-
-
-@pytest.mark.parametrize("status", ["completed_successfully", "completed_with_failures", "failed_critically"])
-def test_a_cj_completion_with_a_failed_id_marks_no_batch(status: str) -> None:
-    assert cj(status, successful_essay_ids=["a"], failed_essay_ids=["b"]) == {
-        essay("cj_assessment", "a"),
-        essay("cj_assessment", "b", FAILED),
-    }
+@pytest.mark.parametrize(
+    "status",
+    [
+        *("completed_successfully", "completed_with_failures", "failed_critically"),
+        *("cj_assessment_success", "cj_assessment_failed", "all_processing_completed", "essay_critical_failure"),
+    ],
+)
+def test_a_cj_completion_is_read_by_its_lists_whatever_status_ends_it(status: str) -> None:
+    named = outcome("cj_assessment", ("a",), ("b",), status)
+    assert cj(status, successful_essay_ids=["a"], failed_essay_ids=["b"]) == named
 
 
 @pytest.mark.parametrize(
     "changed",
-    [
-        {"successful_essay_ids": ["a", "b"], "failed_essay_ids": [None]},
-        {"successful_essay_ids": ["a", "b"], "failed": 1},
-        {"successful_essay_ids": ["a", "b"], "total_essays": 3},
-        {"successful_essay_ids": ["a", "b"], "total_essays": None, "successful": 3},
-        {"successful_essay_ids": ["a", "b", "a"], "total_essays": 3},
-    ],
-    ids=["null failed id", "failed count", "total not reached", "successful not reached", "one id twice"],
+    [{}, {"total_essays": 3}, {"failed": 1}, {"successful": 3}, {"total_essays": None, "successful": None}],
+    ids=["as they are", "total not reached", "failed count", "successful not reached", "no counts"],
 )
-def test_a_cj_completion_with_an_unaccounted_essay_marks_no_batch(changed: dict[str, Any]) -> None:
-    assert cj(**changed) == {essay("cj_assessment", "a"), essay("cj_assessment", "b")}
+def test_the_counts_of_a_cj_completion_say_nothing(changed: dict[str, Any]) -> None:
+    assert cj(**changed) == outcome("cj_assessment", ("a", "b"))
 
 
 def test_null_ids_in_a_cj_completion_are_skipped() -> None:
-    assert cj(total_essays=4, successful_essay_ids=[None, "a"], failed_essay_ids=[None, "b"]) == {
+    named = outcome("cj_assessment", ("a",), ("b",))
+    assert cj(successful_essay_ids=[None, "a"], failed_essay_ids=[None, "b"]) == named
+
+
+@pytest.mark.parametrize("summary", [{}, {"successful_essay_ids": None, "failed_essay_ids": []}])
+@pytest.mark.parametrize("status", ["completed_successfully", "failed_critically", "cj_assessment_success"])
+def test_a_cj_completion_that_names_nobody_never_speaks_for_the_batch(status: str, summary: dict[str, Any]) -> None:
+    assert facts(topics.CJ_COMPLETED, CJ, status=status, processing_summary=summary) == outcome(
+        "cj_assessment", status=status
+    )
+
+
+def test_a_cancelled_cj_completion_marks_those_that_it_names_and_leaves_nobody_out() -> None:
+    assert cj("cancelled", successful_essay_ids=["a"], failed_essay_ids=["b"]) == {
         essay("cj_assessment", "a"),
         essay("cj_assessment", "b", FAILED),
     }
 
 
-@pytest.mark.parametrize("status", ["completed_successfully", "completed_with_failures"])
-def test_a_cj_completion_that_names_nobody_says_nothing(status: str) -> None:
-    assert cj(status, successful_essay_ids=[], failed_essay_ids=[]) == set()
-
-
-def test_a_critical_cj_failure_that_names_nobody_fails_the_batch() -> None:
-    assert cj("failed_critically", successful_essay_ids=[], failed_essay_ids=[]) == {batch("cj_assessment", FAILED)}
-    assert cj("failed_critically", successful_essay_ids=[], failed_essay_ids=[None]) == {batch("cj_assessment", FAILED)}
-
-
 @pytest.mark.parametrize("phase", sorted(PLATFORM_PHASES))
-def test_an_outcome_of_any_platform_phase_that_all_passed_marks_essays_and_batch(phase: str) -> None:
-    expected = {essay(phase, "a"), essay(phase, "b"), batch(phase)}
-    assert facts(topics.PHASE_OUTCOME, OUTCOME, phase_name=phase) == expected
+def test_an_outcome_of_any_platform_phase_speaks_for_those_that_it_names(phase: str) -> None:
+    assert facts(topics.PHASE_OUTCOME, OUTCOME, phase_name=phase) == outcome(phase, ("a", "b"))
 
 
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"phase_status": "completed_with_failures"}, {essay("nlp", "a"), essay("nlp", "b")}),
+        (
+            {"phase_status": "completed_with_failures"},
+            outcome("nlp", ("a", "b"), status="completed_with_failures"),
+        ),
         (
             {"phase_status": "completed_with_failures", "failed_essay_ids": ["c", None]},
-            {essay("nlp", "a"), essay("nlp", "b"), essay("nlp", "c", FAILED)},
+            outcome("nlp", ("a", "b"), ("c",), "completed_with_failures"),
         ),
-        ({"failed_essay_ids": ["c"]}, {essay("nlp", "a"), essay("nlp", "b"), essay("nlp", "c", FAILED)}),
-        ({"processed_essays": []}, {batch("nlp")}),
+        ({"failed_essay_ids": ["c"]}, outcome("nlp", ("a", "b"), ("c",))),
+        ({"processed_essays": []}, outcome("nlp", speaks_for_all=True)),
+        ({"processed_essays": [], "failed_essay_ids": [None]}, outcome("nlp")),
+        (
+            {"phase_status": "completed_with_failures", "processed_essays": []},
+            outcome("nlp", status="completed_with_failures"),
+        ),
         (
             {"phase_status": "failed_critically", "processed_essays": [], "failed_essay_ids": ["a", "b"]},
-            {essay("nlp", "a", FAILED), essay("nlp", "b", FAILED)},
+            outcome("nlp", (), ("a", "b"), "failed_critically"),
         ),
-        ({"phase_status": "failed_critically", "processed_essays": []}, {batch("nlp", FAILED)}),
+        (
+            {"phase_status": "failed_critically", "processed_essays": []},
+            outcome("nlp", status="failed_critically"),
+        ),
     ],
 )
-def test_an_outcome_marks_what_its_status_and_lists_say(changed: dict[str, Any], expected: set[Fact]) -> None:
+def test_an_outcome_says_what_its_status_and_lists_say(changed: dict[str, Any], expected: set[Fact]) -> None:
     assert facts(topics.PHASE_OUTCOME, OUTCOME, **changed) == expected
 
 
 @pytest.mark.parametrize(
-    "status", ["cancelled", "awaiting_content_validation", "ready_for_pipeline_execution", "in_progress", "never heard"]
+    "status",
+    [
+        *("awaiting_content_validation", "content_ingestion_failed", "awaiting_pipeline_configuration"),
+        *("ready_for_pipeline_execution", "processing_pipelines", "awaiting_student_validation"),
+        *("student_validation_completed", "validation_timeout_processed"),
+    ],
 )
 def test_statuses_that_end_nothing_change_nothing(status: str) -> None:
     assert facts(topics.PHASE_OUTCOME, OUTCOME, phase_status=status, failed_essay_ids=["c"]) == set()
     assert cj(status, failed_essay_ids=["c"]) == set()
+    assert facts(topics.PHASE_OUTCOME, OUTCOME, phase_status="cancelled") == set()
+    assert cj("awaiting_cj_assessment") == cj("cj_assessment_processing_in_progress") == set()
+
+
+@pytest.mark.parametrize("status", ["finished", "COMPLETED_SUCCESSFULLY", "in_progress", "", None, 1])
+def test_a_status_that_the_platform_does_not_have_is_refused(status: object) -> None:
+    for topic, data in ((topics.PHASE_OUTCOME, {"phase_status": status}), (topics.CJ_COMPLETED, {"status": status})):
+        with pytest.raises(UndecodableMessage) as refused:
+            facts(topic, EVENTS[topic], **data)
+        assert refused.value.reason == "invalid_event"
+        assert refused.value.batch_id == "batch-1"
+
+
+def test_copies_of_an_outcome_without_a_time_have_one_repeat_key() -> None:
+    def key(correlation_id: str = "c", **changed: object) -> str:
+        decoded = decode(topics.PHASE_OUTCOME, {**OUTCOME, **changed}, correlation_id=correlation_id)
+        [fact] = decoded.facts
+        assert isinstance(fact, PhaseOutcome)
+        return fact.repeat_key
+
+    assert key() == repeat_key_of("nlp", "c", "completed_successfully", ["b", "a"], [])
+    assert key() == key(event_timestamp="2030-01-01T00:00:00Z", processed_essays=OUTCOME["processed_essays"][::-1])
+    others = [
+        key("another"),
+        key(phase_name="spellcheck"),
+        key(failed_essay_ids=["c"]),
+        key(processed_essays=[]),
+        key(processed_essays=[], phase_status="failed_critically"),
+        key(processed_essays=[], failed_essay_ids=[None]),
+    ]
+    assert len({key(), *others}) == 7
+    data = {**CJ, "timestamp": None, "processing_summary": {}}
+    [of_cj] = decode(topics.CJ_COMPLETED, data, correlation_id="c").facts
+    assert isinstance(of_cj, PhaseOutcome)
+    assert of_cj.repeat_key != key(phase_name="cj_assessment", processed_essays=[]), "CJ never speaks for all"
+    assert key(timestamp=AT) == "", "a time of its own tells copies from news"
 
 
 def test_a_registration_says_who_belongs_and_how_many_are_expected() -> None:
@@ -240,6 +293,38 @@ def test_only_the_data_is_needed(topic: str) -> None:
     assert bare.facts
     nulls = dict.fromkeys(("event_id", "event_timestamp", "schema_version", "correlation_id", "metadata"))
     assert decode(topic, EVENTS[topic], **nulls) == bare
+
+
+@pytest.mark.parametrize("broken", [{"event_timestamp": "yesterday"}, {"event_timestamp": {}}, {"correlation_id": 7}])
+def test_a_slip_in_the_envelope_costs_no_event_whose_data_has_a_time(broken: dict[str, Any]) -> None:
+    decoded = decode(topics.SPELLCHECK_COMPLETED, SPELLCHECK, **broken)
+    assert decoded.facts == (essay("spellcheck", "essay-1"),)
+
+
+def test_without_any_time_a_malformed_one_in_the_envelope_is_refused() -> None:
+    with pytest.raises(UndecodableMessage, match="event_timestamp"):
+        decode(topics.PHASE_OUTCOME, OUTCOME, event_timestamp="yesterday")
+
+
+@pytest.mark.parametrize("count", [True, "2", 2.5, -1, None])
+def test_an_expected_count_is_a_number(count: object) -> None:
+    with pytest.raises(UndecodableMessage):
+        facts(topics.ESSAYS_REGISTERED, REGISTERED, expected_essay_count=count)
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", " a", "a ", "a\n", "\u00a0a"])
+def test_ids_that_are_blank_or_have_blanks_around_them_are_refused(blank: str) -> None:
+    for topic, changed in (
+        (topics.SPELLCHECK_COMPLETED, {"batch_id": blank}),
+        (topics.SPELLCHECK_COMPLETED, {"entity_id": blank}),
+        (topics.CJ_COMPLETED, {"processing_summary": {"successful_essay_ids": [blank]}}),
+        (topics.PHASE_OUTCOME, {"failed_essay_ids": [blank]}),
+        (topics.PHASE_OUTCOME, {"processed_essays": [{"essay_id": blank}]}),
+        (topics.ESSAYS_REGISTERED, {"essay_ids": [blank]}),
+        (topics.ESSAYS_REGISTERED, {"entity_id": blank}),
+    ):
+        with pytest.raises(UndecodableMessage):
+            facts(topic, EVENTS[topic], **changed)
 
 
 @every_topic

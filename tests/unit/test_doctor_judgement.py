@@ -186,3 +186,20 @@ def test_an_error_is_told_with_its_type_once() -> None:
     assert brief(TimeoutError()) == "TimeoutError"
     assert brief(OSError("no route.")) == "OSError: no route"
     assert brief(ValueError("ValueError: twice")) == "ValueError: twice"
+
+
+@pytest.mark.parametrize(
+    ("required", "seen", "status", "found"),
+    [
+        (False, False, OK, "not required"),
+        (False, True, WARNING, "looks complete early"),
+        (True, True, OK, "required"),
+        (True, False, WARNING, "no batch was ever registered"),
+    ],
+)
+def test_registration_is_recommended_where_batches_are_registered(
+    required: bool, seen: bool, status: Status, found: str
+) -> None:
+    finding = kafka.registration(required=required, seen=seen)
+    assert_finding(finding, status, found)
+    assert ("BCS_REQUIRE_REGISTRATION" in finding.fix) is (status is WARNING)

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from uuid import UUID
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
-from bcs.domain.facts import BatchPhaseEnded, EssayPhaseEnded, EssaysRegistered, Outcome
-from bcs.domain.history import FactsRecorded, HistoryEntry, PhaseDecided, PipelineResolved, Position, consumed_entry_id
+from bcs.domain.facts import (
+    EssayPhaseEnded,
+    EssaysRegistered,
+    Fact,
+    Outcome,
+    PhaseInvalidated,
+    PhaseOutcome,
+    PhaseReported,
+    repeat_key_of,
+)
+from bcs.domain.history import (
+    REPORTED,
+    FactsRecorded,
+    HistoryEntry,
+    PhaseDecided,
+    PipelineResolved,
+    Position,
+    consumed_entry_id,
+    weight,
+)
 from bcs.record.rows import from_text, to_text
 from bcs.store.history_codec import decode_entry, encode_entry
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 times = st.integers(0, 2**62)
 outcomes = st.sampled_from(Outcome)
+lists = st.lists(texts, max_size=3).map(tuple)
 facts = st.one_of(
     st.builds(EssayPhaseEnded, texts, texts, outcomes, times),
-    st.builds(BatchPhaseEnded, texts, outcomes, times),
-    st.builds(EssaysRegistered, st.lists(texts, max_size=3).map(tuple), st.integers(0, 10**30), times),
+    st.builds(PhaseReported, texts, outcomes, times),
+    st.builds(PhaseInvalidated, texts, st.none() | texts, times),
+    st.builds(PhaseOutcome, texts, texts, lists, lists, st.booleans(), times, texts),
+    st.builds(EssaysRegistered, lists, st.integers(0, 10**30), times),
 )
 positions = st.builds(Position, texts, st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1))
 recorded = st.builds(
@@ -26,7 +51,8 @@ recorded = st.builds(
     texts,
     times,
     st.lists(facts, max_size=3).map(tuple),
-    texts,
+    # Also those that the release before wrote in another way.
+    st.sampled_from(["ELSBatchPhaseOutcomeV1", "CJAssessmentCompletedV1", REPORTED]) | texts,
     st.none() | texts,
     st.none() | texts,
     st.none() | positions,
@@ -77,3 +103,96 @@ def test_a_message_has_an_entry_of_its_own_wherever_it_lies() -> None:
     }
     assert len(ids) == 16
     assert consumed_entry_id("a", 1, 1, 1) in ids
+
+
+ELS, CJ, SPELLCHECK = "ELSBatchPhaseOutcomeV1", "CJAssessmentCompletedV1", "SpellcheckPhaseCompletedV1"
+C, F = Outcome.COMPLETED, Outcome.FAILED
+
+
+def by_its_lists(status: str, completed: tuple[str, ...], failed: tuple[str, ...], *, all_of: bool = False) -> Fact:
+    key = repeat_key_of("nlp", "c-1", status, completed, failed)
+    return PhaseOutcome("nlp", status, completed, failed, all_of, 7, key)
+
+
+OLD: dict[str, tuple[str, list[list[object]], tuple[Fact, ...]]] = {
+    "one essay": (SPELLCHECK, [["essay", "spellcheck", "e\0", "f", 7]], (EssayPhaseEnded("spellcheck", "e\0", F, 7),)),
+    "a roster": ("BatchEssaysRegistered", [["roster", ["e", "f"], 3, 7]], (EssaysRegistered(("e", "f"), 3, 7),)),
+    "a report": (REPORTED, [["batch", "nlp", "c", 7]], (PhaseReported("nlp", C, 7),)),
+    "ELS: all that were named succeeded": (
+        ELS,
+        [["essay", "nlp", "b", "c", 7], ["essay", "nlp", "a", "c", 7], ["batch", "nlp", "c", 7]],
+        (by_its_lists("completed_successfully", ("b", "a"), ()),),
+    ),
+    "ELS: some failed": (
+        ELS,
+        [["essay", "nlp", "a", "c", 7], ["essay", "nlp", "b", "f", 7]],
+        (by_its_lists("completed_with_failures", ("a",), ("b",)),),
+    ),
+    "ELS: all failed": (ELS, [["essay", "nlp", "b", "f", 7]], (by_its_lists("failed_critically", (), ("b",)),)),
+    "ELS: nobody is named": (
+        ELS,
+        [["batch", "nlp", "c", 7]],
+        (by_its_lists("completed_successfully", (), (), all_of=True),),
+    ),
+    "ELS: nobody is named, and all failed": (
+        ELS,
+        [["batch", "nlp", "f", 7]],
+        (by_its_lists("failed_critically", (), ()),),
+    ),
+    "CJ: it took itself for complete": (
+        CJ,
+        [["essay", "cj_assessment", "a", "c", 7], ["batch", "cj_assessment", "c", 7]],
+        (PhaseOutcome("cj_assessment", "completed_successfully", ("a",), (), False, 7),),
+    ),
+    "CJ: nobody is named": (
+        CJ,
+        [["batch", "cj_assessment", "f", 7]],
+        (PhaseOutcome("cj_assessment", "failed_critically", (), (), False, 7),),
+    ),
+    "no fact": (ELS, [], ()),
+}
+
+
+def old_entry(event_type: str, facts: list[list[object]]) -> bytes:
+    detail = to_json({"event_type": event_type, "facts": facts}).decode()
+    return to_json([False, str(UUID(int=1)), "batch", 9, "c-1", None, ["topic", 1, 2], detail])
+
+
+@pytest.mark.parametrize("said", OLD)
+def test_an_entry_of_the_release_before_is_read_as_a_whole(said: str) -> None:
+    event_type, written, facts = OLD[said]
+    entry = decode_entry(old_entry(event_type, written))
+    assert entry == FactsRecorded(UUID(int=1), "batch", 9, facts, event_type, "c-1", None, Position("topic", 1, 2))
+    assert decode_entry(encode_entry(entry)) == entry
+
+
+@pytest.mark.parametrize(
+    ("event_type", "fact"),
+    [
+        (SPELLCHECK, ["batch", "spellcheck", "c", 7]),
+        (ELS, ["essay", "nlp", "a", "x", 7]),
+        (ELS, ["essay"]),
+        (ELS, "essay"),
+        (CJ, ["batch", "cj_assessment", "c", 7, 8]),
+        (REPORTED, ["nothing", 1]),
+    ],
+)
+def test_what_the_release_before_did_not_write_is_a_value_error(event_type: str, fact: list[object]) -> None:
+    with pytest.raises(ValueError):
+        decode_entry(old_entry(event_type, [fact]))
+
+
+def test_a_list_weighs_what_it_holds() -> None:
+    facts = (PhaseOutcome("nlp", "s", ("a", "b"), ("c",), False, 1), EssaysRegistered(("a",), 1, 1))
+    entry = FactsRecorded(UUID(int=1), "b", 1, facts, "t")
+    assert weight(entry) == 6
+
+
+def test_the_migration_gives_an_outcome_the_key_that_the_service_gives_it() -> None:
+    migration = import_module("bcs.record.migrations.versions.v0002_completion_law")
+    for correlation_id in (None, "", "c\0"):
+        for status in ("a", "b"):
+            for names in ((), ("b", "a"), ("b", "\0", "\1", "a\\0", "b"), ("ä", "\ud800")):
+                for arguments in ((names, ()), ((), names), (names, names[:1])):
+                    asked = ("nlp", correlation_id, status, *arguments)
+                    assert migration.repeat_key(*asked) == repeat_key_of(*asked)

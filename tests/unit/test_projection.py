@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
 from aiokafka import ConsumerRecord
 
-from bcs.contracts.decoding import LATEST_US, EventDecoder
+from bcs.contracts.decoding import LATEST_US, EventDecoder, microseconds
 from bcs.domain.errors import StoreRefused, StoreUnavailable
 from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.pipelines import PLATFORM_PHASES
@@ -61,8 +62,8 @@ class Store:
         self.distrusted |= set(batch_ids)
 
 
-def projection(record: Record, store: Store) -> Projection:
-    return Projection(EventDecoder(PLATFORM_PHASES), cast("Any", record), cast("Any", store), lambda: None)
+def projection(record: Record, store: Store, latest_us: int = LATEST_US) -> Projection:
+    return Projection(EventDecoder(PLATFORM_PHASES), cast("Any", record), cast("Any", store), lambda: None, latest_us)
 
 
 async def test_one_that_is_refused_spoils_nothing_for_the_others() -> None:
@@ -90,6 +91,20 @@ async def test_a_time_that_no_calendar_has_is_the_latest_one() -> None:
     [entry] = record.written
     assert isinstance(entry, FactsRecorded)
     assert entry.at_us == LATEST_US
+
+
+async def test_what_claims_to_be_in_the_future_is_left_out_as_the_service_does() -> None:
+    record = Record()
+    now_us = microseconds(datetime(2026, 1, 1, tzinfo=UTC))
+    projecting = projection(record, Store(), now_us)
+    past = Past(
+        spellchecked("a", "e", at="2026-01-01T00:00:00Z"), spellchecked("a", "f", at="2026-01-01T00:00:00.000001Z")
+    )
+    await projecting.project(cast("Any", past))
+    [entry] = record.written
+    assert isinstance(entry, FactsRecorded)
+    assert [fact.at_us for fact in entry.facts] == [now_us]
+    assert projecting.tally.undecodable == 1
 
 
 async def test_the_same_message_has_the_same_entry_each_time() -> None:

@@ -8,11 +8,12 @@ import json
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict
 
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import LARGE_LETTER_BYTES, dead_letter, failed_resolution
@@ -121,13 +122,55 @@ def test_different_requests_batches_and_phases_have_different_ids(triples: list[
     assert len(set(ids)) == len(triples)
 
 
+class PlatformMetadata(BaseModel):
+    """As the platform has it around the data of an event."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    entity_id: str
+    entity_type: str
+    timestamp: datetime
+    event: str
+
+
+class PlatformPhaseSkipped(BaseModel):
+    """What the platform's own model takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    event: Literal["batch.phase.skipped"]
+    batch_id: str
+    phase_name: Literal["spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching"]
+    skip_reason: str
+    storage_id: str | None
+    correlation_id: uuid.UUID
+    metadata: PlatformMetadata
+
+
+class PlatformEnvelope(BaseModel):
+    """The envelope around it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    event_id: uuid.UUID
+    event_type: str
+    event_timestamp: datetime
+    source_service: str
+    schema_version: Literal[1]
+    correlation_id: uuid.UUID
+    data_schema_uri: str | None
+    data: PlatformPhaseSkipped
+    metadata: dict[str, Any] | None
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100))
+@example("req-1")
+@example(CORRELATION)
 @settings(deadline=None)
-def test_a_correlation_id_that_is_no_uuid_stands_in_the_data_and_its_uuid_in_the_envelope(text: str) -> None:
+def test_the_platform_s_model_takes_an_announcement_whatever_the_request_s_correlation_id(text: str) -> None:
     first, again = phases_skipped("b", ["nlp"], text, NOW) + phases_skipped("b", ["nlp"], text, NOW)
-    document = strict(first.value)
-    assert document["data"]["correlation_id"] == text
-    assert str(uuid.UUID(document["correlation_id"])) == document["correlation_id"] == as_uuid(text)
+    event = PlatformEnvelope.model_validate_json(first.value)
+    assert str(event.correlation_id) == str(event.data.correlation_id) == as_uuid(text)
     assert first == again
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bcs.settings import Settings
+from tests.support.law_stories import STORIES, Story, stories_table
 from tests.support.settings_table import settings_table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -16,6 +17,15 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def test_the_table_of_settings_is_the_settings() -> None:
     assert settings_table() in (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_stories_is_what_the_law_answers() -> None:
+    assert stories_table() in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.told[:60])
+def test_each_story_ends_as_it_is_told(story: Story) -> None:
+    assert story.decision().runs is not story.pruned
 
 
 TESTS = r"`(tests/[\w/]+\.py)(?:::(\w+))?`"

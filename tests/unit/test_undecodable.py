@@ -94,7 +94,7 @@ def test_an_unusable_batch_id_is_refused_and_not_reported(topic: str, batch_id: 
         (topics.SPELLCHECK_COMPLETED, {"timestamp": float("nan")}, "timestamp"),
         (topics.SPELLCHECK_COMPLETED, {"timestamp": "1969-12-31T23:59:59.999999Z"}, "1970"),
         (topics.CJ_COMPLETED, {"processing_summary": None}, "processing_summary"),
-        (topics.CJ_COMPLETED, {"processing_summary": {"successful_essay_ids": []}}, "failed_essay_ids"),
+        (topics.CJ_COMPLETED, {"processing_summary": {"failed_essay_ids": "a"}}, "failed_essay_ids"),
         (topics.PHASE_OUTCOME, {"processed_essays": ["a"]}, "processed_essays"),
         (topics.PHASE_OUTCOME, {"phase_status": None}, "phase_status"),
         (topics.ESSAYS_REGISTERED, {"expected_essay_count": -1}, "expected_essay_count"),

@@ -12,8 +12,9 @@ from bcs.actors.http.replies import reply_json
 from bcs.actors.knowledge import Knowledge
 from bcs.contracts.batches import history_document, phases_to_show, state_document
 from bcs.contracts.parameters import history_path, parse_batch_id, parse_history_query
-from bcs.domain.obstacles import report
+from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
+from bcs.domain.progress import Evaluation
 from bcs.record.reading import Past, read_page
 
 _ID_SEGMENT = 4
@@ -27,6 +28,7 @@ class BatchCalls:
     """
 
     definitions: PipelineDefinitions
+    law: CompletionLaw
     knowledge: Knowledge
     record: Past | None
 
@@ -36,7 +38,8 @@ class BatchCalls:
         state, version, source = await self.knowledge.state(batch_id)
         if state.empty:
             raise _unknown_batch()
-        reports = [report(state, phase) for phase in phases_to_show(state, self.definitions.phases)]
+        evaluation = Evaluation(state, self.law)
+        reports = [evaluation.explain(phase) for phase in phases_to_show(state, self.definitions.phases)]
         return reply_json(state_document(batch_id, state, version, source, reports))
 
     async def history(self, request: web.Request) -> web.Response:

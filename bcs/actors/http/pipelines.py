@@ -34,9 +34,10 @@ from bcs.contracts.http import (
 )
 from bcs.contracts.published import phases_skipped
 from bcs.domain.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
-from bcs.domain.facts import BatchPhaseEnded, Outcome
+from bcs.domain.facts import Outcome, PhaseReported
 from bcs.domain.history import PhaseDecided, PipelineResolved
 from bcs.domain.pipelines import PipelineDefinitions
+from bcs.domain.reporting import report_time_us
 from bcs.domain.resolution import Resolution, admit, resolve
 from bcs.failpoints import FailPoint, Reach
 from bcs.store.base import Outbox, StateStore
@@ -57,6 +58,7 @@ class PipelineCalls:
     :param now: wall-clock time.
     :param new_id: makes ids of entries in the history.
     :param deadline_seconds: how long a batch's actor may take to record a fact.
+    :param max_skew_us: how far ahead of the clock a report may be.
     :param reach: for chaos tests.
     """
 
@@ -71,6 +73,7 @@ class PipelineCalls:
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
     deadline_seconds: float
+    max_skew_us: int
     reach: Reach
 
     async def define(self, request: web.Request) -> web.Response:
@@ -100,7 +103,14 @@ class PipelineCalls:
         # A batch's actor would wait for the store together with what comes from Kafka; a caller is told at once.
         self.store.ensure_reachable()
         outcome = Outcome.COMPLETED if body.success else Outcome.FAILED
-        fact = BatchPhaseEnded(body.phase_name, outcome, microseconds(self.now()))
+        # A person's word counts over all that is known, whatever times that has.
+        at_us = report_time_us(
+            await self.store.state(body.batch_id),
+            body.phase_name,
+            now_us=microseconds(self.now()),
+            max_skew_us=self.max_skew_us,
+        )
+        fact = PhaseReported(body.phase_name, outcome, at_us)
         report = Report(self.new_id(), correlation_id_of(request), asked_by(request))
         # The fact keeps its time, so that to record it again after the actor died changes nothing.
         await ask_again(
@@ -142,6 +152,7 @@ class PipelineCalls:
             tuple(PhaseDecided(one.phase, one.runs, one.reason.value, one.because) for one in resolution.decisions),
             version,
             source,
+            resolution.registered,
         )
 
     async def _bury(self, request: web.Request, body: DefinePipeline, error: BcsError) -> None:

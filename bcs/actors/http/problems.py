@@ -10,7 +10,8 @@ from aiohttp import web
 
 from bcs.actors.http.replies import reply_json
 from bcs.contracts.http import InvalidField
-from bcs.domain.errors import PromptRequired, StoreError, StoreUnavailable, UnknownPipeline
+from bcs.domain.errors import PromptRequired, ReportOutdated, StoreError, StoreUnavailable, UnknownPipeline
+from bcs.domain.times import format_timestamp
 from bcs.supervision import SupervisionError
 
 
@@ -69,6 +70,9 @@ def problem_of(error: Exception) -> Problem | None:
         return Problem(
             HTTPStatus.CONFLICT, "prompt-required", str(error), {"phases_needing_prompt": list(error.phases)}
         )
+    if isinstance(error, ReportOutdated):
+        fact = {"fact": error.fact, "essay_id": error.essay_id, "at": format_timestamp(error.at_us)}
+        return Problem(HTTPStatus.CONFLICT, "report-outdated", str(error), {"phase": error.phase, "in_the_way": fact})
     if isinstance(error, StoreUnavailable):
         # Without the cause, which names addresses; the log and /healthz have it.
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"{error.store} is out of reach", retry=True)

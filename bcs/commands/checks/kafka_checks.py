@@ -105,14 +105,17 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
         return [unknown("lag", "no consumed topic was found")]
     committed = await admin.list_consumer_group_offsets(settings.kafka_consumer_group_id, partitions=keys)
     # Without a group it disturbs nobody in ours.
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, enable_auto_commit=False, isolation_level="read_committed"
+    )
     try:
         await consumer.start()
         consumer.assign(keys)
         first, end = await consumer.beginning_offsets(keys), await consumer.end_offsets(keys)
     finally:
         await close(consumer, _CLOSE_SECONDS)
-    return [
+    registered = any(end[key] > 0 for key in keys if key.topic == topics.ESSAYS_REGISTERED)
+    lags = [
         judgement.lag(
             name,
             {
@@ -125,6 +128,7 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
         )
         for name in consumed
     ]
+    return [*lags, judgement.registration(required=settings.require_registration, seen=registered)]
 
 
 def _offset(committed: Any) -> int | None:

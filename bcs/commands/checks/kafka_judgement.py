@@ -68,3 +68,21 @@ def lag(name: str, partitions: Mapping[int, Offsets], *, from_earliest: bool, ma
     if behind > many:
         return warning("lag", found, "ask again: if it does not fall, see to the service's log, or start more replicas")
     return ok("lag", found)
+
+
+def registration(*, required: bool, seen: bool) -> Finding:
+    """Whether a batch can be complete before its registration was read.
+
+    :param required: `BCS_REQUIRE_REGISTRATION`.
+    :param seen: whether the topic of registrations ever had a message.
+    """
+    check = "registration"
+    if required and not seen:
+        fix = "have the platform register its batches, or unset BCS_REQUIRE_REGISTRATION"
+        return warning(check, "required, and no batch was ever registered: none is complete by its essays", fix)
+    if required:
+        return ok(check, "required: a batch that is not registered is not complete by its essays")
+    if seen:
+        fix = "set BCS_REQUIRE_REGISTRATION=true: the platform registers its batches"
+        return warning(check, "not required: a batch whose registration is still to be read looks complete early", fix)
+    return ok(check, "not required, and no batch was ever registered")

@@ -1,13 +1,15 @@
-"""The record's schema: plain SQL, one file for each version, applied by Alembic.
+"""The record's schema, one script for each version, applied by Alembic: plain SQL where that can say it.
 
-A version must leave the release before it able to work, since replicas of both run side by side during a deployment.
+A script never changes once it was released, so it imports nothing that may. Replicas of two releases run side by side
+during a deployment: a version leaves the release before it able to work, or makes its statements fail as those of a
+database that is away (an undefined table or column), so that what it has to write waits in Redis for this release.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest version."""
 
 VERSION_TABLE = "bcs_schema_version"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def moment(at_us: int) -> str:
+def format_timestamp(at_us: int) -> str:
     """A time of the store's in RFC 3339.
 
     :param at_us: microseconds since 1970 UTC.

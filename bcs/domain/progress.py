@@ -1,0 +1,300 @@
+"""From a batch's state to the progress of each phase, and to the compact summary that resolution reads.
+
+The rules are those of the project's design, "Batch state": a list speaks for the essays that it names; a report speaks
+for every essay that had joined by then; an outcome that names nobody speaks for the essays that were due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from bcs.domain.facts import Outcome
+from bcs.domain.law import CompleteWhen, CompletionLaw
+from bcs.domain.state import ALL_ESSAYS, BatchState, Ending, Mark
+
+_NEVER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseProgress:
+    """How far a phase is for a batch. Each known essay is counted at most once.
+
+    :param complete: by the phase's policy.
+    :param completed: essays that completed it.
+    :param failed: essays that failed in it.
+    :param failed_before: essays of which nothing is known here, and that failed in a phase that this one requires.
+    :param left_out: other essays of which nothing is known here, and that had joined before the newest outcome.
+    :param covered: a report speaks for every known essay, and for those that nobody has named.
+    :param outcome_at_us: when the newest outcome that still counts was said; None where there is none.
+    """
+
+    complete: bool
+    completed: int
+    failed: int
+    failed_before: int = 0
+    left_out: int = 0
+    covered: bool = False
+    outcome_at_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSummary:
+    """All that resolution needs to know of a batch; its size does not grow with the number of essays.
+
+    :param version: rises with every commit to the batch.
+    :param known: how many essays are known to belong to the batch.
+    :param expected: how many it was registered with; None when it never was.
+    :param progress: of the phases that anything is known about. All others are incomplete.
+    """
+
+    version: int = 0
+    known: int = 0
+    expected: int | None = None
+    progress: Mapping[str, PhaseProgress] = field(default_factory=dict)
+
+    @property
+    def registered(self) -> bool:
+        """True if the batch was registered."""
+        return self.expected is not None
+
+    def complete(self, phase: str) -> bool:
+        """True if a phase is complete."""
+        progress = self.progress.get(phase)
+        return progress is not None and progress.complete
+
+
+class Standing(StrEnum):
+    """How one essay stands in one phase; all but `COMPLETED` can hold the phase back."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    FAILED_BEFORE = "failed_before"
+    LEFT_OUT = "not_in_outcome"
+    JOINED_AFTER_REPORT = "joined_after_report"
+    NOT_KNOWN = "never_recorded"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockingEssay:
+    """An essay that holds a phase back.
+
+    :param first_seen_us: when the essay became known, in microseconds since 1970 UTC.
+    :param mark: the one that says "failed"; None when nothing speaks for the essay.
+    """
+
+    essay_id: str
+    why: Standing
+    first_seen_us: int
+    mark: Mark | None
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseExplanation:
+    """A phase's progress with all that led to it.
+
+    :param complete_when: the phase's policy.
+    :param outstanding: known essays of which nothing is known here, for whatever reason.
+    :param missing: expected essays that nobody has named, and for which no report speaks.
+    :param held_back_by: in the order of their ids.
+    :param report: the newest report, where it still counts.
+    :param outcome: the newest outcome, where it still counts.
+    :param newest: the newest mark of all: an essay's, or the report.
+    """
+
+    phase: str
+    complete_when: CompleteWhen
+    progress: PhaseProgress
+    outstanding: int
+    missing: int
+    held_back_by: tuple[BlockingEssay, ...]
+    report: Mark | None
+    outcome: Ending | None
+    newest: Mark | None
+
+
+class Evaluation:
+    """One state under one law. Each phase is worked out once, so the state must not change meanwhile."""
+
+    def __init__(self, state: BatchState, law: CompletionLaw) -> None:
+        self._state = state
+        self._law = law
+        self._words: dict[str, Mapping[str, Mark]] = {}
+
+    def words(self, phase: str) -> Mapping[str, Mark]:
+        """The newest word on each known essay that is not invalidated; none for an essay of which nothing is known."""
+        if phase not in self._words:
+            self._words[phase] = self._find_words(phase)
+        return self._words[phase]
+
+    def standing(self, phase: str, essay_id: str) -> Standing:
+        """How a known essay stands in a phase."""
+        word = self.words(phase).get(essay_id)
+        if word is not None:
+            return Standing.COMPLETED if word.outcome is Outcome.COMPLETED else Standing.FAILED
+        for required in self._law.upstream(phase):
+            upstream = self.words(required).get(essay_id)
+            if upstream is not None and upstream.outcome is Outcome.FAILED:
+                return Standing.FAILED_BEFORE
+        since_us, ending = self._state.first_seen_us[essay_id], self.outcome(phase)
+        if ending is not None and since_us < ending.at_us and self._invalidated_at(phase, essay_id) <= ending.at_us:
+            return Standing.LEFT_OUT
+        report = self.report(phase)
+        if report is not None and since_us > report.at_us:
+            return Standing.JOINED_AFTER_REPORT
+        return Standing.NOT_KNOWN
+
+    def report(self, phase: str) -> Mark | None:
+        """The report on a phase, where it still counts."""
+        report = self._state.reports.get(phase)
+        return report if report is not None and report.at_us >= self._invalidated_at(phase, ALL_ESSAYS) else None
+
+    def outcome(self, phase: str) -> Ending | None:
+        """The newest outcome of a phase, where it still counts; at the same instant one that speaks for nobody."""
+        endings = self._state.outcomes.get(phase)
+        if not endings:
+            return None
+        newest = max(endings.values(), key=lambda ending: (ending.at_us, not ending.speaks_for_all, ending.status))
+        return newest if newest.at_us >= self._invalidated_at(phase, ALL_ESSAYS) else None
+
+    def progress(self, phase: str) -> PhaseProgress:
+        """How far a phase is."""
+        state, ending = self._state, self.outcome(phase)
+        outcome_at_us = ending.at_us if ending else None
+        known = state.first_seen_us
+        if not known:
+            return PhaseProgress(self._complete_without_essays(phase), 0, 0, outcome_at_us=outcome_at_us)
+        words = self.words(phase)
+        completed = sum(word.outcome is Outcome.COMPLETED for word in words.values())
+        failed = len(words) - completed
+        before = left_out = 0
+        if len(words) < len(known):
+            standings = [self.standing(phase, essay) for essay in known if essay not in words]
+            before, left_out = standings.count(Standing.FAILED_BEFORE), standings.count(Standing.LEFT_OUT)
+        if self._law.policy(phase) is CompleteWhen.EVERY_ESSAY_COMPLETED:
+            all_done = completed == len(known)
+        else:
+            all_done = completed > 0 and completed + failed + before + left_out == len(known)
+        covered = self._covered(phase)
+        complete = all_done and (covered or self._enough_known())
+        return PhaseProgress(complete, completed, failed, before, left_out, covered, outcome_at_us)
+
+    def explain(self, phase: str) -> PhaseExplanation:
+        """What is known of a phase, and what keeps it from being complete."""
+        state, progress, report = self._state, self.progress(phase), self.report(phase)
+        words = self.words(phase)
+        marks = [*words.values(), *([report] if report else [])]
+        expected = state.expected.count if state.expected else 0
+        return PhaseExplanation(
+            phase,
+            self._law.policy(phase),
+            progress,
+            len(state.first_seen_us) - progress.completed - progress.failed,
+            0 if progress.covered else max(0, expected - len(state.first_seen_us)),
+            tuple(self._blocking(phase)),
+            report,
+            self.outcome(phase),
+            max(marks, key=lambda mark: mark.at_us, default=None),
+        )
+
+    def _blocking(self, phase: str) -> list[BlockingEssay]:
+        settled = {Standing.COMPLETED}
+        if self._law.policy(phase) is CompleteWhen.EVERY_ESSAY_SETTLED and self.progress(phase).completed:
+            settled |= {Standing.FAILED, Standing.FAILED_BEFORE, Standing.LEFT_OUT}
+        words, blocking = self.words(phase), []
+        for essay_id in sorted(self._state.first_seen_us):
+            why = self.standing(phase, essay_id)
+            if why not in settled:
+                blocking.append(BlockingEssay(essay_id, why, self._state.first_seen_us[essay_id], words.get(essay_id)))
+        return blocking
+
+    def _find_words(self, phase: str) -> Mapping[str, Mark]:
+        state = self._state
+        invalidated = state.invalidations.get(phase)
+        report, ending = self.report(phase), self.outcome(phase)
+        own = self._own_marks(phase)
+        speaks = ending is not None and ending.speaks_for_all
+        if invalidated is None and report is None and not speaks and own.keys() <= state.first_seen_us.keys():
+            return own
+        words: dict[str, Mark] = {}
+        for essay_id, since_us in state.first_seen_us.items():
+            at_least_us = self._invalidated_at(phase, essay_id)
+            word = own.get(essay_id)
+            if word is not None and word.at_us < at_least_us:
+                word = None
+            # On a tie the essay's own mark counts, then the report.
+            for other in (report, Mark(Outcome.COMPLETED, ending.at_us) if ending is not None and speaks else None):
+                if other is None or since_us > other.at_us or other.at_us < at_least_us:
+                    continue
+                if word is not None and other.at_us <= word.at_us:
+                    continue
+                if other is report or self._was_due(phase, essay_id):
+                    word = other
+            if word is not None:
+                words[essay_id] = word
+        return words
+
+    def _own_marks(self, phase: str) -> Mapping[str, Mark]:
+        state = self._state
+        timed, by_key = state.essay_marks.get(phase, {}), state.outcome_marks.get(phase)
+        if not by_key:
+            return timed
+        own = dict(timed)
+        for key, listed in by_key.items():
+            ending = state.outcomes[phase][key]
+            marks = {outcome: Mark(outcome, ending.at_us) for outcome in Outcome}
+            for essay_id, outcome in listed.items():
+                known = own.get(essay_id)
+                if known is None or marks[outcome].supersedes(known):
+                    own[essay_id] = marks[outcome]
+        return own
+
+    def _was_due(self, phase: str, essay_id: str) -> bool:
+        """True if the essay completed every phase that this one requires."""
+        for required in self._law.requires(phase):
+            word = self.words(required).get(essay_id)
+            if word is None or word.outcome is not Outcome.COMPLETED:
+                return False
+        return True
+
+    def _complete_without_essays(self, phase: str) -> bool:
+        report, ending = self.report(phase), self.outcome(phase)
+        if ending is not None and ending.speaks_for_all and (report is None or ending.at_us > report.at_us):
+            return True
+        return report is not None and report.outcome is Outcome.COMPLETED
+
+    def _covered(self, phase: str) -> bool:
+        report = self.report(phase)
+        if report is None or report.outcome is not Outcome.COMPLETED:
+            return False
+        # One that joined later shows that the batch was still growing when the report was made.
+        return max(self._state.first_seen_us.values()) <= report.at_us
+
+    def _enough_known(self) -> bool:
+        expected = self._state.expected
+        if expected is None:
+            return not self._law.require_registration
+        return len(self._state.first_seen_us) >= expected.count
+
+    def _invalidated_at(self, phase: str, essay_id: str | None) -> int:
+        times = self._state.invalidations.get(phase)
+        if not times:
+            return _NEVER
+        return max(times.get(ALL_ESSAYS, _NEVER), times.get(essay_id, _NEVER))
+
+
+def evaluate_phase(state: BatchState, law: CompletionLaw, phase: str) -> PhaseProgress:
+    """How far a phase is."""
+    return Evaluation(state, law).progress(phase)
+
+
+def summarize(state: BatchState, law: CompletionLaw, version: int) -> BatchSummary:
+    """The summary of a state under a law."""
+    evaluation = Evaluation(state, law)
+    return BatchSummary(
+        version,
+        len(state.first_seen_us),
+        state.expected.count if state.expected else None,
+        {phase: evaluation.progress(phase) for phase in sorted(state.phases)},
+    )

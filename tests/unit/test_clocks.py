@@ -1,0 +1,46 @@
+"""Two clocks are asked before an event is called ahead of time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from bcs.actors.clocks import Clocks
+from bcs.domain.errors import ClocksDiffer
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+NOW_US = int(NOW.timestamp()) * 1_000_000
+SECOND_US = 1_000_000
+
+
+def clocks(store_us: int) -> Clocks:
+    async def store_time_us() -> int:
+        return store_us
+
+    return Clocks(now=lambda: NOW, store_time_us=store_time_us, max_skew_seconds=600)
+
+
+async def test_a_time_within_the_skew_of_our_clock_is_not_ahead_and_asks_nobody() -> None:
+    async def nobody() -> int:
+        raise AssertionError("the store is asked")
+
+    asked = Clocks(now=lambda: NOW, store_time_us=nobody, max_skew_seconds=600)
+    assert await asked.is_ahead(NOW_US + 600 * SECOND_US) is False
+
+
+async def test_a_time_beyond_both_clocks_is_ahead() -> None:
+    assert await clocks(NOW_US).is_ahead(NOW_US + 600 * SECOND_US + 1) is True
+
+
+async def test_a_time_that_the_store_s_clock_allows_is_not_ahead() -> None:
+    assert await clocks(NOW_US + 600 * SECOND_US).is_ahead(NOW_US + 601 * SECOND_US) is False
+
+
+@pytest.mark.parametrize("store_us", [NOW_US + 601 * SECOND_US, NOW_US - 601 * SECOND_US])
+async def test_while_the_clocks_differ_nobody_is_called_ahead(store_us: int) -> None:
+    with pytest.raises(ClocksDiffer) as differ:
+        await clocks(store_us).is_ahead(NOW_US + 10_000 * SECOND_US)
+    assert differ.value.seconds == 601
