@@ -1,6 +1,7 @@
 """Dead letters on Apache Kafka: all of them listed, shown, and put back as they came."""
 
 import base64
+import json
 import os
 import random
 import signal
@@ -334,6 +335,39 @@ async def test_what_is_put_back_is_what_was_there(scene: Scene) -> None:
         await scene.letters(count)
         failures = Counter((letter["failures"], letter["replayed"]) for letter in await scene.each())
         assert failures == {(1, True): count, (2, False): count}
+
+
+async def test_a_replay_keeps_the_time_also_where_the_topic_stamps_it_anew(scene: Scene, tmp_path: Path) -> None:
+    """The event has no time but Kafka's."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=scene.kafka)
+    await admin.start()
+    stamping = ConfigResource(
+        ConfigResourceType.TOPIC, topics.PHASE_OUTCOME, {"message.timestamp.type": "LogAppendTime"}
+    )
+    await admin.alter_configs([stamping])
+    try:
+        envelope = json.loads(phase_outcome("batch", NEW_PHASE, ["essay"]).value)
+        value = json.dumps({**envelope, "event_timestamp": None}).encode()
+        await scene.platform.send_raw((topics.PHASE_OUTCOME, b"batch", value))
+        async with scene.service():
+            await scene.letters(1)
+        configuration = tmp_path / "pipelines.yaml"
+        configuration.write_text(f"phases: [{{name: spellcheck}}, {{name: {NEW_PHASE}}}]\n")
+        async with scene.service(BCS_PIPELINE_CONFIG_PATH=configuration):
+            assert (await scene.operator.asks("dlq", "replay", "--all"))["replayed"] == 1
+            await wait_until(lambda: has_outcome(scene, "batch"), SECONDS)
+    finally:
+        stamping.configs = {"message.timestamp.type": "CreateTime"}
+        await admin.alter_configs([stamping])
+        await admin.close()
+    first, again = await scene.platform.messages(topics.PHASE_OUTCOME)
+    assert again.timestamp > first.timestamp, "the topic stamped it anew"
+    [ending] = (await scene.store.state("batch")).outcomes[NEW_PHASE].values()
+    assert ending.at_us == first.timestamp * 1000
+
+
+async def has_outcome(scene: Scene, batch: str) -> bool:
+    return NEW_PHASE in (await scene.store.state(batch)).outcomes
 
 
 async def test_an_original_that_is_gone_is_named_and_its_letter_stays(scene: Scene) -> None:
