@@ -52,6 +52,13 @@ class StateStore(Protocol):
         """
         ...
 
+    async def partial_state(self, batch_id: str) -> BatchState:
+        """What the store itself has of a batch; the record behind it is not asked, and may have more.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        ...
+
     def ensure_reachable(self) -> None:
         """Refuse at once, without asking it, while the store is known to be away.
 

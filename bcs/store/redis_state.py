@@ -110,6 +110,10 @@ class RedisStateStore:
         await self._complete(batch_id, stored)
         return stored.state
 
+    async def partial_state(self, batch_id: str) -> BatchState:
+        """See `StateStore.partial_state`."""
+        return (await self._batches.read(batch_id)).state
+
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`."""
         self._gateway.ensure_reachable()

@@ -65,3 +65,16 @@ async def test_what_waits_stays_until_the_record_has_it(
         await wait_until(lambda: failed)
         await world.reached_again()
         assert await world.told(batch) == [(fact,) for fact in facts]
+
+
+async def test_a_report_on_a_batch_that_nobody_knows_is_taken_while_the_record_is_away(
+    tmp_path: Path, database_url: str, batch: str
+) -> None:
+    async with RecordWorld(tmp_path, database_url) as world:
+        world.database_proxy.refuse()
+        await world.database_proxy.cut()
+        # The batch may have a past that only the record knows; for a report that is no reason to wait.
+        assert (await world.bos.complete(batch, "spellcheck")).status == 200
+        world.database_proxy.accept()
+        await world.reached_again()
+        assert (await world.record.state(batch)).reports["spellcheck"].outcome is Outcome.COMPLETED

@@ -33,12 +33,13 @@ from bcs.contracts.http import (
     pipeline_answer,
 )
 from bcs.contracts.published import phases_skipped
-from bcs.domain.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
+from bcs.domain.errors import BcsError, PromptRequired, RequestRefused, StoreError, StoreUnavailable, UnknownPipeline
 from bcs.domain.facts import Outcome, PhaseReported
 from bcs.domain.history import PhaseDecided, PipelineResolved
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.reporting import report_time_us
 from bcs.domain.resolution import Resolution, admit, resolve
+from bcs.domain.state import BatchState
 from bcs.failpoints import FailPoint, Reach
 from bcs.store.base import Outbox, StateStore
 from bcs.supervision import DynamicSupervisor
@@ -105,7 +106,7 @@ class PipelineCalls:
         outcome = Outcome.COMPLETED if body.success else Outcome.FAILED
         # A person's word counts over all that is known, whatever times that has.
         at_us = report_time_us(
-            await self.store.state(body.batch_id),
+            await self._known(body.batch_id),
             body.phase_name,
             now_us=microseconds(self.now()),
             max_skew_us=self.max_skew_us,
@@ -121,6 +122,15 @@ class PipelineCalls:
             )
         )
         return reply_json({"status": "recorded", "batch_id": body.batch_id, "phase_name": body.phase_name})
+
+    async def _known(self, batch_id: str) -> BatchState:
+        """What is known of a batch; only what Redis has of it while the record is away, which must refuse no report."""
+        try:
+            return await self.store.state(batch_id)
+        except StoreUnavailable as error:
+            if error.store != "postgresql":
+                raise
+            return await self.store.partial_state(batch_id)
 
     async def _resolve(self, body: DefinePipeline, caller: str) -> tuple[Resolution, str]:
         prompt_attached = body.batch_metadata.prompt_attached if body.batch_metadata else None
