@@ -25,7 +25,7 @@ from bcs.contracts.parameters import HIGHEST_NUMBER, MOST_ENTRIES, USUAL_ENTRIES
 from bcs.domain.errors import BcsError
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.progress import BlockingEssay, Evaluation, PhaseExplanation, Standing
-from bcs.domain.state import BatchState, Mark
+from bcs.domain.state import BatchState
 from bcs.domain.times import format_timestamp
 from bcs.pipeline_config import pipelines_of
 from bcs.settings import load_settings
@@ -150,11 +150,14 @@ def _counts(reports: Sequence[PhaseExplanation]) -> RenderableType:
 
 
 def _times(reports: Sequence[PhaseExplanation]) -> RenderableType:
-    times = table("phase", "newest mark", "report", "outcome")
+    times = table("phase", "known", "when")
     for of in reports:
-        newest = format_timestamp(of.newest.at_us) if of.newest else "none"
-        outcome = f"{of.outcome.status} at {format_timestamp(of.outcome.at_us)}" if of.outcome else "none"
-        times.add_row(plain(of.phase), newest, _told(of.report) if of.report else "none", plain(outcome))
+        known = [("newest mark", of.newest)] if of.newest else []
+        known += [(f"reported {OUTCOMES[of.report.outcome]}", of.report)] if of.report else []
+        rows = [(what, mark.at_us) for what, mark in known]
+        rows += [(f"outcome {of.outcome.status}", of.outcome.at_us)] if of.outcome else []
+        for what, at_us in rows:
+            times.add_row(plain(of.phase), plain(what), format_timestamp(at_us))
     return times
 
 
@@ -190,7 +193,3 @@ def _why(essay: BlockingEssay, of: PhaseExplanation) -> str:
     if essay.why is Standing.JOINED_AFTER_REPORT:
         return f"joined after the report, at {format_timestamp(essay.first_seen_us)}"
     return "never recorded"
-
-
-def _told(mark: Mark) -> str:
-    return f"{OUTCOMES[mark.outcome]} at {format_timestamp(mark.at_us)}"
