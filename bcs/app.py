@@ -169,6 +169,9 @@ class Service:
             self._reach,
         )
         publisher = Publisher(settings, self.outbox, self.telemetry, self._reach)
+        clocks = Clocks(
+            now=self._now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
+        )
         intake = Intake(
             settings,
             EventDecoder(self._phases),
@@ -178,11 +181,7 @@ class Service:
             self.kafka,
             self.telemetry,
             self._now,
-            Clocks(
-                now=self._now,
-                store_time_us=self.store.time_us,
-                max_skew_seconds=settings.max_clock_skew_seconds,
-            ),
+            clocks,
             self._reach,
         )
         pipelines = PipelineCalls(
@@ -197,7 +196,7 @@ class Service:
             self._now,
             uuid.uuid4,
             settings.request_deadline_seconds,
-            int(settings.max_clock_skew_seconds * 1_000_000),
+            clocks,
             self._reach,
         )
         probes = Probes(

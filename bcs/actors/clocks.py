@@ -25,7 +25,7 @@ class Clocks:
 
     def seems_ahead(self, at_us: int) -> bool:
         """True if a time is further ahead of our clock than may be."""
-        return at_us > microseconds(self.now()) + self._max_skew_us
+        return at_us > microseconds(self.now()) + self.max_skew_us
 
     async def is_ahead(self, at_us: int) -> bool:
         """True if a time is further ahead of both clocks than may be.
@@ -37,10 +37,22 @@ class Clocks:
             return False
         store_us = await self.store_time_us()
         difference_us = abs(store_us - microseconds(self.now()))
-        if difference_us > self._max_skew_us:
+        if difference_us > self.max_skew_us:
             raise ClocksDiffer(difference_us / 1_000_000)
-        return at_us > store_us + self._max_skew_us
+        return at_us > store_us + self.max_skew_us
+
+    async def agreed_now_us(self) -> int:
+        """The present by the clock that is behind, in microseconds since 1970 UTC.
+
+        :raises ClocksDiffer: it can't be said which clock is right.
+        :raises StoreUnavailable: the store did not tell its time.
+        """
+        now_us, store_us = microseconds(self.now()), await self.store_time_us()
+        if abs(store_us - now_us) > self.max_skew_us:
+            raise ClocksDiffer(abs(store_us - now_us) / 1_000_000)
+        return min(now_us, store_us)
 
     @property
-    def _max_skew_us(self) -> int:
+    def max_skew_us(self) -> int:
+        """How far two clocks may differ, and how far ahead an event may be."""
         return int(self.max_skew_seconds * 1_000_000)

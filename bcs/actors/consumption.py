@@ -168,7 +168,9 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                     self._consumer.seek(key, record.offset)
                 return False
             if not await self._hand_over(record, epoch):
-                self._consumer.seek(key, record.offset)
+                # A rebalance may have come meanwhile: of a new ownership nothing may be passed over.
+                if self._is_owned(record, epoch):
+                    self._consumer.seek(key, record.offset)
                 return False
             if (position + 1) % _MESSAGES_PER_TURN == 0:
                 await anyio.lowlevel.checkpoint()
@@ -181,9 +183,13 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         event_type = decoder.event_type(record.topic)
         try:
             event = decoder.decode(record.topic, record.value, self._said_at_ms(record))
-            if event.facts and clocks.seems_ahead(event.at_us) and await clocks.is_ahead(event.at_us):
-                problem = f"the event's time, {format_timestamp(event.at_us)}, lies in the future"
-                raise UndecodableMessage("time_in_the_future", problem, event.batch_id, event.correlation_id)
+            if event.facts and clocks.seems_ahead(event.at_us):
+                ahead = await clocks.is_ahead(event.at_us)
+                if not self._is_owned(record, epoch):
+                    return False
+                if ahead:
+                    problem = f"the event's time, {format_timestamp(event.at_us)}, lies in the future"
+                    raise UndecodableMessage("time_in_the_future", problem, event.batch_id, event.correlation_id)
         except UndecodableMessage as error:
             self._read(message)
             self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error))
@@ -201,6 +207,10 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             self._finish(receipt)
             self._note_progress()
         return True
+
+    def _is_owned(self, record: ConsumerRecord, epoch: int) -> bool:
+        """True while the partition is owned as it was when the record was read."""
+        return self._tracker.epoch(record.topic, record.partition) == epoch
 
     def _read(self, message: ConsumedMessage) -> None:
         self._tracker.read(message.topic, message.partition, message.offset, message.size_bytes)

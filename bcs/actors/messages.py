@@ -7,14 +7,12 @@ from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
-from bcs.contracts.dead_letters import ORIGINAL_TIMESTAMP
+from bcs.contracts.dead_letters import original_time_ms
 from bcs.contracts.decoding import DecodedEvent
 from bcs.contracts.published import ConsumedMessage
 from bcs.domain.facts import Fact
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id
 from bcs.supervision import Reply
-
-_TIME_DIGITS = 15
 
 
 def message_of(record: ConsumerRecord) -> ConsumedMessage:
@@ -29,9 +27,9 @@ def written_at_ms(record: ConsumerRecord) -> int | None:
 
     One that was replayed carries the time of its original, since a topic may stamp it anew.
     """
-    for name, value in record.headers:
-        if name == ORIGINAL_TIMESTAMP and value is not None and value.isdigit() and len(value) <= _TIME_DIGITS:
-            return int(value)
+    original_ms = original_time_ms(record.headers) if record.headers else None
+    if original_ms is not None:
+        return original_ms
     # Kafka writes -1 where a producer gave no time.
     return record.timestamp if record.timestamp >= 0 else None
 

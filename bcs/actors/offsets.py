@@ -73,12 +73,10 @@ class OffsetTracker:
         owned = self._partitions.get((topic, partition))
         if owned is None:
             return
-        if owned.next_offset is None:
-            # Where the ownership began: so far is committed, or is where a new group begins.
+        # The first time this is where the ownership began, or already behind what nobody gets: both may be committed.
+        if owned.next_offset is None or offset > owned.next_offset:
             owned.next_offset = offset
-        elif offset > owned.next_offset:
-            owned.next_offset = offset
-            if not owned.unfinished:
+            if offset and not owned.unfinished:
                 owned.committable = offset
 
     def finish(self, topic: str, partition: int, offset: int, epoch: int) -> None:

@@ -79,5 +79,5 @@ async def _rebuild(
         await past.open(topics.CONSUMED)
         tally = Tally()
         decoder = EventDecoder(frozenset(definitions.phases) | PLATFORM_PHASES)
-        latest_us = microseconds(datetime.now(UTC)) + int(settings.max_clock_skew_seconds * 1_000_000)
-        await Projection(decoder, record, stored, begun(past, tally), latest_us, tally).project(past)
+        now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
+        await Projection(decoder, record, stored, begun(past, tally), now_us, max_skew_us, tally).project(past)

@@ -60,6 +60,7 @@ _MESSAGE_CHARACTERS = 1000
 # What others put into headers with our names must not be believed without limit.
 _COUNT_DIGITS = 6
 _TIME_CHARACTERS = 40
+_TIME_DIGITS = 14  # enough until the year 5138
 _LARGE_KEY_BYTES = 1024
 # json.dumps() would make one anew for each document.
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -80,7 +81,7 @@ def dead_letter(
         "source_topic": failed.topic,
         "source_partition": failed.partition,
         "source_offset": failed.offset,
-        "source_timestamp_ms": failed.timestamp_ms,
+        "source_timestamp_ms": _written_at_ms(failed),
         "source_key": None if failed.key is None else failed.key.decode(errors="replace"),
         "source_key_base64": None if failed.key is None else _base64(failed.key),
         "value_bytes": None if raw is None else len(raw),
@@ -156,9 +157,26 @@ def earlier_failures(headers: Headers) -> tuple[int, str | None]:
     return count, first
 
 
+def original_time_ms(headers: Headers) -> int | None:
+    """When the original of a replayed message was written, in milliseconds since 1970 UTC; None for any other message.
+
+    A topic may stamp a replayed message anew.
+    """
+    given = dict(headers)
+    value = given.get(ORIGINAL_TIMESTAMP)
+    if REPLAYED_FROM in given and value is not None and value.isdigit() and len(value) <= _TIME_DIGITS:
+        return int(value)
+    return None
+
+
 def foreign(headers: Headers) -> Headers:
     """A message's own headers, without those that are from us."""
     return tuple(header for header in headers if header[0] not in OWN_HEADERS)
+
+
+def _written_at_ms(failed: ConsumedMessage) -> int:
+    original_ms = original_time_ms(failed.headers)
+    return failed.timestamp_ms if original_ms is None else original_ms
 
 
 def _headers(
@@ -169,7 +187,7 @@ def _headers(
         ORIGINAL_TOPIC: failed.topic,
         ORIGINAL_PARTITION: str(failed.partition),
         ORIGINAL_OFFSET: str(failed.offset),
-        ORIGINAL_TIMESTAMP: str(failed.timestamp_ms),
+        ORIGINAL_TIMESTAMP: str(_written_at_ms(failed)),
         **({} if batch_id is None else {BATCH_ID: batch_id}),
         REASON: reason,
         EXCEPTION_CLASS: str(detail.get("error_type", "")),

@@ -26,6 +26,7 @@ from bcs.contracts.consumed import (
 )
 from bcs.domain.errors import UndecodableMessage
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, repeat_key_of
+from bcs.domain.state import TIMED
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
@@ -106,11 +107,13 @@ class EventDecoder:
         named = bool(data.processed_essays or data.failed_essay_ids)
         completed = tuple(essay.essay_id for essay in data.processed_essays)
         failed = tuple(essay for essay in data.failed_essay_ids if essay)
-        said = correlation_id or (data.correlation_id if isinstance(data.correlation_id, str) else None)
+        said = correlation_id or (data.correlation_id if isinstance(data.correlation_id, str) else "")
         # A null names nobody, and still tells this list from an empty one.
         listed_failed = [essay or "" for essay in data.failed_essay_ids]
         status = data.phase_status
-        key = "" if data.timestamp else repeat_key_of(data.phase_name, said, status, completed, listed_failed)
+        # Without a correlation id nothing tells a copy from another outcome.
+        timed = data.timestamp is not None or not said
+        key = TIMED if timed else repeat_key_of(data.phase_name, said, status, completed, listed_failed)
         return (
             PhaseOutcome(
                 data.phase_name,
@@ -173,8 +176,8 @@ def _cj_completed(data: CJAssessmentCompletedV1, at_us: int, correlation_id: str
     if data.status not in CJ_ENDED:
         return ()
     # Another name than ELS's: what CJ says never speaks for all, so neither is a copy of the other.
-    said = f"cj {correlation_id or ''}"
-    key = "" if data.timestamp else repeat_key_of(phase, said, data.status, completed, failed)
+    timed = data.timestamp is not None or not correlation_id
+    key = TIMED if timed else repeat_key_of(phase, f"cj {correlation_id}", data.status, completed, failed)
     return (PhaseOutcome(phase, data.status.value, completed, failed, False, at_us, key),)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -89,9 +90,7 @@ class EssaysRegistered:
 Fact = EssayPhaseEnded | PhaseOutcome | PhaseReported | PhaseInvalidated | EssaysRegistered
 
 
-def repeat_key_of(
-    phase: str, correlation_id: str | None, status: str, completed: Iterable[str], failed: Iterable[str]
-) -> str:
+def repeat_key_of(phase: str, correlation_id: str, status: str, completed: Iterable[str], failed: Iterable[str]) -> str:
     """The same text for every copy of an outcome that carries no time of its own, 16 hexadecimal digits.
 
     The producers' relay stamps each copy anew, so the times of two copies say nothing. The status counts only where
@@ -101,6 +100,6 @@ def repeat_key_of(
     :param failed: ids in any order.
     """
     lists = [sorted(set(completed)), sorted(set(failed))]
-    parts = [phase, correlation_id or "", "" if lists[0] or lists[1] else status, *lists[0], "\1", *lists[1]]
-    # A surrogate is no UTF-8, and still has to make a key.
-    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    # As JSON, so that no id can be taken for two, whatever characters it has.
+    parts = json.dumps([phase, correlation_id, "" if lists[0] or lists[1] else status, *lists])
+    return blake2b(parts.encode(), digest_size=8).hexdigest()

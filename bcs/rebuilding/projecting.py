@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from bcs.actors.messages import consumed_entry, message_of, written_at_ms
+from bcs.contracts.dead_letters import original_time_ms
 from bcs.contracts.decoding import LATEST_US, EventDecoder
 from bcs.domain.errors import StoreRefused, UndecodableMessage
 from bcs.domain.history import FactsRecorded
@@ -50,13 +51,17 @@ class Projection:
 
     :param stored: is told of each batch that Redis may lack something.
     :param tell: is called after each portion.
+    :param now_us: microseconds since 1970 UTC.
+    :param max_skew_us: what claims to be later than it was written, by more than this, is not projected: the service
+        refused it when it came.
     """
 
     decoder: EventDecoder
     record: PostgresRecord
     stored: StoredBatches
     tell: Callable[[], None]
-    latest_us: int
+    now_us: int
+    max_skew_us: int
     tally: Tally = field(default_factory=Tally)
     _entries: list[FactsRecorded] = field(default_factory=list, init=False)
     _messages: int = field(default=0, init=False)
@@ -86,7 +91,10 @@ class Projection:
         if not event.facts:
             self.tally.without_facts += 1
             return
-        if event.at_us > self.latest_us:
+        # The time of a replay is not known: what was refused at first may have been taken then.
+        replayed = original_time_ms(record.headers) is not None
+        read_at_us = self.now_us if replayed else min(self.now_us, timed.at_ms * 1000)
+        if event.at_us > read_at_us + self.max_skew_us:
             self.tally.undecodable += 1
             return
         # Nobody knows any more when it became known here; when it was written is as near as can be.

@@ -205,7 +205,7 @@ def _facts_of_old(event_type: str, correlation_id: str | None, written: Sequence
             facts.append(PhaseOutcome(phase, status, completed, failed, False, at_us, TIMED))
         else:
             nameless = batch.get(phase) == "c" and not completed and not failed
-            key = repeat_key_of(phase, correlation_id, status, completed, failed)
+            key = repeat_key_of(phase, correlation_id, status, completed, failed) if correlation_id else TIMED
             facts.append(PhaseOutcome(phase, status, completed, failed, nameless, at_us, key))
     return tuple(facts)
 

@@ -168,9 +168,10 @@ async def test_a_pipeline_is_a_tree_in_the_order_in_which_it_runs(defined: Path)
         "    └── runs again when a phase that it requires does",
     ]
     document = (await bcs("pipelines", "show", "second", "--json", BCS_PIPELINE_CONFIG_PATH=defined)).json
+    usual = {"complete_when": "every_essay_completed"}
     assert document["phases"] == [
-        {"name": "first", "requires": [], "needs_prompt": False, "rerun_with_dependencies": False},
-        {"name": "second", "requires": ["first"], "needs_prompt": True, "rerun_with_dependencies": True},
+        {"name": "first", "requires": [], "needs_prompt": False, "rerun_with_dependencies": False, **usual},
+        {"name": "second", "requires": ["first"], "needs_prompt": True, "rerun_with_dependencies": True, **usual},
     ]
 
 

@@ -254,7 +254,7 @@ async def test_the_demo_tells_its_story_and_leaves_nothing_running(tmp_path: Pat
             ["ai_feedback"],
         ]
         assert "2 of 3 essays" in " ".join(story.split())
-        assert "spellcheck pruned: it is already complete" in story
+        assert "spellcheck pruned: all 3 essays have completed it" in " ".join(story.split())
         assert max(map(len, story.splitlines())) <= 80
         assert process.base in story
         assert story.count("curl ") >= 2

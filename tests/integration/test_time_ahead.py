@@ -101,6 +101,7 @@ async def test_while_the_clocks_differ_the_intake_waits_and_buries_nothing(
         await wait_until(waits)
         assert (await bos.get("/healthz")).status == 200
         assert await bos.to_run(batch) == BOTH
+        assert (await bos.complete(batch, "nlp")).status == 503, "nobody can say when that was"
         clock.mend()
 
         async def counts() -> bool:

@@ -73,6 +73,7 @@ async def test_an_open_transaction_holds_its_own_partition_up_until_it_ends(
     async with (
         service_on(kafka, redis_url) as service,
         Platform(kafka) as platform,
+        Group(kafka, service.group) as group,
         Orchestrator(service.base) as bos,
         transactions(kafka, batch) as producer,
     ):
@@ -86,7 +87,7 @@ async def test_an_open_transaction_holds_its_own_partition_up_until_it_ends(
             return await bos.to_run(batch) == ["ai_feedback"]
 
         await wait_until(counts)
-        await wait_until(lambda: platform.caught_up(service.group))
+        await group.caught_up()
 
 
 async def test_neither_a_rebuild_nor_a_list_of_dead_letters_reads_what_was_aborted(

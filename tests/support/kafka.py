@@ -103,7 +103,10 @@ class Platform:
         """Everything that is on a topic now, or that has a certain key."""
         if topic not in self._readers:
             reader = AIOKafkaConsumer(
-                bootstrap_servers=self._servers, auto_offset_reset="earliest", fetch_max_wait_ms=20
+                bootstrap_servers=self._servers,
+                auto_offset_reset="earliest",
+                fetch_max_wait_ms=20,
+                isolation_level="read_committed",
             )
             self._readers[topic], self._read[topic] = reader, []
             await reader.start()

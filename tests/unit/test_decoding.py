@@ -277,6 +277,21 @@ def test_copies_of_an_outcome_without_a_time_have_one_repeat_key() -> None:
     assert isinstance(of_cj, PhaseOutcome)
     assert of_cj.repeat_key != key(phase_name="cj_assessment", processed_essays=[]), "CJ never speaks for all"
     assert key(timestamp=AT) == "", "a time of its own tells copies from news"
+    nobody_said = {**OUTCOME, "correlation_id": None}
+    [unknown] = decode(topics.PHASE_OUTCOME, nobody_said, correlation_id=None).facts
+    assert isinstance(unknown, PhaseOutcome)
+    assert unknown.repeat_key == "", "without a correlation id nothing tells a copy from another outcome"
+
+
+@pytest.mark.parametrize(
+    ("one", "another"),
+    [((["\1"], []), ([], ["\1"])), ((["a\0b"], []), (["a", "b"], [])), ((['a", "b'], []), (["a", "b"], []))],
+)
+def test_whatever_is_in_an_id_different_lists_have_different_keys(
+    one: tuple[list[str], list[str]], another: tuple[list[str], list[str]]
+) -> None:
+    keys = {repeat_key_of("nlp", "c", "completed_with_failures", *lists) for lists in (one, another)}
+    assert len(keys) == 2
 
 
 def test_a_registration_says_who_belongs_and_how_many_are_expected() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 
 from bcs.contracts import dead_letters as names
 from bcs.contracts import topics
-from bcs.contracts.dead_letters import LARGE_LETTER_BYTES, as_reduced, dead_letter, failed_resolution, foreign
+from bcs.contracts.dead_letters import (
+    LARGE_LETTER_BYTES,
+    ORIGINAL_TIMESTAMP,
+    REPLAYED_FROM,
+    as_reduced,
+    dead_letter,
+    failed_resolution,
+    foreign,
+)
 from bcs.contracts.letters import DeadLetter, Reference, mark_key, marked_offset, read_letter
 from bcs.contracts.published import ConsumedMessage, Headers, OutboundMessage
 from bcs.dlq.purging import last_to_purge, purged
@@ -224,3 +233,12 @@ def test_purging_stops_at_the_first_letter_that_is_to_stay() -> None:
     assert sorted(each.offset for each in purged([*survey.letters, *junk], last)) == [1, 2, 9]
     assert last_to_purge(survey, None) == {("t.DLQ", 0): 7, ("t.DLQ", 1): 9, ("t.DLQ", 2): 0}
     assert last_to_purge(survey, NOW) == {}
+
+
+def test_a_replayed_message_that_fails_again_keeps_the_time_of_its_original() -> None:
+    replayed = ((ORIGINAL_TIMESTAMP, b"1000"), (REPLAYED_FROM, b"topic.DLQ/0/1"))
+    for headers, time_ms in ((replayed, 1000), (replayed[:1], 5000), ((), 5000)):
+        failed = ConsumedMessage(topics.CJ_COMPLETED, 0, 7, 5000, b"key", b"{", headers)
+        written = dead_letter(failed, "not_json", {}, datetime(2026, 1, 1, tzinfo=UTC), None)
+        assert dict(written.headers)[ORIGINAL_TIMESTAMP] == b"%d" % time_ms
+        assert json.loads(written.value)["additional_metadata"]["source_timestamp_ms"] == time_ms

@@ -62,8 +62,9 @@ class Store:
         self.distrusted |= set(batch_ids)
 
 
-def projection(record: Record, store: Store, latest_us: int = LATEST_US) -> Projection:
-    return Projection(EventDecoder(PLATFORM_PHASES), cast("Any", record), cast("Any", store), lambda: None, latest_us)
+def projection(record: Record, store: Store, max_skew_us: int = LATEST_US) -> Projection:
+    decoder, now_us = EventDecoder(PLATFORM_PHASES), microseconds(datetime(2026, 12, 1, tzinfo=UTC))
+    return Projection(decoder, cast("Any", record), cast("Any", store), lambda: None, now_us, max_skew_us)
 
 
 async def test_one_that_is_refused_spoils_nothing_for_the_others() -> None:
@@ -95,15 +96,17 @@ async def test_a_time_that_no_calendar_has_is_the_latest_one() -> None:
 
 async def test_what_claims_to_be_in_the_future_is_left_out_as_the_service_does() -> None:
     record = Record()
-    now_us = microseconds(datetime(2026, 1, 1, tzinfo=UTC))
-    projecting = projection(record, Store(), now_us)
+    written_us = microseconds(datetime(2026, 1, 1, tzinfo=UTC))
+    projecting = projection(record, Store(), max_skew_us=1)
     past = Past(
-        spellchecked("a", "e", at="2026-01-01T00:00:00Z"), spellchecked("a", "f", at="2026-01-01T00:00:00.000001Z")
+        spellchecked("a", "e", at="2026-01-01T00:00:00.000001Z"),
+        spellchecked("a", "f", at="2026-01-01T00:00:00.000002Z"),  # by now that is long past; when it came it was not
+        at_ms=written_us // 1000,
     )
     await projecting.project(cast("Any", past))
     [entry] = record.written
     assert isinstance(entry, FactsRecorded)
-    assert [fact.at_us for fact in entry.facts] == [now_us]
+    assert [fact.at_us for fact in entry.facts] == [written_us + 1]
     assert projecting.tally.undecodable == 1
 
 

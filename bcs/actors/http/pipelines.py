@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web
 
 from bcs.actors.asking import ask_again
+from bcs.actors.clocks import Clocks
 from bcs.actors.http.middleware import CORRELATION_ID, DEAD_LETTER, correlation_id_of
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
@@ -59,7 +60,7 @@ class PipelineCalls:
     :param now: wall-clock time.
     :param new_id: makes ids of entries in the history.
     :param deadline_seconds: how long a batch's actor may take to record a fact.
-    :param max_skew_us: how far ahead of the clock a report may be.
+    :param clocks: say when a report is made, and how far ahead of them it may be.
     :param reach: for chaos tests.
     """
 
@@ -74,7 +75,7 @@ class PipelineCalls:
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
     deadline_seconds: float
-    max_skew_us: int
+    clocks: Clocks
     reach: Reach
 
     async def define(self, request: web.Request) -> web.Response:
@@ -108,8 +109,8 @@ class PipelineCalls:
         at_us = report_time_us(
             await self._known(body.batch_id),
             body.phase_name,
-            now_us=microseconds(self.now()),
-            max_skew_us=self.max_skew_us,
+            now_us=await self.clocks.agreed_now_us(),
+            max_skew_us=self.clocks.max_skew_us,
         )
         fact = PhaseReported(body.phase_name, outcome, at_us)
         report = Report(self.new_id(), correlation_id_of(request), asked_by(request))

@@ -10,7 +10,14 @@ from aiohttp import web
 
 from bcs.actors.http.replies import reply_json
 from bcs.contracts.http import InvalidField
-from bcs.domain.errors import PromptRequired, ReportOutdated, StoreError, StoreUnavailable, UnknownPipeline
+from bcs.domain.errors import (
+    ClocksDiffer,
+    PromptRequired,
+    ReportOutdated,
+    StoreError,
+    StoreUnavailable,
+    UnknownPipeline,
+)
 from bcs.domain.times import format_timestamp
 from bcs.supervision import SupervisionError
 
@@ -76,7 +83,7 @@ def problem_of(error: Exception) -> Problem | None:
     if isinstance(error, StoreUnavailable):
         # Without the cause, which names addresses; the log and /healthz have it.
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"{error.store} is out of reach", retry=True)
-    if isinstance(error, StoreError | SupervisionError) and error.retryable:
+    if isinstance(error, StoreError | SupervisionError | ClocksDiffer) and error.retryable:
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", str(error), retry=True)
     return None
 

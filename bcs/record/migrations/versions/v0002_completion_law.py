@@ -186,27 +186,27 @@ def _rows_of_outcome(event_type: str, correlation_id: str | None, facts: Iterabl
         nameless, key, mark_at_us = False, "", at_us
         if event_type == "ELSBatchPhaseOutcomeV1":
             nameless = batch.get(phase) == "c" and not completed and not failed
-            key, mark_at_us = repeat_key(phase, _from_text(correlation_id), status, completed, failed), 0
+            # Without a correlation id nothing tells a copy from another outcome.
+            if correlation_id:
+                key, mark_at_us = repeat_key(phase, _from_text(correlation_id), status, completed, failed), 0
         rows.append(("outcomes", phase, key, status, nameless, at_us))
         for outcome, listed in (("c", completed), ("f", failed)):
             rows += [("marks", phase, key, _to_text(essay), outcome, mark_at_us, at_us) for essay in listed]
     return rows
 
 
-def repeat_key(
-    phase: str, correlation_id: str | None, status: str, completed: Iterable[str], failed: Iterable[str]
-) -> str:
+def repeat_key(phase: str, correlation_id: str, status: str, completed: Iterable[str], failed: Iterable[str]) -> str:
     """The same text for every copy of an outcome that carries no time of its own."""
     lists = [sorted(set(completed)), sorted(set(failed))]
-    parts = [phase, correlation_id or "", "" if lists[0] or lists[1] else status, *lists[0], "\1", *lists[1]]
-    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    parts = json.dumps([phase, correlation_id, "" if lists[0] or lists[1] else status, *lists])
+    return blake2b(parts.encode(), digest_size=8).hexdigest()
 
 
 def _to_text(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\0", "\\0")
 
 
-def _from_text(text: str | None) -> str | None:
-    if text is None or "\\" not in text:
+def _from_text(text: str) -> str:
+    if "\\" not in text:
         return text
     return "\\".join(part.replace("\\0", "\0") for part in text.split("\\\\"))
