@@ -17,7 +17,7 @@ import pytest
 from bcs.embedded_postgres import PostgresServer
 from tests.chaos.figures import Note, percentile
 from tests.chaos.recorded import RecordedScene, prepared_recorded_scene
-from tests.chaos.schedule import kill_a_batch
+from tests.chaos.schedule import A_BATCH, kill_a_batch
 from tests.chaos.sizes import IN_FULL, SIZES
 from tests.chaos.stage import DRILL, kill_actor
 from tests.support.service import BcsProcess
@@ -32,8 +32,11 @@ LONGEST_AWAY_SECONDS = 1.5 * STATEMENT_SECONDS
 KINDS = ["killed", "frozen", "restarted"]
 MAX_CONNECTIONS = 9  # with the one for probes
 KILLS = SIZES.record_kills
+ARCHIVE = "archive"
+RESTARTED = {ARCHIVE: "archive", A_BATCH: "batches/*"}  # what the metric calls each kind of victim
 SETTINGS: dict[str, Any] = {"BCS_DATABASE_DEADLINE_SECONDS": STATEMENT_SECONDS}
 LEAST_ANSWERED = 50
+LEAST_RESTARTED = KILLS // 5  # of each kind
 
 
 async def strike(postgres: PostgresServer, kind: str, away_seconds: float) -> None:
@@ -62,14 +65,12 @@ async def test_whatever_happens_to_postgresql_no_fact_is_missing(
                 happened, seconds = await strike_often(scene, private_postgres, Random(seed))
                 await scene.assert_no_restart()
                 victims = await kill_often(scene, private_postgres, Random(f"{seed} kills"))
+            await wait_until(lambda: answered(scene))
             scene.load.enough = True
         figures = await settled(scene)
-        samples = await scene.bos.samples()
-        restarts = {labels["actor"]: count for name, labels, count in samples if "restarts_total" in name and count}
-        assert restarts.keys() == {"archive", "batches/*"}
-        # One that is killed when it has nothing more to do is not started again.
-        assert min(restarts.values()) >= KILLS / 2
-        assert max(restarts.values()) <= KILLS
+        restarts = await restarted(scene)
+        assert restarts.keys() == set(RESTARTED.values())
+        assert all(restarts[RESTARTED[victim]] <= killed for victim, killed in victims.items())
         note_figure(
             16,
             f"seed {seed}: PostgreSQL {dict(happened)} within {seconds:.0f} s: 0 restarts; then, killed under one more "
@@ -92,21 +93,38 @@ async def strike_often(scene: RecordedScene, server: PostgresServer, chance: Ran
 
 
 async def kill_often(scene: RecordedScene, server: PostgresServer, chance: Random) -> Counter[str]:
-    """Those crash who are killed, and no other; how many of each."""
+    """Those crash who are killed, and no other; how many of each.
+
+    One that is killed when it has nothing more to do is not started again. So each kind is killed until enough of them
+    were.
+    """
     victims = Counter[str]()
 
     async def kill(victim: str, kill_one: Callable[[BcsProcess, str], Awaitable[bool]]) -> None:
-        while victims[victim] < KILLS:
+        while victims[victim] < KILLS or (await restarted(scene))[RESTARTED[victim]] < LEAST_RESTARTED:
             await anyio.sleep(chance.uniform(0, LONGEST_PAUSE_SECONDS / 5))
             victims[victim] += await kill_one(scene.process, victim)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(kill, "archive", kill_actor)
-        group.start_soon(kill, "a batch's", kill_a_batch)
+        group.start_soon(kill, ARCHIVE, kill_actor)
+        group.start_soon(kill, A_BATCH, kill_a_batch)
         for kind in KINDS[: SIZES.record_strikes_among_kills]:
             await strike(server, kind, chance.uniform(0, LONGEST_AWAY_SECONDS))
             await wait_until(scene.up)
     return victims
+
+
+async def restarted(scene: RecordedScene) -> Counter[str]:
+    """How often the actors of each kind were started again; without those that never were."""
+    samples = await scene.bos.samples()
+    return Counter(
+        {labels["actor"]: int(count) for name, labels, count in samples if "restarts_total" in name and count}
+    )
+
+
+def answered(scene: RecordedScene) -> bool:
+    """Whether enough requests of each kind were answered: on a busy machine that takes longer than the strikes."""
+    return min(len(scene.load.tally.pruned), len(scene.load.tally.recorded)) >= LEAST_ANSWERED
 
 
 async def settled(scene: RecordedScene) -> str:
@@ -114,7 +132,6 @@ async def settled(scene: RecordedScene) -> str:
     assert scene.load.tally.outcomes.keys() == {"200"}, scene.load.tally.outcomes
     took = [one.seconds for one in scene.asked]
     assert max(took) < DRILL["BCS_REQUEST_DEADLINE_SECONDS"]
-    assert min(len(scene.load.tally.pruned), len(scene.load.tally.recorded)) >= LEAST_ANSWERED
     queued = await scene.bos.metric("bcs_archive_entries_queued_total") or 0
     assert queued >= LEAST_ANSWERED, "PostgreSQL was missed"
     entries = await scene.assert_recorded()
