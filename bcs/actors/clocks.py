@@ -35,10 +35,7 @@ class Clocks:
         """
         if not self.seems_ahead(at_us):
             return False
-        store_us = await self.store_time_us()
-        difference_us = abs(store_us - microseconds(self.now()))
-        if difference_us > self.max_skew_us:
-            raise ClocksDiffer(difference_us / 1_000_000)
+        _, store_us = await self._agreeing_us()
         return at_us > store_us + self.max_skew_us
 
     async def agreed_now_us(self) -> int:
@@ -47,10 +44,15 @@ class Clocks:
         :raises ClocksDiffer: it can't be said which clock is right.
         :raises StoreUnavailable: the store did not tell its time.
         """
-        now_us, store_us = microseconds(self.now()), await self.store_time_us()
+        return min(await self._agreeing_us())
+
+    async def _agreeing_us(self) -> tuple[int, int]:
+        """The time by our clock and by the store's."""
+        store_us = await self.store_time_us()
+        now_us = microseconds(self.now())
         if abs(store_us - now_us) > self.max_skew_us:
             raise ClocksDiffer(abs(store_us - now_us) / 1_000_000)
-        return min(now_us, store_us)
+        return now_us, store_us
 
     @property
     def max_skew_us(self) -> int:
