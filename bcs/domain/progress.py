@@ -284,11 +284,6 @@ class Evaluation:
         return max(times.get(ALL_ESSAYS, _NEVER), times.get(essay_id, _NEVER))
 
 
-def evaluate_phase(state: BatchState, law: CompletionLaw, phase: str) -> PhaseProgress:
-    """How far a phase is."""
-    return Evaluation(state, law).progress(phase)
-
-
 def summarize(state: BatchState, law: CompletionLaw, version: int) -> BatchSummary:
     """The summary of a state under a law."""
     evaluation = Evaluation(state, law)

@@ -8,7 +8,7 @@ from collections import Counter
 
 from hypothesis import event, given, settings
 
-from bcs.domain.progress import Evaluation, Standing, evaluate_phase, summarize
+from bcs.domain.progress import Evaluation, Standing, summarize
 from bcs.domain.resolution import resolve
 from bcs.domain.state import BatchState, delta_of
 from tests.property.law_cases import Case, cases, cases_told_anew
@@ -38,7 +38,7 @@ def test_a_phase_is_complete_exactly_when_the_law_says_so_and_each_essay_stands_
     evaluation = Evaluation(state, case.law)
     for name, ruling in case.rulings().items():
         event(f"complete: {ruling.complete}; essays known: {bool(ruling.standings)}")
-        assert evaluate_phase(state, case.law, name).complete == ruling.complete, name
+        assert evaluation.progress(name).complete == ruling.complete, name
         assert {essay: STANDINGS[evaluation.standing(name, essay)] for essay in state.first_seen_us} == ruling.standings
         progress, counts = evaluation.progress(name), Counter(ruling.standings.values())
         assert (progress.completed, progress.failed) == (counts[Expected.COMPLETED], counts[Expected.FAILED])
@@ -58,7 +58,7 @@ def test_order_repetition_and_grouping_change_neither_state_nor_answers(told: tu
         state.merge(delta)
     assert state == delta_of(case.facts)
     for name, ruling in case.rulings().items():
-        assert evaluate_phase(state, case.law, name).complete == ruling.complete, name
+        assert Evaluation(state, case.law).progress(name).complete == ruling.complete, name
 
 
 @cases_to_try(share=2)

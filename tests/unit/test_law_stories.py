@@ -16,7 +16,7 @@ from bcs.domain.facts import (
 )
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, PipelineDefinitions
-from bcs.domain.progress import BatchSummary, PhaseProgress, evaluate_phase, summarize
+from bcs.domain.progress import BatchSummary, Evaluation, PhaseProgress, summarize
 from bcs.domain.resolution import Decision, Reason, Resolution, resolve
 from bcs.domain.state import delta_of
 
@@ -50,7 +50,7 @@ def decided(phase: str, *facts: Fact, require_registration: bool = False) -> Dec
 
 def complete(phase: str, *facts: Fact, require_registration: bool = False) -> bool:
     law = definitions().law(require_registration=require_registration)
-    return evaluate_phase(delta_of(facts), law, phase).complete
+    return Evaluation(delta_of(facts), law).progress(phase).complete
 
 
 def settled(phase: str, *facts: Fact) -> Decision:

@@ -15,7 +15,7 @@ from bcs.domain.facts import (
     PhaseReported,
 )
 from bcs.domain.law import CompletionLaw
-from bcs.domain.progress import evaluate_phase
+from bcs.domain.progress import Evaluation
 from bcs.domain.reporting import report_time_us
 from bcs.domain.state import delta_of
 
@@ -63,6 +63,6 @@ def test_the_report_is_what_counts_then(outcome: Outcome) -> None:
     ]
     known.append(EssayPhaseEnded("spellcheck", "b", Outcome.FAILED, AHEAD))
     report = PhaseReported("spellcheck", outcome, time_of(*known))
-    progress = evaluate_phase(delta_of([*known, report]), LAW, "spellcheck")
+    progress = Evaluation(delta_of([*known, report]), LAW).progress("spellcheck")
     assert progress.complete is (outcome is Outcome.COMPLETED)
     assert (progress.completed, progress.failed) == ((2, 0) if progress.complete else (0, 2))
