@@ -1,4 +1,4 @@
-"""Two clocks are asked before an event is called ahead of time."""
+"""Two clocks are asked before an event is called ahead of time, and before a report gets its time."""
 
 from __future__ import annotations
 
@@ -44,3 +44,14 @@ async def test_while_the_clocks_differ_nobody_is_called_ahead(store_us: int) -> 
     with pytest.raises(ClocksDiffer) as differ:
         await clocks(store_us).is_ahead(NOW_US + 10_000 * SECOND_US)
     assert differ.value.seconds == 601
+
+
+@pytest.mark.parametrize("difference_us", [-600 * SECOND_US, 0, 600 * SECOND_US])
+async def test_the_present_is_by_the_clock_that_is_behind(difference_us: int) -> None:
+    assert await clocks(NOW_US + difference_us).agreed_now_us() == NOW_US + min(difference_us, 0)
+
+
+@pytest.mark.parametrize("difference_us", [-600 * SECOND_US - 1, 600 * SECOND_US + 1])
+async def test_while_the_clocks_differ_there_is_no_present(difference_us: int) -> None:
+    with pytest.raises(ClocksDiffer):
+        await clocks(NOW_US + difference_us).agreed_now_us()
