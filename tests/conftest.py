@@ -18,6 +18,7 @@ from tests.support import apache_kafka as apache
 from tests.support.databases import database
 from tests.support.distribution import ByModule, alone_or_beside_others, make_scheduler, order, share_locks, workers_for
 from tests.support.kafka import platform_broker
+from tests.support.tiers import hear_from_worker, leave_out, show_not_played, tell_the_controller
 
 # A machine that has much to do is no fault of what is tested: examples have no deadline.
 settings.register_profile("suite", deadline=None)
@@ -40,8 +41,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModul
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """See `order`."""
+    """See `leave_out` and `order`."""
+    leave_out(config, items)
     order(config, items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """See `tell_the_controller`."""
+    tell_the_controller(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """See `hear_from_worker`."""
+    hear_from_worker(node)
 
 
 def pytest_configure_node(node: WorkerController) -> None:
@@ -74,8 +87,9 @@ def pytest_runtest_call(item: pytest.Item) -> None:
     item.user_properties.append((_BROKER, broker))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say plainly which brokers were used."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say plainly which brokers were used, and what was not played."""
+    show_not_played(terminalreporter, config)
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     ran = [report for report in reports if getattr(report, "when", None) == "call"]
     used = Counter(broker for report in ran for name, broker in report.user_properties if name == _BROKER)

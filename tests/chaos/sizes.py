@@ -1,7 +1,8 @@
 """How much each row of the chaos suite does: quick at every commit, in full at a release (``BCS_TEST_CHAOS=full``)."""
 
-import os
 from dataclasses import dataclass
+
+from tests.support.tiers import IN_FULL
 
 
 @dataclass(frozen=True)
@@ -111,5 +112,4 @@ AT_A_COMMIT = Sizes(
     store_outage_seconds=0.2,
 )
 
-IN_FULL = os.environ.get("BCS_TEST_CHAOS") == "full"
 SIZES = AT_A_RELEASE if IN_FULL else AT_A_COMMIT

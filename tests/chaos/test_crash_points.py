@@ -26,11 +26,12 @@ from tests.chaos.crashing_process import Crasher, CrashingProcess, How, Order
 from tests.chaos.figures import Note
 from tests.chaos.history import told
 from tests.chaos.servers import killed_at_the_end
-from tests.chaos.sizes import IN_FULL, SIZES
+from tests.chaos.sizes import SIZES
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, create_platform_topics, uuids, values
 from tests.support.laws import LAW
 from tests.support.service import DEFINE, QUICK, Orchestrator, running_service
+from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 # aiokafka leaves the connection that it is cut off on, while it connects, to the garbage collector.

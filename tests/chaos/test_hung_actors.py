@@ -18,10 +18,10 @@ from bcs.supervision import Snapshot, State
 from tests.chaos.figures import Note
 from tests.chaos.history import told
 from tests.chaos.servers import killed_at_the_end
-from tests.chaos.sizes import IN_FULL
 from tests.support.events import Event, registered, spellchecked
 from tests.support.kafka import Platform, create_platform_topics, uuids, values
 from tests.support.service import Orchestrator, RunningService, running_service
+from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio

@@ -21,10 +21,11 @@ from tests.chaos.figures import Note
 from tests.chaos.history import History, still_to_run
 from tests.chaos.offset_watch import OffsetWatch
 from tests.chaos.schedule import KINDS, Disasters, Killings
-from tests.chaos.sizes import IN_FULL, SIZES
+from tests.chaos.sizes import SIZES
 from tests.chaos.stage import Stage, staged
 from tests.support.kafka import Platform
 from tests.support.service import Answer, Orchestrator
+from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio

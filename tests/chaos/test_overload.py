@@ -22,8 +22,9 @@ from tests.chaos.figures import Note
 from tests.chaos.ground import Ground, prepared
 from tests.chaos.history import History
 from tests.chaos.load import Load, LoadProcess, Tally, assert_kept
-from tests.chaos.sizes import IN_FULL, SIZES
+from tests.chaos.sizes import SIZES
 from tests.support.service import BcsProcess, Orchestrator
+from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio

@@ -18,9 +18,10 @@ from bcs.embedded_postgres import PostgresServer
 from tests.chaos.figures import Note, percentile
 from tests.chaos.recorded import RecordedScene, prepared_recorded_scene
 from tests.chaos.schedule import A_BATCH, kill_a_batch
-from tests.chaos.sizes import IN_FULL, SIZES
+from tests.chaos.sizes import SIZES
 from tests.chaos.stage import DRILL, kill_actor
 from tests.support.service import BcsProcess
+from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio

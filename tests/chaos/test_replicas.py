@@ -23,9 +23,9 @@ from tests.chaos.history import History
 from tests.chaos.replica_crew import SETTLED_SECONDS, Crew, crew
 from tests.chaos.replica_ledger import Commit
 from tests.chaos.replica_tap import Hold, Writes, between
-from tests.chaos.sizes import IN_FULL
 from tests.support.kafka import PARTITIONS
 from tests.support.service import BcsProcess
+from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio

@@ -14,10 +14,11 @@ from bcs.contracts import topics
 from bcs.contracts.published import as_uuid
 from bcs.supervision import Snapshot, State
 from tests.chaos.figures import Note, percentile
-from tests.chaos.sizes import IN_FULL, SIZES
+from tests.chaos.sizes import SIZES
 from tests.support.events import spellchecked
 from tests.support.kafka import Platform, platform_broker, values
 from tests.support.service import BcsProcess, Orchestrator, RunningService, running_service, serve
+from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio

@@ -34,7 +34,7 @@ def test_a_run_at_a_commit_says_what_it_did_not_play() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "BCS_TEST_CHAOS"}
     command = [sys.executable, "-m", "pytest", LEFT_OUT, "--collect-only", "-q", "-p", "no:cacheprovider"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert "rows of the release tier NOT PLAYED: 1" in run.stdout, run.stdout + run.stderr
+    assert "tests of the release tier NOT PLAYED: 1" in run.stdout, run.stdout + run.stderr
     assert f"{LEFT_OUT}::" in run.stdout
     assert "BCS_TEST_CHAOS=full" in run.stdout
     assert "1 deselected" in run.stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.measured import Measured, middle
 from benchmarks.report import Report, compared
-from tests.chaos.sizes import IN_FULL
+from tests.support.tiers import IN_FULL
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 0.1

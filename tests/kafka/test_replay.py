@@ -30,7 +30,6 @@ from bcs.domain.state import delta_of
 from bcs.store.codec import BatchKeys
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_state import RedisStateStore
-from tests.chaos.sizes import IN_FULL
 from tests.kafka.operator import Operator
 from tests.kafka.services import SESSION_SECONDS
 from tests.support import apache_kafka as apache
@@ -38,6 +37,7 @@ from tests.support.events import Event, phase_outcome, registered, spellchecked
 from tests.support.kafka import PARTITIONS, Platform, create_platform_topics
 from tests.support.laws import LAW
 from tests.support.service import BcsProcess, Orchestrator, serve
+from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio

@@ -32,8 +32,8 @@ from bcs.failpoints import Reach, pass_by
 from bcs.pipeline_config import load_pipelines
 from bcs.settings import load_settings
 from bcs.supervision import Snapshot
-from tests.chaos.sizes import IN_FULL
 from tests.support.forked import ForkedProcess
+from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 T = TypeVar("T")
