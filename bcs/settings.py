@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     kafka_probe_interval_seconds: Seconds = Field(
         2.0, description="the time between questions whether Kafka is there and how large the lag is"
     )
+    kafka_partition_retry_maximum_seconds: Seconds = Field(
+        30.0, description="the longest wait before a partition that can't be read is tried again"
+    )
     kafka_max_poll_records: Count = Field(500, description="messages taken from Kafka at a time")
     kafka_max_message_bytes: Annotated[int, Field(ge=100_000)] = Field(
         1_000_000, description="the largest message that the broker takes"

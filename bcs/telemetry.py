@@ -105,6 +105,12 @@ class Telemetry:
         self.consumer_lag = Gauge(
             "bcs_kafka_consumer_lag", "Messages not yet durable here.", ["topic", "partition"], registry=registry
         )
+        self.partition_stalled = Gauge(
+            "bcs_kafka_partition_stalled",
+            "1 for each partition that can't be read on.",
+            ["topic", "partition"],
+            registry=registry,
+        )
         self.intake_in_flight = Gauge("bcs_intake_in_flight", "Messages read and not yet durable.", registry=registry)
         self.circuit = Gauge(
             "bcs_circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["dependency"], registry=registry

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bcs.actors.kafka_probe import probe
-from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, message_of, written_at_ms
+from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, decoded, message_of, written_at_ms
 from bcs.actors.offsets import OffsetTracker
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import dead_letter
@@ -21,6 +21,7 @@ from bcs.contracts.published import ConsumedMessage
 from bcs.domain.errors import ClocksDiffer, StoreError, StoreUnavailable, UndecodableMessage
 from bcs.domain.times import format_timestamp
 from bcs.failpoints import FailPoint
+from bcs.kafka.isolation import IsolatingConsumer
 from bcs.supervision import ActorContext
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _MESSAGES_PER_TURN = 100
 _LETTERS_PER_APPEND = 20
 _ACKNOWLEDGEMENTS_PER_TURN = 1000
 _REVOKE_SECONDS = 5.0
+_LAST_COMMIT_SECONDS = 1.0
 _REMEMBERED_FACTOR = 20
 # So soon the clocks are compared again, once they were found to differ.
 _CLOCKS_SECONDS = 1.0
@@ -48,7 +50,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     collecting are apart because a rebalance holds up the one and waits for the other.
     """
 
-    def __init__(self, intake: Intake, context: ActorContext[MessageFinished], consumer: AIOKafkaConsumer) -> None:
+    def __init__(self, intake: Intake, context: ActorContext[MessageFinished], consumer: IsolatingConsumer) -> None:
         self._intake = intake
         self._settings = intake.settings
         self._context = context
@@ -79,6 +81,10 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 await self._commit()
                 group.cancel_scope.cancel()
         finally:
+            # Whatever ended it, what is finished need not be read again.
+            with anyio.move_on_after(_LAST_COMMIT_SECONDS, shield=True):
+                if (offsets := self._tracker.to_commit()) and self._is_member():
+                    await self._commit_each(offsets)
             self._over = True
             self._note_progress()
 
@@ -132,6 +138,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             read_again |= not await self._take(key, messages, epochs[key])
         if not read_again:
             self._note_passed()
+        self._intake.status.stall(self._consumer.stalled)
         await self._bury()
 
     def _note_passed(self) -> None:
@@ -182,7 +189,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         message = message_of(record)
         event_type = decoder.event_type(record.topic)
         try:
-            event = decoder.decode(record.topic, record.value, self._said_at_ms(record))
+            event = decoded(decoder, message, self._said_at_ms(record))
             if event.facts and clocks.seems_ahead(event.at_us):
                 ahead = await clocks.is_ahead(event.at_us)
                 if not self._is_owned(record, epoch):
@@ -307,17 +314,30 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 log.info("offset_commit_failed", error="no longer a member of the group")
                 return
             await self._intake.reach(FailPoint.BEFORE_OFFSET_COMMIT, self._context.name)
-            try:
-                with anyio.fail_after(self._settings.kafka_request_timeout_seconds):
-                    await self._consumer.commit({TopicPartition(*key): offset for key, offset in offsets.items()})
-            except (KafkaError, TimeoutError) as error:
-                # Not committed is only read again. After a rebalance it is someone else's to commit.
-                log.info("offset_commit_failed", error=f"{type(error).__name__}: {error}")
-                self._context.beat()
-                return
-            self._tracker.committed(offsets)
+            if await self._commit_each(offsets):
+                await self._intake.reach(FailPoint.AFTER_OFFSET_COMMIT, self._context.name)
+
+    async def _commit_each(self, offsets: Mapping[tuple[str, int], int]) -> bool:
+        """Commit these offsets; False where some could not be.
+
+        What the broker refuses for one topic must not keep the others from being committed.
+        """
+        try:
+            with anyio.fail_after(self._settings.kafka_request_timeout_seconds):
+                await self._consumer.commit({TopicPartition(*key): offset for key, offset in offsets.items()})
+        except (KafkaError, TimeoutError) as error:
             self._context.beat()
-            await self._intake.reach(FailPoint.AFTER_OFFSET_COMMIT, self._context.name)
+            by_topic: dict[str, dict[tuple[str, int], int]] = {}
+            for key, offset in offsets.items():
+                by_topic.setdefault(key[0], {})[key] = offset
+            if isinstance(error, TopicAuthorizationFailedError) and len(by_topic) > 1:
+                return all([await self._commit_each(topic) for topic in by_topic.values()])
+            # Not committed is only read again. After a rebalance it is someone else's to commit.
+            log.info("offset_commit_failed", topics=sorted(by_topic), error=f"{type(error).__name__}: {error}")
+            return False
+        self._tracker.committed(dict(offsets))
+        self._context.beat()
+        return True
 
     def _beat(self) -> None:
         # To poll on is no progress as long as the other task is stuck in a commit, whose own end beats.

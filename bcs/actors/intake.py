@@ -9,7 +9,6 @@ from itertools import count
 
 import anyio
 import structlog
-from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from bcs.actors.clocks import Clocks
@@ -19,6 +18,7 @@ from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.under_way import UnderWay
 from bcs.contracts.decoding import EventDecoder
 from bcs.failpoints import FailPoint, Reach
+from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
 from bcs.store.base import Outbox
 from bcs.supervision import ActorContext, DynamicSupervisor
@@ -73,7 +73,7 @@ class Intake:
             with anyio.move_on_after(self.settings.intake_retry_seconds):
                 await context.wait_stopping()
 
-    async def _connect(self, context: ActorContext[MessageFinished], consumer: AIOKafkaConsumer) -> bool:
+    async def _connect(self, context: ActorContext[MessageFinished], consumer: IsolatingConsumer) -> bool:
         """Find the brokers; False when a stop came first."""
         context.beat()
         connected = False
@@ -90,11 +90,12 @@ class Intake:
             group.cancel_scope.cancel()
         return connected
 
-    def _consumer(self) -> AIOKafkaConsumer:
+    def _consumer(self) -> IsolatingConsumer:
         settings = self.settings
         rebalance_ms = int(max(settings.kafka_session_timeout_seconds, _REBALANCE_SECONDS) * 1000)
         # Subscribing, and with it joining the group, comes in Consumption, which listens to rebalances.
-        return AIOKafkaConsumer(
+        return IsolatingConsumer(
+            partition_retry_maximum_seconds=settings.kafka_partition_retry_maximum_seconds,
             bootstrap_servers=settings.kafka_bootstrap_servers,
             group_id=settings.kafka_consumer_group_id,
             client_id="batch-conductor-service",

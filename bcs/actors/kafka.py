@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from bcs.kafka.isolation import Stall
 from bcs.supervision import describe
 
 log = structlog.stdlib.get_logger("bcs.kafka")
@@ -27,6 +28,8 @@ class KafkaStatus:
     :param problem: why not, in a few words.
     :param lag: topic and partition to the number of messages not yet durable here.
     :param in_flight: messages read and not yet durable.
+    :param stalled: topic and partition to what keeps the intake from reading on there.
+    :param missing: topics that the intake reads, and that Kafka does not have or does not show.
     :param waits_for: what the intake waits for although Kafka answers; None where it waits for nothing.
     """
 
@@ -34,13 +37,48 @@ class KafkaStatus:
     problem: str = "not connected yet"
     lag: dict[tuple[str, int], int] = field(default_factory=dict)
     in_flight: int = 0
+    stalled: dict[tuple[str, int], Stall] = field(default_factory=dict)
+    missing: frozenset[str] = frozenset()
     waits_for: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What of Kafka the intake can't read, although Kafka answers; None where that is nothing."""
+        stalled = self.stalled.items()
+        problems = [f"{topic}/{partition}{_at(stall)}: {stall.cause}" for (topic, partition), stall in stalled]
+        problems += [f"{topic} does not exist, or may not be seen (DESCRIBE)" for topic in sorted(self.missing)]
+        if self.waits_for is not None:
+            problems.append(f"the intake waits: {self.waits_for}")
+        return "; ".join(problems) or None
+
+    def miss(self, missing: frozenset[str]) -> None:
+        """Kafka shows all consumed topics but these. Said once for each."""
+        if added := missing - self.missing:
+            log.warning("topics_missing", topics=sorted(added))
+        self.missing = missing
 
     def up(self) -> None:
         """Kafka answered."""
         if not self.connected:
             log.info("kafka_connected")
         self.connected, self.problem = True, ""
+
+    def stall(self, stalled: Mapping[TopicPartition, Stall]) -> None:
+        """These partitions can't be read on, and no others. Said once for each partition and reason."""
+        for (topic, partition), stall in stalled.items():
+            before = self.stalled.get((topic, partition))
+            if before is None or (before.offset, before.cause) != (stall.offset, stall.cause):
+                log.warning(
+                    "partition_stalled",
+                    topic=topic,
+                    partition=partition,
+                    offset=stall.offset,
+                    last_offset=stall.last_offset,
+                    cause=stall.cause,
+                )
+        for topic, partition in self.stalled.keys() - stalled.keys():
+            log.info("partition_goes_on", topic=topic, partition=partition)
+        self.stalled = {(topic, partition): stall for (topic, partition), stall in stalled.items()}
 
     def wait_for(self, problem: str) -> None:
         """The intake reads nothing for now. Said once for each reason."""
@@ -62,6 +100,14 @@ class KafkaStatus:
         if self.connected is not False:
             log.warning("kafka_unreachable", error=problem)
         self.connected, self.problem = False, problem
+
+
+def _at(stall: Stall) -> str:
+    if stall.offset is None:
+        return ""
+    if stall.last_offset in (None, stall.offset):
+        return f" can't be read at offset {stall.offset}"
+    return f" can't be read at offsets {stall.offset} to {stall.last_offset}"
 
 
 def _send(connection: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:

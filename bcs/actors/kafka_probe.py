@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaError
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.offsets import OffsetTracker
 from bcs.actors.under_way import UnderWay
+from bcs.contracts import topics
 from bcs.settings import Settings
 
 _POSITION_SECONDS = 0.2
@@ -27,8 +28,9 @@ async def probe(
     while True:
         try:
             with anyio.fail_after(settings.kafka_request_timeout_seconds):
-                await consumer.topics()
+                visible = await consumer.topics()
             status.up()
+            status.miss(frozenset(topics.CONSUMED) - visible)
             status.lag = {
                 key: lag for key in consumer.assignment() if (lag := await _lag(consumer, tracker, key)) is not None
             }

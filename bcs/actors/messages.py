@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
 from bcs.contracts.dead_letters import original_time_ms
-from bcs.contracts.decoding import DecodedEvent
-from bcs.contracts.published import ConsumedMessage
+from bcs.contracts.decoding import DecodedEvent, EventDecoder
+from bcs.contracts.published import ConsumedMessage, Headers
+from bcs.domain.errors import UndecodableMessage
 from bcs.domain.facts import Fact
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id
 from bcs.supervision import Reply
@@ -17,9 +19,41 @@ from bcs.supervision import Reply
 
 def message_of(record: ConsumerRecord) -> ConsumedMessage:
     """A message as it was read."""
+    headers: Headers = record.headers
+    unreadable: tuple[tuple[bytes, bytes | None], ...] = ()
+    if headers and not all(name.isascii() for name, _ in headers):
+        readable = [_is_text(name) for name, _ in headers]
+        headers = tuple(compress(record.headers, readable))
+        unreadable = tuple(
+            (name.encode(errors="surrogateescape"), value)
+            for (name, value), is_readable in zip(record.headers, readable, strict=True)
+            if not is_readable
+        )
     return ConsumedMessage(
-        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, record.headers
+        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers, unreadable
     )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False  # see `TolerantRecords`
+    return True
+
+
+def decoded(decoder: EventDecoder, message: ConsumedMessage, said_at_ms: int) -> DecodedEvent:
+    """The event in a message.
+
+    :param said_at_ms: the message's time where the event has none, in milliseconds since 1970 UTC.
+    :raises UndecodableMessage: there is none, or the message has headers that nobody can name.
+    """
+    event = decoder.decode(message.topic, message.value, said_at_ms)
+    if message.unreadable_headers:
+        name = message.unreadable_headers[0][0]
+        problem = f"the name of a header is not UTF-8: {name[:40]!r}"
+        raise UndecodableMessage("header_not_utf8", problem, event.batch_id, event.correlation_id)
+    return event
 
 
 def written_at_ms(record: ConsumerRecord) -> int | None:

@@ -67,6 +67,9 @@ class MetricsActor:
         telemetry.consumer_lag.clear()
         for (topic, partition), lag in self.kafka.lag.items():
             telemetry.consumer_lag.labels(topic, partition).set(lag)
+        telemetry.partition_stalled.clear()
+        for topic, partition in self.kafka.stalled:
+            telemetry.partition_stalled.labels(topic, partition).set(1)
         telemetry.intake_in_flight.set(self.kafka.in_flight)
         if self.permanent:
             telemetry.record_up.labels("postgresql").set(self.permanent.record.reachable)

@@ -84,6 +84,7 @@ def dead_letter(
         "source_timestamp_ms": _written_at_ms(failed),
         "source_key": None if failed.key is None else failed.key.decode(errors="replace"),
         "source_key_base64": None if failed.key is None else _base64(failed.key),
+        **_unreadable_headers(failed),
         "value_bytes": None if raw is None else len(raw),
         "value_sha256": None if raw is None else hashlib.sha256(raw).hexdigest(),
         **detail,
@@ -172,6 +173,18 @@ def original_time_ms(headers: Headers) -> int | None:
 def foreign(headers: Headers) -> Headers:
     """A message's own headers, without those that are from us."""
     return tuple(header for header in headers if header[0] not in OWN_HEADERS)
+
+
+def _unreadable_headers(failed: ConsumedMessage) -> dict[str, Any]:
+    # No client that we know can send such a header, so these stand here only.
+    if not failed.unreadable_headers:
+        return {}
+    return {
+        "source_headers_unreadable": [
+            {"name_base64": _base64(name), "value_base64": None if value is None else _base64(value)}
+            for name, value in failed.unreadable_headers
+        ]
+    }
 
 
 def _written_at_ms(failed: ConsumedMessage) -> int:

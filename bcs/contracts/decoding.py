@@ -75,7 +75,15 @@ class EventDecoder:
         :param record_timestamp_ms: the Kafka record's own time, used when the message carries none.
         :raises UndecodableMessage: it is not what the topic promises.
         """
-        route = self._routes[topic]
+        try:
+            return self._decode(self._routes[topic], value, record_timestamp_ms)
+        except (UndecodableMessage, MemoryError):
+            raise
+        except Exception as error:
+            # A fault of ours over one message would otherwise end the intake, and at every start again.
+            raise UndecodableMessage("decoder_failed", f"{type(error).__name__}: {error}") from error
+
+    def _decode(self, route: _Route, value: bytes | None, record_timestamp_ms: int) -> DecodedEvent:
         if value is None:
             raise UndecodableMessage("null_value", "the message has no value")
         try:

@@ -46,6 +46,7 @@ class ConsumedMessage:
     """A message as it came from Kafka.
 
     :param timestamp_ms: the Kafka record's own time.
+    :param unreadable_headers: those whose names are no UTF-8, with the bytes of their names.
     """
 
     topic: str
@@ -55,11 +56,13 @@ class ConsumedMessage:
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    unreadable_headers: tuple[tuple[bytes, bytes | None], ...] = ()
 
     @property
     def size_bytes(self) -> int:
         """What it takes to keep it, but for what Python adds."""
         size = len(self.value or b"") + len(self.key or b"")
+        size += sum(len(name) + len(value or b"") for name, value in self.unreadable_headers)
         return size + header_bytes(self.headers) if self.headers else size
 
 

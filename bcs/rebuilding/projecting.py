@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from bcs.actors.messages import consumed_entry, message_of, written_at_ms
+from bcs.actors.messages import consumed_entry, decoded, message_of, written_at_ms
 from bcs.contracts.dead_letters import original_time_ms
 from bcs.contracts.decoding import LATEST_US, EventDecoder
 from bcs.domain.errors import StoreRefused, UndecodableMessage
@@ -81,10 +81,10 @@ class Projection:
         await self._keep()
 
     def _take(self, timed: Timed) -> None:
-        record = timed.record
+        record, message = timed.record, message_of(timed.record)
         self._messages += 1
         try:
-            event = self.decoder.decode(record.topic, record.value, _said_at_ms(timed))
+            event = decoded(self.decoder, message, _said_at_ms(timed))
         except UndecodableMessage:
             self.tally.undecodable += 1
             return
@@ -99,7 +99,7 @@ class Projection:
             return
         # Nobody knows any more when it became known here; when it was written is as near as can be.
         at_us = min(timed.at_ms * 1000, LATEST_US)
-        self._entries.append(consumed_entry(message_of(record), event, at_us))
+        self._entries.append(consumed_entry(message, event, at_us))
         self._bytes += len(record.value or b"")
 
     async def _keep(self) -> None:

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import anyio
 import pytest
-from aiokafka import AIOKafkaConsumer
 
 from bcs.embedded import EmbeddedServer
 from bcs.failpoints import FailPoint
+from bcs.kafka.isolation import IsolatingConsumer
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService, running_service
@@ -29,7 +29,7 @@ def kafka_bootstrap_servers(module_kafka: str) -> str:
     return module_kafka
 
 
-class CountingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has no types
+class CountingConsumer(IsolatingConsumer):
     """Counts the polls of those that have partitions to read, and the messages that they give by their keys."""
 
     polls = 0
@@ -47,7 +47,7 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
     private_valkey: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bcs.actors.intake.AIOKafkaConsumer", CountingConsumer)
+    monkeypatch.setattr("bcs.actors.intake.IsolatingConsumer", CountingConsumer)
     batches, essays = [f"batch-{number}" for number in range(30)], [f"essay-{number}" for number in range(30)]
     async with (
         Platform(kafka_bootstrap_servers) as platform,
@@ -81,7 +81,7 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
 async def test_reading_pauses_while_too_much_is_under_way(
     kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bcs.actors.intake.AIOKafkaConsumer", CountingConsumer)
+    monkeypatch.setattr("bcs.actors.intake.IsolatingConsumer", CountingConsumer)
     at_a_time, in_flight, count = 10, 20, 100
     batches = [unique_name("batch") for _ in range(count)]
     unstuck = anyio.Event()
@@ -119,7 +119,7 @@ async def test_reading_pauses_while_too_much_is_under_way(
 async def test_what_is_finished_behind_a_stuck_message_is_bounded(
     kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bcs.actors.intake.AIOKafkaConsumer", CountingConsumer)
+    monkeypatch.setattr("bcs.actors.intake.IsolatingConsumer", CountingConsumer)
     key = unique_name("key").encode()
     at_a_time, in_flight, remembered, count = 5, 10, 200, 400
     unstuck = anyio.Event()

@@ -36,6 +36,9 @@ def _own_server(
         message_max_bytes=_LIMIT_BYTES,
         # After a kill -9 the broker is let in again when the session of the one before has ended.
         broker_session_timeout_ms=1500,
+        # All may do everything but what a test forbids them.
+        authorizer_class_name="org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        allow_everyone_if_no_acl_found="true",
     )
     with server:
         yield server, advertised

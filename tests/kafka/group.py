@@ -60,13 +60,17 @@ class Group:
             self.history.setdefault(partition, []).append(offset or 0)
         return found
 
-    async def at_the_end(self) -> bool:
-        """Whether everything that is on the topics now is committed."""
+    async def behind(self) -> set[TopicPartition]:
+        """The partitions that have something that is not committed."""
         ends = await self._watcher.end_offsets(self._partitions)
         starts = await self._watcher.beginning_offsets(self._partitions)
         committed = await self.committed()
         # Where all that there was has expired, there is nothing to commit.
-        return all(max(committed[partition], starts[partition]) == ends[partition] for partition in self._partitions)
+        return {key for key in self._partitions if max(committed[key], starts[key]) != ends[key]}
+
+    async def at_the_end(self) -> bool:
+        """Whether everything that is on the topics now is committed."""
+        return not await self.behind()
 
     async def caught_up(self) -> None:
         """Wait for that."""

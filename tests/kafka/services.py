@@ -71,6 +71,10 @@ class OwnKafka:
     answers: LostAnswers
     limit_bytes: int
 
+    def log_of(self, topic: str, partition: int) -> Path:
+        """The file that a partition is written to."""
+        return max((self.server.directory / "data" / f"{topic}-{partition}").glob("*.log"))
+
 
 @asynccontextmanager
 async def service_on(kafka: str, redis_url: str, **overrides: object) -> AsyncIterator[RunningService]:

@@ -48,8 +48,8 @@ class Probes:
         tree = self.snapshot()
         redis = await self._redis()
         kafka = _dependency(self.kafka.connected, self.kafka.problem)
-        if self.kafka.waits_for is not None:
-            kafka = _dependency(False, f"the intake waits: {self.kafka.waits_for}")
+        if kafka["status"] == "healthy" and self.kafka.trouble is not None:
+            kafka = _dependency(False, self.kafka.trouble)
         postgresql = self._postgresql()
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
         dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}

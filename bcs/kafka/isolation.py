@@ -1,0 +1,309 @@
+"""A consumer in which the trouble of one partition stays with that partition.
+
+aiokafka's own consumer stops reading all partitions for the trouble of one: it raises out of the poll where a record
+can't be decoded or a topic may not be read, asks for the starting positions of all partitions of a broker at once, and
+fails for all of them where one is refused (aiokafka 0.14, `consumer/fetcher.py`). Here such a partition stalls: it is
+left alone, and tried again with exponential back-off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import UNKNOWN_OFFSET, Fetcher, FetchResult, OffsetResetStrategy
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    NoError,
+    NotCoordinatorForGroupError,
+    OffsetOutOfRangeError,
+    RecordTooLargeError,
+    for_code,
+)
+from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+
+from bcs.kafka.records import TolerantRecords
+
+_FIRST_RETRY_SECONDS = 0.5
+# A leader that moves is refused a few times, too; whoever looks wants to hear only of what lasts.
+_TRIES_BEFORE_SAID = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """A partition that can't be read on.
+
+    :param offset: the first offset that can't be read; None where the broker refuses the partition as a whole.
+    :param last_offset: the last offset of the unreadable batch, where that is known.
+    :param cause: why, in a few words.
+    :param lasting: True if trying again alone is not expected to help, or did not help for some time.
+    :param tries: how often it was tried.
+    :param retry_at: when it is tried again, by the event loop's clock in seconds.
+    """
+
+    offset: int | None
+    last_offset: int | None
+    cause: str
+    lasting: bool
+    tries: int
+    retry_at: float
+
+
+class IsolatingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has no types
+    """A consumer whose partitions stall one by one; it subscribes or is assigned partitions after `start`.
+
+    :param partition_retry_maximum_seconds: the longest wait before a stalled partition is tried again.
+    :param jitter: random numbers from 0 to 1.
+    :param options: of `AIOKafkaConsumer`.
+    """
+
+    _fetcher: Any
+
+    def __init__(
+        self,
+        *,
+        partition_retry_maximum_seconds: float,
+        jitter: Callable[[], float] = random.random,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._retry_maximum_seconds = partition_retry_maximum_seconds
+        self._jitter = jitter
+
+    async def start(self) -> None:
+        """See `AIOKafkaConsumer.start`."""
+        await super().start()
+        # Nothing is assigned yet, so aiokafka's own fetcher has not begun to work.
+        await self._fetcher.close()
+        self._fetcher = _IsolatingFetcher(self, self._coordinator, self._retry_maximum_seconds, self._jitter)
+
+    @property
+    def stalled(self) -> dict[TopicPartition, Stall]:
+        """The partitions that can't be read on now, and why."""
+        stalled: dict[TopicPartition, Stall] = {} if self._fetcher is None else self._fetcher.stalled
+        return {key: stall for key, stall in stalled.items() if stall.lasting}
+
+    def pass_over(self, partition: TopicPartition, offset: int) -> None:
+        """Go on behind an offset that can't be read."""
+        self.seek(partition, offset + 1)
+        self._fetcher.stalled.pop(partition, None)
+
+
+class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
+    """aiokafka's fetcher, but for what it does with errors."""
+
+    def __init__(
+        self,
+        consumer: Any,
+        coordinator: Any,
+        retry_maximum_seconds: float,
+        jitter: Callable[[], float],
+    ) -> None:
+        self.stalled: dict[TopicPartition, Stall] = {}
+        self._coordinator = coordinator
+        self._retry_maximum_seconds = retry_maximum_seconds
+        self._jitter = jitter
+        self._answers: dict[int, Any] = {}
+        super().__init__(
+            _OverheardClient(consumer._client, self._hear),
+            consumer._subscription,
+            fetch_min_bytes=consumer._fetch_min_bytes,
+            fetch_max_bytes=consumer._fetch_max_bytes,
+            fetch_max_wait_ms=consumer._fetch_max_wait_ms,
+            max_partition_fetch_bytes=consumer._max_partition_fetch_bytes,
+            check_crcs=consumer._check_crcs,
+            fetcher_timeout=consumer._consumer_timeout,
+            retry_backoff_ms=consumer._retry_backoff_ms,
+            auto_offset_reset=consumer._auto_offset_reset,
+            isolation_level=consumer._isolation_level,
+            client_rack=consumer._client_rack,
+        )
+
+    def _get_actions_per_node(self, assignment: Any) -> Any:
+        now = self._loop.time()
+        self.stalled = {key: stall for key, stall in self.stalled.items() if not _is_over(stall, key, assignment)}
+        left_alone = {key for key, stall in self.stalled.items() if stall.retry_at > now}
+        return super()._get_actions_per_node(_Without(assignment, left_alone) if left_alone else assignment)
+
+    async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> Any:
+        try:
+            woken = await super()._proc_fetch_request(assignment, node_id, request)
+        finally:
+            answer = self._answers.pop(id(request), None)
+        # Nothing else has run since the answer came, so nobody has begun to read these records.
+        for topic, partitions in answer.topics if answer else ():
+            for partition, _code, _highwater, *parts in partitions:
+                self._make_tolerant(TopicPartition(topic, partition), parts)
+        return woken
+
+    def _make_tolerant(self, key: TopicPartition, parts: list[Any]) -> None:
+        result = self._records.get(key)
+        if not isinstance(result, FetchResult) or isinstance(result._partition_records, TolerantRecords):
+            return
+        given = result._partition_records
+        result._partition_records = TolerantRecords(
+            key,
+            parts[-1],
+            given._aborted_transactions,
+            given.next_fetch_offset,
+            check_crcs=self._check_crcs,
+            isolation_level=self._isolation_level,
+            failed=self._unreadable,
+        )
+
+    def _unreadable(self, key: TopicPartition, offset: int, last_offset: int | None, error: Exception) -> None:
+        self._stall(key, _plain(error), offset=offset, last_offset=last_offset)
+
+    def _set_error(self, tp: TopicPartition, error: Exception) -> None:
+        # aiokafka would raise it out of the next poll. What the broker refused was heard, and has stalled already.
+        if isinstance(error, RecordTooLargeError):
+            # Its batch has no end, and aiokafka goes on behind its first record as soon as this returns.
+            state = self._subscriptions.subscription.assignment.state_value(tp)
+            offset = state.position
+            self._loop.call_soon(self._go_back, state, offset)
+            self._stall(tp, "a record batch does not end where it should", offset=offset)
+
+    @staticmethod
+    def _go_back(state: Any, offset: int) -> None:
+        if state.has_valid_position and state.position == offset + 1:
+            state.seek(offset)
+
+    async def _update_fetch_positions(self, assignment: Any, node_id: int, tps: Iterable[TopicPartition]) -> Any:
+        new = [
+            key
+            for key in tps
+            if not (state := assignment.state_value(key)).has_valid_position and not state.awaiting_reset
+        ]
+        if new and self._coordinator is not None:
+            if not await self._take_committed(assignment, new):
+                return False
+            # aiokafka would ask once more for those that were refused, and wait for ever.
+            tps = [
+                key for key in tps if (state := assignment.state_value(key)).has_valid_position or state.awaiting_reset
+            ]
+        return await super()._update_fetch_positions(assignment, node_id, tps)
+
+    async def _take_committed(self, assignment: Any, keys: Iterable[TopicPartition]) -> bool:
+        """Begin each partition where the group has come to; False where that has to be asked again."""
+        by_topic: dict[str, list[int]] = defaultdict(list)
+        for key in keys:
+            by_topic[key.topic].append(key.partition)
+        try:
+            request = OffsetFetchRequest(self._coordinator.group_id, list(by_topic.items()))
+            answer = await self._coordinator._send_req(request)
+        except KafkaError:
+            await asyncio.sleep(self._retry_backoff)
+            return False
+        for topic, partitions in answer.topics:
+            for partition, offset, _metadata, code in partitions:
+                key, error = TopicPartition(topic, partition), for_code(code)
+                state = assignment.state_value(key)
+                if error in (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError):
+                    if error is not GroupLoadInProgressError:
+                        self._coordinator.coordinator_dead()
+                    await asyncio.sleep(self._retry_backoff)
+                    return False
+                if error is not NoError:
+                    self._stall(key, _refusal(code), retriable=error.retriable)
+                elif state.has_valid_position or state.awaiting_reset:
+                    pass  # somebody sought a position meanwhile
+                elif offset != UNKNOWN_OFFSET:
+                    state.reset_to(offset)
+                elif self._default_reset_strategy != OffsetResetStrategy.NONE:
+                    state.await_reset(self._default_reset_strategy)
+        return True
+
+    def _hear(self, request: Any, answer: Any) -> None:
+        """Note what a broker refuses, partition by partition."""
+        if isinstance(request, FetchRequest):
+            self._answers[id(request)] = answer
+            for topic, partitions in answer.topics:
+                for partition, code, *_ in partitions:
+                    self._answered(TopicPartition(topic, partition), code)
+        elif isinstance(request, OffsetRequest):
+            for topic, partitions in answer.topics:
+                for partition, code, *_ in partitions:
+                    self._answered(TopicPartition(topic, partition), code)
+
+    def _answered(self, key: TopicPartition, code: int) -> None:
+        error = for_code(code)
+        if error is NoError:
+            stall = self.stalled.get(key)
+            if stall and stall.offset is None:
+                del self.stalled[key]
+        elif error is not OffsetOutOfRangeError:  # aiokafka looks for another position
+            self._stall(key, _refusal(code), retriable=error.retriable)
+
+    def _stall(
+        self,
+        key: TopicPartition,
+        cause: str,
+        *,
+        retriable: bool = False,
+        offset: int | None = None,
+        last_offset: int | None = None,
+    ) -> None:
+        before = self.stalled.get(key)
+        tries = before.tries + 1 if before and before.offset == offset else 1
+        wait_seconds = min(self._retry_maximum_seconds, _FIRST_RETRY_SECONDS * 2 ** min(tries - 1, 20))
+        lasting = not retriable or tries >= _TRIES_BEFORE_SAID
+        self.stalled[key] = Stall(
+            offset,
+            last_offset,
+            cause,
+            lasting,
+            tries,
+            self._loop.time() + wait_seconds * (0.5 + self._jitter() / 2),
+        )
+
+
+class _OverheardClient:
+    """aiokafka's client, and who hears its answers before the fetcher does."""
+
+    def __init__(self, client: Any, hear: Callable[[Any, Any], None]) -> None:
+        self._client = client
+        self._hear = hear
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def send(self, node_id: int, request: Any) -> Any:
+        answer = await self._client.send(node_id, request)
+        self._hear(request, answer)
+        return answer
+
+
+class _Without:
+    """An assignment, without some of its partitions."""
+
+    def __init__(self, assignment: Any, left_alone: set[TopicPartition]) -> None:
+        self.tps = assignment.tps - left_alone
+        self.state_value = assignment.state_value
+
+
+def _is_over(stall: Stall, key: TopicPartition, assignment: Any) -> bool:
+    """True if the partition was taken away, or is read on."""
+    if key not in assignment.tps:
+        return True
+    state = assignment.state_value(key)
+    return stall.offset is not None and state.has_valid_position and state.position > stall.offset
+
+
+def _refusal(code: int) -> str:
+    """A broker's error; aiokafka gives all codes that it does not know the same name."""
+    error = for_code(code)
+    return f"the broker refuses it: {error.message if error.errno == code else 'error'} ({code})"
+
+
+def _plain(error: Exception) -> str:
+    """Why bytes can't be read, without the class and number that aiokafka puts in front."""
+    return (str(error.args[0]) if error.args else type(error).__name__)[:300]

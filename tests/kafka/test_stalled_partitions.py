@@ -1,0 +1,165 @@
+"""What can't be read of one partition of Apache Kafka holds up no other, is named, and is read once it can be."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from bcs.contracts import topics
+from tests.kafka.forbidding import DESCRIBE, READ, TOPIC, forbidden
+from tests.kafka.group import Group
+from tests.kafka.services import IN_TIME_SECONDS, OwnKafka, assert_nothing_crashed, original, service_on
+from tests.support.events import Event, registered, spellchecked
+from tests.support.kafka import PARTITIONS, Platform, values
+from tests.support.record_batches import RawRecord, damaged_on_disk, record_batch, send_batch
+from tests.support.service import Orchestrator, RunningService
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+TOPIC_NAME, PARTITION = topics.SPELLCHECK_COMPLETED, 1
+QUICK = {"kafka_partition_retry_maximum_seconds": 0.3, "kafka_metadata_max_age_seconds": 1.0}
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_is_left(own_kafka: OwnKafka) -> AsyncIterator[None]:
+    """What these tests put on the topics is read by no test that comes after them."""
+    yield
+    admin = AIOKafkaAdminClient(bootstrap_servers=own_kafka.address)
+    await admin.start()
+    try:
+        keys = [TopicPartition(topic, number) for topic in topics.CONSUMED for number in range(PARTITIONS)]
+        await admin.delete_records({key: RecordsToDelete(before_offset=-1) for key in keys})
+    finally:
+        await admin.close()
+
+
+@asynccontextmanager
+async def everything(
+    own_kafka: OwnKafka, redis_url: str
+) -> AsyncIterator[tuple[Platform, Group, Orchestrator, RunningService]]:
+    kafka = own_kafka.address
+    async with (
+        service_on(kafka, redis_url, **QUICK) as service,
+        Platform(kafka) as platform,
+        Group(kafka, service.group) as group,
+        Orchestrator(service.base) as bos,
+    ):
+        yield platform, group, bos, service
+        await assert_nothing_crashed(service, bos)
+
+
+async def is_complete(bos: Orchestrator, batch: str) -> bool:
+    return await bos.to_run(batch) == ["ai_feedback"]
+
+
+def of_one_essay(batch: str) -> list[Event]:
+    return [registered(batch, ["essay"]), spellchecked(batch, "essay")]
+
+
+async def assert_others_flow(platform: Platform, bos: Orchestrator, batch: str) -> None:
+    """Batches of all partitions but one become complete, registrations and completions alike."""
+    batches = [f"{batch}-{number}" for number in range(3 * PARTITIONS)]
+    sent = await platform.send(*(event for name in batches for event in of_one_essay(name)))
+    elsewhere = [name for name, where in zip(batches, sent[1::2], strict=True) if where.partition != PARTITION]
+    assert elsewhere
+    for name in elsewhere:
+        await wait_until(partial(is_complete, bos, name), IN_TIME_SECONDS)
+
+
+async def stalled(bos: Orchestrator) -> str:
+    kafka = (await bos.get("/healthz")).json["dependencies"]["kafka"]
+    return str(kafka["message"]) if kafka["status"] == "unhealthy" else ""
+
+
+async def test_a_record_with_an_unreadable_header_name_becomes_a_dead_letter(
+    own_kafka: OwnKafka, redis_url: str, batch: str
+) -> None:
+    async with everything(own_kafka, redis_url) as (platform, group, bos, _):
+        event = spellchecked(batch, "essay")
+        bad = RawRecord(event.value, event.key, ((b"good", b"1"), (b"\xff\xfe", b"\x00")))
+        await send_batch(own_kafka.address, TOPIC_NAME, PARTITION, record_batch([bad]))
+        await assert_others_flow(platform, bos, batch)
+        [letter] = await wait_until(lambda: platform.messages(topics.dead_letter_topic(TOPIC_NAME), batch))
+        document = values([letter])[0]
+        assert document["dlq_reason"] == "header_not_utf8"
+        assert document["additional_metadata"]["source_headers_unreadable"] == [
+            {"name_base64": "//4=", "value_base64": "AA=="}
+        ]
+        assert event.value in letter.value
+        assert ("good", b"1") in letter.headers
+        await group.caught_up()
+
+
+async def test_a_batch_with_a_wrong_checksum_stops_its_own_partition_only(
+    own_kafka: OwnKafka, redis_url: str, batch: str
+) -> None:
+    junk = [b"%s %d" % (batch.encode(), number) for number in range(3)]
+    for value in junk:
+        await send_batch(own_kafka.address, TOPIC_NAME, PARTITION, record_batch([RawRecord(value)]))
+    log = own_kafka.log_of(TOPIC_NAME, PARTITION)
+    async with AsyncExitStack() as damage:
+        damage.enter_context(damaged_on_disk(log, junk[1]))
+        async with everything(own_kafka, redis_url) as (platform, group, bos, _):
+            await assert_others_flow(platform, bos, batch)
+            said = await wait_until(lambda: stalled(bos))
+            assert f"{TOPIC_NAME}/{PARTITION}" in said
+            assert "checksum" in said
+            labels = {"topic": TOPIC_NAME, "partition": str(PARTITION)}
+            assert await bos.metric("bcs_kafka_partition_stalled", **labels) == 1
+            stuck = TopicPartition(TOPIC_NAME, PARTITION)
+            await wait_until(partial(has_committed_all_but, group, stuck), description="what is finished is committed")
+            await damage.aclose()
+            await group.caught_up()
+            await wait_until(partial(is_healthy, bos))
+            await wait_until(partial(has_letters_of, platform, junk))
+
+
+async def has_letters_of(platform: Platform, junk: list[bytes]) -> bool:
+    letters = values(await platform.messages(topics.dead_letter_topic(TOPIC_NAME)))
+    found = [original(letter) for letter in letters if "raw_base64" in letter["failed_event_envelope"]]
+    return sorted(value for value in found if value in junk) == junk
+
+
+async def has_committed_all_but(group: Group, stuck: TopicPartition) -> bool:
+    return await group.behind() == {stuck}
+
+
+async def is_healthy(bos: Orchestrator) -> bool:
+    return not await stalled(bos)
+
+
+@pytest.mark.parametrize("right", [READ, DESCRIBE])
+async def test_a_topic_that_may_not_be_read_holds_up_no_other(
+    own_kafka: OwnKafka, redis_url: str, batch: str, right: int
+) -> None:
+    async with AsyncExitStack() as rights:
+        await rights.enter_async_context(forbidden(own_kafka.address, TOPIC, topics.CJ_COMPLETED, right))
+        async with everything(own_kafka, redis_url) as (platform, group, bos, _):
+            await assert_others_flow(platform, bos, batch)
+            said = await wait_until(lambda: stalled(bos))
+            assert topics.CJ_COMPLETED in said
+            assert ("TOPIC_AUTHORIZATION_FAILED" if right == READ else "DESCRIBE") in said
+            if right == READ:  # whoever watches the group may not even see the topic otherwise
+                await group.caught_up()
+            await rights.aclose()
+            await platform.send_raw((topics.CJ_COMPLETED, batch.encode(), b"junk"))
+            await group.caught_up()
+            await wait_until(partial(is_healthy, bos))
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_every_codec_of_kafka_is_read(own_kafka: OwnKafka, redis_url: str, batch: str, codec: str) -> None:
+    async with everything(own_kafka, redis_url) as (_, group, bos, _service):
+        producer = AIOKafkaProducer(bootstrap_servers=own_kafka.address, compression_type=codec)
+        await producer.start()
+        try:
+            for event in of_one_essay(batch):
+                await producer.send_and_wait(event.topic, event.value, event.key)
+        finally:
+            await producer.stop()
+        await wait_until(lambda: is_complete(bos, batch))
+        await group.caught_up()
