@@ -63,6 +63,7 @@ def list_letters(
     selection = selection_of(None, topic, reason, batch, since, until)
     survey = anyio.run(_survey, settings, selection)
     say_survey(survey, each=each, as_json=as_json)
+    _exit_if_stalled(survey)
 
 
 @app.command()
@@ -119,6 +120,7 @@ def replay(
         anyio.run(_replay, settings, wanted, url, rate, outcome.tell)
     if outcome.failed:
         raise typer.Exit(_FAILED)
+    _exit_if_stalled(survey)
 
 
 @app.command("purge")
@@ -148,6 +150,15 @@ def purge_letters(
         print_json({"deleted": len(gone), "never_replayed": len(waiting)})
     else:
         typer.echo(f"{counted(len(gone), 'letter')} deleted." if gone else "There is nothing to delete.")
+    _exit_if_stalled(survey)
+
+
+def _exit_if_stalled(survey: Survey) -> None:
+    """Say what is missing because it could not be read. Exits 1 then."""
+    for error in survey.stalled:
+        typer.echo(f"bcs: {error}", err=True)
+    if survey.stalled:
+        raise typer.Exit(_FAILED)
 
 
 def _settings() -> Settings:

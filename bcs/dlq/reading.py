@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 
 import anyio
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from bcs.contracts.letters import DeadLetter, Reference, marked_offset, read_letter
 from bcs.dlq.selection import Selection
-from bcs.domain.errors import KafkaUnavailable, UnreadableLetter
+from bcs.domain.errors import KafkaUnavailable, PartitionStalled, UnreadableLetter
+from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.settings import Settings
 
 _POLL_MS = 300
@@ -39,17 +41,19 @@ class Survey:
     :param letters: those that can be read, without their originals' values: there may be many, and large ones.
     :param unreadable: what is no letter.
     :param replayed: letters that were put back.
+    :param stalled: the partitions that could not be read to their ends.
     """
 
     letters: dict[Reference, DeadLetter] = field(default_factory=dict)
     unreadable: dict[Reference, Junk] = field(default_factory=dict)
     replayed: set[Reference] = field(default_factory=set)
+    stalled: tuple[PartitionStalled, ...] = ()
 
     def of(self, selection: Selection) -> Survey:
         """The part of it that is selected. What can't be read has no reason, batch or time to be selected by."""
         letters = {where: letter for where, letter in self.letters.items() if selection.takes(letter)}
         plain = not (selection.reasons or selection.batches or selection.since or selection.until or selection.ranges)
-        return Survey(letters, dict(self.unreadable) if plain else {}, self.replayed)
+        return Survey(letters, dict(self.unreadable) if plain else {}, self.replayed, self.stalled)
 
 
 class DeadLetterReader:
@@ -59,7 +63,7 @@ class DeadLetterReader:
     :param admin: started.
     """
 
-    def __init__(self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, request_timeout_seconds: float) -> None:
+    def __init__(self, consumer: IsolatingConsumer, admin: AIOKafkaAdminClient, request_timeout_seconds: float) -> None:
         self._consumer = consumer
         self._admin = admin
         self._timeout_seconds = request_timeout_seconds
@@ -80,10 +84,11 @@ class DeadLetterReader:
                 found.letters[reference] = _without_value(letter_of(record))
             except UnreadableLetter as error:
                 found.unreadable[reference] = Junk(error.problem, record.timestamp)
+        found.stalled = tuple(starmap(_stalled, sorted(self._consumer.stalled.items())))
         return found
 
     async def records(self, topics: Collection[str]) -> AsyncIterator[ConsumerRecord]:
-        """Everything on these topics, each partition in its order.
+        """Everything on these topics, each partition in its order, as far as it can be read.
 
         :raises KafkaUnavailable: Kafka does not answer.
         """
@@ -108,7 +113,10 @@ class DeadLetterReader:
                 # as long as there is more: somebody may be writing all the time.
                 return
             with kafka_answers(), anyio.fail_after(self._timeout_seconds):
-                reached = all([await self._consumer.position(partition) >= end for partition, end in ends.items()])
+                stalled = self._consumer.stalled
+                reached = all(
+                    [key in stalled or await self._consumer.position(key) >= end for key, end in ends.items()]
+                )
             if polled or reached:
                 heard_at = anyio.current_time()
             elif anyio.current_time() > heard_at + self._timeout_seconds:
@@ -119,6 +127,7 @@ class DeadLetterReader:
         """The message at a position; None where there is none any more.
 
         :raises KafkaUnavailable: Kafka does not answer.
+        :raises PartitionStalled: it can't be read.
         """
         place = TopicPartition(topic, partition)
         if place not in await self.partitions([topic]):
@@ -136,6 +145,8 @@ class DeadLetterReader:
             # What an aborted transaction left there is never given out; the consumer passes over it.
             while not polled and await self._consumer.position(place) <= offset:
                 polled = (await self._consumer.getmany(place, timeout_ms=_POLL_MS, max_records=1)).get(place, [])
+                if place in self._consumer.stalled:
+                    raise _stalled(place, self._consumer.stalled[place])
         return polled[0] if polled and polled[0].offset == offset else None
 
     async def partitions(self, topics: Collection[str]) -> list[TopicPartition]:
@@ -182,12 +193,13 @@ async def dead_letter_reader(settings: Settings) -> AsyncIterator[DeadLetterRead
 @asynccontextmanager
 async def reading_clients(
     settings: Settings, client_id: str
-) -> AsyncIterator[tuple[AIOKafkaConsumer, AIOKafkaAdminClient]]:
+) -> AsyncIterator[tuple[IsolatingConsumer, AIOKafkaAdminClient]]:
     """A consumer that is a member of no group, and who knows which topics there are; both connected.
 
     :raises KafkaUnavailable: Kafka does not answer.
     """
-    consumer = AIOKafkaConsumer(
+    consumer = IsolatingConsumer(
+        partition_retry_maximum_seconds=settings.kafka_partition_retry_maximum_seconds,
         bootstrap_servers=settings.kafka_bootstrap_servers,
         client_id=client_id,
         auto_offset_reset="earliest",
@@ -207,6 +219,19 @@ async def reading_clients(
         with anyio.CancelScope(shield=True):
             await consumer.stop()
             await admin.close()
+
+
+def _stalled(key: TopicPartition, stall: Stall) -> PartitionStalled:
+    return PartitionStalled(key.topic, key.partition, stall.offset, stall.cause)
+
+
+def ensure_none_stalled(consumer: IsolatingConsumer) -> None:
+    """For readers that must have everything.
+
+    :raises PartitionStalled: a partition can't be read on.
+    """
+    for key, stall in sorted(consumer.stalled.items()):
+        raise _stalled(key, stall)
 
 
 def reference_of(record: ConsumerRecord) -> Reference:

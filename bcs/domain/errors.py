@@ -15,6 +15,7 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
     ├── UndecodableMessage           a Kafka message that can never be applied
     ├── ClocksDiffer                 retryable: this machine's clock or the store's is wrong
     ├── KafkaUnavailable             retryable: no broker answers an operator's command
+    ├── PartitionStalled             retryable: a part of a topic can't be read
     ├── UnknownTopic                 an operator named a topic that Kafka does not have
     ├── DeadLetterError
     │   ├── UnreadableLetter         what lies on a dead-letter topic is no letter of ours
@@ -170,6 +171,24 @@ class KafkaUnavailable(BcsError):
 
     def __init__(self, cause: str) -> None:
         super().__init__(f"kafka is out of reach: {cause}")
+        self.cause = cause
+
+
+class PartitionStalled(BcsError):
+    """A partition can't be read on: its bytes are damaged, or the broker refuses it.
+
+    :param offset: the first offset that can't be read; None where that is the whole partition.
+    :param cause: why, in a few words.
+    """
+
+    retryable = True
+
+    def __init__(self, topic: str, partition: int, offset: int | None, cause: str) -> None:
+        at = "" if offset is None else f" from offset {offset} on"
+        super().__init__(f"{topic}/{partition} can't be read{at}: {cause}")
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
         self.cause = cause
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import UNKNOWN_OFFSET, Fetcher, FetchResult, OffsetResetStrategy
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import (
     GroupCoordinatorNotAvailableError,
     GroupLoadInProgressError,
@@ -109,7 +110,8 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         jitter: Callable[[], float],
     ) -> None:
         self.stalled: dict[TopicPartition, Stall] = {}
-        self._coordinator = coordinator
+        # A consumer without a group has another one, which knows no committed offsets.
+        self._coordinator = coordinator if isinstance(coordinator, GroupCoordinator) else None
         self._retry_maximum_seconds = retry_maximum_seconds
         self._jitter = jitter
         self._answers: dict[int, Any] = {}

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
 
 import anyio
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from bcs.dlq.reading import existing_partitions, kafka_answers
+from bcs.dlq.reading import ensure_none_stalled, existing_partitions, kafka_answers
 from bcs.domain.errors import KafkaUnavailable, UnknownTopic
+from bcs.kafka.isolation import IsolatingConsumer
 
 _POLL_MS = 300
 _RECORDS_PER_POLL = 1000
@@ -49,7 +50,7 @@ class PastReader:
     :param admin: started.
     """
 
-    def __init__(self, consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, request_timeout_seconds: float) -> None:
+    def __init__(self, consumer: IsolatingConsumer, admin: AIOKafkaAdminClient, request_timeout_seconds: float) -> None:
         self.ranges: dict[TopicPartition, Range] = {}
         self._consumer = consumer
         self._admin = admin
@@ -85,6 +86,7 @@ class PastReader:
         essays, and a failure before the success that followed.
 
         :raises KafkaUnavailable: Kafka does not answer.
+        :raises PartitionStalled: a part of it can't be read.
         """
         for partition, extent in self.ranges.items():
             self._held[partition], self._at_ms[partition] = deque(), 0
@@ -131,6 +133,7 @@ class PastReader:
                 return finished
             with kafka_answers():
                 polled = await self._consumer.getmany(*lacking, timeout_ms=_POLL_MS, max_records=_RECORDS_PER_POLL)
+            ensure_none_stalled(self._consumer)
             for partition, records in polled.items():
                 self._hold(partition, records)
                 if self._held[partition]:

@@ -137,16 +137,16 @@ async def test_a_topic_that_may_not_be_read_holds_up_no_other(
     own_kafka: OwnKafka, redis_url: str, batch: str, right: int
 ) -> None:
     async with AsyncExitStack() as rights:
-        await rights.enter_async_context(forbidden(own_kafka.address, TOPIC, topics.CJ_COMPLETED, right))
+        await rights.enter_async_context(forbidden(own_kafka.address, TOPIC, topics.PHASE_OUTCOME, right))
         async with everything(own_kafka, redis_url) as (platform, group, bos, _):
             await assert_others_flow(platform, bos, batch)
             said = await wait_until(lambda: stalled(bos))
-            assert topics.CJ_COMPLETED in said
+            assert topics.PHASE_OUTCOME in said
             assert ("TOPIC_AUTHORIZATION_FAILED" if right == READ else "DESCRIBE") in said
             if right == READ:  # whoever watches the group may not even see the topic otherwise
                 await group.caught_up()
             await rights.aclose()
-            await platform.send_raw((topics.CJ_COMPLETED, batch.encode(), b"junk"))
+            await platform.send_raw((topics.PHASE_OUTCOME, batch.encode(), b"junk"))
             await group.caught_up()
             await wait_until(partial(is_healthy, bos))
 
