@@ -71,12 +71,13 @@ class BatchActor:
             return
         await self.reach(FailPoint.BATCH_RECEIVED, context.name)
         archived = False
+        # The same however often it is tried: by that the queue before the record knows an entry again.
+        now_us = microseconds(self.now())
 
         async def make_durable(group: list[RecordFacts]) -> None:
             nonlocal archived
             # First the record, so that nothing is in Redis that could not be read again once Redis has forgotten it.
             if self.archive and not archived:
-                now_us = microseconds(self.now())
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
             await self._commit(context, group)

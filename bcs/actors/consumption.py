@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Iterable, Mapping
+=======
+from collections.abc import Iterable
+from datetime import datetime
+>>>>>>> letters
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -56,7 +61,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._context = context
         self._consumer = consumer
         self._tracker = OffsetTracker(intake.epochs)
-        self._letters: list[tuple[Receipt, UndecodableMessage]] = []
+        self._letters: list[tuple[Receipt, UndecodableMessage, datetime]] = []
         self._progress = anyio.Event()
         self._committing = anyio.Lock()
         self._over = False
@@ -199,7 +204,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                     raise UndecodableMessage("time_in_the_future", problem, event.batch_id, event.correlation_id)
         except UndecodableMessage as error:
             self._read(message)
-            self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error))
+            # With its time: a letter that is made again must be the same, for the outbox to know it.
+            self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error, self._intake.now()))
             return True
         except (ClocksDiffer, StoreUnavailable) as error:
             self._read_again_at = anyio.current_time() + _CLOCKS_SECONDS
@@ -241,7 +247,6 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         """Make dead letters of what can't be decoded. Only when they are durable do the messages count as done."""
         while self._letters:
             chunk = self._letters[:_LETTERS_PER_APPEND]
-            now = self._intake.now()
             letters = [
                 dead_letter(
                     receipt.message,
@@ -250,7 +255,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                     now,
                     refusal.batch_id,
                 )
-                for receipt, refusal in chunk
+                for receipt, refusal, now in chunk
             ]
             try:
                 await self._intake.outbox.append(letters)
@@ -258,7 +263,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 log.debug("dead_letters_wait", count=len(self._letters), error=str(error))
                 return
             del self._letters[: len(chunk)]
-            for receipt, refusal in chunk:
+            for receipt, refusal, _ in chunk:
                 self._note_dead_letter(receipt, refusal)
                 self._finish(receipt)
             self._note_progress()

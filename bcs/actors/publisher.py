@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 import anyio
@@ -11,10 +11,11 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from bcs.actors.broker_errors import REFUSED_FOR_GOOD, TOO_LARGE, may_be_about_one_record
 from bcs.actors.kafka import close
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.patience import patiently
-from bcs.actors.publishing import TOO_LARGE, publish_all
+from bcs.actors.publishing import publish_all
 from bcs.contracts.dead_letters import as_reduced
 from bcs.domain.errors import StoreError
 from bcs.failpoints import FailPoint, Reach
@@ -31,6 +32,21 @@ log = structlog.stdlib.get_logger("bcs.publisher", actor="publisher")
 _LEASE_LIMIT = 200
 _CLOSE_SECONDS = 1.0
 _FRUITLESS_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What became of messages that were published.
+
+    :param refused: the broker refused the batches that they were in.
+    :param failed: are to be tried again.
+    :param parked: the broker will never take them, each with the reason.
+    """
+
+    delivered: list[LeasedMessage] = field(default_factory=list)
+    refused: list[LeasedMessage] = field(default_factory=list)
+    failed: list[LeasedMessage] = field(default_factory=list)
+    parked: list[tuple[LeasedMessage, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +115,20 @@ class Publisher:
             ready = [entry for entry in leased if unwritable.get(entry.message.topic, now) <= now]
             leased = []
             if ready:
-                failed_topics, delivered = await self._publish(context, producer, ready)
-                if not failed_topics:
-                    continue
-                # What the broker refuses can leave aiokafka's idempotent producer out of step for good.
-                if context.stopping:
-                    return True
-                if delivered:
-                    retry_at = anyio.current_time() + self.settings.outbox_unwritable_seconds
-                    unwritable.update(dict.fromkeys(failed_topics, retry_at))
-                else:
-                    await anyio.sleep(_FRUITLESS_SECONDS)  # Kafka is away
-                return False
+                outcome = await self._publish(context, producer, ready)
+                if outcome.failed:
+                    if context.stopping:
+                        return True
+                    if outcome.delivered:
+                        retry_at = anyio.current_time() + self.settings.outbox_unwritable_seconds
+                        failed_topics = (entry.message.topic for entry in outcome.failed)
+                        unwritable.update(dict.fromkeys(failed_topics, retry_at))
+                    else:
+                        await anyio.sleep(_FRUITLESS_SECONDS)  # Kafka is away
+                if outcome.failed or outcome.refused:
+                    # What the broker refuses can leave aiokafka's idempotent producer out of step for good.
+                    return False
+                continue
             if context.stopping:
                 return True
             await self._wait_for_more(context)
@@ -124,15 +142,15 @@ class Publisher:
             doing="connect the producer",
             until_stop=True,
         )
-        return await retrying(self._start_producer)
+        return await retrying(self._start_producer, idempotent=self.settings.kafka_enable_idempotence)
 
-    async def _start_producer(self) -> AIOKafkaProducer:
+    async def _start_producer(self, *, idempotent: bool) -> AIOKafkaProducer:
         settings = self.settings
         producer = AIOKafkaProducer(
             bootstrap_servers=settings.kafka_bootstrap_servers,
             client_id="batch-conductor-service",
             acks="all",
-            enable_idempotence=settings.kafka_enable_idempotence,
+            enable_idempotence=idempotent,
             request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
             metadata_max_age_ms=int(settings.kafka_metadata_max_age_seconds * 1000),
             max_request_size=settings.kafka_max_message_bytes,
@@ -153,41 +171,72 @@ class Publisher:
 
     async def _publish(
         self, context: ActorContext[OutboxGrew], producer: AIOKafkaProducer, leased: Sequence[LeasedMessage]
-    ) -> tuple[set[str], int]:
-        """Publish messages; return the topics where something failed, and how many messages got through.
+    ) -> _Outcome:
+        """Publish messages, and note in the outbox what became of each.
 
         What failed goes to the end of the queue: a topic that can't be written must not keep others from theirs.
         """
-        delivered: list[str] = []
-        parked: list[tuple[LeasedMessage, str]] = []
-        again: list[LeasedMessage] = []
+        outcome = _Outcome()
 
         def note(entry: LeasedMessage, error: BaseException | None) -> None:
-            message = entry.message
-            if error is None:
-                delivered.append(entry.entry_id)
-                self.telemetry.published(message.kind).inc()
-            elif not isinstance(error, TOO_LARGE):
-                again.append(entry)
-                self.telemetry.publish_failures.labels(message.kind).inc()
-                log.info("publish_failed", topic=message.topic, error=_brief(error))
-            elif (reduced := as_reduced(message)) is None:
-                parked.append((entry, _brief(error)))
+            if error is not None and may_be_about_one_record(error):
+                outcome.refused.append(entry)
             else:
-                # Not at once: the producer that was refused may be of no more use.
-                again.append(replace(entry, message=reduced))
+                self._note(outcome, entry, error)
 
         await self.reach(FailPoint.PUBLISHER_LEASED, context.name)
         await publish_all(producer, leased, self.settings.kafka_request_timeout_seconds, note)
+        if outcome.refused:
+            context.beat()
+            await self._publish_each_alone(outcome)
         await self.reach(FailPoint.PUBLISHER_ACKNOWLEDGED, context.name)
-        await self._persist(context, self.outbox.settle, delivered)
-        for entry, problem in parked:
+        await self._persist(context, self.outbox.settle, [entry.entry_id for entry in outcome.delivered])
+        for entry, problem in outcome.parked:
             await self._persist(context, self.outbox.park, entry, problem)
             self.telemetry.parked.labels(entry.message.kind).inc()
             log.error("message_parked", topic=entry.message.topic, problem=problem)
-        await self._persist(context, self.outbox.requeue, again)
-        failed_topics = {entry.message.topic for entry in again} | {entry.message.topic for entry, _ in parked}
-        return failed_topics, len(delivered)
+        await self._persist(context, self.outbox.requeue, outcome.failed)
+        return outcome
+
+    async def _publish_each_alone(self, outcome: _Outcome) -> None:
+        """Find out which messages of the refused batches are to blame, and publish the others.
+
+        One that is too large is published reduced, where there is something smaller to stand in for it.
+        """
+        timeout_seconds = self.settings.kafka_request_timeout_seconds
+        originals = {entry.entry_id: entry for entry in outcome.refused}
+        too_large: list[LeasedMessage] = []
+
+        def note(entry: LeasedMessage, error: BaseException | None) -> None:
+            original = originals[entry.entry_id]
+            if isinstance(error, TOO_LARGE) and (reduced := as_reduced(entry.message)):
+                too_large.append(replace(entry, message=reduced))
+            elif isinstance(error, REFUSED_FOR_GOOD):
+                outcome.parked.append((original, _brief(error)))
+            else:
+                self._note(outcome, original, error)
+
+        try:
+            producer = await self._start_producer(idempotent=False)
+        except (KafkaError, OSError) as error:
+            for entry in outcome.refused:
+                self._note(outcome, entry, error)
+            return
+        try:
+            await publish_all(producer, outcome.refused, timeout_seconds, note, alone=True)
+            await publish_all(producer, too_large, timeout_seconds, note, alone=True)
+        finally:
+            await close(producer, _CLOSE_SECONDS)
+
+    def _note(self, outcome: _Outcome, entry: LeasedMessage, error: BaseException | None) -> None:
+        message = entry.message
+        if error is None:
+            outcome.delivered.append(entry)
+            self.telemetry.published(message.kind).inc()
+        else:
+            outcome.failed.append(entry)
+            self.telemetry.publish_failures.labels(message.kind).inc()
+            log.info("publish_failed", topic=message.topic, error=_brief(error))
 
     async def _persist(
         self, context: ActorContext[OutboxGrew], change: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs

@@ -2,6 +2,9 @@
 
 Partitions go side by side, the messages of one in turn: a partition without a leader, for which the producer waits,
 holds up no other. A task for every message would do that too, and cost as much again as the message.
+
+The producer puts several messages of a partition into one batch, and the broker takes or refuses a batch as a whole. To
+find the message that is to blame, those of a refused batch are sent once more, each alone.
 """
 
 from __future__ import annotations
@@ -12,14 +15,12 @@ from itertools import zip_longest
 
 import anyio
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
+from bcs.actors.broker_errors import may_be_about_one_record
 from bcs.contracts.published import OutboundMessage
 from bcs.store.base import LeasedMessage
-
-TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
-"""What is wrong with a message, and not with its partition."""
 
 Note = Callable[[LeasedMessage, BaseException | None], None]
 """Is told of each message: acknowledged, or why not."""
@@ -28,22 +29,34 @@ _partitioner = DefaultPartitioner()
 
 
 async def publish_all(
-    producer: AIOKafkaProducer, leased: Sequence[LeasedMessage], timeout_seconds: float, note: Note
+    producer: AIOKafkaProducer,
+    leased: Sequence[LeasedMessage],
+    timeout_seconds: float,
+    note: Note,
+    *,
+    alone: bool = False,
 ) -> None:
     """Publish messages, within three times the timeout; none of them without a note, unless cancelled.
 
     :param timeout_seconds: of a request to a broker, as the producer has it.
+    :param alone: each message in a batch of its own. This takes a producer that is not idempotent: with another, a
+        refused batch leaves a gap in the sequence, and the batches behind it are refused for the gap.
     """
     by_topic: dict[str, list[LeasedMessage]] = {}
     for entry in leased:
         by_topic.setdefault(entry.message.topic, []).append(entry)
     async with anyio.create_task_group() as group:
         for topic, entries in by_topic.items():
-            group.start_soon(_publish_topic, producer, topic, entries, timeout_seconds, note)
+            group.start_soon(_publish_topic, producer, topic, entries, timeout_seconds, note, alone)
 
 
 async def _publish_topic(
-    producer: AIOKafkaProducer, topic: str, entries: Sequence[LeasedMessage], timeout_seconds: float, note: Note
+    producer: AIOKafkaProducer,
+    topic: str,
+    entries: Sequence[LeasedMessage],
+    timeout_seconds: float,
+    note: Note,
+    alone: bool,
 ) -> None:
     try:
         with anyio.fail_after(timeout_seconds):
@@ -59,11 +72,16 @@ async def _publish_topic(
         by_partition.setdefault(partition, []).append(entry)
     async with anyio.create_task_group() as group:
         for partition, share in by_partition.items():
-            group.start_soon(_publish_partition, producer, partition, share, timeout_seconds, note)
+            group.start_soon(_publish_partition, producer, partition, share, timeout_seconds, note, alone)
 
 
 async def _publish_partition(
-    producer: AIOKafkaProducer, partition: int, entries: Sequence[LeasedMessage], timeout_seconds: float, note: Note
+    producer: AIOKafkaProducer,
+    partition: int,
+    entries: Sequence[LeasedMessage],
+    timeout_seconds: float,
+    note: Note,
+    alone: bool,
 ) -> None:
     acknowledgements: list[asyncio.Future[object]] = []
     try:
@@ -72,7 +90,9 @@ async def _publish_partition(
                 # One by one, for those before a cancellation to be known.
                 acknowledgement = await _sent(producer, entry.message, partition)
                 acknowledgements.append(acknowledgement)
-                if _was_refused(acknowledgement):
+                if alone:
+                    await asyncio.wait([acknowledgement])
+                if _concerns_those_behind(acknowledgement):
                     break  # those behind it would wait for as long, one after the other
             for acknowledgement in acknowledgements:
                 if not acknowledgement.done():
@@ -101,10 +121,11 @@ async def _sent(producer: AIOKafkaProducer, message: OutboundMessage, partition:
     return future
 
 
-def _was_refused(acknowledgement: asyncio.Future[object]) -> bool:
+def _concerns_those_behind(acknowledgement: asyncio.Future[object]) -> bool:
     if not acknowledgement.done() or acknowledgement.cancelled():
         return False
-    return acknowledgement.exception() is not None and not isinstance(acknowledgement.exception(), TOO_LARGE)
+    error = acknowledgement.exception()
+    return error is not None and not may_be_about_one_record(error)
 
 
 def _looked_at(acknowledgement: asyncio.Future[object]) -> None:

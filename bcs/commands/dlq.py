@@ -44,7 +44,6 @@ def dlq() -> None:
     """Dead letters: what could not be processed, and the way back."""
 
 
-_LETTERS = tuple(topics.dead_letter_topic(source) for source in (*topics.CONSUMED, topics.RESOLUTION))
 _FAILED = 1
 
 
@@ -172,7 +171,7 @@ def _settings() -> Settings:
 async def _survey(settings: Settings, selection: Selection) -> Survey:
     from bcs.dlq.reading import dead_letter_reader
 
-    wanted = {each.topic for each in selection.ranges} | selection.topics or frozenset(_LETTERS)
+    wanted = {each.topic for each in selection.ranges} | selection.topics or frozenset(topics.DEAD_LETTERS)
     async with dead_letter_reader(settings) as reader:
         missing = wanted - {partition.topic for partition in await reader.partitions(wanted)}
         # A topic that somebody named; of all others some may not have been needed yet.
@@ -220,7 +219,7 @@ async def _replay(
             session,
             url=url,
             rate=rate,
-            timeout_seconds=settings.kafka_request_timeout_seconds,
+            settings=settings,
             tell=tell,
         )
         await replayer.replay(set(wanted))

@@ -74,6 +74,9 @@ def dead_letter(
     A JSON object stands in the letter byte for byte as it came (`value_bytes` long); anything else as base64. A second,
     reduced value with the source position, the digest and the first bytes is for a broker that refuses the first.
 
+    The letter's key is the batch id, else the original's key, else the original's position: a compacted topic takes
+    nothing without a key.
+
     :param detail: attempts, error type and message.
     """
     raw = failed.value
@@ -93,7 +96,7 @@ def dead_letter(
     return OutboundMessage(
         "dead_letter",
         topics.dead_letter_topic(failed.topic),
-        key,
+        _position(failed.topic, failed.partition, failed.offset) if key is None else key,
         _letter(_envelope(raw), reason, metadata, now),
         _reduced(failed, reason, metadata, now),
         _headers(failed, reason, detail, now, batch_id),
@@ -108,7 +111,10 @@ def as_reduced(letter: OutboundMessage) -> OutboundMessage | None:
     if letter.reduced is None:
         return None
     own = tuple(header for header in letter.headers if header[0] in OWN_HEADERS and header[0] != ORIGINAL_KEY)
-    key = letter.key if letter.key is None or len(letter.key) <= _LARGE_KEY_BYTES else None
+    key = letter.key
+    if key is None or len(key) > _LARGE_KEY_BYTES:
+        said = {name: (value or b"").decode() for name, value in own}
+        key = _position(said[ORIGINAL_TOPIC], said[ORIGINAL_PARTITION], said[ORIGINAL_OFFSET])
     return replace(letter, key=key, value=letter.reduced, reduced=None, headers=own)
 
 
@@ -185,6 +191,10 @@ def _unreadable_headers(failed: ConsumedMessage) -> dict[str, Any]:
             for name, value in failed.unreadable_headers
         ]
     }
+
+
+def _position(topic: str, partition: int | str, offset: int | str) -> bytes:
+    return f"{topic}/{partition}/{offset}".encode()
 
 
 def _written_at_ms(failed: ConsumedMessage) -> int:

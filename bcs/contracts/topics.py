@@ -17,4 +17,5 @@ def dead_letter_topic(source: str) -> str:
     return f"{source}.DLQ"
 
 
-PUBLISHED = (PHASE_SKIPPED, *(dead_letter_topic(source) for source in (*CONSUMED, RESOLUTION)))
+DEAD_LETTERS = tuple(dead_letter_topic(source) for source in (*CONSUMED, RESOLUTION))
+PUBLISHED = (PHASE_SKIPPED, *DEAD_LETTERS)

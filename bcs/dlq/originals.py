@@ -10,8 +10,9 @@ from http import HTTPStatus
 
 import aiohttp
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InvalidTimestampError, KafkaError
 
+from bcs.actors.broker_errors import TOO_LARGE
 from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, ORIGINAL_TIMESTAMP, REPLAYED_FROM, foreign
 from bcs.contracts.http import FAILURES_SAID, FIRST_FAILURE_SAID, LETTER_WRITTEN
 from bcs.contracts.letters import DeadLetter
@@ -52,13 +53,16 @@ async def original_of(letter: DeadLetter, source: DeadLetterReader) -> Original:
     return Original(record.key, record.value, foreign(record.headers))
 
 
-async def put_back(producer: AIOKafkaProducer, letter: DeadLetter, original: Original) -> asyncio.Future[object]:
+async def put_back(
+    producer: AIOKafkaProducer, letter: DeadLetter, original: Original, *, as_new: bool = False
+) -> asyncio.Future[object]:
     """Hand an original to the producer, for the partition where it lay, with the time that it had.
 
     Its time can be what orders it among other facts, so it must not become a newer one. Should it fail again, its new
     letter goes on counting.
 
-    :returns: the acknowledgement to come.
+    :param as_new: Kafka's time of it is now, for a topic that refuses old ones. A header has the original's time.
+    :returns: the acknowledgement to come; of an original that is too large for the producer, one that failed.
     :raises ReplayFailed: it was not taken.
     """
     headers = [
@@ -71,6 +75,8 @@ async def put_back(producer: AIOKafkaProducer, letter: DeadLetter, original: Ori
     if time_ms is not None:
         # A topic with LogAppendTime stamps it anew.
         headers.append((ORIGINAL_TIMESTAMP, str(time_ms).encode()))
+    if as_new:
+        time_ms = None
     try:
         known = await producer.partitions_for(topic)
         if partition not in known:
@@ -83,9 +89,25 @@ async def put_back(producer: AIOKafkaProducer, letter: DeadLetter, original: Ori
         else:
             sending = producer.send(topic, original.value, original.key, partition, time_ms, headers)
         acknowledgement: asyncio.Future[object] = await sending
+    except TOO_LARGE as error:
+        acknowledgement = asyncio.get_running_loop().create_future()
+        acknowledgement.set_exception(error)
     except (KafkaError, OSError) as error:
         raise ReplayFailed(str(letter.reference), f"{type(error).__name__}: {error}") from error
     return acknowledgement
+
+
+async def put_back_alone(producer: AIOKafkaProducer, letter: DeadLetter, original: Original) -> None:
+    """Put back an original in a batch of its own, and wait for the acknowledgement.
+
+    :param producer: is not idempotent, or what was refused would leave it out of step.
+    :raises ReplayFailed: it was not taken.
+    :raises KafkaError: the broker refuses it, or gives no answer.
+    """
+    try:
+        await (await put_back(producer, letter, original))
+    except InvalidTimestampError:
+        await (await put_back(producer, letter, original, as_new=True))
 
 
 async def ask_again(session: aiohttp.ClientSession, url: str, letter: DeadLetter, original: Original) -> None:

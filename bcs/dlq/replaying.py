@@ -3,12 +3,14 @@
 The mark lies beside the letter, in the same partition, so the two live and die together. To stop at any point loses
 nothing: what was published when the process was killed and not yet marked, at most one group, is published again by the
 next run, and means the same as before, since facts merge. Asked to stop, it marks what is acknowledged first.
+
+The broker takes or refuses a batch as a whole. What it refused in a batch is put back once more, each original alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -17,15 +19,16 @@ import anyio
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
-from bcs.actors.publishing import TOO_LARGE
+from bcs.actors.broker_errors import may_be_about_one_record
 from bcs.contracts.letters import DeadLetter, Reference, mark_key
-from bcs.dlq.originals import ask_again, original_of, put_back
+from bcs.dlq.originals import Original, ask_again, original_of, put_back, put_back_alone
 from bcs.dlq.reading import DeadLetterReader, kafka_answers, letter_of, reference_of
 from bcs.domain.errors import DeadLetterError, KafkaUnavailable, ReplayFailed
 from bcs.settings import Settings
 
 _GROUP = 100
 _GROUP_BYTES = 4 * 1024 * 1024
+_NO_LIMIT_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,18 @@ class Replayed:
     away: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A letter whose original is on its way.
+
+    :param acknowledgement: to come; None where there is nothing to wait for.
+    """
+
+    letter: DeadLetter
+    original: Original
+    acknowledgement: asyncio.Future[object] | None
+
+
 class Replayer:
     """Puts letters back.
 
@@ -48,7 +63,6 @@ class Replayer:
     :param source: reads originals that a letter has only the beginning of.
     :param url: of the running service, which is asked again what it could not resolve.
     :param rate: at most so many a second; None for no limit.
-    :param timeout_seconds: how long what is acknowledged when it is stopped may take to be marked.
     :param tell: is told of each letter once it is decided.
     """
 
@@ -61,7 +75,7 @@ class Replayer:
         *,
         url: str,
         rate: float | None,
-        timeout_seconds: float,
+        settings: Settings,
         tell: Callable[[Replayed], None],
     ) -> None:
         self._letters = letters
@@ -71,7 +85,7 @@ class Replayer:
         self._url = url
         self._rate = rate
         self._tell = tell
-        self._timeout_seconds = timeout_seconds
+        self._settings = settings
         self._unwritable: dict[str, str] = {}
         self._began: float | None = None
         self._begun = 0
@@ -89,8 +103,10 @@ class Replayer:
         async for record in self._letters.records({reference.topic for reference in wanted}):
             if reference_of(record) not in wanted:
                 continue
-            group.append(letter_of(record))
-            size += len(record.value or b"")
+            letter = letter_of(record)
+            group.append(letter)
+            # What a letter has only the beginning of may be of any size.
+            size += _GROUP_BYTES if letter.truncated else len(record.value or b"")
             left -= 1
             if len(group) == most or size >= _GROUP_BYTES or not left:
                 await self._replay_group(group)
@@ -100,58 +116,69 @@ class Replayer:
         await self._replay_group(group)
 
     async def _replay_group(self, group: list[DeadLetter]) -> None:
-        taken: list[tuple[DeadLetter, asyncio.Future[object] | None]] = []
+        taken: list[_Sent] = []
         over: list[Replayed] = []
         done: list[DeadLetter] = []
         try:
             for letter in group:
                 await self._keep_to_rate()
                 try:
-                    taken.append((letter, await self._hand_over(letter)))
+                    taken.append(await self._hand_over(letter))
                 except DeadLetterError as error:
                     over.append(Replayed(letter, error.problem))
         finally:
             # Also when it is stopped: what is acknowledged has to be marked, or it would be replayed twice. Longer than
             # the producer itself waits for an acknowledgement.
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 2 * self._timeout_seconds):
-                done += [
-                    letter for letter, acknowledgement in taken if await self._is_taken(letter, acknowledgement, over)
-                ]
+            longest_seconds = 2 * self._settings.kafka_request_timeout_seconds
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + longest_seconds):
+                refused: list[_Sent] = []
+                for sent in taken:
+                    problem = await _failure_of(sent)
+                    if problem is None:
+                        done.append(sent.letter)
+                    elif may_be_about_one_record(problem):
+                        refused.append(sent)
+                    else:
+                        over.append(_not_taken(sent.letter, problem))
+                if refused:
+                    await self._put_back_each_alone(refused, done, over)
                 await self._mark(done)
                 over += map(Replayed, done)
             decided = {replayed.letter.reference for replayed in over}
-            late = [letter for letter, _ in taken if letter.reference not in decided]
+            late = [sent.letter for sent in taken if sent.letter.reference not in decided]
             over += [Replayed(letter, "no acknowledgement in time", away=True) for letter in late]
             for replayed in over:
                 self._tell(replayed)
         if group and all(replayed.away for replayed in over):
             raise KafkaUnavailable(over[-1].problem or "")
 
-    async def _hand_over(self, letter: DeadLetter) -> asyncio.Future[object] | None:
+    async def _hand_over(self, letter: DeadLetter) -> _Sent:
         if letter.source_topic in self._unwritable:
             raise ReplayFailed(str(letter.reference), self._unwritable[letter.source_topic])
         original = await original_of(letter, self._source)
         if letter.is_resolution:
             await ask_again(self._session, self._url, letter, original)
-            return None
+            return _Sent(letter, original, None)
         try:
-            return await put_back(self._producer, letter, original)
+            return _Sent(letter, original, await put_back(self._producer, letter, original))
         except ReplayFailed as error:
-            if not isinstance(error.__cause__, TOO_LARGE):
-                # To find out about a topic takes until a deadline: once is enough.
-                self._unwritable[letter.source_topic] = error.problem
+            # To find out about a topic takes until a deadline: once is enough.
+            self._unwritable[letter.source_topic] = error.problem
             raise
 
-    async def _is_taken(
-        self, letter: DeadLetter, acknowledgement: asyncio.Future[object] | None, over: list[Replayed]
-    ) -> bool:
-        try:
-            if acknowledgement is not None:
-                await acknowledgement
-        except (KafkaError, OSError) as error:
-            over.append(Replayed(letter, f"{type(error).__name__}: {error}", away=isinstance(error, KafkaTimeoutError)))
-            return False
-        return True
+    async def _put_back_each_alone(
+        self, refused: Sequence[_Sent], done: list[DeadLetter], over: list[Replayed]
+    ) -> None:
+        async with operators_producer(self._settings, each_alone=True) as producer:
+            for sent in refused:
+                try:
+                    await put_back_alone(producer, sent.letter, sent.original)
+                except DeadLetterError as error:
+                    over.append(Replayed(sent.letter, error.problem))
+                except (KafkaError, OSError) as error:
+                    over.append(_not_taken(sent.letter, error))
+                else:
+                    done.append(sent.letter)
 
     async def _mark(self, done: list[DeadLetter]) -> None:
         with kafka_answers():
@@ -173,19 +200,35 @@ class Replayer:
         self._begun += 1
 
 
+async def _failure_of(sent: _Sent) -> KafkaError | OSError | None:
+    try:
+        if sent.acknowledgement is not None:
+            await sent.acknowledgement
+    except (KafkaError, OSError) as error:
+        return error
+    return None
+
+
+def _not_taken(letter: DeadLetter, error: KafkaError | OSError) -> Replayed:
+    return Replayed(letter, f"{type(error).__name__}: {error}", away=isinstance(error, KafkaTimeoutError))
+
+
 @asynccontextmanager
-async def operators_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+async def operators_producer(settings: Settings, *, each_alone: bool = False) -> AsyncIterator[AIOKafkaProducer]:
     """A producer, connected.
 
+    :param each_alone: for what was refused in a batch. It is not idempotent, and so stays in step whatever is refused;
+        what it sends is compressed, as what is larger than `BCS_KAFKA_MAX_MESSAGE_BYTES` must have been when it came.
     :raises KafkaUnavailable: Kafka does not answer.
     """
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.kafka_bootstrap_servers,
         client_id="batch-conductor-dlq",
         acks="all",
-        enable_idempotence=settings.kafka_enable_idempotence,
+        enable_idempotence=settings.kafka_enable_idempotence and not each_alone,
         request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
-        max_request_size=settings.kafka_max_message_bytes,
+        max_request_size=_NO_LIMIT_BYTES if each_alone else settings.kafka_max_message_bytes,
+        compression_type="gzip" if each_alone else None,
     )
     try:
         with kafka_answers(), anyio.fail_after(settings.kafka_request_timeout_seconds):

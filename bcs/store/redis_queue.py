@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -12,7 +15,8 @@ from redis.exceptions import ResponseError
 
 from bcs.domain.errors import StoreCorrupted, StoreUnavailable
 from bcs.store.base import Leased
-from bcs.store.multiplexer import Command
+from bcs.store.multiplexer import Command, packed
+from bcs.store.queue_scripts import ADD, MOVE
 from bcs.store.redis_gateway import RedisGateway
 
 T = TypeVar("T")
@@ -22,6 +26,15 @@ log = structlog.stdlib.get_logger("bcs.queue")
 _LARGE_BYTES = 64 * 1024
 # A FLUSHALL between the creation of a group and its use is rare; several in a row are no accident.
 _GROUP_ATTEMPTS = 5
+# Entries that were appended lately are remembered: at least so many entries, and at most twice as many, in 4 MB.
+_REMEMBERED = 50_000
+# The same for entries that were given back or set aside. Their retry follows at once.
+_REMEMBERED_MOVES = 2_000
+# A script holds up all of Redis, so it moves only so much at a time.
+_MOVED_AT_A_TIME = 20
+_IDENTITY_BYTES = 16
+
+Fields = list[str | bytes]
 
 
 class RedisQueue(ABC, Generic[T]):
@@ -48,7 +61,7 @@ class RedisQueue(ABC, Generic[T]):
         self._cursor = "0-0"
 
     @abstractmethod
-    def _fields(self, item: T) -> list[str | bytes]:
+    def _fields(self, item: T) -> Fields:
         """The fields and values of an entry."""
 
     @abstractmethod
@@ -65,19 +78,25 @@ class RedisQueue(ABC, Generic[T]):
     async def append(self, items: Sequence[T], *along: Command) -> None:
         """Take items in, all or none; they are durable when this returns.
 
+        To append the same items again, because it is unknown whether they were taken, adds nothing twice.
+
         :param along: commands that are carried out in the same transaction.
         """
         if not items:
             return
         if (self._length or 0) + len(items) > self._limit and await self.backlog() + len(items) > self._limit:
             raise self._full(self._limit)
-        additions = self.additions(items)
+        entries = _identified([self._fields(item) for item in items])
+        addition = self._addition(self._stream, "taken", _REMEMBERED, entries)
         # What is large would hold up others on the connection in common.
-        large = sum(len(part) for addition in additions for part in addition if isinstance(part, bytes)) > _LARGE_BYTES
+        large = sum(len(part) for part in addition if isinstance(part, bytes)) > _LARGE_BYTES
         send = self._gateway.call if large else self._gateway.share
         with self._corruption_named():
-            *_, replies = await send(("MULTI",), *along, *additions, ("XLEN", self._stream), ("EXEC",))
-        self._length = replies[-1]
+            if along:
+                *_, replies = await send(("MULTI",), *along, addition, ("EXEC",))
+                self._length = replies[-1]
+            else:
+                [self._length] = await send(addition)
 
     def additions(self, items: Sequence[T]) -> list[Command]:
         """The commands that take items in, for a transaction of somebody else's."""
@@ -122,14 +141,49 @@ class RedisQueue(ABC, Generic[T]):
 
     async def requeue(self, leased: Sequence[Leased[T]]) -> None:
         """Give entries back, to the end of the queue."""
-        if leased:
-            again = self.additions([entry.message for entry in leased])
-            await self._transaction(*again, *self._removal([entry.entry_id for entry in leased]))
+        for start in range(0, len(leased), _MOVED_AT_A_TIME):
+            entries = {entry.entry_id: entry for entry in leased[start : start + _MOVED_AT_A_TIME]}
+            missing = await self._move(self._stream, list(entries))
+            # Redis may have been flushed. What is in hand must not be lost with it.
+            lost = [(entry_id, self._fields(entries[entry_id].message)) for entry_id in missing]
+            await self._put_back(self._stream, lost)
 
     async def park(self, leased: Leased[T], problem: str) -> None:
         """Set aside an entry that will never get there, so that it blocks nothing and is not lost."""
-        parking: Command = ("XADD", self._parked, "*", *self._fields(leased.message), "problem", problem)
-        await self._transaction(parking, *self._removal([leased.entry_id]))
+        await self._set_aside(leased.entry_id, self._fields(leased.message), problem)
+
+    async def _set_aside(self, entry_id: str, fields: Fields, problem: str) -> None:
+        missing = await self._move(self._parked, [entry_id], "problem", problem)
+        await self._put_back(self._parked, [(entry_id, [*fields, "problem", problem]) for entry_id in missing])
+
+    async def _move(self, target: str, entry_ids: Sequence[str], *more: str) -> list[str]:
+        """Move entries to the end of a stream.
+
+        :param more: fields and values that each of them gets in addition.
+        :returns: the ids of entries that are not there.
+        """
+        keys = (self._stream, target, *self._memory("moved"))
+        with self._corruption_named():
+            [missing] = await self._gateway.call(
+                ("EVAL", MOVE, len(keys), *keys, _REMEMBERED_MOVES, self._group, len(more), *more, *entry_ids)
+            )
+        return [entry_id.decode() for entry_id in missing]
+
+    async def _put_back(self, target: str, entries: Sequence[tuple[str, Fields]]) -> None:
+        if entries:
+            with self._corruption_named():
+                await self._gateway.call(self._addition(target, "moved", _REMEMBERED_MOVES, entries))
+
+    def _addition(
+        self, target: str, memory: str, remembered: int, entries: Iterable[tuple[str | bytes, Fields]]
+    ) -> Command:
+        """The command that adds entries, each with its identity, unless they were added before."""
+        keys = (target, *self._memory(memory))
+        parts = chain.from_iterable((identity, len(fields), *fields) for identity, fields in entries)
+        return ("EVAL", ADD, len(keys), *keys, remembered, *parts)
+
+    def _memory(self, name: str) -> tuple[str, str]:
+        return f"{self._stream}:{name}", f"{self._stream}:{name}:before"
 
     async def backlog(self) -> int:
         """How many entries wait, leased ones included."""
@@ -188,8 +242,7 @@ class RedisQueue(ABC, Generic[T]):
                 item = self._item(dict(zip(fields[::2], fields[1::2], strict=True)))
             except (KeyError, ValueError, TypeError) as error:
                 # Of another release, or not ours at all: it must neither be lost nor come back for ever.
-                parking: Command = ("XADD", self._parked, "*", *fields, "problem", f"not readable: {error!r}")
-                await self._transaction(parking, *self._removal([entry_id]))
+                await self._set_aside(entry_id, fields, f"not readable: {error!r}")
                 log.error("queue_entry_parked", stream=self._stream, entry_id=entry_id, problem=repr(error))  # noqa: TRY400
             else:
                 leased.append(Leased(entry_id, item))
@@ -197,3 +250,19 @@ class RedisQueue(ABC, Generic[T]):
 
     def _removal(self, entry_ids: Sequence[str]) -> list[Command]:
         return [("XACK", self._stream, self._group, *entry_ids), ("XDEL", self._stream, *entry_ids)]
+
+
+def _identified(entries: Sequence[Fields]) -> list[tuple[bytes, Fields]]:
+    """Entries, each with what is the same for the same content and for no other."""
+    found: Counter[bytes] = Counter()
+    identified: list[tuple[bytes, Fields]] = []
+    for fields in entries:
+        content = packed([tuple(fields)])
+        identity = blake2b(content, digest_size=_IDENTITY_BYTES).digest()
+        # Whoever gives two of the same at once wants two.
+        if earlier := found[identity]:
+            identified.append((identity + b"%d" % earlier, fields))
+        else:
+            identified.append((identity, fields))
+        found[identity] += 1
+    return identified

@@ -96,6 +96,11 @@ async def test_entries_are_leased_once_and_oldest_first(outbox: Outbox) -> None:
     assert await outbox.backlog() == 3
 
 
+async def test_two_messages_that_look_the_same_are_two(outbox: Outbox) -> None:
+    await outbox.append([message(0), message(1), message(0)])
+    assert numbers(await outbox.lease(9)) == [0, 1, 0]
+
+
 async def test_an_entry_stays_until_it_is_settled(outbox: Outbox) -> None:
     await outbox.append([message(number) for number in range(3)])
     leased = await outbox.lease(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
+NUMBERS = itertools.count()
 FRESH = 1000  # at least so many wait at any time
 LIMIT = 100_000
 
@@ -32,7 +34,10 @@ def replica(gateway: RedisGateway, redis_key_prefix: str) -> Callable[[str], Red
 
 
 def messages(topic: str, key: str, count: int) -> list[OutboundMessage]:
-    return [OutboundMessage("phase_skipped", topic, key.encode(), b'{"number":%d}' % number) for number in range(count)]
+    # No two are the same: the outbox would take the second for a retry of the first.
+    return [
+        OutboundMessage("phase_skipped", topic, key.encode(), b'{"number":%d}' % next(NUMBERS)) for _ in range(count)
+    ]
 
 
 async def test_what_a_dead_replica_leased_is_published_though_fresh_entries_keep_coming(

@@ -21,6 +21,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
 from bcs.contracts import topics
+from bcs.contracts.dead_letters import ORIGINAL_TIMESTAMP
 from bcs.contracts.decoding import EventDecoder
 from bcs.contracts.letters import read_letter
 from bcs.dlq.reading import reference_of
@@ -298,8 +299,8 @@ ORIGINALS: dict[str, tuple[bytes | None, bytes | None, list[tuple[str, bytes | N
 }
 
 
-async def produced(scene: Scene, *originals: str) -> None:
-    """Put these on a topic as they are; aiokafka's own send() refuses one of them."""
+async def produced(scene: Scene, *originals: str, topic: str = topics.SPELLCHECK_COMPLETED) -> None:
+    """Put these on one partition of a topic as they are; aiokafka's own send() refuses one of them."""
     producer = AIOKafkaProducer(bootstrap_servers=scene.kafka, max_request_size=1_000_000)
     await producer.start()
     try:
@@ -307,7 +308,7 @@ async def produced(scene: Scene, *originals: str) -> None:
             key, value, headers = ORIGINALS[original]
             batch = producer.create_batch()
             batch.append(timestamp=TIME_MS, key=key, value=value, headers=headers)
-            await (await producer.send_batch(batch, topics.SPELLCHECK_COMPLETED, partition=1))
+            await (await producer.send_batch(batch, topic, partition=1))
     finally:
         await producer.stop()
 
@@ -434,27 +435,68 @@ async def test_whoever_else_answers_has_resolved_nothing(scene: Scene, free_port
         await runner.cleanup()
 
 
+@asynccontextmanager
+async def topics_with(kafka: str, **configs: dict[str, str]) -> AsyncIterator[None]:
+    """Topics by the names of `topics`, configured otherwise until the block ends."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+
+    async def configure(of: dict[str, dict[str, str]]) -> None:
+        await admin.alter_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, getattr(topics, name), config) for name, config in of.items()]
+        )
+
+    try:
+        await configure(configs)
+        yield
+    finally:
+        await configure({name: {"cleanup.policy": "delete"} for name in configs})  # all else is as it was
+        await admin.close()
+
+
 async def test_what_the_broker_refuses_is_not_marked_and_the_rest_goes_on(scene: Scene) -> None:
     """The acknowledgement counts, not that it was sent."""
-    large, small = b"{" + b"x" * 5_000, b"{small"
+    large, small = b"{" + random.Random(7).randbytes(5_000), b"{small"
     await scene.platform.send_raw((topics.ESSAYS_REGISTERED, b"key", large), (topics.CJ_COMPLETED, b"key", small))
+    # The second has no key.
+    await produced(scene, "invalid UTF-8", "empty", "null", topic=topics.PHASE_OUTCOME)
     async with scene.service():
-        await scene.letters(2)
-    admin = AIOKafkaAdminClient(bootstrap_servers=scene.kafka)
-    await admin.start()
-    limits = ConfigResource(ConfigResourceType.TOPIC, topics.ESSAYS_REGISTERED, {"max.message.bytes": "1000"})
-    await admin.alter_configs([limits])
-    said = await scene.operator.runs("dlq", "replay", "--all")
-    limits.configs = {"max.message.bytes": "1048588"}
-    await admin.alter_configs([limits])
-    await admin.close()
+        await scene.letters(5)
+    async with topics_with(
+        scene.kafka,
+        ESSAYS_REGISTERED={"max.message.bytes": "1000"},
+        PHASE_OUTCOME={"cleanup.policy": "compact"},
+    ):
+        said = await scene.operator.runs("dlq", "replay", "--all")
     assert said.exit_code == 1
     assert "MessageSizeTooLarge" in said.error
-    states = {letter["letter"].partition("/")[0]: letter["replayed"] for letter in await scene.each()}
+    assert "InvalidRecord" in said.error
+    states = Counter((letter["letter"].partition("/")[0], letter["replayed"]) for letter in await scene.each())
     assert states == {
-        topics.dead_letter_topic(topics.ESSAYS_REGISTERED): False,
-        topics.dead_letter_topic(topics.CJ_COMPLETED): True,
+        (topics.dead_letter_topic(topics.ESSAYS_REGISTERED), False): 1,
+        (topics.dead_letter_topic(topics.CJ_COMPLETED), True): 1,
+        (topics.dead_letter_topic(topics.PHASE_OUTCOME), True): 2,
+        (topics.dead_letter_topic(topics.PHASE_OUTCOME), False): 1,
     }
+
+
+async def test_an_original_goes_back_where_old_times_and_raw_sizes_are_refused(scene: Scene) -> None:
+    """A header says when the original was written."""
+    await produced(scene, "empty", "more than a letter can hold")
+    async with scene.service():
+        await scene.letters(2)
+    compressible_only = str(LARGE // 2)
+    async with topics_with(
+        scene.kafka,
+        SPELLCHECK_COMPLETED={"message.timestamp.before.max.ms": "3600000", "max.message.bytes": compressible_only},
+    ):
+        assert (await scene.operator.asks("dlq", "replay", "--all"))["replayed"] == 2
+    records = await scene.platform.messages(topics.SPELLCHECK_COMPLETED)
+    assert len(records) == 4
+    for record in records:
+        replayed = dict(record.headers).get(ORIGINAL_TIMESTAMP)
+        assert (record.timestamp, replayed) == (TIME_MS, None) or replayed == str(TIME_MS).encode()
+    assert Counter(record.value for record in records) == {b"": 2, b"\xff" * LARGE: 2}
 
 
 async def test_asked_to_stop_it_marks_what_was_acknowledged(scene: Scene) -> None:

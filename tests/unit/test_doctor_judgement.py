@@ -148,6 +148,18 @@ def test_topics(leaders: list[bool] | None, status: Status, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("policies", "status", "said"),
+    [
+        ({}, OK, "no topic"),
+        ({"a.DLQ": "delete", "b.DLQ": ""}, OK, "no topic"),
+        ({"a.DLQ": "delete", "b.DLQ": "compact,delete"}, WARNING, "compacted: b.DLQ."),
+    ],
+)
+def test_topics_of_dead_letters_should_not_be_compacted(policies: dict[str, str], status: Status, said: str) -> None:
+    assert_finding(kafka.compaction(policies), status, said)
+
+
+@pytest.mark.parametrize(
     ("state", "members", "status"),
     [
         ("Stable", 2, OK),

@@ -199,10 +199,10 @@ def test_a_dead_letter_has_exactly_the_fields_of_the_contract() -> None:
     assert (written.key, written.reduced) == (b"batch-1", None)
 
 
-def test_without_a_batch_the_letter_keeps_the_message_s_own_key() -> None:
+def test_without_a_batch_the_letter_has_the_message_s_own_key_or_its_position() -> None:
     assert letter(b"x").key == b"essay-1"
     keyless = dead_letter(replace(consumed(b"x"), key=None), "not_json", {}, NOW, None)
-    assert keyless.key is None
+    assert keyless.key == b"huleedu.batch.spellcheck.phase.completed.v1/4/77"
     assert strict(keyless.value)["additional_metadata"]["source_key_base64"] is None
 
 

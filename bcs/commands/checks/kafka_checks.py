@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
 
 from bcs.actors.kafka import close
@@ -21,6 +22,7 @@ from bcs.settings import Settings
 
 _STEP_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
+_CLEANUP_POLICY = "cleanup.policy"
 # Besides Kafka's own errors: no answer in time, and a broker that knows no version of a request that aiokafka speaks.
 _NO_ANSWER = (KafkaError, OSError, TimeoutError, NotImplementedError)
 
@@ -40,6 +42,8 @@ async def look_at_kafka(settings: Settings) -> list[Finding]:
                 return _topics(partitions)
 
             findings += await _step("topics", look_at_topics)
+            letters = [name for name in topics.DEAD_LETTERS if name in partitions]
+            findings += await _step("dead letters", lambda: _compaction(admin, letters))
             findings += await _step("consumer group", lambda: _group(admin, settings.kafka_consumer_group_id))
             consumed = {name: tuple(partitions[name]) for name in topics.CONSUMED if name in partitions}
             findings += await _step("lag", lambda: _lag(admin, settings, consumed))
@@ -88,6 +92,19 @@ async def _partitions(admin: AIOKafkaAdminClient) -> dict[str, dict[int, bool]]:
 def _topics(partitions: Mapping[str, Mapping[int, bool]]) -> list[Finding]:
     uses = [("consumed", name) for name in topics.CONSUMED] + [("published", name) for name in topics.PUBLISHED]
     return [judgement.topic(use, name, partitions[name].values() if name in partitions else None) for use, name in uses]
+
+
+async def _compaction(admin: AIOKafkaAdminClient, names: Iterable[str]) -> list[Finding]:
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name, {_CLEANUP_POLICY: None}) for name in names]
+    policies: dict[str, str] = {}
+    for response in await admin.describe_configs(asked) if asked else []:
+        for resource in response.to_object()["resources"]:
+            error: Any = for_code(resource["error_code"])
+            if error is not NoError:
+                raise error(resource["resource_name"])
+            said = {entry["config_names"]: entry["config_value"] for entry in resource["config_entries"]}
+            policies[resource["resource_name"]] = said.get(_CLEANUP_POLICY) or ""
+    return [judgement.compaction(policies)]
 
 
 async def _group(admin: AIOKafkaAdminClient, name: str) -> list[Finding]:

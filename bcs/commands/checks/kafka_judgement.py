@@ -44,6 +44,19 @@ def topic(use: str, name: str, leaders: Iterable[bool] | None) -> Finding:
     return ok(check, found)
 
 
+def compaction(cleanup_policies: Mapping[str, str]) -> Finding:
+    """Whether Kafka keeps every dead letter.
+
+    :param cleanup_policies: of the topics of dead letters that exist; empty where the broker does not say.
+    """
+    check = "dead letters"
+    compacted = [name for name, policy in cleanup_policies.items() if "compact" in policy]
+    if compacted:
+        found = f"compacted: {', '.join(compacted)}. Of several letters about one batch Kafka keeps the last"
+        return warning(check, found, "set cleanup.policy=delete on these topics")
+    return ok(check, "no topic of dead letters is compacted")
+
+
 def group(name: str, state: str, members: int) -> Finding:
     """Whether anybody reads.
 

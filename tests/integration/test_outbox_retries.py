@@ -1,0 +1,180 @@
+"""A write to the outbox whose outcome is unknown is tried again, and adds nothing twice."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bcs.actors.messages import Receipt, RecordFacts
+from bcs.contracts import topics
+from bcs.contracts.published import ConsumedMessage, OutboundMessage
+from bcs.domain.errors import StoreUnavailable
+from bcs.domain.facts import EssayPhaseEnded, Outcome
+from bcs.domain.history import PipelineResolved
+from bcs.store import redis_queue
+from bcs.store.base import LeasedMessage
+from bcs.store.codec import BatchKeys
+from bcs.store.redis_backlog import FACTS, waiting_key
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_outbox import RedisOutbox
+from tests.integration.record_world import RecordWorld
+from tests.integration.stores import MakeGateway
+from tests.support.events import spellchecked
+from tests.support.fault_proxy import FaultProxy
+from tests.support.kafka import Platform
+from tests.support.past import AT_US
+from tests.support.service import Orchestrator, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+Replica = Callable[[str], RedisOutbox]
+
+
+def message(number: int) -> OutboundMessage:
+    return OutboundMessage("phase_skipped", "topic", b"key", b"value %d" % number)
+
+
+def values(leased: list[LeasedMessage]) -> list[bytes]:
+    return [entry.message.value for entry in leased]
+
+
+@pytest.fixture
+def stream(redis_key_prefix: str) -> str:
+    return f"{redis_key_prefix}{{outbox}}"
+
+
+@pytest.fixture
+def cut_off(proxy: FaultProxy, make_gateway: MakeGateway, redis_key_prefix: str) -> RedisOutbox:
+    """An outbox whose replies get lost."""
+    return RedisOutbox(
+        make_gateway(proxy.address, deadline=5), key_prefix=redis_key_prefix, consumer="cut off", limit=1000
+    )
+
+
+@pytest.fixture
+def other(gateway: RedisGateway, redis_key_prefix: str) -> RedisOutbox:
+    """Another replica's way to the same outbox."""
+    return RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="other", limit=1000)
+
+
+async def twice(proxy: FaultProxy, about: bytes, write: Callable[[], Awaitable[object]]) -> None:
+    """Write, lose the reply to a request with these bytes, and write again."""
+    lost = proxy.replies_dropped
+    proxy.drop_replies(about)
+    with pytest.raises(StoreUnavailable):
+        await write()
+    assert proxy.replies_dropped == lost + 1
+    await write()
+
+
+async def test_an_append_is_carried_out_once(proxy: FaultProxy, cut_off: RedisOutbox, other: RedisOutbox) -> None:
+    await twice(proxy, b"value 0", lambda: cut_off.append([message(0), message(1)]))
+    assert values(await other.lease(10)) == [b"value 0", b"value 1"]
+    # A retry comes with more than the first try had, as more letters wait by then.
+    await cut_off.append([message(1), message(2)])
+    assert values(await other.lease(10)) == [b"value 2"]
+
+
+async def test_a_retry_adds_nothing_after_the_message_was_published(
+    proxy: FaultProxy, cut_off: RedisOutbox, other: RedisOutbox
+) -> None:
+    proxy.drop_replies(b"value 0")
+    with pytest.raises(StoreUnavailable):
+        await cut_off.append([message(0)])
+    await other.settle([entry.entry_id for entry in await other.lease(10)])
+    await cut_off.append([message(0)])
+    assert await other.backlog() == 0
+
+
+async def test_an_announcement_that_comes_again_over_the_record_is_taken_once(
+    proxy: FaultProxy, cut_off: RedisOutbox, other: RedisOutbox
+) -> None:
+    explanation = PipelineResolved(uuid.uuid4(), "batch", AT_US, "id", "test", "nlp", (), 1, "redis", True)
+    proxy.drop_replies(b"value 0")
+    with pytest.raises(StoreUnavailable):
+        await cut_off.announce([message(0)], explanation)
+    await other.append([message(0)])
+    assert await other.backlog() == 1
+
+
+async def test_what_is_given_back_is_there_once(proxy: FaultProxy, cut_off: RedisOutbox, other: RedisOutbox) -> None:
+    await cut_off.append([message(number) for number in range(3)])
+    leased = await cut_off.lease(10)
+    await twice(proxy, leased[0].entry_id.encode(), lambda: cut_off.requeue(leased))
+    assert values(await other.lease(10)) == [b"value 0", b"value 1", b"value 2"]
+
+
+async def test_what_is_set_aside_is_there_once(
+    proxy: FaultProxy, cut_off: RedisOutbox, gateway: RedisGateway, stream: str
+) -> None:
+    await cut_off.append([message(0)])
+    [leased] = await cut_off.lease(10)
+    await twice(proxy, leased.entry_id.encode(), lambda: cut_off.park(leased, "refused"))
+    assert await gateway.call(("XLEN", stream), ("XLEN", f"{stream}:parked")) == [0, 1]
+
+
+async def test_what_is_remembered_of_appends_is_bounded(
+    other: RedisOutbox, gateway: RedisGateway, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_queue, "_REMEMBERED", 10)
+    for number in range(35):
+        await other.append([message(number)])
+        [now, before] = await gateway.call(("SCARD", f"{stream}:taken"), ("SCARD", f"{stream}:taken:before"))
+        assert now + before <= 20
+        assert number < 10 or now + before >= 10
+    await other.append([message(number) for number in range(25, 35)])
+    assert await other.backlog() == 35
+
+
+async def test_a_dead_letter_whose_append_has_no_reply_is_written_once(
+    proxy: FaultProxy, module_kafka: str, batch: str, redis_key_prefix: str
+) -> None:
+    junk = json.dumps({"data": {"batch_id": batch, "marker": f"marker-of-{batch}"}}).encode()
+    async with (
+        Platform(module_kafka) as platform,
+        running_service(
+            redis_url=f"redis://{proxy.address}/0",
+            kafka_bootstrap_servers=module_kafka,
+            kafka_consumer_group_id=redis_key_prefix,
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        proxy.drop_replies(f"marker-of-{batch}".encode(), count=3)
+        await platform.send_raw((topics.SPELLCHECK_COMPLETED, batch.encode(), junk))
+        await wait_until(lambda: platform.caught_up(redis_key_prefix))
+        assert proxy.replies_dropped == 3
+
+        async def all_published() -> bool:
+            return await bos.metric("bcs_outbox_backlog") == 0
+
+        await wait_until(all_published)
+        letters = await platform.messages(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), batch)
+        assert len(letters) == 1
+
+
+async def test_a_fact_whose_place_in_the_queue_is_unknown_waits_there_once(
+    tmp_path: Path, database_url: str, batch: str
+) -> None:
+    event = spellchecked(batch, "essay")
+    message = ConsumedMessage(event.topic, 0, 7, 1, event.key, event.value)
+    fact = EssayPhaseEnded("spellcheck", "essay", Outcome.COMPLETED, AT_US)
+    command = RecordFacts(batch, (fact,), Receipt(message, "SpellcheckPhaseCompletedV1", None, 1))
+    async with RecordWorld(tmp_path, database_url) as world:
+        world.database_proxy.refuse()
+        await world.database_proxy.cut()
+        world.redis_proxy.drop_replies(f'"{batch}"'.encode())
+        world.running.call(world.running.service.batches.deliver_nowait, batch, command)
+        # In Redis only behind the queue.
+        await wait_until(partial(knows, world, batch))
+        assert world.redis_proxy.replies_dropped == 1
+        assert await world.redis.xlen(waiting_key("bcs:", FACTS)) == 1
+
+
+async def knows(world: RecordWorld, batch: str) -> bool:
+    return bool(await world.redis.hlen(BatchKeys("bcs:", batch).essays))
