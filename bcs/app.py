@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from bcs.actors.knowledge import Knowledge
 from bcs.actors.messages import MessageFinished, OutboxGrew, RecordFacts, RenderMetrics
 from bcs.actors.metrics import MetricsActor
 from bcs.actors.publisher import Publisher
+from bcs.actors.skips import Skips
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
@@ -182,6 +184,7 @@ class Service:
             self.telemetry,
             self._now,
             clocks,
+            Skips(store=self.persistence.skips, instance=settings.instance_name or socket.gethostname(), now=self._now),
             self._reach,
         )
         pipelines = PipelineCalls(

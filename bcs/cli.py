@@ -20,7 +20,7 @@ from bcs.domain.errors import BcsError, ConfigurationError
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 
-_OPERATORS = ("batches", "resolve", "pipelines", "actors", "dlq", "db", "doctor")
+_OPERATORS = ("batches", "resolve", "pipelines", "actors", "intake", "dlq", "db", "doctor")
 
 
 class _Commands(TyperGroup):

@@ -22,6 +22,7 @@ from bcs.store.redis_backlog import EXPLANATIONS, FACTS, RedisBacklog
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_identity import RedisIdentity
 from bcs.store.redis_outbox import RedisOutbox
+from bcs.store.redis_skips import RedisSkips
 from bcs.store.redis_state import RedisStateStore
 
 
@@ -32,6 +33,7 @@ class Persistence:
     :param store_name: what the state store is called in answers.
     :param gateway: None where state is kept in memory.
     :param permanent: None where there is no permanent record.
+    :param skips: the orders of operators; None where there is nothing that an operator could write to.
     """
 
     store_name: str
@@ -39,6 +41,7 @@ class Persistence:
     store: StateStore
     outbox: Outbox
     permanent: Permanent | None = None
+    skips: RedisSkips | None = None
 
     def circuit(self) -> str:
         """The state of the circuit breaker before the store."""
@@ -89,7 +92,8 @@ def open_persistence(settings: Settings, *, law: CompletionLaw, reach: Reach = p
         limit=settings.outbox_max_messages,
         explanations=permanent.explanations if permanent else None,
     )
-    return Persistence(REDIS, gateway, store, outbox, permanent)
+    skips = RedisSkips(gateway, key_prefix=settings.redis_key_prefix)
+    return Persistence(REDIS, gateway, store, outbox, permanent, skips)
 
 
 def redis_gateway(settings: Settings, identity: RedisIdentity | None = None) -> RedisGateway:

@@ -18,12 +18,16 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bcs.actors.kafka_probe import probe
-from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, decoded, message_of, written_at_ms
+from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, decoded, message_of, position_of, written_at_ms
 from bcs.actors.offsets import OffsetTracker
+from bcs.actors.skips import REASON as SKIPPED
+from bcs.actors.skips import reason_of
 from bcs.contracts import topics
-from bcs.contracts.dead_letters import dead_letter
+from bcs.contracts.dead_letters import dead_letter, unread_letter
 from bcs.contracts.published import ConsumedMessage
 from bcs.domain.errors import ClocksDiffer, StoreError, StoreUnavailable, UndecodableMessage
+from bcs.domain.history import Position
+from bcs.domain.skips import SkipOrder, SkipOutcome
 from bcs.domain.times import format_timestamp
 from bcs.failpoints import FailPoint
 from bcs.kafka.isolation import IsolatingConsumer
@@ -75,9 +79,12 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         :raises ExceptionGroup: of what made it impossible to go on.
         """
         intake = self._intake
+        # An order may be about the very first message.
+        await intake.skips.look()
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._collect)
+                group.start_soon(self._intake.skips.follow)
                 group.start_soon(probe, self._consumer, self._tracker, intake.under_way, intake.status, self._settings)
                 self._consumer.subscribe(topics.CONSUMED, listener=self)
                 while not self._context.stopping:
@@ -144,6 +151,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         if not read_again:
             self._note_passed()
         self._intake.status.stall(self._consumer.stalled)
+        await self._skip_ordered()
         await self._bury()
 
     def _note_passed(self) -> None:
@@ -195,6 +203,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         event_type = decoder.event_type(record.topic)
         try:
             event = decoded(decoder, message, self._said_at_ms(record))
+            self._intake.skips.refuse_ordered(position_of(message), event.batch_id, event.correlation_id)
             if event.facts and clocks.seems_ahead(event.at_us):
                 ahead = await clocks.is_ahead(event.at_us)
                 if not self._is_owned(record, epoch):
@@ -265,9 +274,52 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             del self._letters[: len(chunk)]
             for receipt, refusal, _ in chunk:
                 self._note_dead_letter(receipt, refusal)
+                await self._close_order(position_of(receipt.message), SkipOutcome.SKIPPED)
                 self._finish(receipt)
             self._note_progress()
             self._intake.outbox_grew()
+
+    async def _skip_ordered(self) -> None:
+        """Pass over what operators ordered to, and what no poll hands out: it can't be read, or does not get done."""
+        for order in self._intake.skips:
+            at = order.position
+            key, epoch = TopicPartition(at.topic, at.partition), self._tracker.epoch(at.topic, at.partition)
+            if epoch is None:
+                continue  # another replica has it
+            stall, first_unfinished = self._consumer.stalled.get(key), self._tracker.position(*key)
+            unreadable = stall is not None and stall.offset == at.offset
+            if unreadable or self._tracker.is_unfinished(*key, at.offset):
+                if not await self._store_unread_letter(order) or self._tracker.epoch(*key) != epoch:
+                    return  # tried again with the next poll, by whoever has the partition then
+                if unreadable:
+                    self._tracker.read(*key, at.offset, 0)
+                    self._consumer.pass_over(key, at.offset)
+                self._tracker.finish(*key, at.offset, epoch)
+                await self._close_order(at, SkipOutcome.SKIPPED_UNREAD)
+                self._note_progress()
+            elif first_unfinished is not None and at.offset < first_unfinished:
+                await self._close_order(at, SkipOutcome.ALREADY_PROCESSED)
+
+    async def _store_unread_letter(self, order: SkipOrder) -> bool:
+        at, ordered_at = order.position, datetime.fromisoformat(order.ordered_at)
+        detail = {"attempts": 1, "error_type": "SkipOrder", "error_message": reason_of(order)}
+        # With the time of the order: a letter that is made again must be the same, for the outbox to know it.
+        letter = unread_letter(at.topic, at.partition, at.offset, SKIPPED, detail, ordered_at)
+        try:
+            await self._intake.outbox.append([letter])
+        except StoreError as error:
+            log.debug("dead_letters_wait", count=1, error=str(error))
+            return False
+        self._intake.telemetry.dead_letters.labels(at.topic, SKIPPED).inc()
+        self._intake.outbox_grew()
+        return True
+
+    async def _close_order(self, position: Position, outcome: SkipOutcome) -> None:
+        try:
+            await self._intake.skips.closed(position, outcome)
+        except StoreError as error:
+            # It waits on, and is found to be done.
+            log.debug("skip_order_not_closed", error=str(error))
 
     def _note_dead_letter(self, receipt: Receipt, error: UndecodableMessage) -> None:
         message = receipt.message

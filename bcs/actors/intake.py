@@ -15,6 +15,7 @@ from bcs.actors.clocks import Clocks
 from bcs.actors.consumption import Consumption
 from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import MessageFinished, RecordFacts
+from bcs.actors.skips import Skips
 from bcs.actors.under_way import UnderWay
 from bcs.contracts.decoding import EventDecoder
 from bcs.failpoints import FailPoint, Reach
@@ -38,6 +39,7 @@ class Intake:
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
     :param clocks: tell an event that is ahead of time.
+    :param skips: the messages that operators ordered to pass over.
     :param reach: for chaos tests.
     """
 
@@ -50,6 +52,7 @@ class Intake:
     telemetry: Telemetry
     now: Callable[[], datetime]
     clocks: Clocks
+    skips: Skips
     reach: Reach
     epochs: Iterator[int] = field(default_factory=lambda: count(1))
     under_way: UnderWay = field(default_factory=UnderWay)

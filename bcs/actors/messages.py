@@ -34,6 +34,11 @@ def message_of(record: ConsumerRecord) -> ConsumedMessage:
     )
 
 
+def position_of(message: ConsumedMessage) -> Position:
+    """Where a message lies."""
+    return Position(message.topic, message.partition, message.offset)
+
+
 def _is_text(name: str) -> bool:
     try:
         name.encode()

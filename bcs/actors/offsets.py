@@ -110,6 +110,11 @@ class OffsetTracker:
             if owned:
                 owned.committed = offset
 
+    def is_unfinished(self, topic: str, partition: int, offset: int) -> bool:
+        """True if this message was read and is not yet durable."""
+        owned = self._partitions.get((topic, partition))
+        return owned is not None and offset in owned.unfinished and offset not in owned.finished_ahead
+
     def unfinished(self, partitions: Iterable[tuple[str, int]]) -> int:
         """How many messages of these partitions were read and are not yet durable."""
         return sum(

@@ -47,17 +47,20 @@ class Skips:
     now: Callable[[], datetime]
     _orders: dict[Position, SkipOrder] = field(default_factory=dict)
 
-    async def follow(self) -> None:
-        """Look for orders again and again, until cancelled."""
+    async def look(self) -> None:
+        """Look for orders once. While the store is away, those that are known stay."""
         if self.store is None:
             return
+        try:
+            self._orders = {order.position: order for order in await self.store.waiting()}
+        except StoreError as error:
+            log.debug("skip_orders_not_read", error=str(error))
+
+    async def follow(self) -> None:
+        """Look for orders again and again, until cancelled."""
         while True:
-            try:
-                self._orders = {order.position: order for order in await self.store.waiting()}
-            except StoreError as error:
-                # The orders that are known stay.
-                log.debug("skip_orders_not_read", error=str(error))
             await anyio.sleep(_LOOK_SECONDS)
+            await self.look()
 
     def __iter__(self) -> Iterator[SkipOrder]:
         """The orders that wait."""

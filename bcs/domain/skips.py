@@ -29,7 +29,6 @@ class SkipOutcome(StrEnum):
     SKIPPED = "skipped, dead letter with its bytes"
     SKIPPED_UNREAD = "skipped, dead letter with its position only"
     ALREADY_PROCESSED = "not skipped, it was processed before"
-    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,13 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
+from bcs.commands.checks.findings import Finding
+from bcs.commands.checks.kafka_checks import look_at_kafka
 from bcs.contracts import topics
 from tests.kafka.forbidding import DESCRIBE, READ, TOPIC, forbidden
 from tests.kafka.group import Group
 from tests.kafka.services import IN_TIME_SECONDS, OwnKafka, assert_nothing_crashed, original, service_on
+from tests.support.commands import bcs
 from tests.support.events import Event, registered, spellchecked
 from tests.support.kafka import PARTITIONS, Platform, values
 from tests.support.record_batches import RawRecord, damaged_on_disk, record_batch, send_batch
@@ -103,19 +106,26 @@ async def test_a_batch_with_a_wrong_checksum_stops_its_own_partition_only(
     log = own_kafka.log_of(TOPIC_NAME, PARTITION)
     async with AsyncExitStack() as damage:
         damage.enter_context(damaged_on_disk(log, junk[1]))
-        async with everything(own_kafka, redis_url) as (platform, group, bos, _):
+        async with everything(own_kafka, redis_url) as (platform, group, bos, service):
             await assert_others_flow(platform, bos, batch)
             said = await wait_until(lambda: stalled(bos))
             assert f"{TOPIC_NAME}/{PARTITION}" in said
             assert "checksum" in said
             labels = {"topic": TOPIC_NAME, "partition": str(PARTITION)}
             assert await bos.metric("bcs_kafka_partition_stalled", **labels) == 1
+            [finding] = await look_at_kafka_for("events", own_kafka, service)
+            assert f"{TOPIC_NAME}/{PARTITION} can't be read from offset" in finding.found
             stuck = TopicPartition(TOPIC_NAME, PARTITION)
             await wait_until(partial(has_committed_all_but, group, stuck), description="what is finished is committed")
             await damage.aclose()
             await group.caught_up()
             await wait_until(partial(is_healthy, bos))
             await wait_until(partial(has_letters_of, platform, junk))
+
+
+async def look_at_kafka_for(check: str, own_kafka: OwnKafka, service: RunningService) -> list[Finding]:
+    settings = service.service.settings.model_copy(update={"kafka_bootstrap_servers": own_kafka.address})
+    return [finding for finding in await look_at_kafka(settings) if finding.check == check]
 
 
 async def has_letters_of(platform: Platform, junk: list[bytes]) -> bool:
@@ -163,3 +173,45 @@ async def test_every_codec_of_kafka_is_read(own_kafka: OwnKafka, redis_url: str,
             await producer.stop()
         await wait_until(lambda: is_complete(bos, batch))
         await group.caught_up()
+
+
+async def test_an_operator_passes_over_a_message_that_cannot_be_read(
+    own_kafka: OwnKafka, redis_url: str, batch: str
+) -> None:
+    junk = [b"%s %d" % (batch.encode(), number) for number in range(3)]
+    for value in junk:
+        await send_batch(own_kafka.address, TOPIC_NAME, PARTITION, record_batch([RawRecord(value)]))
+    with damaged_on_disk(own_kafka.log_of(TOPIC_NAME, PARTITION), junk[1]):
+        async with everything(own_kafka, redis_url) as (platform, group, bos, service):
+            await wait_until(lambda: stalled(bos))
+            offset = service.kafka.stalled[TOPIC_NAME, PARTITION].offset
+            variables = {
+                "BCS_REDIS_URL": redis_url,
+                "BCS_REDIS_KEY_PREFIX": service.service.settings.redis_key_prefix,
+                "BCS_KAFKA_BOOTSTRAP_SERVERS": own_kafka.address,
+            }
+            skip = ("intake", "skip", TOPIC_NAME, str(PARTITION), str(offset), "--reason", "the disk failed")
+            refused = await bcs(*skip, given="n\n", **variables)
+            assert refused.exit_code == 1
+            assert "checksum" in refused.output
+            assert await stalled(bos), "nothing was done without a yes"
+            done = await bcs(*skip, "--yes", "--json", **variables)
+            assert done.exit_code == 0, done
+            [row] = done.json["skips"]
+            assert (row["offset"], row["reason"]) == (offset, "the disk failed")
+            assert row["outcome"] == "skipped, dead letter with its position only"
+            await group.caught_up()
+            letters = values(await platform.messages(topics.dead_letter_topic(TOPIC_NAME)))
+            [letter] = [letter for letter in letters if letter["dlq_reason"] == "skipped_by_operator"]
+            about = letter["additional_metadata"]
+            assert (about["source_topic"], about["source_partition"], about["source_offset"]) == (
+                TOPIC_NAME,
+                PARTITION,
+                offset,
+            )
+            assert "the disk failed" in about["error_message"]
+            told = (await bcs("intake", "history", "--json", **variables)).json["skips"]
+            assert [event["outcome"] for event in told] == [row["outcome"], "ordered"]
+            again = await bcs(*skip, "--yes", "--json", **variables)
+            assert again.exit_code == 1
+            assert again.json["skips"][0]["outcome"] == "not skipped, it was processed before"

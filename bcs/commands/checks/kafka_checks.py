@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
@@ -18,10 +18,15 @@ from bcs.commands.checks import kafka_judgement as judgement
 from bcs.commands.checks.findings import Finding, brief, failed, ok, unknown
 from bcs.commands.checks.kafka_judgement import Offsets
 from bcs.contracts import topics
+from bcs.domain.errors import PartitionStalled
+from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.settings import Settings
 
 _STEP_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
+_READ_SECONDS = 2.0
+_RETRY_SECONDS = 1.0
+_POLL_MS = 100
 _CLEANUP_POLICY = "cleanup.policy"
 # Besides Kafka's own errors: no answer in time, and a broker that knows no version of a request that aiokafka speaks.
 _NO_ANSWER = (KafkaError, OSError, TimeoutError, NotImplementedError)
@@ -122,13 +127,18 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
         return [unknown("lag", "no consumed topic was found")]
     committed = await admin.list_consumer_group_offsets(settings.kafka_consumer_group_id, partitions=keys)
     # Without a group it disturbs nobody in ours.
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, enable_auto_commit=False, isolation_level="read_committed"
+    consumer = IsolatingConsumer(
+        partition_retry_maximum_seconds=_RETRY_SECONDS,
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        enable_auto_commit=False,
+        isolation_level="read_committed",
     )
     try:
         await consumer.start()
         consumer.assign(keys)
         first, end = await consumer.beginning_offsets(keys), await consumer.end_offsets(keys)
+        next_to_read = {key: max(first[key], _offset(committed.get(key)) or 0) for key in keys}
+        stalled = await _stalled(consumer, {key: at for key, at in next_to_read.items() if at < end[key]})
     finally:
         await close(consumer, _CLOSE_SECONDS)
     registered = any(end[key] > 0 for key in keys if key.topic == topics.ESSAYS_REGISTERED)
@@ -145,7 +155,27 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
         )
         for name in consumed
     ]
-    return [*lags, judgement.registration(required=settings.require_registration, seen=registered)]
+    reading = judgement.reading(
+        [PartitionStalled(key.topic, key.partition, stall.offset, stall.cause) for key, stall in stalled.items()]
+    )
+    return [*lags, *reading, judgement.registration(required=settings.require_registration, seen=registered)]
+
+
+async def _stalled(
+    consumer: IsolatingConsumer, next_to_read: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, Stall]:
+    """Those of these partitions whose next message can't be read."""
+    consumer.assign(list(next_to_read))
+    for key, offset in next_to_read.items():
+        consumer.seek(key, offset)
+    unheard = set(next_to_read)
+    # Where only markers of transactions are left to read, nothing is ever heard.
+    with anyio.move_on_after(_READ_SECONDS):
+        while unheard:
+            polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=len(next_to_read))
+            consumer.pause(*polled)
+            unheard -= polled.keys() | consumer.stalled.keys()
+    return consumer.stalled
 
 
 def _offset(committed: Any) -> int | None:

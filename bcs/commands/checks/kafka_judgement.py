@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bcs.commands.checks.findings import Finding, failed, ok, warning
+from bcs.domain.errors import PartitionStalled
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,15 @@ def lag(name: str, partitions: Mapping[int, Offsets], *, from_earliest: bool, ma
     if behind > many:
         return warning("lag", found, "ask again: if it does not fall, see to the service's log, or start more replicas")
     return ok("lag", found)
+
+
+def reading(stalled: Iterable[PartitionStalled]) -> list[Finding]:
+    """Whether the next message of each partition can be read.
+
+    :param stalled: those where it can't.
+    """
+    fix = "see to what is named; `bcs intake skip` passes over a message that stays unreadable"
+    return [failed("events", str(error), fix) for error in stalled]
 
 
 def registration(*, required: bool, seen: bool) -> Finding:

@@ -1,0 +1,106 @@
+"""What an operator ordered to be passed over becomes a dead letter, in whatever state the message is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from bcs.contracts import topics
+from bcs.domain.errors import StoreCorrupted
+from bcs.domain.history import Position
+from bcs.domain.skips import SkipOrder, SkipOutcome
+from bcs.embedded import EmbeddedServer
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_skips import RedisSkips
+from tests.support.events import Event, registered, spellchecked
+from tests.support.kafka import Platform, values
+from tests.support.service import Orchestrator, RunningService, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+TOPIC = topics.SPELLCHECK_COMPLETED
+
+
+@pytest.fixture(scope="module")
+def kafka_bootstrap_servers(module_kafka: str) -> str:
+    return module_kafka
+
+
+def skips_of(gateway: RedisGateway, prefix: str) -> RedisSkips:
+    return RedisSkips(gateway, key_prefix=prefix)
+
+
+def order(offset: int, partition: int = 0, reason: str = "it is wrong") -> SkipOrder:
+    return SkipOrder(Position(TOPIC, partition, offset), reason, "somebody@somewhere", "2026-05-03T08:00:00Z")
+
+
+async def outcome_of(skips: RedisSkips, ordered: SkipOrder) -> SkipOutcome | None:
+    [*events] = [event for event in await skips.history(100) if event.order == ordered]
+    return events[0].outcome if events and events[0].outcome is not SkipOutcome.ORDERED else None
+
+
+async def letters_of(platform: Platform, batch: str) -> list[dict[str, object]]:
+    return values(await platform.messages(topics.dead_letter_topic(TOPIC), batch))
+
+
+async def test_a_message_that_was_ordered_to_be_skipped_becomes_a_dead_letter(
+    kafka_bootstrap_servers: str,
+    redis_url: str,
+    redis_key_prefix: str,
+    gateway: RedisGateway,
+    unique_name: Callable[[str], str],
+) -> None:
+    batch, skips = unique_name("batch"), skips_of(gateway, redis_key_prefix)
+    async with Platform(kafka_bootstrap_servers) as platform:
+        event = spellchecked(batch, "essay-1")
+        [_, where, after] = await platform.send(
+            registered(batch, ["essay-1", "essay-2"]), event, spellchecked(batch, "essay-2")
+        )
+        ordered, passed = order(where.offset, where.partition), order(after.offset, after.partition, "too late")
+        await skips.order(ordered)
+        async with (
+            running_service(
+                redis_url=redis_url, redis_key_prefix=redis_key_prefix, kafka_bootstrap_servers=kafka_bootstrap_servers
+            ) as service,
+            Orchestrator(service.base) as bos,
+        ):
+            await wait_until(lambda: platform.caught_up(service.group))
+            [letter] = await wait_until(partial(letters_of, platform, batch))
+            assert letter["dlq_reason"] == "skipped_by_operator"
+            assert letter["failed_event_envelope"] == event_document(event)
+            assert await wait_until(partial(outcome_of, skips, ordered)) is SkipOutcome.SKIPPED
+            assert await bos.to_run(batch) == ["spellcheck", "ai_feedback"], "one essay's completion is missing"
+            await skips.order(passed)
+            assert await wait_until(partial(outcome_of, skips, passed)) is SkipOutcome.ALREADY_PROCESSED
+        assert await skips.waiting() == []
+
+
+def event_document(event: Event) -> object:
+    import json
+
+    return json.loads(event.value)
+
+
+async def test_orders_that_nobody_can_read_stop_nothing(
+    kafka_bootstrap_servers: str,
+    redis_url: str,
+    redis_key_prefix: str,
+    gateway: RedisGateway,
+    unique_name: Callable[[str], str],
+) -> None:
+    batch, skips = unique_name("batch"), skips_of(gateway, redis_key_prefix)
+    await gateway.call(("HSET", f"{redis_key_prefix}{{intake}}:skips", "junk", "junk"))
+    with pytest.raises(StoreCorrupted):
+        await skips.waiting()
+    async with (
+        Platform(kafka_bootstrap_servers) as platform,
+        running_service(
+            redis_url=redis_url, redis_key_prefix=redis_key_prefix, kafka_bootstrap_servers=kafka_bootstrap_servers
+        ) as service,
+    ):
+        await platform.send(registered(batch, ["essay-1"]))
+        await wait_until(lambda: platform.caught_up(service.group))
+        assert all(child.restarts == 0 for child in service.snapshot().children)
