@@ -131,6 +131,7 @@ class Service:
             self._now,
             settings.retry_maximum_seconds,
             anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
+            settings.kafka_max_message_bytes,
             self._reach,
         )
         return DynamicSupervisor(
@@ -176,7 +177,7 @@ class Service:
         )
         intake = Intake(
             settings,
-            EventDecoder(self._phases),
+            EventDecoder(self._phases, max_event_bytes=settings.max_event_bytes),
             self.batches,
             self.outbox,
             self._outbox_grew,

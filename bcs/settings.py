@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     )
     intake_max_in_flight: Count = Field(5000, description="messages read but not yet durable; then reading pauses")
     intake_max_in_flight_bytes: Count = Field(64 * 1024 * 1024, description="the same, in bytes")
+    max_event_bytes: Annotated[int, Field(ge=1024)] = Field(
+        1024 * 1024, description="a larger event, decompressed, becomes a dead letter unparsed"
+    )
     max_clock_skew_seconds: Seconds = Field(
         600.0, description="an event further ahead of BCS's clock and of Redis's becomes a dead letter"
     )

@@ -323,6 +323,22 @@ _INTAKE = (
         _in("integration/test_dead_letters", "test_the_offset_of_junk_waits_until_its_dead_letter_is_stored"),
     ),
     Mutation(
+        "letter-size",
+        "A dead letter that would be too large for the broker is reduced before it is stored.",
+        "bcs/contracts/dead_letters.py",
+        "    if reduced is None or limit_bytes is None or failed.size_bytes <= limit_bytes:\n",
+        "    if True:\n",
+        _in("unit/test_letters", "test_a_large_original_is_not_copied_for_its_letter"),
+    ),
+    Mutation(
+        "added-once",
+        "An entry of a queue in Redis that comes again, because the reply was lost, is not added twice.",
+        "bcs/store/queue_scripts.py",
+        "  if not is_known(known, before, identity) then\n",
+        "  if true then\n",
+        _in("integration/test_outbox_retries", "test_an_append_is_carried_out_once"),
+    ),
+    Mutation(
         "pause",
         "Reading pauses while too many messages are in flight.",
         "bcs/actors/consumption.py",
@@ -494,7 +510,6 @@ _ARCHIVE = (
         "bcs/actors/batches.py",
         """\
             if self.archive and not archived:
-                now_us = microseconds(self.now())
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
             await self._commit(context, group)
@@ -502,7 +517,6 @@ _ARCHIVE = (
         """\
             await self._commit(context, group)
             if self.archive and not archived:
-                now_us = microseconds(self.now())
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
 """,

@@ -11,9 +11,9 @@ import structlog
 from tenacity import AsyncRetrying
 
 from bcs.actors.archive import Archive
+from bcs.actors.dead_letters import letter_of
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
-from bcs.contracts.dead_letters import dead_letter
 from bcs.contracts.decoding import microseconds
 from bcs.domain.errors import BacklogFull, OutboxFull, StoreError, StoreRefused, StoreUnavailable
 from bcs.domain.state import delta_of
@@ -38,6 +38,7 @@ class BatchActor:
     :param now: wall-clock time.
     :param retry_maximum_seconds: the longest wait between tries while the store is away.
     :param commit_slots: bounds the commits at a time, so that a backlog leaves room for requests at the store.
+    :param letter_limit_bytes: the largest message that the broker takes.
     :param reach: for chaos tests.
     """
 
@@ -50,6 +51,7 @@ class BatchActor:
     now: Callable[[], datetime]
     retry_maximum_seconds: float
     commit_slots: anyio.CapacityLimiter
+    letter_limit_bytes: int
     reach: Reach = pass_by
 
     async def run(self, context: ActorContext[RecordFacts]) -> None:
@@ -142,7 +144,14 @@ class BatchActor:
         if receipt is None:
             return  # an ask: its caller was told, and decides itself
         detail = {"attempts": attempts, "error_type": type(error).__name__, "error_message": str(error)}
-        message = dead_letter(receipt.message, "processing_failed", detail, self.now(), command.batch_id)
+        message = await letter_of(
+            receipt.message,
+            "processing_failed",
+            detail,
+            self.now(),
+            command.batch_id,
+            limit_bytes=self.letter_limit_bytes,
+        )
         try:
             await self._patiently(context, "store a dead letter")(self.outbox.append, [message])
         except (StoreUnavailable, OutboxFull):

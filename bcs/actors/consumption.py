@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Iterable, Mapping
-=======
-from collections.abc import Iterable
 from datetime import datetime
->>>>>>> letters
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,14 +13,15 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
+from bcs.actors.dead_letters import letter_of
 from bcs.actors.kafka_probe import probe
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, decoded, message_of, position_of, written_at_ms
 from bcs.actors.offsets import OffsetTracker
 from bcs.actors.skips import REASON as SKIPPED
 from bcs.actors.skips import reason_of
 from bcs.contracts import topics
-from bcs.contracts.dead_letters import dead_letter, unread_letter
-from bcs.contracts.published import ConsumedMessage
+from bcs.contracts.dead_letters import unread_letter
+from bcs.contracts.published import ConsumedMessage, OutboundMessage
 from bcs.domain.errors import ClocksDiffer, StoreError, StoreUnavailable, UndecodableMessage
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipOrder, SkipOutcome
@@ -44,6 +41,8 @@ _POLL_LIMIT_SECONDS = 1.0
 # A poll hands over to other tasks after so many messages, or a large one would hold up HTTP for tens of milliseconds.
 _MESSAGES_PER_TURN = 100
 _LETTERS_PER_APPEND = 20
+# They go to the store in one round trip, which has a deadline.
+_BYTES_PER_APPEND = 1024 * 1024
 _ACKNOWLEDGEMENTS_PER_TURN = 1000
 _REVOKE_SECONDS = 5.0
 _LAST_COMMIT_SECONDS = 1.0
@@ -65,7 +64,9 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._context = context
         self._consumer = consumer
         self._tracker = OffsetTracker(intake.epochs)
-        self._letters: list[tuple[Receipt, UndecodableMessage, datetime]] = []
+        self._letters: list[tuple[Receipt, UndecodableMessage]] = []
+        # Of the first of these, kept until the store has them: by their content it knows letters that come again.
+        self._made: list[OutboundMessage] = []
         self._progress = anyio.Event()
         self._committing = anyio.Lock()
         self._over = False
@@ -213,8 +214,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                     raise UndecodableMessage("time_in_the_future", problem, event.batch_id, event.correlation_id)
         except UndecodableMessage as error:
             self._read(message)
-            # With its time: a letter that is made again must be the same, for the outbox to know it.
-            self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error, self._intake.now()))
+            self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error))
             return True
         except (ClocksDiffer, StoreUnavailable) as error:
             self._read_again_at = anyio.current_time() + _CLOCKS_SECONDS
@@ -255,24 +255,17 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     async def _bury(self) -> None:
         """Make dead letters of what can't be decoded. Only when they are durable do the messages count as done."""
         while self._letters:
-            chunk = self._letters[:_LETTERS_PER_APPEND]
-            letters = [
-                dead_letter(
-                    receipt.message,
-                    refusal.reason,
-                    {"attempts": 1, "error_type": type(refusal).__name__, "error_message": refusal.detail},
-                    now,
-                    refusal.batch_id,
-                )
-                for receipt, refusal, now in chunk
-            ]
+            if not self._made:
+                self._made = await self._make_letters()
             try:
-                await self._intake.outbox.append(letters)
+                await self._intake.outbox.append(self._made)
             except StoreError as error:
                 log.debug("dead_letters_wait", count=len(self._letters), error=str(error))
                 return
+            chunk = self._letters[: len(self._made)]
             del self._letters[: len(chunk)]
-            for receipt, refusal, _ in chunk:
+            self._made = []
+            for receipt, refusal in chunk:
                 self._note_dead_letter(receipt, refusal)
                 await self._close_order(position_of(receipt.message), SkipOutcome.SKIPPED)
                 self._finish(receipt)
@@ -282,19 +275,20 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     async def _skip_ordered(self) -> None:
         """Pass over what operators ordered to, and what no poll hands out: it can't be read, or does not get done."""
         for order in self._intake.skips:
-            at = order.position
-            key, epoch = TopicPartition(at.topic, at.partition), self._tracker.epoch(at.topic, at.partition)
+            at, tracker = order.position, self._tracker
+            epoch = tracker.epoch(at.topic, at.partition)
             if epoch is None:
                 continue  # another replica has it
-            stall, first_unfinished = self._consumer.stalled.get(key), self._tracker.position(*key)
+            key = TopicPartition(at.topic, at.partition)
+            stall, first_unfinished = self._consumer.stalled.get(key), tracker.position(at.topic, at.partition)
             unreadable = stall is not None and stall.offset == at.offset
-            if unreadable or self._tracker.is_unfinished(*key, at.offset):
-                if not await self._store_unread_letter(order) or self._tracker.epoch(*key) != epoch:
+            if unreadable or tracker.is_unfinished(at.topic, at.partition, at.offset):
+                if not await self._store_unread_letter(order) or tracker.epoch(at.topic, at.partition) != epoch:
                     return  # tried again with the next poll, by whoever has the partition then
                 if unreadable:
-                    self._tracker.read(*key, at.offset, 0)
+                    tracker.read(at.topic, at.partition, at.offset, 0)
                     self._consumer.pass_over(key, at.offset)
-                self._tracker.finish(*key, at.offset, epoch)
+                tracker.finish(at.topic, at.partition, at.offset, epoch)
                 await self._close_order(at, SkipOutcome.SKIPPED_UNREAD)
                 self._note_progress()
             elif first_unfinished is not None and at.offset < first_unfinished:
@@ -320,6 +314,26 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         except StoreError as error:
             # It waits on, and is found to be done.
             log.debug("skip_order_not_closed", error=str(error))
+
+    async def _make_letters(self) -> list[OutboundMessage]:
+        """As many of the next letters as are stored in one round trip; at least one."""
+        letters: list[OutboundMessage] = []
+        size = 0
+        for receipt, refusal in self._letters[:_LETTERS_PER_APPEND]:
+            size += receipt.message.size_bytes
+            if letters and size > _BYTES_PER_APPEND:
+                break
+            letters.append(
+                await letter_of(
+                    receipt.message,
+                    refusal.reason,
+                    {"attempts": 1, "error_type": type(refusal).__name__, "error_message": refusal.detail},
+                    self._intake.now(),
+                    refusal.batch_id,
+                    limit_bytes=self._settings.kafka_max_message_bytes,
+                )
+            )
+        return letters
 
     def _note_dead_letter(self, receipt: Receipt, error: UndecodableMessage) -> None:
         message = receipt.message

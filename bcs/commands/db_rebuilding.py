@@ -78,6 +78,7 @@ async def _rebuild(
         past = PastReader(consumer, admin, settings.kafka_request_timeout_seconds)
         await past.open(topics.CONSUMED)
         tally = Tally()
-        decoder = EventDecoder(frozenset(definitions.phases) | PLATFORM_PHASES)
+        phases = frozenset(definitions.phases) | PLATFORM_PHASES
+        decoder = EventDecoder(phases, max_event_bytes=settings.max_event_bytes)
         now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
         await Projection(decoder, record, stored, begun(past, tally), now_us, max_skew_us, tally).project(past)

@@ -48,7 +48,9 @@ def say_letter(letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
         else:
             typer.echo(printable(f"{name:20}{text_of(value)}"))
     typer.echo("")
-    if letter.truncated:
+    if letter.unread:
+        typer.echo(f"The original could not be read; `replay` takes what lies at {_source(letter)}.")
+    elif letter.truncated:
         typer.echo(f"The letter has only the beginning of the original; `replay` takes it from {_source(letter)}.")
         typer.echo(_hex_dump(letter.beginning or b""))
     elif letter.value is None:

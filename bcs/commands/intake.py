@@ -72,7 +72,9 @@ def skip(
         raise typer.BadParameter("say why", param_hint="--reason")
     last = offset if through is None else through
     if not offset <= last < offset + _MOST_AT_A_TIME:
-        raise typer.BadParameter(f"at most {_MOST_AT_A_TIME} messages, from the first to the last", param_hint="--through")
+        raise typer.BadParameter(
+            f"at most {_MOST_AT_A_TIME} messages, from the first to the last", param_hint="--through"
+        )
     # What goes wrong is said once, in a line of ours.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     positions = [Position(topic, partition, each) for each in range(offset, last + 1)]

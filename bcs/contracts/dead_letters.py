@@ -57,6 +57,9 @@ OWN_HEADERS = frozenset(
 """The headers that are from us; all others are the original's."""
 
 _MESSAGE_CHARACTERS = 1000
+_DETAIL_CHARACTERS = 4000
+# Whether more than this is a JSON object is not looked at: that would hold up all else in this process.
+_PARSED_BYTES = 1024 * 1024
 # What others put into headers with our names must not be believed without limit.
 _COUNT_DIGITS = 6
 _TIME_CHARACTERS = 40
@@ -67,7 +70,14 @@ _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def dead_letter(
-    failed: ConsumedMessage, reason: str, detail: Mapping[str, Any], now: datetime, batch_id: str | None
+    failed: ConsumedMessage,
+    reason: str,
+    detail: Mapping[str, Any],
+    now: datetime,
+    batch_id: str | None,
+    *,
+    limit_bytes: int | None = None,
+    value_sha256: str | None = None,
 ) -> OutboundMessage:
     """The dead letter of a consumed message, which keeps its bytes intact.
 
@@ -78,28 +88,74 @@ def dead_letter(
     nothing without a key.
 
     :param detail: attempts, error type and message.
+    :param limit_bytes: the largest message that the broker takes. A letter that would be larger has the reduced value
+        at once, and its original is not copied; None for no limit.
+    :param value_sha256: of the original's value, where it is known already.
     """
     raw = failed.value
+    if raw is not None and value_sha256 is None:
+        value_sha256 = hashlib.sha256(raw).hexdigest()
     metadata: dict[str, Any] = {
         "source_topic": failed.topic,
         "source_partition": failed.partition,
         "source_offset": failed.offset,
         "source_timestamp_ms": _written_at_ms(failed),
-        "source_key": None if failed.key is None else failed.key.decode(errors="replace"),
-        "source_key_base64": None if failed.key is None else _base64(failed.key),
-        **_unreadable_headers(failed),
         "value_bytes": None if raw is None else len(raw),
-        "value_sha256": None if raw is None else hashlib.sha256(raw).hexdigest(),
+        "value_sha256": value_sha256,
         **detail,
     }
-    key = failed.key if batch_id is None else batch_id.encode()
+    if "error_message" in metadata:
+        metadata["error_message"] = str(metadata["error_message"])[:_DETAIL_CHARACTERS]
+    position = _position(failed.topic, failed.partition, failed.offset)
+    key = batch_id.encode() if batch_id is not None else position if failed.key is None else failed.key
+    topic = topics.dead_letter_topic(failed.topic)
+    reduced, headers = _reduced(failed, reason, metadata, now), _headers(failed, reason, detail, now, batch_id)
+    if reduced is None or limit_bytes is None or failed.size_bytes <= limit_bytes:
+        value = _letter(
+            _envelope(raw), reason, {**metadata, **_key_as_text(failed.key), **_unreadable_headers(failed)}, now
+        )
+        letter = OutboundMessage("dead_letter", topic, key, value, reduced, headers)
+        if limit_bytes is None or letter.size_bytes <= limit_bytes:
+            return letter
+    else:
+        letter = OutboundMessage("dead_letter", topic, key, b"", reduced, headers)
+    return as_reduced(letter) or letter
+
+
+def unread_letter(
+    topic: str, partition: int, offset: int, reason: str, detail: Mapping[str, Any], now: datetime
+) -> OutboundMessage:
+    """The dead letter of a message that could not be read: nothing is known of it but its position.
+
+    A replay takes what lies there, should it be readable by then.
+
+    :param topic: of the message.
+    :param detail: error type and message.
+    """
+    metadata = {
+        "source_topic": topic,
+        "source_partition": partition,
+        "source_offset": offset,
+        "source_timestamp_ms": None,
+        "source_key": None,
+        "source_key_base64": None,
+        **detail,
+        "truncated": True,
+        "unread": True,
+        "note": "the original could not be read",
+    }
+    ours = {
+        ORIGINAL_TOPIC: topic,
+        ORIGINAL_PARTITION: str(partition),
+        ORIGINAL_OFFSET: str(offset),
+        **_why(reason, detail, (0, None), now),
+    }
     return OutboundMessage(
         "dead_letter",
-        topics.dead_letter_topic(failed.topic),
-        _position(failed.topic, failed.partition, failed.offset) if key is None else key,
-        _letter(_envelope(raw), reason, metadata, now),
-        _reduced(failed, reason, metadata, now),
-        _headers(failed, reason, detail, now, batch_id),
+        topics.dead_letter_topic(topic),
+        _position(topic, partition, offset),
+        _letter(_envelope(None), reason, metadata, now),
+        headers=_encoded(ours),
     )
 
 
@@ -140,13 +196,7 @@ def failed_resolution(
     headers = {
         ORIGINAL_TOPIC: topics.RESOLUTION,
         BATCH_ID: batch_id,
-        REASON: "pipeline_resolution_failed",
-        EXCEPTION_CLASS: type(error).__name__,
-        EXCEPTION_MESSAGE: str(error)[:_MESSAGE_CHARACTERS],
-        ATTEMPTS: "1",
-        FAILURES: str(earlier[0] + 1),
-        FIRST_FAILURE: earlier[1] or rfc3339(now),
-        LAST_FAILURE: rfc3339(now),
+        **_why("pipeline_resolution_failed", metadata, earlier, now),
     }
     topic = topics.dead_letter_topic(topics.RESOLUTION)
     return OutboundMessage("dead_letter", topic, batch_id.encode(), value, headers=_encoded(headers))
@@ -205,13 +255,21 @@ def _written_at_ms(failed: ConsumedMessage) -> int:
 def _headers(
     failed: ConsumedMessage, reason: str, detail: Mapping[str, Any], now: datetime, batch_id: str | None
 ) -> Headers:
-    failures, first = earlier_failures(failed.headers)
     ours = {
         ORIGINAL_TOPIC: failed.topic,
         ORIGINAL_PARTITION: str(failed.partition),
         ORIGINAL_OFFSET: str(failed.offset),
         ORIGINAL_TIMESTAMP: str(_written_at_ms(failed)),
         **({} if batch_id is None else {BATCH_ID: batch_id}),
+        **_why(reason, detail, earlier_failures(failed.headers), now),
+    }
+    key: Headers = () if failed.key is None else ((ORIGINAL_KEY, failed.key),)
+    return (*foreign(failed.headers), *_encoded(ours), *key)
+
+
+def _why(reason: str, detail: Mapping[str, Any], earlier: tuple[int, str | None], now: datetime) -> dict[str, str]:
+    failures, first = earlier
+    return {
         REASON: reason,
         EXCEPTION_CLASS: str(detail.get("error_type", "")),
         EXCEPTION_MESSAGE: str(detail.get("error_message", ""))[:_MESSAGE_CHARACTERS],
@@ -220,8 +278,6 @@ def _headers(
         FIRST_FAILURE: first or rfc3339(now),
         LAST_FAILURE: rfc3339(now),
     }
-    key: Headers = () if failed.key is None else ((ORIGINAL_KEY, failed.key),)
-    return (*foreign(failed.headers), *_encoded(ours), *key)
 
 
 def _encoded(headers: Mapping[str, str]) -> Headers:
@@ -234,14 +290,19 @@ def _reduced(failed: ConsumedMessage, reason: str, metadata: Mapping[str, Any], 
     large_key = len(key) > _LARGE_KEY_BYTES
     if len(raw) + header_bytes(failed.headers) <= LARGE_LETTER_BYTES and not large_key:
         return None
-    if large_key:
-        metadata = {**metadata, "source_key": None, "source_key_base64": None}
+    metadata = {**metadata, **_key_as_text(None if large_key else failed.key), "truncated": True}
     if len(raw) <= LARGE_LETTER_BYTES:
         note = "too large for the broker: the original's headers and large key are left out"
-        return _letter(_envelope(failed.value), reason, {**metadata, "truncated": True, "note": note}, now)
+        return _letter(_envelope(failed.value), reason, {**metadata, "note": note}, now)
     beginning = _encode({"raw_base64": _base64(raw[:LARGE_LETTER_BYTES]), "truncated": True})
     note = f"too large for the broker: the first {LARGE_LETTER_BYTES} of {len(raw)} bytes are kept"
-    return _letter(beginning, reason, {**metadata, "truncated": True, "note": note}, now)
+    return _letter(beginning, reason, {**metadata, "note": note}, now)
+
+
+def _key_as_text(key: bytes | None) -> dict[str, str | None]:
+    if key is None:
+        return {"source_key": None, "source_key_base64": None}
+    return {"source_key": key.decode(errors="replace"), "source_key_base64": _base64(key)}
 
 
 def _letter(envelope: bytes, reason: str, metadata: Mapping[str, Any], now: datetime) -> bytes:
@@ -255,7 +316,7 @@ def _letter(envelope: bytes, reason: str, metadata: Mapping[str, Any], now: date
 
 
 def _envelope(raw: bytes | None) -> bytes:
-    if raw is not None and _is_json_object(raw):
+    if raw is not None and len(raw) <= _PARSED_BYTES and _is_json_object(raw):
         return raw
     return _encode({"raw_base64": None if raw is None else _base64(raw)})
 

@@ -54,10 +54,13 @@ class EventDecoder:
     """Decodes the messages of the consumed topics.
 
     :param phases: the phase names that an outcome may be about.
+    :param max_event_bytes: what is larger is refused unparsed, since to parse it would hold up all else in this
+        process; None for no limit.
     """
 
-    def __init__(self, phases: Collection[str]) -> None:
+    def __init__(self, phases: Collection[str], *, max_event_bytes: int | None = None) -> None:
         self._phases = frozenset(phases)
+        self._max_event_bytes = max_event_bytes
         self._routes: Mapping[str, _Route] = {
             topics.SPELLCHECK_COMPLETED: _Route(SpellcheckPhaseCompletedV1, "batch_id", _spellcheck_completed),
             topics.CJ_COMPLETED: _Route(CJAssessmentCompletedV1, "entity_id", _cj_completed),
@@ -86,6 +89,9 @@ class EventDecoder:
     def _decode(self, route: _Route, value: bytes | None, record_timestamp_ms: int) -> DecodedEvent:
         if value is None:
             raise UndecodableMessage("null_value", "the message has no value")
+        if self._max_event_bytes is not None and len(value) > self._max_event_bytes:
+            problem = f"the message has {len(value)} bytes, and BCS_MAX_EVENT_BYTES is {self._max_event_bytes}"
+            raise UndecodableMessage("too_large", problem)
         try:
             envelope = route.adapter.validate_json(value)
         except ValidationError as error:

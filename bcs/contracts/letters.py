@@ -46,8 +46,9 @@ class DeadLetter:
     :param value: None for an original without one, and where the letter has only its beginning.
     :param beginning: of the value, where the letter has only that.
     :param truncated: the letter does not have all of the original; it can only be had where it lay.
-    :param value_sha256: of the original; None when it had no value.
+    :param value_sha256: of the original; None when it had no value, or was never read.
     :param failures: how often the original became a letter, this time included.
+    :param unread: the original could not be read when the letter was written; only its position is known.
     """
 
     reference: Reference
@@ -70,6 +71,7 @@ class DeadLetter:
     failures: int
     first_failure: str
     last_failure: str
+    unread: bool
 
     @property
     def is_resolution(self) -> bool:
@@ -127,6 +129,7 @@ def read_letter(reference: Reference, key: bytes | None, value: bytes | None, he
             max(1, names.earlier_failures(headers)[0]),
             given.get(names.FIRST_FAILURE, timestamp),
             given.get(names.LAST_FAILURE, timestamp),
+            bool(about.get("unread", False)),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableLetter(str(reference), f"{type(error).__name__}: {error}") from None

@@ -40,6 +40,11 @@ class OutboundMessage:
     reduced: bytes | None = None
     headers: Headers = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """What the broker gets, but for what Kafka adds."""
+        return len(self.value) + len(self.key or b"") + header_bytes(self.headers)
+
 
 @dataclass(frozen=True, slots=True)
 class ConsumedMessage:

@@ -10,47 +10,71 @@ from http import HTTPStatus
 
 import aiohttp
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import InvalidTimestampError, KafkaError
+from aiokafka.errors import CorruptRecordException, InvalidTimestampError, KafkaError, UnsupportedCodecError
 
 from bcs.actors.broker_errors import TOO_LARGE
-from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, ORIGINAL_TIMESTAMP, REPLAYED_FROM, foreign
+from bcs.contracts.dead_letters import (
+    FAILURES,
+    FIRST_FAILURE,
+    ORIGINAL_TIMESTAMP,
+    REPLAYED_FROM,
+    foreign,
+    original_time_ms,
+)
 from bcs.contracts.http import FAILURES_SAID, FIRST_FAILURE_SAID, LETTER_WRITTEN
 from bcs.contracts.letters import DeadLetter
 from bcs.contracts.published import Headers
 from bcs.dlq.reading import DeadLetterReader
-from bcs.domain.errors import OriginalGone, ReplayFailed
+from bcs.domain.errors import KafkaUnavailable, OriginalGone, ReplayFailed
 
+_UNREADABLE = (CorruptRecordException, UnsupportedCodecError)
 _DEFINE = "/internal/v1/pipelines/define"
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A message as it came."""
+    """A message as it came.
+
+    :param timestamp_ms: Kafka's time of it; None where it had none.
+    """
 
     key: bytes | None
     value: bytes | None
     headers: Headers
+    timestamp_ms: int | None
 
 
 async def original_of(letter: DeadLetter, source: DeadLetterReader) -> Original:
-    """The original of a letter, from where it lay if the letter has only its beginning.
+    """The original of a letter, from where it lay if the letter has only its beginning, or nothing of it.
 
-    :raises OriginalGone: it no longer lies there.
+    :raises OriginalGone: it no longer lies there, or can't be read there.
     """
     if not letter.truncated:
-        return Original(letter.key, letter.value, letter.headers)
+        return Original(letter.key, letter.value, letter.headers, letter.source_timestamp_ms)
     where = f"{letter.source_topic}/{letter.source_partition}/{letter.source_offset}"
+    has = "nothing of its original" if letter.unread else "only the beginning of its original"
     if letter.source_partition is None or letter.source_offset is None:
-        raise OriginalGone(str(letter.reference), "the letter has only its beginning, and does not say where it lay")
-    record = await source.record_at(letter.source_topic, letter.source_partition, letter.source_offset)
+        raise OriginalGone(str(letter.reference), f"the letter has {has}, and does not say where it lay")
+    try:
+        record = await source.record_at(letter.source_topic, letter.source_partition, letter.source_offset)
+    except KafkaUnavailable as error:
+        if isinstance(error.__cause__, _UNREADABLE):
+            raise OriginalGone(
+                str(letter.reference), f"the letter has {has}, and {where} can't be read: {error.cause}"
+            ) from error
+        raise
     if record is None:
-        raise OriginalGone(
-            str(letter.reference), f"the letter has only its beginning, and {where} no longer exists (retention)"
+        raise OriginalGone(str(letter.reference), f"the letter has {has}, and {where} no longer exists (retention)")
+    own_headers = foreign(record.headers)
+    if letter.unread:
+        written_at_ms = original_time_ms(record.headers)
+        return Original(
+            record.key, record.value, own_headers, record.timestamp if written_at_ms is None else written_at_ms
         )
     digest = None if record.value is None else hashlib.sha256(record.value).hexdigest()
     if digest != letter.value_sha256:
         raise OriginalGone(str(letter.reference), f"what lies at {where} now is another message")
-    return Original(record.key, record.value, foreign(record.headers))
+    return Original(record.key, record.value, own_headers, letter.source_timestamp_ms)
 
 
 async def put_back(
@@ -71,8 +95,8 @@ async def put_back(
         (FIRST_FAILURE, letter.first_failure.encode()),
         (REPLAYED_FROM, str(letter.reference).encode()),
     ]
-    topic, partition, time_ms = letter.source_topic, letter.source_partition, letter.source_timestamp_ms
-    if time_ms is not None:
+    topic, partition, time_ms = letter.source_topic, letter.source_partition, original.timestamp_ms
+    if time_ms is not None and time_ms >= 0:
         # A topic with LogAppendTime stamps it anew.
         headers.append((ORIGINAL_TIMESTAMP, str(time_ms).encode()))
     if as_new:

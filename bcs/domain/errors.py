@@ -218,7 +218,7 @@ class UnreadableLetter(DeadLetterError):
 
 
 class OriginalGone(DeadLetterError):
-    """The letter has only the beginning of its original, and the source no longer has the rest."""
+    """The letter does not have all of its original, and at its source the original is gone, or can't be read."""
 
 
 class ReplayFailed(DeadLetterError):

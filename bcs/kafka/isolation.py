@@ -111,7 +111,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
     ) -> None:
         self.stalled: dict[TopicPartition, Stall] = {}
         # A consumer without a group has another one, which knows no committed offsets.
-        self._coordinator = coordinator if isinstance(coordinator, GroupCoordinator) else None
+        self._coordinator: Any = coordinator if isinstance(coordinator, GroupCoordinator) else None
         self._retry_maximum_seconds = retry_maximum_seconds
         self._jitter = jitter
         self._answers: dict[int, Any] = {}

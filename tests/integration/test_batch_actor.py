@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import anyio
 import pytest
@@ -14,7 +16,9 @@ from bcs.actors.batches import BatchActor
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, Report
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage
+from bcs.domain.errors import StoreUnavailable
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
+from bcs.domain.history import HistoryEntry
 from bcs.domain.state import BatchState
 from bcs.store.base import Committed
 from bcs.store.memory import MemoryOutbox, MemoryStateStore
@@ -64,18 +68,23 @@ def command(offset: int, essay: str) -> RecordFacts:
 
 
 def supervisor_of(
-    store: MemoryStateStore, outbox: MemoryOutbox, finished: list[MessageFinished], nudges: list[None]
+    store: MemoryStateStore,
+    outbox: MemoryOutbox,
+    finished: list[MessageFinished],
+    nudges: list[None],
+    archive: Any = None,
 ) -> DynamicSupervisor[RecordFacts]:
     actor = BatchActor(
         store,
         outbox,
-        archive=None,
+        archive=archive,
         telemetry=Telemetry(),
         finished=finished.append,
         outbox_grew=lambda: nudges.append(None),
         now=lambda: datetime.now(UTC),
         retry_maximum_seconds=0.1,
         commit_slots=anyio.CapacityLimiter(1),
+        letter_limit_bytes=1_000_000,
     )
     return DynamicSupervisor(
         "batches",
@@ -132,6 +141,27 @@ async def test_a_message_counts_as_finished_only_behind_its_commit() -> None:
         store.go_on.set()
         await wait_until(lambda: [message.receipt.message.offset for message in finished] == [7])
     assert (await store.state(BATCH)).first_seen_us.keys() == {"essay"}
+
+
+async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known() -> None:
+    """By that the queue before the record knows it again."""
+    entries: list[HistoryEntry] = []
+
+    class Archive:
+        """Loses the first reply."""
+
+        async def keep(self, kept: Sequence[HistoryEntry]) -> None:
+            entries.extend(kept)
+            if len(entries) == 1:
+                raise StoreUnavailable("archive", "the test says so")
+
+    store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageFinished]()
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], Archive())
+    supervisor.deliver_nowait(BATCH, command(7, "essay"))
+    async with running(supervisor):
+        await wait_until(lambda: finished)
+    first, again = entries
+    assert first == again
 
 
 async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None:

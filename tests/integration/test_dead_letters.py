@@ -3,16 +3,17 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 import pytest
-from aiokafka import ConsumerRecord
+from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.structs import RecordMetadata
 
 from bcs.contracts import topics
+from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreUnavailable
 from tests.support.events import Event, cj_completed, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform
@@ -198,23 +199,27 @@ async def test_the_events_behind_junk_are_applied(
 
 
 async def test_the_offset_of_junk_waits_until_its_dead_letter_is_stored(
-    service: RunningService, platform: Platform, batch: str, monkeypatch: pytest.MonkeyPatch
+    service: RunningService, platform: Platform, bos: Orchestrator, batch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = 0
+    append = service.service.outbox.append
 
-    async def away(_: object) -> None:
+    async def lose_replies(messages: Sequence[OutboundMessage]) -> None:
         nonlocal tries
         tries += 1
+        if tries > 1:
+            await append(messages)
         raise StoreUnavailable("redis", "the test says so")
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.service.outbox, "append", away)
+        patch.setattr(service.service.outbox, "append", lose_replies)
         [sent] = await platform.send_raw((topics.SPELLCHECK_COMPLETED, batch.encode(), b"junk"))
         # Between two tries there is time for more than one commit of offsets.
         await wait_until(lambda: tries >= 4)
         assert await platform.uncommitted(service.group) != {}
     await wait_until(lambda: platform.caught_up(service.group))
-    assert len(await wait_until(partial(letters_about, platform, sent))) == 1
+    await wait_until(lambda: empty_outbox(bos), description="nothing is stuck in the outbox")
+    assert len(await letters_about(platform, sent)) == 1, "however often it was stored"
 
 
 async def test_a_letter_too_large_for_the_broker_arrives_reduced_and_says_so(
@@ -246,6 +251,45 @@ async def test_a_letter_too_large_for_the_broker_arrives_reduced_and_says_so(
         [letter_record] = await wait_until(partial(letters_about, platform, position))
         assert_is_the_letter(letter_record, position, b"key", value, None)
     await wait_until(lambda: empty_outbox(bos), description="nothing is stuck in the outbox")
+
+
+async def test_a_record_that_decompresses_to_much_takes_little_room_in_the_store(
+    service: RunningService,
+    platform: Platform,
+    kafka_bootstrap_servers: str,
+    batch: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large = b"\xff" * 8_000_000
+    middling = [b"\xff%d" % number * 100_000 for number in range(10, 30)]
+    appended: list[list[int]] = []
+    append = service.service.outbox.append
+
+    async def noted(messages: Sequence[OutboundMessage]) -> None:
+        appended.append([message.size_bytes + len(message.reduced or b"") for message in messages])
+        await append(messages)
+
+    topic = topics.SPELLCHECK_COMPLETED
+    producer = AIOKafkaProducer(
+        bootstrap_servers=kafka_bootstrap_servers, compression_type="gzip", max_request_size=10_000_000
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(service.service.outbox, "append", noted)
+        await producer.start()
+        position = await producer.send_and_wait(topic, large, batch.encode())
+        await producer.stop()
+        others = await platform.send_raw(*((topic, batch.encode(), value) for value in middling))
+        await wait_until(lambda: platform.caught_up(service.group))
+    assert sum(map(len, appended)) == 21
+    assert max(map(sum, appended)) < 2_000_000, "a round trip to the store has a deadline"
+    [letter] = await wait_until(lambda: letters_about(platform, position))
+    document = json.loads(letter.value)
+    assert document["dlq_reason"] == "too_large"
+    about = document["additional_metadata"]
+    assert (about["truncated"], about["value_bytes"]) == (True, len(large))
+    assert about["value_sha256"] == hashlib.sha256(large).hexdigest()
+    for source in others:
+        assert len(await wait_until(partial(letters_about, platform, source))) == 1
 
 
 async def empty_outbox(bos: Orchestrator) -> bool:

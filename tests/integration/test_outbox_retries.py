@@ -132,6 +132,7 @@ async def test_what_is_remembered_of_appends_is_bounded(
     assert await other.backlog() == 35
 
 
+@pytest.mark.release
 async def test_a_dead_letter_whose_append_has_no_reply_is_written_once(
     proxy: FaultProxy, module_kafka: str, batch: str, redis_key_prefix: str
 ) -> None:
@@ -158,6 +159,7 @@ async def test_a_dead_letter_whose_append_has_no_reply_is_written_once(
         assert len(letters) == 1
 
 
+@pytest.mark.release
 async def test_a_fact_whose_place_in_the_queue_is_unknown_waits_there_once(
     tmp_path: Path, database_url: str, batch: str
 ) -> None:

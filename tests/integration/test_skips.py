@@ -11,12 +11,11 @@ from bcs.contracts import topics
 from bcs.domain.errors import StoreCorrupted
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipOrder, SkipOutcome
-from bcs.embedded import EmbeddedServer
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_skips import RedisSkips
 from tests.support.events import Event, registered, spellchecked
 from tests.support.kafka import Platform, values
-from tests.support.service import Orchestrator, RunningService, running_service
+from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
 from bcs.contracts import topics
-from bcs.contracts.dead_letters import ORIGINAL_TIMESTAMP
+from bcs.contracts.dead_letters import ORIGINAL_TIMESTAMP, unread_letter
 from bcs.contracts.decoding import EventDecoder
 from bcs.contracts.letters import read_letter
 from bcs.dlq.reading import reference_of
@@ -389,6 +390,31 @@ async def test_an_original_that_is_gone_is_named_and_its_letter_stays(scene: Sce
         assert (group["waiting"], group["replayed"]) == (1, 0)
 
 
+@pytest.mark.release
+async def test_a_letter_that_never_had_its_original_puts_back_what_lies_at_its_position(scene: Scene) -> None:
+    await produced(scene, "headers with one name, and with none")
+    [there] = await scene.platform.messages(topics.SPELLCHECK_COMPLETED)
+    gone = there.offset + 5
+    detail = {"error_type": "Skipped", "error_message": "the disk was broken"}
+    producer = AIOKafkaProducer(bootstrap_servers=scene.kafka)
+    await producer.start()
+    for offset in (there.offset, gone):
+        letter = unread_letter(there.topic, there.partition, offset, "skipped_by_operator", detail, datetime.now(UTC))
+        await producer.send_and_wait(letter.topic, letter.value, letter.key, headers=list(letter.headers))
+    await producer.stop()
+    [first, _] = await scene.each("--reason", "skipped_by_operator")
+    shown = await scene.operator.runs("dlq", "show", first["letter"])
+    assert "the disk was broken" in shown.output
+    assert f"takes what lies at {there.topic}/{there.partition}/" in shown.output
+    said = await scene.operator.runs("dlq", "replay", "--all")
+    assert said.exit_code == 1
+    assert f"has nothing of its original, and {there.topic}/{there.partition}/{gone} no longer exists" in said.error
+    assert sorted(letter["replayed"] for letter in await scene.each()) == [False, True]
+    records = await scene.platform.messages(topics.SPELLCHECK_COMPLETED)
+    assert len(records) == 2
+    assert as_they_were(records[:1]) == as_they_were(records[1:])
+
+
 async def test_a_resolution_that_failed_is_asked_again_and_counted(scene: Scene) -> None:
     keys = BatchKeys(scene.prefix, "broken")
     await scene.gateway.call(("SET", keys.meta, "junk", "PX", 600_000))
@@ -480,6 +506,7 @@ async def test_what_the_broker_refuses_is_not_marked_and_the_rest_goes_on(scene:
     }
 
 
+@pytest.mark.release
 async def test_an_original_goes_back_where_old_times_and_raw_sizes_are_refused(scene: Scene) -> None:
     """A header says when the original was written."""
     await produced(scene, "empty", "more than a letter can hold")

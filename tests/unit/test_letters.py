@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tracemalloc
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +22,7 @@ from bcs.contracts.dead_letters import (
     dead_letter,
     failed_resolution,
     foreign,
+    unread_letter,
 )
 from bcs.contracts.letters import DeadLetter, Reference, mark_key, marked_offset, read_letter
 from bcs.contracts.published import ConsumedMessage, Headers, OutboundMessage
@@ -113,6 +116,58 @@ def test_a_key_that_is_too_large_for_a_letter_is_left_to_the_source() -> None:
     )
     found = read(reduced)
     assert (found.truncated, found.key, found.source_offset) == (True, None, 77)
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "headers"),
+    [
+        (b"\xff" * 20_000_000, b"key", ()),
+        (b'{"a": "' + b"x" * 20_000_000 + b'"}', None, ()),
+        (b"x", b"k" * 20_000_000, ()),
+        (b"x", b"key", (("h", b"x" * 20_000_000),)),
+        (b"\xff" * 900_000, b"key", ()),  # larger than the limit only as base64
+    ],
+)
+def test_a_letter_that_would_be_too_large_is_made_reduced_at_once(
+    value: bytes, key: bytes | None, headers: Headers
+) -> None:
+    message = dead_letter(consumed(value, key, headers), "not_json", DETAIL, NOW, None, limit_bytes=1_000_000)
+    assert message.reduced is None
+    assert message.size_bytes < 2 * LARGE_LETTER_BYTES
+    found = read(message)
+    assert (found.truncated, found.value, found.source_offset) == (True, None, 77)
+    assert found.value_sha256 == hashlib.sha256(value).hexdigest()
+    assert found.beginning == value[:LARGE_LETTER_BYTES]
+
+
+def test_a_large_original_is_not_copied_for_its_letter() -> None:
+    large = consumed(b"\xff" * 20_000_000)
+    tracemalloc.start()
+    try:
+        dead_letter(large, "not_json", DETAIL, NOW, None, limit_bytes=1_000_000)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1_000_000
+
+
+def test_a_long_error_message_makes_no_letter_too_large() -> None:
+    detail = {**DETAIL, "error_message": "x" * 5_000_000}
+    message = dead_letter(consumed(b"x"), "not_json", detail, NOW, None, limit_bytes=1_000_000)
+    assert message.size_bytes < 10_000
+    assert read(message).value == b"x"
+
+
+def test_a_letter_about_what_could_not_be_read_says_where_it_lies() -> None:
+    detail = {"error_type": "Skipped", "error_message": "the disk is broken"}
+    message = unread_letter(topics.SPELLCHECK_COMPLETED, 4, 77, "skipped_by_operator", detail, NOW)
+    assert message.topic == topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED)
+    assert message.key == f"{topics.SPELLCHECK_COMPLETED}/4/77".encode()
+    found = read(message)
+    assert (found.unread, found.truncated, found.value, found.key) == (True, True, None, None)
+    assert (found.source_partition, found.source_offset, found.source_timestamp_ms) == (4, 77, None)
+    assert (found.reason, found.error_message, found.failures) == ("skipped_by_operator", "the disk is broken", 1)
+    assert not letter().unread
 
 
 def test_a_first_failure_that_others_made_up_is_not_kept() -> None:

@@ -144,3 +144,14 @@ def test_a_time_of_kafka_s_that_no_calendar_has_is_refused(record_ms: int) -> No
     with pytest.raises(UndecodableMessage, match="1970") as refusal:
         DECODER.decode(topics.SPELLCHECK_COMPLETED, value, record_ms)
     assert (refusal.value.reason, refusal.value.batch_id) == ("invalid_event", "batch-1")
+
+
+def test_an_event_that_is_too_large_is_refused_unparsed() -> None:
+    event = events.spellchecked("batch-1", "essay-1")
+    limited = EventDecoder(PLATFORM_PHASES, max_event_bytes=len(event.value))
+    assert limited.decode(event.topic, event.value, 1).facts
+    for larger in (event.value + b" ", b"[" * len(event.value) + b"]"):
+        with pytest.raises(UndecodableMessage) as refusal:
+            limited.decode(event.topic, larger, 1)
+        assert (refusal.value.reason, refusal.value.batch_id) == ("too_large", None)
+        assert "BCS_MAX_EVENT_BYTES" in refusal.value.detail
