@@ -152,8 +152,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         if not read_again:
             self._note_passed()
         self._intake.status.stall(self._consumer.stalled)
-        await self._skip_ordered()
         await self._bury()
+        await self._skip_ordered()
 
     def _note_passed(self) -> None:
         # Right behind a poll, whose messages have all been taken. aiokafka's own position() waits where there is none.
@@ -274,11 +274,12 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _skip_ordered(self) -> None:
         """Pass over what operators ordered to, and what no poll hands out: it can't be read, or does not get done."""
+        dead = {position_of(receipt.message) for receipt, _ in self._letters}
         for order in self._intake.skips:
             at, tracker = order.position, self._tracker
             epoch = tracker.epoch(at.topic, at.partition)
-            if epoch is None:
-                continue  # another replica has it
+            if epoch is None or at in dead:
+                continue  # another replica has the partition, or a dead letter with its bytes waits for the store
             key = TopicPartition(at.topic, at.partition)
             stall, first_unfinished = self._consumer.stalled.get(key), tracker.position(at.topic, at.partition)
             unreadable = stall is not None and stall.offset == at.offset

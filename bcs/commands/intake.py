@@ -59,8 +59,8 @@ def skip(
 ) -> None:
     """Pass over a message: it becomes a dead letter, and its partition goes on behind it. Asks before it does.
 
-    The replica that has the partition does it within a second or two; without one, the next that starts does it. The dead
-    letter has the message's bytes, or its position where the bytes can't be read. `bcs dlq replay` puts it back.
+    The replica that has the partition does it within a second or two; without one, the next that starts does it. The
+    dead letter has the message's bytes, or its position where they can't be read. `bcs dlq replay` puts it back.
     """
     from bcs.commands.stores import StateInMemory
     from bcs.settings import load_settings
@@ -153,7 +153,8 @@ async def _order(settings: Settings, orders: Sequence[SkipOrder], wait_seconds: 
         for order in orders:
             await skips.order(order)
         with anyio.move_on_after(wait_seconds):
-            while {order.position for order in await skips.waiting()} & {order.position for order in orders}:
+            places = {order.position for order in orders}
+            while places & {order.position for order in await skips.waiting()}:  # noqa: ASYNC110 (another process acts)
                 await anyio.sleep(_LOOK_SECONDS)
         wanted = set(orders)
         newest = await skips.history(10 * len(orders) + 100)

@@ -5,12 +5,15 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import NoError, for_code
+from aiokafka.errors import NoError, NotLeaderForPartitionError, for_code
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c, encode_varint
+
+from tests.support.waiting import wait_until
 
 GZIP = 1
 _ATTRIBUTES_AT, _PAYLOAD_AT = 21, 61
@@ -77,16 +80,21 @@ async def send_batch(bootstrap_servers: str, topic: str, partition: int, batch: 
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers)
     await producer.start()
     try:
-        await producer.partitions_for(topic)
-        leader = producer.client.cluster.leader_for_partition(TopicPartition(topic, partition))
-        request = ProduceRequest(None, -1, 10_000, [(topic, [(partition, batch)])])
-        response = await producer.client.send(leader, request)
-        for _, partitions in response.topics:
-            for _, code, *_ in partitions:
-                if code != NoError.errno:
-                    raise for_code(code)
+        # A topic that is new may refuse the first tries.
+        await wait_until(partial(_is_taken, producer, topic, partition, batch), ignoring=(NotLeaderForPartitionError,))
     finally:
         await producer.stop()
+
+
+async def _is_taken(producer: AIOKafkaProducer, topic: str, partition: int, batch: bytes) -> bool:
+    await producer.partitions_for(topic)
+    leader = producer.client.cluster.leader_for_partition(TopicPartition(topic, partition))
+    response = await producer.client.send(leader, ProduceRequest(None, -1, 10_000, [(topic, [(partition, batch)])]))
+    for _, partitions in response.topics:
+        for _, code, *_ in partitions:
+            if code != NoError.errno:
+                raise for_code(code)
+    return True
 
 
 @contextmanager
