@@ -10,8 +10,9 @@ import anyio
 import asyncpg
 import structlog
 
-from bcs.domain.errors import SchemaOutdated, StoreRefused, StoreUnavailable
+from bcs.domain.errors import SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable
 from bcs.record import schema
+from bcs.record.connecting import Connector, RecordConnection, perform
 
 T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
@@ -30,14 +31,6 @@ _ONLY_THIS_TIME = ("40", "53", "55")
 _CONNECTIONS_FOR_PROBE = 1
 # What the database refused, somebody has to see to first.
 _UPGRADE_PAUSE_SECONDS = 30.0
-_CONNECTION_SETTINGS = {
-    "application_name": "batch-conductor-service",
-    "timezone": "UTC",
-    # The merge statement joins thousands of rows with lists whose length the planner can't know: it would take them for
-    # short and compare each with each.
-    "enable_nestloop": "off",
-    "jit": "off",
-}
 
 
 class RecordGateway:
@@ -53,6 +46,7 @@ class RecordGateway:
 
     def __init__(self, url: str, *, max_connections: int, deadline_seconds: float) -> None:
         self._url = url
+        self._connector = Connector(url)
         self._max_connections = max_connections
         self._deadline_seconds = deadline_seconds
         self._pool: asyncpg.Pool | None = None
@@ -63,6 +57,7 @@ class RecordGateway:
         self.reachable = False
         self.identity: str | None = None
         self._upgrade_after = 0.0
+        self._said: str | None = None
         self.problem = "it was not reached yet"
 
     def ensure_reachable(self) -> None:
@@ -99,15 +94,19 @@ class RecordGateway:
                 raise StoreUnavailable(_STORE, self.problem)
             try:
                 await schema.upgrade(self._url)
+            except SchemaLocked as locked:
+                # What waits for a table holds up all who use it, so that is not tried again at once.
+                self._upgrade_after = anyio.current_time() + (0.0 if locked.upgrading else _UPGRADE_PAUSE_SECONDS)
+                raise self._unusable(str(locked), "schema locked") from locked
             except Exception as error:
                 self._upgrade_after = anyio.current_time() + _UPGRADE_PAUSE_SECONDS
-                # From Alembic, SQLAlchemy and asyncpg alike; whatever it is, the database is of no use as it is.
-                self._fail(f"the schema can't be upgraded: {brief(error)}", self._generation)
-                raise StoreUnavailable(_STORE, self.problem) from error
+                # From Alembic and asyncpg alike; whatever it is, the database is of no use as it is.
+                problem = f"the schema can't be upgraded: {brief(error)}"
+                raise self._unusable(problem, problem) from error
             await self._look(deadline_seconds)
         if not await self._run(schema.may_write, deadline_seconds, slots=self._probe_slots):
-            self._fail("this user may not write to the record's tables", self._generation)
-            raise StoreUnavailable(_STORE, self.problem)
+            problem = "this user may not write to the record's tables"
+            raise self._unusable(problem, problem)
         self._succeed()
 
     async def probe_unchanged(self, deadline_seconds: float) -> None:
@@ -158,15 +157,11 @@ class RecordGateway:
     async def _with_connection(self, work: Work[T]) -> T:
         async with self._opening:
             if self._pool is None:
-                self._pool = await asyncpg.create_pool(  # type: ignore[call-overload]  # the stubs know no timeout=None
-                    self._url,
+                self._pool = await asyncpg.create_pool(
+                    connect=self._connector.connect,
+                    connection_class=RecordConnection,
                     min_size=0,
                     max_size=self._max_connections + _CONNECTIONS_FOR_PROBE,
-                    server_settings=_CONNECTION_SETTINGS,
-                    # A standby is behind, and takes nothing.
-                    target_session_attrs="read-write",
-                    # The scope around it bounds the whole of it.
-                    timeout=None,
                     # Nothing is left on a connection: whatever did not end well is closed.
                     reset=_nothing,
                 )
@@ -174,7 +169,7 @@ class RecordGateway:
         connection = await pool.acquire()
         done = False
         try:
-            result = await work(connection)
+            result = await perform(connection, work)
             done = True
             return result
         finally:
@@ -192,7 +187,19 @@ class RecordGateway:
             self._fail(brief(error), generation)
         return StoreUnavailable(_STORE, brief(error))
 
+    def _unusable(self, problem: str, kind: str) -> StoreUnavailable:
+        """The database answers, and is of no use as it is. That is said once, for it does not pass by itself.
+
+        :param kind: the same for all problems of a kind, whatever they name.
+        """
+        if kind != self._said:
+            self._said = kind
+            log.warning("record_unusable", problem=problem)
+        self._fail(problem, self._generation)
+        return StoreUnavailable(_STORE, problem)
+
     def _succeed(self) -> None:
+        self._said = None
         if not self.reachable:
             self.reachable = True
             log.info("record_reachable")

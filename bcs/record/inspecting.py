@@ -9,6 +9,7 @@ import anyio
 import asyncpg
 
 from bcs.domain.errors import StoreUnavailable
+from bcs.record.connecting import Connector, perform
 from bcs.record.gateway import NO_ANSWER, brief
 from bcs.record.schema import version_of
 
@@ -37,9 +38,9 @@ async def inspect(url: str, deadline_seconds: float) -> Inspected:
     """
     try:
         with anyio.fail_after(deadline_seconds):
-            connection = await asyncpg.connect(url, timeout=deadline_seconds)
+            connection = await Connector(url).connect()
             try:
-                return await _inspected(connection)
+                return await perform(connection, _inspected)
             finally:
                 connection.terminate()  # without a farewell, which may take as long as the database is frozen
     except TimeoutError:

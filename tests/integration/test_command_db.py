@@ -55,7 +55,7 @@ async def test_five_at_once_beside_a_service_that_starts(
     upgraded: list[schema.Upgraded] = []
 
     async def upgrade() -> None:
-        upgraded.append(await schema.upgrade(database_url))
+        upgraded.append(await schema.upgrade(database_url, wait_seconds=20))
 
     settings = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
     with BcsProcess(tmp_path, "db", "upgrade", BCS_DATABASE_URL=database_url) as process:
