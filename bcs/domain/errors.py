@@ -7,7 +7,8 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
     │   ├── DependencyCycle
     │   ├── UnknownDependency
     │   ├── DuplicateName
-    │   └── UnreadableConfiguration
+    │   ├── UnreadableConfiguration
+    │   └── DatabaseUnusable         it answers, and can't keep the record
     ├── RequestRefused               the caller asked for something that will not be done
     │   ├── UnknownPipeline
     │   ├── PromptRequired
@@ -87,6 +88,19 @@ class UnreadableConfiguration(ConfigurationError):
         self.problem = "; ".join(problems)
         self.problems = problems
         super().__init__(f"{path}: {self.problem}")
+
+
+class DatabaseUnusable(ConfigurationError):
+    """The database that the settings name answers, and can't keep the permanent record as it is.
+
+    :param problem: what is wrong with it.
+    :param fix: what to do about it.
+    """
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"BCS_DATABASE_URL names {problem}: {fix}")
+        self.problem = problem
+        self.fix = fix
 
 
 class RequestRefused(BcsError):

@@ -13,7 +13,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from bcs.record.fitness import ensure_usable
+
 T = TypeVar("T")
+
+TAKES_NO_WRITES = "it takes no writes: a standby, or default_transaction_read_only is on"
+"""What is wrong with a server that asyncpg does not choose for these reasons."""
 
 # No others, for PgBouncer refuses a client that sends settings which it does not know.
 _APPLICATION = "batch-conductor-service"
@@ -28,7 +33,10 @@ _DIRECT = "SELECT 1"
 _SETTINGS = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _PLANNER.items())
 # To learn a type asyncpg turns the setting `jit` off for the session and on again.
 _ARRAYS = ("boolean", "integer", "bigint", "numeric", "text", "uuid", "timestamptz")
-_LEARN_TYPES = "SELECT " + ", ".join(f"${place}::{name}[]" for place, name in enumerate(_ARRAYS, start=1))
+_LEARN = (
+    f"SELECT {', '.join(f'${place}::{name}[]' for place, name in enumerate(_ARRAYS, start=1))}, "
+    "current_setting('server_version_num'), current_setting('server_encoding')"
+)
 # asyncpg's own default. A statement without a name is parsed and planned each time.
 _CACHED_STATEMENTS = 100
 
@@ -59,6 +67,7 @@ class Connector:
     ) -> RecordConnection:
         """A connection to a server that takes writes; asyncpg's pool calls it with arguments of its own.
 
+        :raises DatabaseUnusable: it can't keep the record.
         :param connect_seconds: for each attempt to connect; None where a scope around it bounds it.
         :param statement_seconds: for each statement; None where a scope around it bounds it.
         """
@@ -86,13 +95,17 @@ class Connector:
     async def _is_ready(self, connection: RecordConnection) -> bool:
         """False for a connection that has to be made anew, since it leads through a pooler."""
         if not connection.pooled:
+            # A server tells these of its own accord, as a pooler did when it began.
+            settings = connection.get_settings()
+            ensure_usable(connection.get_server_version().major, settings.server_encoding)
             statement = _SET_IF_DIRECT.format(settings=_SETTINGS, server=connection.get_server_pid())
             self._pooled = await connection.execute(statement) != _DIRECT
             return not self._pooled
         transaction = connection.transaction()
         await transaction.start()
-        await connection.fetchrow(_LEARN_TYPES, *[None] * len(_ARRAYS))
+        [(*_, version, encoding)] = await connection.fetch(_LEARN, *[None] * len(_ARRAYS))
         await transaction.rollback()  # so nothing of it is left on the server connection
+        ensure_usable(int(version) // 10_000, encoding)
         return True
 
 

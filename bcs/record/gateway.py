@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import anyio
 import asyncpg
 import structlog
+from asyncpg.exceptions import TargetServerAttributeNotMatched
 
-from bcs.domain.errors import SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable
+from bcs.domain.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable
 from bcs.record import schema
-from bcs.record.connecting import Connector, RecordConnection, perform
+from bcs.record.connecting import TAKES_NO_WRITES, Connector, RecordConnection, perform
 
 T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
@@ -25,8 +26,13 @@ NO_ANSWER = (OSError, UnicodeError, asyncpg.PostgresError, asyncpg.InterfaceErro
 _STORE = "postgresql"
 # SQLSTATE classes: what was sent can't be stored (data, integrity, program limits), and will not be the next time.
 _REFUSED = ("22", "23", "54")
+# But for a character that the database's encoding lacks: another database may have it.
+_UNTRANSLATABLE = "22P05"
 # A deadlock, a lock or a connection that was not to be had: the database is well, and asked again it may do it.
 _ONLY_THIS_TIME = ("40", "53", "55")
+# Of these a full disk passes only when a person sees to it, and a probe does not notice.
+_SHORT = "53"
+_SAY_AGAIN_SECONDS = 30.0
 # A probe must neither wait behind a full house nor take a place in it.
 _CONNECTIONS_FOR_PROBE = 1
 # What the database refused, somebody has to see to first.
@@ -58,6 +64,7 @@ class RecordGateway:
         self.identity: str | None = None
         self._upgrade_after = 0.0
         self._said: str | None = None
+        self._say_after = 0.0
         self.problem = "it was not reached yet"
 
     def ensure_reachable(self) -> None:
@@ -101,11 +108,11 @@ class RecordGateway:
             except Exception as error:
                 self._upgrade_after = anyio.current_time() + _UPGRADE_PAUSE_SECONDS
                 # From Alembic and asyncpg alike; whatever it is, the database is of no use as it is.
-                problem = f"the schema can't be upgraded: {brief(error)}"
-                raise self._unusable(problem, problem) from error
+                unexpected = f"the schema can't be upgraded: {brief(error)}"
+                raise self._unusable(unexpected, unexpected) from error
             await self._look(deadline_seconds)
-        if not await self._run(schema.may_write, deadline_seconds, slots=self._probe_slots):
-            problem = "this user may not write to the record's tables"
+        problem: str | None = await self._run(schema.obstacle_to_writes, deadline_seconds, slots=self._probe_slots)
+        if problem:
             raise self._unusable(problem, problem)
         self._succeed()
 
@@ -118,6 +125,16 @@ class RecordGateway:
         if not await self._look(deadline_seconds):
             raise SchemaOutdated
         self._succeed()
+
+    async def ensure_usable(self, deadline_seconds: float) -> None:
+        """Refuse a database that can't keep the record as it is. One that is away may be found to be usable later.
+
+        :raises DatabaseUnusable: it answered, and can't.
+        """
+        try:
+            await self._with_deadline(_nothing, deadline_seconds, slots=self._probe_slots)
+        except StoreUnavailable as error:
+            log.debug("record_away", problem=error.cause)
 
     async def _look(self, deadline_seconds: float) -> bool:
         """Whether the schema is current; then its identity is known, too."""
@@ -135,6 +152,15 @@ class RecordGateway:
             pool.terminate()
 
     async def _run(
+        self, work: Work[T], deadline_seconds: float, *, shield: bool = False, slots: anyio.Semaphore | None = None
+    ) -> T:
+        try:
+            return await self._with_deadline(work, deadline_seconds, shield=shield, slots=slots)
+        except DatabaseUnusable as error:
+            # Whatever was there before, or comes after it: what it was to keep waits.
+            raise self._unusable(str(error), str(error)) from error
+
+    async def _with_deadline(
         self, work: Work[T], deadline_seconds: float, *, shield: bool = False, slots: anyio.Semaphore | None = None
     ) -> T:
         generation, its_turn = self._generation, False
@@ -181,10 +207,13 @@ class RecordGateway:
 
     def _judged(self, error: Exception, generation: int) -> Exception:
         state = getattr(error, "sqlstate", None) or ""
-        if state.startswith(_REFUSED) or isinstance(error, asyncpg.DataError):
+        if state.startswith(_REFUSED) and state != _UNTRANSLATABLE:
             return StoreRefused(_STORE, brief(error))
         if not state.startswith(_ONLY_THIS_TIME):
             self._fail(brief(error), generation)
+        elif state.startswith(_SHORT) and anyio.current_time() >= self._say_after:
+            self._say_after = anyio.current_time() + _SAY_AGAIN_SECONDS
+            log.warning("record_short_of_resources", problem=brief(error))
         return StoreUnavailable(_STORE, brief(error))
 
     def _unusable(self, problem: str, kind: str) -> StoreUnavailable:
@@ -224,4 +253,6 @@ async def _nothing(_connection: asyncpg.Connection) -> None:
 
 def brief(error: BaseException) -> str:
     """Why, in a few words, without statement, parameters or password."""
+    if isinstance(error, TargetServerAttributeNotMatched):
+        return TAKES_NO_WRITES
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

@@ -11,7 +11,7 @@ import anyio.to_thread
 import asyncpg
 
 from bcs.domain.errors import SchemaLocked, Session
-from bcs.record.connecting import Connector, RecordConnection
+from bcs.record.connecting import TAKES_NO_WRITES, Connector, RecordConnection
 from bcs.record.migrations import HEAD, VERSION_TABLE
 
 # Any number serves; it must never change, or two releases would not see each other's lock.
@@ -73,14 +73,20 @@ async def is_current(connection: asyncpg.Connection) -> bool:
     return is_enough(await version_of(connection))
 
 
-async def may_write(connection: asyncpg.Connection) -> bool:
-    """Whether this user has the rights that it takes to keep a record."""
-    answer: bool = await connection.fetchval(
-        "SELECT bool_and(has_table_privilege(name, rights)) FROM unnest($1::text[]) name, unnest($2::text[]) rights",
+async def obstacle_to_writes(connection: asyncpg.Connection) -> str | None:
+    """Why nothing can be written now; None where it can. A pooler may lead to a server that became a standby.
+
+    :param connection: to a database with the schema.
+    """
+    [(read_only, has_rights)] = await connection.fetch(
+        "SELECT current_setting('transaction_read_only') = 'on', bool_and(has_table_privilege(name, rights)) "
+        "FROM unnest($1::text[]) name, unnest($2::text[]) rights",
         _TABLES,
         ("SELECT", "INSERT", "UPDATE", "DELETE"),
     )
-    return answer
+    if read_only:
+        return TAKES_NO_WRITES
+    return None if has_rights else "this user may not write to the record's tables"
 
 
 async def identity(connection: asyncpg.Connection) -> str | None:
