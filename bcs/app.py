@@ -29,7 +29,7 @@ from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
 from bcs.observing import TreeObserver
 from bcs.persistence import open_persistence
-from bcs.recorded import Recorded, recorded
+from bcs.recorded import FIRST_LOOKS, Recorded, recorded
 from bcs.settings import Settings
 from bcs.supervision import (
     Backoff,
@@ -95,10 +95,14 @@ class Service:
 
         :param started: called once everything has started.
         :returns: False when the time to stop was not enough.
+        :raises DatabaseUnusable: the database answers, and can't keep the permanent record; nothing was started.
         :raises RestartIntensityExceeded: an actor failed so often that only a new process helps.
         """
         self._stop = stop
+        permanent = self.persistence.permanent
         try:
+            if permanent:
+                await permanent.record.ensure_usable(self.settings.database_first_probe_seconds / FIRST_LOOKS)
             return await run_tree(self.root, stop, shutdown_seconds=self.settings.shutdown_seconds, started=started)
         finally:
             self.listener.close()

@@ -72,9 +72,9 @@ def dev(
 @cli.command()
 def healthcheck() -> None:
     """Ask the service on this machine whether it is alive; for Docker. Exits 0 if it is, else 1."""
-    from bcs.settings import load_settings
+    from bcs.settings import load_settings_for_health_check
 
-    settings = load_settings()
+    settings = load_settings_for_health_check()
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104
     host = f"[{host}]" if ":" in host else host
     try:

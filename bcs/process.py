@@ -14,6 +14,7 @@ import structlog
 
 from bcs import __version__
 from bcs.app import Service
+from bcs.domain.errors import DatabaseUnusable
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
 from bcs.settings import Settings
@@ -44,7 +45,9 @@ async def run_until_signalled(
     :returns: the exit code: 0 after a stop in order, 1 when the tree gave up or the time to stop was not enough, 130
         when a second signal came.
     :raises AddressUnavailable: the HTTP address can't be had.
+    :raises DatabaseUnusable: the database answers, and can't keep the permanent record.
     """
+    refusal: DatabaseUnusable | None = None
     stop = anyio.Event()
     exit_code = EXIT_STOPPED_AT_ONCE
     service = Service(settings, definitions, gave_up=lambda: _exit_after(_GIVING_UP_SECONDS), reach=reach)
@@ -83,7 +86,11 @@ async def run_until_signalled(
         except RestartIntensityExceeded as error:
             log.critical("gave_up", error=str(error))
             exit_code = EXIT_FAILED
+        except DatabaseUnusable as error:
+            refusal = error  # raised below: from here it would come in a group
         group.cancel_scope.cancel()
+    if refusal:
+        raise refusal
     log.info("stopped", exit_code=exit_code)
     return exit_code
 

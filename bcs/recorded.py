@@ -15,6 +15,9 @@ from bcs.store.base import Outbox
 from bcs.supervision import ChildSpec
 from bcs.telemetry import Telemetry
 
+FIRST_LOOKS = 2
+"""A start asks whether PostgreSQL is of any use, and then the archive looks for it. Both share the time for that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -54,7 +57,7 @@ def recorded(
         now,
         settings.outbox_takeover_seconds,
         settings.database_probe_interval_seconds,
-        settings.database_first_probe_seconds,
+        settings.database_first_probe_seconds / FIRST_LOOKS,
         timedelta(days=settings.record_retention_days),
     )
     mailbox = archive_mailbox(asks)

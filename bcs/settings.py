@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bcs.addresses import bootstrap_servers_problem, database_problem, redis_problem
 from bcs.domain.errors import ConfigurationError
 
 
@@ -38,8 +39,14 @@ def _without_unit(value: object) -> object:
     return value.strip().removesuffix("s") if isinstance(value, str) else value
 
 
+def _trimmed(value: object) -> object:
+    # What comes from a file often ends with a line break.
+    return value.strip() if isinstance(value, str) else value
+
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, BeforeValidator(_without_unit), Field(gt=0, allow_inf_nan=False)]
+Address = Annotated[str, BeforeValidator(_trimmed), Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
@@ -91,7 +98,7 @@ class Settings(BaseSettings):
     request_deadline_seconds: Seconds = Field(5.0, description="a request gets its answer, or a 503, in this time")
     retry_after_seconds: Count = Field(1, description="what `Retry-After` tells callers")
 
-    kafka_bootstrap_servers: str = Field("kafka:9092", min_length=1, description="host:port, comma separated")
+    kafka_bootstrap_servers: Address = Field("kafka:9092", description="host:port, comma separated")
     kafka_consumer_group_id: str = Field("bcs-event-consumer", min_length=1, description="the consumer group")
     kafka_auto_offset_reset: Literal["earliest", "latest"] = Field(
         "earliest", description="where a new group begins; `earliest` misses nothing that happened before it"
@@ -127,7 +134,7 @@ class Settings(BaseSettings):
         5.0, description="a stop waits so long for the next message to become durable, then leaves the rest to others"
     )
 
-    redis_url: str = Field("redis://localhost:6379", min_length=1, description="`redis://`, `rediss://` or `unix://`")
+    redis_url: Address = Field("redis://localhost:6379", description="`redis://`, `rediss://` or `unix://`")
     redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
         604_800, description="how long a batch is kept after its last event"
     )
@@ -146,7 +153,7 @@ class Settings(BaseSettings):
         60.0, description="messages in a silent replica's hand for so long are taken over"
     )
 
-    database_url: Annotated[str | None, BeforeValidator(lambda value: value or None)] = Field(
+    database_url: Annotated[str | None, BeforeValidator(lambda value: _trimmed(value) or None)] = Field(
         None, description="`postgresql://…`: the permanent record behind Redis; none keeps none"
     )
     database_max_connections: Count = Field(8, description="statements to PostgreSQL at a time")
@@ -191,6 +198,18 @@ def load_settings(**overrides: object) -> Settings:
     :param overrides: stand above the environment.
     :raises InvalidSettings: with every variable that is wrong.
     """
+    return _load(overrides, check_addresses=True)
+
+
+def load_settings_for_health_check() -> Settings:
+    """The settings of this process, without a check of the addresses, which would load the clients.
+
+    :raises InvalidSettings: with every variable that is wrong.
+    """
+    return _load({}, check_addresses=False)
+
+
+def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings:
     try:
         settings = Settings.model_validate({**Settings().model_dump(exclude_unset=True), **overrides})
     except ValidationError as error:
@@ -223,15 +242,9 @@ def load_settings(**overrides: object) -> Settings:
         problems.append(
             ("BCS_RESTART_BACKOFF_INITIAL_SECONDS", "must not be above BCS_RESTART_BACKOFF_MAXIMUM_SECONDS")
         )
-    if not all(_is_address(server) for server in settings.kafka_bootstrap_servers.split(",")):
-        problems.append(("BCS_KAFKA_BOOTSTRAP_SERVERS", "must be host:port, several separated by commas"))
-    redis_problem = _redis_url_problem(settings.redis_url)
-    if redis_problem:
-        problems.append(("BCS_REDIS_URL", redis_problem))
+    if check_addresses:
+        problems += _address_problems(settings)
     if settings.database_url is not None:
-        database_problem = _database_url_problem(settings.database_url)
-        if database_problem:
-            problems.append(("BCS_DATABASE_URL", database_problem))
         if settings.record_retention_days * _DAY_SECONDS <= settings.redis_ttl_seconds + _DAY_SECONDS:
             problems.append(
                 (
@@ -252,50 +265,15 @@ def load_settings(**overrides: object) -> Settings:
 
 
 _DAY_SECONDS = 86_400
-_UNREADABLE = "can't be read as a URL; percent-encode what is special in a name or a password"
 
 
-def _is_address(server: str) -> bool:
-    try:
-        parts = urlsplit(f"//{server.strip()}")
-        return bool(parts.hostname and parts.port)
-    except ValueError:
-        return False
-
-
-def _redis_url_problem(url: str) -> str | None:
-    """What is wrong with a URL, without the URL: it may hold a password."""
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        return "must begin with redis://, rediss:// or unix://"
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises where it is no port
-    except ValueError:
-        return _UNREADABLE  # and no word of it: what looks like a port may be half a password
-    # Other options would override the deadlines and limits that have settings of their own.
-    if any(name != "db" and not name.startswith("ssl_") for name in parse_qs(parts.query)):
-        return "only db and ssl_* may stand behind the question mark"
-    database = parts.path.strip("/")
-    if parts.scheme != "unix" and database and not database.isdecimal():
-        return "the database must be a number"
-    return None
-
-
-def _database_url_problem(url: str) -> str | None:
-    """What is wrong with a URL, without any part of it: what looks like a port may be half a password."""
-    if not url.startswith(("postgresql://", "postgres://")):
-        return "must begin with postgresql:// or postgres://"
-    try:
-        parts = urlsplit(url)
-        login, _, hosts = parts.netloc.rpartition("@")
-        # Several hosts may be named, for servers that take over from each other.
-        for host in hosts.split(","):
-            _ = urlsplit(f"//{host}").port  # raises where it is no port
-        parse_qs(parts.query, strict_parsing=bool(parts.query))
-        readable = "@" not in login
-    except ValueError:
-        readable = False
-    return None if readable else _UNREADABLE
+def _address_problems(settings: Settings) -> list[tuple[str, str]]:
+    problems = {
+        "BCS_KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers_problem(settings.kafka_bootstrap_servers),
+        "BCS_REDIS_URL": redis_problem(settings.redis_url),
+        "BCS_DATABASE_URL": database_problem(settings.database_url) if settings.database_url is not None else None,
+    }
+    return [(variable, problem) for variable, problem in problems.items() if problem]
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

@@ -18,6 +18,7 @@ from tests.support import apache_kafka as apache
 from tests.support.databases import database
 from tests.support.distribution import ByModule, alone_or_beside_others, make_scheduler, order, share_locks, workers_for
 from tests.support.kafka import platform_broker
+from tests.support.pgbouncer import pgbouncer, pgbouncer_binary
 from tests.support.tiers import hear_from_worker, leave_out, show_not_played, tell_the_controller
 
 # A machine that has much to do is no fault of what is tested: examples have no deadline.
@@ -181,6 +182,16 @@ def running_postgres(_postgres_of_the_module: PostgresServer) -> Iterator[Postgr
 def private_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
     """A PostgreSQL of this test's own, to be killed and frozen; what it committed survives that."""
     with postgres(tmp_path / "postgres", durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pooler(postgres_url: str) -> Iterator[EmbeddedServer]:
+    """A PgBouncer in transaction mode, in front of the PostgreSQL that all tests share."""
+    binary = pgbouncer_binary()
+    if binary is None:
+        pytest.skip("no PgBouncer: the program `pgbouncer` is not installed")
+    with pgbouncer(binary, postgres_url) as server:
         yield server
 
 

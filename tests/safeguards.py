@@ -559,6 +559,14 @@ _ARCHIVE = (
         _in("integration/test_record_store", "test_the_record_merges_as_the_model_does"),
     ),
     Mutation(
+        "usable-database",
+        "A database whose encoding is not UTF8 counts as away: no fact is impossible for it.",
+        "bcs/record/connecting.py",
+        "            ensure_usable(connection.get_server_version().major, settings.server_encoding)\n",
+        "",
+        _in("integration/test_record_unusable", "test_an_encoding_other_than_utf8_is_named_and_nothing_is_written"),
+    ),
+    Mutation(
         "history-once",
         "An entry of the history that comes again is kept once.",
         "bcs/record/statements.py",

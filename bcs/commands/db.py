@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 import anyio
 import typer
 
 from bcs.commands.options import PANEL, AsJson, command_group
 from bcs.commands.output import print_json
-from bcs.domain.errors import StoreRefused
+from bcs.domain.errors import SchemaLocked, StoreRefused
 from bcs.pipeline_config import pipelines_of
 from bcs.record.opening import named_database
 from bcs.settings import load_settings
@@ -19,6 +20,17 @@ _SIGNALLED = 128
 
 app = command_group("db")
 
+WaitSeconds = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        metavar="SECONDS",
+        min=0,
+        help="How long to wait while another session is in the way; default 60",
+        show_default=False,
+    ),
+]
+
 
 @app.callback(rich_help_panel=PANEL)
 def db() -> None:
@@ -26,7 +38,7 @@ def db() -> None:
 
 
 @app.command()
-def upgrade(as_json: AsJson = False) -> None:
+def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
     """Bring the record's schema up to date.
 
     The service does the same at its start, if its user may. Several may do it at once, beside services that run: one
@@ -34,20 +46,25 @@ def upgrade(as_json: AsJson = False) -> None:
     """
     settings = load_settings()
     url = named_database(settings)
-    from sqlalchemy.exc import SQLAlchemyError
-
     from bcs.record import schema
-    from bcs.record.gateway import brief
+    from bcs.record.gateway import NO_ANSWER, brief
     from bcs.record.inspecting import inspect
 
+    told: set[tuple[int, ...]] = set()
+
+    def waiting(locked: SchemaLocked) -> None:
+        holders = tuple(session.pid for session in locked.sessions)
+        if holders not in told:
+            told.add(holders)
+            typer.echo(f"Waiting for up to {wait_seconds:g} s: {locked}", err=True)
+
     async def upgraded() -> schema.Upgraded:
-        # Asked first, since to connect may take a minute otherwise.
+        # Asked first, since to connect may take longer otherwise.
         await inspect(url, settings.database_deadline_seconds)
         try:
-            return await schema.upgrade(url)
-        except SQLAlchemyError as error:
-            said = getattr(error, "orig", None) or error
-            raise StoreRefused("postgresql", brief(said.__cause__ or said)) from error
+            return await schema.upgrade(url, wait_seconds=wait_seconds, waiting=waiting)
+        except NO_ANSWER as error:
+            raise StoreRefused("postgresql", brief(error)) from error
 
     outcome = anyio.run(upgraded)
     if as_json:

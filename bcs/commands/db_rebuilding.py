@@ -70,6 +70,7 @@ async def _rebuild(
     async with AsyncExitStack() as stack:
         record = open_record(settings)
         stack.push_async_callback(record.aclose)
+        await record.ensure_usable(_PROBE_SECONDS)
         await record.probe(_PROBE_SECONDS)
         gateway = await stack.enter_async_context(connected(settings))
         await gateway.ping()

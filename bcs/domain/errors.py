@@ -7,7 +7,8 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
     │   ├── DependencyCycle
     │   ├── UnknownDependency
     │   ├── DuplicateName
-    │   └── UnreadableConfiguration
+    │   ├── UnreadableConfiguration
+    │   └── DatabaseUnusable         it answers, and can't keep the record
     ├── RequestRefused               the caller asked for something that will not be done
     │   ├── UnknownPipeline
     │   ├── PromptRequired
@@ -28,11 +29,13 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
         ├── BacklogFull              retryable: the facts wait for the record
         ├── StoreRefused             what was to be written can't be stored, now or later
         ├── SchemaOutdated           the record's tables are missing, or of an older release
+        ├── SchemaLocked             retryable: another session is in the way of the schema's upgrade
         └── StoreCorrupted           what is stored under a batch's keys is not what BCS writes
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -86,6 +89,19 @@ class UnreadableConfiguration(ConfigurationError):
         self.problem = "; ".join(problems)
         self.problems = problems
         super().__init__(f"{path}: {self.problem}")
+
+
+class DatabaseUnusable(ConfigurationError):
+    """The database that the settings name answers, and can't keep the permanent record as it is.
+
+    :param problem: what is wrong with it.
+    :param fix: what to do about it.
+    """
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"BCS_DATABASE_URL names {problem}: {fix}")
+        self.problem = problem
+        self.fix = fix
 
 
 class RequestRefused(BcsError):
@@ -300,6 +316,44 @@ class SchemaOutdated(StoreError):
 
     def __init__(self) -> None:
         super().__init__("the record's tables are missing or of an older release: run `bcs db upgrade`")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session of the database.
+
+    :param pid: the id of its process.
+    :param application: the name that its client gave itself.
+    :param state: as PostgreSQL names it; None where it does not tell.
+    """
+
+    pid: int
+    application: str
+    state: str | None
+
+    def __str__(self) -> str:
+        names = ", ".join(text for text in (self.application, self.state) if text)
+        return f"process {self.pid}" + (f" ({names})" if names else "")
+
+
+class SchemaLocked(StoreError):
+    """The record's schema can't be upgraded now, and nothing was changed: other sessions hold what it takes.
+
+    :param sessions: those; none where the database does not tell, or where they have just ended.
+    :param upgrading: True if they hold the lock of an upgrade, False if they use the tables.
+    """
+
+    retryable = True
+
+    def __init__(self, sessions: tuple[Session, ...], *, upgrading: bool) -> None:
+        reason = "another upgrade holds the lock" if upgrading else "the tables are in use"
+        by = f": {', '.join(map(str, sessions))}" if sessions else ""
+        # One that has ended its work and kept the lock: an earlier release, through a pooler.
+        left = [session for session in sessions if upgrading and session.state == "idle"]
+        fix = f"; SELECT pg_terminate_backend({left[0].pid}) ends an idle one" if left else ""
+        super().__init__(f"the schema can't be upgraded now, {reason}{by}{fix}")
+        self.sessions = sessions
+        self.upgrading = upgrading
 
 
 class StoreCorrupted(StoreError):

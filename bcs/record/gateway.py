@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import anyio
 import asyncpg
 import structlog
+from asyncpg.exceptions import TargetServerAttributeNotMatched
 
-from bcs.domain.errors import SchemaOutdated, StoreRefused, StoreUnavailable
+from bcs.domain.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable
 from bcs.record import schema
+from bcs.record.connecting import TAKES_NO_WRITES, Connector, RecordConnection, perform
 
 T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
@@ -24,20 +26,17 @@ NO_ANSWER = (OSError, UnicodeError, asyncpg.PostgresError, asyncpg.InterfaceErro
 _STORE = "postgresql"
 # SQLSTATE classes: what was sent can't be stored (data, integrity, program limits), and will not be the next time.
 _REFUSED = ("22", "23", "54")
+# But for a character that the database's encoding lacks: another database may have it.
+_UNTRANSLATABLE = "22P05"
 # A deadlock, a lock or a connection that was not to be had: the database is well, and asked again it may do it.
 _ONLY_THIS_TIME = ("40", "53", "55")
+# Of these a full disk passes only when a person sees to it, and a probe does not notice.
+_SHORT = "53"
+_SAY_AGAIN_SECONDS = 30.0
 # A probe must neither wait behind a full house nor take a place in it.
 _CONNECTIONS_FOR_PROBE = 1
 # What the database refused, somebody has to see to first.
 _UPGRADE_PAUSE_SECONDS = 30.0
-_CONNECTION_SETTINGS = {
-    "application_name": "batch-conductor-service",
-    "timezone": "UTC",
-    # The merge statement joins thousands of rows with lists whose length the planner can't know: it would take them for
-    # short and compare each with each.
-    "enable_nestloop": "off",
-    "jit": "off",
-}
 
 
 class RecordGateway:
@@ -53,6 +52,7 @@ class RecordGateway:
 
     def __init__(self, url: str, *, max_connections: int, deadline_seconds: float) -> None:
         self._url = url
+        self._connector = Connector(url)
         self._max_connections = max_connections
         self._deadline_seconds = deadline_seconds
         self._pool: asyncpg.Pool | None = None
@@ -63,6 +63,8 @@ class RecordGateway:
         self.reachable = False
         self.identity: str | None = None
         self._upgrade_after = 0.0
+        self._said: str | None = None
+        self._say_after = 0.0
         self.problem = "it was not reached yet"
 
     def ensure_reachable(self) -> None:
@@ -99,15 +101,19 @@ class RecordGateway:
                 raise StoreUnavailable(_STORE, self.problem)
             try:
                 await schema.upgrade(self._url)
+            except SchemaLocked as locked:
+                # What waits for a table holds up all who use it, so that is not tried again at once.
+                self._upgrade_after = anyio.current_time() + (0.0 if locked.upgrading else _UPGRADE_PAUSE_SECONDS)
+                raise self._unusable(str(locked), "schema locked") from locked
             except Exception as error:
                 self._upgrade_after = anyio.current_time() + _UPGRADE_PAUSE_SECONDS
-                # From Alembic, SQLAlchemy and asyncpg alike; whatever it is, the database is of no use as it is.
-                self._fail(f"the schema can't be upgraded: {brief(error)}", self._generation)
-                raise StoreUnavailable(_STORE, self.problem) from error
+                # From Alembic and asyncpg alike; whatever it is, the database is of no use as it is.
+                unexpected = f"the schema can't be upgraded: {brief(error)}"
+                raise self._unusable(unexpected, unexpected) from error
             await self._look(deadline_seconds)
-        if not await self._run(schema.may_write, deadline_seconds, slots=self._probe_slots):
-            self._fail("this user may not write to the record's tables", self._generation)
-            raise StoreUnavailable(_STORE, self.problem)
+        problem: str | None = await self._run(schema.obstacle_to_writes, deadline_seconds, slots=self._probe_slots)
+        if problem:
+            raise self._unusable(problem, problem)
         self._succeed()
 
     async def probe_unchanged(self, deadline_seconds: float) -> None:
@@ -119,6 +125,16 @@ class RecordGateway:
         if not await self._look(deadline_seconds):
             raise SchemaOutdated
         self._succeed()
+
+    async def ensure_usable(self, deadline_seconds: float) -> None:
+        """Refuse a database that can't keep the record as it is. One that is away may be found to be usable later.
+
+        :raises DatabaseUnusable: it answered, and can't.
+        """
+        try:
+            await self._with_deadline(_nothing, deadline_seconds, slots=self._probe_slots)
+        except StoreUnavailable as error:
+            log.debug("record_away", problem=error.cause)
 
     async def _look(self, deadline_seconds: float) -> bool:
         """Whether the schema is current; then its identity is known, too."""
@@ -136,6 +152,15 @@ class RecordGateway:
             pool.terminate()
 
     async def _run(
+        self, work: Work[T], deadline_seconds: float, *, shield: bool = False, slots: anyio.Semaphore | None = None
+    ) -> T:
+        try:
+            return await self._with_deadline(work, deadline_seconds, shield=shield, slots=slots)
+        except DatabaseUnusable as error:
+            # Whatever was there before, or comes after it: what it was to keep waits.
+            raise self._unusable(str(error), str(error)) from error
+
+    async def _with_deadline(
         self, work: Work[T], deadline_seconds: float, *, shield: bool = False, slots: anyio.Semaphore | None = None
     ) -> T:
         generation, its_turn = self._generation, False
@@ -158,15 +183,11 @@ class RecordGateway:
     async def _with_connection(self, work: Work[T]) -> T:
         async with self._opening:
             if self._pool is None:
-                self._pool = await asyncpg.create_pool(  # type: ignore[call-overload]  # the stubs know no timeout=None
-                    self._url,
+                self._pool = await asyncpg.create_pool(
+                    connect=self._connector.connect,
+                    connection_class=RecordConnection,
                     min_size=0,
                     max_size=self._max_connections + _CONNECTIONS_FOR_PROBE,
-                    server_settings=_CONNECTION_SETTINGS,
-                    # A standby is behind, and takes nothing.
-                    target_session_attrs="read-write",
-                    # The scope around it bounds the whole of it.
-                    timeout=None,
                     # Nothing is left on a connection: whatever did not end well is closed.
                     reset=_nothing,
                 )
@@ -174,7 +195,7 @@ class RecordGateway:
         connection = await pool.acquire()
         done = False
         try:
-            result = await work(connection)
+            result = await perform(connection, work)
             done = True
             return result
         finally:
@@ -186,13 +207,28 @@ class RecordGateway:
 
     def _judged(self, error: Exception, generation: int) -> Exception:
         state = getattr(error, "sqlstate", None) or ""
-        if state.startswith(_REFUSED) or isinstance(error, asyncpg.DataError):
+        if state.startswith(_REFUSED) and state != _UNTRANSLATABLE:
             return StoreRefused(_STORE, brief(error))
         if not state.startswith(_ONLY_THIS_TIME):
             self._fail(brief(error), generation)
+        elif state.startswith(_SHORT) and anyio.current_time() >= self._say_after:
+            self._say_after = anyio.current_time() + _SAY_AGAIN_SECONDS
+            log.warning("record_short_of_resources", problem=brief(error))
         return StoreUnavailable(_STORE, brief(error))
 
+    def _unusable(self, problem: str, kind: str) -> StoreUnavailable:
+        """The database answers, and is of no use as it is. That is said once, for it does not pass by itself.
+
+        :param kind: the same for all problems of a kind, whatever they name.
+        """
+        if kind != self._said:
+            self._said = kind
+            log.warning("record_unusable", problem=problem)
+        self._fail(problem, self._generation)
+        return StoreUnavailable(_STORE, problem)
+
     def _succeed(self) -> None:
+        self._said = None
         if not self.reachable:
             self.reachable = True
             log.info("record_reachable")
@@ -217,4 +253,6 @@ async def _nothing(_connection: asyncpg.Connection) -> None:
 
 def brief(error: BaseException) -> str:
     """Why, in a few words, without statement, parameters or password."""
+    if isinstance(error, TargetServerAttributeNotMatched):
+        return TAKES_NO_WRITES
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

@@ -44,6 +44,10 @@ class PostgresRecord:
         """Why it is out of reach."""
         return self._gateway.problem
 
+    async def ensure_usable(self, deadline_seconds: float) -> None:
+        """See `RecordGateway.ensure_usable`."""
+        await self._gateway.ensure_usable(deadline_seconds)
+
     async def probe(self, deadline_seconds: float) -> None:
         """See `RecordGateway.probe`."""
         await self._gateway.probe(deadline_seconds)

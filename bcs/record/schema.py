@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
 import asyncpg
 
+from bcs.domain.errors import SchemaLocked, Session
+from bcs.record.connecting import TAKES_NO_WRITES, Connector, RecordConnection
 from bcs.record.migrations import HEAD, VERSION_TABLE
 
 # Any number serves; it must never change, or two releases would not see each other's lock.
@@ -18,6 +19,26 @@ _ADVISORY_LOCK = 4_002_110_001
 _LOOK_SECONDS = 0.2
 _CONNECT_SECONDS = 10.0
 _TABLES = ("batches", "essays", "marks", "outcomes", "reports", "invalidations", "history", "announcements")
+_FORMER_TABLES = ("batch_marks",)
+# Far longer than a statement over the largest record takes.
+_STATEMENT_SECONDS = 3600.0
+# While it waits for a table, whatever else wants that table waits behind it. Limits that a role has for requests are
+# none for an upgrade.
+_LIMITS = (
+    "SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
+)
+_OF_THIS_DATABASE = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+_HOLDS_THE_LOCK = (
+    f"locktype = 'advisory' AND {_OF_THIS_DATABASE} AND objsubid = 1 "
+    f"AND (classid::bigint << 32) + objid::bigint = {_ADVISORY_LOCK}"
+)
+_NAMES = ", ".join(f"'{name}'" for name in (VERSION_TABLE, *_TABLES, *_FORMER_TABLES))
+_USES_A_TABLE = f"locktype = 'relation' AND {_OF_THIS_DATABASE} AND relation::regclass::text IN ({_NAMES})"
+_SESSIONS = """
+SELECT pid, application_name, state FROM pg_stat_activity
+WHERE pid <> pg_backend_pid() AND pid IN (SELECT pid FROM pg_locks WHERE granted AND {condition})
+ORDER BY pid LIMIT 5
+"""
 # What they say of each start, nobody asked for.
 _LOGS = ("alembic.runtime.migration", "alembic.runtime.plugins")
 
@@ -52,14 +73,20 @@ async def is_current(connection: asyncpg.Connection) -> bool:
     return is_enough(await version_of(connection))
 
 
-async def may_write(connection: asyncpg.Connection) -> bool:
-    """Whether this user has the rights that it takes to keep a record."""
-    rights: list[bool] = [
-        await connection.fetchval("SELECT has_table_privilege($1, $2)", table, right)
-        for table in _TABLES
-        for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
-    ]
-    return all(rights)
+async def obstacle_to_writes(connection: asyncpg.Connection) -> str | None:
+    """Why nothing can be written now; None where it can. A pooler may lead to a server that became a standby.
+
+    :param connection: to a database with the schema.
+    """
+    [(read_only, has_rights)] = await connection.fetch(
+        "SELECT current_setting('transaction_read_only') = 'on', bool_and(has_table_privilege(name, rights)) "
+        "FROM unnest($1::text[]) name, unnest($2::text[]) rights",
+        _TABLES,
+        ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    )
+    if read_only:
+        return TAKES_NO_WRITES
+    return None if has_rights else "this user may not write to the record's tables"
 
 
 async def identity(connection: asyncpg.Connection) -> str | None:
@@ -77,56 +104,108 @@ async def identity(connection: asyncpg.Connection) -> str | None:
     return f"{table}.{timeline}"
 
 
-async def upgrade(url: str) -> Upgraded:
-    """Apply the versions that are missing; replicas that start together do so one after the other.
+async def upgrade(
+    url: str, *, wait_seconds: float = 0.0, waiting: Callable[[SchemaLocked], None] = lambda _: None
+) -> Upgraded:
+    """Apply the versions that are missing, all or none; replicas that start together do so one after the other.
 
-    Runs in a thread: Alembic is synchronous, and to import it takes a while. Cancellation leaves the thread to itself
-    for what it is just doing, which is not to wait for others; no version is applied in part then either.
+    Cancellation ends it at once, and nothing is changed then.
 
     :param url: of the database.
+    :param wait_seconds: how long to try again while another session is in the way.
+    :param waiting: is called with what is in the way, before each new try.
+    :raises SchemaLocked: another session was in the way for so long.
     :raises OSError: the database is out of reach.
-    :raises SQLAlchemyError: it refused a statement; no version is applied in part.
+    :raises PostgresError: it refused a statement.
     """
+    connector = Connector(url)
+    deadline: float | None = None
     while True:
-        done = await anyio.to_thread.run_sync(lambda: asyncio.run(_upgrade(url)), abandon_on_cancel=True)
-        if done:
-            return done
-        # Not in the thread, which a stop would have to wait for.
+        try:
+            return await _upgrade(connector)
+        except SchemaLocked as locked:
+            if deadline is None:
+                deadline = anyio.current_time() + wait_seconds
+            if anyio.current_time() >= deadline:
+                raise
+            waiting(locked)
         await anyio.sleep(_LOOK_SECONDS)
 
 
-async def _upgrade(url: str) -> Upgraded | None:
-    """The same, or None while somebody else is at it."""
-    from alembic import command
-    from alembic.config import Config
-    from alembic.runtime.migration import MigrationContext
-    from sqlalchemy import Connection, text
-    from sqlalchemy.ext.asyncio import create_async_engine
-    from sqlalchemy.pool import NullPool
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-
-    def apply(connection: Connection) -> Upgraded:
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-        before = context.get_current_revision()
-        # Alembic would take the transaction of this look for one of ours, and leave it to us to commit.
-        connection.rollback()
+async def _upgrade(connector: Connector) -> Upgraded:
+    # To import Alembic takes a while. All else runs here, where it can be cancelled: a thread that waits could not be.
+    apply = await anyio.to_thread.run_sync(_load, abandon_on_cancel=True)
+    connection = await connector.connect(connect_seconds=_CONNECT_SECONDS, statement_seconds=_STATEMENT_SECONDS)
+    try:
+        before = await version_of(connection)
         if before is not None and is_enough(before):
             return Upgraded(before, before)
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        # Not as a block: at its end it would wait for an answer, whatever has happened.
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(_LIMITS)
+        # Of the transaction, and not of the session: a pooler would give the session's lock to somebody else.
+        if not await connection.fetchval(f"SELECT pg_try_advisory_xact_lock({_ADVISORY_LOCK})"):
+            await transaction.rollback()
+            raise SchemaLocked(await _sessions(connection, _HOLDS_THE_LOCK), upgrading=True)
+        before = await version_of(connection)
+        if before is not None and is_enough(before):
+            return Upgraded(before, before)
+        try:
+            await apply(connection)
+        except asyncpg.LockNotAvailableError:
+            await transaction.rollback()
+            raise SchemaLocked(await _sessions(connection, _USES_A_TABLE), upgrading=False) from None
+        await transaction.commit()
         return Upgraded(before, HEAD)
+    finally:
+        # Without a farewell, which may take as long as the database is frozen. What did not end well is undone.
+        connection.terminate()
+
+
+async def _sessions(connection: RecordConnection, condition: str) -> tuple[Session, ...]:
+    return tuple(Session(*row) for row in await connection.fetch(_SESSIONS.format(condition=condition)))
+
+
+def _load() -> Callable[[RecordConnection], Awaitable[None]]:
+    """Import Alembic, and return what applies the versions that are missing within a transaction that is open."""
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import Connection
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import StaticPool
 
     for name in _LOGS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    connect = partial(asyncpg.connect, url, timeout=_CONNECT_SECONDS, target_session_attrs="read-write")
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
-    try:
-        async with engine.connect() as connection:
-            # Of the session, not of a transaction: each version has a transaction of its own. It ends with the session.
-            locked = await connection.scalar(text(f"SELECT pg_try_advisory_lock({_ADVISORY_LOCK})"))
-            await connection.commit()
-            return await connection.run_sync(apply) if locked else None
-    finally:
-        await engine.dispose()
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+
+    def run(connection: Connection) -> None:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+    async def apply(connection: RecordConnection) -> None:
+        async def opened() -> RecordConnection:
+            return connection
+
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            # SQLAlchemy neither begins nor ends a transaction, and does not close what others have opened.
+            isolation_level="AUTOCOMMIT",
+            poolclass=StaticPool,
+            pool_reset_on_return=None,
+            # A statement with a name would stay on a pooler's connection.
+            connect_args={
+                "async_creator_fn": opened,
+                "prepared_statement_cache_size": 0,
+                "prepared_statement_name_func": str,
+            },
+        )
+        try:
+            async with engine.connect() as of_sqlalchemy:
+                await of_sqlalchemy.run_sync(run)
+        except DBAPIError as error:
+            raise (error.orig and error.orig.__cause__) or error from None
+
+    return apply

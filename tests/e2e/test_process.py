@@ -51,6 +51,14 @@ def prefix(unique_name: Callable[[str], str]) -> str:
             ["BCS_HTTP_PORT", "BCS_ENVIRONMENT", "BCS_REDIS_TTL_SECONDS"],
         ),
         ({"BCS_REDIS_URL": "localhost:6379"}, ["BCS_REDIS_URL"]),
+        (
+            {
+                "BCS_REDIS_URL": "rediss://127.0.0.1?ssl_cert_reqs=CERT_NONE",
+                "BCS_DATABASE_URL": "postgresql://u:a#b@127.0.0.1/db",
+                "BCS_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9092/",
+            },
+            ["BCS_REDIS_URL", "BCS_DATABASE_URL", "BCS_KAFKA_BOOTSTRAP_SERVERS"],
+        ),
         ({"BCS_PIPELINE_CONFIG_PATH": "/nowhere.yaml"}, ["/nowhere.yaml"]),
     ],
 )

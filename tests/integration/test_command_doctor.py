@@ -295,6 +295,12 @@ async def test_a_wrong_setting_and_a_broken_file_are_findings(
     assert ran.exit_code == 1
     told = [finding["found"].split(":")[0] for finding in findings(ran)["settings"]]
     assert told == ["BCS_HTTP_PORT", "BCS_REDIS_TTL_SECONDS"]
+    ran = await doctor(
+        settings_of(service), BCS_REDIS_URL="redis://:s3cr#et@127.0.0.1", BCS_DATABASE_URL="postgresql://"
+    )
+    assert ran.exit_code == 1
+    assert [finding["found"].split(":")[0] for finding in findings(ran)["settings"]] == ["BCS_REDIS_URL"]
+    assert "s3cr" not in ran.output
 
     file = tmp_path_factory.mktemp("pipelines") / "broken.yaml"
     file.write_text("phases: [{name: a, requires: [b]}]")

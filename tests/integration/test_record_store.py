@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -23,11 +24,23 @@ from bcs.domain.facts import (
 from bcs.domain.history import HistoryEntry, Position
 from bcs.domain.state import BatchState, delta_of
 from bcs.record.postgres import PostgresRecord
+from tests.support.databases import record_in
 from tests.support.past import AT_US, answered, consumed, spellchecked
+from tests.support.pgbouncer import behind
 
 pytestmark = pytest.mark.anyio
 
 DAY_US = 86_400_000_000
+
+
+@pytest.fixture(params=["direct", "pooled"])
+async def record(request: pytest.FixtureRequest, module_database_url: str) -> AsyncIterator[PostgresRecord]:
+    """The record in the module's database: straight, and through PgBouncer in transaction mode."""
+    url = module_database_url
+    if request.param == "pooled":
+        url = behind(request.getfixturevalue("pooler"), url)
+    async with record_in(url) as record:
+        yield record
 
 
 async def kept(record: PostgresRecord, batch: str) -> list[HistoryEntry]:

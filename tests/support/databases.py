@@ -19,8 +19,11 @@ _DEADLINE_SECONDS = 4.0
 
 
 @contextmanager
-def database(postgres_url: str) -> Iterator[str]:
-    """An empty database; whoever is still connected at the end is thrown out."""
+def database(postgres_url: str, options: str = "") -> Iterator[str]:
+    """An empty database; whoever is still connected at the end is thrown out.
+
+    :param options: of `CREATE DATABASE`, beside its template.
+    """
 
     name = f"test-{uuid.uuid4().hex}"
 
@@ -32,7 +35,7 @@ def database(postgres_url: str) -> Iterator[str]:
             await connection.close()
 
     # Nobody is ever connected to template0, which would be an obstacle.
-    asyncio.run(execute(f'CREATE DATABASE "{name}" TEMPLATE template0'))
+    asyncio.run(execute(f'CREATE DATABASE "{name}" TEMPLATE template0 {options}'))
     try:
         yield urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
     finally:

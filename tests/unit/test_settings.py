@@ -61,9 +61,9 @@ def test_the_defaults_are_those_of_the_brief(name: str, default: object) -> None
         ("BCS_REDIS_TTL_SECONDS", "1", "redis_ttl_seconds", 1),
         (
             "BCS_DATABASE_URL",
-            "postgres://u:p%40@a:1,[::1]:2/db?x=1",
+            "postgres://u:p%40@a:1,[::1]:2/db?sslmode=disable",
             "database_url",
-            "postgres://u:p%40@a:1,[::1]:2/db?x=1",
+            "postgres://u:p%40@a:1,[::1]:2/db?sslmode=disable",
         ),
         ("BCS_DATABASE_URL", "postgresql:///db?host=/run", "database_url", "postgresql:///db?host=/run"),
         ("BCS_DATABASE_DEADLINE_SECONDS", "2s", "database_deadline_seconds", 2.0),

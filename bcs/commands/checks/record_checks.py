@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bcs.commands.checks import record_judgement as judgement
 from bcs.commands.checks.findings import Finding, clock_of, failed, ok
-from bcs.domain.errors import StoreUnavailable
+from bcs.domain.errors import DatabaseUnusable, StoreUnavailable
 from bcs.record.opening import NoDatabaseNamed, PostgresClientMissing, named_database
 from bcs.settings import Settings
 
@@ -28,8 +28,11 @@ async def look_at_record(settings: Settings) -> list[Finding]:
         return [
             failed(check, f"out of reach: {error.cause.rstrip('. ')}", "see to PostgreSQL, and to BCS_DATABASE_URL")
         ]
+    except DatabaseUnusable as error:
+        return [failed(check, f"it is {error.problem}", error.fix)]
     return [
         ok(check, f"reachable, PostgreSQL {inspected.server}"),
         judgement.schema(inspected.schema),
+        *judgement.writes(inspected.obstacle),
         clock_of("postgresql clock", "PostgreSQL", inspected.ahead_seconds),
     ]

@@ -23,6 +23,15 @@ def schema(version: str | None) -> Finding:
     )
 
 
+def writes(obstacle: str | None) -> list[Finding]:
+    """Whether anything can be written.
+
+    :param obstacle: why not; None where nothing is known to be in the way.
+    """
+    fix = "see to the server and to the rights of the user in BCS_DATABASE_URL: until then facts wait in Redis"
+    return [failed("postgresql writes", obstacle, fix)] if obstacle else []
+
+
 def backlog(length: int, oldest_seconds: float | None, limit: int) -> Finding:
     """Whether entries get to the record.
 

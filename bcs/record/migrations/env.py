@@ -1,11 +1,8 @@
-"""Run by Alembic itself, on the connection that `bcs.record.schema` hands over."""
+"""Run by Alembic itself, on the connection and in the transaction that `bcs.record.schema` hands over."""
 
 from alembic import context
 
 from bcs.record.migrations import VERSION_TABLE
 
-context.configure(
-    connection=context.config.attributes["connection"], version_table=VERSION_TABLE, transaction_per_migration=True
-)
-with context.begin_transaction():
-    context.run_migrations()
+context.configure(connection=context.config.attributes["connection"], version_table=VERSION_TABLE)
+context.run_migrations()

@@ -1,0 +1,233 @@
+"""Whether the clients can use the addresses in the settings. Nothing is connected.
+
+No answer repeats any part of an address, for what looks like a port or an option may be half a password.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from inspect import signature
+from ipaddress import IPv6Address
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+
+ASYNCPG_OPTIONS = (
+    *("host", "port", "user", "password", "passfile", "dbname", "database", "service"),
+    *("sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslnegotiation"),
+    *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "krbsrvname", "gsslib"),
+)
+"""What asyncpg reads in a URL. Whatever else stands there it sends to the server, as a setting."""
+
+SERVER_SETTINGS = ("application_name", "options", "search_path")
+"""What may be sent to the server. It would refuse libpq's own options, and others have settings of BCS's."""
+
+_PERCENT_ENCODE = "percent-encode what is special in a name or a password"
+_UNREADABLE = f"can't be read as a URL; {_PERCENT_ENCODE}"
+_NO_HOST = "names no host, or a host with an impossible name"
+_NO_PORT = f"has a port that is no number from 1 to 65535; {_PERCENT_ENCODE}"
+
+_LARGEST_PORT = 65_535
+_BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
+_HOST = r"\[(?P<v6>[^\[\]\s]+)\]|(?P<name>[^\s:/?#@\[\]]*)"
+_SERVER = re.compile(rf"(?:{_HOST}):(?P<port>[0-9]{{1,5}})")
+_SERVER_OR_HOST = re.compile(rf"(?:{_HOST})(?::(?P<port>[0-9]*))?")
+
+# What may stand behind an option that a client refuses, where its own words would repeat what stands there.
+_VALUES = {
+    "ssl_cert_reqs": "one of none, optional, required",
+    "ssl_min_version": "a number as Python's ssl.TLSVersion has it, such as 771 for TLS 1.2",
+    "sslmode": "one of disable, allow, prefer, require, verify-ca, verify-full; the last two need sslrootcert",
+    "sslnegotiation": "one of postgres, direct; direct needs an sslmode from require on",
+    "ssl_min_protocol_version": "such as TLSv1.2",
+    "ssl_max_protocol_version": "such as TLSv1.3",
+    "gsslib": "one of gssapi, sspi",
+    "target_session_attrs": "such as read-write",
+}
+
+
+def redis_problem(url: str) -> str | None:
+    """What is wrong with the URL of a Redis; None where redis-py can use it."""
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        return "must begin with redis://, rediss:// or unix://"
+    problem, parts, options = _read(url)
+    if parts is None:
+        return problem
+    names = [name for name, _ in options]
+    if any(name != "db" and not name.startswith("ssl_") for name in names):
+        # Others would override the deadlines and limits that have settings of their own.
+        return f"only db and ssl_* may stand behind the question mark; {_PERCENT_ENCODE}"
+    if names != ["db"] * len(names) and parts.scheme != "rediss":
+        return "only rediss:// connections have ssl_* options"
+    if place_problem := _redis_place_problem(parts):
+        return place_problem
+    database = "" if parts.scheme == "unix" else parts.path.strip("/")
+    if database and "db" in names:
+        return "names the database twice"
+    if any(text and not text.isdecimal() for text in (database, dict(options).get("db", ""))):
+        return "the database must be a number"
+    return _redis_client_problem(url, names)
+
+
+def _redis_place_problem(parts: SplitResult) -> str | None:
+    if parts.scheme == "unix":
+        if parts.hostname:
+            return "must have three slashes before the path of a socket: unix:///"
+        return None if parts.path.strip("/") else "names no path of a socket"
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    # redis-py takes 0 for none.
+    if port is not None and not 1 <= port <= _LARGEST_PORT:
+        return _NO_PORT
+    return None if _is_host(unquote(parts.hostname or "")) else _NO_HOST
+
+
+def _redis_client_problem(url: str, options: list[str]) -> str | None:
+    from redis.asyncio import ConnectionPool
+    from redis.asyncio.connection import SSLConnection
+
+    known = [name for name in signature(SSLConnection).parameters if name.startswith("ssl_")]
+    if not {"db", *known}.issuperset(options):
+        return f"has an ssl_ option that redis-py does not know; there are {', '.join(known)}"
+
+    def use(url: str) -> None:
+        connection = ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+        if isinstance(connection, SSLConnection):
+            connection.ssl_context.get()  # as the first attempt to connect would
+
+    return _refusal("redis-py", url, options, use)
+
+
+def database_problem(url: str) -> str | None:
+    """What is wrong with the URL of a PostgreSQL; None where asyncpg can use it, or is not installed."""
+    if not url.startswith(("postgresql://", "postgres://")):
+        return "must begin with postgresql:// or postgres://"
+    problem, parts, options = _read(url)
+    if parts is None:
+        return problem
+    names = [name for name, _ in options]
+    allowed = (*ASYNCPG_OPTIONS, *SERVER_SETTINGS)
+    if not set(allowed).issuperset(names):
+        return f"only {', '.join(allowed)} may stand behind the question mark; {_PERCENT_ENCODE}"
+    login, _, hosts = parts.netloc.rpartition("@")
+    if "@" in login:
+        return _UNREADABLE  # asyncpg takes the first one for the end of the login
+    # Several hosts may be named, for servers that take over from each other.
+    for host in hosts.split(",") if hosts else ():
+        match = _SERVER_OR_HOST.fullmatch(host)
+        if match is None:
+            return _NO_PORT if "[" not in host else _UNREADABLE
+        if not _is_host(match["v6"] or unquote(match["name"])):
+            return _NO_HOST
+        if match["port"] and not _is_port(match["port"]):
+            return _NO_PORT
+    return _database_client_problem(url, names) if find_spec("asyncpg") else None
+
+
+def _database_client_problem(url: str, options: list[str]) -> str | None:
+    def use(url: str) -> None:
+        addresses, _ = parse_as_asyncpg(url)
+        for address in addresses:
+            if isinstance(address, tuple) and not 1 <= address[1] <= _LARGEST_PORT:
+                raise ValueError("a port that is none")
+
+    beside = ", or a PG* variable of this process" if any(name.startswith("PG") for name in os.environ) else ""
+    return _refusal("asyncpg", url, options, use, beside)
+
+
+def parse_as_asyncpg(url: str) -> tuple[list[str | tuple[str, int]], Mapping[str, str]]:
+    """What asyncpg reads in a URL, with the variables that it goes by: addresses, and settings for the server.
+
+    :raises Exception: of any kind, where it can't use the URL.
+    """
+    # There is no public way to ask that connects to nothing. A test fails where a release changes this one.
+    from asyncpg.connect_utils import _parse_connect_dsn_and_args as parse  # type: ignore[attr-defined]
+
+    addresses, parameters = parse(**{**dict.fromkeys(signature(parse).parameters), "dsn": url})
+    return addresses, parameters.server_settings or {}
+
+
+def bootstrap_servers_problem(servers: str) -> str | None:
+    """What is wrong with the addresses of Kafka's brokers; None where aiokafka understands them as they are meant."""
+    for server in servers.split(","):
+        match = _SERVER.fullmatch(server.strip())
+        if match is None or not _is_port(match["port"]) or not _is_host(match["v6"] or match["name"]):
+            return "must be host:port, several separated by commas"
+        if match["v6"] and not _is_ipv6(match["v6"]):
+            return "must be host:port, with an IPv6 address in brackets"
+    return None
+
+
+def _read(url: str) -> tuple[str, SplitResult | None, list[tuple[str, str]]]:
+    """A URL in parts and its options, or what is wrong with any URL of this kind."""
+    if not url.isprintable() or " " in url:
+        return "has spaces or control characters; " + _PERCENT_ENCODE, None, []
+    if "#" in url:
+        return "has a #, and clients ignore what follows it; write %23 for it", None, []
+    if _BAD_ESCAPE.search(url):
+        return "has a % without two hexadecimal digits behind it; write %25 for it", None, []
+    try:
+        unquote(url, errors="strict")
+    except UnicodeDecodeError:
+        return "has percent-encoded bytes that are no UTF-8", None, []
+    try:
+        parts = urlsplit(url)
+        blank = any(option.endswith("=") for option in parts.query.split("&"))
+        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        return _UNREADABLE, None, []
+    if blank:
+        return "has an option without a value", None, []
+    if len(dict(options)) < len(options):
+        return "has an option twice", None, []
+    return "", parts, options
+
+
+def _refusal(client: str, url: str, options: list[str], use: Callable[[str], None], beside: str = "") -> str | None:
+    """Which options a client refuses; their values it would repeat itself."""
+    problem = _failure(use, url)
+    if problem is None:
+        return None
+    if not options:
+        return f"{client} can't use the URL{beside}{problem}"
+    blamed = [name for name in options if _failure(use, _without(url, name)) is None] or options
+    values = [f"; {name} is {_VALUES[name]}" for name in blamed if name in _VALUES]
+    return f"{client} can't use {', '.join(blamed)}{beside}{problem}{''.join(values)}"
+
+
+def _failure(use: Callable[[str], None], url: str) -> str | None:
+    try:
+        use(url)
+    except OSError as error:  # a file, or TLS
+        return f": {error.strerror}" if error.strerror else ""
+    except Exception:  # noqa: BLE001 (what a client fails with on what it does not expect)
+        return ""
+    return None
+
+
+def _without(url: str, name: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(query=urlencode([option for option in parse_qsl(parts.query) if option[0] != name])).geturl()
+
+
+def _is_port(text: str) -> bool:
+    return 1 <= int(text) <= _LARGEST_PORT
+
+
+def _is_host(name: str) -> bool:
+    """Whether a name can be looked up at all: Python can't even ask for some."""
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,186 @@
+"""Databases that answer and can't keep the record: named at the start, and nothing is lost to them later."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+from structlog.testing import capture_logs
+
+from bcs.commands.checks.findings import Status
+from bcs.commands.checks.record_checks import look_at_record
+from bcs.domain.errors import StoreUnavailable
+from bcs.embedded import EmbeddedServer
+from bcs.record import schema
+from bcs.record.gateway import RecordGateway
+from bcs.record.opening import named_database
+from bcs.settings import load_settings
+from tests.support.commands import bcs
+from tests.support.databases import database, record_in, unprobed_record
+from tests.support.fault_proxy import FaultProxy
+from tests.support.past import consumed, spellchecked
+from tests.support.pgbouncer import behind
+from tests.support.service import BcsProcess, Orchestrator, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+NOT_LATIN1 = "☃"
+READ_ONLY = "takes no writes"
+
+
+@pytest.fixture(scope="module")
+def latin1_url(postgres_url: str) -> Iterator[str]:
+    """A database whose encoding has not every character."""
+    with database(postgres_url, "ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def ascii_url(postgres_url: str) -> Iterator[str]:
+    """A database that takes any bytes for text, and checks none of them."""
+    with database(postgres_url, "ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'") as url:
+        yield url
+
+
+@pytest.fixture
+async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to this test's own database."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+async def test_a_service_does_not_start_on_a_database_that_is_not_utf8(latin1_url: str, tmp_path: Path) -> None:
+    # Nothing else is asked for before.
+    with BcsProcess(tmp_path, "serve", forked=True, BCS_DATABASE_URL=latin1_url, BCS_HTTP_PORT=0) as process:
+        assert await process.ended() == 2
+    [message] = process.log.read_text().splitlines()
+    assert message.startswith("bcs: BCS_DATABASE_URL names a database in the encoding LATIN1")
+    assert "ENCODING 'UTF8'" in message
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooled"])
+async def test_an_encoding_other_than_utf8_is_named_and_nothing_is_written(
+    latin1_url: str, ascii_url: str, pooled: bool, request: pytest.FixtureRequest
+) -> None:
+    for url, encoding in ((latin1_url, "LATIN1"), (ascii_url, "SQL_ASCII")):
+        there = behind(request.getfixturevalue("pooler"), url) if pooled else url
+        record = unprobed_record(there)
+        with capture_logs() as logs:
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match=f"in the encoding {encoding}"):
+                    await record.probe(4)
+        assert [entry["event"] for entry in logs] == ["record_unusable"]
+        assert not record.reachable
+        with pytest.raises(StoreUnavailable, match=encoding):
+            await record.write([consumed("b", spellchecked(NOT_LATIN1))])
+        await record.aclose()
+        [found] = await look_at_record(load_settings(database_url=there))
+        assert (found.status, f"encoding {encoding}" in found.found, "UTF8" in found.fix) == (Status.FAILED, True, True)
+
+
+@pytest.mark.parametrize("command", ["upgrade", "rebuild"])
+async def test_a_command_refuses_a_database_that_is_not_utf8(latin1_url: str, redis_url: str, command: str) -> None:
+    ran = await bcs("db", command, BCS_DATABASE_URL=latin1_url, BCS_REDIS_URL=redis_url)
+    assert (ran.exit_code, ran.output) == (2, "")
+    assert "the encoding LATIN1" in ran.error
+    assert len(ran.error.splitlines()) == 1
+
+
+@pytest.mark.release
+async def test_facts_wait_while_the_database_that_came_back_is_not_utf8(
+    latin1_url: str, redis_url: str, kafka_bootstrap_servers: str, batch: str
+) -> None:
+    target = urlsplit(latin1_url)
+    async with FaultProxy(target.hostname or "", target.port or 0) as proxy:
+        proxy.refuse()
+        settings = {
+            "redis_url": redis_url,
+            "kafka_bootstrap_servers": kafka_bootstrap_servers,
+            "database_url": target._replace(netloc=f"{target.username}@{proxy.address}").geturl(),
+        }
+        async with running_service(**settings) as service, Orchestrator(service.base) as bos:
+            permanent = service.service.persistence.permanent
+            assert permanent is not None
+            proxy.accept()
+            await wait_until(lambda: "LATIN1" in permanent.record.problem)
+            assert (await bos.complete(f"{batch}{NOT_LATIN1}", "spellcheck")).status == 200
+            await wait_until(lambda: permanent.backlog.last_known == 1)
+            health = (await bos.get("/healthz")).json
+            assert "LATIN1" in health["dependencies"]["postgresql"]["message"]
+
+
+async def test_a_character_that_an_encoding_lacks_makes_no_fact_impossible(database_url: str) -> None:
+    gateway = RecordGateway(database_url, max_connections=1, deadline_seconds=4)
+    await gateway.probe(4)
+    with pytest.raises(StoreUnavailable, match="UntranslatableCharacter"):
+        await gateway.run(lambda connection: connection.execute(f"SELECT convert_to('{NOT_LATIN1}', 'LATIN1')"))
+    assert not gateway.reachable
+    await gateway.aclose()
+
+
+async def test_a_full_disk_is_named_and_makes_no_fact_impossible(database_url: str) -> None:
+    gateway = RecordGateway(database_url, max_connections=1, deadline_seconds=4)
+    await gateway.probe(4)
+    full = "DO $$ BEGIN RAISE 'could not extend file' USING ERRCODE = 'disk_full'; END $$"
+    with capture_logs() as logs:
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="could not extend file"):
+                await gateway.run(lambda connection: connection.execute(full))
+    assert [(entry["event"], "could not extend" in entry["problem"]) for entry in logs] == [
+        ("record_short_of_resources", True)
+    ]
+    await gateway.aclose()
+
+
+async def test_an_encoding_that_a_role_asks_for_changes_nothing(
+    database_url: str, admin: asyncpg.Connection, unique_name: Callable[[str], str]
+) -> None:
+    role = unique_name("role").replace("-", "_")
+    await admin.execute(
+        f"CREATE ROLE {role} LOGIN SUPERUSER; ALTER ROLE {role} SET client_encoding = 'LATIN1';"
+        f"ALTER ROLE {role} SET standard_conforming_strings = off; ALTER ROLE {role} SET timezone = 'Asia/Tokyo'"
+    )
+    parts = urlsplit(database_url)
+    entry = consumed("b\\", spellchecked(NOT_LATIN1 + "\\'"))
+    try:
+        async with record_in(parts._replace(netloc=f"{role}@{parts.hostname}:{parts.port}").geturl()) as record:
+            await record.write([entry])
+        async with record_in(database_url) as record:
+            assert [kept.entry for kept in await record.history("b\\", limit=9)] == [entry]
+    finally:
+        await admin.execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooled"])
+async def test_a_database_that_takes_no_writes_is_named(
+    database_url: str, admin: asyncpg.Connection, pooled: bool, request: pytest.FixtureRequest
+) -> None:
+    url = database_url
+    if pooled:
+        pooler: EmbeddedServer = request.getfixturevalue("pooler")
+        url = behind(pooler, database_url)
+    await schema.upgrade(url)
+    name = urlsplit(database_url).path[1:]
+    await admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    # The pooler's connections begin as before, and tell its clients what was true then.
+    await admin.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid()"
+    )
+    record = unprobed_record(url)
+
+    async def named() -> bool:
+        with pytest.raises(StoreUnavailable):
+            await record.probe(4)
+        return READ_ONLY in record.problem
+
+    await wait_until(named)
+    assert not record.reachable
+    found = await look_at_record(load_settings(database_url=named_database(load_settings(database_url=url))))
+    assert any(READ_ONLY in finding.found for finding in found if finding.status is Status.FAILED)
+    await record.aclose()
