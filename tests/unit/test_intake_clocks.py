@@ -15,6 +15,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from bcs.actors.clocks import Clocks
 from bcs.actors.consumption import Consumption
 from bcs.actors.kafka import KafkaStatus
+from bcs.actors.skips import Skips
 from bcs.actors.under_way import UnderWay
 from bcs.contracts import topics
 from bcs.contracts.decoding import EventDecoder
@@ -74,6 +75,7 @@ def consumption_of(consumer: Consumer, store: Asked, delivered: list[int]) -> Co
         under_way=UnderWay(),
         batches=SimpleNamespace(deliver=deliver),
         status=KafkaStatus(),
+        skips=Skips(store=None, instance="test", now=now),
         now=now,
     )
     context = SimpleNamespace(beat=lambda: None, name="intake")

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
-from bcs.domain.errors import KafkaUnavailable
+from bcs.domain.errors import KafkaUnavailable, PartitionStalled
+from bcs.kafka.isolation import Stall
 from bcs.rebuilding.reading import PastReader, Range
 
 pytestmark = pytest.mark.anyio
@@ -27,6 +28,7 @@ class Log:
         self._first = first
         self._silent = silent
         self._positions = dict.fromkeys(times, first)
+        self.stalled: dict[TopicPartition, Stall] = {}
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         self._positions[partition] = offset
@@ -94,3 +96,10 @@ async def test_a_message_without_a_time_has_that_of_the_one_before() -> None:
 async def test_silence_before_the_end_is_an_outage() -> None:
     with pytest.raises(KafkaUnavailable):
         await read(Log({A: [1]}, silent=True), {A: Range(0, 1)})
+
+
+async def test_a_partition_that_can_not_be_read_ends_it_with_its_name() -> None:
+    log = Log({A: [1], B: [2]})
+    log.stalled = {B: Stall(7, None, "the checksum is wrong", True, 1, 0.0)}
+    with pytest.raises(PartitionStalled, match=r"topic/1 can't be read from offset 7 on: the checksum is wrong"):
+        await read(log, {A: Range(0, 1), B: Range(0, 1)})
