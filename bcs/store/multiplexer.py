@@ -17,7 +17,7 @@ from hiredis import Reader, pack_command
 from redis.asyncio import Connection
 from redis.exceptions import InvalidResponse, RedisError
 
-from bcs.store.redis_errors import brief
+from bcs.store.redis_errors import reason
 
 Command = tuple[str | bytes | int | float, ...]
 
@@ -119,7 +119,7 @@ class Multiplexer:
         except TimeoutError:
             raise LineLost(_LATE, first=True, late=True) from None
         except (RedisError, OSError, RuntimeError) as error:
-            raise LineLost(brief(error), first=True) from None
+            raise LineLost(reason(error), first=True) from None
         finally:
             if line is None:
                 await connection.disconnect(nowait=True)
@@ -198,13 +198,13 @@ class _Line(asyncio.Protocol):
                     if not order.answer.done():  # else its caller was cancelled
                         order.answer.set_result(order.replies)
         except (InvalidResponse, ValueError) as error:
-            self.lose(brief(error))
+            self.lose(reason(error))
         if self._retired and not orders:
             self.lose("replaced")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side closed it, or something on the way."""
-        self.lose(brief(exc) if exc else "it closed the connection")
+        self.lose(reason(exc) if exc else "it closed the connection")
 
     def pause_writing(self) -> None:
         """What comes now waits: the kernel has enough."""

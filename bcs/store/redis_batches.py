@@ -59,7 +59,7 @@ class StoredBatches:
 
 @contextmanager
 def corruption_named(keys: BatchKeys) -> Iterator[None]:
-    """Redis refuses our commands for good only where a key holds something that we did not put there."""
+    """What the gateway raises as Redis's own error says that a key holds something that BCS did not put there."""
     try:
         yield
     except ResponseError as error:

@@ -15,6 +15,7 @@ from bcs.store.committing import CommitPolicy, commit_with
 from bcs.store.recall import Recall
 from bcs.store.redis_batch import StoredBatch, decode, merge, watch, writes
 from bcs.store.redis_batches import StoredBatches, corruption_named
+from bcs.store.redis_dry_run import reading, writing
 from bcs.store.redis_gateway import RedisGateway, RedisSession
 from bcs.store.single_flight import SingleFlight
 
@@ -52,6 +53,7 @@ class RedisStateStore:
     ) -> None:
         self._gateway = gateway
         self._batches = StoredBatches(gateway, key_prefix=key_prefix)
+        self._reads, self._writes = reading(key_prefix), writing(key_prefix)
         self._law = law
         self._ttl_ms = ttl_seconds * 1000
         self._policy = policy or CommitPolicy()
@@ -125,7 +127,12 @@ class RedisStateStore:
 
     async def ping(self) -> None:
         """See `StateStore.ping`."""
-        await self._gateway.ping()
+        await self._gateway.ping(reads=self._reads, writes=self._writes)
+
+    @property
+    def problem(self) -> str:
+        """See `StateStore.problem`."""
+        return self._gateway.problem
 
     async def _restored(self, batch_id: str, keys: BatchKeys) -> BatchSummary:
         """The summary made anew, and stored unless other writers come in between each time."""

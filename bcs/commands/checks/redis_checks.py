@@ -15,6 +15,8 @@ from bcs.domain.errors import StoreUnavailable
 from bcs.settings import Settings
 from bcs.store.multiplexer import Command
 from bcs.store.redis_backlog import FACTS, refused_key, waiting_key
+from bcs.store.redis_dry_run import reading, writing
+from bcs.store.redis_errors import reason
 from bcs.store.redis_outbox import parked_key, stream_key
 
 _QUESTIONS = 3
@@ -31,6 +33,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
             [clock] = await session.exchange([("TIME",)])
             told_at = time.time()
             prefix = settings.redis_key_prefix
+            tried = await session.try_out([*reading(prefix), *writing(prefix)])
             server, memory, persistence, save, *queues = await session.exchange(
                 [
                     ("INFO", "server"),
@@ -45,6 +48,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
         return [failed("redis", f"out of reach: {error.cause.rstrip('. ')}", "see to Redis, and to BCS_REDIS_URL")]
     return [
         judgement.version(_section(server)),
+        judgement.commands([reason(reply) for reply in tried if isinstance(reply, RedisError)]),
         judgement.eviction(_section(memory)),
         judgement.memory_left(_section(memory)),
         judgement.persistence(_section(persistence), _setting(save)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bcs.commands.checks.findings import Finding, clock_of, failed, ok, unknown, warning
 
@@ -16,6 +16,18 @@ def version(server: Mapping[str, str]) -> Finding:
     if "valkey_version" in server:
         return ok("redis", f"reachable, Valkey {server['valkey_version']}")
     return ok("redis", f"reachable, Redis {server.get('redis_version', 'of an unknown version')}")
+
+
+def commands(refused: Sequence[str]) -> Finding:
+    """Whether Redis would take every command that the service sends.
+
+    :param refused: why it would not, for each command that it would refuse.
+    """
+    if not refused:
+        return ok("redis commands", "all that the service sends are accepted")
+    reasons = "; ".join(dict.fromkeys(refused))
+    fix = "mend that in Redis: until then events wait in Kafka, and requests are refused"
+    return failed("redis commands", f"refused: {reasons}", fix)
 
 
 def eviction(memory: Mapping[str, str]) -> Finding:

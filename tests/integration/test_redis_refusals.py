@@ -1,0 +1,223 @@
+"""Redis answers, and refuses: its reason is named, nothing is buried for it, and whatever it does take goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from bcs.commands.checks.findings import Finding, Status
+from bcs.commands.checks.redis_checks import look_at_redis
+from bcs.contracts.published import OutboundMessage
+from bcs.domain.errors import StoreUnavailable
+from bcs.embedded import EmbeddedServer
+from bcs.store.multiplexer import Command
+from bcs.store.redis_backlog import FACTS, RedisBacklog
+from bcs.store.redis_gateway import RedisGateway
+from bcs.store.redis_outbox import RedisOutbox
+from tests.integration.stores import BREAKER_FAILURES, DELTA, MakeGateway, MakeStore, echo
+from tests.support.events import registered, spellchecked
+from tests.support.kafka import Platform
+from tests.support.service import Orchestrator, RunningService, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+USER = ("ACL", "SETUSER", "bcs", "on", ">secret", "~*", "+@all")
+MESSAGE = OutboundMessage("dead_letter", "topic", b"key", b"value")
+
+REASONS = {
+    "MOVED 3999 127.0.0.1:6381": "Redis Cluster",
+    "MOVED 3999 127.0.0.1:6381 and more words than redis-py takes apart": "",
+    "ASK 3999 127.0.0.1:6381": "Redis Cluster",
+    "CROSSSLOT Keys in request don't hash to the same slot": "Redis Cluster",
+    "TRYAGAIN Multiple keys request during rehashing of slot": "Redis Cluster",
+    "CLUSTERDOWN Hash slot not served": "Redis Cluster",
+    "NOPERM this user has no permissions to run the 'hget' command": "lacks a right",
+    "NOAUTH Authentication required.": "password",
+    "WRONGPASS invalid username-password pair or user is disabled.": "password",
+    "OOM command not allowed when used memory > 'maxmemory'.": "memory is full",
+    "MISCONF Redis is configured to save RDB snapshots": "disk",
+    "READONLY You can't write against a read only replica.": "replica",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": "replica",
+    "NOREPLICAS Not enough good replicas to write.": "too few replicas",
+    "LOADING Redis is loading the dataset in memory": "loads its data",
+    "BUSY Redis is busy running a script.": "busy",
+    "EXECABORT Transaction discarded because of previous errors.": "EXECABORT",
+    "NOBODYKNOWS a server of the future": "NOBODYKNOWS",
+    "ERR a server of the future": "a server of the future",
+    "ERR Error running script (call to f_1): @user_script:1: -OOM command not allowed": "memory is full",
+}
+
+
+@pytest.mark.parametrize("text", REASONS)
+async def test_a_refusal_counts_as_unavailable_with_its_reason(gateway: RedisGateway, text: str) -> None:
+    refused = ("EVAL", "return redis.error_reply(ARGV[1])", 0, text)
+    for send in (gateway.call, gateway.share):
+        for commands in ([refused], [("MULTI",), refused, ("EXEC",)]):
+            with pytest.raises(StoreUnavailable) as raised:
+                await send(*commands)
+            assert REASONS[text] in raised.value.cause
+            assert raised.value.store == "redis"
+
+
+async def test_a_command_that_the_server_does_not_know_is_named_without_its_arguments(gateway: RedisGateway) -> None:
+    with pytest.raises(StoreUnavailable) as raised:
+        await gateway.call(("NOSUCHCOMMAND", "an argument"))
+    assert "NOSUCHCOMMAND" in raised.value.cause
+    assert "an argument" not in raised.value.cause
+
+
+@pytest.fixture
+async def control(private_valkey: EmbeddedServer, make_gateway: MakeGateway) -> RedisGateway:
+    """To the same server as `limited`, as a user who may do everything."""
+    gateway = make_gateway(private_valkey.address, deadline=5)
+    await gateway.call(USER)
+    return gateway
+
+
+@pytest.fixture
+def limited(private_valkey: EmbeddedServer, make_gateway: MakeGateway, control: RedisGateway) -> RedisGateway:
+    """As a user from whom rights can be taken."""
+    return make_gateway(url_of(private_valkey), deadline=5, failures=BREAKER_FAILURES)
+
+
+def url_of(server: EmbeddedServer) -> str:
+    return f"redis://bcs:secret@{server.address}"
+
+
+async def test_of_a_refused_transaction_the_first_cause_is_named(
+    control: RedisGateway, limited: RedisGateway, in_redis: MakeStore
+) -> None:
+    await control.call((*USER, "-hset"))
+    for use in (limited.call, limited.share):
+        with pytest.raises(StoreUnavailable, match="hset"):
+            await use(("MULTI",), ("HSET", "key", "field", "value"), ("EXEC",))
+    with pytest.raises(StoreUnavailable, match="hset"):
+        await in_redis(limited).commit("b", DELTA)
+
+
+async def test_a_refused_command_does_not_stop_the_others(control: RedisGateway, limited: RedisGateway) -> None:
+    await control.call((*USER, "-xautoclaim"))
+    for _ in range(BREAKER_FAILURES * 2):
+        with pytest.raises(StoreUnavailable):
+            await limited.call(("XAUTOCLAIM", "stream", "group", "consumer", 0, "0"))
+        with pytest.raises(StoreUnavailable):
+            await limited.share(("XAUTOCLAIM", "stream", "group", "consumer", 0, "0"))
+    assert limited.circuit == "closed"
+    assert await echo(limited)
+
+
+async def test_a_foreign_key_in_a_queue_s_place_buries_no_facts(gateway: RedisGateway, redis_key_prefix: str) -> None:
+    """It is no fault of what was to be queued, and somebody can delete the key."""
+    outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=9)
+    backlog = RedisBacklog(gateway, key_prefix=redis_key_prefix, name=FACTS, consumer="only", limit=9)
+    for stream in ("{outbox}", "{outbox}:record"):
+        await gateway.call(("SET", f"{redis_key_prefix}{stream}", "x", "PX", 60_000))
+    for use in (lambda: outbox.append([MESSAGE]), lambda: outbox.lease(1), outbox.backlog, backlog.waiting):
+        with pytest.raises(StoreUnavailable, match="not a stream"):
+            await use()
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to refuse facts.
+
+    :param begin: has the server refuse them.
+    :param end: has the server take them again.
+    :param reason: part of what /healthz and doctor say.
+    :param define: the status of an answer meanwhile.
+    """
+
+    begin: Sequence[Command]
+    end: Sequence[Command]
+    reason: str
+    define: int = 200
+
+
+def setting(name: str, value: object, usual: object, reason: str) -> Way:
+    return Way([("CONFIG", "SET", name, str(value))], [("CONFIG", "SET", name, str(usual))], reason)
+
+
+NO_SAVES = [("CONFIG", "SET", "save", "")]
+WAYS = {
+    "no right to write": Way([(*USER, "-hset")], [USER], "'hset'"),
+    "memory is full": setting("maxmemory", 1, 0, "memory is full"),
+    "no right to read": Way([(*USER, "-hget")], [USER], "'hget'", define=503),
+    "no right to the keys": Way([(*USER, "resetkeys", "~other:*")], [USER], " a key", define=503),
+    "no right to scripts and streams": Way([(*USER, "-@scripting", "-@stream")], [USER], "'eval'"),
+    "too few replicas": setting("min-replicas-to-write", 1, 0, "too few replicas"),
+    "disk is not writable": Way([("CONFIG", "SET", "save", "3600 1"), ("BGSAVE",)], NO_SAVES, "write to its disk"),
+}
+
+
+async def redis_problem(bos: Orchestrator) -> str:
+    """What /healthz says is wrong with Redis; nothing where all is well."""
+    answer = await bos.get("/healthz")
+    assert answer.status == 200
+    redis = answer.json["dependencies"]["redis"]
+    if redis["status"] == "healthy":
+        return ""
+    assert answer.json["status"] == "degraded"
+    problem: str = redis["message"]
+    return problem
+
+
+async def is_well(bos: Orchestrator) -> bool:
+    return not await redis_problem(bos)
+
+
+async def findings(service: RunningService) -> list[Finding]:
+    """What doctor says about the service's Redis."""
+    return await look_at_redis(service.service.settings)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(("no right to write",), id="rights"),
+        pytest.param(tuple(WAYS), id="all", marks=pytest.mark.release),
+    ],
+)
+async def test_whatever_redis_refuses_no_fact_is_buried_and_the_reason_is_named(
+    private_valkey: EmbeddedServer,
+    control: RedisGateway,
+    module_kafka: str,
+    batch: str,
+    names: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("bcs.store.redis_gateway._REFUSAL_SECONDS", 0.1)
+    # Where a snapshot would go: none can be made.
+    (private_valkey.directory / "dump.rdb").mkdir()
+    async with (
+        Platform(module_kafka) as platform,
+        running_service(redis_url=url_of(private_valkey), kafka_bootstrap_servers=module_kafka) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        await platform.send(registered(batch, ["e0"]))
+        await wait_until(lambda: platform.caught_up(service.group))
+        for name in names:
+            way, refused = WAYS[name], f"{batch}, {name}"
+            await wait_until(lambda: is_well(bos))
+            caplog.clear()
+            await control.call(*way.begin)
+            await platform.send(registered(refused, ["e1"]), spellchecked(refused, "e1"))
+
+            async def is_named(way: Way = way) -> bool:
+                return way.reason in await redis_problem(bos)
+
+            await wait_until(is_named, description=name)
+            assert [vars(record)["cause"] for record in caplog.records if record.msg == "redis_refuses"], name
+            [finding] = [one for one in await findings(service) if one.check == "redis commands"]
+            assert (finding.status, way.reason in finding.found) == (Status.FAILED, True), (name, finding)
+            assert (await bos.define(batch)).status == way.define, name
+            await control.call(*way.end)
+            await wait_until(lambda: platform.caught_up(service.group), description=name)
+            assert await bos.to_run(refused) == ["ai_feedback"], name
+        counted = {name for name, _, value in await bos.samples() if value}
+        assert not counted & {"bcs_dead_letters_total", "bcs_actor_restarts_total"}
+        await wait_until(lambda: is_well(bos))
+        assert not [finding for finding in await findings(service) if finding.check == "redis commands" and finding.fix]
