@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from bcs.domain.errors import StoreUnavailable
@@ -25,6 +26,7 @@ GROUP_EXISTS = "BUSYGROUP"
 _FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS})
 
 _IN_A_CLUSTER = "it is a node of a Redis Cluster, which BCS does not support"
+_NO_DATABASE = "it has no database of the number in BCS_REDIS_URL"
 _REASONS = {
     "MOVED": _IN_A_CLUSTER,
     "ASK": _IN_A_CLUSTER,
@@ -43,6 +45,13 @@ _REASONS = {
     "LOADING": "it still loads its data",
     "BUSY": "a script keeps it busy",
 }
+# Errors without a code of their own, by how their text begins.
+_REASONS_OF_TEXTS = {
+    "unknown command": "it lacks a command that BCS needs",
+    "DB index is out of range": _NO_DATABASE,
+    "invalid DB index": _NO_DATABASE,
+    "SELECT is not allowed in cluster mode": _NO_DATABASE,
+}
 # The whole server is of no use for now. Any other code says something about one command, and others may get through.
 _OF_THE_SERVER = frozenset(
     {"NOAUTH", "WRONGPASS", "DENIED", "READONLY", "MASTERDOWN", "LOADING", "BUSY", "CLUSTERDOWN"}
@@ -54,6 +63,10 @@ _NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING", 
 _IN_A_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
 _CAUSE_CHARACTERS = 200
 _PLAIN = frozenset({bytes, int})
+
+
+class Unfit(RedisConnectionError):
+    """What answers at the address can't be used, for the reason that this says in plain words."""
 
 
 def code_of(error: RedisError) -> str:
@@ -95,8 +108,11 @@ def reason(error: Exception) -> str:
     code = code_of(error) if isinstance(error, RedisError) else ""
     # Redis repeats the arguments of a command that it does not know.
     text = str(error).partition(", with args")[0].strip()
-    if text.startswith("unknown command"):
-        return f"it lacks a command that BCS needs: {text}"[:_CAUSE_CHARACTERS]
+    if isinstance(error, Unfit):
+        return text
+    for beginning, plain in _REASONS_OF_TEXTS.items():
+        if text.startswith(beginning):
+            return f"{plain} ({text[:_CAUSE_CHARACTERS]})"
     named = code or f"{type(error).__name__}:"
     said = (text if text.startswith(named) else f"{named} {text}")[:_CAUSE_CHARACTERS]
     return f"{_REASONS[code]} ({said})" if code in _REASONS else said

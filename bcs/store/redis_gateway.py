@@ -23,13 +23,13 @@ from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.domain.errors import StoreUnavailable
-from bcs.store.multiplexer import Command, LineLost, Multiplexer, packed
+from bcs.store.multiplexer import Command, LineLost, Multiplexer
 from bcs.store.redis_errors import may_be_elsewhere, raise_first, translated
+from bcs.store.redis_exchange import exchange
 from bcs.store.redis_identity import RedisIdentity
 
 log = structlog.stdlib.get_logger("bcs.redis")
@@ -62,6 +62,7 @@ class RedisGateway:
         breaker_open_seconds: float,
         identity: RedisIdentity | None = None,
     ) -> None:
+        self._identity = identity or RedisIdentity()
         self._pool: ConnectionPool = ConnectionPool.from_url(
             url,
             max_connections=max_connections + _CONNECTIONS_FOR_PING,
@@ -70,7 +71,7 @@ class RedisGateway:
             socket_timeout=None,
             socket_connect_timeout=deadline_seconds,
             retry=Retry(NoBackoff(), 0),
-            redis_connect_func=identity.on_connect if identity else None,
+            redis_connect_func=self._identity.on_connect,
             # With these on, redis-py no longer notices a reply that was left over on a pooled connection.
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
@@ -215,7 +216,7 @@ class RedisGateway:
         """
         async with self._ping_slots, self._connected() as session:
             await session.call(("PING",))
-            tried = await session.try_out([*reads, *writes])
+            tried = await session.try_out([*reads, *writes]) if reads or writes else []
             raise_first(tried[: len(reads)])
         try:
             with translated():
@@ -332,21 +333,7 @@ class RedisSession:
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The same, with what Redis refused as errors among the replies."""
-        try:
-            await self._connection.send_packed_command(packed(commands))
-        except RuntimeError as error:
-            # uvloop's way to say that the server has closed the connection, where asyncio raises ConnectionResetError.
-            raise RedisConnectionError(str(error)) from error
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(await self._connection.read_response())
-            except ResponseError as error:
-                replies.append(error)
-            except ValueError as error:
-                # redis-py can't take apart what is said behind a MOVED or an ASK.
-                raise RedisConnectionError(f"an unusual refusal: {error}") from error
-        return replies
+        return await exchange(self._connection, commands)
 
     async def try_out(self, commands: Sequence[Command]) -> list[Any]:
         """Ask whether Redis would take commands, without having them carried out: they are queued, and discarded.

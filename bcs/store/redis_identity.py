@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from redis.asyncio import Connection
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+
+from bcs.store.redis_errors import Unfit, reason
+from bcs.store.redis_exchange import exchange
 
 # Of the forty hexadecimal digits that a server gives itself at each start.
 _CHARACTERS = 8
@@ -16,12 +20,19 @@ class RedisIdentity:
         self.run_id = ""
 
     async def on_connect(self, connection: Connection) -> None:
-        """What redis-py does with a new connection, and then ask who is at its other end."""
-        await connection.on_connect()
-        await connection.send_command("INFO", "server")
+        """What redis-py does with a new connection, and then ask who is at its other end.
+
+        :raises RedisConnectionError: whatever Redis refused of that.
+        """
         try:
-            reply: bytes = await connection.read_response()
-        except ResponseError:
+            await connection.on_connect()
+        except ResponseError as error:
+            raise Unfit(reason(error)) from error
+        except (RuntimeError, ValueError) as error:
+            # uvloop's way to say that the connection was closed, or what redis-py can't take apart.
+            raise RedisConnectionError(str(error)) from error
+        [reply] = await exchange(connection, [("INFO", "server")])
+        if isinstance(reply, RedisError):
             return
         for line in reply.split(b"\r\n"):
             if line.startswith(b"run_id:"):
