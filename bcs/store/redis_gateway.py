@@ -27,10 +27,10 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.domain.errors import StoreUnavailable
-from bcs.store.multiplexer import Command, LineLost, Multiplexer
+from bcs.store.multiplexer import Command, LineLost, Multiplexer, Replies
 from bcs.store.redis_errors import may_be_elsewhere, raise_first, translated
 from bcs.store.redis_exchange import exchange
-from bcs.store.redis_identity import RedisIdentity
+from bcs.store.redis_identity import Peer, RedisIdentity
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
@@ -49,7 +49,7 @@ class RedisGateway:
     :param deadline_seconds: how long a round trip, connecting included, may take.
     :param breaker_failures: after so many failures in a row, callers are refused at once.
     :param breaker_open_seconds: for so long; then one more is tried.
-    :param identity: is to learn who is at the other end.
+    :param needs_identity: whether somebody relies on knowing which Redis answers.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class RedisGateway:
         deadline_seconds: float,
         breaker_failures: int,
         breaker_open_seconds: float,
-        identity: RedisIdentity | None = None,
+        needs_identity: bool = False,
     ) -> None:
-        self._identity = identity or RedisIdentity()
+        self._identity = RedisIdentity(needed=needs_identity)
         self._pool: ConnectionPool = ConnectionPool.from_url(
             url,
             max_connections=max_connections + _CONNECTIONS_FOR_PING,
@@ -90,7 +90,7 @@ class RedisGateway:
         self._open_seconds = breaker_open_seconds
         self._breaker: AsyncCircuitBreaker | None = None
         # Outside the pool, which would take it back.
-        self._shared = Multiplexer(self._pool.make_connection, deadline_seconds)
+        self._shared = Multiplexer(self._pool.make_connection, self._identity.peer, deadline_seconds)
 
     @property
     def circuit(self) -> str:
@@ -99,8 +99,8 @@ class RedisGateway:
 
     @property
     def problem(self) -> str:
-        """What Redis has refused lately, though it answers, and why; empty where there is nothing."""
-        return self._problem
+        """What is wrong with Redis, though it answers; empty where nothing is."""
+        return self._problem or self._identity.problem
 
     def ensure_reachable(self) -> None:
         """Refuse at once while the circuit is open.
@@ -120,7 +120,7 @@ class RedisGateway:
         async with self.session() as session:
             return await session.call(*commands)
 
-    async def share(self, *commands: Command) -> list[Any]:
+    async def share(self, *commands: Command) -> Replies:
         """The same, in one round trip with all others who share in this turn of the event loop.
 
         For what is small and asked for often: a large reply would hold up the others' behind it.
@@ -146,13 +146,13 @@ class RedisGateway:
         await self._tell(breaker)
         return replies
 
-    async def _inspect(self, breaker: AsyncCircuitBreaker, replies: Sequence[Any]) -> None:
+    async def _inspect(self, breaker: AsyncCircuitBreaker, replies: Replies) -> None:
         try:
             with translated():
                 raise_first(replies)
         except StoreUnavailable as failure:
             if isinstance(failure.__cause__, RedisError) and may_be_elsewhere(failure.__cause__):
-                self._shared.renew()
+                self._identity.renew(replies.peer)
             self._note_failure(failure)
             await self._tell(breaker, None if failure.answered else failure)
             raise
@@ -277,13 +277,20 @@ class RedisGateway:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[RedisSession]:
+        peer: Peer | None = None
         # What anyio.fail_after() does, without another generator: every commit passes here.
         scope = anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds)
         try:
             with scope:
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-                session, reusable = RedisSession(connection, scope), False
+                reusable = False
                 try:
+                    peer = self._identity.peer(connection)
+                    if peer.outdated:
+                        await connection.disconnect(nowait=True)
+                        await connection.connect()
+                        peer = self._identity.peer(connection)
+                    session = RedisSession(connection, peer, scope)
                     yield session
                     reusable = session.reusable
                 finally:
@@ -293,7 +300,9 @@ class RedisGateway:
                     await self._pool.release(connection)
             if scope.cancelled_caught:
                 raise TimeoutError
-        except (RedisError, OSError):
+        except (RedisError, OSError) as error:
+            if peer and isinstance(error, RedisError) and may_be_elsewhere(error):
+                self._identity.renew(peer)
             try:
                 with translated():
                     raise
@@ -305,15 +314,19 @@ class RedisGateway:
 class RedisSession:
     """One connection, for as long as its block lasts.
 
+    :param peer: the server at its other end.
     :param reusable: whether others may use the connection after this.
     """
 
-    __slots__ = ("_connection", "_scope", "reusable")
+    __slots__ = ("_check", "_connection", "_scope", "peer", "reusable")
 
-    def __init__(self, connection: Connection, scope: anyio.CancelScope) -> None:
+    def __init__(self, connection: Connection, peer: Peer, scope: anyio.CancelScope) -> None:
+        self.peer = peer
         self.reusable = True
         self._connection = connection
         self._scope = scope
+        # Only ahead of the first commands: within a transaction it would be queued.
+        self._check = peer.due(anyio.current_time())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -333,7 +346,12 @@ class RedisSession:
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The same, with what Redis refused as errors among the replies."""
-        return await exchange(self._connection, commands)
+        if self._check is None:
+            return await exchange(self._connection, commands)
+        check, self._check = self._check, None
+        told, *replies = await exchange(self._connection, [check, *commands])
+        self.peer.learn(told)
+        return replies
 
     async def try_out(self, commands: Sequence[Command]) -> list[Any]:
         """Ask whether Redis would take commands, without having them carried out: they are queued, and discarded.

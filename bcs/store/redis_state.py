@@ -67,12 +67,12 @@ class RedisStateStore:
 
         async def optimistically() -> None:
             async with self._gateway.session() as session:
-                stored = decode(keys, (await session.call(*watch(keys)))[1:])
+                stored = decode(keys, (await session.call(*watch(keys)))[1:], session.peer.identity)
                 additions, mark = delta, stored.mark
-                if self._recall and not self._recall.trusts(mark):
+                if self._recall and not self._recall.trusts(mark, stored.redis):
                     # What can't be united now keeps a mark that is not trusted, which says that it had a past.
                     with session.paused():
-                        recalled = await self._recall.unite(batch_id, stored.state)
+                        recalled = await self._recall.unite(batch_id, stored.state, stored.redis)
                     if recalled:
                         additions, mark = recalled.state, recalled.mark
                         additions.merge(delta)
@@ -95,13 +95,14 @@ class RedisStateStore:
         """See `StateStore.summary`."""
         keys = self._batches.keys(batch_id)
         with corruption_named(keys):
-            [stored] = await self._gateway.share(("HGET", keys.summaries, self._law.fingerprint))
-        if stored is not None:
+            replies = await self._gateway.share(("HGET", keys.summaries, self._law.fingerprint))
+        if (stored := replies[0]) is not None:
             summary, mark = decode_summary(keys.summaries, stored)
-            if self._recall is None or self._recall.trusts(mark):
+            redis = replies.peer.identity
+            if self._recall is None or self._recall.trusts(mark, redis):
                 return summary
             if not self._recall.record.reachable:
-                self._recall.ensure_same_run(mark)
+                self._recall.ensure_same_redis(mark, redis)
                 self._recall.require_registered(summary.registered)
                 return summary
         return await self._flights.do(batch_id, partial(self._restored, batch_id, keys))
@@ -141,7 +142,7 @@ class RedisStateStore:
         async def optimistically() -> None:
             async with self._gateway.session() as session:
                 *watched, remaining_ms = await session.call(*watch(keys), ("PTTL", keys.meta))
-                stored = decode(keys, watched[1:])
+                stored = decode(keys, watched[1:], session.peer.identity)
                 with session.paused():
                     changed, mark = await self._complete(batch_id, stored)
                 version = stored.version if changed.empty else stored.version + 1
@@ -170,11 +171,11 @@ class RedisStateStore:
         """Add what the record has of a batch; return what that changed, and the mark if nothing can be missing now."""
         if self._recall is None:
             return BatchState(), None
-        if self._recall.trusts(stored.mark):
+        if self._recall.trusts(stored.mark, stored.redis):
             return BatchState(), stored.mark
-        recalled = await self._recall.unite(batch_id, stored.state)
+        recalled = await self._recall.unite(batch_id, stored.state, stored.redis)
         if recalled is None:
-            self._recall.ensure_same_run(stored.mark)
+            self._recall.ensure_same_redis(stored.mark, stored.redis)
             self._recall.require_registered(stored.state.expected is not None)
             return BatchState(), None
         return stored.state.merge(recalled.state), recalled.mark

@@ -45,6 +45,7 @@ class RacingSession(RedisSession):
     """Lets a rival in between WATCH and EXEC."""
 
     def __init__(self, inner: RedisSession, rival: Callable[[], Awaitable[None]]) -> None:
+        self.peer = inner.peer
         self._inner = inner
         self._rival = rival
         self._watching = False

@@ -29,6 +29,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
         return [warning("redis", found, "unset it wherever the state has to outlive the process")]
     try:
         async with connected(settings) as gateway, gateway.session() as session:
+            identity = session.peer.identity
             asked_at = time.time()
             [clock] = await session.exchange([("TIME",)])
             told_at = time.time()
@@ -49,6 +50,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
     return [
         judgement.version(_section(server)),
         judgement.commands([reason(reply) for reply in tried if isinstance(reply, RedisError)]),
+        *([] if settings.database_url is None else [judgement.identity(identity, _refusal(server))]),
         judgement.eviction(_section(memory)),
         judgement.memory_left(_section(memory)),
         judgement.persistence(_section(persistence), _setting(save)),
@@ -108,6 +110,10 @@ def _section(reply: Any) -> dict[str, str]:
         return {}
     lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
     return {name: value for name, colon, value in lines if colon}
+
+
+def _refusal(reply: Any) -> str:
+    return reason(reply) if isinstance(reply, RedisError) else "INFO has no run_id or no master_replid"
 
 
 def _setting(reply: Any) -> str | None:

@@ -18,6 +18,18 @@ def version(server: Mapping[str, str]) -> Finding:
     return ok("redis", f"reachable, Redis {server.get('redis_version', 'of an unknown version')}")
 
 
+def identity(known: str, refusal: str) -> Finding:
+    """Whether a Redis that has lost something can be told from the one before, where there is a permanent record.
+
+    :param known: the identity; empty where Redis does not tell it.
+    :param refusal: why not.
+    """
+    if known:
+        return ok("redis identity", f"{known}: the service will notice a restart or a failover")
+    found = f"not known, so the service asks PostgreSQL for every batch, and can't do without it: {refusal}"
+    return warning("redis identity", found, "allow the user of BCS_REDIS_URL the command INFO (+info)")
+
+
 def commands(refused: Sequence[str]) -> Finding:
     """Whether Redis would take every command that the service sends.
 
