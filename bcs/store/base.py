@@ -60,9 +60,9 @@ class StateStore(Protocol):
         ...
 
     def ensure_reachable(self) -> None:
-        """Refuse at once, without asking it, while the store is known to be away.
+        """Refuse at once, without asking it, while the store is known to be away or to refuse commits.
 
-        :raises StoreUnavailable: it is.
+        :raises StoreUnavailable: it is, or does.
         """
         ...
 

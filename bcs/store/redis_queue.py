@@ -184,10 +184,11 @@ class RedisQueue(ABC, Generic[T]):
 
     async def _leased(self, entries: Sequence[Any]) -> list[Leased[T]]:
         leased: list[Leased[T]] = []
-        for raw_id, fields in entries:
-            entry_id = raw_id.decode()
+        for entry in entries:
+            raw_id, fields = entry or (b"", None)
             if not fields:
-                continue  # it was deleted while it was leased
+                continue  # it was deleted while it was leased; Redis 6.2 has nothing at all in its place
+            entry_id = raw_id.decode()
             try:
                 item = self._item(dict(zip(fields[::2], fields[1::2], strict=True)))
             except (KeyError, ValueError, TypeError) as error:

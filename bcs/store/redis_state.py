@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from bcs.domain.errors import CommitConflict
+import anyio
+
+from bcs.domain.errors import CommitConflict, StoreUnavailable
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
@@ -18,6 +20,9 @@ from bcs.store.redis_batches import StoredBatches, corruption_named
 from bcs.store.redis_dry_run import reading, writing
 from bcs.store.redis_gateway import RedisGateway, RedisSession
 from bcs.store.single_flight import SingleFlight
+
+# Facts that wait for it are tried again sooner than that.
+_REFUSAL_SECONDS = 5.0
 
 
 class RedisStateStore:
@@ -59,6 +64,7 @@ class RedisStateStore:
         self._policy = policy or CommitPolicy()
         self._recall = recall
         self._reach = reach
+        self._refusal, self._refused_at = "", 0.0
         self._flights: SingleFlight[BatchSummary] = SingleFlight()
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
@@ -88,8 +94,15 @@ class RedisStateStore:
             # them all, is dropped, and the next reader makes it anew.
             await self._gateway.call(merge(keys, delta, self._ttl_ms))
 
-        with corruption_named(keys):
-            return await commit_with(self._policy, optimistically, register_by_register)
+        try:
+            with corruption_named(keys):
+                committed = await commit_with(self._policy, optimistically, register_by_register)
+        except StoreUnavailable as failure:
+            if failure.answered:
+                self._refusal, self._refused_at = failure.cause, anyio.current_time()
+            raise
+        self._refusal = ""
+        return committed
 
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `StateStore.summary`."""
@@ -118,8 +131,10 @@ class RedisStateStore:
         return (await self._batches.read(batch_id)).state
 
     def ensure_reachable(self) -> None:
-        """See `StateStore.ensure_reachable`."""
+        """See `StateStore.ensure_reachable`. A Redis that refuses commits is as good as away."""
         self._gateway.ensure_reachable()
+        if self._refusal and anyio.current_time() < self._refused_at + _REFUSAL_SECONDS:
+            raise StoreUnavailable("redis", self._refusal, answered=True)
 
     async def time_us(self) -> int:
         """See `StateStore.time_us`."""

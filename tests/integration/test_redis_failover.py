@@ -60,10 +60,10 @@ class Address:
 
     async def demote(self, server: int) -> None:
         """Make it a replica of a server that is not there."""
-        await self.controls[server].execute_command("REPLICAOF", HOST, 1)
+        await self.controls[server].replicaof(HOST, 1)
 
     async def promote(self, server: int) -> None:
-        await self.controls[server].execute_command("REPLICAOF", "NO", "ONE")
+        await self.controls[server].replicaof("NO", "ONE")
 
     async def answering(self, send: Callable[..., Awaitable[list[Any]]]) -> int:
         """Which server answers."""
@@ -155,7 +155,7 @@ async def test_a_master_that_gets_a_replica_keeps_its_connections(
     gateway = make_gateway(address.url, deadline=5)
     before = await gateway.share(("CLIENT", "ID"))
     identity = before.peer.identity
-    await address.controls[SECOND].execute_command("REPLICAOF", *address.proxy.target)
+    await address.controls[SECOND].replicaof(*address.proxy.target)
 
     async def is_noticed() -> bool:
         replies = await gateway.share(("CLIENT", "ID"))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 import pytest
 
+from bcs.actors.messages import Receipt, RecordFacts
 from bcs.commands.checks.findings import Finding, Status
 from bcs.commands.checks.redis_checks import look_at_redis
-from bcs.contracts.published import OutboundMessage
+from bcs.contracts import topics
+from bcs.contracts.published import ConsumedMessage, OutboundMessage
 from bcs.domain.errors import StoreUnavailable
+from bcs.domain.state import delta_of
 from bcs.embedded import EmbeddedServer
 from bcs.store.multiplexer import Command
 from bcs.store.redis_backlog import FACTS, RedisBacklog
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_outbox import RedisOutbox
-from tests.integration.stores import BREAKER_FAILURES, DELTA, MakeGateway, MakeStore, echo
+from tests.integration.stores import BREAKER_FAILURES, DELTA, MakeGateway, MakeStore, completed, echo
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService, running_service
@@ -24,6 +28,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
+PROMPT_SECONDS = 2.0
 USER = ("ACL", "SETUSER", "bcs", "on", ">secret", "~*", "+@all")
 MESSAGE = OutboundMessage("dead_letter", "topic", b"key", b"value")
 
@@ -173,19 +178,44 @@ async def findings(service: RunningService) -> list[Finding]:
     return await look_at_redis(service.service.settings)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        pytest.param(("no right to write",), id="rights"),
-        pytest.param(tuple(WAYS), id="all", marks=pytest.mark.release),
-    ],
-)
+async def test_facts_wait_while_redis_refuses_them_and_the_reason_is_named(
+    private_valkey: EmbeddedServer, control: RedisGateway, batch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = ConsumedMessage(topics.SPELLCHECK_COMPLETED, 0, 7, 1, batch.encode(), b"its bytes")
+    receipt = Receipt(message, "SpellcheckPhaseCompletedV1", "correlation", 1)
+    way = WAYS["no right to write"]
+    async with (
+        running_service(redis_url=url_of(private_valkey), kafka_bootstrap_servers="127.0.0.1:1") as service,
+        Orchestrator(service.base) as bos,
+    ):
+        batches, store, outbox = service.service.batches, service.service.store, service.service.outbox
+        await control.call(*way.begin)
+        service.call(batches.deliver_nowait, batch, RecordFacts(batch, (completed("e1"),), receipt))
+
+        async def is_named() -> bool:
+            return way.reason in await redis_problem(bos)
+
+        await wait_until(is_named)
+        [cause] = [vars(record)["cause"] for record in caplog.records if record.msg == "redis_refuses"]
+        [finding] = [finding for finding in await findings(service) if finding.check == "redis commands"]
+        assert finding.status is Status.FAILED
+        assert way.reason in cause
+        assert way.reason in finding.found
+        began = monotonic()
+        assert (await bos.complete(batch, "nlp")).status == 503, "at once, though the batch's actor waits"
+        assert monotonic() - began < PROMPT_SECONDS
+        await control.call(*way.end)
+        await wait_until(lambda: service.run(store.state, batch) == delta_of([completed("e1")]))
+        assert service.run(outbox.backlog) == 0, "there is no dead letter"
+        assert await bos.metric("bcs_actor_restarts_total", actor="batches/*") in (None, 0)
+
+
+@pytest.mark.release
 async def test_whatever_redis_refuses_no_fact_is_buried_and_the_reason_is_named(
     private_valkey: EmbeddedServer,
     control: RedisGateway,
     module_kafka: str,
     batch: str,
-    names: Sequence[str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -199,8 +229,8 @@ async def test_whatever_redis_refuses_no_fact_is_buried_and_the_reason_is_named(
     ):
         await platform.send(registered(batch, ["e0"]))
         await wait_until(lambda: platform.caught_up(service.group))
-        for name in names:
-            way, refused = WAYS[name], f"{batch}, {name}"
+        for name, way in WAYS.items():
+            refused = f"{batch}, {name}"
             await wait_until(lambda: is_well(bos))
             caplog.clear()
             await control.call(*way.begin)

@@ -18,6 +18,7 @@ from bcs.store.redis_backlog import FACTS, refused_key, waiting_key
 from bcs.store.redis_dry_run import reading, writing
 from bcs.store.redis_errors import reason
 from bcs.store.redis_outbox import parked_key, stream_key
+from bcs.store.redis_server import fields_of
 
 _QUESTIONS = 3
 
@@ -106,10 +107,7 @@ def _seconds(reply: Any) -> float:
 
 
 def _section(reply: Any) -> dict[str, str]:
-    if isinstance(reply, RedisError):
-        return {}
-    lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
-    return {name: value for name, colon, value in lines if colon}
+    return {} if isinstance(reply, RedisError) else fields_of(reply)
 
 
 def _refusal(reply: Any) -> str:

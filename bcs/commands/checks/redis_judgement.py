@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bcs.commands.checks.findings import Finding, clock_of, failed, ok, unknown, warning
+from bcs.store.redis_server import product_of
 
 _FULL_SHARE = 0.8
 _OLD_SECONDS = 60.0
@@ -13,9 +14,7 @@ _MEBIBYTE = 1024 * 1024
 
 def version(server: Mapping[str, str]) -> Finding:
     """Which server it is."""
-    if "valkey_version" in server:
-        return ok("redis", f"reachable, Valkey {server['valkey_version']}")
-    return ok("redis", f"reachable, Redis {server.get('redis_version', 'of an unknown version')}")
+    return ok("redis", f"reachable, {product_of(server)}")
 
 
 def identity(known: str, refusal: str) -> Finding:
