@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 
 import pytest
+from redis.asyncio import Redis
 
 from bcs.actors.messages import Receipt, RecordFacts
 from bcs.commands.checks.findings import Finding, Status
@@ -15,7 +18,7 @@ from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage, OutboundMessage
 from bcs.domain.errors import StoreUnavailable
 from bcs.domain.state import delta_of
-from bcs.embedded import EmbeddedServer
+from bcs.embedded import HOST, EmbeddedServer, free_port
 from bcs.store.multiplexer import Command
 from bcs.store.redis_backlog import FACTS, RedisBacklog
 from bcs.store.redis_gateway import RedisGateway
@@ -23,6 +26,7 @@ from bcs.store.redis_outbox import RedisOutbox
 from tests.integration.stores import BREAKER_FAILURES, DELTA, MakeGateway, MakeStore, completed, echo
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
+from tests.support.redis_servers import redis_server
 from tests.support.service import Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -251,3 +255,62 @@ async def test_whatever_redis_refuses_no_fact_is_buried_and_the_reason_is_named(
         assert not counted & {"bcs_dead_letters_total", "bcs_actor_restarts_total"}
         await wait_until(lambda: is_well(bos))
         assert not [finding for finding in await findings(service) if finding.check == "redis commands" and finding.fix]
+
+
+@pytest.fixture
+async def half_a_cluster(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
+    """A node with half of the slots, and a user `bcs`; another node has the rest."""
+    async with AsyncExitStack() as stack:
+        nodes: list[Redis] = []
+        buses = [free_port(), free_port()]
+        for bus, slots in zip(buses, ((0, 8191), (8192, 16383)), strict=True):
+            server = redis_server(tmp_path / str(bus), "--cluster-enabled", "yes", "--cluster-port", str(bus))
+            stack.enter_context(server)
+            nodes.append(await stack.enter_async_context(Redis.from_url(f"redis://{server.address}")))
+            await nodes[-1].cluster("ADDSLOTSRANGE", *slots)
+        await nodes[0].cluster("MEET", HOST, server.port, buses[1])
+
+        async def is_whole() -> bool:
+            told = [await node.cluster("INFO") for node in nodes]
+            return [one["cluster_state"] for one in told] == ["ok", "ok"]
+
+        await wait_until(is_whole)
+        yield server
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("may_tell", [True, False])
+async def test_of_one_node_of_a_cluster_the_reason_is_named_and_no_fact_is_buried(
+    half_a_cluster: EmbeddedServer,
+    make_gateway: MakeGateway,
+    module_kafka: str,
+    unique_name: Callable[[str], str],
+    may_tell: bool,
+) -> None:
+    """Also where it must not tell that it is one, until it is asked for keys that lie elsewhere."""
+    async with (
+        Redis.from_url(f"redis://{half_a_cluster.address}") as control,
+        Platform(module_kafka) as platform,
+    ):
+        forbidden = [] if may_tell else ["-info", "-role"]
+        await control.acl_setuser(
+            "bcs", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all", *forbidden]
+        )
+        async with (
+            running_service(redis_url=url_of(half_a_cluster), kafka_bootstrap_servers=module_kafka) as service,
+            Orchestrator(service.base) as bos,
+        ):
+            batches = [unique_name("batch") for _ in range(10)]
+            for batch in batches:
+                await platform.send(registered(batch, ["e1"]), spellchecked(batch, "e1"))
+
+            async def is_named() -> bool:
+                return "Redis Cluster" in await redis_problem(bos)
+
+            await wait_until(is_named)
+            statuses = {(await bos.define(batch, "spellcheck")).status for batch in batches}
+            assert 500 not in statuses
+            assert 503 in statuses
+            assert "Redis Cluster" in str(await findings(service))
+            counted = {name for name, _, value in await bos.samples() if value}
+            assert not counted & {"bcs_dead_letters_total", "bcs_actor_restarts_total"}
