@@ -20,7 +20,6 @@ from bcs.store.memory import MemoryOutbox, MemoryStateStore
 from bcs.store.recall import Recall
 from bcs.store.redis_backlog import EXPLANATIONS, FACTS, RedisBacklog
 from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_identity import RedisIdentity
 from bcs.store.redis_outbox import RedisOutbox
 from bcs.store.redis_skips import RedisSkips
 from bcs.store.redis_state import RedisStateStore
@@ -70,12 +69,11 @@ def open_persistence(settings: Settings, *, law: CompletionLaw, reach: Reach = p
             MemoryStateStore(law=law, ttl_seconds=settings.redis_ttl_seconds, clock=monotonic, policy=policy),
             MemoryOutbox(settings.outbox_max_messages, monotonic),
         )
-    identity = RedisIdentity()
-    gateway = redis_gateway(settings, identity if settings.database_url else None)
+    gateway = redis_gateway(settings)
     # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
     consumer = f"{settings.instance_name or socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     permanent = _permanent(settings, gateway, consumer)
-    recall = Recall(permanent.record, permanent.backlog.waiting, identity) if permanent else None
+    recall = Recall(permanent.record, permanent.backlog.waiting) if permanent else None
     store = RedisStateStore(
         gateway,
         law=law,
@@ -96,18 +94,16 @@ def open_persistence(settings: Settings, *, law: CompletionLaw, reach: Reach = p
     return Persistence(REDIS, gateway, store, outbox, permanent, skips)
 
 
-def redis_gateway(settings: Settings, identity: RedisIdentity | None = None) -> RedisGateway:
-    """The way to the Redis that the settings name.
-
-    :param identity: is to learn who is at the other end.
-    """
+def redis_gateway(settings: Settings) -> RedisGateway:
+    """The way to the Redis that the settings name."""
     return RedisGateway(
         settings.redis_url,
         max_connections=settings.redis_max_connections,
         deadline_seconds=settings.redis_deadline_seconds,
         breaker_failures=settings.redis_breaker_failures,
         breaker_open_seconds=settings.redis_breaker_open_seconds,
-        identity=identity,
+        # To see that Redis may have less than the record.
+        needs_identity=settings.database_url is not None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import anyio
@@ -14,10 +15,10 @@ from aiokafka.errors import KafkaError
 from bcs.actors.broker_errors import REFUSED_FOR_GOOD, TOO_LARGE, may_be_about_one_record
 from bcs.actors.kafka import close
 from bcs.actors.messages import OutboxGrew
-from bcs.actors.patience import patiently
+from bcs.actors.patience import patiently_and_aloud
 from bcs.actors.publishing import publish_all
 from bcs.contracts.dead_letters import as_reduced
-from bcs.domain.errors import StoreError
+from bcs.domain.errors import StoreError, StoreUnavailable
 from bcs.failpoints import FailPoint, Reach
 from bcs.settings import Settings
 from bcs.store.base import LeasedMessage, Outbox
@@ -105,9 +106,8 @@ class Publisher:
             now = anyio.current_time()
             if now >= takeover_at:
                 # By the clock, not when there is nothing else: what a dead replica held must not wait for a quiet hour.
-                takeover_seconds = self.settings.outbox_takeover_seconds
-                leased += await self._persist(context, self.outbox.recover, takeover_seconds, _LEASE_LIMIT)
-                takeover_at = now + takeover_seconds / 2
+                leased += await self._take_over(context)
+                takeover_at = now + self.settings.outbox_takeover_seconds / 2
             leased = leased or await self._persist(context, self.outbox.lease, _LEASE_LIMIT)
             held = [entry for entry in leased if unwritable.get(entry.message.topic, now) > now]
             if held:
@@ -133,16 +133,26 @@ class Publisher:
                 return True
             await self._wait_for_more(context)
 
+    async def _take_over(self, context: ActorContext[OutboxGrew]) -> list[LeasedMessage]:
+        """What dead replicas held. Where Redis refuses only this, as without XAUTOCLAIM, all else goes on."""
+        take_over = partial(self.outbox.recover, self.settings.outbox_takeover_seconds, _LEASE_LIMIT)
+        try:
+            return await take_over()
+        except StoreUnavailable as error:
+            if error.answered:
+                log.warning("takeover_refused", error=str(error))
+                return []
+        return await self._persist(context, take_over)
+
     async def _connect(self, context: ActorContext[OutboxGrew]) -> AIOKafkaProducer:
-        retrying = patiently(
+        return await patiently_and_aloud(
             context,
+            partial(self._start_producer, idempotent=self.settings.kafka_enable_idempotence),
             KafkaError,
             OSError,
             maximum_seconds=self.settings.retry_maximum_seconds,
             doing="connect the producer",
-            until_stop=True,
         )
-        return await retrying(self._start_producer, idempotent=self.settings.kafka_enable_idempotence)
 
     async def _start_producer(self, *, idempotent: bool) -> AIOKafkaProducer:
         settings = self.settings
@@ -247,14 +257,13 @@ class Publisher:
         except StoreError:
             if context.stopping:
                 raise
-        retrying = patiently(
+        return await patiently_and_aloud(
             context,
+            partial(change, *args, **kwargs),
             StoreError,
             maximum_seconds=self.settings.retry_maximum_seconds,
             doing="reach the outbox",
-            until_stop=True,
         )
-        return await retrying(change, *args, **kwargs)
 
 
 def _brief(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import anyio
+import structlog
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -34,6 +35,8 @@ def doctor(as_json: AsJson = False) -> None:
     Looks at the servers that the BCS_* environment variables name, and changes nothing. Exits 0 when nothing failed,
     warnings or not, else 1.
     """
+    # The findings say all that there is to say.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     findings = examine()
     healthy = all(finding.status is not Status.FAILED for finding in findings)
     if as_json:

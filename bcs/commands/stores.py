@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import structlog
 from redis.exceptions import RedisError
 
 from bcs.domain.errors import ConfigurationError, StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.settings import Settings
 from bcs.store.redis_batches import StoredBatches
-from bcs.store.redis_errors import brief
+from bcs.store.redis_errors import reason
 from bcs.store.redis_gateway import RedisGateway
 
 # A command asks once: there is nobody to be spared by a circuit breaker.
@@ -44,7 +45,7 @@ async def connected(settings: Settings) -> AsyncIterator[RedisGateway]:
     try:
         yield gateway
     except RedisError as error:
-        raise StoreUnavailable("redis", brief(error)) from error
+        raise StoreUnavailable("redis", reason(error)) from error
     finally:
         await gateway.aclose()
 
@@ -64,4 +65,6 @@ def read_batch(settings: Settings, batch_id: str) -> tuple[BatchState, int]:
             stored = await StoredBatches(gateway, key_prefix=settings.redis_key_prefix).read(batch_id)
             return stored.state, stored.version
 
+    # The error says all that there is to say.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     return anyio.run(read)

@@ -23,7 +23,7 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
     │   ├── OriginalGone             the letter has only its beginning, and the source no longer has the rest
     │   └── ReplayFailed             retryable: nobody took it
     └── StoreError
-        ├── StoreUnavailable         retryable: out of reach, too slow, or the circuit is open
+        ├── StoreUnavailable         retryable: out of reach, too slow, refuses for now, or the circuit is open
         ├── CommitConflict           retryable: another writer was faster
         ├── OutboxFull               retryable: the announcements wait for Kafka
         ├── BacklogFull              retryable: the facts wait for the record
@@ -252,14 +252,16 @@ class StoreUnavailable(StoreError):
 
     :param store: which store.
     :param cause: why, in a few words.
+    :param answered: the store does answer: it refused this, and may do other things.
     """
 
     retryable = True
 
-    def __init__(self, store: str, cause: str) -> None:
+    def __init__(self, store: str, cause: str, *, answered: bool = False) -> None:
         super().__init__(f"{store} is out of reach: {cause}")
         self.store = store
         self.cause = cause
+        self.answered = answered
 
 
 class CommitConflict(StoreError):

@@ -60,9 +60,9 @@ class StateStore(Protocol):
         ...
 
     def ensure_reachable(self) -> None:
-        """Refuse at once, without asking it, while the store is known to be away.
+        """Refuse at once, without asking it, while the store is known to be away or to refuse commits.
 
-        :raises StoreUnavailable: it is.
+        :raises StoreUnavailable: it is, or does.
         """
         ...
 
@@ -74,10 +74,15 @@ class StateStore(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Ask for a sign of life.
+        """Ask for a sign of life, and whether the store would take what may be asked of it.
 
-        :raises StoreUnavailable: there was none in time.
+        :raises StoreUnavailable: there was none in time, or the store would refuse to be read.
         """
+        ...
+
+    @property
+    def problem(self) -> str:
+        """What is wrong though the store answers, as far as is known without asking it; empty where nothing is."""
         ...
 
 

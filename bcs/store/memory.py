@@ -94,6 +94,11 @@ class MemoryStateStore:
     async def ping(self) -> None:
         """Memory is always there."""
 
+    @property
+    def problem(self) -> str:
+        """Nothing is ever wrong with memory."""
+        return ""
+
     def _live(self, batch_id: str) -> _Batch | None:
         batch = self._batches.get(batch_id)
         return batch if batch and batch.expires_at > self._clock() else None

@@ -84,8 +84,8 @@ for position = 1, #stored, 2 do
   end
 end
 local version = fields['version'] or '0'
-if not string.match(version, '^%d+$') then
-  return redis.error_reply('ERR not a version: ' .. version)
+if not string.match(version, '^%d+$') or #version > 18 then
+  return redis.error_reply('BCSCORRUPT not a version: ' .. version)
 end
 local records, meta_writes, essay_writes = {}, {}, {}
 
@@ -115,7 +115,7 @@ for position = 2, #ARGV, 4 do
   else
     local record = record_of(name)
     if (#record - JOINED) % MARK ~= 0 then
-      return redis.error_reply('ERR a record of ' .. #record .. ' bytes')
+      return redis.error_reply('BCSCORRUPT a record of ' .. #record .. ' bytes')
     end
     if rule == 'joined' then
       if compare_bytes(value, string.sub(record, 1, JOINED)) < 0 then

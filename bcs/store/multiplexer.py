@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from hiredis import Reader, pack_command
 from redis.asyncio import Connection
 from redis.exceptions import InvalidResponse, RedisError
 
-from bcs.store.redis_errors import brief
+from bcs.store.redis_errors import Unfit, reason
+
+if TYPE_CHECKING:
+    from bcs.store.redis_identity import Peer
 
 Command = tuple[str | bytes | int | float, ...]
 
@@ -47,15 +50,30 @@ class LineLost(Exception):
         self.late = late
 
 
+class Replies(list[Any]):
+    """Replies, in the order of their commands.
+
+    :param peer: the server that they came from.
+    """
+
+    __slots__ = ("peer",)
+
+    peer: Peer
+
+
 class Multiplexer:
-    """Connects when it is first needed, and again after a failure.
+    """Connects when it is first needed, again after a failure, and when the address has come to lead elsewhere.
 
     :param make: makes a connection that is not yet open.
+    :param peer: tells who is at the other end of one that is.
     :param deadline_seconds: how long to connect may take, and how long an answer.
     """
 
-    def __init__(self, make: Callable[[], Connection], deadline_seconds: float) -> None:
+    def __init__(
+        self, make: Callable[[], Connection], peer: Callable[[Connection], Peer], deadline_seconds: float
+    ) -> None:
         self._make = make
+        self._peer = peer
         self._deadline_seconds = deadline_seconds
         self._line: _Line | None = None
         self._connecting = anyio.Lock()
@@ -63,7 +81,7 @@ class Multiplexer:
         self._failure = LineLost("never tried", first=False)
         self._closed = False
 
-    async def send(self, commands: Sequence[Command]) -> list[Any]:
+    async def send(self, commands: Sequence[Command]) -> Replies:
         """Send commands, and return their replies; what Redis refused stands among them as an error.
 
         They stay together and in order, so that a transaction can be among them. Cancellation leaves open whether they
@@ -72,17 +90,11 @@ class Multiplexer:
         :raises LineLost: there are no replies; the commands may or may not have been carried out.
         """
         if not commands:
-            return []
+            return Replies()
         line = self._line
-        if line is None or line.problem is not None:
+        if line is None or line.problem is not None or line.peer.outdated:
             line = await self._connect()
         return await line.post(commands)
-
-    def renew(self) -> None:
-        """Take another connection from now on; who waits on this one still gets what it has to say."""
-        line, self._line = self._line, None
-        if line:
-            line.retire()
 
     def close(self) -> None:
         """Close the connection, and make no other."""
@@ -93,8 +105,11 @@ class Multiplexer:
     async def _connect(self) -> _Line:
         failed_attempts = self._failed_attempts
         async with self._connecting:
-            if self._line and self._line.problem is None:
+            if self._line and self._line.problem is None and not self._line.peer.outdated:
                 return self._line
+            if self._line:
+                # Who waits on it still gets what it has to say.
+                self._line.retire()
             if self._failed_attempts > failed_attempts:
                 # All who waited for one attempt fail with it, not each after one of its own.
                 raise LineLost(self._failure.cause, first=False, late=self._failure.late)
@@ -115,11 +130,11 @@ class Multiplexer:
                 await connection.connect()  # type: ignore[no-untyped-call]
             if self._closed:
                 raise LineLost("closed", first=False)
-            line = _Line(connection, self._deadline_seconds)
+            line = _Line(connection, self._peer(connection), self._deadline_seconds)
         except TimeoutError:
             raise LineLost(_LATE, first=True, late=True) from None
         except (RedisError, OSError, RuntimeError) as error:
-            raise LineLost(brief(error), first=True) from None
+            raise LineLost(reason(error), first=True) from None
         finally:
             if line is None:
                 await connection.disconnect(nowait=True)
@@ -127,25 +142,27 @@ class Multiplexer:
 
 
 class _Order:
-    """What one caller waits for."""
+    """What one caller waits for; or, without an answer, what the connection itself asks who it leads to."""
 
     __slots__ = ("answer", "due", "missing", "replies")
 
-    def __init__(self, answer: asyncio.Future[list[Any]], missing: int, due: float) -> None:
+    def __init__(self, answer: asyncio.Future[Replies] | None, missing: int, due: float) -> None:
         self.answer = answer
         self.missing = missing
         self.due = due
-        self.replies: list[Any] = []
+        self.replies = Replies()
 
 
 class _Line(asyncio.Protocol):
     """An open connection, from the end of the handshake on.
 
+    :param peer: the server at its other end.
     :param problem: why it can't be used any more.
     """
 
-    def __init__(self, connection: Connection, deadline_seconds: float) -> None:
+    def __init__(self, connection: Connection, peer: Peer, deadline_seconds: float) -> None:
         self.problem: str | None = None
+        self.peer = peer
         self._connection = connection
         self._deadline_seconds = deadline_seconds
         self._loop = asyncio.get_running_loop()
@@ -167,11 +184,16 @@ class _Line(asyncio.Protocol):
             raise OSError("the connection was closed during the handshake")
         self._transport.set_protocol(self)
 
-    async def post(self, commands: Sequence[Command]) -> list[Any]:
+    async def post(self, commands: Sequence[Command]) -> Replies:
         """Send commands with all others of this turn of the event loop."""
         # First, since it may refuse: an order without its commands would take the replies of the next one.
         outgoing = list(map(_packed, commands))
-        order = _Order(self._loop.create_future(), len(outgoing), self._loop.time() + self._deadline_seconds)
+        now = self._loop.time()
+        answer: asyncio.Future[Replies] = self._loop.create_future()
+        order = _Order(answer, len(outgoing), now + self._deadline_seconds)
+        if check := self.peer.due(now):
+            self._orders.append(_Order(None, 1, order.due))
+            outgoing.insert(0, _packed(check))
         self._orders.append(order)
         if not self._outgoing and not self._paused:
             self._loop.call_soon(self._flush)
@@ -179,7 +201,7 @@ class _Line(asyncio.Protocol):
         if not self._watched:
             self._watched = True
             self._loop.call_at(order.due, self._look)
-        return await order.answer
+        return await answer
 
     def data_received(self, data: bytes) -> None:
         """Hand out the replies, each to the caller whose turn it is."""
@@ -195,16 +217,19 @@ class _Line(asyncio.Protocol):
                 order.missing -= 1
                 if not order.missing:
                     orders.popleft()
-                    if not order.answer.done():  # else its caller was cancelled
+                    if order.answer is None:
+                        self.peer.learn(reply)
+                    elif not order.answer.done():  # else its caller was cancelled
+                        order.replies.peer = self.peer
                         order.answer.set_result(order.replies)
-        except (InvalidResponse, ValueError) as error:
-            self.lose(brief(error))
+        except (InvalidResponse, ValueError, Unfit) as error:
+            self.lose(reason(error))
         if self._retired and not orders:
             self.lose("replaced")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side closed it, or something on the way."""
-        self.lose(brief(exc) if exc else "it closed the connection")
+        self.lose(reason(exc) if exc else "it closed the connection")
 
     def pause_writing(self) -> None:
         """What comes now waits: the kernel has enough."""
@@ -231,7 +256,7 @@ class _Line(asyncio.Protocol):
         self._outgoing.clear()
         first = True
         for order in self._orders:
-            if not order.answer.done():
+            if order.answer is not None and not order.answer.done():
                 order.answer.set_exception(LineLost(problem, first=first, late=late))
                 first = False
         self._orders.clear()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from bcs.domain.errors import StoreRefused, StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.store.base import Record
-from bcs.store.redis_identity import RedisIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,42 +25,50 @@ class Recalled:
 class Recall:
     """Asks the record.
 
-    What is once united is marked, with the run of Redis and the making of the record's tables that it holds for. After
-    a restart or a failover Redis may have less than it had acknowledged, and so may a record that was made anew or
-    restored. Then nothing that was marked before is trusted, and each batch is united once more when it is asked for.
+    What is once united is marked, with the identity of Redis and the making of the record's tables that it holds for.
+    After a restart or a failover Redis may have less than it had acknowledged, and so may a record that was made anew
+    or restored. Then nothing that was marked before is trusted, and each batch is united once more when it is asked
+    for. A Redis that does not tell its identity may be another one at any time: nothing that it has is trusted.
+
+    The identity of Redis is always that of the server from which what is known was read; see `redis_identity`.
 
     :param waiting: how many entries wait for the record, of all replicas.
-    :param redis: who is asked for what is known.
     """
 
     record: Record
     waiting: Callable[[], Awaitable[int]]
-    redis: RedisIdentity
 
-    def trusts(self, mark: str | None) -> bool:
-        """Whether nothing can be missing in what has this mark; a record that was never reached has none of its own."""
-        if mark is None:
-            return False
-        run_id, _, making = mark.partition("/")
-        return run_id == self.redis.run_id and self.record.identity in (making, None)
+    def trusts(self, mark: str | None, redis: str) -> bool:
+        """True if nothing can be missing in what has this mark; a record that was never reached has none of its own.
 
-    def ensure_same_run(self, mark: str | None) -> None:
-        """Refuse to answer by what an earlier run of Redis left, while the record can't say what is missing in it.
-
-        :raises StoreUnavailable: it was marked in another run.
+        :param redis: the identity of the server that the mark was read from; empty where it does not tell.
         """
-        if mark is not None and mark.partition("/")[0] != self.redis.run_id:
-            raise StoreUnavailable("postgresql", "Redis was restarted, and only the record knows what it may have lost")
+        if mark is None or not redis:
+            return False
+        marked, _, making = mark.partition("/")
+        return marked == redis and self.record.identity in (making, None)
 
-    async def unite(self, batch_id: str, known: BatchState) -> Recalled | None:
+    def ensure_same_redis(self, mark: str | None, redis: str) -> None:
+        """Refuse to answer by what another Redis left, while the record can't say what is missing in it.
+
+        :param redis: as for `trusts`.
+        :raises StoreUnavailable: it was marked in another one, or nobody can tell.
+        """
+        if not redis:
+            raise StoreUnavailable("postgresql", "Redis tells no identity, and only the record knows what it may lack")
+        if mark is not None and mark.partition("/")[0] != redis:
+            raise StoreUnavailable("postgresql", "Redis is another one, and only the record knows what it may lack")
+
+    async def unite(self, batch_id: str, known: BatchState, redis: str) -> Recalled | None:
         """What the record has of a batch; None when it can't be asked now.
 
         :param known: what is known without it, and is given to the record where that does not have it: from a time when
             there was none.
+        :param redis: the identity of the server that it was read from; empty where it does not tell.
         """
         if not self.record.reachable:
             return None
-        mark = f"{self.redis.run_id}/{self.record.identity}"
+        mark = f"{redis}/{self.record.identity}" if redis else None
         try:
             # In this order: an entry leaves the queue only once the record has it.
             waiting = await self.waiting()

@@ -43,12 +43,14 @@ class StoredBatch:
 
     :param slots: what stands in each slot of the essays' records.
     :param mark: of `Recall`, that nothing is missing; None where it has none, or one of an older version.
+    :param redis: the identity of the server that it was read from; empty where it does not tell.
     """
 
     state: BatchState
     version: int
     slots: list[Slot]
     mark: str | None
+    redis: str
 
 
 def reads(keys: BatchKeys) -> list[Command]:
@@ -62,9 +64,10 @@ def watch(keys: BatchKeys) -> list[Command]:
     return [("WATCH", *keys.all), *reads(keys)]
 
 
-def decode(keys: BatchKeys, replies: Sequence[Any]) -> StoredBatch:
+def decode(keys: BatchKeys, replies: Sequence[Any], redis: str) -> StoredBatch:
     """A batch from the replies to `reads`.
 
+    :param redis: the identity of the server that they came from.
     :raises StoreCorrupted: something else wrote there.
     """
     try:
@@ -76,7 +79,7 @@ def decode(keys: BatchKeys, replies: Sequence[Any]) -> StoredBatch:
     # Who writes without the record leaves the older version there.
     marked, _, mark = meta.get(WHOLE_FIELD, "").partition(" ")
     return StoredBatch(
-        decode_state(keys, meta, slots, replies[1]), version, slots, mark if marked == str(version) else None
+        decode_state(keys, meta, slots, replies[1]), version, slots, mark if marked == str(version) else None, redis
     )
 
 

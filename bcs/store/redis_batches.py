@@ -35,9 +35,10 @@ class StoredBatches:
         """
         keys = self.keys(batch_id)
         with corruption_named(keys):
-            # One transaction, since keys that expire between two reads would show half a batch.
-            replies = await self._gateway.call(("MULTI",), *reads(keys), ("EXEC",))
-        return decode(keys, replies[-1])
+            async with self._gateway.session() as session:
+                # One transaction, since keys that expire between two reads would show half a batch.
+                replies = await session.call(("MULTI",), *reads(keys), ("EXEC",))
+        return decode(keys, replies[-1], session.peer.identity)
 
     async def distrust(self, batch_ids: Iterable[str]) -> None:
         """The record has got facts past Redis: whatever is here of these batches may lack something.
@@ -59,7 +60,7 @@ class StoredBatches:
 
 @contextmanager
 def corruption_named(keys: BatchKeys) -> Iterator[None]:
-    """Redis refuses our commands for good only where a key holds something that we did not put there."""
+    """What the gateway raises as Redis's own error says that a key holds something that BCS did not put there."""
     try:
         yield
     except ResponseError as error:

@@ -1,60 +1,126 @@
-"""Which answers of Redis, and which failures on the way to it, mean that it is out of reach."""
+"""What an error of Redis means: it is out of reach, it refuses for now, or something else was stored there.
+
+Only what is stored wrongly is corruption, and a closed list says which errors tell of that. Every other error counts as
+an outage, with the reason in plain words: nothing is lost or buried for what an operator can mend.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    ClusterDownError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError, ResponseError
 
 from bcs.domain.errors import StoreUnavailable
 
-_AWAY = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    BusyLoadingError,
-    ClusterDownError,
-    ReadOnlyError,
-    OutOfMemoryError,
-    TryAgainError,
-    AuthenticationError,
-    NoPermissionError,
-)
-# Answers that redis-py has no type for, but that pass like an outage: a replica without its master, a server whose
-# disk refuses writes, one that runs a long script.
-_AWAY_CODES = ("MASTERDOWN", "MISCONF", "BUSY ", "NOREPLICAS", "UNBLOCKED", "OOM", "LOADING", "READONLY")
+CORRUPT = "BCSCORRUPT"
+"""The code with which our own script says that what is stored is not what BCS writes."""
 
+WRONG_TYPE = "WRONGTYPE"
+NO_GROUP = "NOGROUP"
+GROUP_EXISTS = "BUSYGROUP"
+# What the sender of a command deals with.
+_FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS})
+
+_IN_A_CLUSTER = "it is a node of a Redis Cluster, which BCS does not support"
+_NO_DATABASE = "it has no database of the number in BCS_REDIS_URL"
+_REASONS = {
+    "MOVED": _IN_A_CLUSTER,
+    "ASK": _IN_A_CLUSTER,
+    "CROSSSLOT": _IN_A_CLUSTER,
+    "TRYAGAIN": _IN_A_CLUSTER,
+    "CLUSTERDOWN": _IN_A_CLUSTER,
+    "NOPERM": "the user of BCS_REDIS_URL lacks a right",
+    "NOAUTH": "it wants a password",
+    "WRONGPASS": "it does not accept the user or the password of BCS_REDIS_URL",
+    "DENIED": "its protected mode refuses connections from other machines",
+    "OOM": "its memory is full",
+    "MISCONF": "it can't write to its disk",
+    "READONLY": "it is a replica, which takes no writes",
+    "MASTERDOWN": "it is a replica that has lost its master",
+    "NOREPLICAS": "it has too few replicas to take writes",
+    "LOADING": "it still loads its data",
+    "BUSY": "a script keeps it busy",
+}
+# Errors without a code of their own, by how their text begins.
+_REASONS_OF_TEXTS = {
+    "unknown command": "it lacks a command that BCS needs",
+    "DB index is out of range": _NO_DATABASE,
+    "invalid DB index": _NO_DATABASE,
+    "SELECT is not allowed in cluster mode": _NO_DATABASE,
+}
+# The whole server is of no use for now. Any other code says something about one command, and others may get through.
+_OF_THE_SERVER = frozenset(
+    {"NOAUTH", "WRONGPASS", "DENIED", "READONLY", "MASTERDOWN", "LOADING", "BUSY", "CLUSTERDOWN"}
+)
+# After a failover a connection may still lead to the server that was the master before.
+_NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING", "NOAUTH", "CLUSTERDOWN"})
+
+# Before version 7 Redis says so of whatever a script met.
+_IN_A_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
+_CAUSE_CHARACTERS = 200
 _PLAIN = frozenset({bytes, int})
+
+
+class Unfit(RedisConnectionError):
+    """What answers at the address can't be used, for the reason that this says in plain words."""
+
+
+def code_of(error: RedisError) -> str:
+    """The word with which Redis names the kind of an error, such as `OOM`; empty where it names none."""
+    text = str(error)
+    if in_script := _IN_A_SCRIPT.search(text):
+        return in_script[1]
+    # redis-py takes the codes that it knows off the text.
+    code: str | None = getattr(error, "status_code", None)
+    if code is None and isinstance(error, ResponseError):
+        code = text.partition(" ")[0]
+    return code if code and code.isalpha() and code.isupper() else ""
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise what means that Redis is out of reach as StoreUnavailable, and everything else as it is."""
+    """Raise errors of Redis, and those on the way to it, as StoreUnavailable, but for those that a sender deals with.
+
+    :raises ResponseError: something else is stored under a key, or a consumer group is missing or there already.
+    """
     try:
         yield
-    except TimeoutError as error:
-        raise StoreUnavailable("redis", "it did not answer in time") from error
-    except _AWAY as error:
-        raise StoreUnavailable("redis", brief(error)) from error
-    except OSError as error:
-        raise StoreUnavailable("redis", brief(error)) from error
-    except ResponseError as error:
-        if str(error).startswith(_AWAY_CODES):
-            raise StoreUnavailable("redis", brief(error)) from error
-        raise
+    except (RedisError, OSError) as error:
+        if isinstance(error, ResponseError) and code_of(error) in _FOR_SENDERS:
+            raise
+        raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """What callers are told of an error."""
+    answered = isinstance(error, ResponseError) and code_of(error) not in _OF_THE_SERVER
+    return StoreUnavailable("redis", reason(error), answered=answered)
+
+
+def reason(error: Exception) -> str:
+    """Why Redis did not do what it was asked for, in plain words and in one line that is not too long."""
+    if isinstance(error, TimeoutError):
+        return "it did not answer in time"
+    code = code_of(error) if isinstance(error, RedisError) else ""
+    # Redis repeats the arguments of a command that it does not know.
+    text = str(error).partition(", with args")[0].strip()
+    if isinstance(error, Unfit):
+        return text
+    for beginning, plain in _REASONS_OF_TEXTS.items():
+        if text.startswith(beginning):
+            return f"{plain} ({text[:_CAUSE_CHARACTERS]})"
+    named = code or f"{type(error).__name__}:"
+    said = (text if text.startswith(named) else f"{named} {text}")[:_CAUSE_CHARACTERS]
+    return f"{_REASONS[code]} ({said})" if code in _REASONS else said
+
+
+def may_be_elsewhere(error: RedisError) -> bool:
+    """True if the address may lead to another server by now, as after a failover."""
+    return code_of(error) in _NOT_THE_MASTER
 
 
 def raise_first(replies: Sequence[Any]) -> None:
@@ -64,8 +130,3 @@ def raise_first(replies: Sequence[Any]) -> None:
             raise reply
         if isinstance(reply, list) and not _PLAIN.issuperset(map(type, reply)):
             raise_first(reply)
-
-
-def brief(error: Exception) -> str:
-    """An error in a line that is not too long."""
-    return f"{type(error).__name__}: {str(error)[:200]}"

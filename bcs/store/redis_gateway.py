@@ -23,20 +23,22 @@ from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.domain.errors import StoreUnavailable
-from bcs.store.multiplexer import Command, LineLost, Multiplexer, packed
-from bcs.store.redis_errors import raise_first, translated
-from bcs.store.redis_identity import RedisIdentity
+from bcs.store.multiplexer import Command, LineLost, Multiplexer, Replies
+from bcs.store.redis_errors import may_be_elsewhere, raise_first, translated
+from bcs.store.redis_exchange import exchange
+from bcs.store.redis_identity import Peer, RedisIdentity
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
 _BREAKER = "redis"
 # A probe must neither wait behind a full house nor take a place in it.
 _CONNECTIONS_FOR_PING = 1
+# What was refused is tried again sooner than that, as long as anybody needs it.
+_REFUSAL_SECONDS = 5.0
 
 
 class RedisGateway:
@@ -47,7 +49,7 @@ class RedisGateway:
     :param deadline_seconds: how long a round trip, connecting included, may take.
     :param breaker_failures: after so many failures in a row, callers are refused at once.
     :param breaker_open_seconds: for so long; then one more is tried.
-    :param identity: is to learn who is at the other end.
+    :param needs_identity: whether somebody relies on knowing which Redis answers.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class RedisGateway:
         deadline_seconds: float,
         breaker_failures: int,
         breaker_open_seconds: float,
-        identity: RedisIdentity | None = None,
+        needs_identity: bool = False,
     ) -> None:
+        self._identity = RedisIdentity(needed=needs_identity)
         self._pool: ConnectionPool = ConnectionPool.from_url(
             url,
             max_connections=max_connections + _CONNECTIONS_FOR_PING,
@@ -68,7 +71,7 @@ class RedisGateway:
             socket_timeout=None,
             socket_connect_timeout=deadline_seconds,
             retry=Retry(NoBackoff(), 0),
-            redis_connect_func=identity.on_connect if identity else None,
+            redis_connect_func=self._identity.on_connect,
             # With these on, redis-py no longer notices a reply that was left over on a pooled connection.
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
@@ -80,16 +83,24 @@ class RedisGateway:
         )
         self._breakers.add_listener(self._note_change)
         self._known_away = False
+        self._last_cause = ""
+        self._problem = ""
+        self._refused_at = -inf
         self._opened_at = -inf
         self._open_seconds = breaker_open_seconds
         self._breaker: AsyncCircuitBreaker | None = None
         # Outside the pool, which would take it back.
-        self._shared = Multiplexer(self._pool.make_connection, deadline_seconds)
+        self._shared = Multiplexer(self._pool.make_connection, self._identity.peer, deadline_seconds)
 
     @property
     def circuit(self) -> str:
         """The circuit breaker's state: `closed`, `opened` or `half-opened`."""
         return self._breaker.context.state if self._breaker else "closed"
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with Redis, though it answers; empty where nothing is."""
+        return self._problem or self._identity.problem
 
     def ensure_reachable(self) -> None:
         """Refuse at once while the circuit is open.
@@ -97,18 +108,19 @@ class RedisGateway:
         :raises StoreUnavailable: it is.
         """
         if self.circuit == "opened" and self._is_left_alone():
-            raise _refusal()
+            raise self._refusal()
 
     async def call(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their replies.
 
-        :raises StoreUnavailable: no answer in time; the commands may or may not have been carried out.
-        :raises ResponseError: Redis refused a command for a reason that trying again will not mend.
+        :raises StoreUnavailable: no answer in time, or Redis refused a command, which names the reason; the commands
+            may or may not have been carried out.
+        :raises ResponseError: something else is stored under a key, or a consumer group is missing or there already.
         """
         async with self.session() as session:
             return await session.call(*commands)
 
-    async def share(self, *commands: Command) -> list[Any]:
+    async def share(self, *commands: Command) -> Replies:
         """The same, in one round trip with all others who share in this turn of the event loop.
 
         For what is small and asked for often: a large reply would hold up the others' behind it.
@@ -122,6 +134,7 @@ class RedisGateway:
             replies = await self._shared.send(commands)
         except LineLost as lost:
             failure = StoreUnavailable("redis", lost.cause)
+            self._note_failure(failure)
             if lost.first or lost.late:
                 # A reset counts once, whoever was on the connection: it is no outage. Silence counts for each caller.
                 await self._tell(breaker, failure)
@@ -133,14 +146,15 @@ class RedisGateway:
         await self._tell(breaker)
         return replies
 
-    async def _inspect(self, breaker: AsyncCircuitBreaker, replies: Sequence[Any]) -> None:
+    async def _inspect(self, breaker: AsyncCircuitBreaker, replies: Replies) -> None:
         try:
             with translated():
                 raise_first(replies)
         except StoreUnavailable as failure:
-            # Where it leads to may no longer be where it should, as after a failover.
-            self._shared.renew()
-            await self._tell(breaker, failure)
+            if isinstance(failure.__cause__, RedisError) and may_be_elsewhere(failure.__cause__):
+                self._identity.renew(replies.peer)
+            self._note_failure(failure)
+            await self._tell(breaker, None if failure.answered else failure)
             raise
 
     async def _tell(self, breaker: AsyncCircuitBreaker, failure: StoreUnavailable | None = None) -> None:
@@ -191,15 +205,26 @@ class RedisGateway:
                     await self._tell(breaker)
             except OpenedState as opened:
                 self._unstick(opened)
-                raise _refusal() from None
+                raise self._refusal() from None
 
-    async def ping(self) -> None:
-        """Ask for a sign of life, whatever the circuit breaker says.
+    async def ping(self, *, reads: Sequence[Command] = (), writes: Sequence[Command] = ()) -> None:
+        """Ask for a sign of life, whatever the circuit breaker says, and whether Redis would take these commands.
 
-        :raises StoreUnavailable: there was none in time.
+        :param reads: are not carried out; a refusal is an error.
+        :param writes: are not carried out; a refusal becomes the `problem`.
+        :raises StoreUnavailable: there was no sign of life in time, or Redis would refuse to be read.
         """
         async with self._ping_slots, self._connected() as session:
             await session.call(("PING",))
+            tried = await session.try_out([*reads, *writes]) if reads or writes else []
+            raise_first(tried[: len(reads)])
+        try:
+            with translated():
+                raise_first(tried[len(reads) :])
+        except StoreUnavailable as failure:
+            self._note_failure(failure)
+        else:
+            self._note_acceptance()
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -215,17 +240,36 @@ class RedisGateway:
             self._opened_at = anyio.current_time()
         if event.state == "opened" and not self._known_away:
             self._known_away = True
-            log.warning("redis_unreachable", circuit=event.state)
+            log.warning("redis_unreachable", circuit=event.state, cause=self._last_cause)
         elif event.state == "closed":
             self._known_away = False
             log.warning("redis_reachable_again", circuit=event.state)
+
+    def _note_failure(self, failure: StoreUnavailable) -> None:
+        """Say once what Redis refuses, though it answers: the circuit breaker does not open for that."""
+        if not failure.answered:
+            self._last_cause = failure.cause
+            return
+        self._refused_at = anyio.current_time()
+        if not self._problem:
+            log.warning("redis_refuses", cause=failure.cause)
+        self._problem = failure.cause
+
+    def _note_acceptance(self) -> None:
+        """Redis would take whatever it was asked about. Something else may have been refused a moment ago."""
+        if self._problem and anyio.current_time() >= self._refused_at + _REFUSAL_SECONDS:
+            log.warning("redis_refuses_nothing_any_more", problem=self._problem)
+            self._problem = ""
+
+    def _refusal(self) -> StoreUnavailable:
+        return StoreUnavailable("redis", f"it is left alone for a moment: {self._last_cause}")
 
     def _answered(self, error: BaseException) -> bool:
         """Whether the circuit breaker should overlook an error, because Redis did answer."""
         # A caller that was cancelled says nothing about Redis; what is half open must not close for that.
         cancelled = not isinstance(error, Exception) and self.circuit == "half-opened"
         # Nor does what came of asking somebody else in the middle of it.
-        of_redis = isinstance(error, StoreUnavailable) and error.store == _BREAKER
+        of_redis = isinstance(error, StoreUnavailable) and error.store == _BREAKER and not error.answered
         return not of_redis and not cancelled
 
     def _is_left_alone(self) -> bool:
@@ -233,6 +277,7 @@ class RedisGateway:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[RedisSession]:
+        peer: Peer | None = None
         # What anyio.fail_after() does, without another generator: every commit passes here.
         scope = anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds)
         try:
@@ -240,8 +285,14 @@ class RedisGateway:
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
                 reusable = False
                 try:
-                    yield RedisSession(connection, scope)
-                    reusable = True
+                    peer = self._identity.peer(connection)
+                    if peer.outdated:
+                        await connection.disconnect(nowait=True)
+                        await connection.connect()
+                        peer = self._identity.peer(connection)
+                    session = RedisSession(connection, peer, scope)
+                    yield session
+                    reusable = session.reusable
                 finally:
                     if not reusable:
                         # Replies may still be under way on it, and it may still watch keys.
@@ -249,19 +300,33 @@ class RedisGateway:
                     await self._pool.release(connection)
             if scope.cancelled_caught:
                 raise TimeoutError
-        except (RedisError, OSError):
-            with translated():
+        except (RedisError, OSError) as error:
+            if peer and isinstance(error, RedisError) and may_be_elsewhere(error):
+                self._identity.renew(peer)
+            try:
+                with translated():
+                    raise
+            except StoreUnavailable as failure:
+                self._note_failure(failure)
                 raise
 
 
 class RedisSession:
-    """One connection, for as long as its block lasts."""
+    """One connection, for as long as its block lasts.
 
-    __slots__ = ("_connection", "_scope")
+    :param peer: the server at its other end.
+    :param reusable: whether others may use the connection after this.
+    """
 
-    def __init__(self, connection: Connection, scope: anyio.CancelScope) -> None:
+    __slots__ = ("_check", "_connection", "_scope", "peer", "reusable")
+
+    def __init__(self, connection: Connection, peer: Peer, scope: anyio.CancelScope) -> None:
+        self.peer = peer
+        self.reusable = True
         self._connection = connection
         self._scope = scope
+        # Only ahead of the first commands: within a transaction it would be queued.
+        self._check = peer.due(anyio.current_time())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -281,19 +346,23 @@ class RedisSession:
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The same, with what Redis refused as errors among the replies."""
-        try:
-            await self._connection.send_packed_command(packed(commands))
-        except RuntimeError as error:
-            # uvloop's way to say that the server has closed the connection, where asyncio raises ConnectionResetError.
-            raise RedisConnectionError(str(error)) from error
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(await self._connection.read_response())
-            except ResponseError as error:
-                replies.append(error)
+        if self._check is None:
+            return await exchange(self._connection, commands)
+        check, self._check = self._check, None
+        told, *replies = await exchange(self._connection, [check, *commands])
+        self.peer.learn(told)
         return replies
 
+    async def try_out(self, commands: Sequence[Command]) -> list[Any]:
+        """Ask whether Redis would take commands, without having them carried out: they are queued, and discarded.
 
-def _refusal() -> StoreUnavailable:
-    return StoreUnavailable("redis", "it did not answer lately, and is left alone for a moment")
+        :returns: `QUEUED` or an error for each, but only an error where Redis refuses to queue any.
+        """
+        # Alone: where MULTI is refused, the commands behind it would be carried out.
+        [began] = await self.exchange([("MULTI",)])
+        if isinstance(began, RedisError):
+            return [began]
+        *replies, discarded = await self.exchange([*commands, ("DISCARD",)])
+        # Where DISCARD is refused, the end of the connection does the same.
+        self.reusable = not isinstance(discarded, RedisError)
+        return replies

@@ -13,10 +13,11 @@ from typing import Any, Generic, TypeVar
 import structlog
 from redis.exceptions import ResponseError
 
-from bcs.domain.errors import StoreCorrupted, StoreUnavailable
+from bcs.domain.errors import StoreUnavailable
 from bcs.store.base import Leased
 from bcs.store.multiplexer import Command, packed
 from bcs.store.queue_scripts import ADD, MOVE
+from bcs.store.redis_errors import GROUP_EXISTS, NO_GROUP, code_of
 from bcs.store.redis_gateway import RedisGateway
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ class RedisQueue(ABC, Generic[T]):
         # What is large would hold up others on the connection in common.
         large = sum(len(part) for part in addition if isinstance(part, bytes)) > _LARGE_BYTES
         send = self._gateway.call if large else self._gateway.share
-        with self._corruption_named():
+        with self._foreign_key_named():
             if along:
                 *_, replies = await send(("MULTI",), *along, addition, ("EXEC",))
                 self._length = replies[-1]
@@ -163,7 +164,7 @@ class RedisQueue(ABC, Generic[T]):
         :returns: the ids of entries that are not there.
         """
         keys = (self._stream, target, *self._memory("moved"))
-        with self._corruption_named():
+        with self._foreign_key_named():
             [missing] = await self._gateway.call(
                 ("EVAL", MOVE, len(keys), *keys, _REMEMBERED_MOVES, self._group, len(more), *more, *entry_ids)
             )
@@ -171,7 +172,7 @@ class RedisQueue(ABC, Generic[T]):
 
     async def _put_back(self, target: str, entries: Sequence[tuple[str, Fields]]) -> None:
         if entries:
-            with self._corruption_named():
+            with self._foreign_key_named():
                 await self._gateway.call(self._addition(target, "moved", _REMEMBERED_MOVES, entries))
 
     def _addition(
@@ -192,17 +193,19 @@ class RedisQueue(ABC, Generic[T]):
         return self._length
 
     async def _transaction(self, *commands: Command) -> list[Any]:
-        with self._corruption_named():
+        with self._foreign_key_named():
             replies = await self._gateway.call(("MULTI",), *commands, ("EXEC",))
         results: list[Any] = replies[-1]
         return results
 
     @contextmanager
-    def _corruption_named(self) -> Iterator[None]:
+    def _foreign_key_named(self) -> Iterator[None]:
+        # No fault of what was to be queued: nothing may be buried for this, and once the key is deleted all goes on.
         try:
             yield
         except ResponseError as error:
-            raise StoreCorrupted(self._stream, str(error)) from error
+            problem = f"{self._stream} or {self._parked} is not a stream ({error})"
+            raise StoreUnavailable("redis", problem, answered=True) from error
 
     async def _read(self, limit: int, after: str) -> list[Any]:
         reply = await self._call_in_group(
@@ -214,14 +217,15 @@ class RedisQueue(ABC, Generic[T]):
     async def _call_in_group(self, command: Command) -> Any:
         """Call, and create the consumer group first where there is none, at the start or after a FLUSHALL."""
         for _ in range(_GROUP_ATTEMPTS):
-            try:
-                [reply] = await self._gateway.call(command)
-            except ResponseError as error:
-                if not str(error).startswith("NOGROUP"):
-                    raise StoreCorrupted(self._stream, str(error)) from error
-                await self._create_group()
-            else:
-                return reply
+            with self._foreign_key_named():
+                try:
+                    [reply] = await self._gateway.call(command)
+                except ResponseError as error:
+                    if code_of(error) != NO_GROUP:
+                        raise
+                    await self._create_group()
+                else:
+                    return reply
         raise StoreUnavailable("redis", "it forgets the group as soon as there is one")
 
     async def _create_group(self) -> None:
@@ -229,15 +233,16 @@ class RedisQueue(ABC, Generic[T]):
             # From the beginning: what was added before the group existed waits for it.
             await self._gateway.call(("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM"))
         except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):  # another replica was first
-                raise StoreCorrupted(self._stream, str(error)) from error
+            if code_of(error) != GROUP_EXISTS:  # else another replica was first
+                raise
 
     async def _leased(self, entries: Sequence[Any]) -> list[Leased[T]]:
         leased: list[Leased[T]] = []
-        for raw_id, fields in entries:
-            entry_id = raw_id.decode()
+        for entry in entries:
+            raw_id, fields = entry or (b"", None)
             if not fields:
-                continue  # it was deleted while it was leased
+                continue  # it was deleted while it was leased; Redis 6.2 has nothing at all in its place
+            entry_id = raw_id.decode()
             try:
                 item = self._item(dict(zip(fields[::2], fields[1::2], strict=True)))
             except (KeyError, ValueError, TypeError) as error:

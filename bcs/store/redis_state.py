@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from bcs.domain.errors import CommitConflict
+import anyio
+
+from bcs.domain.errors import CommitConflict, StoreUnavailable
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
@@ -15,8 +17,12 @@ from bcs.store.committing import CommitPolicy, commit_with
 from bcs.store.recall import Recall
 from bcs.store.redis_batch import StoredBatch, decode, merge, watch, writes
 from bcs.store.redis_batches import StoredBatches, corruption_named
+from bcs.store.redis_dry_run import reading, writing
 from bcs.store.redis_gateway import RedisGateway, RedisSession
 from bcs.store.single_flight import SingleFlight
+
+# Facts that wait for it are tried again sooner than that.
+_REFUSAL_SECONDS = 5.0
 
 
 class RedisStateStore:
@@ -52,11 +58,13 @@ class RedisStateStore:
     ) -> None:
         self._gateway = gateway
         self._batches = StoredBatches(gateway, key_prefix=key_prefix)
+        self._reads, self._writes = reading(key_prefix), writing(key_prefix)
         self._law = law
         self._ttl_ms = ttl_seconds * 1000
         self._policy = policy or CommitPolicy()
         self._recall = recall
         self._reach = reach
+        self._refusal, self._refused_at = "", 0.0
         self._flights: SingleFlight[BatchSummary] = SingleFlight()
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
@@ -65,12 +73,12 @@ class RedisStateStore:
 
         async def optimistically() -> None:
             async with self._gateway.session() as session:
-                stored = decode(keys, (await session.call(*watch(keys)))[1:])
+                stored = decode(keys, (await session.call(*watch(keys)))[1:], session.peer.identity)
                 additions, mark = delta, stored.mark
-                if self._recall and not self._recall.trusts(mark):
+                if self._recall and not self._recall.trusts(mark, stored.redis):
                     # What can't be united now keeps a mark that is not trusted, which says that it had a past.
                     with session.paused():
-                        recalled = await self._recall.unite(batch_id, stored.state)
+                        recalled = await self._recall.unite(batch_id, stored.state, stored.redis)
                     if recalled:
                         additions, mark = recalled.state, recalled.mark
                         additions.merge(delta)
@@ -86,20 +94,28 @@ class RedisStateStore:
             # them all, is dropped, and the next reader makes it anew.
             await self._gateway.call(merge(keys, delta, self._ttl_ms))
 
-        with corruption_named(keys):
-            return await commit_with(self._policy, optimistically, register_by_register)
+        try:
+            with corruption_named(keys):
+                committed = await commit_with(self._policy, optimistically, register_by_register)
+        except StoreUnavailable as failure:
+            if failure.answered:
+                self._refusal, self._refused_at = failure.cause, anyio.current_time()
+            raise
+        self._refusal = ""
+        return committed
 
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `StateStore.summary`."""
         keys = self._batches.keys(batch_id)
         with corruption_named(keys):
-            [stored] = await self._gateway.share(("HGET", keys.summaries, self._law.fingerprint))
-        if stored is not None:
+            replies = await self._gateway.share(("HGET", keys.summaries, self._law.fingerprint))
+        if (stored := replies[0]) is not None:
             summary, mark = decode_summary(keys.summaries, stored)
-            if self._recall is None or self._recall.trusts(mark):
+            redis = replies.peer.identity
+            if self._recall is None or self._recall.trusts(mark, redis):
                 return summary
             if not self._recall.record.reachable:
-                self._recall.ensure_same_run(mark)
+                self._recall.ensure_same_redis(mark, redis)
                 self._recall.require_registered(summary.registered)
                 return summary
         return await self._flights.do(batch_id, partial(self._restored, batch_id, keys))
@@ -115,8 +131,10 @@ class RedisStateStore:
         return (await self._batches.read(batch_id)).state
 
     def ensure_reachable(self) -> None:
-        """See `StateStore.ensure_reachable`."""
+        """See `StateStore.ensure_reachable`. A Redis that refuses commits is as good as away."""
         self._gateway.ensure_reachable()
+        if self._refusal and anyio.current_time() < self._refused_at + _REFUSAL_SECONDS:
+            raise StoreUnavailable("redis", self._refusal, answered=True)
 
     async def time_us(self) -> int:
         """See `StateStore.time_us`."""
@@ -125,7 +143,12 @@ class RedisStateStore:
 
     async def ping(self) -> None:
         """See `StateStore.ping`."""
-        await self._gateway.ping()
+        await self._gateway.ping(reads=self._reads, writes=self._writes)
+
+    @property
+    def problem(self) -> str:
+        """See `StateStore.problem`."""
+        return self._gateway.problem
 
     async def _restored(self, batch_id: str, keys: BatchKeys) -> BatchSummary:
         """The summary made anew, and stored unless other writers come in between each time."""
@@ -134,7 +157,7 @@ class RedisStateStore:
         async def optimistically() -> None:
             async with self._gateway.session() as session:
                 *watched, remaining_ms = await session.call(*watch(keys), ("PTTL", keys.meta))
-                stored = decode(keys, watched[1:])
+                stored = decode(keys, watched[1:], session.peer.identity)
                 with session.paused():
                     changed, mark = await self._complete(batch_id, stored)
                 version = stored.version if changed.empty else stored.version + 1
@@ -163,11 +186,11 @@ class RedisStateStore:
         """Add what the record has of a batch; return what that changed, and the mark if nothing can be missing now."""
         if self._recall is None:
             return BatchState(), None
-        if self._recall.trusts(stored.mark):
+        if self._recall.trusts(stored.mark, stored.redis):
             return BatchState(), stored.mark
-        recalled = await self._recall.unite(batch_id, stored.state)
+        recalled = await self._recall.unite(batch_id, stored.state, stored.redis)
         if recalled is None:
-            self._recall.ensure_same_run(stored.mark)
+            self._recall.ensure_same_redis(stored.mark, stored.redis)
             self._recall.require_registered(stored.state.expected is not None)
             return BatchState(), None
         return stored.state.merge(recalled.state), recalled.mark

@@ -17,11 +17,11 @@ from bcs.domain.errors import StoreUnavailable
 from bcs.domain.facts import Fact
 from bcs.domain.history import FactsRecorded
 from bcs.domain.state import BatchState
-from bcs.embedded import valkey
 from bcs.record.postgres import PostgresRecord
 from bcs.supervision import ActorDied
 from tests.support.databases import record_in
 from tests.support.fault_proxy import FaultProxy
+from tests.support.redis_servers import redis_server
 from tests.support.service import Answer, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
 
@@ -35,6 +35,8 @@ class RecordWorld:
 
     :param directory: for the servers' files.
     :param database_url: of an empty database.
+    :param redis_options: of Redis, on its command line.
+    :param redis_login: with which the service logs in to Redis, such as `user:password@`.
     :param settings: of the service, above the usual ones.
     """
 
@@ -43,8 +45,18 @@ class RecordWorld:
     record: PostgresRecord
     redis: Redis
 
-    def __init__(self, directory: Path, database_url: str, **settings: object) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        database_url: str,
+        *,
+        redis_options: Sequence[str] = (),
+        redis_login: str = "",
+        **settings: object,
+    ) -> None:
         self._settings = settings
+        self._redis_options = redis_options
+        self._redis_login = redis_login
         self._directory = directory
         self._database_url = database_url
         self._stack = AsyncExitStack()
@@ -52,7 +64,8 @@ class RecordWorld:
 
     async def __aenter__(self) -> Self:
         enter = self._stack.enter_async_context
-        self._store = await anyio.to_thread.run_sync(self._stack.enter_context, valkey(self._directory))
+        server = redis_server(self._directory, *self._redis_options)
+        self._store = await anyio.to_thread.run_sync(self._stack.enter_context, server)
         self.redis_proxy = await enter(FaultProxy("127.0.0.1", self._store.port))
         target = urlsplit(self._database_url)
         self.database_proxy = await enter(FaultProxy(target.hostname or "", target.port or 0))
@@ -173,7 +186,7 @@ class RecordWorld:
         target = urlsplit(self._database_url)
         login = target.netloc.rpartition("@")[0]
         starting = service_in_thread(
-            redis_url=f"redis://{self.redis_proxy.address}",
+            redis_url=f"redis://{self._redis_login}{self.redis_proxy.address}",
             redis_key_prefix="bcs:",
             redis_deadline_seconds=0.3,
             redis_breaker_open_seconds=0.05,

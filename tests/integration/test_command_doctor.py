@@ -234,14 +234,17 @@ async def test_a_redis_that_forbids_config_is_no_crash(
         url = f"redis://{user}:secret@{private_valkey.address}"
         ran = await doctor({"BCS_REDIS_URL": url, "BCS_KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap_servers})
         assert "secret" not in ran.output
-        assert ran.exit_code == 0
         return ran
 
     managed = await seen_as("managed")
+    assert managed.exit_code == 0
+    assert only(managed, "redis commands")["status"] == "ok"
     assert only(managed, "redis persistence")["status"] == "warning"
     assert "RDB snapshots" in only(managed, "redis persistence")["found"]
     assert only(managed, "redis eviction")["status"] == "ok"
     narrow = await seen_as("narrow")
+    assert only(narrow, "redis commands")["status"] == "failed"
+    assert "'multi'" in only(narrow, "redis commands")["found"]
     for check in ("redis eviction", "redis memory", "redis persistence", "outbox", "clock"):
         assert only(narrow, check)["status"] == "warning", check
 

@@ -11,7 +11,6 @@ from bcs.record.postgres import PostgresRecord
 from bcs.store.recall import Recall
 from bcs.store.redis_batches import StoredBatches
 from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_identity import RedisIdentity
 from tests.integration.stores import MakeStore, completed
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +36,7 @@ async def test_a_writer_who_asked_the_record_before_asks_again(
             await record.adopt({batch: PAST})
             await StoredBatches(gateway, key_prefix=redis_key_prefix).distrust([batch])
 
-    recall = Recall(record, nothing_waits, RedisIdentity())
+    recall = Recall(record, nothing_waits)
     store = in_redis(gateway, recall=recall, reach=add_past_redis)
     committed = await store.commit(batch, NEWS)
     assert committed.conflicts == 1
@@ -53,7 +52,7 @@ async def test_nothing_is_taken_for_complete_while_facts_wait_for_the_record(
     async def one_waits() -> int:
         return 1
 
-    store = in_redis(gateway, recall=Recall(record, one_waits, RedisIdentity()))
+    store = in_redis(gateway, recall=Recall(record, one_waits))
     await store.commit(batch, NEWS)
     assert (await store.summary(batch)).expected is None
     await record.adopt({batch: PAST})  # what waited has arrived

@@ -227,10 +227,14 @@ async def test_who_waits_on_a_connection_that_is_given_up_still_gets_an_answer(
     async with anyio.create_task_group() as group:
         group.start_soon(echo, gateway)
         await wait_until(lambda: waiting(gateway) == 1)
-        gateway._shared.renew()
+        given_up = gateway._shared._line
+        assert given_up is not None
+        gateway._identity.renew(given_up.peer)
+        group.start_soon(echo, gateway)
+        await wait_until(lambda: proxy.connections_accepted == 2)
         proxy.thaw()
-    await wait_until(lambda: proxy.connections_open == 0)
-    assert await echo(gateway)
+    await wait_until(lambda: proxy.connections_open == 1)
+    assert gateway._shared._line is not given_up
 
 
 async def test_what_cannot_be_sent_is_its_sender_s_alone(make_gateway: MakeGateway, proxy: FaultProxy) -> None:

@@ -11,7 +11,6 @@ from bcs.domain.errors import StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.store.recall import Recall
 from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_identity import RedisIdentity
 from bcs.store.redis_state import RedisStateStore
 from tests.chaos.history import told
 from tests.integration.stores import BREAKER_FAILURES, MakeStore
@@ -38,7 +37,7 @@ def store(gateway: RedisGateway, in_redis: MakeStore) -> RedisStateStore:
     async def none() -> int:
         return 0
 
-    return in_redis(gateway, recall=Recall(AwayRecord(), none, RedisIdentity()))
+    return in_redis(gateway, recall=Recall(AwayRecord(), none))
 
 
 async def commit(store: RedisStateStore, *events: Event) -> None:

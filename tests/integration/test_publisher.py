@@ -1,12 +1,17 @@
-"""The publisher crashes with messages of the outbox in hand; the next one publishes them."""
+"""The publisher crashes with messages of the outbox in hand, or Redis refuses to hand them out."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from redis.asyncio import Redis
 
 from bcs.contracts import topics
+from bcs.embedded import EmbeddedServer
 from bcs.failpoints import FailPoint
 from tests.support.kafka import Platform, values
+from tests.support.redis_servers import redis_server
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
@@ -52,3 +57,55 @@ async def test_what_a_publisher_held_when_it_crashed_is_published_by_the_next(
         assert len({record["event_id"] for record in records}) == 1
         # What Kafka had acknowledged before the crash is published again.
         assert len(records) == (2 if crash_at is FailPoint.PUBLISHER_ACKNOWLEDGED else 1)
+
+
+@pytest.mark.release
+async def test_without_the_command_that_takes_over_all_else_is_published(
+    tmp_path: Path, kafka_bootstrap_servers: str, batch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_server(tmp_path, "--rename-command", "XAUTOCLAIM", "") as server:
+        async with (
+            Platform(kafka_bootstrap_servers) as platform,
+            running_service(
+                redis_url=f"redis://{server.address}", kafka_bootstrap_servers=kafka_bootstrap_servers
+            ) as service,
+            Orchestrator(service.base) as bos,
+        ):
+            assert (await bos.complete(batch, "spellcheck")).status == 200
+            assert await bos.to_run(batch) == ["ai_feedback"]
+            await wait_until(lambda: platform.messages(topics.PHASE_SKIPPED, batch))
+            redis = (await bos.get("/healthz")).json["dependencies"]["redis"]
+            assert (redis["status"], "XAUTOCLAIM" in redis["message"]) == ("unhealthy", True)
+            refused = [vars(record)["error"] for record in caplog.records if record.msg == "takeover_refused"]
+            assert "XAUTOCLAIM" in refused[0]
+
+
+async def test_a_publisher_that_waits_says_why_once_and_that_it_goes_on(
+    private_valkey: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "bcs")
+
+    def said(event: str) -> list[str]:
+        records = [vars(record) for record in caplog.records if record.msg == event]
+        return [f"{one['levelname']} {one.get('error')}" for one in records if one["doing"] == "reach the outbox"]
+
+    async with Redis.from_url(f"redis://{private_valkey.address}") as control:
+        await control.acl_setuser("default", enabled=True, commands=["-xreadgroup"])
+        async with running_service(
+            redis_url=f"redis://{private_valkey.address}",
+            kafka_bootstrap_servers="127.0.0.1:1",
+            retry_maximum_seconds=0.01,
+        ):
+            await wait_until(lambda: refusals(control, 20))
+            [waits] = said("waiting_for_dependency")
+            assert waits.startswith("WARNING")
+            assert "'xreadgroup'" in waits
+            assert not said("waited_for_dependency")
+            await control.acl_setuser("default", enabled=True, commands=["+xreadgroup"])
+            assert await wait_until(lambda: said("waited_for_dependency")) == ["INFO None"]
+
+
+async def refusals(control: Redis, count: int) -> bool:
+    """Whether Redis has refused commands so often for a lack of rights."""
+    info = await control.info("errorstats")
+    return bool(info.get("errorstat_NOPERM", {}).get("count", 0) >= count)

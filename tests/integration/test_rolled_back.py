@@ -8,6 +8,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from bcs.commands.checks.findings import Status
+from bcs.commands.checks.redis_checks import look_at_redis
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.state import delta_of
 from tests.integration.record_world import RecordWorld
@@ -96,3 +98,36 @@ async def test_a_record_that_was_made_anew_gets_what_redis_knows(
     assert await to_run(world, batch) == ["ai_feedback"]
     await world.flush()
     assert await to_run(world, batch) == ["ai_feedback"]
+
+
+NO_INFO = ("--user", "bcs", "on", ">secret", "~*", "+@all", "-info")
+
+
+async def test_a_redis_that_tells_no_identity_is_never_trusted(
+    tmp_path: Path, database_url: str, batch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RecordWorld(tmp_path, database_url, redis_options=NO_INFO, redis_login="bcs:secret@") as world:
+        await world.tell(batch, [*BEGUN, *DONE])
+        assert await to_run(world, batch) == ["ai_feedback"]
+        lagging = await world.snapshot()
+        await world.tell(batch, UNDONE)
+        await world.roll_back(lagging)
+        assert await to_run(world, batch) == ["spellcheck", "ai_feedback"]
+
+        [cause] = [vars(record)["cause"] for record in caplog.records if record.msg == "redis_identity_unknown"]
+        redis = (await world.bos.get("/healthz")).json["dependencies"]["redis"]
+        [finding] = [
+            one for one in await look_at_redis(world.running.service.settings) if one.check == "redis identity"
+        ]
+        assert (redis["status"], finding.status) == ("unhealthy", Status.WARNING)
+        assert all("'info'" in told for told in (cause, redis["message"], finding.found))
+
+        world.database_proxy.refuse()
+        await world.database_proxy.cut()
+
+        async def refused() -> bool:
+            answer = await world.resolve(batch)
+            assert answer.status == 503 or answer.json["final_pipeline"] == ["spellcheck", "ai_feedback"], answer.body
+            return answer.status == 503 and b"postgresql" in answer.body
+
+        await wait_until(refused)

@@ -9,7 +9,6 @@ import pytest
 
 from bcs.domain.state import BatchState
 from bcs.store.recall import Recall
-from bcs.store.redis_identity import RedisIdentity
 from tests.chaos.history import told
 from tests.integration.stores import MakeGateway, MakeStore
 from tests.support.events import spellchecked
@@ -40,7 +39,7 @@ async def test_redis_is_not_taken_for_away_because_the_record_is_slow(
         return 0
 
     gateway = make_gateway(redis_url, deadline=REDIS_DEADLINE_SECONDS, failures=1, connections=4)
-    store = in_redis(gateway, recall=Recall(SlowRecord(), none, RedisIdentity()))
+    store = in_redis(gateway, recall=Recall(SlowRecord(), none))
     one = told(spellchecked("batch", "essay"))
     await store.summary("batch")
     await store.commit("batch", one.delta)

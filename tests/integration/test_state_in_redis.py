@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreCorrupted
@@ -21,6 +22,8 @@ from bcs.store.base import Committed
 from bcs.store.codec import BatchKeys
 from bcs.store.committing import CommitPolicy
 from bcs.store.multiplexer import Command
+from bcs.store.redis_batch import merge
+from bcs.store.redis_errors import CORRUPT, code_of
 from bcs.store.redis_gateway import RedisGateway, RedisSession
 from bcs.store.redis_outbox import RedisOutbox
 from bcs.store.redis_state import RedisStateStore
@@ -42,6 +45,7 @@ class RacingSession(RedisSession):
     """Lets a rival in between WATCH and EXEC."""
 
     def __init__(self, inner: RedisSession, rival: Callable[[], Awaitable[None]]) -> None:
+        self.peer = inner.peer
         self._inner = inner
         self._rival = rival
         self._watching = False
@@ -395,6 +399,20 @@ async def test_a_fallback_that_meets_a_foreign_key_leaves_no_summary_that_is_out
     redis.gateway.rival = None
     await redis.run(("DEL", foreign))
     assert same_but_for_the_version(await store.summary("b"), await store.state("b"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "field", "value"),
+    [("batch", "version", "new"), ("batch", "version", "1" * 19), ("essays", "a", "short")],
+)
+async def test_the_script_says_with_a_code_of_its_own_that_something_else_is_stored(
+    redis: InRedis, suffix: str, field: str, value: str
+) -> None:
+    keys = redis.keys("b")
+    await redis.run(("HSET", f"{keys.stem}:{suffix}", field, value), ("PEXPIRE", f"{keys.stem}:{suffix}", 60_000))
+    with pytest.raises(ResponseError) as raised:
+        await redis.run(merge(keys, delta_of([completed("a")]), 60_000))
+    assert code_of(raised.value) == CORRUPT
 
 
 @settings(deadline=None)

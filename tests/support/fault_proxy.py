@@ -46,6 +46,7 @@ class FaultProxy:
         self._delay_changed = asyncio.Event()
         self._drop_pattern: bytes | None = None
         self._drops_left = 0
+        self._edits: dict[bytes, bytes] = {}
 
     @property
     def address(self) -> str:
@@ -112,6 +113,10 @@ class FaultProxy:
         """
         self._drop_pattern = after_request_matching
         self._drops_left = count
+
+    def edit_replies(self, edits: dict[bytes, bytes]) -> None:
+        """Let replies have something else in the place of these bytes, of the same length."""
+        self._edits = edits
 
     def _bind(self) -> None:
         self._listener = socket.socket()
@@ -192,6 +197,8 @@ class FaultProxy:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._delay_seconds):
                         await self._delay_changed.wait()
+            for said, said_instead in self._edits.items():
+                chunk = chunk.replace(said, said_instead)
             await self._flowing.wait()
             await loop.sock_sendall(client, chunk)
         self._half_close(client)

@@ -9,7 +9,6 @@ import pytest
 from bcs.domain.facts import EssaysRegistered, Fact, PhaseOutcome
 from bcs.domain.state import BatchState, delta_of
 from bcs.store.recall import Recall
-from bcs.store.redis_identity import RedisIdentity
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +41,7 @@ def outcome(*completed: str) -> Fact:
 async def test_an_outcome_goes_to_the_record_together_with_its_list() -> None:
     record = Record([outcome("a")])
     known = delta_of([outcome("a", "b"), EssaysRegistered(("a", "b"), 2, 1)])
-    recalled = await Recall(record, nothing_waits, RedisIdentity()).unite("batch", known)
+    recalled = await Recall(record, nothing_waits).unite("batch", known, "redis")
     assert recalled is not None
     assert recalled.state == record.known
     [[missing]] = [list(states.values()) for states in record.adopted]
@@ -51,5 +50,5 @@ async def test_an_outcome_goes_to_the_record_together_with_its_list() -> None:
 
 async def test_the_record_gets_nothing_that_it_has() -> None:
     record = Record([outcome("a", "b")])
-    await Recall(record, nothing_waits, RedisIdentity()).unite("batch", delta_of([outcome("b")]))
+    await Recall(record, nothing_waits).unite("batch", delta_of([outcome("b")]), "redis")
     assert record.adopted == []

@@ -107,7 +107,7 @@ class Probes:
             await self.store.ping()
         except StoreUnavailable as error:
             return _dependency(False, error.cause)
-        return _dependency(True, "")
+        return _dependency(not self.store.problem, self.store.problem)
 
 
 def _dependency(up: bool | None, problem: str) -> dict[str, str]:

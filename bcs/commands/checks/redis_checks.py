@@ -15,7 +15,10 @@ from bcs.domain.errors import StoreUnavailable
 from bcs.settings import Settings
 from bcs.store.multiplexer import Command
 from bcs.store.redis_backlog import FACTS, refused_key, waiting_key
+from bcs.store.redis_dry_run import reading, writing
+from bcs.store.redis_errors import reason
 from bcs.store.redis_outbox import parked_key, stream_key
+from bcs.store.redis_server import fields_of
 
 _QUESTIONS = 3
 
@@ -27,10 +30,12 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
         return [warning("redis", found, "unset it wherever the state has to outlive the process")]
     try:
         async with connected(settings) as gateway, gateway.session() as session:
+            identity = session.peer.identity
             asked_at = time.time()
             [clock] = await session.exchange([("TIME",)])
             told_at = time.time()
             prefix = settings.redis_key_prefix
+            tried = await session.try_out([*reading(prefix), *writing(prefix)])
             server, memory, persistence, save, *queues = await session.exchange(
                 [
                     ("INFO", "server"),
@@ -45,6 +50,8 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
         return [failed("redis", f"out of reach: {error.cause.rstrip('. ')}", "see to Redis, and to BCS_REDIS_URL")]
     return [
         judgement.version(_section(server)),
+        judgement.commands([reason(reply) for reply in tried if isinstance(reply, RedisError)]),
+        *([] if settings.database_url is None else [judgement.identity(identity, _refusal(server))]),
         judgement.eviction(_section(memory)),
         judgement.memory_left(_section(memory)),
         judgement.persistence(_section(persistence), _setting(save)),
@@ -100,10 +107,11 @@ def _seconds(reply: Any) -> float:
 
 
 def _section(reply: Any) -> dict[str, str]:
-    if isinstance(reply, RedisError):
-        return {}
-    lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
-    return {name: value for name, colon, value in lines if colon}
+    return {} if isinstance(reply, RedisError) else fields_of(reply)
+
+
+def _refusal(reply: Any) -> str:
+    return reason(reply) if isinstance(reply, RedisError) else "INFO has no run_id or no master_replid"
 
 
 def _setting(reply: Any) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bcs.commands.checks.findings import Finding, clock_of, failed, ok, unknown, warning
+from bcs.store.redis_server import product_of
 
 _FULL_SHARE = 0.8
 _OLD_SECONDS = 60.0
@@ -13,9 +14,31 @@ _MEBIBYTE = 1024 * 1024
 
 def version(server: Mapping[str, str]) -> Finding:
     """Which server it is."""
-    if "valkey_version" in server:
-        return ok("redis", f"reachable, Valkey {server['valkey_version']}")
-    return ok("redis", f"reachable, Redis {server.get('redis_version', 'of an unknown version')}")
+    return ok("redis", f"reachable, {product_of(server)}")
+
+
+def identity(known: str, refusal: str) -> Finding:
+    """Whether a Redis that has lost something can be told from the one before, where there is a permanent record.
+
+    :param known: the identity; empty where Redis does not tell it.
+    :param refusal: why not.
+    """
+    if known:
+        return ok("redis identity", f"{known}: the service will notice a restart or a failover")
+    found = f"not known, so the service asks PostgreSQL for every batch, and can't do without it: {refusal}"
+    return warning("redis identity", found, "allow the user of BCS_REDIS_URL the command INFO (+info)")
+
+
+def commands(refused: Sequence[str]) -> Finding:
+    """Whether Redis would take every command that the service sends.
+
+    :param refused: why it would not, for each command that it would refuse.
+    """
+    if not refused:
+        return ok("redis commands", "all that the service sends are accepted")
+    reasons = "; ".join(dict.fromkeys(refused))
+    fix = "mend that in Redis: until then events wait in Kafka, and requests are refused"
+    return failed("redis commands", f"refused: {reasons}", fix)
 
 
 def eviction(memory: Mapping[str, str]) -> Finding:

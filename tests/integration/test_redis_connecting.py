@@ -1,0 +1,115 @@
+"""What answers at the address is not of the kind that BCS needs: its reason is named, and it counts as out of reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bcs.commands.checks.findings import Status
+from bcs.commands.checks.redis_checks import look_at_redis
+from bcs.domain.errors import StoreUnavailable
+from bcs.embedded import EmbeddedServer, free_port
+from bcs.store.redis_gateway import RedisGateway
+from tests.integration.stores import MakeGateway
+from tests.support.fault_proxy import FaultProxy
+from tests.support.redis_servers import redis_server
+from tests.support.service import Orchestrator, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def locked_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A node of a cluster, with a password."""
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--requirepass", "secret")
+    with redis_server(tmp_path_factory.mktemp("cluster"), *options) as server:
+        yield server
+
+
+async def assert_out_of_reach(gateway: RedisGateway, reason: str) -> None:
+    for ask in (lambda: gateway.call(("GET", "x")), lambda: gateway.share(("GET", "x")), gateway.ping):
+        with pytest.raises(StoreUnavailable) as raised:
+            await ask()
+        assert reason in raised.value.cause
+        assert not raised.value.answered
+        assert "secret" not in raised.value.cause
+
+
+async def test_a_database_that_is_not_there_is_named(make_gateway: MakeGateway, redis_url: str) -> None:
+    await assert_out_of_reach(make_gateway(f"{redis_url.removesuffix('/0')}/4711"), "no database")
+
+
+@pytest.mark.parametrize(
+    ("login", "database", "reason"),
+    [
+        ("", 0, "it wants a password"),
+        (":wrong@", 0, "does not accept the user or the password"),
+        (":secret@", 1, "no database of the number"),
+    ],
+)
+async def test_a_refused_login_or_database_is_named(
+    make_gateway: MakeGateway, locked_cluster: EmbeddedServer, login: str, database: int, reason: str
+) -> None:
+    await assert_out_of_reach(make_gateway(f"redis://{login}{locked_cluster.address}/{database}"), reason)
+
+
+async def test_a_server_that_refuses_to_connect_opens_the_circuit(make_gateway: MakeGateway, redis_url: str) -> None:
+    gateway = make_gateway(f"{redis_url.removesuffix('/0')}/4711", failures=2)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable) as raised:
+            await gateway.call(("GET", "x"))
+    assert gateway.circuit == "opened"
+    assert "left alone" in raised.value.cause
+    assert "no database" in raised.value.cause
+
+
+async def test_with_a_database_that_is_not_there_the_probes_name_it(redis_url: str) -> None:
+    missing = f"{redis_url.removesuffix('/0')}/4711"
+    async with (
+        running_service(redis_url=missing, kafka_bootstrap_servers="127.0.0.1:1") as service,
+        Orchestrator(service.base) as bos,
+    ):
+        health = await bos.get("/healthz")
+        assert (health.status, health.json["status"]) == (200, "degraded")
+        assert "no database" in health.json["dependencies"]["redis"]["message"]
+        for answer in (await bos.get("/readyz"), await bos.define("batch"), await bos.complete("batch", "nlp")):
+            assert answer.status == 503, answer.body
+        assert service.restarted() == []
+
+
+async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
+    proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.edit_replies({b"redis_version:7.2.": b"redis_version:6.0.", b"valkey_version:": b"valley_version:"})
+    async with (
+        running_service(
+            redis_url=f"redis://{proxy.address}",
+            kafka_bootstrap_servers="127.0.0.1:1",
+            redis_breaker_open_seconds=0.01,
+            retry_maximum_seconds=0.01,
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+
+        def causes(event: str, key: str) -> list[str]:
+            return [str(vars(record)[key]) for record in caplog.records if record.msg == event]
+
+        await wait_until(lambda: proxy.connections_accepted > 20)
+        [said] = causes("redis_unreachable", "cause")
+        health = await bos.get("/healthz")
+        assert (health.status, health.json["status"]) == (200, "degraded")
+        [finding] = await look_at_redis(service.service.settings)
+        assert finding.status is Status.FAILED
+        publisher = causes("waiting_for_dependency", "error")
+        for text in (said, health.json["dependencies"]["redis"]["message"], finding.found, *publisher[:1]):
+            assert "Redis 6.0.4 is older than 6.2" in text
+        assert (await bos.define("batch")).status == (await bos.get("/readyz")).status == 503
+
+
+async def test_a_cluster_whose_slots_lie_elsewhere_is_refused_and_named(
+    make_gateway: MakeGateway, locked_cluster: EmbeddedServer
+) -> None:
+    """Valkey tells so before it is asked for any key."""
+    await assert_out_of_reach(make_gateway(f"redis://:secret@{locked_cluster.address}"), "Redis Cluster")
