@@ -165,6 +165,8 @@ async def _stalled(
     consumer: IsolatingConsumer, next_to_read: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, Stall]:
     """Those of these partitions whose next message can't be read."""
+    if not next_to_read:
+        return {}  # to be assigned nothing, aiokafka would wait for ever
     consumer.assign(list(next_to_read))
     for key, offset in next_to_read.items():
         consumer.seek(key, offset)
