@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,9 +21,10 @@ from bcs.actors.http.server import HttpServer, open_listener
 from bcs.actors.intake import Intake
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.knowledge import Knowledge
-from bcs.actors.messages import MessageFinished, OutboxGrew, RecordFacts, RenderMetrics
-from bcs.actors.metrics import MetricsActor
+from bcs.actors.messages import MessageFinished, OutboxGrew, RecordFacts
+from bcs.actors.metrics import MetricsActor, MetricsPage
 from bcs.actors.publisher import Publisher
+from bcs.actors.redis_probe import RedisStatus
 from bcs.actors.skips import Skips
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
@@ -41,6 +43,9 @@ from bcs.supervision import (
     run_tree,
 )
 from bcs.telemetry import Telemetry
+
+# So many looks at Redis may be missing before its last answer is too old to be trusted.
+_PROBES_MISSED = 3
 
 
 class Service:
@@ -78,7 +83,6 @@ class Service:
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._intake_mailbox: Mailbox[MessageFinished] = Mailbox("intake", inf)
-        self._metrics_mailbox: Mailbox[RenderMetrics] = Mailbox("metrics", 100)
         self._under_way = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
         )
@@ -165,15 +169,25 @@ class Service:
             self._outbox_grew,
             law=self._law,
         )
+        redis = RedisStatus(
+            trusted_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
+            clock=time.monotonic,
+        )
         metrics = MetricsActor(
-            self.telemetry,
-            self.outbox,
-            permanent,
-            self.kafka,
-            settings.metrics_interval_seconds,
-            lambda: self.root.snapshot(),
-            self.persistence.circuit,
-            self._reach,
+            settings=settings,
+            telemetry=self.telemetry,
+            store=self.store,
+            outbox=self.outbox,
+            permanent=permanent,
+            redis=redis,
+            reach=self._reach,
+        )
+        page = MetricsPage(
+            telemetry=self.telemetry,
+            permanent=permanent,
+            kafka=self.kafka,
+            snapshot=lambda: self.root.snapshot(),
+            circuit=self.persistence.circuit,
         )
         publisher = Publisher(settings, self.outbox, self.telemetry, self._reach)
         clocks = Clocks(
@@ -211,8 +225,9 @@ class Service:
             settings,
             self.store,
             permanent,
+            redis,
             self.kafka,
-            self._metrics_mailbox,
+            page.render,
             lambda: self.root.snapshot(),
             lambda: self._stop is not None and self._stop.is_set(),
         )
@@ -228,7 +243,7 @@ class Service:
         return Supervisor(
             "bcs",
             [
-                ChildSpec("metrics", metrics.run, mailbox=self._metrics_mailbox, hang_seconds=hang),
+                ChildSpec("metrics", metrics.run),
                 ChildSpec(
                     "publisher",
                     publisher.run,

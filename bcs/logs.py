@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+import threading
+from typing import Any
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from bcs.log_writer import LogWriter
 from bcs.settings import Environment, Settings
+from bcs.telemetry import LOG_RECORDS_DROPPED
+
+log = structlog.stdlib.get_logger("bcs.logs")
+
+# So much may wait for whoever reads the log; then records are dropped.
+_LIMIT_BYTES = 4 * 1024 * 1024
+# The end of the process waits so long for what is not written yet.
+_FLUSH_SECONDS = 1.0
 
 
-def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
-    """Send all logs of this process to a stream.
-
-    :param stream: none means standard error.
-    """
+def configure_logging(settings: Settings) -> None:
+    """Send all logs of this process to standard error, without ever waiting for whoever reads them."""
 
     def name_instance(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         if settings.instance_name:
@@ -40,7 +47,8 @@ def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
         # Without local variables, here as in JSON: they would put pupils' data into the logs.
         rendering = [
             structlog.dev.ConsoleRenderer(
-                colors=(stream or sys.stderr).isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=sys.stderr is not None and sys.stderr.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,
             )
         ]
     structlog.configure(
@@ -52,15 +60,56 @@ def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
-        )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
     )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    # Where standard error was closed before the start, its file descriptor may be a socket by now.
+    root.handlers[:] = [logging.NullHandler() if sys.stderr is None else _BackgroundHandler(formatter)]
     root.setLevel(settings.log_level)
     # aiokafka reports every failed reconnection as an error; our own actors say once that Kafka is away.
     logging.getLogger("aiokafka").setLevel(logging.INFO if settings.log_level == "DEBUG" else logging.CRITICAL)
+    _log_what_python_would_print()
+
+
+class _BackgroundHandler(logging.Handler):
+    """Makes lines of records, and leaves them to the thread that writes them to standard error."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._writer = LogWriter(
+            sys.stderr.fileno(), limit_bytes=_LIMIT_BYTES, dropped=LOG_RECORDS_DROPPED.inc, notice=self._notice
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never wait, and never fail."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 (whatever a record has in it, it must not break what it tells of)
+            LOG_RECORDS_DROPPED.inc()
+            return
+        self._writer.put(line)
+
+    def flush(self) -> None:
+        """Wait until all is written, within bounds. `logging.shutdown`, which Python calls at its end, does this."""
+        self._writer.flush(_FLUSH_SECONDS)
+
+    def _notice(self, count: int) -> str:
+        message = "%d log records were dropped: nobody read them in time, or the disk was full"
+        return self.format(logging.LogRecord(log.name, logging.WARNING, __file__, 0, message, (count,), None))
+
+
+def _log_what_python_would_print() -> None:
+    """Keep Python from writing to standard error by itself: the thread that does would wait for its reader."""
+
+    def unraisable(hook: Any) -> None:
+        log.error("error_ignored", where=repr(hook.object), exc_info=hook.exc_value)
+
+    def in_thread(hook: threading.ExceptHookArgs) -> None:
+        log.error("thread_failed", thread=hook.thread.name if hook.thread else None, exc_info=hook.exc_value)
+
+    logging.captureWarnings(capture=True)
+    sys.unraisablehook = unraisable
+    threading.excepthook = in_thread

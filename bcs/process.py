@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import threading
@@ -97,6 +98,12 @@ async def run_until_signalled(
 
 def _exit_after(seconds: float) -> None:
     """End the process for certain: no coroutine can be made to end, and a hung one would keep the process for ever."""
-    timer = threading.Timer(seconds, os._exit, (EXIT_FAILED,))
+    timer = threading.Timer(seconds, _exit_now)
     timer.daemon = True
     timer.start()
+
+
+def _exit_now() -> None:
+    log.critical("exit_by_force", exit_code=EXIT_FAILED)
+    logging.shutdown()  # writes what waits, within bounds
+    os._exit(EXIT_FAILED)

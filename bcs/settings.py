@@ -143,6 +143,9 @@ class Settings(BaseSettings):
     redis_deadline_seconds: Seconds = Field(2.0, description="how long a round trip to Redis may take")
     redis_breaker_failures: Count = Field(5, description="failures in a row after which Redis is left alone")
     redis_breaker_open_seconds: Seconds = Field(1.0, description="for how long it is left alone")
+    redis_probe_interval_seconds: Seconds = Field(
+        1.0, description="the time between questions whether Redis is there; liveness and readiness never ask it"
+    )
     redis_commit_attempts: Count = Field(5, description="optimistic commits before the fallback")
     outbox_max_messages: Count = Field(1_000_000, description="messages that may wait for Kafka")
     outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between looks at an idle outbox")

@@ -12,6 +12,11 @@ from prometheus_client.process_collector import ProcessCollector
 # The time at which each series began, for every counter: nothing here reads it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
+LOG_RECORDS_DROPPED = Counter(
+    "bcs_log_records_dropped_total", "Log records dropped, as nobody read them or the disk was full.", registry=None
+)
+"""Of the whole process: its log is one."""
+
 CIRCUIT_STATES = {"closed": 0, "half-opened": 1, "opened": 2}
 
 
@@ -23,6 +28,7 @@ class Telemetry:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+        registry.register(LOG_RECORDS_DROPPED)
         # Where it is counted often, by a function: to look a series up by its labels costs more than to count in it.
         self.resolutions = cache(
             Counter(

@@ -726,6 +726,14 @@ _HTTP = (
         _in("integration/test_stopping", "test_while_it_drains_it_says_so_and_still_answers"),
     ),
     Mutation(
+        "redis-answer-age",
+        "Readiness does not trust an old answer of Redis.",
+        "bcs/actors/redis_probe.py",
+        "        if age_seconds > self.trusted_seconds:\n",
+        "        if False:\n",
+        _in("unit/test_redis_status", "test_an_answer_is_trusted_only_for_a_while"),
+    ),
+    Mutation(
         "deadline",
         "A request that takes too long is ended with a 503.",
         "bcs/actors/http/deadlines.py",

@@ -176,10 +176,3 @@ class KeepEntries:
 @dataclass(frozen=True, slots=True)
 class OutboxGrew:
     """To the publisher: there is something to publish."""
-
-
-@dataclass(frozen=True, slots=True)
-class RenderMetrics:
-    """To the metrics actor: the registry's text, please."""
-
-    reply: Reply[bytes]

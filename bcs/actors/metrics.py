@@ -1,58 +1,45 @@
-"""The metrics actor: samples what no other actor owns, and renders the registry."""
+"""What `/metrics` shows, and the actor that samples what no other actor owns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 from prometheus_client import generate_latest
 
 from bcs.actors.kafka import KafkaStatus
-from bcs.actors.messages import RenderMetrics
+from bcs.actors.redis_probe import RedisStatus, probe_redis
 from bcs.domain.errors import StoreError
 from bcs.failpoints import FailPoint, Reach
 from bcs.record.permanent import Permanent
-from bcs.store.base import Outbox
+from bcs.settings import Settings
+from bcs.store.base import Outbox, StateStore
 from bcs.supervision import ActorContext, Snapshot
 from bcs.telemetry import CIRCUIT_STATES, Telemetry
 
 
-@dataclass(frozen=True, slots=True)
-class MetricsActor:
-    """Samples at intervals and answers requests in between. The registry outlives it, and so do all counters.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsPage:
+    """The registry as text. It asks nobody and waits for nothing, so it can be had whatever hangs.
 
     :param permanent: None where there is none.
-    :param interval_seconds: the time between two samples.
     :param snapshot: a picture of the supervision tree.
     :param circuit: the state of the circuit breaker before the store.
-    :param reach: for chaos tests.
     """
 
     telemetry: Telemetry
-    outbox: Outbox
     permanent: Permanent | None
     kafka: KafkaStatus
-    interval_seconds: float
     snapshot: Callable[[], Snapshot]
     circuit: Callable[[], str]
-    reach: Reach
 
-    async def run(self, context: ActorContext[RenderMetrics]) -> None:
-        """Sample and render until asked to stop."""
-        await self.reach(FailPoint.STARTING, context.name)
-        context.ready()
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._sample_backlog)
-            group.start_soon(self._measure_loop_lag)
-            while letters := await context.receive():
-                for letter in letters:
-                    if not letter.abandoned:
-                        self._sample_now()
-                        letter.message.reply.send(generate_latest(self.telemetry.registry))
-                context.settle(letters)
-            group.cancel_scope.cancel()
+    def render(self) -> bytes:
+        """What is cheap to know is as fresh as the request for it; the rest is the metrics actor's last sample."""
+        self._sample_now()
+        return generate_latest(self.telemetry.registry)
 
     def _sample_now(self) -> None:
         """What is cheap to know is as fresh as the request for it."""
@@ -75,6 +62,35 @@ class MetricsActor:
             telemetry.record_up.labels("postgresql").set(self.permanent.record.reachable)
         telemetry.circuit.labels("redis").set(CIRCUIT_STATES[self.circuit()])
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsActor:
+    """Samples at intervals. The registry outlives it, and so do all counters, and what is known of Redis.
+
+    :param permanent: None where there is none.
+    :param redis: is kept up to date.
+    :param reach: for chaos tests.
+    """
+
+    settings: Settings
+    telemetry: Telemetry
+    store: StateStore
+    outbox: Outbox
+    permanent: Permanent | None
+    redis: RedisStatus
+    reach: Reach
+
+    async def run(self, context: ActorContext[Any]) -> None:
+        """Sample until asked to stop."""
+        await self.reach(FailPoint.STARTING, context.name)
+        context.ready()
+        async with anyio.create_task_group() as group:
+            group.start_soon(probe_redis, self.store, self.redis, self.settings.redis_probe_interval_seconds)
+            group.start_soon(self._sample_backlog)
+            group.start_soon(self._measure_loop_lag)
+            await context.wait_stopping()
+            group.cancel_scope.cancel()
+
     async def _sample_backlog(self) -> None:
         while True:
             # While the store is away the last figure stands; the circuit breaker's state tells why.
@@ -83,10 +99,10 @@ class MetricsActor:
                 if self.permanent:
                     backlog, explanations = self.permanent.backlog, self.permanent.explanations
                     self.telemetry.archive_backlog.set(await backlog.backlog() + await explanations.backlog())
-            await anyio.sleep(self.interval_seconds)
+            await anyio.sleep(self.settings.metrics_interval_seconds)
 
     async def _measure_loop_lag(self) -> None:
         while True:
-            due = anyio.current_time() + self.interval_seconds
+            due = anyio.current_time() + self.settings.metrics_interval_seconds
             await anyio.sleep_until(due)
             self.telemetry.event_loop_lag.set(max(0.0, anyio.current_time() - due))

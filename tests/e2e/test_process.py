@@ -1,7 +1,9 @@
 """``bcs`` as its users run it: a process with environment variables, signals, an exit code and two outputs."""
 
 import asyncio
+import fcntl
 import json
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -151,6 +153,31 @@ async def test_in_production_every_line_of_the_log_is_json(
         (line["topic"], line["partition"], line["offset"]) for line in letters
     }
     assert [line["exit_code"] for line in lines if line["event"] == "stopped"] == [0]
+
+
+async def test_a_log_that_nobody_reads_holds_up_neither_answers_nor_the_stop(tmp_path: Path, prefix: str) -> None:
+    os.mkfifo(tmp_path / "stderr")
+    unread = os.open(tmp_path / "stderr", os.O_RDONLY | os.O_NONBLOCK)
+    capacity = fcntl.fcntl(unread, fcntl.F_SETPIPE_SZ, 4096)
+    nowhere = f"127.0.0.1:{free_port()}"
+    environment = {
+        "BCS_USE_MOCK_REPOSITORY": "true",
+        "BCS_LOG_LEVEL": "DEBUG",
+        "BCS_HTTP_ACCESS_LOG": "true",
+        "BCS_SHUTDOWN_SECONDS": 5,
+    }
+    with serve(tmp_path, f"redis://{nowhere}", nowhere, **environment, forked=True) as process:
+        await process.answers()
+        async with Orchestrator(process.base, keep_alive=True) as bos:
+            for number in range(capacity // 100):
+                assert (await bos.complete(f"{prefix}-{number}", "spellcheck")).status == 200
+            for probe in ("/healthz", "/readyz", "/metrics"):
+                assert (await bos.get(probe)).status == 200
+        process.signal(signal.SIGTERM)
+        await wait_until(lambda: process.process.poll() is not None)
+        assert process.process.wait() == 0
+    assert len(os.read(unread, capacity)) > capacity - 1000, "it was full"
+    os.close(unread)
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------

@@ -135,8 +135,8 @@ async def test_a_path_that_bcs_does_not_have_is_its_own_problem(service: Running
 
 
 async def test_the_tree_of_actors_is_shown(service: RunningService) -> None:
-    service.call(service.service.root.kill, "metrics", "killed by the test")
-    await wait_until(lambda: service.snapshot().children[0].incarnation == 2)
+    service.call(service.service.root.kill, "publisher", "killed by the test")
+    await wait_until(lambda: service.snapshot().children[1].incarnation == 2)
     ran = await bcs("actors", "--url", service.base)
     assert ran.exit_code == 0
     lines = ran.output.splitlines()
@@ -148,9 +148,9 @@ async def test_the_tree_of_actors_is_shown(service: RunningService) -> None:
         "intake",
         "http",
     ]
-    [metrics] = [line for line in lines if " metrics " in line]
-    assert "incarnation 2, 1 restart, " in metrics
-    assert "message" in metrics
+    [publisher] = [line for line in lines if " publisher " in line]
+    assert "incarnation 2, 1 restart, " in publisher
+    assert "message" in publisher
     assert any("last error: " in line and "killed by the test" in line for line in lines)
 
 

@@ -68,6 +68,7 @@ QUICK: Mapping[str, object] = {
     "outbox_poll_interval_seconds": 0.1,
     "outbox_unwritable_seconds": 0.5,
     "outbox_takeover_seconds": 1.0,
+    "redis_probe_interval_seconds": 0.1,
     "database_probe_interval_seconds": 0.1,
     "database_first_probe_seconds": 1.0,
     "retry_maximum_seconds": 0.3,

@@ -1,4 +1,7 @@
-"""Probes: is the process worth keeping, may it get traffic, and what do the metrics say."""
+"""Probes: is the process worth keeping, may it get traffic, and what do the metrics say.
+
+They answer from what is known and wait for nothing: a fleet must not be restarted for an outage of Redis.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,16 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from bcs import __version__
-from bcs.actors.asking import ask_again
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.kafka import KafkaStatus
-from bcs.actors.messages import RenderMetrics
+from bcs.actors.redis_probe import RedisStatus
 from bcs.contracts.published import SERVICE
 from bcs.domain.errors import StoreUnavailable
 from bcs.record.permanent import Permanent
 from bcs.settings import Settings
 from bcs.store.base import StateStore
-from bcs.supervision import Mailbox, Snapshot, State
+from bcs.supervision import Snapshot, State
 
 # States of an actor in which its callers wait for it.
 _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.WEDGED, State.ENDED})
@@ -31,6 +33,8 @@ class Probes:
     """Handlers with what they need.
 
     :param permanent: None where there is no record.
+    :param redis: what the last look at Redis has found.
+    :param render_metrics: the metrics as text.
     :param snapshot: a picture of the supervision tree.
     :param draining: whether a stop was asked for.
     """
@@ -38,15 +42,16 @@ class Probes:
     settings: Settings
     store: StateStore
     permanent: Permanent | None
+    redis: RedisStatus
     kafka: KafkaStatus
-    metrics: Mailbox[RenderMetrics]
+    render_metrics: Callable[[], bytes]
     snapshot: Callable[[], Snapshot]
     draining: Callable[[], bool]
 
     async def healthz(self, _: web.Request) -> web.Response:
         """GET /healthz: liveness. A dependency that is away is no reason to restart this process."""
         tree = self.snapshot()
-        redis = await self._redis()
+        redis = self._redis()
         kafka = _dependency(self.kafka.connected, self.kafka.problem)
         if kafka["status"] == "healthy" and self.kafka.trouble is not None:
             kafka = _dependency(False, self.kafka.trouble)
@@ -78,20 +83,14 @@ class Probes:
         """GET /readyz: 503 while draining, or while neither the state store nor the record can answer."""
         if self.draining():
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
-        try:
-            await self.store.ping()
-        except StoreUnavailable as error:
-            if self.permanent and self.permanent.stands_in(error):
-                return reply_json({"status": "ready"})
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True
-            ) from None
-        return reply_json({"status": "ready"})
+        failure = self._redis_failure()
+        if failure is None or (self.permanent and self.permanent.stands_in(failure)):
+            return reply_json({"status": "ready"})
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True)
 
     async def render(self, _: web.Request) -> web.Response:
         """GET /metrics."""
-        text = await ask_again(lambda: self.metrics.ask(RenderMetrics, self.settings.request_deadline_seconds))
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=self.render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def _postgresql(self) -> dict[str, str]:
         if self.permanent is None:
@@ -100,14 +99,21 @@ class Probes:
             return {"status": "not_configured", "message": f"no permanent record is kept ({reason})"}
         return _dependency(self.permanent.record.reachable, self.permanent.record.problem)
 
-    async def _redis(self) -> dict[str, str]:
+    def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:
             return {"status": "not_configured", "message": "state is kept in memory (BCS_USE_MOCK_REPOSITORY)"}
+        failure = self._redis_failure()
+        problem = failure.cause if failure else self.store.problem
+        return _dependency(not problem, problem)
+
+    def _redis_failure(self) -> StoreUnavailable | None:
+        """Why Redis counts as away. What requests have found since the last look counts, too."""
         try:
-            await self.store.ping()
-        except StoreUnavailable as error:
-            return _dependency(False, error.cause)
-        return _dependency(not self.store.problem, self.store.problem)
+            self.redis.ensure_up()
+            self.store.ensure_reachable()
+        except StoreUnavailable as failure:
+            return failure
+        return None
 
 
 def _dependency(up: bool | None, problem: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ import anyio
 import structlog
 from aiohttp import web
 
+from bcs.actors.http.bodies import CallerLeft
 from bcs.actors.http.deadlines import Deadlines
 from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, problem_of
 from bcs.contracts.http import LETTER_WRITTEN, InvalidRequest
@@ -31,6 +32,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CORRELATION_ID: Final = web.RequestKey("correlation_id", str)
 DEAD_LETTER: Final = web.RequestKey("dead_letter", str)
 """Set once the request itself is a durable dead letter."""
+
+CALLER_LEFT: Final = 499
+"""What a request is counted under, as others count it, whose caller left before its body had come."""
 
 ANYWHERE: Final = "/{path}"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -96,8 +100,7 @@ class Guard:
             # Not for its deadline, or not for that alone: somebody wants to see the end of this connection.
             if self._deadlines.forget(task) or task.uncancel():
                 raise
-            late = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
-            response = self._refuse(request, late)
+            response = self._refuse(request, _late(request))
         finally:
             self._deadlines.forget(task)
             self._in_flight -= 1
@@ -134,6 +137,9 @@ class Guard:
             return await handler(request)
         except Problem as error:
             problem = error
+        except CallerLeft:
+            log.debug("caller_left", correlation_id=correlation_id_of(request))
+            return web.Response(status=CALLER_LEFT)
         except InvalidRequest as error:
             problem = invalid_fields(error.problems)
         except web.HTTPException as error:
@@ -169,6 +175,12 @@ def correlation_id_of(request: web.Request) -> str:
     return known
 
 
+def _late(request: web.Request) -> Problem:
+    if not request.content.is_eof():
+        return Problem(HTTPStatus.REQUEST_TIMEOUT, "body-too-late", "the request body did not come in time", retry=True)
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
+
+
 async def nowhere(request: web.Request) -> web.StreamResponse:
     """Answers what no route takes.
 
@@ -180,6 +192,14 @@ async def nowhere(request: web.Request) -> web.StreamResponse:
         _, methods = await resource.resolve(request)
         allowed |= methods
     raise web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound
+
+
+async def unexpected(_: web.Request) -> web.StreamResponse:
+    """Answers an `Expect` header that asks for something else than to go on.
+
+    :raises HTTPExpectationFailed: always.
+    """
+    raise web.HTTPExpectationFailed
 
 
 def _route_label(request: web.Request) -> str:

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from bcs.actors.asking import ask_again
 from bcs.actors.clocks import Clocks
+from bcs.actors.http.bodies import read_body
 from bcs.actors.http.middleware import CORRELATION_ID, DEAD_LETTER, correlation_id_of
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
@@ -205,7 +206,7 @@ async def _read(request: web.Request, model: type[BodyT]) -> BodyT:
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "the content type must be application/json"
         )
-    raw = await request.read()
+    raw = await read_body(request)
     try:
         return parse_body(model, raw)
     except InvalidBody:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from bcs.actors.http.acceptor import Acceptor
 from bcs.actors.http.actors import ActorCalls
 from bcs.actors.http.batches import BatchCalls
+from bcs.actors.http.connection import Connection
 from bcs.actors.http.deadlines import Deadlines
 from bcs.actors.http.health import Probes
-from bcs.actors.http.middleware import Guard, Handler, nowhere
+from bcs.actors.http.middleware import Guard, Handler, nowhere, unexpected
 from bcs.actors.http.pipelines import PipelineCalls
 from bcs.contracts.parameters import BATCHES
 from bcs.domain.errors import BcsError
@@ -98,15 +101,20 @@ class HttpServer:
         runner = web.AppRunner(
             self._application(guard),
             handle_signals=False,
-            access_log=None,
-            logger=_PROTOCOL_LOG,
             # aiohttp waits a minute by default, twice as long as Kubernetes does. By then requests are done anyway.
             shutdown_timeout=self.settings.http_kill_grace_seconds,
         )
         await runner.setup()
         server = runner.server
         assert server is not None  # noqa: S101 (it was set up)
-        acceptor = Acceptor(self.listener, server)
+        loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+
+        def connection() -> Connection:
+            # The types know no "no log", which aiohttp's runners do.
+            return Connection(server, loop=loop, logger=_PROTOCOL_LOG, access_log=None)  # type: ignore[arg-type]
+
+        acceptor = Acceptor(self.listener, connection)
         stopped = False
         try:
             async with anyio.create_task_group() as group:
@@ -145,9 +153,9 @@ class HttpServer:
         def add(method: str, path: str, handler: Handler) -> None:
             resource = router.add_resource(path)
             guarded = guard.around(handler, resource.canonical)
-            resource.add_route(method, guarded)
-            if method == "GET":
-                resource.add_route("HEAD", guarded)
+            expect = _expecting(guard.around(unexpected, resource.canonical))
+            for taken in (method, "HEAD") if method == "GET" else (method,):
+                resource.add_route(taken, guarded, expect_handler=expect)
 
         add("POST", "/internal/v1/pipelines/define", self.pipelines.define)
         add("POST", "/internal/v1/phases/complete", self.pipelines.complete)
@@ -159,5 +167,21 @@ class HttpServer:
         add("GET", "/healthz", self.probes.healthz)
         add("GET", "/readyz", self.probes.readyz)
         add("GET", "/metrics", self.probes.render)
-        router.add_route("*", "/{path:(?s:.*)}", guard.around(nowhere, None))
+        expect = _expecting(guard.around(unexpected, None))
+        router.add_route("*", "/{path:(?s:.*)}", guard.around(nowhere, None), expect_handler=expect)
         return application
+
+
+def _expecting(refuse: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+    """What answers an `Expect` header; aiohttp's own answer to one that it does not know is no problem document."""
+
+    async def expect(request: web.Request) -> web.StreamResponse | None:
+        if request.version < HttpVersion11:
+            return None
+        if request.headers["Expect"].lower() != "100-continue":
+            return await refuse(request)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer, which has not begun
+        return None
+
+    return expect

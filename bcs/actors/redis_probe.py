@@ -1,0 +1,68 @@
+"""Asks Redis for signs of life, and keeps what is known of it for those who must not wait for an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+
+import anyio
+import structlog
+
+from bcs.domain.errors import StoreUnavailable
+from bcs.store.base import StateStore
+from bcs.supervision import describe
+
+log = structlog.stdlib.get_logger("bcs.redis")
+
+
+@dataclass(slots=True, kw_only=True)
+class RedisStatus:
+    """What is known of Redis, for liveness and readiness. Written by the metrics actor, read by others.
+
+    :param trusted_seconds: an older answer says nothing about now: the probe that should have renewed it stands still.
+    :param clock: monotonic seconds.
+    """
+
+    trusted_seconds: float
+    clock: Callable[[], float]
+    _answered_at: float = field(default=-inf, init=False)
+    _problem: str | None = field(default="it was not asked yet", init=False)
+    _outage_said: bool = field(default=False, init=False)
+
+    def up(self) -> None:
+        """Redis answered."""
+        if self._outage_said:
+            log.info("redis_probe_succeeded")
+        self._answered_at, self._problem, self._outage_said = self.clock(), None, False
+
+    def down(self, problem: str) -> None:
+        """Redis did not answer, or refused. Said once for each outage."""
+        if not self._outage_said:
+            log.warning("redis_probe_failed", problem=problem)
+        self._problem, self._outage_said = problem, True
+
+    def ensure_up(self) -> None:
+        """Refuse unless Redis is known to answer. Asks nobody.
+
+        :raises StoreUnavailable: it is not.
+        """
+        if self._problem is not None:
+            raise StoreUnavailable("redis", self._problem)
+        age_seconds = self.clock() - self._answered_at
+        if age_seconds > self.trusted_seconds:
+            raise StoreUnavailable("redis", f"its last known answer is {age_seconds:.0f} s old")
+
+
+async def probe_redis(store: StateStore, status: RedisStatus, interval_seconds: float) -> None:
+    """Keep the status up to date until cancelled."""
+    while True:
+        try:
+            await store.ping()
+        except StoreUnavailable as error:
+            status.down(error.cause)
+        except Exception as error:  # noqa: BLE001 (a look that can't be made has failed; to die of it would help nobody)
+            status.down(describe(error))
+        else:
+            status.up()
+        await anyio.sleep(interval_seconds)

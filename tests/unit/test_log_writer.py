@@ -1,0 +1,107 @@
+"""The log's lines on their way out: nobody who logs waits, their order is kept, and what is dropped is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from bcs.log_writer import LogWriter
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+LIMIT_BYTES = 1_000_000
+LINE = "x" * 999
+
+
+class Drops:
+    """Counts what is dropped."""
+
+    count = 0
+
+    def add(self, count: int) -> None:
+        """So many more."""
+        self.count += count
+
+
+@pytest.fixture
+def drops() -> Drops:
+    return Drops()
+
+
+@pytest.fixture
+def make_writer(drops: Drops) -> Callable[[int], LogWriter]:
+    return lambda descriptor: LogWriter(
+        descriptor, limit_bytes=LIMIT_BYTES, dropped=drops.add, notice=lambda count: f"{count} dropped"
+    )
+
+
+class Reader:
+    """The other end of a pipe, read only when it is asked to."""
+
+    def __init__(self) -> None:
+        self._reading, self.writing = os.pipe()
+        os.set_blocking(self._reading, False)
+        self._read = b""
+
+    def lines(self) -> list[str]:
+        """All that came so far."""
+        with suppress(BlockingIOError):
+            while chunk := os.read(self._reading, 1 << 20):
+                self._read += chunk
+        return self._read.decode().splitlines()
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self.writing)
+        os.close(self._reading)
+
+
+def test_lines_are_written_in_their_order(tmp_path: Path, make_writer: Callable[[int], LogWriter]) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        writer = make_writer(file.fileno())
+        for number in range(1000):
+            writer.put(f"line {number} \udcff")
+        writer.flush(5)
+        assert (tmp_path / "log").read_text().splitlines() == [f"line {number} \\udcff" for number in range(1000)]
+
+
+async def test_a_reader_that_stands_still_holds_up_nobody_and_learns_what_was_dropped(
+    make_writer: Callable[[int], LogWriter], drops: Drops
+) -> None:
+    with closing(Reader()) as reader:
+        writer = make_writer(reader.writing)
+        for number in range(3000):
+            writer.put(f"{number} {LINE}")
+        dropped = drops.count
+        assert 900 < dropped < 3000, "what waits is bounded"
+        writer.flush(0.01)  # nobody reads: this, too, comes to its end
+        await wait_until(lambda: reader.lines()[-1:] == [f"{dropped} dropped"])
+        writer.put("after")
+        await wait_until(lambda: reader.lines()[-1:] == ["after"])
+        numbers = [int(line.partition(" ")[0]) for line in reader.lines()[:-2]]
+        assert numbers == sorted(numbers)
+        assert len(numbers) + dropped == 3000
+        assert drops.count == dropped
+
+
+def test_a_full_disk_breaks_nothing_and_is_told_once_there_is_room(
+    tmp_path: Path, make_writer: Callable[[int], LogWriter], drops: Drops
+) -> None:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    writer = make_writer(descriptor)
+    for _ in range(3):
+        writer.put("lost")
+        writer.flush(5)
+    assert drops.count == 3
+    with (tmp_path / "log").open("wb") as file:
+        os.dup2(file.fileno(), descriptor)
+    writer.put("kept")
+    writer.flush(5)
+    os.close(descriptor)
+    assert (tmp_path / "log").read_text() == "3 dropped\nkept\n"
+    assert drops.count == 3
