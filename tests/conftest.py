@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.workermanage import WorkerController
@@ -20,6 +21,12 @@ from tests.support.distribution import ByModule, alone_or_beside_others, make_sc
 from tests.support.kafka import platform_broker
 from tests.support.pgbouncer import pgbouncer, pgbouncer_binary
 from tests.support.tiers import hear_from_worker, leave_out, show_not_played, tell_the_controller
+
+# Logs go to pytest, which shows them with the test that failed.
+structlog.configure(
+    processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+)
 
 # A machine that has much to do is no fault of what is tested: examples have no deadline.
 settings.register_profile("suite", deadline=None)

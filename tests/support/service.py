@@ -21,7 +21,6 @@ import aiohttp
 import anyio
 import anyio.abc
 import anyio.to_thread
-import structlog
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
@@ -37,12 +36,6 @@ from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
 T = TypeVar("T")
-
-# To pytest, which shows them with the test that failed.
-structlog.configure(
-    processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
-    logger_factory=structlog.stdlib.LoggerFactory(),
-)
 
 # A service goes on in its thread beside property tests, which object when anybody but them uses the random numbers that
 # all of a process share. aiokafka chooses its nodes with them, tenacity its waits.
