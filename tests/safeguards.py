@@ -478,7 +478,7 @@ _OUTBOX = (
         "outbox-takeover",
         "What a dead replica held of the outbox is taken over.",
         "bcs/actors/publisher.py",
-        "                leased += await self._persist(context, self.outbox.recover, takeover_seconds, _LEASE_LIMIT)\n",
+        "                leased += await self._take_over(context)\n",
         "",
         _in(
             "integration/test_outbox_takeover",
