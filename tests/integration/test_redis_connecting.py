@@ -71,9 +71,13 @@ async def test_with_a_database_that_is_not_there_the_probes_name_it(redis_url: s
         running_service(redis_url=missing, kafka_bootstrap_servers="127.0.0.1:1") as service,
         Orchestrator(service.base) as bos,
     ):
-        health = await bos.get("/healthz")
-        assert (health.status, health.json["status"]) == (200, "degraded")
-        assert "no database" in health.json["dependencies"]["redis"]["message"]
+
+        async def is_named() -> bool:
+            health = await bos.get("/healthz")
+            assert (health.status, health.json["status"]) == (200, "degraded")
+            return "no database" in health.json["dependencies"]["redis"]["message"]
+
+        await wait_until(is_named)
         for answer in (await bos.get("/readyz"), await bos.define("batch"), await bos.complete("batch", "nlp")):
             assert answer.status == 503, answer.body
         assert service.restarted() == []
