@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -86,7 +87,7 @@ async def test_with_a_database_that_is_not_there_the_probes_name_it(redis_url: s
 async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
     proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    proxy.edit_replies({b"redis_version:7.2.": b"redis_version:6.0.", b"valkey_version:": b"valley_version:"})
+    proxy.edit_replies({b"redis_version:7.": b"redis_version:5.", b"valkey_version:": b"valley_version:"})
     async with (
         running_service(
             redis_url=f"redis://{proxy.address}",
@@ -108,7 +109,7 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
         assert finding.status is Status.FAILED
         publisher = causes("waiting_for_dependency", "error")
         for text in (said, health.json["dependencies"]["redis"]["message"], finding.found, *publisher[:1]):
-            assert "Redis 6.0.4 is older than 6.2" in text
+            assert re.search(r"Redis 5\.[\d.]+ is older than 6\.2", text)
         assert (await bos.define("batch")).status == (await bos.get("/readyz")).status == 503
 
 
