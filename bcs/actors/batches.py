@@ -111,6 +111,10 @@ class BatchActor:
                 await self._patiently(context, "commit facts")(make_durable, group)
             except (StoreUnavailable, BacklogFull):
                 return  # a stop was asked for; not acknowledged, these are read again by the next process
+            except StoreError:
+                # Only once the store was back it said what it will never take.
+                await self._record(context, letters)
+                return
         await self.reach(FailPoint.BEFORE_REPLY, context.name)
         for command in group:
             if command.reply:

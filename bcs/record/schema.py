@@ -57,7 +57,9 @@ class Upgraded:
 
 async def version_of(connection: asyncpg.Connection) -> str | None:
     """The schema's version; None where there is no schema yet."""
-    if await connection.fetchval("SELECT to_regclass($1)", VERSION_TABLE) is None:
+    # With pg_class in the query: to_regclass() alone may go by what this session remembers, which is nothing, although
+    # somebody else has made the table since.
+    if await connection.fetchval("SELECT oid FROM pg_class WHERE oid = to_regclass($1)", VERSION_TABLE) is None:
         return None
     version: str | None = await connection.fetchval(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 (ours)
     return version

@@ -60,7 +60,14 @@ class StateStore(Protocol):
         ...
 
     def ensure_reachable(self) -> None:
-        """Refuse at once, without asking it, while the store is known to be away or to refuse commits.
+        """Refuse at once, without asking it, while the store is known to be away.
+
+        :raises StoreUnavailable: it is.
+        """
+        ...
+
+    def ensure_writable(self) -> None:
+        """Refuse at once, without asking it, while the store is known to be away, or to refuse commits.
 
         :raises StoreUnavailable: it is, or does.
         """

@@ -87,6 +87,9 @@ class MemoryStateStore:
     def ensure_reachable(self) -> None:
         """Memory is always there."""
 
+    def ensure_writable(self) -> None:
+        """Memory takes everything."""
+
     async def time_us(self) -> int:
         """This machine's time: there is no other."""
         return time.time_ns() // 1000

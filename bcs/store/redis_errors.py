@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from bcs.domain.errors import StoreUnavailable
+from bcs.store.redis_server import PART_OF_A_CLUSTER
 
 CORRUPT = "BCSCORRUPT"
 """The code with which our own script says that what is stored is not what BCS writes."""
@@ -25,14 +26,13 @@ GROUP_EXISTS = "BUSYGROUP"
 # What the sender of a command deals with.
 _FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS})
 
-_IN_A_CLUSTER = "it is a node of a Redis Cluster, which BCS does not support"
 _NO_DATABASE = "it has no database of the number in BCS_REDIS_URL"
 _REASONS = {
-    "MOVED": _IN_A_CLUSTER,
-    "ASK": _IN_A_CLUSTER,
-    "CROSSSLOT": _IN_A_CLUSTER,
-    "TRYAGAIN": _IN_A_CLUSTER,
-    "CLUSTERDOWN": _IN_A_CLUSTER,
+    "MOVED": PART_OF_A_CLUSTER,
+    "ASK": PART_OF_A_CLUSTER,
+    "CROSSSLOT": PART_OF_A_CLUSTER,
+    "TRYAGAIN": PART_OF_A_CLUSTER,
+    "CLUSTERDOWN": PART_OF_A_CLUSTER,
     "NOPERM": "the user of BCS_REDIS_URL lacks a right",
     "NOAUTH": "it wants a password",
     "WRONGPASS": "it does not accept the user or the password of BCS_REDIS_URL",

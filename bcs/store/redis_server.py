@@ -8,6 +8,8 @@ from collections.abc import Mapping
 LEAST_VERSION = "6.2"
 """XAUTOCLAIM is in it, and a WATCH that notices when a key expires. Valkey began later."""
 
+PART_OF_A_CLUSTER = "it is a node of a Redis Cluster, which BCS supports only where one node has all slots"
+
 # Of the forty hexadecimal digits of each id.
 _CHARACTERS = 8
 _VERSION = re.compile(r"(\d+)\.(\d+)")
@@ -64,7 +66,7 @@ def unfit_cluster(cluster: Mapping[str, str]) -> str:
     """
     if (cluster.get("cluster_size"), cluster.get("cluster_slots_assigned")) == ("1", _SLOTS):
         return ""
-    return "it is a node of a Redis Cluster, which BCS supports only where one node has all slots"
+    return PART_OF_A_CLUSTER
 
 
 def _numbers(version: re.Match[str] | None) -> tuple[int, ...]:

@@ -131,8 +131,12 @@ class RedisStateStore:
         return (await self._batches.read(batch_id)).state
 
     def ensure_reachable(self) -> None:
-        """See `StateStore.ensure_reachable`. A Redis that refuses commits is as good as away."""
+        """See `StateStore.ensure_reachable`."""
         self._gateway.ensure_reachable()
+
+    def ensure_writable(self) -> None:
+        """See `StateStore.ensure_writable`."""
+        self.ensure_reachable()
         if self._refusal and anyio.current_time() < self._refused_at + _REFUSAL_SECONDS:
             raise StoreUnavailable("redis", self._refusal, answered=True)
 

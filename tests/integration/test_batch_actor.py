@@ -16,7 +16,7 @@ from bcs.actors.batches import BatchActor
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, Report
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage
-from bcs.domain.errors import StoreUnavailable
+from bcs.domain.errors import StoreCorrupted, StoreUnavailable
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
 from bcs.domain.history import HistoryEntry
 from bcs.domain.state import BatchState
@@ -24,7 +24,7 @@ from bcs.store.base import Committed
 from bcs.store.memory import MemoryOutbox, MemoryStateStore
 from bcs.supervision import AskTimeout, DynamicSupervisor
 from bcs.telemetry import Telemetry
-from tests.supervision.harness import AT_ONCE, OFTEN, running
+from tests.supervision.harness import AT_ONCE, OFTEN, Recorder, running
 from tests.support.events import spellchecked
 from tests.support.laws import LAW
 from tests.support.waiting import wait_until
@@ -73,6 +73,7 @@ def supervisor_of(
     finished: list[MessageFinished],
     nudges: list[None],
     archive: Any = None,
+    observer: Recorder | None = None,
 ) -> DynamicSupervisor[RecordFacts]:
     actor = BatchActor(
         store,
@@ -94,6 +95,7 @@ def supervisor_of(
         max_deliveries=DELIVERIES,
         intensity=OFTEN,
         backoff=AT_ONCE,
+        observer=observer,
     )
 
 
@@ -128,6 +130,31 @@ async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_a
     assert (about["attempts"], about["error_type"]) == (DELIVERIES, "RuntimeError")
     assert about["source_offset"] == receipt.message.offset
     assert nudges, "the publisher is told"
+
+
+class CorruptedStore(MemoryStateStore):
+    """Is away at first. When it is back, it has something else in the place of the batch."""
+
+    commits = 0
+
+    async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+        self.commits += 1
+        if self.commits <= 2:
+            raise StoreUnavailable("redis", "the test says so")
+        raise StoreCorrupted(batch_id, "the test says so")
+
+
+async def test_what_a_store_refuses_for_good_after_an_outage_becomes_a_dead_letter_without_a_crash() -> None:
+    store, outbox = CorruptedStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
+    finished: list[MessageFinished] = []
+    observed = Recorder()
+    supervisor = supervisor_of(store, outbox, finished, [], observed)
+    supervisor.deliver_nowait(BATCH, command(7, "essay"))
+    async with running(supervisor):
+        await wait_until(lambda: finished)
+    assert "restarting" not in {event for event, *_ in observed.events}
+    [entry] = await outbox.lease(10)
+    assert json.loads(entry.message.value)["additional_metadata"]["error_type"] == "StoreCorrupted"
 
 
 async def test_a_message_counts_as_finished_only_behind_its_commit() -> None:

@@ -74,8 +74,12 @@ async def test_without_the_command_that_takes_over_all_else_is_published(
             assert (await bos.complete(batch, "spellcheck")).status == 200
             assert await bos.to_run(batch) == ["ai_feedback"]
             await wait_until(lambda: platform.messages(topics.PHASE_SKIPPED, batch))
-            redis = (await bos.get("/healthz")).json["dependencies"]["redis"]
-            assert (redis["status"], "XAUTOCLAIM" in redis["message"]) == ("unhealthy", True)
+
+            async def is_named() -> bool:
+                redis = (await bos.get("/healthz")).json["dependencies"]["redis"]
+                return redis["status"] == "unhealthy" and "XAUTOCLAIM" in redis["message"]
+
+            await wait_until(is_named)
             refused = [vars(record)["error"] for record in caplog.records if record.msg == "takeover_refused"]
             assert "XAUTOCLAIM" in refused[0]
 

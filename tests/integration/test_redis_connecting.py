@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -71,9 +72,13 @@ async def test_with_a_database_that_is_not_there_the_probes_name_it(redis_url: s
         running_service(redis_url=missing, kafka_bootstrap_servers="127.0.0.1:1") as service,
         Orchestrator(service.base) as bos,
     ):
-        health = await bos.get("/healthz")
-        assert (health.status, health.json["status"]) == (200, "degraded")
-        assert "no database" in health.json["dependencies"]["redis"]["message"]
+
+        async def is_named() -> bool:
+            health = await bos.get("/healthz")
+            assert (health.status, health.json["status"]) == (200, "degraded")
+            return "no database" in health.json["dependencies"]["redis"]["message"]
+
+        await wait_until(is_named)
         for answer in (await bos.get("/readyz"), await bos.define("batch"), await bos.complete("batch", "nlp")):
             assert answer.status == 503, answer.body
         assert service.restarted() == []
@@ -82,7 +87,7 @@ async def test_with_a_database_that_is_not_there_the_probes_name_it(redis_url: s
 async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
     proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    proxy.edit_replies({b"redis_version:7.2.": b"redis_version:6.0.", b"valkey_version:": b"valley_version:"})
+    proxy.edit_replies({b"redis_version:7.": b"redis_version:5.", b"valkey_version:": b"valley_version:"})
     async with (
         running_service(
             redis_url=f"redis://{proxy.address}",
@@ -104,7 +109,7 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
         assert finding.status is Status.FAILED
         publisher = causes("waiting_for_dependency", "error")
         for text in (said, health.json["dependencies"]["redis"]["message"], finding.found, *publisher[:1]):
-            assert "Redis 6.0.4 is older than 6.2" in text
+            assert re.search(r"Redis 5\.[\d.]+ is older than 6\.2", text)
         assert (await bos.define("batch")).status == (await bos.get("/readyz")).status == 503
 
 

@@ -104,7 +104,7 @@ class PipelineCalls:
         if body.phase_name not in self.phases:
             raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(sorted(self.phases))}"),))
         # A batch's actor would wait for the store together with what comes from Kafka; a caller is told at once.
-        self.store.ensure_reachable()
+        self.store.ensure_writable()
         outcome = Outcome.COMPLETED if body.success else Outcome.FAILED
         # A person's word counts over all that is known, whatever times that has.
         at_us = report_time_us(

@@ -1,0 +1,133 @@
+"""Whatever a dependency refuses, and how: no fact is lost or buried, callers are answered, and the cause is named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from bcs.contracts import topics
+from bcs.embedded import HOST, EmbeddedServer
+from bcs.embedded_postgres import PostgresServer
+from tests.kafka.services import SESSION_SECONDS
+from tests.refusals.servers import Servers, database_server, redis_server
+from tests.refusals.ways import WAYS, Way
+from tests.support.events import registered, spellchecked
+from tests.support.fault_proxy import FaultProxy
+from tests.support.kafka import Platform
+from tests.support.service import Orchestrator, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.release]
+
+LAST: list[str] = []
+ESSAYS = ("essay-1", "essay-2")
+IN_TIME_SECONDS = 60
+QUICK = {
+    "kafka_enable_idempotence": True,
+    "kafka_session_timeout_seconds": SESSION_SECONDS,
+    "kafka_request_timeout_seconds": 2.0,
+    "kafka_partition_retry_maximum_seconds": 0.5,
+    "redis_deadline_seconds": 0.5,
+    "redis_breaker_open_seconds": 0.3,
+    "database_deadline_seconds": 0.5,
+}
+
+
+async def dependency(bos: Orchestrator, name: str) -> dict[str, str]:
+    answer = await bos.get("/healthz")
+    assert answer.status == 200, "an outage is no reason to restart the process"
+    found: dict[str, str] = answer.json["dependencies"][name]
+    return found
+
+
+async def is_refusing(bos: Orchestrator, way: Way) -> str:
+    # What is only found by asking is asked for, as the platform does all the time.
+    await bos.define("prunes")
+    state = await dependency(bos, way.dependency)
+    LAST[:] = [state["message"]]
+    return state["message"] if state["status"] == "unhealthy" and way.named in state["message"] else ""
+
+
+async def is_healthy(bos: Orchestrator, way: Way) -> bool:
+    return (await dependency(bos, way.dependency))["status"] == "healthy"
+
+
+async def is_complete(bos: Orchestrator, batch: str) -> bool:
+    answer = await bos.define(batch)
+    return answer.status == 200 and answer.json["final_pipeline"] == ["ai_feedback"]
+
+
+async def announced(platform: Platform, batch: str) -> bool:
+    return bool(await platform.messages(topics.PHASE_SKIPPED, batch))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.dependency}-{way.refuses}")
+async def test_nothing_is_lost_or_buried_and_the_cause_is_named(
+    way: Way,
+    own_kafka: tuple[EmbeddedServer, int],
+    own_database: tuple[PostgresServer, str],
+    tmp_path: Path,
+    unique_name: Callable[[str], str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "bcs")
+    kafka, advertised = own_kafka
+    async with AsyncExitStack() as stack:
+        kafka_proxy = await stack.enter_async_context(FaultProxy(HOST, kafka.port, advertised))
+        redis = await stack.enter_async_context(redis_server(tmp_path))
+        database = await stack.enter_async_context(database_server(*own_database)) if way.with_record else None
+        names = {"kafka_consumer_group_id": unique_name("group"), "redis_key_prefix": "bcs:"}
+        servers = Servers(redis, database, kafka, kafka_proxy, dict(names))
+        await servers.create_topics()
+        service = await stack.enter_async_context(
+            running_service(
+                **QUICK,
+                **names,
+                redis_url=redis.url,
+                database_url=database.url if database else None,
+                kafka_bootstrap_servers=servers.bootstrap_servers,
+            )
+        )
+        platform = await stack.enter_async_context(Platform(servers.bootstrap_servers))
+        bos = await stack.enter_async_context(Orchestrator(service.base))
+        before, meanwhile = unique_name("before"), unique_name("meanwhile")
+        for batch in ("prunes", before):
+            await platform.send(registered(batch, ESSAYS), *(spellchecked(batch, essay) for essay in ESSAYS))
+        await wait_until(partial(is_complete, bos, before), IN_TIME_SECONDS)
+        await wait_until(partial(is_healthy, bos, way), IN_TIME_SECONDS)
+        await wait_until(partial(announced, platform, before), IN_TIME_SECONDS)
+        caplog.clear()
+
+        sent = anyio.Event()
+
+        async def send() -> None:
+            await platform.send(registered(meanwhile, ESSAYS), *(spellchecked(meanwhile, essay) for essay in ESSAYS))
+            sent.set()
+
+        async with anyio.create_task_group() as sending, way.during(servers):
+            try:
+                said = await wait_until(partial(is_refusing, bos, way), 15, description="it is named")
+            except AssertionError:
+                said = "NOT NAMED " + str(LAST)
+            sending.start_soon(send)
+            status = str((await bos.define("prunes")).status)
+            if way.dependency != "kafka":
+                await sent.wait()
+        events = {record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING}
+        print("ROW", way.dependency, "|", way.refuses, "|", status, "|", said, "|", sorted(events))
+
+        await wait_until(partial(is_healthy, bos, way), IN_TIME_SECONDS, description="it is well again")
+        await wait_until(partial(is_complete, bos, meanwhile), IN_TIME_SECONDS, description="no fact is lost")
+        await wait_until(partial(announced, platform, meanwhile), IN_TIME_SECONDS, description="it is announced")
+        samples = await bos.samples()
+        assert not [(labels, value) for name, labels, value in samples if name == "bcs_dead_letters_total" and value]
+        assert not [(labels, value) for name, labels, value in samples if name == "bcs_outbox_parked_total" and value]
+        assert service.restarted() == []
+        assert way.answered == status
+        assert way.logged in events

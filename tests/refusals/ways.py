@@ -1,0 +1,304 @@
+"""Each way in which a dependency refuses: how it is brought about, and what the service is to make of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from bcs.contracts import topics
+from tests.kafka.forbidding import GROUP, READ, TOPIC, WRITE, forbidden
+from tests.refusals.servers import Servers
+
+During = Callable[[Servers], AbstractAsyncContextManager[None]]
+
+SLOW_SECONDS = 6.0  # longer than any deadline of the tests' service
+_WRITES = ("-eval", "-hset", "-xadd")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A dependency refuses.
+
+    :param dependency: as `/healthz` calls it.
+    :param refuses: in which way, for a person.
+    :param during: brings it about, and takes it back.
+    :param answered: the statuses of `define`, of a batch that has phases to prune; with who was asked.
+    :param named: what `/healthz` says of the dependency.
+    :param logged: the log event that tells of it, at WARNING or above.
+    """
+
+    dependency: str
+    refuses: str
+    during: During
+    answered: str
+    named: str
+    logged: str
+    with_record: bool = False
+
+    @property
+    def row(self) -> str:
+        """A line of the table in docs/refusals.md."""
+        by_record = self.answered == "200" and self.dependency == "redis" and self.with_record
+        answered = f"{self.answered}, from PostgreSQL" if by_record else self.answered
+        cells = (self.dependency, self.refuses, answered, self.named, f"`{self.logged}`", "0", "0")
+        return f"| {' | '.join(cells)} |"
+
+
+# Redis
+
+
+@asynccontextmanager
+async def _redis_lacks_rights(servers: Servers) -> AsyncIterator[None]:
+    await servers.redis.run("ACL", "SETUSER", "default", *_WRITES)
+    yield
+    await servers.redis.run("ACL", "SETUSER", "default", "+@all")
+
+
+@asynccontextmanager
+async def _redis_wants_a_password(servers: Servers) -> AsyncIterator[None]:
+    await servers.redis.run("ACL", "SETUSER", "default", "resetpass", ">secret")
+    await servers.redis.disconnect_all()
+    yield
+    await servers.redis.run("ACL", "SETUSER", "default", "nopass")
+
+
+def _redis_runs_with(*options: str) -> During:
+    @asynccontextmanager
+    async def during(servers: Servers) -> AsyncIterator[None]:
+        await servers.redis.restart_with(*options)
+        yield
+        await servers.redis.restart_with()
+
+    return during
+
+
+def _redis_configured(name: str, value: str, before: str) -> During:
+    @asynccontextmanager
+    async def during(servers: Servers) -> AsyncIterator[None]:
+        await servers.redis.run("CONFIG", "SET", name, value)
+        yield
+        await servers.redis.run("CONFIG", "SET", name, before)
+
+    return during
+
+
+@asynccontextmanager
+async def _redis_is_a_replica(servers: Servers) -> AsyncIterator[None]:
+    await servers.redis.run("REPLICAOF", "127.0.0.1", "1")
+    yield
+    await servers.redis.run("REPLICAOF", "NO", "ONE")
+
+
+@asynccontextmanager
+async def _redis_is_slow(servers: Servers) -> AsyncIterator[None]:
+    servers.redis.proxy.delay(SLOW_SECONDS)
+    yield
+    servers.redis.proxy.delay(0)
+
+
+@asynccontextmanager
+async def _redis_is_silent(servers: Servers) -> AsyncIterator[None]:
+    servers.redis.server.freeze()
+    yield
+    servers.redis.server.thaw()
+
+
+@asynccontextmanager
+async def _redis_is_gone(servers: Servers) -> AsyncIterator[None]:
+    servers.redis.server.kill()
+    yield
+    servers.redis.server.restart()
+
+
+# PostgreSQL
+
+
+def _database_told(begin: tuple[str, ...], end: tuple[str, ...]) -> During:
+    @asynccontextmanager
+    async def during(servers: Servers) -> AsyncIterator[None]:
+        assert servers.database
+        await servers.database.run(*begin)
+        await servers.database.disconnect_all()
+        yield
+        await servers.database.run(*end)
+        await servers.database.disconnect_all()
+
+    return during
+
+
+@asynccontextmanager
+async def _database_is_slow(servers: Servers) -> AsyncIterator[None]:
+    assert servers.database
+    servers.database.proxy.delay(SLOW_SECONDS)
+    yield
+    servers.database.proxy.delay(0)
+
+
+@asynccontextmanager
+async def _database_is_silent(servers: Servers) -> AsyncIterator[None]:
+    assert servers.database
+    servers.database.server.freeze()
+    yield
+    servers.database.server.thaw()
+
+
+@asynccontextmanager
+async def _database_is_gone(servers: Servers) -> AsyncIterator[None]:
+    assert servers.database
+    servers.database.server.kill()
+    yield
+    servers.database.server.restart()
+
+
+# Kafka
+
+
+def _kafka_forbids(kind: int, name: str, operation: int) -> During:
+    @asynccontextmanager
+    async def during(servers: Servers) -> AsyncIterator[None]:
+        resource = name or str(servers.settings["kafka_consumer_group_id"])
+        async with forbidden(servers.bootstrap_servers, kind, resource, operation):
+            yield
+
+    return during
+
+
+@asynccontextmanager
+async def _kafka_takes_no_writes(servers: Servers) -> AsyncIterator[None]:
+    await _configure_topic(servers.bootstrap_servers, topics.PHASE_SKIPPED, {"min.insync.replicas": "2"})
+    yield
+    await _configure_topic(servers.bootstrap_servers, topics.PHASE_SKIPPED, {"min.insync.replicas": "1"})
+
+
+async def _configure_topic(kafka: str, topic: str, configuration: dict[str, str]) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configuration)])
+    finally:
+        await admin.close()
+
+
+@asynccontextmanager
+async def _kafka_is_slow(servers: Servers) -> AsyncIterator[None]:
+    servers.kafka_proxy.delay(SLOW_SECONDS)
+    yield
+    servers.kafka_proxy.delay(0)
+
+
+@asynccontextmanager
+async def _kafka_is_silent(servers: Servers) -> AsyncIterator[None]:
+    servers.kafka.freeze()
+    yield
+    servers.kafka.thaw()
+
+
+@asynccontextmanager
+async def _kafka_is_gone(servers: Servers) -> AsyncIterator[None]:
+    servers.kafka.kill()
+    yield
+    servers.kafka.restart()
+
+
+WAYS = (
+    Way("redis", "rights: EVAL, HSET and XADD are forbidden", _redis_lacks_rights, "503", "lacks a right", "x"),
+    Way("redis", "rights: another password", _redis_wants_a_password, "503", "password", "x"),
+    Way(
+        "redis",
+        "version: XAUTOCLAIM is unknown",
+        _redis_runs_with("--rename-command", "XAUTOCLAIM", ""),
+        "200",
+        "x",
+        "x",
+    ),
+    Way(
+        "redis",
+        "redirect: a node of a cluster",
+        _redis_runs_with("--cluster-enabled", "yes"),
+        "503",
+        "Redis Cluster",
+        "x",
+    ),
+    Way("redis", "full: maxmemory", _redis_configured("maxmemory", "1", "0"), "503", "memory is full", "x"),
+    Way("redis", "read-only: a replica", _redis_is_a_replica, "503", "replica", "x"),
+    Way("redis", "slow", _redis_is_slow, "503", "in time", "x"),
+    Way("redis", "silent", _redis_is_silent, "503", "in time", "x"),
+    Way("redis", "gone", _redis_is_gone, "503", "", "x"),
+    Way("redis", "gone, with PostgreSQL", _redis_is_gone, "200", "", "x", with_record=True),
+    Way(
+        "postgresql",
+        "rights: INSERT into history is forbidden",
+        _database_told(("REVOKE INSERT ON history FROM service",), ("GRANT INSERT ON history TO service",)),
+        "200",
+        "x",
+        "x",
+        with_record=True,
+    ),
+    Way(
+        "postgresql",
+        "rights: the user may not log in",
+        _database_told(("ALTER ROLE service NOLOGIN",), ("ALTER ROLE service LOGIN",)),
+        "200",
+        "x",
+        "x",
+        with_record=True,
+    ),
+    Way(
+        "postgresql",
+        "version: a table is missing",
+        _database_told(("ALTER TABLE history RENAME TO elsewhere",), ("ALTER TABLE elsewhere RENAME TO history",)),
+        "200",
+        "x",
+        "x",
+        with_record=True,
+    ),
+    Way(
+        "postgresql",
+        "full: no connection is left",
+        _database_told(("ALTER ROLE service CONNECTION LIMIT 0",), ("ALTER ROLE service CONNECTION LIMIT -1",)),
+        "200",
+        "x",
+        "x",
+        with_record=True,
+    ),
+    Way(
+        "postgresql",
+        "read-only",
+        _database_told(
+            ("ALTER ROLE service SET default_transaction_read_only = on",),
+            ("ALTER ROLE service RESET default_transaction_read_only",),
+        ),
+        "200",
+        "x",
+        "x",
+        with_record=True,
+    ),
+    Way("postgresql", "slow", _database_is_slow, "200", "", "x", with_record=True),
+    Way("postgresql", "silent", _database_is_silent, "200", "", "x", with_record=True),
+    Way("postgresql", "gone", _database_is_gone, "200", "", "x", with_record=True),
+    Way(
+        "kafka",
+        "rights: a topic may not be read",
+        _kafka_forbids(TOPIC, topics.SPELLCHECK_COMPLETED, READ),
+        "200",
+        "x",
+        "x",
+    ),
+    Way(
+        "kafka",
+        "rights: a topic may not be written",
+        _kafka_forbids(TOPIC, topics.PHASE_SKIPPED, WRITE),
+        "200",
+        "x",
+        "x",
+    ),
+    Way("kafka", "rights: the group may not be joined", _kafka_forbids(GROUP, "", READ), "200", "", "x"),
+    Way("kafka", "read-only: too few replicas", _kafka_takes_no_writes, "200", "", "x"),
+    Way("kafka", "slow", _kafka_is_slow, "200", "", "x"),
+    Way("kafka", "silent", _kafka_is_silent, "200", "", "x"),
+    Way("kafka", "gone", _kafka_is_gone, "200", "", "x"),
+)
