@@ -72,6 +72,7 @@ def supervisor_of(
     outbox: MemoryOutbox,
     finished: list[MessageFinished],
     nudges: list[None],
+    *,
     archive: Any = None,
     observer: Recorder | None = None,
 ) -> DynamicSupervisor[RecordFacts]:
@@ -148,7 +149,7 @@ async def test_what_a_store_refuses_for_good_after_an_outage_becomes_a_dead_lett
     store, outbox = CorruptedStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
     finished: list[MessageFinished] = []
     observed = Recorder()
-    supervisor = supervisor_of(store, outbox, finished, [], observed)
+    supervisor = supervisor_of(store, outbox, finished, [], observer=observed)
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
         await wait_until(lambda: finished)
@@ -183,7 +184,7 @@ async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known
                 raise StoreUnavailable("archive", "the test says so")
 
     store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageFinished]()
-    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], Archive())
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive=Archive())
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
         await wait_until(lambda: finished)
