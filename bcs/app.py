@@ -189,7 +189,7 @@ class Service:
             snapshot=lambda: self.root.snapshot(),
             circuit=self.persistence.circuit,
         )
-        publisher = Publisher(settings, self.outbox, self.telemetry, self._reach)
+        publisher = Publisher(settings, self.outbox, self.telemetry, self.kafka, self._reach)
         clocks = Clocks(
             now=self._now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
         )

@@ -22,13 +22,14 @@ _STEP_SECONDS = 0.5
 
 @dataclass(slots=True)
 class KafkaStatus:
-    """What is known of the connection to Kafka, for health and metrics. Written by the intake, read by others.
+    """What is known of Kafka, for health and metrics. Written by the intake and the publisher, read by others.
 
     :param connected: whether the last sign of life came; None before the first attempt.
     :param problem: why not, in a few words.
     :param lag: topic and partition to the number of messages not yet durable here.
     :param in_flight: messages read and not yet durable.
     :param stalled: topic and partition to what keeps the intake from reading on there.
+    :param unwritable: topic to why messages for it wait in the outbox.
     :param missing: topics that the intake reads, and that Kafka does not have or does not show.
     :param waits_for: what the intake waits for although Kafka answers; None where it waits for nothing.
     """
@@ -38,18 +39,36 @@ class KafkaStatus:
     lag: dict[tuple[str, int], int] = field(default_factory=dict)
     in_flight: int = 0
     stalled: dict[tuple[str, int], Stall] = field(default_factory=dict)
+    unwritable: dict[str, str] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     waits_for: str | None = None
+    _failures_said: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     @property
     def trouble(self) -> str | None:
-        """What of Kafka the intake can't read, although Kafka answers; None where that is nothing."""
+        """What can't be read or written, although Kafka answers; None where that is nothing."""
         stalled = self.stalled.items()
         problems = [f"{topic}/{partition}{_at(stall)}: {stall.cause}" for (topic, partition), stall in stalled]
         problems += [f"{topic} does not exist, or may not be seen (DESCRIBE)" for topic in sorted(self.missing)]
+        problems += [f"messages for {topic} wait: {cause}" for topic, cause in sorted(self.unwritable.items())]
         if self.waits_for is not None:
             problems.append(f"the intake waits: {self.waits_for}")
         return "; ".join(problems) or None
+
+    def write_failed(self, topic: str, error: BaseException) -> None:
+        """A message could not be published. Said once for each topic and kind of error, until one is published."""
+        kind = type(error).__name__
+        if (topic, kind) not in self._failures_said:
+            self._failures_said.add((topic, kind))
+            log.warning("publish_failed", topic=topic, error=describe(error)[:300])
+        self.unwritable[topic] = describe(error)[:300]
+
+    def written(self, topic: str) -> None:
+        """A message was published."""
+        if topic in self.unwritable:
+            del self.unwritable[topic]
+            self._failures_said = {said for said in self._failures_said if said[0] != topic}
+            log.info("publish_succeeds_again", topic=topic)
 
     def miss(self, missing: frozenset[str]) -> None:
         """Kafka shows all consumed topics but these. Said once for each."""

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from bcs.actors.broker_errors import REFUSED_FOR_GOOD, TOO_LARGE, may_be_about_one_record
-from bcs.actors.kafka import close
+from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.patience import patiently_and_aloud
 from bcs.actors.publishing import publish_all
@@ -62,6 +62,7 @@ class Publisher:
     settings: Settings
     outbox: Outbox
     telemetry: Telemetry
+    status: KafkaStatus
     reach: Reach
 
     async def run(self, context: ActorContext[OutboxGrew]) -> None:
@@ -242,11 +243,12 @@ class Publisher:
         message = entry.message
         if error is None:
             outcome.delivered.append(entry)
+            self.status.written(message.topic)
             self.telemetry.published(message.kind).inc()
         else:
             outcome.failed.append(entry)
             self.telemetry.publish_failures.labels(message.kind).inc()
-            log.info("publish_failed", topic=message.topic, error=_brief(error))
+            self.status.write_failed(message.topic, error)
 
     async def _persist(
         self, context: ActorContext[OutboxGrew], change: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs

@@ -33,6 +33,8 @@ _ONLY_THIS_TIME = ("40", "53", "55")
 # Of these a full disk passes only when a person sees to it, and a probe does not notice.
 _SHORT = "53"
 _SAY_AGAIN_SECONDS = 30.0
+# So long after it was last met a shortage counts as there: longer than a probe is away from the next.
+_SHORT_SECONDS = 5.0
 # A probe must neither wait behind a full house nor take a place in it.
 _CONNECTIONS_FOR_PROBE = 1
 # What the database refused, somebody has to see to first.
@@ -64,6 +66,7 @@ class RecordGateway:
         self.identity: str | None = None
         self._upgrade_after = 0.0
         self._said: str | None = None
+        self._shortage, self._short_until = "", 0.0
         self._say_after = 0.0
         self.problem = "it was not reached yet"
 
@@ -211,10 +214,21 @@ class RecordGateway:
             return StoreRefused(_STORE, brief(error))
         if not state.startswith(_ONLY_THIS_TIME):
             self._fail(brief(error), generation)
-        elif state.startswith(_SHORT) and anyio.current_time() >= self._say_after:
-            self._say_after = anyio.current_time() + _SAY_AGAIN_SECONDS
-            log.warning("record_short_of_resources", problem=brief(error))
+        elif state.startswith(_SHORT):
+            self._note_shortage(brief(error))
         return StoreUnavailable(_STORE, brief(error))
+
+    def _note_shortage(self, problem: str) -> None:
+        now = anyio.current_time()
+        self._shortage, self._short_until = problem, now + _SHORT_SECONDS
+        if now >= self._say_after:
+            self._say_after = now + _SAY_AGAIN_SECONDS
+            log.warning("record_short_of_resources", problem=problem)
+
+    @property
+    def shortage(self) -> str:
+        """What the database has not enough of, although it answers; empty where it lacks nothing."""
+        return self._shortage if anyio.current_time() < self._short_until else ""
 
     def _unusable(self, problem: str, kind: str) -> StoreUnavailable:
         """The database answers, and is of no use as it is. That is said once, for it does not pass by itself.

@@ -44,6 +44,11 @@ class PostgresRecord:
         """Why it is out of reach."""
         return self._gateway.problem
 
+    @property
+    def shortage(self) -> str:
+        """See `RecordGateway.shortage`."""
+        return self._gateway.shortage
+
     async def ensure_usable(self, deadline_seconds: float) -> None:
         """See `RecordGateway.ensure_usable`."""
         await self._gateway.ensure_usable(deadline_seconds)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -41,7 +41,7 @@ class RedisServer:
         """A command of the operator's."""
         client = Redis(host=HOST, port=self.server.port, username=_PASSWORD, password=_PASSWORD)
         try:
-            return await client.execute_command(*command)
+            return await cast("Any", client).execute_command(*command)
         finally:
             await client.aclose()
 
@@ -59,7 +59,9 @@ class RedisServer:
         """Make the user that the operator's commands run as."""
         client = Redis(host=HOST, port=self.server.port)
         try:
-            await client.execute_command("ACL", "SETUSER", _PASSWORD, "on", f">{_PASSWORD}", "~*", "&*", "+@all")
+            await cast("Any", client).execute_command(
+                "ACL", "SETUSER", _PASSWORD, "on", f">{_PASSWORD}", "~*", "&*", "+@all"
+            )
         finally:
             await client.aclose()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bcs.settings import Settings
+from tests.refusals.table import table
 from tests.support.law_stories import STORIES, Story, stories_table
 from tests.support.settings_table import settings_table
 
@@ -58,3 +59,7 @@ def test_every_variable_that_a_document_names_exists(document: Path) -> None:
 def test_every_relative_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(LINKS, document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_the_table_of_refusals_is_the_one_that_is_played() -> None:
+    assert table() in (ROOT / "docs/refusals.md").read_text()

@@ -97,7 +97,9 @@ class Probes:
             unused = self.settings.database_url is not None
             reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
             return {"status": "not_configured", "message": f"no permanent record is kept ({reason})"}
-        return _dependency(self.permanent.record.reachable, self.permanent.record.problem)
+        record = self.permanent.record
+        problem = record.shortage if record.reachable else record.problem
+        return _dependency(not problem, problem)
 
     def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:
