@@ -142,7 +142,7 @@ async def is_healthy(bos: Orchestrator) -> bool:
     return not await stalled(bos)
 
 
-@pytest.mark.parametrize("right", [READ, DESCRIBE])
+@pytest.mark.parametrize("right", [READ, pytest.param(DESCRIBE, marks=pytest.mark.release)])
 async def test_a_topic_that_may_not_be_read_holds_up_no_other(
     own_kafka: OwnKafka, redis_url: str, batch: str, right: int
 ) -> None:
@@ -161,17 +161,45 @@ async def test_a_topic_that_may_not_be_read_holds_up_no_other(
             await wait_until(partial(is_healthy, bos))
 
 
-@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
-async def test_every_codec_of_kafka_is_read(own_kafka: OwnKafka, redis_url: str, batch: str, codec: str) -> None:
+@pytest.mark.release
+async def test_commands_read_past_a_record_with_an_unreadable_header_name(
+    own_kafka: OwnKafka, redis_url: str, batch: str, database_url: str
+) -> None:
+    variables = {
+        "BCS_REDIS_URL": redis_url,
+        "BCS_REDIS_KEY_PREFIX": f"{batch}:",
+        "BCS_KAFKA_BOOTSTRAP_SERVERS": own_kafka.address,
+        "BCS_DATABASE_URL": database_url,
+    }
+    letters = topics.dead_letter_topic(TOPIC_NAME)
+    bad = record_batch([RawRecord(spellchecked(batch, "essay").value, batch.encode(), ((b"\xff\xfe", b""),))])
+    for topic in (TOPIC_NAME, letters):
+        await send_batch(own_kafka.address, topic, PARTITION, bad)
+    async with Platform(own_kafka.address) as platform:
+        await platform.send(registered(batch, ["essay"]))
+    rebuilt = await bcs("db", "rebuild", "--json", **variables)
+    assert rebuilt.exit_code == 0, rebuilt
+    assert (rebuilt.json["facts"], rebuilt.json["undecodable"]) == (1, 1)
+    listed = await bcs("dlq", "list", "--each", "--json", "--topic", letters, **variables)
+    assert listed.exit_code == 0, listed
+    assert [place for place in listed.json["unreadable"] if place.startswith(f"{letters}/{PARTITION}/")]
+    with damaged_on_disk(own_kafka.log_of(letters, PARTITION), batch.encode()):
+        listed = await bcs("dlq", "list", "--json", "--topic", letters, **variables)
+    assert listed.exit_code == 1
+    assert f"{letters}/{PARTITION} can't be read from offset" in listed.error
+
+
+async def test_every_codec_of_kafka_is_read(own_kafka: OwnKafka, redis_url: str, batch: str) -> None:
     async with everything(own_kafka, redis_url) as (_, group, bos, _service):
-        producer = AIOKafkaProducer(bootstrap_servers=own_kafka.address, compression_type=codec)
-        await producer.start()
-        try:
-            for event in of_one_essay(batch):
-                await producer.send_and_wait(event.topic, event.value, event.key)
-        finally:
-            await producer.stop()
-        await wait_until(lambda: is_complete(bos, batch))
+        for codec in ("gzip", "snappy", "lz4", "zstd"):
+            producer = AIOKafkaProducer(bootstrap_servers=own_kafka.address, compression_type=codec)
+            await producer.start()
+            try:
+                for event in of_one_essay(f"{batch}-{codec}"):
+                    await producer.send_and_wait(event.topic, event.value, event.key)
+            finally:
+                await producer.stop()
+            await wait_until(partial(is_complete, bos, f"{batch}-{codec}"))
         await group.caught_up()
 
 
