@@ -221,6 +221,8 @@ class RecordGateway:
     def _note_shortage(self, problem: str) -> None:
         now = anyio.current_time()
         self._shortage, self._short_until = problem, now + _SHORT_SECONDS
+        if not self.reachable:
+            self.problem = problem
         if now >= self._say_after:
             self._say_after = now + _SAY_AGAIN_SECONDS
             log.warning("record_short_of_resources", problem=problem)

@@ -17,8 +17,8 @@ _ALLOW, _ALL = 3, 2
 async def forbidden(kafka: str, kind: int, name: str, operation: int) -> AsyncIterator[None]:
     """Nobody may do this while the block lasts, and everything else."""
     rules = [
-        (kind, name, _LITERAL, _ANYBODY, _ANYWHERE, operation, _DENY),
         (kind, name, _LITERAL, _ANYBODY, _ANYWHERE, _ALL, _ALLOW),
+        (kind, name, _LITERAL, _ANYBODY, _ANYWHERE, operation, _DENY),
     ]
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
@@ -28,6 +28,6 @@ async def forbidden(kafka: str, kind: int, name: str, operation: int) -> AsyncIt
             assert not any(code for code, *_ in response.creation_responses), response
         yield
     finally:
-        for rule in rules:
+        for rule in reversed(rules):
             await admin._send_request(DeleteAclsRequest(*rule))
         await admin.close()

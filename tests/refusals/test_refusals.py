@@ -52,6 +52,10 @@ async def is_named(bos: Orchestrator, way: Way) -> bool:
     return state["status"] == "unhealthy" and way.named in state["message"]
 
 
+def is_logged(caplog: pytest.LogCaptureFixture, way: Way) -> bool:
+    return way.logged in {record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING}
+
+
 async def is_healthy(bos: Orchestrator, way: Way) -> bool:
     return (await dependency(bos, way.dependency))["status"] == "healthy"
 
@@ -114,9 +118,8 @@ async def test_nothing_is_lost_or_buried_and_the_cause_is_named(
             status = str((await bos.define("prunes")).status)
             if way.dependency != "kafka":
                 await sent.wait()
-        events = {record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING}
+            await wait_until(partial(is_logged, caplog, way), description="one line of the log tells of it")
         assert status == way.answered
-        assert way.logged in events
 
         await wait_until(partial(is_healthy, bos, way), IN_TIME_SECONDS, description="it is well again")
         await wait_until(partial(is_complete, bos, meanwhile), IN_TIME_SECONDS, description="no fact is lost")

@@ -10,6 +10,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from bcs.contracts import topics
+from bcs.embedded import free_port
 from tests.kafka.forbidding import GROUP, READ, TOPIC, WRITE, forbidden
 from tests.refusals.servers import Servers
 
@@ -222,7 +223,7 @@ WAYS = (
     Way(
         "redis",
         "redirect: a node without slots of a cluster",
-        _redis_runs_with("--cluster-enabled", "yes"),
+        _redis_runs_with("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
         "503",
         "node of a Redis Cluster",
         "redis_probe_failed",
