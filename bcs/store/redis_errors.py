@@ -51,6 +51,11 @@ _REASONS_OF_TEXTS = {
     "DB index is out of range": _NO_DATABASE,
     "invalid DB index": _NO_DATABASE,
     "SELECT is not allowed in cluster mode": _NO_DATABASE,
+    # What a script of ours met, as Redis 7 and Valkey say it.
+    "The user executing the script": _REASONS["NOPERM"],
+    "ACL failure in script": _REASONS["NOPERM"],
+    "Unknown command called from script": "it lacks a command that BCS needs",
+    "Unknown Redis command called from script": "it lacks a command that BCS needs",
 }
 # The whole server is of no use for now. Any other code says something about one command, and others may get through.
 _OF_THE_SERVER = frozenset(
