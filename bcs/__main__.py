@@ -1,5 +1,15 @@
-"""`python -m bcs`."""
+"""The command `bcs`, and `python -m bcs`."""
 
-from bcs.cli import main
+from bcs.signals import hold
 
-main()
+
+def main() -> None:
+    """Listen for signals first: to import all the rest takes most of a second."""
+    hold()
+    from bcs.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

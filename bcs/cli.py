@@ -14,12 +14,16 @@ from typer.core import TyperGroup
 
 from bcs import __version__
 from bcs.domain.errors import BcsError, ConfigurationError
+from bcs.signals import hold, leave_at_once, release
 
 # Each command imports what it needs: `healthcheck` runs every few seconds, and must not load Kafka and HTTP for it.
 
+EXIT_STOPPED = 0
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 
+# These are stopped in order.
+_SERVICES = ("serve", "dev")
 _OPERATORS = ("batches", "resolve", "pipelines", "actors", "intake", "dlq", "db", "doctor")
 
 
@@ -35,19 +39,27 @@ class _Commands(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
 
+_HELP = "Batch Conductor Service: which phases of a pipeline does a batch of essays still need?"
 cli = typer.Typer(
     name="bcs",
     cls=_Commands,
-    help="Batch Conductor Service: which phases of a pipeline does a batch of essays still need?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+@cli.callback(help=_HELP)
+def listen(context: typer.Context) -> None:
+    """Let signals end a command; services are stopped in order."""
+    if context.invoked_subcommand not in _SERVICES:
+        release()
+
+
 @cli.command()
 def serve() -> None:
     """Run the service against the servers that the BCS_* environment variables name."""
+    leave_at_once(EXIT_STOPPED)  # nothing has begun yet
     from bcs.logs import configure_logging
     from bcs.pipeline_config import pipelines_of
     from bcs.process import run_until_signalled
@@ -64,6 +76,7 @@ def dev(
     demo: Annotated[bool, typer.Option("--demo", help="Play a small story and show the answers changing.")] = False,
 ) -> None:
     """Run everything on this machine: the service, PostgreSQL, and servers that speak Redis's and Kafka's protocols."""
+    hold()
     from bcs.dev import run_dev
 
     raise typer.Exit(_run(run_dev, demo))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -38,7 +40,7 @@ async def tell(base: str, bootstrap_servers: str) -> None:
     try:
         await _tell(base, bootstrap_servers)
     except (aiohttp.ClientError, KafkaError, TimeoutError, _OtherwiseError) as error:
-        typer.echo(f"The story ends here: {type(error).__name__} {error}", err=True)
+        echo(f"The story ends here: {type(error).__name__} {error}", err=True)
 
 
 async def _tell(base: str, bootstrap_servers: str) -> None:
@@ -59,7 +61,7 @@ async def _tell(base: str, bootstrap_servers: str) -> None:
             await _publish(producer, topics.SPELLCHECK_COMPLETED, essays[2], _spellchecked(batch_id, essays[2]))
             _show(await _define_until(client, batch_id, (_PIPELINE,)))
             _say(f"The pruning is announced on {topics.PHASE_SKIPPED}.")
-            typer.echo()
+            echo()
             _say("4. Why was it pruned? The batch's history tells, newest first:")
             _recount(await _history_until_pruned(client, batch_id))
             _say("That was the story; BCS keeps running.")
@@ -110,17 +112,28 @@ def _recount(entries: Sequence[dict[str, Any]]) -> None:
         elif _PHASE in entry["pruned_phases"]:
             [why] = [decision["because"] for decision in entry["decisions"] if decision["phase"] == _PHASE]
             _say(f"{entry['recorded_at']}  {_PHASE} pruned: {why}", indent=3)
-    typer.echo()
+    echo()
 
 
 def _show(answer: dict[str, Any]) -> None:
     _say(f"final_pipeline: {json.dumps(answer['final_pipeline'])}", indent=3)
     _say(answer["analysis_summary"], indent=3)
-    typer.echo()
+    echo()
 
 
 def _say(text: str, indent: int = 0) -> None:
-    typer.echo(fill(text, _COLUMNS, initial_indent=" " * indent, subsequent_indent=" " * max(indent, 3)))
+    echo(fill(text, _COLUMNS, initial_indent=" " * indent, subsequent_indent=" " * max(indent, 3)))
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print text; nothing any more once the terminal is closed."""
+    try:
+        typer.echo(text, err=err)
+    except OSError:
+        # What is left unwritten Python would try again at its end, and exit with a code of its own.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, (sys.stderr if err else sys.stdout).fileno())
+        os.close(nowhere)
 
 
 async def _publish(producer: AIOKafkaProducer, topic: str, key: str, data: dict[str, Any]) -> None:

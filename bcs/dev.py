@@ -6,17 +6,16 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-import typer
-
 from bcs import embedded
 from bcs.app import Service
 from bcs.contracts import topics
-from bcs.demo import tell
+from bcs.demo import echo, tell
 from bcs.embedded_postgres import postgres
 from bcs.logs import configure_logging
 from bcs.pipeline_config import pipelines_of
-from bcs.process import run_until_signalled
+from bcs.process import EXIT_STOPPED, run_until_signalled
 from bcs.settings import load_settings
+from bcs.signals import held
 
 _PARTITIONS = 4
 
@@ -28,11 +27,25 @@ async def run_dev(demo: bool) -> int:
     :returns: the exit code.
     :raises EmbeddedServersMissing: the extra `embedded` is not installed.
     """
+    try:
+        exit_code = await _run(demo)
+    except embedded.EmbeddedServerFailed:
+        # Ctrl-C, and a terminal that is closed, end also what the start of a server runs beside this process.
+        if not held():
+            raise
+        exit_code = EXIT_STOPPED
+    echo("All stopped.")
+    return exit_code
+
+
+async def _run(demo: bool) -> int:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bcs-dev-")))
-        redis = stack.enter_context(embedded.valkey(directory))
-        kafka = stack.enter_context(embedded.kafka(directory))
-        database = stack.enter_context(postgres(directory))
+        redis, kafka, database = embedded.valkey(directory), embedded.kafka(directory), postgres(directory)
+        for server in (redis, kafka, database):
+            if held():
+                return EXIT_STOPPED
+            stack.enter_context(server)
         bootstrap_servers = kafka.address
         settings = load_settings(
             http_host="127.0.0.1",
@@ -56,13 +69,11 @@ async def run_dev(demo: bool) -> int:
             if demo:
                 await tell(base, bootstrap_servers)
 
-        exit_code = await run_until_signalled(settings, definitions, greet)
-    typer.echo("All stopped.")
-    return exit_code
+        return await run_until_signalled(settings, definitions, greet)
 
 
 def _greet(base: str, redis_url: str, bootstrap_servers: str, database_url: str) -> None:
-    typer.echo(
+    echo(
         f"""
 BCS is running.
   HTTP        {base}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
+import anyio.abc
 import structlog
 
 from bcs import __version__
@@ -18,7 +17,9 @@ from bcs.app import Service
 from bcs.domain.errors import DatabaseUnusable
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
+from bcs.last_resort import exit_after
 from bcs.settings import Settings
+from bcs.signals import held, hold, stop_signals
 from bcs.supervision import RestartIntensityExceeded
 
 log = structlog.stdlib.get_logger("bcs")
@@ -39,7 +40,9 @@ async def run_until_signalled(
     *,
     reach: Reach = pass_by,
 ) -> int:
-    """Run a service until SIGTERM or SIGINT; a second signal stops it at once.
+    """Run a service until SIGTERM, SIGINT or SIGHUP; a second signal stops it at once.
+
+    One that came before and was held counts. Afterwards they are held again, since the end is near.
 
     :param alongside: runs once everything has started, and is cancelled when a stop is asked for.
     :param reach: for chaos tests.
@@ -51,19 +54,36 @@ async def run_until_signalled(
     refusal: DatabaseUnusable | None = None
     stop = anyio.Event()
     exit_code = EXIT_STOPPED_AT_ONCE
-    service = Service(settings, definitions, gave_up=lambda: _exit_after(_GIVING_UP_SECONDS), reach=reach)
+    last_resorts: list[threading.Timer] = []
+
+    def end_by_force_after(seconds: float, exit_code: int) -> None:
+        last_resorts.append(exit_after(seconds, exit_code, event="exit_by_force"))
+
+    service = Service(
+        settings, definitions, gave_up=lambda: end_by_force_after(_GIVING_UP_SECONDS, EXIT_FAILED), reach=reach
+    )
     async with anyio.create_task_group() as group:
 
-        async def listen() -> None:
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async for received in signals:
-                    if stop.is_set():
-                        log.warning("stopping_at_once", signal=received.name)
-                        group.cancel_scope.cancel()
-                        return
-                    log.info("stopping", signal=received.name, budget_seconds=settings.shutdown_seconds)
-                    _exit_after(settings.shutdown_seconds + _LAST_RESORT_EXTRA_SECONDS)
-                    stop.set()
+        def hear(received: signal.Signals) -> None:
+            if stop.is_set():
+                log.warning("stopping_at_once", signal=received.name)
+                end_by_force_after(_LAST_RESORT_EXTRA_SECONDS, EXIT_STOPPED_AT_ONCE)
+                group.cancel_scope.cancel()
+                return
+            log.info("stopping", signal=received.name, budget_seconds=settings.shutdown_seconds)
+            end_by_force_after(settings.shutdown_seconds + _LAST_RESORT_EXTRA_SECONDS, EXIT_FAILED)
+            stop.set()
+
+        async def listen(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            try:
+                with anyio.open_signal_receiver(*stop_signals()) as signals:
+                    task_status.started()
+                    for early in held():
+                        hear(early)
+                    async for received in signals:
+                        hear(received)
+            finally:
+                hold()
 
         def announce() -> None:
             # What is there now stays: to look through it for garbage holds up everything for some 50 ms each time.
@@ -80,7 +100,7 @@ async def run_until_signalled(
                 await stop.wait()
                 company.cancel_scope.cancel()
 
-        group.start_soon(listen)
+        await group.start(listen)
         try:
             in_time = await service.run(stop, announce)
             exit_code = EXIT_STOPPED if in_time else EXIT_FAILED
@@ -90,20 +110,9 @@ async def run_until_signalled(
         except DatabaseUnusable as error:
             refusal = error  # raised below: from here it would come in a group
         group.cancel_scope.cancel()
+    for timer in last_resorts:
+        timer.cancel()
     if refusal:
         raise refusal
     log.info("stopped", exit_code=exit_code)
     return exit_code
-
-
-def _exit_after(seconds: float) -> None:
-    """End the process for certain: no coroutine can be made to end, and a hung one would keep the process for ever."""
-    timer = threading.Timer(seconds, _exit_now)
-    timer.daemon = True
-    timer.start()
-
-
-def _exit_now() -> None:
-    log.critical("exit_by_force", exit_code=EXIT_FAILED)
-    logging.shutdown()  # writes what waits, within bounds
-    os._exit(EXIT_FAILED)

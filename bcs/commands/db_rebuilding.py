@@ -20,6 +20,7 @@ from bcs.rebuilding.projecting import Projection, Tally
 from bcs.rebuilding.reading import PastReader
 from bcs.record.opening import open_record
 from bcs.settings import Settings
+from bcs.signals import stop_signals
 from bcs.store.redis_batches import StoredBatches
 
 # As long as a service gives it at its start, which may have to make the tables first.
@@ -47,7 +48,7 @@ async def rebuild_until_signalled(
 
         async def listen() -> None:
             # The first one only: whoever sends a second one does not want to wait.
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            with anyio.open_signal_receiver(*stop_signals()) as signals:
                 async for number in signals:
                     received.append(number)
                     break

@@ -11,24 +11,13 @@ import aiohttp
 import pytest
 
 from bcs.embedded import free_port
+from tests.e2e.processes import servers_in
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-def servers_in(directory: Path) -> list[str]:
-    """The process ids of what runs in a directory or below it."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cwd").readlink().is_relative_to(directory):
-                found.append(process.name)
-        except OSError:  # ended meanwhile, or another user's
-            continue
-    return found
 
 
 @linux_only

@@ -79,8 +79,9 @@ def _run(arguments: list[str], environment: dict[str, str], stdin: Path, stdout:
         opened = os.open(path, how | os.O_NOCTTY)
         os.dup2(opened, descriptor)
         os.close(opened)
-    # As in a process that a person started: where the suite runs in the background, it ignores the interrupt.
+    # As in a process that a person started: where the suite runs in the background, it ignores both.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)
     encoding = environment.get("PYTHONIOENCODING")

@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sysconfig
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import aiohttp
 import anyio
@@ -43,6 +43,7 @@ _DRAW = ("aiokafka.client", "aiokafka.conn", "aiokafka.consumer.fetcher", "aioka
 for module in _DRAW:
     vars(importlib.import_module(module))["random"] = Random()
 
+_INSTALLED = Path(sysconfig.get_path("scripts")) / "bcs"
 DEFINE = "/internal/v1/pipelines/define"
 COMPLETE = "/internal/v1/phases/complete"
 
@@ -238,12 +239,20 @@ class BcsProcess:
 
     :param forked: true: from a process that has imported everything; else the installed command is started. An object
         to mypy, as the settings beside it are.
+    :param command: the words of what runs instead of the installed command; an object for the same reason.
     :param environment: `BCS_*` variables; of this process's own environment it gets none of them.
     """
 
     process: subprocess.Popen[bytes] | ForkedProcess
 
-    def __init__(self, directory: Path, *arguments: str, forked: object = False, **environment: object) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        forked: object = False,
+        command: object = (),
+        **environment: object,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("BCS_")}
         self.environment = {name: str(value) for name, value in environment.items()}
@@ -256,7 +265,7 @@ class BcsProcess:
                 )
                 return
             self.process = subprocess.Popen(
-                [Path(sysconfig.get_path("scripts")) / "bcs", *arguments],
+                [*(cast("Sequence[str]", command) or [str(_INSTALLED)]), *arguments],
                 env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
