@@ -6,9 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-
 from bcs.contracts import topics
 from bcs.embedded import free_port
 from tests.kafka.forbidding import GROUP, READ, TOPIC, WRITE, forbidden
@@ -169,22 +166,6 @@ def _kafka_forbids(kind: int, name: str, operation: int) -> During:
 
 
 @asynccontextmanager
-async def _kafka_takes_no_writes(servers: Servers) -> AsyncIterator[None]:
-    await _configure_topic(servers.bootstrap_servers, topics.PHASE_SKIPPED, {"min.insync.replicas": "2"})
-    yield
-    await _configure_topic(servers.bootstrap_servers, topics.PHASE_SKIPPED, {"min.insync.replicas": "1"})
-
-
-async def _configure_topic(kafka: str, topic: str, configuration: dict[str, str]) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    try:
-        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configuration)])
-    finally:
-        await admin.close()
-
-
-@asynccontextmanager
 async def _kafka_is_slow(servers: Servers) -> AsyncIterator[None]:
     servers.kafka_proxy.delay(SLOW_SECONDS)
     yield
@@ -279,14 +260,6 @@ WAYS = (
         "kafka",
         "rights: WRITE of a topic",
         _kafka_forbids(TOPIC, topics.PHASE_SKIPPED, WRITE),
-        "200",
-        f"messages for {topics.PHASE_SKIPPED} wait",
-        "publish_failed",
-    ),
-    Way(
-        "kafka",
-        "read-only: too few replicas",
-        _kafka_takes_no_writes,
         "200",
         f"messages for {topics.PHASE_SKIPPED} wait",
         "publish_failed",
