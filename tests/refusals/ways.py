@@ -213,8 +213,8 @@ WAYS = (
     Way("redis", "read-only: a replica", _redis_is_a_replica, "503", "is a replica", "redis_probe_failed"),
     Way("redis", "slow", _redis_is_slow, "503", "did not answer in time", "redis_probe_failed"),
     Way("redis", "silent", _redis_is_silent, "503", "did not answer in time", "redis_probe_failed"),
-    Way("redis", "gone", _redis_is_gone, "503", "onnection", "redis_probe_failed"),
-    Way("redis", "gone", _redis_is_gone, "200", "onnection", "redis_probe_failed", with_record=True),
+    Way("redis", "gone", _redis_is_gone, "503", "Connection", "redis_probe_failed"),
+    Way("redis", "gone", _redis_is_gone, "200", "Connection", "redis_probe_failed", with_record=True),
     _with_record(
         "rights: INSERT",
         _database_told(("REVOKE INSERT ON history FROM service",), ("GRANT INSERT ON history TO service",)),
@@ -247,7 +247,7 @@ WAYS = (
     ),
     _with_record("slow", _database_is_slow, "no answer in time"),
     _with_record("silent", _database_is_silent, "no answer in time"),
-    _with_record("gone", _database_is_gone, "onnection"),
+    _with_record("gone", _database_is_gone, "Connection"),
     Way(
         "kafka",
         "rights: READ of a topic",
@@ -274,5 +274,5 @@ WAYS = (
     ),
     Way("kafka", "slow", _kafka_is_slow, "200", "TimeoutError", "kafka_unreachable"),
     Way("kafka", "silent", _kafka_is_silent, "200", "TimeoutError", "kafka_unreachable"),
-    Way("kafka", "gone", _kafka_is_gone, "200", "Error", "kafka_unreachable"),
+    Way("kafka", "gone", _kafka_is_gone, "200", "Kafka", "kafka_unreachable"),
 )
