@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
 from redis.exceptions import RedisError
 
+from bcs import running
 from bcs.domain.errors import ConfigurationError, StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.settings import Settings
@@ -64,4 +64,4 @@ def read_batch(settings: Settings, batch_id: str) -> tuple[BatchState, int]:
             stored = await StoredBatches(gateway, key_prefix=settings.redis_key_prefix).read(batch_id)
             return stored.state, stored.version
 
-    return anyio.run(read)
+    return running.run(read)
