@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import urllib.error
 import urllib.request
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -14,6 +16,8 @@ from typer.core import TyperGroup
 
 from bcs import __version__
 from bcs.domain.errors import BcsError, ConfigurationError
+from bcs.last_resort import exit_after
+from bcs.running import in_time, run
 from bcs.signals import hold, leave_at_once, release
 
 # Each command imports what it needs: `healthcheck` runs every few seconds, and must not load Kafka and HTTP for it.
@@ -22,6 +26,10 @@ EXIT_STOPPED = 0
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 
+_HEALTH_SECONDS = 5.0
+# What is done is done, and said: so long may threads that hang keep the process.
+_THREADS_SECONDS = 2.0
+_UVLOOP_THREADS = "64"
 # These are stopped in order.
 _SERVICES = ("serve", "dev")
 _OPERATORS = ("batches", "resolve", "pipelines", "actors", "intake", "dlq", "db", "doctor")
@@ -91,9 +99,8 @@ def healthcheck() -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104
     host = f"[{host}]" if ":" in host else host
     try:
-        with urllib.request.urlopen(f"http://{host}:{settings.http_port}/healthz", timeout=5):
-            return
-    except (urllib.error.URLError, OSError) as error:
+        in_time(lambda: _open(f"http://{host}:{settings.http_port}/healthz"), _HEALTH_SECONDS)
+    except OSError as error:
         typer.echo(f"not healthy: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
 
@@ -106,24 +113,55 @@ def version() -> None:
 
 def main() -> None:
     """The entry point: one readable line for what the operator can mend, a traceback for what only we can."""
+    exit_code = EXIT_FAILED
+    try:
+        exit_code = _exit_code()
+    finally:
+        exit_after(_THREADS_SECONDS, exit_code)
+    sys.exit(exit_code)
+
+
+def _exit_code() -> int:
     try:
         cli()
     except ConfigurationError as error:
-        typer.echo(f"bcs: {error}", err=True)
-        sys.exit(EXIT_MISCONFIGURED)
+        _complain(error)
+        return EXIT_MISCONFIGURED
     except BcsError as error:
+        _complain(error)
+        return EXIT_FAILED
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else EXIT_STOPPED if ended.code is None else EXIT_FAILED
+    return EXIT_STOPPED
+
+
+def _complain(error: BcsError) -> None:
+    with suppress(OSError):  # the terminal may be closed
         typer.echo(f"bcs: {error}", err=True)
-        sys.exit(EXIT_FAILED)
 
 
-def _run(main_task: Any, *arguments: Any) -> int:
-    exit_code: int = anyio.run(main_task, *arguments, backend_options={"use_uvloop": _uvloop_present()})
-    return exit_code
+def _open(url: str) -> None:
+    with urllib.request.urlopen(url, timeout=_HEALTH_SECONDS):  # noqa: S310 (the caller's own)
+        pass
 
 
-def _uvloop_present() -> bool:
+def _run(main_task: Callable[..., Awaitable[int]], *arguments: Any) -> int:
+    """Run a service, and see that the process ends soon after it."""
+
+    async def service() -> int:
+        exit_code = EXIT_FAILED
+        try:
+            exit_code = await main_task(*arguments)
+        finally:
+            # uvloop's end waits for threads that look up names, for minutes where the name service does not answer.
+            exit_after(_THREADS_SECONDS, exit_code)
+        return exit_code
+
+    # uvloop looks names up in half of these threads (libuv's default is four). Where one name's server is silent, the
+    # lookups of that name, tried again and again, would leave none for the others.
+    os.environ.setdefault("UV_THREADPOOL_SIZE", _UVLOOP_THREADS)
     try:
-        import uvloop  # noqa: F401
+        import uvloop
     except ImportError:
-        return False
-    return True
+        return run(service)
+    return anyio.run(service, backend_options={"loop_factory": uvloop.new_event_loop})

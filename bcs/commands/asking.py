@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bcs import running
 from bcs.commands.output import printable
 from bcs.domain.errors import BcsError
 
@@ -76,12 +77,16 @@ def ask(url: str, body: Mapping[str, Any] | None = None, *, expecting: Collectio
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 (options check it)
     # The service is next door: a proxy for the way out would look for it outside.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
+
+    def answer() -> tuple[int, bytes]:
         with opener.open(request, timeout=_TIMEOUT_SECONDS) as response:
-            document = _document(response.read(_LONGEST_ANSWER_BYTES))
-            if not document.keys() >= set(expecting):
-                raise NotThisService(url, response.status)
-            return document
+            return response.status, response.read(_LONGEST_ANSWER_BYTES)
+
+    try:
+        # The timeout of a socket does not bound how long its name is looked up.
+        status, raw = running.in_time(answer, _TIMEOUT_SECONDS)
+    except TimeoutError:
+        raise ServiceUnreachable(url, f"nothing in {_TIMEOUT_SECONDS:.0f} s") from None
     except urllib.error.HTTPError as error:
         with error:
             problem = _document(error.read(_LONGEST_ANSWER_BYTES))
@@ -92,6 +97,10 @@ def ask(url: str, body: Mapping[str, Any] | None = None, *, expecting: Collectio
         raise ServiceUnreachable(url, _cause(error.reason)) from None
     except (OSError, http.client.HTTPException) as error:
         raise ServiceUnreachable(url, _cause(error)) from None
+    document = _document(raw)
+    if not document.keys() >= set(expecting):
+        raise NotThisService(url, status)
+    return document
 
 
 def _document(raw: bytes) -> dict[str, Any]:

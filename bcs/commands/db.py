@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Annotated
 
-import anyio
 import typer
 
+from bcs import running
 from bcs.commands.options import PANEL, AsJson, command_group
 from bcs.commands.output import print_json
 from bcs.domain.errors import SchemaLocked, StoreRefused
@@ -66,7 +66,7 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
         except NO_ANSWER as error:
             raise StoreRefused("postgresql", brief(error)) from error
 
-    outcome = anyio.run(upgraded)
+    outcome = running.run(upgraded)
     if as_json:
         print_json({"from": outcome.before, "to": outcome.after})
     elif outcome.before == outcome.after:
@@ -93,7 +93,7 @@ def rebuild(as_json: AsJson = False) -> None:
     definitions = pipelines_of(settings)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     with Told(as_json) as told:
-        stopped_by = anyio.run(rebuild_until_signalled, settings, definitions, told.begun)
+        stopped_by = running.run(rebuild_until_signalled, settings, definitions, told.begun)
         told.complete = stopped_by is None
     if stopped_by is not None:
         raise typer.Exit(_SIGNALLED + stopped_by)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
-import anyio
 import typer
 
+from bcs import running
 from bcs.commands.dlq_letter import NoLetter, say_junk, say_letter
 from bcs.commands.dlq_listing import say_plan, say_survey
 from bcs.commands.dlq_progress import say_progress
@@ -60,7 +60,7 @@ def list_letters(
     """Count letters by topic and reason: those that wait, and those that were put back; the oldest, the newest."""
     settings = _settings()
     selection = selection_of(None, topic, reason, batch, since, until)
-    survey = anyio.run(_survey, settings, selection)
+    survey = running.run(_survey, settings, selection)
     say_survey(survey, each=each, as_json=as_json)
     _exit_if_stalled(survey)
 
@@ -76,7 +76,7 @@ def show(
     """Show one letter: its envelope, why it is dead, its headers, and its bytes where they are no JSON."""
     settings = _settings()
     place = LetterRange.parse(letter)
-    found = anyio.run(_look_up, settings, Reference(place.topic, place.partition, place.first))
+    found = running.run(_look_up, settings, Reference(place.topic, place.partition, place.first))
     if found is None:
         typer.echo(f"bcs: there is no letter at {letter}", err=True)
         raise typer.Exit(_FAILED)
@@ -110,13 +110,13 @@ def replay(
     if selection.empty and not everything:
         raise typer.BadParameter("say which letters, or --all for every one that was not put back yet")
     settings = _settings()
-    survey = anyio.run(_survey, settings, selection)
+    survey = running.run(_survey, settings, selection)
     wanted = sorted(reference for reference in survey.letters if again or reference not in survey.replayed)
     if dry_run:
         say_plan([survey.letters[reference] for reference in wanted], as_json=as_json)
         return
     with say_progress(len(wanted), as_json=as_json) as outcome:
-        anyio.run(_replay, settings, wanted, url, rate, outcome.tell)
+        running.run(_replay, settings, wanted, url, rate, outcome.tell)
     if outcome.failed:
         raise typer.Exit(_FAILED)
     _exit_if_stalled(survey)
@@ -135,7 +135,7 @@ def purge_letters(
     from bcs.dlq.purging import last_to_purge, purge, purged
 
     settings = _settings()
-    survey = anyio.run(_survey, settings, selection_of(None, topic, None, None, None, None))
+    survey = running.run(_survey, settings, selection_of(None, topic, None, None, None, None))
     last = last_to_purge(survey, before)
     gone = purged([*survey.letters, *survey.unreadable], last)
     waiting = [reference for reference in gone if reference not in survey.replayed]
@@ -144,7 +144,7 @@ def purge_letters(
         typer.echo(f"{many} would be gone for good, {len(waiting)} of them never put back.", err=as_json)
         typer.confirm("Delete them?", abort=True, err=as_json)
     if gone:
-        anyio.run(purge, settings, last)
+        running.run(purge, settings, last)
     if as_json:
         print_json({"deleted": len(gone), "never_replayed": len(waiting)})
     else:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from bcs import running
 from bcs.commands.checks.findings import Finding, Status, failed, ok
 from bcs.commands.checks.kafka_checks import look_at_kafka
 from bcs.commands.checks.record_checks import look_at_record
@@ -62,7 +63,11 @@ def examine() -> list[Finding]:
                 "redis, postgresql, kafka", "not looked at: the settings do not say where", "mend the settings first"
             ),
         ]
-    return [ok("settings", f"valid, for {settings.environment}"), _pipelines(settings), *anyio.run(_servers, settings)]
+    return [
+        ok("settings", f"valid, for {settings.environment}"),
+        _pipelines(settings),
+        *running.run(_servers, settings),
+    ]
 
 
 def _pipelines(settings: Settings) -> Finding:

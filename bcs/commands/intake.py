@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import anyio
 import typer
 
+from bcs import running
 from bcs.commands.options import PANEL, AsJson, command_group
 from bcs.commands.output import counted, plain, present, print_json, printable, table
 from bcs.contracts import topics
@@ -78,12 +79,12 @@ def skip(
     # What goes wrong is said once, in a line of ours.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     positions = [Position(topic, partition, each) for each in range(offset, last + 1)]
-    typer.echo(anyio.run(_description, settings, positions), err=as_json)
+    typer.echo(running.run(_description, settings, positions), err=as_json)
     if not yes:
         typer.confirm(f"Pass over {counted(len(positions), 'message')}?", abort=True, err=as_json)
     by = f"{getpass.getuser()}@{socket.gethostname()}"
     orders = [SkipOrder(position, reason.strip(), by, rfc3339(datetime.now(UTC))) for position in positions]
-    events = anyio.run(_order, settings, orders, wait)
+    events = running.run(_order, settings, orders, wait)
     _say(events, as_json=as_json)
     if any(event.outcome not in (SkipOutcome.SKIPPED, SkipOutcome.SKIPPED_UNREAD) for event in events):
         raise typer.Exit(_FAILED)
@@ -101,7 +102,7 @@ def history(
     settings = load_settings()
     if settings.use_mock_repository:
         raise StateInMemory
-    events = anyio.run(_history, settings, limit)
+    events = running.run(_history, settings, limit)
     if not events and not as_json:
         typer.echo("No message was ever ordered to be passed over.")
         return

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
-import anyio
 import structlog
 
+from bcs import running
 from bcs.domain.state import BatchState
 from bcs.record.opening import open_record
 from bcs.record.reading import HistoryPage, read_page
@@ -53,4 +53,4 @@ def _reading(settings: Settings, read: Callable[[PostgresRecord], Awaitable[T]])
         finally:
             await record.aclose()
 
-    return anyio.run(run)
+    return running.run(run)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
 import structlog
 from redis.exceptions import RedisError
 
+from bcs import running
 from bcs.domain.errors import ConfigurationError, StoreUnavailable
 from bcs.domain.state import BatchState
 from bcs.settings import Settings
@@ -67,4 +67,4 @@ def read_batch(settings: Settings, batch_id: str) -> tuple[BatchState, int]:
 
     # The error says all that there is to say.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    return anyio.run(read)
+    return running.run(read)
