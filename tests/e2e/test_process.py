@@ -155,6 +155,7 @@ async def test_in_production_every_line_of_the_log_is_json(
     assert [line["exit_code"] for line in lines if line["event"] == "stopped"] == [0]
 
 
+@pytest.mark.release
 async def test_a_log_that_nobody_reads_holds_up_neither_answers_nor_the_stop(tmp_path: Path, prefix: str) -> None:
     os.mkfifo(tmp_path / "stderr")
     unread = os.open(tmp_path / "stderr", os.O_RDONLY | os.O_NONBLOCK)

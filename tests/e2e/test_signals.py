@@ -70,7 +70,9 @@ def has_loaded(process_id: int, library: str) -> bool:
 # --- bcs serve -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.release) for number in STOPS[1:])]
+)
 async def test_a_signal_while_it_imports_ends_the_service_in_order(tmp_path: Path, number: signal.Signals) -> None:
     with bcs(tmp_path, "serve", BCS_HTTP_PORT=free_port(), **MEMORY) as process:
         await wait_until(lambda: catches_all(process.process.pid))

@@ -61,9 +61,9 @@ async def test_probes_never_wait_for_a_redis_that_hangs(private_valkey: Embedded
         running_service(
             redis_url=f"redis://{private_valkey.address}",
             kafka_bootstrap_servers="127.0.0.1:1",
-            redis_deadline_seconds=0.6,
+            redis_deadline_seconds=0.8,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base, keep_alive=True) as bos,
     ):
         await wait_until(lambda: is_ready(bos))
         private_valkey.freeze()
@@ -87,7 +87,7 @@ async def test_probes_answer_while_all_dependencies_hang(
             redis_deadline_seconds=3.0,
             shutdown_seconds=5.0,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base, keep_alive=True) as bos,
     ):
         await wait_until(lambda: is_ready(bos))
         for server in (private_valkey, private_kafka, private_postgres):
@@ -109,7 +109,7 @@ async def test_a_failed_request_puts_readiness_off_before_the_next_look_at_redis
             redis_breaker_failures=2,
             redis_breaker_open_seconds=30.0,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base, keep_alive=True) as bos,
     ):
         await wait_until(lambda: is_ready(bos))
         private_valkey.kill()
@@ -138,7 +138,7 @@ async def test_probes_answer_while_the_metrics_actor_hangs(redis_url: str) -> No
         running_service(
             held.reach, redis_url=redis_url, kafka_bootstrap_servers="127.0.0.1:1", request_deadline_seconds=20.0
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base, keep_alive=True) as bos,
     ):
         await wait_until(lambda: is_ready(bos))
         held.armed = True
