@@ -105,7 +105,9 @@ def _log_what_python_would_print() -> None:
     """Keep Python from writing to standard error by itself: the thread that does would wait for its reader."""
 
     def unraisable(hook: Any) -> None:
-        log.error("error_ignored", where=repr(hook.object), exc_info=hook.exc_value)
+        # Not as it prints itself: that might have pupils' data in it.
+        where = getattr(hook.object, "__qualname__", type(hook.object).__qualname__)
+        log.error("error_ignored", where=where, exc_info=hook.exc_value)
 
     def in_thread(hook: threading.ExceptHookArgs) -> None:
         log.error("thread_failed", thread=hook.thread.name if hook.thread else None, exc_info=hook.exc_value)
