@@ -104,7 +104,7 @@ async def test_while_it_drains_it_says_so_and_still_answers(kafka_bootstrap_serv
         )
         service = await asyncio.to_thread(stack.enter_context, starting)
         async with Orchestrator(service.base) as bos, asyncio.TaskGroup() as tasks:  # each request connects anew
-            assert (await bos.get("/readyz")).status == 200
+            await wait_until(partial(ready, bos))
             began = monotonic()
             tasks.create_task(asyncio.to_thread(stack.close))
             await wait_until(lambda: draining(bos))
@@ -114,6 +114,10 @@ async def test_while_it_drains_it_says_so_and_still_answers(kafka_bootstrap_serv
             assert await draining(bos)
             await wait_until(lambda: refused(bos))
             assert monotonic() - began >= drain_seconds
+
+
+async def ready(bos: Orchestrator) -> bool:
+    return (await bos.get("/readyz")).status == 200
 
 
 async def draining(bos: Orchestrator) -> bool:
