@@ -20,6 +20,8 @@ from bcs.store.base import Outbox, StateStore
 from bcs.supervision import ActorContext, Snapshot
 from bcs.telemetry import CIRCUIT_STATES, Telemetry
 
+_FIRST_LOOK_SECONDS = 0.2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsPage:
@@ -83,9 +85,14 @@ class MetricsActor:
     async def run(self, context: ActorContext[Any]) -> None:
         """Sample until asked to stop."""
         await self.reach(FailPoint.STARTING, context.name)
-        context.ready()
+        looked = anyio.Event()
         async with anyio.create_task_group() as group:
-            group.start_soon(probe_redis, self.store, self.redis, self.settings.redis_probe_interval_seconds)
+            interval_seconds = self.settings.redis_probe_interval_seconds
+            group.start_soon(probe_redis, self.store, self.redis, interval_seconds, looked.set)
+            # So that readiness is known when the process has started; it starts all the same where Redis is silent.
+            with anyio.move_on_after(_FIRST_LOOK_SECONDS):
+                await looked.wait()
+            context.ready()
             group.start_soon(self._sample_backlog)
             group.start_soon(self._measure_loop_lag)
             await context.wait_stopping()

@@ -54,8 +54,13 @@ class RedisStatus:
             raise StoreUnavailable("redis", f"its last known answer is {age_seconds:.0f} s old")
 
 
-async def probe_redis(store: StateStore, status: RedisStatus, interval_seconds: float) -> None:
-    """Keep the status up to date until cancelled."""
+async def probe_redis(
+    store: StateStore, status: RedisStatus, interval_seconds: float, looked: Callable[[], object]
+) -> None:
+    """Keep the status up to date until cancelled.
+
+    :param looked: is called after each look.
+    """
     while True:
         try:
             await store.ping()
@@ -65,4 +70,5 @@ async def probe_redis(store: StateStore, status: RedisStatus, interval_seconds: 
             status.down(describe(error))
         else:
             status.up()
+        looked()
         await anyio.sleep(interval_seconds)
