@@ -211,8 +211,9 @@ async def test_an_operator_passes_over_a_message_that_cannot_be_read(
         await send_batch(own_kafka.address, TOPIC_NAME, PARTITION, record_batch([RawRecord(value)]))
     with damaged_on_disk(own_kafka.log_of(TOPIC_NAME, PARTITION), junk[1]):
         async with everything(own_kafka, redis_url) as (platform, group, bos, service):
-            await wait_until(lambda: stalled(bos))
-            offset = service.service.kafka.stalled[TOPIC_NAME, PARTITION].offset
+            kafka = service.service.kafka
+            await wait_until(lambda: (TOPIC_NAME, PARTITION) in kafka.stalled)
+            offset = kafka.stalled[TOPIC_NAME, PARTITION].offset
             variables = {
                 "BCS_REDIS_URL": redis_url,
                 "BCS_REDIS_KEY_PREFIX": service.service.settings.redis_key_prefix,
