@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import anyio
+import structlog
 import typer
 
 from benchmarks import growing, ingesting, mixed, remembering, resolving
@@ -58,6 +59,8 @@ def main(
     if compare:
         typer.echo(compared(Report.load(compare[0]), Report.load(compare[1])))
         return
+    # The figures alone go to standard output; what a record logs is for a service.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     plan = Plan(seconds, rounds, events, batches, essays, memory_events, record_facts, apache)
     report = Report.load(draw_from) if draw_from else _run(plan)
     typer.echo(report.table())

@@ -4,20 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.measured import Measured, middle
 from benchmarks.report import Report, compared
-from tests.support.tiers import IN_FULL
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 0.1
 # So many that they take more than a tick of the clock that CPU time is counted by.
 EVENTS = 800
-# Every commit measures what needs one service; how batches grow, and the permanent record, are measured at a release.
-GROWTH_AND_RECORD: tuple[object, ...] = ("--record-facts", 0)
-EXPECTED = (8, 3, 0, 13)  # rows of answers, of events and of the record, and figures that are no rows
-if IN_FULL:
-    GROWTH_AND_RECORD = ("--batches", 10, "--essays", 40, "--record-facts", 4000)
-    EXPECTED = (22, 9, 3, 22)
+SCALING_AND_RECORD: tuple[object, ...] = ("--batches", 10, "--essays", 40, "--record-facts", 4000)
+EXPECTED = (22, 9, 3, 22)  # rows of answers, of events and of the record, and figures that are no rows
 
 
 def run(*arguments: object) -> str:
@@ -25,10 +22,11 @@ def run(*arguments: object) -> str:
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=120, text=True).stdout
 
 
+@pytest.mark.release
 def test_a_short_run_measures_every_path_and_can_be_kept_drawn_and_compared(tmp_path: Path) -> None:
     kept, chart = tmp_path / "run.json", tmp_path / "chart.svg"
     sizes = ("--seconds", SECONDS, "--rounds", 1, "--events", EVENTS, "--memory-events", 100, "--no-apache")
-    told = run(*sizes, *GROWTH_AND_RECORD, "--json", kept, "--chart", chart)
+    told = run(*sizes, *SCALING_AND_RECORD, "--json", kept, "--chart", chart)
     report = Report.load(kept)
     answers = [row for row in report.rows if row.generator_cpu is not None]
     events = [row for row in report.rows if row.path.startswith("ingest")]

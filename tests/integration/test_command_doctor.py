@@ -157,6 +157,7 @@ async def test_a_database_that_redis_does_not_have_hides_nothing_of_kafka(
     assert only(ran, "kafka")["status"] == "ok"
 
 
+@pytest.mark.release
 async def test_servers_that_do_not_answer_are_given_up_in_time(
     private_valkey: EmbeddedServer, private_kafka: EmbeddedServer
 ) -> None:
