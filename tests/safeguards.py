@@ -575,6 +575,14 @@ _ARCHIVE = (
         _in("integration/test_record_store", "test_the_record_merges_as_the_model_does"),
     ),
     Mutation(
+        "index-scans",
+        "PostgreSQL reads no table from beginning to end, however unevenly the rows are spread over the batches.",
+        "bcs/record/connecting.py",
+        '"enable_seqscan": "off", ',
+        "",
+        _in("integration/test_record_plans", "test_every_statement_finds_rows_by_an_index_whatever_the_spread"),
+    ),
+    Mutation(
         "usable-database",
         "A database whose encoding is not UTF8 counts as away: no fact is impossible for it.",
         "bcs/record/connecting.py",

@@ -134,24 +134,26 @@ ORDER BY announcement_id LIMIT $1 FOR UPDATE SKIP LOCKED
 FORGET_ANNOUNCEMENTS = "DELETE FROM announcements WHERE announcement_id = ANY ($1::bigint[])"
 
 FORGET_HISTORY = """
-DELETE FROM history WHERE ctid = ANY (ARRAY(SELECT ctid FROM history WHERE recorded_at < $1 LIMIT $2))
+DELETE FROM history
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM history WHERE recorded_at < $1 ORDER BY recorded_at LIMIT $2))
 """
 
+# An array, and no join: a join may read a table from its beginning to its end.
 FORGET_BATCHES = """
 WITH old AS MATERIALIZED (
     SELECT batch_key FROM batches WHERE touched_on < $1 ORDER BY batch_id LIMIT $2 FOR UPDATE SKIP LOCKED
 ), no_essay AS (
-    DELETE FROM essays WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM essays WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_mark AS (
-    DELETE FROM marks WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM marks WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_outcome AS (
-    DELETE FROM outcomes WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM outcomes WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_report AS (
-    DELETE FROM reports WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM reports WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_invalidation AS (
-    DELETE FROM invalidations WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM invalidations WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_history AS (
-    DELETE FROM history WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM history WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 )
-DELETE FROM batches WHERE batch_key IN (SELECT batch_key FROM old)
+DELETE FROM batches WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 """
