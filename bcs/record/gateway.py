@@ -54,7 +54,7 @@ class RecordGateway:
         self._url = url
         self._connector = Connector(url)
         self._max_connections = max_connections
-        self._deadline_seconds = deadline_seconds
+        self.deadline_seconds = deadline_seconds
         self._pool: asyncpg.Pool | None = None
         self._generation = 0  # of its connections
         self._opening = anyio.Lock()
@@ -88,7 +88,7 @@ class RecordGateway:
         """
         self.ensure_reachable()
         if deadline_seconds is None:
-            return await self._run(work, self._deadline_seconds, shield=True)
+            return await self._run(work, self.deadline_seconds, shield=True)
         return await self._run(work, deadline_seconds)
 
     async def probe(self, deadline_seconds: float) -> None:
@@ -146,7 +146,7 @@ class RecordGateway:
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds) as scope:
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self.deadline_seconds) as scope:
             await pool.close()
         if scope.cancelled_caught:
             pool.terminate()
