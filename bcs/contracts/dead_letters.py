@@ -181,10 +181,13 @@ def failed_resolution(
     error: Exception,
     now: datetime,
     earlier: tuple[int, str | None] = (0, None),
+    *,
+    understood: bytes | None = None,
 ) -> OutboundMessage:
     """The dead letter of a resolution that failed on our side, with the request's body as its original envelope.
 
     :param earlier: how often it failed before, and when first, where it is a replay.
+    :param understood: what of the body counts, as JSON; stands in for a body that is too large for the broker.
     """
     metadata = {
         "batch_id": batch_id,
@@ -193,13 +196,16 @@ def failed_resolution(
         "error_message": str(error),
     }
     value = _letter(_envelope(request), "pipeline_resolution_failed", metadata, now)
+    reduced = None
+    if understood is not None and len(request) > LARGE_LETTER_BYTES:
+        reduced = _letter(_envelope(understood), "pipeline_resolution_failed", metadata, now)
     headers = {
         ORIGINAL_TOPIC: topics.RESOLUTION,
         BATCH_ID: batch_id,
         **_why("pipeline_resolution_failed", metadata, earlier, now),
     }
     topic = topics.dead_letter_topic(topics.RESOLUTION)
-    return OutboundMessage("dead_letter", topic, batch_id.encode(), value, headers=_encoded(headers))
+    return OutboundMessage("dead_letter", topic, batch_id.encode(), value, reduced, _encoded(headers))
 
 
 def earlier_failures(headers: Headers) -> tuple[int, str | None]:

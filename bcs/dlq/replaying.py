@@ -169,16 +169,19 @@ class Replayer:
     async def _put_back_each_alone(
         self, refused: Sequence[_Sent], done: list[DeadLetter], over: list[Replayed]
     ) -> None:
-        async with operators_producer(self._settings, each_alone=True) as producer:
-            for sent in refused:
-                try:
-                    await put_back_alone(producer, sent.letter, sent.original)
-                except DeadLetterError as error:
-                    over.append(Replayed(sent.letter, error.problem))
-                except (KafkaError, OSError) as error:
-                    over.append(_not_taken(sent.letter, error))
-                else:
-                    done.append(sent.letter)
+        try:
+            async with operators_producer(self._settings, each_alone=True) as producer:
+                for sent in refused:
+                    try:
+                        await put_back_alone(producer, sent.letter, sent.original)
+                    except DeadLetterError as error:
+                        over.append(Replayed(sent.letter, error.problem))
+                    except (KafkaError, OSError) as error:
+                        over.append(_not_taken(sent.letter, error))
+                    else:
+                        done.append(sent.letter)
+        except KafkaUnavailable as error:
+            over += [Replayed(sent.letter, error.cause, away=True) for sent in refused]
 
     async def _mark(self, done: list[DeadLetter]) -> None:
         with kafka_answers():

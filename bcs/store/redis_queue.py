@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from bcs.domain.errors import StoreUnavailable
 from bcs.store.base import Leased
 from bcs.store.multiplexer import Command, packed
-from bcs.store.queue_scripts import ADD, MOVE
+from bcs.store.queue_scripts import ADD, LEASE, MOVE, RECOVER
 from bcs.store.redis_errors import GROUP_EXISTS, NO_GROUP, code_of
 from bcs.store.redis_gateway import RedisGateway
 
@@ -34,6 +34,10 @@ _REMEMBERED_MOVES = 2_000
 # A script holds up all of Redis, so it moves only so much at a time.
 _MOVED_AT_A_TIME = 20
 _IDENTITY_BYTES = 16
+# What is leased at a time has to come within the deadline of a round trip.
+_REPLY_BYTES = 4 * 1024 * 1024
+# Larger ones are set aside unread.
+_LARGEST_ENTRY_BYTES = 64 * 1024 * 1024
 
 Fields = list[str | bytes]
 
@@ -60,6 +64,7 @@ class RedisQueue(ABC, Generic[T]):
         self._limit = limit
         self._length: int | None = None  # until it was seen
         self._cursor = "0-0"
+        self._in_doubt = False
 
     @abstractmethod
     def _fields(self, item: T) -> Fields:
@@ -104,13 +109,24 @@ class RedisQueue(ABC, Generic[T]):
         return [("XADD", self._stream, "*", *self._fields(item)) for item in items]
 
     async def lease(self, limit: int) -> list[Leased[T]]:
-        """Take entries that no one has leased yet, oldest first."""
-        return await self._leased(await self._read(limit, ">"))
+        """Take entries that no one has leased yet, oldest first, and at least one.
+
+        Where the reply to the last try is lost, those of that try come first.
+
+        :param limit: at most so many; fewer where they are large.
+        """
+        if self._in_doubt and (again := await self.resume(limit)):
+            return again
+        # Until there is a reply, entries may be leased to this process without its knowing.
+        self._in_doubt = True
+        leased = await self._leased(await self._take(limit, LEASE, ">"))
+        self._in_doubt = False
+        return leased
 
     async def resume(self, limit: int) -> list[Leased[T]]:
         """Take again what this process has leased and not settled, since whoever drained it died over it."""
         after = "0"
-        while entries := await self._read(limit, after):
+        while entries := await self._take(limit, LEASE, after):
             leased = await self._leased(entries)
             if leased:
                 return leased
@@ -119,21 +135,10 @@ class RedisQueue(ABC, Generic[T]):
 
     async def recover(self, idle_seconds: float, limit: int) -> list[Leased[T]]:
         """Take over entries that were leased so long ago that their holder must have died."""
-        idle_ms = int(idle_seconds * 1000)
-        # Redis looks at a limited number of entries at a time, and says where to go on.
-        claim: Command = (
-            "XAUTOCLAIM",
-            self._stream,
-            self._group,
-            self._consumer,
-            idle_ms,
-            self._cursor,
-            "COUNT",
-            limit,
-        )
-        reply = await self._call_in_group(claim)
-        self._cursor = reply[0].decode()
-        return await self._leased(reply[1])
+        in_doubt, self._in_doubt = self._in_doubt, True
+        leased = await self._leased(await self._take(limit, RECOVER, int(idle_seconds * 1000), self._cursor))
+        self._in_doubt = in_doubt
+        return leased
 
     async def settle(self, entry_ids: Sequence[str]) -> None:
         """Forget entries whose items got where they were to go."""
@@ -207,12 +212,16 @@ class RedisQueue(ABC, Generic[T]):
             problem = f"{self._stream} or {self._parked} is not a stream ({error})"
             raise StoreUnavailable("redis", problem, answered=True) from error
 
-    async def _read(self, limit: int, after: str) -> list[Any]:
-        reply = await self._call_in_group(
-            ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", limit, "STREAMS", self._stream, after)
-        )
-        entries: list[Any] = reply[0][1] if reply else []
-        return entries
+    async def _take(self, limit: int, script: str, *where: str | int) -> list[Any]:
+        keys = (self._stream, self._parked)
+        about = (self._group, self._consumer, limit, _REPLY_BYTES, _LARGEST_ENTRY_BYTES)
+        entries, set_aside, *cursor = await self._call_in_group(("EVAL", script, len(keys), *keys, *about, *where))
+        if cursor:
+            self._cursor = cursor[0].decode()
+        for entry_id in set_aside:
+            log.error("queue_entry_parked", stream=self._stream, entry_id=entry_id.decode(), problem="too large")
+        taken: list[Any] = entries
+        return taken
 
     async def _call_in_group(self, command: Command) -> Any:
         """Call, and create the consumer group first where there is none, at the start or after a FLUSHALL."""

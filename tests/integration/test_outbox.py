@@ -10,6 +10,7 @@ import pytest
 
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import BcsError, OutboxFull
+from bcs.store import redis_queue
 from bcs.store.base import Leased, LeasedMessage, Outbox
 from bcs.store.memory import MemoryOutbox
 from bcs.store.redis_gateway import RedisGateway
@@ -67,7 +68,7 @@ async def until_recovered(outbox: Outbox, count: int, idle_seconds: float = 0.05
     return recovered
 
 
-async def test_everything_of_a_message_is_kept(outbox: Outbox) -> None:
+async def test_everything_of_a_set_asideis_kept(outbox: Outbox) -> None:
     headers = (("a", b"1"), ("ä", b"\xff"), ("a", None), ("", b""))
     messages = [
         OutboundMessage("dead_letter", "t", None, b"\xff", b"less", headers),
@@ -324,6 +325,40 @@ async def test_an_entry_of_a_newer_release_with_more_fields_is_delivered(
     await gateway.call(("XADD", stream, "*", "kind", "k", "topic", "t", "value", "v", "new", "field"))
     [leased] = await replica("a").lease(9)
     assert leased.message == OutboundMessage("k", "t", None, b"v")
+
+
+async def test_what_is_leased_at_a_time_is_bounded_by_bytes(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_queue, "_REPLY_BYTES", 1_000)
+    a, b = replica("a"), replica("b")
+    await a.append([OutboundMessage("dead_letter", "t", None, (b"value %d " % number) * 40) for number in range(10)])
+    leased = await a.lease(10)
+    assert numbers(leased) == [0, 1, 2]
+    assert await a.resume(10) == leased
+    recovered = await until_recovered(b, 3, idle_seconds=0.01)
+    assert recovered == leased
+    assert [len(await a.lease(10)) for _ in range(4)] == [3, 3, 1, 0]
+    assert len(await a.resume(10)) == len(await b.resume(10)) == 3
+
+
+async def test_an_entry_that_is_too_large_to_be_read_is_set_aside_unread(
+    replica: Replica, gateway: RedisGateway, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = replica("a")
+    huge, another = (OutboundMessage("dead_letter", "t", b"key", value * 100_000) for value in (b"x", b"y"))
+    await a.append([message(0), huge, message(1)])
+    [first] = await a.lease(1)
+    [leased] = await a.lease(1)  # by a release that reads whatever is there
+    monkeypatch.setattr(redis_queue, "_LARGEST_ENTRY_BYTES", 50_000)
+    assert await a.resume(9) == [first]
+    await a.append([another, message(2)])
+    assert numbers(await a.lease(9)) == [1, 2]
+    [parked] = await gateway.call(("XRANGE", f"{stream}:parked", "-", "+"))
+    for set_aside, (_, fields) in zip((huge, another), parked, strict=True):
+        found = dict(zip(fields[::2], fields[1::2], strict=True))
+        assert (found[b"value"], found[b"key"]) == (set_aside.value, b"key")
+        assert found[b"problem"].startswith(b"too large: 100")
+    assert leased.message == huge
+    assert await a.backlog() == 3
 
 
 async def test_a_foreign_key_in_the_stream_s_place_is_a_typed_error(

@@ -1,4 +1,4 @@
-"""A write to the outbox whose outcome is unknown is tried again, and adds nothing twice."""
+"""What is tried again at the outbox, because its outcome is unknown, adds nothing twice and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -117,6 +117,22 @@ async def test_what_is_set_aside_is_there_once(
     [leased] = await cut_off.lease(10)
     await twice(proxy, leased.entry_id.encode(), lambda: cut_off.park(leased, "refused"))
     assert await gateway.call(("XLEN", stream), ("XLEN", f"{stream}:parked")) == [0, 1]
+
+
+@pytest.mark.parametrize("taking", ["lease", "recover"])
+async def test_entries_whose_reply_was_lost_are_leased_again_at_once(
+    proxy: FaultProxy, cut_off: RedisOutbox, other: RedisOutbox, taking: str
+) -> None:
+    await other.append([message(0), message(1)])
+    if taking == "recover":
+        await other.lease(1)
+    proxy.drop_replies(b"publishers")
+    with pytest.raises(StoreUnavailable):
+        await (cut_off.lease(1) if taking == "lease" else cut_off.recover(0, 1))
+    for expected in ([b"value 0"], [b"value 1"], []):
+        leased = await cut_off.lease(1)
+        assert values(leased) == expected
+        await cut_off.settle([entry.entry_id for entry in leased])
 
 
 async def test_what_is_remembered_of_appends_is_bounded(

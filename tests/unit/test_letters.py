@@ -198,6 +198,18 @@ def test_a_resolution_s_letter_has_the_request() -> None:
     assert (found.value, found.batch_id, found.source_partition) == (b'{"batch_id": "b", "more": 1}', "b", None)
 
 
+def test_a_resolution_s_letter_that_is_too_large_has_what_counts_of_the_request() -> None:
+    request = b'{"batch_id": "b", "more": "' + b"x" * 1_000_000 + b'"}'
+    message = failed_resolution(request, "b", "nlp", ValueError("x"), NOW, understood=b'{"batch_id":"b"}')
+    assert read(message, Reference(message.topic, 0, 0)).value == json.dumps(json.loads(request)).encode()
+    reduced = as_reduced(message)
+    assert reduced is not None
+    assert reduced.size_bytes < 5_000
+    found = read(reduced, Reference(message.topic, 0, 0))
+    assert json.loads(found.value or b"") == {"batch_id": "b"}
+    assert (found.truncated, found.batch_id, reduced.key) == (False, "b", b"b")
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -176,7 +176,13 @@ class PipelineCalls:
         )
         raw = await request.read()
         letter = failed_resolution(
-            raw, body.batch_id, body.requested_pipeline, error, self.now(), earlier_failures(said)
+            raw,
+            body.batch_id,
+            body.requested_pipeline,
+            error,
+            self.now(),
+            earlier_failures(said),
+            understood=body.model_dump_json(exclude_none=True).encode(),
         )
         try:
             await self.outbox.append([letter])
