@@ -549,17 +549,25 @@ _ARCHIVE = (
     Mutation(
         "archive-queue-written",
         "What waits for PostgreSQL in Redis is removed only once PostgreSQL has it.",
-        "bcs/actors/archive_upkeep.py",
+        "bcs/actors/archive_drain.py",
         """\
         try:
-            await self.record.write([entry.message for entry in leased], deadline_seconds=_DRAIN_DEADLINE_SECONDS)
+            await self.record.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,
         """\
-        await queue.settle([entry.entry_id for entry in leased])
+        await queue.settle([entry.entry_id for entry in portion])
         try:
-            await self.record.write([entry.message for entry in leased], deadline_seconds=_DRAIN_DEADLINE_SECONDS)
+            await self.record.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,
         _in("integration/test_record_queue", "test_what_waits_stays_until_the_record_has_it"),
+    ),
+    Mutation(
+        "drain-halves",
+        "Of what PostgreSQL does not take in time, half is tried.",
+        "bcs/actors/archive_drain.py",
+        "                self._amount.was_too_much(sum(map(_weight_of, portion)))\n",
+        "                pass\n",
+        _in("integration/test_record_drain", "test_more_than_postgresql_takes_in_time_is_drained_by_parts"),
     ),
     Mutation(
         "archive-law",

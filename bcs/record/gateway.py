@@ -32,6 +32,8 @@ _UNTRANSLATABLE = "22P05"
 _ONLY_THIS_TIME = ("40", "53", "55")
 # Of these a full disk passes only when a person sees to it, and a probe does not notice.
 _SHORT = "53"
+# A limit on the time of a statement, ours or the database's own, or an administrator who ends what takes long.
+_CANCELLED = "57014"
 _SAY_AGAIN_SECONDS = 30.0
 # A probe must neither wait behind a full house nor take a place in it.
 _CONNECTIONS_FOR_PROBE = 1
@@ -178,7 +180,7 @@ class RecordGateway:
             # The others keep it busy, or one of them is about to find it away.
             raise StoreUnavailable(_STORE, "too many ask it at once")
         self._fail("no answer in time", generation)
-        raise StoreUnavailable(_STORE, "no answer in time")
+        raise StoreUnavailable(_STORE, "no answer in time", late=True)
 
     async def _with_connection(self, work: Work[T]) -> T:
         async with self._opening:
@@ -214,7 +216,7 @@ class RecordGateway:
         elif state.startswith(_SHORT) and anyio.current_time() >= self._say_after:
             self._say_after = anyio.current_time() + _SAY_AGAIN_SECONDS
             log.warning("record_short_of_resources", problem=brief(error))
-        return StoreUnavailable(_STORE, brief(error))
+        return StoreUnavailable(_STORE, brief(error), late=state == _CANCELLED)
 
     def _unusable(self, problem: str, kind: str) -> StoreUnavailable:
         """The database answers, and is of no use as it is. That is said once, for it does not pass by itself.

@@ -89,17 +89,19 @@ class PostgresRecord:
         arguments = (merge_arguments(*part) for part in parts)
         first = next(arguments)
         second = next(arguments, None)
+        if second and deadline_seconds is None:
+            deadline_seconds = self._gateway.deadline_seconds + extra_seconds(facts)
 
         async def merge(connection: Any) -> None:
-            if second is None:
+            if deadline_seconds is None:
                 await connection.execute(statements.MERGE, *first)
                 return
             async with connection.transaction():
-                for each in chain((first, second), arguments):
+                # Else PostgreSQL would go on after the deadline, and the next try would wait for its locks.
+                await connection.execute(f"SET LOCAL statement_timeout = {int(deadline_seconds * 1000)}")
+                for each in chain((first, second) if second else (first,), arguments):
                     await connection.execute(statements.MERGE, *each)
 
-        if second and deadline_seconds is None:
-            deadline_seconds = self._gateway.deadline_seconds + extra_seconds(facts)
         await self._gateway.run(merge, deadline_seconds=deadline_seconds)
 
     async def state(self, batch_id: str) -> BatchState:
