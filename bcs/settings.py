@@ -176,6 +176,7 @@ class Settings(BaseSettings):
     archive_drain_deadline_seconds: Seconds = Field(
         20.0, description="how long PostgreSQL may take for what waited in Redis; then half as much is tried"
     )
+    history_page_bytes: Count = Field(1024 * 1024, description="a page of a batch's history ends before it gets larger")
     record_retention_days: Annotated[int, Field(ge=1)] = Field(
         400, description="how long the record keeps a batch after its last event, and each entry of its history"
     )

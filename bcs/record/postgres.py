@@ -24,7 +24,6 @@ Part = tuple[Mapping[str, BatchState], Sequence[HistoryEntry]]
 _NEWEST = 2**63 - 1
 # To make the arguments of a statement, and to encode them, holds up all else in this process: some 10 ms for so many.
 _FACTS_PER_STATEMENT = 2000
-_PAGE_CHARACTERS = 4_000_000
 
 
 class PostgresRecord:
@@ -32,10 +31,13 @@ class PostgresRecord:
 
     Every method may be repeated without harm, also when its outcome is unknown, and refuses at once while the database
     is known to be away.
+
+    :param page_bytes: how large a page of the history may be; an entry that is larger is a page.
     """
 
-    def __init__(self, gateway: RecordGateway) -> None:
+    def __init__(self, gateway: RecordGateway, *, page_bytes: int) -> None:
         self._gateway = gateway
+        self._page_bytes = page_bytes
 
     @property
     def reachable(self) -> bool:
@@ -129,7 +131,7 @@ class PostgresRecord:
 
         async def read(connection: Any) -> Any:
             return await connection.fetch(
-                statements.PAGE, to_text(batch_id), before or _NEWEST, limit, _PAGE_CHARACTERS
+                statements.PAGE, to_text(batch_id), before or _NEWEST, limit, self._page_bytes
             )
 
         rows = await self._gateway.run(read)

@@ -107,20 +107,28 @@ SELECT 'invalidation', phase, NULL, essay_id, NULL, NULL, NULL, at_us FROM inval
     WHERE batch_key = (SELECT batch_key FROM batch)
 """
 
-# An entry may be as large as a message, so a page ends where it gets too long, but has one entry at least.
+# One entry after the other, until the page is full: to read entries that do not fit takes time, and they may be large.
 PAGE = """
-SELECT * FROM (
-    SELECT *, sum(length(detail)) OVER (ORDER BY number DESC) - length(detail) AS characters_before
-    FROM (
-        SELECT number, entry_id, recorded_at, kind, correlation_id, event_id,
-            source_topic, source_partition, source_offset, detail::text AS detail
-        FROM history
-        WHERE batch_key = (SELECT batch_key FROM batches WHERE batch_id = $1) AND number < $2
-        ORDER BY number DESC LIMIT $3
-    ) AS newest
-) AS page
-WHERE characters_before < $4
-ORDER BY number DESC
+WITH RECURSIVE page AS (
+    SELECT 0 AS place, 0::bigint AS bytes, batch_key, $2::bigint AS number, NULL::uuid AS entry_id,
+        NULL::timestamptz AS recorded_at, NULL::text AS kind, NULL::text AS correlation_id, NULL::text AS event_id,
+        NULL::text AS source_topic, NULL::integer AS source_partition, NULL::bigint AS source_offset,
+        NULL::text AS detail
+    FROM batches WHERE batch_id = $1
+    UNION ALL
+    SELECT place + 1, page.bytes + octet_length(next.detail) + coalesce(octet_length(next.correlation_id), 0)
+            + coalesce(octet_length(next.event_id), 0) + coalesce(octet_length(next.source_topic), 0), next.*
+    FROM page CROSS JOIN LATERAL (
+        SELECT batch_key, number, entry_id, recorded_at, kind, correlation_id, event_id,
+            source_topic, source_partition, source_offset, detail::text
+        FROM history WHERE history.batch_key = page.batch_key AND history.number < page.number
+        ORDER BY history.number DESC LIMIT 1
+    ) AS next
+    WHERE place < $3 AND page.bytes <= $4
+)
+SELECT number, entry_id, recorded_at, kind, correlation_id, event_id,
+    source_topic, source_partition, source_offset, detail
+FROM page WHERE place = 1 OR (place > 1 AND bytes <= $4) ORDER BY place
 """
 
 KEEP_ANNOUNCEMENTS = "INSERT INTO announcements (kind, topic, key, value) VALUES ($1, $2, $3, $4)"
