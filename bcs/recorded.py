@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from bcs.actors.archive import Archive, ArchiveActor, archive_mailbox
+from bcs.actors.archive_drain import Drain
 from bcs.actors.archive_upkeep import Upkeep
 from bcs.failpoints import Reach
 from bcs.record.permanent import Permanent
@@ -48,14 +49,20 @@ def recorded(
     :param asks: how many may ask it at a time.
     :param reach: for chaos tests.
     """
+    drain = Drain(
+        record=permanent.record,
+        queues=(permanent.backlog, permanent.explanations),
+        telemetry=telemetry,
+        facts_at_a_time=settings.archive_facts_per_write,
+        deadline_seconds=settings.archive_drain_deadline_seconds,
+        takeover_seconds=settings.outbox_takeover_seconds,
+    )
     upkeep = Upkeep(
         permanent.record,
-        (permanent.backlog, permanent.explanations),
+        drain,
         outbox,
-        telemetry,
         outbox_grew,
         now,
-        settings.outbox_takeover_seconds,
         settings.database_probe_interval_seconds,
         settings.database_first_probe_seconds / FIRST_LOOKS,
         timedelta(days=settings.record_retention_days),
@@ -65,7 +72,7 @@ def recorded(
     patience_seconds = settings.database_deadline_seconds + settings.redis_deadline_seconds * 2
     spec = ChildSpec(
         "archive",
-        ArchiveActor(permanent, upkeep, telemetry, reach).run,
+        ArchiveActor(permanent, settings.archive_facts_per_write, upkeep, telemetry, reach).run,
         mailbox=mailbox,
         hang_seconds=settings.hang_seconds,
         shutdown_seconds=settings.shutdown_seconds / 2,

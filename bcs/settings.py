@@ -170,6 +170,13 @@ class Settings(BaseSettings):
         2.0, description="how long a start waits for the first answer of PostgreSQL"
     )
     archive_max_entries: Count = Field(1_000_000, description="entries that may wait in Redis for PostgreSQL")
+    archive_facts_per_write: Count = Field(
+        500, description="facts written to PostgreSQL at a time; 1,024 characters of text count as a fact"
+    )
+    archive_drain_deadline_seconds: Seconds = Field(
+        20.0, description="how long PostgreSQL may take for what waited in Redis; then half as much is tried"
+    )
+    history_page_bytes: Count = Field(1024 * 1024, description="a page of a batch's history ends before it gets larger")
     record_retention_days: Annotated[int, Field(ge=1)] = Field(
         400, description="how long the record keeps a batch after its last event, and each entry of its history"
     )

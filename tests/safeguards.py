@@ -549,17 +549,25 @@ _ARCHIVE = (
     Mutation(
         "archive-queue-written",
         "What waits for PostgreSQL in Redis is removed only once PostgreSQL has it.",
-        "bcs/actors/archive_upkeep.py",
+        "bcs/actors/archive_drain.py",
         """\
         try:
-            await self.record.write([entry.message for entry in leased], deadline_seconds=_DRAIN_DEADLINE_SECONDS)
+            await self.record.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,
         """\
-        await queue.settle([entry.entry_id for entry in leased])
+        await queue.settle([entry.entry_id for entry in portion])
         try:
-            await self.record.write([entry.message for entry in leased], deadline_seconds=_DRAIN_DEADLINE_SECONDS)
+            await self.record.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,
         _in("integration/test_record_queue", "test_what_waits_stays_until_the_record_has_it"),
+    ),
+    Mutation(
+        "drain-halves",
+        "Of what PostgreSQL does not take in time, half is tried.",
+        "bcs/actors/archive_drain.py",
+        "                self._amount.was_too_much(sum(map(_weight_of, portion)))\n",
+        "                pass\n",
+        _in("integration/test_record_drain", "test_more_than_postgresql_takes_in_time_is_drained_by_parts"),
     ),
     Mutation(
         "archive-law",
@@ -597,6 +605,14 @@ _ARCHIVE = (
         "            self._intake.skips.refuse_ordered(position_of(message), event.batch_id, event.correlation_id)\n",
         "",
         _in("integration/test_skips", "test_a_message_that_was_ordered_to_be_skipped_becomes_a_dead_letter"),
+    ),
+    Mutation(
+        "index-scans",
+        "PostgreSQL reads no table from beginning to end, however unevenly the rows are spread over the batches.",
+        "bcs/record/connecting.py",
+        '"enable_seqscan": "off", ',
+        "",
+        _in("integration/test_record_plans", "test_every_statement_finds_rows_by_an_index_whatever_the_spread"),
     ),
     Mutation(
         "usable-database",

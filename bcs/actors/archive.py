@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import anyio
 import structlog
@@ -12,20 +11,18 @@ import structlog
 from bcs.actors.archive_upkeep import Upkeep
 from bcs.actors.asking import ask_again
 from bcs.actors.messages import KeepEntries
+from bcs.actors.portions import portions
 from bcs.domain.errors import BacklogFull, StoreError, StoreRefused, StoreUnavailable
 from bcs.domain.history import FactsRecorded, HistoryEntry, weight
 from bcs.failpoints import FailPoint, Reach
+from bcs.record.pace import extra_seconds
 from bcs.record.permanent import Permanent
 from bcs.supervision import ActorContext, AskTimeout, Letter, Mailbox, MailboxFull, serve
 from bcs.telemetry import Telemetry
 
-T = TypeVar("T")
-
 log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 
 _LETTERS_AT_A_TIME = 500
-# To put a statement together holds up all else in this process, for some milliseconds with so many.
-_FACTS_PER_WRITE = 500
 # What only explains an answer waits here for a moment; beyond that it is let go, and counted.
 _EXPLANATIONS_LIMIT = 10_000
 
@@ -34,7 +31,8 @@ class Archive:
     """The way to the archive actor, for those who have something to keep.
 
     :param mailbox: see `archive_mailbox`.
-    :param patience_seconds: how long the actor may take; longer than it tries the record and then the queue.
+    :param patience_seconds: how long the actor may take, and longer for what is large; longer than it tries the record
+        and then the queue.
     :param rouse: tells the actor that something waits in the queue.
     """
 
@@ -60,8 +58,9 @@ class Archive:
         :raises StoreRefused: the record will never take them.
         """
         kept = tuple(entries)
+        patience_seconds = self._patience_seconds + extra_seconds(sum(map(weight, kept)))
         try:
-            await ask_again(lambda: self._mailbox.ask(lambda reply: KeepEntries(kept, reply), self._patience_seconds))
+            await ask_again(lambda: self._mailbox.ask(lambda reply: KeepEntries(kept, reply), patience_seconds))
         except (AskTimeout, MailboxFull) as error:
             raise StoreUnavailable("archive", str(error)) from error
 
@@ -87,11 +86,13 @@ def archive_mailbox(asks: int) -> Mailbox[KeepEntries]:
 class ArchiveActor:
     """Writes what waits in its mailbox as one statement. One instance serves all incarnations of the actor.
 
+    :param facts_at_a_time: how much is written by one statement, see `bcs.domain.history.weight`.
     :param upkeep: what goes on beside that: finding the record again, draining the queue, retention.
     :param reach: for chaos tests.
     """
 
     permanent: Permanent
+    facts_at_a_time: int
     upkeep: Upkeep
     telemetry: Telemetry
     reach: Reach
@@ -101,8 +102,7 @@ class ArchiveActor:
         await self.reach(FailPoint.STARTING, context.name)
 
         async def handle(letters: list[Letter[KeepEntries]]) -> None:
-            # Whoever waited for an abandoned one has asked again, or was told that it is not kept.
-            for commands in _portions([one.message for one in letters if not one.abandoned], _weight_of):
+            for commands in portions(_messages(letters), _weight_of, self.facts_at_a_time):
                 await self._keep(context, commands)
 
         async def exhausted(letter: Letter[KeepEntries]) -> None:
@@ -121,7 +121,7 @@ class ArchiveActor:
     async def _keep(self, context: ActorContext[KeepEntries], commands: Sequence[KeepEntries]) -> None:
         try:
             # One command may have more than a statement should: all that a batch's actor had in hand.
-            for entries in _portions([entry for command in commands for entry in command.entries], weight):
+            for entries in portions(_entries(commands), weight, self.facts_at_a_time):
                 context.beat()
                 await self._make_durable(entries)
         except StoreRefused as error:
@@ -172,16 +172,10 @@ def _weight_of(command: KeepEntries) -> int:
     return sum(map(weight, command.entries))
 
 
-def _portions(items: Iterable[T], weigh: Callable[[T], int]) -> Iterator[list[T]]:
-    """Items in groups of about so many facts as one statement should have."""
-    portion: list[T] = []
-    size = 0
-    for item in items:
-        facts = weigh(item)
-        if portion and size + facts > _FACTS_PER_WRITE:
-            yield portion
-            portion, size = [], 0
-        portion.append(item)
-        size += facts
-    if portion:
-        yield portion
+def _messages(letters: Iterable[Letter[KeepEntries]]) -> Iterator[KeepEntries]:
+    # Whoever waited for an abandoned one has asked again, or was told that it is not kept.
+    return (letter.message for letter in letters if not letter.abandoned)
+
+
+def _entries(commands: Iterable[KeepEntries]) -> Iterator[HistoryEntry]:
+    return (entry for command in commands for entry in command.entries)

@@ -1,8 +1,8 @@
-"""What the archive does beside writing: finds the record again, drains what waits for it, forgets what is too old."""
+"""What the archive does beside writing: finds the record again, has what waits drained, forgets what is too old."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 
-from bcs.domain.errors import StoreError, StoreRefused
-from bcs.domain.history import HistoryEntry
-from bcs.store.base import Leased, Outbox
-from bcs.store.redis_backlog import RedisBacklog
-from bcs.telemetry import Telemetry
+from bcs.actors.archive_drain import Drain
+from bcs.actors.portions import Amount
+from bcs.domain.errors import StoreError, StoreUnavailable
+from bcs.store.base import Outbox
 
 if TYPE_CHECKING:
     # It takes the extra `postgres`.
@@ -25,10 +24,9 @@ log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 _PROBE_DEADLINE_SECONDS = 5.0
 _LINGER_SECONDS = 0.02
 _FINISH_SECONDS = 3.0
-_DRAIN_LIMIT = 200
-# Nobody waits for what is drained, and a roster of a hundred thousand essays takes its time.
-_DRAIN_DEADLINE_SECONDS = 60.0
 _ANNOUNCEMENTS_LIMIT = 100
+# Nobody waits for that.
+_STEP_DEADLINE_SECONDS = 60.0
 _RETENTION_INTERVAL_SECONDS = 3600.0
 _RETENTION_STEP = 1000
 _RETENTION_PAUSE_SECONDS = 0.1
@@ -38,28 +36,24 @@ _RETENTION_PAUSE_SECONDS = 0.1
 class Upkeep:
     """Serves all incarnations of the archive actor.
 
-    :param queues: what waits for the record.
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
-    :param takeover_seconds: entries in a silent replica's hand for so long are taken over.
     :param probe_interval_seconds: the time between questions whether the record is there.
     :param first_probe_seconds: how long a start waits for the first answer.
     :param retention: how long history and batches are kept.
     """
 
     record: PostgresRecord
-    queues: Sequence[RedisBacklog]
+    drain: Drain
     outbox: Outbox
-    telemetry: Telemetry
     outbox_grew: Callable[[], None]
     now: Callable[[], datetime]
-    takeover_seconds: float
     probe_interval_seconds: float
     first_probe_seconds: float
     retention: timedelta
     _news: anyio.Event = field(default_factory=anyio.Event, init=False)
     _looked: anyio.Event = field(default_factory=anyio.Event, init=False)
-    _takeover_at: float = field(default=0.0, init=False)
+    _forgotten_at_a_time: Amount = field(default_factory=lambda: Amount(_RETENTION_STEP), init=False)
 
     def rouse(self) -> None:
         """Something waits for the record."""
@@ -84,7 +78,7 @@ class Upkeep:
         """Drain once more, before a stop; what is left waits for another process."""
         with anyio.move_on_after(_FINISH_SECONDS):
             try:
-                await self._drain()
+                await self.drain.drain()
             except StoreError as error:
                 log.debug("backlog_left_for_later", problem=str(error))
 
@@ -103,7 +97,7 @@ class Upkeep:
     async def _hand_over(self) -> None:
         """Move to the outbox what was announced while Redis was away."""
         while await self.record.hand_over(
-            self.outbox.append, limit=_ANNOUNCEMENTS_LIMIT, deadline_seconds=_DRAIN_DEADLINE_SECONDS
+            self.outbox.append, limit=_ANNOUNCEMENTS_LIMIT, deadline_seconds=_STEP_DEADLINE_SECONDS
         ):
             self.outbox_grew()
 
@@ -114,51 +108,21 @@ class Upkeep:
             await anyio.sleep(_LINGER_SECONDS)
             self._news = anyio.Event()
             try:
-                await self._drain()
+                await self.drain.drain()
             except StoreError as error:
                 log.debug("backlog_waits", problem=str(error))
 
-    async def _drain(self) -> None:
-        """Write what waits for the record, until nothing does."""
-        if not self.record.reachable:
-            return
-        takeover = anyio.current_time() >= self._takeover_at
-        if takeover:
-            self._takeover_at = anyio.current_time() + self.takeover_seconds / 2
-        for queue in self.queues:
-            await self._drain_one(queue, takeover=takeover)
-
-    async def _drain_one(self, queue: RedisBacklog, *, takeover: bool) -> None:
-        # What this process had in hand when it failed, what a dead one had, and then the rest.
-        while leased := await queue.resume(_DRAIN_LIMIT):
-            await self._write(queue, leased)
-        while takeover and (leased := await queue.recover(self.takeover_seconds, _DRAIN_LIMIT)):
-            await self._write(queue, leased)
-        while leased := await queue.lease(_DRAIN_LIMIT):
-            await self._write(queue, leased)
-
-    async def _write(self, queue: RedisBacklog, leased: Sequence[Leased[HistoryEntry]]) -> None:
-        try:
-            await self.record.write([entry.message for entry in leased], deadline_seconds=_DRAIN_DEADLINE_SECONDS)
-        except StoreRefused as error:
-            if len(leased) > 1:
-                for entry in leased:
-                    await self._write(queue, [entry])
-                return
-            await queue.park(leased[0], str(error))
-            self.telemetry.archive_parked.inc()
-            log.error("entry_parked", batch_id=leased[0].message.batch_id, problem=str(error))  # noqa: TRY400
-        else:
-            await queue.settle([entry.entry_id for entry in leased])
-            self.telemetry.archive_written.inc(len(leased))
-
     async def _forget_hourly(self) -> None:
         while True:
-            before = self.now() - self.retention
+            before, step = self.now() - self.retention, self._forgotten_at_a_time.now
             try:
-                forgotten = await self.record.forget(before, _RETENTION_STEP, _DRAIN_DEADLINE_SECONDS)
+                forgotten = await self.record.forget(before, step, _STEP_DEADLINE_SECONDS)
             except StoreError as error:
+                # A thousand batches may have millions of rows.
+                if isinstance(error, StoreUnavailable) and error.late:
+                    self._forgotten_at_a_time.was_too_much(step)
                 log.debug("retention_waits", problem=str(error))
                 await anyio.sleep(self.probe_interval_seconds)
             else:
+                self._forgotten_at_a_time.was_taken()
                 await anyio.sleep(_RETENTION_PAUSE_SECONDS if forgotten else _RETENTION_INTERVAL_SECONDS)

@@ -253,15 +253,17 @@ class StoreUnavailable(StoreError):
     :param store: which store.
     :param cause: why, in a few words.
     :param answered: the store does answer: it refused this, and may do other things.
+    :param late: there was no answer in time: the store may be well, and this too much for it.
     """
 
     retryable = True
 
-    def __init__(self, store: str, cause: str, *, answered: bool = False) -> None:
+    def __init__(self, store: str, cause: str, *, answered: bool = False, late: bool = False) -> None:
         super().__init__(f"{store} is out of reach: {cause}")
         self.store = store
         self.cause = cause
         self.answered = answered
+        self.late = late
 
 
 class CommitConflict(StoreError):

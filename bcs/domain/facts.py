@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
 
@@ -88,6 +88,27 @@ class EssaysRegistered:
 
 
 Fact = EssayPhaseEnded | PhaseOutcome | PhaseReported | PhaseInvalidated | EssaysRegistered
+
+
+def parts_of(fact: Fact, essays: int) -> Iterator[Fact]:
+    """A fact as several facts, which say together what the whole says. No part says it alone.
+
+    :param essays: how many essays a part names at most.
+    """
+    if isinstance(fact, EssaysRegistered) and len(fact.essay_ids) > essays:
+        for names in _slices(fact.essay_ids, essays):
+            yield replace(fact, essay_ids=names)
+    elif isinstance(fact, PhaseOutcome) and len(fact.completed) + len(fact.failed) > essays:
+        for names in _slices(fact.completed, essays):
+            yield replace(fact, completed=names, failed=())
+        for names in _slices(fact.failed, essays):
+            yield replace(fact, completed=(), failed=names)
+    else:
+        yield fact
+
+
+def _slices(names: tuple[str, ...], length: int) -> Iterator[tuple[str, ...]]:
+    return (names[start : start + length] for start in range(0, len(names), length))
 
 
 def repeat_key_of(phase: str, correlation_id: str, status: str, completed: Iterable[str], failed: Iterable[str]) -> str:

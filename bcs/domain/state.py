@@ -7,8 +7,10 @@ end with the same state, whatever happened in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
 
 from bcs.domain.facts import (
     EssayPhaseEnded,
@@ -19,6 +21,9 @@ from bcs.domain.facts import (
     PhaseOutcome,
     PhaseReported,
 )
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 TIMED = ""
 """The key of the register for the outcomes that carry a time of their own."""
@@ -128,6 +133,14 @@ class BatchState:
             | self.invalidations.keys()
         )
 
+    @property
+    def size(self) -> int:
+        """How many registers of essays there are."""
+        count = len(self.first_seen_us)
+        count += sum(len(marks) for marks in self.essay_marks.values())
+        count += sum(len(times) for times in self.invalidations.values())
+        return count + sum(len(listed) for by_key in self.outcome_marks.values() for listed in by_key.values())
+
     def merge(self, delta: BatchState) -> BatchState:
         """Merge another state into this one.
 
@@ -172,6 +185,31 @@ class BatchState:
         copied = BatchState()
         copied.merge(self)
         return copied
+
+    def parts(self, registers: int) -> Iterator[BatchState]:
+        """This state as several states, which are the whole when they are merged.
+
+        :param registers: how many registers of essays a part has at most. Those that are no essay's are in the first.
+        """
+        yield BatchState(outcomes=self.outcomes, reports=self.reports, expected=self.expected)
+        for seen in _slices(self.first_seen_us, registers):
+            yield BatchState(first_seen_us=seen)
+        for phase, marks in self.essay_marks.items():
+            for some in _slices(marks, registers):
+                yield BatchState(essay_marks={phase: some})
+        for phase, by_key in self.outcome_marks.items():
+            for key, listed in by_key.items():
+                for names in _slices(listed, registers):
+                    yield BatchState(outcome_marks={phase: {key: names}})
+        for phase, times in self.invalidations.items():
+            for before in _slices(times, registers):
+                yield BatchState(invalidations={phase: before})
+
+
+def _slices(registers: dict[K, V], length: int) -> Iterator[dict[K, V]]:
+    waiting = iter(registers.items())
+    while some := dict(islice(waiting, length)):
+        yield some
 
 
 def delta_of(facts: Iterable[Fact]) -> BatchState:

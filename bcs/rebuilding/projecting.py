@@ -12,7 +12,7 @@ from bcs.actors.messages import consumed_entry, decoded, message_of, written_at_
 from bcs.contracts.dead_letters import original_time_ms
 from bcs.contracts.decoding import LATEST_US, EventDecoder
 from bcs.domain.errors import StoreRefused, UndecodableMessage
-from bcs.domain.history import FactsRecorded
+from bcs.domain.history import FactsRecorded, weight
 from bcs.rebuilding.reading import PastReader, Timed
 from bcs.store.redis_batches import StoredBatches
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     # It takes the extra `postgres`.
     from bcs.record.postgres import PostgresRecord
 
-_ENTRIES_PER_WRITE = 300
-# A statement holds up the services' own as long as it takes, and a message may name thousands of essays.
-_BYTES_PER_WRITE = 1024 * 1024
+# A statement holds up the services' own as long as it takes.
+_FACTS_PER_WRITE = 300
 _WRITE_SECONDS = 60.0
 
 
@@ -65,7 +64,7 @@ class Projection:
     tally: Tally = field(default_factory=Tally)
     _entries: list[FactsRecorded] = field(default_factory=list, init=False)
     _messages: int = field(default=0, init=False)
-    _bytes: int = field(default=0, init=False)
+    _facts: int = field(default=0, init=False)
 
     async def project(self, past: PastReader) -> None:
         """Project all of it. Cancellation leaves whole portions; to do all of it again changes nothing.
@@ -76,7 +75,7 @@ class Projection:
         async for portion in past.portions():
             for timed in portion:
                 self._take(timed)
-                if len(self._entries) >= _ENTRIES_PER_WRITE or self._bytes >= _BYTES_PER_WRITE:
+                if self._facts >= _FACTS_PER_WRITE:
                     await self._keep()
         await self._keep()
 
@@ -99,8 +98,9 @@ class Projection:
             return
         # Nobody knows any more when it became known here; when it was written is as near as can be.
         at_us = min(timed.at_ms * 1000, LATEST_US)
-        self._entries.append(consumed_entry(message, event, at_us))
-        self._bytes += len(record.value or b"")
+        entry = consumed_entry(message, event, at_us)
+        self._entries.append(entry)
+        self._facts += weight(entry)
 
     async def _keep(self) -> None:
         entries, self._entries = self._entries, []
@@ -113,7 +113,7 @@ class Projection:
                 await self.stored.distrust(batches)
         self.tally.batches |= batches
         self.tally.messages += self._messages
-        self._messages = self._bytes = 0
+        self._messages = self._facts = 0
         self.tell()
 
     async def _write(self, entries: Sequence[FactsRecorded]) -> None:

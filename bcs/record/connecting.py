@@ -24,8 +24,9 @@ TAKES_NO_WRITES = "it takes no writes: a standby, or default_transaction_read_on
 _APPLICATION = "batch-conductor-service"
 _STARTUP = {"timezone": "UTC"}
 # The merge statement joins thousands of rows with lists whose length the planner can't know: it would take them for
-# short and compare each with each.
-_PLANNER = {"enable_nestloop": "off", "jit": "off"}
+# short and compare each with each. Where few batches have most rows, the planner expects most rows in any batch, and
+# would read whole tables for each of them.
+_PLANNER = {"enable_nestloop": "off", "enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
 _SET_IN_TRANSACTION = "; ".join(f"SET LOCAL {name} = {value}" for name, value in _PLANNER.items())
 # A pooler answers with a process id of its own making. The number of rows is told without a prepared statement.
 _SET_IF_DIRECT = "SELECT {settings} WHERE pg_backend_pid() = {server}"

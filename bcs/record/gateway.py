@@ -32,6 +32,8 @@ _UNTRANSLATABLE = "22P05"
 _ONLY_THIS_TIME = ("40", "53", "55")
 # Of these a full disk passes only when a person sees to it, and a probe does not notice.
 _SHORT = "53"
+# A limit on the time of a statement, ours or the database's own, or an administrator who ends what takes long.
+_CANCELLED = "57014"
 _SAY_AGAIN_SECONDS = 30.0
 # So long after it was last met a shortage counts as there: longer than a probe is away from the next.
 _SHORT_SECONDS = 5.0
@@ -56,7 +58,7 @@ class RecordGateway:
         self._url = url
         self._connector = Connector(url)
         self._max_connections = max_connections
-        self._deadline_seconds = deadline_seconds
+        self.deadline_seconds = deadline_seconds
         self._pool: asyncpg.Pool | None = None
         self._generation = 0  # of its connections
         self._opening = anyio.Lock()
@@ -91,7 +93,7 @@ class RecordGateway:
         """
         self.ensure_reachable()
         if deadline_seconds is None:
-            return await self._run(work, self._deadline_seconds, shield=True)
+            return await self._run(work, self.deadline_seconds, shield=True)
         return await self._run(work, deadline_seconds)
 
     async def probe(self, deadline_seconds: float) -> None:
@@ -149,7 +151,7 @@ class RecordGateway:
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds) as scope:
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self.deadline_seconds) as scope:
             await pool.close()
         if scope.cancelled_caught:
             pool.terminate()
@@ -181,7 +183,7 @@ class RecordGateway:
             # The others keep it busy, or one of them is about to find it away.
             raise StoreUnavailable(_STORE, "too many ask it at once")
         self._fail("no answer in time", generation)
-        raise StoreUnavailable(_STORE, "no answer in time")
+        raise StoreUnavailable(_STORE, "no answer in time", late=True)
 
     async def _with_connection(self, work: Work[T]) -> T:
         async with self._opening:
@@ -216,7 +218,7 @@ class RecordGateway:
             self._fail(brief(error), generation)
         elif state.startswith(_SHORT):
             self._note_shortage(brief(error))
-        return StoreUnavailable(_STORE, brief(error))
+        return StoreUnavailable(_STORE, brief(error), late=state == _CANCELLED)
 
     def _note_shortage(self, problem: str) -> None:
         now = anyio.current_time()

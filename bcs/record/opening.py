@@ -59,5 +59,6 @@ def open_record(settings: Settings) -> PostgresRecord:
             url,
             max_connections=settings.database_max_connections,
             deadline_seconds=settings.database_deadline_seconds,
-        )
+        ),
+        page_bytes=settings.history_page_bytes,
     )

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreCorrupted, StoreRefused
-from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry
+from bcs.domain.facts import parts_of
+from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, facts_in, weight
 from bcs.domain.state import BatchState, delta_of
 from bcs.record import statements
 from bcs.record.gateway import RecordGateway
+from bcs.record.pace import extra_seconds
 from bcs.record.rows import kept_entry, merge_arguments, state_of, to_text
 
+Part = tuple[Mapping[str, BatchState], Sequence[HistoryEntry]]
+"""What one statement merges and keeps; every batch of an entry is among the states."""
+
 _NEWEST = 2**63 - 1
-_PAGE_CHARACTERS = 4_000_000
+# To make the arguments of a statement, and to encode them, holds up all else in this process: some 10 ms for so many.
+_FACTS_PER_STATEMENT = 2000
 
 
 class PostgresRecord:
@@ -24,10 +31,13 @@ class PostgresRecord:
 
     Every method may be repeated without harm, also when its outcome is unknown, and refuses at once while the database
     is known to be away.
+
+    :param page_bytes: how large a page of the history may be; an entry that is larger is a page.
     """
 
-    def __init__(self, gateway: RecordGateway) -> None:
+    def __init__(self, gateway: RecordGateway, *, page_bytes: int) -> None:
         self._gateway = gateway
+        self._page_bytes = page_bytes
 
     @property
     def reachable(self) -> bool:
@@ -64,19 +74,14 @@ class PostgresRecord:
     async def write(self, entries: Sequence[HistoryEntry], *, deadline_seconds: float | None = None) -> None:
         """Merge the entries' facts and keep the entries, all or none; an entry that is there already is kept once.
 
-        :param deadline_seconds: instead of the usual one.
+        :param deadline_seconds: instead of the usual one, which is longer for what is large.
         :raises StoreUnavailable: whether they were written is unknown.
         :raises StoreRefused: one of them can't be stored, now or later.
         """
         try:
-            arguments = merge_arguments(_deltas(entries), entries)
+            await self._merge(_parts_of(entries), sum(map(weight, entries)), deadline_seconds)
         except (ValueError, OverflowError) as error:  # a text that is none, a time that no calendar has
             raise StoreRefused("postgresql", str(error)) from error
-
-        async def merge(connection: Any) -> None:
-            await connection.execute(statements.MERGE, *arguments)
-
-        await self._gateway.run(merge, deadline_seconds=deadline_seconds)
 
     async def adopt(self, states: Mapping[str, BatchState]) -> None:
         """Merge what is known of batches from elsewhere, without a history.
@@ -84,11 +89,27 @@ class PostgresRecord:
         :raises StoreUnavailable: whether it was written is unknown.
         :raises StoreRefused: it can't be stored, now or later.
         """
+        await self._merge(_parts_of_states(states), sum(state.size for state in states.values()))
+
+    async def _merge(self, parts: Iterator[Part], facts: int, deadline_seconds: float | None = None) -> None:
+        # Made one after the other, each when it is its turn: to make all of them at once would hold up all else here.
+        arguments = (merge_arguments(*part) for part in parts)
+        first = next(arguments)
+        second = next(arguments, None)
+        if second and deadline_seconds is None:
+            deadline_seconds = self._gateway.deadline_seconds + extra_seconds(facts)
 
         async def merge(connection: Any) -> None:
-            await connection.execute(statements.MERGE, *merge_arguments(states, ()))
+            if deadline_seconds is None:
+                await connection.execute(statements.MERGE, *first)
+                return
+            async with connection.transaction():
+                # Else PostgreSQL would go on after the deadline, and the next try would wait for its locks.
+                await connection.execute(f"SET LOCAL statement_timeout = {int(deadline_seconds * 1000)}")
+                for each in chain((first, second) if second else (first,), arguments):
+                    await connection.execute(statements.MERGE, *each)
 
-        await self._gateway.run(merge)
+        await self._gateway.run(merge, deadline_seconds=deadline_seconds)
 
     async def state(self, batch_id: str) -> BatchState:
         """Everything on record of a batch.
@@ -115,7 +136,7 @@ class PostgresRecord:
 
         async def read(connection: Any) -> Any:
             return await connection.fetch(
-                statements.PAGE, to_text(batch_id), before or _NEWEST, limit, _PAGE_CHARACTERS
+                statements.PAGE, to_text(batch_id), before or _NEWEST, limit, self._page_bytes
             )
 
         rows = await self._gateway.run(read)
@@ -131,7 +152,8 @@ class PostgresRecord:
 
         async def insert(connection: Any) -> None:
             async with connection.transaction():
-                await connection.execute(statements.MERGE, *merge_arguments(_deltas([entry]), [entry]))
+                for part in _parts_of([entry]):
+                    await connection.execute(statements.MERGE, *merge_arguments(*part))
                 await connection.executemany(statements.KEEP_ANNOUNCEMENTS, rows)
 
         await self._gateway.run(insert)
@@ -187,10 +209,29 @@ def _corruption_named(what: str) -> Iterator[None]:
         raise StoreCorrupted(f"postgresql, a batch's {what}", str(error)) from error
 
 
-def _deltas(entries: Sequence[HistoryEntry]) -> dict[str, BatchState]:
-    deltas: dict[str, BatchState] = {}
+def _parts_of(entries: Sequence[HistoryEntry]) -> Iterator[Part]:
+    # The first statement locks all batches, so that they are locked in one order.
+    deltas = {entry.batch_id: BatchState() for entry in entries}
+    facts, kept = 0, list[HistoryEntry]()
     for entry in entries:
-        delta = deltas.setdefault(entry.batch_id, BatchState())
-        if isinstance(entry, FactsRecorded):
-            delta.merge(delta_of(entry.facts))
-    return deltas
+        for fact in entry.facts if isinstance(entry, FactsRecorded) else ():
+            for part in parts_of(fact, _FACTS_PER_STATEMENT):
+                more = facts_in(part)
+                if facts and facts + more > _FACTS_PER_STATEMENT:
+                    yield deltas, kept
+                    deltas, facts, kept = {}, 0, []
+                deltas.setdefault(entry.batch_id, BatchState()).merge(delta_of([part]))
+                facts += more
+        deltas.setdefault(entry.batch_id, BatchState())
+        kept.append(entry)
+    yield deltas, kept
+
+
+def _parts_of_states(states: Mapping[str, BatchState]) -> Iterator[Part]:
+    if sum(state.size for state in states.values()) <= _FACTS_PER_STATEMENT:
+        yield states, ()
+        return
+    yield dict.fromkeys(states, BatchState()), ()
+    for batch_id, state in states.items():
+        for part in state.parts(_FACTS_PER_STATEMENT):
+            yield {batch_id: part}, ()

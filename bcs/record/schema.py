@@ -23,9 +23,11 @@ _FORMER_TABLES = ("batch_marks",)
 # Far longer than a statement over the largest record takes.
 _STATEMENT_SECONDS = 3600.0
 # While it waits for a table, whatever else wants that table waits behind it. Limits that a role has for requests are
-# none for an upgrade.
-_LIMITS = (
-    "SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
+# none for an upgrade, and it does read whole tables.
+_FOR_AN_UPGRADE = (
+    "SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = 0; "
+    "SET LOCAL idle_in_transaction_session_timeout = 0; "
+    "SET LOCAL enable_seqscan = on; SET LOCAL enable_bitmapscan = on"
 )
 _OF_THIS_DATABASE = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 _HOLDS_THE_LOCK = (
@@ -145,7 +147,7 @@ async def _upgrade(connector: Connector) -> Upgraded:
         # Not as a block: at its end it would wait for an answer, whatever has happened.
         transaction = connection.transaction()
         await transaction.start()
-        await connection.execute(_LIMITS)
+        await connection.execute(_FOR_AN_UPGRADE)
         # Of the transaction, and not of the session: a pooler would give the session's lock to somebody else.
         if not await connection.fetchval(f"SELECT pg_try_advisory_xact_lock({_ADVISORY_LOCK})"):
             await transaction.rollback()

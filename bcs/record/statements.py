@@ -107,20 +107,28 @@ SELECT 'invalidation', phase, NULL, essay_id, NULL, NULL, NULL, at_us FROM inval
     WHERE batch_key = (SELECT batch_key FROM batch)
 """
 
-# An entry may be as large as a message, so a page ends where it gets too long, but has one entry at least.
+# One entry after the other, until the page is full: to read entries that do not fit takes time, and they may be large.
 PAGE = """
-SELECT * FROM (
-    SELECT *, sum(length(detail)) OVER (ORDER BY number DESC) - length(detail) AS characters_before
-    FROM (
-        SELECT number, entry_id, recorded_at, kind, correlation_id, event_id,
-            source_topic, source_partition, source_offset, detail::text AS detail
-        FROM history
-        WHERE batch_key = (SELECT batch_key FROM batches WHERE batch_id = $1) AND number < $2
-        ORDER BY number DESC LIMIT $3
-    ) AS newest
-) AS page
-WHERE characters_before < $4
-ORDER BY number DESC
+WITH RECURSIVE page AS (
+    SELECT 0 AS place, 0::bigint AS bytes, batch_key, $2::bigint AS number, NULL::uuid AS entry_id,
+        NULL::timestamptz AS recorded_at, NULL::text AS kind, NULL::text AS correlation_id, NULL::text AS event_id,
+        NULL::text AS source_topic, NULL::integer AS source_partition, NULL::bigint AS source_offset,
+        NULL::text AS detail
+    FROM batches WHERE batch_id = $1
+    UNION ALL
+    SELECT place + 1, page.bytes + octet_length(next.detail) + coalesce(octet_length(next.correlation_id), 0)
+            + coalesce(octet_length(next.event_id), 0) + coalesce(octet_length(next.source_topic), 0), next.*
+    FROM page CROSS JOIN LATERAL (
+        SELECT batch_key, number, entry_id, recorded_at, kind, correlation_id, event_id,
+            source_topic, source_partition, source_offset, detail::text
+        FROM history WHERE history.batch_key = page.batch_key AND history.number < page.number
+        ORDER BY history.number DESC LIMIT 1
+    ) AS next
+    WHERE place < $3 AND page.bytes <= $4
+)
+SELECT number, entry_id, recorded_at, kind, correlation_id, event_id,
+    source_topic, source_partition, source_offset, detail
+FROM page WHERE place = 1 OR (place > 1 AND bytes <= $4) ORDER BY place
 """
 
 KEEP_ANNOUNCEMENTS = "INSERT INTO announcements (kind, topic, key, value) VALUES ($1, $2, $3, $4)"
@@ -134,24 +142,26 @@ ORDER BY announcement_id LIMIT $1 FOR UPDATE SKIP LOCKED
 FORGET_ANNOUNCEMENTS = "DELETE FROM announcements WHERE announcement_id = ANY ($1::bigint[])"
 
 FORGET_HISTORY = """
-DELETE FROM history WHERE ctid = ANY (ARRAY(SELECT ctid FROM history WHERE recorded_at < $1 LIMIT $2))
+DELETE FROM history
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM history WHERE recorded_at < $1 ORDER BY recorded_at LIMIT $2))
 """
 
+# An array, and no join: a join may read a table from its beginning to its end.
 FORGET_BATCHES = """
 WITH old AS MATERIALIZED (
     SELECT batch_key FROM batches WHERE touched_on < $1 ORDER BY batch_id LIMIT $2 FOR UPDATE SKIP LOCKED
 ), no_essay AS (
-    DELETE FROM essays WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM essays WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_mark AS (
-    DELETE FROM marks WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM marks WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_outcome AS (
-    DELETE FROM outcomes WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM outcomes WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_report AS (
-    DELETE FROM reports WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM reports WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_invalidation AS (
-    DELETE FROM invalidations WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM invalidations WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_history AS (
-    DELETE FROM history WHERE batch_key IN (SELECT batch_key FROM old)
+    DELETE FROM history WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 )
-DELETE FROM batches WHERE batch_key IN (SELECT batch_key FROM old)
+DELETE FROM batches WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 """

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import structlog
+from anyio.lowlevel import checkpoint
 from redis.exceptions import ResponseError
 
 from bcs.domain.errors import StoreUnavailable
@@ -38,6 +39,8 @@ _IDENTITY_BYTES = 16
 _REPLY_BYTES = 4 * 1024 * 1024
 # Larger ones are set aside unread.
 _LARGEST_ENTRY_BYTES = 64 * 1024 * 1024
+# To decode more without a pause would hold up all else in this process.
+_DECODED_AT_A_TIME_BYTES = 256 * 1024
 
 Fields = list[str | bytes]
 
@@ -247,10 +250,15 @@ class RedisQueue(ABC, Generic[T]):
 
     async def _leased(self, entries: Sequence[Any]) -> list[Leased[T]]:
         leased: list[Leased[T]] = []
+        decoded_bytes = 0
         for entry in entries:
             raw_id, fields = entry or (b"", None)
             if not fields:
                 continue  # it was deleted while it was leased; Redis 6.2 has nothing at all in its place
+            decoded_bytes += sum(map(len, fields))
+            if decoded_bytes > _DECODED_AT_A_TIME_BYTES:
+                decoded_bytes = 0
+                await checkpoint()
             entry_id = raw_id.decode()
             try:
                 item = self._item(dict(zip(fields[::2], fields[1::2], strict=True)))

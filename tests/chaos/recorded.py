@@ -41,7 +41,9 @@ class RecordedScene(Scene):
         super().__init__(ground, process, events)
         self.postgres, self.store_line = postgres, store_line
         self.positions: dict[str, list[Position]] = {}
-        self.record = PostgresRecord(RecordGateway(postgres.url, max_connections=2, deadline_seconds=20))
+        self.record = PostgresRecord(
+            RecordGateway(postgres.url, max_connections=2, deadline_seconds=20), page_bytes=2**20
+        )
         self.redis = RedisGateway(
             f"redis://{ground.valkey.address}",
             max_connections=2,

@@ -166,7 +166,7 @@ class Scene:
 async def staged(directory: Path, name: str, redis_url: str, database_url: str) -> AsyncIterator[Scene]:
     """A scene without a service yet, with a broker of its own."""
     gateway = RedisGateway(redis_url, max_connections=2, deadline_seconds=5, breaker_failures=9, breaker_open_seconds=1)
-    record = PostgresRecord(RecordGateway(database_url, max_connections=1, deadline_seconds=10))
+    record = PostgresRecord(RecordGateway(database_url, max_connections=1, deadline_seconds=10), page_bytes=2**20)
     store = RedisStateStore(gateway, law=LAW, key_prefix=f"{name}:", ttl_seconds=1000)
     with killed_at_the_end(embedded.kafka(directory)) as server:
         await create_platform_topics(server.address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -13,6 +14,7 @@ from yarl import URL
 
 from bcs.domain.errors import StoreCorrupted
 from bcs.domain.facts import EssaysRegistered, Outcome, PhaseReported
+from bcs.domain.history import Position
 from bcs.domain.state import delta_of
 from bcs.record.postgres import PostgresRecord
 from tests.support.fault_proxy import FaultProxy
@@ -22,6 +24,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
+PAGE_BYTES = 30_000
 PRIVATE = "Elsas-private-text"  # what a caller sends must never come back in an error
 SLASHES = ["a/b", "/", "a%2Fb", "a/history", "history"]
 ESCAPES = ["%", "%25", "nul\0nul", r"\0", "back\\slash", "{brace}", "line\nbreak", "?&=#", "+", "a b", "räksmörgås 🦉"]
@@ -40,6 +43,7 @@ def serving(redis_url: str, database_url: str, **settings: object) -> AbstractCo
         redis_url=redis_url,
         database_url=database_url,
         database_first_probe_seconds=10.0,
+        history_page_bytes=PAGE_BYTES,
         kafka_bootstrap_servers="127.0.0.1:1",
         **settings,
     )
@@ -159,16 +163,35 @@ async def test_a_full_last_page_leads_nowhere(bos: Orchestrator, record: Postgre
     assert [len(numbers) async for numbers in pages(bos, batch, 2)] == [2, 2]
 
 
+LONG = "x" * (PAGE_BYTES // 3)
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        {"facts": (spellchecked(LONG),)},
+        {"correlation_id": LONG},
+        {"event_id": LONG},
+        {"position": Position(LONG, 1, 2)},
+        {"correlation_id": "ä" * (PAGE_BYTES // 6)},
+    ],
+    ids=["facts", "correlation_id", "event_id", "topic", "bytes and not characters"],
+)
 async def test_a_page_of_large_entries_is_a_short_one(
-    bos: Orchestrator, record: PostgresRecord, batch: str, monkeypatch: pytest.MonkeyPatch
+    bos: Orchestrator, record: PostgresRecord, batch: str, large: dict[str, Any]
 ) -> None:
-    await record.write([consumed(batch, spellchecked("x" * 100)) for _ in range(7)])
-    monkeypatch.setattr("bcs.record.postgres._PAGE_CHARACTERS", 300)
+    await record.write([replace(consumed(batch), **large) for _ in range(5)])
+    await record.write([consumed(batch)])
     seen = [numbers async for numbers in pages(bos, batch, 5)]
-    assert [len(numbers) for numbers in seen] == [2, 2, 2, 1]
-    assert len({number for numbers in seen for number in numbers}) == 7
-    monkeypatch.setattr("bcs.record.postgres._PAGE_CHARACTERS", 1)
-    assert [len(numbers) async for numbers in pages(bos, batch, 5)] == [1] * 7
+    assert [len(numbers) for numbers in seen] == [3, 2, 1]
+    assert len({number for numbers in seen for number in numbers}) == 6
+
+
+async def test_an_entry_that_is_larger_than_a_page_is_a_page(
+    bos: Orchestrator, record: PostgresRecord, batch: str
+) -> None:
+    await record.write([consumed(batch, spellchecked("x" * size)) for size in (1, PAGE_BYTES * 2, PAGE_BYTES * 2, 1)])
+    assert [len(numbers) async for numbers in pages(bos, batch, 5)] == [1] * 4
 
 
 @pytest.mark.parametrize("strange", STRANGE, ids=ascii)

@@ -78,7 +78,7 @@ async def test_work_through_a_pooler_leaves_nothing_on_its_connections(pooled_ur
             assert len({await server.fetchval("SELECT pg_backend_pid()") for server in servers}) == 2
             for server in servers:
                 assert await server.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''") == 0
-                for planner in ("enable_nestloop", "jit"):
+                for planner in ("enable_nestloop", "enable_seqscan", "enable_bitmapscan", "jit"):
                     [setting] = await server.fetch(
                         "SELECT setting = boot_val, source FROM pg_settings WHERE name = $1", planner
                     )

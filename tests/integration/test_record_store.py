@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import pytest
@@ -24,6 +25,7 @@ from bcs.domain.facts import (
 from bcs.domain.history import HistoryEntry, Position
 from bcs.domain.state import BatchState, delta_of
 from bcs.record.postgres import PostgresRecord
+from bcs.record.rows import merge_arguments
 from tests.support.databases import record_in
 from tests.support.past import AT_US, answered, consumed, spellchecked
 from tests.support.pgbouncer import behind
@@ -90,6 +92,58 @@ async def test_what_can_not_be_stored_is_refused_with_all_that_comes_with_it(
     assert record.reachable
     assert await kept(record, batch) == []
     assert (await record.state(batch)).empty
+
+
+@pytest.fixture
+def merged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many facts each statement merges, where a statement merges ten at most."""
+    merged: list[int] = []
+
+    def counted(deltas: Mapping[str, BatchState], entries: Sequence[HistoryEntry]) -> tuple[list[Any], ...]:
+        merged.append(sum(delta.size for delta in deltas.values()))
+        return merge_arguments(deltas, entries)
+
+    monkeypatch.setattr("bcs.record.postgres._FACTS_PER_STATEMENT", 10)
+    monkeypatch.setattr("bcs.record.postgres.merge_arguments", counted)
+    return merged
+
+
+def of_many_essays() -> tuple[Fact, ...]:
+    essays = tuple(f"e{number}" for number in range(50))
+    return (
+        EssaysRegistered(essays, 50, AT_US),
+        PhaseOutcome("nlp", "completed_with_failures", essays[:30], essays[20:], False, AT_US, "key"),
+        PhaseOutcome("cj_assessment", "completed_successfully", essays, (), False, AT_US),
+    )
+
+
+async def test_a_large_entry_is_written_by_many_statements_all_or_none(
+    record: PostgresRecord, batch: str, merged: list[int]
+) -> None:
+    large, small = consumed(batch, *of_many_essays()), consumed(f"{batch}-0")
+    impossible = replace(small, position=Position("t", 2**31, 1))
+    with pytest.raises(StoreRefused):
+        await record.write([large, impossible])
+    assert (await record.state(batch)).empty
+    assert await kept(record, batch) == []
+    merged.clear()
+    await record.write([large, small])
+    assert len(merged) >= 17
+    assert max(merged) <= 20  # an essay is registered by its first fact, too
+    assert await record.state(batch) == delta_of(large.facts)
+    assert await kept(record, batch) == [large]
+    assert await kept(record, small.batch_id) == [small]
+
+
+async def test_a_large_batch_is_adopted_by_many_statements(
+    record: PostgresRecord, batch: str, merged: list[int]
+) -> None:
+    large, small = delta_of(of_many_essays()), delta_of([spellchecked()])
+    await record.adopt({batch: large, f"{batch}-0": small})
+    assert len(merged) >= 17
+    assert max(merged) <= 10
+    assert await record.state(batch) == large
+    assert await record.state(f"{batch}-0") == small
 
 
 async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresRecord, batch: str) -> None:

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from bcs.domain.facts import (
     EssayPhaseEnded,
     EssaysRegistered,
+    Fact,
     Outcome,
     PhaseInvalidated,
     PhaseOutcome,
     PhaseReported,
+    parts_of,
 )
+from bcs.domain.history import facts_in
 from bcs.domain.state import BatchState, delta_of
 
 phases = st.sampled_from(("spellcheck", "nlp"))
@@ -118,3 +121,22 @@ def test_the_phases_of_a_state_are_those_that_any_register_names(state: BatchSta
     named = {name[1] for name in registers(state) if name[0] not in ("expected", "known")}
     assert state.phases == named
     assert state.empty == (not registers(state))
+
+
+@no_deadline
+@given(st.lists(facts, max_size=4), st.integers(1, 3))
+def test_the_parts_of_facts_say_together_what_the_facts_say(whole: list[Fact], essays: int) -> None:
+    parts = [part for fact in whole for part in parts_of(fact, essays)]
+    assert all(facts_in(part) <= essays + 1 for part in parts)
+    assert delta_of(parts) == delta_of(whole)
+
+
+@no_deadline
+@given(states, st.integers(1, 3))
+def test_the_parts_of_a_state_are_the_state_when_they_are_merged(state: BatchState, registers: int) -> None:
+    merged = BatchState()
+    for part in state.parts(registers):
+        assert part.size <= registers
+        merged.merge(part)
+    assert merged == state
+    assert state.size == sum(part.size for part in state.parts(registers))

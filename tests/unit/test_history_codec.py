@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from uuid import UUID
 
@@ -186,6 +187,18 @@ def test_a_list_weighs_what_it_holds() -> None:
     facts = (PhaseOutcome("nlp", "s", ("a", "b"), ("c",), False, 1), EssaysRegistered(("a",), 1, 1))
     entry = FactsRecorded(UUID(int=1), "b", 1, facts, "t")
     assert weight(entry) == 6
+
+
+def test_a_long_text_weighs_as_much_as_many_facts() -> None:
+    long = "x" * 102_400
+    usual = FactsRecorded(UUID(int=1), "b", 1, (EssayPhaseEnded("nlp", "e", Outcome.COMPLETED, 1),), "t")
+    assert weight(usual) == 1
+    assert weight(replace(usual, correlation_id=long)) == 101
+    assert weight(replace(usual, event_id=long)) == 101
+    assert weight(replace(usual, facts=(EssaysRegistered((long, "e"), 1, 1),))) == 103
+    assert weight(replace(usual, facts=(EssayPhaseEnded("nlp", long, Outcome.COMPLETED, 1),))) == 101
+    decisions = (PhaseDecided("nlp", True, "r", long),)
+    assert weight(PipelineResolved(UUID(int=1), "b", 1, "c", long, "p", decisions, 1, "redis")) == 201
 
 
 def test_the_migration_gives_an_outcome_the_key_that_the_service_gives_it() -> None:

@@ -53,9 +53,10 @@ _SCRATCH = (
 
 _PAGE = """
 SELECT batch_key, number, correlation_id, detail FROM (
-    SELECT *, sum(length(detail)) OVER (ORDER BY batch_key, number) - length(detail) AS characters_before
+    SELECT *, sum(characters) OVER (ORDER BY batch_key, number) - characters AS characters_before
     FROM (
-        SELECT batch_key, number, correlation_id, detail::text AS detail
+        SELECT batch_key, number, correlation_id, detail::text AS detail,
+            length(detail::text) + coalesce(length(correlation_id), 0) AS characters
         FROM history
         WHERE (batch_key, number) > ($1::bigint, $2::bigint) AND kind = 'facts'
         ORDER BY batch_key, number LIMIT $3::bigint

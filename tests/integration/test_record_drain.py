@@ -1,0 +1,84 @@
+"""What waits in Redis gets into PostgreSQL, however slow PostgreSQL is and however large the entries are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import asyncpg
+import pytest
+
+from bcs.domain.history import FactsRecorded
+from bcs.record.permanent import Permanent
+from tests.integration.record_world import RecordWorld
+from tests.support.past import consumed
+
+pytestmark = pytest.mark.anyio
+
+DEADLINE_SECONDS = 0.2
+SLOW = "slow"
+# PostgreSQL takes so long for each entry.
+TAKE_TIME = """
+CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_sleep(CASE WHEN NEW.event_id = '{slow}' THEN {slow_seconds} ELSE {seconds} END);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER take_time BEFORE INSERT ON history FOR EACH ROW EXECUTE FUNCTION take_time()
+"""
+
+
+@asynccontextmanager
+async def slow_record(
+    directory: Path, database_url: str, seconds: float, slow_seconds: float = 0.0
+) -> AsyncIterator[tuple[RecordWorld, Permanent]]:
+    """A service whose PostgreSQL is away for now, and slow as soon as it is back."""
+    async with RecordWorld(
+        directory, database_url, database_probe_interval_seconds=0.05, archive_drain_deadline_seconds=DEADLINE_SECONDS
+    ) as world:
+        connection = await asyncpg.connect(database_url)
+        try:
+            await connection.execute(TAKE_TIME.format(slow=SLOW, seconds=seconds, slow_seconds=slow_seconds))
+        finally:
+            await connection.close()
+        world.database_proxy.refuse()
+        await world.database_proxy.cut()
+        permanent = world.running.service.persistence.permanent
+        assert permanent is not None
+        yield world, permanent
+
+
+async def queue(world: RecordWorld, permanent: Permanent, entries: Sequence[FactsRecorded]) -> None:
+    await anyio.to_thread.run_sync(world.running.run, lambda: permanent.backlog.append(entries))
+
+
+async def test_more_than_postgresql_takes_in_time_is_drained_by_parts(
+    tmp_path: Path, database_url: str, batch: str
+) -> None:
+    entries = [consumed(f"{batch}-{number}") for number in range(8)]
+    async with slow_record(tmp_path, database_url, DEADLINE_SECONDS / 5) as (world, permanent):
+        await queue(world, permanent, entries)
+        world.database_proxy.accept()
+        await world.reached_again()
+        for entry in entries:
+            assert await world.told(entry.batch_id) == [entry.facts]
+
+
+@pytest.mark.release
+async def test_an_entry_that_never_gets_through_holds_up_no_other(
+    tmp_path: Path, database_url: str, batch: str
+) -> None:
+    slow, *others = (consumed(f"{batch}-{number}", event_id=SLOW if number == 0 else None) for number in range(4))
+    async with slow_record(tmp_path, database_url, 0.0, slow_seconds=DEADLINE_SECONDS * 100) as (world, permanent):
+        await queue(world, permanent, [slow, *others])
+        world.database_proxy.accept()
+        await world.reached_again()
+        for entry in others:
+            assert await world.told(entry.batch_id) == [entry.facts]
+        assert await world.told(slow.batch_id) == []
+        parked: Any = await world.redis.xrange("bcs:{outbox}:record:parked")
+        assert [entry[b"problem"] for _, entry in parked] == [b"PostgreSQL did not take it in time, 3 times"]
+        assert await world.bos.metric("bcs_archive_entries_parked_total") == 1
