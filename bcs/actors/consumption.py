@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
@@ -19,6 +18,7 @@ from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, decoded, 
 from bcs.actors.offsets import OffsetTracker
 from bcs.actors.skips import REASON as SKIPPED
 from bcs.actors.skips import reason_of
+from bcs.actors.turns import Turns
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import unread_letter
 from bcs.contracts.published import ConsumedMessage, OutboundMessage
@@ -38,8 +38,10 @@ log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 _POLL_SECONDS = 0.2
 # aiokafka's getmany() ignores its own timeout while the group rebalances, which can take as long as Kafka is away.
 _POLL_LIMIT_SECONDS = 1.0
-# A poll hands over to other tasks after so many messages, or a large one would hold up HTTP for tens of milliseconds.
+# A poll hands over to other tasks after so many messages, or so many bytes, or it would hold up HTTP: to decode a
+# megabyte takes up to 50 ms.
 _MESSAGES_PER_TURN = 100
+_BYTES_PER_TURN = 128 * 1024
 _LETTERS_PER_APPEND = 20
 # They go to the store in one round trip, which has a deadline.
 _BYTES_PER_APPEND = 1024 * 1024
@@ -67,6 +69,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._letters: list[tuple[Receipt, UndecodableMessage]] = []
         # Of the first of these, kept until the store has them: by their content it knows letters that come again.
         self._made: list[OutboundMessage] = []
+        self._turns = Turns(messages=_MESSAGES_PER_TURN, size_bytes=_BYTES_PER_TURN)
         self._progress = anyio.Event()
         self._committing = anyio.Lock()
         self._over = False
@@ -182,7 +185,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _take(self, key: TopicPartition, messages: list[ConsumerRecord], epoch: int | None) -> bool:
         """Hand messages over; False where some of them are to be read again."""
-        for position, record in enumerate(messages):
+        for record in messages:
             if epoch is None or self._tracker.epoch(*key) != epoch:
                 if epoch is None and key in self._consumer.assignment():
                     # Handed out before we were told of the assignment: passed over now, it would be lost.
@@ -193,8 +196,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 if self._is_owned(record, epoch):
                     self._consumer.seek(key, record.offset)
                 return False
-            if (position + 1) % _MESSAGES_PER_TURN == 0:
-                await anyio.lowlevel.checkpoint()
+            await self._turns.after(len(record.value or b""))
         return True
 
     async def _hand_over(self, record: ConsumerRecord, epoch: int) -> bool:
