@@ -17,6 +17,9 @@ else:
 
 # Neither blank nor with blanks around: two ids that look the same must not be two batches.
 Identifier = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^\S(?s:.*\S)?$")]
+MOST_ID_CHARACTERS = 100
+"""Of a correlation id, and of an event's id; both are UUIDs in practice."""
+
 DataT = TypeVar("DataT", bound="EventData")
 
 
@@ -61,7 +64,7 @@ class Envelope(BaseModel, Generic[DataT]):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    # Nothing but the history ever shows it.
+    # Nothing but the history ever shows it. It may be of any length, as may the correlation id.
     event_id: OptionalText = None
     # It counts only where the data has no time.
     event_timestamp: Annotated[datetime | None, _or_else(NO_TIME)] = None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from typing import Any, NoReturn
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -13,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from bcs.contracts import topics
 from bcs.contracts.consumed import (
     CJ_ENDED,
+    MOST_ID_CHARACTERS,
     NO_TIME,
     PHASE_ENDED,
     BatchEssaysRegistered,
@@ -37,6 +39,8 @@ LATEST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microsecond
 
 # Python makes an object of everything that a document has, which takes ten times as long as to check it.
 _READ_BY_PYTHON_BYTES = 64 * 1024
+_MOST_DETAIL_CHARACTERS = 1000
+_DIGEST_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,8 @@ class EventDecoder:
             raise
         except Exception as error:
             # A fault of ours over one message would otherwise end the intake, and at every start again.
-            raise UndecodableMessage("decoder_failed", f"{type(error).__name__}: {error}") from error
+            problem = f"{type(error).__name__}: {error}"[:_MOST_DETAIL_CHARACTERS]
+            raise UndecodableMessage("decoder_failed", problem) from error
 
     def _decode(self, route: _Route, value: bytes | None, record_timestamp_ms: int) -> DecodedEvent:
         if value is None:
@@ -102,7 +107,7 @@ class EventDecoder:
             envelope = route.adapter.validate_json(value)
         except ValidationError as error:
             _refuse(value, error, route)
-        batch_id, correlation_id = getattr(envelope.data, route.batch_field), envelope.correlation_id
+        batch_id, correlation_id = getattr(envelope.data, route.batch_field), shortened(envelope.correlation_id)
         said_at = envelope.data.timestamp or envelope.event_timestamp
         if said_at == NO_TIME:
             problem = "event_timestamp is not a time, and the data has none"
@@ -111,12 +116,14 @@ class EventDecoder:
         if not 0 <= at_us <= LATEST_US:
             problem = "the event's time lies before 1970 or after 9999"
             raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)
-        facts = route.state_facts(envelope.data, at_us, correlation_id)
-        return DecodedEvent(route.event_type, batch_id, correlation_id, facts, envelope.event_id, at_us)
+        # These go by the whole correlation id, as it was sent.
+        facts = route.state_facts(envelope.data, at_us, envelope.correlation_id)
+        return DecodedEvent(route.event_type, batch_id, correlation_id, facts, shortened(envelope.event_id), at_us)
 
     def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
         if data.phase_name not in self._phases:
-            raise UndecodableMessage("unknown_phase", "phase_name is not a known phase", data.batch_id, correlation_id)
+            problem = "phase_name is not a known phase"
+            raise UndecodableMessage("unknown_phase", problem, data.batch_id, shortened(correlation_id))
         if data.phase_status not in PHASE_ENDED:
             return ()
         named = bool(data.processed_essays or data.failed_essay_ids)
@@ -170,6 +177,17 @@ def microseconds(moment: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
+def shortened(said: str | None) -> str | None:
+    """An id that only informs, as it is kept: with a digest at its end where it was too long.
+
+    So the history stays small, and two ids stay apart.
+    """
+    if said is None or len(said) <= MOST_ID_CHARACTERS:
+        return said
+    digest = blake2b(said.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return f"{said[: MOST_ID_CHARACTERS - len(digest) - 1]}~{digest}"
+
+
 def _spellcheck_completed(data: SpellcheckPhaseCompletedV1, at_us: int, _: str | None) -> tuple[Fact, ...]:
     if data.status is EssayStatus.COMPLETED:
         outcome = Outcome.COMPLETED
@@ -221,7 +239,7 @@ def _refuse(value: bytes, error: ValidationError, route: _Route) -> NoReturn:
         raise UndecodableMessage("not_an_object", "the message is JSON, but not an object") from None
     said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'message'}: {one['msg']}" for one in problems)
     batch_id = getattr(named.data, route.batch_field, None)
-    raise UndecodableMessage("invalid_event", said, batch_id, named.correlation_id) from None
+    raise UndecodableMessage("invalid_event", said, batch_id, shortened(named.correlation_id)) from None
 
 
 def _glimpse_of_what_python_reads(value: bytes, route: _Route) -> Glimpse[Any] | None:
