@@ -125,6 +125,9 @@ class Settings(BaseSettings):
     max_event_bytes: Annotated[int, Field(ge=1024)] = Field(
         1024 * 1024, description="a larger event, decompressed, becomes a dead letter unparsed"
     )
+    max_essays_per_batch: Count = Field(
+        20_000, description="an event that would give a batch more essays becomes a dead letter"
+    )
     max_clock_skew_seconds: Seconds = Field(
         600.0, description="an event further ahead of BCS's clock and of Redis's becomes a dead letter"
     )

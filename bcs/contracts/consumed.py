@@ -50,8 +50,8 @@ class EventData(BaseModel):
     timestamp: datetime | None = None
 
     @property
-    def listed(self) -> int:
-        """How many entries its lists of essays have in all, repeats and nulls included."""
+    def essays(self) -> int:
+        """How many essays it is about: the entries of its lists, repeats and nulls included, or a count if larger."""
         return 0
 
 
@@ -168,8 +168,8 @@ class CJAssessmentCompletedV1(EventData):
     processing_summary: ProcessingSummary
 
     @property
-    def listed(self) -> int:
-        """See `EventData.listed`."""
+    def essays(self) -> int:
+        """See `EventData.essays`."""
         summary = self.processing_summary
         return len(summary.successful_essay_ids or ()) + len(summary.failed_essay_ids or ())
 
@@ -191,8 +191,8 @@ class ELSBatchPhaseOutcomeV1(EventData):
     failed_essay_ids: NullableEssayIds = ()
 
     @property
-    def listed(self) -> int:
-        """See `EventData.listed`."""
+    def essays(self) -> int:
+        """See `EventData.essays`."""
         return len(self.processed_essays) + len(self.failed_essay_ids)
 
 
@@ -205,6 +205,6 @@ class BatchEssaysRegistered(EventData):
     essay_ids: EssayIds
 
     @property
-    def listed(self) -> int:
-        """See `EventData.listed`."""
-        return len(self.essay_ids)
+    def essays(self) -> int:
+        """See `EventData.essays`."""
+        return max(len(self.essay_ids), self.expected_essay_count)

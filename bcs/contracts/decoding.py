@@ -66,11 +66,15 @@ class EventDecoder:
     :param phases: the phase names that an outcome may be about.
     :param max_event_bytes: what is larger is refused unparsed, since to parse it would hold up all else in this
         process; None for no limit.
+    :param max_essays: how many a batch may have; None for any number.
     """
 
-    def __init__(self, phases: Collection[str], *, max_event_bytes: int | None = None) -> None:
+    def __init__(
+        self, phases: Collection[str], *, max_event_bytes: int | None = None, max_essays: int | None = None
+    ) -> None:
         self._phases = frozenset(phases)
         self._max_event_bytes = max_event_bytes
+        self._max_essays = max_essays
         self._routes: Mapping[str, _Route] = {
             topics.SPELLCHECK_COMPLETED: _Route(SpellcheckPhaseCompletedV1, NamesBatchId, _spellcheck_completed),
             topics.CJ_COMPLETED: _Route(CJAssessmentCompletedV1, NamesEntityId, _cj_completed),
@@ -108,6 +112,10 @@ class EventDecoder:
         except ValidationError as error:
             _refuse(value, error, route)
         batch_id, correlation_id = getattr(envelope.data, route.batch_field), shortened(envelope.correlation_id)
+        essays = envelope.data.essays
+        if self._max_essays is not None and essays > self._max_essays:
+            problem = f"the event is about {essays} essays, and BCS_MAX_ESSAYS_PER_BATCH is {self._max_essays}"
+            raise UndecodableMessage("too_many_essays", problem, batch_id, correlation_id)
         said_at = envelope.data.timestamp or envelope.event_timestamp
         if said_at == NO_TIME:
             problem = "event_timestamp is not a time, and the data has none"

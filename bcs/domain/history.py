@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from uuid import UUID
 
-from bcs.domain.facts import EssaysRegistered, Fact, PhaseOutcome
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, PhaseInvalidated, PhaseOutcome
 
 REPORTED = "PhaseReported"
 """The event type of a phase that was reported over HTTP."""
@@ -84,20 +84,36 @@ class PipelineResolved:
 
 HistoryEntry = FactsRecorded | PipelineResolved
 
+_CHARACTERS_OF_A_FACT = 1024
+
 
 def weight(entry: HistoryEntry) -> int:
-    """How much there is to keep of an entry: about as many facts."""
+    """How much there is to keep of an entry: about as many facts, where a long text counts as several."""
+    characters = len(entry.batch_id) + len(entry.correlation_id or "") + len(entry.asked_by or "")
     if isinstance(entry, PipelineResolved):
-        return 1
-    return sum(map(_weight_of, entry.facts))
+        characters += len(entry.pipeline) + sum(len(one.phase) + len(one.because) for one in entry.decisions)
+        return 1 + characters // _CHARACTERS_OF_A_FACT
+    characters += len(entry.event_id or "") + sum(map(_characters_of, entry.facts))
+    return sum(map(facts_in, entry.facts)) + characters // _CHARACTERS_OF_A_FACT
 
 
-def _weight_of(fact: Fact) -> int:
+def facts_in(fact: Fact) -> int:
+    """As how many facts one counts that names many essays."""
+    return 1 + sum(map(len, _lists_of(fact)))
+
+
+def _characters_of(fact: Fact) -> int:
+    if isinstance(fact, EssayPhaseEnded | PhaseInvalidated):
+        return len(fact.essay_id or "")
+    return sum(sum(map(len, essays)) for essays in _lists_of(fact))
+
+
+def _lists_of(fact: Fact) -> tuple[tuple[str, ...], ...]:
     if isinstance(fact, EssaysRegistered):
-        return 1 + len(fact.essay_ids)
+        return (fact.essay_ids,)
     if isinstance(fact, PhaseOutcome):
-        return 1 + len(fact.completed) + len(fact.failed)
-    return 1
+        return fact.completed, fact.failed
+    return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage
 from bcs.domain.errors import StoreUnavailable
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
-from bcs.domain.history import HistoryEntry
+from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.state import BatchState
 from bcs.store.base import Committed
 from bcs.store.memory import MemoryOutbox, MemoryStateStore
@@ -43,6 +43,16 @@ class PoisonableStore(MemoryStateStore):
         if POISON in delta.first_seen_us:
             raise RuntimeError("a fault")
         return await super().commit(batch_id, delta)
+
+
+class Kept:
+    """An archive that notes what it keeps."""
+
+    def __init__(self) -> None:
+        self.entries: list[HistoryEntry] = []
+
+    async def keep(self, entries: Sequence[HistoryEntry]) -> None:
+        self.entries.extend(entries)
 
 
 class SlowStore(MemoryStateStore):
@@ -177,3 +187,41 @@ async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None
     state = await store.state(BATCH)
     assert state.first_seen_us.keys() == {"essay"}
     assert state.reports == {}
+
+
+@pytest.mark.parametrize("archive", [None, Kept()], ids=["without a record", "with a record"])
+async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(archive: Kept | None) -> None:
+    store = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic, max_essays=2)
+    outbox, finished = MemoryOutbox(100, time.monotonic), list[MessageFinished]()
+    supervisor = supervisor_of(store, outbox, finished, [], archive)
+    essays = ["first", "second", "third", "first", "fourth", "second"]
+    for offset, essay in enumerate(essays):
+        supervisor.deliver_nowait(BATCH, command(offset, essay))
+    async with running(supervisor):
+        await wait_until(lambda: len(finished) == len(essays))
+    assert (await store.state(BATCH)).first_seen_us.keys() == {"first", "second"}
+    letters = [json.loads(entry.message.value) for entry in await outbox.lease(10)]
+    assert [letter["dlq_reason"] for letter in letters] == ["too_many_essays"] * 2
+    assert [letter["additional_metadata"]["source_offset"] for letter in letters] == [2, 4]
+    if archive:
+        positions = [entry.position for entry in archive.entries if isinstance(entry, FactsRecorded)]
+        assert [position.offset for position in positions if position] == [0, 1, 3, 5], "no fact of a dead letter"
+
+
+async def test_while_redis_can_not_be_asked_for_its_room_facts_get_into_the_record() -> None:
+    class Away(MemoryStateStore):
+        """Answers once the record has what came."""
+
+        async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
+            raise StoreUnavailable("redis", "the test says so")
+
+        async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+            assert archive.entries
+            return await super().commit(batch_id, delta)
+
+    archive, finished = Kept(), list[MessageFinished]()
+    store = Away(law=LAW, ttl_seconds=3600, clock=time.monotonic)
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive)
+    supervisor.deliver_nowait(BATCH, command(7, "essay"))
+    async with running(supervisor):
+        await wait_until(lambda: finished)
