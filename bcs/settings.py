@@ -122,6 +122,9 @@ class Settings(BaseSettings):
     )
     intake_max_in_flight: Count = Field(5000, description="messages read but not yet durable; then reading pauses")
     intake_max_in_flight_bytes: Count = Field(64 * 1024 * 1024, description="the same, in bytes")
+    intake_max_in_flight_facts: Count = Field(
+        250_000, description="the same, in facts: an event that names 100 essays has about 100"
+    )
     max_event_bytes: Annotated[int, Field(ge=1024)] = Field(
         1024 * 1024, description="a larger event, decompressed, becomes a dead letter unparsed"
     )

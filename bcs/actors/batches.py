@@ -15,6 +15,7 @@ from bcs.actors.archive import Archive
 from bcs.actors.dead_letters import letter_of
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
+from bcs.actors.portions import portions
 from bcs.contracts.decoding import microseconds
 from bcs.domain.errors import BacklogFull, OutboxFull, StoreError, StoreRefused, StoreUnavailable, TooManyEssays
 from bcs.domain.state import BatchState, delta_of
@@ -23,8 +24,9 @@ from bcs.store.base import Outbox, StateStore
 from bcs.supervision import ActorContext, Letter, serve_until_empty
 from bcs.telemetry import Telemetry
 
-# Bounds the size of a transaction, and so the time for which it holds up Redis.
+# Bound the size of a transaction, and so the time for which it holds up Redis. An event with more facts is alone.
 GROUP_COMMIT_LIMIT = 1000
+GROUP_COMMIT_FACTS = 5000
 
 # Why a message becomes a dead letter here.
 _FAILED, _TOO_MANY_ESSAYS = "processing_failed", "too_many_essays"
@@ -63,7 +65,10 @@ class BatchActor:
         await self.reach(FailPoint.STARTING, context.name)
 
         async def handle(letters: list[Letter[RecordFacts]]) -> None:
-            await self._record(context, letters)
+            for group in portions(letters, _weight_of, GROUP_COMMIT_FACTS):
+                await self._record(context, group)
+                # Not to be delivered again for what comes behind it.
+                context.settle(group)
 
         async def exhausted(letter: Letter[RecordFacts]) -> None:
             await self._bury(context, letter.message, _FAILED, attempts=letter.attempts, error=letter.last_error)
@@ -218,3 +223,7 @@ class BatchActor:
             doing=doing,
             until_stop=True,
         )
+
+
+def _weight_of(letter: Letter[RecordFacts]) -> int:
+    return letter.message.weight

@@ -13,7 +13,7 @@ from bcs.contracts.decoding import DecodedEvent, EventDecoder
 from bcs.contracts.published import ConsumedMessage, Headers
 from bcs.domain.errors import UndecodableMessage
 from bcs.domain.facts import Fact
-from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id
+from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id, facts_in
 from bcs.supervision import Reply
 
 # A megabyte has room for 300,000 empty ones, and each is looked at several times.
@@ -144,6 +144,11 @@ class RecordFacts:
     receipt: Receipt | None = None
     report: Report | None = None
     reply: Reply[None] | None = None
+
+    @property
+    def weight(self) -> int:
+        """As how many facts it counts."""
+        return sum(map(facts_in, self.facts))
 
     def entry(self, now_us: int) -> FactsRecorded:
         """What the history is to say of it.

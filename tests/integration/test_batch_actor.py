@@ -6,13 +6,14 @@ import json
 import time
 import uuid
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 import pytest
 
-from bcs.actors.batches import BatchActor
+from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, Report
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage
@@ -225,3 +226,24 @@ async def test_while_redis_can_not_be_asked_for_its_room_facts_get_into_the_reco
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
         await wait_until(lambda: finished)
+
+
+async def test_a_transaction_has_no_more_facts_than_it_should_unless_one_event_has() -> None:
+    class Weighing(MemoryStateStore):
+        """Notes how many essays each commit is about."""
+
+        async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+            commits.append(len(delta.first_seen_us))
+            return await super().commit(batch_id, delta)
+
+    commits: list[int] = []
+    finished: list[MessageFinished] = []
+    store = Weighing(law=LAW, ttl_seconds=3600, clock=time.monotonic)
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
+    half, more = GROUP_COMMIT_FACTS // 2, GROUP_COMMIT_FACTS + 1
+    for offset, essays in enumerate([1, half, half, 1, more, 1]):
+        facts = tuple(EssayPhaseEnded("nlp", f"{offset}-{number}", Outcome.COMPLETED, 1) for number in range(essays))
+        supervisor.deliver_nowait(BATCH, replace(command(offset, "essay"), facts=facts))
+    async with running(supervisor):
+        await wait_until(lambda: len(finished) == 6)
+    assert commits == [half + 1, half + 1, more, 1]

@@ -54,7 +54,7 @@ async def refusals(platform: Platform, batch: str, count: int, *source: str) -> 
         records = [one for topic in source for one in await platform.messages(topics.dead_letter_topic(topic), batch)]
         return values(records) if len(records) >= count else []
 
-    letters = await wait_until(found)
+    letters: list[dict[str, Any]] = await wait_until(found)
     assert len(letters) == count
     assert {letter["dlq_reason"] for letter in letters} == {"too_many_essays"}
     return letters

@@ -17,6 +17,7 @@ from bcs.actors.skips import Skips
 from bcs.actors.under_way import UnderWay
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.settings import Settings
 
 
 class Consumer:
@@ -38,9 +39,12 @@ class Consumer:
 
 
 def consumption_of(
-    consumer: Consumer, delivered: list[int], store_time_us: Callable[[], Awaitable[int]]
+    consumer: Consumer, delivered: list[int], store_time_us: Callable[[], Awaitable[int]], **overrides: object
 ) -> Consumption:
-    """A membership that notes the offset of each message whose facts it delivers."""
+    """A membership that notes the offset of each message whose facts it delivers.
+
+    :param overrides: settings that stand above the usual ones.
+    """
 
     async def deliver(_: str, command: Any) -> None:
         delivered.append(command.receipt.message.offset)
@@ -49,7 +53,7 @@ def consumption_of(
         return datetime.now(UTC)
 
     intake = SimpleNamespace(
-        settings=SimpleNamespace(kafka_request_timeout_seconds=5),
+        settings=Settings.model_validate(overrides),
         epochs=itertools.count(1),
         decoder=EventDecoder(PLATFORM_PHASES),
         clocks=Clocks(now=now, store_time_us=store_time_us, max_skew_seconds=600),

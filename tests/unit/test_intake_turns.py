@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 from bcs.actors.messages import message_of
 from bcs.contracts import topics
 from tests.support.consumption import Consumer, consumption_of
-from tests.support.events import spellchecked
+from tests.support.events import registered, spellchecked
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +47,31 @@ async def test_a_poll_gives_way_between_large_messages_and_many_small_ones(size_
         await consumption._take(KEY, records, consumption._tracker.epoch(*KEY))
     assert delivered == list(range(messages))
     assert seen == [messages // 9 * turn for turn in range(1, 9)]
+
+
+async def test_a_poll_that_weighed_too_much_is_followed_by_smaller_ones() -> None:
+    consumption = consumption_of(Consumer(KEY, 0), [], store_time_us)
+    consumption._weigh([[record(0)] * 500])
+    assert consumption._per_poll.now == 500
+    consumption._weigh([[record(0, size_bytes=LARGE_BYTES)] * 50, [record(1, size_bytes=LARGE_BYTES)] * 50])
+    assert consumption._per_poll.now == 50
+    for _ in range(50):
+        consumption._weigh([[record(0)] * 50])
+    assert consumption._per_poll.now == 500
+
+
+@pytest.mark.parametrize("budget", ["intake_max_in_flight", "intake_max_in_flight_bytes", "intake_max_in_flight_facts"])
+async def test_reading_waits_while_as_much_is_under_way_as_the_budget_allows(budget: str) -> None:
+    essays = [f"essay-{number}" for number in range(30)]
+    event = registered("batch", essays)
+    first = ConsumerRecord(topics.ESSAYS_REGISTERED, 0, 0, 1, 0, None, event.value, None, 0, len(event.value), ())
+    weighs = {"intake_max_in_flight": 1, "intake_max_in_flight_bytes": len(event.value)}.get(budget, 1 + len(essays))
+    for limit, waits in ((weighs, True), (weighs + 1, False)):
+        consumption = consumption_of(Consumer(KEY, 0), [], store_time_us, **{budget: limit})
+        key = TopicPartition(topics.ESSAYS_REGISTERED, 0)
+        await consumption.on_partitions_assigned([key])
+        await consumption._take(key, [first], consumption._tracker.epoch(*key))
+        assert consumption._must_wait() == waits
 
 
 def test_a_message_keeps_the_first_thousand_of_its_headers() -> None:
