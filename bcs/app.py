@@ -195,7 +195,9 @@ class Service:
         )
         intake = Intake(
             settings,
-            EventDecoder(self._phases, max_event_bytes=settings.max_event_bytes),
+            EventDecoder(
+                self._phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
+            ),
             self.batches,
             self.outbox,
             self._outbox_grew,

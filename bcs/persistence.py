@@ -66,7 +66,13 @@ def open_persistence(settings: Settings, *, law: CompletionLaw, reach: Reach = p
         return Persistence(
             MEMORY,
             None,
-            MemoryStateStore(law=law, ttl_seconds=settings.redis_ttl_seconds, clock=monotonic, policy=policy),
+            MemoryStateStore(
+                law=law,
+                ttl_seconds=settings.redis_ttl_seconds,
+                clock=monotonic,
+                policy=policy,
+                max_essays=settings.max_essays_per_batch,
+            ),
             MemoryOutbox(settings.outbox_max_messages, monotonic),
         )
     gateway = redis_gateway(settings)
@@ -81,6 +87,7 @@ def open_persistence(settings: Settings, *, law: CompletionLaw, reach: Reach = p
         ttl_seconds=settings.redis_ttl_seconds,
         policy=policy,
         recall=recall,
+        max_essays=settings.max_essays_per_batch,
         reach=reach,
     )
     outbox = RedisOutbox(

@@ -122,8 +122,14 @@ class Settings(BaseSettings):
     )
     intake_max_in_flight: Count = Field(5000, description="messages read but not yet durable; then reading pauses")
     intake_max_in_flight_bytes: Count = Field(64 * 1024 * 1024, description="the same, in bytes")
+    intake_max_in_flight_facts: Count = Field(
+        250_000, description="the same, in facts: an event that names 100 essays has about 100"
+    )
     max_event_bytes: Annotated[int, Field(ge=1024)] = Field(
         1024 * 1024, description="a larger event, decompressed, becomes a dead letter unparsed"
+    )
+    max_essays_per_batch: Count = Field(
+        20_000, description="an event that would give a batch more essays becomes a dead letter"
     )
     max_clock_skew_seconds: Seconds = Field(
         600.0, description="an event further ahead of BCS's clock and of Redis's becomes a dead letter"

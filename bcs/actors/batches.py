@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,16 +15,21 @@ from bcs.actors.archive import Archive
 from bcs.actors.dead_letters import letter_of
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
+from bcs.actors.portions import portions
 from bcs.contracts.decoding import microseconds
-from bcs.domain.errors import BacklogFull, OutboxFull, StoreError, StoreRefused, StoreUnavailable
-from bcs.domain.state import delta_of
+from bcs.domain.errors import BacklogFull, OutboxFull, StoreError, StoreRefused, StoreUnavailable, TooManyEssays
+from bcs.domain.state import BatchState, delta_of
 from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Outbox, StateStore
 from bcs.supervision import ActorContext, Letter, serve_until_empty
 from bcs.telemetry import Telemetry
 
-# Bounds the size of a transaction, and so the time for which it holds up Redis.
+# Bound the size of a transaction, and so the time for which it holds up Redis. An event with more facts is alone.
 GROUP_COMMIT_LIMIT = 1000
+GROUP_COMMIT_FACTS = 5000
+
+# Why a message becomes a dead letter here.
+_FAILED, _TOO_MANY_ESSAYS = "processing_failed", "too_many_essays"
 
 log = structlog.stdlib.get_logger("bcs.batches", actor="batches")
 
@@ -59,10 +65,13 @@ class BatchActor:
         await self.reach(FailPoint.STARTING, context.name)
 
         async def handle(letters: list[Letter[RecordFacts]]) -> None:
-            await self._record(context, letters)
+            for group in portions(letters, _weight_of, GROUP_COMMIT_FACTS):
+                await self._record(context, group)
+                # Not to be delivered again for what comes behind it.
+                context.settle(group)
 
         async def exhausted(letter: Letter[RecordFacts]) -> None:
-            await self._bury(context, letter.message, attempts=letter.attempts, error=letter.last_error)
+            await self._bury(context, letter.message, _FAILED, attempts=letter.attempts, error=letter.last_error)
 
         await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, exhausted=exhausted)
 
@@ -78,43 +87,45 @@ class BatchActor:
 
         async def make_durable(group: list[RecordFacts]) -> None:
             nonlocal archived
+            delta = delta_of(fact for command in group for fact in command.facts)
             # First the record, so that nothing is in Redis that could not be read again once Redis has forgotten it.
             if self.archive and not archived:
+                # What the record has can't be refused any more.
+                await self._ensure_room(group[0].batch_id, delta)
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group)
+            await self._commit(context, group[0].batch_id, delta)
 
         try:
-            await make_durable(group)
+            try:
+                await make_durable(group)
+            except StoreError as error:
+                if not error.retryable:
+                    raise
+                self._tell(group, error)
+                # What is in the record must get into Redis too, whatever the caller was told.
+                group = group if archived else [command for command in group if command.receipt]
+                if not group:
+                    return
+                # What came from Kafka is kept until the store is back.
+                try:
+                    await self._patiently(context, "commit facts")(make_durable, group)
+                except (StoreUnavailable, BacklogFull):
+                    return  # a stop was asked for; not acknowledged, these are read again by the next process
+        except TooManyEssays as error:
+            await self._record_without_excess(context, letters, error)
+            return
         except StoreError as error:
             if isinstance(error, StoreRefused) and len(letters) > 1:
                 # One of them spoils it for all: each on its own, and the others get through.
                 for letter in letters:
                     await self._record(context, [letter])
                 return
-            # Who asked over HTTP is told at once.
+            # The same again would fail the same way: to die over it would only hold up the others.
+            self._tell(group, error)
             for command in group:
-                if command.reply:
-                    command.reply.fail(error)
-            receipts = [command for command in group if command.receipt]
-            if not error.retryable:
-                # The same again would fail the same way: to die over it would only hold up the others.
-                for command in receipts:
-                    await self._bury(context, command, attempts=1, error=error)
-                return
-            # What is in the record must get into Redis too, whatever the caller was told.
-            group = group if archived else receipts
-            if not group:
-                return
-            # What came from Kafka is kept until the store is back.
-            try:
-                await self._patiently(context, "commit facts")(make_durable, group)
-            except (StoreUnavailable, BacklogFull):
-                return  # a stop was asked for; not acknowledged, these are read again by the next process
-            except StoreError:
-                # Only once the store was back it said what it will never take.
-                await self._record(context, letters)
-                return
+                await self._bury(context, command, _FAILED, attempts=1, error=error)
+            return
         await self.reach(FailPoint.BEFORE_REPLY, context.name)
         for command in group:
             if command.reply:
@@ -123,9 +134,35 @@ class BatchActor:
                 self.telemetry.events(command.receipt.event_type, "applied").inc()
                 self.finished(MessageFinished(command.receipt))
 
-    async def _commit(self, context: ActorContext[RecordFacts], group: list[RecordFacts]) -> None:
-        batch_id = group[0].batch_id
-        delta = delta_of(fact for command in group for fact in command.facts)
+    async def _record_without_excess(
+        self, context: ActorContext[RecordFacts], letters: list[Letter[RecordFacts]], error: TooManyEssays
+    ) -> None:
+        """In their order, give the batch those that it has room for; the others become dead letters."""
+        room = error.limit - error.known
+        strangers, taken = set(error.strangers), list[Letter[RecordFacts]]()
+        for letter in letters:
+            new = strangers.intersection(delta_of(letter.message.facts).first_seen_us)
+            if len(new) > max(room, 0):
+                await self._bury(context, letter.message, _TOO_MANY_ESSAYS, attempts=1, error=error)
+                continue
+            room -= len(new)
+            strangers -= new
+            taken.append(letter)
+        await self._record(context, taken)
+
+    @staticmethod
+    def _tell(group: list[RecordFacts], error: StoreError) -> None:
+        """Who asked over HTTP is told at once."""
+        for command in group:
+            if command.reply:
+                command.reply.fail(error)
+
+    async def _ensure_room(self, batch_id: str, delta: BatchState) -> None:
+        # While Redis is away, what comes must get into the record all the same: that answers instead.
+        with suppress(StoreUnavailable):
+            await self.store.ensure_room(batch_id, delta.first_seen_us)
+
+    async def _commit(self, context: ActorContext[RecordFacts], batch_id: str, delta: BatchState) -> None:
         context.rest()  # to wait for one's turn is not to hang
         async with self.commit_slots:
             context.beat()
@@ -139,6 +176,7 @@ class BatchActor:
         self,
         context: ActorContext[RecordFacts],
         command: RecordFacts,
+        reason: str,
         *,
         attempts: int,
         error: BaseException | None,
@@ -150,7 +188,7 @@ class BatchActor:
         detail = {"attempts": attempts, "error_type": type(error).__name__, "error_message": str(error)}
         message = await letter_of(
             receipt.message,
-            "processing_failed",
+            reason,
             detail,
             self.now(),
             command.batch_id,
@@ -160,7 +198,7 @@ class BatchActor:
             await self._patiently(context, "store a dead letter")(self.outbox.append, [message])
         except (StoreUnavailable, OutboxFull):
             return  # a stop was asked for; not acknowledged, it is read again by the next process
-        self.telemetry.dead_letters.labels(receipt.message.topic, "processing_failed").inc()
+        self.telemetry.dead_letters.labels(receipt.message.topic, reason).inc()
         self.telemetry.events(receipt.event_type, "dead_lettered").inc()
         log.error(
             "message_dead_lettered",
@@ -169,7 +207,7 @@ class BatchActor:
             topic=receipt.message.topic,
             partition=receipt.message.partition,
             offset=receipt.message.offset,
-            reason="processing_failed",
+            reason=reason,
             **detail,
         )
         self.finished(MessageFinished(receipt))
@@ -185,3 +223,7 @@ class BatchActor:
             doing=doing,
             until_stop=True,
         )
+
+
+def _weight_of(letter: Letter[RecordFacts]) -> int:
+    return letter.message.weight

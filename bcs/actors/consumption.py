@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
@@ -17,8 +16,10 @@ from bcs.actors.dead_letters import letter_of
 from bcs.actors.kafka_probe import probe
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, decoded, message_of, position_of, written_at_ms
 from bcs.actors.offsets import OffsetTracker
+from bcs.actors.portions import Amount
 from bcs.actors.skips import REASON as SKIPPED
 from bcs.actors.skips import reason_of
+from bcs.actors.turns import Turns
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import unread_letter
 from bcs.contracts.published import ConsumedMessage, OutboundMessage
@@ -38,8 +39,12 @@ log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 _POLL_SECONDS = 0.2
 # aiokafka's getmany() ignores its own timeout while the group rebalances, which can take as long as Kafka is away.
 _POLL_LIMIT_SECONDS = 1.0
-# A poll hands over to other tasks after so many messages, or a large one would hold up HTTP for tens of milliseconds.
+# A poll hands over to other tasks after so many messages, or so many bytes, or it would hold up HTTP: to decode a
+# megabyte takes up to 50 ms.
 _MESSAGES_PER_TURN = 100
+_BYTES_PER_TURN = 128 * 1024
+# A poll that weighed more is followed by smaller ones: what is read in one goes beyond the budgets by so much.
+_BYTES_PER_POLL = 8 * 1024 * 1024
 _LETTERS_PER_APPEND = 20
 # They go to the store in one round trip, which has a deadline.
 _BYTES_PER_APPEND = 1024 * 1024
@@ -67,6 +72,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._letters: list[tuple[Receipt, UndecodableMessage]] = []
         # Of the first of these, kept until the store has them: by their content it knows letters that come again.
         self._made: list[OutboundMessage] = []
+        self._turns = Turns(messages=_MESSAGES_PER_TURN, size_bytes=_BYTES_PER_TURN)
+        self._per_poll = Amount(intake.settings.kafka_max_poll_records)
         self._progress = anyio.Event()
         self._committing = anyio.Lock()
         self._over = False
@@ -141,7 +148,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 self._intake.status.go_on()
         records: dict[TopicPartition, list[ConsumerRecord]] = {}
         with anyio.move_on_after(_POLL_LIMIT_SECONDS):
-            records = await self._consumer.getmany(timeout_ms=wait_ms)
+            records = await self._consumer.getmany(timeout_ms=wait_ms, max_records=self._per_poll.now)
+        self._weigh(records.values())
         # Taken before anything else can run: a rebalance may begin new epochs while the messages are handed over.
         epochs = {key: self._tracker.epoch(*key) for key in records}
         if records:
@@ -154,6 +162,13 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._intake.status.stall(self._consumer.stalled)
         await self._bury()
         await self._skip_ordered()
+
+    def _weigh(self, polled: Iterable[Sequence[ConsumerRecord]]) -> None:
+        sizes = [len(record.value or b"") for records in polled for record in records]
+        if sum(sizes) > _BYTES_PER_POLL:
+            self._per_poll.was_too_much(len(sizes))
+        else:
+            self._per_poll.was_taken()
 
     def _note_passed(self) -> None:
         # Right behind a poll, whose messages have all been taken. aiokafka's own position() waits where there is none.
@@ -170,6 +185,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             or anyio.current_time() < self._read_again_at
             or under_way.messages >= settings.intake_max_in_flight
             or under_way.bytes >= settings.intake_max_in_flight_bytes
+            or under_way.facts >= settings.intake_max_in_flight_facts
             # What is finished behind something unfinished must be remembered too.
             or self._tracker.remembered >= settings.intake_max_in_flight * _REMEMBERED_FACTOR
         )
@@ -182,7 +198,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _take(self, key: TopicPartition, messages: list[ConsumerRecord], epoch: int | None) -> bool:
         """Hand messages over; False where some of them are to be read again."""
-        for position, record in enumerate(messages):
+        for record in messages:
             if epoch is None or self._tracker.epoch(*key) != epoch:
                 if epoch is None and key in self._consumer.assignment():
                     # Handed out before we were told of the assignment: passed over now, it would be lost.
@@ -193,8 +209,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 if self._is_owned(record, epoch):
                     self._consumer.seek(key, record.offset)
                 return False
-            if (position + 1) % _MESSAGES_PER_TURN == 0:
-                await anyio.lowlevel.checkpoint()
+            await self._turns.after(len(record.value or b""))
         return True
 
     async def _hand_over(self, record: ConsumerRecord, epoch: int) -> bool:
@@ -239,7 +254,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _deliver(self, command: RecordFacts, receipt: Receipt) -> None:
         under_way = self._intake.under_way
-        under_way.add(receipt)
+        under_way.add(receipt, command.weight)
         delivered = False
         try:
             await self._intake.batches.deliver(command.batch_id, command)

@@ -13,24 +13,36 @@ from bcs.contracts.decoding import DecodedEvent, EventDecoder
 from bcs.contracts.published import ConsumedMessage, Headers
 from bcs.domain.errors import UndecodableMessage
 from bcs.domain.facts import Fact
-from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id
+from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id, facts_in
 from bcs.supervision import Reply
+
+# A megabyte has room for 300,000 empty ones, and each is looked at several times.
+_MOST_HEADERS = 1000
 
 
 def message_of(record: ConsumerRecord) -> ConsumedMessage:
-    """A message as it was read."""
-    headers: Headers = record.headers
+    """A message as it was read, but for headers beyond the first thousand."""
+    given: Headers = record.headers[:_MOST_HEADERS]
+    headers = given
     unreadable: tuple[tuple[bytes, bytes | None], ...] = ()
-    if headers and not all(name.isascii() for name, _ in headers):
-        readable = [_is_text(name) for name, _ in headers]
-        headers = tuple(compress(record.headers, readable))
+    if given and not all(name.isascii() for name, _ in given):
+        readable = [_is_text(name) for name, _ in given]
+        headers = tuple(compress(given, readable))
         unreadable = tuple(
             (name.encode(errors="surrogateescape"), value)
-            for (name, value), is_readable in zip(record.headers, readable, strict=True)
+            for (name, value), is_readable in zip(given, readable, strict=True)
             if not is_readable
         )
     return ConsumedMessage(
-        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers, unreadable
+        record.topic,
+        record.partition,
+        record.offset,
+        record.timestamp,
+        record.key,
+        record.value,
+        headers,
+        unreadable,
+        len(record.headers) - len(given),
     )
 
 
@@ -66,7 +78,7 @@ def written_at_ms(record: ConsumerRecord) -> int | None:
 
     One that was replayed carries the time of its original, since a topic may stamp it anew.
     """
-    original_ms = original_time_ms(record.headers) if record.headers else None
+    original_ms = original_time_ms(record.headers[:_MOST_HEADERS]) if record.headers else None
     if original_ms is not None:
         return original_ms
     # Kafka writes -1 where a producer gave no time.
@@ -132,6 +144,11 @@ class RecordFacts:
     receipt: Receipt | None = None
     report: Report | None = None
     reply: Reply[None] | None = None
+
+    @property
+    def weight(self) -> int:
+        """As how many facts it counts."""
+        return sum(map(facts_in, self.facts))
 
     def entry(self, now_us: int) -> FactsRecorded:
         """What the history is to say of it.

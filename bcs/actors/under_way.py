@@ -13,23 +13,30 @@ class UnderWay:
     """
 
     def __init__(self) -> None:
-        self._bytes_of: dict[tuple[str, int, int, int], int] = {}
+        self._weights: dict[tuple[str, int, int, int], tuple[int, int]] = {}
         self.bytes = 0
+        self.facts = 0
 
     @property
     def messages(self) -> int:
         """How many there are."""
-        return len(self._bytes_of)
+        return len(self._weights)
 
-    def add(self, receipt: Receipt) -> None:
-        """A batch was given this message."""
+    def add(self, receipt: Receipt, facts: int) -> None:
+        """A batch was given this message.
+
+        :param facts: as how many facts it counts.
+        """
         size = receipt.message.size_bytes
-        self._bytes_of[_key(receipt)] = size
+        self._weights[_key(receipt)] = size, facts
         self.bytes += size
+        self.facts += facts
 
     def remove(self, receipt: Receipt) -> None:
         """The batch is done with it. Saying so twice changes nothing."""
-        self.bytes -= self._bytes_of.pop(_key(receipt), 0)
+        size, facts = self._weights.pop(_key(receipt), (0, 0))
+        self.bytes -= size
+        self.facts -= facts
 
 
 def _key(receipt: Receipt) -> tuple[str, int, int, int]:

@@ -81,6 +81,8 @@ async def _rebuild(
         await past.open(topics.CONSUMED)
         tally = Tally()
         phases = frozenset(definitions.phases) | PLATFORM_PHASES
-        decoder = EventDecoder(phases, max_event_bytes=settings.max_event_bytes)
+        decoder = EventDecoder(
+            phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
+        )
         now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
         await Projection(decoder, record, stored, begun(past, tally), now_us, max_skew_us, tally).project(past)

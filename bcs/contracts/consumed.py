@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import sys
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema
+from pydantic_core import core_schema
+
+if sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:
+    from typing_extensions import TypedDict  # pydantic takes no other
 
 # Neither blank nor with blanks around: two ids that look the same must not be two batches.
 Identifier = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^\S(?s:.*\S)?$")]
+MOST_ID_CHARACTERS = 100
+"""Of a correlation id, and of an event's id; both are UUIDs in practice."""
+
 DataT = TypeVar("DataT", bound="EventData")
+
+
+NO_TIME: Final = datetime.min.replace(tzinfo=UTC)
+"""Stands for what is no time. No event can have it, since it lies before 1970."""
+
+
+def _or_else(default: object) -> GetPydanticSchema:
+    """Put a default for what is no valid value; unlike `Any`, it makes no objects of what stands there."""
+    return GetPydanticSchema(
+        lambda source, handler: core_schema.with_default_schema(handler(source), default=default, on_error="default")
+    )
+
+
+OptionalText = Annotated[str | None, _or_else(None)]
+"""A text; None where there is something else."""
+
+# An error for each of 475,000 ids would take seconds and some hundred megabytes: a list ends at its first error.
+EssayIds = Annotated[tuple[Identifier, ...], Field(fail_fast=True)]
+NullableEssayIds = Annotated[tuple[Identifier | None, ...], Field(fail_fast=True)]
 
 
 class EventData(BaseModel):
@@ -19,6 +48,11 @@ class EventData(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     timestamp: datetime | None = None
+
+    @property
+    def essays(self) -> int:
+        """How many essays it is about: the entries of its lists, repeats and nulls included, or a count if larger."""
+        return 0
 
 
 class Envelope(BaseModel, Generic[DataT]):
@@ -30,12 +64,31 @@ class Envelope(BaseModel, Generic[DataT]):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    # Whatever it is, nothing but the history ever shows it.
-    event_id: Any = None
-    # A time where it is one; it counts only where the data has none.
-    event_timestamp: Annotated[datetime | Any, Field(union_mode="left_to_right")] = None
-    correlation_id: Annotated[str | Any, Field(union_mode="left_to_right")] = None
+    # Nothing but the history ever shows it. It may be of any length, as may the correlation id.
+    event_id: OptionalText = None
+    # It counts only where the data has no time.
+    event_timestamp: Annotated[datetime | None, _or_else(NO_TIME)] = None
+    correlation_id: OptionalText = None
     data: DataT
+
+
+class Glimpse(BaseModel, Generic[DataT]):
+    """What can be told of an event that is not valid as a whole."""
+
+    correlation_id: OptionalText = None
+    data: Annotated[DataT | None, _or_else(None)] = None
+
+
+class NamesBatchId(BaseModel):
+    """Data that may name its batch in `batch_id`."""
+
+    batch_id: Annotated[Identifier | None, _or_else(None)] = None
+
+
+class NamesEntityId(BaseModel):
+    """Data that may name its batch in `entity_id`."""
+
+    entity_id: Annotated[Identifier | None, _or_else(None)] = None
 
 
 class EssayStatus(StrEnum):
@@ -103,8 +156,8 @@ class ProcessingSummary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    successful_essay_ids: tuple[Identifier | None, ...] | None = None
-    failed_essay_ids: tuple[Identifier | None, ...] | None = None
+    successful_essay_ids: NullableEssayIds | None = None
+    failed_essay_ids: NullableEssayIds | None = None
 
 
 class CJAssessmentCompletedV1(EventData):
@@ -114,11 +167,15 @@ class CJAssessmentCompletedV1(EventData):
     status: BatchStatus | CJEssayStatus
     processing_summary: ProcessingSummary
 
+    @property
+    def essays(self) -> int:
+        """See `EventData.essays`."""
+        summary = self.processing_summary
+        return len(summary.successful_essay_ids or ()) + len(summary.failed_essay_ids or ())
 
-class ProcessedEssay(BaseModel):
-    """An essay that came out of a phase."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+class ProcessedEssay(TypedDict):
+    """An essay that came out of a phase. Not a model: there are thousands of these in one event."""
 
     essay_id: Identifier
 
@@ -129,9 +186,14 @@ class ELSBatchPhaseOutcomeV1(EventData):
     batch_id: Identifier
     phase_name: str
     phase_status: BatchStatus
-    correlation_id: Annotated[str | Any, Field(union_mode="left_to_right")] = None
-    processed_essays: tuple[ProcessedEssay, ...] = ()
-    failed_essay_ids: tuple[Identifier | None, ...] = ()
+    correlation_id: OptionalText = None
+    processed_essays: Annotated[tuple[ProcessedEssay, ...], Field(fail_fast=True)] = ()
+    failed_essay_ids: NullableEssayIds = ()
+
+    @property
+    def essays(self) -> int:
+        """See `EventData.essays`."""
+        return len(self.processed_essays) + len(self.failed_essay_ids)
 
 
 class BatchEssaysRegistered(EventData):
@@ -140,4 +202,9 @@ class BatchEssaysRegistered(EventData):
     entity_id: Identifier
     # Strict, because `true` is no number.
     expected_essay_count: Annotated[int, Field(ge=0, strict=True)]
-    essay_ids: tuple[Identifier, ...]
+    essay_ids: EssayIds
+
+    @property
+    def essays(self) -> int:
+        """See `EventData.essays`."""
+        return max(len(self.essay_ids), self.expected_essay_count)

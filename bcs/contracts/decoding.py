@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from typing import Any, NoReturn
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bcs.contracts import topics
 from bcs.contracts.consumed import (
     CJ_ENDED,
+    MOST_ID_CHARACTERS,
+    NO_TIME,
     PHASE_ENDED,
     BatchEssaysRegistered,
     BatchStatus,
@@ -21,7 +24,9 @@ from bcs.contracts.consumed import (
     Envelope,
     EssayStatus,
     EventData,
-    Identifier,
+    Glimpse,
+    NamesBatchId,
+    NamesEntityId,
     SpellcheckPhaseCompletedV1,
 )
 from bcs.domain.errors import UndecodableMessage
@@ -31,6 +36,11 @@ from bcs.domain.state import TIMED
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 """The last time that an event may have; Kafka itself takes any number."""
+
+# Python makes an object of everything that a document has, which takes ten times as long as to check it.
+_READ_BY_PYTHON_BYTES = 64 * 1024
+_MOST_DETAIL_CHARACTERS = 1000
+_DIGEST_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +66,20 @@ class EventDecoder:
     :param phases: the phase names that an outcome may be about.
     :param max_event_bytes: what is larger is refused unparsed, since to parse it would hold up all else in this
         process; None for no limit.
+    :param max_essays: how many a batch may have; None for any number.
     """
 
-    def __init__(self, phases: Collection[str], *, max_event_bytes: int | None = None) -> None:
+    def __init__(
+        self, phases: Collection[str], *, max_event_bytes: int | None = None, max_essays: int | None = None
+    ) -> None:
         self._phases = frozenset(phases)
         self._max_event_bytes = max_event_bytes
+        self._max_essays = max_essays
         self._routes: Mapping[str, _Route] = {
-            topics.SPELLCHECK_COMPLETED: _Route(SpellcheckPhaseCompletedV1, "batch_id", _spellcheck_completed),
-            topics.CJ_COMPLETED: _Route(CJAssessmentCompletedV1, "entity_id", _cj_completed),
-            topics.PHASE_OUTCOME: _Route(ELSBatchPhaseOutcomeV1, "batch_id", self._phase_outcome),
-            topics.ESSAYS_REGISTERED: _Route(BatchEssaysRegistered, "entity_id", _essays_registered),
+            topics.SPELLCHECK_COMPLETED: _Route(SpellcheckPhaseCompletedV1, NamesBatchId, _spellcheck_completed),
+            topics.CJ_COMPLETED: _Route(CJAssessmentCompletedV1, NamesEntityId, _cj_completed),
+            topics.PHASE_OUTCOME: _Route(ELSBatchPhaseOutcomeV1, NamesBatchId, self._phase_outcome),
+            topics.ESSAYS_REGISTERED: _Route(BatchEssaysRegistered, NamesEntityId, _essays_registered),
         }
 
     def event_type(self, topic: str) -> str:
@@ -84,7 +98,8 @@ class EventDecoder:
             raise
         except Exception as error:
             # A fault of ours over one message would otherwise end the intake, and at every start again.
-            raise UndecodableMessage("decoder_failed", f"{type(error).__name__}: {error}") from error
+            problem = f"{type(error).__name__}: {error}"[:_MOST_DETAIL_CHARACTERS]
+            raise UndecodableMessage("decoder_failed", problem) from error
 
     def _decode(self, route: _Route, value: bytes | None, record_timestamp_ms: int) -> DecodedEvent:
         if value is None:
@@ -95,33 +110,34 @@ class EventDecoder:
         try:
             envelope = route.adapter.validate_json(value)
         except ValidationError as error:
-            _refuse(value, error, route.batch_field)
-        batch_id = getattr(envelope.data, route.batch_field)
-        correlation_id = envelope.correlation_id if isinstance(envelope.correlation_id, str) else None
+            _refuse(value, error, route)
+        batch_id, correlation_id = getattr(envelope.data, route.batch_field), shortened(envelope.correlation_id)
+        essays = envelope.data.essays
+        if self._max_essays is not None and essays > self._max_essays:
+            problem = f"the event is about {essays} essays, and BCS_MAX_ESSAYS_PER_BATCH is {self._max_essays}"
+            raise UndecodableMessage("too_many_essays", problem, batch_id, correlation_id)
         said_at = envelope.data.timestamp or envelope.event_timestamp
-        if said_at is None:
-            at_us = record_timestamp_ms * 1000
-        elif isinstance(said_at, datetime):
-            at_us = microseconds(said_at)
-        else:
+        if said_at == NO_TIME:
             problem = "event_timestamp is not a time, and the data has none"
             raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)
+        at_us = record_timestamp_ms * 1000 if said_at is None else microseconds(said_at)
         if not 0 <= at_us <= LATEST_US:
             problem = "the event's time lies before 1970 or after 9999"
             raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)
-        facts = route.state_facts(envelope.data, at_us, correlation_id)
-        event_id = envelope.event_id if isinstance(envelope.event_id, str) else None
-        return DecodedEvent(route.event_type, batch_id, correlation_id, facts, event_id, at_us)
+        # These go by the whole correlation id, as it was sent.
+        facts = route.state_facts(envelope.data, at_us, envelope.correlation_id)
+        return DecodedEvent(route.event_type, batch_id, correlation_id, facts, shortened(envelope.event_id), at_us)
 
     def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
         if data.phase_name not in self._phases:
-            raise UndecodableMessage("unknown_phase", "phase_name is not a known phase", data.batch_id, correlation_id)
+            problem = "phase_name is not a known phase"
+            raise UndecodableMessage("unknown_phase", problem, data.batch_id, shortened(correlation_id))
         if data.phase_status not in PHASE_ENDED:
             return ()
         named = bool(data.processed_essays or data.failed_essay_ids)
-        completed = tuple(essay.essay_id for essay in data.processed_essays)
+        completed = tuple(essay["essay_id"] for essay in data.processed_essays)
         failed = tuple(essay for essay in data.failed_essay_ids if essay)
-        said = correlation_id or (data.correlation_id if isinstance(data.correlation_id, str) else "")
+        said = correlation_id or data.correlation_id or ""
         # A null names nobody, and still tells this list from an empty one.
         listed_failed = [essay or "" for essay in data.failed_essay_ids]
         status = data.phase_status
@@ -144,20 +160,21 @@ class EventDecoder:
 class _Route:
     """How the events of one topic are read.
 
-    :param batch_field: the field of the data that names the batch.
+    :param names_batch: its one field is that of the data which names the batch.
     """
 
-    __slots__ = ("adapter", "batch_field", "event_type", "state_facts")
+    __slots__ = ("adapter", "batch_field", "event_type", "glimpse", "state_facts")
 
     def __init__(
         self,
         model: type[EventData],
-        batch_field: str,
+        names_batch: type[BaseModel],
         state_facts: Callable[[Any, int, str | None], tuple[Fact, ...]],
     ) -> None:
         self.event_type = model.__name__
         self.adapter: TypeAdapter[Envelope[Any]] = TypeAdapter(Envelope[model])  # type: ignore[valid-type]
-        self.batch_field = batch_field
+        self.glimpse: TypeAdapter[Glimpse[Any]] = TypeAdapter(Glimpse[names_batch])  # type: ignore[valid-type]
+        [self.batch_field] = names_batch.model_fields
         self.state_facts = state_facts
 
 
@@ -166,6 +183,17 @@ def microseconds(moment: datetime) -> int:
     since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
     # Integers throughout: a float of microseconds loses the last digit, and with it the order of two facts.
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def shortened(said: str | None) -> str | None:
+    """An id that only informs, as it is kept: with a digest at its end where it was too long.
+
+    So the history stays small, and two ids stay apart.
+    """
+    if said is None or len(said) <= MOST_ID_CHARACTERS:
+        return said
+    digest = blake2b(said.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return f"{said[: MOST_ID_CHARACTERS - len(digest) - 1]}~{digest}"
 
 
 def _spellcheck_completed(data: SpellcheckPhaseCompletedV1, at_us: int, _: str | None) -> tuple[Fact, ...]:
@@ -199,25 +227,35 @@ def _essays_registered(data: BatchEssaysRegistered, at_us: int, _: str | None) -
     return (EssaysRegistered(data.essay_ids, data.expected_essay_count, at_us),)
 
 
-def _refuse(value: bytes, error: ValidationError, batch_field: str) -> NoReturn:
-    """Say what exactly is wrong with a message. Slow, and only ever reached by messages that are."""
+def _refuse(value: bytes, error: ValidationError, route: _Route) -> NoReturn:
+    """Say what is wrong with a message, in about the time that it took to find out."""
     try:
-        document = json.loads(value.decode())
+        value.decode()
     except UnicodeDecodeError as problem:
         raise UndecodableMessage("not_utf8", f"byte {problem.start} is not UTF-8") from None
-    except (ValueError, RecursionError) as problem:
-        raise UndecodableMessage("not_json", str(problem)) from None
-    if not isinstance(document, dict):
-        raise UndecodableMessage("not_an_object", f"the message is a JSON {type(document).__name__}")
-    problems = "; ".join(
-        f"{'.'.join(map(str, problem['loc'])) or 'message'}: {problem['msg']}"
-        for problem in error.errors(include_url=False, include_input=False, include_context=False)[:10]
-    )
+    # At most as many as the event has fields: its lists end at their first error.
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    kind, location = problems[0]["type"], problems[0]["loc"]
+    named: Glimpse[Any] | None
+    if kind == "json_invalid":
+        named = _glimpse_of_what_python_reads(value, route)
+        if named is None:
+            raise UndecodableMessage("not_json", problems[0]["msg"]) from None
+    elif location:
+        named = route.glimpse.validate_json(value)
+    else:
+        raise UndecodableMessage("not_an_object", "the message is JSON, but not an object") from None
+    said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'message'}: {one['msg']}" for one in problems)
+    batch_id = getattr(named.data, route.batch_field, None)
+    raise UndecodableMessage("invalid_event", said, batch_id, shortened(named.correlation_id)) from None
+
+
+def _glimpse_of_what_python_reads(value: bytes, route: _Route) -> Glimpse[Any] | None:
+    """What a message tells that is JSON for Python alone: half a surrogate pair, or deep nesting. None for no JSON."""
+    if len(value) > _READ_BY_PYTHON_BYTES:
+        return None
     try:
-        batch_id = TypeAdapter(Identifier).validate_python(document["data"][batch_field])
-    except (KeyError, TypeError, ValidationError):
-        batch_id = None
-    correlation_id = document.get("correlation_id")
-    raise UndecodableMessage(
-        "invalid_event", problems, batch_id, correlation_id if isinstance(correlation_id, str) else None
-    ) from None
+        document = json.loads(value.decode())
+    except (ValueError, RecursionError):
+        return None
+    return route.glimpse.validate_python(document) if isinstance(document, dict) else None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
-from bcs.contracts.consumed import Identifier
+from bcs.contracts.consumed import MOST_ID_CHARACTERS, Identifier
 from bcs.domain.errors import BcsError
 from bcs.domain.resolution import Resolution
 
@@ -16,7 +16,7 @@ FAILURES_SAID = "X-BCS-Failures"
 FIRST_FAILURE_SAID = "X-BCS-First-Failure"
 LETTER_WRITTEN = "X-BCS-Dead-Letter"
 
-CorrelationId = Annotated[str, Field(min_length=1, max_length=100)]
+CorrelationId = Annotated[str, Field(min_length=1, max_length=MOST_ID_CHARACTERS)]
 
 
 class Body(BaseModel):

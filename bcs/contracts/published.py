@@ -51,7 +51,9 @@ class ConsumedMessage:
     """A message as it came from Kafka.
 
     :param timestamp_ms: the Kafka record's own time.
+    :param headers: the first of them; nothing goes by them but a replay.
     :param unreadable_headers: those whose names are no UTF-8, with the bytes of their names.
+    :param headers_left_out: how many more there were.
     """
 
     topic: str
@@ -62,6 +64,7 @@ class ConsumedMessage:
     value: bytes | None
     headers: Headers = ()
     unreadable_headers: tuple[tuple[bytes, bytes | None], ...] = ()
+    headers_left_out: int = 0
 
     @property
     def size_bytes(self) -> int:

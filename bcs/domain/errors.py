@@ -28,6 +28,7 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
         ├── OutboxFull               retryable: the announcements wait for Kafka
         ├── BacklogFull              retryable: the facts wait for the record
         ├── StoreRefused             what was to be written can't be stored, now or later
+        ├── TooManyEssays            a batch would have more essays than it may have
         ├── SchemaOutdated           the record's tables are missing, or of an older release
         ├── SchemaLocked             retryable: another session is in the way of the schema's upgrade
         └── StoreCorrupted           what is stored under a batch's keys is not what BCS writes
@@ -313,6 +314,23 @@ class StoreRefused(StoreError):
         super().__init__(f"{store} will not take it: {problem}")
         self.store = store
         self.problem = problem
+
+
+class TooManyEssays(StoreError):
+    """With these facts a batch would have more essays than a batch may have; nothing was written.
+
+    :param limit: how many it may have.
+    :param known: how many it has.
+    :param strangers: the essays among these that it does not have yet.
+    """
+
+    def __init__(self, limit: int, known: int, strangers: frozenset[str]) -> None:
+        super().__init__(
+            f"the batch would have {known + len(strangers)} essays, and BCS_MAX_ESSAYS_PER_BATCH is {limit}"
+        )
+        self.limit = limit
+        self.known = known
+        self.strangers = strangers
 
 
 class SchemaOutdated(StoreError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -35,6 +35,18 @@ class StateStore(Protocol):
         Cancellation leaves the delta either wholly merged or not at all.
 
         :raises StoreUnavailable: whether it was merged is unknown.
+        :raises TooManyEssays: only where no record stands behind the store: what that has must come in.
+        """
+        ...
+
+    async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
+        """Refuse essays that would be too many, before anything is written anywhere.
+
+        A store that saw that the batch is small enough does not ask. So it may be late to notice what another process
+        has given the batch, by one call.
+
+        :raises TooManyEssays: they are too many.
+        :raises StoreUnavailable: no answer.
         """
         ...
 

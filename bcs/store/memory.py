@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import anyio.lowlevel
@@ -17,6 +17,7 @@ from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
 from bcs.store.base import Committed, Leased, LeasedMessage
 from bcs.store.committing import CommitPolicy, commit_with
+from bcs.store.roster import Roster
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class MemoryStateStore:
     :param law: what summaries are made by.
     :param ttl_seconds: how long a batch is kept after its last write.
     :param clock: monotonic seconds.
+    :param max_essays: how many a batch may have; None for any number.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class MemoryStateStore:
         ttl_seconds: float,
         clock: Callable[[], float],
         policy: CommitPolicy | None = None,
+        max_essays: int | None = None,
     ) -> None:
+        self._roster = Roster(max_essays)
         self._law = law
         self._ttl_seconds = ttl_seconds
         self._clock = clock
@@ -55,6 +59,7 @@ class MemoryStateStore:
             before = self._live(batch_id)
             state = before.state.copy() if before else BatchState()
             version = before.version if before else 0
+            self._roster.ensure_room_among(state.first_seen_us, delta.first_seen_us)
             state.merge(delta)
             # Others run here, as they do between Redis's WATCH and EXEC.
             await anyio.lowlevel.checkpoint()
@@ -69,6 +74,11 @@ class MemoryStateStore:
             self._put(batch_id, batch.version + 1, batch.state)
 
         return await commit_with(self._policy, optimistically, register_by_register)
+
+    async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
+        """See `StateStore.ensure_room`."""
+        batch = self._live(batch_id)
+        self._roster.ensure_room_among(batch.state.first_seen_us if batch else (), essays)
 
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `StateStore.summary`."""

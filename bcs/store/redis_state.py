@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 import anyio
@@ -19,6 +20,7 @@ from bcs.store.redis_batch import StoredBatch, decode, merge, watch, writes
 from bcs.store.redis_batches import StoredBatches, corruption_named
 from bcs.store.redis_dry_run import reading, writing
 from bcs.store.redis_gateway import RedisGateway, RedisSession
+from bcs.store.roster import Roster
 from bcs.store.single_flight import SingleFlight
 
 # Facts that wait for it are tried again sooner than that.
@@ -42,6 +44,7 @@ class RedisStateStore:
     :param key_prefix: stands before every key.
     :param ttl_seconds: how long a batch is kept after its last write.
     :param recall: asks the record.
+    :param max_essays: how many a batch may have; None for any number.
     :param reach: for chaos tests.
     """
 
@@ -54,8 +57,10 @@ class RedisStateStore:
         ttl_seconds: int,
         policy: CommitPolicy | None = None,
         recall: Recall | None = None,
+        max_essays: int | None = None,
         reach: Reach = pass_by,
     ) -> None:
+        self._roster = Roster(max_essays)
         self._gateway = gateway
         self._batches = StoredBatches(gateway, key_prefix=key_prefix)
         self._reads, self._writes = reading(key_prefix), writing(key_prefix)
@@ -74,6 +79,8 @@ class RedisStateStore:
         async def optimistically() -> None:
             async with self._gateway.session() as session:
                 stored = decode(keys, (await session.call(*watch(keys)))[1:], session.peer.identity)
+                if self._recall is None:
+                    self._roster.ensure_room_among(stored.state.first_seen_us, delta.first_seen_us)
                 additions, mark = delta, stored.mark
                 if self._recall and not self._recall.trusts(mark, stored.redis):
                     # What can't be united now keeps a mark that is not trusted, which says that it had a past.
@@ -88,6 +95,7 @@ class RedisStateStore:
                 await self._reach(FailPoint.AFTER_EXEC, batch_id)
             if not written:
                 raise CommitConflict(batch_id)
+            self._roster.note(batch_id, len(stored.state.first_seen_us))
 
         async def register_by_register() -> None:
             # Each register is merged where it lies, so nothing is overwritten unread; the summary, which would need
@@ -103,6 +111,22 @@ class RedisStateStore:
             raise
         self._refusal = ""
         return committed
+
+    async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
+        """See `StateStore.ensure_room`."""
+        if self._roster.has_room(batch_id, len(essays)):
+            return
+        keys = self._batches.keys(batch_id)
+        with corruption_named(keys):
+            [size] = await self._gateway.share(("HLEN", keys.essays))
+            self._roster.note(batch_id, size)
+            if self._roster.has_room(batch_id, len(essays)):
+                return
+            ids = list(essays)
+            # Not shared with others, since it may be large.
+            [records] = await self._gateway.call(("HMGET", keys.essays, *ids))
+        strangers = (essay for essay, record in zip(ids, records, strict=True) if record is None)
+        self._roster.ensure_room(size, strangers)
 
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `StateStore.summary`."""

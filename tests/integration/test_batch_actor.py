@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 import pytest
 
-from bcs.actors.batches import BatchActor
+from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, Report
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage
 from bcs.domain.errors import StoreCorrupted, StoreUnavailable
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
-from bcs.domain.history import HistoryEntry
+from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.state import BatchState
 from bcs.store.base import Committed
 from bcs.store.memory import MemoryOutbox, MemoryStateStore
@@ -43,6 +44,16 @@ class PoisonableStore(MemoryStateStore):
         if POISON in delta.first_seen_us:
             raise RuntimeError("a fault")
         return await super().commit(batch_id, delta)
+
+
+class Kept:
+    """An archive that notes what it keeps."""
+
+    def __init__(self) -> None:
+        self.entries: list[HistoryEntry] = []
+
+    async def keep(self, entries: Sequence[HistoryEntry]) -> None:
+        self.entries.extend(entries)
 
 
 class SlowStore(MemoryStateStore):
@@ -205,3 +216,62 @@ async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None
     state = await store.state(BATCH)
     assert state.first_seen_us.keys() == {"essay"}
     assert state.reports == {}
+
+
+@pytest.mark.parametrize("archive", [None, Kept()], ids=["without a record", "with a record"])
+async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(archive: Kept | None) -> None:
+    store = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic, max_essays=2)
+    outbox, finished = MemoryOutbox(100, time.monotonic), list[MessageFinished]()
+    supervisor = supervisor_of(store, outbox, finished, [], archive)
+    essays = ["first", "second", "third", "first", "fourth", "second"]
+    for offset, essay in enumerate(essays):
+        supervisor.deliver_nowait(BATCH, command(offset, essay))
+    async with running(supervisor):
+        await wait_until(lambda: len(finished) == len(essays))
+    assert (await store.state(BATCH)).first_seen_us.keys() == {"first", "second"}
+    letters = [json.loads(entry.message.value) for entry in await outbox.lease(10)]
+    assert [letter["dlq_reason"] for letter in letters] == ["too_many_essays"] * 2
+    assert [letter["additional_metadata"]["source_offset"] for letter in letters] == [2, 4]
+    if archive:
+        positions = [entry.position for entry in archive.entries if isinstance(entry, FactsRecorded)]
+        assert [position.offset for position in positions if position] == [0, 1, 3, 5], "no fact of a dead letter"
+
+
+async def test_while_redis_can_not_be_asked_for_its_room_facts_get_into_the_record() -> None:
+    class Away(MemoryStateStore):
+        """Answers once the record has what came."""
+
+        async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
+            raise StoreUnavailable("redis", "the test says so")
+
+        async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+            assert archive.entries
+            return await super().commit(batch_id, delta)
+
+    archive, finished = Kept(), list[MessageFinished]()
+    store = Away(law=LAW, ttl_seconds=3600, clock=time.monotonic)
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive)
+    supervisor.deliver_nowait(BATCH, command(7, "essay"))
+    async with running(supervisor):
+        await wait_until(lambda: finished)
+
+
+async def test_a_transaction_has_no_more_facts_than_it_should_unless_one_event_has() -> None:
+    class Weighing(MemoryStateStore):
+        """Notes how many essays each commit is about."""
+
+        async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+            commits.append(len(delta.first_seen_us))
+            return await super().commit(batch_id, delta)
+
+    commits: list[int] = []
+    finished: list[MessageFinished] = []
+    store = Weighing(law=LAW, ttl_seconds=3600, clock=time.monotonic)
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
+    half, more = GROUP_COMMIT_FACTS // 2, GROUP_COMMIT_FACTS + 1
+    for offset, essays in enumerate([1, half, half, 1, more, 1]):
+        facts = tuple(EssayPhaseEnded("nlp", f"{offset}-{number}", Outcome.COMPLETED, 1) for number in range(essays))
+        supervisor.deliver_nowait(BATCH, replace(command(offset, "essay"), facts=facts))
+    async with running(supervisor):
+        await wait_until(lambda: len(finished) == 6)
+    assert commits == [half + 1, half + 1, more, 1]

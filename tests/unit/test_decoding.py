@@ -378,3 +378,45 @@ def test_times_are_exact_to_the_microsecond(text: str, at_us: int) -> None:
 @every_topic
 def test_a_batch_id_of_255_characters_is_taken(topic: str) -> None:
     assert decode(topic, {**EVENTS[topic], BATCH_FIELDS[topic]: "😀" * 255}).batch_id == "😀" * 255
+
+
+@every_topic
+@pytest.mark.parametrize("field", ["event_id", "correlation_id"])
+def test_ids_that_only_inform_are_kept_short_and_stay_apart(topic: str, field: str) -> None:
+    usual, long = "x" * 100, "x" * 440_000
+    kept = [getattr(decode(topic, EVENTS[topic], **{field: said}), field) for said in (usual, long, long + "y", long)]
+    assert kept[0] == usual
+    assert [len(said) for said in kept] == [100] * 4
+    assert kept[1] == kept[3], "a copy says the same"
+    assert len(set(kept)) == 3
+
+
+def test_a_long_correlation_id_tells_outcomes_apart_as_a_whole() -> None:
+    """What is kept of it is cut; the key by which a copy is known is not."""
+    said = ["x" * 200 + end for end in ("", "a", "b")]
+    facts = [fact for one in said for fact in decode(topics.PHASE_OUTCOME, OUTCOME, correlation_id=one).facts]
+    keys = [fact.repeat_key for fact in facts if isinstance(fact, PhaseOutcome)]
+    assert keys == [repeat_key_of("nlp", one, "completed_successfully", ["a", "b"], []) for one in said]
+    assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize(
+    ("topic", "wrong"),
+    [
+        *((topic, {BATCH_FIELDS[topic]: "x" * 256}) for topic in topics.CONSUMED),
+        (topics.SPELLCHECK_COMPLETED, {"entity_id": "x" * 256}),
+        (topics.SPELLCHECK_COMPLETED, {"status": "x" * 440_000}),
+        (topics.SPELLCHECK_COMPLETED, {"timestamp": "x" * 440_000}),
+        (topics.CJ_COMPLETED, {"status": "x" * 440_000}),
+        (topics.CJ_COMPLETED, {"processing_summary": {"failed_essay_ids": ["x" * 256]}}),
+        (topics.PHASE_OUTCOME, {"phase_name": "x" * 440_000}),
+        (topics.PHASE_OUTCOME, {"phase_status": "x" * 440_000}),
+        (topics.PHASE_OUTCOME, {"processed_essays": [{"essay_id": "x" * 256}]}),
+        (topics.ESSAYS_REGISTERED, {"essay_ids": ["x" * 256]}),
+    ],
+)
+def test_what_decides_and_is_too_long_is_refused_in_few_words(topic: str, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UndecodableMessage) as refusal:
+        decode(topic, {**EVENTS[topic], **wrong}, correlation_id="c" * 440_000)
+    assert len(refusal.value.correlation_id or "") == 100
+    assert len(str(refusal.value)) < 1000

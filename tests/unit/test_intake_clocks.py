@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from datetime import UTC, datetime
-from types import SimpleNamespace
-from typing import Any, cast
 
 import anyio
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
-from bcs.actors.clocks import Clocks
-from bcs.actors.consumption import Consumption
-from bcs.actors.kafka import KafkaStatus
-from bcs.actors.skips import Skips
-from bcs.actors.under_way import UnderWay
 from bcs.contracts import topics
-from bcs.contracts.decoding import EventDecoder
 from bcs.domain.errors import StoreUnavailable
+from tests.support.consumption import Consumer, consumption_of
 
 pytestmark = pytest.mark.anyio
 
 KEY = TopicPartition(topics.SPELLCHECK_COMPLETED, 0)
 FIRST, AHEAD = 100, 103
-
-
-class Consumer:
-    """Stands for aiokafka's: where the next poll begins."""
-
-    def __init__(self) -> None:
-        self.position = AHEAD + 1
-
-    def assignment(self) -> set[TopicPartition]:
-        return {KEY}
-
-    def seek(self, _: TopicPartition, offset: int) -> None:
-        self.position = offset
 
 
 class Asked:
@@ -60,33 +39,11 @@ def message(offset: int, at: str) -> ConsumerRecord:
     return ConsumerRecord(KEY.topic, KEY.partition, offset, 1, 0, None, value, None, 0, len(value), ())
 
 
-def consumption_of(consumer: Consumer, store: Asked, delivered: list[int]) -> Consumption:
-    async def deliver(_: str, command: Any) -> None:
-        delivered.append(command.receipt.message.offset)
-
-    def now() -> datetime:
-        return datetime.now(UTC)
-
-    intake = SimpleNamespace(
-        settings=SimpleNamespace(kafka_request_timeout_seconds=5),
-        epochs=itertools.count(1),
-        decoder=EventDecoder({"spellcheck"}),
-        clocks=Clocks(now=now, store_time_us=store.time_us, max_skew_seconds=600),
-        under_way=UnderWay(),
-        batches=SimpleNamespace(deliver=deliver),
-        status=KafkaStatus(),
-        skips=Skips(store=None, instance="test", now=now),
-        now=now,
-    )
-    context = SimpleNamespace(beat=lambda: None, name="intake")
-    return Consumption(cast("Any", intake), cast("Any", context), cast("Any", consumer))
-
-
 @pytest.mark.parametrize("away", [True, False], ids=["the store is away", "the event is ahead"])
 @pytest.mark.parametrize("comes_back", [True, False], ids=["given back", "given to another"])
 async def test_a_rebalance_while_the_store_is_asked_passes_nothing_over(away: bool, comes_back: bool) -> None:
-    consumer, store, delivered = Consumer(), Asked(away=away), list[int]()
-    consumption = consumption_of(consumer, store, delivered)
+    consumer, store, delivered = Consumer(KEY, AHEAD + 1), Asked(away=away), list[int]()
+    consumption = consumption_of(consumer, delivered, store.time_us)
     await consumption.on_partitions_assigned([KEY])
     tracker, taken = consumption._tracker, list[bool]()
     messages = [message(offset, "2026-01-01T00:00:00Z") for offset in range(FIRST, AHEAD)]
@@ -112,8 +69,8 @@ async def test_a_rebalance_while_the_store_is_asked_passes_nothing_over(away: bo
 
 
 async def test_a_message_that_waits_for_the_clocks_is_read_again() -> None:
-    consumer, store, delivered = Consumer(), Asked(away=True), list[int]()
-    consumption = consumption_of(consumer, store, delivered)
+    consumer, store, delivered = Consumer(KEY, AHEAD + 1), Asked(away=True), list[int]()
+    consumption = consumption_of(consumer, delivered, store.time_us)
     await consumption.on_partitions_assigned([KEY])
     store.go_on.set()
     epoch = consumption._tracker.epoch(*KEY)

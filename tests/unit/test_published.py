@@ -259,6 +259,33 @@ def test_what_is_no_json_object_is_kept_as_base64(raw: bytes | None) -> None:
     assert document["service"] == "batch_conductor_service"
 
 
+@pytest.mark.parametrize(
+    ("inside", "verbatim"),
+    [
+        (b'"x"', True),
+        (b'"NaN and Infinity"', True),
+        (b"NaN", False),
+        (b"-Infinity", False),
+        (rb'"\ud83d"', False),
+        (b"1]", False),
+    ],
+)
+def test_a_large_object_is_kept_as_it_is_if_every_reader_can_read_it(inside: bytes, verbatim: bool) -> None:
+    raw = b'{"lists": [' + b"[]," * 30_000 + inside + b"]}"
+    written = letter(raw)
+    assert written.value.startswith(START + raw + b",") == verbatim
+    assert original(written) == raw
+
+
+def test_no_large_object_is_made_into_python_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("made into objects")
+
+    monkeypatch.setattr(json, "loads", never)
+    raw = b'{"lists": [' + b"[]," * 30_000 + b"1]}"
+    assert letter(raw).value.startswith(START + raw)
+
+
 fragments = st.sampled_from(
     [b"{", b"}", b"[", b"]", b":", b",", b'"', b"\\", b"\\u", b"d800", b"NaN", b"1e9", b"-", b"0", b"null", b" ", b"a"]
 )
