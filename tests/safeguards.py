@@ -284,15 +284,15 @@ _INTAKE = (
         "The actor of a batch reports a message as finished only behind the commit of its facts.",
         "bcs/actors/batches.py",
         """\
-        try:
-            await make_durable(group)
+            try:
+                await make_durable(group)
 """,
         """\
-        for command in group:
-            if command.receipt:
-                self.finished(MessageFinished(command.receipt))
-        try:
-            await make_durable(group)
+            for command in group:
+                if command.receipt:
+                    self.finished(MessageFinished(command.receipt))
+            try:
+                await make_durable(group)
 """,
         _in("integration/test_batch_actor", "test_a_message_counts_as_finished_only_behind_its_commit"),
     ),
@@ -526,12 +526,14 @@ _ARCHIVE = (
         "bcs/actors/batches.py",
         """\
             if self.archive and not archived:
+                # What the record has can't be refused any more.
+                await self._ensure_room(group[0].batch_id, delta)
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group)
+            await self._commit(context, group[0].batch_id, delta)
 """,
         """\
-            await self._commit(context, group)
+            await self._commit(context, group[0].batch_id, delta)
             if self.archive and not archived:
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True

@@ -222,7 +222,7 @@ async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None
 async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(archive: Kept | None) -> None:
     store = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic, max_essays=2)
     outbox, finished = MemoryOutbox(100, time.monotonic), list[MessageFinished]()
-    supervisor = supervisor_of(store, outbox, finished, [], archive)
+    supervisor = supervisor_of(store, outbox, finished, [], archive=archive)
     essays = ["first", "second", "third", "first", "fourth", "second"]
     for offset, essay in enumerate(essays):
         supervisor.deliver_nowait(BATCH, command(offset, essay))
@@ -250,7 +250,7 @@ async def test_while_redis_can_not_be_asked_for_its_room_facts_get_into_the_reco
 
     archive, finished = Kept(), list[MessageFinished]()
     store = Away(law=LAW, ttl_seconds=3600, clock=time.monotonic)
-    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive)
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive=archive)
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
         await wait_until(lambda: finished)
