@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, cycle, islice
 from pathlib import Path
 from random import Random
@@ -248,7 +249,8 @@ async def test_after_the_death_of_the_process_at_any_point_all_is_well(
                     assert await process.ended() == -SIGKILL, order
                     process = await launch(scene)
                     scene.base = process.base
-                    assert await scene.prune(batch) == 200
+                    # On a machine that has much to do it may answer before it has found PostgreSQL: 503, and ask again.
+                    await wait_until(partial(is_pruned, scene, batch))
                     await scene.back_in_order()
                     took.append(time.monotonic() - began)
                 await scene.assert_converged()
@@ -268,3 +270,9 @@ async def test_after_the_death_of_the_process_at_any_point_all_is_well(
 
     await in_lanes(LANES_OF_PROCESSES, play)
     note_figure(4, f"kill -9 at {len(set(DEATHS))} places: {len(took)} (in order after {max(took):.1f} s at most)")
+
+
+async def is_pruned(scene: Scene, batch: str) -> bool:
+    status = await scene.prune(batch)
+    assert status in (200, 503)
+    return status == 200
