@@ -123,7 +123,7 @@ class PostgresRecord:
 
         rows = await self._gateway.run(read)
         with _corruption_named("state"):
-            return state_of(rows)
+            return await state_of(rows)
 
     async def history(self, batch_id: str, *, before: int | None = None, limit: int) -> list[KeptEntry]:
         """A page of a batch's history, newest first.

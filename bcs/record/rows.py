@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from anyio.lowlevel import checkpoint
+
 from bcs.domain.facts import Outcome
 from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, PipelineResolved, Position
 from bcs.domain.state import TIMED, BatchState, Ending, Expected, Mark
@@ -15,6 +17,8 @@ from bcs.store.history_codec import decode_detail, encode_detail
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 FACTS, RESOLUTION = "facts", "resolution"
+
+_ESSAYS_WITHOUT_A_PAUSE = 5000
 
 LISTED_AT_US = 0
 """Stands beside an essay on an outcome's list: the time is the outcome's."""
@@ -86,33 +90,41 @@ def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryE
     )
 
 
-def state_of(rows: Iterable[Sequence[Any]]) -> BatchState:
-    """A batch's state from what the state statement returns.
+async def state_of(rows: Iterable[Sequence[Any]]) -> BatchState:
+    """A batch's state from what the state statement returns. Where that is much, others get their turn in between.
 
     :raises ValueError: something else wrote there.
     """
     state = BatchState()
-    # An outcome leaves the same mark on each essay, and to make one takes longer than all else of a row.
+    # An outcome leaves the same mark on each essay, and to make one takes longer than all else.
     made: dict[tuple[str, int], Mark] = {}
-    for kind, phase, key, essay, text, flag, count, at_us in rows:
+    essays_read = 0
+    for kind, phase, key, essays, text, flag, count, times in rows:
         if kind == "essay":
-            state.first_seen_us[from_text(essay)] = at_us
+            state.first_seen_us.update(zip(map(from_text, essays), times, strict=True))
         elif kind == "mark" and key == TIMED:
-            mark = made.get((text, at_us))
-            if mark is None:
-                mark = made[text, at_us] = Mark(Outcome(text), at_us)
-            state.essay_marks.setdefault(phase, {})[from_text(essay)] = mark
+            outcome, marks = Outcome(text), state.essay_marks.setdefault(phase, {})
+            for essay, at_us in zip(essays, times, strict=True):
+                mark = made.get((text, at_us))
+                if mark is None:
+                    mark = made[text, at_us] = Mark(outcome, at_us)
+                marks[from_text(essay)] = mark
         elif kind == "mark":
             listed = state.outcome_marks.setdefault(phase, {}).setdefault(key, {})
-            listed[from_text(essay)] = Outcome(text)
+            listed.update(dict.fromkeys(map(from_text, essays), Outcome(text)))
         elif kind == "outcome":
-            state.outcomes.setdefault(phase, {})[key] = Ending(from_text(text), flag, at_us)
+            state.outcomes.setdefault(phase, {})[key] = Ending(from_text(text), flag, times[0])
         elif kind == "report":
-            state.reports[phase] = Mark(Outcome(text), at_us)
+            state.reports[phase] = Mark(Outcome(text), times[0])
         elif kind == "invalidation":
-            state.invalidations.setdefault(phase, {})[None if essay is None else from_text(essay)] = at_us
+            names = (None if essay is None else from_text(essay) for essay in essays)
+            state.invalidations.setdefault(phase, {}).update(zip(names, times, strict=True))
         else:
-            state.expected = Expected(int(count), at_us)
+            state.expected = Expected(int(count), times[0])
+        essays_read += len(essays or ())
+        if essays_read > _ESSAYS_WITHOUT_A_PAUSE:
+            essays_read = 0
+            await checkpoint()
     for phase, by_key in state.outcome_marks.items():
         if not by_key.keys() <= state.outcomes.get(phase, {}).keys():
             raise ValueError("an outcome's list without the outcome")

@@ -84,27 +84,33 @@ ORDER BY place
 ON CONFLICT (batch_key, entry_id) DO NOTHING
 """
 
+# Essays that have all but the time in common are one row: a batch may have a hundred thousand marks, and to make a row
+# of each takes longer than all else.
 STATE = """
 WITH batch AS MATERIALIZED (
     SELECT batch_key, expected_count, expected_at_us FROM batches WHERE batch_id = $1
 )
-SELECT 'expected', NULL, NULL, NULL, NULL, NULL::boolean, expected_count, expected_at_us
+SELECT 'expected', NULL, NULL, NULL::text[], NULL, NULL::boolean, expected_count, ARRAY[expected_at_us]
     FROM batch WHERE expected_at_us IS NOT NULL
 UNION ALL
-SELECT 'essay', NULL, NULL, essay_id, NULL, NULL, NULL, first_seen_us FROM essays
+SELECT 'essay', NULL, NULL, array_agg(essay_id), NULL, NULL, NULL, array_agg(first_seen_us) FROM essays
+    WHERE batch_key = (SELECT batch_key FROM batch)
+    HAVING count(*) > 0
+UNION ALL
+SELECT 'mark', phase, outcome_key, array_agg(essay_id), outcome, NULL, NULL,
+        array_agg(at_us) FILTER (WHERE outcome_key = '') FROM marks
+    WHERE batch_key = (SELECT batch_key FROM batch)
+    GROUP BY phase, outcome_key, outcome
+UNION ALL
+SELECT 'outcome', phase, outcome_key, NULL, status, speaks_for_all, NULL, ARRAY[at_us] FROM outcomes
     WHERE batch_key = (SELECT batch_key FROM batch)
 UNION ALL
-SELECT 'mark', phase, outcome_key, essay_id, outcome, NULL, NULL, at_us FROM marks
+SELECT 'report', phase, NULL, NULL, outcome, NULL, NULL, ARRAY[at_us] FROM reports
     WHERE batch_key = (SELECT batch_key FROM batch)
 UNION ALL
-SELECT 'outcome', phase, outcome_key, NULL, status, speaks_for_all, NULL, at_us FROM outcomes
+SELECT 'invalidation', phase, NULL, array_agg(essay_id), NULL, NULL, NULL, array_agg(at_us) FROM invalidations
     WHERE batch_key = (SELECT batch_key FROM batch)
-UNION ALL
-SELECT 'report', phase, NULL, NULL, outcome, NULL, NULL, at_us FROM reports
-    WHERE batch_key = (SELECT batch_key FROM batch)
-UNION ALL
-SELECT 'invalidation', phase, NULL, essay_id, NULL, NULL, NULL, at_us FROM invalidations
-    WHERE batch_key = (SELECT batch_key FROM batch)
+    GROUP BY phase
 """
 
 # One entry after the other, until the page is full: to read entries that do not fit takes time, and they may be large.

@@ -133,11 +133,15 @@ class RecordWorld:
 
     async def roll_back(self, snapshot: dict[bytes, tuple[int, bytes]], *, wait: bool = True) -> None:
         """Restart Redis, and let it have what it had then: so does one that lost its last seconds, or a replica."""
+        # Nobody may write to it before it has what it had.
+        self.redis_proxy.refuse()
+        await self.redis_proxy.cut()
         await anyio.to_thread.run_sync(self._store.kill)
         await anyio.to_thread.run_sync(self._store.start)
         await self.redis.connection_pool.disconnect()  # those to the server that is gone
         for key, (ttl_ms, dumped) in snapshot.items():
             await self.redis.restore(key, max(0, ttl_ms), dumped)
+        self.redis_proxy.accept()
         if wait:
             await self.redis_found()
 
