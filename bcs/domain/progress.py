@@ -6,12 +6,13 @@ for every essay that had joined by then; an outcome that names nobody speaks for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bcs.domain.facts import Outcome
 from bcs.domain.law import CompleteWhen, CompletionLaw
+from bcs.domain.slices import Sliced, at_once, in_slices
 from bcs.domain.state import ALL_ESSAYS, BatchState, Ending, Mark
 
 _NEVER = -1
@@ -115,35 +116,52 @@ class PhaseExplanation:
 
 
 class Evaluation:
-    """One state under one law. Each phase is worked out once, so the state must not change meanwhile."""
+    """One state under one law. Each phase is worked out once, so the state must not change meanwhile.
+
+    What is asked of a phase first may take as long as its essays are many. `preparing` does that in slices beforehand.
+    """
 
     def __init__(self, state: BatchState, law: CompletionLaw) -> None:
         self._state = state
         self._law = law
         self._words: dict[str, Mapping[str, Mark]] = {}
 
+    def preparing(self, phase: str) -> Sliced[None]:
+        """Find the words on a phase, and on those that it requires."""
+        for required in self._law.upstream(phase):
+            yield from self._finding_words(required)
+        yield from self._finding_words(phase)
+
     def words(self, phase: str) -> Mapping[str, Mark]:
         """The newest word on each known essay that is not invalidated; none for an essay of which nothing is known."""
         if phase not in self._words:
-            self._words[phase] = self._find_words(phase)
+            at_once(self._finding_words(phase))
         return self._words[phase]
 
-    def standing(self, phase: str, essay_id: str) -> Standing:
-        """How a known essay stands in a phase."""
-        word = self.words(phase).get(essay_id)
-        if word is not None:
-            return Standing.COMPLETED if word.outcome is Outcome.COMPLETED else Standing.FAILED
-        for required in self._law.upstream(phase):
-            upstream = self.words(required).get(essay_id)
-            if upstream is not None and upstream.outcome is Outcome.FAILED:
-                return Standing.FAILED_BEFORE
-        since_us, ending = self._state.first_seen_us[essay_id], self.outcome(phase)
-        if ending is not None and since_us < ending.at_us and self._invalidated_at(phase, essay_id) <= ending.at_us:
-            return Standing.LEFT_OUT
-        report = self.report(phase)
-        if report is not None and since_us > report.at_us:
-            return Standing.JOINED_AFTER_REPORT
-        return Standing.NOT_KNOWN
+    def standings(self, phase: str) -> Callable[[str], Standing]:
+        """Tells of a known essay how it stands in a phase."""
+        first_seen_us, times = self._state.first_seen_us, self._state.invalidations.get(phase, {})
+        own_words = self.words(phase)
+        upstream = [words for required in self._law.upstream(phase) if (words := self.words(required))]
+        ending, report = self.outcome(phase), self.report(phase)
+
+        def standing(essay_id: str) -> Standing:
+            word = own_words.get(essay_id)
+            if word is not None:
+                return Standing.COMPLETED if word.outcome is Outcome.COMPLETED else Standing.FAILED
+            for words in upstream:
+                word = words.get(essay_id)
+                if word is not None and word.outcome is Outcome.FAILED:
+                    return Standing.FAILED_BEFORE
+            since_us = first_seen_us[essay_id]
+            # `outcome` knows of what is invalidated for all.
+            if ending is not None and since_us < ending.at_us and times.get(essay_id, _NEVER) <= ending.at_us:
+                return Standing.LEFT_OUT
+            if report is not None and since_us > report.at_us:
+                return Standing.JOINED_AFTER_REPORT
+            return Standing.NOT_KNOWN
+
+        return standing
 
     def report(self, phase: str) -> Mark | None:
         """The report on a phase, where it still counts."""
@@ -160,18 +178,28 @@ class Evaluation:
 
     def progress(self, phase: str) -> PhaseProgress:
         """How far a phase is."""
+        return at_once(self.progressing(phase))
+
+    def progressing(self, phase: str) -> Sliced[PhaseProgress]:
+        """The same in slices."""
         state, ending = self._state, self.outcome(phase)
         outcome_at_us = ending.at_us if ending else None
         known = state.first_seen_us
         if not known:
             return PhaseProgress(self._complete_without_essays(phase), 0, 0, outcome_at_us=outcome_at_us)
+        yield from self._finding_words(phase)
         words = self.words(phase)
         completed = sum(word.outcome is Outcome.COMPLETED for word in words.values())
         failed = len(words) - completed
         before = left_out = 0
         if len(words) < len(known):
-            standings = [self.standing(phase, essay) for essay in known if essay not in words]
-            before, left_out = standings.count(Standing.FAILED_BEFORE), standings.count(Standing.LEFT_OUT)
+            yield from self.preparing(phase)
+            standing = self.standings(phase)
+            for essays in in_slices(known):
+                standings = [standing(essay) for essay in essays if essay not in words]
+                before += standings.count(Standing.FAILED_BEFORE)
+                left_out += standings.count(Standing.LEFT_OUT)
+                yield
         if self._law.policy(phase) is CompleteWhen.EVERY_ESSAY_COMPLETED:
             all_done = completed == len(known)
         else:
@@ -182,9 +210,15 @@ class Evaluation:
 
     def explain(self, phase: str) -> PhaseExplanation:
         """What is known of a phase, and what keeps it from being complete."""
-        state, progress, report = self._state, self.progress(phase), self.report(phase)
-        words = self.words(phase)
-        marks = [*words.values(), *([report] if report else [])]
+        return at_once(self.explaining(phase))
+
+    def explaining(self, phase: str) -> Sliced[PhaseExplanation]:
+        """The same in slices."""
+        yield from self.preparing(phase)
+        progress = yield from self.progressing(phase)
+        blocking = yield from self._blocking(phase, progress)
+        state, report = self._state, self.report(phase)
+        marks = [*self.words(phase).values(), *([report] if report else [])]
         expected = state.expected.count if state.expected else 0
         return PhaseExplanation(
             phase,
@@ -192,50 +226,66 @@ class Evaluation:
             progress,
             len(state.first_seen_us) - progress.completed - progress.failed,
             0 if progress.covered else max(0, expected - len(state.first_seen_us)),
-            tuple(self._blocking(phase)),
+            tuple(blocking),
             report,
             self.outcome(phase),
             max(marks, key=lambda mark: mark.at_us, default=None),
         )
 
-    def _blocking(self, phase: str) -> list[BlockingEssay]:
+    def _blocking(self, phase: str, progress: PhaseProgress) -> Sliced[list[BlockingEssay]]:
         settled = {Standing.COMPLETED}
-        if self._law.policy(phase) is CompleteWhen.EVERY_ESSAY_SETTLED and self.progress(phase).completed:
+        if self._law.policy(phase) is CompleteWhen.EVERY_ESSAY_SETTLED and progress.completed:
             settled |= {Standing.FAILED, Standing.FAILED_BEFORE, Standing.LEFT_OUT}
-        words, blocking = self.words(phase), []
-        for essay_id in sorted(self._state.first_seen_us):
-            why = self.standing(phase, essay_id)
-            if why not in settled:
-                blocking.append(BlockingEssay(essay_id, why, self._state.first_seen_us[essay_id], words.get(essay_id)))
+        first_seen_us, words = self._state.first_seen_us, self.words(phase)
+        standing = self.standings(phase)
+        blocking: list[BlockingEssay] = []
+        for essays in in_slices(sorted(first_seen_us)):
+            for essay_id in essays:
+                why = standing(essay_id)
+                if why not in settled:
+                    blocking.append(BlockingEssay(essay_id, why, first_seen_us[essay_id], words.get(essay_id)))
+            yield
         return blocking
 
-    def _find_words(self, phase: str) -> Mapping[str, Mark]:
+    def _finding_words(self, phase: str) -> Sliced[None]:
+        if phase in self._words:
+            return
         state = self._state
         invalidated = state.invalidations.get(phase)
         report, ending = self.report(phase), self.outcome(phase)
-        own = self._own_marks(phase)
+        own = yield from self._own_marks(phase)
         speaks = ending is not None and ending.speaks_for_all
         if invalidated is None and report is None and not speaks and own.keys() <= state.first_seen_us.keys():
-            return own
+            self._words[phase] = own
+            return
+        others: list[tuple[Mark, bool]] = [] if report is None else [(report, False)]
+        due: list[Mapping[str, Mark]] = []
+        if ending is not None and speaks:
+            others.append((Mark(Outcome.COMPLETED, ending.at_us), True))
+            for required in self._law.requires(phase):
+                yield from self._finding_words(required)
+                due.append(self.words(required))
         words: dict[str, Mark] = {}
-        for essay_id, since_us in state.first_seen_us.items():
-            at_least_us = self._invalidated_at(phase, essay_id)
-            word = own.get(essay_id)
-            if word is not None and word.at_us < at_least_us:
-                word = None
-            # On a tie the essay's own mark counts, then the report.
-            for other in (report, Mark(Outcome.COMPLETED, ending.at_us) if ending is not None and speaks else None):
-                if other is None or since_us > other.at_us or other.at_us < at_least_us:
-                    continue
-                if word is not None and other.at_us <= word.at_us:
-                    continue
-                if other is report or self._was_due(phase, essay_id):
-                    word = other
-            if word is not None:
-                words[essay_id] = word
-        return words
+        for essays in in_slices(state.first_seen_us.items()):
+            for essay_id, since_us in essays:
+                at_least_us = self._invalidated_at(phase, essay_id) if invalidated else _NEVER
+                word = own.get(essay_id)
+                if word is not None and word.at_us < at_least_us:
+                    word = None
+                # On a tie the essay's own mark counts, then the report.
+                for other, for_those_due in others:
+                    if since_us > other.at_us or other.at_us < at_least_us:
+                        continue
+                    if word is not None and other.at_us <= word.at_us:
+                        continue
+                    if not for_those_due or _completed_in_all(due, essay_id):
+                        word = other
+                if word is not None:
+                    words[essay_id] = word
+            yield
+        self._words[phase] = words
 
-    def _own_marks(self, phase: str) -> Mapping[str, Mark]:
+    def _own_marks(self, phase: str) -> Sliced[Mapping[str, Mark]]:
         state = self._state
         timed, by_key = state.essay_marks.get(phase, {}), state.outcome_marks.get(phase)
         if not by_key:
@@ -244,19 +294,13 @@ class Evaluation:
         for key, listed in by_key.items():
             ending = state.outcomes[phase][key]
             marks = {outcome: Mark(outcome, ending.at_us) for outcome in Outcome}
-            for essay_id, outcome in listed.items():
-                known = own.get(essay_id)
-                if known is None or marks[outcome].supersedes(known):
-                    own[essay_id] = marks[outcome]
+            for essays in in_slices(listed.items()):
+                for essay_id, outcome in essays:
+                    known = own.get(essay_id)
+                    if known is None or marks[outcome].supersedes(known):
+                        own[essay_id] = marks[outcome]
+                yield
         return own
-
-    def _was_due(self, phase: str, essay_id: str) -> bool:
-        """True if the essay completed every phase that this one requires."""
-        for required in self._law.requires(phase):
-            word = self.words(required).get(essay_id)
-            if word is None or word.outcome is not Outcome.COMPLETED:
-                return False
-        return True
 
     def _complete_without_essays(self, phase: str) -> bool:
         report, ending = self.report(phase), self.outcome(phase)
@@ -286,10 +330,26 @@ class Evaluation:
 
 def summarize(state: BatchState, law: CompletionLaw, version: int) -> BatchSummary:
     """The summary of a state under a law."""
+    return at_once(summarizing(state, law, version))
+
+
+def summarizing(state: BatchState, law: CompletionLaw, version: int) -> Sliced[BatchSummary]:
+    """The same in slices."""
     evaluation = Evaluation(state, law)
-    return BatchSummary(
-        version,
-        len(state.first_seen_us),
-        state.expected.count if state.expected else None,
-        {phase: evaluation.progress(phase) for phase in sorted(state.phases)},
-    )
+    progress: dict[str, PhaseProgress] = {}
+    for phase in sorted(state.phases):
+        progress[phase] = yield from evaluation.progressing(phase)
+    expected = state.expected.count if state.expected else None
+    return BatchSummary(version, len(state.first_seen_us), expected, progress)
+
+
+def _completed_in_all(due: Iterable[Mapping[str, Mark]], essay_id: str) -> bool:
+    """True if the essay completed every phase that this one requires.
+
+    :param due: the words on each of these phases.
+    """
+    for words in due:
+        word = words.get(essay_id)
+        if word is None or word.outcome is not Outcome.COMPLETED:
+            return False
+    return True

@@ -21,6 +21,7 @@ from bcs.domain.facts import (
     PhaseOutcome,
     PhaseReported,
 )
+from bcs.domain.slices import Sliced, at_once
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -146,6 +147,10 @@ class BatchState:
 
         :returns: what changed: the registers of the delta that won. Merging the same delta again changes nothing.
         """
+        return at_once(self.merging(delta))
+
+    def merging(self, delta: BatchState) -> Sliced[BatchState]:
+        """The same in slices: a list of essays, in one of the registers, is a slice."""
         changed = BatchState()
         for phase, marks in delta.essay_marks.items():
             mine = self.essay_marks.setdefault(phase, {})
@@ -153,6 +158,7 @@ class BatchState:
             if won:
                 mine.update(won)
                 changed.essay_marks[phase] = won
+            yield
         for phase, by_key in delta.outcome_marks.items():
             for key, listed in by_key.items():
                 held = self.outcome_marks.setdefault(phase, {}).setdefault(key, {})
@@ -160,6 +166,7 @@ class BatchState:
                 if new:
                     held.update(new)
                     changed.outcome_marks.setdefault(phase, {})[key] = new
+                yield
         for phase, endings in delta.outcomes.items():
             known = self.outcomes.setdefault(phase, {})
             for key, ending in endings.items():
@@ -182,8 +189,12 @@ class BatchState:
 
     def copy(self) -> BatchState:
         """An independent state with the same content."""
+        return at_once(self.copying())
+
+    def copying(self) -> Sliced[BatchState]:
+        """The same in slices."""
         copied = BatchState()
-        copied.merge(self)
+        yield from copied.merging(self)
         return copied
 
     def parts(self, registers: int) -> Iterator[BatchState]:

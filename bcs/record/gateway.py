@@ -14,6 +14,7 @@ from asyncpg.exceptions import TargetServerAttributeNotMatched
 from bcs.domain.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable
 from bcs.record import schema
 from bcs.record.connecting import TAKES_NO_WRITES, Connector, RecordConnection, perform
+from bcs.store.deadlines import Deadline
 
 T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
@@ -170,7 +171,7 @@ class RecordGateway:
     ) -> T:
         generation, its_turn = self._generation, False
         try:
-            with anyio.CancelScope(shield=shield, deadline=anyio.current_time() + deadline_seconds) as scope:
+            with Deadline(deadline_seconds, shield=shield) as deadline:
                 async with slots or self._slots:
                     if slots is None:
                         self.ensure_reachable()  # it was, when the wait began
@@ -178,7 +179,7 @@ class RecordGateway:
                     return await self._with_connection(work)
         except NO_ANSWER as error:
             raise self._judged(error, generation) from error
-        assert scope.cancelled_caught  # noqa: S101 (nothing else ends the block without a result)
+        assert deadline.expired  # noqa: S101 (nothing else ends the block without a result)
         if not its_turn:
             # The others keep it busy, or one of them is about to find it away.
             raise StoreUnavailable(_STORE, "too many ask it at once")

@@ -11,7 +11,7 @@ Numbers begin with their highest byte, so that they compare as bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from struct import Struct
 from typing import Any
@@ -22,6 +22,7 @@ from pydantic_core import from_json
 from bcs.domain.errors import StoreCorrupted
 from bcs.domain.facts import Outcome
 from bcs.domain.progress import BatchSummary, PhaseProgress
+from bcs.domain.slices import SLICE, Sliced, in_slices
 from bcs.domain.state import ALL_ESSAYS, TIMED, BatchState, Ending, Expected, Mark
 
 LAYOUT = 2
@@ -42,8 +43,14 @@ Slot = tuple[str, str]
 _JOINED_BYTES = 8
 _MARK_BYTES = 9
 _NEVER_JOINED = 2**64 - 1
-_NO_MARK = (b"-", 0)
+_EMPTY = b"-"
 _OUTCOMES = {outcome.encode(): outcome for outcome in Outcome}
+_LETTERS = {outcome: letter for letter, outcome in _OUTCOMES.items()}
+_LISTED: Mapping[Outcome | None, tuple[bytes, int]] = {
+    None: (_EMPTY, 0),
+    **{outcome: (letter, 0) for outcome, letter in _LETTERS.items()},
+}
+_NOTHING: Mapping[Any, Any] = {}
 _SPEAKS = {"0": False, "1": True}
 _MARK = Struct(">cQ")
 _USUAL_PROGRESS = (None, 0, 0, 0)
@@ -115,32 +122,29 @@ def encode_listed(outcome: Outcome) -> bytes:
     return _MARK.pack(outcome.encode(), 0)
 
 
-def encode_essays(state: BatchState, essay_ids: Iterable[str], slots: Sequence[Slot]) -> dict[str, bytes]:
+def encoding_essays(state: BatchState, essay_ids: Iterable[str], slots: Sequence[Slot]) -> Sliced[dict[str, bytes]]:
     """What a state knows of essays, each one's record.
 
     :param slots: in their order.
     """
-    timed: list[Mapping[str, Mark]] = []
-    listed: list[Mapping[str, Outcome]] = []
-    for phase, key in slots:
-        timed.append(state.essay_marks.get(phase, {}) if key == TIMED else {})
-        listed.append({} if key == TIMED else state.outcome_marks.get(phase, {}).get(key, {}))
-    records: dict[str, bytes] = {}
-    for essay_id in essay_ids:
-        parts: list[bytes | int] = [state.first_seen_us.get(essay_id, _NEVER_JOINED)]
-        filled = 1
-        for marks, outcomes in zip(timed, listed, strict=True):
-            mark, outcome = marks.get(essay_id), outcomes.get(essay_id)
-            if mark is not None:
-                parts += (mark.outcome.encode(), mark.at_us)
-            elif outcome is not None:
-                parts += (outcome.encode(), 0)
+    widest, records = _width(len(slots)), dict[str, bytes]()
+    for essays in in_slices(essay_ids, _essays_in_slice(slots)):
+        columns: list[Iterable[Any]] = [[state.first_seen_us.get(essay_id, _NEVER_JOINED) for essay_id in essays]]
+        for phase, key in slots:
+            if key == TIMED:
+                marks = state.essay_marks.get(phase, _NOTHING)
+                cells = [_cell_of(marks.get(essay_id)) for essay_id in essays]
             else:
-                parts += _NO_MARK
-                continue
-            filled = len(parts)
-        # Slots at the end that are empty are left out: an outcome that names others must not make this one longer.
-        records[essay_id] = _record(filled // 2).pack(*parts[:filled])
+                listed = state.outcome_marks.get(phase, _NOTHING).get(key, _NOTHING)
+                cells = [_LISTED[listed.get(essay_id)] for essay_id in essays]
+            columns += zip(*cells, strict=True)
+        for essay_id, parts in zip(essays, zip(*columns, strict=True), strict=True):
+            width = widest
+            # Slots at the end that are empty are left out: an outcome that names others must not make this one longer.
+            while width > 1 and parts[width - 2] == _EMPTY:
+                width -= 2
+            records[essay_id] = _record(width).pack(*(parts if width == widest else parts[:width]))
+        yield
     return records
 
 
@@ -159,9 +163,9 @@ def slots_in(meta: Mapping[str, str]) -> list[Slot]:
     return [by_number[number] for number in range(len(by_number))]
 
 
-def decode_state(
+def decoding_state(
     keys: BatchKeys, meta: Mapping[str, str], slots: Sequence[Slot], essays: Sequence[bytes]
-) -> BatchState:
+) -> Sliced[BatchState]:
     """A state from what the store holds.
 
     :param slots: of `slots_in`.
@@ -170,31 +174,93 @@ def decode_state(
     """
     try:
         state = _decode_meta(meta)
-        in_slots: list[dict[str, Mark]] = [{} for _ in slots]
-        for raw_id, record in zip(essays[::2], essays[1::2], strict=True):
-            essay_id = raw_id.decode()
-            filled, rest = divmod(len(record) - _JOINED_BYTES, _MARK_BYTES)
-            if rest or not 0 <= filled <= len(slots):
-                raise ValueError(f"a record of {len(record)} bytes")
-            since_us, *parts = _record(filled).unpack(record)
-            if since_us != _NEVER_JOINED:
-                state.first_seen_us[essay_id] = since_us
-            for in_slot, outcome, at_us in zip(in_slots, parts[::2], parts[1::2], strict=False):
-                if outcome != b"-":
-                    in_slot[essay_id] = Mark(_OUTCOMES[outcome], at_us)
-        for (phase, key), marks in zip(slots, in_slots, strict=True):
-            if not marks:
-                continue
-            if key == TIMED:
-                state.essay_marks[phase] = marks
-            elif key in state.outcomes.get(phase, {}):
-                listed = {essay_id: mark.outcome for essay_id, mark in marks.items()}
-                state.outcome_marks.setdefault(phase, {})[key] = listed
-            else:
-                raise ValueError("an outcome's list without the outcome")
+        columns = _Columns(slots)
+        length = 2 * _essays_in_slice(slots)
+        for start in range(0, len(essays), length):
+            some = essays[start : start + length]
+            for width, ids, records in _by_width(some[::2], some[1::2]):
+                state.first_seen_us.update(columns.read(width, ids, records))
+            yield
+        columns.put_into(state)
     except (ValueError, KeyError) as error:
         raise StoreCorrupted(keys.stem, str(error)) from None
     return state
+
+
+class _Columns:
+    """Reads essays' records, and collects what stands in each slot."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._slots = slots
+        self._marks: list[dict[str, Mark]] = [{} for _ in slots]
+        self._listed: list[dict[str, Outcome]] = [{} for _ in slots]
+        # An outcome with a time leaves the same mark on each of its essays.
+        self._made: dict[tuple[bytes, int], Mark] = {}
+
+    def read(self, width: int, ids: Sequence[str], records: Sequence[bytes]) -> Iterable[tuple[str, int]]:
+        """Read records with so many parts.
+
+        :returns: when each essay was first seen, where it was.
+        :raises ValueError: they have more slots than there are.
+        :raises KeyError: a mark is none.
+        """
+        if width > _width(len(self._slots)):
+            raise ValueError(f"a record of {len(records[0])} bytes")
+        joined, *cells = zip(*_record(width).iter_unpack(b"".join(records)), strict=True)
+        for number, (outcomes, times) in enumerate(zip(cells[::2], cells[1::2], strict=True)):
+            if self._slots[number][1] == TIMED:
+                self._marks[number].update(
+                    (essay_id, self._mark(outcome, at_us))
+                    for essay_id, outcome, at_us in zip(ids, outcomes, times, strict=True)
+                    if outcome != _EMPTY
+                )
+            else:
+                self._listed[number].update(
+                    (essay_id, _OUTCOMES[outcome])
+                    for essay_id, outcome in zip(ids, outcomes, strict=True)
+                    if outcome != _EMPTY
+                )
+        pairs = zip(ids, joined, strict=True)
+        return (pair for pair in pairs if pair[1] != _NEVER_JOINED) if _NEVER_JOINED in joined else pairs
+
+    def put_into(self, state: BatchState) -> None:
+        """Put where it belongs what was read.
+
+        :raises ValueError: an outcome's list stands there without the outcome.
+        """
+        for (phase, key), marks, listed in zip(self._slots, self._marks, self._listed, strict=True):
+            if marks:
+                state.essay_marks[phase] = marks
+            if listed:
+                if key not in state.outcomes.get(phase, {}):
+                    raise ValueError("an outcome's list without the outcome")
+                state.outcome_marks.setdefault(phase, {})[key] = listed
+
+    def _mark(self, outcome: bytes, at_us: int) -> Mark:
+        mark = self._made.get((outcome, at_us))
+        if mark is None:
+            mark = self._made[outcome, at_us] = Mark(_OUTCOMES[outcome], at_us)
+        return mark
+
+
+def _by_width(
+    raw_ids: Sequence[bytes], records: Sequence[bytes]
+) -> Iterator[tuple[int, Sequence[str], Sequence[bytes]]]:
+    """Records of one width together: its number of parts, the essays' ids, and their records.
+
+    :raises ValueError: a record has a width that none can have, or an id is no text.
+    """
+    ids = [raw_id.decode() for raw_id in raw_ids]
+    lengths = set(map(len, records))
+    for length in sorted(lengths):
+        filled, rest = divmod(length - _JOINED_BYTES, _MARK_BYTES)
+        if rest or filled < 0:
+            raise ValueError(f"a record of {length} bytes")
+        if len(lengths) == 1:
+            yield _width(filled), ids, records
+        else:
+            places = [place for place, record in enumerate(records) if len(record) == length]
+            yield _width(filled), [ids[place] for place in places], [records[place] for place in places]
 
 
 def encode_summary(summary: BatchSummary, mark: str | None = None) -> str:
@@ -274,9 +340,23 @@ def _decode_meta(meta: Mapping[str, str]) -> BatchState:
     return state
 
 
+def _cell_of(mark: Mark | None) -> tuple[bytes, int]:
+    return (_EMPTY, 0) if mark is None else (_LETTERS[mark.outcome], mark.at_us)
+
+
+def _essays_in_slice(slots: Sequence[Slot]) -> int:
+    # Each of them takes its time.
+    return max(1, SLICE * 5 // (5 + len(slots)))
+
+
+def _width(slots: int) -> int:
+    """How many parts a record with so many slots has."""
+    return 1 + 2 * slots
+
+
 @cache
-def _record(slots: int) -> Struct:
-    return Struct(">Q" + "cQ" * slots)
+def _record(width: int) -> Struct:
+    return Struct(">Q" + "cQ" * (width // 2))
 
 
 def _require_whole(*values: Any) -> None:

@@ -17,6 +17,7 @@ from hiredis import Reader, pack_command
 from redis.asyncio import Connection
 from redis.exceptions import InvalidResponse, RedisError
 
+from bcs.store.deadlines import Deadline, Due
 from bcs.store.redis_errors import Unfit, reason
 
 if TYPE_CHECKING:
@@ -126,8 +127,10 @@ class Multiplexer:
         line: _Line | None = None
         try:
             # To break off in the middle of the handshake would only have the next caller begin it anew.
-            with anyio.fail_after(self._deadline_seconds, shield=True):
+            with Deadline(self._deadline_seconds, shield=True) as deadline:
                 await connection.connect()  # type: ignore[no-untyped-call]
+            if deadline.expired:
+                raise TimeoutError
             if self._closed:
                 raise LineLost("closed", first=False)
             line = _Line(connection, self._peer(connection), self._deadline_seconds)
@@ -146,7 +149,7 @@ class _Order:
 
     __slots__ = ("answer", "due", "missing", "replies")
 
-    def __init__(self, answer: asyncio.Future[Replies] | None, missing: int, due: float) -> None:
+    def __init__(self, answer: asyncio.Future[Replies] | None, missing: int, due: Due) -> None:
         self.answer = answer
         self.missing = missing
         self.due = due
@@ -190,7 +193,7 @@ class _Line(asyncio.Protocol):
         outgoing = list(map(_packed, commands))
         now = self._loop.time()
         answer: asyncio.Future[Replies] = self._loop.create_future()
-        order = _Order(answer, len(outgoing), now + self._deadline_seconds)
+        order = _Order(answer, len(outgoing), Due(self._loop, self._deadline_seconds))
         if check := self.peer.due(now):
             self._orders.append(_Order(None, 1, order.due))
             outgoing.insert(0, _packed(check))
@@ -200,7 +203,7 @@ class _Line(asyncio.Protocol):
         self._outgoing += outgoing
         if not self._watched:
             self._watched = True
-            self._loop.call_at(order.due, self._look)
+            self._loop.call_at(order.due.at, self._look)
         return await answer
 
     def data_received(self, data: bytes) -> None:
@@ -271,9 +274,11 @@ class _Line(asyncio.Protocol):
         # One timer for all, since all have the same time: it is set anew only when it has run out.
         if self.problem is not None:
             return
-        if self._orders and self._orders[0].due <= self._loop.time():
-            self.lose(_LATE, late=True)
-        elif self._orders:
-            self._loop.call_at(self._orders[0].due, self._look)
-        else:
+        if not self._orders:
             self._watched = False
+            return
+        due, now = self._orders[0].due, self._loop.time()
+        if due.at <= now and not due.put_off(now):
+            self.lose(_LATE, late=True)
+        else:
+            self._loop.call_at(due.at, self._look)

@@ -9,7 +9,8 @@ from typing import Any
 
 from bcs.domain.errors import StoreCorrupted
 from bcs.domain.law import CompletionLaw
-from bcs.domain.progress import summarize
+from bcs.domain.progress import summarizing
+from bcs.domain.slices import Sliced
 from bcs.domain.state import TIMED, BatchState
 from bcs.store.codec import (
     EXPECTED_FIELD,
@@ -19,15 +20,15 @@ from bcs.store.codec import (
     WHOLE_FIELD,
     BatchKeys,
     Slot,
-    decode_state,
+    decoding_state,
     encode_ending,
     encode_essay_mark,
-    encode_essays,
     encode_expected,
     encode_joined,
     encode_listed,
     encode_mark,
     encode_summary,
+    encoding_essays,
     invalid_field,
     outcome_field,
     slot_name,
@@ -64,7 +65,7 @@ def watch(keys: BatchKeys) -> list[Command]:
     return [("WATCH", *keys.all), *reads(keys)]
 
 
-def decode(keys: BatchKeys, replies: Sequence[Any], redis: str) -> StoredBatch:
+def decoding(keys: BatchKeys, replies: Sequence[Any], redis: str) -> Sliced[StoredBatch]:
     """A batch from the replies to `reads`.
 
     :param redis: the identity of the server that they came from.
@@ -78,12 +79,11 @@ def decode(keys: BatchKeys, replies: Sequence[Any], redis: str) -> StoredBatch:
         raise StoreCorrupted(keys.meta, str(error)) from None
     # Who writes without the record leaves the older version there.
     marked, _, mark = meta.get(WHOLE_FIELD, "").partition(" ")
-    return StoredBatch(
-        decode_state(keys, meta, slots, replies[1]), version, slots, mark if marked == str(version) else None, redis
-    )
+    state = yield from decoding_state(keys, meta, slots, replies[1])
+    return StoredBatch(state, version, slots, mark if marked == str(version) else None, redis)
 
 
-def writes(
+def encoding(
     keys: BatchKeys,
     stored: StoredBatch,
     changed: BatchState,
@@ -91,8 +91,8 @@ def writes(
     ttl_ms: int,
     mark: str | None,
     law: CompletionLaw,
-) -> list[Command]:
-    """What changed, and the summary.
+) -> Sliced[list[Command]]:
+    """The commands that write what changed, and the summary.
 
     :param stored: with the changes in it.
     :param ttl_ms: how long the batch is kept from now on.
@@ -100,11 +100,12 @@ def writes(
     :param law: what the summary holds under. Those under other laws are of the version that was read, and go with it.
     """
     stale: list[Command] = [("DEL", keys.summaries)] if version != stored.version else []
-    summary = encode_summary(summarize(stored.state, law, version), mark)
+    summary = yield from summarizing(stored.state, law, version)
+    changes = yield from _changes(keys, stored, changed, version, mark)
     return [
         *stale,
-        *_changes(keys, stored, changed, version, mark),
-        ("HSET", keys.summaries, law.fingerprint, summary),
+        *changes,
+        ("HSET", keys.summaries, law.fingerprint, encode_summary(summary, mark)),
         # A transaction runs at one instant, so all keys of the batch expire at the same one.
         *(("PEXPIRE", key, ttl_ms) for key in keys.all),
     ]
@@ -145,7 +146,7 @@ def merge(keys: BatchKeys, delta: BatchState, ttl_ms: int) -> Command:
 
 def _changes(
     keys: BatchKeys, stored: StoredBatch, changed: BatchState, version: int, mark: str | None
-) -> list[Command]:
+) -> Sliced[list[Command]]:
     fields = {VERSION_FIELD: str(version)}
     if mark is not None:
         fields[WHOLE_FIELD] = f"{version} {mark}"
@@ -163,6 +164,7 @@ def _changes(
             fields[f"{SLOT_PREFIX}{slot_name(slot)}"] = str(len(slots))
             slots.append(slot)
     touched = changed.first_seen_us.keys() | set(chain(*changed.essay_marks.values(), *listed.values()))
-    records = encode_essays(stored.state, touched, slots)
+    yield
+    records = yield from encoding_essays(stored.state, touched, slots)
     hashes: list[tuple[str, Mapping[str, str | bytes]]] = [(keys.meta, fields), (keys.essays, records)]
     return [("HSET", key, *chain.from_iterable(entries.items())) for key, entries in hashes if entries]

@@ -27,6 +27,7 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.domain.errors import StoreUnavailable
+from bcs.store.deadlines import Deadline
 from bcs.store.multiplexer import Command, LineLost, Multiplexer, Replies
 from bcs.store.redis_errors import may_be_elsewhere, raise_first, translated
 from bcs.store.redis_exchange import exchange
@@ -69,7 +70,7 @@ class RedisGateway:
             protocol=2,
             # One deadline bounds a whole round trip: a timer for every read would cost more and bound less.
             socket_timeout=None,
-            socket_connect_timeout=deadline_seconds,
+            socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
             redis_connect_func=self._identity.on_connect,
             # With these on, redis-py no longer notices a reply that was left over on a pooled connection.
@@ -278,10 +279,9 @@ class RedisGateway:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[RedisSession]:
         peer: Peer | None = None
-        # What anyio.fail_after() does, without another generator: every commit passes here.
-        scope = anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds)
+        deadline = Deadline(self._deadline_seconds, shield=True)
         try:
-            with scope:
+            with deadline:
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
                 reusable = False
                 try:
@@ -290,7 +290,7 @@ class RedisGateway:
                         await connection.disconnect(nowait=True)
                         await connection.connect()
                         peer = self._identity.peer(connection)
-                    session = RedisSession(connection, peer, scope)
+                    session = RedisSession(connection, peer, deadline)
                     yield session
                     reusable = session.reusable
                 finally:
@@ -298,7 +298,7 @@ class RedisGateway:
                         # Replies may still be under way on it, and it may still watch keys.
                         await connection.disconnect(nowait=True)
                     await self._pool.release(connection)
-            if scope.cancelled_caught:
+            if deadline.expired:
                 raise TimeoutError
         except (RedisError, OSError) as error:
             if peer and isinstance(error, RedisError) and may_be_elsewhere(error):
@@ -318,25 +318,21 @@ class RedisSession:
     :param reusable: whether others may use the connection after this.
     """
 
-    __slots__ = ("_check", "_connection", "_scope", "peer", "reusable")
+    __slots__ = ("_check", "_connection", "_deadline", "peer", "reusable")
 
-    def __init__(self, connection: Connection, peer: Peer, scope: anyio.CancelScope) -> None:
+    def __init__(self, connection: Connection, peer: Peer, deadline: Deadline) -> None:
         self.peer = peer
         self.reusable = True
         self._connection = connection
-        self._scope = scope
+        self._deadline = deadline
         # Only ahead of the first commands: within a transaction it would be queued.
         self._check = peer.due(anyio.current_time())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Wait for somebody else in here, whose own deadline bounds it: if that takes long, it is not Redis's fault."""
-        began, deadline = anyio.current_time(), self._scope.deadline
-        self._scope.deadline = inf
-        try:
+        with self._deadline.paused():
             yield
-        finally:
-            self._scope.deadline = deadline + anyio.current_time() - began
 
     async def call(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their replies; see `RedisGateway.call`."""

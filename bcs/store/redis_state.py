@@ -9,14 +9,15 @@ import anyio
 
 from bcs.domain.errors import CommitConflict, StoreUnavailable
 from bcs.domain.law import CompletionLaw
-from bcs.domain.progress import BatchSummary, summarize
+from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
 from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Committed
 from bcs.store.codec import BatchKeys, decode_summary
 from bcs.store.committing import CommitPolicy, commit_with
+from bcs.store.pace import Pace
 from bcs.store.recall import Recall
-from bcs.store.redis_batch import StoredBatch, decode, merge, watch, writes
+from bcs.store.redis_batch import StoredBatch, decoding, encoding, merge, watch
 from bcs.store.redis_batches import StoredBatches, corruption_named
 from bcs.store.redis_dry_run import reading, writing
 from bcs.store.redis_gateway import RedisGateway, RedisSession
@@ -63,6 +64,7 @@ class RedisStateStore:
         self._roster = Roster(max_essays)
         self._gateway = gateway
         self._batches = StoredBatches(gateway, key_prefix=key_prefix)
+        self._pace = Pace()
         self._reads, self._writes = reading(key_prefix), writing(key_prefix)
         self._law = law
         self._ttl_ms = ttl_seconds * 1000
@@ -74,11 +76,12 @@ class RedisStateStore:
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
         """See `StateStore.commit`."""
-        keys = self._batches.keys(batch_id)
+        keys, run = self._batches.keys(batch_id), self._pace.run
 
         async def optimistically() -> None:
             async with self._gateway.session() as session:
-                stored = decode(keys, (await session.call(*watch(keys)))[1:], session.peer.identity)
+                replies = (await session.call(*watch(keys)))[1:]
+                stored = await run(decoding(keys, replies, session.peer.identity), session.paused)
                 if self._recall is None:
                     self._roster.ensure_room_among(stored.state.first_seen_us, delta.first_seen_us)
                 additions, mark = delta, stored.mark
@@ -88,8 +91,8 @@ class RedisStateStore:
                         recalled = await self._recall.unite(batch_id, stored.state, stored.redis)
                     if recalled:
                         additions, mark = recalled.state, recalled.mark
-                        additions.merge(delta)
-                changed = stored.state.merge(additions)
+                        await run(additions.merging(delta), session.paused)
+                changed = await run(stored.state.merging(additions), session.paused)
                 await self._reach(FailPoint.BEFORE_EXEC, batch_id)
                 written = await self._write(session, keys, stored, changed, stored.version + 1, self._ttl_ms, mark)
                 await self._reach(FailPoint.AFTER_EXEC, batch_id)
@@ -180,16 +183,16 @@ class RedisStateStore:
 
     async def _restored(self, batch_id: str, keys: BatchKeys) -> BatchSummary:
         """The summary made anew, and stored unless other writers come in between each time."""
-        found: list[BatchSummary] = []
+        found, run = list[BatchSummary](), self._pace.run
 
         async def optimistically() -> None:
             async with self._gateway.session() as session:
                 *watched, remaining_ms = await session.call(*watch(keys), ("PTTL", keys.meta))
-                stored = decode(keys, watched[1:], session.peer.identity)
+                stored = await run(decoding(keys, watched[1:], session.peer.identity), session.paused)
                 with session.paused():
                     changed, mark = await self._complete(batch_id, stored)
                 version = stored.version if changed.empty else stored.version + 1
-                found.append(summarize(stored.state, self._law, version))
+                found.append(await run(summarizing(stored.state, self._law, version), session.paused))
                 if stored.state.empty or (remaining_ms <= 0 and changed.empty):
                     # Nothing is known, or the batch has just expired: if that is still so.
                     if (await session.call(("MULTI",), ("EXEC",)))[-1] is None:
@@ -204,7 +207,7 @@ class RedisStateStore:
         async def without_storing() -> None:
             stored = await self._batches.read(batch_id)
             await self._complete(batch_id, stored)
-            found.append(summarize(stored.state, self._law, stored.version))
+            found.append(await run(summarizing(stored.state, self._law, stored.version)))
 
         with corruption_named(keys):
             await commit_with(self._policy, optimistically, without_storing)
@@ -221,7 +224,7 @@ class RedisStateStore:
             self._recall.ensure_same_redis(stored.mark, stored.redis)
             self._recall.require_registered(stored.state.expected is not None)
             return BatchState(), None
-        return stored.state.merge(recalled.state), recalled.mark
+        return await self._pace.run(stored.state.merging(recalled.state)), recalled.mark
 
     async def _write(
         self,
@@ -234,6 +237,7 @@ class RedisStateStore:
         mark: str | None,
     ) -> bool:
         """Write what changed, and the summary; False when somebody else wrote to the batch since it was read."""
-        commands = writes(keys, stored, changed, version, ttl_ms, mark, self._law)
+        calculation = encoding(keys, stored, changed, version, ttl_ms, mark, self._law)
+        commands = await self._pace.run(calculation, session.paused)
         replies = await session.call(("MULTI",), *commands, ("EXEC",))
         return replies[-1] is not None

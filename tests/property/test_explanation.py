@@ -40,7 +40,7 @@ def test_the_essays_that_hold_a_phase_back_are_those_that_its_policy_does_not_ac
         accepted = {Standing.COMPLETED}
         if of.complete_when is CompleteWhen.EVERY_ESSAY_SETTLED and of.progress.completed:
             accepted |= {Standing.FAILED, Standing.FAILED_BEFORE, Standing.LEFT_OUT}
-        standings = {essay: evaluation.standing(of.phase, essay) for essay in sorted(state.first_seen_us)}
+        standings = {essay: evaluation.standings(of.phase)(essay) for essay in sorted(state.first_seen_us)}
         held_back = [(essay, standing) for essay, standing in standings.items() if standing not in accepted]
         assert [(one.essay_id, one.why) for one in of.held_back_by] == held_back
         assert all(one.first_seen_us == state.first_seen_us[one.essay_id] for one in of.held_back_by)
@@ -68,7 +68,7 @@ def test_only_an_essay_that_a_report_does_not_cover_joined_after_it(case: Case) 
     state, evaluation, explained = explanations(case)
     for of in explained:
         for essay, first_seen_us in state.first_seen_us.items():
-            standing = evaluation.standing(of.phase, essay)
+            standing = evaluation.standings(of.phase)(essay)
             if standing in (Standing.JOINED_AFTER_REPORT, Standing.NOT_KNOWN):
                 joined_after = of.report is not None and first_seen_us > of.report.at_us
                 assert joined_after == (standing is Standing.JOINED_AFTER_REPORT)

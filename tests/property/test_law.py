@@ -39,7 +39,8 @@ def test_a_phase_is_complete_exactly_when_the_law_says_so_and_each_essay_stands_
     for name, ruling in case.rulings().items():
         event(f"complete: {ruling.complete}; essays known: {bool(ruling.standings)}")
         assert evaluation.progress(name).complete == ruling.complete, name
-        assert {essay: STANDINGS[evaluation.standing(name, essay)] for essay in state.first_seen_us} == ruling.standings
+        stands = evaluation.standings(name)
+        assert {essay: STANDINGS[stands(essay)] for essay in state.first_seen_us} == ruling.standings
         progress, counts = evaluation.progress(name), Counter(ruling.standings.values())
         assert (progress.completed, progress.failed) == (counts[Expected.COMPLETED], counts[Expected.FAILED])
         assert progress.failed_before == counts[Expected.FAILED_BEFORE]

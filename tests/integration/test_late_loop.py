@@ -1,0 +1,96 @@
+"""A late event loop is not a late dependency: what answered in time is not declared away for our own slowness."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from bcs.domain.errors import StoreUnavailable
+from bcs.record.gateway import RecordGateway
+from bcs.store.redis_gateway import RedisGateway
+
+pytestmark = pytest.mark.anyio
+
+DEADLINE_SECONDS, BUSY_SECONDS = 0.1, 0.2
+REPLY_BYTES = 4_000_000
+Ask = Callable[[float], Awaitable[Any]]
+
+
+# The two read and look at their timers in different orders. The service runs on uvloop.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(True, id="uvloop"), pytest.param(False, id="asyncio", marks=pytest.mark.release)],
+)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@asynccontextmanager
+async def redis(url: str, key: str, *, shared: bool) -> AsyncIterator[Ask]:
+    gateway = RedisGateway(
+        url, max_connections=1, deadline_seconds=DEADLINE_SECONDS, breaker_failures=100, breaker_open_seconds=1
+    )
+    call = gateway.share if shared else gateway.call
+    # So large that it is read in several turns of the loop.
+    await call(("SET", key, bytes(REPLY_BYTES)))
+    yield lambda seconds: call(("BLPOP", "nothing", seconds), ("GETDEL", key))
+    await gateway.aclose()
+
+
+@asynccontextmanager
+async def postgresql(url: str) -> AsyncIterator[Ask]:
+    gateway = RecordGateway(url, max_connections=1, deadline_seconds=DEADLINE_SECONDS)
+    await gateway.probe(5.0)
+    yield lambda seconds: gateway.run(lambda connection: connection.execute("SELECT pg_sleep($1)", seconds))
+    await gateway.aclose()
+
+
+@pytest.fixture(params=["redis alone", "redis shared", "postgresql"])
+def dependency(
+    request: pytest.FixtureRequest, redis_url: str, redis_key_prefix: str, module_database_url: str
+) -> AbstractAsyncContextManager[Ask]:
+    """What answers after so many seconds."""
+    if request.param == "postgresql":
+        return postgresql(module_database_url)
+    return redis(redis_url, redis_key_prefix, shared=request.param == "redis shared")
+
+
+async def test_an_answer_that_waits_for_a_busy_loop_is_in_time(dependency: AbstractAsyncContextManager[Ask]) -> None:
+    answered = anyio.Event()
+    async with dependency as ask, anyio.create_task_group() as group:
+
+        async def be_answered() -> None:
+            await ask(0.03)
+            answered.set()
+
+        group.start_soon(be_answered)
+        await anyio.sleep(0.01)
+        assert not answered.is_set()
+        time.sleep(BUSY_SECONDS)  # noqa: ASYNC251 (this is the point)
+    assert answered.is_set()
+
+
+async def test_who_does_not_answer_is_late_however_busy_the_loop_is(
+    dependency: AbstractAsyncContextManager[Ask],
+) -> None:
+    over = anyio.Event()
+    async with dependency as ask, anyio.create_task_group() as group:
+        began, busy_seconds = time.monotonic(), 0.0
+
+        async def be_late() -> None:
+            with pytest.raises(StoreUnavailable, match="in time"):
+                await ask(30)
+            over.set()
+
+        group.start_soon(be_late)
+        while not over.is_set():
+            time.sleep(0.02)  # noqa: ASYNC251
+            busy_seconds += 0.02
+            await anyio.sleep(0.002)
+        assert time.monotonic() - began >= DEADLINE_SECONDS
+        assert busy_seconds < 10 * DEADLINE_SECONDS

@@ -1,0 +1,171 @@
+"""Long calculations run beside everything else, and come to what they would come to at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseInvalidated, PhaseOutcome
+from bcs.domain.law import CompleteWhen, CompletionLaw
+from bcs.domain.progress import Evaluation, summarizing
+from bcs.domain.slices import SLICE, Sliced
+from bcs.domain.state import BatchState, delta_of
+from bcs.store.codec import BatchKeys
+from bcs.store.deadlines import Deadline
+from bcs.store.pace import Pace
+from bcs.store.redis_batch import StoredBatch, decoding, encoding
+
+pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
+
+TURN_SECONDS = 0.005
+ESSAYS = tuple(f"essay-{number:05}" for number in range(5 * SLICE))
+KEYS = BatchKeys("test:", "batch")
+LAW = CompletionLaw(
+    {"spellcheck": (), "nlp": ("spellcheck",), "cj_assessment": ("spellcheck",)},
+    {"nlp": CompleteWhen.EVERY_ESSAY_SETTLED},
+)
+# Each of the ways in which a phase can be judged takes its time for each essay.
+LARGE = delta_of(
+    [
+        EssaysRegistered(ESSAYS, len(ESSAYS), 1),
+        *(EssayPhaseEnded("spellcheck", essay, Outcome.COMPLETED, 2) for essay in ESSAYS),
+        PhaseInvalidated("spellcheck", ESSAYS[7], 3),
+        PhaseOutcome("nlp", "completed_with_failures", ESSAYS[:9], (), False, 4, "one"),
+        PhaseOutcome("nlp", "completed_with_failures", ESSAYS[9:], (), False, 5, "another"),
+        PhaseOutcome("cj_assessment", "completed_successfully", (), (), True, 6, "nobody named"),
+    ]
+)
+
+
+def busy(turns: int, note: Callable[[], None] = lambda: None) -> Sliced[int]:
+    """A calculation that takes so many turns."""
+    for _ in range(turns):
+        note()
+        time.sleep(TURN_SECONDS)
+        yield
+    return turns
+
+
+async def test_all_else_runs_while_a_long_calculation_goes_on() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(others)
+        await checkpoint()
+        before = turns
+        assert await Pace().run(busy(8)) == 8
+        assert turns >= before + 7
+        group.cancel_scope.cancel()
+
+
+async def test_a_short_calculation_waits_for_nobody() -> None:
+    entered: list[bool] = []
+
+    @contextmanager
+    def paused() -> Iterator[None]:
+        entered.append(True)
+        yield
+
+    def short() -> Sliced[str]:
+        yield
+        return "done"
+
+    # Nothing gave way, or the cancellation would have come.
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        assert await Pace().run(short(), paused) == "done"
+    assert not entered
+
+
+async def test_of_many_calculations_one_goes_on_in_a_turn_of_the_loop() -> None:
+    pace, turn, over = Pace(), 0, False
+    seen: list[tuple[str, int]] = []
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while not over:
+            turn += 1
+            await checkpoint()
+
+    async def calculate(name: str) -> None:
+        await pace.run(busy(6, lambda: seen.append((name, turn))))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(count_turns)
+        async with anyio.create_task_group() as calculations:
+            for name in "abc":
+                calculations.start_soon(calculate, name)
+        over = True
+    # But for the first turn of each, which most calculations end in.
+    later = seen[3:]
+    assert len({at for _, at in later}) == len(later)
+    assert [name for name, _ in later[:6]] == ["a", "b", "c"] * 2
+
+
+async def test_a_long_calculation_does_not_count_to_a_deadline() -> None:
+    with Deadline(TURN_SECONDS * 3) as deadline:
+        await Pace().run(busy(10), deadline.paused)
+    assert not deadline.expired
+    with Deadline(TURN_SECONDS * 3) as deadline:
+        await Pace().run(busy(10), deadline.paused)
+        await anyio.sleep_forever()
+    assert deadline.expired
+
+
+def stored(state: BatchState) -> tuple[list[bytes], list[bytes]]:
+    """What Redis would return of a state."""
+    changed = state.copy()
+    commands, _ = run(encoding(KEYS, StoredBatch(state, 0, [], None, ""), changed, 1, 1000, None, LAW))
+    hashes = {command[1]: command[2:] for command in commands if command[0] == "HSET"}
+    meta, essays = (
+        [part if isinstance(part, bytes) else str(part).encode() for part in hashes[key]]
+        for key in (KEYS.meta, KEYS.essays)
+    )
+    return meta, essays
+
+
+def run(calculation: Sliced[T]) -> tuple[T, int]:
+    """A calculation's result, and its number of slices."""
+    slices = 0
+    try:
+        while True:
+            next(calculation)
+            slices += 1
+    except StopIteration as ended:
+        return ended.value, slices
+
+
+@pytest.mark.parametrize(
+    ("calculate", "least"),
+    [
+        (lambda: BatchState().merging(LARGE), 3),
+        (lambda: summarizing(LARGE, LAW, 1), 3 * 5),
+        (lambda: Evaluation(LARGE, LAW).explaining("nlp"), 2 * 5),
+        (lambda: decoding(KEYS, stored(LARGE), ""), 5),
+        (lambda: encoding(KEYS, StoredBatch(LARGE, 0, [], None, ""), LARGE, 1, 1000, None, LAW), 5 * 5),
+    ],
+    ids=["merge", "summary", "explanation", "decode", "encode"],
+)
+def test_what_grows_with_the_essays_of_a_batch_is_cut_into_slices(
+    calculate: Callable[[], Sliced[object]], least: int
+) -> None:
+    assert run(calculate())[1] >= least
+
+
+def test_a_batch_that_was_cut_is_read_as_it_was_written() -> None:
+    read, _ = run(decoding(KEYS, stored(LARGE), ""))
+    assert read.state == LARGE
