@@ -86,6 +86,9 @@ class Settings(BaseSettings):
         30.0, description="how long callers wait, in seconds; a request that has come whole is answered before"
     )
     http_backlog_connections: Count = Field(1024, description="connections that wait while the HTTP actor restarts")
+    http_max_connections: Count | None = Field(
+        None, description="open connections; none means what the limit of open files leaves, 2048 at most"
+    )
     http_max_concurrent_requests: Count = Field(
         512, description="more are refused with 503; a request counts once its body has come"
     )

@@ -58,6 +58,7 @@ class Telemetry:
             "Requests that have no answer yet, from their head on.",
             registry=registry,
         )
+        self.http_connections = Gauge("bcs_http_connections", "Open connections of callers.", registry=registry)
         self.http_bodies_awaited = Gauge(
             "bcs_http_bodies_awaited",
             "Of them, those whose body has not come yet.",
@@ -68,8 +69,7 @@ class Telemetry:
         )
         self.http_callers_dropped = Counter(
             "bcs_http_callers_dropped_total",
-            "Callers given up on, by what they were waited for: the head of a request, its body, or their taking of an "
-            "answer.",
+            "Callers given up, by what they were waited for: a request, its head, its body, the taking of an answer.",
             ["waited_for", "reason"],
             registry=registry,
         )

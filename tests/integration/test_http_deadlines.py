@@ -40,8 +40,8 @@ def deadlines(clock: LoopClock) -> TaskDeadlines:
 async def answer(clock: LoopClock, deadlines: TaskDeadlines) -> AsyncIterator[Answer]:
     """Answers a request whose handler does what it is given."""
     settings, telemetry = load_settings(), Telemetry()
-    callers = Callers(settings, telemetry)
-    guard = Guard(settings, telemetry, Bodies(callers.bodies, callers.held, most_bytes=1), deadlines)
+    callers = Callers(settings, telemetry, most=1)
+    guard = Guard(settings, telemetry, Bodies(callers.bodies, callers.held, most_bytes=1), deadlines, set())
 
     async def answered(work: Callable[[], Awaitable[None]]) -> web.StreamResponse:
         async def handler(_: web.Request) -> web.StreamResponse:

@@ -10,7 +10,7 @@ from aiohttp import StreamReader, web
 
 from bcs.actors.http.deadlines import Deadlines
 from bcs.actors.http.held import HeldBytes
-from bcs.actors.http.problems import Problem
+from bcs.actors.http.problems import Problem, overloaded
 
 BODY: Final = web.RequestKey("body", bytes)
 """The whole body of a request, once it has come."""
@@ -129,6 +129,4 @@ def _too_late() -> Problem:
 
 
 def _no_room() -> Problem:
-    return Problem(
-        HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many bytes of requests and answers at a time", retry=True
-    )
+    return overloaded("too many bytes of requests and answers at a time")

@@ -15,7 +15,7 @@ from aiohttp.web_protocol import _ErrInfo
 from bcs.actors.http.bodies import unreadable
 from bcs.actors.http.callers import Caller, Callers
 from bcs.actors.http.deadlines import Deadlines
-from bcs.actors.http.problems import Problem
+from bcs.actors.http.problems import Problem, overloaded
 from bcs.settings import Settings
 
 # What has come of a head, and what is sent ahead while another request is answered: so much of each.
@@ -36,11 +36,13 @@ class Connection(web.RequestHandler):
 
     :param settings: of the service.
     :param callers: watches all connections.
+    :param crowded: whether there was no room for this connection; then it is closed with its first answer.
     """
 
     __slots__ = (
         "_arrived_bytes",
         "_callers",
+        "_crowded",
         "_refused_body",
         "_retry_after_seconds",
         "_waiting",
@@ -48,7 +50,7 @@ class Connection(web.RequestHandler):
         "held_bytes",
     )
 
-    def __init__(self, server: Any, *, settings: Settings, callers: Callers, **options: Any) -> None:
+    def __init__(self, server: Any, *, settings: Settings, callers: Callers, crowded: bool, **options: Any) -> None:
         super().__init__(
             server,
             # Here the time of an idle connection is up before.
@@ -59,6 +61,7 @@ class Connection(web.RequestHandler):
         )
         self._retry_after_seconds = settings.retry_after_seconds
         self._callers = callers
+        self._crowded = crowded
         self._waiting: Deadlines[Caller] | None = None  # for a request
         self._arrived_bytes = 0
         self._refused_body: StreamReader | None = None
@@ -72,12 +75,17 @@ class Connection(web.RequestHandler):
         self._wire = transport
         # An answer counts as taken once the operating system has all of it.
         self._wire.set_write_buffer_limits(0)
+        self._callers.connected.add(self)
+        if self._crowded:
+            self._callers.crowded.add(self)
         self._wait(self._callers.heads)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Wait for nothing any more."""
         self._wait(None)
         self._taken()
+        self._callers.connected.discard(self)
+        self._callers.crowded.discard(self)
         super().connection_lost(exc)
         if self._refused_body:
             self._refused_body.feed_eof()  # or aiohttp would go on waiting for the rest of it
@@ -118,7 +126,7 @@ class Connection(web.RequestHandler):
         """Send an answer, and wait for the next request."""
         if not request.content.is_eof():
             self._refused_body = request.content
-        if self._close or self._refused_body:
+        if self._close or self._crowded or self._refused_body:
             resp.force_close()
         sent = await super().finish_response(request, resp, start_time)
         if not self._messages:
@@ -205,7 +213,5 @@ _PROBLEMS: dict[int, Callable[[], Problem]] = {
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: lambda: Problem(
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "the head of the request is too large"
     ),
-    HTTPStatus.SERVICE_UNAVAILABLE: lambda: Problem(
-        HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many connections at a time", retry=True
-    ),
+    HTTPStatus.SERVICE_UNAVAILABLE: lambda: overloaded("too many connections at a time"),
 }

@@ -11,8 +11,9 @@ import anyio
 
 T = TypeVar("T")
 
-# A limit is looked at so often within its time.
+# A limit is looked at so often within its time, and no less often than this.
 _LOOKS_PER_LIMIT = 50
+_LONGEST_STEP_SECONDS = 0.1
 # A loop that was held up for more steps than these was late itself, and nobody else.
 _STEPS_COUNTED = 5
 
@@ -27,7 +28,7 @@ class LoopClock:
 
     def __init__(self, shortest_seconds: float) -> None:
         self.now = 0.0
-        self.step_seconds = shortest_seconds / _LOOKS_PER_LIMIT
+        self.step_seconds = min(shortest_seconds / _LOOKS_PER_LIMIT, _LONGEST_STEP_SECONDS)
         self._at_each_step: list[Callable[[], None]] = []
 
     def at_each_step(self, look: Callable[[], None]) -> None:

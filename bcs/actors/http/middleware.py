@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from functools import cache, partial
 from http import HTTPStatus
 from typing import Final
@@ -18,11 +18,9 @@ from aiohttp import web
 
 from bcs.actors.http.bodies import Bodies, CallerLeft, Reading
 from bcs.actors.http.deadlines import Deadlines
-from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, problem_of
+from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, overloaded, problem_of
 from bcs.contracts.http import LETTER_WRITTEN, InvalidRequest
-from bcs.domain.errors import BcsError
 from bcs.settings import Settings
-from bcs.supervision import SupervisionError
 from bcs.telemetry import Telemetry
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
@@ -50,14 +48,21 @@ class Guard:
 
     :param bodies: reads them.
     :param deadlines: of requests whose body has come.
+    :param crowded: connections on which nothing but probes is answered.
     """
 
     def __init__(
-        self, settings: Settings, telemetry: Telemetry, bodies: Bodies, deadlines: Deadlines[asyncio.Task[object]]
+        self,
+        settings: Settings,
+        telemetry: Telemetry,
+        bodies: Bodies,
+        deadlines: Deadlines[asyncio.Task[object]],
+        crowded: Set[object],
     ) -> None:
         self._settings = settings
         self._bodies = bodies
         self._deadlines = deadlines
+        self._crowded = crowded
         self._in_flight = 0
         self._places_taken = 0
         telemetry.http_in_flight.set_function(lambda: self._in_flight)
@@ -134,6 +139,8 @@ class Guard:
         reading: Reading | None = None
         late = False
         try:
+            if self._crowded and request.protocol in self._crowded and request.path not in _PROBES:
+                raise overloaded("too many connections at a time")
             if reads_body:
                 _ensure_json(request)
                 if not self._bodies.take_small(request):
@@ -141,7 +148,7 @@ class Guard:
                     await self._bodies.read(request, reading)
             # Probes are let in always: an overloaded service that looks dead would be killed for it.
             if self._places_taken >= self._settings.http_max_concurrent_requests and request.path not in _PROBES:
-                raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time", retry=True)
+                raise overloaded("too many requests at a time")
             self._places_taken += 1
             self._deadlines.watch(task)
             try:
@@ -163,10 +170,8 @@ class Guard:
             problem = invalid_fields(error.problems)
         except web.HTTPException as error:
             problem = from_aiohttp(error)
-        except (BcsError, SupervisionError) as error:
-            problem = problem_of(error) or self._fault(request, error)
         except Exception as error:  # noqa: BLE001 (the last line before the socket: no caller may be left without one)
-            problem = self._fault(request, error)
+            problem = problem_of(error) or self._fault(request, error)
         finally:
             if reading:
                 self._bodies.release(reading)

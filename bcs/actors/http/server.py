@@ -19,6 +19,7 @@ from bcs.actors.http.bodies import Bodies
 from bcs.actors.http.callers import Callers
 from bcs.actors.http.connection import Connection
 from bcs.actors.http.deadlines import task_deadlines
+from bcs.actors.http.descriptors import most_connections
 from bcs.actors.http.health import Probes
 from bcs.actors.http.middleware import Guard, Handler, nowhere, unexpected
 from bcs.actors.http.pipelines import PipelineCalls
@@ -93,13 +94,13 @@ class HttpServer:
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until asked to stop; then answer what was accepted."""
         await self.reach(FailPoint.STARTING, context.name)
-        settings, callers = self.settings, Callers(self.settings, self.telemetry)
+        settings, callers = self.settings, Callers(self.settings, self.telemetry, most=most_connections(self.settings))
         bodies = Bodies(callers.bodies, callers.held, settings.http_max_body_bytes)
         deadlines = task_deadlines(callers.clock, settings.request_deadline_seconds)
         async with anyio.create_task_group() as group:
             group.start_soon(callers.clock.run)
             try:
-                await self._serve(context, Guard(settings, self.telemetry, bodies, deadlines), callers)
+                await self._serve(context, Guard(settings, self.telemetry, bodies, deadlines, callers.crowded), callers)
             finally:
                 callers.end_sendings()
             group.cancel_scope.cancel()
@@ -116,17 +117,18 @@ class HttpServer:
         assert server is not None  # noqa: S101 (it was set up)
         loop = asyncio.get_running_loop()
 
-        def connection() -> Connection:
+        def connection(crowded: bool) -> Connection:
             return Connection(
                 server,
                 settings=self.settings,
                 callers=callers,
+                crowded=crowded,
                 loop=loop,
                 logger=_PROTOCOL_LOG,
                 access_log=None,
             )
 
-        acceptor = Acceptor(self.listener, connection)
+        acceptor = Acceptor(self.listener, connection, callers)
         stopped = False
         try:
             async with anyio.create_task_group() as group:
@@ -147,6 +149,7 @@ class HttpServer:
             stopped = True
         finally:
             # The sum of what is in it, or something would be left half closed: aiohttp waits twice for its timeout.
+            acceptor.close()
             linger_seconds = self.settings.http_linger_seconds
             grace_seconds = self.settings.http_kill_grace_seconds
             with anyio.move_on_after(linger_seconds + grace_seconds * 4, shield=True):
