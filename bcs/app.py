@@ -259,7 +259,10 @@ class Service:
                 ChildSpec(
                     "http",
                     http.run,
-                    shutdown_seconds=settings.shutdown_drain_seconds + settings.request_deadline_seconds + 1.0,
+                    shutdown_seconds=settings.shutdown_drain_seconds
+                    + settings.http_body_seconds
+                    + settings.request_deadline_seconds
+                    + 1.0,
                 ),
             ],
             intensity=RestartIntensity(settings.restart_max, settings.restart_period_seconds),

@@ -83,11 +83,30 @@ class Settings(BaseSettings):
     http_host: str = Field("0.0.0.0", description="the address to listen on")  # noqa: S104 (as the brief has it)
     http_port: Port = Field(4002, description="the port to listen on; 0 takes a free one")
     http_timeout: Seconds = Field(
-        30.0, description="how long callers wait, in seconds; every request is answered before"
+        30.0, description="how long callers wait, in seconds; a request that has come whole is answered before"
     )
     http_backlog_connections: Count = Field(1024, description="connections that wait while the HTTP actor restarts")
-    http_max_concurrent_requests: Count = Field(512, description="more are refused with 503")
+    http_max_connections: Count | None = Field(
+        None, description="open connections; none means what the limit of open files leaves, 2048 at most"
+    )
+    http_max_concurrent_requests: Count = Field(
+        512, description="more are refused with 503; a request counts once its body has come"
+    )
     http_max_body_bytes: Count = Field(1024 * 1024, description="a larger request body is refused with 413")
+    http_max_held_bytes: Count = Field(
+        64 * 1024 * 1024,
+        description="bodies that come in and answers that go out, together; beyond it the slowest callers are dropped",
+    )
+    http_head_seconds: Seconds = Field(
+        5.0, description="the head of a request comes in this time, or the connection is closed"
+    )
+    http_body_seconds: Seconds = Field(
+        5.0, description="a body comes in this time after its head, or is refused with 408"
+    )
+    http_idle_seconds: Seconds = Field(75.0, description="a connection without a request for so long is closed")
+    http_send_seconds: Seconds = Field(
+        10.0, description="a caller takes its answer in this time, or the connection is closed"
+    )
     http_access_log: bool = Field(False, description="log every request")
     http_linger_seconds: Seconds = Field(
         0.1, description="after a kill of HTTP an accepted connection may send its request for so long"
@@ -95,7 +114,9 @@ class Settings(BaseSettings):
     http_kill_grace_seconds: Seconds = Field(
         1.0, description="after a kill of HTTP the requests in hand get so long to end"
     )
-    request_deadline_seconds: Seconds = Field(5.0, description="a request gets its answer, or a 503, in this time")
+    request_deadline_seconds: Seconds = Field(
+        5.0, description="a request whose body has come gets its answer, or a 503, in this time"
+    )
     retry_after_seconds: Count = Field(1, description="what `Retry-After` tells callers")
 
     kafka_bootstrap_servers: Address = Field("kafka:9092", description="host:port, comma separated")

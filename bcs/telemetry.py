@@ -53,7 +53,26 @@ class Telemetry:
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=registry,
         )
-        self.http_in_flight = Gauge("bcs_http_requests_in_flight", "Requests being answered.", registry=registry)
+        self.http_in_flight = Gauge(
+            "bcs_http_requests_in_flight",
+            "Requests that have no answer yet, from their head on.",
+            registry=registry,
+        )
+        self.http_connections = Gauge("bcs_http_connections", "Open connections of callers.", registry=registry)
+        self.http_bodies_awaited = Gauge(
+            "bcs_http_bodies_awaited",
+            "Of them, those whose body has not come yet.",
+            registry=registry,
+        )
+        self.http_held_bytes = Gauge(
+            "bcs_http_held_bytes", "Bytes of bodies, and of answers that callers have not taken.", registry=registry
+        )
+        self.http_callers_dropped = Counter(
+            "bcs_http_callers_dropped_total",
+            "Callers given up, by what they were waited for: a request, its head, its body, the taking of an answer.",
+            ["waited_for", "reason"],
+            registry=registry,
+        )
         self.events = cache(
             Counter(
                 "bcs_events_processed_total",

@@ -802,8 +802,8 @@ _HTTP = (
         "deadline",
         "A request that takes too long is ended with a 503.",
         "bcs/actors/http/deadlines.py",
-        "                task.cancel()\n",
-        "                del task\n",
+        "lambda task, _: task.cancel()",
+        "lambda task, _: None",
         _in(
             "integration/test_http_deadlines",
             "test_a_request_that_takes_too_long_is_told_so_and_its_connection_goes_on",
@@ -812,18 +812,36 @@ _HTTP = (
     Mutation(
         "body-limit",
         "A request body that is too large is refused.",
-        "bcs/actors/http/server.py",
-        "client_max_size=self.settings.http_max_body_bytes",
-        "client_max_size=2**40",
+        "bcs/actors/http/bodies.py",
+        "if reading.held_bytes > self._most_bytes:",
+        "if False:",
         _in("integration/test_http_api", "test_a_body_beyond_one_mebibyte_is_too_large"),
     ),
     Mutation(
         "overload",
         "Beyond a number of requests at a time, more are refused at once.",
         "bcs/actors/http/middleware.py",
-        "if self._in_flight > self._settings.http_max_concurrent_requests and request.path not in _PROBES:",
+        "if self._places_taken >= self._settings.http_max_concurrent_requests and request.path not in _PROBES:",
         "if False:",
         _in("integration/test_http_load", "test_beyond_the_limit_requests_are_refused_at_once_and_probes_are_not"),
+    ),
+    Mutation(
+        "slow-bodies",
+        "A request takes a place only once its body has come.",
+        "bcs/actors/http/middleware.py",
+        "if self._places_taken >= self",
+        "if self._in_flight > self",
+        _in("integration/test_http_slow_callers", "test_bodies_that_never_end_take_no_place_from_quick_callers"),
+    ),
+    Mutation(
+        "late-bodies",
+        "A body that does not come in time is refused.",
+        "bcs/actors/http/bodies.py",
+        "            self._awaited.watch(reading)\n",
+        "            pass\n",
+        _in(
+            "integration/test_http_slow_callers", "test_a_body_that_comes_late_gets_a_408_and_its_connection_is_closed"
+        ),
     ),
     Mutation(
         "chaos-door",

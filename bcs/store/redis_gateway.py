@@ -23,6 +23,7 @@ from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
@@ -73,6 +74,8 @@ class RedisGateway:
             socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
             redis_connect_func=self._identity.on_connect,
+            # Without this, redis-py reads its version from a file for each new connection.
+            driver_info=DriverInfo(),
             # With these on, redis-py no longer notices a reply that was left over on a pooled connection.
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )

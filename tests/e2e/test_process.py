@@ -254,10 +254,10 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
 async def test_a_second_signal_stops_at_once(
     tmp_path: Path, redis_url: str, kafka_bootstrap_servers: str, prefix: str
 ) -> None:
-    with serve(tmp_path, redis_url, kafka_bootstrap_servers, BCS_REQUEST_DEADLINE_SECONDS=15, forked=False) as process:
+    with serve(tmp_path, redis_url, kafka_bootstrap_servers, BCS_HTTP_BODY_SECONDS=15, forked=False) as process:
         await process.answers()
         reader, writer = await asyncio.open_connection("127.0.0.1", int(process.environment["BCS_HTTP_PORT"]))
-        # A request whose body never comes would hold up the stop until its deadline.
+        # A request whose body never comes would hold up the stop until its time is up.
         writer.write(b"POST /internal/v1/pipelines/define HTTP/1.1\r\nHost: bcs\r\nContent-Length: 10\r\n")
         writer.write(b"Content-Type: application/json\r\n\r\n")
         await writer.drain()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
@@ -16,7 +15,11 @@ import anyio
 import pytest
 
 from bcs.actors.http.acceptor import Acceptor
+from bcs.actors.http.callers import Callers
 from bcs.embedded import HOST
+from bcs.settings import load_settings
+from bcs.telemetry import Telemetry
+from tests.support.descriptors import no_more_files
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -48,12 +51,17 @@ def greeter() -> type[Greeter]:
     return type("OwnGreeter", (Greeter,), {"served": 0})
 
 
+def acceptor_of(listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol], most: int = 1000) -> Acceptor:
+    return Acceptor(listener, lambda _: protocol(), Callers(load_settings(), Telemetry(), most=most))
+
+
 @asynccontextmanager
 async def accepting(acceptor: Acceptor) -> AsyncIterator[None]:
     async with anyio.create_task_group() as group:
         group.start_soon(acceptor.run)
         yield
         group.cancel_scope.cancel()
+    acceptor.close()
 
 
 @contextmanager
@@ -68,7 +76,7 @@ async def test_hundreds_are_served_within_a_few_turns_of_the_loop(
 ) -> None:
     turns = 0
     with callers(listener, 200) as all_of_them:
-        async with accepting(Acceptor(listener, greeter)):
+        async with accepting(acceptor_of(listener, greeter)):
             while greeter.served < len(all_of_them):
                 await asyncio.sleep(0)
                 turns += 1
@@ -79,7 +87,7 @@ async def test_hundreds_are_served_within_a_few_turns_of_the_loop(
 async def test_the_last_are_served_and_the_next_refused(listener: socket.socket, greeter: type[Greeter]) -> None:
     address = listener.getsockname()
     with callers(listener, 200) as all_of_them:
-        await Acceptor(listener, greeter).take_the_last()
+        await acceptor_of(listener, greeter).take_the_last()
         await wait_until(lambda: greeter.served == len(all_of_them))
         assert {caller.recv(10) for caller in all_of_them} == {b"hello"}
     with pytest.raises(ConnectionRefusedError):
@@ -89,7 +97,7 @@ async def test_the_last_are_served_and_the_next_refused(listener: socket.socket,
 async def test_who_was_connected_before_newcomers_are_dropped_can_still_talk(
     listener: socket.socket, greeter: type[Greeter]
 ) -> None:
-    acceptor = Acceptor(listener, greeter)
+    acceptor = acceptor_of(listener, greeter)
     with callers(listener, 3) as before:
         acceptor.drop_newcomers()
         for caller in before:
@@ -105,11 +113,11 @@ async def test_who_knocks_as_it_closes_is_refused_and_never_reset(
 ) -> None:
     with callers(listener, 1) as before, socket.socket() as late:
         late.setblocking(False)
-        acceptor = Acceptor(listener, greeter)
+        acceptor = acceptor_of(listener, greeter)
         take = Acceptor._take
 
-        def take_and_be_late(self: Acceptor, limit: int) -> list[socket.socket]:
-            taken = take(self, limit)
+        def take_and_be_late(self: Acceptor, *, limited: bool) -> list[tuple[socket.socket, bool]]:
+            taken = take(self, limited=limited)
             if not taken:  # the backlog is empty: the very last moment
                 with suppress(BlockingIOError):
                     late.connect(address)
@@ -124,16 +132,23 @@ async def test_who_knocks_as_it_closes_is_refused_and_never_reset(
         assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 
 
-async def test_those_it_has_no_room_for_wait_in_the_backlog(listener: socket.socket, greeter: type[Greeter]) -> None:
-    with callers(listener, 3) as some, no_more_files() as files:
-        async with accepting(Acceptor(listener, greeter, pause_seconds=0.05)):
-            for _ in range(20):
-                await anyio.lowlevel.checkpoint()
-            assert greeter.served == 0
+async def test_without_files_connections_are_accepted_by_those_that_were_kept(
+    listener: socket.socket, greeter: type[Greeter]
+) -> None:
+    crowded: list[bool] = []
+
+    def protocol(is_crowded: bool) -> Greeter:
+        crowded.append(is_crowded)
+        return greeter()
+
+    acceptor = Acceptor(listener, protocol, Callers(load_settings(), Telemetry(), most=1000))
+    with callers(listener, 30) as some, no_more_files() as files:
+        async with accepting(acceptor):
+            await wait_until(lambda: greeter.served == len(some))
+            assert all(crowded)
             for file in files:
                 os.close(file)
             files.clear()
-            await wait_until(lambda: greeter.served == len(some))
         assert {caller.recv(10) for caller in some} == {b"hello"}
 
 
@@ -155,27 +170,10 @@ async def test_a_network_error_of_one_connection_ends_nothing(greeter: type[Gree
         listener.listen()
         listener.setblocking(False)
         with callers(listener, 2) as some:
-            async with accepting(Acceptor(listener, greeter, pause_seconds=0.05)):
+            async with accepting(acceptor_of(listener, greeter)):
                 await wait_until(lambda: greeter.served == len(some))
             assert {caller.recv(10) for caller in some} == {b"hello"}
             assert not listener.unlucky
-
-
-@contextmanager
-def no_more_files() -> Iterator[list[int]]:
-    """This process can open no further file, until some of these are closed."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = [os.open(os.devnull, os.O_RDONLY)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files[0] + 50, before[1]))
-    try:
-        with suppress(OSError):
-            while True:
-                files.append(os.open(os.devnull, os.O_RDONLY))
-        yield files
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        for file in files:
-            os.close(file)
 
 
 class Answerer(asyncio.Protocol):
@@ -192,11 +190,11 @@ class Answerer(asyncio.Protocol):
 async def test_what_was_taken_is_served_though_the_acceptor_is_killed(listener: socket.socket) -> None:
     for turns in range(8):
         with callers(listener, 5) as some:
-            async with accepting(Acceptor(listener, Answerer)):
+            async with accepting(acceptor_of(listener, Answerer)):
                 for _ in range(turns):
                     await asyncio.sleep(0)
             # Whoever was not taken waits for the next one.
-            async with accepting(Acceptor(listener, Answerer)):
+            async with accepting(acceptor_of(listener, Answerer)):
                 for caller in some:
                     caller.send(b"hello to you")
                 assert {await anyio.to_thread.run_sync(caller.recv, 10) for caller in some} == {b"hello"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
@@ -11,7 +12,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from bcs.actors.http.deadlines import Deadlines
+from bcs.actors.http.bodies import Bodies
+from bcs.actors.http.callers import Callers
+from bcs.actors.http.deadlines import Deadlines, LoopClock, task_deadlines
 from bcs.actors.http.middleware import Guard
 from bcs.settings import load_settings
 from bcs.telemetry import Telemetry
@@ -19,18 +22,26 @@ from bcs.telemetry import Telemetry
 pytestmark = pytest.mark.anyio
 
 SECONDS = 0.2
+TaskDeadlines = Deadlines[asyncio.Task[object]]
 Answer = Callable[[Callable[[], Awaitable[None]]], Awaitable[web.StreamResponse]]
 
 
 @pytest.fixture
-def deadlines() -> Deadlines:
-    return Deadlines(SECONDS)
+def clock() -> LoopClock:
+    return LoopClock(SECONDS)
 
 
 @pytest.fixture
-async def answer(deadlines: Deadlines) -> AsyncIterator[Answer]:
+def deadlines(clock: LoopClock) -> TaskDeadlines:
+    return task_deadlines(clock, SECONDS)
+
+
+@pytest.fixture
+async def answer(clock: LoopClock, deadlines: TaskDeadlines) -> AsyncIterator[Answer]:
     """Answers a request whose handler does what it is given."""
-    guard = Guard(load_settings(), Telemetry(), deadlines)
+    settings, telemetry = load_settings(), Telemetry()
+    callers = Callers(settings, telemetry, most=1)
+    guard = Guard(settings, telemetry, Bodies(callers.bodies, callers.held, most_bytes=1), deadlines, set())
 
     async def answered(work: Callable[[], Awaitable[None]]) -> web.StreamResponse:
         async def handler(_: web.Request) -> web.StreamResponse:
@@ -41,7 +52,7 @@ async def answer(deadlines: Deadlines) -> AsyncIterator[Answer]:
             return await guard.around(handler, "/")(make_mocked_request("GET", "/"))
 
     async with anyio.create_task_group() as group:
-        group.start_soon(deadlines.run)
+        group.start_soon(clock.run)
         yield answered
         with anyio.fail_after(5):
             await guard.idle()
@@ -60,7 +71,7 @@ async def test_a_request_that_takes_too_long_is_told_so_and_its_connection_goes_
     assert (await answer(anyio.lowlevel.checkpoint)).status == 200
 
 
-async def test_a_request_in_time_leaves_nothing_that_strikes_later(answer: Answer, deadlines: Deadlines) -> None:
+async def test_a_request_in_time_leaves_nothing_that_strikes_later(answer: Answer, deadlines: TaskDeadlines) -> None:
     for _ in range(3):
         assert (await answer(anyio.lowlevel.checkpoint)).status == 200
         assert not deadlines._began
@@ -81,8 +92,17 @@ async def test_only_those_that_are_due_are_cancelled(answer: Answer) -> None:
     assert statuses == [200] * 5 + [503] * 5
 
 
+async def test_a_loop_that_is_held_up_makes_no_request_late(answer: Answer) -> None:
+    async def work() -> None:
+        time.sleep(SECONDS * 2)  # noqa: ASYNC251 (that is what holds the loop up)
+        for _ in range(5):
+            await anyio.sleep(SECONDS / 20)
+
+    assert (await answer(work)).status == 200
+
+
 @pytest.mark.parametrize("overdue", [False, True])
-async def test_whoever_else_cancels_a_request_ends_it(answer: Answer, deadlines: Deadlines, overdue: bool) -> None:
+async def test_whoever_else_cancels_a_request_ends_it(answer: Answer, deadlines: TaskDeadlines, overdue: bool) -> None:
     started = anyio.Event()
 
     async def work() -> None:

@@ -1,51 +1,102 @@
-"""One deadline for every request, kept by one task: a timer or a scope for each would cost more than to answer it."""
+"""Time limits, kept by one task: a timer or a scope for each request would cost more than to answer the request."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import anyio
 
-# A request may overrun its deadline by this part of it.
-_LOOKS_PER_DEADLINE = 50
+T = TypeVar("T")
+
+# A limit is looked at so often within its time, and no less often than this.
+_LOOKS_PER_LIMIT = 50
+_LONGEST_STEP_SECONDS = 0.1
+# A loop that was held up for more steps than these was late itself, and nobody else.
+_STEPS_COUNTED = 5
 
 
-class Deadlines:
-    """Cancels the task of a request that takes too long.
+class LoopClock:
+    """Time that goes on only while the event loop does.
+
+    While the loop is held up it reads nothing, so no caller may count as late for that.
+
+    :param shortest_seconds: the shortest time limit that goes by this clock.
+    """
+
+    def __init__(self, shortest_seconds: float) -> None:
+        self.now = 0.0
+        self.step_seconds = min(shortest_seconds / _LOOKS_PER_LIMIT, _LONGEST_STEP_SECONDS)
+        self._at_each_step: list[Callable[[], None]] = []
+
+    def at_each_step(self, look: Callable[[], None]) -> None:
+        """Have something called whenever the time has changed."""
+        self._at_each_step.append(look)
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        while True:
+            began = time.perf_counter()
+            await anyio.sleep(self.step_seconds)
+            self.now += min(time.perf_counter() - began, self.step_seconds * _STEPS_COUNTED)
+            for look in self._at_each_step:
+                look()
+
+
+class Deadlines(Generic[T]):
+    """Everything that has one and the same time limit, in the order in which its time began.
+
+    :param seconds: the limit; at most two steps of the clock are added to it.
+    :param end: called with what has used up its time; the second argument is True where it is ended before its time, as
+        there is no room. It is no longer watched then.
+    """
+
+    def __init__(self, clock: LoopClock, seconds: float, end: Callable[[T, bool], object]) -> None:
+        self._clock = clock
+        self._seconds = seconds + clock.step_seconds
+        self._end = end
+        self._began: dict[T, float] = {}
+        clock.at_each_step(self._look)
+
+    def __len__(self) -> int:
+        return len(self._began)
+
+    def watch(self, one: T) -> None:
+        """Its time begins now."""
+        self._began[one] = self._clock.now
+
+    def forget(self, one: T) -> bool:
+        """It was in time.
+
+        :returns: False when it is not watched, as it was ended.
+        """
+        return self._began.pop(one, None) is not None
+
+    def waited_seconds(self) -> float:
+        """How long the oldest has been watched; -1 where there is none."""
+        return self._clock.now - next(iter(self._began.values())) if self._began else -1.0
+
+    def end_oldest(self, *, early: bool = True) -> T:
+        """End what is watched longest.
+
+        :returns: which that is.
+        """
+        oldest = next(iter(self._began))
+        del self._began[oldest]
+        self._end(oldest, early)
+        return oldest
+
+    def _look(self) -> None:
+        while self.waited_seconds() >= self._seconds:
+            self.end_oldest(early=False)
+
+
+def task_deadlines(clock: LoopClock, seconds: float) -> Deadlines[asyncio.Task[object]]:
+    """Deadlines that cancel tasks.
 
     aiohttp's tasks are asyncio's own, and cancelled as such. No other request suffers from that: what they have in
     common goes on.
-
-    :param seconds: how long each may take, at most a fiftieth more.
     """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._began: dict[asyncio.Task[object], float] = {}
-
-    def watch(self, task: asyncio.Task[object], began: float) -> None:
-        """Cancel this task once its time is up, unless `forget` comes first.
-
-        :param began: when, by `time.perf_counter`; not earlier than that of those before it.
-        """
-        self._began[task] = began
-
-    def forget(self, task: asyncio.Task[object]) -> bool:
-        """Its request is done with.
-
-        :returns: False when it was cancelled; then whoever calls this takes that back.
-        """
-        return self._began.pop(task, None) is not None
-
-    async def run(self) -> None:
-        """Look again and again, until cancelled."""
-        while True:
-            await anyio.sleep(self._seconds / _LOOKS_PER_DEADLINE)
-            overdue = time.perf_counter() - self._seconds
-            while self._began:
-                task, began = next(iter(self._began.items()))
-                if began > overdue:
-                    break  # all have the same time, so those that came later are not due either
-                del self._began[task]
-                task.cancel()
+    return Deadlines(clock, seconds, lambda task, _: task.cancel())

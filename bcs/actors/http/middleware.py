@@ -1,4 +1,4 @@
-"""What happens around every request: a deadline, a place in the queue, metrics, and a well-formed answer."""
+"""What happens around every request: its body, a place, a deadline, metrics, and a well-formed answer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from functools import cache
+from collections.abc import Awaitable, Callable, Set
+from functools import cache, partial
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
@@ -16,13 +16,11 @@ import anyio
 import structlog
 from aiohttp import web
 
-from bcs.actors.http.bodies import CallerLeft
+from bcs.actors.http.bodies import Bodies, CallerLeft, Reading
 from bcs.actors.http.deadlines import Deadlines
-from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, problem_of
+from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, overloaded, problem_of
 from bcs.contracts.http import LETTER_WRITTEN, InvalidRequest
-from bcs.domain.errors import BcsError
 from bcs.settings import Settings
-from bcs.supervision import SupervisionError
 from bcs.telemetry import Telemetry
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
@@ -46,13 +44,27 @@ _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 class Guard:
     """Answers every request in time, and counts it.
 
-    :param deadlines: whoever calls this runs them.
+    A request takes a place once its body has come, so that slow callers take no places from others.
+
+    :param bodies: reads them.
+    :param deadlines: of requests whose body has come.
+    :param crowded: connections on which nothing but probes is answered.
     """
 
-    def __init__(self, settings: Settings, telemetry: Telemetry, deadlines: Deadlines) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        telemetry: Telemetry,
+        bodies: Bodies,
+        deadlines: Deadlines[asyncio.Task[object]],
+        crowded: Set[object],
+    ) -> None:
         self._settings = settings
+        self._bodies = bodies
         self._deadlines = deadlines
+        self._crowded = crowded
         self._in_flight = 0
+        self._places_taken = 0
         telemetry.http_in_flight.set_function(lambda: self._in_flight)
         self._last_answers = False
         self._all_answered: anyio.Event | None = None
@@ -76,36 +88,29 @@ class Guard:
             self._all_answered = anyio.Event()
             await self._all_answered.wait()
 
-    def around(self, handler: Handler, route: str | None) -> Handler:
+    def around(self, handler: Handler, route: str | None, *, reads_body: bool = False) -> Handler:
         """A handler that answers whatever happens.
 
         Not a middleware: aiohttp puts those together anew for each request, at a tenth of what it costs by itself.
 
         :param route: what it is counted under; None where that depends on the request.
+        :param reads_body: whether the handler needs `request[BODY]`, which has to be JSON.
         """
 
-        async def answer(request: web.Request) -> web.StreamResponse:
-            return await self._answer(request, handler, route or _route_label(request))
+        return partial(self._answer, handler, route, reads_body)
 
-        return answer
-
-    async def _answer(self, request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
+    async def _answer(
+        self, handler: Handler, route: str | None, reads_body: bool, request: web.Request
+    ) -> web.StreamResponse:
         began = time.perf_counter()
-        task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]
         self._in_flight += 1
-        self._deadlines.watch(task, began)
         try:
-            response = await self._guarded(request, handler)
-        except asyncio.CancelledError:
-            # Not for its deadline, or not for that alone: somebody wants to see the end of this connection.
-            if self._deadlines.forget(task) or task.uncancel():
-                raise
-            response = self._refuse(request, _late(request))
+            response = await self._guarded(request, handler, reads_body)
         finally:
-            self._deadlines.forget(task)
             self._in_flight -= 1
             if self._all_answered and not self._in_flight:
                 self._all_answered.set()
+        route = route or _route_label(request)
         method = request.method if request.method in _METHODS else "other"
         seconds = time.perf_counter() - began
         requests, duration = self._series(method, route, response.status)
@@ -129,14 +134,35 @@ class Guard:
         response.headers["X-Correlation-ID"] = correlation_id
         return response
 
-    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _guarded(self, request: web.Request, handler: Handler, reads_body: bool) -> web.StreamResponse:
+        task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]
+        reading: Reading | None = None
+        late = False
         try:
+            if self._crowded and request.protocol in self._crowded and request.path not in _PROBES:
+                raise overloaded("too many connections at a time")
+            if reads_body:
+                _ensure_json(request)
+                if not self._bodies.take_small(request):
+                    reading = Reading(task)
+                    await self._bodies.read(request, reading)
             # Probes are let in always: an overloaded service that looks dead would be killed for it.
-            if self._in_flight > self._settings.http_max_concurrent_requests and request.path not in _PROBES:
-                raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time", retry=True)
-            return await handler(request)
+            if self._places_taken >= self._settings.http_max_concurrent_requests and request.path not in _PROBES:
+                raise overloaded("too many requests at a time")
+            self._places_taken += 1
+            self._deadlines.watch(task)
+            try:
+                return await handler(request)
+            finally:
+                late = not self._deadlines.forget(task)
+                self._places_taken -= 1
         except Problem as error:
             problem = error
+        except asyncio.CancelledError:
+            # Not for its deadline, or not for that alone: somebody wants to see the end of this connection.
+            if not late or task.uncancel():
+                raise
+            problem = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
         except CallerLeft:
             log.debug("caller_left", correlation_id=correlation_id_of(request))
             return web.Response(status=CALLER_LEFT)
@@ -144,10 +170,11 @@ class Guard:
             problem = invalid_fields(error.problems)
         except web.HTTPException as error:
             problem = from_aiohttp(error)
-        except (BcsError, SupervisionError) as error:
-            problem = problem_of(error) or self._fault(request, error)
         except Exception as error:  # noqa: BLE001 (the last line before the socket: no caller may be left without one)
-            problem = self._fault(request, error)
+            problem = problem_of(error) or self._fault(request, error)
+        finally:
+            if reading:
+                self._bodies.release(reading)
         return self._refuse(request, problem)
 
     def _refuse(self, request: web.Request, problem: Problem) -> web.Response:
@@ -175,10 +202,11 @@ def correlation_id_of(request: web.Request) -> str:
     return known
 
 
-def _late(request: web.Request) -> Problem:
-    if not request.content.is_eof():
-        return Problem(HTTPStatus.REQUEST_TIMEOUT, "body-too-late", "the request body did not come in time", retry=True)
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
+def _ensure_json(request: web.Request) -> None:
+    if request.content_type != "application/json":
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "the content type must be application/json"
+        )
 
 
 async def nowhere(request: web.Request) -> web.StreamResponse:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
-from http import HTTPStatus
 from uuid import UUID
 
 import structlog
@@ -13,9 +12,8 @@ from aiohttp import web
 
 from bcs.actors.asking import ask_again
 from bcs.actors.clocks import Clocks
-from bcs.actors.http.bodies import read_body
+from bcs.actors.http.bodies import BODY
 from bcs.actors.http.middleware import CORRELATION_ID, DEAD_LETTER, correlation_id_of
-from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.knowledge import Knowledge
 from bcs.actors.messages import RecordFacts, Report
@@ -81,7 +79,7 @@ class PipelineCalls:
 
     async def define(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/define."""
-        body = await _read(request, DefinePipeline)
+        body = _parsed(request, DefinePipeline)
         request[CORRELATION_ID] = body.correlation_id
         outcome = "failure"
         try:
@@ -100,7 +98,7 @@ class PipelineCalls:
 
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
-        body = await _read(request, CompletePhase)
+        body = _parsed(request, CompletePhase)
         if body.phase_name not in self.phases:
             raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(sorted(self.phases))}"),))
         # A batch's actor would wait for the store together with what comes from Kafka; a caller is told at once.
@@ -174,7 +172,7 @@ class PipelineCalls:
             for name, header in ((FAILURES, FAILURES_SAID), (FIRST_FAILURE, FIRST_FAILURE_SAID))
             if header in request.headers
         )
-        raw = await request.read()
+        raw = request[BODY]
         letter = failed_resolution(
             raw,
             body.batch_id,
@@ -207,12 +205,8 @@ _REFUSALS: dict[type[RequestRefused], str] = {
 }
 
 
-async def _read(request: web.Request, model: type[BodyT]) -> BodyT:
-    if request.content_type != "application/json":
-        raise Problem(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "the content type must be application/json"
-        )
-    raw = await read_body(request)
+def _parsed(request: web.Request, model: type[BodyT]) -> BodyT:
+    raw = request[BODY]
     try:
         return parse_body(model, raw)
     except InvalidBody:

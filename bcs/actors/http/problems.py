@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from bcs.actors.http.descriptors import USED_UP
 from bcs.actors.http.replies import reply_json
 from bcs.contracts.http import InvalidField
 from bcs.domain.errors import (
@@ -62,6 +63,11 @@ class Problem(Exception):
         return reply_json(document, self.status, content_type="application/problem+json", headers=headers)
 
 
+def overloaded(detail: str) -> Problem:
+    """503 for what there is no room for at the moment."""
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", detail, retry=True)
+
+
 def invalid_fields(problems: Sequence[InvalidField]) -> Problem:
     """400 that names each field."""
     named = ", ".join(problem.field for problem in problems)
@@ -80,6 +86,8 @@ def problem_of(error: Exception) -> Problem | None:
     if isinstance(error, ReportOutdated):
         fact = {"fact": error.fact, "essay_id": error.essay_id, "at": format_timestamp(error.at_us)}
         return Problem(HTTPStatus.CONFLICT, "report-outdated", str(error), {"phase": error.phase, "in_the_way": fact})
+    if isinstance(error, OSError) and error.errno in USED_UP:
+        return overloaded("too many files are open")
     if isinstance(error, StoreUnavailable):
         # Without the cause, which names addresses; the log and /healthz have it.
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"{error.store} is out of reach", retry=True)

@@ -15,8 +15,11 @@ from aiohttp import HttpVersion11, web
 from bcs.actors.http.acceptor import Acceptor
 from bcs.actors.http.actors import ActorCalls
 from bcs.actors.http.batches import BatchCalls
+from bcs.actors.http.bodies import Bodies
+from bcs.actors.http.callers import Callers
 from bcs.actors.http.connection import Connection
-from bcs.actors.http.deadlines import Deadlines
+from bcs.actors.http.deadlines import task_deadlines
+from bcs.actors.http.descriptors import most_connections
 from bcs.actors.http.health import Probes
 from bcs.actors.http.middleware import Guard, Handler, nowhere, unexpected
 from bcs.actors.http.pipelines import PipelineCalls
@@ -91,13 +94,18 @@ class HttpServer:
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until asked to stop; then answer what was accepted."""
         await self.reach(FailPoint.STARTING, context.name)
-        deadlines = Deadlines(self.settings.request_deadline_seconds)
+        settings, callers = self.settings, Callers(self.settings, self.telemetry, most=most_connections(self.settings))
+        bodies = Bodies(callers.bodies, callers.held, settings.http_max_body_bytes)
+        deadlines = task_deadlines(callers.clock, settings.request_deadline_seconds)
         async with anyio.create_task_group() as group:
-            group.start_soon(deadlines.run)
-            await self._serve(context, Guard(self.settings, self.telemetry, deadlines))
+            group.start_soon(callers.clock.run)
+            try:
+                await self._serve(context, Guard(settings, self.telemetry, bodies, deadlines, callers.crowded), callers)
+            finally:
+                callers.end_sendings()
             group.cancel_scope.cancel()
 
-    async def _serve(self, context: ActorContext[Any], guard: Guard) -> None:
+    async def _serve(self, context: ActorContext[Any], guard: Guard, callers: Callers) -> None:
         runner = web.AppRunner(
             self._application(guard),
             handle_signals=False,
@@ -108,13 +116,19 @@ class HttpServer:
         server = runner.server
         assert server is not None  # noqa: S101 (it was set up)
         loop = asyncio.get_running_loop()
-        loop = asyncio.get_running_loop()
 
-        def connection() -> Connection:
-            # The types know no "no log", which aiohttp's runners do.
-            return Connection(server, loop=loop, logger=_PROTOCOL_LOG, access_log=None)  # type: ignore[arg-type]
+        def connection(crowded: bool) -> Connection:
+            return Connection(
+                server,
+                settings=self.settings,
+                callers=callers,
+                crowded=crowded,
+                loop=loop,
+                logger=_PROTOCOL_LOG,
+                access_log=None,
+            )
 
-        acceptor = Acceptor(self.listener, connection)
+        acceptor = Acceptor(self.listener, connection, callers)
         stopped = False
         try:
             async with anyio.create_task_group() as group:
@@ -135,6 +149,7 @@ class HttpServer:
             stopped = True
         finally:
             # The sum of what is in it, or something would be left half closed: aiohttp waits twice for its timeout.
+            acceptor.close()
             linger_seconds = self.settings.http_linger_seconds
             grace_seconds = self.settings.http_kill_grace_seconds
             with anyio.move_on_after(linger_seconds + grace_seconds * 4, shield=True):
@@ -147,18 +162,18 @@ class HttpServer:
                 await runner.cleanup()
 
     def _application(self, guard: Guard) -> web.Application:
-        application = web.Application(client_max_size=self.settings.http_max_body_bytes)
+        application = web.Application()
         router = application.router
 
-        def add(method: str, path: str, handler: Handler) -> None:
+        def add(method: str, path: str, handler: Handler, *, reads_body: bool = False) -> None:
             resource = router.add_resource(path)
-            guarded = guard.around(handler, resource.canonical)
+            guarded = guard.around(handler, resource.canonical, reads_body=reads_body)
             expect = _expecting(guard.around(unexpected, resource.canonical))
             for taken in (method, "HEAD") if method == "GET" else (method,):
                 resource.add_route(taken, guarded, expect_handler=expect)
 
-        add("POST", "/internal/v1/pipelines/define", self.pipelines.define)
-        add("POST", "/internal/v1/phases/complete", self.pipelines.complete)
+        add("POST", "/internal/v1/pipelines/define", self.pipelines.define, reads_body=True)
+        add("POST", "/internal/v1/phases/complete", self.pipelines.complete, reads_body=True)
         # Not "{id}" alone: that would not take braces.
         add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show)
         add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history)
