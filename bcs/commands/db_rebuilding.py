@@ -16,6 +16,7 @@ from bcs.contracts.decoding import EventDecoder, microseconds
 from bcs.dlq.reading import reading_clients
 from bcs.domain.errors import BcsError
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.rebuilding.crowding import Crowding
 from bcs.rebuilding.projecting import Projection, Tally
 from bcs.rebuilding.reading import PastReader
 from bcs.record.opening import open_record
@@ -85,4 +86,6 @@ async def _rebuild(
             phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
         )
         now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
-        await Projection(decoder, record, stored, begun(past, tally), now_us, max_skew_us, tally).project(past)
+        crowding = Crowding(record, settings.max_essays_per_batch)
+        tell = begun(past, tally)
+        await Projection(decoder, record, stored, tell, now_us, max_skew_us, tally, crowding).project(past)

@@ -13,6 +13,7 @@ from bcs.contracts.dead_letters import original_time_ms
 from bcs.contracts.decoding import LATEST_US, EventDecoder
 from bcs.domain.errors import StoreRefused, UndecodableMessage
 from bcs.domain.history import FactsRecorded, weight
+from bcs.rebuilding.crowding import Crowding
 from bcs.rebuilding.reading import PastReader, Timed
 from bcs.store.redis_batches import StoredBatches
 
@@ -53,6 +54,7 @@ class Projection:
     :param now_us: microseconds since 1970 UTC.
     :param max_skew_us: what claims to be later than it was written, by more than this, is not projected: the service
         refused it when it came.
+    :param crowding: tells what the service refused since a batch had no room; None where a batch always has.
     """
 
     decoder: EventDecoder
@@ -62,6 +64,7 @@ class Projection:
     now_us: int
     max_skew_us: int
     tally: Tally = field(default_factory=Tally)
+    crowding: Crowding | None = None
     _entries: list[FactsRecorded] = field(default_factory=list, init=False)
     _messages: int = field(default=0, init=False)
     _facts: int = field(default=0, init=False)
@@ -74,12 +77,12 @@ class Projection:
         """
         async for portion in past.portions():
             for timed in portion:
-                self._take(timed)
+                await self._take(timed)
                 if self._facts >= _FACTS_PER_WRITE:
                     await self._keep()
         await self._keep()
 
-    def _take(self, timed: Timed) -> None:
+    async def _take(self, timed: Timed) -> None:
         record, message = timed.record, message_of(timed.record)
         self._messages += 1
         try:
@@ -99,6 +102,9 @@ class Projection:
         # Nobody knows any more when it became known here; when it was written is as near as can be.
         at_us = min(timed.at_ms * 1000, LATEST_US)
         entry = consumed_entry(message, event, at_us)
+        if self.crowding and not await self.crowding.admits(entry, self._keep):
+            self.tally.undecodable += 1
+            return
         self._entries.append(entry)
         self._facts += weight(entry)
 

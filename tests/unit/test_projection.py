@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -14,6 +15,8 @@ from bcs.contracts.decoding import LATEST_US, EventDecoder, microseconds
 from bcs.domain.errors import StoreRefused, StoreUnavailable
 from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.domain.state import BatchState, delta_of
+from bcs.rebuilding.crowding import Crowding
 from bcs.rebuilding.projecting import Projection
 from bcs.rebuilding.reading import Timed
 from tests.support.events import Event, registered, spellchecked
@@ -50,6 +53,10 @@ class Record:
         if any(entry.batch_id == self._refuses for entry in entries):
             raise StoreRefused("postgresql", "no")
         self.written += entries
+
+    async def state(self, batch_id: str) -> BatchState:
+        entries = [entry for entry in self.written if isinstance(entry, FactsRecorded)]
+        return delta_of(fact for entry in entries if entry.batch_id == batch_id for fact in entry.facts)
 
 
 class Store:
@@ -108,6 +115,24 @@ async def test_what_claims_to_be_in_the_future_is_left_out_as_the_service_does()
     assert isinstance(entry, FactsRecorded)
     assert [fact.at_us for fact in entry.facts] == [written_us + 1]
     assert projecting.tally.undecodable == 1
+
+
+async def test_what_would_give_a_batch_too_many_essays_is_left_out_as_the_service_does() -> None:
+    record = Record()
+    projecting = replace(projection(record, Store()), crowding=Crowding(cast("Any", record), 3))
+    past = Past(
+        registered("a", ["1", "2"]),
+        spellchecked("a", "1"),
+        spellchecked("a", "3"),
+        spellchecked("b", "4"),
+        registered("a", ["4", "5"]),
+        spellchecked("a", "4"),
+        spellchecked("a", "2"),
+    )
+    await projecting.project(cast("Any", past))
+    offsets = [entry.position.offset for entry in record.written if isinstance(entry, FactsRecorded) and entry.position]
+    assert offsets == [0, 1, 2, 3, 6]
+    assert projecting.tally.undecodable == 2
 
 
 async def test_the_same_message_has_the_same_entry_each_time() -> None:
