@@ -236,7 +236,8 @@ class Service:
         actors = ActorCalls(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
         )
-        batches = BatchCalls(self._definitions, self._law, knowledge, record)
+        reading = anyio.Semaphore(settings.http_max_concurrent_reads)
+        batches = BatchCalls(self._definitions, self._law, knowledge, record, reading, settings.http_page_bytes)
         http = HttpServer(settings, self.telemetry, self.listener, pipelines, batches, probes, actors, self._reach)
         # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
         # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.

@@ -97,6 +97,13 @@ class Settings(BaseSettings):
         64 * 1024 * 1024,
         description="bodies that come in and answers that go out, together; beyond it the slowest callers are dropped",
     )
+    http_max_concurrent_reads: Count = Field(
+        4, description="batches and histories read for callers at a time; more wait for their turn"
+    )
+    http_page_bytes: Annotated[int, Field(ge=10_000)] = Field(
+        1024 * 1024,
+        description="about so large is an answer about a batch; a larger batch takes several pages",
+    )
     http_head_seconds: Seconds = Field(
         5.0, description="the head of a request comes in this time, or the connection is closed"
     )

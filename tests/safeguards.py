@@ -834,6 +834,36 @@ _HTTP = (
         _in("integration/test_http_slow_callers", "test_bodies_that_never_end_take_no_place_from_quick_callers"),
     ),
     Mutation(
+        "batch-pages",
+        "An answer about a batch names no more essays than were asked for.",
+        "bcs/contracts/batches.py",
+        "listed = list(islice(behind, self.limit))",
+        "listed = list(behind)",
+        _in(
+            "integration/test_http_batch_pages",
+            "test_all_pages_together_have_each_essay_once_and_all_that_hold_back",
+        ),
+    ),
+    Mutation(
+        "slow-readers",
+        "A caller that does not take its answer in time is dropped.",
+        "bcs/actors/http/connection.py",
+        "        self._callers.sendings.watch(self)\n",
+        "        pass\n",
+        _in(
+            "integration/test_http_batch_pages",
+            "test_a_caller_that_takes_no_answer_is_dropped_with_its_memory",
+        ),
+    ),
+    Mutation(
+        "kept-files",
+        "Where the process has used up its files, connections are accepted with those that were kept.",
+        "bcs/actors/http/acceptor.py",
+        "if not self._reserve.give_up():",
+        "if True:",
+        _in("integration/test_acceptor", "test_without_files_connections_are_accepted_by_those_that_were_kept"),
+    ),
+    Mutation(
         "late-bodies",
         "A body that does not come in time is refused.",
         "bcs/actors/http/bodies.py",

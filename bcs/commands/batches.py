@@ -17,7 +17,9 @@ from bcs.commands.output import counted, plain, present, print_json, printable, 
 from bcs.commands.records import read_history
 from bcs.contracts.batches import (
     OUTCOMES,
+    Extent,
     history_document,
+    phase_document,
     phases_to_show,
     state_document,
 )
@@ -54,6 +56,25 @@ def show(
     phase: Annotated[
         str | None, typer.Option("--phase", metavar="NAME", help="Only this phase. [default: all]", show_default=False)
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            metavar="N",
+            min=1,
+            help="With --json, at most so many essays in a list. [default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    after: Annotated[
+        str,
+        typer.Option(
+            "--after",
+            metavar="ESSAY",
+            help="With --json, only essays whose ids come behind this one. [default: begin with the first]",
+            show_default=False,
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Show which phases of a batch are complete, and which essays hold the others back.
@@ -61,7 +82,7 @@ def show(
     Reads the store that the BCS_* environment variables name, and of what Redis no longer knows the record in
     PostgreSQL; the service need not run. Of each mark the store keeps the outcome and the time, and not the event it
     came with. At most 20 essays are listed for a phase, and none for one that has no mark yet, unless --phase names it.
-    With --json all are.
+    With --json all are, or as many as --limit says.
     """
     settings = load_settings()
     definitions = pipelines_of(settings)
@@ -77,7 +98,9 @@ def show(
     evaluation = Evaluation(state, definitions.law(require_registration=settings.require_registration))
     reports = [evaluation.explain(name) for name in phases]
     if as_json:
-        print_json(state_document(batch_id, state, known.version, known.source, reports))
+        extent = Extent(after, limit)
+        explained = [phase_document(of, extent) for of in reports]
+        print_json(state_document(batch_id, state, known.version, known.source, explained, extent, str))
     else:
         present(_page(batch_id, state, known.version, reports, in_full=phase is not None))
 

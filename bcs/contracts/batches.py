@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from pydantic_core import to_json
 
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved, Position
-from bcs.domain.progress import PhaseExplanation
+from bcs.domain.progress import BlockingEssay, PhaseExplanation
 from bcs.domain.state import BatchState, Ending, Mark
 from bcs.domain.times import format_timestamp
 
 # Where a state was read.
 REDIS, POSTGRESQL, MEMORY = "redis", "postgresql", "memory"
+
+# Of an essay in a list, without its id.
+_ESSAY_BYTES = 150
+
+T = TypeVar("T")
 
 OUTCOMES = {Outcome.COMPLETED: "completed", Outcome.FAILED: "failed"}
 
@@ -23,26 +33,74 @@ def phases_to_show(state: BatchState, configured: Iterable[str]) -> list[str]:
     return [*listed, *sorted(state.phases.difference(listed))]
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of a batch's essays a document has, of all essays and of those that hold a phase back.
+
+    :param after: only essays whose ids come behind this one.
+    :param limit: at most so many essays in a list; None for all of them.
+    :param list_bytes: about so many bytes in a list; one essay at least, and None for all of them.
+    """
+
+    after: str = ""
+    limit: int | None = None
+    list_bytes: int | None = None
+
+    def of(self, essays: Sequence[T], essay_id: Callable[[T], str]) -> list[T]:
+        """The essays that a list has.
+
+        :param essays: in the order of their ids.
+        """
+        behind = islice(essays, bisect_right(essays, self.after, key=essay_id), None)
+        listed = list(islice(behind, self.limit))
+        if self.list_bytes is None:
+            return listed
+        left = self.list_bytes
+        for count, essay in enumerate(listed):
+            left -= len(to_json(essay_id(essay))) + _ESSAY_BYTES
+            if left < 0:
+                return listed[: count or 1]
+        return listed
+
+
+def extent_of(after: str | None, limit: int, *, page_bytes: int, phases: int) -> Extent:
+    """The extent of a page of about so many bytes, on which so many phases are explained."""
+    return Extent(after or "", limit, page_bytes // (1 + phases))
+
+
 def state_document(
-    batch_id: str, state: BatchState, version: int | None, source: str, reports: Sequence[PhaseExplanation]
+    batch_id: str,
+    state: BatchState,
+    version: int | None,
+    source: str,
+    phases: Sequence[Mapping[str, Any]],
+    extent: Extent,
+    next_after: Callable[[str], str],
 ) -> dict[str, Any]:
-    """Everything that is known of a batch.
+    """What is known of a batch.
 
     :param version: None where its source counts none.
     :param source: `REDIS`, `POSTGRESQL` or `MEMORY`.
+    :param phases: see `phase_document`.
+    :param extent: how much of the essays stands in the document, and in those of the phases.
+    :param next_after: how to ask for the essays behind one of them.
     """
     expected = state.expected
+    known = sorted(state.first_seen_us)
+    essays = extent.of(known, str)
+    ended = not essays or essays[-1] == known[-1]
     return {
         "batch_id": batch_id,
         "version": version,
         "source": source,
         "registered": expected is not None,
         "expected": {"count": expected.count, "at": format_timestamp(expected.at_us)} if expected else None,
+        "essays_known": len(known),
         "known_essays": [
-            {"essay_id": essay, "known_since": format_timestamp(since)}
-            for essay, since in sorted(state.first_seen_us.items())
+            {"essay_id": essay, "known_since": format_timestamp(state.first_seen_us[essay])} for essay in essays
         ],
-        "phases": [_phase(of) for of in reports],
+        "phases": phases,
+        "next": None if ended else next_after(essays[-1]),
     }
 
 
@@ -54,7 +112,12 @@ def history_document(batch_id: str, entries: Iterable[KeptEntry], following: str
     return {"batch_id": batch_id, "entries": [_entry(kept) for kept in entries], "next": following}
 
 
-def _phase(of: PhaseExplanation) -> dict[str, Any]:
+def phase_document(of: PhaseExplanation, extent: Extent) -> dict[str, Any]:
+    """How far a phase is, and what holds it back.
+
+    The essays that hold it back are the first behind `extent.after`: as many as a page has, so that those which stand
+    on the page are among them. All pages together have each of them at least once.
+    """
     progress = of.progress
     return {
         "phase": of.phase,
@@ -69,6 +132,7 @@ def _phase(of: PhaseExplanation) -> dict[str, Any]:
         "newest_mark_at": format_timestamp(of.newest.at_us) if of.newest else None,
         "report": _mark(of.report),
         "outcome": _ending(of.outcome),
+        "essays_holding_back": len(of.held_back_by),
         "held_back_by": [
             {
                 "essay_id": essay.essay_id,
@@ -76,9 +140,13 @@ def _phase(of: PhaseExplanation) -> dict[str, Any]:
                 "known_since": format_timestamp(essay.first_seen_us),
                 "mark": _mark(essay.mark),
             }
-            for essay in of.held_back_by
+            for essay in extent.of(of.held_back_by, _essay_id)
         ],
     }
+
+
+def _essay_id(essay: BlockingEssay) -> str:
+    return essay.essay_id
 
 
 def _mark(mark: Mark | None) -> dict[str, str] | None:

@@ -9,11 +9,13 @@ from urllib.parse import quote, unquote_to_bytes
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bcs.contracts.consumed import Identifier
-from bcs.contracts.http import Body, InvalidField, InvalidParameters, named_fields
+from bcs.contracts.http import Body, BodyT, InvalidField, InvalidParameters, named_fields
 
 BATCHES = "/internal/v1/batches"
 MOST_ENTRIES = 500
 USUAL_ENTRIES = 50
+MOST_ESSAYS = 5000
+USUAL_ESSAYS = 500
 HIGHEST_NUMBER = 2**63 - 1
 
 _identifier: TypeAdapter[str] = TypeAdapter(Identifier)
@@ -29,18 +31,28 @@ class HistoryQuery(Body):
     before: Annotated[int, Field(ge=1, le=HIGHEST_NUMBER)] | None = None
 
 
-def parse_history_query(query: Iterable[tuple[str, str]]) -> HistoryQuery:
+class EssaysQuery(Body):
+    """Which of a batch's essays are asked for, in the order of their ids.
+
+    :param after: only those behind this one; None begins with the first.
+    """
+
+    limit: Annotated[int, Field(ge=1, le=MOST_ESSAYS)] = USUAL_ESSAYS
+    after: Annotated[str, Field(min_length=1)] | None = None
+
+
+def parse_query(model: type[BodyT], query: Iterable[tuple[str, str]]) -> BodyT:
     """What a query asks for.
 
     :raises InvalidParameters: naming each that is wrong, without the caller's text.
     """
     given: dict[str, str] = {}
     for name, value in query:
-        if name in given and name in HistoryQuery.model_fields:
+        if name in given and name in model.model_fields:
             raise InvalidParameters((InvalidField(name, "it must stand there once"),))
         given[name] = value
     try:
-        return HistoryQuery.model_validate(given)
+        return model.model_validate(given)
     except ValidationError as error:
         raise InvalidParameters(named_fields(error, "query")) from None
 
@@ -61,8 +73,17 @@ def parse_batch_id(segment: bytes) -> str:
 
 def history_path(batch_id: str, limit: int, before: int) -> str:
     """Where a page of a batch's history is to be had."""
+    return f"{_batch_path(batch_id)}/history?limit={limit}&before={before}"
+
+
+def essays_path(batch_id: str, limit: int, after: str) -> str:
+    """Where what is known of a batch is to be had, with the essays behind one of them."""
+    return f"{_batch_path(batch_id)}?limit={limit}&after={quote(after, safe='')}"
+
+
+def _batch_path(batch_id: str) -> str:
     segment = quote(batch_id, safe="")
     if not batch_id.strip("."):
         # Dots by themselves would lead up to another path.
         segment = segment.replace(".", "%2E")
-    return f"{BATCHES}/{segment}/history?limit={limit}&before={before}"
+    return f"{BATCHES}/{segment}"

@@ -23,9 +23,9 @@ pytestmark = pytest.mark.anyio
 PLACES = 50
 SLOW_CALLERS = 80
 QUICK_CALLS = 40
-HEAD_SECONDS = 0.15
-BODY_SECONDS = 0.2
-IDLE_SECONDS = 0.25
+HEAD_SECONDS = 0.1
+BODY_SECONDS = 0.1
+IDLE_SECONDS = 0.3
 # Of the loop that checks the times, and of this machine, which may be busy.
 LATE_SECONDS = 1.5
 # Longer than the service waits for a body.

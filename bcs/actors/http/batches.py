@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
+import anyio
+import anyio.lowlevel
 from aiohttp import web
 
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.knowledge import Knowledge
-from bcs.contracts.batches import history_document, phases_to_show, state_document
-from bcs.contracts.parameters import history_path, parse_batch_id, parse_history_query
+from bcs.contracts.batches import extent_of, history_document, phase_document, phases_to_show, state_document
+from bcs.contracts.parameters import (
+    EssaysQuery,
+    HistoryQuery,
+    essays_path,
+    history_path,
+    parse_batch_id,
+    parse_query,
+)
 from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import Evaluation
@@ -25,30 +35,44 @@ class BatchCalls:
     """Handlers with what they need.
 
     :param record: None where none is kept.
+    :param reading: so many batches and histories may be in memory at a time.
+    :param page_bytes: about so large is an answer about a batch, however many essays it has.
     """
 
     definitions: PipelineDefinitions
     law: CompletionLaw
     knowledge: Knowledge
     record: Past | None
+    reading: anyio.Semaphore
+    page_bytes: int
 
     async def show(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}."""
         batch_id = _batch_id(request)
-        state, version, source = await self.knowledge.state(batch_id)
-        if state.empty:
-            raise _unknown_batch()
-        evaluation = Evaluation(state, self.law)
-        reports = [evaluation.explain(phase) for phase in phases_to_show(state, self.definitions.phases)]
-        return reply_json(state_document(batch_id, state, version, source, reports))
+        query = parse_query(EssaysQuery, request.query.items())
+        async with self.reading:
+            state, version, source = await self.knowledge.state(batch_id)
+            if state.empty:
+                raise _unknown_batch()
+            evaluation = Evaluation(state, self.law)
+            names = phases_to_show(state, self.definitions.phases)
+            extent = extent_of(query.after, query.limit, page_bytes=self.page_bytes, phases=len(names))
+            phases = []
+            for name in names:
+                # A large batch takes its time, in which others have their turns.
+                await anyio.lowlevel.checkpoint()
+                phases.append(phase_document(evaluation.explain(name), extent))
+            following = partial(essays_path, batch_id, query.limit)
+            return reply_json(state_document(batch_id, state, version, source, phases, extent, following))
 
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
         if self.record is None:
             raise Problem(HTTPStatus.NOT_FOUND, "no-record", "no record is kept: BCS_DATABASE_URL is not set")
         batch_id = _batch_id(request)
-        query = parse_history_query(request.query.items())
-        page = await read_page(self.record, batch_id, before=query.before, limit=query.limit)
+        query = parse_query(HistoryQuery, request.query.items())
+        async with self.reading:
+            page = await read_page(self.record, batch_id, before=query.before, limit=query.limit)
         if page is None:
             raise _unknown_batch()
         older = page.continues_before

@@ -104,12 +104,10 @@ class PipelineCalls:
         # A batch's actor would wait for the store together with what comes from Kafka; a caller is told at once.
         self.store.ensure_writable()
         outcome = Outcome.COMPLETED if body.success else Outcome.FAILED
-        # A person's word counts over all that is known, whatever times that has.
+        now_us = await self.clocks.agreed_now_us()
+        # A person's word counts over all that is known, whatever times that has. A large batch is in memory no longer.
         at_us = report_time_us(
-            await self._known(body.batch_id),
-            body.phase_name,
-            now_us=await self.clocks.agreed_now_us(),
-            max_skew_us=self.clocks.max_skew_us,
+            await self._known(body.batch_id), body.phase_name, now_us=now_us, max_skew_us=self.clocks.max_skew_us
         )
         fact = PhaseReported(body.phase_name, outcome, at_us)
         report = Report(self.new_id(), correlation_id_of(request), asked_by(request))
