@@ -199,7 +199,7 @@ class Publisher:
         await publish_all(producer, leased, self.settings.kafka_request_timeout_seconds, note)
         if outcome.refused:
             context.beat()
-            await self._publish_each_alone(outcome)
+            await self._publish_each_alone(context, outcome)
         await self.reach(FailPoint.PUBLISHER_ACKNOWLEDGED, context.name)
         await self._persist(context, self.outbox.settle, [entry.entry_id for entry in outcome.delivered])
         for entry, problem in outcome.parked:
@@ -209,7 +209,7 @@ class Publisher:
         await self._persist(context, self.outbox.requeue, outcome.failed)
         return outcome
 
-    async def _publish_each_alone(self, outcome: _Outcome) -> None:
+    async def _publish_each_alone(self, context: ActorContext[OutboxGrew], outcome: _Outcome) -> None:
         """Find out which messages of the refused batches are to blame, and publish the others.
 
         One that is too large is published reduced, where there is something smaller to stand in for it.
@@ -219,6 +219,7 @@ class Publisher:
         too_large: list[LeasedMessage] = []
 
         def note(entry: LeasedMessage, error: BaseException | None) -> None:
+            context.beat()  # many acknowledgements, one after another, can take longer than a hang may
             original = originals[entry.entry_id]
             if isinstance(error, TOO_LARGE) and (reduced := as_reduced(entry.message)):
                 too_large.append(replace(entry, message=reduced))

@@ -23,6 +23,7 @@ from bcs.domain.skips import SkipEvent, SkipOrder, SkipOutcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bcs.dlq.reading import DeadLetterReader
     from bcs.settings import Settings
 
 app = command_group("intake")
@@ -126,11 +127,23 @@ async def _description(settings: Settings, positions: Sequence[Position]) -> str
             record = await reader.record_at(first.topic, first.partition, first.offset)
         except PartitionStalled as error:
             return f"{place} can't be read: {error.cause}. Its dead letter will have its position only."
+        if record is not None and len(positions) > 1:
+            await _ensure_there(reader, positions[-1])
     if record is None:
         raise NothingThere(place)
     size = counted(len(record.value or b""), "byte")
     key = "no key" if record.key is None else f"key {printable(record.key.decode(errors='replace'))[:80]}"
     return f"{place}: {size}, {key}, written {rfc3339(datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC))}"
+
+
+async def _ensure_there(reader: DeadLetterReader, position: Position) -> None:
+    # Orders for what is still to come would make dead letters of good messages.
+    try:
+        record = await reader.record_at(position.topic, position.partition, position.offset)
+    except PartitionStalled:
+        return
+    if record is None:
+        raise NothingThere(f"{position.topic}/{position.partition}/{position.offset}")
 
 
 class NothingThere(BcsError):

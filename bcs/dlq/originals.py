@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 import aiohttp
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import CorruptRecordException, InvalidTimestampError, KafkaError, UnsupportedCodecError
+from aiokafka.errors import InvalidTimestampError, KafkaError
 
 from bcs.actors.broker_errors import TOO_LARGE
 from bcs.contracts.dead_letters import (
@@ -25,9 +25,8 @@ from bcs.contracts.http import FAILURES_SAID, FIRST_FAILURE_SAID, LETTER_WRITTEN
 from bcs.contracts.letters import DeadLetter
 from bcs.contracts.published import Headers
 from bcs.dlq.reading import DeadLetterReader
-from bcs.domain.errors import KafkaUnavailable, OriginalGone, ReplayFailed
+from bcs.domain.errors import OriginalGone, PartitionStalled, ReplayFailed
 
-_UNREADABLE = (CorruptRecordException, UnsupportedCodecError)
 _DEFINE = "/internal/v1/pipelines/define"
 
 
@@ -57,12 +56,9 @@ async def original_of(letter: DeadLetter, source: DeadLetterReader) -> Original:
         raise OriginalGone(str(letter.reference), f"the letter has {has}, and does not say where it lay")
     try:
         record = await source.record_at(letter.source_topic, letter.source_partition, letter.source_offset)
-    except KafkaUnavailable as error:
-        if isinstance(error.__cause__, _UNREADABLE):
-            raise OriginalGone(
-                str(letter.reference), f"the letter has {has}, and {where} can't be read: {error.cause}"
-            ) from error
-        raise
+    except PartitionStalled as error:
+        problem = f"the letter has {has}, and {where} can't be read: {error.cause}"
+        raise OriginalGone(str(letter.reference), problem) from error
     if record is None:
         raise OriginalGone(str(letter.reference), f"the letter has {has}, and {where} no longer exists (retention)")
     own_headers = foreign(record.headers)

@@ -90,8 +90,15 @@ class IsolatingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has 
     @property
     def stalled(self) -> dict[TopicPartition, Stall]:
         """The partitions that can't be read on now, and why."""
-        stalled: dict[TopicPartition, Stall] = {} if self._fetcher is None else self._fetcher.stalled
-        return {key: stall for key, stall in stalled.items() if stall.lasting}
+        subscription = self._subscription.subscription
+        if self._fetcher is None or subscription is None or subscription.assignment is None:
+            return {}
+        assignment = subscription.assignment
+        return {
+            key: stall
+            for key, stall in self._fetcher.stalled.items()
+            if stall.lasting and not _is_over(stall, key, assignment)
+        }
 
     def pass_over(self, partition: TopicPartition, offset: int) -> None:
         """Go on behind an offset that can't be read."""
@@ -115,6 +122,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         self._retry_maximum_seconds = retry_maximum_seconds
         self._jitter = jitter
         self._answers: dict[int, Any] = {}
+        self._passed_over: list[tuple[Any, int]] = []
         super().__init__(
             _OverheardClient(consumer._client, self._hear),
             consumer._subscription,
@@ -141,6 +149,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
             woken = await super()._proc_fetch_request(assignment, node_id, request)
         finally:
             answer = self._answers.pop(id(request), None)
+            self._go_back()
         # Nothing else has run since the answer came, so nobody has begun to read these records.
         for topic, partitions in answer.topics if answer else ():
             for partition, _code, _highwater, *parts in partitions:
@@ -170,14 +179,15 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         if isinstance(error, RecordTooLargeError):
             # Its batch has no end, and aiokafka goes on behind its first record as soon as this returns.
             state = self._subscriptions.subscription.assignment.state_value(tp)
-            offset = state.position
-            self._loop.call_soon(self._go_back, state, offset)
-            self._stall(tp, "a record batch does not end where it should", offset=offset)
+            self._passed_over.append((state, state.position))
+            self._stall(tp, "a record batch does not end where it should", offset=state.position)
 
-    @staticmethod
-    def _go_back(state: Any, offset: int) -> None:
-        if state.has_valid_position and state.position == offset + 1:
-            state.seek(offset)
+    def _go_back(self) -> None:
+        # Before anybody else runs, who would take what was passed over for read.
+        for state, offset in self._passed_over:
+            if state.has_valid_position and state.position == offset + 1:
+                state.seek(offset)
+        self._passed_over.clear()
 
     async def _update_fetch_positions(self, assignment: Any, node_id: int, tps: Iterable[TopicPartition]) -> Any:
         new = [
@@ -203,6 +213,12 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
             request = OffsetFetchRequest(self._coordinator.group_id, list(by_topic.items()))
             answer = await self._coordinator._send_req(request)
         except KafkaError:
+            await asyncio.sleep(self._retry_backoff)
+            return False
+        if code := getattr(answer, "error_code", 0):
+            # Of the whole group, where newer versions of the request have a place for that.
+            if for_code(code) is not GroupLoadInProgressError:
+                self._coordinator.coordinator_dead()
             await asyncio.sleep(self._retry_backoff)
             return False
         for topic, partitions in answer.topics:
@@ -293,11 +309,16 @@ class _Without:
 
 
 def _is_over(stall: Stall, key: TopicPartition, assignment: Any) -> bool:
-    """True if the partition was taken away, or is read on."""
+    """True if the partition was taken away, or is to be read from another offset than the one that can't be read.
+
+    So it is after a rebalance, too: what was not committed before the stall is read again first.
+    """
     if key not in assignment.tps:
         return True
+    if stall.offset is None:
+        return False
     state = assignment.state_value(key)
-    return stall.offset is not None and state.has_valid_position and state.position > stall.offset
+    return not state.has_valid_position or bool(state.position != stall.offset)
 
 
 def _refusal(code: int) -> str:

@@ -19,7 +19,7 @@ _HEADER = struct.Struct(">qiibIhiqqqhii")
 _LENGTH_END = 12  # the length counts from here on
 _CRC_FROM = 21
 _MAGIC = 2
-_CODEC, _LOG_APPEND_TIME, _CONTROL = 0x07, 0x08, 0x20
+_CODEC, _LOG_APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
 _DECODERS: dict[int, tuple[str, Callable[[bytes], bytes]]] = {
     1: ("gzip", gzip_decode),
     2: ("snappy", snappy_decode),
@@ -71,6 +71,7 @@ class TolerantRecords(PartitionRecords):  # type: ignore[misc] # aiokafka has no
     ) -> None:
         super().__init__(partition, MemoryRecords(data), aborted, fetch_offset, None, None, check_crcs, isolation_level)
         self._data = data
+        self._scanned = 0  # to where the batches are behind us
         self._failed = failed
 
     def __next__(self) -> ConsumerRecord:
@@ -96,18 +97,22 @@ class TolerantRecords(PartitionRecords):  # type: ignore[misc] # aiokafka has no
 
     def _from_here_on(self) -> Iterator[ConsumerRecord]:
         """The rest of the batch that aiokafka could not read, and what follows."""
-        begin, end, base_offset, last_offset = self._batch_at(self.next_fetch_offset)
-        for record in _records(self._tp, memoryview(self._data)[begin:end], base_offset, last_offset):
-            if record.offset >= self.next_fetch_offset:
-                self.next_fetch_offset = record.offset + 1
-                yield record
-        self.next_fetch_offset = last_offset + 1
-        self._records = MemoryRecords(self._data[end:])
+        while True:
+            begin, end, base_offset, last_offset = self._batch_at(self.next_fetch_offset)
+            for record in _records(self._tp, memoryview(self._data)[begin:end], base_offset, last_offset):
+                if record.offset >= self.next_fetch_offset:
+                    self.next_fetch_offset = record.offset + 1
+                    yield record
+            self.next_fetch_offset, self._scanned = last_offset + 1, end
+            # Whoever wrote one such batch wrote more. To hand each back to aiokafka would copy all the rest each time.
+            if not _is_plain(self._data, end):
+                break
+        self._records = MemoryRecords(self._data[self._scanned :])
         yield from self._unpack_records()
 
     def _batch_at(self, offset: int) -> tuple[int, int, int, int]:
         """Where the batch with an offset begins and ends, and its first and last offset."""
-        position = 0
+        position = self._scanned
         while position + _HEADER.size <= len(self._data):
             base_offset, length, _, magic, _, _, last_delta, *_ = _HEADER.unpack_from(self._data, position)
             end = position + _LENGTH_END + length
@@ -119,6 +124,15 @@ class TolerantRecords(PartitionRecords):  # type: ignore[misc] # aiokafka has no
                 return position, end, base_offset, base_offset + last_delta
             position = end
         raise UnreadableBatch("a record batch has no valid header")
+
+
+def _is_plain(data: bytes, position: int) -> bool:
+    """True if a whole batch is there that belongs to no transaction: it can be read without knowing of aborted ones."""
+    if position + _HEADER.size > len(data):
+        return False
+    _, length, _, magic, _, attributes, *_ = _HEADER.unpack_from(data, position)
+    whole = 0 < length <= len(data) - position - _LENGTH_END
+    return whole and magic == _MAGIC and not attributes & (_CONTROL | _TRANSACTIONAL)
 
 
 def _records(
@@ -140,6 +154,8 @@ def _records(
         for _ in range(count):
             record, position = _record(partition, payload, position, base_offset, first_ms, append_ms)
             yield record
+        if position != len(payload):
+            raise ValueError("a record batch has more bytes than its records")
     except UnsupportedCodecError as error:
         raise UnreadableBatch(str(error), last_offset) from error
     except Exception as error:  # each codec fails with errors of its own

@@ -188,11 +188,17 @@ async def flushed(directory: Path, postgres: PostgresServer, seed: int) -> Async
         for process in processes:
             await process.answers()
         doors = [await stack.enter_async_context(Orchestrator(process.base, keep_alive=True)) for process in processes]
+        # One makes the tables, and the other finds them only then.
+        await wait_until(partial(all_have_the_record, doors))
         yield Flushed(ground, doors, gateway, seed)
         for process in processes:
             process.signal(signal.SIGTERM)
         for process in processes:
             assert await process.ended() == 0
+
+
+async def all_have_the_record(doors: list[Orchestrator]) -> bool:
+    return all([await door.metric("bcs_record_up", store="postgresql") == 1 for door in doors])
 
 
 @pytest.mark.parametrize("seed", [18])

@@ -34,7 +34,8 @@ async def _nothing_is_left(own_kafka: OwnKafka) -> AsyncIterator[None]:
     admin = AIOKafkaAdminClient(bootstrap_servers=own_kafka.address)
     await admin.start()
     try:
-        keys = [TopicPartition(topic, number) for topic in topics.CONSUMED for number in range(PARTITIONS)]
+        read = (*topics.CONSUMED, topics.dead_letter_topic(TOPIC_NAME))
+        keys = [TopicPartition(topic, number) for topic in read for number in range(PARTITIONS)]
         await admin.delete_records({key: RecordsToDelete(before_offset=-1) for key in keys})
     finally:
         await admin.close()

@@ -99,3 +99,20 @@ def test_no_compressed_bytes_make_it_raise(junk: bytes) -> None:
         whole = record_batch([RawRecord(b"a")])
         data = with_attributes(whole[:61] + payload, codec)
         read(data[:8] + (len(data) - 12).to_bytes(4, "big") + data[12:])
+
+
+def test_many_batches_with_such_records_are_read_in_one_pass_over_the_bytes() -> None:
+    bad = RawRecord(b"v", None, ((BAD_NAME, b""),))
+    data = b"".join(record_batch([bad], base_offset=number) for number in range(300))
+    records = TolerantRecords(PARTITION, data, None, 0, check_crcs=True, isolation_level=1, failed=lambda *_: None)
+    looked_at: list[int] = []
+    batch_at = records._batch_at
+
+    def counted(offset: int) -> tuple[int, int, int, int]:
+        looked_at.append(records._scanned)
+        return batch_at(offset)
+
+    records._batch_at = counted  # type: ignore[method-assign]
+    assert [record.offset for record in records] == list(range(300))
+    assert looked_at == sorted(looked_at)
+    assert len(looked_at) == len(set(looked_at)) == 300, "each search begins behind the one before"
