@@ -58,9 +58,10 @@ class Archive:
         :raises StoreRefused: the record will never take them.
         """
         kept = tuple(entries)
-        patience_seconds = self._patience_seconds + extra_seconds(sum(map(weight, kept)))
+        facts = sum(map(weight, kept))
+        patience_seconds = self._patience_seconds + extra_seconds(facts)
         try:
-            await ask_again(lambda: self._mailbox.ask(lambda reply: KeepEntries(kept, reply), patience_seconds))
+            await ask_again(lambda: self._mailbox.ask(lambda reply: KeepEntries(kept, facts, reply), patience_seconds))
         except (AskTimeout, MailboxFull) as error:
             raise StoreUnavailable("archive", str(error)) from error
 
@@ -69,7 +70,7 @@ class Archive:
         try:
             if self._mailbox.depth >= _EXPLANATIONS_LIMIT:
                 raise MailboxFull(self._mailbox.name, _EXPLANATIONS_LIMIT)
-            self._mailbox.send_nowait(KeepEntries((entry,)))
+            self._mailbox.send_nowait(KeepEntries((entry,), weight(entry)))
         except MailboxFull:
             self._telemetry.history_dropped.inc()
 
@@ -102,7 +103,7 @@ class ArchiveActor:
         await self.reach(FailPoint.STARTING, context.name)
 
         async def handle(letters: list[Letter[KeepEntries]]) -> None:
-            for commands in portions(_messages(letters), _weight_of, self.facts_at_a_time):
+            for commands in portions(_messages(letters), lambda command: command.weight, self.facts_at_a_time):
                 await self._keep(context, commands)
 
         async def exhausted(letter: Letter[KeepEntries]) -> None:
@@ -120,8 +121,7 @@ class ArchiveActor:
 
     async def _keep(self, context: ActorContext[KeepEntries], commands: Sequence[KeepEntries]) -> None:
         try:
-            # One command may have more than a statement should: all that a batch's actor had in hand.
-            for entries in portions(_entries(commands), weight, self.facts_at_a_time):
+            for entries in self._portions(commands):
                 context.beat()
                 await self._make_durable(entries)
         except StoreRefused as error:
@@ -138,6 +138,12 @@ class ArchiveActor:
             for command in commands:
                 if command.reply:
                     command.reply.send(None)
+
+    def _portions(self, commands: Sequence[KeepEntries]) -> Iterable[Sequence[HistoryEntry]]:
+        if len(commands) == 1:
+            # It may have more than a statement should: all that a batch's actor had in hand.
+            return portions(commands[0].entries, weight, self.facts_at_a_time)
+        return [[entry for command in commands for entry in command.entries]]
 
     async def _make_durable(self, entries: Sequence[HistoryEntry]) -> None:
         await self.reach(FailPoint.ARCHIVE_RECEIVED, "archive")
@@ -168,14 +174,6 @@ class ArchiveActor:
             self.telemetry.history_dropped.inc(len(command.entries))
 
 
-def _weight_of(command: KeepEntries) -> int:
-    return sum(map(weight, command.entries))
-
-
 def _messages(letters: Iterable[Letter[KeepEntries]]) -> Iterator[KeepEntries]:
     # Whoever waited for an abandoned one has asked again, or was told that it is not kept.
     return (letter.message for letter in letters if not letter.abandoned)
-
-
-def _entries(commands: Iterable[KeepEntries]) -> Iterator[HistoryEntry]:
-    return (entry for command in commands for entry in command.entries)

@@ -183,10 +183,12 @@ class MessageFinished:
 class KeepEntries:
     """To the archive: keep these in the record.
 
+    :param weight: of all entries, see `bcs.domain.history.weight`.
     :param reply: who waits until they are durable, in the record or in the queue before it.
     """
 
     entries: tuple[HistoryEntry, ...]
+    weight: int
     reply: Reply[None] | None = None
 
 

@@ -93,27 +93,33 @@ def weight(entry: HistoryEntry) -> int:
     if isinstance(entry, PipelineResolved):
         characters += len(entry.pipeline) + sum(len(one.phase) + len(one.because) for one in entry.decisions)
         return 1 + characters // _CHARACTERS_OF_A_FACT
-    characters += len(entry.event_id or "") + sum(map(_characters_of, entry.facts))
-    return sum(map(facts_in, entry.facts)) + characters // _CHARACTERS_OF_A_FACT
+    characters += len(entry.event_id or "")
+    facts = 0
+    for fact in entry.facts:
+        if isinstance(fact, EssayPhaseEnded):
+            facts += 1
+            characters += len(fact.essay_id)
+        else:
+            facts += facts_in(fact)
+            characters += _characters_in(fact)
+    return facts + characters // _CHARACTERS_OF_A_FACT
 
 
 def facts_in(fact: Fact) -> int:
     """As how many facts one counts that names many essays."""
-    return 1 + sum(map(len, _lists_of(fact)))
-
-
-def _characters_of(fact: Fact) -> int:
-    if isinstance(fact, EssayPhaseEnded | PhaseInvalidated):
-        return len(fact.essay_id or "")
-    return sum(sum(map(len, essays)) for essays in _lists_of(fact))
-
-
-def _lists_of(fact: Fact) -> tuple[tuple[str, ...], ...]:
-    if isinstance(fact, EssaysRegistered):
-        return (fact.essay_ids,)
     if isinstance(fact, PhaseOutcome):
-        return fact.completed, fact.failed
-    return ()
+        return 1 + len(fact.completed) + len(fact.failed)
+    if isinstance(fact, EssaysRegistered):
+        return 1 + len(fact.essay_ids)
+    return 1
+
+
+def _characters_in(fact: Fact) -> int:
+    if isinstance(fact, PhaseOutcome):
+        return sum(map(len, fact.completed)) + sum(map(len, fact.failed))
+    if isinstance(fact, EssaysRegistered):
+        return sum(map(len, fact.essay_ids))
+    return len(fact.essay_id or "") if isinstance(fact, PhaseInvalidated) else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import StoreCorrupted, StoreRefused
 from bcs.domain.facts import parts_of
-from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, facts_in, weight
+from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, facts_in
 from bcs.domain.state import BatchState, delta_of
 from bcs.record import statements
 from bcs.record.gateway import RecordGateway
@@ -78,8 +78,9 @@ class PostgresRecord:
         :raises StoreUnavailable: whether they were written is unknown.
         :raises StoreRefused: one of them can't be stored, now or later.
         """
+        facts = _facts_of(entries)
         try:
-            await self._merge(_parts_of(entries), sum(map(weight, entries)), deadline_seconds)
+            await self._merge(_parts_of(entries, facts), facts, deadline_seconds)
         except (ValueError, OverflowError) as error:  # a text that is none, a time that no calendar has
             raise StoreRefused("postgresql", str(error)) from error
 
@@ -152,7 +153,7 @@ class PostgresRecord:
 
         async def insert(connection: Any) -> None:
             async with connection.transaction():
-                for part in _parts_of([entry]):
+                for part in _parts_of([entry], _facts_of([entry])):
                     await connection.execute(statements.MERGE, *merge_arguments(*part))
                 await connection.executemany(statements.KEEP_ANNOUNCEMENTS, rows)
 
@@ -209,22 +210,42 @@ def _corruption_named(what: str) -> Iterator[None]:
         raise StoreCorrupted(f"postgresql, a batch's {what}", str(error)) from error
 
 
-def _parts_of(entries: Sequence[HistoryEntry]) -> Iterator[Part]:
+def _facts_of(entries: Sequence[HistoryEntry]) -> int:
+    return sum(sum(map(facts_in, entry.facts)) for entry in entries if isinstance(entry, FactsRecorded))
+
+
+def _parts_of(entries: Sequence[HistoryEntry], facts: int) -> Iterator[Part]:
     # The first statement locks all batches, so that they are locked in one order.
-    deltas = {entry.batch_id: BatchState() for entry in entries}
-    facts, kept = 0, list[HistoryEntry]()
+    deltas: dict[str, BatchState] = {}
+    if facts <= _FACTS_PER_STATEMENT:
+        for entry in entries:
+            delta = _delta_in(deltas, entry)
+            if isinstance(entry, FactsRecorded):
+                delta.merge(delta_of(entry.facts))
+        yield deltas, entries
+        return
+    for entry in entries:
+        _delta_in(deltas, entry)
+    merged, kept = 0, list[HistoryEntry]()
     for entry in entries:
         for fact in entry.facts if isinstance(entry, FactsRecorded) else ():
             for part in parts_of(fact, _FACTS_PER_STATEMENT):
                 more = facts_in(part)
-                if facts and facts + more > _FACTS_PER_STATEMENT:
+                if merged and merged + more > _FACTS_PER_STATEMENT:
                     yield deltas, kept
-                    deltas, facts, kept = {}, 0, []
-                deltas.setdefault(entry.batch_id, BatchState()).merge(delta_of([part]))
-                facts += more
-        deltas.setdefault(entry.batch_id, BatchState())
+                    deltas, merged, kept = {}, 0, []
+                _delta_in(deltas, entry).merge(delta_of([part]))
+                merged += more
+        _delta_in(deltas, entry)
         kept.append(entry)
     yield deltas, kept
+
+
+def _delta_in(deltas: dict[str, BatchState], entry: HistoryEntry) -> BatchState:
+    delta = deltas.get(entry.batch_id)
+    if delta is None:
+        delta = deltas[entry.batch_id] = BatchState()
+    return delta
 
 
 def _parts_of_states(states: Mapping[str, BatchState]) -> Iterator[Part]:
