@@ -103,6 +103,10 @@ class RunningService:
         result: T = self._portal.call(function, *args)
         return result
 
+    def begin(self, function: Callable[[], Coroutine[Any, Any, None]]) -> Future[None]:
+        """Start a coroutine function on the service's event loop; to cancel the future ends it."""
+        return self._portal.start_task_soon(function)
+
     def snapshot(self) -> Snapshot:
         """Its supervision tree."""
         return self.call(self.service.root.snapshot)
