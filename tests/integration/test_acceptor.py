@@ -87,7 +87,9 @@ async def test_hundreds_are_served_within_a_few_turns_of_the_loop(
 async def test_the_last_are_served_and_the_next_refused(listener: socket.socket, greeter: type[Greeter]) -> None:
     address = listener.getsockname()
     with callers(listener, 200) as all_of_them:
-        await acceptor_of(listener, greeter).take_the_last()
+        acceptor = acceptor_of(listener, greeter)
+        await acceptor.take_the_last()
+        acceptor.close()
         await wait_until(lambda: greeter.served == len(all_of_them))
         assert {caller.recv(10) for caller in all_of_them} == {b"hello"}
     with pytest.raises(ConnectionRefusedError):
@@ -127,6 +129,7 @@ async def test_who_knocks_as_it_closes_is_refused_and_never_reset(
         monkeypatch.setattr(Acceptor, "_take", take_and_be_late)
         acceptor.drop_newcomers()
         await acceptor.take_the_last()
+        acceptor.close()
         assert [caller.recv(10) for caller in before] == [b"hello"]
         await anyio.wait_writable(late)
         assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED

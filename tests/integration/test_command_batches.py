@@ -136,6 +136,16 @@ async def test_an_unknown_batch_is_said_to_be_unknown(service: RunningService, b
         assert batch in line
 
 
+async def test_the_essays_of_a_batch_may_be_asked_for_in_pages(service: RunningService, told: str) -> None:
+    everything = sorted([*ESSAYS, LATE])
+    pages = [(await bcs("batches", "show", told, "--json", "--limit", "12", **settings_of(service))).json]
+    while len(pages) < 4 and pages[-1]["next"] is not None:
+        behind = ("--limit", "12", "--after", pages[-1]["next"])
+        pages.append((await bcs("batches", "show", told, "--json", *behind, **settings_of(service))).json)
+    assert [essay["essay_id"] for page in pages for essay in page["known_essays"]] == everything
+    assert {page["essays_known"] for page in pages} == {31}
+
+
 async def test_an_id_that_a_terminal_would_obey_is_spelled_out(
     service: RunningService, platform: Platform, batch: str
 ) -> None:

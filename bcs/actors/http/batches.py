@@ -7,7 +7,6 @@ from functools import partial
 from http import HTTPStatus
 
 import anyio
-import anyio.lowlevel
 from aiohttp import web
 
 from bcs.actors.http.problems import Problem
@@ -59,9 +58,8 @@ class BatchCalls:
             extent = extent_of(query.after, query.limit, page_bytes=self.page_bytes, phases=len(names))
             phases = []
             for name in names:
-                # A large batch takes its time, in which others have their turns.
-                await anyio.lowlevel.checkpoint()
-                phases.append(phase_document(evaluation.explain(name), extent))
+                explanation = await self.knowledge.pace.run(evaluation.explaining(name))
+                phases.append(phase_document(explanation, extent))
             following = partial(essays_path, batch_id, query.limit)
             return reply_json(state_document(batch_id, state, version, source, phases, extent, following))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 T = TypeVar("T")
 
@@ -16,6 +17,8 @@ _LOOKS_PER_LIMIT = 50
 _LONGEST_STEP_SECONDS = 0.1
 # A loop that was held up for more steps than these was late itself, and nobody else.
 _STEPS_COUNTED = 5
+# Thousands of idle connections may be overdue at once.
+_ENDED_AT_A_TIME = 50
 
 
 class LoopClock:
@@ -29,10 +32,10 @@ class LoopClock:
     def __init__(self, shortest_seconds: float) -> None:
         self.now = 0.0
         self.step_seconds = min(shortest_seconds / _LOOKS_PER_LIMIT, _LONGEST_STEP_SECONDS)
-        self._at_each_step: list[Callable[[], None]] = []
+        self._at_each_step: list[Callable[[], bool]] = []
 
-    def at_each_step(self, look: Callable[[], None]) -> None:
-        """Have something called whenever the time has changed."""
+    def at_each_step(self, look: Callable[[], bool]) -> None:
+        """Have something called whenever the time has changed; again, after others had their turns, if it is True."""
         self._at_each_step.append(look)
 
     async def run(self) -> None:
@@ -42,7 +45,8 @@ class LoopClock:
             await anyio.sleep(self.step_seconds)
             self.now += min(time.perf_counter() - began, self.step_seconds * _STEPS_COUNTED)
             for look in self._at_each_step:
-                look()
+                while look():
+                    await anyio.lowlevel.checkpoint()
 
 
 class Deadlines(Generic[T]):
@@ -88,9 +92,13 @@ class Deadlines(Generic[T]):
         self._end(oldest, early)
         return oldest
 
-    def _look(self) -> None:
-        while self.waited_seconds() >= self._seconds:
+    def _look(self) -> bool:
+        """End some of what is overdue; True if there is more."""
+        for _ in range(_ENDED_AT_A_TIME):
+            if self.waited_seconds() < self._seconds:
+                return False
             self.end_oldest(early=False)
+        return True
 
 
 def task_deadlines(clock: LoopClock, seconds: float) -> Deadlines[asyncio.Task[object]]:
