@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import anyio
 
@@ -27,33 +27,31 @@ class Pace:
 
         :param paused: entered where it takes longer, for a deadline that does not count this.
         """
-        running = _Running(calculation)
-        if not running.go_on():
-            with paused():
-                ended = False
-                while not ended:
-                    # To take it gives way to others, also where nobody else wants it.
-                    async with self._turns:
-                        ended = running.go_on()
-        return running.result
-
-
-class _Running(Generic[T]):
-    """A calculation, and its result once it has ended."""
-
-    result: T
-
-    def __init__(self, calculation: Sliced[T]) -> None:
-        self._calculation = calculation
-
-    def go_on(self) -> bool:
-        """Work for a turn; True if it ended."""
-        turn_ends = perf_counter() + _TURN_SECONDS
         try:
-            next(self._calculation)
-            while perf_counter() < turn_ends:
-                next(self._calculation)
+            _work(calculation)
         except StopIteration as ended:
-            self.result = ended.value
-            return True
-        return False
+            result: T = ended.value
+            return result
+        with paused():
+            return await self._finish(calculation)
+
+    async def _finish(self, calculation: Sliced[T]) -> T:
+        while True:
+            # To take it gives way to others, also where nobody else wants it.
+            async with self._turns:
+                try:
+                    _work(calculation)
+                except StopIteration as ended:
+                    result: T = ended.value
+                    return result
+
+
+def _work(calculation: Sliced[T]) -> None:
+    """Work for a turn.
+
+    :raises StopIteration: it has ended, with its result.
+    """
+    turn_ends = perf_counter() + _TURN_SECONDS
+    next(calculation)
+    while perf_counter() < turn_ends:
+        next(calculation)
