@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
@@ -209,7 +210,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 if self._is_owned(record, epoch):
                     self._consumer.seek(key, record.offset)
                 return False
-            await self._turns.after(len(record.value or b""))
+            if self._turns.is_over_after(len(record.value or b"")):
+                await anyio.lowlevel.checkpoint()
         return True
 
     async def _hand_over(self, record: ConsumerRecord, epoch: int) -> bool:
@@ -219,7 +221,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         event_type = decoder.event_type(record.topic)
         try:
             event = decoded(decoder, message, self._said_at_ms(record))
-            self._intake.skips.refuse_ordered(position_of(message), event.batch_id, event.correlation_id)
+            self._intake.skips.refuse_ordered(message, event.batch_id, event.correlation_id)
             if event.facts and clocks.seems_ahead(event.at_us):
                 ahead = await clocks.is_ahead(event.at_us)
                 if not self._is_owned(record, epoch):

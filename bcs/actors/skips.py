@@ -10,7 +10,8 @@ from typing import Protocol
 import anyio
 import structlog
 
-from bcs.contracts.published import rfc3339
+from bcs.actors.messages import position_of
+from bcs.contracts.published import ConsumedMessage, rfc3339
 from bcs.domain.errors import StoreError, UndecodableMessage
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipEvent, SkipOrder, SkipOutcome, WaitingSkip
@@ -79,12 +80,12 @@ class Skips:
         """The orders that wait."""
         return iter(list(self._waiting.values()))
 
-    def refuse_ordered(self, position: Position, batch_id: str | None, correlation_id: str | None) -> None:
+    def refuse_ordered(self, message: ConsumedMessage, batch_id: str | None, correlation_id: str | None) -> None:
         """Refuse a message that is to be passed over.
 
         :raises UndecodableMessage: it is one.
         """
-        if self._waiting and (waiting := self._waiting.get(position)):
+        if self._waiting and (waiting := self._waiting.get(position_of(message))):
             raise UndecodableMessage(REASON, reason_of(waiting.order), batch_id, correlation_id)
 
     async def carried_out(self, position: Position, outcome: SkipOutcome) -> None:

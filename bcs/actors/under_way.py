@@ -15,7 +15,7 @@ class UnderWay:
     """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, int, int, int], tuple[Receipt, int]] = {}
+        self._held: dict[tuple[str, int, int, int], tuple[Receipt, int, int]] = {}
         self.bytes = 0
         self.facts = 0
 
@@ -29,16 +29,18 @@ class UnderWay:
 
         :param facts: as how many facts it counts.
         """
-        self._held[_key(receipt)] = receipt, facts
-        self.bytes += receipt.message.size_bytes
+        size = receipt.message.size_bytes
+        self._held[_key(receipt)] = receipt, size, facts
+        self.bytes += size
         self.facts += facts
 
     def remove(self, receipt: Receipt) -> None:
         """The batch is done with it. Saying so twice changes nothing."""
         held = self._held.pop(_key(receipt), None)
         if held is not None:
-            self.bytes -= receipt.message.size_bytes
-            self.facts -= held[1]
+            _, size, facts = held
+            self.bytes -= size
+            self.facts -= facts
 
     def message_at(self, position: Position, epoch: int) -> ConsumedMessage | None:
         """A message that a batch holds; None where none does.
