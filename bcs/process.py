@@ -36,6 +36,14 @@ _GIVING_UP_SECONDS = 1.8
 _GARBAGE_COLLECTION_THRESHOLDS = 10_000, 20, 20
 
 
+def tune_garbage_collection() -> None:
+    """Let the garbage collector of Python hold up the event loop less. For a process that has started everything."""
+    # What is there now stays: to look through it for garbage holds up everything for some 50 ms each time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE_COLLECTION_THRESHOLDS)
+
+
 async def run_until_signalled(
     settings: Settings,
     definitions: PipelineDefinitions,
@@ -89,10 +97,7 @@ async def run_until_signalled(
                 hold()
 
         def announce() -> None:
-            # What is there now stays: to look through it for garbage holds up everything for some 50 ms each time.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(*_GARBAGE_COLLECTION_THRESHOLDS)
+            tune_garbage_collection()
             host, port = service.address
             log.info("started", version=__version__, host=host, port=port)
             if alongside:

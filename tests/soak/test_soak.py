@@ -33,6 +33,8 @@ SECONDS, QUIET_SECONDS = 120.0, 20.0
 LONGEST_STALL_SECONDS, LONGEST_HEALTHZ_SECONDS = 0.1, 0.25
 SEED = 15
 MOST_ESSAYS, MOST_BYTES = 20_000, 1024 * 1024
+# More would be more than the service takes in; then all wait in Kafka for their turn.
+LARGE_INTERVAL_SECONDS = 1.0
 LARGE_BATCHES = 8
 PHASES = ("spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching")
 ESSAYS = [f"essay-{number:08}-abcdefgh" for number in range(MOST_ESSAYS)]
@@ -143,10 +145,15 @@ class WatchedService:
 
 
 @pytest.fixture
-def service(module_kafka: str, redis_url: str, database_url: str) -> Iterator[WatchedService]:
+def service(module_kafka: str, redis_url: str, database_url: str, tmp_path: Path) -> Iterator[WatchedService]:
     settings = {"kafka_bootstrap_servers": module_kafka, "redis_url": redis_url, "database_url": database_url}
-    command = [sys.executable, "-m", "tests.soak.watched_service", json.dumps(settings)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "tests.soak.watched_service", json.dumps({**settings, "log_level": "INFO"})]
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
         try:
             yield WatchedService(process)
         finally:
@@ -203,8 +210,8 @@ async def measure(
         for _ in range(2):
             group.start_soon(repeat, 0.05, small)
         if inputs:
-            group.start_soon(repeat, 0.1, large)
-            group.start_soon(repeat, 0.2, look)
+            group.start_soon(repeat, LARGE_INTERVAL_SECONDS, large)
+            group.start_soon(repeat, LARGE_INTERVAL_SECONDS, look)
     return measured
 
 
@@ -213,8 +220,12 @@ async def is_complete(bos: Orchestrator, batch: str) -> bool:
 
 
 async def test_random_inputs_at_the_limits_hold_up_nobody_for_two_minutes(
-    service: WatchedService, module_kafka: str, batch: str, capsys: pytest.CaptureFixture[str]
+    service: WatchedService,
+    module_kafka: str,
+    unique_name: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    batch = unique_name("soak")
     async with Platform(module_kafka) as platform, Orchestrator(service.began["base"], keep_alive=True) as bos:
         quiet = await measure(QUIET_SECONDS, bos, platform, f"{batch}-quiet", inputs=None)
         service.begin()

@@ -13,13 +13,18 @@ from pathlib import Path
 
 import anyio
 
+from bcs.logs import configure_logging
+from bcs.process import tune_garbage_collection
+from bcs.settings import load_settings
 from tests.support.service import service_in_thread
 from tests.support.stalls import watched
 
 
 async def main(settings: dict[str, object]) -> None:
     """Serve until the second line of the input."""
+    configure_logging(load_settings(**settings))
     with service_in_thread(**settings) as service:
+        tune_garbage_collection()
         tell(base=service.base, group=service.group)
         sys.stdin.readline()
         async with watched(service) as stalls:
