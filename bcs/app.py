@@ -26,6 +26,7 @@ from bcs.actors.metrics import MetricsActor, MetricsPage
 from bcs.actors.publisher import Publisher
 from bcs.actors.redis_probe import RedisStatus
 from bcs.actors.skips import Skips
+from bcs.actors.waits import Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
@@ -72,6 +73,7 @@ class Service:
         self.telemetry = Telemetry()
         self.kafka = KafkaStatus()
         self._now = now
+        self.waits = Waits(now)
         self._gave_up = gave_up
         self._reach = reach
         self._definitions = definitions
@@ -123,6 +125,7 @@ class Service:
             self.telemetry,
             self._outbox_grew,
             self._now,
+            self.waits,
             self._under_way,
             self._reach,
         )
@@ -137,6 +140,7 @@ class Service:
             self._intake_mailbox.send_nowait,
             self._outbox_grew,
             self._now,
+            self.waits,
             settings.retry_maximum_seconds,
             anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
             settings.kafka_max_message_bytes,
@@ -189,7 +193,7 @@ class Service:
             snapshot=lambda: self.root.snapshot(),
             circuit=self.persistence.circuit,
         )
-        publisher = Publisher(settings, self.outbox, self.telemetry, self.kafka, self._reach)
+        publisher = Publisher(settings, self.outbox, self.telemetry, self.kafka, self.waits, self._reach)
         clocks = Clocks(
             now=self._now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
         )
@@ -203,6 +207,7 @@ class Service:
             self._outbox_grew,
             self.kafka,
             self.telemetry,
+            self.waits,
             self._now,
             clocks,
             Skips(store=self.persistence.skips, instance=settings.instance_name or socket.gethostname(), now=self._now),
@@ -229,6 +234,7 @@ class Service:
             permanent,
             redis,
             self.kafka,
+            self.waits,
             page.render,
             lambda: self.root.snapshot(),
             lambda: self._stop is not None and self._stop.is_set(),

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import anyio
 import structlog
-from tenacity import AsyncRetrying
 
 from bcs.actors.archive import Archive
 from bcs.actors.dead_letters import letter_of
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
 from bcs.actors.portions import portions
+from bcs.actors.waits import Waits
 from bcs.contracts.decoding import microseconds
 from bcs.domain.errors import BacklogFull, OutboxFull, StoreError, StoreRefused, StoreUnavailable, TooManyEssays
 from bcs.domain.state import BatchState, delta_of
@@ -42,6 +43,7 @@ class BatchActor:
     :param finished: tells the intake that a message's effect is durable.
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
+    :param waits: is told what the batches wait for.
     :param retry_maximum_seconds: the longest wait between tries while the store is away.
     :param commit_slots: bounds the commits at a time, so that a backlog leaves room for requests at the store.
     :param letter_limit_bytes: the largest message that the broker takes.
@@ -55,6 +57,7 @@ class BatchActor:
     finished: Callable[[MessageFinished], None]
     outbox_grew: Callable[[], None]
     now: Callable[[], datetime]
+    waits: Waits
     retry_maximum_seconds: float
     commit_slots: anyio.CapacityLimiter
     letter_limit_bytes: int
@@ -112,7 +115,7 @@ class BatchActor:
                     return
                 # What came from Kafka is kept until the store is back.
                 try:
-                    await self._patiently(context, "commit facts")(make_durable, group)
+                    await self._patiently(context, partial(make_durable, group), "commit facts")
                 except (StoreUnavailable, BacklogFull):
                     return  # a stop was asked for; not acknowledged, these are read again by the next process
         except TooManyEssays as error:
@@ -198,7 +201,7 @@ class BatchActor:
             limit_bytes=self.letter_limit_bytes,
         )
         try:
-            await self._patiently(context, "store a dead letter")(self.outbox.append, [message])
+            await self._patiently(context, partial(self.outbox.append, [message]), "store a dead letter")
         except (StoreUnavailable, OutboxFull):
             return  # a stop was asked for; not acknowledged, it is read again by the next process
         self.telemetry.dead_letters.labels(receipt.message.topic, reason).inc()
@@ -216,15 +219,19 @@ class BatchActor:
         self.finished(MessageFinished(receipt))
         self.outbox_grew()
 
-    def _patiently(self, context: ActorContext[RecordFacts], doing: str) -> AsyncRetrying:
-        return patiently(
+    async def _patiently(
+        self, context: ActorContext[RecordFacts], do: Callable[[], Awaitable[object]], doing: str
+    ) -> None:
+        await patiently(
             context,
+            do,
             StoreUnavailable,
             OutboxFull,
             BacklogFull,
-            maximum_seconds=self.retry_maximum_seconds,
+            waits=self.waits,
+            actor="batches",
             doing=doing,
-            until_stop=True,
+            maximum_seconds=self.retry_maximum_seconds,
         )
 
 

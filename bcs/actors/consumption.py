@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 
+ACTOR = "intake"
+# What the intake may wait to do.
+READ_KAFKA = "read from Kafka"
+_DECIDE = "tell whether an event is ahead of time"
+_BURY = "store dead letters"
+
 _POLL_SECONDS = 0.2
 # aiokafka's getmany() ignores its own timeout while the group rebalances, which can take as long as Kafka is away.
 _POLL_LIMIT_SECONDS = 1.0
@@ -147,9 +153,11 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             if anyio.current_time() > self._read_again_at + _CLOCKS_SECONDS:
                 # What was waited for was read again since, and is well, or another replica has its partition now.
                 self._intake.status.go_on()
+                self._intake.waits.end(ACTOR, _DECIDE)
         records: dict[TopicPartition, list[ConsumerRecord]] = {}
         with anyio.move_on_after(_POLL_LIMIT_SECONDS):
             records = await self._consumer.getmany(timeout_ms=wait_ms, max_records=self._per_poll.now)
+        self._note_silence()
         self._weigh(records.values())
         # Taken before anything else can run: a rebalance may begin new epochs while the messages are handed over.
         epochs = {key: self._tracker.epoch(*key) for key in records}
@@ -163,6 +171,14 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._intake.status.stall(self._consumer.stalled)
         await self._bury()
         await self._skip_ordered()
+
+    def _note_silence(self) -> None:
+        """Tell that the intake waits for Kafka, also where that is frozen: then polls bring nothing, and no error."""
+        status, waits = self._intake.status, self._intake.waits
+        if status.connected is False:
+            waits.begin(ACTOR, READ_KAFKA, status.problem, aloud=False)
+        elif self._is_member():
+            waits.end(ACTOR, READ_KAFKA)
 
     def _weigh(self, polled: Iterable[Sequence[ConsumerRecord]]) -> None:
         sizes = [len(record.value or b"") for records in polled for record in records]
@@ -236,6 +252,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         except (ClocksDiffer, StoreUnavailable) as error:
             self._read_again_at = anyio.current_time() + _CLOCKS_SECONDS
             self._intake.status.wait_for(str(error))
+            # The status says so in the log.
+            self._intake.waits.begin(ACTOR, _DECIDE, str(error), aloud=False)
             return False
         self._read(message)
         receipt = Receipt(message, event_type, event.correlation_id, epoch, event.event_id)
@@ -277,8 +295,9 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             try:
                 await self._intake.outbox.append(self._made)
             except StoreError as error:
-                log.debug("dead_letters_wait", count=len(self._letters), error=str(error))
+                self._intake.waits.begin(ACTOR, _BURY, str(error))
                 return
+            self._intake.waits.end(ACTOR, _BURY)
             chunk = self._letters[: len(self._made)]
             del self._letters[: len(chunk)]
             self._made = []
@@ -330,8 +349,9 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         try:
             await self._intake.outbox.append([letter])
         except StoreError as error:
-            log.debug("dead_letters_wait", count=1, error=str(error))
+            self._intake.waits.begin(ACTOR, _BURY, str(error))
             return False
+        self._intake.waits.end(ACTOR, _BURY)
         self._intake.telemetry.dead_letters.labels(at.topic, SKIPPED).inc()
         self._intake.outbox_grew()
         return True

@@ -12,11 +12,12 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from bcs.actors.clocks import Clocks
-from bcs.actors.consumption import Consumption
+from bcs.actors.consumption import ACTOR, READ_KAFKA, Consumption
 from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.skips import Skips
 from bcs.actors.under_way import UnderWay
+from bcs.actors.waits import Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.failpoints import FailPoint, Reach
 from bcs.kafka.isolation import IsolatingConsumer
@@ -37,6 +38,7 @@ class Intake:
     """The Kafka intake. One instance serves all incarnations of the actor, whose mailbox gets the finished messages.
 
     :param outbox_grew: tells the publisher that there is something to publish.
+    :param waits: is told what the intake waits for.
     :param now: wall-clock time.
     :param clocks: tell an event that is ahead of time.
     :param skips: the messages that operators ordered to pass over.
@@ -50,6 +52,7 @@ class Intake:
     outbox_grew: Callable[[], None]
     status: KafkaStatus
     telemetry: Telemetry
+    waits: Waits
     now: Callable[[], datetime]
     clocks: Clocks
     skips: Skips
@@ -69,6 +72,7 @@ class Intake:
                     await Consumption(self, context, consumer).run()
             except* (KafkaError, OSError) as group:
                 self.status.down(group)
+                self.waits.begin(ACTOR, READ_KAFKA, self.status.problem, aloud=False)
                 context.beat()
             finally:
                 context.rest()  # to close has a budget of its own

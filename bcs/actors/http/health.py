@@ -17,7 +17,8 @@ from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.redis_probe import RedisStatus
-from bcs.contracts.published import SERVICE
+from bcs.actors.waits import Wait, Waits
+from bcs.contracts.published import SERVICE, rfc3339
 from bcs.domain.errors import StoreUnavailable
 from bcs.record.permanent import Permanent
 from bcs.settings import Settings
@@ -34,6 +35,7 @@ class Probes:
 
     :param permanent: None where there is no record.
     :param redis: what the last look at Redis has found.
+    :param waits: what the actors wait for.
     :param render_metrics: the metrics as text.
     :param snapshot: a picture of the supervision tree.
     :param draining: whether a stop was asked for.
@@ -44,6 +46,7 @@ class Probes:
     permanent: Permanent | None
     redis: RedisStatus
     kafka: KafkaStatus
+    waits: Waits
     render_metrics: Callable[[], bytes]
     snapshot: Callable[[], Snapshot]
     draining: Callable[[], bool]
@@ -59,11 +62,13 @@ class Probes:
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
         dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
         away = [name for name, state in dependencies.items() if state["status"] == "unhealthy"]
+        waits = {actor: [_wait(wait) for wait in self.waits.of(actor)] for actor in self._waiting_actors()}
+        waiting = [f"{actor} waits" for actor, found in waits.items() if found]
         status, message = "healthy", "all actors run and all dependencies answer"
         if not tree.healthy:
             status, message = "unhealthy", "an actor ignores its cancellation; only a new process helps"
-        elif away or disturbed:
-            status, message = "degraded", f"not in order: {', '.join(away + disturbed)}"
+        elif away or disturbed or waiting:
+            status, message = "degraded", f"not in order: {', '.join(away + disturbed + waiting)}"
         document = {
             "service": SERVICE,
             "status": status,
@@ -75,6 +80,7 @@ class Probes:
                 "actors": {path: node.state.value for path, node in tree.iter_flat() if "/" not in path},
             },
             "dependencies": dependencies,
+            "waits": waits,
             "environment": self.settings.environment.value,
         }
         return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
@@ -91,6 +97,9 @@ class Probes:
     async def render(self, _: web.Request) -> web.Response:
         """GET /metrics."""
         return web.Response(body=self.render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def _waiting_actors(self) -> list[str]:
+        return ["publisher", *(["archive"] if self.permanent else []), "batches", "intake"]
 
     def _postgresql(self) -> dict[str, str]:
         if self.permanent is None:
@@ -116,6 +125,10 @@ class Probes:
         except StoreUnavailable as failure:
             return failure
         return None
+
+
+def _wait(wait: Wait) -> dict[str, str]:
+    return {"doing": wait.doing, "cause": wait.cause, "since": rfc3339(wait.since)}
 
 
 def _dependency(up: bool | None, problem: str) -> dict[str, str]:
