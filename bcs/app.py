@@ -72,6 +72,7 @@ class Service:
         self.settings = settings
         self.telemetry = Telemetry()
         self.kafka = KafkaStatus()
+        self.kafka.servers = settings.kafka_bootstrap_servers
         self._now = now
         self.waits = Waits(now)
         self._gave_up = gave_up

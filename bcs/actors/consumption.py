@@ -29,6 +29,7 @@ from bcs.domain.history import Position
 from bcs.domain.skips import SkipOrder, SkipOutcome, WaitingSkip
 from bcs.domain.times import format_timestamp
 from bcs.failpoints import FailPoint
+from bcs.kafka.causes import cause_of
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.supervision import ActorContext
 
@@ -459,7 +460,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             if isinstance(error, TopicAuthorizationFailedError) and len(by_topic) > 1:
                 return all([await self._commit_each(topic) for topic in by_topic.values()])
             # Not committed is only read again. After a rebalance it is someone else's to commit.
-            log.info("offset_commit_failed", topics=sorted(by_topic), error=f"{type(error).__name__}: {error}")
+            log.info("offset_commit_failed", topics=sorted(by_topic), error=cause_of(error))
             return False
         self._tracker.committed(dict(offsets))
         self._context.beat()

@@ -20,6 +20,7 @@ from bcs.actors.under_way import UnderWay
 from bcs.actors.waits import Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.failpoints import FailPoint, Reach
+from bcs.kafka.causes import cause_of, start
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
 from bcs.store.base import Outbox
@@ -72,7 +73,7 @@ class Intake:
                     await Consumption(self, context, consumer).run()
             except* (KafkaError, OSError) as group:
                 self.status.down(group)
-                self.waits.begin(ACTOR, READ_KAFKA, self.status.problem, aloud=False)
+                self.waits.begin(ACTOR, READ_KAFKA, cause_of(group), aloud=False)
                 context.beat()
             finally:
                 context.rest()  # to close has a budget of its own
@@ -91,8 +92,8 @@ class Intake:
                 group.cancel_scope.cancel()
 
             group.start_soon(give_up_on_stop)
-            with anyio.fail_after(self.settings.kafka_request_timeout_seconds):
-                await consumer.start()
+            settings = self.settings
+            await start(consumer, settings.kafka_bootstrap_servers, settings.kafka_request_timeout_seconds)
             connected = True
             group.cancel_scope.cancel()
         return connected

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from bcs.kafka.causes import cause_of, is_refusal
 from bcs.kafka.isolation import Stall
 from bcs.supervision import describe
 
@@ -32,6 +33,7 @@ class KafkaStatus:
     :param unwritable: topic to why messages for it wait in the outbox.
     :param missing: topics that the intake reads, and that Kafka does not have or does not show.
     :param waits_for: what the intake waits for although Kafka answers; None where it waits for nothing.
+    :param servers: where the brokers are looked for.
     """
 
     connected: bool | None = None
@@ -42,6 +44,7 @@ class KafkaStatus:
     unwritable: dict[str, str] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     waits_for: str | None = None
+    servers: str = ""
     _failures_said: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     @property
@@ -60,8 +63,8 @@ class KafkaStatus:
         kind = type(error).__name__
         if (topic, kind) not in self._failures_said:
             self._failures_said.add((topic, kind))
-            log.warning("publish_failed", topic=topic, error=describe(error)[:300])
-        self.unwritable[topic] = describe(error)[:300]
+            log.warning("publish_failed", topic=topic, error=cause_of(error))
+        self.unwritable[topic] = cause_of(error)
 
     def written(self, topic: str) -> None:
         """A message was published."""
@@ -113,11 +116,11 @@ class KafkaStatus:
 
     def down(self, error: BaseException) -> None:
         """Kafka did not answer."""
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        problem = describe(error)[:300]
+        problem = cause_of(error)
         if self.connected is not False:
-            log.warning("kafka_unreachable", error=problem)
+            log.warning(
+                "kafka_refuses" if is_refusal(error) else "kafka_unreachable", address=self.servers, error=problem
+            )
         self.connected, self.problem = False, problem
 
 

@@ -21,6 +21,7 @@ from bcs.actors.waits import Waits
 from bcs.contracts.dead_letters import as_reduced
 from bcs.domain.errors import StoreError, StoreUnavailable
 from bcs.failpoints import FailPoint, Reach
+from bcs.kafka.causes import cause_of, start
 from bcs.settings import Settings
 from bcs.store.base import LeasedMessage, Outbox
 from bcs.supervision import ActorContext
@@ -180,8 +181,8 @@ class Publisher:
         )
         started = False
         try:
-            with anyio.fail_after(settings.kafka_request_timeout_seconds):
-                await producer.start()
+            timeout_seconds = settings.kafka_request_timeout_seconds
+            await start(producer, settings.kafka_bootstrap_servers, timeout_seconds, idempotent=idempotent)
             started = True
         finally:
             if not started:
@@ -236,7 +237,7 @@ class Publisher:
             if isinstance(error, TOO_LARGE) and (reduced := as_reduced(entry.message)):
                 too_large.append(replace(entry, message=reduced))
             elif isinstance(error, REFUSED_FOR_GOOD):
-                outcome.parked.append((original, _brief(error)))
+                outcome.parked.append((original, cause_of(error)))
             else:
                 self._note(outcome, original, error)
 
@@ -288,7 +289,3 @@ class Publisher:
 
 def _publish_to(topic: str) -> str:
     return f"publish to {topic}"
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -179,16 +179,18 @@ class UndecodableMessage(BcsError):
 
 
 class KafkaUnavailable(BcsError):
-    """Kafka did not answer. The service itself waits for it; this ends a command.
+    """Kafka did not do what a command needs. The service itself waits for it; this ends a command.
 
     :param cause: why, in a few words.
+    :param answered: a broker answered, and refuses.
     """
 
     retryable = True
 
-    def __init__(self, cause: str) -> None:
-        super().__init__(f"kafka is out of reach: {cause}")
+    def __init__(self, cause: str, *, answered: bool = False) -> None:
+        super().__init__(f"kafka {'refuses' if answered else 'is out of reach'}: {cause}")
         self.cause = cause
+        self.answered = answered
 
 
 class PartitionStalled(BcsError):
@@ -255,16 +257,25 @@ class StoreUnavailable(StoreError):
     :param cause: why, in a few words.
     :param answered: the store does answer: it refused this, and may do other things.
     :param late: there was no answer in time: the store may be well, and this too much for it.
+    :param address: where the store was tried, and the setting that says so; empty where nothing was tried.
     """
 
     retryable = True
 
-    def __init__(self, store: str, cause: str, *, answered: bool = False, late: bool = False) -> None:
-        super().__init__(f"{store} is out of reach: {cause}")
+    def __init__(
+        self, store: str, cause: str, *, answered: bool = False, late: bool = False, address: str = ""
+    ) -> None:
+        super().__init__(store, cause)
         self.store = store
         self.cause = cause
         self.answered = answered
         self.late = late
+        self.address = address
+
+    def __str__(self) -> str:
+        """What was tried, where, and why it failed."""
+        at = f" at {self.address}" if self.address else ""
+        return f"{self.store} {'refuses' if self.answered else 'is out of reach'}{at}: {self.cause}"
 
 
 class CommitConflict(StoreError):

@@ -32,6 +32,7 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 
+from bcs.kafka.causes import refusal_of
 from bcs.kafka.records import TolerantRecords
 
 _FIRST_RETRY_SECONDS = 0.5
@@ -231,7 +232,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
                     await asyncio.sleep(self._retry_backoff)
                     return False
                 if error is not NoError:
-                    self._stall(key, _refusal(code), retriable=error.retriable)
+                    self._stall(key, refusal_of(code), retriable=error.retriable)
                 elif state.has_valid_position or state.awaiting_reset:
                     pass  # somebody sought a position meanwhile
                 elif offset != UNKNOWN_OFFSET:
@@ -259,7 +260,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
             if stall and stall.offset is None:
                 del self.stalled[key]
         elif error is not OffsetOutOfRangeError:  # aiokafka looks for another position
-            self._stall(key, _refusal(code), retriable=error.retriable)
+            self._stall(key, refusal_of(code), retriable=error.retriable)
 
     def _stall(
         self,
@@ -319,12 +320,6 @@ def _is_over(stall: Stall, key: TopicPartition, assignment: Any) -> bool:
         return False
     state = assignment.state_value(key)
     return not state.has_valid_position or bool(state.position != stall.offset)
-
-
-def _refusal(code: int) -> str:
-    """A broker's error; aiokafka gives all codes that it does not know the same name."""
-    error = for_code(code)
-    return f"the broker refuses it: {error.message if error.errno == code else 'error'} ({code})"
 
 
 def _plain(error: Exception) -> str:

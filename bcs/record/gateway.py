@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -11,6 +13,7 @@ import asyncpg
 import structlog
 from asyncpg.exceptions import TargetServerAttributeNotMatched
 
+from bcs.addresses import database_address
 from bcs.domain.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable
 from bcs.record import schema
 from bcs.record.connecting import TAKES_NO_WRITES, Connector, RecordConnection, perform
@@ -44,6 +47,18 @@ _CONNECTIONS_FOR_PROBE = 1
 _UPGRADE_PAUSE_SECONDS = 30.0
 
 
+_MENDS: dict[type[Exception], str] = {
+    asyncpg.InvalidPasswordError: "put the right user and password into BCS_DATABASE_URL",
+    asyncpg.InvalidAuthorizationSpecificationError: "let the user of BCS_DATABASE_URL log in (pg_hba.conf, LOGIN)",
+    asyncpg.InvalidCatalogNameError: "create the database, or name another one in BCS_DATABASE_URL",
+    asyncpg.InsufficientPrivilegeError: "grant it to the user of BCS_DATABASE_URL",
+    asyncpg.UndefinedTableError: "run `bcs db upgrade`",
+    asyncpg.TooManyConnectionsError: "raise max_connections or the role's limit, or lower BCS_DATABASE_MAX_CONNECTIONS",
+    asyncpg.DiskFullError: "make room on its disk",
+    socket.gaierror: "check the host in BCS_DATABASE_URL",
+}
+
+
 class RecordGateway:
     """A bounded set of connections to one database.
 
@@ -58,6 +73,7 @@ class RecordGateway:
     def __init__(self, url: str, *, max_connections: int, deadline_seconds: float) -> None:
         self._url = url
         self._connector = Connector(url)
+        self.address = database_address(url)
         self._max_connections = max_connections
         self.deadline_seconds = deadline_seconds
         self._pool: asyncpg.Pool | None = None
@@ -79,7 +95,7 @@ class RecordGateway:
         :raises StoreUnavailable: it is.
         """
         if not self.reachable:
-            raise StoreUnavailable(_STORE, self.problem)
+            raise StoreUnavailable(_STORE, self.problem, address=self.address)
 
     async def run(self, work: Work[T], *, deadline_seconds: float | None = None) -> T:
         """Do something with a connection.
@@ -104,7 +120,7 @@ class RecordGateway:
         """
         if not await self._look(deadline_seconds):
             if anyio.current_time() < self._upgrade_after:
-                raise StoreUnavailable(_STORE, self.problem)
+                raise StoreUnavailable(_STORE, self.problem, address=self.address)
             try:
                 await schema.upgrade(self._url)
             except SchemaLocked as locked:
@@ -182,9 +198,9 @@ class RecordGateway:
         assert deadline.expired  # noqa: S101 (nothing else ends the block without a result)
         if not its_turn:
             # The others keep it busy, or one of them is about to find it away.
-            raise StoreUnavailable(_STORE, "too many ask it at once")
+            raise StoreUnavailable(_STORE, "too many ask it at once", address=self.address)
         self._fail("no answer in time", generation)
-        raise StoreUnavailable(_STORE, "no answer in time", late=True)
+        raise StoreUnavailable(_STORE, "no answer in time", late=True, address=self.address)
 
     async def _with_connection(self, work: Work[T]) -> T:
         async with self._opening:
@@ -219,7 +235,7 @@ class RecordGateway:
             self._fail(brief(error), generation)
         elif state.startswith(_SHORT):
             self._note_shortage(brief(error))
-        return StoreUnavailable(_STORE, brief(error), late=state == _CANCELLED)
+        return StoreUnavailable(_STORE, brief(error), late=state == _CANCELLED, address=self.address)
 
     def _note_shortage(self, problem: str) -> None:
         now = anyio.current_time()
@@ -228,7 +244,7 @@ class RecordGateway:
             self.problem = problem
         if now >= self._say_after:
             self._say_after = now + _SAY_AGAIN_SECONDS
-            log.warning("record_short_of_resources", problem=problem)
+            log.warning("record_short_of_resources", address=self.address, problem=problem)
 
     @property
     def shortage(self) -> str:
@@ -242,9 +258,9 @@ class RecordGateway:
         """
         if kind != self._said:
             self._said = kind
-            log.warning("record_unusable", problem=problem)
+            log.warning("record_unusable", address=self.address, problem=problem)
         self._fail(problem, self._generation)
-        return StoreUnavailable(_STORE, problem)
+        return StoreUnavailable(_STORE, problem, address=self.address)
 
     def _succeed(self) -> None:
         self._said = None
@@ -259,7 +275,7 @@ class RecordGateway:
         self.problem = problem
         if self.reachable:
             self.reachable = False
-            log.warning("record_unreachable", problem=problem)
+            log.warning("record_unreachable", address=self.address, problem=problem)
         # Others on its connections would each have to find out for themselves.
         pool, self._pool = self._pool, None
         if pool is not None:
@@ -274,4 +290,9 @@ def brief(error: BaseException) -> str:
     """Why, in a few words, without statement, parameters or password."""
     if isinstance(error, TargetServerAttributeNotMatched):
         return TAKES_NO_WRITES
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+    said = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, OSError):
+        # What asyncio and asyncpg say repeats the address, and may say it twice.
+        said = os.strerror(error.errno) if error.errno and error.errno > 0 else said
+    mend = next((mend for kind, mend in _MENDS.items() if isinstance(error, kind)), "")
+    return f"{type(error).__name__}: {said}".rstrip(": ") + (f"; {mend}" if mend else "")

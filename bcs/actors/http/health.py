@@ -18,6 +18,7 @@ from bcs.actors.http.replies import reply_json
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.redis_probe import RedisStatus
 from bcs.actors.waits import Wait, Waits
+from bcs.addresses import database_address, redis_address
 from bcs.contracts.published import SERVICE, rfc3339
 from bcs.domain.errors import StoreUnavailable
 from bcs.record.permanent import Permanent
@@ -55,9 +56,10 @@ class Probes:
         """GET /healthz: liveness. A dependency that is away is no reason to restart this process."""
         tree = self.snapshot()
         redis = self._redis()
-        kafka = _dependency(self.kafka.connected, self.kafka.problem)
+        servers = f"{self.settings.kafka_bootstrap_servers} (BCS_KAFKA_BOOTSTRAP_SERVERS)"
+        kafka = _dependency(self.kafka.connected, self.kafka.problem, servers)
         if kafka["status"] == "healthy" and self.kafka.trouble is not None:
-            kafka = _dependency(False, self.kafka.trouble)
+            kafka = _dependency(False, self.kafka.trouble, servers)
         postgresql = self._postgresql()
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
         dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
@@ -108,14 +110,14 @@ class Probes:
             return {"status": "not_configured", "message": f"no permanent record is kept ({reason})"}
         record = self.permanent.record
         problem = record.shortage if record.reachable else record.problem
-        return _dependency(not problem, problem)
+        return _dependency(not problem, problem, database_address(self.settings.database_url or ""))
 
     def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:
             return {"status": "not_configured", "message": "state is kept in memory (BCS_USE_MOCK_REPOSITORY)"}
         failure = self._redis_failure()
         problem = failure.cause if failure else self.store.problem
-        return _dependency(not problem, problem)
+        return _dependency(not problem, problem, redis_address(self.settings.redis_url))
 
     def _redis_failure(self) -> StoreUnavailable | None:
         """Why Redis counts as away. What requests have found since the last look counts, too."""
@@ -131,5 +133,7 @@ def _wait(wait: Wait) -> dict[str, str]:
     return {"doing": wait.doing, "cause": wait.cause, "since": rfc3339(wait.since)}
 
 
-def _dependency(up: bool | None, problem: str) -> dict[str, str]:
-    return {"status": "healthy", "message": "it answers"} if up else {"status": "unhealthy", "message": problem}
+def _dependency(up: bool | None, problem: str, address: str) -> dict[str, str]:
+    if up:
+        return {"status": "healthy", "message": "it answers"}
+    return {"status": "unhealthy", "message": problem if address in problem else f"at {address}: {problem}"}
