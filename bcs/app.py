@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -211,7 +210,7 @@ class Service:
             self.waits,
             self._now,
             clocks,
-            Skips(store=self.persistence.skips, instance=settings.instance_name or socket.gethostname(), now=self._now),
+            Skips(store=self.persistence.skips, instance=settings.instance, now=self._now),
             self._reach,
         )
         pipelines = PipelineCalls(

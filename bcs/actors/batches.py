@@ -28,6 +28,7 @@ from bcs.telemetry import Telemetry
 # Bound the size of a transaction, and so the time for which it holds up Redis. An event with more facts is alone.
 GROUP_COMMIT_LIMIT = 1000
 GROUP_COMMIT_FACTS = 5000
+_IDS_SAID = 10
 
 # Why a message becomes a dead letter here.
 _FAILED, _TOO_MANY_ESSAYS = "processing_failed", "too_many_essays"
@@ -100,7 +101,7 @@ class BatchActor:
                 await self._ensure_room(group[0].batch_id, delta)
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group[0].batch_id, delta)
+            await self._commit(context, group, delta)
 
         try:
             try:
@@ -168,7 +169,8 @@ class BatchActor:
         with suppress(StoreUnavailable):
             await self.store.ensure_room(batch_id, delta.first_seen_us)
 
-    async def _commit(self, context: ActorContext[RecordFacts], batch_id: str, delta: BatchState) -> None:
+    async def _commit(self, context: ActorContext[RecordFacts], group: list[RecordFacts], delta: BatchState) -> None:
+        batch_id = group[0].batch_id
         context.rest()  # to wait for one's turn is not to hang
         async with self.commit_slots:
             context.beat()
@@ -176,7 +178,14 @@ class BatchActor:
         self.telemetry.commit_conflicts.inc(committed.conflicts)
         if committed.fallback:
             self.telemetry.commit_fallbacks.inc()
-            log.warning("commit_fell_back", batch_id=batch_id, conflicts=committed.conflicts)
+            ids = {command.correlation_id for command in group if command.correlation_id}
+            log.warning(
+                "commit_fell_back",
+                batch_id=batch_id,
+                conflicts=committed.conflicts,
+                correlation_ids=sorted(ids)[:_IDS_SAID],
+                summed_by=(),
+            )
 
     async def _bury(
         self,
@@ -215,6 +224,7 @@ class BatchActor:
             offset=receipt.message.offset,
             reason=reason,
             **detail,
+            summed_by=("topic", "reason"),
         )
         self.finished(MessageFinished(receipt))
         self.outbox_grew()

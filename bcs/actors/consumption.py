@@ -404,6 +404,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             detail=error.detail,
             batch_id=error.batch_id,
             correlation_id=receipt.correlation_id,
+            summed_by=("topic", "reason"),
         )
 
     async def _collect(self) -> None:
@@ -438,7 +439,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             if not offsets:
                 return
             if not self._is_member():
-                log.info("offset_commit_failed", error="no longer a member of the group")
+                log.info("offset_commit_failed", error="no longer a member of the group", summed_by=("error",))
                 return
             await self._intake.reach(FailPoint.BEFORE_OFFSET_COMMIT, self._context.name)
             if await self._commit_each(offsets):
@@ -460,7 +461,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             if isinstance(error, TopicAuthorizationFailedError) and len(by_topic) > 1:
                 return all([await self._commit_each(topic) for topic in by_topic.values()])
             # Not committed is only read again. After a rebalance it is someone else's to commit.
-            log.info("offset_commit_failed", topics=sorted(by_topic), error=cause_of(error))
+            log.info("offset_commit_failed", topics=sorted(by_topic), error=cause_of(error), summed_by=())
             return False
         self._tracker.committed(dict(offsets))
         self._context.beat()

@@ -218,7 +218,13 @@ class Publisher:
         for entry, problem in outcome.parked:
             await self._persist(context, self.outbox.park, entry, problem)
             self.telemetry.parked.labels(entry.message.kind).inc()
-            log.error("message_parked", topic=entry.message.topic, problem=problem)
+            log.error(
+                "message_parked",
+                topic=entry.message.topic,
+                problem=problem,
+                correlation_id=entry.message.correlation_id,
+                summed_by=("topic",),
+            )
         await self._persist(context, self.outbox.requeue, outcome.failed)
         return outcome
 

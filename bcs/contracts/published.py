@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from bcs.contracts import topics
 
@@ -44,6 +44,16 @@ class OutboundMessage:
     def size_bytes(self) -> int:
         """What the broker gets, but for what Kafka adds."""
         return len(self.value) + len(self.key or b"") + header_bytes(self.headers)
+
+    @property
+    def correlation_id(self) -> str | None:
+        """Of the message itself, or of the original in a dead letter; None where neither says one."""
+        try:
+            document = from_json(self.value)
+            said = document.get("failed_event_envelope", document).get("correlation_id")
+        except (ValueError, AttributeError):
+            return None
+        return said if isinstance(said, str) else None
 
 
 @dataclass(frozen=True, slots=True)

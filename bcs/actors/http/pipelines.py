@@ -13,7 +13,7 @@ from aiohttp import web
 from bcs.actors.asking import ask_again
 from bcs.actors.clocks import Clocks
 from bcs.actors.http.bodies import BODY
-from bcs.actors.http.middleware import CORRELATION_ID, DEAD_LETTER, correlation_id_of
+from bcs.actors.http.middleware import BATCH_ID, CORRELATION_ID, DEAD_LETTER, asked_by, correlation_id_of
 from bcs.actors.http.replies import reply_json
 from bcs.actors.knowledge import Knowledge
 from bcs.actors.messages import RecordFacts, Report
@@ -44,8 +44,6 @@ from bcs.failpoints import FailPoint, Reach
 from bcs.store.base import Outbox, StateStore
 from bcs.supervision import DynamicSupervisor
 from bcs.telemetry import Telemetry
-
-_AGENT_CHARACTERS = 100
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
@@ -80,7 +78,7 @@ class PipelineCalls:
     async def define(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/define."""
         body = _parsed(request, DefinePipeline)
-        request[CORRELATION_ID] = body.correlation_id
+        request[CORRELATION_ID], request[BATCH_ID] = body.correlation_id, body.batch_id
         outcome = "failure"
         try:
             resolution, source = await self._resolve(body, asked_by(request))
@@ -99,6 +97,7 @@ class PipelineCalls:
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
         body = _parsed(request, CompletePhase)
+        request[BATCH_ID] = body.batch_id
         if body.phase_name not in self.phases:
             raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(sorted(self.phases))}"),))
         # A batch's actor would wait for the store together with what comes from Kafka; a caller is told at once.
@@ -188,13 +187,6 @@ class PipelineCalls:
         request[DEAD_LETTER] = "written"
         self.telemetry.dead_letters.labels(topics.RESOLUTION, "pipeline_resolution_failed").inc()
         self.outbox_grew()
-
-
-def asked_by(request: web.Request) -> str:
-    """Who asks, as far as a request tells."""
-    # aiohttp keeps bytes that are no UTF-8 as lone surrogates, which can be stored nowhere.
-    agent = request.headers.get("User-Agent", "unknown").encode(errors="replace").decode()
-    return f"{agent[:_AGENT_CHARACTERS]} at {request.remote}"
 
 
 _REFUSALS: dict[type[RequestRefused], str] = {
