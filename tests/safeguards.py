@@ -480,11 +480,11 @@ _OUTBOX = (
         "A pruning that can't be announced is not answered: its announcements are stored before the answer.",
         "bcs/actors/http/pipelines.py",
         """\
-            await self.knowledge.announce(phases_skipped(body.batch_id, pruned, body.correlation_id, now), resolved)
+            await self.knowledge.announce(skipped, resolved)
 """,
         """\
             try:
-                await self.knowledge.announce(phases_skipped(body.batch_id, pruned, body.correlation_id, now), resolved)
+                await self.knowledge.announce(skipped, resolved)
             except StoreError:
                 pass
 """,
@@ -551,13 +551,13 @@ _ARCHIVE = (
         """\
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group[0].batch_id, delta)
+            await self._commit(context, group, delta)
 """,
         """\
-                await self._commit(context, group[0].batch_id, delta)
+                await self._commit(context, group, delta)
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group[0].batch_id, delta)
+            await self._commit(context, group, delta)
 """,
         _in("integration/test_record_path", "test_redis_gets_nothing_that_the_record_does_not_have_yet"),
     ),

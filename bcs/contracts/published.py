@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pydantic_core import from_json, to_json
 
 from bcs.contracts import topics
+from bcs.contracts.tracing import NO_TRACE, Trace
 
 SERVICE = "batch_conductor_service"
 # Any fixed namespace serves; it must never change, or a repeated request would announce under other ids.
@@ -91,7 +92,7 @@ def header_bytes(headers: Headers) -> int:
 
 
 def phases_skipped(
-    batch_id: str, phases: Iterable[str], correlation_id: str, now: datetime
+    batch_id: str, phases: Iterable[str], correlation_id: str, now: datetime, trace: Trace = NO_TRACE
 ) -> tuple[OutboundMessage, ...]:
     """PhaseSkippedV1 for each pruned phase.
 
@@ -99,12 +100,13 @@ def phases_skipped(
 
     :param correlation_id: the request's own. Where it is no UUID, the event carries one that is derived from it: the
         platform's model takes nothing else.
+    :param trace: goes into the envelope's metadata, where the platform has it.
     """
     when = rfc3339(now)
-    return tuple(_phase_skipped(batch_id, phase, correlation_id, when) for phase in phases)
+    return tuple(_phase_skipped(batch_id, phase, correlation_id, when, trace) for phase in phases)
 
 
-def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str) -> OutboundMessage:
+def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, trace: Trace) -> OutboundMessage:
     # As json.dumps() writes a list; it is part of the ids for good.
     identity = f"[{_quoted(correlation_id)}, {_quoted(batch_id)}, {_quoted(phase)}]"
     correlation_uuid = as_uuid(correlation_id)
@@ -130,7 +132,7 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str) ->
                 "event": "batch.phase.skipped",
             },
         },
-        "metadata": {"partition_key": batch_id},
+        "metadata": {"partition_key": batch_id, **trace},
     }
     return OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, batch_id.encode(), to_json(envelope))
 

@@ -18,7 +18,8 @@ from aiohttp import web
 
 from bcs.actors.http.bodies import Bodies, CallerLeft, Reading
 from bcs.actors.http.deadlines import Deadlines
-from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, overloaded, problem_of
+from bcs.actors.http.problems import Problem, fault, from_aiohttp, invalid_fields, overloaded, problem_of
+from bcs.contracts.consumed import MOST_ID_CHARACTERS
 from bcs.contracts.http import LETTER_WRITTEN, InvalidRequest
 from bcs.settings import Settings
 from bcs.supervision import describe
@@ -38,6 +39,7 @@ BATCH_ID: Final = web.RequestKey("batch_id", str)
 CALLER_LEFT: Final = 499
 """What a request is counted under, as others count it, whose caller left before its body had come."""
 
+CORRELATION_HEADER: Final = "X-Correlation-ID"
 ANYWHERE: Final = "/{path}"
 _UNMATCHED = "unmatched"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -130,7 +132,7 @@ class Guard:
         correlation_id = correlation_id_of(request)
         if not _is_header_safe(correlation_id):
             correlation_id = quote(correlation_id, safe=_HEADER_SAFE)
-        response.headers["X-Correlation-ID"] = correlation_id
+        response.headers[CORRELATION_HEADER] = correlation_id
         return response
 
     def _log(
@@ -190,7 +192,7 @@ class Guard:
             log.debug("caller_left", correlation_id=correlation_id_of(request))
             return web.Response(status=CALLER_LEFT), None
         except InvalidRequest as error:
-            problem = invalid_fields(error.problems)
+            problem = invalid_fields(error)
         except web.HTTPException as error:
             problem = from_aiohttp(error)
         except Exception as error:  # noqa: BLE001 (the last line before the socket: no caller may be left without one)
@@ -219,15 +221,21 @@ class Guard:
             exc_info=error,
             summed_by=("kind",),
         )
-        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a fault in this service; it has been logged")
+        return fault()
 
 
 def correlation_id_of(request: web.Request) -> str:
-    """The request's correlation id; one of our own as long as its body, which has one, was not read."""
+    """The request's correlation id: of its body, or of its header, or one of our own."""
     known = request.get(CORRELATION_ID)
     if known is None:
-        known = request[CORRELATION_ID] = secrets.token_hex(16)
+        known = request[CORRELATION_ID] = correlation_id_said(request) or secrets.token_hex(16)
     return known
+
+
+def correlation_id_said(request: web.Request) -> str | None:
+    """The correlation id in the header of a request; None where it has none that can be used."""
+    said = request.headers.get(CORRELATION_HEADER)
+    return said if said and len(said) <= MOST_ID_CHARACTERS and said.isascii() and said.isprintable() else None
 
 
 def asked_by(request: web.Request) -> str:
