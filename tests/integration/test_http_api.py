@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from bcs import __version__
+from bcs.actors.http.problems import TITLES
 from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService
 from tests.support.waiting import wait_until
 
@@ -42,6 +43,7 @@ def problem(answer: Answer, status: int) -> dict[str, Any]:
         assert isinstance(document[member], str)
         assert document[member], member
     assert document["correlation_id"] == answer.headers["X-Correlation-ID"]
+    assert document["title"] == TITLES[document["type"].removeprefix("urn:bcs:problem:")]
     assert PRIVATE not in answer.body.decode()
     return document
 
@@ -229,6 +231,21 @@ async def test_the_state_of_a_batch_is_told_with_where_it_was_read(
     assert list(phases) == ["spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching"]
     assert {name for name, phase in phases.items() if phase["complete"]} == {"spellcheck", "student_matching"}
     assert phases["nlp"]["report"] == {"outcome": "failed", "at": phases["nlp"]["newest_mark_at"]}
+
+
+async def test_a_refusal_is_logged_with_route_status_batch_and_caller_and_a_look_is_none(
+    bos: Orchestrator, batch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "bcs.http")
+    assert (await bos.get(f"/internal/v1/batches/{batch}")).status == 404
+    assert (await bos.define(batch, "nonsense", correlation_id="the-refused")).status == 404
+    await bos.request("POST", COMPLETE, json={"batch_id": batch}, headers={"User-Agent": "a-test"})
+    first, second = (vars(record) for record in caplog.records if record.name == "bcs.http")
+    assert [first[name] for name in ("msg", "method", "route", "status", "kind", "batch_id", "correlation_id")] == [
+        "request_refused", "POST", DEFINE, 404, "unknown-pipeline", batch, "the-refused"
+    ]  # fmt: skip
+    assert (second["route"], second["status"], second["batch_id"]) == (COMPLETE, 400, batch)
+    assert second["asked_by"].startswith("a-test at ")
 
 
 async def test_of_an_unknown_batch_nothing_is_told(bos: Orchestrator, batch: str) -> None:
