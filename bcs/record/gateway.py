@@ -294,5 +294,6 @@ def brief(error: BaseException) -> str:
     if isinstance(error, OSError):
         # What asyncio and asyncpg say repeats the address, and may say it twice.
         said = os.strerror(error.errno) if error.errno and error.errno > 0 else said
+    named = said if said and isinstance(error, OSError) else f"{type(error).__name__}: {said}".rstrip(": ")
     mend = next((mend for kind, mend in _MENDS.items() if isinstance(error, kind)), "")
-    return f"{type(error).__name__}: {said}".rstrip(": ") + (f"; {mend}" if mend else "")
+    return named + (f"; {mend}" if mend else "")

@@ -6,6 +6,7 @@ an outage, with the reason in plain words: nothing is lost or buried for what an
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ _NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING", 
 
 # Before version 7 Redis says so of whatever a script met.
 _IN_A_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
+_CONNECTING = re.compile(r"Error (-?\d+) connecting to \S+\. (.*)")
 _CAUSE_CHARACTERS = 200
 _PLAIN = frozenset({bytes, int})
 
@@ -129,6 +131,10 @@ def reason(error: Exception) -> str:
     text = str(error).partition(", with args")[0].strip()
     if isinstance(error, Unfit):
         return text
+    if failed := _CONNECTING.match(text):
+        # The address stands beside the reason already.
+        number = int(failed[1])
+        return os.strerror(number) if number > 0 else failed[2].rstrip(".")
     for beginning, plain in _REASONS_OF_TEXTS.items():
         if text.startswith(beginning):
             return _explained(plain, text[:_CAUSE_CHARACTERS])
