@@ -17,24 +17,13 @@ from aiokafka.errors import (
     AuthenticationFailedError,
     AuthenticationMethodNotSupported,
     BrokerResponseError,
-    ClusterAuthorizationFailedError,
-    GroupAuthorizationFailedError,
     IncompatibleBrokerVersion,
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
-    MessageSizeTooLargeError,
-    NotEnoughReplicasAfterAppendError,
-    NotEnoughReplicasError,
-    PolicyViolationError,
-    RecordListTooLargeError,
     RequestTimedOutError,
     SaslAuthenticationFailed,
-    TopicAuthorizationFailedError,
-    UnknownError,
-    UnknownTopicOrPartitionError,
     UnsupportedCodecError,
-    UnsupportedVersionError,
     for_code,
 )
 
@@ -42,19 +31,23 @@ _MOST_CHARACTERS = 300
 _KNOCK_SECONDS = 1.0
 _TOO_LARGE = "raise max.message.bytes of the topic, or lower BCS_KAFKA_MAX_MESSAGE_BYTES"
 _REPLICAS = "bring back the topic's replicas, or lower its min.insync.replicas"
-_MENDS: dict[type[BaseException], str] = {
-    TopicAuthorizationFailedError: "grant DESCRIBE on the topic, and READ (consumed) or WRITE (published)",
-    GroupAuthorizationFailedError: "grant READ on the group that BCS_KAFKA_CONSUMER_GROUP_ID names",
-    ClusterAuthorizationFailedError: "grant IDEMPOTENT_WRITE on the cluster, or set BCS_KAFKA_ENABLE_IDEMPOTENCE=false",
-    UnknownTopicOrPartitionError: "create the topic, or grant DESCRIBE on it",
-    MessageSizeTooLargeError: _TOO_LARGE,
-    RecordListTooLargeError: _TOO_LARGE,
-    NotEnoughReplicasError: _REPLICAS,
-    NotEnoughReplicasAfterAppendError: _REPLICAS,
-    PolicyViolationError: "the log of the broker names the policy",
-    UnknownError: "the log of the broker says why",
-    UnsupportedVersionError: "the broker is too old, or lacks a part of Kafka's protocol",
+_MENDS = {
+    "TOPIC_AUTHORIZATION_FAILED": "grant DESCRIBE on the topic, and READ (consumed) or WRITE (published)",
+    "GROUP_AUTHORIZATION_FAILED": "grant READ on the group that BCS_KAFKA_CONSUMER_GROUP_ID names",
+    "CLUSTER_AUTHORIZATION_FAILED": "grant IDEMPOTENT_WRITE on the cluster, or set BCS_KAFKA_ENABLE_IDEMPOTENCE=false",
+    "UNKNOWN_TOPIC_OR_PARTITION": "create the topic, or grant DESCRIBE on it",
+    "MESSAGE_SIZE_TOO_LARGE": _TOO_LARGE,
+    "RECORD_LIST_TOO_LARGE": _TOO_LARGE,
+    "NOT_ENOUGH_REPLICAS": _REPLICAS,
+    "NOT_ENOUGH_REPLICAS_AFTER_APPEND": _REPLICAS,
+    "INVALID_RECORD": "a compacted topic takes no message without a key",
+    "INVALID_TIMESTAMP": "see message.timestamp.before.max.ms and message.timestamp.after.max.ms of the topic",
+    "POLICY_VIOLATION": "the log of the broker names the policy",
+    "UNKNOWN": "the log of the broker says why",
+    "UNSUPPORTED_VERSION": "the broker is too old, or lacks a part of Kafka's protocol",
 }
+"""By the broker's name of an error what an operator can do."""
+
 _NOT_IDEMPOTENT = "where the broker has no idempotent producers, set BCS_KAFKA_ENABLE_IDEMPOTENCE=false"
 _REFUSALS = (
     BrokerResponseError,
@@ -121,7 +114,7 @@ def refusal_of(code: int, *, detail: str = "") -> str:
     error: Any = for_code(code)
     name = error.message if error.errno == code else "error"
     about = f" for {detail}" if detail else ""
-    mend = _MENDS.get(error, "")
+    mend = _MENDS.get(name, "")
     return f"the broker refuses it{about[: _MOST_CHARACTERS // 2]}: {name} ({code})" + (f"; {mend}" if mend else "")
 
 
