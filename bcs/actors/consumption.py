@@ -21,6 +21,7 @@ from bcs.actors.portions import Amount
 from bcs.actors.skips import REASON as SKIPPED
 from bcs.actors.skips import reason_of
 from bcs.actors.turns import Turns
+from bcs.actors.waits import READ_KAFKA
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import unread_letter
 from bcs.contracts.published import ConsumedMessage, OutboundMessage
@@ -40,7 +41,6 @@ log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 
 ACTOR = "intake"
 # What the intake may wait to do.
-READ_KAFKA = "read from Kafka"
 _DECIDE = "tell whether an event is ahead of time"
 _BURY = "store dead letters"
 

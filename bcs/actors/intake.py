@@ -12,15 +12,15 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from bcs.actors.clocks import Clocks
-from bcs.actors.consumption import ACTOR, READ_KAFKA, Consumption
+from bcs.actors.consumption import ACTOR, Consumption
 from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.skips import Skips
 from bcs.actors.under_way import UnderWay
-from bcs.actors.waits import Waits
+from bcs.actors.waits import READ_KAFKA, Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.failpoints import FailPoint, Reach
-from bcs.kafka.causes import cause_of, start
+from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
 from bcs.store.base import Outbox
@@ -72,8 +72,10 @@ class Intake:
                 if await self._connect(context, consumer):
                     await Consumption(self, context, consumer).run()
             except* (KafkaError, OSError) as group:
-                self.status.down(group)
-                self.waits.begin(ACTOR, READ_KAFKA, cause_of(group), aloud=False)
+                refused = is_refusal(group)
+                if not refused:
+                    self.status.down(group)
+                self.waits.begin(ACTOR, READ_KAFKA, cause_of(group), aloud=refused)
                 context.beat()
             finally:
                 context.rest()  # to close has a budget of its own

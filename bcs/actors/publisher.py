@@ -17,7 +17,7 @@ from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.patience import patiently
 from bcs.actors.publishing import publish_all
-from bcs.actors.waits import Waits
+from bcs.actors.waits import CONNECT_PRODUCER, Waits
 from bcs.contracts.dead_letters import as_reduced
 from bcs.domain.errors import StoreError, StoreUnavailable
 from bcs.failpoints import FailPoint, Reach
@@ -38,7 +38,6 @@ _FRUITLESS_SECONDS = 0.5
 _ACTOR = "publisher"
 # What the publisher may wait to do.
 _TAKE_OVER = "take over from the outbox what another replica left"
-_CONNECT = "connect the producer"
 _REACH_OUTBOX = "reach the outbox"
 
 
@@ -164,7 +163,7 @@ class Publisher:
             OSError,
             waits=self.waits,
             actor=_ACTOR,
-            doing=_CONNECT,
+            doing=CONNECT_PRODUCER,
             maximum_seconds=self.settings.retry_maximum_seconds,
         )
 

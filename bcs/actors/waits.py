@@ -11,6 +11,10 @@ import structlog
 
 log = structlog.stdlib.get_logger("bcs.waits")
 
+READ_KAFKA = "read from Kafka"
+CONNECT_PRODUCER = "connect the producer"
+"""What intake and publisher can't do while no broker lets them."""
+
 # Causes that keep changing must not fill the log.
 _CAUSES_SAID = 5
 _number = re.compile(r"\d+")

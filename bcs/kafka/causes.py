@@ -92,8 +92,7 @@ async def start(client: _Client, servers: str, timeout_seconds: float, *, idempo
 
 def cause_of(error: BaseException) -> str:
     """Why something failed, in one line that is not too long; of a group the first error counts."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = _first(error)
     if isinstance(error, RequestTimedOutError | KafkaTimeoutError | TimeoutError):
         return _plain(error) if _plain(error) and isinstance(error, TimeoutError) else "no answer in time"
     if isinstance(error, SaslAuthenticationFailed | AuthenticationFailedError):
@@ -120,7 +119,13 @@ def refusal_of(code: int, *, detail: str = "") -> str:
 
 def is_refusal(error: BaseException) -> bool:
     """True if a broker answered: Kafka is not out of reach."""
-    return isinstance(error, (*_REFUSALS, ProducerRefused))
+    return isinstance(_first(error), (*_REFUSALS, ProducerRefused))
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _plain(error: BaseException) -> str:

@@ -71,7 +71,9 @@ async def test_a_broker_that_refuses_the_idempotent_producer_is_named(kafka_boot
             return "BCS_KAFKA_ENABLE_IDEMPOTENCE=false" in waits.get("connect the producer", "")
 
         await wait_until(is_named)
-        assert (await bos.get("/healthz")).status == 200
+        health = await bos.get("/healthz")
+        assert health.status == 200
+        assert "BCS_KAFKA_ENABLE_IDEMPOTENCE" in health.json["dependencies"]["kafka"]["message"]
 
 
 async def test_correlation_and_trace_of_the_headers_go_into_the_announcement(batch: str) -> None:

@@ -270,7 +270,7 @@ WAYS = (
         _kafka_forbids(GROUP, "", READ),
         "200",
         "GROUP_AUTHORIZATION_FAILED",
-        "kafka_refuses",
+        "waiting_for_dependency",
     ),
     Way("kafka", "slow", _kafka_is_slow, "200", "no answer in time", "kafka_unreachable"),
     Way("kafka", "silent", _kafka_is_silent, "200", "no answer in time", "kafka_unreachable"),

@@ -17,7 +17,7 @@ from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.redis_probe import RedisStatus
-from bcs.actors.waits import Wait, Waits
+from bcs.actors.waits import CONNECT_PRODUCER, READ_KAFKA, Wait, Waits
 from bcs.addresses import database_address, redis_address
 from bcs.contracts.published import SERVICE, rfc3339
 from bcs.domain.errors import StoreUnavailable
@@ -60,6 +60,8 @@ class Probes:
         kafka = _dependency(self.kafka.connected, self.kafka.problem, servers)
         if kafka["status"] == "healthy" and self.kafka.trouble is not None:
             kafka = _dependency(False, self.kafka.trouble, servers)
+        elif kafka["status"] == "healthy" and (refused := self._refused_by_kafka()):
+            kafka = _dependency(False, refused, servers)
         postgresql = self._postgresql()
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
         dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
@@ -99,6 +101,11 @@ class Probes:
     async def render(self, _: web.Request) -> web.Response:
         """GET /metrics."""
         return web.Response(body=self.render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def _refused_by_kafka(self) -> str:
+        """What intake and publisher may not do at all, although Kafka answers; empty where that is nothing."""
+        waits = [*self.waits.of("intake"), *self.waits.of("publisher")]
+        return "; ".join(wait.cause for wait in waits if wait.doing in (READ_KAFKA, CONNECT_PRODUCER))
 
     def _waiting_actors(self) -> list[str]:
         return ["publisher", *(["archive"] if self.permanent else []), "batches", "intake"]
