@@ -491,6 +491,25 @@ _OUTBOX = (
         _in("integration/test_http_edges", "test_a_pruning_for_which_the_outbox_has_no_room_is_not_answered"),
     ),
     Mutation(
+        "log-sums",
+        "What the log says again and again is one line, and then a count a minute.",
+        "bcs/log_sums.py",
+        "        raise structlog.DropEvent\n",
+        "        return event\n",
+        _in("unit/test_log_sums", "test_a_thousand_lines_of_a_kind_are_the_first_and_a_count"),
+    ),
+    Mutation(
+        "waits-of-many",
+        "What many batches wait for is said to be over when the last of them has it.",
+        "bcs/actors/waits.py",
+        """\
+        if kept.holders:
+            return
+        del""",
+        "        del",
+        _in("unit/test_waits", "test_a_wait_of_many_ends_with_the_last_of_them"),
+    ),
+    Mutation(
         "outbox-takeover",
         "What a dead replica held of the outbox is taken over.",
         "bcs/actors/publisher.py",
