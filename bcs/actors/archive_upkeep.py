@@ -73,8 +73,6 @@ class Upkeep:
         # Another replica may be upgrading the schema, which can take much longer; liveness must not wait for that.
         with anyio.move_on_after(self.first_probe_seconds):
             await self._looked.wait()
-        if not self.record.reachable:
-            log.warning("record_unreachable", problem=self.record.problem)
 
     async def run(self) -> None:
         """Look after the record without end."""

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from bcs.kafka.causes import cause_of, is_refusal
 from bcs.kafka.isolation import Stall
+from bcs.said import SaidCauses
 from bcs.supervision import describe
 
 log = structlog.stdlib.get_logger("bcs.kafka")
@@ -45,7 +46,7 @@ class KafkaStatus:
     missing: frozenset[str] = frozenset()
     waits_for: str | None = None
     servers: str = ""
-    _failures_said: set[tuple[str, str]] = field(default_factory=set, init=False)
+    _causes_said: SaidCauses = field(default_factory=SaidCauses, init=False)
 
     @property
     def trouble(self) -> str | None:
@@ -59,19 +60,12 @@ class KafkaStatus:
         return "; ".join(problems) or None
 
     def write_failed(self, topic: str, error: BaseException) -> None:
-        """A message could not be published. Said once for each topic and kind of error, until one is published."""
-        kind = type(error).__name__
-        if (topic, kind) not in self._failures_said:
-            self._failures_said.add((topic, kind))
-            log.warning("publish_failed", topic=topic, error=cause_of(error))
+        """A message could not be published."""
         self.unwritable[topic] = cause_of(error)
 
     def written(self, topic: str) -> None:
         """A message was published."""
-        if topic in self.unwritable:
-            del self.unwritable[topic]
-            self._failures_said = {said for said in self._failures_said if said[0] != topic}
-            log.info("publish_succeeds_again", topic=topic)
+        self.unwritable.pop(topic, None)
 
     def miss(self, missing: frozenset[str]) -> None:
         """Kafka shows all consumed topics but these. Said once for each."""
@@ -83,6 +77,7 @@ class KafkaStatus:
         """Kafka answered."""
         if not self.connected:
             log.info("kafka_connected")
+            self._causes_said.clear()
         self.connected, self.problem = True, ""
 
     def stall(self, stalled: Mapping[TopicPartition, Stall]) -> None:
@@ -117,10 +112,9 @@ class KafkaStatus:
     def down(self, error: BaseException) -> None:
         """Kafka did not answer."""
         problem = cause_of(error)
-        if self.connected is not False:
-            log.warning(
-                "kafka_refuses" if is_refusal(error) else "kafka_unreachable", address=self.servers, error=problem
-            )
+        if self._causes_said.note(problem):
+            event = "kafka_refuses" if is_refusal(error) else "kafka_unreachable"
+            log.warning(event, address=self.servers, error=problem)
         self.connected, self.problem = False, problem
 
 

@@ -269,8 +269,7 @@ class Publisher:
             outcome.failed.append(entry)
             self.telemetry.publish_failures.labels(message.kind).inc()
             self.status.write_failed(message.topic, error)
-            # The status says so in the log.
-            self.waits.begin(_ACTOR, _publish_to(message.topic), self.status.unwritable[message.topic], aloud=False)
+            self.waits.begin(_ACTOR, _publish_to(message.topic), self.status.unwritable[message.topic])
 
     async def _persist(
         self, context: ActorContext[OutboxGrew], change: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
 
+from bcs.said import SaidCauses
+
 log = structlog.stdlib.get_logger("bcs.waits")
 
 READ_KAFKA = "read from Kafka"
 CONNECT_PRODUCER = "connect the producer"
 """What intake and publisher can't do while no broker lets them."""
-
-# Causes that keep changing must not fill the log.
-_CAUSES_SAID = 5
-_number = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ class _Kept:
     since: datetime
     cause: str
     holders: set[object]
-    said: set[str] = field(default_factory=set)
+    said: SaidCauses = field(default_factory=SaidCauses)
 
 
 class Waits:
@@ -64,9 +61,7 @@ class Waits:
             kept = self._kept[actor, doing] = _Kept(self._now(), cause, set())
         kept.holders.add(holder)
         kept.cause = cause
-        kind = _number.sub("0", cause)
-        if aloud and kind not in kept.said and len(kept.said) < _CAUSES_SAID:
-            kept.said.add(kind)
+        if aloud and kept.said.note(cause):
             log.warning("waiting_for_dependency", actor=actor, doing=doing, error=cause)
 
     def end(self, actor: str, doing: str, *, holder: object = None) -> None:
@@ -78,7 +73,7 @@ class Waits:
         if kept.holders:
             return
         del self._kept[actor, doing]
-        if kept.said:
+        if kept.said.clear():
             seconds = (self._now() - kept.since).total_seconds()
             log.info("waited_for_dependency", actor=actor, doing=doing, seconds=round(seconds, 3))
 

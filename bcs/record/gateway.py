@@ -17,6 +17,7 @@ from bcs.addresses import database_address
 from bcs.domain.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable
 from bcs.record import schema
 from bcs.record.connecting import TAKES_NO_WRITES, Connector, RecordConnection, perform
+from bcs.said import SaidCauses
 from bcs.store.deadlines import Deadline
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class RecordGateway:
         self.identity: str | None = None
         self._upgrade_after = 0.0
         self._said: str | None = None
+        self._causes_said = SaidCauses()
         self._shortage, self._short_until = "", 0.0
         self._say_after = 0.0
         self.problem = "it was not reached yet"
@@ -264,6 +266,7 @@ class RecordGateway:
 
     def _succeed(self) -> None:
         self._said = None
+        self._causes_said.clear()
         if not self.reachable:
             self.reachable = True
             log.info("record_reachable")
@@ -273,8 +276,9 @@ class RecordGateway:
             return  # somebody else failed on those connections first, and there may be new ones that are well
         self._generation += 1
         self.problem = problem
-        if self.reachable:
-            self.reachable = False
+        # An outage may begin with one cause, such as a cut connection, and last for another one.
+        was_reachable, self.reachable = self.reachable, False
+        if self._causes_said.note(problem) and (was_reachable or self._said is None):
             log.warning("record_unreachable", address=self.address, problem=problem)
         # Others on its connections would each have to find out for themselves.
         pool, self._pool = self._pool, None

@@ -262,7 +262,7 @@ WAYS = (
         _kafka_forbids(TOPIC, topics.PHASE_SKIPPED, WRITE),
         "200",
         f"messages for {topics.PHASE_SKIPPED} wait",
-        "publish_failed",
+        "waiting_for_dependency",
     ),
     Way(
         "kafka",
