@@ -44,12 +44,12 @@ class Telemetry:
             ).labels
         )
         self.http_requests = Counter(
-            "bcs_http_requests_total", "HTTP requests.", ["method", "route", "status"], registry=registry
+            "bcs_http_requests_total", "HTTP requests.", ["method", "endpoint", "status_code"], registry=registry
         )
         self.http_duration = Histogram(
             "bcs_http_request_duration_seconds",
             "Time from request to response.",
-            ["method", "route"],
+            ["method", "endpoint"],
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=registry,
         )
