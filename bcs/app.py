@@ -29,7 +29,7 @@ from bcs.actors.skips import Skips
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
-from bcs.observing import TreeObserver
+from bcs.observing import TreeObserver, count_restarts_from_zero
 from bcs.persistence import open_persistence
 from bcs.recorded import FIRST_LOOKS, Recorded, recorded
 from bcs.settings import Settings
@@ -91,6 +91,7 @@ class Service:
         self._archive = self._recorded.archive if self._recorded else None
         self.batches = self._batches()
         self.root = self._root()
+        count_restarts_from_zero(self.telemetry, self.root.snapshot())
 
     async def run(self, stop: anyio.Event, started: Callable[[], None] | None = None) -> bool:
         """Run until `stop` is set, then stop in order.

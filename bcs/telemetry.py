@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+
+from bcs.contracts import topics
+from bcs.contracts.dead_letters import RESOLUTION_FAILED
+from bcs.domain.errors import DeadLetterReason
 
 # The time at which each series began, for every counter: nothing here reads it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -146,8 +151,12 @@ class Telemetry:
         # Series that alerts look at exist from the start: an increase from nothing to one would not be seen.
         for status in ("success", "failure"):
             self.resolutions(status)
-        for actor in ("metrics", "publisher", "batches", "batches/*", "intake", "http"):
-            self.actor_restarts.labels(actor)
+        for topic in topics.CONSUMED:
+            for reason in get_args(DeadLetterReason):
+                self.dead_letters.labels(topic, reason)
+        self.dead_letters.labels(topics.RESOLUTION, RESOLUTION_FAILED)
         for kind in ("phase_skipped", "dead_letter"):
             self.parked.labels(kind)
+            self.publish_failures.labels(kind)
+            self.published(kind)
         self.circuit.labels("redis").set(0)

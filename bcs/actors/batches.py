@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import anyio
 import structlog
@@ -17,7 +18,15 @@ from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
 from bcs.actors.portions import portions
 from bcs.contracts.decoding import microseconds
-from bcs.domain.errors import BacklogFull, OutboxFull, StoreError, StoreRefused, StoreUnavailable, TooManyEssays
+from bcs.domain.errors import (
+    BacklogFull,
+    DeadLetterReason,
+    OutboxFull,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+    TooManyEssays,
+)
 from bcs.domain.state import BatchState, delta_of
 from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Outbox, StateStore
@@ -29,7 +38,8 @@ GROUP_COMMIT_LIMIT = 1000
 GROUP_COMMIT_FACTS = 5000
 
 # Why a message becomes a dead letter here.
-_FAILED, _TOO_MANY_ESSAYS = "processing_failed", "too_many_essays"
+_FAILED: Final = "processing_failed"
+_TOO_MANY_ESSAYS: Final = "too_many_essays"
 
 log = structlog.stdlib.get_logger("bcs.batches", actor="batches")
 
@@ -176,7 +186,7 @@ class BatchActor:
         self,
         context: ActorContext[RecordFacts],
         command: RecordFacts,
-        reason: str,
+        reason: DeadLetterReason,
         *,
         attempts: int,
         error: BaseException | None,
