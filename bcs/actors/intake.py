@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 
 from bcs.actors.clocks import Clocks
 from bcs.actors.consumption import Consumption
-from bcs.actors.kafka import KafkaStatus, close
+from bcs.actors.kafka import KafkaStatus, brief_cause, close
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.skips import Skips
 from bcs.actors.under_way import UnderWay
@@ -68,7 +68,7 @@ class Intake:
                 if await self._connect(context, consumer):
                     await Consumption(self, context, consumer).run()
             except* (KafkaError, OSError) as group:
-                self.status.down(group)
+                self.status.wait_for(brief_cause(group))
                 context.beat()
             finally:
                 context.rest()  # to close has a budget of its own
