@@ -272,9 +272,9 @@ _INTAKE = (
         "contiguous-commit",
         "An offset is committed only when nothing before it is unfinished.",
         "bcs/actors/offsets.py",
-        "        owned.finished_ahead.add(offset)\n",
+        "        owned.finished_ahead[offset] = written_ms\n",
         """\
-        owned.finished_ahead.add(offset)
+        owned.finished_ahead[offset] = written_ms
         owned.committable = max(owned.committable or 0, offset + 1)
 """,
         _in("property/test_offset_tracker", "test_finishing_everything_commits_behind_the_last_message"),

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Final
 
 import anyio
 import structlog
@@ -18,7 +19,15 @@ from bcs.actors.patience import patiently
 from bcs.actors.portions import portions
 from bcs.actors.waits import Waits
 from bcs.contracts.decoding import microseconds
-from bcs.domain.errors import BacklogFull, OutboxFull, StoreError, StoreRefused, StoreUnavailable, TooManyEssays
+from bcs.domain.errors import (
+    BacklogFull,
+    DeadLetterReason,
+    OutboxFull,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+    TooManyEssays,
+)
 from bcs.domain.state import BatchState, delta_of
 from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Outbox, StateStore
@@ -31,7 +40,8 @@ GROUP_COMMIT_FACTS = 5000
 _IDS_SAID = 10
 
 # Why a message becomes a dead letter here.
-_FAILED, _TOO_MANY_ESSAYS = "processing_failed", "too_many_essays"
+_FAILED: Final = "processing_failed"
+_TOO_MANY_ESSAYS: Final = "too_many_essays"
 
 log = structlog.stdlib.get_logger("bcs.batches", actor="batches")
 
@@ -191,7 +201,7 @@ class BatchActor:
         self,
         context: ActorContext[RecordFacts],
         command: RecordFacts,
-        reason: str,
+        reason: DeadLetterReason,
         *,
         attempts: int,
         error: BaseException | None,

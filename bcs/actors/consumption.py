@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bcs.actors.dead_letters import letter_of
-from bcs.actors.kafka_probe import probe
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, decoded, message_of, position_of, written_at_ms
 from bcs.actors.offsets import OffsetTracker
 from bcs.actors.portions import Amount
@@ -32,6 +32,7 @@ from bcs.domain.times import format_timestamp
 from bcs.failpoints import FailPoint
 from bcs.kafka.causes import cause_of
 from bcs.kafka.isolation import IsolatingConsumer
+from bcs.kafka.offsets import CommitNote
 from bcs.supervision import ActorContext
 
 if TYPE_CHECKING:
@@ -64,11 +65,15 @@ _REMEMBERED_FACTOR = 20
 _CLOCKS_SECONDS = 1.0
 
 
+Commits = Mapping[tuple[str, int], tuple[int, str]]
+"""Topic and partition to the offset that is to be committed, and what is to stand beside it."""
+
+
 class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
     """Polls, hands over, and commits what has become durable.
 
-    Three tasks: one polls, one collects what is finished and commits, one asks Kafka for signs of life. Polling and
-    collecting are apart because a rebalance holds up the one and waits for the other.
+    Two tasks: one polls, one collects what is finished and commits. They are apart because a rebalance holds up the one
+    and waits for the other.
     """
 
     def __init__(self, intake: Intake, context: ActorContext[MessageFinished], consumer: IsolatingConsumer) -> None:
@@ -80,6 +85,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._letters: list[tuple[Receipt, UndecodableMessage]] = []
         # Of the first of these, kept until the store has them: by their content it knows letters that come again.
         self._made: list[OutboundMessage] = []
+        self._notes: dict[tuple[str, int], CommitNote] = {}
         self._turns = Turns(messages=_MESSAGES_PER_TURN, size_bytes=_BYTES_PER_TURN)
         self._per_poll = Amount(intake.settings.kafka_max_poll_records)
         self._progress = anyio.Event()
@@ -101,7 +107,6 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             async with anyio.create_task_group() as group:
                 group.start_soon(self._collect)
                 group.start_soon(self._intake.skips.follow)
-                group.start_soon(probe, self._consumer, self._tracker, intake.under_way, intake.status, self._settings)
                 self._consumer.subscribe(topics.CONSUMED, listener=self)
                 while not self._context.stopping:
                     await self._poll()
@@ -111,9 +116,10 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         finally:
             # Whatever ended it, what is finished need not be read again.
             with anyio.move_on_after(_LAST_COMMIT_SECONDS, shield=True):
-                if (offsets := self._tracker.to_commit()) and self._is_member():
+                if (offsets := self._to_commit()) and self._is_member():
                     await self._commit_each(offsets)
             self._over = True
+            intake.status.assigned = frozenset()
             self._note_progress()
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
@@ -126,10 +132,15 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         if not self._over:
             await self._commit()
         self._tracker.revoke(partitions)
+        self._intake.status.assigned -= frozenset(partitions)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Begin new ownerships."""
-        self._tracker.assign((topic, partition) for topic, partition in assigned)
+        partitions = [(topic, partition) for topic, partition in assigned]
+        self._tracker.assign(partitions)
+        self._intake.status.assigned |= frozenset(partitions)
+        for key in partitions:
+            self._notes.pop(key, None)
 
     async def _drain(self) -> None:
         """Let what was read become durable, for as long as that goes on: the next process reads the rest again."""
@@ -159,6 +170,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         with anyio.move_on_after(_POLL_LIMIT_SECONDS):
             records = await self._consumer.getmany(timeout_ms=wait_ms, max_records=self._per_poll.now)
         self._note_silence()
+        self._note_missed()
         self._weigh(records.values())
         # Taken before anything else can run: a rebalance may begin new epochs while the messages are handed over.
         epochs = {key: self._tracker.epoch(*key) for key in records}
@@ -180,6 +192,29 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             waits.begin(ACTOR, READ_KAFKA, status.problem, aloud=False)
         elif self._is_member():
             waits.end(ACTOR, READ_KAFKA)
+
+    def _note_missed(self) -> None:
+        """Say what Kafka removed before it was read."""
+        for missed in self._consumer.take_missed():
+            key = TopicPartition(missed.topic, missed.partition)
+            count = missed.to_offset - missed.from_offset
+            log.warning(
+                "events_missed",
+                topic=missed.topic,
+                partition=missed.partition,
+                from_offset=missed.from_offset,
+                to_offset=missed.to_offset,
+                count=count,
+            )
+            self._intake.telemetry.events_missed.labels(missed.topic).inc(count)
+            # The next commit tells it to all replicas, and to those that come after them.
+            self._notes[key] = self._note(key).with_missed(count, int(self._intake.now().timestamp() * 1000))
+
+    def _note(self, key: TopicPartition) -> CommitNote:
+        """What stands beside a partition's committed offset, or is to stand there with the next one."""
+        if key not in self._notes:
+            self._notes[key] = CommitNote.decode(self._consumer.committed_metadata(key))
+        return self._notes[key]
 
     def _weigh(self, polled: Iterable[Sequence[ConsumerRecord]]) -> None:
         sizes = [len(record.value or b"") for records in polled for record in records]
@@ -426,7 +461,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     def _finish(self, receipt: Receipt) -> None:
         message = receipt.message
-        self._tracker.finish(message.topic, message.partition, message.offset, receipt.epoch)
+        written_ms = message.timestamp_ms if message.timestamp_ms >= 0 else None
+        self._tracker.finish(message.topic, message.partition, message.offset, receipt.epoch, written_ms)
 
     def _note_progress(self) -> None:
         self._progress.set()
@@ -435,7 +471,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     async def _commit(self) -> None:
         # One at a time, or an older commit could overtake a newer one.
         async with self._committing:
-            offsets = self._tracker.to_commit()
+            offsets = self._to_commit()
             if not offsets:
                 return
             if not self._is_member():
@@ -445,27 +481,39 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             if await self._commit_each(offsets):
                 await self._intake.reach(FailPoint.AFTER_OFFSET_COMMIT, self._context.name)
 
-    async def _commit_each(self, offsets: Mapping[tuple[str, int], int]) -> bool:
+    def _to_commit(self) -> Commits:
+        return {
+            key: (offset, self._note_beside(TopicPartition(*key))) for key, offset in self._tracker.to_commit().items()
+        }
+
+    async def _commit_each(self, offsets: Commits) -> bool:
         """Commit these offsets; False where some could not be.
 
         What the broker refuses for one topic must not keep the others from being committed.
         """
         try:
             with anyio.fail_after(self._settings.kafka_request_timeout_seconds):
-                await self._consumer.commit({TopicPartition(*key): offset for key, offset in offsets.items()})
+                await self._consumer.commit({TopicPartition(*key): commit for key, commit in offsets.items()})
         except (KafkaError, TimeoutError) as error:
             self._context.beat()
-            by_topic: dict[str, dict[tuple[str, int], int]] = {}
-            for key, offset in offsets.items():
-                by_topic.setdefault(key[0], {})[key] = offset
+            by_topic: dict[str, dict[tuple[str, int], tuple[int, str]]] = {}
+            for key, commit in offsets.items():
+                by_topic.setdefault(key[0], {})[key] = commit
             if isinstance(error, TopicAuthorizationFailedError) and len(by_topic) > 1:
                 return all([await self._commit_each(topic) for topic in by_topic.values()])
             # Not committed is only read again. After a rebalance it is someone else's to commit.
             log.info("offset_commit_failed", topics=sorted(by_topic), error=cause_of(error), summed_by=())
             return False
-        self._tracker.committed(dict(offsets))
+        self._tracker.committed({key: offset for key, (offset, _) in offsets.items()})
         self._context.beat()
         return True
+
+    def _note_beside(self, key: TopicPartition) -> str:
+        """What is to stand beside the offset that is committed next."""
+        written_ms = self._tracker.written_ms(*key)
+        if written_ms is not None:
+            self._notes[key] = replace(self._note(key), written_ms=written_ms)
+        return self._note(key).encode()
 
     def _beat(self) -> None:
         # To poll on is no progress as long as the other task is stuck in a commit, whose own end beats.

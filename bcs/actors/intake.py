@@ -20,7 +20,7 @@ from bcs.actors.under_way import UnderWay
 from bcs.actors.waits import READ_KAFKA, Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.failpoints import FailPoint, Reach
-from bcs.kafka.causes import cause_of, is_refusal, start
+from bcs.kafka.causes import cause_of, start
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
 from bcs.store.base import Outbox
@@ -72,10 +72,7 @@ class Intake:
                 if await self._connect(context, consumer):
                     await Consumption(self, context, consumer).run()
             except* (KafkaError, OSError) as group:
-                refused = is_refusal(group)
-                if not refused:
-                    self.status.down(group)
-                self.waits.begin(ACTOR, READ_KAFKA, cause_of(group), aloud=refused)
+                self.waits.begin(ACTOR, READ_KAFKA, cause_of(group))
                 context.beat()
             finally:
                 context.rest()  # to close has a budget of its own

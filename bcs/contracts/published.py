@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from pydantic_core import from_json, to_json
@@ -32,6 +32,8 @@ class OutboundMessage:
     :param kind: `phase_skipped` or `dead_letter`.
     :param reduced: a smaller value that stands in when the broker finds the message too large; only our own headers go
         with it.
+    :param waits_since_ms: since when it has waited, in milliseconds since 1970 UTC, where that is longer than in the
+        outbox, or than at the place there where it is now.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class OutboundMessage:
     value: bytes
     reduced: bytes | None = None
     headers: Headers = ()
+    waits_since_ms: int | None = field(default=None, compare=False)
 
     @property
     def size_bytes(self) -> int:
@@ -135,6 +138,15 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, tr
         "metadata": {"partition_key": batch_id, **trace},
     }
     return OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, batch_id.encode(), to_json(envelope))
+
+
+def announced_ms(value: bytes) -> int | None:
+    """When an announcement was made, in milliseconds since 1970 UTC; None where it does not say so."""
+    try:
+        announced = datetime.fromisoformat(from_json(value)["event_timestamp"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return int(announced.timestamp() * 1000)
 
 
 def as_uuid(correlation_id: str) -> str:

@@ -37,7 +37,24 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+DeadLetterReason = Literal[
+    "decoder_failed",
+    "header_not_utf8",
+    "invalid_event",
+    "not_an_object",
+    "not_json",
+    "not_utf8",
+    "null_value",
+    "processing_failed",
+    "skipped_by_operator",
+    "time_in_the_future",
+    "too_large",
+    "too_many_essays",
+    "unknown_phase",
+]
+"""Why a consumed message became a dead letter: all that there is, as metrics count each of them from zero."""
 
 
 class BcsError(Exception):
@@ -162,14 +179,18 @@ class ClocksDiffer(BcsError):
 class UndecodableMessage(BcsError):
     """A message that can never be applied, however often it is tried.
 
-    :param reason: a short code from a closed set, fit for a metric's label.
+    :param reason: a short code, also a metric's label.
     :param detail: what exactly is wrong, for the person who reads the dead letter.
     :param batch_id: the batch, where the message named one.
     :param correlation_id: of the envelope, where it could be read.
     """
 
     def __init__(
-        self, reason: str, detail: str, batch_id: str | None = None, correlation_id: str | None = None
+        self,
+        reason: DeadLetterReason,
+        detail: str,
+        batch_id: str | None = None,
+        correlation_id: str | None = None,
     ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason

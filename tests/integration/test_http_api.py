@@ -313,7 +313,7 @@ async def test_metrics_have_the_promised_names_and_bounded_labels(bos: Orchestra
     label_values = {value for name, labels, _ in samples if name.startswith("bcs_") for value in labels.values()}
     assert not [value for value in label_values if PRIVATE.lower()[:4] in value.lower() or batch in value]
     requests = [labels for name, labels, _ in samples if name == "bcs_http_requests_total"]
-    assert {labels["route"] for labels in requests} <= {
+    assert {labels["endpoint"] for labels in requests} <= {
         DEFINE,
         COMPLETE,
         "/internal/v1/batches/{id}",
@@ -323,12 +323,12 @@ async def test_metrics_have_the_promised_names_and_bounded_labels(bos: Orchestra
         "/metrics",
         "unmatched",
     }
-    assert {"method": "other", "route": "unmatched", "status": "404"} in requests
+    assert {"method": "other", "endpoint": "unmatched", "status_code": "404"} in requests
     assert "PURGE" not in label_values
 
 
 async def test_requests_are_counted_by_route_and_status(bos: Orchestrator, batch: str) -> None:
-    labels = {"method": "POST", "route": DEFINE, "status": "200"}
+    labels = {"method": "POST", "endpoint": DEFINE, "status_code": "200"}
     before = await bos.metric("bcs_http_requests_total", **labels) or 0
     resolved = await bos.metric("bcs_pipeline_resolutions_total", status="success") or 0
     for _ in range(3):

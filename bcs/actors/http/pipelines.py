@@ -26,7 +26,7 @@ from bcs.actors.http.replies import reply_json
 from bcs.actors.knowledge import Knowledge
 from bcs.actors.messages import RecordFacts, Report
 from bcs.contracts import topics
-from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, earlier_failures, failed_resolution
+from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, RESOLUTION_FAILED, earlier_failures, failed_resolution
 from bcs.contracts.decoding import microseconds
 from bcs.contracts.http import (
     FAILURES_SAID,
@@ -199,7 +199,7 @@ class PipelineCalls:
             log.exception("dead_letter_lost", correlation_id=body.correlation_id, error=str(problem))
             return
         request[DEAD_LETTER] = "written"
-        self.telemetry.dead_letters.labels(topics.RESOLUTION, "pipeline_resolution_failed").inc()
+        self.telemetry.dead_letters.labels(topics.RESOLUTION, RESOLUTION_FAILED).inc()
         self.outbox_grew()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,11 +17,11 @@ from aiokafka.errors import KafkaError, NoError, for_code
 from bcs.actors.kafka import close
 from bcs.commands.checks import kafka_judgement as judgement
 from bcs.commands.checks.findings import Finding, failed, ok, unknown
-from bcs.commands.checks.kafka_judgement import Offsets
 from bcs.contracts import topics
 from bcs.domain.errors import PartitionStalled
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer, Stall
+from bcs.kafka.offsets import CommitNote, Offsets
 from bcs.settings import Settings
 
 _STEP_SECONDS = 5.0
@@ -141,19 +142,25 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
     finally:
         await close(consumer, _CLOSE_SECONDS)
     registered = any(end[key] > 0 for key in keys if key.topic == topics.ESSAYS_REGISTERED)
+    offsets = {
+        name: {
+            key.partition: Offsets(first[key], end[key], _offset(committed.get(key)), _note(committed.get(key)))
+            for key in keys
+            if key.topic == name
+        }
+        for name in consumed
+    }
     lags = [
         judgement.lag(
             name,
-            {
-                key.partition: Offsets(first[key], end[key], _offset(committed.get(key)))
-                for key in keys
-                if key.topic == name
-            },
+            offsets[name],
             from_earliest=settings.kafka_auto_offset_reset == "earliest",
             many=settings.intake_max_in_flight,
         )
         for name in consumed
     ]
+    now_ms = int(time.time() * 1000)
+    lags += [finding for name in consumed for finding in judgement.missed(name, offsets[name], now_ms=now_ms)]
     reading = judgement.reading(
         [PartitionStalled(key.topic, key.partition, stall.offset, stall.cause) for key, stall in stalled.items()]
     )
@@ -177,6 +184,10 @@ async def _stalled(
             consumer.pause(*polled)
             unheard -= polled.keys() | consumer.stalled.keys()
     return consumer.stalled
+
+
+def _note(committed: Any) -> CommitNote:
+    return CommitNote.decode(None if committed is None else committed.metadata)
 
 
 def _offset(committed: Any) -> int | None:
