@@ -20,7 +20,7 @@ from bcs.actors.under_way import UnderWay
 from bcs.actors.waits import READ_KAFKA, Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.failpoints import FailPoint, Reach
-from bcs.kafka.causes import cause_of, start
+from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
 from bcs.store.base import Outbox
@@ -72,7 +72,8 @@ class Intake:
                 if await self._connect(context, consumer):
                     await Consumption(self, context, consumer).run()
             except* (KafkaError, OSError) as group:
-                self.waits.begin(ACTOR, READ_KAFKA, cause_of(group))
+                # That Kafka is away stands in the log already.
+                self.waits.begin(ACTOR, READ_KAFKA, cause_of(group), aloud=is_refusal(group))
                 context.beat()
             finally:
                 context.rest()  # to close has a budget of its own
