@@ -150,6 +150,23 @@ def parse_as_asyncpg(url: str) -> tuple[list[str | tuple[str, int]], Mapping[str
     return addresses, parameters.server_settings or {}
 
 
+def redis_address(url: str) -> str:
+    """Where a URL of a Redis leads to, and the setting that it is the value of; without login and password."""
+    parts = urlsplit(url)
+    place = parts.path if parts.scheme == "unix" else _host_in(parts.netloc)
+    return f"{place} (BCS_REDIS_URL)"
+
+
+def database_address(url: str) -> str:
+    """Where a URL of a PostgreSQL leads to, and the setting that it is the value of; without login and password."""
+    parts = urlsplit(url)
+    return f"{_host_in(parts.netloc) or 'the default host'}{parts.path} (BCS_DATABASE_URL)"
+
+
+def _host_in(netloc: str) -> str:
+    return netloc.rpartition("@")[2]
+
+
 def bootstrap_servers_problem(servers: str) -> str | None:
     """What is wrong with the addresses of Kafka's brokers; None where aiokafka understands them as they are meant."""
     for server in servers.split(","):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -20,16 +19,19 @@ from bcs.actors.http.pipelines import PipelineCalls
 from bcs.actors.http.server import HttpServer, open_listener
 from bcs.actors.intake import Intake
 from bcs.actors.kafka import KafkaStatus
+from bcs.actors.kafka_watch import KafkaWatch
 from bcs.actors.knowledge import Knowledge
 from bcs.actors.messages import MessageFinished, OutboxGrew, RecordFacts
 from bcs.actors.metrics import MetricsActor, MetricsPage
+from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.publisher import Publisher
 from bcs.actors.redis_probe import RedisStatus
 from bcs.actors.skips import Skips
+from bcs.actors.waits import Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
-from bcs.observing import TreeObserver
+from bcs.observing import TreeObserver, count_restarts_from_zero
 from bcs.persistence import open_persistence
 from bcs.recorded import FIRST_LOOKS, Recorded, recorded
 from bcs.settings import Settings
@@ -70,8 +72,10 @@ class Service:
     ) -> None:
         self.settings = settings
         self.telemetry = Telemetry()
-        self.kafka = KafkaStatus()
+        self.kafka = KafkaStatus(from_earliest=settings.kafka_auto_offset_reset == "earliest")
+        self.kafka.servers = settings.kafka_bootstrap_servers
         self._now = now
+        self.waits = Waits(now)
         self._gave_up = gave_up
         self._reach = reach
         self._definitions = definitions
@@ -91,6 +95,7 @@ class Service:
         self._archive = self._recorded.archive if self._recorded else None
         self.batches = self._batches()
         self.root = self._root()
+        count_restarts_from_zero(self.telemetry, self.root.snapshot())
 
     async def run(self, stop: anyio.Event, started: Callable[[], None] | None = None) -> bool:
         """Run until `stop` is set, then stop in order.
@@ -123,6 +128,7 @@ class Service:
             self.telemetry,
             self._outbox_grew,
             self._now,
+            self.waits,
             self._under_way,
             self._reach,
         )
@@ -137,6 +143,7 @@ class Service:
             self._intake_mailbox.send_nowait,
             self._outbox_grew,
             self._now,
+            self.waits,
             settings.retry_maximum_seconds,
             anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
             settings.kafka_max_message_bytes,
@@ -173,23 +180,27 @@ class Service:
             trusted_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
             clock=time.monotonic,
         )
+        outbox = OutboxWatch(outbox=self.outbox, permanent=permanent, now=self._now, clock=time.monotonic)
         metrics = MetricsActor(
             settings=settings,
             telemetry=self.telemetry,
             store=self.store,
-            outbox=self.outbox,
+            outbox=outbox,
             permanent=permanent,
             redis=redis,
+            kafka=KafkaWatch(settings=settings, status=self.kafka, now=self._now),
             reach=self._reach,
         )
         page = MetricsPage(
             telemetry=self.telemetry,
             permanent=permanent,
             kafka=self.kafka,
+            outbox=outbox,
+            in_flight=lambda: intake.under_way.messages,
             snapshot=lambda: self.root.snapshot(),
             circuit=self.persistence.circuit,
         )
-        publisher = Publisher(settings, self.outbox, self.telemetry, self.kafka, self._reach)
+        publisher = Publisher(settings, self.outbox, self.telemetry, self.kafka, self.waits, self._reach)
         clocks = Clocks(
             now=self._now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
         )
@@ -203,9 +214,10 @@ class Service:
             self._outbox_grew,
             self.kafka,
             self.telemetry,
+            self.waits,
             self._now,
             clocks,
-            Skips(store=self.persistence.skips, instance=settings.instance_name or socket.gethostname(), now=self._now),
+            Skips(store=self.persistence.skips, instance=settings.instance, now=self._now),
             self._reach,
         )
         pipelines = PipelineCalls(
@@ -229,6 +241,7 @@ class Service:
             permanent,
             redis,
             self.kafka,
+            self.waits,
             page.render,
             lambda: self.root.snapshot(),
             lambda: self._stop is not None and self._stop.is_set(),

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from bcs.log_sums import LogSums
 from bcs.log_writer import LogWriter
 from bcs.settings import Environment, Settings
 from bcs.telemetry import LOG_RECORDS_DROPPED
@@ -26,9 +27,10 @@ def configure_logging(settings: Settings) -> None:
     """Send all logs of this process to standard error, without ever waiting for whoever reads them."""
 
     def name_instance(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        if settings.instance_name:
-            event["instance"] = settings.instance_name
+        event["instance"] = settings.instance
         return event
+
+    sums = LogSums()
 
     shared: list[structlog.typing.Processor] = [
         name_instance,
@@ -54,6 +56,7 @@ def configure_logging(settings: Settings) -> None:
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
+            sums,
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
@@ -66,7 +69,7 @@ def configure_logging(settings: Settings) -> None:
     )
     root = logging.getLogger()
     # Where standard error was closed before the start, its file descriptor may be a socket by now.
-    root.handlers[:] = [logging.NullHandler() if sys.stderr is None else _BackgroundHandler(formatter)]
+    root.handlers[:] = [logging.NullHandler() if sys.stderr is None else _BackgroundHandler(formatter, sums)]
     root.setLevel(settings.log_level)
     # aiokafka reports every failed reconnection as an error; our own actors say once that Kafka is away.
     logging.getLogger("aiokafka").setLevel(logging.INFO if settings.log_level == "DEBUG" else logging.CRITICAL)
@@ -76,8 +79,9 @@ def configure_logging(settings: Settings) -> None:
 class _BackgroundHandler(logging.Handler):
     """Makes lines of records, and leaves them to the thread that writes them to standard error."""
 
-    def __init__(self, formatter: logging.Formatter) -> None:
+    def __init__(self, formatter: logging.Formatter, sums: LogSums) -> None:
         super().__init__()
+        self._sums = sums
         self.setFormatter(formatter)
         self._writer = LogWriter(
             sys.stderr.fileno(), limit_bytes=_LIMIT_BYTES, dropped=LOG_RECORDS_DROPPED.inc, notice=self._notice
@@ -94,6 +98,7 @@ class _BackgroundHandler(logging.Handler):
 
     def flush(self) -> None:
         """Wait until all is written, within bounds. `logging.shutdown`, which Python calls at its end, does this."""
+        self._sums.flush()
         self._writer.flush(_FLUSH_SECONDS)
 
     def _notice(self, count: int) -> str:

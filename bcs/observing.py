@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import structlog
 
+from bcs.supervision import Snapshot
 from bcs.telemetry import Telemetry
 
 log = structlog.stdlib.get_logger("bcs.supervision")
 
+_OF_ALL_CHILDREN = "*"
 _EXPECTED_ENDS = frozenset({"returned", "stopped", "cancelled"})
 
 
@@ -49,6 +51,17 @@ class TreeObserver:
             self._gave_up()
 
 
+def count_restarts_from_zero(telemetry: Telemetry, tree: Snapshot) -> None:
+    """Show a count of restarts for each actor that the tree has or may have: an alert sees no rise from nothing to one.
+
+    :param tree: the tree before its start.
+    """
+    for path, node in tree.iter_flat():
+        telemetry.actor_restarts.labels(path)
+        if node.kind == "dynamic":
+            telemetry.actor_restarts.labels(_label(f"{path}/{_OF_ALL_CHILDREN}"))
+
+
 def _label(path: str) -> str:
     name, _, below = path.partition("/")
-    return f"{name}/*" if below else name
+    return f"{name}/{_OF_ALL_CHILDREN}" if below else name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import uuid
 from dataclasses import dataclass
 from time import monotonic
@@ -77,7 +76,7 @@ def open_persistence(settings: Settings, *, law: CompletionLaw, reach: Reach = p
         )
     gateway = redis_gateway(settings)
     # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
-    consumer = f"{settings.instance_name or socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    consumer = f"{settings.instance}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     permanent = _permanent(settings, gateway, consumer)
     recall = Recall(permanent.record, permanent.backlog.waiting) if permanent else None
     store = RedisStateStore(

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from bcs.actors.archive import Archive, ArchiveActor, archive_mailbox
 from bcs.actors.archive_drain import Drain
 from bcs.actors.archive_upkeep import Upkeep
+from bcs.actors.waits import Waits
 from bcs.failpoints import Reach
 from bcs.record.permanent import Permanent
 from bcs.settings import Settings
@@ -39,6 +40,7 @@ def recorded(
     telemetry: Telemetry,
     outbox_grew: Callable[[], None],
     now: Callable[[], datetime],
+    waits: Waits,
     asks: int,
     reach: Reach,
 ) -> Recorded:
@@ -46,6 +48,7 @@ def recorded(
 
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
+    :param waits: is told what the archive waits for.
     :param asks: how many may ask it at a time.
     :param reach: for chaos tests.
     """
@@ -63,6 +66,7 @@ def recorded(
         outbox,
         outbox_grew,
         now,
+        waits,
         settings.database_probe_interval_seconds,
         settings.database_first_probe_seconds / FIRST_LOOKS,
         timedelta(days=settings.record_retention_days),

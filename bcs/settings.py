@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -234,6 +235,11 @@ class Settings(BaseSettings):
         1.0, description="how long requests are still taken after readiness went off"
     )
     metrics_interval_seconds: Seconds = Field(1.0, description="the time between samples of depths, lag and backlog")
+
+    @property
+    def instance(self) -> str:
+        """This replica's name."""
+        return self.instance_name or socket.gethostname()
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from functools import cache
+from math import nan
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+
+from bcs.contracts import topics
+from bcs.contracts.dead_letters import RESOLUTION_FAILED
+from bcs.domain.errors import DeadLetterReason
 
 # The time at which each series began, for every counter: nothing here reads it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -44,12 +50,12 @@ class Telemetry:
             ).labels
         )
         self.http_requests = Counter(
-            "bcs_http_requests_total", "HTTP requests.", ["method", "route", "status"], registry=registry
+            "bcs_http_requests_total", "HTTP requests.", ["method", "endpoint", "status_code"], registry=registry
         )
         self.http_duration = Histogram(
             "bcs_http_request_duration_seconds",
             "Time from request to response.",
-            ["method", "route"],
+            ["method", "endpoint"],
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=registry,
         )
@@ -101,7 +107,16 @@ class Telemetry:
         self.publish_failures = Counter(
             "bcs_outbox_publish_failures_total", "Attempts to publish that failed.", ["kind"], registry=registry
         )
-        self.outbox_backlog = Gauge("bcs_outbox_backlog", "Messages that wait for Kafka.", registry=registry)
+        self.outbox_backlog = Gauge(
+            "bcs_outbox_backlog",
+            "Messages that wait for Kafka, in Redis and PostgreSQL; the last known number while these can't be asked.",
+            registry=registry,
+        )
+        self.outbox_oldest = Gauge(
+            "bcs_outbox_oldest_seconds",
+            "How long ago the oldest message that waits for Kafka was accepted, however often it was tried since.",
+            registry=registry,
+        )
         self.archive_backlog = Gauge(
             "bcs_archive_backlog", "Entries that wait in Redis for PostgreSQL.", registry=registry
         )
@@ -127,13 +142,42 @@ class Telemetry:
             "bcs_mailbox_oldest_message_seconds", "Age of the oldest of them.", ["actor"], registry=registry
         )
         self.batch_actors = Gauge("bcs_batch_actors", "Batches being written at the moment.", registry=registry)
+        self.kafka_up = Gauge(
+            "bcs_kafka_up",
+            "1 while the brokers tell how far the consumer group has come; while 0, bcs_kafka_consumer_lag, "
+            "bcs_kafka_committed_timestamp_seconds and bcs_dead_letters_waiting keep their last values.",
+            registry=registry,
+        )
         self.consumer_lag = Gauge(
-            "bcs_kafka_consumer_lag", "Messages not yet durable here.", ["topic", "partition"], registry=registry
+            "bcs_kafka_consumer_lag",
+            "Messages behind the consumer group's committed offset. Every replica tells all partitions: "
+            "take the maximum over the replicas.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        self.committed_timestamp = Gauge(
+            "bcs_kafka_committed_timestamp_seconds",
+            "Kafka's time of the last message that the consumer group committed. Every replica tells all partitions.",
+            ["topic", "partition"],
+            registry=registry,
         )
         self.partition_stalled = Gauge(
             "bcs_kafka_partition_stalled",
-            "1 for each partition that can't be read on.",
+            "1 for each partition that this replica has and can't read on, 0 for each other one that it has.",
             ["topic", "partition"],
+            registry=registry,
+        )
+        self.events_missed = Counter(
+            "bcs_kafka_events_missed_total",
+            "Messages that Kafka had removed before they were read.",
+            ["topic"],
+            registry=registry,
+        )
+        self.dead_letters_waiting = Gauge(
+            "bcs_dead_letters_waiting",
+            "Messages on a topic of dead letters: those that wait for a replay, and those that were replayed, with a "
+            "marker each, until they are purged or expire. Every replica tells all topics.",
+            ["topic"],
             registry=registry,
         )
         self.intake_in_flight = Gauge("bcs_intake_in_flight", "Messages read and not yet durable.", registry=registry)
@@ -146,8 +190,16 @@ class Telemetry:
         # Series that alerts look at exist from the start: an increase from nothing to one would not be seen.
         for status in ("success", "failure"):
             self.resolutions(status)
-        for actor in ("metrics", "publisher", "batches", "batches/*", "intake", "http"):
-            self.actor_restarts.labels(actor)
+        for topic in topics.CONSUMED:
+            for reason in get_args(DeadLetterReason):
+                self.dead_letters.labels(topic, reason)
+            self.events_missed.labels(topic)
+        self.dead_letters.labels(topics.RESOLUTION, RESOLUTION_FAILED)
         for kind in ("phase_skipped", "dead_letter"):
             self.parked.labels(kind)
+            self.publish_failures.labels(kind)
+            self.published(kind)
         self.circuit.labels("redis").set(0)
+        # Until it was asked for, nobody knows.
+        self.outbox_backlog.set(nan)
+        self.outbox_oldest.set(nan)

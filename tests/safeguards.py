@@ -272,9 +272,9 @@ _INTAKE = (
         "contiguous-commit",
         "An offset is committed only when nothing before it is unfinished.",
         "bcs/actors/offsets.py",
-        "        owned.finished_ahead.add(offset)\n",
+        "        owned.finished_ahead[offset] = written_ms\n",
         """\
-        owned.finished_ahead.add(offset)
+        owned.finished_ahead[offset] = written_ms
         owned.committable = max(owned.committable or 0, offset + 1)
 """,
         _in("property/test_offset_tracker", "test_finishing_everything_commits_behind_the_last_message"),
@@ -480,15 +480,34 @@ _OUTBOX = (
         "A pruning that can't be announced is not answered: its announcements are stored before the answer.",
         "bcs/actors/http/pipelines.py",
         """\
-            await self.knowledge.announce(phases_skipped(body.batch_id, pruned, body.correlation_id, now), resolved)
+            await self.knowledge.announce(skipped, resolved)
 """,
         """\
             try:
-                await self.knowledge.announce(phases_skipped(body.batch_id, pruned, body.correlation_id, now), resolved)
+                await self.knowledge.announce(skipped, resolved)
             except StoreError:
                 pass
 """,
         _in("integration/test_http_edges", "test_a_pruning_for_which_the_outbox_has_no_room_is_not_answered"),
+    ),
+    Mutation(
+        "log-sums",
+        "What the log says again and again is one line, and then a count a minute.",
+        "bcs/log_sums.py",
+        "        raise structlog.DropEvent\n",
+        "        return event\n",
+        _in("unit/test_log_sums", "test_a_thousand_lines_of_a_kind_are_the_first_and_a_count"),
+    ),
+    Mutation(
+        "waits-of-many",
+        "What many batches wait for is said to be over when the last of them has it.",
+        "bcs/actors/waits.py",
+        """\
+        if kept.holders:
+            return
+        del""",
+        "        del",
+        _in("unit/test_waits", "test_a_wait_of_many_ends_with_the_last_of_them"),
     ),
     Mutation(
         "outbox-takeover",
@@ -551,13 +570,13 @@ _ARCHIVE = (
         """\
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group[0].batch_id, delta)
+            await self._commit(context, group, delta)
 """,
         """\
-                await self._commit(context, group[0].batch_id, delta)
+                await self._commit(context, group, delta)
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group[0].batch_id, delta)
+            await self._commit(context, group, delta)
 """,
         _in("integration/test_record_path", "test_redis_gets_nothing_that_the_record_does_not_have_yet"),
     ),

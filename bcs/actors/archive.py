@@ -23,6 +23,7 @@ from bcs.telemetry import Telemetry
 log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 
 _LETTERS_AT_A_TIME = 500
+_IDS_SAID = 10
 # What only explains an answer waits here for a moment; beyond that it is let go, and counted.
 _EXPLANATIONS_LIMIT = 10_000
 
@@ -107,7 +108,13 @@ class ArchiveActor:
                 await self._keep(context, commands)
 
         async def exhausted(letter: Letter[KeepEntries]) -> None:
-            log.error("entries_given_up", error=repr(letter.last_error))
+            ids = {entry.correlation_id for entry in letter.message.entries if entry.correlation_id}
+            log.error(
+                "entries_given_up",
+                error=repr(letter.last_error),
+                correlation_ids=sorted(ids)[:_IDS_SAID],
+                summed_by=(),
+            )
             self._give_up(letter.message, StoreRefused("archive", repr(letter.last_error)))
 
         async with anyio.create_task_group() as group:

@@ -134,7 +134,14 @@ class Drain:
         await queue.park(entry, problem)
         self._late.pop(entry.message.entry_id, None)
         self.telemetry.archive_parked.inc()
-        log.error("entry_parked", batch_id=entry.message.batch_id, problem=problem)
+        message = entry.message
+        log.error(
+            "entry_parked",
+            batch_id=message.batch_id,
+            correlation_id=message.correlation_id,
+            problem=problem,
+            summed_by=(),
+        )
 
 
 def _weight_of(leased: Leased[HistoryEntry]) -> int:

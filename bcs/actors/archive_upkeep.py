@@ -12,6 +12,7 @@ import structlog
 
 from bcs.actors.archive_drain import Drain
 from bcs.actors.portions import Amount
+from bcs.actors.waits import Waits
 from bcs.domain.errors import StoreError, StoreUnavailable
 from bcs.store.base import Outbox
 
@@ -30,6 +31,12 @@ _STEP_DEADLINE_SECONDS = 60.0
 _RETENTION_INTERVAL_SECONDS = 3600.0
 _RETENTION_STEP = 1000
 _RETENTION_PAUSE_SECONDS = 0.1
+_ACTOR = "archive"
+# What the archive may wait to do.
+_REACH = "reach PostgreSQL"
+_HAND_OVER = "move announcements from PostgreSQL to the outbox"
+_DRAIN = "write to PostgreSQL what waits in Redis"
+_FORGET = "delete from PostgreSQL what is too old"
 
 
 @dataclass(slots=True)
@@ -38,6 +45,7 @@ class Upkeep:
 
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
+    :param waits: is told what the archive waits for.
     :param probe_interval_seconds: the time between questions whether the record is there.
     :param first_probe_seconds: how long a start waits for the first answer.
     :param retention: how long history and batches are kept.
@@ -48,6 +56,7 @@ class Upkeep:
     outbox: Outbox
     outbox_grew: Callable[[], None]
     now: Callable[[], datetime]
+    waits: Waits
     probe_interval_seconds: float
     first_probe_seconds: float
     retention: timedelta
@@ -64,8 +73,6 @@ class Upkeep:
         # Another replica may be upgrading the schema, which can take much longer; liveness must not wait for that.
         with anyio.move_on_after(self.first_probe_seconds):
             await self._looked.wait()
-        if not self.record.reachable:
-            log.warning("record_unreachable", problem=self.record.problem)
 
     async def run(self) -> None:
         """Look after the record without end."""
@@ -86,13 +93,28 @@ class Upkeep:
         while True:
             try:
                 await self.record.probe(_PROBE_DEADLINE_SECONDS)
+            except StoreError as error:
+                self._wait(_REACH, error)
+            else:
+                self.waits.end(_ACTOR, _REACH)
                 self._looked.set()
                 self.rouse()
-                await self._hand_over()
-            except StoreError as error:
-                log.debug("record_or_outbox_away", problem=str(error))
+                await self._try_to_hand_over()
             self._looked.set()
             await anyio.sleep(self.probe_interval_seconds)
+
+    async def _try_to_hand_over(self) -> None:
+        try:
+            await self._hand_over()
+        except StoreError as error:
+            self._wait(_HAND_OVER, error)
+        else:
+            self.waits.end(_ACTOR, _HAND_OVER)
+
+    def _wait(self, doing: str, error: StoreError) -> None:
+        # That PostgreSQL is away stands in the log already.
+        of_postgresql = isinstance(error, StoreUnavailable) and error.store == "postgresql"
+        self.waits.begin(_ACTOR, doing, str(error), aloud=not of_postgresql)
 
     async def _hand_over(self) -> None:
         """Move to the outbox what was announced while Redis was away."""
@@ -110,7 +132,9 @@ class Upkeep:
             try:
                 await self.drain.drain()
             except StoreError as error:
-                log.debug("backlog_waits", problem=str(error))
+                self._wait(_DRAIN, error)
+            else:
+                self.waits.end(_ACTOR, _DRAIN)
 
     async def _forget_hourly(self) -> None:
         while True:
@@ -121,8 +145,9 @@ class Upkeep:
                 # A thousand batches may have millions of rows.
                 if isinstance(error, StoreUnavailable) and error.late:
                     self._forgotten_at_a_time.was_too_much(step)
-                log.debug("retention_waits", problem=str(error))
+                self._wait(_FORGET, error)
                 await anyio.sleep(self.probe_interval_seconds)
             else:
+                self.waits.end(_ACTOR, _FORGET)
                 self._forgotten_at_a_time.was_taken()
                 await anyio.sleep(_RETENTION_PAUSE_SECONDS if forgotten else _RETENTION_INTERVAL_SECONDS)

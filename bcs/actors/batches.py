@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from typing import Final
 
 import anyio
 import structlog
-from tenacity import AsyncRetrying
 
 from bcs.actors.archive import Archive
 from bcs.actors.dead_letters import letter_of
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
 from bcs.actors.portions import portions
+from bcs.actors.waits import Waits
 from bcs.contracts.decoding import microseconds
-from bcs.domain.errors import BacklogFull, OutboxFull, StoreError, StoreRefused, StoreUnavailable, TooManyEssays
+from bcs.domain.errors import (
+    BacklogFull,
+    DeadLetterReason,
+    OutboxFull,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+    TooManyEssays,
+)
 from bcs.domain.state import BatchState, delta_of
 from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Outbox, StateStore
@@ -27,9 +37,11 @@ from bcs.telemetry import Telemetry
 # Bound the size of a transaction, and so the time for which it holds up Redis. An event with more facts is alone.
 GROUP_COMMIT_LIMIT = 1000
 GROUP_COMMIT_FACTS = 5000
+_IDS_SAID = 10
 
 # Why a message becomes a dead letter here.
-_FAILED, _TOO_MANY_ESSAYS = "processing_failed", "too_many_essays"
+_FAILED: Final = "processing_failed"
+_TOO_MANY_ESSAYS: Final = "too_many_essays"
 
 log = structlog.stdlib.get_logger("bcs.batches", actor="batches")
 
@@ -42,6 +54,7 @@ class BatchActor:
     :param finished: tells the intake that a message's effect is durable.
     :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
+    :param waits: is told what the batches wait for.
     :param retry_maximum_seconds: the longest wait between tries while the store is away.
     :param commit_slots: bounds the commits at a time, so that a backlog leaves room for requests at the store.
     :param letter_limit_bytes: the largest message that the broker takes.
@@ -55,6 +68,7 @@ class BatchActor:
     finished: Callable[[MessageFinished], None]
     outbox_grew: Callable[[], None]
     now: Callable[[], datetime]
+    waits: Waits
     retry_maximum_seconds: float
     commit_slots: anyio.CapacityLimiter
     letter_limit_bytes: int
@@ -97,7 +111,7 @@ class BatchActor:
                 await self._ensure_room(group[0].batch_id, delta)
                 await self.archive.keep([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group[0].batch_id, delta)
+            await self._commit(context, group, delta)
 
         try:
             try:
@@ -112,7 +126,7 @@ class BatchActor:
                     return
                 # What came from Kafka is kept until the store is back.
                 try:
-                    await self._patiently(context, "commit facts")(make_durable, group)
+                    await self._patiently(context, partial(make_durable, group), "commit facts")
                 except (StoreUnavailable, BacklogFull):
                     return  # a stop was asked for; not acknowledged, these are read again by the next process
         except TooManyEssays as error:
@@ -165,7 +179,8 @@ class BatchActor:
         with suppress(StoreUnavailable):
             await self.store.ensure_room(batch_id, delta.first_seen_us)
 
-    async def _commit(self, context: ActorContext[RecordFacts], batch_id: str, delta: BatchState) -> None:
+    async def _commit(self, context: ActorContext[RecordFacts], group: list[RecordFacts], delta: BatchState) -> None:
+        batch_id = group[0].batch_id
         context.rest()  # to wait for one's turn is not to hang
         async with self.commit_slots:
             context.beat()
@@ -173,13 +188,20 @@ class BatchActor:
         self.telemetry.commit_conflicts.inc(committed.conflicts)
         if committed.fallback:
             self.telemetry.commit_fallbacks.inc()
-            log.warning("commit_fell_back", batch_id=batch_id, conflicts=committed.conflicts)
+            ids = {command.correlation_id for command in group if command.correlation_id}
+            log.warning(
+                "commit_fell_back",
+                batch_id=batch_id,
+                conflicts=committed.conflicts,
+                correlation_ids=sorted(ids)[:_IDS_SAID],
+                summed_by=(),
+            )
 
     async def _bury(
         self,
         context: ActorContext[RecordFacts],
         command: RecordFacts,
-        reason: str,
+        reason: DeadLetterReason,
         *,
         attempts: int,
         error: BaseException | None,
@@ -198,7 +220,7 @@ class BatchActor:
             limit_bytes=self.letter_limit_bytes,
         )
         try:
-            await self._patiently(context, "store a dead letter")(self.outbox.append, [message])
+            await self._patiently(context, partial(self.outbox.append, [message]), "store a dead letter")
         except (StoreUnavailable, OutboxFull):
             return  # a stop was asked for; not acknowledged, it is read again by the next process
         self.telemetry.dead_letters.labels(receipt.message.topic, reason).inc()
@@ -212,19 +234,24 @@ class BatchActor:
             offset=receipt.message.offset,
             reason=reason,
             **detail,
+            summed_by=("topic", "reason"),
         )
         self.finished(MessageFinished(receipt))
         self.outbox_grew()
 
-    def _patiently(self, context: ActorContext[RecordFacts], doing: str) -> AsyncRetrying:
-        return patiently(
+    async def _patiently(
+        self, context: ActorContext[RecordFacts], do: Callable[[], Awaitable[object]], doing: str
+    ) -> None:
+        await patiently(
             context,
+            do,
             StoreUnavailable,
             OutboxFull,
             BacklogFull,
-            maximum_seconds=self.retry_maximum_seconds,
+            waits=self.waits,
+            actor="batches",
             doing=doing,
-            until_stop=True,
+            maximum_seconds=self.retry_maximum_seconds,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,13 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bcs.actors.dead_letters import letter_of
-from bcs.actors.kafka_probe import probe
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, decoded, message_of, position_of, written_at_ms
 from bcs.actors.offsets import OffsetTracker
 from bcs.actors.portions import Amount
 from bcs.actors.skips import REASON as SKIPPED
 from bcs.actors.skips import reason_of
 from bcs.actors.turns import Turns
+from bcs.actors.waits import READ_KAFKA
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import unread_letter
 from bcs.contracts.published import ConsumedMessage, OutboundMessage
@@ -29,13 +30,20 @@ from bcs.domain.history import Position
 from bcs.domain.skips import SkipOrder, SkipOutcome, WaitingSkip
 from bcs.domain.times import format_timestamp
 from bcs.failpoints import FailPoint
+from bcs.kafka.causes import cause_of
 from bcs.kafka.isolation import IsolatingConsumer
+from bcs.kafka.offsets import CommitNote
 from bcs.supervision import ActorContext
 
 if TYPE_CHECKING:
     from bcs.actors.intake import Intake
 
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
+
+ACTOR = "intake"
+# What the intake may wait to do.
+_DECIDE = "tell whether an event is ahead of time"
+_BURY = "store dead letters"
 
 _POLL_SECONDS = 0.2
 # aiokafka's getmany() ignores its own timeout while the group rebalances, which can take as long as Kafka is away.
@@ -57,11 +65,15 @@ _REMEMBERED_FACTOR = 20
 _CLOCKS_SECONDS = 1.0
 
 
+Commits = Mapping[tuple[str, int], tuple[int, str]]
+"""Topic and partition to the offset that is to be committed, and what is to stand beside it."""
+
+
 class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
     """Polls, hands over, and commits what has become durable.
 
-    Three tasks: one polls, one collects what is finished and commits, one asks Kafka for signs of life. Polling and
-    collecting are apart because a rebalance holds up the one and waits for the other.
+    Two tasks: one polls, one collects what is finished and commits. They are apart because a rebalance holds up the one
+    and waits for the other.
     """
 
     def __init__(self, intake: Intake, context: ActorContext[MessageFinished], consumer: IsolatingConsumer) -> None:
@@ -73,6 +85,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._letters: list[tuple[Receipt, UndecodableMessage]] = []
         # Of the first of these, kept until the store has them: by their content it knows letters that come again.
         self._made: list[OutboundMessage] = []
+        self._notes: dict[tuple[str, int], CommitNote] = {}
         self._turns = Turns(messages=_MESSAGES_PER_TURN, size_bytes=_BYTES_PER_TURN)
         self._per_poll = Amount(intake.settings.kafka_max_poll_records)
         self._progress = anyio.Event()
@@ -94,7 +107,6 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             async with anyio.create_task_group() as group:
                 group.start_soon(self._collect)
                 group.start_soon(self._intake.skips.follow)
-                group.start_soon(probe, self._consumer, self._tracker, intake.under_way, intake.status, self._settings)
                 self._consumer.subscribe(topics.CONSUMED, listener=self)
                 while not self._context.stopping:
                     await self._poll()
@@ -104,9 +116,10 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         finally:
             # Whatever ended it, what is finished need not be read again.
             with anyio.move_on_after(_LAST_COMMIT_SECONDS, shield=True):
-                if (offsets := self._tracker.to_commit()) and self._is_member():
+                if (offsets := self._to_commit()) and self._is_member():
                     await self._commit_each(offsets)
             self._over = True
+            intake.status.assigned = frozenset()
             self._note_progress()
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
@@ -119,10 +132,15 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         if not self._over:
             await self._commit()
         self._tracker.revoke(partitions)
+        self._intake.status.assigned -= frozenset(partitions)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Begin new ownerships."""
-        self._tracker.assign((topic, partition) for topic, partition in assigned)
+        partitions = [(topic, partition) for topic, partition in assigned]
+        self._tracker.assign(partitions)
+        self._intake.status.assigned |= frozenset(partitions)
+        for key in partitions:
+            self._notes.pop(key, None)
 
     async def _drain(self) -> None:
         """Let what was read become durable, for as long as that goes on: the next process reads the rest again."""
@@ -147,9 +165,12 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             if anyio.current_time() > self._read_again_at + _CLOCKS_SECONDS:
                 # What was waited for was read again since, and is well, or another replica has its partition now.
                 self._intake.status.go_on()
+                self._intake.waits.end(ACTOR, _DECIDE)
         records: dict[TopicPartition, list[ConsumerRecord]] = {}
         with anyio.move_on_after(_POLL_LIMIT_SECONDS):
             records = await self._consumer.getmany(timeout_ms=wait_ms, max_records=self._per_poll.now)
+        self._note_silence()
+        self._note_missed()
         self._weigh(records.values())
         # Taken before anything else can run: a rebalance may begin new epochs while the messages are handed over.
         epochs = {key: self._tracker.epoch(*key) for key in records}
@@ -163,6 +184,37 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._intake.status.stall(self._consumer.stalled)
         await self._bury()
         await self._skip_ordered()
+
+    def _note_silence(self) -> None:
+        """Tell that the intake waits for Kafka, also where that is frozen: then polls bring nothing, and no error."""
+        status, waits = self._intake.status, self._intake.waits
+        if status.connected is False:
+            waits.begin(ACTOR, READ_KAFKA, status.problem, aloud=False)
+        elif self._is_member():
+            waits.end(ACTOR, READ_KAFKA)
+
+    def _note_missed(self) -> None:
+        """Say what Kafka removed before it was read."""
+        for missed in self._consumer.take_missed():
+            key = TopicPartition(missed.topic, missed.partition)
+            count = missed.to_offset - missed.from_offset
+            log.warning(
+                "events_missed",
+                topic=missed.topic,
+                partition=missed.partition,
+                from_offset=missed.from_offset,
+                to_offset=missed.to_offset,
+                count=count,
+            )
+            self._intake.telemetry.events_missed.labels(missed.topic).inc(count)
+            # The next commit tells it to all replicas, and to those that come after them.
+            self._notes[key] = self._note(key).with_missed(count, int(self._intake.now().timestamp() * 1000))
+
+    def _note(self, key: TopicPartition) -> CommitNote:
+        """What stands beside a partition's committed offset, or is to stand there with the next one."""
+        if key not in self._notes:
+            self._notes[key] = CommitNote.decode(self._consumer.committed_metadata(key))
+        return self._notes[key]
 
     def _weigh(self, polled: Iterable[Sequence[ConsumerRecord]]) -> None:
         sizes = [len(record.value or b"") for records in polled for record in records]
@@ -236,6 +288,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         except (ClocksDiffer, StoreUnavailable) as error:
             self._read_again_at = anyio.current_time() + _CLOCKS_SECONDS
             self._intake.status.wait_for(str(error))
+            # The status says so in the log.
+            self._intake.waits.begin(ACTOR, _DECIDE, str(error), aloud=False)
             return False
         self._read(message)
         receipt = Receipt(message, event_type, event.correlation_id, epoch, event.event_id)
@@ -277,8 +331,9 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             try:
                 await self._intake.outbox.append(self._made)
             except StoreError as error:
-                log.debug("dead_letters_wait", count=len(self._letters), error=str(error))
+                self._intake.waits.begin(ACTOR, _BURY, str(error))
                 return
+            self._intake.waits.end(ACTOR, _BURY)
             chunk = self._letters[: len(self._made)]
             del self._letters[: len(chunk)]
             self._made = []
@@ -330,8 +385,9 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         try:
             await self._intake.outbox.append([letter])
         except StoreError as error:
-            log.debug("dead_letters_wait", count=1, error=str(error))
+            self._intake.waits.begin(ACTOR, _BURY, str(error))
             return False
+        self._intake.waits.end(ACTOR, _BURY)
         self._intake.telemetry.dead_letters.labels(at.topic, SKIPPED).inc()
         self._intake.outbox_grew()
         return True
@@ -383,6 +439,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             detail=error.detail,
             batch_id=error.batch_id,
             correlation_id=receipt.correlation_id,
+            summed_by=("topic", "reason"),
         )
 
     async def _collect(self) -> None:
@@ -404,7 +461,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     def _finish(self, receipt: Receipt) -> None:
         message = receipt.message
-        self._tracker.finish(message.topic, message.partition, message.offset, receipt.epoch)
+        written_ms = message.timestamp_ms if message.timestamp_ms >= 0 else None
+        self._tracker.finish(message.topic, message.partition, message.offset, receipt.epoch, written_ms)
 
     def _note_progress(self) -> None:
         self._progress.set()
@@ -413,37 +471,49 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     async def _commit(self) -> None:
         # One at a time, or an older commit could overtake a newer one.
         async with self._committing:
-            offsets = self._tracker.to_commit()
+            offsets = self._to_commit()
             if not offsets:
                 return
             if not self._is_member():
-                log.info("offset_commit_failed", error="no longer a member of the group")
+                log.info("offset_commit_failed", error="no longer a member of the group", summed_by=("error",))
                 return
             await self._intake.reach(FailPoint.BEFORE_OFFSET_COMMIT, self._context.name)
             if await self._commit_each(offsets):
                 await self._intake.reach(FailPoint.AFTER_OFFSET_COMMIT, self._context.name)
 
-    async def _commit_each(self, offsets: Mapping[tuple[str, int], int]) -> bool:
+    def _to_commit(self) -> Commits:
+        return {
+            key: (offset, self._note_beside(TopicPartition(*key))) for key, offset in self._tracker.to_commit().items()
+        }
+
+    async def _commit_each(self, offsets: Commits) -> bool:
         """Commit these offsets; False where some could not be.
 
         What the broker refuses for one topic must not keep the others from being committed.
         """
         try:
             with anyio.fail_after(self._settings.kafka_request_timeout_seconds):
-                await self._consumer.commit({TopicPartition(*key): offset for key, offset in offsets.items()})
+                await self._consumer.commit({TopicPartition(*key): commit for key, commit in offsets.items()})
         except (KafkaError, TimeoutError) as error:
             self._context.beat()
-            by_topic: dict[str, dict[tuple[str, int], int]] = {}
-            for key, offset in offsets.items():
-                by_topic.setdefault(key[0], {})[key] = offset
+            by_topic: dict[str, dict[tuple[str, int], tuple[int, str]]] = {}
+            for key, commit in offsets.items():
+                by_topic.setdefault(key[0], {})[key] = commit
             if isinstance(error, TopicAuthorizationFailedError) and len(by_topic) > 1:
                 return all([await self._commit_each(topic) for topic in by_topic.values()])
             # Not committed is only read again. After a rebalance it is someone else's to commit.
-            log.info("offset_commit_failed", topics=sorted(by_topic), error=f"{type(error).__name__}: {error}")
+            log.info("offset_commit_failed", topics=sorted(by_topic), error=cause_of(error), summed_by=())
             return False
-        self._tracker.committed(dict(offsets))
+        self._tracker.committed({key: offset for key, (offset, _) in offsets.items()})
         self._context.beat()
         return True
+
+    def _note_beside(self, key: TopicPartition) -> str:
+        """What is to stand beside the offset that is committed next."""
+        written_ms = self._tracker.written_ms(*key)
+        if written_ms is not None:
+            self._notes[key] = replace(self._note(key), written_ms=written_ms)
+        return self._note(key).encode()
 
     def _beat(self) -> None:
         # To poll on is no progress as long as the other task is stuck in a commit, whose own end beats.

@@ -12,13 +12,15 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from bcs.actors.clocks import Clocks
-from bcs.actors.consumption import Consumption
+from bcs.actors.consumption import ACTOR, Consumption
 from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.skips import Skips
 from bcs.actors.under_way import UnderWay
+from bcs.actors.waits import READ_KAFKA, Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.failpoints import FailPoint, Reach
+from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
 from bcs.store.base import Outbox
@@ -37,6 +39,7 @@ class Intake:
     """The Kafka intake. One instance serves all incarnations of the actor, whose mailbox gets the finished messages.
 
     :param outbox_grew: tells the publisher that there is something to publish.
+    :param waits: is told what the intake waits for.
     :param now: wall-clock time.
     :param clocks: tell an event that is ahead of time.
     :param skips: the messages that operators ordered to pass over.
@@ -50,6 +53,7 @@ class Intake:
     outbox_grew: Callable[[], None]
     status: KafkaStatus
     telemetry: Telemetry
+    waits: Waits
     now: Callable[[], datetime]
     clocks: Clocks
     skips: Skips
@@ -68,7 +72,8 @@ class Intake:
                 if await self._connect(context, consumer):
                     await Consumption(self, context, consumer).run()
             except* (KafkaError, OSError) as group:
-                self.status.down(group)
+                # That Kafka is away stands in the log already.
+                self.waits.begin(ACTOR, READ_KAFKA, cause_of(group), aloud=is_refusal(group))
                 context.beat()
             finally:
                 context.rest()  # to close has a budget of its own
@@ -87,8 +92,8 @@ class Intake:
                 group.cancel_scope.cancel()
 
             group.start_soon(give_up_on_stop)
-            with anyio.fail_after(self.settings.kafka_request_timeout_seconds):
-                await consumer.start()
+            settings = self.settings
+            await start(consumer, settings.kafka_bootstrap_servers, settings.kafka_request_timeout_seconds)
             connected = True
             group.cancel_scope.cancel()
         return connected

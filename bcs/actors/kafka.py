@@ -12,12 +12,17 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from bcs.contracts import topics
+from bcs.kafka.causes import cause_of, is_refusal
 from bcs.kafka.isolation import Stall
+from bcs.kafka.offsets import Look, Offsets
+from bcs.said import SaidCauses
 from bcs.supervision import describe
 
 log = structlog.stdlib.get_logger("bcs.kafka")
 
 _STEP_SECONDS = 0.5
+_MOST_PROBLEMS = 5
 
 
 @dataclass(slots=True)
@@ -26,49 +31,115 @@ class KafkaStatus:
 
     :param connected: whether the last sign of life came; None before the first attempt.
     :param problem: why not, in a few words.
-    :param lag: topic and partition to the number of messages not yet durable here.
-    :param in_flight: messages read and not yet durable.
+    :param from_earliest: where a group that has committed nothing begins: at the first message, else at the end.
+    :param offsets: topic and partition of what is consumed to where it begins and ends, and how far the group has come;
+        while Kafka can't be asked, what was known last.
+    :param unmeasured: why some of these are older than the last sign of life; None where none is.
+    :param dead_letters: topic and partition of dead letters to how many messages lie there.
+    :param assigned: the partitions that this replica has.
     :param stalled: topic and partition to what keeps the intake from reading on there.
     :param unwritable: topic to why messages for it wait in the outbox.
     :param missing: topics that the intake reads, and that Kafka does not have or does not show.
     :param waits_for: what the intake waits for although Kafka answers; None where it waits for nothing.
+    :param servers: where the brokers are looked for.
     """
 
     connected: bool | None = None
     problem: str = "not connected yet"
-    lag: dict[tuple[str, int], int] = field(default_factory=dict)
-    in_flight: int = 0
+    from_earliest: bool = True
+    offsets: dict[tuple[str, int], Offsets] = field(default_factory=dict)
+    unmeasured: str | None = None
+    dead_letters: dict[tuple[str, int], int] = field(default_factory=dict)
+    assigned: frozenset[tuple[str, int]] = frozenset()
     stalled: dict[tuple[str, int], Stall] = field(default_factory=dict)
     unwritable: dict[str, str] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     waits_for: str | None = None
-    _failures_said: set[tuple[str, str]] = field(default_factory=set, init=False)
+    servers: str = ""
+    _missed: dict[tuple[str, int], int] = field(default_factory=dict, init=False)
+    _removal_said: set[tuple[str, int]] = field(default_factory=set, init=False)
+    _lack_said: bool = field(default=False, init=False)
+    _causes_said: SaidCauses = field(default_factory=SaidCauses, init=False)
 
     @property
     def trouble(self) -> str | None:
         """What can't be read or written, although Kafka answers; None where that is nothing."""
         stalled = self.stalled.items()
         problems = [f"{topic}/{partition}{_at(stall)}: {stall.cause}" for (topic, partition), stall in stalled]
+        problems += [
+            f"{topic}/{partition}: {missed} messages were removed before they were read, now or within the last day"
+            for (topic, partition), missed in sorted(self._missed.items())
+        ]
         problems += [f"{topic} does not exist, or may not be seen (DESCRIBE)" for topic in sorted(self.missing)]
         problems += [f"messages for {topic} wait: {cause}" for topic, cause in sorted(self.unwritable.items())]
+        if self.unmeasured is not None:
+            problems.append(f"the lag can't be measured: {self.unmeasured}")
         if self.waits_for is not None:
             problems.append(f"the intake waits: {self.waits_for}")
         return "; ".join(problems) or None
 
+    @property
+    def measured_now(self) -> bool:
+        """True if the last look told everything about the partitions that are known."""
+        seen = {topic for topic, _ in self.offsets}
+        return bool(self.connected) and self.unmeasured is None and not seen & self.missing
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Topic and partition to how many messages the group has still to read and to make durable."""
+        return {key: offsets.lag(from_earliest=self.from_earliest) for key, offsets in self.offsets.items()}
+
+    def dead_letters_waiting(self) -> dict[str, int]:
+        """Topic of dead letters to how many messages lie there."""
+        waiting: dict[str, int] = {}
+        for (topic, _), count in self.dead_letters.items():
+            waiting[topic] = waiting.get(topic, 0) + count
+        return waiting
+
+    def measured(self, look: Look, now_ms: int) -> None:
+        """The brokers have told this. What they did not tell stays as it was."""
+        for key, (first, end) in look.bounds.items():
+            known = self.offsets.get(key)
+            if key in look.committed:
+                self.offsets[key] = Offsets(first, end, *look.committed[key])
+            elif known is not None:
+                self.offsets[key] = Offsets(first, end, known.committed, known.note)
+            elif key.topic in topics.DEAD_LETTERS:
+                self.dead_letters[key] = end - first
+        self._lack("; ".join(look.problems[:_MOST_PROBLEMS]) or None)
+        self._missed = {
+            key: missed
+            for key, offsets in self.offsets.items()
+            if (missed := offsets.removed_unread + offsets.note.missed_lately(now_ms))
+        }
+        removed = {key: offsets for key, offsets in self.offsets.items() if offsets.removed_unread}
+        for (topic, partition), offsets in removed.items():
+            if (topic, partition) not in self._removal_said:
+                log.warning(
+                    "events_removed_unread",
+                    topic=topic,
+                    partition=partition,
+                    from_offset=offsets.committed,
+                    to_offset=offsets.first,
+                )
+        self._removal_said = set(removed)
+
+    def _lack(self, problem: str | None) -> None:
+        # A leader that moves is refused once, too. What lasts longer is said once.
+        lasts = problem is not None and problem == self.unmeasured
+        if lasts and not self._lack_said:
+            log.warning("lag_not_measured", problem=problem)
+        elif problem is None and self._lack_said:
+            log.info("lag_measured_again")
+        self._lack_said = lasts or (problem is not None and self._lack_said)
+        self.unmeasured = problem
+
     def write_failed(self, topic: str, error: BaseException) -> None:
-        """A message could not be published. Said once for each topic and kind of error, until one is published."""
-        kind = type(error).__name__
-        if (topic, kind) not in self._failures_said:
-            self._failures_said.add((topic, kind))
-            log.warning("publish_failed", topic=topic, error=describe(error)[:300])
-        self.unwritable[topic] = describe(error)[:300]
+        """A message could not be published."""
+        self.unwritable[topic] = cause_of(error)
 
     def written(self, topic: str) -> None:
         """A message was published."""
-        if topic in self.unwritable:
-            del self.unwritable[topic]
-            self._failures_said = {said for said in self._failures_said if said[0] != topic}
-            log.info("publish_succeeds_again", topic=topic)
+        self.unwritable.pop(topic, None)
 
     def miss(self, missing: frozenset[str]) -> None:
         """Kafka shows all consumed topics but these. Said once for each."""
@@ -80,6 +151,7 @@ class KafkaStatus:
         """Kafka answered."""
         if not self.connected:
             log.info("kafka_connected")
+            self._causes_said.clear()
         self.connected, self.problem = True, ""
 
     def stall(self, stalled: Mapping[TopicPartition, Stall]) -> None:
@@ -113,11 +185,10 @@ class KafkaStatus:
 
     def down(self, error: BaseException) -> None:
         """Kafka did not answer."""
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        problem = describe(error)[:300]
-        if self.connected is not False:
-            log.warning("kafka_unreachable", error=problem)
+        problem = cause_of(error)
+        if self._causes_said.note(problem):
+            event = "kafka_refuses" if is_refusal(error) else "kafka_unreachable"
+            log.warning(event, address=self.servers, error=problem)
         self.connected, self.problem = False, problem
 
 

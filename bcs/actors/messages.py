@@ -152,6 +152,12 @@ class RecordFacts:
             return facts_in(self.facts[0])
         return sum(map(facts_in, self.facts))
 
+    @property
+    def correlation_id(self) -> str | None:
+        """Of the event or the report."""
+        came_with = self.receipt or self.report
+        return came_with.correlation_id if came_with else None
+
     def entry(self, now_us: int) -> FactsRecorded:
         """What the history is to say of it.
 

@@ -11,12 +11,14 @@ import anyio
 from prometheus_client import generate_latest
 
 from bcs.actors.kafka import KafkaStatus
+from bcs.actors.kafka_watch import KafkaWatch
+from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.redis_probe import RedisStatus, probe_redis
 from bcs.domain.errors import StoreError
 from bcs.failpoints import FailPoint, Reach
 from bcs.record.permanent import Permanent
 from bcs.settings import Settings
-from bcs.store.base import Outbox, StateStore
+from bcs.store.base import StateStore
 from bcs.supervision import ActorContext, Snapshot
 from bcs.telemetry import CIRCUIT_STATES, Telemetry
 
@@ -28,6 +30,7 @@ class MetricsPage:
     """The registry as text. It asks nobody and waits for nothing, so it can be had whatever hangs.
 
     :param permanent: None where there is none.
+    :param in_flight: how many messages were read and are not yet durable.
     :param snapshot: a picture of the supervision tree.
     :param circuit: the state of the circuit breaker before the store.
     """
@@ -35,6 +38,8 @@ class MetricsPage:
     telemetry: Telemetry
     permanent: Permanent | None
     kafka: KafkaStatus
+    outbox: OutboxWatch
+    in_flight: Callable[[], int]
     snapshot: Callable[[], Snapshot]
     circuit: Callable[[], str]
 
@@ -53,33 +58,46 @@ class MetricsPage:
                 continue  # a batch's actor would make its id a label
             telemetry.mailbox_depth.labels(path).set(node.mailbox_depth)
             telemetry.mailbox_oldest.labels(path).set(node.oldest_message_seconds)
-        telemetry.consumer_lag.clear()
-        for (topic, partition), lag in self.kafka.lag.items():
-            telemetry.consumer_lag.labels(topic, partition).set(lag)
-        telemetry.partition_stalled.clear()
-        for topic, partition in self.kafka.stalled:
-            telemetry.partition_stalled.labels(topic, partition).set(1)
-        telemetry.intake_in_flight.set(self.kafka.in_flight)
+        self._sample_kafka()
+        telemetry.outbox_backlog.set(self.outbox.count)
+        telemetry.outbox_oldest.set(self.outbox.oldest_seconds)
+        telemetry.intake_in_flight.set(self.in_flight())
         if self.permanent:
             telemetry.record_up.labels("postgresql").set(self.permanent.record.reachable)
         telemetry.circuit.labels("redis").set(CIRCUIT_STATES[self.circuit()])
 
+    def _sample_kafka(self) -> None:
+        telemetry, kafka = self.telemetry, self.kafka
+        telemetry.kafka_up.set(kafka.measured_now)
+        for key, lag in kafka.lag().items():
+            telemetry.consumer_lag.labels(*key).set(lag)
+            written_ms = kafka.offsets[key].note.written_ms
+            if written_ms is not None:
+                telemetry.committed_timestamp.labels(*key).set(written_ms / 1000)
+        for topic, count in kafka.dead_letters_waiting().items():
+            telemetry.dead_letters_waiting.labels(topic).set(count)
+        telemetry.partition_stalled.clear()
+        for key in kafka.assigned | kafka.stalled.keys():
+            telemetry.partition_stalled.labels(*key).set(key in kafka.stalled)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsActor:
-    """Samples at intervals. The registry outlives it, and so do all counters, and what is known of Redis.
+    """Samples at intervals. The registry outlives it, and so do all counters, and what is known of others.
 
     :param permanent: None where there is none.
     :param redis: is kept up to date.
+    :param kafka: keeps what is known of Kafka up to date.
     :param reach: for chaos tests.
     """
 
     settings: Settings
     telemetry: Telemetry
     store: StateStore
-    outbox: Outbox
+    outbox: OutboxWatch
     permanent: Permanent | None
     redis: RedisStatus
+    kafka: KafkaWatch
     reach: Reach
 
     async def run(self, context: ActorContext[Any]) -> None:
@@ -93,6 +111,7 @@ class MetricsActor:
             with anyio.move_on_after(_FIRST_LOOK_SECONDS):
                 await looked.wait()
             context.ready()
+            group.start_soon(self.kafka.run)
             group.start_soon(self._sample_backlog)
             group.start_soon(self._measure_loop_lag)
             await context.wait_stopping()
@@ -100,10 +119,10 @@ class MetricsActor:
 
     async def _sample_backlog(self) -> None:
         while True:
-            # While the store is away the last figure stands; the circuit breaker's state tells why.
-            with suppress(StoreError):
-                self.telemetry.outbox_backlog.set(await self.outbox.backlog())
-                if self.permanent:
+            await self.outbox.look()
+            if self.permanent:
+                # While the store is away the last figure stands; the circuit breaker's state tells why.
+                with suppress(StoreError):
                     backlog, explanations = self.permanent.backlog, self.permanent.explanations
                     self.telemetry.archive_backlog.set(await backlog.backlog() + await explanations.backlog())
             await anyio.sleep(self.settings.metrics_interval_seconds)

@@ -12,13 +12,16 @@ class _Partition:
 
     :param began: where this ownership began to read: the offset that was committed before; None before the first.
     :param unfinished: offset to size of what was read and is not yet durable, in the order in which it was read.
+    :param finished_ahead: offset to Kafka's time of messages behind an unfinished one.
+    :param written_ms: Kafka's time of the last message before `committable`; None where it has none.
     :param next_offset: the one behind the last that was read; None before the first.
     """
 
     epoch: int
     unfinished: dict[int, int] = field(default_factory=dict)
-    finished_ahead: set[int] = field(default_factory=set)
+    finished_ahead: dict[int, int | None] = field(default_factory=dict)
     committable: int | None = None
+    written_ms: int | None = None
     committed: int | None = None
     next_offset: int | None = None
     began: int | None = None
@@ -85,18 +88,21 @@ class OffsetTracker:
             if offset and not owned.unfinished:
                 owned.committable = offset
 
-    def finish(self, topic: str, partition: int, offset: int, epoch: int) -> None:
-        """A message's effect is durable. Saying so twice, or of another epoch, changes nothing."""
+    def finish(self, topic: str, partition: int, offset: int, epoch: int, written_ms: int | None = None) -> None:
+        """A message's effect is durable. Saying so twice, or of another epoch, changes nothing.
+
+        :param written_ms: Kafka's time of it, in milliseconds since 1970 UTC, where it has one.
+        """
         owned = self._partitions.get((topic, partition))
         if owned is None or owned.epoch != epoch or offset not in owned.unfinished or offset in owned.finished_ahead:
             return
-        owned.finished_ahead.add(offset)
+        owned.finished_ahead[offset] = written_ms
         self.in_flight -= 1
         self.in_flight_bytes -= owned.unfinished[offset]
         owned.unfinished[offset] = 0
         while owned.unfinished and (first := next(iter(owned.unfinished))) in owned.finished_ahead:
             del owned.unfinished[first]
-            owned.finished_ahead.remove(first)
+            owned.written_ms = owned.finished_ahead.pop(first)
             owned.committable = first + 1
         if not owned.unfinished:
             owned.committable = owned.next_offset
@@ -108,6 +114,11 @@ class OffsetTracker:
             for key, owned in self._partitions.items()
             if owned.committable is not None and owned.committable != owned.committed
         }
+
+    def written_ms(self, topic: str, partition: int) -> int | None:
+        """Kafka's time of the last message before the offset to commit, in milliseconds since 1970 UTC."""
+        owned = self._partitions.get((topic, partition))
+        return owned.written_ms if owned else None
 
     def committed(self, offsets: dict[tuple[str, int], int]) -> None:
         """These offsets were committed."""

@@ -15,11 +15,13 @@ from aiokafka.errors import KafkaError
 from bcs.actors.broker_errors import REFUSED_FOR_GOOD, TOO_LARGE, may_be_about_one_record
 from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import OutboxGrew
-from bcs.actors.patience import patiently_and_aloud
+from bcs.actors.patience import patiently
 from bcs.actors.publishing import publish_all
+from bcs.actors.waits import CONNECT_PRODUCER, Waits
 from bcs.contracts.dead_letters import as_reduced
 from bcs.domain.errors import StoreError, StoreUnavailable
 from bcs.failpoints import FailPoint, Reach
+from bcs.kafka.causes import cause_of, start
 from bcs.settings import Settings
 from bcs.store.base import LeasedMessage, Outbox
 from bcs.supervision import ActorContext
@@ -33,6 +35,10 @@ log = structlog.stdlib.get_logger("bcs.publisher", actor="publisher")
 _LEASE_LIMIT = 200
 _CLOSE_SECONDS = 1.0
 _FRUITLESS_SECONDS = 0.5
+_ACTOR = "publisher"
+# What the publisher may wait to do.
+_TAKE_OVER = "take over from the outbox what another replica left"
+_REACH_OUTBOX = "reach the outbox"
 
 
 @dataclass(slots=True)
@@ -56,6 +62,7 @@ class Publisher:
 
     What one incarnation had in hand when it died, the next one publishes again: every copy carries the same event id.
 
+    :param waits: is told what the publisher waits for.
     :param reach: for chaos tests.
     """
 
@@ -63,6 +70,7 @@ class Publisher:
     outbox: Outbox
     telemetry: Telemetry
     status: KafkaStatus
+    waits: Waits
     reach: Reach
 
     async def run(self, context: ActorContext[OutboxGrew]) -> None:
@@ -138,21 +146,25 @@ class Publisher:
         """What dead replicas held. Where Redis refuses only this, as without XAUTOCLAIM, all else goes on."""
         take_over = partial(self.outbox.recover, self.settings.outbox_takeover_seconds, _LEASE_LIMIT)
         try:
-            return await take_over()
+            taken = await take_over()
         except StoreUnavailable as error:
             if error.answered:
-                log.warning("takeover_refused", error=str(error))
+                self.waits.begin(_ACTOR, _TAKE_OVER, str(error))
                 return []
-        return await self._persist(context, take_over)
+            taken = await self._persist(context, take_over)
+        self.waits.end(_ACTOR, _TAKE_OVER)
+        return taken
 
     async def _connect(self, context: ActorContext[OutboxGrew]) -> AIOKafkaProducer:
-        return await patiently_and_aloud(
+        return await patiently(
             context,
             partial(self._start_producer, idempotent=self.settings.kafka_enable_idempotence),
             KafkaError,
             OSError,
+            waits=self.waits,
+            actor=_ACTOR,
+            doing=CONNECT_PRODUCER,
             maximum_seconds=self.settings.retry_maximum_seconds,
-            doing="connect the producer",
         )
 
     async def _start_producer(self, *, idempotent: bool) -> AIOKafkaProducer:
@@ -168,8 +180,8 @@ class Publisher:
         )
         started = False
         try:
-            with anyio.fail_after(settings.kafka_request_timeout_seconds):
-                await producer.start()
+            timeout_seconds = settings.kafka_request_timeout_seconds
+            await start(producer, settings.kafka_bootstrap_servers, timeout_seconds, idempotent=idempotent)
             started = True
         finally:
             if not started:
@@ -205,7 +217,13 @@ class Publisher:
         for entry, problem in outcome.parked:
             await self._persist(context, self.outbox.park, entry, problem)
             self.telemetry.parked.labels(entry.message.kind).inc()
-            log.error("message_parked", topic=entry.message.topic, problem=problem)
+            log.error(
+                "message_parked",
+                topic=entry.message.topic,
+                problem=problem,
+                correlation_id=entry.message.correlation_id,
+                summed_by=("topic",),
+            )
         await self._persist(context, self.outbox.requeue, outcome.failed)
         return outcome
 
@@ -224,7 +242,7 @@ class Publisher:
             if isinstance(error, TOO_LARGE) and (reduced := as_reduced(entry.message)):
                 too_large.append(replace(entry, message=reduced))
             elif isinstance(error, REFUSED_FOR_GOOD):
-                outcome.parked.append((original, _brief(error)))
+                outcome.parked.append((original, cause_of(error)))
             else:
                 self._note(outcome, original, error)
 
@@ -245,11 +263,13 @@ class Publisher:
         if error is None:
             outcome.delivered.append(entry)
             self.status.written(message.topic)
+            self.waits.end(_ACTOR, _publish_to(message.topic))
             self.telemetry.published(message.kind).inc()
         else:
             outcome.failed.append(entry)
             self.telemetry.publish_failures.labels(message.kind).inc()
             self.status.write_failed(message.topic, error)
+            self.waits.begin(_ACTOR, _publish_to(message.topic), self.status.unwritable[message.topic])
 
     async def _persist(
         self, context: ActorContext[OutboxGrew], change: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -260,14 +280,16 @@ class Publisher:
         except StoreError:
             if context.stopping:
                 raise
-        return await patiently_and_aloud(
+        return await patiently(
             context,
             partial(change, *args, **kwargs),
             StoreError,
+            waits=self.waits,
+            actor=_ACTOR,
+            doing=_REACH_OUTBOX,
             maximum_seconds=self.settings.retry_maximum_seconds,
-            doing="reach the outbox",
         )
 
 
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def _publish_to(topic: str) -> str:
+    return f"publish to {topic}"

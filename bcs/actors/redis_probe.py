@@ -10,6 +10,7 @@ import anyio
 import structlog
 
 from bcs.domain.errors import StoreUnavailable
+from bcs.said import SaidCauses
 from bcs.store.base import StateStore
 from bcs.supervision import describe
 
@@ -28,19 +29,19 @@ class RedisStatus:
     clock: Callable[[], float]
     _answered_at: float = field(default=-inf, init=False)
     _problem: str | None = field(default="it was not asked yet", init=False)
-    _outage_said: bool = field(default=False, init=False)
+    _said: SaidCauses = field(default_factory=SaidCauses, init=False)
 
     def up(self) -> None:
         """Redis answered."""
-        if self._outage_said:
+        if self._said.clear():
             log.info("redis_probe_succeeded")
-        self._answered_at, self._problem, self._outage_said = self.clock(), None, False
+        self._answered_at, self._problem = self.clock(), None
 
     def down(self, problem: str) -> None:
-        """Redis did not answer, or refused. Said once for each outage."""
-        if not self._outage_said:
+        """Redis did not answer, or refused. Said once for each cause of an outage."""
+        if self._said.note(problem):
             log.warning("redis_probe_failed", problem=problem)
-        self._problem, self._outage_said = problem, True
+        self._problem = problem
 
     def ensure_up(self) -> None:
         """Refuse unless Redis is known to answer. Asks nobody.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 import structlog
@@ -18,7 +18,7 @@ from bcs.domain.skips import SkipEvent, SkipOrder, SkipOutcome, WaitingSkip
 
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 
-REASON = "skipped_by_operator"
+REASON: Final = "skipped_by_operator"
 _LOOK_SECONDS = 1.0
 
 

@@ -54,8 +54,9 @@ class RequestFailed(BcsError):
     """
 
     def __init__(self, status: int, problem: Mapping[str, Any], retry_after: str | None) -> None:
-        parts = [f"{status} {problem.get('title')}: {problem.get('detail')}"]
+        parts = [f"{status} {_phrase(status)}: {problem.get('detail')}"]
         parts += [f"{error['field']}: {error['problem']}" for error in problem.get("errors", ())]
+        parts += problem.get("warnings", ())
         parts += [f"try again in {retry_after} s"] if retry_after else []
         parts += [f"correlation id {problem['correlation_id']}"] if "correlation_id" in problem else []
         super().__init__(printable("; ".join(parts)))
@@ -101,6 +102,10 @@ def ask(url: str, body: Mapping[str, Any] | None = None, *, expecting: Collectio
     if not document.keys() >= set(expecting):
         raise NotThisService(url, status)
     return document
+
+
+def _phrase(status: int) -> str:
+    return http.client.responses.get(status, "")
 
 
 def _document(raw: bytes) -> dict[str, Any]:

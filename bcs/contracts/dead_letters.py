@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from pydantic_core import SchemaValidator, core_schema, from_json
 
@@ -32,6 +32,9 @@ LARGE_LETTER_BYTES = 64 * 1024
 
 LETTER_START = b'{"schema_version":1,"failed_event_envelope":'
 """Behind it stands the original, byte for byte if it is a JSON object."""
+
+RESOLUTION_FAILED: Final = "pipeline_resolution_failed"
+"""Why a request became a dead letter."""
 
 _PREFIX = "dlt-"
 ORIGINAL_TOPIC = f"{_PREFIX}original-topic"
@@ -201,14 +204,14 @@ def failed_resolution(
         "error_type": type(error).__name__,
         "error_message": str(error),
     }
-    value = _letter(_envelope(request), "pipeline_resolution_failed", metadata, now)
+    value = _letter(_envelope(request), RESOLUTION_FAILED, metadata, now)
     reduced = None
     if understood is not None and len(request) > LARGE_LETTER_BYTES:
-        reduced = _letter(_envelope(understood), "pipeline_resolution_failed", metadata, now)
+        reduced = _letter(_envelope(understood), RESOLUTION_FAILED, metadata, now)
     headers = {
         ORIGINAL_TOPIC: topics.RESOLUTION,
         BATCH_ID: batch_id,
-        **_why("pipeline_resolution_failed", metadata, earlier, now),
+        **_why(RESOLUTION_FAILED, metadata, earlier, now),
     }
     topic = topics.dead_letter_topic(topics.RESOLUTION)
     return OutboundMessage("dead_letter", topic, batch_id.encode(), value, reduced, _encoded(headers))

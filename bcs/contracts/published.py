@@ -6,12 +6,13 @@ import json
 import re
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from bcs.contracts import topics
+from bcs.contracts.tracing import NO_TRACE, Trace
 
 SERVICE = "batch_conductor_service"
 # Any fixed namespace serves; it must never change, or a repeated request would announce under other ids.
@@ -31,6 +32,8 @@ class OutboundMessage:
     :param kind: `phase_skipped` or `dead_letter`.
     :param reduced: a smaller value that stands in when the broker finds the message too large; only our own headers go
         with it.
+    :param waits_since_ms: since when it has waited, in milliseconds since 1970 UTC, where that is longer than in the
+        outbox, or than at the place there where it is now.
     """
 
     kind: str
@@ -39,11 +42,22 @@ class OutboundMessage:
     value: bytes
     reduced: bytes | None = None
     headers: Headers = ()
+    waits_since_ms: int | None = field(default=None, compare=False)
 
     @property
     def size_bytes(self) -> int:
         """What the broker gets, but for what Kafka adds."""
         return len(self.value) + len(self.key or b"") + header_bytes(self.headers)
+
+    @property
+    def correlation_id(self) -> str | None:
+        """Of the message itself, or of the original in a dead letter; None where neither says one."""
+        try:
+            document = from_json(self.value)
+            said = document.get("failed_event_envelope", document).get("correlation_id")
+        except (ValueError, AttributeError):
+            return None
+        return said if isinstance(said, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +95,7 @@ def header_bytes(headers: Headers) -> int:
 
 
 def phases_skipped(
-    batch_id: str, phases: Iterable[str], correlation_id: str, now: datetime
+    batch_id: str, phases: Iterable[str], correlation_id: str, now: datetime, trace: Trace = NO_TRACE
 ) -> tuple[OutboundMessage, ...]:
     """PhaseSkippedV1 for each pruned phase.
 
@@ -89,12 +103,13 @@ def phases_skipped(
 
     :param correlation_id: the request's own. Where it is no UUID, the event carries one that is derived from it: the
         platform's model takes nothing else.
+    :param trace: goes into the envelope's metadata, where the platform has it.
     """
     when = rfc3339(now)
-    return tuple(_phase_skipped(batch_id, phase, correlation_id, when) for phase in phases)
+    return tuple(_phase_skipped(batch_id, phase, correlation_id, when, trace) for phase in phases)
 
 
-def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str) -> OutboundMessage:
+def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, trace: Trace) -> OutboundMessage:
     # As json.dumps() writes a list; it is part of the ids for good.
     identity = f"[{_quoted(correlation_id)}, {_quoted(batch_id)}, {_quoted(phase)}]"
     correlation_uuid = as_uuid(correlation_id)
@@ -120,9 +135,18 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str) ->
                 "event": "batch.phase.skipped",
             },
         },
-        "metadata": {"partition_key": batch_id},
+        "metadata": {"partition_key": batch_id, **trace},
     }
     return OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, batch_id.encode(), to_json(envelope))
+
+
+def announced_ms(value: bytes) -> int | None:
+    """When an announcement was made, in milliseconds since 1970 UTC; None where it does not say so."""
+    try:
+        announced = datetime.fromisoformat(from_json(value)["event_timestamp"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return int(announced.timestamp() * 1000)
 
 
 def as_uuid(correlation_id: str) -> str:

@@ -26,6 +26,7 @@ from bcs.contracts.letters import DeadLetter
 from bcs.contracts.published import Headers
 from bcs.dlq.reading import DeadLetterReader
 from bcs.domain.errors import OriginalGone, PartitionStalled, ReplayFailed
+from bcs.kafka.causes import cause_of
 
 _DEFINE = "/internal/v1/pipelines/define"
 
@@ -113,7 +114,7 @@ async def put_back(
         acknowledgement = asyncio.get_running_loop().create_future()
         acknowledgement.set_exception(error)
     except (KafkaError, OSError) as error:
-        raise ReplayFailed(str(letter.reference), f"{type(error).__name__}: {error}") from error
+        raise ReplayFailed(str(letter.reference), cause_of(error)) from error
     return acknowledgement
 
 

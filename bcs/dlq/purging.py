@@ -12,6 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from bcs.contracts.letters import Reference
 from bcs.dlq.reading import Survey, kafka_answers
 from bcs.dlq.selection import moment
+from bcs.kafka.causes import start
 from bcs.settings import Settings
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -53,8 +54,10 @@ async def purge(settings: Settings, last: dict[tuple[str, int], int]) -> None:
     """
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     try:
-        with kafka_answers(), anyio.fail_after(settings.kafka_request_timeout_seconds):
-            await admin.start()
+        timeout_seconds = settings.kafka_request_timeout_seconds
+        with kafka_answers():
+            await start(admin, settings.kafka_bootstrap_servers, timeout_seconds)
+        with kafka_answers(), anyio.fail_after(timeout_seconds):
             await admin.delete_records(
                 {TopicPartition(*place): RecordsToDelete(offset + 1) for place, offset in last.items()}
             )

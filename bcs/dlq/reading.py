@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from bcs.contracts.letters import DeadLetter, Reference, marked_offset, read_letter
 from bcs.dlq.selection import Selection
 from bcs.domain.errors import KafkaUnavailable, PartitionStalled, UnreadableLetter
+from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.settings import Settings
 
@@ -172,12 +173,12 @@ async def existing_partitions(admin: AIOKafkaAdminClient, topics: Collection[str
 def kafka_answers() -> Iterator[None]:
     """A block in which Kafka has to answer.
 
-    :raises KafkaUnavailable: it does not.
+    :raises KafkaUnavailable: it does not, or refuses.
     """
     try:
         yield
     except (KafkaError, OSError) as error:
-        raise KafkaUnavailable(f"{type(error).__name__}: {error}") from error
+        raise KafkaUnavailable(cause_of(error), answered=is_refusal(error)) from error
 
 
 @asynccontextmanager
@@ -211,9 +212,9 @@ async def reading_clients(
     )
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     try:
-        with kafka_answers(), anyio.fail_after(settings.kafka_request_timeout_seconds):
-            await consumer.start()
-            await admin.start()
+        with kafka_answers():
+            for client in (consumer, admin):
+                await start(client, settings.kafka_bootstrap_servers, settings.kafka_request_timeout_seconds)
         yield consumer, admin
     finally:
         with anyio.CancelScope(shield=True):

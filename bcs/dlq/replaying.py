@@ -24,6 +24,7 @@ from bcs.contracts.letters import DeadLetter, Reference, mark_key
 from bcs.dlq.originals import Original, ask_again, original_of, put_back, put_back_alone
 from bcs.dlq.reading import DeadLetterReader, kafka_answers, letter_of, reference_of
 from bcs.domain.errors import DeadLetterError, KafkaUnavailable, ReplayFailed
+from bcs.kafka.causes import cause_of, start
 from bcs.settings import Settings
 
 _GROUP = 100
@@ -213,7 +214,7 @@ async def _failure_of(sent: _Sent) -> KafkaError | OSError | None:
 
 
 def _not_taken(letter: DeadLetter, error: KafkaError | OSError) -> Replayed:
-    return Replayed(letter, f"{type(error).__name__}: {error}", away=isinstance(error, KafkaTimeoutError))
+    return Replayed(letter, cause_of(error), away=isinstance(error, KafkaTimeoutError))
 
 
 @asynccontextmanager
@@ -234,8 +235,10 @@ async def operators_producer(settings: Settings, *, each_alone: bool = False) ->
         compression_type="gzip" if each_alone else None,
     )
     try:
-        with kafka_answers(), anyio.fail_after(settings.kafka_request_timeout_seconds):
-            await producer.start()
+        with kafka_answers():
+            timeout_seconds = settings.kafka_request_timeout_seconds
+            idempotent = settings.kafka_enable_idempotence and not each_alone
+            await start(producer, settings.kafka_bootstrap_servers, timeout_seconds, idempotent=idempotent)
         yield producer
     finally:
         with anyio.CancelScope(shield=True):

@@ -37,7 +37,24 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+DeadLetterReason = Literal[
+    "decoder_failed",
+    "header_not_utf8",
+    "invalid_event",
+    "not_an_object",
+    "not_json",
+    "not_utf8",
+    "null_value",
+    "processing_failed",
+    "skipped_by_operator",
+    "time_in_the_future",
+    "too_large",
+    "too_many_essays",
+    "unknown_phase",
+]
+"""Why a consumed message became a dead letter: all that there is, as metrics count each of them from zero."""
 
 
 class BcsError(Exception):
@@ -162,14 +179,18 @@ class ClocksDiffer(BcsError):
 class UndecodableMessage(BcsError):
     """A message that can never be applied, however often it is tried.
 
-    :param reason: a short code from a closed set, fit for a metric's label.
+    :param reason: a short code, also a metric's label.
     :param detail: what exactly is wrong, for the person who reads the dead letter.
     :param batch_id: the batch, where the message named one.
     :param correlation_id: of the envelope, where it could be read.
     """
 
     def __init__(
-        self, reason: str, detail: str, batch_id: str | None = None, correlation_id: str | None = None
+        self,
+        reason: DeadLetterReason,
+        detail: str,
+        batch_id: str | None = None,
+        correlation_id: str | None = None,
     ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
@@ -179,16 +200,18 @@ class UndecodableMessage(BcsError):
 
 
 class KafkaUnavailable(BcsError):
-    """Kafka did not answer. The service itself waits for it; this ends a command.
+    """Kafka did not do what a command needs. The service itself waits for it; this ends a command.
 
     :param cause: why, in a few words.
+    :param answered: a broker answered, and refuses.
     """
 
     retryable = True
 
-    def __init__(self, cause: str) -> None:
-        super().__init__(f"kafka is out of reach: {cause}")
+    def __init__(self, cause: str, *, answered: bool = False) -> None:
+        super().__init__(f"kafka {'refuses' if answered else 'is out of reach'}: {cause}")
         self.cause = cause
+        self.answered = answered
 
 
 class PartitionStalled(BcsError):
@@ -255,16 +278,25 @@ class StoreUnavailable(StoreError):
     :param cause: why, in a few words.
     :param answered: the store does answer: it refused this, and may do other things.
     :param late: there was no answer in time: the store may be well, and this too much for it.
+    :param address: where the store was tried, and the setting that says so; empty where nothing was tried.
     """
 
     retryable = True
 
-    def __init__(self, store: str, cause: str, *, answered: bool = False, late: bool = False) -> None:
-        super().__init__(f"{store} is out of reach: {cause}")
+    def __init__(
+        self, store: str, cause: str, *, answered: bool = False, late: bool = False, address: str = ""
+    ) -> None:
+        super().__init__(store, cause)
         self.store = store
         self.cause = cause
         self.answered = answered
         self.late = late
+        self.address = address
+
+    def __str__(self) -> str:
+        """What was tried, where, and why it failed."""
+        at = f" at {self.address}" if self.address else ""
+        return f"{self.store} {'refuses' if self.answered else 'is out of reach'}{at}: {self.cause}"
 
 
 class CommitConflict(StoreError):

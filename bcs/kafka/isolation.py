@@ -32,6 +32,7 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 
+from bcs.kafka.causes import refusal_of
 from bcs.kafka.records import TolerantRecords
 
 _FIRST_RETRY_SECONDS = 0.5
@@ -57,6 +58,20 @@ class Stall:
     lasting: bool
     tries: int
     retry_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A part of a partition that was not read, and never will be: Kafka had removed it by then.
+
+    :param from_offset: the first offset that was not read.
+    :param to_offset: where reading goes on.
+    """
+
+    topic: str
+    partition: int
+    from_offset: int
+    to_offset: int
 
 
 class IsolatingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has no types
@@ -100,6 +115,16 @@ class IsolatingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has 
             if stall.lasting and not _is_over(stall, key, assignment)
         }
 
+    def take_missed(self) -> list[Missed]:
+        """What could not be read any more when its turn came; each part is told once."""
+        missed, self._fetcher.missed = self._fetcher.missed, []
+        return list(missed)
+
+    def committed_metadata(self, partition: TopicPartition) -> str | None:
+        """What stood beside the group's offset when this member began to read the partition."""
+        metadata: str | None = self._fetcher.committed_metadata.get(partition)
+        return metadata
+
     def pass_over(self, partition: TopicPartition, offset: int) -> None:
         """Go on behind an offset that can't be read."""
         self.seek(partition, offset + 1)
@@ -117,6 +142,10 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         jitter: Callable[[], float],
     ) -> None:
         self.stalled: dict[TopicPartition, Stall] = {}
+        self.missed: list[Missed] = []
+        self.committed_metadata: dict[TopicPartition, str | None] = {}
+        # Offsets that lie outside of their partitions, until it is known where to go on.
+        self._out_of_range: dict[TopicPartition, int] = {}
         # A consumer without a group has another one, which knows no committed offsets.
         self._coordinator: Any = coordinator if isinstance(coordinator, GroupCoordinator) else None
         self._retry_maximum_seconds = retry_maximum_seconds
@@ -202,7 +231,20 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
             tps = [
                 key for key in tps if (state := assignment.state_value(key)).has_valid_position or state.awaiting_reset
             ]
-        return await super()._update_fetch_positions(assignment, node_id, tps)
+        reset = [key for key in tps if assignment.state_value(key).awaiting_reset]
+        woken = await super()._update_fetch_positions(assignment, node_id, tps)
+        # Nothing else has run since the answer came, so no record was read from the new positions.
+        for key in reset if assignment.active else ():
+            self._note_missed(key, assignment.state_value(key))
+        return woken
+
+    def _note_missed(self, key: TopicPartition, state: Any) -> None:
+        if not state.has_valid_position:
+            return  # it is asked again
+        wanted = self._out_of_range.pop(key, None)
+        # Beyond the end lies nothing to miss: the partition was made anew, or cut off.
+        if wanted is not None and wanted < state.position:
+            self.missed.append(Missed(key.topic, key.partition, wanted, state.position))
 
     async def _take_committed(self, assignment: Any, keys: Iterable[TopicPartition]) -> bool:
         """Begin each partition where the group has come to; False where that has to be asked again."""
@@ -222,7 +264,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
             await asyncio.sleep(self._retry_backoff)
             return False
         for topic, partitions in answer.topics:
-            for partition, offset, _metadata, code in partitions:
+            for partition, offset, metadata, code in partitions:
                 key, error = TopicPartition(topic, partition), for_code(code)
                 state = assignment.state_value(key)
                 if error in (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError):
@@ -231,10 +273,12 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
                     await asyncio.sleep(self._retry_backoff)
                     return False
                 if error is not NoError:
-                    self._stall(key, _refusal(code), retriable=error.retriable)
+                    self._stall(key, refusal_of(code), retriable=error.retriable)
                 elif state.has_valid_position or state.awaiting_reset:
                     pass  # somebody sought a position meanwhile
                 elif offset != UNKNOWN_OFFSET:
+                    self.committed_metadata[key] = metadata
+                    self._out_of_range.pop(key, None)
                     state.reset_to(offset)
                 elif self._default_reset_strategy != OffsetResetStrategy.NONE:
                     state.await_reset(self._default_reset_strategy)
@@ -246,7 +290,10 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
             self._answers[id(request)] = answer
             for topic, partitions in answer.topics:
                 for partition, code, *_ in partitions:
-                    self._answered(TopicPartition(topic, partition), code)
+                    key = TopicPartition(topic, partition)
+                    if for_code(code) is OffsetOutOfRangeError:
+                        self._out_of_range[key] = _fetched_from(request, key)
+                    self._answered(key, code)
         elif isinstance(request, OffsetRequest):
             for topic, partitions in answer.topics:
                 for partition, code, *_ in partitions:
@@ -259,7 +306,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
             if stall and stall.offset is None:
                 del self.stalled[key]
         elif error is not OffsetOutOfRangeError:  # aiokafka looks for another position
-            self._stall(key, _refusal(code), retriable=error.retriable)
+            self._stall(key, refusal_of(code), retriable=error.retriable)
 
     def _stall(
         self,
@@ -321,10 +368,10 @@ def _is_over(stall: Stall, key: TopicPartition, assignment: Any) -> bool:
     return not state.has_valid_position or bool(state.position != stall.offset)
 
 
-def _refusal(code: int) -> str:
-    """A broker's error; aiokafka gives all codes that it does not know the same name."""
-    error = for_code(code)
-    return f"the broker refuses it: {error.message if error.errno == code else 'error'} ({code})"
+def _fetched_from(request: FetchRequest, key: TopicPartition) -> int:
+    """From which offset a request asked for a partition's records."""
+    offsets = {(topic, partition): offset for topic, asked in request.topics for partition, offset, _ in asked}
+    return int(offsets[key])
 
 
 def _plain(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -11,9 +13,11 @@ import asyncpg
 import structlog
 from asyncpg.exceptions import TargetServerAttributeNotMatched
 
+from bcs.addresses import database_address
 from bcs.domain.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable
 from bcs.record import schema
 from bcs.record.connecting import TAKES_NO_WRITES, Connector, RecordConnection, perform
+from bcs.said import SaidCauses
 from bcs.store.deadlines import Deadline
 
 T = TypeVar("T")
@@ -44,6 +48,18 @@ _CONNECTIONS_FOR_PROBE = 1
 _UPGRADE_PAUSE_SECONDS = 30.0
 
 
+_MENDS: dict[type[Exception], str] = {
+    asyncpg.InvalidPasswordError: "put the right user and password into BCS_DATABASE_URL",
+    asyncpg.InvalidAuthorizationSpecificationError: "let the user of BCS_DATABASE_URL log in (pg_hba.conf, LOGIN)",
+    asyncpg.InvalidCatalogNameError: "create the database, or name another one in BCS_DATABASE_URL",
+    asyncpg.InsufficientPrivilegeError: "grant it to the user of BCS_DATABASE_URL",
+    asyncpg.UndefinedTableError: "run `bcs db upgrade`",
+    asyncpg.TooManyConnectionsError: "raise max_connections or the role's limit, or lower BCS_DATABASE_MAX_CONNECTIONS",
+    asyncpg.DiskFullError: "make room on its disk",
+    socket.gaierror: "check the host in BCS_DATABASE_URL",
+}
+
+
 class RecordGateway:
     """A bounded set of connections to one database.
 
@@ -58,6 +74,7 @@ class RecordGateway:
     def __init__(self, url: str, *, max_connections: int, deadline_seconds: float) -> None:
         self._url = url
         self._connector = Connector(url)
+        self.address = database_address(url)
         self._max_connections = max_connections
         self.deadline_seconds = deadline_seconds
         self._pool: asyncpg.Pool | None = None
@@ -69,6 +86,7 @@ class RecordGateway:
         self.identity: str | None = None
         self._upgrade_after = 0.0
         self._said: str | None = None
+        self._causes_said = SaidCauses()
         self._shortage, self._short_until = "", 0.0
         self._say_after = 0.0
         self.problem = "it was not reached yet"
@@ -79,7 +97,7 @@ class RecordGateway:
         :raises StoreUnavailable: it is.
         """
         if not self.reachable:
-            raise StoreUnavailable(_STORE, self.problem)
+            raise StoreUnavailable(_STORE, self.problem, address=self.address)
 
     async def run(self, work: Work[T], *, deadline_seconds: float | None = None) -> T:
         """Do something with a connection.
@@ -104,7 +122,7 @@ class RecordGateway:
         """
         if not await self._look(deadline_seconds):
             if anyio.current_time() < self._upgrade_after:
-                raise StoreUnavailable(_STORE, self.problem)
+                raise StoreUnavailable(_STORE, self.problem, address=self.address)
             try:
                 await schema.upgrade(self._url)
             except SchemaLocked as locked:
@@ -182,9 +200,9 @@ class RecordGateway:
         assert deadline.expired  # noqa: S101 (nothing else ends the block without a result)
         if not its_turn:
             # The others keep it busy, or one of them is about to find it away.
-            raise StoreUnavailable(_STORE, "too many ask it at once")
+            raise StoreUnavailable(_STORE, "too many ask it at once", address=self.address)
         self._fail("no answer in time", generation)
-        raise StoreUnavailable(_STORE, "no answer in time", late=True)
+        raise StoreUnavailable(_STORE, "no answer in time", late=True, address=self.address)
 
     async def _with_connection(self, work: Work[T]) -> T:
         async with self._opening:
@@ -219,7 +237,7 @@ class RecordGateway:
             self._fail(brief(error), generation)
         elif state.startswith(_SHORT):
             self._note_shortage(brief(error))
-        return StoreUnavailable(_STORE, brief(error), late=state == _CANCELLED)
+        return StoreUnavailable(_STORE, brief(error), late=state == _CANCELLED, address=self.address)
 
     def _note_shortage(self, problem: str) -> None:
         now = anyio.current_time()
@@ -228,7 +246,7 @@ class RecordGateway:
             self.problem = problem
         if now >= self._say_after:
             self._say_after = now + _SAY_AGAIN_SECONDS
-            log.warning("record_short_of_resources", problem=problem)
+            log.warning("record_short_of_resources", address=self.address, problem=problem)
 
     @property
     def shortage(self) -> str:
@@ -242,12 +260,13 @@ class RecordGateway:
         """
         if kind != self._said:
             self._said = kind
-            log.warning("record_unusable", problem=problem)
+            log.warning("record_unusable", address=self.address, problem=problem)
         self._fail(problem, self._generation)
-        return StoreUnavailable(_STORE, problem)
+        return StoreUnavailable(_STORE, problem, address=self.address)
 
     def _succeed(self) -> None:
         self._said = None
+        self._causes_said.clear()
         if not self.reachable:
             self.reachable = True
             log.info("record_reachable")
@@ -257,9 +276,10 @@ class RecordGateway:
             return  # somebody else failed on those connections first, and there may be new ones that are well
         self._generation += 1
         self.problem = problem
-        if self.reachable:
-            self.reachable = False
-            log.warning("record_unreachable", problem=problem)
+        # An outage may begin with one cause, such as a cut connection, and last for another one.
+        was_reachable, self.reachable = self.reachable, False
+        if self._causes_said.note(problem) and (was_reachable or self._said is None):
+            log.warning("record_unreachable", address=self.address, problem=problem)
         # Others on its connections would each have to find out for themselves.
         pool, self._pool = self._pool, None
         if pool is not None:
@@ -274,4 +294,10 @@ def brief(error: BaseException) -> str:
     """Why, in a few words, without statement, parameters or password."""
     if isinstance(error, TargetServerAttributeNotMatched):
         return TAKES_NO_WRITES
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+    said = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, OSError):
+        # What asyncio and asyncpg say repeats the address, and may say it twice.
+        said = os.strerror(error.errno) if error.errno and error.errno > 0 else said
+    named = said if said and isinstance(error, OSError) else f"{type(error).__name__}: {said}".rstrip(": ")
+    mend = next((mend for kind, mend in _MENDS.items() if isinstance(error, kind)), "")
+    return named + (f"; {mend}" if mend else "")

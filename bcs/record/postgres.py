@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import chain
 from typing import Any
 
-from bcs.contracts.published import OutboundMessage
+from bcs.contracts.published import OutboundMessage, announced_ms
 from bcs.domain.errors import StoreCorrupted, StoreRefused
 from bcs.domain.facts import parts_of
 from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, facts_in
@@ -17,6 +17,7 @@ from bcs.record import statements
 from bcs.record.gateway import RecordGateway
 from bcs.record.pace import extra_seconds
 from bcs.record.rows import kept_entry, merge_arguments, state_of, to_text
+from bcs.store.base import Waiting
 
 Part = tuple[Mapping[str, BatchState], Sequence[HistoryEntry]]
 """What one statement merges and keeps; every batch of an entry is among the states."""
@@ -24,6 +25,7 @@ Part = tuple[Mapping[str, BatchState], Sequence[HistoryEntry]]
 _NEWEST = 2**63 - 1
 # To make the arguments of a statement, and to encode them, holds up all else in this process: some ms for so many.
 _FACTS_PER_STATEMENT = 500
+_MOST_COUNTED = 10_000
 
 
 class PostgresRecord:
@@ -175,12 +177,26 @@ class PostgresRecord:
             async with connection.transaction():
                 rows = await connection.fetch(statements.TAKE_ANNOUNCEMENTS, limit)
                 if rows:
-                    await take([OutboundMessage(row["kind"], row["topic"], row["key"], row["value"]) for row in rows])
+                    await take([_announcement(row) for row in rows])
                     ids = [row["announcement_id"] for row in rows]
                     await connection.execute(statements.FORGET_ANNOUNCEMENTS, ids)
             return len(rows)
 
         return await self._gateway.run(move, deadline_seconds=deadline_seconds)
+
+    async def announcements(self, now: datetime) -> Waiting:
+        """How many announcements wait here, up to 10,000 of them, and for how long the oldest has.
+
+        :param now: wall-clock time.
+        :raises StoreUnavailable: no answer.
+        """
+
+        async def read(connection: Any) -> Any:
+            return await connection.fetchrow(statements.COUNT_ANNOUNCEMENTS, _MOST_COUNTED)
+
+        row = await self._gateway.run(read)
+        at_ms = announced_ms(row["oldest"]) if row["oldest"] is not None else None
+        return Waiting(row["count"], 0.0 if at_ms is None else max(0.0, now.timestamp() - at_ms / 1000))
 
     async def forget(self, before: datetime, limit: int, deadline_seconds: float) -> int:
         """One small step of retention: remove some of what is older. Locks rows, never a table.
@@ -200,6 +216,11 @@ class PostgresRecord:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._gateway.aclose()
+
+
+def _announcement(row: Any) -> OutboundMessage:
+    value = row["value"]
+    return OutboundMessage(row["kind"], row["topic"], row["key"], value, waits_since_ms=announced_ms(value))
 
 
 @contextmanager

@@ -145,6 +145,12 @@ SELECT announcement_id, kind, topic, key, value FROM announcements
 ORDER BY announcement_id LIMIT $1 FOR UPDATE SKIP LOCKED
 """
 
+# Asked at intervals, so a count of all must not take long.
+COUNT_ANNOUNCEMENTS = """
+SELECT (SELECT count(*) FROM (SELECT FROM announcements LIMIT $1) AS first) AS count,
+    (SELECT value FROM announcements ORDER BY announcement_id LIMIT 1) AS oldest
+"""
+
 FORGET_ANNOUNCEMENTS = "DELETE FROM announcements WHERE announcement_id = ANY ($1::bigint[])"
 
 FORGET_HISTORY = """

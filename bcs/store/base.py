@@ -148,6 +148,18 @@ class Leased(Generic[T]):
 LeasedMessage = Leased[OutboundMessage]
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits in a queue.
+
+    :param count: leased entries included.
+    :param oldest_seconds: for how long the oldest has waited, however often it was given back since; 0 where none does.
+    """
+
+    count: int
+    oldest_seconds: float
+
+
 class Outbox(Protocol):
     """Messages that must reach Kafka. An entry stays until it is settled, whoever dies in between."""
 
@@ -193,4 +205,11 @@ class Outbox(Protocol):
 
     async def backlog(self) -> int:
         """How many entries wait, leased ones included."""
+        ...
+
+    async def measure(self) -> Waiting:
+        """How many entries wait, and for how long the oldest has.
+
+        :raises StoreUnavailable: no answer.
+        """
         ...

@@ -15,7 +15,7 @@ from bcs.domain.history import HistoryEntry
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
-from bcs.store.base import Committed, Leased, LeasedMessage
+from bcs.store.base import Committed, Leased, LeasedMessage, Waiting
 from bcs.store.committing import CommitPolicy, commit_with
 from bcs.store.roster import Roster
 
@@ -138,6 +138,8 @@ class MemoryOutbox:
         self._waiting: deque[LeasedMessage] = deque()
         self._leased: dict[str, tuple[float, LeasedMessage]] = {}
         self._appended = 0
+        # In the order in which they were appended, whatever is given back.
+        self._since: dict[str, float] = {}
         self.parked: deque[tuple[OutboundMessage, str]] = deque(maxlen=1000)
 
     async def append(self, messages: Sequence[OutboundMessage]) -> None:
@@ -146,7 +148,9 @@ class MemoryOutbox:
             raise OutboxFull(self._limit)
         for message in messages:
             self._appended += 1
-            self._waiting.append(Leased(str(self._appended), message))
+            entry = Leased(str(self._appended), message)
+            self._since[entry.entry_id] = self._clock()
+            self._waiting.append(entry)
 
     async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
         """See `Outbox.announce`; there is no record behind it."""
@@ -174,10 +178,12 @@ class MemoryOutbox:
         """See `Outbox.settle`."""
         for entry_id in entry_ids:
             self._leased.pop(entry_id, None)
+            self._since.pop(entry_id, None)
 
     async def requeue(self, leased: Sequence[LeasedMessage]) -> None:
         """See `Outbox.requeue`."""
-        await self.settle([entry.entry_id for entry in leased])
+        for entry in leased:
+            self._leased.pop(entry.entry_id, None)
         self._waiting.extend(leased)
 
     async def park(self, leased: LeasedMessage, problem: str) -> None:
@@ -188,3 +194,8 @@ class MemoryOutbox:
     async def backlog(self) -> int:
         """See `Outbox.backlog`."""
         return len(self._waiting) + len(self._leased)
+
+    async def measure(self) -> Waiting:
+        """See `Outbox.measure`."""
+        oldest = next(iter(self._since.values()), None)
+        return Waiting(await self.backlog(), 0.0 if oldest is None else self._clock() - oldest)

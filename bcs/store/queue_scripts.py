@@ -36,22 +36,91 @@ local function forget_oldest(known, before, limit)
 end
 """
 
+# The entry that has waited longest need not be the first of the stream: whatever is given back goes to the end of it.
+# Since when it has waited stands in it then, and the least of these times stands in a hash beside the stream, in two
+# parts. `coming` is the least of what was given back from the entry `first` to the entry `last`; `oldest` of what was
+# given back before that. Once the stream begins at or behind `first`, nothing of the latter is left, and the former
+# takes its place. So what is told is never too young, and too old at most until the queue went around once.
+_WAITING_SINCE = """
+local function is_before(id, other)
+  local ms, number = string.match(id, '^(%d+)-(%d+)$')
+  local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
+  ms, other_ms = tonumber(ms), tonumber(other_ms)
+  return ms < other_ms or (ms == other_ms and tonumber(number) < tonumber(other_number))
+end
+
+local function earlier(since, other)
+  if not since or since == '' or (other and other ~= '' and tonumber(other) < tonumber(since)) then
+    return other
+  end
+  return since
+end
+
+local function since_in(id, fields)
+  for position = 1, #fields, 2 do
+    if fields[position] == 'since' then
+      return fields[position + 1], true
+    end
+  end
+  return string.match(id, '^%d+'), false
+end
+
+local function first_of(stream)
+  local entries = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)
+  return entries[1]
+end
+
+local function known_of(waiting)
+  local flat, known = redis.call('HGETALL', waiting), {}
+  for position = 1, #flat, 2 do
+    known[flat[position]] = flat[position + 1]
+  end
+  return known
+end
+
+local function note_since(waiting, head, since, first_id, last_id)
+  local known = known_of(waiting)
+  local oldest, coming, first = known.oldest, known.coming, known.first
+  if first and head and is_before(head, first) then
+    coming = earlier(since, coming)
+  else
+    oldest = (known.last and head and not is_before(known.last, head)) and coming or ''
+    coming, first = since, first_id
+  end
+  redis.call('HSET', waiting, 'oldest', oldest, 'coming', coming, 'first', first, 'last', last_id)
+end
+"""
+
 ADD = (
     _FAILING
     + _REMEMBERING
+    + _WAITING_SINCE
     + """
-local stream, known, before = unpack(KEYS)
+local stream, known, before, waiting = unpack(KEYS)
 local position = 2
+local head, oldest, first_id, last_id
 while position < #ARGV do
-  local identity, parts = ARGV[position], tonumber(ARGV[position + 1])
+  local identity, since, parts = ARGV[position], ARGV[position + 1], tonumber(ARGV[position + 2])
   if not is_known(known, before, identity) then
-    local _, failure = try('XADD', stream, '*', unpack(ARGV, position + 2, position + 1 + parts))
+    local id, failure
+    if since == '' then
+      id, failure = try('XADD', stream, '*', unpack(ARGV, position + 3, position + 2 + parts))
+    else
+      head = head or first_of(stream) or {}
+      id, failure = try('XADD', stream, '*', 'since', since, unpack(ARGV, position + 3, position + 2 + parts))
+    end
     if failure then
       return failure
     end
     redis.call('SADD', known, identity)
+    if since ~= '' then
+      oldest, first_id, last_id = earlier(since, oldest), first_id or id, id
+    end
   end
-  position = position + 2 + parts
+  position = position + 3 + parts
+end
+if oldest then
+  note_since(waiting, head[1], oldest, first_id, last_id)
 end
 forget_oldest(known, before, ARGV[1])
 return redis.call('XLEN', stream)
@@ -59,17 +128,21 @@ return redis.call('XLEN', stream)
 )
 """Adds entries that were not added before; returns the stream's length.
 
-KEYS: the stream, the newer set, the older set. ARGV: how many identities a set holds; then for each entry its identity,
-the number of its fields and values, and these.
+KEYS: the stream, the newer set, the older set, the hash about since when entries wait. ARGV: how many identities a set
+holds; then for each entry its identity, since when it has waited already (milliseconds since 1970 UTC, or nothing), the
+number of its fields and values, and these.
 """
 
 MOVE = (
     _FAILING
     + _REMEMBERING
+    + _WAITING_SINCE
     + """
-local stream, target, known, before = unpack(KEYS)
+local stream, target, known, before, waiting = unpack(KEYS)
 local first_id = 4 + tonumber(ARGV[3])
 local missing = {}
+local head = first_of(stream)
+local oldest, first_moved, last_moved
 for position = first_id, #ARGV do
   local id = ARGV[position]
   local found, failure = try('XRANGE', stream, id, id)
@@ -81,10 +154,16 @@ for position = first_id, #ARGV do
     for more = 4, first_id - 1 do
       fields[#fields + 1] = ARGV[more]
     end
-    local _, refusal = try('XADD', target, '*', unpack(fields))
+    local since, is_said = since_in(id, fields)
+    if target == stream and not is_said then
+      fields[#fields + 1] = 'since'
+      fields[#fields + 1] = since
+    end
+    local moved, refusal = try('XADD', target, '*', unpack(fields))
     if refusal then
       return refusal
     end
+    oldest, first_moved, last_moved = earlier(since, oldest), first_moved or moved, moved
     redis.call('SADD', known, id)
     redis.call('XACK', stream, ARGV[2], id)
     redis.call('XDEL', stream, id)
@@ -92,14 +171,49 @@ for position = first_id, #ARGV do
     missing[#missing + 1] = id
   end
 end
+if oldest and target == stream then
+  note_since(waiting, head[1], oldest, first_moved, last_moved)
+end
 forget_oldest(known, before, ARGV[1])
 return missing
 """
 )
 """Moves entries to the end of a stream; returns the ids of those that are not there and were not moved before.
 
-KEYS: the stream, the stream to which they go, the newer set, the older set. ARGV: how many identities a set holds, the
-consumer group, the number of fields and values that each entry gets in addition, these, and the ids.
+KEYS: the stream, the stream to which they go, the newer set, the older set, the hash about since when entries wait.
+ARGV: how many identities a set holds, the consumer group, the number of fields and values that each entry gets in
+addition, these, and the ids.
+"""
+
+WAITING = (
+    _FAILING
+    + _WAITING_SINCE
+    + """
+local stream, waiting = unpack(KEYS)
+local entries, failure = try('XRANGE', stream, '-', '+', 'COUNT', 1)
+if failure then
+  return failure
+end
+local time = redis.call('TIME')
+local now_ms = string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
+local head = entries[1]
+if not head then
+  return {0, now_ms, now_ms}
+end
+local known = known_of(waiting)
+local since = earlier(string.match(head[1], '^%d+'), (since_in(head[1], head[2])))
+if known.first and is_before(head[1], known.first) then
+  since = earlier(since, known.oldest)
+end
+if known.last and not is_before(known.last, head[1]) then
+  since = earlier(since, known.coming)
+end
+return {redis.call('XLEN', stream), since, now_ms}
+"""
+)
+"""Tells how many entries wait, since when the oldest has waited, and what time it is, in milliseconds since 1970 UTC.
+
+KEYS: the stream, the hash about since when entries wait.
 """
 
 _TAKING = """

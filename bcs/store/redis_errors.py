@@ -6,6 +6,7 @@ an outage, with the reason in plain words: nothing is lost or buried for what an
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,13 +28,15 @@ GROUP_EXISTS = "BUSYGROUP"
 _FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS})
 
 _NO_DATABASE = "it has no database of the number in BCS_REDIS_URL"
+_NO_RIGHT = "the user of BCS_REDIS_URL lacks a right"
+_NO_COMMAND = "it lacks a command that BCS needs"
 _REASONS = {
     "MOVED": PART_OF_A_CLUSTER,
     "ASK": PART_OF_A_CLUSTER,
     "CROSSSLOT": PART_OF_A_CLUSTER,
     "TRYAGAIN": PART_OF_A_CLUSTER,
     "CLUSTERDOWN": PART_OF_A_CLUSTER,
-    "NOPERM": "the user of BCS_REDIS_URL lacks a right",
+    "NOPERM": _NO_RIGHT,
     "NOAUTH": "it wants a password",
     "WRONGPASS": "it does not accept the user or the password of BCS_REDIS_URL",
     "DENIED": "its protected mode refuses connections from other machines",
@@ -45,17 +48,29 @@ _REASONS = {
     "LOADING": "it still loads its data",
     "BUSY": "a script keeps it busy",
 }
+# What an operator can do; what passes by itself is not here.
+_MENDS = {
+    _NO_RIGHT: "grant the command and the keys with ACL SETUSER",
+    _NO_COMMAND: "take the command out of rename-command, or use Redis 6.2 or newer",
+    _REASONS["NOAUTH"]: "put the password into BCS_REDIS_URL",
+    _REASONS["DENIED"]: "set a password, or protected-mode no",
+    _REASONS["OOM"]: "raise maxmemory",
+    _REASONS["MISCONF"]: "see to its disk and its log",
+    _REASONS["READONLY"]: "let BCS_REDIS_URL name the master",
+    _REASONS["MASTERDOWN"]: "let BCS_REDIS_URL name the master",
+    _REASONS["NOREPLICAS"]: "bring back the replicas, or lower min-replicas-to-write",
+}
 # Errors without a code of their own, by how their text begins.
 _REASONS_OF_TEXTS = {
-    "unknown command": "it lacks a command that BCS needs",
+    "unknown command": _NO_COMMAND,
     "DB index is out of range": _NO_DATABASE,
     "invalid DB index": _NO_DATABASE,
     "SELECT is not allowed in cluster mode": _NO_DATABASE,
     # What a script of ours met, as Redis 7 and Valkey say it.
-    "The user executing the script": _REASONS["NOPERM"],
-    "ACL failure in script": _REASONS["NOPERM"],
-    "Unknown command called from script": "it lacks a command that BCS needs",
-    "Unknown Redis command called from script": "it lacks a command that BCS needs",
+    "The user executing the script": _NO_RIGHT,
+    "ACL failure in script": _NO_RIGHT,
+    "Unknown command called from script": _NO_COMMAND,
+    "Unknown Redis command called from script": _NO_COMMAND,
 }
 # The whole server is of no use for now. Any other code says something about one command, and others may get through.
 _OF_THE_SERVER = frozenset(
@@ -66,6 +81,7 @@ _NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING", 
 
 # Before version 7 Redis says so of whatever a script met.
 _IN_A_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
+_CONNECTING = re.compile(r"Error (-?\d+) connecting to \S+\. (.*)")
 _CAUSE_CHARACTERS = 200
 _PLAIN = frozenset({bytes, int})
 
@@ -115,12 +131,21 @@ def reason(error: Exception) -> str:
     text = str(error).partition(", with args")[0].strip()
     if isinstance(error, Unfit):
         return text
+    if failed := _CONNECTING.match(text):
+        # The address stands beside the reason already.
+        number = int(failed[1])
+        return os.strerror(number) if number > 0 else failed[2].rstrip(".")
     for beginning, plain in _REASONS_OF_TEXTS.items():
         if text.startswith(beginning):
-            return f"{plain} ({text[:_CAUSE_CHARACTERS]})"
+            return _explained(plain, text[:_CAUSE_CHARACTERS])
     named = code or f"{type(error).__name__}:"
     said = (text if text.startswith(named) else f"{named} {text}")[:_CAUSE_CHARACTERS]
-    return f"{_REASONS[code]} ({said})" if code in _REASONS else said
+    return _explained(_REASONS[code], said) if code in _REASONS else said
+
+
+def _explained(plain: str, said: str) -> str:
+    mend = _MENDS.get(plain)
+    return f"{plain} ({said})" + (f"; {mend}" if mend else "")
 
 
 def may_be_elsewhere(error: RedisError) -> bool:

@@ -27,6 +27,7 @@ from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from bcs.addresses import redis_address
 from bcs.domain.errors import StoreUnavailable
 from bcs.store.deadlines import Deadline
 from bcs.store.multiplexer import Command, LineLost, Multiplexer, Replies
@@ -65,6 +66,7 @@ class RedisGateway:
         needs_identity: bool = False,
     ) -> None:
         self._identity = RedisIdentity(needed=needs_identity)
+        self.address = redis_address(url)
         self._pool: ConnectionPool = ConnectionPool.from_url(
             url,
             max_connections=max_connections + _CONNECTIONS_FOR_PING,
@@ -244,19 +246,20 @@ class RedisGateway:
             self._opened_at = anyio.current_time()
         if event.state == "opened" and not self._known_away:
             self._known_away = True
-            log.warning("redis_unreachable", circuit=event.state, cause=self._last_cause)
+            log.warning("redis_unreachable", circuit=event.state, address=self.address, cause=self._last_cause)
         elif event.state == "closed":
             self._known_away = False
             log.warning("redis_reachable_again", circuit=event.state)
 
     def _note_failure(self, failure: StoreUnavailable) -> None:
         """Say once what Redis refuses, though it answers: the circuit breaker does not open for that."""
+        failure.address = self.address
         if not failure.answered:
             self._last_cause = failure.cause
             return
         self._refused_at = anyio.current_time()
         if not self._problem:
-            log.warning("redis_refuses", cause=failure.cause)
+            log.warning("redis_refuses", address=self.address, cause=failure.cause)
         self._problem = failure.cause
 
     def _note_acceptance(self) -> None:
@@ -266,7 +269,7 @@ class RedisGateway:
             self._problem = ""
 
     def _refusal(self) -> StoreUnavailable:
-        return StoreUnavailable("redis", f"it is left alone for a moment: {self._last_cause}")
+        return StoreUnavailable("redis", f"it is left alone for a moment: {self._last_cause}", address=self.address)
 
     def _answered(self, error: BaseException) -> bool:
         """Whether the circuit breaker should overlook an error, because Redis did answer."""

@@ -79,7 +79,11 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
                 (name, None if value is None else base64.b64decode(value))
                 for name, value in from_json(fields.get(b"headers", b"[]"))
             ),
+            int(fields[b"since"]) if b"since" in fields else None,
         )
+
+    def _since_ms(self, message: OutboundMessage) -> int | None:
+        return message.waits_since_ms
 
     def _full(self, limit: int) -> Exception:
         return OutboxFull(limit)

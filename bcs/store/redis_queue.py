@@ -15,9 +15,9 @@ from anyio.lowlevel import checkpoint
 from redis.exceptions import ResponseError
 
 from bcs.domain.errors import StoreUnavailable
-from bcs.store.base import Leased
+from bcs.store.base import Leased, Waiting
 from bcs.store.multiplexer import Command, packed
-from bcs.store.queue_scripts import ADD, LEASE, MOVE, RECOVER
+from bcs.store.queue_scripts import ADD, LEASE, MOVE, RECOVER, WAITING
 from bcs.store.redis_errors import GROUP_EXISTS, NO_GROUP, code_of
 from bcs.store.redis_gateway import RedisGateway
 
@@ -62,6 +62,7 @@ class RedisQueue(ABC, Generic[T]):
         self._gateway = gateway
         self._stream = stream
         self._parked = parked
+        self._waiting = f"{stream}:waiting"
         self._group = group
         self._consumer = consumer
         self._limit = limit
@@ -80,6 +81,10 @@ class RedisQueue(ABC, Generic[T]):
         :raises KeyError, ValueError, TypeError: these are not of its making.
         """
 
+    def _since_ms(self, item: T) -> int | None:
+        """Since when an item has waited already; None where it begins to wait now."""
+        return None
+
     @abstractmethod
     def _full(self, limit: int) -> Exception:
         """What to raise when there is no room."""
@@ -95,7 +100,7 @@ class RedisQueue(ABC, Generic[T]):
             return
         if (self._length or 0) + len(items) > self._limit and await self.backlog() + len(items) > self._limit:
             raise self._full(self._limit)
-        entries = _identified([self._fields(item) for item in items])
+        entries = _identified([self._fields(item) for item in items], map(self._since_ms, items))
         addition = self._addition(self._stream, "taken", _REMEMBERED, entries)
         # What is large would hold up others on the connection in common.
         large = sum(len(part) for part in addition if isinstance(part, bytes)) > _LARGE_BYTES
@@ -154,8 +159,10 @@ class RedisQueue(ABC, Generic[T]):
             entries = {entry.entry_id: entry for entry in leased[start : start + _MOVED_AT_A_TIME]}
             missing = await self._move(self._stream, list(entries))
             # Redis may have been flushed. What is in hand must not be lost with it.
-            lost = [(entry_id, self._fields(entries[entry_id].message)) for entry_id in missing]
-            await self._put_back(self._stream, lost)
+            lost = [entries[entry_id] for entry_id in missing]
+            await self._put_back(
+                self._stream, [(one.entry_id, self._waits_since_ms(one), self._fields(one.message)) for one in lost]
+            )
 
     async def park(self, leased: Leased[T], problem: str) -> None:
         """Set aside an entry that will never get there, so that it blocks nothing and is not lost."""
@@ -163,7 +170,7 @@ class RedisQueue(ABC, Generic[T]):
 
     async def _set_aside(self, entry_id: str, fields: Fields, problem: str) -> None:
         missing = await self._move(self._parked, [entry_id], "problem", problem)
-        await self._put_back(self._parked, [(entry_id, [*fields, "problem", problem]) for entry_id in missing])
+        await self._put_back(self._parked, [(entry_id, None, [*fields, "problem", problem]) for entry_id in missing])
 
     async def _move(self, target: str, entry_ids: Sequence[str], *more: str) -> list[str]:
         """Move entries to the end of a stream.
@@ -171,24 +178,31 @@ class RedisQueue(ABC, Generic[T]):
         :param more: fields and values that each of them gets in addition.
         :returns: the ids of entries that are not there.
         """
-        keys = (self._stream, target, *self._memory("moved"))
+        keys = (self._stream, target, *self._memory("moved"), self._waiting)
         with self._foreign_key_named():
             [missing] = await self._gateway.call(
                 ("EVAL", MOVE, len(keys), *keys, _REMEMBERED_MOVES, self._group, len(more), *more, *entry_ids)
             )
         return [entry_id.decode() for entry_id in missing]
 
-    async def _put_back(self, target: str, entries: Sequence[tuple[str, Fields]]) -> None:
+    def _waits_since_ms(self, leased: Leased[T]) -> int:
+        since_ms = self._since_ms(leased.message)
+        return int(leased.entry_id.partition("-")[0]) if since_ms is None else since_ms
+
+    async def _put_back(self, target: str, entries: Sequence[tuple[str, int | None, Fields]]) -> None:
         if entries:
             with self._foreign_key_named():
                 await self._gateway.call(self._addition(target, "moved", _REMEMBERED_MOVES, entries))
 
     def _addition(
-        self, target: str, memory: str, remembered: int, entries: Iterable[tuple[str | bytes, Fields]]
+        self, target: str, memory: str, remembered: int, entries: Iterable[tuple[str | bytes, int | None, Fields]]
     ) -> Command:
         """The command that adds entries, each with its identity, unless they were added before."""
-        keys = (target, *self._memory(memory))
-        parts = chain.from_iterable((identity, len(fields), *fields) for identity, fields in entries)
+        keys = (target, *self._memory(memory), self._waiting)
+        parts = chain.from_iterable(
+            (identity, "" if since_ms is None else since_ms, len(fields), *fields)
+            for identity, since_ms, fields in entries
+        )
         return ("EVAL", ADD, len(keys), *keys, remembered, *parts)
 
     def _memory(self, name: str) -> tuple[str, str]:
@@ -199,6 +213,14 @@ class RedisQueue(ABC, Generic[T]):
         [length] = await self._transaction(("XLEN", self._stream))
         self._length = int(length)
         return self._length
+
+    async def measure(self) -> Waiting:
+        """How many entries wait, and for how long the oldest has."""
+        with self._foreign_key_named():
+            [reply] = await self._gateway.call(("EVAL", WAITING, 2, self._stream, self._waiting))
+        length, since_ms, now_ms = map(int, reply)
+        self._length = length
+        return Waiting(length, max(0, now_ms - since_ms) / 1000)
 
     async def _transaction(self, *commands: Command) -> list[Any]:
         with self._foreign_key_named():
@@ -274,17 +296,17 @@ class RedisQueue(ABC, Generic[T]):
         return [("XACK", self._stream, self._group, *entry_ids), ("XDEL", self._stream, *entry_ids)]
 
 
-def _identified(entries: Sequence[Fields]) -> list[tuple[bytes, Fields]]:
-    """Entries, each with what is the same for the same content and for no other."""
+def _identified(entries: Sequence[Fields], since_ms: Iterable[int | None]) -> list[tuple[bytes, int | None, Fields]]:
+    """Entries, each with what is the same for the same content and for no other, whenever it began to wait."""
     found: Counter[bytes] = Counter()
-    identified: list[tuple[bytes, Fields]] = []
-    for fields in entries:
+    identified: list[tuple[bytes, int | None, Fields]] = []
+    for fields, since in zip(entries, since_ms, strict=True):
         content = packed([tuple(fields)])
         identity = blake2b(content, digest_size=_IDENTITY_BYTES).digest()
         # Whoever gives two of the same at once wants two.
         if earlier := found[identity]:
-            identified.append((identity + b"%d" % earlier, fields))
+            identified.append((identity + b"%d" % earlier, since, fields))
         else:
-            identified.append((identity, fields))
+            identified.append((identity, since, fields))
         found[identity] += 1
     return identified

@@ -96,7 +96,7 @@ class Stage:
             return True
         for replica in self.replicas:
             async with Orchestrator(replica.base) as caller:
-                if not any(name == "bcs_kafka_consumer_lag" for name, _, _ in await caller.samples()):
+                if not any(name == "bcs_kafka_partition_stalled" for name, _, _ in await caller.samples()):
                     return False
         return True
 

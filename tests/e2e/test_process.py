@@ -23,6 +23,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 BUDGET_SECONDS = 8.0
+BROKEN = 50
 
 
 @pytest.fixture(scope="module")
@@ -141,19 +142,32 @@ async def test_in_production_every_line_of_the_log_is_json(
         await process.answers()
         async with Orchestrator(process.base) as bos:
             await bos.define(prefix, correlation_id="the-request")
-        [junk] = await platform.send_raw((topics.CJ_COMPLETED, b"key", b"\xff\nnot JSON"))
-        await wait_until(lambda: "message_dead_lettered" in process.log.read_text())
+        junk = await platform.send_raw(*[(topics.CJ_COMPLETED, b"key", b"\xff\nnot JSON")] * BROKEN)
+        async with Orchestrator(process.base) as bos:
+            await wait_until(lambda: dead_letters(bos, BROKEN))
+            await bos.define(prefix, "nonsense", correlation_id="the-refused")
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
     assert process.output.read_text() == ""
     lines = [json.loads(line) for line in process.log.read_text().splitlines()]
     assert all({"event", "level", "timestamp", "logger"} <= line.keys() for line in lines)
+    assert all(line["instance"] == socket.gethostname() for line in lines)
     assert [line["route"] for line in lines if line.get("correlation_id") == "the-request"]
-    letters = [line for line in lines if line["event"] == "message_dead_lettered"]
-    assert (junk.topic, junk.partition, junk.offset) in {
-        (line["topic"], line["partition"], line["offset"]) for line in letters
-    }
+    refused = [line for line in lines if line.get("correlation_id") == "the-refused"]
+    assert [(line["event"], line["status"], line["kind"], line["batch_id"]) for line in refused] == [
+        ("request", 404, "unknown-pipeline", prefix)
+    ]
+    first, rest = (line for line in lines if line["event"] == "message_dead_lettered")
+    assert 1 + rest["repeated"] >= BROKEN
+    assert {first["topic"], rest["topic"]} == {junk[-1].topic}
+    assert (rest["partition"], rest["offset"]) == (junk[-1].partition, junk[-1].offset)
     assert [line["exit_code"] for line in lines if line["event"] == "stopped"] == [0]
+
+
+async def dead_letters(bos: Orchestrator, count: int) -> bool:
+    """Whether so many messages have become dead letters."""
+    samples = await bos.samples()
+    return sum(value for name, _, value in samples if name == "bcs_dead_letters_total") >= count
 
 
 @pytest.mark.release

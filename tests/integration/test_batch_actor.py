@@ -15,6 +15,7 @@ import pytest
 
 from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, Report
+from bcs.actors.waits import Waits
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage
 from bcs.domain.errors import StoreCorrupted, StoreUnavailable
@@ -95,6 +96,7 @@ def supervisor_of(
         finished=finished.append,
         outbox_grew=lambda: nudges.append(None),
         now=lambda: datetime.now(UTC),
+        waits=Waits(lambda: datetime.now(UTC)),
         retry_maximum_seconds=0.1,
         commit_slots=anyio.CapacityLimiter(1),
         letter_limit_bytes=1_000_000,

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from bcs import __version__
+from bcs.actors.http.problems import TITLES
 from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService
 from tests.support.waiting import wait_until
 
@@ -42,6 +43,7 @@ def problem(answer: Answer, status: int) -> dict[str, Any]:
         assert isinstance(document[member], str)
         assert document[member], member
     assert document["correlation_id"] == answer.headers["X-Correlation-ID"]
+    assert document["title"] == TITLES[document["type"].removeprefix("urn:bcs:problem:")]
     assert PRIVATE not in answer.body.decode()
     return document
 
@@ -231,6 +233,21 @@ async def test_the_state_of_a_batch_is_told_with_where_it_was_read(
     assert phases["nlp"]["report"] == {"outcome": "failed", "at": phases["nlp"]["newest_mark_at"]}
 
 
+async def test_a_refusal_is_logged_with_route_status_batch_and_caller_and_a_look_is_none(
+    bos: Orchestrator, batch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "bcs.http")
+    assert (await bos.get(f"/internal/v1/batches/{batch}")).status == 404
+    assert (await bos.define(batch, "nonsense", correlation_id="the-refused")).status == 404
+    await bos.request("POST", COMPLETE, json={"batch_id": batch}, headers={"User-Agent": "a-test"})
+    first, second = (vars(record) for record in caplog.records if record.name == "bcs.http")
+    assert [first[name] for name in ("msg", "method", "route", "status", "kind", "batch_id", "correlation_id")] == [
+        "request_refused", "POST", DEFINE, 404, "unknown-pipeline", batch, "the-refused"
+    ]  # fmt: skip
+    assert (second["route"], second["status"], second["batch_id"]) == (COMPLETE, 400, batch)
+    assert second["asked_by"].startswith("a-test at ")
+
+
 async def test_of_an_unknown_batch_nothing_is_told(bos: Orchestrator, batch: str) -> None:
     document = problem(await bos.get(f"/internal/v1/batches/{PRIVATE}{batch}"), 404)
     assert document["type"] == "urn:bcs:problem:unknown-batch"
@@ -296,7 +313,7 @@ async def test_metrics_have_the_promised_names_and_bounded_labels(bos: Orchestra
     label_values = {value for name, labels, _ in samples if name.startswith("bcs_") for value in labels.values()}
     assert not [value for value in label_values if PRIVATE.lower()[:4] in value.lower() or batch in value]
     requests = [labels for name, labels, _ in samples if name == "bcs_http_requests_total"]
-    assert {labels["route"] for labels in requests} <= {
+    assert {labels["endpoint"] for labels in requests} <= {
         DEFINE,
         COMPLETE,
         "/internal/v1/batches/{id}",
@@ -306,12 +323,12 @@ async def test_metrics_have_the_promised_names_and_bounded_labels(bos: Orchestra
         "/metrics",
         "unmatched",
     }
-    assert {"method": "other", "route": "unmatched", "status": "404"} in requests
+    assert {"method": "other", "endpoint": "unmatched", "status_code": "404"} in requests
     assert "PURGE" not in label_values
 
 
 async def test_requests_are_counted_by_route_and_status(bos: Orchestrator, batch: str) -> None:
-    labels = {"method": "POST", "route": DEFINE, "status": "200"}
+    labels = {"method": "POST", "endpoint": DEFINE, "status_code": "200"}
     before = await bos.metric("bcs_http_requests_total", **labels) or 0
     resolved = await bos.metric("bcs_pipeline_resolutions_total", status="success") or 0
     for _ in range(3):

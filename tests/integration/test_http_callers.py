@@ -72,7 +72,7 @@ async def faults(bos: Orchestrator) -> float:
     return sum(
         value
         for name, labels, value in await bos.samples()
-        if name == "bcs_http_requests_total" and labels["status"].startswith("5")
+        if name == "bcs_http_requests_total" and labels["status_code"].startswith("5")
     )
 
 
@@ -148,7 +148,7 @@ LEFT = {
 async def test_a_caller_that_leaves_in_its_body_counts_as_499(
     service: RunningService, bos: Orchestrator, sent: bytes, how: str
 ) -> None:
-    labels = {"method": "POST", "route": DEFINE, "status": "499"}
+    labels = {"method": "POST", "endpoint": DEFINE, "status_code": "499"}
     before = await bos.metric("bcs_http_requests_total", **labels) or 0
     async with connection(service) as (reader, writer):
         writer.write(sent)

@@ -81,7 +81,7 @@ async def test_a_pruning_for_which_the_outbox_has_no_room_is_not_answered(batch:
     ("method", "path"), [("GET", DEFINE), ("DELETE", COMPLETE), ("POST", "/healthz"), ("PUT", "/metrics")]
 )
 async def test_a_wrong_method_is_counted_under_the_route(bos: Orchestrator, method: str, path: str) -> None:
-    labels = {"method": method, "route": path, "status": "405"}
+    labels = {"method": method, "endpoint": path, "status_code": "405"}
     before = await bos.metric("bcs_http_requests_total", **labels) or 0
     assert (await bos.request(method, path)).status == 405
     assert await bos.metric("bcs_http_requests_total", **labels) == before + 1

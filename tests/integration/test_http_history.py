@@ -297,7 +297,7 @@ async def test_head_has_no_body_and_other_methods_are_refused(
 
 async def test_requests_are_counted_under_the_route_whatever_the_batch(bos: Orchestrator, batch: str) -> None:
     for rest in ("", "/history"):
-        labels = {"method": "GET", "route": f"/internal/v1/batches/{{id}}{rest}", "status": "404"}
+        labels = {"method": "GET", "endpoint": f"/internal/v1/batches/{{id}}{rest}", "status_code": "404"}
         before = await bos.metric("bcs_http_requests_total", **labels) or 0
         for strange in (batch, f"{batch}/{batch}"):
             await get(bos, path_of(strange, rest))

@@ -129,6 +129,8 @@ async def test_what_is_not_http_gets_a_400_and_disturbs_nobody(service: RunningS
         with anyio.fail_after(5):
             text = await reader.read()
     assert text.split(b" ")[1] == b"400"
+    assert b"\r\nContent-Type: application/problem+json\r\n" in text
+    assert b"secret" not in text.lower()
     async with Orchestrator(service.base) as bos:
         assert (await bos.get("/readyz")).status == 200
 

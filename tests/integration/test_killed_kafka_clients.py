@@ -52,7 +52,7 @@ async def another_member(kafka: str, group: str) -> AsyncIterator[AIOKafkaConsum
 
 def shared(service: RunningService, other: AIOKafkaConsumer) -> bool:
     """Whether each has some of the partitions, and there is none that neither has."""
-    ours, theirs = {TopicPartition(*key) for key in service.service.kafka.lag}, other.assignment()
+    ours, theirs = {TopicPartition(*key) for key in service.service.kafka.assigned}, other.assignment()
     everything = {TopicPartition(topic, number) for topic in topics.CONSUMED for number in range(PARTITIONS)}
     return bool(ours and theirs and not ours & theirs and ours | theirs == everything)
 

@@ -237,6 +237,7 @@ async def test_kafka_away_leaves_http_unaffected_and_its_announcements_follow(
                 await broker.go(for_good=how == "killed")
 
             await wait_until(lambda: has_health(bos, "degraded", "healthy", "unhealthy"))
+            await wait_until(lambda: waits(bos, "intake"))
             assert (await bos.get("/readyz")).status == 200
             assert (await bos.complete(batch, "spellcheck")).status == 200
             began = monotonic()
@@ -267,6 +268,11 @@ async def test_health_says_in_words_why_kafka_is_away(free_port: int) -> None:
         said = (await bos.get("/healthz")).json["dependencies"]["kafka"]["message"]
         assert "ExceptionGroup" not in said
         assert "127.0.0.1" in said
+
+
+async def waits(bos: Orchestrator, actor: str) -> bool:
+    """Whether an actor is said to wait for something."""
+    return bool((await bos.get("/healthz")).json["waits"][actor])
 
 
 def kafka_was_tried(service: RunningService) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from random import Random
 
 import anyio
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from bcs.contracts.published import OutboundMessage
 from bcs.domain.errors import BcsError, OutboxFull
 from bcs.store import redis_queue
-from bcs.store.base import Leased, LeasedMessage, Outbox
+from bcs.store.base import Leased, LeasedMessage, Outbox, Waiting
 from bcs.store.memory import MemoryOutbox
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_outbox import RedisOutbox
@@ -148,6 +149,62 @@ async def test_what_is_given_back_goes_to_the_end_of_the_queue(outbox: Outbox) -
     assert await outbox.backlog() == 4
     assert await outbox.resume(9) == []
     assert numbers(await outbox.lease(9)) == [2, 3, 0, 1]
+
+
+async def has_waited(outbox: Outbox, seconds: float) -> bool:
+    return (await outbox.measure()).oldest_seconds >= seconds
+
+
+async def test_a_message_gets_no_younger_by_being_given_back(outbox: Outbox) -> None:
+    assert await outbox.measure() == Waiting(0, 0.0)
+    await outbox.append([message(0)])
+    await wait_until(lambda: has_waited(outbox, 0.05))
+    for _ in range(2):
+        await outbox.requeue(await outbox.lease(1))
+        assert await has_waited(outbox, 0.05)
+    [old] = await outbox.lease(1)
+    await outbox.append([message(1)])
+    waiting = await outbox.measure()
+    assert waiting.count == 2
+    assert waiting.oldest_seconds >= 0.05
+    # As after a FLUSHALL, when the entry that is given back is not there any more.
+    await outbox.settle([old.entry_id])
+    assert not await has_waited(outbox, 0.05)
+    if isinstance(outbox, RedisOutbox):
+        await outbox.requeue([old])
+        assert await has_waited(outbox, 0.05), "its age came along with it"
+
+
+async def test_the_oldest_message_is_never_told_too_young(replica: Replica, gateway: RedisGateway, stream: str) -> None:
+    outbox, random = replica("a", 100), Random(7)
+    since_ms: dict[int, int] = {}
+    leased: list[LeasedMessage] = []
+    for number in range(150):
+        match random.choice(("append", "lease", "give back", "settle")):
+            case "append":
+                await outbox.append([message(number)])
+                [entries] = await gateway.call(("XREVRANGE", stream, "+", "-", "COUNT", 1))
+                since_ms[number] = int(entries[0][0].partition(b"-")[0])
+            case "lease":
+                leased += await outbox.lease(random.randint(1, 4))
+            case "give back":
+                random.shuffle(leased)
+                given, leased = leased[:2], leased[2:]
+                await outbox.requeue(given)
+            case "settle" if leased:
+                entry = leased.pop()
+                await outbox.settle([entry.entry_id])
+                del since_ms[numbers([entry])[0]]
+        [[seconds, micros]] = await gateway.call(("TIME",))
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        waiting = await outbox.measure()
+        assert waiting.count == len(since_ms)
+        assert waiting.oldest_seconds * 1000 >= now_ms - min(since_ms.values(), default=now_ms)
+    while leased or (leased := await outbox.lease(9)):
+        await outbox.settle(ids(leased))
+        leased = []
+    await outbox.append([message(1000)])
+    assert not await has_waited(outbox, 0.05), "what the queue no longer has makes no other entry look old"
 
 
 async def test_appending_settling_or_giving_back_nothing_is_harmless(outbox: Outbox) -> None:

@@ -76,12 +76,14 @@ async def test_without_the_command_that_takes_over_all_else_is_published(
             await wait_until(lambda: platform.messages(topics.PHASE_SKIPPED, batch))
 
             async def is_named() -> bool:
-                redis = (await bos.get("/healthz")).json["dependencies"]["redis"]
-                return redis["status"] == "unhealthy" and "XAUTOCLAIM" in redis["message"]
+                health = (await bos.get("/healthz")).json
+                redis, waits = health["dependencies"]["redis"], health["waits"]["publisher"]
+                return "XAUTOCLAIM" in redis["message"] and any("XAUTOCLAIM" in wait["cause"] for wait in waits)
 
             await wait_until(is_named)
-            refused = [vars(record)["error"] for record in caplog.records if record.msg == "takeover_refused"]
-            assert "XAUTOCLAIM" in refused[0]
+            said = [vars(record) for record in caplog.records if record.msg == "waiting_for_dependency"]
+            [refused] = [one["error"] for one in said if "take over" in one["doing"]]
+            assert "XAUTOCLAIM" in refused
 
 
 async def test_a_publisher_that_waits_says_why_once_and_that_it_goes_on(
@@ -99,12 +101,17 @@ async def test_a_publisher_that_waits_says_why_once_and_that_it_goes_on(
             redis_url=f"redis://{private_valkey.address}",
             kafka_bootstrap_servers="127.0.0.1:1",
             retry_maximum_seconds=0.01,
-        ):
+        ) as service:
             await wait_until(lambda: refusals(control, 20))
             [waits] = said("waiting_for_dependency")
             assert waits.startswith("WARNING")
             assert "'xreadgroup'" in waits
             assert not said("waited_for_dependency")
+            async with Orchestrator(service.base) as bos:
+                publisher = (await bos.get("/healthz")).json["waits"]["publisher"]
+            assert ["'xreadgroup'" in wait["cause"] for wait in publisher if wait["doing"] == "reach the outbox"] == [
+                True
+            ]
             await control.acl_setuser("default", enabled=True, commands=["+xreadgroup"])
             assert await wait_until(lambda: said("waited_for_dependency")) == ["INFO None"]
 

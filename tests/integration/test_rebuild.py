@@ -256,5 +256,6 @@ async def test_what_is_away_is_told_in_one_line_before_anything_is_read(
     ran = await bcs("db", "rebuild", **{**settings, variable: url.format(f"127.0.0.1:{free_port()}")})
     assert (ran.exit_code, ran.output) == (1, "")
     [line] = ran.error.splitlines()
-    assert line.startswith(f"bcs: {said}: ")
+    assert line.startswith(f"bcs: {said}")
+    assert all(text in line for text in ("127.0.0.1:", variable, "onnection refused"))
     assert "a-secret" not in line

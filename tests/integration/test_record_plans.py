@@ -65,6 +65,7 @@ def statements_and_arguments(*batches: str) -> Iterator[tuple[str, tuple[Any, ..
         yield statements.FORGET_BATCHES, (before.date(), 1000)
     yield statements.TAKE_ANNOUNCEMENTS, (100,)
     yield statements.FORGET_ANNOUNCEMENTS, ([1, 2, 3],)
+    yield statements.COUNT_ANNOUNCEMENTS, (100,)
 
 
 def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

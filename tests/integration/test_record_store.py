@@ -26,6 +26,7 @@ from bcs.domain.history import HistoryEntry, Position
 from bcs.domain.state import BatchState, delta_of
 from bcs.record.postgres import PostgresRecord
 from bcs.record.rows import merge_arguments
+from bcs.store.base import Waiting
 from tests.support.databases import record_in
 from tests.support.past import AT_US, answered, consumed, spellchecked
 from tests.support.pgbouncer import behind
@@ -148,8 +149,10 @@ async def test_a_large_batch_is_adopted_by_many_statements(
 
 async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresRecord, batch: str) -> None:
     resolved = answered(batch)
-    messages = phases_skipped(batch, ["spellcheck", "nlp"], "c", datetime.now(UTC))
+    announced, now = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
+    messages = phases_skipped(batch, ["spellcheck", "nlp"], "c", announced)
     await record.keep(messages, resolved)
+    assert await record.announcements(now) == Waiting(2, 60.0)
     taken: list[OutboundMessage] = []
 
     async def away(_: list[OutboundMessage]) -> None:
@@ -164,6 +167,8 @@ async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresR
     for expected in (1, 1, 0):
         assert await record.hand_over(take, limit=1, deadline_seconds=5) == expected
     assert taken == list(messages)
+    assert {message.waits_since_ms for message in taken} == {int(announced.timestamp() * 1000)}
+    assert await record.announcements(now) == Waiting(0, 0.0)
     assert await kept(record, batch) == [resolved]
 
 

@@ -77,4 +77,10 @@ async def test_a_batch_whose_registration_is_not_on_record_gets_no_answer(
             return answer.status == 200 and answer.json["source"] == "postgresql"
 
         await wait_until(answered_by_postgresql)
+        await wait_until(lambda: announcement_waits(world), description="what waits in PostgreSQL is in the metrics")
         assert (await world.resolve(batch)).status == 503
+
+
+async def announcement_waits(world: RecordWorld) -> bool:
+    waiting, seconds = [await world.bos.metric(f"bcs_outbox_{name}") for name in ("backlog", "oldest_seconds")]
+    return bool((waiting or 0) >= 1 and (seconds or 0) > 0)

@@ -91,7 +91,7 @@ async def test_while_the_clocks_differ_the_intake_waits_and_buries_nothing(
         running_service(pass_by, clock.now, **servers, kafka_auto_offset_reset="latest") as service,
         Orchestrator(service.base) as bos,
     ):
-        await wait_until(lambda: service.service.kafka.lag, description="it has its partitions")
+        await wait_until(lambda: service.service.kafka.assigned, description="it has its partitions")
         await platform.send(registered(batch, ["a"]), spellchecked(batch, "a"))
 
         async def waits() -> bool:

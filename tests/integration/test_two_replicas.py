@@ -105,7 +105,7 @@ async def publish(platform: Platform, group: str, events: list[Event], over: any
 
 
 def has_partitions(service: RunningService) -> bool:
-    return bool(service.service.kafka.lag)
+    return bool(service.service.kafka.assigned)
 
 
 async def applied(bos: Orchestrator) -> float:

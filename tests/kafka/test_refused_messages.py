@@ -111,7 +111,7 @@ async def test_a_record_that_a_compacted_topic_refuses_is_set_aside_alone(
     keys = [b"a", b"b", None, b"c", None, b"d"]
     parked = await publish(service, [*(message(compacted, key) for key in keys), message(other, None)])
     assert [(one.topic, one.key) for one, _ in parked] == [(compacted, None)] * 2
-    assert all("87" in problem and "InvalidRecord" in problem for _, problem in parked)
+    assert all("87" in problem and "INVALID_RECORD" in problem for _, problem in parked)
     assert [record.key for record in await records_of(kafka, compacted)] == [b"a", b"b", b"c", b"d"]
     assert len(await records_of(kafka, other)) == 1
     # The producer is as good as new.
@@ -126,7 +126,7 @@ async def test_a_record_whose_time_the_broker_refuses_is_set_aside_alone(
     keys = [b"a", REFUSED_TIME, b"b", REFUSED_TIME, b"c"]
     parked = await publish(service, [message(strict, key) for key in keys])
     assert [one.key for one, _ in parked] == [REFUSED_TIME] * 2
-    assert all("InvalidTimestamp" in problem for _, problem in parked)
+    assert all("INVALID_TIMESTAMP" in problem for _, problem in parked)
     assert [record.key for record in await records_of(kafka, strict)] == [b"a", b"b", b"c"]
 
 

@@ -497,8 +497,8 @@ async def test_what_the_broker_refuses_is_not_marked_and_the_rest_goes_on(scene:
     ):
         said = await scene.operator.runs("dlq", "replay", "--all")
     assert said.exit_code == 1
-    assert "MessageSizeTooLarge" in said.error
-    assert "InvalidRecord" in said.error
+    assert "MESSAGE_SIZE_TOO_LARGE" in said.error
+    assert "INVALID_RECORD" in said.error
     states = Counter((letter["letter"].partition("/")[0], letter["replayed"]) for letter in await scene.each())
     assert states == {
         (topics.dead_letter_topic(topics.ESSAYS_REGISTERED), False): 1,

@@ -74,6 +74,11 @@ async def assert_others_flow(platform: Platform, bos: Orchestrator, batch: str) 
         await wait_until(partial(is_complete, bos, name), IN_TIME_SECONDS)
 
 
+async def has_lag_of_one(bos: Orchestrator, topic: str) -> bool:
+    lag = [(labels["topic"], n) for name, labels, n in await bos.samples() if name == "bcs_kafka_consumer_lag"]
+    return sum(messages for of_topic, messages in lag if of_topic == topic) == 1
+
+
 async def stalled(bos: Orchestrator) -> str:
     kafka = (await bos.get("/healthz")).json["dependencies"]["kafka"]
     return str(kafka["message"]) if kafka["status"] == "unhealthy" else ""
@@ -157,8 +162,11 @@ async def test_a_topic_that_may_not_be_read_holds_up_no_other(
             assert "TOPIC_AUTHORIZATION_FAILED" in said or (right == DESCRIBE and "DESCRIBE" in said)
             if right == READ:  # whoever watches the group may not even see the topic otherwise
                 await group.caught_up()
-            await rights.aclose()
             await platform.send_raw((topics.PHASE_OUTCOME, batch.encode(), b"junk"))
+            if right == READ:
+                await wait_until(partial(has_lag_of_one, bos, topics.PHASE_OUTCOME))
+                assert await bos.metric("bcs_kafka_up") == 1
+            await rights.aclose()
             await group.caught_up()
             await wait_until(partial(is_healthy, bos))
 

@@ -15,6 +15,7 @@ from bcs.actors.consumption import Consumption
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.skips import Skips
 from bcs.actors.under_way import UnderWay
+from bcs.actors.waits import Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.settings import Settings
@@ -60,6 +61,7 @@ def consumption_of(
         under_way=UnderWay(),
         batches=SimpleNamespace(deliver=deliver),
         status=KafkaStatus(),
+        waits=Waits(now),
         skips=Skips(store=None, instance="test", now=now),
         now=now,
     )

@@ -8,11 +8,13 @@ from bcs.commands.checks import kafka_judgement as kafka
 from bcs.commands.checks import record_judgement as record
 from bcs.commands.checks import redis_judgement as redis
 from bcs.commands.checks.findings import Finding, Status, brief
-from bcs.commands.checks.kafka_judgement import Offsets
+from bcs.kafka.offsets import CommitNote, Offsets
 from bcs.record.migrations import HEAD
 
 OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
 MEBIBYTE = 1024 * 1024
+HOUR_MS = 3_600_000
+NOW_MS = 500_000 * HOUR_MS
 
 
 def assert_finding(finding: Finding, status: Status, *said: str) -> None:
@@ -192,6 +194,25 @@ def test_the_lag_of_a_topic_is_the_sum_over_its_partitions() -> None:
     partitions = {0: Offsets(0, 10, 8), 1: Offsets(0, 10, None)}
     assert_finding(kafka.lag("a.topic", partitions, from_earliest=True, many=12), OK, "a.topic: 12 messages")
     assert_finding(kafka.lag("a.topic", partitions, from_earliest=True, many=11), WARNING, "12 messages")
+
+
+@pytest.mark.parametrize(
+    ("offsets", "said"),
+    [
+        (Offsets(0, 50, 50), ""),
+        (Offsets(50, 50, None), ""),  # nothing was read yet, so nothing was missed
+        (Offsets(40, 50, 0), "a.topic/3: 40 messages removed"),
+        (Offsets(1, 50, 0), "a.topic/3: 1 message removed"),
+        (Offsets(40, 50, 50, CommitNote(missed=40, missed_at_ms=NOW_MS - HOUR_MS)), "a.topic/3: 40 messages removed"),
+        (Offsets(60, 70, 50, CommitNote(missed=40, missed_at_ms=NOW_MS - HOUR_MS)), "a.topic/3: 50 messages removed"),
+        (Offsets(40, 50, 50, CommitNote(missed=40, missed_at_ms=NOW_MS - 25 * HOUR_MS)), ""),
+    ],
+)
+def test_events_that_were_removed_unread_are_told_for_a_day(offsets: Offsets, said: str) -> None:
+    findings = kafka.missed("a.topic", {3: offsets}, now_ms=NOW_MS)
+    assert bool(findings) is bool(said)
+    for finding in findings:
+        assert_finding(finding, FAILED, said, "retention")
 
 
 def test_an_error_is_told_with_its_type_once() -> None:

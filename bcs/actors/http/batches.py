@@ -11,6 +11,7 @@ from aiohttp import web
 from anyio.lowlevel import checkpoint
 from pydantic_core import to_json
 
+from bcs.actors.http.middleware import BATCH_ID
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.knowledge import Knowledge
@@ -87,7 +88,8 @@ class BatchCalls:
 def _batch_id(request: web.Request) -> str:
     # From the path as it was sent: aiohttp leaves what is no UTF-8 encoded, like an id that has such text in it.
     segment = request.rel_url.raw_path.split("/")[_ID_SEGMENT]
-    return parse_batch_id(segment.encode(errors="surrogateescape"))
+    request[BATCH_ID] = batch_id = parse_batch_id(segment.encode(errors="surrogateescape"))
+    return batch_id
 
 
 def _unknown_batch() -> Problem:

@@ -15,7 +15,7 @@ from aiohttp.web_protocol import _ErrInfo
 from bcs.actors.http.bodies import unreadable
 from bcs.actors.http.callers import Caller, Callers
 from bcs.actors.http.deadlines import Deadlines
-from bcs.actors.http.problems import Problem, overloaded
+from bcs.actors.http.problems import Problem, fault, overloaded
 from bcs.settings import Settings
 
 # What has come of a head, and what is sent ahead while another request is answered: so much of each.
@@ -162,11 +162,9 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what no handler has answered."""
-        plain = super().handle_error(request, status, exc, message)  # raises when an answer has begun already
-        if status not in _PROBLEMS:
-            return plain
+        super().handle_error(request, status, exc, message)  # raises when an answer has begun already
         correlation_id = secrets.token_hex(16)
-        response = _PROBLEMS[status]().response(correlation_id, self._retry_after_seconds)
+        response = _PROBLEMS.get(status, fault)().response(correlation_id, self._retry_after_seconds)
         response.headers["X-Correlation-ID"] = correlation_id
         response.force_close()
         return response

@@ -17,7 +17,9 @@ from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.redis_probe import RedisStatus
-from bcs.contracts.published import SERVICE
+from bcs.actors.waits import CONNECT_PRODUCER, READ_KAFKA, Wait, Waits
+from bcs.addresses import database_address, redis_address
+from bcs.contracts.published import SERVICE, rfc3339
 from bcs.domain.errors import StoreUnavailable
 from bcs.record.permanent import Permanent
 from bcs.settings import Settings
@@ -34,6 +36,7 @@ class Probes:
 
     :param permanent: None where there is no record.
     :param redis: what the last look at Redis has found.
+    :param waits: what the actors wait for.
     :param render_metrics: the metrics as text.
     :param snapshot: a picture of the supervision tree.
     :param draining: whether a stop was asked for.
@@ -44,6 +47,7 @@ class Probes:
     permanent: Permanent | None
     redis: RedisStatus
     kafka: KafkaStatus
+    waits: Waits
     render_metrics: Callable[[], bytes]
     snapshot: Callable[[], Snapshot]
     draining: Callable[[], bool]
@@ -52,18 +56,23 @@ class Probes:
         """GET /healthz: liveness. A dependency that is away is no reason to restart this process."""
         tree = self.snapshot()
         redis = self._redis()
-        kafka = _dependency(self.kafka.connected, self.kafka.problem)
+        servers = f"{self.settings.kafka_bootstrap_servers} (BCS_KAFKA_BOOTSTRAP_SERVERS)"
+        kafka = _dependency(self.kafka.connected, self.kafka.problem, servers)
         if kafka["status"] == "healthy" and self.kafka.trouble is not None:
-            kafka = _dependency(False, self.kafka.trouble)
+            kafka = _dependency(False, self.kafka.trouble, servers)
+        elif kafka["status"] == "healthy" and (refused := self._refused_by_kafka()):
+            kafka = _dependency(False, refused, servers)
         postgresql = self._postgresql()
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
         dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
         away = [name for name, state in dependencies.items() if state["status"] == "unhealthy"]
+        waits = {actor: [_wait(wait) for wait in self.waits.of(actor)] for actor in self._waiting_actors()}
+        waiting = [f"{actor} waits" for actor, found in waits.items() if found]
         status, message = "healthy", "all actors run and all dependencies answer"
         if not tree.healthy:
             status, message = "unhealthy", "an actor ignores its cancellation; only a new process helps"
-        elif away or disturbed:
-            status, message = "degraded", f"not in order: {', '.join(away + disturbed)}"
+        elif away or disturbed or waiting:
+            status, message = "degraded", f"not in order: {', '.join(away + disturbed + waiting)}"
         document = {
             "service": SERVICE,
             "status": status,
@@ -75,6 +84,7 @@ class Probes:
                 "actors": {path: node.state.value for path, node in tree.iter_flat() if "/" not in path},
             },
             "dependencies": dependencies,
+            "waits": waits,
             "environment": self.settings.environment.value,
         }
         return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
@@ -92,6 +102,14 @@ class Probes:
         """GET /metrics."""
         return web.Response(body=self.render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    def _refused_by_kafka(self) -> str:
+        """What intake and publisher may not do at all, although Kafka answers; empty where that is nothing."""
+        waits = [*self.waits.of("intake"), *self.waits.of("publisher")]
+        return "; ".join(wait.cause for wait in waits if wait.doing in (READ_KAFKA, CONNECT_PRODUCER))
+
+    def _waiting_actors(self) -> list[str]:
+        return ["publisher", *(["archive"] if self.permanent else []), "batches", "intake"]
+
     def _postgresql(self) -> dict[str, str]:
         if self.permanent is None:
             unused = self.settings.database_url is not None
@@ -99,14 +117,14 @@ class Probes:
             return {"status": "not_configured", "message": f"no permanent record is kept ({reason})"}
         record = self.permanent.record
         problem = record.shortage if record.reachable else record.problem
-        return _dependency(not problem, problem)
+        return _dependency(not problem, problem, database_address(self.settings.database_url or ""))
 
     def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:
             return {"status": "not_configured", "message": "state is kept in memory (BCS_USE_MOCK_REPOSITORY)"}
         failure = self._redis_failure()
         problem = failure.cause if failure else self.store.problem
-        return _dependency(not problem, problem)
+        return _dependency(not problem, problem, redis_address(self.settings.redis_url))
 
     def _redis_failure(self) -> StoreUnavailable | None:
         """Why Redis counts as away. What requests have found since the last look counts, too."""
@@ -118,5 +136,11 @@ class Probes:
         return None
 
 
-def _dependency(up: bool | None, problem: str) -> dict[str, str]:
-    return {"status": "healthy", "message": "it answers"} if up else {"status": "unhealthy", "message": problem}
+def _wait(wait: Wait) -> dict[str, str]:
+    return {"doing": wait.doing, "cause": wait.cause, "since": rfc3339(wait.since)}
+
+
+def _dependency(up: bool | None, problem: str, address: str) -> dict[str, str]:
+    if up:
+        return {"status": "healthy", "message": "it answers"}
+    return {"status": "unhealthy", "message": problem if address in problem else f"at {address}: {problem}"}

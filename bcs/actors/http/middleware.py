@@ -18,9 +18,11 @@ from aiohttp import web
 
 from bcs.actors.http.bodies import Bodies, CallerLeft, Reading
 from bcs.actors.http.deadlines import Deadlines
-from bcs.actors.http.problems import Problem, from_aiohttp, invalid_fields, overloaded, problem_of
+from bcs.actors.http.problems import Problem, fault, from_aiohttp, invalid_fields, overloaded, problem_of
+from bcs.contracts.consumed import MOST_ID_CHARACTERS
 from bcs.contracts.http import LETTER_WRITTEN, InvalidRequest
 from bcs.settings import Settings
+from bcs.supervision import describe
 from bcs.telemetry import Telemetry
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
@@ -31,13 +33,20 @@ CORRELATION_ID: Final = web.RequestKey("correlation_id", str)
 DEAD_LETTER: Final = web.RequestKey("dead_letter", str)
 """Set once the request itself is a durable dead letter."""
 
+BATCH_ID: Final = web.RequestKey("batch_id", str)
+"""Set once the batch of a request is known, for the log."""
+
 CALLER_LEFT: Final = 499
 """What a request is counted under, as others count it, whose caller left before its body had come."""
 
+CORRELATION_HEADER: Final = "X-Correlation-ID"
 ANYWHERE: Final = "/{path}"
+_UNMATCHED = "unmatched"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _is_header_safe = re.compile(r"[ -$&-~]*").fullmatch
+_AGENT_CHARACTERS = 100
+_LOOKS = frozenset({"GET", "HEAD"})
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -105,7 +114,7 @@ class Guard:
         began = time.perf_counter()
         self._in_flight += 1
         try:
-            response = await self._guarded(request, handler, reads_body)
+            response, problem = await self._guarded(request, handler, reads_body)
         finally:
             self._in_flight -= 1
             if self._all_answered and not self._in_flight:
@@ -116,25 +125,41 @@ class Guard:
         requests, duration = self._series(method, route, response.status)
         requests.inc()
         duration.observe(seconds)
-        if self._settings.http_access_log:
-            log.info(
-                "request",
-                correlation_id=correlation_id_of(request),
-                method=method,
-                route=route,
-                status=response.status,
-                seconds=round(seconds, 6),
-            )
+        self._log(request, method, route, response.status, problem, seconds)
         if self._last_answers:
             response.force_close()
         # Callers may choose any characters, a header may not have all of them.
         correlation_id = correlation_id_of(request)
         if not _is_header_safe(correlation_id):
             correlation_id = quote(correlation_id, safe=_HEADER_SAFE)
-        response.headers["X-Correlation-ID"] = correlation_id
+        response.headers[CORRELATION_HEADER] = correlation_id
         return response
 
-    async def _guarded(self, request: web.Request, handler: Handler, reads_body: bool) -> web.StreamResponse:
+    def _log(
+        self, request: web.Request, method: str, route: str, status: int, problem: Problem | None, seconds: float
+    ) -> None:
+        """One line for each request with the access log on; without it, refusals alone, and these summed up."""
+        if self._settings.http_access_log:
+            refused = {} if problem is None else {"kind": problem.kind}
+            log.info("request", method=method, route=route, status=status, **refused, **_about(request, seconds))
+        elif problem is None or status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            pass  # a fault stands in the log already
+        elif status == HTTPStatus.NOT_FOUND and method in _LOOKS and route != _UNMATCHED:
+            log.debug("nothing_found", route=route, kind=problem.kind, **_about(request, seconds))
+        else:
+            log.info(
+                "request_refused",
+                method=method,
+                route=route,
+                status=status,
+                kind=problem.kind,
+                summed_by=("method", "route", "status", "kind"),
+                **_about(request, seconds),
+            )
+
+    async def _guarded(
+        self, request: web.Request, handler: Handler, reads_body: bool
+    ) -> tuple[web.StreamResponse, Problem | None]:
         task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]
         reading: Reading | None = None
         late = False
@@ -152,7 +177,7 @@ class Guard:
             self._places_taken += 1
             self._deadlines.watch(task)
             try:
-                return await handler(request)
+                return await handler(request), None
             finally:
                 late = not self._deadlines.forget(task)
                 self._places_taken -= 1
@@ -165,9 +190,9 @@ class Guard:
             problem = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
         except CallerLeft:
             log.debug("caller_left", correlation_id=correlation_id_of(request))
-            return web.Response(status=CALLER_LEFT)
+            return web.Response(status=CALLER_LEFT), None
         except InvalidRequest as error:
-            problem = invalid_fields(error.problems)
+            problem = invalid_fields(error)
         except web.HTTPException as error:
             problem = from_aiohttp(error)
         except Exception as error:  # noqa: BLE001 (the last line before the socket: no caller may be left without one)
@@ -175,13 +200,9 @@ class Guard:
         finally:
             if reading:
                 self._bodies.release(reading)
-        return self._refuse(request, problem)
+        return self._refuse(request, problem), problem
 
     def _refuse(self, request: web.Request, problem: Problem) -> web.Response:
-        if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            log.debug("request_refused", correlation_id=correlation_id_of(request), kind=problem.kind)
-        elif problem.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.info("request_refused", correlation_id=correlation_id_of(request), kind=problem.kind)
         response = problem.response(correlation_id_of(request), self._settings.retry_after_seconds)
         if DEAD_LETTER in request:
             response.headers[LETTER_WRITTEN] = request[DEAD_LETTER]
@@ -190,16 +211,48 @@ class Guard:
         return response
 
     def _fault(self, request: web.Request, error: Exception) -> Problem:
-        log.error("request_failed", correlation_id=correlation_id_of(request), path=request.path, exc_info=error)
-        return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a fault in this service; it has been logged")
+        log.error(
+            "request_failed",
+            correlation_id=correlation_id_of(request),
+            batch_id=request.get(BATCH_ID),
+            path=request.path,
+            error=describe(error),
+            kind=type(error).__name__,
+            exc_info=error,
+            summed_by=("kind",),
+        )
+        return fault()
 
 
 def correlation_id_of(request: web.Request) -> str:
-    """The request's correlation id; one of our own as long as its body, which has one, was not read."""
+    """The request's correlation id: of its body, or of its header, or one of our own."""
     known = request.get(CORRELATION_ID)
     if known is None:
-        known = request[CORRELATION_ID] = secrets.token_hex(16)
+        known = request[CORRELATION_ID] = correlation_id_said(request) or secrets.token_hex(16)
     return known
+
+
+def correlation_id_said(request: web.Request) -> str | None:
+    """The correlation id in the header of a request; None where it has none that can be used."""
+    said = request.headers.get(CORRELATION_HEADER)
+    return said if said and len(said) <= MOST_ID_CHARACTERS and said.isascii() and said.isprintable() else None
+
+
+def asked_by(request: web.Request) -> str:
+    """Who asks, as far as a request tells."""
+    # aiohttp keeps bytes that are no UTF-8 as lone surrogates, which can be stored nowhere.
+    agent = request.headers.get("User-Agent", "unknown").encode(errors="replace").decode()
+    return f"{agent[:_AGENT_CHARACTERS]} at {request.remote}"
+
+
+def _about(request: web.Request, seconds: float) -> dict[str, object]:
+    """What the log says of a request, besides how it ended."""
+    return {
+        "correlation_id": correlation_id_of(request),
+        "batch_id": request.get(BATCH_ID),
+        "asked_by": asked_by(request),
+        "seconds": round(seconds, 6),
+    }
 
 
 def _ensure_json(request: web.Request) -> None:
@@ -233,7 +286,7 @@ async def unexpected(_: web.Request) -> web.StreamResponse:
 def _route_label(request: web.Request) -> str:
     # Never a label: a path that is not one of ours.
     ours = {resource.canonical for resource in _resources(request)}
-    return request.path if request.path in ours else "unmatched"
+    return request.path if request.path in ours else _UNMATCHED
 
 
 def _resources(request: web.Request) -> list[web.AbstractResource]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -13,12 +14,19 @@ from aiohttp import web
 from bcs.actors.asking import ask_again
 from bcs.actors.clocks import Clocks
 from bcs.actors.http.bodies import BODY
-from bcs.actors.http.middleware import CORRELATION_ID, DEAD_LETTER, correlation_id_of
+from bcs.actors.http.middleware import (
+    BATCH_ID,
+    CORRELATION_ID,
+    DEAD_LETTER,
+    asked_by,
+    correlation_id_of,
+    correlation_id_said,
+)
 from bcs.actors.http.replies import reply_json
 from bcs.actors.knowledge import Knowledge
 from bcs.actors.messages import RecordFacts, Report
 from bcs.contracts import topics
-from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, earlier_failures, failed_resolution
+from bcs.contracts.dead_letters import FAILURES, FIRST_FAILURE, RESOLUTION_FAILED, earlier_failures, failed_resolution
 from bcs.contracts.decoding import microseconds
 from bcs.contracts.http import (
     FAILURES_SAID,
@@ -28,11 +36,12 @@ from bcs.contracts.http import (
     DefinePipeline,
     InvalidBody,
     InvalidField,
-    correlation_id_in,
+    ParsedBody,
     parse_body,
     pipeline_answer,
 )
 from bcs.contracts.published import phases_skipped
+from bcs.contracts.tracing import Trace, trace_of
 from bcs.domain.errors import BcsError, PromptRequired, RequestRefused, StoreError, StoreUnavailable, UnknownPipeline
 from bcs.domain.facts import Outcome, PhaseReported
 from bcs.domain.history import PhaseDecided, PipelineResolved
@@ -44,8 +53,6 @@ from bcs.failpoints import FailPoint, Reach
 from bcs.store.base import Outbox, StateStore
 from bcs.supervision import DynamicSupervisor
 from bcs.telemetry import Telemetry
-
-_AGENT_CHARACTERS = 100
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
@@ -79,11 +86,12 @@ class PipelineCalls:
 
     async def define(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/define."""
-        body = _parsed(request, DefinePipeline)
-        request[CORRELATION_ID] = body.correlation_id
+        parsed = _parsed(request, DefinePipeline)
+        body = parsed.body
+        request[CORRELATION_ID], request[BATCH_ID] = body.correlation_id, body.batch_id
         outcome = "failure"
         try:
-            resolution, source = await self._resolve(body, asked_by(request))
+            resolution, source = await self._resolve(body, asked_by(request), trace_of(request.headers))
             outcome = "success"
         except RequestRefused as error:
             self.telemetry.refusals.labels(_REFUSALS[type(error)]).inc()
@@ -94,11 +102,14 @@ class PipelineCalls:
             raise
         finally:
             self.telemetry.resolutions(outcome).inc()
-        return reply_json({**pipeline_answer(body.batch_id, resolution), "source": source})
+        answer = {**pipeline_answer(body.batch_id, resolution), "source": source}
+        return reply_json(_warned(answer, parsed.warnings))
 
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
-        body = _parsed(request, CompletePhase)
+        parsed = _parsed(request, CompletePhase)
+        body = parsed.body
+        request[BATCH_ID] = body.batch_id
         if body.phase_name not in self.phases:
             raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(sorted(self.phases))}"),))
         # A batch's actor would wait for the store together with what comes from Kafka; a caller is told at once.
@@ -119,7 +130,8 @@ class PipelineCalls:
                 self.deadline_seconds,
             )
         )
-        return reply_json({"status": "recorded", "batch_id": body.batch_id, "phase_name": body.phase_name})
+        answer = {"status": "recorded", "batch_id": body.batch_id, "phase_name": body.phase_name}
+        return reply_json(_warned(answer, parsed.warnings))
 
     async def _known(self, batch_id: str) -> BatchState:
         """What is known of a batch; only what Redis has of it while the record is away, which must refuse no report."""
@@ -130,7 +142,7 @@ class PipelineCalls:
                 raise
             return await self.store.partial_state(batch_id)
 
-    async def _resolve(self, body: DefinePipeline, caller: str) -> tuple[Resolution, str]:
+    async def _resolve(self, body: DefinePipeline, caller: str, trace: Trace) -> tuple[Resolution, str]:
         prompt_attached = body.batch_metadata.prompt_attached if body.batch_metadata else None
         admit(self.definitions, body.requested_pipeline, prompt_attached=prompt_attached)
         summary, source = await self.knowledge.summary(body.batch_id)
@@ -139,7 +151,8 @@ class PipelineCalls:
         resolved = self._explanation(body, resolution, summary.version, source, caller, now)
         if pruned:
             # Durable before the answer: once the caller knows of a pruning, it will be announced.
-            await self.knowledge.announce(phases_skipped(body.batch_id, pruned, body.correlation_id, now), resolved)
+            skipped = phases_skipped(body.batch_id, pruned, body.correlation_id, now, trace)
+            await self.knowledge.announce(skipped, resolved)
             await self.reach(FailPoint.HTTP_BEFORE_REPLY, body.batch_id)
             for phase in pruned:
                 self.telemetry.phases_pruned(phase).inc()
@@ -186,15 +199,8 @@ class PipelineCalls:
             log.exception("dead_letter_lost", correlation_id=body.correlation_id, error=str(problem))
             return
         request[DEAD_LETTER] = "written"
-        self.telemetry.dead_letters.labels(topics.RESOLUTION, "pipeline_resolution_failed").inc()
+        self.telemetry.dead_letters.labels(topics.RESOLUTION, RESOLUTION_FAILED).inc()
         self.outbox_grew()
-
-
-def asked_by(request: web.Request) -> str:
-    """Who asks, as far as a request tells."""
-    # aiohttp keeps bytes that are no UTF-8 as lone surrogates, which can be stored nowhere.
-    agent = request.headers.get("User-Agent", "unknown").encode(errors="replace").decode()
-    return f"{agent[:_AGENT_CHARACTERS]} at {request.remote}"
 
 
 _REFUSALS: dict[type[RequestRefused], str] = {
@@ -203,10 +209,20 @@ _REFUSALS: dict[type[RequestRefused], str] = {
 }
 
 
-def _parsed(request: web.Request, model: type[BodyT]) -> BodyT:
-    raw = request[BODY]
+def _parsed(request: web.Request, model: type[BodyT]) -> ParsedBody[BodyT]:
     try:
-        return parse_body(model, raw)
-    except InvalidBody:
-        request[CORRELATION_ID] = correlation_id_in(raw) or correlation_id_of(request)
+        parsed = parse_body(model, request[BODY], correlation_id_said(request))
+    except InvalidBody as error:
+        if error.correlation_id is not None:
+            request[CORRELATION_ID] = error.correlation_id
+        if error.batch_id is not None:
+            request[BATCH_ID] = error.batch_id
         raise
+    if parsed.correlation_id is not None:
+        request[CORRELATION_ID] = parsed.correlation_id
+    request[BODY] = parsed.raw
+    return parsed
+
+
+def _warned(answer: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    return {**answer, "warnings": warnings} if warnings else answer

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 
 from bcs.actors.http.descriptors import USED_UP
 from bcs.actors.http.replies import reply_json
-from bcs.contracts.http import InvalidField
+from bcs.contracts.http import InvalidBody, InvalidRequest
 from bcs.domain.errors import (
     ClocksDiffer,
     PromptRequired,
@@ -21,6 +21,60 @@ from bcs.domain.errors import (
 )
 from bcs.domain.times import format_timestamp
 from bcs.supervision import SupervisionError
+
+Kind = Literal[
+    "body-too-late",
+    "chaos-disabled",
+    "content-too-large",
+    "deadline",
+    "draining",
+    "expectation-failed",
+    "head-too-large",
+    "head-too-late",
+    "http-error",
+    "internal",
+    "invalid-request",
+    "method-not-allowed",
+    "no-record",
+    "not-found",
+    "not-running",
+    "overloaded",
+    "prompt-required",
+    "report-outdated",
+    "unavailable",
+    "unknown-actor",
+    "unknown-batch",
+    "unknown-pipeline",
+    "unreadable-request",
+    "unsupported-media-type",
+]
+TITLES: Mapping[Kind, str] = {
+    "body-too-late": "The request body did not come in time",
+    "chaos-disabled": "Actors may not be killed",
+    "content-too-large": "The request body is too large",
+    "deadline": "No answer in time",
+    "draining": "The service is stopping",
+    "expectation-failed": "The expectation is not known",
+    "head-too-large": "The head of the request is too large",
+    "head-too-late": "The head of the request did not come in time",
+    "http-error": "The request can't be answered",
+    "internal": "A fault in this service",
+    "invalid-request": "A field of the request is not valid",
+    "method-not-allowed": "The path does not take this method",
+    "no-record": "No permanent record is kept",
+    "not-found": "There is nothing at this path",
+    "not-running": "The actor does not run",
+    "overloaded": "The service has no room",
+    "prompt-required": "The pipeline needs a prompt",
+    "report-outdated": "The report would not count",
+    "unavailable": "A dependency is out of reach or refuses",
+    "unknown-actor": "The actor is not known",
+    "unknown-batch": "The batch is not known",
+    "unknown-pipeline": "The pipeline is not known",
+    "unreadable-request": "The request can't be read",
+    "unsupported-media-type": "The request body is not JSON",
+}
+"""What each kind of problem is called; `docs/problems.md` explains each."""
 
 
 class Problem(Exception):
@@ -36,7 +90,7 @@ class Problem(Exception):
     def __init__(
         self,
         status: HTTPStatus,
-        kind: str,
+        kind: Kind,
         detail: str,
         extensions: Mapping[str, Any] | None = None,
         *,
@@ -53,7 +107,7 @@ class Problem(Exception):
         """The answer."""
         document = {
             "type": f"urn:bcs:problem:{self.kind}",
-            "title": self.status.phrase,
+            "title": TITLES[self.kind],
             "status": self.status.value,
             "detail": self.detail,
             "correlation_id": correlation_id,
@@ -68,11 +122,20 @@ def overloaded(detail: str) -> Problem:
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", detail, retry=True)
 
 
-def invalid_fields(problems: Sequence[InvalidField]) -> Problem:
+def invalid_fields(error: InvalidRequest) -> Problem:
     """400 that names each field."""
-    named = ", ".join(problem.field for problem in problems)
-    errors = [{"field": problem.field, "problem": problem.problem} for problem in problems]
-    return Problem(HTTPStatus.BAD_REQUEST, "invalid-request", f"not valid: {named}", {"errors": errors})
+    named = ", ".join(problem.field for problem in error.problems)
+    extensions: dict[str, Any] = {
+        "errors": [{"field": problem.field, "problem": problem.problem} for problem in error.problems]
+    }
+    if isinstance(error, InvalidBody) and error.warnings:
+        extensions["warnings"] = list(error.warnings)
+    return Problem(HTTPStatus.BAD_REQUEST, "invalid-request", f"not valid: {named}", extensions)
+
+
+def fault() -> Problem:
+    """500."""
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a fault in this service; it has been logged")
 
 
 def problem_of(error: Exception) -> Problem | None:
@@ -90,21 +153,25 @@ def problem_of(error: Exception) -> Problem | None:
         return overloaded("too many files are open")
     if isinstance(error, StoreUnavailable):
         # Without the cause, which names addresses; the log and /healthz have it.
-        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"{error.store} is out of reach", retry=True)
+        state = "refuses" if error.answered else "is out of reach"
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"{error.store} {state}", retry=True)
     if isinstance(error, StoreError | SupervisionError | ClocksDiffer) and error.retryable:
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", str(error), retry=True)
     return None
 
 
+_OF_AIOHTTP: Mapping[int, tuple[Kind, str]] = {
+    404: ("not-found", "there is nothing at this path"),
+    405: ("method-not-allowed", ""),
+    413: ("content-too-large", "the request body is too large"),
+    417: ("expectation-failed", "only 100-continue may be expected"),
+}
+
+
 def from_aiohttp(error: web.HTTPException) -> Problem:
     """The problem for what aiohttp itself refuses."""
     status = HTTPStatus(error.status)
-    # Not from the phrase: that one changes between versions of Python.
-    kind, detail = {
-        404: ("not-found", "there is nothing at this path"),
-        405: ("method-not-allowed", ""),
-        413: ("content-too-large", "the request body is too large"),
-    }.get(error.status, (f"http-{error.status}", status.description))
+    kind, detail = _OF_AIOHTTP.get(error.status, ("http-error", status.description))
     problem = Problem(status, kind, detail)
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = sorted(error.allowed_methods)

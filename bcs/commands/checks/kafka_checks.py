@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,15 +12,16 @@ import anyio
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
+from aiokafka.errors import KafkaError, NoError, for_code
 
 from bcs.actors.kafka import close
 from bcs.commands.checks import kafka_judgement as judgement
-from bcs.commands.checks.findings import Finding, brief, failed, ok, unknown
-from bcs.commands.checks.kafka_judgement import Offsets
+from bcs.commands.checks.findings import Finding, failed, ok, unknown
 from bcs.contracts import topics
 from bcs.domain.errors import PartitionStalled
+from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer, Stall
+from bcs.kafka.offsets import CommitNote, Offsets
 from bcs.settings import Settings
 
 _STEP_SECONDS = 5.0
@@ -53,10 +55,9 @@ async def look_at_kafka(settings: Settings) -> list[Finding]:
             consumed = {name: tuple(partitions[name]) for name in topics.CONSUMED if name in partitions}
             findings += await _step("lag", lambda: _lag(admin, settings, consumed))
     except _NO_ANSWER as error:
-        # aiokafka tells of a connection that it did not get only where it tried, and not why it failed.
-        why = "no broker answers" if isinstance(error, KafkaConnectionError) else brief(error)
         fix = "see to Kafka, and to BCS_KAFKA_BOOTSTRAP_SERVERS"
-        return [failed("kafka", f"out of reach at {servers}: {why}", fix)]
+        state = f"refuses at {servers}" if is_refusal(error) else "out of reach"
+        return [failed("kafka", f"{state}: {cause_of(error)}", fix)]
     return findings
 
 
@@ -65,7 +66,7 @@ async def _step(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> lis
         with anyio.fail_after(_STEP_SECONDS):
             return await look()
     except Exception as error:  # noqa: BLE001 (on answers that it does not expect, aiokafka fails with anything)
-        return [unknown(check, brief(error))]
+        return [unknown(check, cause_of(error))]
 
 
 @asynccontextmanager
@@ -75,8 +76,7 @@ async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
         request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
     )
     try:
-        with anyio.fail_after(_STEP_SECONDS):
-            await admin.start()
+        await start(admin, settings.kafka_bootstrap_servers, _STEP_SECONDS)
         yield admin
     finally:
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
@@ -142,19 +142,25 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
     finally:
         await close(consumer, _CLOSE_SECONDS)
     registered = any(end[key] > 0 for key in keys if key.topic == topics.ESSAYS_REGISTERED)
+    offsets = {
+        name: {
+            key.partition: Offsets(first[key], end[key], _offset(committed.get(key)), _note(committed.get(key)))
+            for key in keys
+            if key.topic == name
+        }
+        for name in consumed
+    }
     lags = [
         judgement.lag(
             name,
-            {
-                key.partition: Offsets(first[key], end[key], _offset(committed.get(key)))
-                for key in keys
-                if key.topic == name
-            },
+            offsets[name],
             from_earliest=settings.kafka_auto_offset_reset == "earliest",
             many=settings.intake_max_in_flight,
         )
         for name in consumed
     ]
+    now_ms = int(time.time() * 1000)
+    lags += [finding for name in consumed for finding in judgement.missed(name, offsets[name], now_ms=now_ms)]
     reading = judgement.reading(
         [PartitionStalled(key.topic, key.partition, stall.offset, stall.cause) for key, stall in stalled.items()]
     )
@@ -178,6 +184,10 @@ async def _stalled(
             consumer.pause(*polled)
             unheard -= polled.keys() | consumer.stalled.keys()
     return consumer.stalled
+
+
+def _note(committed: Any) -> CommitNote:
+    return CommitNote.decode(None if committed is None else committed.metadata)
 
 
 def _offset(committed: Any) -> int | None:

@@ -3,30 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from bcs.commands.checks.findings import Finding, failed, ok, warning
 from bcs.domain.errors import PartitionStalled
-
-
-@dataclass(frozen=True, slots=True)
-class Offsets:
-    """Where one partition begins and ends, and how far the group has come.
-
-    :param committed: None where the group has committed nothing.
-    """
-
-    first: int
-    end: int
-    committed: int | None
-
-    def lag(self, *, from_earliest: bool) -> int:
-        """How many messages are still to be read.
-
-        :param from_earliest: where a group that has committed nothing begins: at the first message, else at the end.
-        """
-        start = (self.first if from_earliest else self.end) if self.committed is None else self.committed
-        return max(0, self.end - max(start, self.first))
+from bcs.kafka.offsets import Offsets
 
 
 def topic(use: str, name: str, leaders: Iterable[bool] | None) -> Finding:
@@ -82,6 +62,21 @@ def lag(name: str, partitions: Mapping[int, Offsets], *, from_earliest: bool, ma
     if behind > many:
         return warning("lag", found, "ask again: if it does not fall, see to the service's log, or start more replicas")
     return ok("lag", found)
+
+
+def missed(name: str, partitions: Mapping[int, Offsets], *, now_ms: int) -> list[Finding]:
+    """Whether events of a topic were gone before the group had read them, now or within the last day.
+
+    :param now_ms: milliseconds since 1970 UTC.
+    """
+    findings = []
+    for partition, offsets in partitions.items():
+        count = offsets.removed_unread + offsets.note.missed_lately(now_ms)
+        if count:
+            found = f"{name}/{partition}: {count} message{'' if count == 1 else 's'} removed before they were read"
+            fix = "raise the topic's retention.ms and retention.bytes; have the platform send these events again"
+            findings.append(failed("missed events", found, fix))
+    return findings
 
 
 def reading(stalled: Iterable[PartitionStalled]) -> list[Finding]:

@@ -1,0 +1,57 @@
+"""Asks Kafka for signs of life and how far the group has come, whatever the intake does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import anyio
+
+from bcs.actors.kafka import KafkaStatus
+from bcs.contracts import topics
+from bcs.kafka.offsets import OffsetReader
+from bcs.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaWatch:
+    """Keeps what is known of Kafka up to date.
+
+    Of all partitions of the consumed topics, also those that other replicas have: what nobody reads is behind, too.
+
+    :param now: wall-clock time.
+    """
+
+    settings: Settings
+    status: KafkaStatus
+    now: Callable[[], datetime]
+
+    async def run(self) -> None:
+        """Look at intervals until cancelled."""
+        settings = self.settings
+        reader = OffsetReader(
+            bootstrap_servers=settings.kafka_bootstrap_servers,
+            client_id="batch-conductor-service",
+            request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
+            metadata_max_age_ms=int(settings.kafka_metadata_max_age_seconds * 1000),
+        )
+        try:
+            while True:
+                await self._look(reader)
+                await anyio.sleep(settings.kafka_probe_interval_seconds)
+        finally:
+            await reader.aclose()
+
+    async def _look(self, reader: OffsetReader) -> None:
+        settings = self.settings
+        try:
+            with anyio.fail_after(settings.kafka_request_timeout_seconds):
+                look = await reader.look(settings.kafka_consumer_group_id, topics.CONSUMED, topics.DEAD_LETTERS)
+        except Exception as error:  # noqa: BLE001 (a look that can't be made has failed; to die of it would help nobody)
+            await reader.aclose()
+            self.status.down(error)
+            return
+        self.status.up()
+        self.status.miss(frozenset(topics.CONSUMED) - look.topics)
+        self.status.measured(look, int(self.now().timestamp() * 1000))

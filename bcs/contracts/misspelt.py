@@ -1,0 +1,54 @@
+"""Fields of a request that are not read, and look like one that is: a misspelt field would count as unset."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+_LIKENESS = 0.75
+_MOST_NAMES = 20
+_MOST_CHARACTERS = 50
+_not_letters = re.compile(r"[\W_]")
+
+Fields = Mapping[str, "Fields | None"]
+"""The name of a field to the fields in it; None for one that has none."""
+
+
+def misspelt_fields(document: object, fields: Fields) -> list[str]:
+    """A sentence for each unknown field that is near a known one.
+
+    :param document: a request's body, parsed; anything but an object has no fields.
+    """
+    unknown = list(_unknown(document, fields, ()))[:_MOST_NAMES]
+    if not unknown:
+        return []
+    known = {_plain(path[-1]): ".".join(path) for path in _paths(fields, ())}
+    return [
+        f"{'.'.join(path)} is not read; did you mean {known[near]}?"
+        for path in unknown
+        for near in get_close_matches(_plain(path[-1]), known, 1, _LIKENESS)
+    ]
+
+
+def _unknown(document: object, fields: Fields, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if not isinstance(document, dict):
+        return
+    for name, value in document.items():
+        if name in fields:
+            if below := fields[name]:
+                yield from _unknown(value, below, (*above, name))
+        elif len(name) <= _MOST_CHARACTERS:
+            yield (*above, name)
+
+
+def _paths(fields: Fields, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for name, below in fields.items():
+        yield (*above, name)
+        if below:
+            yield from _paths(below, (*above, name))
+
+
+def _plain(name: Any) -> str:
+    return _not_letters.sub("", name).lower()

@@ -1,0 +1,162 @@
+"""Why Kafka did not do what was tried: in one line, with the address, and with the setting or the right that mends it.
+
+aiokafka names the class of an error, and not what an operator has to do; why a connection failed it tells only to its
+own log. The words that are made here stand in the log, in `/healthz` and in the errors of commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any, Protocol
+
+import anyio
+from aiokafka.conn import collect_hosts
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    AuthenticationMethodNotSupported,
+    BrokerResponseError,
+    IncompatibleBrokerVersion,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    RequestTimedOutError,
+    SaslAuthenticationFailed,
+    UnsupportedCodecError,
+    for_code,
+)
+
+_MOST_CHARACTERS = 300
+_KNOCK_SECONDS = 1.0
+_TOO_LARGE = "raise max.message.bytes of the topic, or lower BCS_KAFKA_MAX_MESSAGE_BYTES"
+_REPLICAS = "bring back the topic's replicas, or lower its min.insync.replicas"
+_MENDS = {
+    "TOPIC_AUTHORIZATION_FAILED": "grant DESCRIBE on the topic, and READ (consumed) or WRITE (published)",
+    "GROUP_AUTHORIZATION_FAILED": "grant READ on the group that BCS_KAFKA_CONSUMER_GROUP_ID names",
+    "CLUSTER_AUTHORIZATION_FAILED": "grant IDEMPOTENT_WRITE on the cluster, or set BCS_KAFKA_ENABLE_IDEMPOTENCE=false",
+    "UNKNOWN_TOPIC_OR_PARTITION": "create the topic, or grant DESCRIBE on it",
+    "MESSAGE_SIZE_TOO_LARGE": _TOO_LARGE,
+    "RECORD_LIST_TOO_LARGE": _TOO_LARGE,
+    "NOT_ENOUGH_REPLICAS": _REPLICAS,
+    "NOT_ENOUGH_REPLICAS_AFTER_APPEND": _REPLICAS,
+    "INVALID_RECORD": "a compacted topic takes no message without a key",
+    "INVALID_TIMESTAMP": "see message.timestamp.before.max.ms and message.timestamp.after.max.ms of the topic",
+    "POLICY_VIOLATION": "the log of the broker names the policy",
+    "UNKNOWN": "the log of the broker says why",
+    "UNSUPPORTED_VERSION": "the broker is too old, or lacks a part of Kafka's protocol",
+}
+"""By the broker's name of an error what an operator can do."""
+
+_NOT_IDEMPOTENT = "where the broker has no idempotent producers, set BCS_KAFKA_ENABLE_IDEMPOTENCE=false"
+_REFUSALS = (
+    BrokerResponseError,
+    AuthenticationFailedError,
+    AuthenticationMethodNotSupported,
+    IncompatibleBrokerVersion,
+    UnsupportedCodecError,
+    NotImplementedError,  # aiokafka's, for a broker that speaks none of the versions of a request that it knows
+)
+
+
+class ProducerRefused(KafkaError):  # type: ignore[misc] # aiokafka has no types
+    """A broker answered, and refused an idempotent producer."""
+
+
+class _Client(Protocol):
+    async def start(self) -> None: ...
+
+
+async def start(client: _Client, servers: str, timeout_seconds: float, *, idempotent: bool = False) -> None:
+    """Start a client of aiokafka.
+
+    :param servers: its bootstrap servers, for the error.
+    :param idempotent: whether it is an idempotent producer.
+    :raises KafkaConnectionError: no broker answered; it says where and why.
+    :raises ProducerRefused: a broker refused the idempotent producer.
+    :raises KafkaError: a broker refused something else.
+    """
+    try:
+        with anyio.fail_after(timeout_seconds):
+            await client.start()
+    except (KafkaConnectionError, KafkaTimeoutError, OSError) as error:
+        raise KafkaConnectionError(f"can't connect to {_at(servers)}: {await _why(servers)}") from error
+    except _REFUSALS as error:
+        if not idempotent:
+            raise
+        text = cause_of(error)
+        if "BCS_KAFKA_ENABLE_IDEMPOTENCE" not in text:
+            text = f"{text}; {_NOT_IDEMPOTENT}"
+        raise ProducerRefused(f"can't start an idempotent producer at {_at(servers)}: {text}") from error
+
+
+def cause_of(error: BaseException) -> str:
+    """Why something failed, in one line that is not too long; of a group the first error counts."""
+    error = _first(error)
+    if isinstance(error, RequestTimedOutError | KafkaTimeoutError | TimeoutError):
+        return _plain(error) if _plain(error) and isinstance(error, TimeoutError) else "no answer in time"
+    if isinstance(error, SaslAuthenticationFailed | AuthenticationFailedError):
+        return f"the broker does not accept the login: {_plain(error)}"[:_MOST_CHARACTERS]
+    if isinstance(error, BrokerResponseError):
+        return refusal_of(error.errno, detail=_plain(error))
+    name, text = type(error).__name__, _plain(error)
+    if isinstance(error, KafkaConnectionError | ProducerRefused):
+        return (text or "the connection was lost")[:_MOST_CHARACTERS]
+    return (f"{name}: {text}" if text else name)[:_MOST_CHARACTERS]
+
+
+def refusal_of(code: int, *, detail: str = "") -> str:
+    """What a broker's error code means; aiokafka gives all codes that it does not know the same class.
+
+    :param detail: what the broker said it about.
+    """
+    error: Any = for_code(code)
+    name = error.message if error.errno == code else "error"
+    about = f" for {detail}" if detail else ""
+    mend = _MENDS.get(name, "")
+    return f"the broker refuses it{about[: _MOST_CHARACTERS // 2]}: {name} ({code})" + (f"; {mend}" if mend else "")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """True if a broker answered: Kafka is not out of reach."""
+    return isinstance(_first(error), (*_REFUSALS, ProducerRefused))
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _plain(error: BaseException) -> str:
+    # str() of aiokafka's errors begins with class and code.
+    text = " ".join(str(argument) for argument in error.args)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    return " ".join(text.split())
+
+
+def _at(servers: str) -> str:
+    return f"{servers} (BCS_KAFKA_BOOTSTRAP_SERVERS)"
+
+
+async def _why(servers: str) -> str:
+    """Why no broker answers, found out by knocking at each address."""
+    found: dict[str, None] = {}
+    for host, port, _family in collect_hosts(servers):
+        found.setdefault(await _knock(host, port))
+    return ", or ".join(found)
+
+
+async def _knock(host: str, port: int) -> str:
+    try:
+        with anyio.fail_after(_KNOCK_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+    except socket.gaierror:
+        return "the name is not known"
+    except TimeoutError:
+        return "no answer in time"
+    except OSError as error:
+        return os.strerror(error.errno).lower() if error.errno else str(error)
+    writer.transport.abort()
+    return "no answer in time; something listens there, and is frozen, wants TLS, or is no Kafka broker"

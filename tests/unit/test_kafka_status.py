@@ -1,0 +1,83 @@
+"""What is known of Kafka, from what the brokers say at each look."""
+
+from __future__ import annotations
+
+import pytest
+from aiokafka import TopicPartition
+
+from bcs.actors.kafka import KafkaStatus
+from bcs.contracts import topics
+from bcs.kafka.offsets import CommitNote, Look
+
+TOPIC = topics.PHASE_OUTCOME
+KEY = TopicPartition(TOPIC, 3)
+LETTERS = topics.dead_letter_topic(TOPIC)
+VISIBLE = frozenset(topics.CONSUMED)
+HOUR_MS = 3_600_000
+NOW_MS = 500_000 * HOUR_MS
+NO_NOTE = CommitNote()
+
+
+def look(first: int, end: int, committed: int | None, note: CommitNote = NO_NOTE) -> Look:
+    return Look(VISIBLE, bounds={KEY: (first, end)}, committed={KEY: (committed, note)})
+
+
+@pytest.fixture
+def status() -> KafkaStatus:
+    status = KafkaStatus()
+    status.up()
+    return status
+
+
+def said(caplog: pytest.LogCaptureFixture, event: str) -> int:
+    return sum(record.msg == event for record in caplog.records)
+
+
+def test_what_the_brokers_did_not_tell_stays_as_it_was(status: KafkaStatus) -> None:
+    status.measured(look(0, 10, 4), NOW_MS)
+    assert (status.lag(), status.measured_now) == ({KEY: 6}, True)
+    status.measured(Look(VISIBLE, bounds={KEY: (0, 15)}, problems=["the group is refused"]), NOW_MS)
+    assert (status.lag(), status.measured_now) == ({KEY: 11}, False)
+    status.measured(Look(VISIBLE, problems=["no leader"]), NOW_MS)
+    assert (status.lag(), status.measured_now) == ({KEY: 11}, False)
+    status.measured(look(0, 15, 15), NOW_MS)
+    assert (status.lag(), status.measured_now) == ({KEY: 0}, True)
+    status.miss(frozenset({TOPIC}))
+    assert not status.measured_now, "a topic that is not shown any more can't be measured"
+
+
+def test_a_lag_that_cannot_be_measured_is_said_once_if_that_lasts(
+    status: KafkaStatus, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    refused = Look(VISIBLE, problems=["GROUP_AUTHORIZATION_FAILED"])
+    status.measured(refused, NOW_MS)
+    status.measured(look(0, 1, 1), NOW_MS)
+    assert said(caplog, "lag_not_measured") == said(caplog, "lag_measured_again") == 0
+    for _ in range(3):
+        status.measured(refused, NOW_MS)
+    assert said(caplog, "lag_not_measured") == 1
+    assert "GROUP_AUTHORIZATION_FAILED" in (status.trouble or "")
+    status.measured(look(0, 1, 1), NOW_MS)
+    assert said(caplog, "lag_measured_again") == 1
+    assert status.trouble is None
+
+
+def test_messages_that_were_removed_unread_are_said_once_and_told_for_a_day(
+    status: KafkaStatus, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        status.measured(look(40, 50, 10), NOW_MS)
+    assert said(caplog, "events_removed_unread") == 1
+    assert f"{TOPIC}/3: 30 messages were removed" in (status.trouble or "")
+    status.measured(look(40, 50, 50, CommitNote(NOW_MS, 30, NOW_MS)), NOW_MS + 23 * HOUR_MS)
+    assert f"{TOPIC}/3: 30 messages were removed" in (status.trouble or "")
+    status.measured(look(40, 50, 50, CommitNote(NOW_MS, 30, NOW_MS)), NOW_MS + 24 * HOUR_MS)
+    assert status.trouble is None
+
+
+def test_the_letters_of_a_topic_are_counted_over_its_partitions(status: KafkaStatus) -> None:
+    bounds = {TopicPartition(LETTERS, 0): (5, 9), TopicPartition(LETTERS, 1): (0, 1)}
+    status.measured(Look(VISIBLE, bounds=bounds), NOW_MS)
+    assert status.dead_letters_waiting() == {LETTERS: 5}
+    assert status.lag() == {}
