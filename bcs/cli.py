@@ -26,13 +26,13 @@ EXIT_STOPPED = 0
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 
-_HEALTH_SECONDS = 5.0
+HEALTH_SECONDS = 5.0
 # What is done is done, and said: so long may threads that hang keep the process.
 _THREADS_SECONDS = 2.0
 _UVLOOP_THREADS = "64"
 # These are stopped in order.
 _SERVICES = ("serve", "dev")
-_OPERATORS = ("batches", "resolve", "pipelines", "actors", "intake", "dlq", "db", "doctor")
+_OPERATORS = ("batches", "resolve", "pipelines", "actors", "intake", "dlq", "events", "db", "doctor")
 
 
 class _Commands(TyperGroup):
@@ -99,7 +99,7 @@ def healthcheck() -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104
     host = f"[{host}]" if ":" in host else host
     try:
-        in_time(lambda: _open(f"http://{host}:{settings.http_port}/healthz"), _HEALTH_SECONDS)
+        in_time(lambda: _open(f"http://{host}:{settings.http_port}/healthz"), HEALTH_SECONDS)
     except OSError as error:
         typer.echo(f"not healthy: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
@@ -141,7 +141,7 @@ def _complain(error: BcsError) -> None:
 
 
 def _open(url: str) -> None:
-    with urllib.request.urlopen(url, timeout=_HEALTH_SECONDS):  # noqa: S310 (the caller's own)
+    with urllib.request.urlopen(url, timeout=HEALTH_SECONDS):  # noqa: S310 (the caller's own)
         pass
 
 

@@ -23,13 +23,20 @@ COMMANDS = [
     ("pipelines", "show"),
     ("pipelines", "validate"),
     ("pipelines", "graph"),
+    ("pipelines", "convert"),
     ("actors",),
+    ("events",),
+    ("events", "sample"),
+    ("events", "send"),
+    ("events", "tail"),
     ("db",),
     ("db", "upgrade"),
     ("db", "rebuild"),
     ("doctor",),
 ]
 READING = [command for command in COMMANDS if len(command) == 2 or command[0] in ("resolve", "actors", "doctor")]
+# What these print is text for another program.
+TEXT_ONLY = [("pipelines", "graph"), ("pipelines", "convert"), ("events", "sample")]
 
 
 @pytest.fixture
@@ -41,6 +48,13 @@ def file(tmp_path: Path) -> Path:
 def defined(file: Path) -> Path:
     """A file of two phases and a pipeline."""
     file.write_text(DEFINITIONS)
+    return file
+
+
+@pytest.fixture
+def platforms(file: Path) -> Path:
+    """A file in the form of the platform."""
+    file.write_text("pipelines: {p: {description: d, steps: [{name: a}, {name: b, depends_on: [a]}]}}")
     return file
 
 
@@ -66,7 +80,7 @@ async def test_every_command_explains_itself_in_eighty_columns(command: tuple[st
     assert ran.exit_code == 0
     assert max(map(len, ran.uncoloured.splitlines())) <= 80
     assert "…" not in ran.uncoloured, "nothing is cut off"
-    if command in READING and command != ("pipelines", "graph"):
+    if command in READING and command not in TEXT_ONLY:
         assert "--json" in ran.uncoloured
 
 
@@ -84,7 +98,7 @@ async def test_completion_is_there_for_bash_and_knows_the_commands() -> None:
     assert script.exit_code == 0
     assert "_BCS_COMPLETE=complete_bash" in script.output
     assert (await completed("")) >= {"batches", "resolve", "pipelines", "actors", "db", "doctor", "serve"}
-    assert (await completed("pipelines ")) == {"list", "show", "validate", "graph"}
+    assert (await completed("pipelines ")) == {"list", "show", "validate", "graph", "convert"}
     assert (await completed("resolve --of")) == {"--offline"}
 
 
@@ -195,6 +209,19 @@ async def test_a_pipeline_that_is_not_there_is_told_in_one_line(command: tuple[s
     assert (ran.exit_code, ran.output) == (1, "")
     [line] = ran.error.splitlines()
     assert "comprehensive" in line
+
+
+async def test_the_platforms_file_is_converted_to_one_that_is_read(platforms: Path) -> None:
+    listed = await bcs("pipelines", "list", BCS_PIPELINE_CONFIG_PATH=platforms)
+    converted = await bcs("pipelines", "convert", str(platforms))
+    assert (converted.exit_code, converted.error) == (0, "")
+    ours = ["phases:", "- {name: a}", "- name: b", "  requires: [a]", "pipelines:", "- name: p", "  phases: [a, b]"]
+    assert converted.output.splitlines() == ours
+    assert [line.split(maxsplit=2) for line in listed.output.splitlines()[1:]] == [
+        ["a", "phase", "a"],
+        ["b", "phase", "a, b"],
+        ["p", "pipeline", "a, b"],
+    ]
 
 
 async def test_a_graph_of_all_phases_or_of_one_pipeline() -> None:
