@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -82,12 +83,23 @@ def serve() -> None:
 @cli.command()
 def dev(
     demo: Annotated[bool, typer.Option("--demo", help="Play a small story and show the answers changing.")] = False,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-file",
+            dir_okay=False,
+            help="Where the log goes. [default: standard error; with --demo a file that is removed in the end]",
+        ),
+    ] = None,
 ) -> None:
-    """Run everything on this machine: the service, PostgreSQL, and servers that speak Redis's and Kafka's protocols."""
+    """Run everything on this machine: the service, PostgreSQL, and servers that speak Redis's and Kafka's protocols.
+
+    Ctrl-C stops all of it. At a terminal the key r restarts the service alone, with the pipeline file as it is by then.
+    """
     hold()
     from bcs.dev import run_dev
 
-    raise typer.Exit(_run(run_dev, demo))
+    raise typer.Exit(_run(run_dev, demo, log_file))
 
 
 @cli.command()
