@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,12 @@ async def test_every_command_explains_itself_in_eighty_columns(command: tuple[st
     assert "…" not in ran.uncoloured, "nothing is cut off"
     if command in READING and command not in TEXT_ONLY:
         assert "--json" in ran.uncoloured
+
+
+async def test_the_first_line_of_help_says_what_a_command_does_to_others() -> None:
+    ran = await bcs("--help")
+    [resolve] = re.findall(r"resolve +(.*?)\s*│?$", ran.output, re.MULTILINE)
+    assert "announce" in resolve
 
 
 @pytest.mark.parametrize("group", sorted({command[0] for command in COMMANDS} | {"dlq"}))
