@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bcs.contracts import topics
 from bcs.settings import Settings
 from tests.refusals.table import table
 from tests.support.law_stories import STORIES, Story, stories_table
@@ -59,6 +60,13 @@ def test_every_variable_that_a_document_names_exists(document: Path) -> None:
 def test_every_relative_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(LINKS, document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_operations_name_every_topic_in_the_table_of_topics() -> None:
+    rows = re.findall(
+        r"^\| `(huleedu\.\S+)` \|(?: [^|]+ \|){5}$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE
+    )
+    assert sorted(rows) == sorted([*topics.CONSUMED, *topics.PUBLISHED])
 
 
 def test_the_table_of_refusals_is_the_one_that_is_played() -> None:
