@@ -185,7 +185,16 @@ def variables(settings: Settings) -> dict[str, str]:
 
 def _say_what_to_try(base: str, settings: Settings, batch_id: str, *, told: bool) -> None:
     exports = "\n".join(f"  export {name}={value}" for name, value in variables(settings).items())
-    keys = "r restarts the service and leaves the servers running; " if at_keyboard() else ""
+    commands = {
+        f"bcs batches show {batch_id}": "what holds its phases back",
+        f"bcs batches history {batch_id}": "how that came to be, and why",
+        "bcs events tail": "what BCS publishes",
+        "bcs dlq list": "what could not be processed",
+        "bcs doctor": "whether everything is there",
+    }
+    width = max(map(len, commands))
+    explained = "\n".join(f"  {command:{width}}  # {what}" for command, what in commands.items())
+    keys = f"{_RESTART_KEY} restarts the service and leaves the servers running; " if at_keyboard() else ""
     echo(
         f"""{"That was the story; BCS keeps running. " if told else ""}What to try next:
   curl -s {base}/healthz
@@ -195,12 +204,8 @@ def _say_what_to_try(base: str, settings: Settings, batch_id: str, *, told: bool
 
 In another terminal, with these variables:
 {exports}
-  bcs batches show {batch_id}         # what holds its phases back
-  bcs batches history {batch_id}      # how that came to be, and why
+{explained}
   bcs events sample BatchEssaysRegistered --batch mine | bcs events send -
-  bcs events tail                     # what BCS publishes
-  bcs dlq list                        # what could not be processed
-  bcs doctor                          # whether everything is there
 
 {keys}Ctrl-C stops all of it.
 """

@@ -21,7 +21,7 @@ from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
 OPERATIONS = (Path(__file__).parent.parent.parent / "docs" / "operations.md").read_text()
 
