@@ -88,7 +88,7 @@ def dev(
         typer.Option(
             "--log-file",
             dir_okay=False,
-            help="Where the log goes. [default: standard error; with --demo a file that is removed in the end]",
+            help="Write the log to this file. Without it: to standard error, or with --demo to a file that is removed.",
         ),
     ] = None,
 ) -> None:

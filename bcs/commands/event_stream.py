@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from bcs.commands.event_files import EventMessage
 from bcs.contracts.letters import Reference
 from bcs.dlq.reading import existing_partitions, kafka_answers, reading_clients
-from bcs.domain.errors import PartitionStalled, UnknownTopic
+from bcs.domain.errors import KafkaUnavailable, PartitionStalled, UnknownTopic
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
 
@@ -108,7 +108,7 @@ async def _until(
 ) -> list[ConsumerRecord]:
     """Everything from the positions of the consumer to the ends."""
     read: list[ConsumerRecord] = []
-    reached = False
+    heard_at, reached = anyio.current_time(), False
     while True:
         with kafka_answers(), anyio.fail_after(timeout_seconds):
             polled = await consumer.getmany(timeout_ms=_POLL_MS)

@@ -33,11 +33,11 @@ _FAILED = 1
 _SAMPLE_ESSAYS = ("essay_1", "essay_2", "essay_3")
 
 
-def _an_event_type(text: str) -> EventType:
+def _an_event_type(text: str, parameter: str) -> EventType:
     known = event_type_of(text)
     if known is None:
         names = ", ".join(event_type.value for event_type in EventType)
-        raise typer.BadParameter(f"BCS reads {names}, and their topics")
+        raise typer.BadParameter(f"it is not one of {names}, nor one of their topics", param_hint=parameter)
     return known
 
 
@@ -49,24 +49,31 @@ def events() -> None:
 @app.command()
 def sample(
     event_type: Annotated[
-        EventType,
-        typer.Argument(metavar="TYPE", parser=_an_event_type, help=", ".join(EventType), show_default=False),
+        str,
+        typer.Argument(
+            metavar="TYPE", help=f"{', '.join(EventType)}, or the topic of one of them.", show_default=False
+        ),
     ],
     batch: Annotated[str, typer.Option("--batch", help="The batch's id.")] = "batch_1",
     essay: Annotated[
         list[str] | None,
-        typer.Option("--essay", help="An essay that is all right; repeatable. [default: essay_1 to essay_3]"),
+        typer.Option("--essay", help="An essay that completed the phase; repeatable. [default: essay_1 to essay_3]"),
     ] = None,
-    failed: Annotated[list[str] | None, typer.Option("--failed", help="An essay that failed; repeatable.")] = None,
-    phase: Annotated[str, typer.Option("--phase", help="The phase, for ELSBatchPhaseOutcomeV1.")] = "spellcheck",
+    failed: Annotated[
+        list[str] | None, typer.Option("--failed", help="An essay that failed in the phase; repeatable.")
+    ] = None,
+    phase: Annotated[
+        str, typer.Option("--phase", help="The phase of an ELSBatchPhaseOutcomeV1; other types ignore it.")
+    ] = "spellcheck",
 ) -> None:
-    """Print a valid event, with fresh ids and the present time; one for each essay where the type is about one.
+    """Print a valid event with fresh ids and the present time. A type about one essay gives an event for each essay.
 
     `bcs events sample BatchEssaysRegistered --batch b1 | bcs events send -` registers a batch.
     """
+    kind = _an_event_type(event_type, "TYPE")
     completed = (essay or []) if failed else essay or _SAMPLE_ESSAYS
     about = Sample(batch_id=batch, completed=completed, failed=failed or (), phase=phase)
-    for event in sample_events(event_type, about, now=datetime.now(UTC)):
+    for event in sample_events(kind, about, now=datetime.now(UTC)):
         print_json(event)
 
 
@@ -74,30 +81,33 @@ def sample(
 def send(
     file: Annotated[
         typer.FileBinaryRead,
-        typer.Argument(metavar="FILE|-", help="One JSON document or several; - is the input.", show_default=False),
+        typer.Argument(
+            metavar="FILE|-", help="A file with one or more JSON documents; - reads the input.", show_default=False
+        ),
     ],
     topic: Annotated[
-        EventType | None,
+        str | None,
         typer.Option(
-            "--topic",
-            parser=_an_event_type,
-            metavar="TOPIC",
-            help="A topic that BCS reads, or the event's type. [default: what each event_type says]",
+            "--topic", metavar="TOPIC", help="A topic that BCS reads, or an event type. [default: by event_type]"
         ),
     ] = None,
-    key: Annotated[str | None, typer.Option("--key", help="The Kafka key. [default: as the platform's]")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="The Kafka key. [default: as the producers set it]")] = None,
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Also what is no valid event: the service makes a dead letter of it.")
+        bool, typer.Option("--unchecked", help="Send also what is not valid: the service makes a dead letter of it.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send events to Kafka as the platform's producers do. Sends all or, if one is not valid, none and exits with 1."""
+    """Send events to Kafka as the platform's producers do. Exits with 1, and sends nothing, if one is not valid."""
     from bcs.commands.event_stream import produce
 
+    event_type = None if topic is None else _an_event_type(topic, "--topic")
     settings = _settings()
     check = None if unchecked else _validity(settings)
     messages = messages_in(
-        file.read(), event_type=topic, key=None if key is None else key.encode(errors="surrogateescape"), check=check
+        file.read(),
+        event_type=event_type,
+        key=None if key is None else key.encode(errors="surrogateescape"),
+        check=check,
     )
     places = running.run(produce, settings, messages)
     if as_json:
@@ -114,13 +124,13 @@ def send(
 
 @app.command()
 def tail(
-    skipped: Annotated[bool, typer.Option("--skipped", help="Only phases that were pruned.")] = False,
-    dlq: Annotated[bool, typer.Option("--dlq", help="Only dead letters.")] = False,
-    last: Annotated[int, typer.Option("--last", min=0, help="So many of those that are there already.")] = 10,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Go on with those that come.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line.")] = False,
+    skipped: Annotated[bool, typer.Option("--skipped", help="Show only pruned phases.")] = False,
+    dlq: Annotated[bool, typer.Option("--dlq", help="Show only dead letters.")] = False,
+    last: Annotated[int, typer.Option("--last", min=0, help="Begin with so many messages that exist already.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for new messages, and show them.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")] = False,
 ) -> None:
-    """Show what BCS publishes, decoded: the last ones, then those that come, until Ctrl-C."""
+    """Show what BCS publishes, decoded: the newest messages, then each new message, until Ctrl-C."""
     from bcs.commands.event_stream import TailOptions
 
     wanted = [topics.PHASE_SKIPPED] if skipped or not dlq else []

@@ -102,3 +102,10 @@ async def test_a_topic_that_is_missing_is_named_and_not_made(private_kafka: Embe
         assert (ran.exit_code, ran.output) == (1, "")
         [line] = ran.error.splitlines()
         assert line.startswith("bcs: there is no topic huleedu.")
+
+
+@pytest.mark.parametrize("arguments", [("sample", "PhaseSkippedV1"), ("send", "-", "--topic", topics.PHASE_SKIPPED)])
+async def test_what_bcs_does_not_read_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+    ran = await bcs("events", *arguments)
+    assert (ran.exit_code, ran.output) == (2, "")
+    assert "BatchEssaysRegistered" in ran.error
