@@ -23,6 +23,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 
 @linux_only
+@pytest.mark.release
 async def test_an_interrupted_demo_ends_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -105,6 +106,7 @@ def has_ipv6() -> bool:
     return True
 
 
+@pytest.mark.release
 @pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
 @pytest.mark.parametrize("host", ["::", "::1"])
 async def test_healthcheck_finds_a_service_on_ipv6(tmp_path: Path, host: str) -> None:
