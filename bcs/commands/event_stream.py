@@ -9,6 +9,7 @@ import anyio
 from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
+from bcs.actors.kafka import close
 from bcs.commands.event_files import EventMessage
 from bcs.contracts.letters import Reference
 from bcs.dlq.reading import existing_partitions, kafka_answers, reading_clients
@@ -19,6 +20,7 @@ from bcs.settings import Settings
 _CLIENT_ID = "batch-conductor-events"
 _POLL_MS = 300
 _QUIET_MS = 2000
+_CLOSE_SECONDS = 2.0
 
 
 async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[Reference]:
@@ -54,7 +56,7 @@ async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[
         return taken
     finally:
         with anyio.CancelScope(shield=True):
-            await producer.stop()
+            await close(producer, _CLOSE_SECONDS)
             await admin.close()
 
 
@@ -119,6 +121,11 @@ async def _until(
             return read
         with kafka_answers(), anyio.fail_after(timeout_seconds):
             reached = all([key in consumer.stalled or await consumer.position(key) >= end for key, end in ends.items()])
+        if polled or reached:
+            heard_at = anyio.current_time()
+        elif anyio.current_time() > heard_at + timeout_seconds:
+            # The consumer itself waits for ever for a broker to come back.
+            raise KafkaUnavailable(f"no message came for {timeout_seconds:g} s, and there are more")
 
 
 async def _next(

@@ -12,6 +12,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from bcs.actors.kafka import close
 from bcs.contracts.letters import DeadLetter, Reference, marked_offset, read_letter
 from bcs.dlq.selection import Selection
 from bcs.domain.errors import KafkaUnavailable, PartitionStalled, UnreadableLetter
@@ -20,6 +21,7 @@ from bcs.settings import Settings
 
 _POLL_MS = 300
 _FETCH_WAIT_MS = 50
+_CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,8 @@ async def reading_clients(
         yield consumer, admin
     finally:
         with anyio.CancelScope(shield=True):
-            await consumer.stop()
+            # Its own stop lets cancellations out where the broker went away.
+            await close(consumer, _CLOSE_SECONDS)
             await admin.close()
 
 

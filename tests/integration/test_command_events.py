@@ -11,7 +11,7 @@ import pytest
 from bcs.contracts import topics
 from bcs.embedded import EmbeddedServer
 from tests.support.commands import bcs, settings_of
-from tests.support.kafka import Platform, values
+from tests.support.kafka import Platform, create_platform_topics, values
 from tests.support.service import BcsProcess, Orchestrator, RunningService
 from tests.support.waiting import wait_until
 
@@ -93,6 +93,24 @@ async def test_tail_follows_until_it_is_interrupted(service: RunningService, bat
         following.signal(signal.SIGINT)
         assert await following.ended() == 0
     assert following.log.read_text() == ""
+
+
+@pytest.mark.release
+async def test_tail_says_in_one_line_that_the_broker_went_away(private_kafka: EmbeddedServer, tmp_path: Path) -> None:
+    await create_platform_topics(private_kafka.address)
+    settings = {
+        "BCS_KAFKA_BOOTSTRAP_SERVERS": private_kafka.address,
+        "BCS_KAFKA_REQUEST_TIMEOUT_SECONDS": 1,
+        "BCS_HANG_SECONDS": 10,
+    }
+    async with Platform(private_kafka.address) as platform:
+        await platform.send_raw((topics.PHASE_SKIPPED, b"b", b"{}"))
+    with BcsProcess(tmp_path, "events", "tail", forked=True, **settings) as following:
+        await wait_until(lambda: "no PhaseSkippedV1" in following.output.read_text())
+        private_kafka.kill()
+        assert await following.ended(20) == 1
+    [line] = following.log.read_text().splitlines()
+    assert line.startswith("bcs: kafka is out of reach")
 
 
 async def test_a_topic_that_is_missing_is_named_and_not_made(private_kafka: EmbeddedServer) -> None:
