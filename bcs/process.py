@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine
@@ -18,7 +19,7 @@ from bcs.domain.errors import DatabaseUnusable
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
 from bcs.last_resort import exit_after
-from bcs.settings import Settings
+from bcs.settings import Settings, unknown_variables
 from bcs.signals import held, hold, stop_signals
 from bcs.supervision import RestartIntensityExceeded
 
@@ -51,6 +52,8 @@ async def run_until_signalled(
     :raises AddressUnavailable: the HTTP address can't be had.
     :raises DatabaseUnusable: the database answers, and can't keep the permanent record.
     """
+    for unknown in unknown_variables(os.environ):
+        log.warning("unknown_variable", variable=unknown.name, did_you_mean=unknown.near, problem=str(unknown))
     refusal: DatabaseUnusable | None = None
     stop = anyio.Event()
     exit_code = EXIT_STOPPED_AT_ONCE
