@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bcs import running
+from bcs.commands.checks import settings_judgement
 from bcs.commands.checks.findings import Finding, Status, failed, ok
 from bcs.commands.checks.kafka_checks import look_at_kafka
 from bcs.commands.checks.record_checks import look_at_record
@@ -21,7 +23,7 @@ from bcs.commands.options import PANEL, AsJson, single_command
 from bcs.commands.output import counted, plain, present, print_json, table
 from bcs.domain.errors import ConfigurationError
 from bcs.pipeline_config import pipelines_of
-from bcs.settings import InvalidSettings, Settings, load_settings
+from bcs.settings import InvalidSettings, Settings, load_settings, unknown_variables
 
 EXIT_FAILED = 1
 _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red"}
@@ -50,6 +52,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def examine() -> list[Finding]:
     """All checks; none of them is left out because another one failed, unless it needs what is missing."""
+    unknown = settings_judgement.unknown(unknown_variables(os.environ))
     try:
         settings = load_settings()
     except InvalidSettings as error:
@@ -59,12 +62,15 @@ def examine() -> list[Finding]:
         ]
         return [
             *wrong,
+            *unknown,
             failed(
                 "redis, postgresql, kafka", "not looked at: the settings do not say where", "mend the settings first"
             ),
         ]
     return [
         ok("settings", f"valid, for {settings.environment}"),
+        *unknown,
+        *settings_judgement.for_drills_only(settings),
         _pipelines(settings),
         *running.run(_servers, settings),
     ]

@@ -10,7 +10,7 @@ from bcs.settings import Settings
 
 
 async def look_at_record(settings: Settings) -> list[Finding]:
-    """Everything about PostgreSQL, under the settings' own deadline."""
+    """Everything about PostgreSQL, over connections and with deadlines as the service has them."""
     check = "postgresql"
     try:
         url = named_database(settings)
@@ -20,7 +20,9 @@ async def look_at_record(settings: Settings) -> list[Finding]:
         return [failed(check, "the extra `postgres` is not installed", error.remedy)]
     if settings.use_mock_repository:
         return [ok(check, "not looked at: with BCS_USE_MOCK_REPOSITORY no permanent record is kept")]
+    from bcs.record.gateway import CONNECTIONS_FOR_PROBE
     from bcs.record.inspecting import inspect
+    from bcs.record.schema import is_enough
 
     try:
         inspected = await inspect(url, settings.database_deadline_seconds)
@@ -30,9 +32,11 @@ async def look_at_record(settings: Settings) -> list[Finding]:
         ]
     except DatabaseUnusable as error:
         return [failed(check, f"it is {error.problem}", error.fix)]
+    is_current = is_enough(inspected.schema)
     return [
         ok(check, f"reachable, PostgreSQL {inspected.server}"),
-        judgement.schema(inspected.schema),
-        *judgement.writes(inspected.obstacle),
+        judgement.schema(inspected.schema, None if is_current else inspected.obstacle),
+        *judgement.writes(inspected.obstacle if is_current else None),
+        *judgement.connections(inspected.connections, settings.database_max_connections + CONNECTIONS_FOR_PROBE),
         clock_of("postgresql clock", "PostgreSQL", inspected.ahead_seconds),
     ]
