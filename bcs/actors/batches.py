@@ -65,6 +65,9 @@ class BatchActor:
         await self.reach(FailPoint.STARTING, context.name)
 
         async def handle(letters: list[Letter[RecordFacts]]) -> None:
+            if len(letters) == 1:
+                await self._record(context, letters)
+                return
             for group in portions(letters, _weight_of, GROUP_COMMIT_FACTS):
                 await self._record(context, group)
                 # Not to be delivered again for what comes behind it.

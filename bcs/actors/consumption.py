@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
@@ -25,7 +26,7 @@ from bcs.contracts.dead_letters import unread_letter
 from bcs.contracts.published import ConsumedMessage, OutboundMessage
 from bcs.domain.errors import ClocksDiffer, StoreError, StoreUnavailable, UndecodableMessage
 from bcs.domain.history import Position
-from bcs.domain.skips import SkipOrder, SkipOutcome
+from bcs.domain.skips import SkipOrder, SkipOutcome, WaitingSkip
 from bcs.domain.times import format_timestamp
 from bcs.failpoints import FailPoint
 from bcs.kafka.isolation import IsolatingConsumer
@@ -209,7 +210,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 if self._is_owned(record, epoch):
                     self._consumer.seek(key, record.offset)
                 return False
-            await self._turns.after(len(record.value or b""))
+            if self._turns.is_over_after(len(record.value or b"")):
+                await anyio.lowlevel.checkpoint()
         return True
 
     async def _hand_over(self, record: ConsumerRecord, epoch: int) -> bool:
@@ -219,7 +221,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         event_type = decoder.event_type(record.topic)
         try:
             event = decoded(decoder, message, self._said_at_ms(record))
-            self._intake.skips.refuse_ordered(position_of(message), event.batch_id, event.correlation_id)
+            self._intake.skips.refuse_ordered(message, event.batch_id, event.correlation_id)
             if event.facts and clocks.seems_ahead(event.at_us):
                 ahead = await clocks.is_ahead(event.at_us)
                 if not self._is_owned(record, epoch):
@@ -282,7 +284,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             self._made = []
             for receipt, refusal in chunk:
                 self._note_dead_letter(receipt, refusal)
-                await self._close_order(position_of(receipt.message), SkipOutcome.SKIPPED)
+                await self._note_skipped(position_of(receipt.message), SkipOutcome.SKIPPED)
                 self._finish(receipt)
             self._note_progress()
             self._intake.outbox_grew()
@@ -290,8 +292,8 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     async def _skip_ordered(self) -> None:
         """Pass over what operators ordered to, and what no poll hands out: it can't be read, or does not get done."""
         dead = {position_of(receipt.message) for receipt, _ in self._letters}
-        for order in self._intake.skips:
-            at, tracker = order.position, self._tracker
+        for waiting in self._intake.skips:
+            at, tracker = waiting.order.position, self._tracker
             epoch = tracker.epoch(at.topic, at.partition)
             if epoch is None or at in dead:
                 continue  # another replica has the partition, or a dead letter with its bytes waits for the store
@@ -299,22 +301,32 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             stall, first_unfinished = self._consumer.stalled.get(key), tracker.position(at.topic, at.partition)
             unreadable = stall is not None and stall.offset == at.offset
             if unreadable or tracker.is_unfinished(at.topic, at.partition, at.offset):
-                if not await self._store_unread_letter(order) or tracker.epoch(at.topic, at.partition) != epoch:
+                # A batch may hold it, which does not get done with it.
+                held = self._intake.under_way.message_at(at, epoch)
+                if not await self._store_letter(waiting.order, held) or tracker.epoch(at.topic, at.partition) != epoch:
                     return  # tried again with the next poll, by whoever has the partition then
                 if unreadable:
                     tracker.read(at.topic, at.partition, at.offset, 0)
                     self._consumer.pass_over(key, at.offset)
+                await self._note_skipped(at, SkipOutcome.SKIPPED if held else SkipOutcome.SKIPPED_UNREAD)
                 tracker.finish(at.topic, at.partition, at.offset, epoch)
-                await self._close_order(at, SkipOutcome.SKIPPED_UNREAD)
                 self._note_progress()
+            elif waiting.outcome is not None:
+                # Until the commit, the message of a process that dies is read again: then the order must still stand.
+                if tracker.is_committed(at.topic, at.partition, at.offset):
+                    await self._close_order(waiting, waiting.outcome)
             elif first_unfinished is not None and at.offset < first_unfinished:
-                await self._close_order(at, SkipOutcome.ALREADY_PROCESSED)
+                await self._close_order(waiting, SkipOutcome.ALREADY_PROCESSED)
 
-    async def _store_unread_letter(self, order: SkipOrder) -> bool:
+    async def _store_letter(self, order: SkipOrder, held: ConsumedMessage | None) -> bool:
         at, ordered_at = order.position, datetime.fromisoformat(order.ordered_at)
         detail = {"attempts": 1, "error_type": "SkipOrder", "error_message": reason_of(order)}
         # With the time of the order: a letter that is made again must be the same, for the outbox to know it.
-        letter = unread_letter(at.topic, at.partition, at.offset, SKIPPED, detail, ordered_at)
+        if held is None:
+            letter = unread_letter(at.topic, at.partition, at.offset, SKIPPED, detail, ordered_at)
+        else:
+            limit_bytes = self._settings.kafka_max_message_bytes
+            letter = await letter_of(held, SKIPPED, detail, ordered_at, None, limit_bytes=limit_bytes)
         try:
             await self._intake.outbox.append([letter])
         except StoreError as error:
@@ -324,9 +336,16 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._intake.outbox_grew()
         return True
 
-    async def _close_order(self, position: Position, outcome: SkipOutcome) -> None:
+    async def _note_skipped(self, position: Position, outcome: SkipOutcome) -> None:
         try:
-            await self._intake.skips.closed(position, outcome)
+            await self._intake.skips.carried_out(position, outcome)
+        except StoreError as error:
+            # This process knows it all the same, and closes the order.
+            log.debug("skip_not_noted", error=str(error))
+
+    async def _close_order(self, waiting: WaitingSkip, outcome: SkipOutcome) -> None:
+        try:
+            await self._intake.skips.close(waiting, outcome)
         except StoreError as error:
             # It waits on, and is found to be done.
             log.debug("skip_order_not_closed", error=str(error))

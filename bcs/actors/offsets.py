@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 class _Partition:
     """One ownership of a partition.
 
+    :param began: where this ownership began to read: the offset that was committed before; None before the first.
     :param unfinished: offset to size of what was read and is not yet durable, in the order in which it was read.
     :param next_offset: the one behind the last that was read; None before the first.
     """
@@ -20,6 +21,7 @@ class _Partition:
     committable: int | None = None
     committed: int | None = None
     next_offset: int | None = None
+    began: int | None = None
 
 
 class OffsetTracker:
@@ -62,6 +64,8 @@ class OffsetTracker:
         owned = self._partitions[topic, partition]
         owned.unfinished[offset] = size_bytes
         owned.next_offset = offset + 1
+        if owned.began is None:
+            owned.began = offset
         self.in_flight += 1
         self.in_flight_bytes += size_bytes
 
@@ -73,6 +77,8 @@ class OffsetTracker:
         owned = self._partitions.get((topic, partition))
         if owned is None:
             return
+        if owned.began is None:
+            owned.began = offset
         # The first time this is where the ownership began, or already behind what nobody gets: both may be committed.
         if owned.next_offset is None or offset > owned.next_offset:
             owned.next_offset = offset
@@ -109,6 +115,11 @@ class OffsetTracker:
             owned = self._partitions.get(key)
             if owned:
                 owned.committed = offset
+
+    def is_committed(self, topic: str, partition: int, offset: int) -> bool:
+        """True if this message will not be read again, as far as is known."""
+        owned = self._partitions.get((topic, partition))
+        return owned is not None and offset < max(owned.committed or 0, owned.began or 0)
 
     def is_unfinished(self, topic: str, partition: int, offset: int) -> bool:
         """True if this message was read and is not yet durable."""

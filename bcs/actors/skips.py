@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
 import anyio
 import structlog
 
-from bcs.contracts.published import rfc3339
+from bcs.actors.messages import position_of
+from bcs.contracts.published import ConsumedMessage, rfc3339
 from bcs.domain.errors import StoreError, UndecodableMessage
 from bcs.domain.history import Position
-from bcs.domain.skips import SkipEvent, SkipOrder, SkipOutcome
+from bcs.domain.skips import SkipEvent, SkipOrder, SkipOutcome, WaitingSkip
 
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 
@@ -24,8 +25,12 @@ _LOOK_SECONDS = 1.0
 class SkipStore(Protocol):
     """Where the orders are."""
 
-    async def waiting(self) -> list[SkipOrder]:
+    async def waiting(self) -> list[WaitingSkip]:
         """The orders that wait."""
+        ...
+
+    async def carry_out(self, order: SkipOrder, outcome: SkipOutcome) -> None:
+        """Note what was done for an order, which is closed later."""
         ...
 
     async def close(self, event: SkipEvent) -> None:
@@ -45,16 +50,25 @@ class Skips:
     store: SkipStore | None
     instance: str
     now: Callable[[], datetime]
-    _orders: dict[Position, SkipOrder] = field(default_factory=dict)
+    _waiting: dict[Position, WaitingSkip] = field(default_factory=dict)
 
     async def look(self) -> None:
         """Look for orders once. While the store is away, those that are known stay."""
         if self.store is None:
             return
         try:
-            self._orders = {order.position: order for order in await self.store.waiting()}
+            found = await self.store.waiting()
         except StoreError as error:
             log.debug("skip_orders_not_read", error=str(error))
+        else:
+            self._waiting = {waiting.order.position: self._known(waiting) for waiting in found}
+
+    def _known(self, waiting: WaitingSkip) -> WaitingSkip:
+        """The order, with what this process did for it: the store may not have been told."""
+        known = self._waiting.get(waiting.order.position)
+        if known is None or known.order != waiting.order:
+            return waiting
+        return replace(waiting, outcome=waiting.outcome or known.outcome)
 
     async def follow(self) -> None:
         """Look for orders again and again, until cancelled."""
@@ -62,28 +76,40 @@ class Skips:
             await anyio.sleep(_LOOK_SECONDS)
             await self.look()
 
-    def __iter__(self) -> Iterator[SkipOrder]:
+    def __iter__(self) -> Iterator[WaitingSkip]:
         """The orders that wait."""
-        return iter(list(self._orders.values()))
+        return iter(list(self._waiting.values()))
 
-    def refuse_ordered(self, position: Position, batch_id: str | None, correlation_id: str | None) -> None:
+    def refuse_ordered(self, message: ConsumedMessage, batch_id: str | None, correlation_id: str | None) -> None:
         """Refuse a message that is to be passed over.
 
         :raises UndecodableMessage: it is one.
         """
-        if self._orders and (order := self._orders.get(position)):
-            raise UndecodableMessage(REASON, reason_of(order), batch_id, correlation_id)
+        if self._waiting and (waiting := self._waiting.get(position_of(message))):
+            raise UndecodableMessage(REASON, reason_of(waiting.order), batch_id, correlation_id)
 
-    async def closed(self, position: Position, outcome: SkipOutcome) -> None:
-        """Note what became of the order about a message, if there is one.
+    async def carried_out(self, position: Position, outcome: SkipOutcome) -> None:
+        """Note that a message was passed over, if that was ordered. The order is closed after the offset's commit.
 
-        :raises StoreError: it could not be noted, and is carried out again.
+        :raises StoreError: only this process knows it.
         """
-        order = self._orders.get(position)
-        if order is None or self.store is None:
+        waiting = self._waiting.get(position)
+        if waiting is None or self.store is None:
             return
+        self._waiting[position] = replace(waiting, outcome=outcome)
+        await self.store.carry_out(waiting.order, outcome)
+
+    async def close(self, waiting: WaitingSkip, outcome: SkipOutcome) -> None:
+        """Note what became of an order, which waits no longer.
+
+        :raises StoreError: it could not be noted, and the order waits on.
+        """
+        if self.store is None:
+            return
+        order = waiting.order
+        position = order.position
         await self.store.close(SkipEvent(order, outcome, rfc3339(self.now()), self.instance))
-        self._orders.pop(position, None)
+        self._waiting.pop(position, None)
         log.warning(
             "skip_ordered_by_operator",
             topic=position.topic,

@@ -1,12 +1,10 @@
-"""Gives way to other tasks after so much work, for what would else hold up the event loop."""
+"""Says when to give way to other tasks, for work that would else hold up the event loop."""
 
 from __future__ import annotations
 
-from anyio.lowlevel import checkpoint
-
 
 class Turns:
-    """Counts the work on messages, and gives way once a turn has had enough of it.
+    """Counts the work on messages, and says once a turn has had enough of it.
 
     :param messages: so many to a turn.
     :param size_bytes: so many bytes to a turn.
@@ -18,8 +16,8 @@ class Turns:
         self._had_messages = 0
         self._had_bytes = 0
 
-    async def after(self, size_bytes: int) -> None:
-        """A message was dealt with.
+    def is_over_after(self, size_bytes: int) -> bool:
+        """A message was dealt with. True where others are to have their turn now, and the next one begins.
 
         :param size_bytes: of it.
         """
@@ -27,4 +25,5 @@ class Turns:
         self._had_bytes += size_bytes
         if self._had_messages >= self._messages or self._had_bytes >= self._bytes:
             self._had_messages = self._had_bytes = 0
-            await checkpoint()
+            return True
+        return False

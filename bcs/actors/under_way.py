@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bcs.actors.messages import Receipt
+from bcs.contracts.published import ConsumedMessage
+from bcs.domain.history import Position
 
 
 class UnderWay:
@@ -13,14 +15,14 @@ class UnderWay:
     """
 
     def __init__(self) -> None:
-        self._weights: dict[tuple[str, int, int, int], tuple[int, int]] = {}
+        self._held: dict[tuple[str, int, int, int], tuple[Receipt, int, int]] = {}
         self.bytes = 0
         self.facts = 0
 
     @property
     def messages(self) -> int:
         """How many there are."""
-        return len(self._weights)
+        return len(self._held)
 
     def add(self, receipt: Receipt, facts: int) -> None:
         """A batch was given this message.
@@ -28,15 +30,25 @@ class UnderWay:
         :param facts: as how many facts it counts.
         """
         size = receipt.message.size_bytes
-        self._weights[_key(receipt)] = size, facts
+        self._held[_key(receipt)] = receipt, size, facts
         self.bytes += size
         self.facts += facts
 
     def remove(self, receipt: Receipt) -> None:
         """The batch is done with it. Saying so twice changes nothing."""
-        size, facts = self._weights.pop(_key(receipt), (0, 0))
-        self.bytes -= size
-        self.facts -= facts
+        held = self._held.pop(_key(receipt), None)
+        if held is not None:
+            _, size, facts = held
+            self.bytes -= size
+            self.facts -= facts
+
+    def message_at(self, position: Position, epoch: int) -> ConsumedMessage | None:
+        """A message that a batch holds; None where none does.
+
+        :param epoch: of the ownership in which it was read.
+        """
+        held = self._held.get((position.topic, position.partition, position.offset, epoch))
+        return None if held is None else held[0].message
 
 
 def _key(receipt: Receipt) -> tuple[str, int, int, int]:

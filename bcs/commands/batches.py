@@ -100,7 +100,8 @@ def show(
     if as_json:
         extent = Extent(after, limit)
         explained = [phase_document(of, extent) for of in reports]
-        print_json(state_document(batch_id, state, known.version, known.source, explained, extent, str))
+        essays = evaluation.essays
+        print_json(state_document(batch_id, state, known.version, known.source, essays, explained, extent, str))
     else:
         present(_page(batch_id, state, known.version, reports, in_full=phase is not None))
 

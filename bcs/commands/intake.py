@@ -83,12 +83,31 @@ def skip(
     typer.echo(running.run(_description, settings, positions), err=as_json)
     if not yes:
         typer.confirm(f"Pass over {counted(len(positions), 'message')}?", abort=True, err=as_json)
-    by = f"{getpass.getuser()}@{socket.gethostname()}"
-    orders = [SkipOrder(position, reason.strip(), by, rfc3339(datetime.now(UTC))) for position in positions]
+    orders = [SkipOrder(position, reason.strip(), _operator(), rfc3339(datetime.now(UTC))) for position in positions]
     events = running.run(_order, settings, orders, wait)
     _say(events, as_json=as_json)
     if any(event.outcome not in (SkipOutcome.SKIPPED, SkipOutcome.SKIPPED_UNREAD) for event in events):
         raise typer.Exit(_FAILED)
+
+
+@app.command()
+def withdraw(
+    topic: Annotated[str, typer.Argument(callback=_consumed, help="A topic that BCS consumes.", show_default=False)],
+    partition: Annotated[int, typer.Argument(min=0, show_default=False)],
+    offset: Annotated[int, typer.Argument(min=0, show_default=False)],
+) -> None:
+    """Withdraw an order to pass over a message that no replica has carried out yet. Exits with 1 where none waits."""
+    from bcs.commands.stores import StateInMemory
+    from bcs.settings import load_settings
+
+    settings = load_settings()
+    if settings.use_mock_repository:
+        raise StateInMemory
+    order = running.run(_withdraw, settings, Position(topic, partition, offset))
+    if order is None:
+        typer.echo(f"No order waits for {topic}/{partition}/{offset}.", err=True)
+        raise typer.Exit(_FAILED)
+    typer.echo(f"Withdrawn: to pass over {topic}/{partition}/{offset} ({printable(order.reason)}).")
 
 
 @app.command()
@@ -108,6 +127,10 @@ def history(
         typer.echo("No message was ever ordered to be passed over.")
         return
     _say(events, as_json=as_json)
+
+
+def _operator() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 async def _description(settings: Settings, positions: Sequence[Position]) -> str:
@@ -168,12 +191,21 @@ async def _order(settings: Settings, orders: Sequence[SkipOrder], wait_seconds: 
             await skips.order(order)
         with anyio.move_on_after(wait_seconds):
             places = {order.position for order in orders}
-            while places & {order.position for order in await skips.waiting()}:  # noqa: ASYNC110 (another process acts)
+            while places & {each.order.position for each in await skips.waiting()}:  # noqa: ASYNC110 (another process acts)
                 await anyio.sleep(_LOOK_SECONDS)
         wanted = set(orders)
         newest = await skips.history(10 * len(orders) + 100)
     events = {event.order: event for event in reversed(newest) if event.order in wanted}
     return [events[order] for order in orders if order in events]
+
+
+async def _withdraw(settings: Settings, position: Position) -> SkipOrder | None:
+    from bcs.commands.stores import connected
+    from bcs.store.redis_skips import RedisSkips
+
+    async with connected(settings) as gateway:
+        skips = RedisSkips(gateway, key_prefix=settings.redis_key_prefix)
+        return await skips.withdraw(position, at=rfc3339(datetime.now(UTC)), by=_operator())
 
 
 async def _history(settings: Settings, limit: int) -> list[SkipEvent]:

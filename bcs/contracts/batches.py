@@ -73,6 +73,7 @@ def state_document(
     state: BatchState,
     version: int | None,
     source: str,
+    essays: Sequence[str],
     phases: Sequence[Mapping[str, Any]],
     extent: Extent,
     next_after: Callable[[str], str],
@@ -81,26 +82,26 @@ def state_document(
 
     :param version: None where its source counts none.
     :param source: `REDIS`, `POSTGRESQL` or `MEMORY`.
+    :param essays: those of the state, sorted.
     :param phases: see `phase_document`.
     :param extent: how much of the essays stands in the document, and in those of the phases.
     :param next_after: how to ask for the essays behind one of them.
     """
     expected = state.expected
-    known = sorted(state.first_seen_us)
-    essays = extent.of(known, str)
-    ended = not essays or essays[-1] == known[-1]
+    listed = extent.of(essays, str)
+    ended = not listed or listed[-1] == essays[-1]
     return {
         "batch_id": batch_id,
         "version": version,
         "source": source,
         "registered": expected is not None,
         "expected": {"count": expected.count, "at": format_timestamp(expected.at_us)} if expected else None,
-        "essays_known": len(known),
+        "essays_known": len(essays),
         "known_essays": [
-            {"essay_id": essay, "known_since": format_timestamp(state.first_seen_us[essay])} for essay in essays
+            {"essay_id": essay, "known_since": format_timestamp(state.first_seen_us[essay])} for essay in listed
         ],
         "phases": phases,
-        "next": None if ended else next_after(essays[-1]),
+        "next": None if ended else next_after(listed[-1]),
     }
 
 

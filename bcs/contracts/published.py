@@ -70,7 +70,8 @@ class ConsumedMessage:
     def size_bytes(self) -> int:
         """What it takes to keep it, but for what Python adds."""
         size = len(self.value or b"") + len(self.key or b"")
-        size += sum(len(name) + len(value or b"") for name, value in self.unreadable_headers)
+        if self.unreadable_headers:
+            size += sum(len(name) + len(value or b"") for name, value in self.unreadable_headers)
         return size + header_bytes(self.headers) if self.headers else size
 
 

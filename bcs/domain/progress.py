@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from bcs.domain.facts import Outcome
 from bcs.domain.law import CompleteWhen, CompletionLaw
@@ -126,6 +127,11 @@ class Evaluation:
         self._law = law
         self._words: dict[str, Mapping[str, Mark]] = {}
 
+    @cached_property
+    def essays(self) -> list[str]:
+        """The known essays, sorted."""
+        return sorted(self._state.first_seen_us)
+
     def preparing(self, phase: str) -> Sliced[None]:
         """Find the words on a phase, and on those that it requires."""
         for required in self._law.upstream(phase):
@@ -239,7 +245,7 @@ class Evaluation:
         first_seen_us, words = self._state.first_seen_us, self.words(phase)
         standing = self.standings(phase)
         blocking: list[BlockingEssay] = []
-        for essays in in_slices(sorted(first_seen_us)):
+        for essays in in_slices(self.essays):
             for essay_id in essays:
                 why = standing(essay_id)
                 if why not in settled:

@@ -26,9 +26,22 @@ class SkipOutcome(StrEnum):
     """What became of an order."""
 
     ORDERED = "ordered"
+    WITHDRAWN = "withdrawn"
     SKIPPED = "skipped, dead letter with its bytes"
     SKIPPED_UNREAD = "skipped, dead letter with its position only"
     ALREADY_PROCESSED = "not skipped, it was processed before"
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingSkip:
+    """An order that is not closed yet.
+
+    :param outcome: what a replica did for it. The order is closed once the offset behind its message is committed;
+        until then the message may be read again, and is passed over again.
+    """
+
+    order: SkipOrder
+    outcome: SkipOutcome | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 Sliced = Generator[None, None, T]
 
-SLICE = 1000
+SLICE = 250
 """About so many essays are a slice."""
 
 

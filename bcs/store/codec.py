@@ -46,10 +46,7 @@ _NEVER_JOINED = 2**64 - 1
 _EMPTY = b"-"
 _OUTCOMES = {outcome.encode(): outcome for outcome in Outcome}
 _LETTERS = {outcome: letter for letter, outcome in _OUTCOMES.items()}
-_LISTED: Mapping[Outcome | None, tuple[bytes, int]] = {
-    None: (_EMPTY, 0),
-    **{outcome: (letter, 0) for outcome, letter in _LETTERS.items()},
-}
+_NO_MARK = (_EMPTY, 0)
 _NOTHING: Mapping[Any, Any] = {}
 _SPEAKS = {"0": False, "1": True}
 _MARK = Struct(">cQ")
@@ -127,23 +124,28 @@ def encoding_essays(state: BatchState, essay_ids: Iterable[str], slots: Sequence
 
     :param slots: in their order.
     """
-    widest, records = _width(len(slots)), dict[str, bytes]()
+    timed: list[Mapping[str, Mark]] = []
+    listed: list[Mapping[str, Outcome]] = []
+    for phase, key in slots:
+        timed.append(state.essay_marks.get(phase, _NOTHING) if key == TIMED else _NOTHING)
+        listed.append(_NOTHING if key == TIMED else state.outcome_marks.get(phase, _NOTHING).get(key, _NOTHING))
+    first_seen_us, records = state.first_seen_us, dict[str, bytes]()
     for essays in in_slices(essay_ids, _essays_in_slice(slots)):
-        columns: list[Iterable[Any]] = [[state.first_seen_us.get(essay_id, _NEVER_JOINED) for essay_id in essays]]
-        for phase, key in slots:
-            if key == TIMED:
-                marks = state.essay_marks.get(phase, _NOTHING)
-                cells = [_cell_of(marks.get(essay_id)) for essay_id in essays]
-            else:
-                listed = state.outcome_marks.get(phase, _NOTHING).get(key, _NOTHING)
-                cells = [_LISTED[listed.get(essay_id)] for essay_id in essays]
-            columns += zip(*cells, strict=True)
-        for essay_id, parts in zip(essays, zip(*columns, strict=True), strict=True):
-            width = widest
+        for essay_id in essays:
+            parts: list[bytes | int] = [first_seen_us.get(essay_id, _NEVER_JOINED)]
+            filled = 1
+            for marks, outcomes in zip(timed, listed, strict=True):
+                mark, outcome = marks.get(essay_id), outcomes.get(essay_id)
+                if mark is not None:
+                    parts += (_LETTERS[mark.outcome], mark.at_us)
+                elif outcome is not None:
+                    parts += (_LETTERS[outcome], 0)
+                else:
+                    parts += _NO_MARK
+                    continue
+                filled = len(parts)
             # Slots at the end that are empty are left out: an outcome that names others must not make this one longer.
-            while width > 1 and parts[width - 2] == _EMPTY:
-                width -= 2
-            records[essay_id] = _record(width).pack(*(parts if width == widest else parts[:width]))
+            records[essay_id] = _record(filled).pack(*parts[:filled])
         yield
     return records
 
@@ -338,10 +340,6 @@ def _decode_meta(meta: Mapping[str, str]) -> BatchState:
         elif field == EXPECTED_FIELD:
             state.expected = _expected(text)
     return state
-
-
-def _cell_of(mark: Mark | None) -> tuple[bytes, int]:
-    return (_EMPTY, 0) if mark is None else (_LETTERS[mark.outcome], mark.at_us)
 
 
 def _essays_in_slice(slots: Sequence[Slot]) -> int:

@@ -51,6 +51,13 @@ class LoopLag:
 _lags: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLag] = WeakKeyDictionary()
 
 
+def _lag_of(loop: asyncio.AbstractEventLoop) -> LoopLag:
+    lag = _lags.get(loop)
+    if lag is None:
+        lag = _lags[loop] = LoopLag()
+    return lag
+
+
 class Due:
     """When an answer is due.
 
@@ -61,12 +68,9 @@ class Due:
     __slots__ = ("_lag", "_lost_seconds", "_was_late", "at")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        lag = _lags.get(loop)
-        if lag is None:
-            lag = _lags[loop] = LoopLag()
         now = loop.time()
         self.at = now + seconds
-        self._lag = lag
+        self._lag = lag = _lag_of(loop)
         self._lost_seconds = lag.lost_seconds(now)
         self._was_late = False
 

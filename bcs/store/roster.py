@@ -48,12 +48,12 @@ class Roster:
         if self._limit is not None and new and size + len(new) > self._limit:
             raise TooManyEssays(self._limit, size, new)
 
-    def ensure_room_among(self, known: Collection[str], essays: Iterable[str]) -> None:
+    def ensure_room_among(self, known: Collection[str], essays: Collection[str]) -> None:
         """The same, by the ids of the essays that a batch has.
 
         :raises TooManyEssays: they are too many.
         """
-        if self._limit is not None:
+        if self._limit is not None and len(known) + len(essays) > self._limit:
             self.ensure_room(len(known), _strangers(known, essays))
 
 

@@ -153,7 +153,8 @@ async def test_a_topic_that_may_not_be_read_holds_up_no_other(
             await assert_others_flow(platform, bos, batch)
             said = await wait_until(lambda: stalled(bos))
             assert topics.PHASE_OUTCOME in said
-            assert ("TOPIC_AUTHORIZATION_FAILED" if right == READ else "DESCRIBE") in said
+            # Without DESCRIBE some requests are refused for the right, others because the topic is unknown.
+            assert "TOPIC_AUTHORIZATION_FAILED" in said or (right == DESCRIBE and "DESCRIBE" in said)
             if right == READ:  # whoever watches the group may not even see the topic otherwise
                 await group.caught_up()
             await rights.aclose()

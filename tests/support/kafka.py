@@ -21,6 +21,8 @@ from bcs.embedded import create_topics
 from tests.support.events import Event
 
 PARTITIONS = 4
+# More than BCS reads.
+_LARGEST_BYTES = 2 * 1024 * 1024
 
 
 async def _leave(coordinator: Any) -> None:
@@ -71,7 +73,9 @@ class Platform:
 
     def __init__(self, bootstrap_servers: str) -> None:
         self._servers = bootstrap_servers
-        self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, linger_ms=2)
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap_servers, linger_ms=2, max_request_size=_LARGEST_BYTES
+        )
         self._readers: dict[str, AIOKafkaConsumer] = {}
         self._read: dict[str, list[ConsumerRecord]] = {}
         self._groups: dict[str, AIOKafkaConsumer] = {}

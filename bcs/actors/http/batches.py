@@ -61,7 +61,8 @@ class BatchCalls:
                 explanation = await self.knowledge.pace.run(evaluation.explaining(name))
                 phases.append(phase_document(explanation, extent))
             following = partial(essays_path, batch_id, query.limit)
-            return reply_json(state_document(batch_id, state, version, source, phases, extent, following))
+            essays = evaluation.essays
+            return reply_json(state_document(batch_id, state, version, source, essays, phases, extent, following))
 
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
