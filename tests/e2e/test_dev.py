@@ -21,6 +21,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 
 @linux_only
+@pytest.mark.release
 async def test_an_interrupted_demo_ends_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

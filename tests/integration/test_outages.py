@@ -216,7 +216,9 @@ async def broker_behind_a_proxy(directory: Path, port: int) -> AsyncIterator[Bro
             yield Broker(server, proxy)
 
 
-@pytest.mark.parametrize("how", ["away at the start", "cut off", "killed"])
+@pytest.mark.parametrize(
+    "how", ["killed", *(pytest.param(how, marks=pytest.mark.release) for how in ("away at the start", "cut off"))]
+)
 async def test_kafka_away_leaves_http_unaffected_and_its_announcements_follow(
     tmp_path: Path, redis_url: str, free_port: int, batch: str, how: str
 ) -> None:

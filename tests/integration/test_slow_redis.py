@@ -24,6 +24,7 @@ def kafka_bootstrap_servers(module_kafka: str) -> str:
     return module_kafka
 
 
+@pytest.mark.release
 async def test_waiting_in_line_for_a_slow_redis_is_no_hang(
     kafka_bootstrap_servers: str, private_valkey: EmbeddedServer
 ) -> None:

@@ -42,6 +42,7 @@ class CountingConsumer(IsolatingConsumer):
         return records
 
 
+@pytest.mark.release
 async def test_a_new_intake_counts_what_the_old_one_handed_over(
     kafka_bootstrap_servers: str,
     private_valkey: EmbeddedServer,

@@ -89,7 +89,14 @@ async def is_applied(bos: Orchestrator, batch: str) -> bool:
     return await bos.to_run(batch) == ["ai_feedback"]
 
 
-@pytest.mark.parametrize(("which", "heir_leaves"), [("at once", False), ("joining", False), ("at once", True)])
+@pytest.mark.parametrize(
+    ("which", "heir_leaves"),
+    [
+        ("at once", False),
+        pytest.param("joining", False, marks=pytest.mark.release),
+        pytest.param("at once", True, marks=pytest.mark.release),
+    ],
+)
 async def test_the_late_commit_of_a_zombie_is_refused(
     kafka: str, redis_url: str, batch: str, tmp_path: Path, which: str, heir_leaves: bool
 ) -> None:

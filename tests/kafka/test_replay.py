@@ -177,6 +177,7 @@ def poison(way: str, number: int) -> Event:
     return spellchecked(f"broken-{number}", "essay")
 
 
+@pytest.mark.release
 async def test_ten_thousand_events_with_two_hundred_poisoned(scene: Scene, tmp_path: Path) -> None:
     good: list[Event] = []
     for number in range(BATCHES):
@@ -415,6 +416,7 @@ async def test_a_letter_that_never_had_its_original_puts_back_what_lies_at_its_p
     assert as_they_were(records[:1]) == as_they_were(records[1:])
 
 
+@pytest.mark.release
 async def test_a_resolution_that_failed_is_asked_again_and_counted(scene: Scene) -> None:
     keys = BatchKeys(scene.prefix, "broken")
     await scene.gateway.call(("SET", keys.meta, "junk", "PX", 600_000))
@@ -576,6 +578,7 @@ async def test_a_topic_that_does_not_exist_is_told(scene: Scene) -> None:
     assert "there is no topic typo.DLQ" in said.error
 
 
+@pytest.mark.release
 async def test_purge_asks_and_deletes_what_is_older(scene: Scene) -> None:
     await scene.platform.send_raw(*((topics.SPELLCHECK_COMPLETED, b"key", b"{%d" % number) for number in range(3)))
     async with scene.service():
