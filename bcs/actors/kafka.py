@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+import bcs.kafka.topic_creation  # noqa: F401 (no producer creates topics)
 from bcs.kafka.isolation import Stall
 from bcs.supervision import describe
 
