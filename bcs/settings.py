@@ -67,6 +67,8 @@ def _at_most(default: float, share: float, other: str) -> Callable[[dict[str, An
 
 
 _DAY_SECONDS = 86_400
+# Where a service that listens at every address of its machine can be reached from there.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _HANG_FACTOR = 2.5
 
 
@@ -270,6 +272,12 @@ class Settings(BaseSettings):
         1.0, description="how long requests are still taken after readiness went off"
     )
     metrics_interval_seconds: Seconds = Field(1.0, description="the time between samples of depths, lag and backlog")
+
+    @property
+    def local_url(self) -> str | None:
+        """Where the service of this machine listens; None where it takes a free port, which is known to it alone."""
+        host = _LOOPBACK.get(self.http_host, self.http_host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.http_port}" if self.http_port else None
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -19,6 +19,7 @@ from bcs.commands.checks.findings import Finding, Status, failed, ok
 from bcs.commands.checks.kafka_checks import look_at_kafka
 from bcs.commands.checks.record_checks import look_at_record
 from bcs.commands.checks.redis_checks import look_at_redis
+from bcs.commands.checks.service_checks import look_at_service
 from bcs.commands.options import PANEL, AsJson, single_command
 from bcs.commands.output import counted, plain, present, print_json, table
 from bcs.domain.errors import ConfigurationError
@@ -67,12 +68,14 @@ def examine() -> list[Finding]:
                 "redis, postgresql, kafka", "not looked at: the settings do not say where", "mend the settings first"
             ),
         ]
+    url, service = look_at_service(settings)
     return [
         ok("settings", f"valid, for {settings.environment}"),
         *unknown,
         *settings_judgement.for_drills_only(settings),
         _pipelines(settings),
-        *running.run(_servers, settings),
+        service,
+        *running.run(_servers, settings, url),
     ]
 
 
@@ -87,7 +90,7 @@ def _pipelines(settings: Settings) -> Finding:
     )
 
 
-async def _servers(settings: Settings) -> list[Finding]:
+async def _servers(settings: Settings, service: str | None) -> list[Finding]:
     redis: list[Finding] = []
     record: list[Finding] = []
     kafka: list[Finding] = []
@@ -99,7 +102,7 @@ async def _servers(settings: Settings) -> list[Finding]:
         record.extend(await look_at_record(settings))
 
     async def ask_kafka() -> None:
-        kafka.extend(await look_at_kafka(settings))
+        kafka.extend(await look_at_kafka(settings, service))
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask_redis)

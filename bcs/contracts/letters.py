@@ -13,7 +13,7 @@ from typing import Any
 from bcs.contracts import dead_letters as names
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import LETTER_START, foreign
-from bcs.contracts.published import Headers
+from bcs.contracts.published import SERVICE, Headers
 from bcs.domain.errors import UnreadableLetter
 
 MARK_PREFIX = b"replayed:"
@@ -49,6 +49,7 @@ class DeadLetter:
     :param value_sha256: of the original; None when it had no value, or was never read.
     :param failures: how often the original became a letter, this time included.
     :param unread: the original could not be read when the letter was written; only its position is known.
+    :param service: that wrote the letter; `unknown` where the letter does not say.
     """
 
     reference: Reference
@@ -72,6 +73,12 @@ class DeadLetter:
     first_failure: str
     last_failure: str
     unread: bool
+    service: str
+
+    @property
+    def is_ours(self) -> bool:
+        """False for a letter that another service wrote on a topic that both use."""
+        return self.service == SERVICE
 
     @property
     def is_resolution(self) -> bool:
@@ -130,6 +137,7 @@ def read_letter(reference: Reference, key: bytes | None, value: bytes | None, he
             given.get(names.FIRST_FAILURE, timestamp),
             given.get(names.LAST_FAILURE, timestamp),
             bool(about.get("unread", False)),
+            _text(document.get("service")) or "unknown",
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableLetter(str(reference), f"{type(error).__name__}: {error}") from None

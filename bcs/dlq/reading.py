@@ -42,18 +42,20 @@ class Survey:
     :param unreadable: what is no letter.
     :param replayed: letters that were put back.
     :param stalled: the partitions that could not be read to their ends.
+    :param total: how much lies there that is no marker, selected or not.
     """
 
     letters: dict[Reference, DeadLetter] = field(default_factory=dict)
     unreadable: dict[Reference, Junk] = field(default_factory=dict)
     replayed: set[Reference] = field(default_factory=set)
     stalled: tuple[PartitionStalled, ...] = ()
+    total: int = 0
 
     def of(self, selection: Selection) -> Survey:
-        """The part of it that is selected. What can't be read has no reason, batch or time to be selected by."""
+        """The part of it that is selected. What can't be read has no reason, batch, time or service to select it by."""
         letters = {where: letter for where, letter in self.letters.items() if selection.takes(letter)}
-        plain = not (selection.reasons or selection.batches or selection.since or selection.until or selection.ranges)
-        return Survey(letters, dict(self.unreadable) if plain else {}, self.replayed, self.stalled)
+        plain = replace(selection, topics=frozenset()).empty
+        return Survey(letters, dict(self.unreadable) if plain else {}, self.replayed, self.stalled, self.total)
 
 
 class DeadLetterReader:
@@ -84,8 +86,14 @@ class DeadLetterReader:
                 found.letters[reference] = _without_value(letter_of(record))
             except UnreadableLetter as error:
                 found.unreadable[reference] = Junk(error.problem, record.timestamp)
-        found.stalled = tuple(starmap(_stalled, sorted(self._consumer.stalled.items())))
+        found.stalled = self.stalled
+        found.total = len(found.letters) + len(found.unreadable)
         return found
+
+    @property
+    def stalled(self) -> tuple[PartitionStalled, ...]:
+        """The partitions that can't be read to their ends."""
+        return tuple(starmap(_stalled, sorted(self._consumer.stalled.items())))
 
     async def records(self, topics: Collection[str]) -> AsyncIterator[ConsumerRecord]:
         """Everything on these topics, each partition in its order, as far as it can be read.

@@ -80,7 +80,7 @@ def parked(length: int, key: str) -> Finding:
     if not length:
         return ok(check, "no entry is set aside")
     found = f"{counted(length, 'entry', 'entries')} set aside, since PostgreSQL will never take them"
-    return warning(check, found, f"read them (XRANGE {key} - +; the field `problem` says why), then XDEL them")
+    return failed(check, found, f"read them (XRANGE {key} - +; the field `problem` says why), then XDEL them")
 
 
 def _entries(count: int) -> str:
