@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import indent
 
 from bcs import embedded
 from bcs.app import Service
 from bcs.contracts import topics
 from bcs.demo import echo, tell
+from bcs.dev_environment import env_file, exports, variables_of
 from bcs.embedded_postgres import postgres
 from bcs.logs import configure_logging
 from bcs.pipeline_config import pipelines_of
@@ -20,15 +22,16 @@ from bcs.signals import held
 _PARTITIONS = 4
 
 
-async def run_dev(demo: bool) -> int:
+async def run_dev(demo: bool, env_path: Path | None = None) -> int:
     """Start the servers, create the topics, run the service until a signal, and stop everything.
 
     :param demo: also play a small story.
+    :param env_path: a file that gets the variables for other commands; None for no file.
     :returns: the exit code.
     :raises EmbeddedServersMissing: the extra `embedded` is not installed.
     """
     try:
-        exit_code = await _run(demo)
+        exit_code = await _run(demo, env_path)
     except embedded.EmbeddedServerFailed:
         # Ctrl-C, and a terminal that is closed, end also what the start of a server runs beside this process.
         if not held():
@@ -38,8 +41,9 @@ async def run_dev(demo: bool) -> int:
     return exit_code
 
 
-async def _run(demo: bool) -> int:
+async def _run(demo: bool, env_path: Path | None) -> int:
     with ExitStack() as stack:
+        file = stack.enter_context(env_file(env_path))
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bcs-dev-")))
         redis, kafka, database = embedded.valkey(directory), embedded.kafka(directory), postgres(directory)
         for server in (redis, kafka, database):
@@ -65,14 +69,16 @@ async def _run(demo: bool) -> int:
 
         async def greet(service: Service) -> None:
             base = f"http://{service.address[0]}:{service.address[1]}"
-            _greet(base, settings.redis_url, bootstrap_servers, database.url)
+            variables = variables_of(settings, service.address[1])
+            file.write(variables)
+            _greet(base, settings.redis_url, bootstrap_servers, database.url, exports(variables))
             if demo:
                 await tell(base, bootstrap_servers)
 
         return await run_until_signalled(settings, definitions, greet)
 
 
-def _greet(base: str, redis_url: str, bootstrap_servers: str, database_url: str) -> None:
+def _greet(base: str, redis_url: str, bootstrap_servers: str, database_url: str, variables: str) -> None:
     echo(
         f"""
 BCS is running.
@@ -91,10 +97,8 @@ Try:
     "phase_name": "spellcheck", "success": true}}'
   curl -s {base}/internal/v1/batches/batch_1/history
 
-For bcs batches, resolve --offline, dlq, db and doctor, in another terminal:
-  export BCS_REDIS_URL={redis_url}
-  export BCS_KAFKA_BOOTSTRAP_SERVERS={bootstrap_servers}
-  export BCS_DATABASE_URL={database_url}
+For all other commands of bcs, in another terminal (or: bcs dev --env-file FILE):
+{indent(variables, "  ")}
 
 Ctrl-C stops all of it.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -10,6 +10,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from bcs.contracts.letters import Reference
+from bcs.contracts.published import SERVICE
 from bcs.dlq.reading import Survey, kafka_answers
 from bcs.dlq.selection import moment
 from bcs.settings import Settings
@@ -18,19 +19,24 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_MS = 253_402_300_799_999  # the end of the year 9999; Kafka takes any number
 
 
-def last_to_purge(survey: Survey, before: datetime | None) -> dict[tuple[str, int], int]:
+def last_to_purge(
+    survey: Survey, before: datetime | None, services: Collection[str] = (SERVICE,)
+) -> dict[tuple[str, int], int]:
     """Up to which offset each partition can be deleted: nothing behind a letter that is to stay.
 
     What can't be read has only Kafka's time.
 
     :param before: what was written then or later stays; None lets nothing stay.
+    :param services: letters that others wrote stay.
     """
     stays: dict[tuple[str, int], int] = {}
     times = {reference: moment(letter.timestamp) for reference, letter in survey.letters.items()}
     for reference, junk in survey.unreadable.items():
         times[reference] = _EPOCH + timedelta(milliseconds=min(max(junk.timestamp_ms, 0), _LATEST_MS))
     for reference, time in times.items():
-        if before is not None and time >= before:
+        letter = survey.letters.get(reference)
+        of_others = letter is not None and letter.service not in services
+        if of_others or (before is not None and time >= before):
             place = (reference.topic, reference.partition)
             stays[place] = min(reference.offset, stays.get(place, reference.offset))
     last: dict[tuple[str, int], int] = {}

@@ -101,7 +101,7 @@ def compaction(cleanup_policies: Mapping[str, str]) -> Finding:
 
     :param cleanup_policies: of the topics of dead letters that exist; empty where the broker does not say.
     """
-    check = "dead letter topics"
+    check = "letter topics"
     compacted = [name for name, policy in cleanup_policies.items() if "compact" in policy]
     if compacted:
         found = f"compacted: {', '.join(compacted)}. Of several letters about one batch Kafka keeps the last"
@@ -118,7 +118,7 @@ def retention(
     :param sources: for each of them the topic of the originals; None where that is not known.
     :param kept_ms: how long a batch is kept.
     """
-    check = "dead letter topics"
+    check = "letter topics"
     findings = []
     for name, config in letters.items():
         if config.retention_ms is not None and config.retention_ms < kept_ms:
