@@ -169,9 +169,6 @@ def _unwritten_output() -> OSError | None:
     """Why a part of the output could not be written; None where all of it was."""
     if sys.stdout is None:
         return None
-    if hasattr(sys.stdout, "wrapped"):
-        # Typer has met a reader that went away, and has put this around the output.
-        return BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -197,6 +194,8 @@ def _carried_out() -> int:
         _complain(error)
         return EXIT_FAILED
     except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise ended.__context__ from None  # Typer and rich have met a reader that went away
         return ended.code if isinstance(ended.code, int) else EXIT_STOPPED if ended.code is None else EXIT_FAILED
     return EXIT_STOPPED
 

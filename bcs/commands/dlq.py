@@ -28,7 +28,7 @@ from bcs.commands.dlq_selecting import (
 from bcs.commands.options import PANEL, URL_OF_SETTINGS, AsJson, ServiceUrl, command_group
 from bcs.commands.output import counted, print_json, printable
 from bcs.contracts import topics
-from bcs.contracts.letters import DeadLetter, Reference, marked_offset
+from bcs.contracts.letters import DeadLetter, Reference, marked_offset, purged_offset
 from bcs.contracts.published import SERVICE
 from bcs.dlq.selection import LetterRange, Selection
 from bcs.domain.errors import UnknownTopic, UnreadableLetter
@@ -81,7 +81,8 @@ def show(
     place = LetterRange.parse(letter)
     found = running.run(_look_up, settings, Reference(place.topic, place.partition, place.first))
     if found is None:
-        typer.echo(f"bcs: there is no letter at {letter}", err=True)
+        why = "it was deleted, is still to come, or is a transaction's marker"
+        typer.echo(f"bcs: there is no letter at {letter}: {why}", err=True)
         raise typer.Exit(_FAILED)
     if isinstance(found, tuple):
         say_letter(found[0], replayed=found[1], as_json=as_json)
@@ -156,13 +157,14 @@ def purge_letters(
         many = counted(len(gone), "letter")
         typer.echo(f"{many} would be gone for good, {len(waiting)} of them never put back.", err=as_json)
         typer.confirm("Delete them?", abort=True, err=as_json)
-    if gone:
-        running.run(purge, settings, last)
+    deleted = running.run(purge, settings, last) if gone else True
     stay = sum(letter.service not in services for letter in survey.letters.values())
     if as_json:
         print_json({"deleted": len(gone), "never_replayed": len(waiting), "of_other_services": stay})
     else:
         typer.echo(f"{counted(len(gone), 'letter')} deleted." if gone else "There is nothing to delete.")
+        if not deleted:
+            typer.echo("This broker can't delete records: the letters are marked as purged, and shown no more.")
         if stay:
             many = f"{counted(stay, 'letter')} of other services {'stays' if stay == 1 else 'stay'}"
             typer.echo(f"{many}, with what lies behind them: see `bcs dlq list`, and --service.")
@@ -220,6 +222,9 @@ async def _look_up(settings: Settings, reference: Reference) -> tuple[DeadLetter
         marked = marked_offset(record.key, record.value)
         if marked is not None:
             return NoLetter(f"this marks the letter at offset {marked} as replayed", record.key, record.value)
+        purged = purged_offset(record.key, record.value)
+        if purged is not None:
+            return NoLetter(f"this marks all letters up to offset {purged} as purged", record.key, record.value)
         try:
             letter = letter_of(record)
         except UnreadableLetter as error:

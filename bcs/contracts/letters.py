@@ -19,6 +19,9 @@ from bcs.domain.errors import UnreadableLetter
 MARK_PREFIX = b"replayed:"
 """Begins the key of a mark, which lies in the partition of its letter and has no value, as a tombstone has none."""
 
+PURGE_PREFIX = b"purged:"
+"""Begins the key of a mark that stands for a deletion, where the broker can't delete records."""
+
 _OFFSET_DIGITS = 19
 
 
@@ -93,9 +96,23 @@ def mark_key(letter: Reference) -> bytes:
 
 def marked_offset(key: bytes | None, value: bytes | None) -> int | None:
     """The offset of the letter that a message in its partition marks as replayed; None when it is no mark."""
-    if value is not None or key is None or not key.startswith(MARK_PREFIX):
+    return _offset_behind(MARK_PREFIX, key, value)
+
+
+def purge_key(last: int) -> bytes:
+    """The key of the mark that says that everything in its partition up to an offset is purged."""
+    return PURGE_PREFIX + str(last).encode()
+
+
+def purged_offset(key: bytes | None, value: bytes | None) -> int | None:
+    """The offset up to which a mark says that everything in its partition is purged; None when it is no such mark."""
+    return _offset_behind(PURGE_PREFIX, key, value)
+
+
+def _offset_behind(prefix: bytes, key: bytes | None, value: bytes | None) -> int | None:
+    if value is not None or key is None or not key.startswith(prefix):
         return None
-    digits = key.removeprefix(MARK_PREFIX)
+    digits = key.removeprefix(prefix)
     return int(digits) if digits.isdigit() and len(digits) <= _OFFSET_DIGITS else None
 
 

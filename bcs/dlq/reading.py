@@ -12,7 +12,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from bcs.contracts.letters import DeadLetter, Reference, marked_offset, read_letter
+from bcs.contracts.letters import DeadLetter, Reference, marked_offset, purged_offset, read_letter
 from bcs.dlq.selection import Selection
 from bcs.domain.errors import KafkaUnavailable, PartitionStalled, UnreadableLetter
 from bcs.kafka.isolation import IsolatingConsumer, Stall
@@ -51,6 +51,23 @@ class Survey:
     stalled: tuple[PartitionStalled, ...] = ()
     total: int = 0
 
+    def take(self, record: ConsumerRecord) -> None:
+        """Add what lies there; each partition is told in its order."""
+        marked = marked_offset(record.key, record.value)
+        purged = purged_offset(record.key, record.value)
+        if marked is not None:
+            self.replayed.add(Reference(record.topic, record.partition, marked))
+        elif purged is not None:
+            for reference in [each for each in (*self.letters, *self.unreadable) if _is_purged(each, record, purged)]:
+                self.letters.pop(reference, None)
+                self.unreadable.pop(reference, None)
+        else:
+            reference = reference_of(record)
+            try:
+                self.letters[reference] = _without_value(letter_of(record))
+            except UnreadableLetter as error:
+                self.unreadable[reference] = Junk(error.problem, record.timestamp)
+
     def of(self, selection: Selection) -> Survey:
         """The part of it that is selected. What can't be read has no reason, batch, time or service to select it by."""
         letters = {where: letter for where, letter in self.letters.items() if selection.takes(letter)}
@@ -77,15 +94,7 @@ class DeadLetterReader:
         """
         found = Survey()
         async for record in self.records(topics):
-            reference = reference_of(record)
-            marked = marked_offset(record.key, record.value)
-            if marked is not None:
-                found.replayed.add(Reference(record.topic, record.partition, marked))
-                continue
-            try:
-                found.letters[reference] = _without_value(letter_of(record))
-            except UnreadableLetter as error:
-                found.unreadable[reference] = Junk(error.problem, record.timestamp)
+            found.take(record)
         found.stalled = self.stalled
         found.total = len(found.letters) + len(found.unreadable)
         return found
@@ -253,6 +262,10 @@ def letter_of(record: ConsumerRecord) -> DeadLetter:
     :raises UnreadableLetter: it is none of ours.
     """
     return read_letter(reference_of(record), record.key, record.value, record.headers)
+
+
+def _is_purged(reference: Reference, mark: ConsumerRecord, last: int) -> bool:
+    return (reference.topic, reference.partition) == (mark.topic, mark.partition) and reference.offset <= last
 
 
 def _without_value(letter: DeadLetter) -> DeadLetter:

@@ -70,3 +70,5 @@ async def test_letters_are_purged_beside_the_embedded_broker(environment: dict[s
     purged = await bcs("dlq", "purge", "--yes", "--service", OTHERS, "--service", SERVICE, **environment)
     assert said(purged)[0] == "2 letters deleted."
     assert said(await bcs("dlq", "list", **environment)) == ["There are no dead letters."]
+    shown = await bcs("dlq", "show", f"{LETTERS}/0/3", **environment)
+    assert (shown.exit_code, "marks all letters up to offset 0 as purged" in shown.error) == (1, True)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiokafka import ConsumerRecord
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ from bcs.contracts.dead_letters import (
     foreign,
     unread_letter,
 )
-from bcs.contracts.letters import DeadLetter, Reference, mark_key, marked_offset, read_letter
+from bcs.contracts.letters import DeadLetter, Reference, mark_key, marked_offset, purge_key, purged_offset, read_letter
 from bcs.contracts.published import SERVICE, ConsumedMessage, Headers, OutboundMessage
 from bcs.dlq.purging import last_to_purge, purged
 from bcs.dlq.reading import Junk, Survey
@@ -321,6 +322,22 @@ def test_letters_of_other_services_are_told_apart_and_stay() -> None:
     assert last_to_purge(survey, None) == {("t.DLQ", 0): 0}, "nothing behind a letter that stays"
     assert last_to_purge(survey, None, ("another_service",)) == {}
     assert last_to_purge(survey, None, (SERVICE, "another_service")) == {("t.DLQ", 0): 2}
+
+
+def test_a_mark_of_a_purge_takes_out_what_lies_before_it() -> None:
+    survey = Survey()
+    dead = dead_letter(consumed(b"x"), "not_json", DETAIL, NOW, "b")
+    messages = [(0, dead.key, dead.value), (1, b"k", b"junk"), (2, dead.key, dead.value), (3, purge_key(1), None)]
+    for partition in (0, 1):
+        for offset, key, value in messages[: 4 - partition]:
+            survey.take(ConsumerRecord("t.DLQ", partition, offset, 0, 0, key, value, 0, 0, 0, ()))
+    assert sorted(map(str, survey.letters)) == ["t.DLQ/0/2", "t.DLQ/1/0", "t.DLQ/1/2"]
+    assert list(map(str, survey.unreadable)) == ["t.DLQ/1/1"]
+    assert [purged_offset(b"purged:x", None), purged_offset(b"purged:1", b""), marked_offset(purge_key(1), None)] == [
+        None,
+        None,
+        None,
+    ]
 
 
 def test_that_nothing_was_selected_is_no_empty_topic() -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -21,10 +21,9 @@ from bcs.commands.checks import kafka_judgement as judgement
 from bcs.commands.checks.findings import Finding, brief, failed, ok, unknown
 from bcs.commands.checks.kafka_judgement import Offsets, TopicConfig
 from bcs.contracts import topics
-from bcs.contracts.letters import Reference, marked_offset
 from bcs.contracts.topics import dead_letter_topic
-from bcs.dlq.reading import dead_letter_reader, letter_of, reference_of
-from bcs.domain.errors import PartitionStalled, UnreadableLetter
+from bcs.dlq.reading import Survey, dead_letter_reader
+from bcs.domain.errors import PartitionStalled
 from bcs.kafka.brokers import Broker, advertised_brokers
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.settings import Settings
@@ -64,18 +63,33 @@ async def look_at_kafka(settings: Settings, service: str | None) -> list[Finding
                 return _topics(partitions)
 
             findings += await _step("topics", look_at_topics)
-            findings += await _creation(admin, brokers)
-            findings += await _step("topic settings", lambda: _configs(admin, partitions, settings))
-            findings += await _step("dead letters", lambda: _letters(settings, partitions))
-            findings += await _step("consumer group", lambda: _group(admin, settings.kafka_consumer_group_id, service))
             consumed = {name: tuple(partitions[name]) for name in topics.CONSUMED if name in partitions}
-            findings += await _step("lag", lambda: _lag(admin, settings, consumed))
+            findings += await _together(
+                lambda: _creation(admin, brokers),
+                lambda: _step("topic settings", lambda: _configs(admin, partitions, settings)),
+                lambda: _step("dead letters", lambda: _letters(settings, partitions)),
+                lambda: _step("consumer group", lambda: _group(admin, settings.kafka_consumer_group_id, service)),
+                lambda: _step("lag", lambda: _lag(admin, settings, consumed)),
+            )
     except _NO_ANSWER as error:
         # aiokafka tells of a connection that it did not get only where it tried, and not why it failed.
         why = "no broker answers" if isinstance(error, KafkaConnectionError) else brief(error)
         fix = "see to Kafka, and to BCS_KAFKA_BOOTSTRAP_SERVERS"
         return [failed("kafka", f"out of reach at {servers}: {why}", fix)]
     return findings
+
+
+async def _together(*looks: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+    """Look at several things at once; the findings come in the order of the arguments."""
+    found: list[list[Finding]] = [[] for _ in looks]
+
+    async def look(number: int) -> None:
+        found[number] = await looks[number]()
+
+    async with anyio.create_task_group() as group:
+        for number in range(len(looks)):
+            group.start_soon(look, number)
+    return [finding for findings in found for finding in findings]
 
 
 async def _step(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
@@ -177,24 +191,16 @@ async def _described(admin: AIOKafkaAdminClient, asked: list[ConfigResource]) ->
 
 
 async def _letters(settings: Settings, names: Collection[str]) -> list[Finding]:
-    waiting: set[Reference] = set()
-    of_others: set[Reference] = set()
-    complete = False
+    survey, complete = Survey(), False
     # There may be very many. Some seconds less than the step has, for what is known by then to be told.
     with anyio.move_on_after(_LETTERS_SECONDS):
         async with dead_letter_reader(settings) as reader:
             async for record in reader.records([name for name in topics.DEAD_LETTERS if name in names]):
-                marked = marked_offset(record.key, record.value)
-                if marked is not None:
-                    waiting.discard(Reference(record.topic, record.partition, marked))
-                    continue
-                waiting.add(reference_of(record))
-                with suppress(UnreadableLetter):
-                    if not letter_of(record).is_ours:
-                        of_others.add(reference_of(record))
+                survey.take(record)
             complete = not reader.stalled
-    waiting -= of_others
-    by_topic = Counter(reference.topic for reference in sorted(waiting))
+    waiting = {*survey.letters, *survey.unreadable} - survey.replayed
+    of_others = {where for where in waiting if where in survey.letters and not survey.letters[where].is_ours}
+    by_topic = Counter(where.topic for where in sorted(waiting - of_others))
     return [judgement.letters(by_topic, of_others=len(of_others), complete=complete)]
 
 
