@@ -155,10 +155,17 @@ async def test_the_doctor_finds_what_the_service_may_not_do(
         status, said = await found("postgresql connections")
         assert (status, said.startswith("8 allowed")) == (Status.WARNING, True)
         await schema.upgrade(database_url)
+        status, said = await found("postgresql")
+        assert (status, said.startswith("it answers, and refuses: "), "permission denied" in said) == (
+            Status.FAILED,
+            True,
+            True,
+        )
+        await admin.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
         status, said = await found("postgresql writes")
         assert (status, "may not write" in said) == (Status.FAILED, True)
     finally:
-        await admin.execute(f"DROP ROLE {role}")
+        await admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def test_an_encoding_that_a_role_asks_for_changes_nothing(
