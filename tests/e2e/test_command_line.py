@@ -149,12 +149,16 @@ async def test_a_command_asks_the_service_at_the_port_of_the_settings_and_no_pro
         assert (ran.exit_code, ran.output) == (1, "")
         assert "Connection refused" in ran.error
         assert command == ("healthcheck",) or f"http://127.0.0.1:{port}/" in ran.error
-    settings = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_PORT": port, "BCS_HTTP_HOST": "127.0.0.1"}
+    misspelt = {"BCS_HTPP_PORT": 1}
+    settings = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_PORT": port, "BCS_HTTP_HOST": "127.0.0.1", **misspelt}
     nowhere = f"127.0.0.1:{free_port()}"
     with serve(tmp_path, f"redis://{nowhere}", nowhere, forked=True, **settings) as process:
         await process.answers("/healthz")
         for name in ("healthcheck", "actors"):
             assert (await bcs(name, **environment)).exit_code == 0
+    assert "BCS_HTPP_PORT is not a setting of BCS, and has no effect; did you mean BCS_HTTP_PORT?" in (
+        process.log.read_text()
+    )
     ran = await bcs("actors", BCS_HTTP_PORT=0)
     assert (ran.exit_code, ran.output) == (2, "")
     assert "BCS_HTTP_PORT" in ran.error
