@@ -101,7 +101,8 @@ def show(
         extent = Extent(after, limit)
         explained = [phase_document(of, extent) for of in reports]
         essays = evaluation.essays
-        print_json(state_document(batch_id, state, known.version, known.source, essays, explained, extent, str))
+        document = state_document(batch_id, state, known.version, known.source, essays, extent, str)
+        print_json({**document, "phases": explained})
     else:
         present(_page(batch_id, state, known.version, reports, in_full=phase is not None))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -74,17 +74,15 @@ def state_document(
     version: int | None,
     source: str,
     essays: Sequence[str],
-    phases: Sequence[Mapping[str, Any]],
     extent: Extent,
     next_after: Callable[[str], str],
 ) -> dict[str, Any]:
-    """What is known of a batch.
+    """What is known of a batch, but for its phases: see `phase_document`.
 
     :param version: None where its source counts none.
     :param source: `REDIS`, `POSTGRESQL` or `MEMORY`.
     :param essays: those of the state, sorted.
-    :param phases: see `phase_document`.
-    :param extent: how much of the essays stands in the document, and in those of the phases.
+    :param extent: how much of the essays stands in the document.
     :param next_after: how to ask for the essays behind one of them.
     """
     expected = state.expected
@@ -100,7 +98,6 @@ def state_document(
         "known_essays": [
             {"essay_id": essay, "known_since": format_timestamp(state.first_seen_us[essay])} for essay in listed
         ],
-        "phases": phases,
         "next": None if ended else next_after(listed[-1]),
     }
 

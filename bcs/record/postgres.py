@@ -22,8 +22,8 @@ Part = tuple[Mapping[str, BatchState], Sequence[HistoryEntry]]
 """What one statement merges and keeps; every batch of an entry is among the states."""
 
 _NEWEST = 2**63 - 1
-# To make the arguments of a statement, and to encode them, holds up all else in this process: some 10 ms for so many.
-_FACTS_PER_STATEMENT = 2000
+# To make the arguments of a statement, and to encode them, holds up all else in this process: some ms for so many.
+_FACTS_PER_STATEMENT = 500
 
 
 class PostgresRecord:

@@ -10,7 +10,7 @@ from typing import Any
 from bcs.domain.errors import StoreCorrupted
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import summarizing
-from bcs.domain.slices import Sliced
+from bcs.domain.slices import Sliced, in_slices
 from bcs.domain.state import TIMED, BatchState
 from bcs.store.codec import (
     EXPECTED_FIELD,
@@ -36,6 +36,9 @@ from bcs.store.codec import (
 )
 from bcs.store.merge_script import MERGE_SCRIPT
 from bcs.store.multiplexer import Command
+
+# A longer command would hold up this process while it is packed.
+_FIELDS_PER_COMMAND = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +170,8 @@ def _changes(
     yield
     records = yield from encoding_essays(stored.state, touched, slots)
     hashes: list[tuple[str, Mapping[str, str | bytes]]] = [(keys.meta, fields), (keys.essays, records)]
-    return [("HSET", key, *chain.from_iterable(entries.items())) for key, entries in hashes if entries]
+    return [
+        ("HSET", key, *chain.from_iterable(some))
+        for key, entries in hashes
+        for some in in_slices(entries.items(), _FIELDS_PER_COMMAND)
+    ]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from anyio.lowlevel import checkpoint
 from redis.asyncio import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from bcs.store.multiplexer import Command, packed
+
+# To pack so many takes about a millisecond.
+_ARGUMENTS_PER_TURN = 4000
 
 
 async def exchange(connection: Connection, commands: Sequence[Command]) -> list[Any]:
@@ -18,7 +22,7 @@ async def exchange(connection: Connection, commands: Sequence[Command]) -> list[
     :raises RedisError: the connection is of no more use.
     """
     try:
-        await connection.send_packed_command(packed(commands))
+        await connection.send_packed_command(await _packed(commands))
     except RuntimeError as error:
         # uvloop's way to say that the server has closed the connection, where asyncio raises ConnectionResetError.
         raise RedisConnectionError(str(error)) from error
@@ -32,3 +36,18 @@ async def exchange(connection: Connection, commands: Sequence[Command]) -> list[
             # redis-py can't take apart what is said behind a MOVED or an ASK.
             raise RedisConnectionError(f"an unusual refusal: {error}") from error
     return replies
+
+
+async def _packed(commands: Sequence[Command]) -> bytes:
+    """Commands as they go over the wire. Where they are many or long, others have their turns meanwhile."""
+    if sum(map(len, commands)) <= _ARGUMENTS_PER_TURN:
+        return packed(commands)
+    parts: list[bytes] = []
+    arguments = 0
+    for command in commands:
+        parts.append(packed([command]))
+        arguments += len(command)
+        if arguments >= _ARGUMENTS_PER_TURN:
+            arguments = 0
+            await checkpoint()
+    return b"".join(parts)

@@ -82,6 +82,7 @@ def has_ipv6() -> bool:
     return True
 
 
+@pytest.mark.release
 @pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
 @pytest.mark.parametrize("host", ["::", "::1"])
 async def test_healthcheck_finds_a_service_on_ipv6(tmp_path: Path, host: str) -> None:

@@ -75,6 +75,7 @@ async def test_wrong_settings_stop_the_start_with_a_message(
     assert len(message.splitlines()) <= 1 + len(named)
 
 
+@pytest.mark.release
 async def test_a_cyclic_pipeline_file_stops_the_start_with_the_phases_named(tmp_path: Path) -> None:
     file = tmp_path / "pipelines.yaml"
     file.write_text("phases: [{name: fine}, {name: hen, requires: [egg]}, {name: egg, requires: [hen, fine]}]")

@@ -130,11 +130,12 @@ def stored(state: BatchState) -> tuple[list[bytes], list[bytes]]:
     """What Redis would return of a state."""
     changed = state.copy()
     commands, _ = run(encoding(KEYS, StoredBatch(state, 0, [], None, ""), changed, 1, 1000, None, LAW))
-    hashes = {command[1]: command[2:] for command in commands if command[0] == "HSET"}
-    meta, essays = (
-        [part if isinstance(part, bytes) else str(part).encode() for part in hashes[key]]
-        for key in (KEYS.meta, KEYS.essays)
-    )
+    hashes: dict[object, list[bytes]] = {KEYS.meta: [], KEYS.essays: []}
+    for name, key, *parts in commands:
+        if name == "HSET" and key in hashes:
+            assert len(parts) <= 2 * SLICE * 4, "a longer command would be packed in one piece"
+            hashes[key] += [part if isinstance(part, bytes) else str(part).encode() for part in parts]
+    meta, essays = hashes.values()
     return meta, essays
 
 

@@ -8,6 +8,8 @@ from http import HTTPStatus
 
 import anyio
 from aiohttp import web
+from anyio.lowlevel import checkpoint
+from pydantic_core import to_json
 
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
@@ -59,10 +61,13 @@ class BatchCalls:
             phases = []
             for name in names:
                 explanation = await self.knowledge.pace.run(evaluation.explaining(name))
-                phases.append(phase_document(explanation, extent))
+                # Each in a turn of its own: together they may have a megabyte.
+                phases.append(to_json(phase_document(explanation, extent)))
+                await checkpoint()
             following = partial(essays_path, batch_id, query.limit)
             essays = evaluation.essays
-            return reply_json(state_document(batch_id, state, version, source, essays, phases, extent, following))
+            document = state_document(batch_id, state, version, source, essays, extent, following)
+            return reply_json(document, members={"phases": b"[%s]" % b",".join(phases)})
 
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
