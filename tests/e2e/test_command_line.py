@@ -175,11 +175,11 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
             stdout=pipe,
             stderr=subprocess.PIPE,
         )
-        for arguments, unbuffered in ((("pipelines", "list"), ""), (("version",), "1"), (("--help",), ""))
+        for arguments, unbuffered in ((("pipelines", "list"), "1"), (("--help",), ""))
     ]
     os.close(pipe)
     ended = [(process.communicate(timeout=30)[1], process.returncode) for process in processes]
-    assert ended == [(b"", 0)] * 3
+    assert ended == [(b"", 0)] * 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -12,10 +12,13 @@ from typing import Any
 import anyio
 import pytest
 
+from bcs.commands.checks.findings import Status
+from bcs.commands.checks.redis_checks import look_at_redis
 from bcs.contracts import topics
 from bcs.contracts.published import SERVICE, OutboundMessage
 from bcs.domain.history import FactsRecorded
 from bcs.embedded import EmbeddedServer, create_topics, free_port, kafka
+from bcs.settings import load_settings
 from bcs.store.base import LeasedMessage
 from bcs.store.redis_backlog import FACTS, RedisBacklog
 from bcs.store.redis_outbox import RedisOutbox
@@ -189,18 +192,22 @@ async def test_missing_topics_are_named_and_not_created(private_kafka: EmbeddedS
         assert ran.exit_code == 1
         wrong = [finding for finding in ran.json["findings"] if finding["status"] == "failed"]
         assert [finding["found"] for finding in wrong] == [f"{topics.CJ_COMPLETED} does not exist"]
-    ran = await doctor(environment, BCS_HTPP_PORT=4002, BCS_CHAOS_ENABLED="true", BCS_ENVIRONMENT="production")
-    wrong = [finding for finding in findings(ran)["settings"] if finding["status"] == "failed"]
-    assert [finding["found"].split()[0] for finding in wrong] == ["BCS_HTPP_PORT", "BCS_CHAOS_ENABLED"]
     assert only(ran, "consumer group")["status"] == "warning"
     assert len(findings(ran)["lag"]) == CONSUMED - 1
 
 
-async def test_an_advertised_listener_that_is_out_of_reach_is_named(tmp_path: Path, redis_url: str) -> None:
+async def test_a_listener_that_is_out_of_reach_and_settings_for_drills_are_named(
+    tmp_path: Path, redis_url: str
+) -> None:
     elsewhere = free_port()
     with kafka(tmp_path, advertised_port=elsewhere) as broker:
-        ran = await doctor({"BCS_KAFKA_BOOTSTRAP_SERVERS": broker.address, "BCS_REDIS_URL": redis_url})
+        environment = {"BCS_KAFKA_BOOTSTRAP_SERVERS": broker.address, "BCS_REDIS_URL": redis_url}
+        # Beside others that are named without asking any server.
+        settings = {"BCS_HTPP_PORT": 4002, "BCS_CHAOS_ENABLED": "true", "BCS_ENVIRONMENT": "production"}
+        ran = await doctor({**environment, **settings})
     assert ran.exit_code == 1
+    wrong = [finding for finding in findings(ran)["settings"] if finding["status"] == "failed"]
+    assert [finding["found"].split()[0] for finding in wrong] == ["BCS_HTPP_PORT", "BCS_CHAOS_ENABLED"]
     assert only(ran, "kafka")["status"] == "ok"
     assert f"advertises 127.0.0.1:{elsewhere}: Connection refused" in only(ran, "kafka listener")["found"]
     assert "consumer group" not in findings(ran)
@@ -266,6 +273,7 @@ async def test_a_redis_that_forbids_config_is_no_crash(
     await gateway.call(
         ("CONFIG", "SET", "appendonly", "no"),
         ("ACL", "SETUSER", "managed", "on", ">secret", "~*", "+@all", "-config"),
+        ("ACL", "SETUSER", "unwatched", "on", ">secret", "~*", "+@all", "-watch"),
         ("ACL", "SETUSER", "narrow", "on", ">secret", "~other:*", "+@connection"),
     )
 
@@ -281,6 +289,9 @@ async def test_a_redis_that_forbids_config_is_no_crash(
     assert only(managed, "redis persistence")["status"] == "warning"
     assert "RDB snapshots" in only(managed, "redis persistence")["found"]
     assert only(managed, "redis eviction")["status"] == "ok"
+    settings = load_settings(redis_url=f"redis://unwatched:secret@{private_valkey.address}")
+    [unwatched] = [finding for finding in await look_at_redis(settings) if finding.check == "redis commands"]
+    assert (unwatched.status, "'watch'" in unwatched.found) == (Status.FAILED, True)
     narrow = await seen_as("narrow")
     assert only(narrow, "redis commands")["status"] == "failed"
     assert "'multi'" in only(narrow, "redis commands")["found"]

@@ -64,32 +64,18 @@ async def look_at_kafka(settings: Settings, service: str | None) -> list[Finding
 
             findings += await _step("topics", look_at_topics)
             consumed = {name: tuple(partitions[name]) for name in topics.CONSUMED if name in partitions}
-            findings += await _together(
-                lambda: _creation(admin, brokers),
-                lambda: _step("topic settings", lambda: _configs(admin, partitions, settings)),
-                lambda: _step("dead letters", lambda: _letters(settings, partitions)),
-                lambda: _step("consumer group", lambda: _group(admin, settings.kafka_consumer_group_id, service)),
-                lambda: _step("lag", lambda: _lag(admin, settings, consumed)),
-            )
+            # One after the other: some brokers close the connection over a question that they do not know.
+            findings += await _creation(admin, brokers)
+            findings += await _step("topic settings", lambda: _configs(admin, partitions, settings))
+            findings += await _step("dead letters", lambda: _letters(settings, partitions))
+            findings += await _step("consumer group", lambda: _group(admin, settings.kafka_consumer_group_id, service))
+            findings += await _step("lag", lambda: _lag(admin, settings, consumed))
     except _NO_ANSWER as error:
         # aiokafka tells of a connection that it did not get only where it tried, and not why it failed.
         why = "no broker answers" if isinstance(error, KafkaConnectionError) else brief(error)
         fix = "see to Kafka, and to BCS_KAFKA_BOOTSTRAP_SERVERS"
         return [failed("kafka", f"out of reach at {servers}: {why}", fix)]
     return findings
-
-
-async def _together(*looks: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
-    """Look at several things at once; the findings come in the order of the arguments."""
-    found: list[list[Finding]] = [[] for _ in looks]
-
-    async def look(number: int) -> None:
-        found[number] = await looks[number]()
-
-    async with anyio.create_task_group() as group:
-        for number in range(len(looks)):
-            group.start_soon(look, number)
-    return [finding for findings in found for finding in findings]
 
 
 async def _step(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
