@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 
 import anyio
 
@@ -16,6 +17,7 @@ from bcs import embedded
 from bcs.app import Service
 from bcs.contracts import topics
 from bcs.demo import tell
+from bcs.dev_environment import EnvFile, env_file, exports, variables_of
 from bcs.dev_output import echo, progress
 from bcs.domain.errors import ConfigurationError, UnreadableConfiguration
 from bcs.domain.pipelines import PipelineDefinitions
@@ -30,19 +32,19 @@ from bcs.signals import held
 _PARTITIONS = 4
 _RESTART_KEY = "r"
 _LOG_TAIL_BYTES = 4000
-_USUAL_PORT = 4002
 
 
-async def run_dev(demo: bool, log_file: Path | None = None) -> int:
+async def run_dev(demo: bool, log_file: Path | None = None, env_path: Path | None = None) -> int:
     """Start the servers, create the topics, run the service until a signal, and stop everything.
 
     :param demo: also play a small story.
     :param log_file: where the log goes; None for standard error, or with the story for a file that is removed.
+    :param env_path: a file that gets the variables for other commands; None for no file.
     :returns: the exit code.
     :raises EmbeddedServersMissing: the extra `embedded` is not installed.
     """
     try:
-        exit_code = await _run(demo, log_file)
+        exit_code = await _run(demo, log_file, env_path)
     except embedded.EmbeddedServerFailed:
         # Ctrl-C, and a terminal that is closed, end also what the start of a server runs beside this process.
         if not held():
@@ -52,8 +54,9 @@ async def run_dev(demo: bool, log_file: Path | None = None) -> int:
     return exit_code
 
 
-async def _run(demo: bool, log_file: Path | None) -> int:
+async def _run(demo: bool, log_file: Path | None, env_path: Path | None) -> int:
     with ExitStack() as stack:
+        file = stack.enter_context(env_file(env_path))
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bcs-dev-")))
         redis, kafka, database = embedded.valkey(directory), embedded.kafka(directory), postgres(directory)
         servers = {"Redis (Valkey)": redis, "Kafka (Tansu, in memory)": kafka, "PostgreSQL": database}
@@ -69,7 +72,7 @@ async def _run(demo: bool, log_file: Path | None) -> int:
         created = [*topics.CONSUMED, *topics.PUBLISHED]
         await embedded.create_topics(kafka.address, created, _PARTITIONS)
         echo("Starting BCS ...")
-        exit_code = await _Runs(settings, log_file=log_file, demo=demo).until_signalled(definitions)
+        exit_code = await _Runs(settings, file, log_file=log_file, demo=demo).until_signalled(definitions)
         if exit_code != EXIT_STOPPED and log_file is not None:
             echo(log_file.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace"), err=True)
         return exit_code
@@ -107,10 +110,12 @@ def _send_log_to(log_file: Path | None, settings: Settings) -> None:
 class _Runs:
     """The service, run once and, after each `r`, once more.
 
+    :param env_file: gets the variables for other commands.
     :param log_file: None where the log goes to standard error.
     """
 
     settings: Settings
+    env_file: EnvFile
     log_file: Path | None
     demo: bool
     _restart: bool = False
@@ -133,12 +138,14 @@ class _Runs:
         self._number += 1
         base = f"http://{service.address[0]}:{service.address[1]}"
         async with anyio.create_task_group() as group:
-            group.start_soon(self._say, base)
+            group.start_soon(self._say, base, service.address[1])
             await pressed(_RESTART_KEY)
             self._restart = stop()
             echo("Restarting BCS; the servers run on ...")
 
-    async def _say(self, base: str) -> None:
+    async def _say(self, base: str, port: int) -> None:
+        variables = variables_of(self.settings, port)
+        self.env_file.write(variables)
         if self._number > 1:
             echo(f"BCS is running again, at {base}.")
             return
@@ -147,7 +154,7 @@ class _Runs:
         if self.demo:
             batch_id = f"demo-{uuid.uuid4().hex[:8]}"
             await tell(base, self.settings.kafka_bootstrap_servers, batch_id)
-        _say_what_to_try(base, self.settings, batch_id, told=self.demo)
+        _say_what_to_try(base, exports(variables), batch_id, told=self.demo)
 
     def _definitions_now(self, before: PipelineDefinitions) -> PipelineDefinitions:
         try:
@@ -170,21 +177,7 @@ BCS is running.
     )
 
 
-def variables(settings: Settings) -> dict[str, str]:
-    """What other `bcs` commands need in their environment to work beside `bcs dev`."""
-    needed = {
-        "BCS_REDIS_URL": settings.redis_url,
-        "BCS_KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
-        "BCS_KAFKA_ENABLE_IDEMPOTENCE": "false",
-        "BCS_DATABASE_URL": str(settings.database_url),
-    }
-    if settings.http_port != _USUAL_PORT:
-        needed["BCS_HTTP_PORT"] = str(settings.http_port)
-    return needed
-
-
-def _say_what_to_try(base: str, settings: Settings, batch_id: str, *, told: bool) -> None:
-    exports = "\n".join(f"  export {name}={value}" for name, value in variables(settings).items())
+def _say_what_to_try(base: str, variables: str, batch_id: str, *, told: bool) -> None:
     commands = {
         f"bcs batches show {batch_id}": "what holds its phases back",
         f"bcs batches history {batch_id}": "how that came to be, and why",
@@ -202,8 +195,8 @@ def _say_what_to_try(base: str, settings: Settings, batch_id: str, *, told: bool
     -H 'Content-Type: application/json' -d '{{"batch_id": "{batch_id}",
     "requested_pipeline": "ai_feedback", "correlation_id": "try-1"}}'
 
-In another terminal, with these variables:
-{exports}
+In another terminal, with these variables (or: bcs dev --env-file FILE):
+{indent(variables, "  ")}
 {explained}
   bcs events sample BatchEssaysRegistered --batch mine | bcs events send -
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine
@@ -14,11 +15,11 @@ import structlog
 
 from bcs import __version__
 from bcs.app import Service
-from bcs.domain.errors import DatabaseUnusable
+from bcs.domain.errors import DatabaseUnusable, RedisUnusable
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
 from bcs.last_resort import exit_after
-from bcs.settings import Settings
+from bcs.settings import Settings, unknown_variables
 from bcs.signals import held, hold, stop_signals
 from bcs.supervision import RestartIntensityExceeded
 
@@ -61,9 +62,12 @@ async def run_until_signalled(
     :returns: the exit code: 0 after a stop in order, 1 when the tree gave up or the time to stop was not enough, 130
         when a second signal came.
     :raises AddressUnavailable: the HTTP address can't be had.
+    :raises RedisUnusable: the server answers, and is no Redis that BCS supports.
     :raises DatabaseUnusable: the database answers, and can't keep the permanent record.
     """
-    refusal: DatabaseUnusable | None = None
+    for unknown in unknown_variables(os.environ):
+        log.warning("unknown_variable", variable=unknown.name, did_you_mean=unknown.near, problem=str(unknown))
+    refusal: DatabaseUnusable | RedisUnusable | None = None
     stop = anyio.Event()
     exit_code = EXIT_STOPPED_AT_ONCE
     last_resorts: list[threading.Timer] = []
@@ -123,7 +127,7 @@ async def run_until_signalled(
         except RestartIntensityExceeded as error:
             log.critical("gave_up", error=str(error))
             exit_code = EXIT_FAILED
-        except DatabaseUnusable as error:
+        except (DatabaseUnusable, RedisUnusable) as error:
             refusal = error  # raised below: from here it would come in a group
         group.cancel_scope.cancel()
     for timer in last_resorts:

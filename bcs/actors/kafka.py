@@ -13,6 +13,7 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer.group_coordinator import NoGroupCoordinator
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+import bcs.kafka.topic_creation  # noqa: F401 (no producer creates topics)
 from bcs.kafka.isolation import Stall
 from bcs.supervision import describe
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bcs.commands.output import plain
 from bcs.contracts import topics
-from bcs.contracts.letters import Reference, marked_offset, read_letter
+from bcs.contracts.letters import Reference, marked_offset, purged_offset, read_letter
 from bcs.domain.errors import UnreadableLetter
 from bcs.domain.times import format_timestamp
 
@@ -41,6 +41,8 @@ def as_text(record: ConsumerRecord) -> Text:
             about += f"; bcs dlq show {content['letter']}"
         case "replay_marker":
             what, style, about = "replayed", "cyan", content["letter"]
+        case "purge_marker":
+            what, style, about = "purged", "cyan", f"everything up to {content['letter']}"
         case _:
             what, style = "unknown", "yellow"
             about = f"{record.topic}/{record.partition}/{record.offset}: {content['problem']}"
@@ -56,6 +58,10 @@ def _content(record: ConsumerRecord) -> dict[str, Any]:
         letter = Reference(record.topic, record.partition, marked)
         return {"kind": "replay_marker", "letter": str(letter)}
     place = Reference(record.topic, record.partition, record.offset)
+    purged = purged_offset(record.key, record.value)
+    if purged is not None:
+        last = Reference(record.topic, record.partition, purged)
+        return {"kind": "purge_marker", "letter": str(last)}
     try:
         dead = read_letter(place, record.key, record.value, record.headers)
     except UnreadableLetter as error:

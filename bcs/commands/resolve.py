@@ -12,7 +12,7 @@ from rich.text import Text
 
 from bcs.commands.asking import ask
 from bcs.commands.known import read_known
-from bcs.commands.options import DEFAULT_URL, PANEL, AsJson, BatchId, ServiceUrl, single_command
+from bcs.commands.options import PANEL, URL_OF_SETTINGS, AsJson, BatchId, ServiceUrl, single_command
 from bcs.commands.output import plain, present, print_json, table
 from bcs.contracts.http import pipeline_answer
 from bcs.domain.progress import summarize
@@ -32,7 +32,7 @@ def resolve_pipeline(
     pipeline: Annotated[
         str, typer.Argument(metavar="PIPELINE", help="A pipeline's or a phase's name.", show_default=False)
     ],
-    url: ServiceUrl = DEFAULT_URL,
+    url: ServiceUrl = URL_OF_SETTINGS,
     prompt_attached: Annotated[
         bool | None,
         typer.Option(

@@ -9,6 +9,7 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
     │   ├── DuplicateName
     │   ├── DependenciesDiffer       two pipelines of one file say different things about a phase
     │   ├── UnreadableConfiguration
+    │   ├── RedisUnusable            it answers, and is none that BCS supports
     │   └── DatabaseUnusable         it answers, and can't keep the record
     ├── RequestRefused               the caller asked for something that will not be done
     │   ├── UnknownPipeline
@@ -122,6 +123,17 @@ class DatabaseUnusable(ConfigurationError):
         super().__init__(f"BCS_DATABASE_URL names {problem}: {fix}")
         self.problem = problem
         self.fix = fix
+
+
+class RedisUnusable(ConfigurationError):
+    """The server that the settings name answers, and is none that BCS supports.
+
+    :param problem: what is wrong with it.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"BCS_REDIS_URL leads to a server that BCS does not support: {problem}")
+        self.problem = problem
 
 
 class RequestRefused(BcsError):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import anyio.to_thread
 import pytest
 
+from bcs import __version__
 from bcs.embedded import free_port
-from tests.support.commands import bcs, bcs_at_terminal, installed_bcs, installed_bcs_at_terminal
+from tests.support.commands import bcs, bcs_at_terminal, command_environment, installed_bcs, installed_bcs_at_terminal
+from tests.support.forked import ForkedProcess
+from tests.support.service import serve
 
 pytestmark = pytest.mark.anyio
 
@@ -149,6 +154,67 @@ def test_a_health_check_loads_no_client_and_no_rich() -> None:
     assert exit_code == "1"
     assert "bcs.settings" in modules
     assert not {"rich", "redis", "aiokafka", "aiohttp", "asyncpg", "alembic", "bcs.commands"} & set(modules)
+
+
+async def test_the_version_is_an_option_and_a_command() -> None:
+    for command in ("--version", "version"):
+        ran = await bcs(command)
+        assert (ran.exit_code, ran.output, ran.error) == (0, f"{__version__}\n", "")
+
+
+async def test_a_command_asks_the_service_at_the_port_of_the_settings_and_no_proxy(tmp_path: Path) -> None:
+    port, proxy = free_port(), f"http://127.0.0.1:{free_port()}"
+    environment = {"BCS_HTTP_PORT": port, "http_proxy": proxy, "HTTP_PROXY": proxy}
+    for command in (("actors",), ("resolve", "b", "nlp"), ("healthcheck",)):
+        ran = await bcs(*command, **environment)
+        assert (ran.exit_code, ran.output) == (1, "")
+        assert "Connection refused" in ran.error
+        assert command == ("healthcheck",) or f"http://127.0.0.1:{port}/" in ran.error
+    misspelt = {"BCS_HTPP_PORT": 1}
+    settings = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_PORT": port, "BCS_HTTP_HOST": "127.0.0.1", **misspelt}
+    nowhere = f"127.0.0.1:{free_port()}"
+    with serve(tmp_path, f"redis://{nowhere}", nowhere, forked=True, **settings) as process:
+        await process.answers("/healthz")
+        for name in ("healthcheck", "actors"):
+            assert (await bcs(name, **environment)).exit_code == 0
+    assert "BCS_HTPP_PORT is not a setting of BCS, and has no effect; did you mean BCS_HTTP_PORT?" in (
+        process.log.read_text()
+    )
+    ran = await bcs("actors", BCS_HTTP_PORT=0)
+    assert (ran.exit_code, ran.output) == (2, "")
+    assert "BCS_HTTP_PORT" in ran.error
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    gone, pipe = os.pipe()
+    os.close(gone)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bcs", *arguments],
+            env=command_environment({"PYTHONUNBUFFERED": unbuffered}),
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+        )
+        for arguments, unbuffered in ((("pipelines", "list"), "1"), (("--help",), ""))
+    ]
+    os.close(pipe)
+    ended = [(process.communicate(timeout=30)[1], process.returncode) for process in processes]
+    assert ended == [(b"", 0)] * 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("arguments", [("pipelines", "list"), ("pipelines", "list", "--json"), ("--help",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+async def test_output_that_can_not_be_written_is_told_in_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], unbuffered: str
+) -> None:
+    error = tmp_path / "error"
+    error.touch()
+    environment = command_environment({"PYTHONUNBUFFERED": unbuffered})
+    process = ForkedProcess(arguments, environment, stdin=Path(os.devnull), stdout=Path("/dev/full"), stderr=error)
+    assert await anyio.to_thread.run_sync(process.wait, 30) == 1
+    assert error.read_text() == "bcs: the output can't be written: No space left on device\n"
 
 
 # --- pipelines -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 
 from bcs.embedded import free_port
 from tests.e2e.processes import at_a_terminal, children_of, servers_in
+from tests.support.commands import bcs
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -27,16 +28,24 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 async def test_an_interrupted_demo_ends_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    with BcsProcess(tmp_path / "dev", "dev", "--demo", BCS_HTTP_PORT=free_port(), TMPDIR=home) as process:
+    port, file = free_port(), tmp_path / "variables"
+    arguments = ("dev", "--demo", "--env-file", str(file))
+    with BcsProcess(tmp_path / "dev", *arguments, BCS_HTTP_PORT=port, TMPDIR=home) as process:
         await wait_until(lambda: "1. Batch" in process.output.read_text(), 40, description=process.log.read_text())
         assert len(process.children()) == 3, "one Redis, one Kafka and one PostgreSQL"
         assert len(servers_in(home)) > 3, "PostgreSQL has more processes than one"
+        written = file.read_text().splitlines()
+        assert {"BCS_KAFKA_ENABLE_IDEMPOTENCE=false", f"BCS_HTTP_PORT={port}"} < set(written)
+        variables = dict(line.split("=", 1) for line in written)
+        for command in (("actors",), ("dlq", "replay", "--all"), ("dlq", "purge", "--yes")):
+            assert (await bcs(*command, **variables)).exit_code == 0
         process.signal(signal.SIGINT)
         assert await process.ended() == 0
     assert "That was the story" not in process.output.read_text()
     assert "Traceback" not in process.log.read_text()
     assert servers_in(home) == []
     assert list(home.iterdir()) == []
+    assert not file.exists()
 
 
 @linux_only

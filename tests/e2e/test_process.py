@@ -322,6 +322,7 @@ def text_of(path: str) -> str:
 async def beside(output: str, batch: str) -> list[str]:
     """The essays of a batch, as a command tells them that has the variables that `bcs dev` printed."""
     variables = dict(re.findall(r"^  export (BCS_\w+)=(\S+)$", output, re.MULTILINE))
+    assert variables["BCS_KAFKA_ENABLE_IDEMPOTENCE"] == "false"
     ran = await bcs("batches", "show", batch, "--phase", "ai_feedback", "--json", **variables)
     return [essay["essay_id"] for essay in ran.json["phases"][0]["held_back_by"]]
 

@@ -140,7 +140,12 @@ def settings_of(service: RunningService) -> dict[str, object]:
     """The environment in which a command finds what a service has."""
     settings = service.service.settings
     names = ("redis_url", "redis_key_prefix", "kafka_bootstrap_servers", "kafka_consumer_group_id")
-    return {f"BCS_{name.upper()}": getattr(settings, name) for name in names}
+    # The service took a port that was free.
+    return {
+        "BCS_HTTP_HOST": settings.http_host,
+        "BCS_HTTP_PORT": service.service.address[1],
+        **{f"BCS_{name.upper()}": getattr(settings, name) for name in names},
+    }
 
 
 def _read(terminal: int) -> bytes:
