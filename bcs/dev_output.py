@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from textwrap import fill
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -20,11 +20,13 @@ _MOST_COLUMNS = 80
 def echo(text: Text | str = "", *, err: bool = False, newline: bool = True) -> None:
     """Print text as it is; nothing any more once the terminal is closed."""
     stream = sys.stderr if err else sys.stdout
-    console = Console(file=stream, highlight=False)
-    with console.capture() as captured:
-        console.print(text, soft_wrap=True, markup=False, end="\n" if newline else "")
+    # Rendered aside: where the output can't be written, rich would end the process in its own way.
+    rendered = StringIO()
+    console = Console(file=rendered, force_terminal=stream.isatty(), highlight=False)
+    console.print(text, soft_wrap=True, markup=False, end="\n" if newline else "")
     try:
-        typer.echo(captured.get(), err=err, nl=False)
+        stream.write(rendered.getvalue())
+        stream.flush()
     except OSError:
         # What is left unwritten Python would try again at its end, and exit with a code of its own.
         nowhere = os.open(os.devnull, os.O_WRONLY)
