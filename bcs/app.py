@@ -104,12 +104,15 @@ class Service:
 
         :param started: called once everything has started.
         :returns: False when the time to stop was not enough.
+        :raises RedisUnusable: the server answers, and is no Redis that BCS supports; nothing was started.
         :raises DatabaseUnusable: the database answers, and can't keep the permanent record; nothing was started.
         :raises RestartIntensityExceeded: an actor failed so often that only a new process helps.
         """
         self._stop = stop
         permanent = self.persistence.permanent
         try:
+            if self.persistence.gateway:
+                await self.persistence.gateway.ensure_usable()
             if permanent:
                 await permanent.record.ensure_usable(self.settings.database_first_probe_seconds / FIRST_LOOKS)
             return await run_tree(self.root, stop, shutdown_seconds=self.settings.shutdown_seconds, started=started)

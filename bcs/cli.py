@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import urllib.request
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -26,13 +28,16 @@ EXIT_STOPPED = 0
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 
-_HEALTH_SECONDS = 5.0
+HEALTH_SECONDS = 5.0
+_STDOUT = 1
+# With these, to write to a pipe, a file or a terminal fails.
+_OF_THE_OUTPUT = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 # What is done is done, and said: so long may threads that hang keep the process.
 _THREADS_SECONDS = 2.0
 _UVLOOP_THREADS = "64"
 # These are stopped in order.
 _SERVICES = ("serve", "dev")
-_OPERATORS = ("batches", "resolve", "pipelines", "actors", "intake", "dlq", "db", "doctor")
+_OPERATORS = ("batches", "resolve", "pipelines", "actors", "intake", "dlq", "events", "db", "doctor")
 
 
 class _Commands(TyperGroup):
@@ -57,8 +62,19 @@ cli = typer.Typer(
 )
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @cli.callback(help=_HELP)
-def listen(context: typer.Context) -> None:
+def listen(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Let signals end a command; services are stopped in order."""
     if context.invoked_subcommand not in _SERVICES:
         release()
@@ -82,12 +98,31 @@ def serve() -> None:
 @cli.command()
 def dev(
     demo: Annotated[bool, typer.Option("--demo", help="Play a small story and show the answers changing.")] = False,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-file",
+            dir_okay=False,
+            help="Write the log to this file. Without it: to standard error, or with --demo to a file that is removed.",
+        ),
+    ] = None,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="Write the BCS_* variables for other commands into this file; it is removed at the end.",
+        ),
+    ] = None,
 ) -> None:
-    """Run everything on this machine: the service, PostgreSQL, and servers that speak Redis's and Kafka's protocols."""
+    """Run everything on this machine: the service, PostgreSQL, and servers that speak Redis's and Kafka's protocols.
+
+    Ctrl-C stops all of it. At a terminal the key r restarts the service alone, with the pipeline file as it is by then.
+    """
     hold()
     from bcs.dev import run_dev
 
-    raise typer.Exit(_run(run_dev, demo))
+    raise typer.Exit(_run(run_dev, demo, log_file, env_file))
 
 
 @cli.command()
@@ -95,11 +130,12 @@ def healthcheck() -> None:
     """Ask the service on this machine whether it is alive; for Docker. Exits 0 if it is, else 1."""
     from bcs.settings import load_settings_for_health_check
 
-    settings = load_settings_for_health_check()
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.http_host, settings.http_host)  # noqa: S104
-    host = f"[{host}]" if ":" in host else host
+    url = load_settings_for_health_check().local_url
+    if url is None:
+        typer.echo("not healthy: BCS_HTTP_PORT is 0, so the port of the service is not known", err=True)
+        raise typer.Exit(EXIT_FAILED)
     try:
-        in_time(lambda: _open(f"http://{host}:{settings.http_port}/healthz"), _HEALTH_SECONDS)
+        in_time(lambda: _open(f"{url}/healthz"), HEALTH_SECONDS)
     except OSError as error:
         typer.echo(f"not healthy: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
@@ -122,6 +158,44 @@ def main() -> None:
 
 
 def _exit_code() -> int:
+    unwritten: OSError | None = None
+    exit_code = EXIT_FAILED
+    try:
+        exit_code = _carried_out()
+    except OSError as error:
+        if error.errno not in _OF_THE_OUTPUT or error.filename is not None:
+            raise
+        unwritten = error
+    unwritten = unwritten or _unwritten_output()
+    if unwritten is None:
+        return exit_code
+    _discard_output()
+    if unwritten.errno == errno.EPIPE:
+        return EXIT_STOPPED  # as with `| head -1`: the reader has what it wanted
+    _complain(f"the output can't be written: {unwritten.strerror}")
+    return EXIT_FAILED
+
+
+def _unwritten_output() -> OSError | None:
+    """Why a part of the output could not be written; None where all of it was."""
+    if sys.stdout is None:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _discard_output() -> None:
+    # Python would try to write the rest at its end, and exit with a code of its own.
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, _STDOUT)
+        os.close(nowhere)
+
+
+def _carried_out() -> int:
     try:
         cli()
     except ConfigurationError as error:
@@ -131,17 +205,21 @@ def _exit_code() -> int:
         _complain(error)
         return EXIT_FAILED
     except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise ended.__context__ from None  # Typer and rich have met a reader that went away
         return ended.code if isinstance(ended.code, int) else EXIT_STOPPED if ended.code is None else EXIT_FAILED
     return EXIT_STOPPED
 
 
-def _complain(error: BcsError) -> None:
+def _complain(error: BcsError | str) -> None:
     with suppress(OSError):  # the terminal may be closed
         typer.echo(f"bcs: {error}", err=True)
 
 
 def _open(url: str) -> None:
-    with urllib.request.urlopen(url, timeout=_HEALTH_SECONDS):  # noqa: S310 (the caller's own)
+    # The service is on this machine: a proxy for the way out would look for it elsewhere.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=HEALTH_SECONDS):
         pass
 
 

@@ -1,7 +1,8 @@
-"""Reads the pipeline definitions from YAML."""
+"""Reads the pipeline definitions from YAML, in the form of BCS and in that of the platform; writes the former."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bcs.domain.errors import ConfigurationError, DuplicateName, UnreadableConfiguration
+from bcs.domain.errors import ConfigurationError, DependenciesDiffer, DuplicateName, UnreadableConfiguration
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
 from bcs.settings import InvalidSettings, Settings
@@ -41,6 +42,25 @@ class _File(_Strict):
     pipelines: list[_Pipeline] = []
 
 
+class _PlatformStep(_Strict):
+    """A step of the platform's file. BCS calls no service, so it needs the name and the dependencies only."""
+
+    name: Name
+    depends_on: list[Name] = []
+    service_name: str | None = None
+    event_type: str | None = None
+    event_data_model: str | None = None
+
+
+class _PlatformPipeline(_Strict):
+    description: str | None = None
+    steps: Annotated[list[_PlatformStep], Field(min_length=1)]
+
+
+class _PlatformFile(_Strict):
+    pipelines: Annotated[dict[Name, _PlatformPipeline], Field(min_length=1)]
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML lets a later key replace an earlier one without a word."""
 
@@ -54,7 +74,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_pipelines(path: Path | None) -> PipelineDefinitions:
-    """The pipeline definitions in a file.
+    """The pipeline definitions in a file, of BCS's own form or of the platform's.
 
     :param path: none means the definitions that ship with BCS.
     :raises ConfigurationError: the file can't be read, or contradicts itself; the phases are named.
@@ -64,7 +84,9 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
         document = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
         if not isinstance(document, dict):
             raise UnreadableConfiguration(str(path), "file: it must be a mapping with `phases`")
-        file = _File.model_validate(document)
+        if "phases" not in document and isinstance(document.get("pipelines"), dict):
+            return _platform_definitions(_PlatformFile.model_validate(document))
+        return _definitions(_File.model_validate(document))
     except OSError as error:
         raise UnreadableConfiguration(str(path), error.strerror or str(error)) from None
     except ValidationError as error:
@@ -76,6 +98,29 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         # PyYAML lets the errors of Python's own constructors through.
         raise UnreadableConfiguration(str(path), " ".join(str(error).split())) from None
+
+
+def pipelines_yaml(definitions: PipelineDefinitions) -> str:
+    """The definitions as a file of BCS's own form; what has its default is left out."""
+    phases = [
+        _Phase.model_validate(
+            {
+                "name": phase.name,
+                "requires": list(phase.requires),
+                "needs_prompt": phase.needs_prompt,
+                "rerun_with_dependencies": phase.rerun_with_dependencies,
+                "complete_when": phase.complete_when,
+            }
+        )
+        for phase in definitions.phases.values()
+    ]
+    pipelines = [_Pipeline(name=one.name, phases=list(one.phases)) for one in definitions.pipelines.values()]
+    document = _File(phases=phases, pipelines=pipelines).model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
+    return text
+
+
+def _definitions(file: _File) -> PipelineDefinitions:
     return PipelineDefinitions(
         (
             Phase(
@@ -89,6 +134,48 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
         ),
         (Pipeline(pipeline.name, tuple(pipeline.phases)) for pipeline in file.pipelines),
     )
+
+
+def _platform_definitions(file: _PlatformFile) -> PipelineDefinitions:
+    """The same phases and pipelines as the platform's file has.
+
+    The platform decides in code, and not in this file, which phases need a prompt; BCS has that in what it ships.
+    """
+    said_in: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for name, pipeline in file.pipelines.items():
+        steps = [step.name for step in pipeline.steps]
+        if twice := _repeated(steps):
+            raise DuplicateName(twice, f"the steps of pipeline {name!r}")
+        for step in pipeline.steps:
+            here = (name, tuple(step.depends_on))
+            before = said_in.setdefault(step.name, here)
+            if set(before[1]) != set(here[1]):
+                raise DependenciesDiffer(step.name, before, here)
+    shipped = load_pipelines(None).phases
+    phases = PipelineDefinitions(
+        Phase(name, requires, needs_prompt=name in shipped and shipped[name].needs_prompt)
+        for name, (_, requires) in said_in.items()
+    )
+    pipelines = [
+        Pipeline(name, tuple(step.name for step in pipeline.steps)) for name, pipeline in file.pipelines.items()
+    ]
+    # A phase is a pipeline of its own name already: one that says no more than that is left out.
+    return PipelineDefinitions(phases.phases.values(), [one for one in pipelines if not _says_the_same(phases, one)])
+
+
+def _says_the_same(phases: PipelineDefinitions, pipeline: Pipeline) -> bool:
+    return pipeline.name in phases.phases and {phase.name for phase in phases.plan(pipeline.name)} == set(
+        pipeline.phases
+    )
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def pipelines_of(settings: Settings) -> PipelineDefinitions:

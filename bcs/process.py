@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine
@@ -14,11 +15,11 @@ import structlog
 
 from bcs import __version__
 from bcs.app import Service
-from bcs.domain.errors import DatabaseUnusable
+from bcs.domain.errors import DatabaseUnusable, RedisUnusable
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
 from bcs.last_resort import exit_after
-from bcs.settings import Settings
+from bcs.settings import Settings, unknown_variables
 from bcs.signals import held, hold, stop_signals
 from bcs.supervision import RestartIntensityExceeded
 
@@ -47,7 +48,7 @@ def tune_garbage_collection() -> None:
 async def run_until_signalled(
     settings: Settings,
     definitions: PipelineDefinitions,
-    alongside: Callable[[Service], Coroutine[Any, Any, None]] | None = None,
+    alongside: Callable[[Service, Callable[[], bool]], Coroutine[Any, Any, None]] | None = None,
     *,
     reach: Reach = pass_by,
 ) -> int:
@@ -55,14 +56,18 @@ async def run_until_signalled(
 
     One that came before and was held counts. Afterwards they are held again, since the end is near.
 
-    :param alongside: runs once everything has started, and is cancelled when a stop is asked for.
+    :param alongside: runs once everything has started, and is cancelled when a stop is asked for. Gets the service, and
+        a function that asks for a stop as a signal does, and says whether nobody has asked before.
     :param reach: for chaos tests.
     :returns: the exit code: 0 after a stop in order, 1 when the tree gave up or the time to stop was not enough, 130
         when a second signal came.
     :raises AddressUnavailable: the HTTP address can't be had.
+    :raises RedisUnusable: the server answers, and is no Redis that BCS supports.
     :raises DatabaseUnusable: the database answers, and can't keep the permanent record.
     """
-    refusal: DatabaseUnusable | None = None
+    for unknown in unknown_variables(os.environ):
+        log.warning("unknown_variable", variable=unknown.name, did_you_mean=unknown.near, problem=str(unknown))
+    refusal: DatabaseUnusable | RedisUnusable | None = None
     stop = anyio.Event()
     exit_code = EXIT_STOPPED_AT_ONCE
     last_resorts: list[threading.Timer] = []
@@ -81,9 +86,15 @@ async def run_until_signalled(
                 end_by_force_after(_LAST_RESORT_EXTRA_SECONDS, EXIT_STOPPED_AT_ONCE)
                 group.cancel_scope.cancel()
                 return
-            log.info("stopping", signal=received.name, budget_seconds=settings.shutdown_seconds)
+            ask_to_stop(signal=received.name)
+
+        def ask_to_stop(**why: str) -> bool:
+            if stop.is_set():
+                return False
+            log.info("stopping", **why, budget_seconds=settings.shutdown_seconds)
             end_by_force_after(settings.shutdown_seconds + _LAST_RESORT_EXTRA_SECONDS, EXIT_FAILED)
             stop.set()
+            return True
 
         async def listen(*, task_status: anyio.abc.TaskStatus[None]) -> None:
             try:
@@ -103,9 +114,9 @@ async def run_until_signalled(
             if alongside:
                 group.start_soon(accompany, alongside)
 
-        async def accompany(companion: Callable[[Service], Coroutine[Any, Any, None]]) -> None:
+        async def accompany(companion: Callable[[Service, Callable[[], bool]], Coroutine[Any, Any, None]]) -> None:
             async with anyio.create_task_group() as company:
-                company.start_soon(companion, service)
+                company.start_soon(companion, service, ask_to_stop)
                 await stop.wait()
                 company.cancel_scope.cancel()
 
@@ -116,7 +127,7 @@ async def run_until_signalled(
         except RestartIntensityExceeded as error:
             log.critical("gave_up", error=str(error))
             exit_code = EXIT_FAILED
-        except DatabaseUnusable as error:
+        except (DatabaseUnusable, RedisUnusable) as error:
             refusal = error  # raised below: from here it would come in a group
         group.cancel_scope.cancel()
     for timer in last_resorts:

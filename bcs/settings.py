@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -55,11 +58,28 @@ LogLevel = Annotated[
 ]
 
 
+def _at_most(default: float, share: float, other: str) -> Callable[[dict[str, Any]], float]:
+    """A default that gives way where another setting is small, so that the other one alone can be set.
+
+    :param share: of the other setting; the default is no more than this.
+    :param other: the name of the other setting, which stands above.
+    """
+    return lambda known: min(default, share * known[other])
+
+
+_DAY_SECONDS = 86_400
+# Where a service that listens at every address of its machine can be reached from there.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+_HANG_FACTOR = 2.5
+
+
 class Settings(BaseSettings):
     """Everything that a deployment may want to change."""
 
     model_config = SettingsConfigDict(
         env_prefix="BCS_",
+        # Deployments pass on variables that they do not have themselves: `BCS_X=${X:-}`.
+        env_ignore_empty=True,
         frozen=True,
         extra="ignore",
         validate_default=True,
@@ -123,7 +143,9 @@ class Settings(BaseSettings):
         1.0, description="after a kill of HTTP the requests in hand get so long to end"
     )
     request_deadline_seconds: Seconds = Field(
-        5.0, description="a request whose body has come gets its answer, or a 503, in this time"
+        default_factory=_at_most(5.0, 0.8, "http_timeout"),
+        description="a request whose body has come gets its answer, or a 503, in this time; "
+        "by default at most 0.8 of `BCS_HTTP_TIMEOUT`",
     )
     retry_after_seconds: Count = Field(1, description="what `Retry-After` tells callers")
 
@@ -136,7 +158,11 @@ class Settings(BaseSettings):
     kafka_session_timeout_seconds: Seconds = Field(
         30.0, description="a replica unheard for so long loses its partitions"
     )
-    kafka_heartbeat_interval_seconds: Seconds = Field(3.0, description="the time between signs of life to the group")
+    kafka_heartbeat_interval_seconds: Seconds = Field(
+        default_factory=_at_most(3.0, 1 / 3, "kafka_session_timeout_seconds"),
+        description="the time between signs of life to the group; "
+        "by default at most a third of `BCS_KAFKA_SESSION_TIMEOUT_SECONDS`",
+    )
     kafka_request_timeout_seconds: Seconds = Field(10.0, description="how long one request to a broker may take")
     kafka_metadata_max_age_seconds: Seconds = Field(30.0, description="how soon new topics and partitions are noticed")
     kafka_probe_interval_seconds: Seconds = Field(
@@ -175,7 +201,11 @@ class Settings(BaseSettings):
     )
     redis_key_prefix: str = Field("bcs:", description="stands before every key")
     redis_max_connections: Count = Field(32, description="round trips to Redis at a time")
-    redis_deadline_seconds: Seconds = Field(2.0, description="how long a round trip to Redis may take")
+    redis_deadline_seconds: Seconds = Field(
+        default_factory=_at_most(2.0, 0.5, "request_deadline_seconds"),
+        description="how long a round trip to Redis may take; "
+        "by default at most half of `BCS_REQUEST_DEADLINE_SECONDS`",
+    )
     redis_breaker_failures: Count = Field(5, description="failures in a row after which Redis is left alone")
     redis_breaker_open_seconds: Seconds = Field(1.0, description="for how long it is left alone")
     redis_probe_interval_seconds: Seconds = Field(
@@ -196,7 +226,9 @@ class Settings(BaseSettings):
     )
     database_max_connections: Count = Field(8, description="statements to PostgreSQL at a time")
     database_deadline_seconds: Seconds = Field(
-        1.0, description="how long a statement may take before PostgreSQL counts as away"
+        default_factory=_at_most(1.0, 0.5, "request_deadline_seconds"),
+        description="how long a statement may take before PostgreSQL counts as away; "
+        "by default at most half of `BCS_REQUEST_DEADLINE_SECONDS`",
     )
     database_probe_interval_seconds: Seconds = Field(
         1.0, description="the time between questions whether PostgreSQL is there"
@@ -213,7 +245,9 @@ class Settings(BaseSettings):
     )
     history_page_bytes: Count = Field(1024 * 1024, description="a page of a batch's history ends before it gets larger")
     record_retention_days: Annotated[int, Field(ge=1)] = Field(
-        400, description="how long the record keeps a batch after its last event, and each entry of its history"
+        default_factory=lambda known: max(400, known["redis_ttl_seconds"] // _DAY_SECONDS + 3),
+        description="how long the record keeps a batch after its last event, and each entry of its history; "
+        "by default more than `BCS_REDIS_TTL_SECONDS`",
     )
 
     message_max_deliveries: Count = Field(3, description="crashes over one message before it becomes a dead letter")
@@ -225,7 +259,11 @@ class Settings(BaseSettings):
     retry_maximum_seconds: Seconds = Field(
         2.0, description="the longest wait between tries while Redis or Kafka is away"
     )
-    hang_seconds: Seconds = Field(30.0, description="an actor without progress for so long is restarted")
+    hang_seconds: Seconds = Field(
+        default_factory=lambda known: max(30.0, _HANG_FACTOR * known["kafka_request_timeout_seconds"]),
+        description="an actor without progress for so long is restarted; "
+        "by default at least 2.5 times `BCS_KAFKA_REQUEST_TIMEOUT_SECONDS`",
+    )
     kill_grace_seconds: Seconds = Field(
         5.0,
         description="a cancelled actor may take so long, and both stores' deadlines, before the process is unhealthy",
@@ -240,6 +278,12 @@ class Settings(BaseSettings):
     def instance(self) -> str:
         """This replica's name."""
         return self.instance_name or socket.gethostname()
+
+    @property
+    def local_url(self) -> str | None:
+        """Where the service of this machine listens; None where it takes a free port, which is known to it alone."""
+        host = _LOOPBACK.get(self.http_host, self.http_host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.http_port}" if self.http_port else None
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -267,6 +311,8 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
             tuple(
                 (_variable(problem["loc"]), str(problem["msg"]))
                 for problem in error.errors(include_url=False, include_input=False, include_context=False)
+                # A default that follows a setting which is wrong itself is not named beside that setting.
+                if problem["type"] != "default_factory_not_called"
             )
         ) from None
     except ValueError as error:  # pydantic-settings could not parse a value at all
@@ -284,7 +330,7 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
         problems.append(
             ("BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS", "must be at most half of BCS_KAFKA_SESSION_TIMEOUT_SECONDS")
         )
-    if settings.hang_seconds < settings.kafka_request_timeout_seconds * 2.5:
+    if settings.hang_seconds < _HANG_FACTOR * settings.kafka_request_timeout_seconds:
         problems.append(
             ("BCS_HANG_SECONDS", "must be at least 2.5 times BCS_KAFKA_REQUEST_TIMEOUT_SECONDS, or waiting looks hung")
         )
@@ -314,9 +360,6 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
     return settings
 
 
-_DAY_SECONDS = 86_400
-
-
 def _address_problems(settings: Settings) -> list[tuple[str, str]]:
     problems = {
         "BCS_KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers_problem(settings.kafka_bootstrap_servers),
@@ -324,6 +367,54 @@ def _address_problems(settings: Settings) -> list[tuple[str, str]]:
         "BCS_DATABASE_URL": database_problem(settings.database_url) if settings.database_url is not None else None,
     }
     return [(variable, problem) for variable, problem in problems.items() if problem]
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownVariable:
+    """A variable of the environment that begins like those of BCS, and is no setting.
+
+    :param near: the variable that was probably meant; None where no name is near.
+    """
+
+    name: str
+    near: str | None
+
+    def __str__(self) -> str:
+        meant = f"; did you mean {self.near}?" if self.near else ""
+        return f"{self.name} is not a setting of BCS, and has no effect{meant}"
+
+
+# Kubernetes tells the pods of a namespace about a service `bcs` or `bcs-…` with variables of these forms.
+_OF_KUBERNETES = re.compile(
+    r"BCS(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)"
+)
+_ADDRESS_OF_KUBERNETES = ("tcp://", "udp://", "sctp://")
+_NEAR_ENOUGH = 0.6
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[UnknownVariable]:
+    """The variables that begin with `BCS_` and are no settings, except those of the test suite and of Kubernetes.
+
+    :param environment: names to values.
+    """
+    known = {name.upper(): f"BCS_{name.upper()}" for name in Settings.model_fields}
+    unknown = []
+    for name, value in sorted(environment.items()):
+        upper = name.upper()
+        short = upper.removeprefix("BCS_")
+        if upper == short or short in known or short.startswith("TEST_"):
+            continue
+        if _OF_KUBERNETES.fullmatch(upper) or value.startswith(_ADDRESS_OF_KUBERNETES):
+            continue
+        unknown.append(UnknownVariable(name, known.get(_nearest(short, known))))
+    return unknown
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is meant by another one; empty where none is near."""
+    longer = [each for each in known if each.startswith(f"{name}_") or each.endswith(f"_{name}")]
+    near = longer if len(longer) == 1 else get_close_matches(name, known, 1, _NEAR_ENOUGH)
+    return near[0] if near else ""
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

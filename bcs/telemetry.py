@@ -130,7 +130,9 @@ class Telemetry:
             "bcs_archive_entries_parked_total", "Entries that PostgreSQL will never take.", registry=registry
         )
         self.history_dropped = Counter(
-            "bcs_history_entries_dropped_total", "Explanations that were let go, for want of room.", registry=registry
+            "bcs_history_entries_dropped_total",
+            "History entries of resolutions that were dropped, because too many waited for PostgreSQL.",
+            registry=registry,
         )
         # Labelled so that it is not there where no record is: an alert on 0 must not fire for that.
         self.record_up = Gauge("bcs_record_up", "Whether PostgreSQL answers.", ["store"], registry=registry)
@@ -139,7 +141,10 @@ class Telemetry:
             "bcs_mailbox_depth", "Messages that wait for an actor or are in its hand.", ["actor"], registry=registry
         )
         self.mailbox_oldest = Gauge(
-            "bcs_mailbox_oldest_message_seconds", "Age of the oldest of them.", ["actor"], registry=registry
+            "bcs_mailbox_oldest_message_seconds",
+            "Age of the oldest message that an actor has not finished.",
+            ["actor"],
+            registry=registry,
         )
         self.batch_actors = Gauge("bcs_batch_actors", "Batches being written at the moment.", registry=registry)
         self.kafka_up = Gauge(

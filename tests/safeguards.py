@@ -362,7 +362,24 @@ _INTAKE = (
         "group = [letter.message for letter in letters]",
         _in("integration/test_batch_actor", "test_a_report_that_nobody_waits_for_any_more_is_not_recorded"),
     ),
+    Mutation(
+        "created-topics",
+        "No client of BCS lets a broker create a topic.",
+        "bcs/kafka/topic_creation.py",
+        "MetadataRequest.build = _build\n",
+        "",
+        _in("integration/test_topic_creation", "test_to_read_or_write_a_missing_topic_does_not_create_that_topic"),
+    ),
+    Mutation(
+        "letters-of-others",
+        "A replay of all letters leaves those of other services alone.",
+        "bcs/commands/dlq.py",
+        "if letters or service or letter.is_ours}",
+        "if True}",
+        _in("integration/test_command_dlq", "test_letters_of_another_service_are_shown_and_left_alone"),
+    ),
 )
+
 
 _REDIS = (
     Mutation(

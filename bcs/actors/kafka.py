@@ -10,8 +10,10 @@ import anyio
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.consumer.group_coordinator import NoGroupCoordinator
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+import bcs.kafka.topic_creation  # noqa: F401 (no producer creates topics)
 from bcs.contracts import topics
 from bcs.kafka.causes import cause_of, is_refusal
 from bcs.kafka.isolation import Stall
@@ -235,8 +237,10 @@ def _remaining_steps(client: AIOKafkaConsumer | AIOKafkaProducer) -> list[Callab
     if isinstance(client, AIOKafkaProducer):
         return [*([inner._sender.close] if inner._sender else []), inner.client.close]
     steps: list[Callable[[], Awaitable[None]]] = []
-    if inner._coordinator:
-        coordinator = inner._coordinator
+    coordinator = inner._coordinator
+    if isinstance(coordinator, NoGroupCoordinator):
+        steps += [coordinator.close]
+    elif coordinator:
         steps += [coordinator._stop_heartbeat_task, coordinator._stop_commit_offsets_refresh_task]
         steps += [coordinator._maybe_leave_group]
     if inner._fetcher:

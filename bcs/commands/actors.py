@@ -9,7 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from bcs.commands.asking import ask
-from bcs.commands.options import DEFAULT_URL, PANEL, AsJson, ServiceUrl, single_command
+from bcs.commands.options import PANEL, URL_OF_SETTINGS, AsJson, ServiceUrl, single_command
 from bcs.commands.output import counted, plain, present, print_json
 
 _PATH = "/internal/v1/actors"
@@ -20,7 +20,7 @@ app = single_command()
 
 
 @app.command(rich_help_panel=PANEL)
-def actors(url: ServiceUrl = DEFAULT_URL, as_json: AsJson = False) -> None:
+def actors(url: ServiceUrl = URL_OF_SETTINGS, as_json: AsJson = False) -> None:
     """Show the running service's tree of actors: state, restarts, mailboxes, last errors."""
     root = ask(f"{url}{_PATH}", expecting=_MEMBERS)
     if as_json:

@@ -23,14 +23,16 @@ class ServiceUnreachable(BcsError):
 
     :param url: who was asked.
     :param cause: why not, in a few words.
+    :param late: True where somebody may listen, and does not answer in time.
     """
 
     retryable = True
 
-    def __init__(self, url: str, cause: str) -> None:
+    def __init__(self, url: str, cause: str, *, late: bool = False) -> None:
         super().__init__(f"no answer from {url}: {cause}")
         self.url = url
         self.cause = cause
+        self.late = late
 
 
 class NotThisService(BcsError):
@@ -65,11 +67,17 @@ class RequestFailed(BcsError):
         self.retry_after = retry_after
 
 
-def ask(url: str, body: Mapping[str, Any] | None = None, *, expecting: Collection[str]) -> dict[str, Any]:
+def ask(
+    url: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    expecting: Collection[str],
+    timeout_seconds: float = _TIMEOUT_SECONDS,
+) -> dict[str, Any]:
     """GET a document, or POST one and get another.
 
     :param body: POST this; none means GET.
-    :param expecting: the members that an answer of BCS's has.
+    :param expecting: the members that an answer of BCS's has, whatever its status is.
     :raises ServiceUnreachable: nobody answered.
     :raises RequestFailed: the service refused.
     :raises NotThisService: something else answered.
@@ -80,17 +88,19 @@ def ask(url: str, body: Mapping[str, Any] | None = None, *, expecting: Collectio
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def answer() -> tuple[int, bytes]:
-        with opener.open(request, timeout=_TIMEOUT_SECONDS) as response:
+        with opener.open(request, timeout=timeout_seconds) as response:
             return response.status, response.read(_LONGEST_ANSWER_BYTES)
 
     try:
         # The timeout of a socket does not bound how long its name is looked up.
-        status, raw = running.in_time(answer, _TIMEOUT_SECONDS)
+        status, raw = running.in_time(answer, timeout_seconds)
     except TimeoutError:
-        raise ServiceUnreachable(url, f"nothing in {_TIMEOUT_SECONDS:.0f} s") from None
+        raise ServiceUnreachable(url, f"nothing in {timeout_seconds:.0f} s", late=True) from None
     except urllib.error.HTTPError as error:
         with error:
             problem = _document(error.read(_LONGEST_ANSWER_BYTES))
+        if problem.keys() >= set(expecting):
+            return problem
         if not str(problem.get("type")).startswith("urn:bcs:problem:"):
             raise NotThisService(url, error.code) from None
         raise RequestFailed(error.code, problem, error.headers.get("Retry-After")) from None

@@ -77,12 +77,11 @@ def show(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show which phases of a batch are complete, and which essays hold the others back.
+    """Show which phases of a batch are complete, and which essays keep each other phase from being complete.
 
-    Reads the store that the BCS_* environment variables name, and of what Redis no longer knows the record in
-    PostgreSQL; the service need not run. Of each mark the store keeps the outcome and the time, and not the event it
-    came with. At most 20 essays are listed for a phase, and none for one that has no mark yet, unless --phase names it.
-    With --json all are, or as many as --limit says.
+    Reads Redis and, where BCS_DATABASE_URL is set, the archive in PostgreSQL. The service need not run, and nothing is
+    written. A phase lists 20 essays at most, and a phase of which nothing is known lists none. `--phase` lists the
+    essays of that phase in any case. `--json` lists all essays, or as many as `--limit` says.
     """
     settings = load_settings()
     definitions = pipelines_of(settings)

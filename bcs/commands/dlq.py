@@ -11,12 +11,13 @@ import typer
 
 from bcs import running
 from bcs.commands.dlq_letter import NoLetter, say_junk, say_letter
-from bcs.commands.dlq_listing import say_plan, say_survey
+from bcs.commands.dlq_listing import nothing_selected, say_plan, say_survey
 from bcs.commands.dlq_progress import say_progress
 from bcs.commands.dlq_selecting import (
     Batches,
     Reasons,
     References,
+    Services,
     Since,
     Topics,
     Until,
@@ -24,10 +25,11 @@ from bcs.commands.dlq_selecting import (
     one_reference,
     selection_of,
 )
-from bcs.commands.options import DEFAULT_URL, PANEL, AsJson, ServiceUrl, command_group
-from bcs.commands.output import counted, print_json
+from bcs.commands.options import PANEL, URL_OF_SETTINGS, AsJson, ServiceUrl, command_group
+from bcs.commands.output import counted, print_json, printable
 from bcs.contracts import topics
-from bcs.contracts.letters import DeadLetter, Reference, marked_offset
+from bcs.contracts.letters import DeadLetter, Reference, marked_offset, purged_offset
+from bcs.contracts.published import SERVICE
 from bcs.dlq.selection import LetterRange, Selection
 from bcs.domain.errors import UnknownTopic, UnreadableLetter
 
@@ -54,12 +56,13 @@ def list_letters(
     batch: Batches = None,
     since: Since = None,
     until: Until = None,
+    service: Services = None,
     each: Annotated[bool, typer.Option("--each", help="Every letter, not only how many.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count letters by topic and reason: those that wait, and those that were put back; the oldest, the newest."""
+    """Count letters by topic, reason and service: those that wait, and those that were put back; oldest and newest."""
     settings = _settings()
-    selection = selection_of(None, topic, reason, batch, since, until)
+    selection = selection_of(None, topic, reason, batch, since, until, service)
     survey = running.run(_survey, settings, selection)
     say_survey(survey, each=each, as_json=as_json)
     _exit_if_stalled(survey)
@@ -78,7 +81,8 @@ def show(
     place = LetterRange.parse(letter)
     found = running.run(_look_up, settings, Reference(place.topic, place.partition, place.first))
     if found is None:
-        typer.echo(f"bcs: there is no letter at {letter}", err=True)
+        why = "it was deleted, is still to come, or is a transaction's marker"
+        typer.echo(f"bcs: there is no letter at {letter}: {why}", err=True)
         raise typer.Exit(_FAILED)
     if isinstance(found, tuple):
         say_letter(found[0], replayed=found[1], as_json=as_json)
@@ -95,23 +99,28 @@ def replay(
     batch: Batches = None,
     since: Since = None,
     until: Until = None,
-    everything: Annotated[bool, typer.Option("--all", help="All letters that were not put back yet.")] = False,
+    service: Services = None,
+    everything: Annotated[bool, typer.Option("--all", help="All letters of BCS that were not put back yet.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also those that were put back before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go where.")] = False,
     rate: Annotated[float | None, typer.Option(min=0.001, max=1e6, help="At most so many letters a second.")] = None,
-    url: ServiceUrl = DEFAULT_URL,
+    url: ServiceUrl = URL_OF_SETTINGS,
     as_json: AsJson = False,
 ) -> None:
     """Put letters back: messages where they came from, resolutions to the service. Exits 1 if one could not be.
 
     A letter is marked as replayed once its original is acknowledged. What was stopped half way is simply run again.
+    Letters that another service wrote are put back only where they are named, or with --service.
     """
-    selection = selection_of(letters, topic, reason, batch, since, until)
+    selection = selection_of(letters, topic, reason, batch, since, until, service)
     if selection.empty and not everything:
         raise typer.BadParameter("say which letters, or --all for every one that was not put back yet")
     settings = _settings()
     survey = running.run(_survey, settings, selection)
-    wanted = sorted(reference for reference in survey.letters if again or reference not in survey.replayed)
+    chosen = {where for where, letter in survey.letters.items() if letters or service or letter.is_ours}
+    wanted = sorted(reference for reference in chosen if again or reference not in survey.replayed)
+    if not as_json:
+        _say_left_out(survey, chosen, wanted)
     if dry_run:
         say_plan([survey.letters[reference] for reference in wanted], as_json=as_json)
         return
@@ -128,28 +137,51 @@ def purge_letters(
     before: Annotated[
         datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="What is newer stays.")
     ] = None,
+    service: Services = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete letters for good, replayed or not. Asks before it does."""
+    """Delete letters for good, replayed or not. Asks before it does.
+
+    Letters that another service wrote stay, unless --service names that service, and so do those that lie behind them.
+    """
     from bcs.dlq.purging import last_to_purge, purge, purged
 
     settings = _settings()
-    survey = running.run(_survey, settings, selection_of(None, topic, None, None, None, None))
-    last = last_to_purge(survey, before)
+    survey = running.run(_survey, settings, selection_of(None, topic, None, None, None, None, None))
+    services = frozenset(service or (SERVICE,))
+    last = last_to_purge(survey, before, services)
     gone = purged([*survey.letters, *survey.unreadable], last)
     waiting = [reference for reference in gone if reference not in survey.replayed]
     if gone and not yes:
         many = counted(len(gone), "letter")
         typer.echo(f"{many} would be gone for good, {len(waiting)} of them never put back.", err=as_json)
         typer.confirm("Delete them?", abort=True, err=as_json)
-    if gone:
-        running.run(purge, settings, last)
+    deleted = running.run(purge, settings, last) if gone else True
+    stay = sum(letter.service not in services for letter in survey.letters.values())
     if as_json:
-        print_json({"deleted": len(gone), "never_replayed": len(waiting)})
+        print_json({"deleted": len(gone), "never_replayed": len(waiting), "of_other_services": stay})
     else:
         typer.echo(f"{counted(len(gone), 'letter')} deleted." if gone else "There is nothing to delete.")
+        if not deleted:
+            typer.echo("This broker can't delete records: the letters are marked as purged, and shown no more.")
+        if stay:
+            many = f"{counted(stay, 'letter')} of other services {'stays' if stay == 1 else 'stay'}"
+            typer.echo(f"{many}, with what lies behind them: see `bcs dlq list`, and --service.")
     _exit_if_stalled(survey)
+
+
+def _say_left_out(survey: Survey, chosen: set[Reference], wanted: list[Reference]) -> None:
+    """Say why fewer letters are put back than there are."""
+    others = {where: letter.service for where, letter in survey.letters.items() if where not in chosen}
+    if waiting := {where for where in others if where not in survey.replayed}:
+        names = ", ".join(sorted({others[where] for where in waiting}))
+        many = f"{counted(len(waiting), 'letter')} of other services {'is' if len(waiting) == 1 else 'are'} left out"
+        typer.echo(printable(f"{many} ({names}); --service takes them."), err=True)
+    if chosen and not wanted:
+        typer.echo("All of these letters were put back before; --again puts them back once more.", err=True)
+    if not survey.letters:
+        typer.echo(nothing_selected(survey.total), err=True)
 
 
 def _exit_if_stalled(survey: Survey) -> None:
@@ -190,6 +222,9 @@ async def _look_up(settings: Settings, reference: Reference) -> tuple[DeadLetter
         marked = marked_offset(record.key, record.value)
         if marked is not None:
             return NoLetter(f"this marks the letter at offset {marked} as replayed", record.key, record.value)
+        purged = purged_offset(record.key, record.value)
+        if purged is not None:
+            return NoLetter(f"this marks all letters up to offset {purged} as purged", record.key, record.value)
         try:
             letter = letter_of(record)
         except UnreadableLetter as error:

@@ -24,6 +24,7 @@ def say_letter(letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
         "letter": str(letter.reference),
         "replayed": replayed,
         "reason": letter.reason,
+        "service": letter.service,
         "error": f"{letter.error_type}: {letter.error_message}",
         "batch": letter.batch_id,
         "source": _source(letter),

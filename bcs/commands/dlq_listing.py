@@ -11,6 +11,7 @@ import typer
 
 from bcs.commands.output import counted, on_terminal, plain, present, print_json, printable, table
 from bcs.contracts.letters import DeadLetter
+from bcs.contracts.published import SERVICE
 
 if TYPE_CHECKING:
     from bcs.dlq.reading import Survey
@@ -21,7 +22,7 @@ _SECONDS_CHARACTERS = 19
 
 @dataclass(slots=True)
 class Group:
-    """Letters of one topic and reason."""
+    """Letters of one topic, reason and service."""
 
     waiting: int = 0
     replayed: int = 0
@@ -29,20 +30,20 @@ class Group:
 
 
 def say_survey(survey: Survey, *, each: bool, as_json: bool) -> None:
-    """Counts by topic and reason; with `each`, the letters themselves."""
+    """Counts by topic, reason and service; with `each`, the letters themselves."""
     if each:
         _say_each(survey, as_json=as_json)
         return
-    groups: dict[tuple[str, str], Group] = {}
+    groups: dict[tuple[str, str, str], Group] = {}
     for reference, letter in survey.letters.items():
-        group = groups.setdefault((reference.topic, letter.reason), Group())
+        group = groups.setdefault((reference.topic, letter.reason, letter.service), Group())
         group.times.append(letter.timestamp)
         if reference in survey.replayed:
             group.replayed += 1
         else:
             group.waiting += 1
     for reference in survey.unreadable:
-        groups.setdefault((reference.topic, _UNREADABLE), Group()).waiting += 1
+        groups.setdefault((reference.topic, _UNREADABLE, ""), Group()).waiting += 1
     rows: list[dict[str, Any]] = [
         {
             "topic": topic,
@@ -51,21 +52,23 @@ def say_survey(survey: Survey, *, each: bool, as_json: bool) -> None:
             "replayed": group.replayed,
             "oldest": min(group.times, default=None),
             "newest": max(group.times, default=None),
+            "service": service or None,
         }
-        for (topic, reason), group in sorted(groups.items())
+        for (topic, reason, service), group in sorted(groups.items())
     ]
     if as_json:
         print_json({"groups": rows})
     elif not rows:
-        typer.echo("There are no dead letters.")
+        typer.echo(nothing_selected(survey.total))
     elif on_terminal():
         # A topic's name is too long for a column.
         for topic, of_topic in groupby(rows, key=lambda row: row["topic"]):
             typer.echo(printable(topic))
             short = [{**row, "oldest": _seconds(row["oldest"]), "newest": _seconds(row["newest"])} for row in of_topic]
-            _say_rows(("reason", "waiting", "replayed", "oldest", "newest"), short)
+            shared = any(row["service"] not in (None, SERVICE) for row in short)
+            _say_rows(("reason", "waiting", "replayed", "oldest", "newest", *(["service"] if shared else [])), short)
     else:
-        _say_rows(("topic", "reason", "waiting", "replayed", "oldest", "newest"), rows)
+        _say_rows(("topic", "reason", "waiting", "replayed", "oldest", "newest", "service"), rows)
 
 
 def _say_each(survey: Survey, *, as_json: bool) -> None:
@@ -77,6 +80,7 @@ def _say_each(survey: Survey, *, as_json: bool) -> None:
             "time": letter.timestamp,
             "failures": letter.failures,
             "replayed": reference in survey.replayed,
+            "service": letter.service,
         }
         for reference, letter in sorted(survey.letters.items())
     ]
@@ -89,11 +93,24 @@ def _say_each(survey: Survey, *, as_json: bool) -> None:
             state = "replayed" if row["replayed"] else "waits"
             typer.echo(row["letter"])
             about = f"  {row['reason']}, batch {text_of(row['batch'])}, {_seconds(row['time'])}"
-            typer.echo(printable(f"{about}, {counted(row['failures'], 'failure')}, {state}"))
-    else:
-        _say_rows(("letter", "reason", "batch", "time", "failures", "replayed"), rows)
+            writer = "" if row["service"] == SERVICE else f", of {row['service']}"
+            typer.echo(printable(f"{about}, {counted(row['failures'], 'failure')}, {state}{writer}"))
+    elif rows or unreadable:
+        _say_rows(("letter", "reason", "batch", "time", "failures", "replayed", "service"), rows)
+    if not rows and not unreadable:
+        typer.echo(nothing_selected(survey.total))
     for reference, problem in unreadable.items():
         typer.echo(f"{reference}: not a letter of ours: {problem}", err=True)
+
+
+def nothing_selected(total: int) -> str:
+    """Why there is nothing to show.
+
+    :param total: how many letters lie where it was looked.
+    """
+    if not total:
+        return "There are no dead letters."
+    return f"None of the {total:,} dead letters matches." if total > 1 else "The only dead letter does not match."
 
 
 def say_plan(letters: Sequence[DeadLetter], *, as_json: bool) -> None:

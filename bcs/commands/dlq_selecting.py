@@ -47,6 +47,7 @@ Batches = Annotated[list[str] | None, typer.Option("--batch", help="A batch's id
 Since = Annotated[
     datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="Written then or later: 2026-05-03T08:00:00Z.")
 ]
+Services = Annotated[list[str] | None, typer.Option("--service", help="The service that wrote the letter; repeatable.")]
 Until = Annotated[datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="Written before.")]
 
 
@@ -57,6 +58,7 @@ def selection_of(
     batch: list[str] | None,
     since: datetime | None,
     until: datetime | None,
+    service: list[str] | None,
 ) -> Selection:
     """What an operator has chosen."""
     return Selection(
@@ -66,4 +68,5 @@ def selection_of(
         frozenset(batch or ()),
         since,
         until,
+        frozenset(service or ()),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,15 +14,17 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bcs import running
+from bcs.commands.checks import settings_judgement
 from bcs.commands.checks.findings import Finding, Status, failed, ok
 from bcs.commands.checks.kafka_checks import look_at_kafka
 from bcs.commands.checks.record_checks import look_at_record
 from bcs.commands.checks.redis_checks import look_at_redis
+from bcs.commands.checks.service_checks import look_at_service
 from bcs.commands.options import PANEL, AsJson, single_command
 from bcs.commands.output import counted, plain, present, print_json, table
 from bcs.domain.errors import ConfigurationError
 from bcs.pipeline_config import pipelines_of
-from bcs.settings import InvalidSettings, Settings, load_settings
+from bcs.settings import InvalidSettings, Settings, load_settings, unknown_variables
 
 EXIT_FAILED = 1
 _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red"}
@@ -50,6 +53,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def examine() -> list[Finding]:
     """All checks; none of them is left out because another one failed, unless it needs what is missing."""
+    unknown = settings_judgement.unknown(unknown_variables(os.environ))
     try:
         settings = load_settings()
     except InvalidSettings as error:
@@ -59,14 +63,19 @@ def examine() -> list[Finding]:
         ]
         return [
             *wrong,
+            *unknown,
             failed(
                 "redis, postgresql, kafka", "not looked at: the settings do not say where", "mend the settings first"
             ),
         ]
+    url, service = look_at_service(settings)
     return [
         ok("settings", f"valid, for {settings.environment}"),
+        *unknown,
+        *settings_judgement.for_drills_only(settings),
         _pipelines(settings),
-        *running.run(_servers, settings),
+        service,
+        *running.run(_servers, settings, url),
     ]
 
 
@@ -81,7 +90,7 @@ def _pipelines(settings: Settings) -> Finding:
     )
 
 
-async def _servers(settings: Settings) -> list[Finding]:
+async def _servers(settings: Settings, service: str | None) -> list[Finding]:
     redis: list[Finding] = []
     record: list[Finding] = []
     kafka: list[Finding] = []
@@ -93,7 +102,7 @@ async def _servers(settings: Settings) -> list[Finding]:
         record.extend(await look_at_record(settings))
 
     async def ask_kafka() -> None:
-        kafka.extend(await look_at_kafka(settings))
+        kafka.extend(await look_at_kafka(settings, service))
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask_redis)

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 import typer
 
 PANEL = "For operators"
-DEFAULT_URL = "http://127.0.0.1:4002"
+URL_OF_SETTINGS = ""
+"""The default of `ServiceUrl`: the service of this machine, as BCS_HTTP_HOST and BCS_HTTP_PORT describe it."""
 
 _LONGEST_ID = 255
 
@@ -38,6 +39,8 @@ def _checked_batch_id(batch_id: str) -> str:
 
 
 def _checked_url(url: str) -> str:
+    if url == URL_OF_SETTINGS:
+        return _local_url()
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -46,6 +49,15 @@ def _checked_url(url: str) -> str:
     if not usable or not url.isascii() or not url.isprintable() or " " in url:
         raise typer.BadParameter("it must be like http://127.0.0.1:4002")
     return url.rstrip("/")
+
+
+def _local_url() -> str:
+    from bcs.settings import load_settings_for_health_check
+
+    url = load_settings_for_health_check().local_url
+    if url is None:
+        raise typer.BadParameter("BCS_HTTP_PORT is 0, so say where the service listens")
+    return url
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
@@ -58,7 +70,7 @@ ServiceUrl = Annotated[
         "--url",
         metavar="URL",
         callback=_checked_url,
-        help=f"Where the service listens; default {DEFAULT_URL}",
+        help="Where the service listens; default: on this machine, by BCS_HTTP_HOST and BCS_HTTP_PORT (4002)",
         show_default=False,
     ),
 ]

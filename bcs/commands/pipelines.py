@@ -1,4 +1,4 @@
-"""`bcs pipelines`: those that are defined, as a list, a tree or a graph; and whether a file of them is valid."""
+"""`bcs pipelines`: those that are defined, as a list, a tree or a graph; a file of them, checked or converted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from bcs.commands.output import counted, plain, present, print_json, table
 from bcs.domain.errors import ConfigurationError, UnreadableConfiguration
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, PipelineDefinitions
-from bcs.pipeline_config import load_pipelines, pipelines_of
+from bcs.pipeline_config import load_pipelines, pipelines_of, pipelines_yaml
 from bcs.settings import load_settings
 
 EXIT_NOT_VALID = 1
 
 app = command_group("pipelines")
 
+PipelineFile = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A YAML file of pipelines.", show_default=False),
+]
 PipelineName = Annotated[
     str, typer.Argument(metavar="NAME", help="A pipeline's or a phase's name.", show_default=False)
 ]
@@ -41,7 +45,7 @@ _WRITERS: dict[GraphFormat, Callable[[Iterable[Phase]], str]] = {GraphFormat.MER
 
 @app.callback(rich_help_panel=PANEL)
 def pipelines() -> None:
-    """Look at the pipelines, and check a file of them.
+    """Look at the pipelines, and check or convert a file of them.
 
     They come from the file that BCS_PIPELINE_CONFIG_PATH names, else from the one that ships with BCS.
     """
@@ -85,15 +89,7 @@ def show(name: PipelineName, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def validate(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", exists=True, dir_okay=False, help="A YAML file of pipelines.", show_default=False
-        ),
-    ],
-    as_json: AsJson = False,
-) -> None:
+def validate(file: PipelineFile, as_json: AsJson = False) -> None:
     """Check a file of pipelines as the service does at its start. Exits 0 if it is valid, 1 if not."""
     try:
         definitions = load_pipelines(file)
@@ -109,9 +105,19 @@ def validate(
     if as_json:
         print_json({"file": str(file), "valid": True, "problems": []})
         return
-    phases, others = len(definitions.phases), len(definitions.names) - len(definitions.phases)
+    phases, others = len(definitions.phases), len(definitions.pipelines)
     counts = f", {counted(phases, 'phase')} and {counted(others, 'pipeline')}"
     present(Text.assemble(plain(file), ": ", ("valid", "green"), counts))
+
+
+@app.command()
+def convert(file: PipelineFile) -> None:
+    """Print a file of pipelines, such as the platform's with its `steps`, in the form of BCS.
+
+    The service reads both forms. Descriptions, services and event types of the platform's file are left out, since BCS
+    does not use them.
+    """
+    typer.echo(pipelines_yaml(load_pipelines(file)), nl=False)
 
 
 @app.command()
@@ -133,7 +139,7 @@ def _definitions() -> PipelineDefinitions:
 
 
 def _kind(definitions: PipelineDefinitions, name: str) -> str:
-    return "phase" if name in definitions.phases else "pipeline"
+    return "pipeline" if name in definitions.pipelines else "phase"
 
 
 def _document(definitions: PipelineDefinitions, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`bcs resolve`: which phases of a pipeline a batch still needs, from the service or straight from the store."""
+"""`bcs resolve`: which phases of a pipeline a batch still needs, from the service or straight from the stores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from bcs.commands.asking import ask
 from bcs.commands.known import read_known
-from bcs.commands.options import DEFAULT_URL, PANEL, AsJson, BatchId, ServiceUrl, single_command
+from bcs.commands.options import PANEL, URL_OF_SETTINGS, AsJson, BatchId, ServiceUrl, single_command
 from bcs.commands.output import plain, present, print_json, table
 from bcs.contracts.http import pipeline_answer
 from bcs.domain.progress import summarize
@@ -32,7 +32,7 @@ def resolve_pipeline(
     pipeline: Annotated[
         str, typer.Argument(metavar="PIPELINE", help="A pipeline's or a phase's name.", show_default=False)
     ],
-    url: ServiceUrl = DEFAULT_URL,
+    url: ServiceUrl = URL_OF_SETTINGS,
     prompt_attached: Annotated[
         bool | None,
         typer.Option(
@@ -43,14 +43,14 @@ def resolve_pipeline(
     ] = None,
     offline: Annotated[
         bool,
-        typer.Option("--offline", help="Ask no service: read the store of the BCS_* variables. Announces nothing."),
+        typer.Option("--offline", help="Read the stores that BCS_* variables name; announce nothing."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show which phases of a pipeline a batch still needs, and why.
+    """Resolve a pipeline for a batch, announce its pruned phases, and show what is still to run and why.
 
-    Asks the running service, as the orchestrator does. That is no mere look: each phase that is pruned is announced
-    with a PhaseSkipped event, as with any resolution. With --offline nothing is announced.
+    The running service answers, as it answers the orchestrator: it publishes a PhaseSkipped event for each phase that
+    is pruned. With `--offline` this command reads Redis and the archive itself, and announces nothing.
     """
     if offline:
         answer = _from_the_store(batch_id, pipeline, prompt_attached)

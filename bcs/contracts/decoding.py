@@ -40,6 +40,7 @@ LATEST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microsecond
 # Python makes an object of everything that a document has, which takes ten times as long as to check it.
 _READ_BY_PYTHON_BYTES = 64 * 1024
 _MOST_DETAIL_CHARACTERS = 1000
+_MOST_NAME_CHARACTERS = 100
 _DIGEST_BYTES = 8
 
 
@@ -130,7 +131,8 @@ class EventDecoder:
 
     def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
         if data.phase_name not in self._phases:
-            problem = "phase_name is not a known phase"
+            shown, known = data.phase_name[:_MOST_NAME_CHARACTERS], ", ".join(sorted(self._phases))
+            problem = f"phase_name {shown!a} is not a known phase; known are: {known}"
             raise UndecodableMessage("unknown_phase", problem, data.batch_id, shortened(correlation_id))
         if data.phase_status not in PHASE_ENDED:
             return ()

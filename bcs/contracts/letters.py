@@ -13,11 +13,14 @@ from typing import Any
 from bcs.contracts import dead_letters as names
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import LETTER_START, foreign
-from bcs.contracts.published import Headers
+from bcs.contracts.published import SERVICE, Headers
 from bcs.domain.errors import UnreadableLetter
 
 MARK_PREFIX = b"replayed:"
 """Begins the key of a mark, which lies in the partition of its letter and has no value, as a tombstone has none."""
+
+PURGE_PREFIX = b"purged:"
+"""Begins the key of a mark that stands for a deletion, where the broker can't delete records."""
 
 _OFFSET_DIGITS = 19
 
@@ -49,6 +52,7 @@ class DeadLetter:
     :param value_sha256: of the original; None when it had no value, or was never read.
     :param failures: how often the original became a letter, this time included.
     :param unread: the original could not be read when the letter was written; only its position is known.
+    :param service: that wrote the letter; `unknown` where the letter does not say.
     """
 
     reference: Reference
@@ -72,6 +76,12 @@ class DeadLetter:
     first_failure: str
     last_failure: str
     unread: bool
+    service: str
+
+    @property
+    def is_ours(self) -> bool:
+        """False for a letter that another service wrote on a topic that both use."""
+        return self.service == SERVICE
 
     @property
     def is_resolution(self) -> bool:
@@ -86,9 +96,23 @@ def mark_key(letter: Reference) -> bytes:
 
 def marked_offset(key: bytes | None, value: bytes | None) -> int | None:
     """The offset of the letter that a message in its partition marks as replayed; None when it is no mark."""
-    if value is not None or key is None or not key.startswith(MARK_PREFIX):
+    return _offset_behind(MARK_PREFIX, key, value)
+
+
+def purge_key(last: int) -> bytes:
+    """The key of the mark that says that everything in its partition up to an offset is purged."""
+    return PURGE_PREFIX + str(last).encode()
+
+
+def purged_offset(key: bytes | None, value: bytes | None) -> int | None:
+    """The offset up to which a mark says that everything in its partition is purged; None when it is no such mark."""
+    return _offset_behind(PURGE_PREFIX, key, value)
+
+
+def _offset_behind(prefix: bytes, key: bytes | None, value: bytes | None) -> int | None:
+    if value is not None or key is None or not key.startswith(prefix):
         return None
-    digits = key.removeprefix(MARK_PREFIX)
+    digits = key.removeprefix(prefix)
     return int(digits) if digits.isdigit() and len(digits) <= _OFFSET_DIGITS else None
 
 
@@ -130,6 +154,7 @@ def read_letter(reference: Reference, key: bytes | None, value: bytes | None, he
             given.get(names.FIRST_FAILURE, timestamp),
             given.get(names.LAST_FAILURE, timestamp),
             bool(about.get("unread", False)),
+            _text(document.get("service")) or "unknown",
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableLetter(str(reference), f"{type(error).__name__}: {error}") from None

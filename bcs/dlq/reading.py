@@ -12,7 +12,8 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from bcs.contracts.letters import DeadLetter, Reference, marked_offset, read_letter
+from bcs.actors.kafka import close
+from bcs.contracts.letters import DeadLetter, Reference, marked_offset, purged_offset, read_letter
 from bcs.dlq.selection import Selection
 from bcs.domain.errors import KafkaUnavailable, PartitionStalled, UnreadableLetter
 from bcs.kafka.causes import cause_of, is_refusal, start
@@ -21,6 +22,7 @@ from bcs.settings import Settings
 
 _POLL_MS = 300
 _FETCH_WAIT_MS = 50
+_CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +45,37 @@ class Survey:
     :param unreadable: what is no letter.
     :param replayed: letters that were put back.
     :param stalled: the partitions that could not be read to their ends.
+    :param total: how much lies there that is no marker, selected or not.
     """
 
     letters: dict[Reference, DeadLetter] = field(default_factory=dict)
     unreadable: dict[Reference, Junk] = field(default_factory=dict)
     replayed: set[Reference] = field(default_factory=set)
     stalled: tuple[PartitionStalled, ...] = ()
+    total: int = 0
+
+    def take(self, record: ConsumerRecord) -> None:
+        """Add what lies there; each partition is told in its order."""
+        marked = marked_offset(record.key, record.value)
+        purged = purged_offset(record.key, record.value)
+        if marked is not None:
+            self.replayed.add(Reference(record.topic, record.partition, marked))
+        elif purged is not None:
+            for reference in [each for each in (*self.letters, *self.unreadable) if _is_purged(each, record, purged)]:
+                self.letters.pop(reference, None)
+                self.unreadable.pop(reference, None)
+        else:
+            reference = reference_of(record)
+            try:
+                self.letters[reference] = _without_value(letter_of(record))
+            except UnreadableLetter as error:
+                self.unreadable[reference] = Junk(error.problem, record.timestamp)
 
     def of(self, selection: Selection) -> Survey:
-        """The part of it that is selected. What can't be read has no reason, batch or time to be selected by."""
+        """The part of it that is selected. What can't be read has no reason, batch, time or service to select it by."""
         letters = {where: letter for where, letter in self.letters.items() if selection.takes(letter)}
-        plain = not (selection.reasons or selection.batches or selection.since or selection.until or selection.ranges)
-        return Survey(letters, dict(self.unreadable) if plain else {}, self.replayed, self.stalled)
+        plain = replace(selection, topics=frozenset()).empty
+        return Survey(letters, dict(self.unreadable) if plain else {}, self.replayed, self.stalled, self.total)
 
 
 class DeadLetterReader:
@@ -76,17 +97,15 @@ class DeadLetterReader:
         """
         found = Survey()
         async for record in self.records(topics):
-            reference = reference_of(record)
-            marked = marked_offset(record.key, record.value)
-            if marked is not None:
-                found.replayed.add(Reference(record.topic, record.partition, marked))
-                continue
-            try:
-                found.letters[reference] = _without_value(letter_of(record))
-            except UnreadableLetter as error:
-                found.unreadable[reference] = Junk(error.problem, record.timestamp)
-        found.stalled = tuple(starmap(_stalled, sorted(self._consumer.stalled.items())))
+            found.take(record)
+        found.stalled = self.stalled
+        found.total = len(found.letters) + len(found.unreadable)
         return found
+
+    @property
+    def stalled(self) -> tuple[PartitionStalled, ...]:
+        """The partitions that can't be read to their ends."""
+        return tuple(starmap(_stalled, sorted(self._consumer.stalled.items())))
 
     async def records(self, topics: Collection[str]) -> AsyncIterator[ConsumerRecord]:
         """Everything on these topics, each partition in its order, as far as it can be read.
@@ -97,10 +116,17 @@ class DeadLetterReader:
         if not partitions:
             return
         with kafka_answers():
-            self._consumer.assign(partitions)
             with anyio.fail_after(self._timeout_seconds):
-                await self._consumer.seek_to_beginning(*partitions)
+                self._consumer.assign(partitions)
+                first = await self._consumer.beginning_offsets(partitions)
                 ends = await self._consumer.end_offsets(partitions)
+            # To find that nothing comes from an empty partition takes as long as a poll waits.
+            ends = {key: end for key, end in ends.items() if first[key] < end}
+            if not ends:
+                return
+            self._consumer.assign(list(ends))
+            with anyio.fail_after(self._timeout_seconds):
+                await self._consumer.seek_to_beginning(*ends)
         heard_at = anyio.current_time()
         reached = False
         while True:
@@ -218,7 +244,8 @@ async def reading_clients(
         yield consumer, admin
     finally:
         with anyio.CancelScope(shield=True):
-            await consumer.stop()
+            # Its own stop lets cancellations out where the broker went away.
+            await close(consumer, _CLOSE_SECONDS)
             await admin.close()
 
 
@@ -246,6 +273,10 @@ def letter_of(record: ConsumerRecord) -> DeadLetter:
     :raises UnreadableLetter: it is none of ours.
     """
     return read_letter(reference_of(record), record.key, record.value, record.headers)
+
+
+def _is_purged(reference: Reference, mark: ConsumerRecord, last: int) -> bool:
+    return (reference.topic, reference.partition) == (mark.topic, mark.partition) and reference.offset <= last
 
 
 def _without_value(letter: DeadLetter) -> DeadLetter:

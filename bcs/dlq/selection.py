@@ -56,6 +56,7 @@ class Selection:
     :param batches: are about one of these.
     :param since: were written then or later.
     :param until: were written before.
+    :param services: were written by one of these.
     """
 
     ranges: tuple[LetterRange, ...] = ()
@@ -64,6 +65,7 @@ class Selection:
     batches: frozenset[str] = frozenset()
     since: datetime | None = None
     until: datetime | None = None
+    services: frozenset[str] = frozenset()
 
     @property
     def empty(self) -> bool:
@@ -79,6 +81,7 @@ class Selection:
             and (not self.batches or letter.batch_id in self.batches)
             and (self.since is None or moment(letter.timestamp) >= self.since)
             and (self.until is None or moment(letter.timestamp) < self.until)
+            and (not self.services or letter.service in self.services)
         )
 
 

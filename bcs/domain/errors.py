@@ -7,7 +7,9 @@ One tree; each leaf carries its facts as typed fields and says whether trying ag
     │   ├── DependencyCycle
     │   ├── UnknownDependency
     │   ├── DuplicateName
+    │   ├── DependenciesDiffer       two pipelines of one file say different things about a phase
     │   ├── UnreadableConfiguration
+    │   ├── RedisUnusable            it answers, and is none that BCS supports
     │   └── DatabaseUnusable         it answers, and can't keep the record
     ├── RequestRefused               the caller asked for something that will not be done
     │   ├── UnknownPipeline
@@ -96,6 +98,24 @@ class DuplicateName(ConfigurationError):
         self.where = where
 
 
+class DependenciesDiffer(ConfigurationError):
+    """In two pipelines of a file a phase depends on different phases; BCS has one rule for each phase.
+
+    :param phase: the phase.
+    :param first: the pipeline that says so first, and what the phase depends on there.
+    :param second: the pipeline that says otherwise, and what the phase depends on there.
+    """
+
+    def __init__(self, phase: str, first: tuple[str, tuple[str, ...]], second: tuple[str, tuple[str, ...]]) -> None:
+        said = " and ".join(
+            f"on {', '.join(names) or 'nothing'} in pipeline {pipeline!r}" for pipeline, names in (first, second)
+        )
+        super().__init__(f"the phase {phase!r} depends {said}; both have to say the same")
+        self.phase = phase
+        self.first = first
+        self.second = second
+
+
 class UnreadableConfiguration(ConfigurationError):
     """A configuration file is missing or is not of the expected form.
 
@@ -120,6 +140,17 @@ class DatabaseUnusable(ConfigurationError):
         super().__init__(f"BCS_DATABASE_URL names {problem}: {fix}")
         self.problem = problem
         self.fix = fix
+
+
+class RedisUnusable(ConfigurationError):
+    """The server that the settings name answers, and is none that BCS supports.
+
+    :param problem: what is wrong with it.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"BCS_REDIS_URL leads to a server that BCS does not support: {problem}")
+        self.problem = problem
 
 
 class RequestRefused(BcsError):

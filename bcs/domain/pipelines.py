@@ -45,7 +45,8 @@ class PipelineDefinitions:
     """All phases and pipelines, checked once, with the order of each pipeline worked out.
 
     :param phases: in the order that breaks ties.
-    :param pipelines: besides these, every phase is a pipeline of its own name.
+    :param pipelines: besides these, every phase is a pipeline of its own name. One that has a phase's name stands for
+        that name then, and has to contain the phase.
     :raises DuplicateName: a name stands for two things.
     :raises UnknownDependency: a phase that is not defined is named.
     :raises DependencyCycle: phases wait for each other.
@@ -60,15 +61,20 @@ class PipelineDefinitions:
         self.phases: Mapping[str, Phase] = MappingProxyType(by_name)
         self._check_dependencies()
         plans = {name: self._order((name,)) for name in by_name}
+        named: dict[str, Pipeline] = {}
         for pipeline in pipelines:
-            if pipeline.name in plans:
+            if pipeline.name in named:
+                raise DuplicateName(pipeline.name, "pipelines")
+            if pipeline.name in by_name and pipeline.name not in pipeline.phases:
                 raise DuplicateName(pipeline.name, "phases and pipelines")
+            named[pipeline.name] = pipeline
             for position, name in enumerate(pipeline.phases):
                 if name not in by_name:
                     raise UnknownDependency(pipeline.name, name)
                 if name in pipeline.phases[:position]:
                     raise DuplicateName(name, f"pipeline {pipeline.name!r}")
             plans[pipeline.name] = self._order(pipeline.phases)
+        self.pipelines: Mapping[str, Pipeline] = MappingProxyType(named)
         self._plans: Mapping[str, tuple[Phase, ...]] = MappingProxyType(plans)
 
     @property

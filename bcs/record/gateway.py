@@ -43,7 +43,7 @@ _SAY_AGAIN_SECONDS = 30.0
 # So long after it was last met a shortage counts as there: longer than a probe is away from the next.
 _SHORT_SECONDS = 5.0
 # A probe must neither wait behind a full house nor take a place in it.
-_CONNECTIONS_FOR_PROBE = 1
+CONNECTIONS_FOR_PROBE = 1
 # What the database refused, somebody has to see to first.
 _UPGRADE_PAUSE_SECONDS = 30.0
 
@@ -81,7 +81,7 @@ class RecordGateway:
         self._generation = 0  # of its connections
         self._opening = anyio.Lock()
         self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
-        self._probe_slots = anyio.Semaphore(_CONNECTIONS_FOR_PROBE, fast_acquire=True)
+        self._probe_slots = anyio.Semaphore(CONNECTIONS_FOR_PROBE, fast_acquire=True)
         self.reachable = False
         self.identity: str | None = None
         self._upgrade_after = 0.0
@@ -156,9 +156,18 @@ class RecordGateway:
         :raises DatabaseUnusable: it answered, and can't.
         """
         try:
-            await self._with_deadline(_nothing, deadline_seconds, slots=self._probe_slots)
+            await self.look(_nothing, deadline_seconds)
         except StoreUnavailable as error:
             log.debug("record_away", problem=error.cause)
+
+    async def look(self, work: Work[T], deadline_seconds: float) -> T:
+        """Do something with a connection although the database may be away, and upgrade nothing.
+
+        :param work: gets the connection.
+        :raises StoreUnavailable: no answer in time.
+        :raises DatabaseUnusable: the database answers, and can't keep the record.
+        """
+        return await self._with_deadline(work, deadline_seconds, slots=self._probe_slots)
 
     async def _look(self, deadline_seconds: float) -> bool:
         """Whether the schema is current; then its identity is known, too."""
@@ -211,7 +220,7 @@ class RecordGateway:
                     connect=self._connector.connect,
                     connection_class=RecordConnection,
                     min_size=0,
-                    max_size=self._max_connections + _CONNECTIONS_FOR_PROBE,
+                    max_size=self._max_connections + CONNECTIONS_FOR_PROBE,
                     # Nothing is left on a connection: whatever did not end well is closed.
                     reset=_nothing,
                 )

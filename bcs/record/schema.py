@@ -93,6 +93,29 @@ async def obstacle_to_writes(connection: asyncpg.Connection) -> str | None:
     return None if has_rights else "this user may not write to the record's tables"
 
 
+async def obstacle_to_upgrade(connection: asyncpg.Connection) -> str | None:
+    """Why this user can't bring the schema up to date; None where nothing is known to be in the way.
+
+    :param connection: to a database whose schema is missing, or of an older release.
+    """
+    [(read_only, schema, may_create, owned_by_others)] = await connection.fetch(
+        "SELECT current_setting('transaction_read_only') = 'on', current_schema(), "
+        "has_schema_privilege(current_schema(), 'CREATE'), "
+        "ARRAY(SELECT relname::text FROM pg_class WHERE NOT pg_has_role(relowner, 'USAGE') "
+        "AND oid IN (SELECT to_regclass(name) FROM unnest($1::text[]) name) ORDER BY relname)",
+        (VERSION_TABLE, *_TABLES, *_FORMER_TABLES),
+    )
+    if read_only:
+        return TAKES_NO_WRITES
+    if schema is None:
+        return "this user may use no schema of its search_path, and so can't create the record's tables"
+    if not may_create:
+        return f"this user may not create the record's tables in the schema {schema}"
+    if owned_by_others:
+        return f"this user may not alter the record's tables, which belong to another user: {owned_by_others[0]}, …"
+    return None
+
+
 async def identity(connection: asyncpg.Connection) -> str | None:
     """What is another one once the tables were made anew, restored, or taken over by a standby; None without tables.
 

@@ -21,6 +21,11 @@ def reading(key_prefix: str) -> list[Command]:
     return [("HGET", keys.summaries, "field"), *reads(keys), ("PTTL", keys.meta), ("TIME",)]
 
 
+def watched(key_prefix: str) -> str:
+    """A key like those that WATCH gets."""
+    return BatchKeys(key_prefix, _BATCH).meta
+
+
 def writing(key_prefix: str) -> list[Command]:
     """What a fact, an announcement and a dead letter need."""
     keys, stream = BatchKeys(key_prefix, _BATCH), stream_key(key_prefix)

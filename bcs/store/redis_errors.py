@@ -87,7 +87,14 @@ _PLAIN = frozenset({bytes, int})
 
 
 class Unfit(RedisConnectionError):
-    """What answers at the address can't be used, for the reason that this says in plain words."""
+    """What answers at the address can't be used, for the reason that this says in plain words.
+
+    :ivar for_good: True where it does not become usable by itself, as a replica does by its promotion.
+    """
+
+    def __init__(self, problem: str, *, for_good: bool = False) -> None:
+        super().__init__(problem)
+        self.for_good = for_good
 
 
 def code_of(error: RedisError) -> str:

@@ -28,10 +28,10 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.addresses import redis_address
-from bcs.domain.errors import StoreUnavailable
+from bcs.domain.errors import RedisUnusable, StoreUnavailable
 from bcs.store.deadlines import Deadline
 from bcs.store.multiplexer import Command, LineLost, Multiplexer, Replies
-from bcs.store.redis_errors import may_be_elsewhere, raise_first, translated
+from bcs.store.redis_errors import Unfit, may_be_elsewhere, raise_first, translated
 from bcs.store.redis_exchange import exchange
 from bcs.store.redis_identity import Peer, RedisIdentity
 
@@ -231,6 +231,19 @@ class RedisGateway:
             self._note_failure(failure)
         else:
             self._note_acceptance()
+
+    async def ensure_usable(self) -> None:
+        """Refuse a server that BCS does not support. One that is away may be found to be usable later.
+
+        :raises RedisUnusable: it answered, and is none.
+        """
+        try:
+            async with self._ping_slots, self._connected():
+                pass
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, Unfit) and error.__cause__.for_good:
+                raise RedisUnusable(error.cause) from error
+            log.debug("redis_away", problem=error.cause)
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -71,10 +71,11 @@ class RedisIdentity:
             if isinstance(reply, list) and reply and isinstance(reply[0], bytes):
                 info["role"], check = reply[0].decode(errors="replace"), _ROLE
         if problem := unfit(info) or await _unfit_cluster(connection, info):
-            if is_replica(info.get("role")):
+            replica = is_replica(info.get("role"))
+            if replica:
                 # The address has come to lead to a replica, and where the others lead to is no longer its master.
                 self.generation += 1
-            raise Unfit(problem)
+            raise Unfit(problem, for_good=not replica)
         peer = self._peers[connection] = Peer(self, info.get("run_id", ""), check)
         self.arrive(peer, identity_of(info))
         self._note_problem(peer, refusal or "INFO has no run_id or no master_replid")

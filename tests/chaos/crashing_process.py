@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -94,7 +95,7 @@ class Crasher:
         self._file = file
         self._service: Service | None = None
 
-    async def meet(self, service: Service) -> None:
+    async def meet(self, service: Service, _stop: Callable[[], bool]) -> None:
         """The service has started."""
         self._service = service
 

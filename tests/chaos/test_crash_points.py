@@ -196,7 +196,7 @@ async def test_after_a_crash_at_any_point_all_is_well(
         async with staged(tmp_path / str(lane), unique_name("crash"), redis_url, database_url) as scene:
             crasher = Crasher(scene.orders)
             async with running_service(crasher.reach, **scene.settings) as service:
-                await crasher.meet(service.service)
+                await crasher.meet(service.service, lambda: False)
                 await scene.begin(service.base)
                 for point, actor in places:
                     await crash_at(scene, point, actor)

@@ -1,7 +1,15 @@
-"""What runs on this machine, as Linux tells it."""
+"""What runs on this machine, as Linux tells it; and processes at terminals of their own."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,3 +23,31 @@ def servers_in(directory: Path) -> list[str]:
         except OSError:  # ended meanwhile, or another user's
             continue
     return found
+
+
+def children_of(process_id: int) -> set[int]:
+    """The process ids of the children of a process."""
+    tasks = Path(f"/proc/{process_id}/task").glob("*/children")
+    return {int(child) for task in tasks for child in task.read_text().split()}
+
+
+@contextmanager
+def at_a_terminal(*arguments: str, **environment: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """``bcs`` at a terminal of its own, and the other side of that terminal, which does not block."""
+    terminal, inside = pty.openpty()
+    os.set_blocking(terminal, False)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bcs", *arguments],
+        env={**os.environ, **{name: str(value) for name, value in environment.items()}},
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(inside)
+    try:
+        yield process, terminal
+    finally:
+        process.kill()
+        process.wait()

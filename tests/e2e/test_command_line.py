@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import anyio.to_thread
 import pytest
 
+from bcs import __version__
 from bcs.embedded import free_port
-from tests.support.commands import bcs, bcs_at_terminal, installed_bcs, installed_bcs_at_terminal
+from tests.support.commands import bcs, bcs_at_terminal, command_environment, installed_bcs, installed_bcs_at_terminal
+from tests.support.forked import ForkedProcess
+from tests.support.service import serve
 
 pytestmark = pytest.mark.anyio
 
@@ -23,13 +29,20 @@ COMMANDS = [
     ("pipelines", "show"),
     ("pipelines", "validate"),
     ("pipelines", "graph"),
+    ("pipelines", "convert"),
     ("actors",),
+    ("events",),
+    ("events", "sample"),
+    ("events", "send"),
+    ("events", "tail"),
     ("db",),
     ("db", "upgrade"),
     ("db", "rebuild"),
     ("doctor",),
 ]
 READING = [command for command in COMMANDS if len(command) == 2 or command[0] in ("resolve", "actors", "doctor")]
+# What these print is text for another program.
+TEXT_ONLY = [("pipelines", "graph"), ("pipelines", "convert"), ("events", "sample")]
 
 
 @pytest.fixture
@@ -41,6 +54,13 @@ def file(tmp_path: Path) -> Path:
 def defined(file: Path) -> Path:
     """A file of two phases and a pipeline."""
     file.write_text(DEFINITIONS)
+    return file
+
+
+@pytest.fixture
+def platforms(file: Path) -> Path:
+    """A file in the form of the platform."""
+    file.write_text("pipelines: {p: {description: d, steps: [{name: a}, {name: b, depends_on: [a]}]}}")
     return file
 
 
@@ -66,8 +86,14 @@ async def test_every_command_explains_itself_in_eighty_columns(command: tuple[st
     assert ran.exit_code == 0
     assert max(map(len, ran.uncoloured.splitlines())) <= 80
     assert "…" not in ran.uncoloured, "nothing is cut off"
-    if command in READING and command != ("pipelines", "graph"):
+    if command in READING and command not in TEXT_ONLY:
         assert "--json" in ran.uncoloured
+
+
+async def test_the_first_line_of_help_says_what_a_command_does_to_others() -> None:
+    ran = await bcs("--help")
+    [resolve] = re.findall(r"resolve +(.*?)\s*│?$", ran.output, re.MULTILINE)
+    assert "announce" in resolve
 
 
 @pytest.mark.parametrize("group", sorted({command[0] for command in COMMANDS} | {"dlq"}))
@@ -84,7 +110,7 @@ async def test_completion_is_there_for_bash_and_knows_the_commands() -> None:
     assert script.exit_code == 0
     assert "_BCS_COMPLETE=complete_bash" in script.output
     assert (await completed("")) >= {"batches", "resolve", "pipelines", "actors", "db", "doctor", "serve"}
-    assert (await completed("pipelines ")) == {"list", "show", "validate", "graph"}
+    assert (await completed("pipelines ")) == {"list", "show", "validate", "graph", "convert"}
     assert (await completed("resolve --of")) == {"--offline"}
 
 
@@ -128,6 +154,67 @@ def test_a_health_check_loads_no_client_and_no_rich() -> None:
     assert exit_code == "1"
     assert "bcs.settings" in modules
     assert not {"rich", "redis", "aiokafka", "aiohttp", "asyncpg", "alembic", "bcs.commands"} & set(modules)
+
+
+async def test_the_version_is_an_option_and_a_command() -> None:
+    for command in ("--version", "version"):
+        ran = await bcs(command)
+        assert (ran.exit_code, ran.output, ran.error) == (0, f"{__version__}\n", "")
+
+
+async def test_a_command_asks_the_service_at_the_port_of_the_settings_and_no_proxy(tmp_path: Path) -> None:
+    port, proxy = free_port(), f"http://127.0.0.1:{free_port()}"
+    environment = {"BCS_HTTP_PORT": port, "http_proxy": proxy, "HTTP_PROXY": proxy}
+    for command in (("actors",), ("resolve", "b", "nlp"), ("healthcheck",)):
+        ran = await bcs(*command, **environment)
+        assert (ran.exit_code, ran.output) == (1, "")
+        assert "Connection refused" in ran.error
+        assert command == ("healthcheck",) or f"http://127.0.0.1:{port}/" in ran.error
+    misspelt = {"BCS_HTPP_PORT": 1}
+    settings = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_PORT": port, "BCS_HTTP_HOST": "127.0.0.1", **misspelt}
+    nowhere = f"127.0.0.1:{free_port()}"
+    with serve(tmp_path, f"redis://{nowhere}", nowhere, forked=True, **settings) as process:
+        await process.answers("/healthz")
+        for name in ("healthcheck", "actors"):
+            assert (await bcs(name, **environment)).exit_code == 0
+    assert "BCS_HTPP_PORT is not a setting of BCS, and has no effect; did you mean BCS_HTTP_PORT?" in (
+        process.log.read_text()
+    )
+    ran = await bcs("actors", BCS_HTTP_PORT=0)
+    assert (ran.exit_code, ran.output) == (2, "")
+    assert "BCS_HTTP_PORT" in ran.error
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    gone, pipe = os.pipe()
+    os.close(gone)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bcs", *arguments],
+            env=command_environment({"PYTHONUNBUFFERED": unbuffered}),
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+        )
+        for arguments, unbuffered in ((("pipelines", "list"), "1"), (("--help",), ""))
+    ]
+    os.close(pipe)
+    ended = [(process.communicate(timeout=30)[1], process.returncode) for process in processes]
+    assert ended == [(b"", 0)] * 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("arguments", [("pipelines", "list"), ("pipelines", "list", "--json"), ("--help",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+async def test_output_that_can_not_be_written_is_told_in_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], unbuffered: str
+) -> None:
+    error = tmp_path / "error"
+    error.touch()
+    environment = command_environment({"PYTHONUNBUFFERED": unbuffered})
+    process = ForkedProcess(arguments, environment, stdin=Path(os.devnull), stdout=Path("/dev/full"), stderr=error)
+    assert await anyio.to_thread.run_sync(process.wait, 30) == 1
+    assert error.read_text() == "bcs: the output can't be written: No space left on device\n"
 
 
 # --- pipelines -------------------------------------------------------------------------------------------------------
@@ -195,6 +282,19 @@ async def test_a_pipeline_that_is_not_there_is_told_in_one_line(command: tuple[s
     assert (ran.exit_code, ran.output) == (1, "")
     [line] = ran.error.splitlines()
     assert "comprehensive" in line
+
+
+async def test_the_platforms_file_is_converted_to_one_that_is_read(platforms: Path) -> None:
+    listed = await bcs("pipelines", "list", BCS_PIPELINE_CONFIG_PATH=platforms)
+    converted = await bcs("pipelines", "convert", str(platforms))
+    assert (converted.exit_code, converted.error) == (0, "")
+    ours = ["phases:", "- {name: a}", "- name: b", "  requires: [a]", "pipelines:", "- name: p", "  phases: [a, b]"]
+    assert converted.output.splitlines() == ours
+    assert [line.split(maxsplit=2) for line in listed.output.splitlines()[1:]] == [
+        ["a", "phase", "a"],
+        ["b", "phase", "a, b"],
+        ["p", "pipeline", "a, b"],
+    ]
 
 
 async def test_a_graph_of_all_phases_or_of_one_pipeline() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from bcs.embedded import free_port
-from tests.e2e.processes import servers_in
+from tests.e2e.processes import at_a_terminal, children_of, servers_in
+from tests.support.commands import bcs
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -25,16 +28,56 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 async def test_an_interrupted_demo_ends_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    with BcsProcess(tmp_path / "dev", "dev", "--demo", BCS_HTTP_PORT=free_port(), TMPDIR=home) as process:
+    port, file = free_port(), tmp_path / "variables"
+    arguments = ("dev", "--demo", "--env-file", str(file))
+    with BcsProcess(tmp_path / "dev", *arguments, BCS_HTTP_PORT=port, TMPDIR=home) as process:
         await wait_until(lambda: "1. Batch" in process.output.read_text(), 40, description=process.log.read_text())
         assert len(process.children()) == 3, "one Redis, one Kafka and one PostgreSQL"
         assert len(servers_in(home)) > 3, "PostgreSQL has more processes than one"
+        written = file.read_text().splitlines()
+        assert {"BCS_KAFKA_ENABLE_IDEMPOTENCE=false", f"BCS_HTTP_PORT={port}"} < set(written)
+        variables = dict(line.split("=", 1) for line in written)
+        for command in (("actors",), ("dlq", "replay", "--all"), ("dlq", "purge", "--yes")):
+            assert (await bcs(*command, **variables)).exit_code == 0
         process.signal(signal.SIGINT)
         assert await process.ended() == 0
     assert "That was the story" not in process.output.read_text()
     assert "Traceback" not in process.log.read_text()
     assert servers_in(home) == []
     assert list(home.iterdir()) == []
+    assert not file.exists()
+
+
+@linux_only
+@pytest.mark.release
+async def test_r_at_a_terminal_restarts_the_service_and_leaves_the_servers(tmp_path: Path) -> None:
+    pipelines, log = tmp_path / "pipelines.yaml", tmp_path / "log"
+    settings = {"BCS_PIPELINE_CONFIG_PATH": pipelines, "BCS_HTTP_PORT": free_port()}
+    pipelines.write_text("phases: [{name: before}]")
+    with at_a_terminal("dev", "--log-file", str(log), **settings) as (process, terminal):
+        shown = bytearray()
+
+        def shows(text: str) -> bool:
+            with suppress(BlockingIOError):
+                shown.extend(os.read(terminal, 65536))
+            return text.encode() in shown
+
+        await wait_until(lambda: shows("r restarts the service"), 40)
+        servers = children_of(process.pid)
+        assert len(servers) == 3
+        pipelines.write_text("phases: [")
+        os.write(terminal, b"r")
+        await wait_until(lambda: shows("The pipelines stay as they were") and shows("BCS is running again"), 20)
+        pipelines.write_text("phases: [{name: after}]")
+        os.write(terminal, b"xr")
+        await wait_until(lambda: shown.count(b"BCS is running again") == 2 or shows("no such text"), 20)
+        assert children_of(process.pid) == servers
+        async with Orchestrator(f"http://127.0.0.1:{settings['BCS_HTTP_PORT']}") as caller:
+            assert (await caller.define("b", "after")).json["final_pipeline"] == ["after"]
+        os.write(terminal, b"\x03")
+        await wait_until(lambda: process.poll() is not None or shows("no such text"), 20)
+        assert process.wait() == 0
+    assert log.read_text().count(" started ") == 3
 
 
 @linux_only

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from bcs import __version__
 from bcs.contracts import topics
 from bcs.embedded import free_port
+from tests.support.commands import bcs
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, platform_broker, uuids, values
 from tests.support.service import BcsProcess, Orchestrator, serve
@@ -297,7 +299,13 @@ async def two_in_flight(bos: Orchestrator) -> bool:
 async def test_the_demo_tells_its_story_and_leaves_nothing_running(tmp_path: Path) -> None:
     with BcsProcess(tmp_path, "dev", "--demo", BCS_HTTP_PORT=free_port()) as process:
         await wait_until(lambda: "That was the story" in process.output.read_text(), 40)
-        story = process.output.read_text()
+        output = process.output.read_text()
+        started = re.findall(r"^Starting (\S+).* \.\.\. ready in \d+\.\d s$", output, re.MULTILINE)
+        assert started == ["Redis", "Kafka", "PostgreSQL"]
+        [log_file] = re.findall(r"^  Log +(\S+)$", output, re.MULTILINE)
+        assert "started" in text_of(log_file)
+        assert process.log.read_text() == "", "the log is not in the way of the story"
+        story, after = output.split("1. Batch")[1].split("That was the story")
         answers = [line.split(": ", 1)[1] for line in story.splitlines() if "final_pipeline:" in line]
         assert [json.loads(answer) for answer in answers] == [
             ["spellcheck", "ai_feedback"],
@@ -306,9 +314,12 @@ async def test_the_demo_tells_its_story_and_leaves_nothing_running(tmp_path: Pat
         ]
         assert "2 of 3 essays" in " ".join(story.split())
         assert "spellcheck pruned: all 3 essays have completed it" in " ".join(story.split())
-        assert max(map(len, story.splitlines())) <= 80
-        assert process.base in story
-        assert story.count("curl ") >= 2
+        assert max(map(len, output.splitlines())) <= 80
+        assert after.count(f"curl -s {process.base}/") >= 2
+        assert not [line for line in story.splitlines() if line.startswith(("Starting", "2"))][1:], (
+            "nothing comes between"
+        )
+        assert len(await beside(after, re.findall(r"bcs batches show (\S+)", after)[0])) == 3
         await process.answers("/healthz")
         children = process.children()
         assert len(children) == 3, "one Redis, one Kafka and one PostgreSQL"
@@ -316,6 +327,18 @@ async def test_the_demo_tells_its_story_and_leaves_nothing_running(tmp_path: Pat
         assert await process.ended() == 0
     assert not running(children)
     assert "Traceback" not in process.log.read_text()
+
+
+def text_of(path: str) -> str:
+    return Path(path).read_text()
+
+
+async def beside(output: str, batch: str) -> list[str]:
+    """The essays of a batch, as a command tells them that has the variables that `bcs dev` printed."""
+    variables = dict(re.findall(r"^  export (BCS_\w+)=(\S+)$", output, re.MULTILINE))
+    assert variables["BCS_KAFKA_ENABLE_IDEMPOTENCE"] == "false"
+    ran = await bcs("batches", "show", batch, "--phase", "ai_feedback", "--json", **variables)
+    return [essay["essay_id"] for essay in ran.json["phases"][0]["held_back_by"]]
 
 
 def running(process_ids: list[int]) -> list[int]:

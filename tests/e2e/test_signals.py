@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +16,7 @@ from typing import Any
 import pytest
 
 from bcs.embedded import free_port
-from tests.e2e.processes import servers_in
+from tests.e2e.processes import at_a_terminal, servers_in
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -180,7 +176,7 @@ async def test_dev_leaves_nothing_whenever_it_is_stopped(tmp_path: Path, moment:
 async def test_dev_leaves_nothing_when_its_terminal_is_closed(tmp_path: Path, moment: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    with at_a_terminal(BCS_HTTP_PORT=free_port(), TMPDIR=home) as (process, terminal):
+    with at_a_terminal("dev", "--demo", BCS_HTTP_PORT=free_port(), TMPDIR=home) as (process, terminal):
         read = bytearray()
 
         def has_started() -> bool:
@@ -194,25 +190,3 @@ async def test_dev_leaves_nothing_when_its_terminal_is_closed(tmp_path: Path, mo
         assert process.wait() == 0
     assert servers_in(home) == []
     assert list(home.iterdir()) == []
-
-
-@contextmanager
-def at_a_terminal(**environment: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """``bcs dev --demo`` at a terminal of its own, and the other side of that terminal, to be closed by the test."""
-    terminal, inside = pty.openpty()
-    os.set_blocking(terminal, False)
-    process = subprocess.Popen(
-        [*BCS, "dev", "--demo"],
-        env={**os.environ, **{name: str(value) for name, value in environment.items()}},
-        stdin=inside,
-        stdout=inside,
-        stderr=inside,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(inside)
-    try:
-        yield process, terminal
-    finally:
-        process.kill()
-        process.wait()

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+from bcs.commands.checks.findings import Status
+from bcs.commands.checks.redis_checks import look_at_redis
 from bcs.contracts import topics
-from bcs.contracts.published import OutboundMessage
+from bcs.contracts.published import SERVICE, OutboundMessage
 from bcs.domain.history import FactsRecorded
-from bcs.embedded import EmbeddedServer, create_topics, free_port
+from bcs.embedded import EmbeddedServer, create_topics, free_port, kafka
+from bcs.settings import load_settings
 from bcs.store.base import LeasedMessage
 from bcs.store.redis_backlog import FACTS, RedisBacklog
 from bcs.store.redis_outbox import RedisOutbox
 from tests.integration.stores import MakeGateway
 from tests.support.commands import Ran, bcs, bcs_at_terminal, settings_of
-from tests.support.kafka import PARTITIONS
+from tests.support.kafka import PARTITIONS, Platform
 from tests.support.service import RunningService
 from tests.support.waiting import wait_until
 
@@ -43,7 +48,8 @@ def only(ran: Ran, check: str) -> dict[str, str]:
 
 
 async def doctor(environment: Mapping[str, object], **more: object) -> Ran:
-    ran = await bcs("doctor", "--json", **{**environment, **more})
+    # Unless a test names its service, none answers on this machine.
+    ran = await bcs("doctor", "--json", **{"BCS_HTTP_PORT": free_port(), **environment, **more})
     assert ran.error == ""
     return ran
 
@@ -63,6 +69,8 @@ async def test_beside_a_running_service_nothing_fails(service: RunningService) -
     assert by_check["topic published"] == [f"{name}: {PARTITIONS} partitions" for name in topics.PUBLISHED]
     assert by_check["lag"] == [f"{name}: 0 messages to be read" for name in topics.CONSUMED]
     assert by_check["consumer group"] == [f"{service.group}: 1 member (Stable)"]
+    assert by_check["service"] == [f"at {service.base}: all actors run and all dependencies answer"]
+    assert by_check["dead letters"] == ["none waits"]
     assert by_check["redis"][0].startswith("reachable, ")
     assert by_check["outbox parked"] == ["no message is set aside"]
     assert len(by_check["clock"]) == 1
@@ -188,6 +196,41 @@ async def test_missing_topics_are_named_and_not_created(private_kafka: EmbeddedS
     assert len(findings(ran)["lag"]) == CONSUMED - 1
 
 
+async def test_a_listener_that_is_out_of_reach_and_settings_for_drills_are_named(
+    tmp_path: Path, redis_url: str
+) -> None:
+    elsewhere = free_port()
+    with kafka(tmp_path, advertised_port=elsewhere) as broker:
+        environment = {"BCS_KAFKA_BOOTSTRAP_SERVERS": broker.address, "BCS_REDIS_URL": redis_url}
+        # Beside others that are named without asking any server.
+        settings = {"BCS_HTPP_PORT": 4002, "BCS_CHAOS_ENABLED": "true", "BCS_ENVIRONMENT": "production"}
+        ran = await doctor({**environment, **settings})
+    assert ran.exit_code == 1
+    wrong = [finding for finding in findings(ran)["settings"] if finding["status"] == "failed"]
+    assert [finding["found"].split()[0] for finding in wrong] == ["BCS_HTPP_PORT", "BCS_CHAOS_ENABLED"]
+    assert only(ran, "kafka")["status"] == "ok"
+    assert f"advertises 127.0.0.1:{elsewhere}: Connection refused" in only(ran, "kafka listener")["found"]
+    assert "consumer group" not in findings(ran)
+
+
+async def test_letters_that_wait_are_counted_apart_from_those_of_other_services(
+    private_kafka: EmbeddedServer, redis_url: str
+) -> None:
+    letters = topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED)
+    await create_topics(private_kafka.address, [letters], 1)
+    ours, foreign = ({"service": name} for name in (SERVICE, "another_service"))
+    about: dict[str, object] = {"failed_event_envelope": {}, "dlq_reason": "r", "additional_metadata": {}}
+    bodies = [json.dumps({**about, **said, "timestamp": "2026-05-03T08:00:00Z"}).encode() for said in (ours, foreign)]
+    async with Platform(private_kafka.address) as platform:
+        for body in (*bodies, bodies[0]):
+            await platform.send_raw((letters, b"key", body))
+        await platform.send_raw((letters, b"replayed:0", None))
+        environment = {"BCS_KAFKA_BOOTSTRAP_SERVERS": private_kafka.address, "BCS_REDIS_URL": redis_url}
+        ran = await doctor(environment)
+        assert only(ran, "dead letters")["found"] == f"1 waits: 1 on {letters}; 1 of other services lie beside them"
+        assert only(ran, "dead letters")["status"] == "failed"
+
+
 async def test_a_broker_without_any_topic_has_no_lag_to_tell(private_kafka: EmbeddedServer, redis_url: str) -> None:
     ran = await doctor({"BCS_KAFKA_BOOTSTRAP_SERVERS": private_kafka.address, "BCS_REDIS_URL": redis_url})
     assert ran.exit_code == 1
@@ -210,8 +253,8 @@ async def test_a_redis_that_may_forget_is_warned_of(
         "BCS_KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap_servers,
     }
     ran = await doctor(environment)
-    assert ran.exit_code == 0, "warnings are no failures"
-    assert only(ran, "redis eviction")["status"] == "warning"
+    assert ran.exit_code == 1
+    assert only(ran, "redis eviction")["status"] == "failed"
     assert "noeviction" in only(ran, "redis eviction")["fix"]
     assert only(ran, "redis persistence")["status"] == "warning"
     assert " of 500.0 MiB used" in only(ran, "redis memory")["found"]
@@ -219,6 +262,8 @@ async def test_a_redis_that_may_forget_is_warned_of(
     await gateway.call(("CONFIG", "SET", "maxmemory-policy", "noeviction"), ("CONFIG", "SET", "save", "3600 1"))
     ran = await doctor(environment)
     assert [only(ran, check)["status"] for check in ("redis eviction", "redis persistence")] == ["ok", "ok"]
+    assert only(ran, "consumer group")["status"] == "warning"
+    assert ran.exit_code == 0, "warnings are no failures"
 
 
 async def test_a_redis_that_forbids_config_is_no_crash(
@@ -228,6 +273,7 @@ async def test_a_redis_that_forbids_config_is_no_crash(
     await gateway.call(
         ("CONFIG", "SET", "appendonly", "no"),
         ("ACL", "SETUSER", "managed", "on", ">secret", "~*", "+@all", "-config"),
+        ("ACL", "SETUSER", "unwatched", "on", ">secret", "~*", "+@all", "-watch"),
         ("ACL", "SETUSER", "narrow", "on", ">secret", "~other:*", "+@connection"),
     )
 
@@ -243,6 +289,9 @@ async def test_a_redis_that_forbids_config_is_no_crash(
     assert only(managed, "redis persistence")["status"] == "warning"
     assert "RDB snapshots" in only(managed, "redis persistence")["found"]
     assert only(managed, "redis eviction")["status"] == "ok"
+    settings = load_settings(redis_url=f"redis://unwatched:secret@{private_valkey.address}")
+    [unwatched] = [finding for finding in await look_at_redis(settings) if finding.check == "redis commands"]
+    assert (unwatched.status, "'watch'" in unwatched.found) == (Status.FAILED, True)
     narrow = await seen_as("narrow")
     assert only(narrow, "redis commands")["status"] == "failed"
     assert "'multi'" in only(narrow, "redis commands")["found"]
@@ -271,7 +320,7 @@ async def test_what_waits_and_what_is_set_aside_is_counted(
     ran = await doctor(environment)
     assert only(ran, "outbox")["status"] == "ok"
     assert only(ran, "outbox")["found"].startswith("2 messages wait for Kafka, the oldest for ")
-    assert only(ran, "outbox parked")["status"] == "warning"
+    assert (ran.exit_code, only(ran, "outbox parked")["status"]) == (1, "failed")
     assert f"{redis_key_prefix}{{outbox}}:parked" in only(ran, "outbox parked")["fix"]
     backlog = RedisBacklog(
         make_gateway(redis_url, deadline=5),

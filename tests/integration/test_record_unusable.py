@@ -137,6 +137,37 @@ async def test_a_full_disk_is_named_and_makes_no_fact_impossible(database_url: s
     await gateway.aclose()
 
 
+async def test_the_doctor_finds_what_the_service_may_not_do(
+    database_url: str, admin: asyncpg.Connection, unique_name: Callable[[str], str]
+) -> None:
+    role = unique_name("role").replace("-", "_")
+    await admin.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 8")
+    parts = urlsplit(database_url)
+    settings = load_settings(database_url=parts._replace(netloc=f"{role}@{parts.hostname}:{parts.port}").geturl())
+
+    async def found(check: str) -> tuple[Status, str]:
+        [finding] = [each for each in await look_at_record(settings) if each.check == check]
+        return finding.status, finding.found
+
+    try:
+        status, said = await found("postgresql schema")
+        assert (status, "may not create the record's tables in the schema public" in said) == (Status.FAILED, True)
+        status, said = await found("postgresql connections")
+        assert (status, said.startswith("8 allowed")) == (Status.WARNING, True)
+        await schema.upgrade(database_url)
+        status, said = await found("postgresql")
+        assert (status, said.startswith("it answers, and refuses: "), "permission denied" in said) == (
+            Status.FAILED,
+            True,
+            True,
+        )
+        await admin.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+        status, said = await found("postgresql writes")
+        assert (status, "may not write" in said) == (Status.FAILED, True)
+    finally:
+        await admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 async def test_an_encoding_that_a_role_asks_for_changes_nothing(
     database_url: str, admin: asyncpg.Connection, unique_name: Callable[[str], str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from bcs.store.redis_gateway import RedisGateway
 from tests.integration.stores import MakeGateway
 from tests.support.fault_proxy import FaultProxy
 from tests.support.redis_servers import redis_server
-from tests.support.service import Orchestrator, running_service
+from tests.support.service import BcsProcess, Orchestrator, running_service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -87,7 +88,6 @@ async def test_with_a_database_that_is_not_there_the_probes_name_it(redis_url: s
 async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
     proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    proxy.edit_replies({b"redis_version:7.": b"redis_version:5.", b"valkey_version:": b"valley_version:"})
     async with (
         running_service(
             redis_url=f"redis://{proxy.address}",
@@ -101,6 +101,9 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
         def causes(event: str, key: str) -> list[str]:
             return [str(vars(record)[key]) for record in caplog.records if record.msg == event]
 
+        # One that was there at the start already would have ended it.
+        proxy.edit_replies({b"redis_version:7.": b"redis_version:5.", b"valkey_version:": b"valley_version:"})
+        await proxy.cut()
         await wait_until(lambda: proxy.connections_accepted > 20)
         [said] = causes("redis_unreachable", "cause")
         health = await bos.get("/healthz")
@@ -118,3 +121,12 @@ async def test_a_cluster_whose_slots_lie_elsewhere_is_refused_and_named(
 ) -> None:
     """Valkey tells so before it is asked for any key."""
     await assert_out_of_reach(make_gateway(f"redis://:secret@{locked_cluster.address}"), "Redis Cluster")
+
+
+async def test_a_service_does_not_start_on_a_node_of_a_cluster(locked_cluster: EmbeddedServer, tmp_path: Path) -> None:
+    environment = {"BCS_REDIS_URL": f"redis://:secret@{locked_cluster.address}", "BCS_HTTP_PORT": 0}
+    with BcsProcess(tmp_path, "serve", forked=True, **environment) as process:
+        assert await process.ended() == 2
+    [message] = process.log.read_text().splitlines()
+    assert message.startswith("bcs: BCS_REDIS_URL leads to a server that BCS does not support: ")
+    assert "Redis Cluster" in message

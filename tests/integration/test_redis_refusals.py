@@ -16,7 +16,7 @@ from bcs.commands.checks.findings import Finding, Status
 from bcs.commands.checks.redis_checks import look_at_redis
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage, OutboundMessage
-from bcs.domain.errors import StoreUnavailable
+from bcs.domain.errors import RedisUnusable, StoreUnavailable
 from bcs.domain.state import delta_of
 from bcs.embedded import HOST, EmbeddedServer, free_port
 from bcs.store.multiplexer import Command
@@ -287,7 +287,7 @@ async def test_of_one_node_of_a_cluster_the_reason_is_named_and_no_fact_is_burie
     unique_name: Callable[[str], str],
     may_tell: bool,
 ) -> None:
-    """Also where it must not tell that it is one, until it is asked for keys that lie elsewhere."""
+    """A start is refused. Where the node may not tell that it is one, its redirections are named later."""
     async with (
         Redis.from_url(f"redis://{half_a_cluster.address}") as control,
         Platform(module_kafka) as platform,
@@ -296,6 +296,11 @@ async def test_of_one_node_of_a_cluster_the_reason_is_named_and_no_fact_is_burie
         await control.acl_setuser(
             "bcs", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all", *forbidden]
         )
+        if may_tell:
+            with pytest.raises(RedisUnusable, match="Redis Cluster"):
+                async with running_service(redis_url=url_of(half_a_cluster), kafka_bootstrap_servers=module_kafka):
+                    pass
+            return
         async with (
             running_service(redis_url=url_of(half_a_cluster), kafka_bootstrap_servers=module_kafka) as service,
             Orchestrator(service.base) as bos,

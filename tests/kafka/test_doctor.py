@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bcs.contracts import topics
+from bcs.embedded import free_port
 from tests.kafka.services import SESSION_SECONDS
 from tests.support.commands import bcs, settings_of
 from tests.support.events import cj_completed, spellchecked
@@ -18,12 +19,15 @@ pytestmark = pytest.mark.anyio
 async def test_the_lag_is_exact_and_members_are_counted(kafka: str, redis_url: str, batch: str) -> None:
     async def found(environment: dict[str, object]) -> dict[str, list[str]]:
         ran = await bcs("doctor", "--json", **environment)
-        assert (ran.exit_code, ran.error) == (0, ""), ran.output
+        assert ran.error == ""
+        # Other tests leave letters on the broker that they share.
+        assert {one["check"] for one in ran.json["findings"] if one["status"] == "failed"} <= {"dead letters"}
         by_check: dict[str, list[str]] = {}
         for finding in ran.json["findings"]:
             by_check.setdefault(finding["check"], []).append(finding["found"])
         return by_check
 
+    nowhere = {"BCS_HTTP_PORT": free_port()}
     where = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka, "kafka_auto_offset_reset": "latest"}
     async with Platform(kafka) as platform:
         async with running_service(**where, kafka_session_timeout_seconds=SESSION_SECONDS) as service:
@@ -40,7 +44,7 @@ async def test_the_lag_is_exact_and_members_are_counted(kafka: str, redis_url: s
         await platform.send(
             *(spellchecked(batch, f"essay-{number}") for number in range(7)), cj_completed(batch, ["a"])
         )
-        stopped = await found(environment)
+        stopped = await found({**environment, **nowhere})
     assert stopped["consumer group"] == [f"{group}: no members (Empty)"]
     assert stopped["lag"][0] == f"{topics.SPELLCHECK_COMPLETED}: 7 messages to be read"
 

@@ -131,7 +131,7 @@ async def test_a_batch_with_a_wrong_checksum_stops_its_own_partition_only(
 
 async def look_at_kafka_for(check: str, own_kafka: OwnKafka, service: RunningService) -> list[Finding]:
     settings = service.service.settings.model_copy(update={"kafka_bootstrap_servers": own_kafka.address})
-    return [finding for finding in await look_at_kafka(settings) if finding.check == check]
+    return [finding for finding in await look_at_kafka(settings, None) if finding.check == check]
 
 
 async def has_letters_of(platform: Platform, junk: list[bytes]) -> bool:

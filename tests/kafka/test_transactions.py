@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import anyio
 import pytest
 from aiokafka import AIOKafkaProducer
 
@@ -98,7 +99,8 @@ async def test_neither_a_rebuild_nor_a_list_of_dead_letters_reads_what_was_abort
         async with producer.transaction():
             await send_all(producer, spellchecked(batch, "kept"))
         await producer.begin_transaction()
-        await send_all(producer, spellchecked(batch, "aborted"), Event(dead_letters, b"key", b"aborted"))
+        await send_all(producer, spellchecked(batch, "aborted"))
+        aborted = await producer.send_and_wait(dead_letters, b"aborted", b"key")
         await producer.abort_transaction()
     settings = {
         "BCS_REDIS_URL": redis_url,
@@ -117,3 +119,8 @@ async def test_neither_a_rebuild_nor_a_list_of_dead_letters_reads_what_was_abort
     listed = await bcs("dlq", "list", "--each", "--topic", topics.CJ_COMPLETED, "--json", **settings)
     assert not [one for one in listed.json["unreadable"] if batch in str(one)]
     assert listed.exit_code == 0
+    # Sooner than Kafka would count as out of reach.
+    with anyio.fail_after(5):
+        marker = f"{dead_letters}/{aborted.partition}/{aborted.offset + 1}"
+        shown = await bcs("dlq", "show", marker, **settings)
+    assert (shown.exit_code, "is a transaction's marker" in shown.error) == (1, True)

@@ -97,7 +97,7 @@ async def bcs_at_terminal(columns: int, *arguments: str, **environment: object) 
         variables = _terminal_environment(environment)
         return ForkedProcess(arguments, variables, stdin=Path(os.devnull), stdout=terminal, stderr=terminal)
 
-    return await anyio.to_thread.run_sync(_run_at_terminal, columns, start)
+    return await anyio.to_thread.run_sync(run_at_terminal, columns, start)
 
 
 async def installed_bcs_at_terminal(columns: int, *arguments: str, **environment: object) -> Ran:
@@ -113,10 +113,11 @@ async def installed_bcs_at_terminal(columns: int, *arguments: str, **environment
                 stderr=output,
             )
 
-    return await anyio.to_thread.run_sync(_run_at_terminal, columns, start)
+    return await anyio.to_thread.run_sync(run_at_terminal, columns, start)
 
 
-def _run_at_terminal(columns: int, start: Callable[[Path], ForkedProcess | subprocess.Popen[bytes]]) -> Ran:
+def run_at_terminal(columns: int, start: Callable[[Path], ForkedProcess | subprocess.Popen[bytes]]) -> Ran:
+    """Run what is started with the path of a terminal for its outputs, to its end."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     process = start(Path(os.ttyname(its)))
@@ -139,7 +140,12 @@ def settings_of(service: RunningService) -> dict[str, object]:
     """The environment in which a command finds what a service has."""
     settings = service.service.settings
     names = ("redis_url", "redis_key_prefix", "kafka_bootstrap_servers", "kafka_consumer_group_id")
-    return {f"BCS_{name.upper()}": getattr(settings, name) for name in names}
+    # The service took a port that was free.
+    return {
+        "BCS_HTTP_HOST": settings.http_host,
+        "BCS_HTTP_PORT": service.service.address[1],
+        **{f"BCS_{name.upper()}": getattr(settings, name) for name in names},
+    }
 
 
 def _read(terminal: int) -> bytes:

@@ -10,8 +10,10 @@ from bcs.settings import Settings
 def settings_table() -> str:
     """The table in Markdown, one row per setting."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
+    defaults = Settings.model_construct()
     for name, field in Settings.model_fields.items():
-        default = field.default.value if isinstance(field.default, Enum) else field.default
+        default = getattr(defaults, name)
+        default = default.value if isinstance(default, Enum) else default
         shown = "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         rows.append(f"| `BCS_{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
+
 import pytest
+from rich.console import Console
 
 from bcs.commands.asking import RequestFailed
 from bcs.commands.output import counted, plain, present, printable, table
@@ -39,6 +43,24 @@ def test_into_a_pipe_nothing_is_cut_off_or_wrapped(
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split() == ["essay", "why"]
     assert row == f"{essay}  {words.rstrip()}"
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80, 120])
+def test_a_table_breaks_between_words_at_any_width(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcs.commands.output.Console", partial(Console, force_terminal=True, width=columns))
+    words = ["consumer", "group", "bcs-event-consumer:", "no", "members", "(Empty)", "a-word-of-28-characters-xxxx"]
+    page = table("status", "check", "number", "found", right=("number",))
+    for number in range(2):
+        page.add_row(plain("warning"), "consumer group", str(number), plain(" ".join(words)))
+    present(page)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= columns
+    shown = " ".join(lines).split()
+    assert all(shown.count(word) >= 2 for word in words)
+    # Side by side where that fits, else a block for each row.
+    assert ("status: warning" in lines) is (columns < 80)
 
 
 def test_counts_read_as_a_person_would_say_them() -> None:

@@ -7,14 +7,20 @@ import pytest
 from bcs.commands.checks import kafka_judgement as kafka
 from bcs.commands.checks import record_judgement as record
 from bcs.commands.checks import redis_judgement as redis
+from bcs.commands.checks import settings_judgement
 from bcs.commands.checks.findings import Finding, Status, brief
+from bcs.commands.checks.kafka_judgement import TopicConfig
+from bcs.commands.checks.service_checks import judged
+from bcs.kafka.brokers import Broker
 from bcs.kafka.offsets import CommitNote, Offsets
 from bcs.record.migrations import HEAD
+from bcs.settings import Settings, unknown_variables
 
 OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
 MEBIBYTE = 1024 * 1024
 HOUR_MS = 3_600_000
 NOW_MS = 500_000 * HOUR_MS
+DAY_MS = 86_400_000
 
 
 def assert_finding(finding: Finding, status: Status, *said: str) -> None:
@@ -29,8 +35,8 @@ def assert_finding(finding: Finding, status: Status, *said: str) -> None:
     [
         ({"maxmemory": "0", "maxmemory_policy": "allkeys-lru"}, OK, "not set"),
         ({"maxmemory": "1000", "maxmemory_policy": "noeviction"}, OK, "noeviction"),
-        ({"maxmemory": "1000", "maxmemory_policy": "allkeys-lru"}, WARNING, "an evicted key is a lost fact"),
-        ({"maxmemory": "1000", "maxmemory_policy": "volatile-ttl"}, WARNING, "volatile-ttl"),
+        ({"maxmemory": "1000", "maxmemory_policy": "allkeys-lru"}, FAILED, "an evicted key is a lost fact"),
+        ({"maxmemory": "1000", "maxmemory_policy": "volatile-ttl"}, FAILED, "volatile-ttl"),
         ({}, WARNING, "could not be found out"),
         ({"maxmemory": "", "maxmemory_policy": "noeviction"}, WARNING, "could not be found out"),
     ],
@@ -86,9 +92,14 @@ def test_messages_should_not_wait_long_in_the_outbox(
     assert_finding(redis.outbox(length, oldest, limit=10), status, said)
 
 
+def test_a_version_that_is_not_told_is_warned_of() -> None:
+    assert_finding(redis.version({"redis_version": "7.2.4"}), OK, "Redis 7.2.4")
+    assert_finding(redis.version({}), WARNING, "6.2 or newer", "+info")
+
+
 def test_parked_messages_need_a_person_who_is_told_where_they_are() -> None:
     assert_finding(redis.parked(0, "bcs:{outbox}:parked"), OK)
-    assert_finding(redis.parked(2, "bcs:{outbox}:parked"), WARNING, "2 set aside", "XRANGE bcs:{outbox}:parked")
+    assert_finding(redis.parked(2, "bcs:{outbox}:parked"), FAILED, "2 set aside", "XRANGE bcs:{outbox}:parked")
 
 
 @pytest.mark.parametrize(
@@ -100,16 +111,23 @@ def test_clocks_may_differ_by_a_second(ahead: float, status: Status, said: str) 
 
 
 @pytest.mark.parametrize(
-    ("version", "status", "said"),
+    ("version", "obstacle", "status", "said"),
     [
-        (None, WARNING, "no tables yet"),
-        ("0000", WARNING, "`bcs db upgrade`"),
-        (HEAD, OK, f"version {HEAD}"),
-        ("9999", OK, "newer"),
+        (None, None, WARNING, "no tables yet"),
+        ("0000", None, WARNING, "`bcs db upgrade`"),
+        (None, "this user may not create the tables", FAILED, "there are no tables yet, and this user may not"),
+        (HEAD, None, OK, f"version {HEAD}"),
+        ("9999", None, OK, "newer"),
     ],
 )
-def test_the_schema_of_the_record(version: str | None, status: Status, said: str) -> None:
-    assert_finding(record.schema(version), status, said)
+def test_the_schema_of_the_record(version: str | None, obstacle: str | None, status: Status, said: str) -> None:
+    assert_finding(record.schema(version, obstacle), status, said)
+
+
+def test_a_replica_needs_all_of_its_connections() -> None:
+    assert record.connections(None, 9) == record.connections(9, 9) == []
+    [finding] = record.connections(8, 9)
+    assert_finding(finding, WARNING, "8 allowed", "up to 9", "BCS_DATABASE_MAX_CONNECTIONS")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +149,7 @@ def test_entries_should_not_wait_long_for_the_record(
 def test_entries_that_nobody_fetches_any_more_need_a_person() -> None:
     assert_finding(record.left_behind(3), WARNING, "3 entries wait", "BCS_DATABASE_URL")
     assert_finding(record.parked(0, "bcs:{outbox}:record:parked"), OK)
-    assert_finding(record.parked(1, "bcs:{outbox}:record:parked"), WARNING, "1 entry", "bcs:{outbox}:record:parked")
+    assert_finding(record.parked(1, "bcs:{outbox}:record:parked"), FAILED, "1 entry", "bcs:{outbox}:record:parked")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +172,7 @@ def test_topics(leaders: list[bool] | None, status: Status, said: str) -> None:
     [
         ({}, OK, "no topic"),
         ({"a.DLQ": "delete", "b.DLQ": ""}, OK, "no topic"),
-        ({"a.DLQ": "delete", "b.DLQ": "compact,delete"}, WARNING, "compacted: b.DLQ."),
+        ({"a.DLQ": "delete", "b.DLQ": "compact,delete"}, FAILED, "compacted: b.DLQ."),
     ],
 )
 def test_topics_of_dead_letters_should_not_be_compacted(policies: dict[str, str], status: Status, said: str) -> None:
@@ -172,7 +190,98 @@ def test_topics_of_dead_letters_should_not_be_compacted(policies: dict[str, str]
     ],
 )
 def test_groups(state: str, members: int, status: Status) -> None:
-    assert_finding(kafka.group("a-group", state, members), status, "a-group", state)
+    assert_finding(kafka.group("a-group", state, members, None), status, "a-group", state)
+
+
+def test_a_group_without_members_beside_a_running_service_is_a_stuck_intake() -> None:
+    finding = kafka.group("a-group", "Empty", 0, "http://127.0.0.1:4002")
+    assert_finding(finding, FAILED, "although a service runs at http://127.0.0.1:4002", "/healthz")
+    assert "start the service" not in finding.fix
+
+
+def test_a_listener_that_is_out_of_reach_is_named_with_its_broker() -> None:
+    [finding] = kafka.listeners({Broker(3, "kafka-3.internal", 9092): "Connection refused"})
+    assert_finding(
+        finding, FAILED, "broker 3 advertises kafka-3.internal:9092: Connection refused", "advertised.listeners"
+    )
+
+
+def config(days: float | None, timestamp_type: str = "CreateTime", retention_bytes: str = "-1") -> TopicConfig:
+    kept_ms = "-1" if days is None else str(int(days * DAY_MS))
+    said = {"retention.ms": kept_ms, "retention.bytes": retention_bytes, "message.timestamp.type": timestamp_type}
+    return TopicConfig.read(said)
+
+
+@pytest.mark.parametrize(
+    ("letters", "source", "said"),
+    [
+        (config(7), config(7), []),
+        (config(None), config(None), []),
+        (config(7), None, []),
+        (TopicConfig.read({}), TopicConfig.read({}), []),  # a broker that says nothing
+        (config(6.9), config(7), [(FAILED, "a.DLQ keeps a letter for 6.9 days, and Redis a batch for 7.0 days")]),
+        (config(7, retention_bytes="100"), config(7), [(WARNING, "at most 100 bytes")]),
+        (config(30), config(7), [(WARNING, "replayed with its old time")]),
+        (config(None), config(7, "LogAppendTime"), [(WARNING, "truncated letters are removed")]),
+    ],
+)
+def test_letters_are_kept_for_as_long_as_somebody_may_replay_them(
+    letters: TopicConfig, source: TopicConfig | None, said: list[tuple[Status, str]]
+) -> None:
+    findings = kafka.retention({"a.DLQ": letters}, {"a.DLQ": source}, kept_ms=7 * DAY_MS)
+    assert len(findings) == len(said)
+    for finding, (status, words) in zip(findings, said, strict=True):
+        assert_finding(finding, status, words)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "of_others", "complete", "status", "said"),
+    [
+        ({}, 0, True, OK, "none waits"),
+        ({}, 2, True, OK, "none waits; 2 of other services"),
+        ({}, 0, False, WARNING, "not all could be read"),
+        ({"a.DLQ": 1}, 0, True, FAILED, "1 waits: 1 on a.DLQ"),
+        ({"a.DLQ": 1, "b.DLQ": 2}, 0, False, FAILED, "at least 3 wait: 1 on a.DLQ, 2 on b.DLQ"),
+    ],
+)
+def test_letters_that_wait_need_a_person(
+    waiting: dict[str, int], of_others: int, complete: bool, status: Status, said: str
+) -> None:
+    assert_finding(kafka.letters(waiting, of_others=of_others, complete=complete), status, said)
+
+
+def test_a_broker_that_creates_topics_is_warned_of() -> None:
+    assert kafka.creation(False) == []
+    [finding] = kafka.creation(True)
+    assert_finding(finding, WARNING, "auto.create.topics.enable")
+
+
+def test_a_service_that_is_not_in_order_is_quoted() -> None:
+    away = {
+        "redis": {"status": "healthy", "message": "it answers"},
+        "kafka": {"status": "unhealthy", "message": "gone"},
+    }
+    health: dict[str, object] = {"status": "degraded", "message": "not in order: kafka", "dependencies": away}
+    finding = judged("http://here", health)
+    assert_finding(finding, FAILED, "http://here, degraded: not in order: kafka; kafka: gone", "http://here/healthz")
+    assert_finding(judged("http://here", {**health, "status": "healthy"}), OK, "http://here")
+
+
+def test_a_variable_that_was_meant_for_a_setting_fails() -> None:
+    misspelt, foreign = settings_judgement.unknown(
+        unknown_variables({"BCS_HTPP_PORT": "1", "BCS_FROBNICATE": "1"})[::-1]
+    )
+    assert_finding(misspelt, FAILED, "BCS_HTPP_PORT is not a setting", "rename it to BCS_HTTP_PORT")
+    assert_finding(foreign, WARNING, "BCS_FROBNICATE is not a setting")
+
+
+@pytest.mark.parametrize("environment", ["production", "development"])
+def test_what_is_for_drills_fails_in_production(environment: str) -> None:
+    settings = Settings(environment=environment, chaos_enabled=True, use_mock_repository=True)
+    findings = settings_judgement.for_drills_only(settings)
+    assert len(findings) == (2 if environment == "production" else 0)
+    for finding, named in zip(findings, ("BCS_CHAOS_ENABLED", "BCS_USE_MOCK_REPOSITORY"), strict=False):
+        assert_finding(finding, FAILED, named)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiokafka import ConsumerRecord
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bcs.commands.dlq_listing import nothing_selected
 from bcs.contracts import dead_letters as names
 from bcs.contracts import topics
 from bcs.contracts.dead_letters import (
@@ -24,8 +26,8 @@ from bcs.contracts.dead_letters import (
     foreign,
     unread_letter,
 )
-from bcs.contracts.letters import DeadLetter, Reference, mark_key, marked_offset, read_letter
-from bcs.contracts.published import ConsumedMessage, Headers, OutboundMessage
+from bcs.contracts.letters import DeadLetter, Reference, mark_key, marked_offset, purge_key, purged_offset, read_letter
+from bcs.contracts.published import SERVICE, ConsumedMessage, Headers, OutboundMessage
 from bcs.dlq.purging import last_to_purge, purged
 from bcs.dlq.reading import Junk, Survey
 from bcs.dlq.selection import LetterRange, Selection, all_of_letters
@@ -33,6 +35,9 @@ from bcs.domain.errors import UnreadableLetter
 
 NOW = datetime(2026, 5, 3, 8, tzinfo=UTC)
 WHERE = Reference(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), 2, 7)
+WITHOUT_SERVICE = (
+    b'{"failed_event_envelope": {}, "dlq_reason": "r", "timestamp": "2026-05-03T08:00:00Z", "additional_metadata": {}}'
+)
 DETAIL = {"attempts": 3, "error_type": "SomeError", "error_message": "it \udc00 broke"}
 values = (
     st.none() | st.binary(max_size=40) | st.sampled_from([b"{}", b'{"raw_base64":"AAAA"}', b'{"a": [1.50, "\\u00e9"]}'])
@@ -303,6 +308,41 @@ def test_purging_stops_at_the_first_letter_that_is_to_stay() -> None:
     assert sorted(each.offset for each in purged([*survey.letters, *junk], last)) == [1, 2, 9]
     assert last_to_purge(survey, None) == {("t.DLQ", 0): 7, ("t.DLQ", 1): 9, ("t.DLQ", 2): 0}
     assert last_to_purge(survey, NOW) == {}
+
+
+def test_letters_of_other_services_are_told_apart_and_stay() -> None:
+    ours, foreign = letter(where=Reference("t.DLQ", 0, 0)), letter(where=Reference("t.DLQ", 0, 1))
+    foreign = replace(foreign, service="another_service")
+    behind = letter(where=Reference("t.DLQ", 0, 2))
+    survey = Survey({each.reference: each for each in (ours, foreign, behind)}, {}, set(), total=3)
+    assert (ours.is_ours, foreign.is_ours) == (True, False)
+    assert read_letter(WHERE, None, WITHOUT_SERVICE, ()).service == "unknown"
+    chosen = survey.of(Selection(services=frozenset({"another_service"})))
+    assert (list(chosen.letters), chosen.total) == ([foreign.reference], 3)
+    assert last_to_purge(survey, None) == {("t.DLQ", 0): 0}, "nothing behind a letter that stays"
+    assert last_to_purge(survey, None, ("another_service",)) == {}
+    assert last_to_purge(survey, None, (SERVICE, "another_service")) == {("t.DLQ", 0): 2}
+
+
+def test_a_mark_of_a_purge_takes_out_what_lies_before_it() -> None:
+    survey = Survey()
+    dead = dead_letter(consumed(b"x"), "not_json", DETAIL, NOW, "b")
+    messages = [(0, dead.key, dead.value), (1, b"k", b"junk"), (2, dead.key, dead.value), (3, purge_key(1), None)]
+    for partition in (0, 1):
+        for offset, key, value in messages[: 4 - partition]:
+            survey.take(ConsumerRecord("t.DLQ", partition, offset, 0, 0, key, value, 0, 0, 0, ()))
+    assert sorted(map(str, survey.letters)) == ["t.DLQ/0/2", "t.DLQ/1/0", "t.DLQ/1/2"]
+    assert list(map(str, survey.unreadable)) == ["t.DLQ/1/1"]
+    assert [purged_offset(b"purged:x", None), purged_offset(b"purged:1", b""), marked_offset(purge_key(1), None)] == [
+        None,
+        None,
+        None,
+    ]
+
+
+def test_that_nothing_was_selected_is_no_empty_topic() -> None:
+    assert nothing_selected(0) == "There are no dead letters."
+    assert nothing_selected(1009) == "None of the 1,009 dead letters matches."
 
 
 def test_a_replayed_message_that_fails_again_keeps_the_time_of_its_original() -> None:

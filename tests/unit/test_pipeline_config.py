@@ -9,13 +9,14 @@ import pytest
 
 from bcs.domain.errors import (
     ConfigurationError,
+    DependenciesDiffer,
     DependencyCycle,
     DuplicateName,
     UnknownDependency,
     UnreadableConfiguration,
 )
 from bcs.domain.pipelines import PLATFORM_PHASES, Phase, PipelineDefinitions
-from bcs.pipeline_config import load_pipelines
+from bcs.pipeline_config import load_pipelines, pipelines_yaml
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -89,6 +90,87 @@ def test_pipelines_may_be_left_out(file: Path) -> None:
     assert load(file, "phases: [{name: only}]").names == ("only",)
 
 
+PLATFORM_FILE = """
+pipelines:
+  ai_feedback:
+    description: "Feedback, with everything before it"
+    steps:
+      - {name: spellcheck, service_name: spellchecker_service, event_type: s.v1, event_data_model: S, depends_on: []}
+      - {name: nlp, service_name: nlp_service, event_type: n.v1, event_data_model: N, depends_on: [spellcheck]}
+      - {name: ai_feedback, depends_on: [spellcheck]}
+  nlp:
+    steps: [{name: spellcheck}, {name: nlp, depends_on: [spellcheck]}]
+  student_matching:
+    steps: [{name: student_matching}]
+  comprehensive:
+    steps:
+      - {name: spellcheck}
+      - {name: ai_feedback, depends_on: [spellcheck]}
+"""
+
+
+def test_the_platforms_file_is_read_and_every_name_keeps_its_phases(file: Path) -> None:
+    definitions = load(file, PLATFORM_FILE)
+    assert {name: phase.requires for name, phase in definitions.phases.items()} == {
+        "spellcheck": (),
+        "nlp": ("spellcheck",),
+        "ai_feedback": ("spellcheck",),
+        "student_matching": (),
+    }
+    assert {name for name, phase in definitions.phases.items() if phase.needs_prompt} == {"nlp", "ai_feedback"}
+    assert {name: names(definitions.plan(name)) for name in definitions.names} == {
+        "spellcheck": ["spellcheck"],
+        "nlp": ["spellcheck", "nlp"],
+        "ai_feedback": ["spellcheck", "nlp", "ai_feedback"],
+        "student_matching": ["student_matching"],
+        "comprehensive": ["spellcheck", "ai_feedback"],
+    }
+    assert set(definitions.pipelines) == {"ai_feedback", "comprehensive"}
+
+
+@pytest.mark.parametrize("source", ["platform", "shipped", "every option"])
+def test_a_converted_file_defines_the_same(tmp_path: Path, file: Path, source: str) -> None:
+    text = {
+        "platform": PLATFORM_FILE,
+        "shipped": (ROOT / "config" / "pipelines.yaml").read_text(),
+        "every option": """
+            phases:
+              - {name: a}
+              - name: b
+                requires: [a]
+                needs_prompt: true
+                rerun_with_dependencies: true
+                complete_when: every_essay_settled
+            pipelines: [{name: both, phases: [b]}]
+            """,
+    }[source]
+    given = load(file, text)
+    ours = tmp_path / "ours.yaml"
+    ours.write_text(pipelines_yaml(given))
+    converted = load_pipelines(ours)
+    assert "steps" not in ours.read_text()
+    assert (dict(converted.phases), dict(converted.pipelines)) == (dict(given.phases), dict(given.pipelines))
+    assert [converted.plan(name) for name in given.names] == [given.plan(name) for name in given.names]
+
+
+def test_dependencies_that_differ_between_pipelines_name_both(file: Path) -> None:
+    refusal = refusal_of(
+        file,
+        """
+        pipelines:
+          short: {steps: [{name: spellcheck}, {name: nlp, depends_on: []}]}
+          same: {steps: [{name: spellcheck}]}
+          long: {steps: [{name: spellcheck}, {name: nlp, depends_on: [spellcheck]}]}
+        """,
+    )
+    assert isinstance(refusal, DependenciesDiffer)
+    assert (refusal.phase, refusal.first, refusal.second) == ("nlp", ("short", ()), ("long", ("spellcheck",)))
+    assert str(refusal) == (
+        "the phase 'nlp' depends on nothing in pipeline 'short' and on spellcheck in pipeline 'long'; "
+        "both have to say the same"
+    )
+
+
 def test_a_cycle_names_its_phases(file: Path) -> None:
     refusal = refusal_of(
         file,
@@ -117,6 +199,7 @@ def test_a_phase_that_requires_itself_is_a_cycle(file: Path) -> None:
     [
         ("phases: [{name: known, requires: [mistyped]}]", "known"),
         ("{phases: [{name: known}], pipelines: [{name: all_of_it, phases: [known, mistyped]}]}", "all_of_it"),
+        ("pipelines: {p: {steps: [{name: known, depends_on: [mistyped]}]}}", "known"),
     ],
 )
 def test_an_unknown_phase_is_named_together_with_who_names_it(file: Path, text: str, owner: str) -> None:
@@ -132,7 +215,10 @@ def test_an_unknown_phase_is_named_together_with_who_names_it(file: Path, text: 
     [
         "phases: [{name: twice}, {name: other}, {name: twice, requires: [other]}]",
         "phases: [{name: twice}, {name: other, requires: [twice, twice]}]",
-        "{phases: [{name: twice}], pipelines: [{name: twice, phases: [twice]}]}",
+        "{phases: [{name: twice}, {name: a}], pipelines: [{name: twice, phases: [a]}]}",
+        "pipelines: {p: {steps: [{name: twice}, {name: twice}]}}",
+        "pipelines: {p: {steps: [{name: twice}]}, q: {steps: [{name: a, depends_on: [twice, twice]}]}}",
+        "pipelines: {twice: {steps: [{name: a}]}, twice: {steps: [{name: b}]}}",
         "{phases: [{name: a}], pipelines: [{name: twice, phases: [a]}, {name: twice, phases: [a]}]}",
         "{phases: [{name: twice}], pipelines: [{name: all_of_it, phases: [twice, twice]}]}",
         "{phases: [{name: a}], twice: 1, twice: 2}",
@@ -188,6 +274,12 @@ def test_a_key_that_stands_twice_is_named_with_its_line(file: Path) -> None:
         ("phases: [{name: a, needs_prompt: 'true'}]", "phases.0.needs_prompt"),
         ("{phases: [{name: a}], pipelines: [{name: p, phases: []}]}", "pipelines.0.phases"),
         ("{phases: [{name: a}], pipelines: [{phases: [a]}]}", "pipelines.0.name"),
+        ("pipelines: {p: {steps: []}}", "pipelines.p.steps"),
+        ("pipelines: {p: {steps: [{name: a, depend_on: [b]}]}}", "pipelines.p.steps.0.depend_on"),
+        ("pipelines: {p: {steps: [{depends_on: []}]}}", "pipelines.p.steps.0.name"),
+        ("pipelines: {p: [a]}", "pipelines.p"),
+        ("pipelines: {}", "pipelines"),
+        ("{pipelines: {p: {steps: [{name: a}]}}, version: 1}", "version"),
         ("[]", "file"),
         ("text", "file"),
         ("", "file"),

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bcs.contracts import topics
 from bcs.settings import Settings
+from bcs.telemetry import Telemetry
 from tests.refusals.table import table
 from tests.support.law_stories import STORIES, Story, stories_table
 from tests.support.settings_table import settings_table
@@ -31,10 +33,11 @@ def test_each_story_ends_as_it_is_told(story: Story) -> None:
 
 TESTS = r"`(tests/[\w/]+\.py)(?:::(\w+))?`"
 VARIABLES = r"\bBCS_[A-Z_]+\b"
+METRICS = r"\bbcs_[a-z_]+\b"
 LINKS = r"\]\(([^)#:]+)(?:#[^)]*)?\)"
 
 
-@pytest.mark.parametrize(("pattern", "least"), [(TESTS, 50), (VARIABLES, 50), (LINKS, 10)])
+@pytest.mark.parametrize(("pattern", "least"), [(TESTS, 50), (VARIABLES, 50), (LINKS, 10), (METRICS, 20)])
 def test_what_is_looked_for_is_found(pattern: str, least: int) -> None:
     text = "".join(document.read_text() for document in DOCUMENTS)
     assert len(re.findall(pattern, text)) >= least
@@ -59,6 +62,20 @@ def test_every_variable_that_a_document_names_exists(document: Path) -> None:
 def test_every_relative_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(LINKS, document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_metric_that_a_document_names_exists(document: Path) -> None:
+    known = {sample.name for family in Telemetry().registry.collect() for sample in family.samples}
+    known |= {f"{family.name}{end}" for family in Telemetry().registry.collect() for end in ("", "_total", "_bucket")}
+    assert set(re.findall(METRICS, document.read_text())) <= known
+
+
+def test_operations_name_every_topic_in_the_table_of_topics() -> None:
+    rows = re.findall(
+        r"^\| `(huleedu\.\S+)` \|(?: [^|]+ \|){5}$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE
+    )
+    assert sorted(rows) == sorted([*topics.CONSUMED, *topics.PUBLISHED])
 
 
 def test_the_table_of_refusals_is_the_one_that_is_played() -> None:

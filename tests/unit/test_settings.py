@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bcs.domain.errors import ConfigurationError
-from bcs.settings import Environment, InvalidSettings, Settings, load_settings
+from bcs.settings import Environment, InvalidSettings, Settings, load_settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,6 @@ def test_a_variable_sets_its_setting(
     ("variable", "text"),
     [
         ("BCS_HTTP_PORT", "http"),
-        ("BCS_HTTP_PORT", ""),
         ("BCS_HTTP_PORT", "65536"),
         ("BCS_HTTP_PORT", "-1"),
         ("BCS_LOG_LEVEL", "LOUD"),
@@ -95,8 +94,6 @@ def test_a_variable_sets_its_setting(
         ("BCS_HTTP_TIMEOUT", "nan"),
         ("BCS_USE_MOCK_REPOSITORY", "perhaps"),
         ("BCS_ENVIRONMENT", "staging"),
-        ("BCS_KAFKA_BOOTSTRAP_SERVERS", ""),
-        ("BCS_REDIS_URL", ""),
         ("BCS_REDIS_URL", "localhost:6379"),
         ("BCS_REDIS_URL", "http://localhost:6379"),
         ("BCS_REDIS_URL", "redis://localhost:port/0"),
@@ -116,14 +113,11 @@ def test_a_variable_sets_its_setting(
         ("BCS_REDIS_TTL_SECONDS", "0"),
         ("BCS_REDIS_TTL_SECONDS", "1.5"),
         ("BCS_REDIS_TTL_SECONDS", "9" * 19),  # Redis takes no such time to live
-        ("BCS_KAFKA_CONSUMER_GROUP_ID", ""),
         ("BCS_KAFKA_AUTO_OFFSET_RESET", "none"),
-        ("BCS_KAFKA_ENABLE_IDEMPOTENCE", ""),
         ("BCS_REQUEST_DEADLINE_SECONDS", "30"),
         ("BCS_REDIS_DEADLINE_SECONDS", "5"),
         ("BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS", "16"),
         ("BCS_HANG_SECONDS", "24"),
-        ("BCS_INSTANCE_NAME", ""),
     ],
 )
 def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
@@ -193,9 +187,31 @@ def test_the_record_must_remember_for_longer_than_redis(monkeypatch: pytest.Monk
     assert [variable for variable, _ in refusal.value.problems] == ["BCS_RECORD_RETENTION_DAYS"]
 
 
-def test_an_empty_database_url_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BCS_DATABASE_URL", "")
-    assert load_settings().database_url is None
+def test_an_empty_variable_is_an_unset_one_for_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    unset = load_settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"BCS_{name.upper()}", "")
+    assert load_settings() == unset
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "follows"),
+    [
+        ("BCS_HTTP_TIMEOUT", "5", "request_deadline_seconds"),
+        ("BCS_HTTP_TIMEOUT", "0.5s", "redis_deadline_seconds"),
+        ("BCS_REQUEST_DEADLINE_SECONDS", "1", "database_deadline_seconds"),
+        ("BCS_KAFKA_SESSION_TIMEOUT_SECONDS", "5", "kafka_heartbeat_interval_seconds"),
+        ("BCS_KAFKA_REQUEST_TIMEOUT_SECONDS", "40", "hang_seconds"),
+        ("BCS_REDIS_TTL_SECONDS", str(500 * 86_400), "record_retention_days"),
+    ],
+)
+def test_the_defaults_of_others_follow_a_setting_that_is_set_alone(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, follows: str
+) -> None:
+    usual = load_settings()
+    monkeypatch.setenv("BCS_DATABASE_URL", "postgresql://host/db")
+    monkeypatch.setenv(variable, text)
+    assert getattr(load_settings(), follows) != getattr(usual, follows)
 
 
 def test_overrides_stand_above_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +231,30 @@ def test_every_setting_has_a_description_for_the_readme() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
-def test_unknown_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BCS_TEST_REDIS_URL", "redis://elsewhere")
-    assert load_settings() == Settings()
+def test_an_unknown_variable_is_named_with_the_one_that_was_meant() -> None:
+    unknown = unknown_variables(
+        {
+            "BCS_HTPP_PORT": "1",
+            "bcs_redis_ttl": "1",
+            "BCS_PORT": "4002",
+            "BCS_FROBNICATE": "yes",
+            # Settings, whatever their letters, and what others set.
+            "bcs_http_port": "1",
+            "BCS_TEST_REDIS_URL": "redis://elsewhere",
+            "_BCS_COMPLETE": "complete_bash",
+            "PATH": "/bin",
+            # What Kubernetes sets beside services that are called bcs and bcs-http.
+            "BCS_SERVICE_HOST": "10.0.0.1",
+            "BCS_SERVICE_PORT_HTTP": "4002",
+            "BCS_HTTP_SERVICE_PORT": "4002",
+            "BCS_PORT_4002_TCP_ADDR": "10.0.0.1",
+            "BCS_WEB_PORT": "tcp://10.0.0.1:4002",
+        }
+    )
+    assert {each.name: each.near for each in unknown} == {
+        "BCS_HTPP_PORT": "BCS_HTTP_PORT",
+        "bcs_redis_ttl": "BCS_REDIS_TTL_SECONDS",
+        "BCS_PORT": "BCS_HTTP_PORT",
+        "BCS_FROBNICATE": None,
+    }
+    assert str(unknown[0]) == "BCS_FROBNICATE is not a setting of BCS, and has no effect"

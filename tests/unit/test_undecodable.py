@@ -123,6 +123,12 @@ def test_a_missing_field_is_named_together_with_the_batch(topic: str) -> None:
 def test_a_phase_that_nobody_knows_is_refused() -> None:
     refusal = refusal_of(topics.PHASE_OUTCOME, message(topics.PHASE_OUTCOME, {"phase_name": "grammar"}))
     assert (refusal.reason, refusal.batch_id) == ("unknown_phase", "batch-1")
+    assert (
+        refusal.detail == f"phase_name 'grammar' is not a known phase; known are: {', '.join(sorted(PLATFORM_PHASES))}"
+    )
+    long = refusal_of(topics.PHASE_OUTCOME, message(topics.PHASE_OUTCOME, {"phase_name": "\n" + "x" * 10_000}))
+    assert len(long.detail) < 300
+    assert "\n" not in long.detail
 
 
 @every_topic

@@ -9,14 +9,18 @@ from bcs.record.migrations import HEAD
 _OLD_SECONDS = 60.0
 
 
-def schema(version: str | None) -> Finding:
-    """Whether the tables are those of this release.
+def schema(version: str | None, obstacle: str | None) -> Finding:
+    """Whether the tables are those of this release, or the service can make them so.
 
     :param version: of the schema; None where there is none.
+    :param obstacle: why the service's user can't upgrade the schema; None where nothing is known to be in the way.
     """
     check = "postgresql schema"
     if version is None or version < HEAD:
         found = f"version {version}, and this release needs {HEAD}" if version else "there are no tables yet"
+        if obstacle:
+            fix = "run `bcs db upgrade` as a user who may, and GRANT the service's user what it needs (README)"
+            return failed(check, f"{found}, and {obstacle}", fix)
         return warning(check, found, "start the service, which upgrades it, or run `bcs db upgrade`")
     return ok(
         check, f"version {version}" if version == HEAD else f"version {version}, newer than this release's {HEAD}"
@@ -30,6 +34,19 @@ def writes(obstacle: str | None) -> list[Finding]:
     """
     fix = "see to the server and to the rights of the user in BCS_DATABASE_URL: until then facts wait in Redis"
     return [failed("postgresql writes", obstacle, fix)] if obstacle else []
+
+
+def connections(allowed: int | None, needed: int) -> list[Finding]:
+    """Whether a replica gets the connections that it may open.
+
+    :param allowed: how many there may be; None for no limit.
+    :param needed: how many one replica opens.
+    """
+    if allowed is None or allowed >= needed:
+        return []
+    found = f"{allowed} allowed to this user, or in this database, and each replica opens up to {needed}"
+    fix = "raise the CONNECTION LIMIT, or lower BCS_DATABASE_MAX_CONNECTIONS"
+    return [warning("postgresql connections", found, fix)]
 
 
 def backlog(length: int, oldest_seconds: float | None, limit: int) -> Finding:
@@ -63,7 +80,7 @@ def parked(length: int, key: str) -> Finding:
     if not length:
         return ok(check, "no entry is set aside")
     found = f"{counted(length, 'entry', 'entries')} set aside, since PostgreSQL will never take them"
-    return warning(check, found, f"read them (XRANGE {key} - +; the field `problem` says why), then XDEL them")
+    return failed(check, found, f"read them (XRANGE {key} - +; the field `problem` says why), then XDEL them")
 
 
 def _entries(count: int) -> str:

@@ -15,8 +15,8 @@ from bcs.domain.errors import StoreUnavailable
 from bcs.settings import Settings
 from bcs.store.multiplexer import Command
 from bcs.store.redis_backlog import FACTS, refused_key, waiting_key
-from bcs.store.redis_dry_run import reading, writing
-from bcs.store.redis_errors import reason
+from bcs.store.redis_dry_run import reading, watched, writing
+from bcs.store.redis_errors import Unfit, reason
 from bcs.store.redis_outbox import parked_key, stream_key
 from bcs.store.redis_server import fields_of
 
@@ -35,7 +35,9 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
             [clock] = await session.exchange([("TIME",)])
             told_at = time.time()
             prefix = settings.redis_key_prefix
-            tried = await session.try_out([*reading(prefix), *writing(prefix)])
+            # Ahead of the others, which are discarded: that ends a WATCH, too.
+            tried = await session.exchange([("WATCH", watched(prefix))])
+            tried += await session.try_out([*reading(prefix), *writing(prefix)])
             server, memory, persistence, save, *queues = await session.exchange(
                 [
                     ("INFO", "server"),
@@ -47,7 +49,9 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
                 ]
             )
     except StoreUnavailable as error:
-        return [failed("redis", f"out of reach: {error.cause.rstrip('. ')}", "see to Redis, and to BCS_REDIS_URL")]
+        # What answered is not out of reach.
+        beginning = "can't be used: " if isinstance(error.__cause__, Unfit) else "out of reach: "
+        return [failed("redis", f"{beginning}{error.cause.rstrip('. ')}", "see to Redis, and to BCS_REDIS_URL")]
     return [
         judgement.version(_section(server)),
         judgement.commands([reason(reply) for reply in tried if isinstance(reply, RedisError)]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bcs.commands.checks.findings import Finding, clock_of, failed, ok, unknown, warning
-from bcs.store.redis_server import product_of
+from bcs.store.redis_server import LEAST_VERSION, product_of
 
 _FULL_SHARE = 0.8
 _OLD_SECONDS = 60.0
@@ -13,7 +13,10 @@ _MEBIBYTE = 1024 * 1024
 
 
 def version(server: Mapping[str, str]) -> Finding:
-    """Which server it is."""
+    """Which server it is. One that is known to be too old has refused the connection already."""
+    if "redis_version" not in server:
+        found = f"reachable, but INFO does not tell its version; BCS needs {LEAST_VERSION} or newer"
+        return warning("redis", found, "allow the user of BCS_REDIS_URL the command INFO (+info)")
     return ok("redis", f"reachable, {product_of(server)}")
 
 
@@ -48,7 +51,7 @@ def eviction(memory: Mapping[str, str]) -> Finding:
         return unknown("redis eviction", "INFO does not tell maxmemory and its policy")
     if limit and policy != "noeviction":
         fix = "set maxmemory-policy to noeviction: an evicted key is a lost fact"
-        return warning("redis eviction", f"maxmemory is set, and the policy is {policy}", fix)
+        return failed("redis eviction", f"maxmemory is set, and the policy is {policy}", fix)
     return ok("redis eviction", f"policy {policy}" if limit else "maxmemory is not set, so nothing is evicted")
 
 
@@ -110,9 +113,7 @@ def parked(length: int, key: str) -> Finding:
     if not length:
         return ok("outbox parked", "no message is set aside")
     found = f"{length} set aside, since Kafka will never take them"
-    return warning(
-        "outbox parked", found, f"read them (XRANGE {key} - +; the field `problem` says why), then XDEL them"
-    )
+    return failed("outbox parked", found, f"read them (XRANGE {key} - +; the field `problem` says why), then XDEL them")
 
 
 def clock(ahead_seconds: float) -> Finding:

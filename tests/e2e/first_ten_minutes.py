@@ -1,0 +1,234 @@
+"""The first ten minutes of a new user, for docs/first-ten-minutes.md: `python -m tests.e2e.first_ten_minutes`.
+
+All commands stand in the README, in `bcs --help`, or in what `bcs dev --demo` prints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bcs.embedded import HOST, free_port
+from tests.e2e.processes import at_a_terminal
+from tests.support.commands import run_at_terminal
+
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENT = ROOT / "docs" / "first-ten-minutes.md"
+LIMIT_SECONDS = 600
+
+_STEP_SECONDS = 60
+_USUAL_PORT = 4002
+_COLUMNS = 80
+_BAR = "━"
+_POLL_SECONDS = 0.1
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A command that the user types.
+
+    :param title: what it is for.
+    :param shows: regular expressions, all found in what it prints; until they are, the user types it again. What the
+        last one has in a group stands for `LETTER` in later commands.
+    """
+
+    title: str
+    command: str
+    shows: tuple[str, ...]
+    exit_code: int = 0
+
+
+STEPS = [
+    Step(
+        "Register a batch of your own.",
+        "bcs events sample BatchEssaysRegistered --batch mine | bcs events send -",
+        (r"BatchEssaysRegistered sent to huleedu\S+, key mine",),
+    ),
+    Step(
+        "Its essays are spellchecked.",
+        "bcs events sample SpellcheckPhaseCompletedV1 --batch mine | bcs events send -",
+        (r"key essay_1", r"key essay_2", r"key essay_3"),
+    ),
+    Step("What is known of it?", "bcs batches show mine", (r"3 essays known, 3 expected", r"spellcheck +complete")),
+    Step(
+        "What is still to run? Spellcheck is pruned, and that is announced.",
+        "bcs resolve mine ai_feedback",
+        (r"spellcheck +pruned", r"ai_feedback +run"),
+    ),
+    Step("Why?", "bcs batches history mine --limit 1", (r"pruned spellcheck",)),
+    Step(
+        "What did BCS publish?",
+        "bcs events tail --skipped --no-follow --last 1",
+        (r"phase skipped: spellcheck of batch\s+mine",),
+    ),
+    Step(
+        "Another service reports on a phase that BCS does not know.",
+        "bcs events sample ELSBatchPhaseOutcomeV1 --batch mine --phase grammar > e.json; bcs events send e.json",
+        (r"unknown_phase: phase_name 'grammar' is not a known phase",),
+        exit_code=1,
+    ),
+    Step("A real producer would not have asked.", "bcs events send --unchecked e.json", (r"key mine",)),
+    Step(
+        "Find the dead letter.",
+        "bcs dlq list --each",
+        (r"unknown_phase, batch mine", r"(huleedu\S+\.DLQ/\d+/\d+)"),
+    ),
+    Step("Look into it.", "bcs dlq show LETTER", (r"phase_name 'grammar' is not a known phase", r"(?s)\"mine\"")),
+    Step(
+        "Mend the cause: define the phase, and press r where `bcs dev` runs.",
+        r"sed -i 's/^pipelines:/  - {name: grammar, requires: [spellcheck]}\n\n&/' pipelines.yaml",
+        (),
+    ),
+    Step("Put the message back.", "bcs dlq replay --all", (r"1 of 1 letters? put back",)),
+    Step(
+        "Now it counts.",
+        "bcs batches show mine --phase grammar",
+        (r"grammar +complete",),
+    ),
+    Step("Is everything there?", "bcs doctor | grep -v ^ok", ()),
+]
+MENDED = "Mend the cause"
+
+
+class Terminal:
+    """The terminal in which `bcs dev` runs."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.shown = ""
+
+    def wait_for(self, text: str) -> str:
+        """Wait until it shows a text.
+
+        :returns: everything that it showed.
+        """
+        deadline = time.monotonic() + _STEP_SECONDS
+        while text not in self.shown:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {text!r} in {self.shown}")
+            time.sleep(_POLL_SECONDS)
+            with suppress(BlockingIOError):
+                self.shown += _ESCAPES.sub("", os.read(self._descriptor, 65536).decode()).replace("\r\n", "\n")
+        return self.shown
+
+    def press(self, key: str) -> None:
+        """Press a key."""
+        os.write(self._descriptor, key.encode())
+
+
+def play() -> str:
+    """Play all steps.
+
+    :returns: the document.
+    :raises TimeoutError: a step did not show what it has to.
+    """
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        (directory / "pipelines.yaml").write_text((ROOT / "config" / "pipelines.yaml").read_text())
+        settings = {
+            "BCS_PIPELINE_CONFIG_PATH": str(directory / "pipelines.yaml"),
+            "BCS_HTTP_PORT": _port(),
+            "PYTHONPATH": ROOT,
+        }
+        with at_a_terminal("dev", "--demo", **settings) as (process, descriptor):
+            terminal = Terminal(descriptor)
+            story = terminal.wait_for("Ctrl-C stops all of it.")
+            variables = dict(re.findall(r"^  export (BCS_\w+)=(\S+)$", story, re.MULTILINE))
+            sections = [_section("The story", begun, f"$ bcs dev --demo\n{story.strip()}")]
+            sections += _steps(begun, terminal, directory, {**variables, "PYTHONPATH": str(ROOT)})
+            terminal.press("\x03")
+            process.wait(_STEP_SECONDS)
+    return _document(sections, time.monotonic() - begun)
+
+
+def _port() -> int:
+    """The usual port, or a free one where the usual port is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, _USUAL_PORT))
+        except OSError:
+            return free_port()
+    return _USUAL_PORT
+
+
+def _steps(begun: float, terminal: Terminal, directory: Path, variables: dict[str, str]) -> list[str]:
+    sections, letter = [], ""
+    for step in STEPS:
+        command = step.command.replace("LETTER", letter)
+        output = _run(step, command, directory, variables)
+        if step.shows and (found := re.search(step.shows[-1], output)) and found.groups():
+            letter = found.group(1)
+        if step.title.startswith(MENDED):
+            terminal.press("r")
+            terminal.wait_for("BCS is running again")
+        sections.append(_section(step.title, begun, f"$ {command}\n{output.strip()}".strip()))
+    return sections
+
+
+def _run(step: Step, command: str, directory: Path, variables: dict[str, str]) -> str:
+    """Type a command, again and again until it shows what it has to: events take a moment."""
+    bcs = f'bcs() {{ {shlex.quote(sys.executable)} -m bcs "$@"; }}; '
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BCS_")}
+
+    def start(terminal: Path) -> subprocess.Popen[bytes]:
+        with terminal.open("wb", buffering=0) as output:
+            return subprocess.Popen(
+                ["/bin/bash", "-o", "pipefail", "-c", bcs + command],
+                cwd=directory,
+                env={**inherited, **variables, "TERM": "xterm-256color"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    deadline = time.monotonic() + _STEP_SECONDS
+    while True:
+        done = run_at_terminal(_COLUMNS, start)
+        output = _as_seen(done.output)
+        if all(re.search(pattern, output) for pattern in step.shows):
+            if done.exit_code != step.exit_code and step.shows:
+                raise AssertionError(f"{command}: exit code {done.exit_code}\n{output}")
+            return output
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{command}: exit code {done.exit_code}\n{output}")
+        time.sleep(_POLL_SECONDS)
+
+
+def _as_seen(output: str) -> str:
+    """What is left on the terminal of an output: no colours, and of a line that was drawn anew the last drawing."""
+    lines = [line.rpartition("\r")[2].rstrip() for line in _ESCAPES.sub("", output).splitlines()]
+    bars = [line for line in lines if _BAR in line]
+    return "\n".join(line for line in lines if _BAR not in line or line == bars[-1])
+
+
+def _section(title: str, begun: float, transcript: str) -> str:
+    return f"## {title}\n\nAfter {time.monotonic() - begun:.0f} s:\n\n```\n{transcript}\n```\n"
+
+
+def _document(sections: list[str], seconds: float) -> str:
+    head = f"""\
+# The first ten minutes
+
+Played by `python -m tests.e2e.first_ten_minutes`, which writes this file, and by a test of the release tier
+(`tests/e2e/test_first_ten_minutes.py`). It took {seconds:.0f} seconds on two cores, after the command in the README
+that installs BCS (about a minute). `bcs dev --demo` runs in one terminal, with a copy of
+[config/pipelines.yaml](../config/pipelines.yaml) that `BCS_PIPELINE_CONFIG_PATH` names; all other commands run in
+another terminal, with the variables that it prints.
+"""
+    return "\n".join([head, *sections])
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(play())
