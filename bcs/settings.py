@@ -379,9 +379,13 @@ class UnknownVariable:
     name: str
     near: str | None
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with it."""
+        return f"{self.name} is not a setting of BCS, and has no effect"
+
     def __str__(self) -> str:
-        meant = f"; did you mean {self.near}?" if self.near else ""
-        return f"{self.name} is not a setting of BCS, and has no effect{meant}"
+        return f"{self.problem}; did you mean {self.near}?" if self.near else self.problem
 
 
 # Kubernetes tells the pods of a namespace about a service `bcs` or `bcs-…` with variables of these forms.

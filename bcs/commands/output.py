@@ -53,8 +53,10 @@ class _Rows(Table):
                 value = cell if isinstance(cell, Text) else Text(str(cell))
                 line = Text.assemble((f"{column.header}: ", "bold"), value)
                 first, *others = line.wrap(console, max(1, options.max_width - _INDENT), overflow="fold")
+                first.rstrip()
                 yield first
                 for other in others:
+                    other.rstrip()
                     other.pad_left(_INDENT)
                     yield other
 

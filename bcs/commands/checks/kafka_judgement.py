@@ -103,7 +103,7 @@ def retention(
     findings = []
     for name, config in letters.items():
         if config.retention_ms is not None and config.retention_ms < kept_ms:
-            found = f"{name} keeps a letter for {_days(config.retention_ms)}, and Redis a batch for {_days(kept_ms)}"
+            found = f"{name} keeps a letter for {_time(config.retention_ms)}, and Redis a batch for {_time(kept_ms)}"
             fix = "raise retention.ms: what is removed before somebody replays it is lost to its batch"
             findings.append(failed(check, found, fix))
         if config.retention_bytes is not None:
@@ -111,7 +111,7 @@ def retention(
             findings.append(warning(check, found, "set retention.bytes=-1: many letters at once remove older ones"))
         source = sources.get(name)
         if source and source.retention_ms is not None and source.retention_ms < (config.retention_ms or inf):
-            found = f"{name} keeps letters for longer than their originals are kept ({_days(source.retention_ms)})"
+            found = f"{name} keeps letters for longer than their originals are kept ({_time(source.retention_ms)})"
             stamped = "" if source.timestamp_type == _STAMPED_BY_BROKER else " and what is replayed with its old time"
             fix = f"raise retention.ms of the consumed topic: the originals of truncated letters{stamped} are removed"
             findings.append(warning(check, found, fix))
@@ -216,5 +216,6 @@ def _limit(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
 
 
-def _days(milliseconds: int) -> str:
-    return f"{milliseconds / _DAY_MS:.1f} days"
+def _time(milliseconds: int) -> str:
+    days = milliseconds / _DAY_MS
+    return f"{days:.1f} days" if days >= 1 else f"{24 * days:.1f} hours"

@@ -14,9 +14,9 @@ def unknown(variables: Iterable[UnknownVariable]) -> list[Finding]:
     :param variables: begin with `BCS_`, and are no settings.
     """
     return [
-        failed("settings", str(variable), f"rename it to {variable.near}, or remove it")
+        failed("settings", variable.problem, f"rename it to {variable.near}, or remove it")
         if variable.near
-        else warning("settings", str(variable), "remove it, or look in the README for the setting that is meant")
+        else warning("settings", variable.problem, "remove it, or look in the README for the setting that is meant")
         for variable in variables
     ]
 
