@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Annotated
 
+import structlog
 import typer
 
 from bcs import running
@@ -44,6 +45,8 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
     The service does the same at its start, if its user may. Several may do it at once, beside services that run: one
     after the other, and only the first has something to do.
     """
+    # An error says all that there is to say, and the output may have to be JSON.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     settings = load_settings()
     url = named_database(settings)
     from bcs.record import schema

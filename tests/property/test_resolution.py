@@ -202,7 +202,7 @@ def test_an_unknown_dependency_is_refused_with_both_phases_named(graph: Graph, d
     [
         ([Phase("p"), Phase("q"), Phase("p", ("q",))], [], "p"),
         ([Phase("p"), Phase("q", ("p", "p"))], [], "p"),
-        ([Phase("p")], [Pipeline("p", ("p",))], "p"),
+        ([Phase("p"), Phase("q")], [Pipeline("p", ("q",))], "p"),
         ([Phase("p")], [Pipeline("x", ("p",)), Pipeline("x", ("p",))], "x"),
         ([Phase("p"), Phase("q")], [Pipeline("x", ("q", "p", "q"))], "q"),
     ],

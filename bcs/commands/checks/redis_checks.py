@@ -50,8 +50,11 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
             )
     except StoreUnavailable as error:
         # What answered is not out of reach.
-        beginning = "can't be used: " if isinstance(error.__cause__, Unfit) else "out of reach: "
-        return [failed("redis", f"{beginning}{error.cause.rstrip('. ')}", "see to Redis, and to BCS_REDIS_URL")]
+        if isinstance(error.__cause__, Unfit):
+            state = "can't be used"
+        else:
+            state = "it answers, and refuses" if error.answered else "out of reach"
+        return [failed("redis", f"{state}: {error.cause.rstrip('. ')}", "see to Redis, and to BCS_REDIS_URL")]
     return [
         judgement.version(_section(server)),
         judgement.commands([reason(reply) for reply in tried if isinstance(reply, RedisError)]),
