@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from math import inf
 
 import anyio
@@ -25,7 +26,7 @@ from bcs.actors.messages import MessageFinished, OutboxGrew, RecordFacts
 from bcs.actors.metrics import MetricsActor, MetricsPage
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.publisher import Publisher
-from bcs.actors.redis_probe import RedisStatus
+from bcs.actors.redis_probe import RedisStatus, problem_of_redis
 from bcs.actors.skips import Skips
 from bcs.actors.waits import Waits
 from bcs.contracts.decoding import EventDecoder
@@ -202,6 +203,8 @@ class Service:
             in_flight=lambda: intake.under_way.messages,
             snapshot=lambda: self.root.snapshot(),
             circuit=self.persistence.circuit,
+            waits=self.waits,
+            redis_problem=None if settings.use_mock_repository else partial(problem_of_redis, redis, self.store),
         )
         publisher = Publisher(settings, self.outbox, self.telemetry, self.kafka, self.waits, self._reach)
         clocks = Clocks(

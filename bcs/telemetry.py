@@ -134,6 +134,15 @@ class Telemetry:
             "History entries of resolutions that were dropped, because too many waited for PostgreSQL.",
             registry=registry,
         )
+        self.actor_waits = Gauge(
+            "bcs_actor_waits_seconds",
+            "For how long an actor has waited for a dependency; 0 while it waits for nothing.",
+            ["actor"],
+            registry=registry,
+        )
+        self.redis_up = Gauge(
+            "bcs_redis_up", "1 while Redis answers and refuses nothing that BCS needs.", ["store"], registry=registry
+        )
         # Labelled so that it is not there where no record is: an alert on 0 must not fire for that.
         self.record_up = Gauge("bcs_record_up", "Whether PostgreSQL answers.", ["store"], registry=registry)
         self.actor_restarts = Counter("bcs_actor_restarts_total", "Restarts of an actor.", ["actor"], registry=registry)
@@ -200,6 +209,8 @@ class Telemetry:
                 self.dead_letters.labels(topic, reason)
             self.events_missed.labels(topic)
         self.dead_letters.labels(topics.RESOLUTION, RESOLUTION_FAILED)
+        for actor in ("publisher", "archive", "batches", "intake"):
+            self.actor_waits.labels(actor)
         for kind in ("phase_skipped", "dead_letter"):
             self.parked.labels(kind)
             self.publish_failures.labels(kind)

@@ -14,6 +14,7 @@ from bcs.actors.kafka import KafkaStatus
 from bcs.actors.kafka_watch import KafkaWatch
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.redis_probe import RedisStatus, probe_redis
+from bcs.actors.waits import Waits
 from bcs.domain.errors import StoreError
 from bcs.failpoints import FailPoint, Reach
 from bcs.record.permanent import Permanent
@@ -33,6 +34,7 @@ class MetricsPage:
     :param in_flight: how many messages were read and are not yet durable.
     :param snapshot: a picture of the supervision tree.
     :param circuit: the state of the circuit breaker before the store.
+    :param redis_problem: why Redis counts as away; None where there is no Redis.
     """
 
     telemetry: Telemetry
@@ -42,6 +44,8 @@ class MetricsPage:
     in_flight: Callable[[], int]
     snapshot: Callable[[], Snapshot]
     circuit: Callable[[], str]
+    waits: Waits
+    redis_problem: Callable[[], str] | None
 
     def render(self) -> bytes:
         """What is cheap to know is as fresh as the request for it; the rest is the metrics actor's last sample."""
@@ -64,6 +68,10 @@ class MetricsPage:
         telemetry.intake_in_flight.set(self.in_flight())
         if self.permanent:
             telemetry.record_up.labels("postgresql").set(self.permanent.record.reachable)
+        if self.redis_problem:
+            telemetry.redis_up.labels("redis").set(not self.redis_problem())
+        for actor, seconds in self.waits.longest_seconds().items():
+            telemetry.actor_waits.labels(actor).set(seconds)
         telemetry.circuit.labels("redis").set(CIRCUIT_STATES[self.circuit()])
 
     def _sample_kafka(self) -> None:

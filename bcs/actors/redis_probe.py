@@ -55,6 +55,22 @@ class RedisStatus:
             raise StoreUnavailable("redis", f"its last known answer is {age_seconds:.0f} s old")
 
 
+def problem_of_redis(status: RedisStatus, store: StateStore) -> str:
+    """Why Redis counts as away, or what it refuses; empty where that is nothing. Asks nobody."""
+    failure = failure_of_redis(status, store)
+    return failure.cause if failure else store.problem
+
+
+def failure_of_redis(status: RedisStatus, store: StateStore) -> StoreUnavailable | None:
+    """Why Redis counts as away. What requests have found since the last look counts, too. Asks nobody."""
+    try:
+        status.ensure_up()
+        store.ensure_reachable()
+    except StoreUnavailable as failure:
+        return failure
+    return None
+
+
 async def probe_redis(
     store: StateStore, status: RedisStatus, interval_seconds: float, looked: Callable[[], object]
 ) -> None:

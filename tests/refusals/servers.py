@@ -153,6 +153,16 @@ class Servers:
         """Where the service finds Kafka."""
         return self.kafka_proxy.address
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The settings of the service, as variables for commands."""
+        variables = {
+            "BCS_REDIS_URL": self.redis.url,
+            "BCS_KAFKA_BOOTSTRAP_SERVERS": self.bootstrap_servers,
+            **{f"BCS_{name.upper()}": str(value) for name, value in self.settings.items()},
+        }
+        return {**variables, "BCS_DATABASE_URL": self.database.url} if self.database else variables
+
     async def create_topics(self) -> None:
         """The platform's topics."""
         await create_topics(self.bootstrap_servers, [*topics.CONSUMED, *topics.PUBLISHED], PARTITIONS)

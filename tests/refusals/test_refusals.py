@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from bcs.embedded_postgres import PostgresServer
 from tests.kafka.services import SESSION_SECONDS
 from tests.refusals.servers import Servers, database_server, redis_server
 from tests.refusals.ways import WAYS, Way
+from tests.support.commands import bcs
 from tests.support.events import registered, spellchecked
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform
@@ -56,6 +57,18 @@ def is_logged(caplog: pytest.LogCaptureFixture, way: Way) -> bool:
     said = [vars(record) for record in caplog.records if record.levelno >= logging.WARNING]
     words = way.named if "messages for" not in way.named else "TOPIC_AUTHORIZATION_FAILED"
     return any(one["msg"] == way.logged and words in str(one) for one in said)
+
+
+async def is_measured(bos: Orchestrator, way: Way) -> bool:
+    return way.measured.tells(await bos.samples())
+
+
+async def doctor_finds(variables: Mapping[str, str], way: Way) -> bool:
+    said = await bcs("doctor", "--json", **variables)
+    assert said.exit_code == 1, said.output
+    failed = [finding["found"] for finding in said.json["findings"] if finding["status"] == "failed"]
+    assert any((way.found or way.named) in found for found in failed), failed
+    return True
 
 
 async def is_healthy(bos: Orchestrator, way: Way) -> bool:
@@ -122,6 +135,8 @@ async def test_nothing_is_lost_or_buried_and_the_cause_is_named(
             if way.dependency != "kafka":
                 await sent.wait()
             await wait_until(partial(is_logged, caplog, way), description="one line of the log tells of it")
+            await wait_until(partial(is_measured, bos, way), description="the metrics tell of it")
+            assert await doctor_finds(servers.variables | {"BCS_HTTP_PORT": str(service.service.address[1])}, way)
         assert status == way.answered
 
         await wait_until(partial(is_healthy, bos, way), IN_TIME_SECONDS, description="it is well again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,35 @@ _WRITES = ("-eval", "-hset", "-xadd")
 
 
 @dataclass(frozen=True)
+class Series:
+    """A series of `/metrics` that tells of it: its value is 0, or for `above_zero` more than that."""
+
+    name: str
+    label: str = ""
+    above_zero: bool = False
+
+    def __str__(self) -> str:
+        selected = f"{{{self.label}}}" if self.label else ""
+        return f"`{self.name}{selected}{' > 0' if self.above_zero else ' == 0'}`"
+
+    def tells(self, samples: Iterable[tuple[str, Mapping[str, str], float]]) -> bool:
+        """True where one of the samples is it."""
+        return any(
+            name == self.name
+            and self.label in {f'{label}="{value}"' for label, value in labels.items()} | {""}
+            and (measured > 0 if self.above_zero else measured == 0)
+            for name, labels, measured in samples
+        )
+
+
+_USUAL = {
+    "redis": Series("bcs_redis_up"),
+    "postgresql": Series("bcs_record_up"),
+    "kafka": Series("bcs_kafka_up"),
+}
+
+
+@dataclass(frozen=True)
 class Way:
     """A dependency refuses.
 
@@ -27,6 +56,8 @@ class Way:
     :param answered: the statuses of `define`, of a batch that has phases to prune; with who was asked.
     :param named: what `/healthz` says of the dependency.
     :param logged: the log event that tells of it, at WARNING or above.
+    :param found: what `bcs doctor` finds; empty where its words are those of `/healthz`.
+    :param series: what the metrics say, where it is not that the dependency is not up.
     """
 
     dependency: str
@@ -36,13 +67,21 @@ class Way:
     named: str
     logged: str
     with_record: bool = False
+    found: str = ""
+    series: Series | None = None
+
+    @property
+    def measured(self) -> Series:
+        """What the metrics say."""
+        return self.series or _USUAL[self.dependency]
 
     @property
     def row(self) -> str:
         """A line of the table in docs/refusals.md."""
         by_record = self.answered == "200" and self.dependency == "redis" and self.with_record
         answered = f"{self.answered}, from PostgreSQL" if by_record else self.answered
-        cells = (self.dependency, self.refuses, answered, self.named, f"`{self.logged}`", "0", "0")
+        found = self.found or "the same"
+        cells = (self.dependency, self.refuses, answered, self.named, str(self.measured), f"`{self.logged}`", found)
         return f"| {' | '.join(cells)} |"
 
 
@@ -186,8 +225,10 @@ async def _kafka_is_gone(servers: Servers) -> AsyncIterator[None]:
     servers.kafka.restart()
 
 
-def _with_record(refuses: str, during: During, named: str, logged: str = "record_unreachable") -> Way:
-    return Way("postgresql", refuses, during, "200", named, logged, with_record=True)
+def _with_record(
+    refuses: str, during: During, named: str, logged: str = "record_unreachable", series: Series | None = None
+) -> Way:
+    return Way("postgresql", refuses, during, "200", named, logged, with_record=True, series=series)
 
 
 WAYS = (
@@ -236,6 +277,7 @@ WAYS = (
         _database_told(("ALTER ROLE service CONNECTION LIMIT 0",), ("ALTER ROLE service CONNECTION LIMIT -1",)),
         "too many connections",
         "record_short_of_resources",
+        Series("bcs_actor_waits_seconds", 'actor="archive"', above_zero=True),
     ),
     _with_record(
         "read-only",
@@ -255,6 +297,7 @@ WAYS = (
         "200",
         "TOPIC_AUTHORIZATION_FAILED",
         "partition_stalled",
+        series=Series("bcs_kafka_partition_stalled", f'topic="{topics.SPELLCHECK_COMPLETED}"', above_zero=True),
     ),
     Way(
         "kafka",
@@ -263,6 +306,7 @@ WAYS = (
         "200",
         f"messages for {topics.PHASE_SKIPPED} wait",
         "waiting_for_dependency",
+        series=Series("bcs_actor_waits_seconds", 'actor="publisher"', above_zero=True),
     ),
     Way(
         "kafka",
@@ -271,6 +315,7 @@ WAYS = (
         "200",
         "GROUP_AUTHORIZATION_FAILED",
         "waiting_for_dependency",
+        series=Series("bcs_actor_waits_seconds", 'actor="intake"', above_zero=True),
     ),
     Way("kafka", "slow", _kafka_is_slow, "200", "no answer in time", "kafka_unreachable"),
     Way("kafka", "silent", _kafka_is_silent, "200", "no answer in time", "kafka_unreachable"),

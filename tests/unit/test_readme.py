@@ -80,3 +80,4 @@ def test_operations_name_every_topic_in_the_table_of_topics() -> None:
 
 def test_the_table_of_refusals_is_the_one_that_is_played() -> None:
     assert table() in (ROOT / "docs/refusals.md").read_text()
+    assert table(short=True) in (ROOT / "docs/operations.md").read_text()

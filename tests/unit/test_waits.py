@@ -65,6 +65,18 @@ def test_a_wait_of_many_ends_with_the_last_of_them(waits: Waits, caplog: pytest.
     assert len(said(caplog)) == 2
 
 
+def test_the_longest_wait_of_each_actor_is_told_and_ends_at_zero(waits: Waits, clock: Clock) -> None:
+    waits.begin("publisher", "reach the outbox", "no answer")
+    clock.now += timedelta(seconds=3)
+    waits.begin("publisher", "publish", "refused")
+    clock.now += timedelta(seconds=1)
+    assert waits.longest_seconds() == {"publisher": 4.0}
+    waits.end("publisher", "reach the outbox")
+    assert waits.longest_seconds() == {"publisher": 1.0}
+    waits.end("publisher", "publish")
+    assert waits.longest_seconds() == {"publisher": 0.0}
+
+
 def test_causes_that_keep_changing_do_not_fill_the_log(waits: Waits, caplog: pytest.LogCaptureFixture) -> None:
     for letter in "abcdefghij":
         waits.begin("archive", "reach PostgreSQL", letter)

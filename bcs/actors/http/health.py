@@ -16,11 +16,10 @@ from bcs import __version__
 from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.kafka import KafkaStatus
-from bcs.actors.redis_probe import RedisStatus
+from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_redis
 from bcs.actors.waits import CONNECT_PRODUCER, READ_KAFKA, Wait, Waits
 from bcs.addresses import database_address, redis_address
 from bcs.contracts.published import SERVICE, rfc3339
-from bcs.domain.errors import StoreUnavailable
 from bcs.record.permanent import Permanent
 from bcs.settings import Settings
 from bcs.store.base import StateStore
@@ -93,7 +92,7 @@ class Probes:
         """GET /readyz: 503 while draining, or while neither the state store nor the record can answer."""
         if self.draining():
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
-        failure = self._redis_failure()
+        failure = failure_of_redis(self.redis, self.store)
         if failure is None or (self.permanent and self.permanent.stands_in(failure)):
             return reply_json({"status": "ready"})
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True)
@@ -122,18 +121,8 @@ class Probes:
     def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:
             return {"status": "not_configured", "message": "state is kept in memory (BCS_USE_MOCK_REPOSITORY)"}
-        failure = self._redis_failure()
-        problem = failure.cause if failure else self.store.problem
+        problem = problem_of_redis(self.redis, self.store)
         return _dependency(not problem, problem, redis_address(self.settings.redis_url))
-
-    def _redis_failure(self) -> StoreUnavailable | None:
-        """Why Redis counts as away. What requests have found since the last look counts, too."""
-        try:
-            self.redis.ensure_up()
-            self.store.ensure_reachable()
-        except StoreUnavailable as failure:
-            return failure
-        return None
 
 
 def _wait(wait: Wait) -> dict[str, str]:
