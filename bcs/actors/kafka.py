@@ -13,6 +13,7 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer.group_coordinator import NoGroupCoordinator
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+import bcs.kafka.connecting
 import bcs.kafka.topic_creation  # noqa: F401 (no producer creates topics)
 from bcs.contracts import topics
 from bcs.kafka.causes import cause_of, is_refusal

@@ -32,6 +32,7 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 
+import bcs.kafka.connecting
 import bcs.kafka.topic_creation  # noqa: F401 (no consumer creates topics)
 from bcs.kafka.causes import refusal_of
 from bcs.kafka.records import TolerantRecords

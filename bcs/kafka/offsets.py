@@ -21,8 +21,9 @@ from aiokafka.errors import BrokerResponseError, KafkaError, NoError, RequestTim
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
+import bcs.kafka.connecting  # noqa: F401 (a look that is cancelled leaves no connection behind)
+
 _CLOSE_SECONDS = 1.0
-_CONNECT_SECONDS = 1.5
 _READ_UNCOMMITTED = 0  # what waits behind an open transaction waits, too
 _MISSED_SAID_MS = 24 * 3_600_000
 
@@ -135,9 +136,7 @@ class OffsetReader:
         """
         if self._client is None:
             self._client = AIOKafkaClient(**self._options)
-            # Not left in the middle: aiokafka would lose the connection open, and uvloop's end would wait for it.
-            with anyio.fail_after(_CONNECT_SECONDS, shield=True):
-                await self._client.bootstrap()
+            await self._client.bootstrap()
         # Of all topics: to ask for one that is not there creates it on a broker that does so by itself.
         cluster = await self._client.fetch_all_metadata()
         look = Look(frozenset(cluster.topics()))
