@@ -209,8 +209,6 @@ class Telemetry:
                 self.dead_letters.labels(topic, reason)
             self.events_missed.labels(topic)
         self.dead_letters.labels(topics.RESOLUTION, RESOLUTION_FAILED)
-        for actor in ("publisher", "archive", "batches", "intake"):
-            self.actor_waits.labels(actor)
         for kind in ("phase_skipped", "dead_letter"):
             self.parked.labels(kind)
             self.publish_failures.labels(kind)

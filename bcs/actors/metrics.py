@@ -14,7 +14,7 @@ from bcs.actors.kafka import KafkaStatus
 from bcs.actors.kafka_watch import KafkaWatch
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.redis_probe import RedisStatus, probe_redis
-from bcs.actors.waits import Waits
+from bcs.actors.waits import WAITING_ACTORS, Waits
 from bcs.domain.errors import StoreError
 from bcs.failpoints import FailPoint, Reach
 from bcs.record.permanent import Permanent
@@ -70,8 +70,8 @@ class MetricsPage:
             telemetry.record_up.labels("postgresql").set(self.permanent.record.reachable)
         if self.redis_problem:
             telemetry.redis_up.labels("redis").set(not self.redis_problem())
-        for actor, seconds in self.waits.longest_seconds().items():
-            telemetry.actor_waits.labels(actor).set(seconds)
+        for actor in WAITING_ACTORS:
+            telemetry.actor_waits.labels(actor).set(self.waits.longest_seconds(actor))
         telemetry.circuit.labels("redis").set(CIRCUIT_STATES[self.circuit()])
 
     def _sample_kafka(self) -> None:

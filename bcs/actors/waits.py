@@ -12,6 +12,9 @@ from bcs.said import SaidCauses
 
 log = structlog.stdlib.get_logger("bcs.waits")
 
+WAITING_ACTORS = ("publisher", "archive", "batches", "intake")
+"""The actors that wait for dependencies, in the order of `/healthz`."""
+
 READ_KAFKA = "read from Kafka"
 CONNECT_PRODUCER = "connect the producer"
 """What intake and publisher can't do while no broker lets them."""
@@ -48,7 +51,6 @@ class Waits:
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
         self._kept: dict[tuple[str, str], _Kept] = {}
-        self._ever = set[str]()
 
     def begin(self, actor: str, doing: str, cause: str, *, holder: object = None, aloud: bool = True) -> None:
         """An actor's try has failed, and the actor will try again.
@@ -60,7 +62,6 @@ class Waits:
         kept = self._kept.get((actor, doing))
         if kept is None:
             kept = self._kept[actor, doing] = _Kept(self._now(), cause, set())
-            self._ever.add(actor)
         kept.holders.add(holder)
         kept.cause = cause
         if aloud and kept.said.note(cause):
@@ -79,13 +80,10 @@ class Waits:
             seconds = (self._now() - kept.since).total_seconds()
             log.info("waited_for_dependency", actor=actor, doing=doing, seconds=round(seconds, 3))
 
-    def longest_seconds(self) -> dict[str, float]:
-        """For how long each actor that ever waited has waited now; 0 for one that waits for nothing."""
-        longest = dict.fromkeys(self._ever, 0.0)
-        now = self._now()
-        for (actor, _), kept in self._kept.items():
-            longest[actor] = max(longest[actor], (now - kept.since).total_seconds())
-        return longest
+    def longest_seconds(self, actor: str) -> float:
+        """For how long an actor has waited; 0 while it waits for nothing."""
+        waits = self.of(actor)
+        return (self._now() - waits[0].since).total_seconds() if waits else 0.0
 
     def of(self, actor: str) -> list[Wait]:
         """What an actor waits for now, the longest wait first."""

@@ -17,7 +17,7 @@ from bcs.actors.http.problems import Problem
 from bcs.actors.http.replies import reply_json
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_redis
-from bcs.actors.waits import CONNECT_PRODUCER, READ_KAFKA, Wait, Waits
+from bcs.actors.waits import CONNECT_PRODUCER, READ_KAFKA, WAITING_ACTORS, Wait, Waits
 from bcs.addresses import database_address, redis_address
 from bcs.contracts.published import SERVICE, rfc3339
 from bcs.record.permanent import Permanent
@@ -107,7 +107,7 @@ class Probes:
         return "; ".join(wait.cause for wait in waits if wait.doing in (READ_KAFKA, CONNECT_PRODUCER))
 
     def _waiting_actors(self) -> list[str]:
-        return ["publisher", *(["archive"] if self.permanent else []), "batches", "intake"]
+        return [actor for actor in WAITING_ACTORS if self.permanent or actor != "archive"]
 
     def _postgresql(self) -> dict[str, str]:
         if self.permanent is None:
