@@ -14,6 +14,7 @@ from bcs.domain.skips import SkipOrder, SkipOutcome, WaitingSkip
 from bcs.failpoints import FailPoint
 from bcs.store.redis_gateway import RedisGateway
 from bcs.store.redis_skips import RedisSkips
+from tests.support.commands import bcs
 from tests.support.events import Event, registered, spellchecked
 from tests.support.kafka import Platform, values
 from tests.support.service import Orchestrator, running_service
@@ -29,8 +30,19 @@ def kafka_bootstrap_servers(module_kafka: str) -> str:
     return module_kafka
 
 
-def skips_of(gateway: RedisGateway, prefix: str) -> RedisSkips:
-    return RedisSkips(gateway, key_prefix=prefix)
+@pytest.fixture
+def skips(gateway: RedisGateway, redis_key_prefix: str) -> RedisSkips:
+    return RedisSkips(gateway, key_prefix=redis_key_prefix)
+
+
+@pytest.fixture
+def settings(kafka_bootstrap_servers: str, redis_url: str, redis_key_prefix: str) -> dict[str, str]:
+    """Of a service that reads these orders."""
+    return {
+        "redis_url": redis_url,
+        "redis_key_prefix": redis_key_prefix,
+        "kafka_bootstrap_servers": kafka_bootstrap_servers,
+    }
 
 
 def order(offset: int, partition: int = 0, reason: str = "it is wrong") -> SkipOrder:
@@ -47,14 +59,10 @@ async def letters_of(platform: Platform, batch: str) -> list[dict[str, object]]:
 
 
 async def test_a_message_that_was_ordered_to_be_skipped_becomes_a_dead_letter(
-    kafka_bootstrap_servers: str,
-    redis_url: str,
-    redis_key_prefix: str,
-    gateway: RedisGateway,
-    unique_name: Callable[[str], str],
+    settings: dict[str, str], skips: RedisSkips, unique_name: Callable[[str], str]
 ) -> None:
-    batch, skips = unique_name("batch"), skips_of(gateway, redis_key_prefix)
-    async with Platform(kafka_bootstrap_servers) as platform:
+    batch = unique_name("batch")
+    async with Platform(settings["kafka_bootstrap_servers"]) as platform:
         event = spellchecked(batch, "essay-1")
         [_, where, after] = await platform.send(
             registered(batch, ["essay-1", "essay-2"]), event, spellchecked(batch, "essay-2")
@@ -62,9 +70,7 @@ async def test_a_message_that_was_ordered_to_be_skipped_becomes_a_dead_letter(
         ordered, passed = order(where.offset, where.partition), order(after.offset, after.partition, "too late")
         await skips.order(ordered)
         async with (
-            running_service(
-                redis_url=redis_url, redis_key_prefix=redis_key_prefix, kafka_bootstrap_servers=kafka_bootstrap_servers
-            ) as service,
+            running_service(**settings) as service,
             Orchestrator(service.base) as bos,
         ):
             await wait_until(lambda: platform.caught_up(service.group))
@@ -85,9 +91,9 @@ def event_document(event: Event) -> object:
 
 
 async def test_an_order_that_cannot_be_decoded_hides_no_other(
-    redis_key_prefix: str, gateway: RedisGateway, caplog: pytest.LogCaptureFixture
+    skips: RedisSkips, redis_key_prefix: str, gateway: RedisGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
-    skips, ordered = skips_of(gateway, redis_key_prefix), order(7)
+    ordered = order(7)
     await gateway.call(("HSET", f"{redis_key_prefix}{{intake}}:skips", f"{TOPIC}/0/8", "junk"))
     await skips.order(ordered)
     for _ in range(2):
@@ -105,27 +111,29 @@ async def test_an_order_that_cannot_be_decoded_hides_no_other(
     assert await skips.waiting() == [WaitingSkip(ordered, SkipOutcome.SKIPPED)]
 
 
-async def test_an_order_is_closed_only_once_the_offset_behind_its_message_is_committed(
-    kafka_bootstrap_servers: str,
-    redis_url: str,
-    redis_key_prefix: str,
-    gateway: RedisGateway,
-    unique_name: Callable[[str], str],
+async def test_an_operator_withdraws_an_order_that_nobody_has_carried_out(
+    skips: RedisSkips, redis_url: str, redis_key_prefix: str
 ) -> None:
-    batch, skips, name = unique_name("batch"), skips_of(gateway, redis_key_prefix), unique_name("group")
-    settings = {
-        "redis_url": redis_url,
-        "redis_key_prefix": redis_key_prefix,
-        "kafka_bootstrap_servers": kafka_bootstrap_servers,
-        "kafka_consumer_group_id": name,
-    }
+    variables = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
+    await skips.order(order(7))
+    withdrawn = await bcs("intake", "withdraw", TOPIC, "0", "7", **variables)
+    assert (withdrawn.exit_code, withdrawn.output) == (0, f"Withdrawn: to pass over {TOPIC}/0/7 (it is wrong).\n")
+    again = await bcs("intake", "withdraw", TOPIC, "0", "7", **variables)
+    assert (again.exit_code, again.error) == (1, f"No order waits for {TOPIC}/0/7.\n")
+    assert await outcome_of(skips, order(7)) is SkipOutcome.WITHDRAWN
+
+
+async def test_an_order_is_closed_only_once_the_offset_behind_its_message_is_committed(
+    settings: dict[str, str], skips: RedisSkips, unique_name: Callable[[str], str]
+) -> None:
+    batch = unique_name("batch")
     may_commit = anyio.Event()
 
     async def reach(point: FailPoint, _: str) -> None:
         if point is FailPoint.BEFORE_OFFSET_COMMIT and not may_commit.is_set():
             raise RuntimeError("the intake dies before its offsets are committed")
 
-    async with Platform(kafka_bootstrap_servers) as platform:
+    async with Platform(settings["kafka_bootstrap_servers"]) as platform:
         [_, where] = await platform.send(registered(batch, ["essay-1"]), spellchecked(batch, "essay-1"))
         ordered = order(where.offset, where.partition)
         await skips.order(ordered)
@@ -147,26 +155,17 @@ async def test_an_order_is_closed_only_once_the_offset_behind_its_message_is_com
 
 
 async def test_a_message_that_a_batch_holds_becomes_a_dead_letter_with_its_bytes(
-    kafka_bootstrap_servers: str,
-    redis_url: str,
-    redis_key_prefix: str,
-    gateway: RedisGateway,
-    unique_name: Callable[[str], str],
+    settings: dict[str, str], skips: RedisSkips, unique_name: Callable[[str], str]
 ) -> None:
-    batch, skips = unique_name("batch"), skips_of(gateway, redis_key_prefix)
+    batch = unique_name("batch")
 
     async def reach(point: FailPoint, name: str) -> None:
         if point is FailPoint.BEFORE_EXEC and name == batch:
             await anyio.sleep_forever()
 
     async with (
-        Platform(kafka_bootstrap_servers) as platform,
-        running_service(
-            reach,
-            redis_url=redis_url,
-            redis_key_prefix=redis_key_prefix,
-            kafka_bootstrap_servers=kafka_bootstrap_servers,
-        ),
+        Platform(settings["kafka_bootstrap_servers"]) as platform,
+        running_service(reach, **settings),
     ):
         event = spellchecked(batch, "essay-1")
         [where] = await platform.send(event)
@@ -178,20 +177,14 @@ async def test_a_message_that_a_batch_holds_becomes_a_dead_letter_with_its_bytes
 
 
 async def test_orders_that_nobody_can_read_stop_nothing(
-    kafka_bootstrap_servers: str,
-    redis_url: str,
-    redis_key_prefix: str,
-    gateway: RedisGateway,
-    unique_name: Callable[[str], str],
+    settings: dict[str, str], skips: RedisSkips, gateway: RedisGateway, unique_name: Callable[[str], str]
 ) -> None:
-    batch, skips = unique_name("batch"), skips_of(gateway, redis_key_prefix)
-    await gateway.call(("HSET", f"{redis_key_prefix}{{intake}}:skips", "junk", "junk"))
+    batch = unique_name("batch")
+    await gateway.call(("HSET", f"{settings['redis_key_prefix']}{{intake}}:skips", "junk", "junk"))
     assert await skips.waiting() == []
     async with (
-        Platform(kafka_bootstrap_servers) as platform,
-        running_service(
-            redis_url=redis_url, redis_key_prefix=redis_key_prefix, kafka_bootstrap_servers=kafka_bootstrap_servers
-        ) as service,
+        Platform(settings["kafka_bootstrap_servers"]) as platform,
+        running_service(**settings) as service,
     ):
         await platform.send(registered(batch, ["essay-1"]))
         await wait_until(lambda: platform.caught_up(service.group))
