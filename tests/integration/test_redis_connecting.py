@@ -120,6 +120,8 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
         assert finding.status is Status.FAILED
         assert TOO_OLD.search(finding.found)
         assert await wait_until(lambda: causes("waiting_for_dependency", "error"))
+        assert await bos.metric("bcs_redis_up", store="redis") == 0
+        assert await bos.metric("bcs_actor_waits_seconds", actor="publisher")
         assert (await bos.define("batch")).status == (await bos.get("/readyz")).status == 503
 
 

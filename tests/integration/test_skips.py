@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -157,10 +158,11 @@ async def test_an_order_is_closed_only_once_the_offset_behind_its_message_is_com
 async def test_a_message_that_a_batch_holds_becomes_a_dead_letter_with_its_bytes(
     settings: dict[str, str], skips: RedisSkips, unique_name: Callable[[str], str]
 ) -> None:
-    batch = unique_name("batch")
+    batch, held = unique_name("batch"), threading.Event()
 
     async def reach(point: FailPoint, name: str) -> None:
         if point is FailPoint.BEFORE_EXEC and name == batch:
+            held.set()
             await anyio.sleep_forever()
 
     async with (
@@ -169,6 +171,8 @@ async def test_a_message_that_a_batch_holds_becomes_a_dead_letter_with_its_bytes
     ):
         event = spellchecked(batch, "essay-1")
         [where] = await platform.send(event)
+        # Else the order may be known before the message is read, and nothing would have to be held.
+        await wait_until(held.is_set)
         ordered = order(where.offset, where.partition)
         await skips.order(ordered)
         [letter] = await wait_until(partial(letters_of, platform, batch))
