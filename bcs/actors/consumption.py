@@ -310,7 +310,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _deliver(self, command: RecordFacts, receipt: Receipt) -> None:
         under_way = self._intake.under_way
-        under_way.add(receipt, command.weight)
+        under_way.add(command, receipt)
         delivered = False
         try:
             await self._intake.batches.deliver(command.batch_id, command)
@@ -357,7 +357,7 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             unreadable = stall is not None and stall.offset == at.offset
             if unreadable or tracker.is_unfinished(at.topic, at.partition, at.offset):
                 # A batch may hold it, which does not get done with it.
-                held = self._intake.under_way.message_at(at, epoch)
+                held = self._intake.under_way.command_at(at, epoch)
                 if not await self._store_letter(waiting.order, held) or tracker.epoch(at.topic, at.partition) != epoch:
                     return  # tried again with the next poll, by whoever has the partition then
                 if unreadable:
@@ -373,15 +373,16 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             elif first_unfinished is not None and at.offset < first_unfinished:
                 await self._close_order(waiting, SkipOutcome.ALREADY_PROCESSED)
 
-    async def _store_letter(self, order: SkipOrder, held: ConsumedMessage | None) -> bool:
+    async def _store_letter(self, order: SkipOrder, held: RecordFacts | None) -> bool:
         at, ordered_at = order.position, datetime.fromisoformat(order.ordered_at)
         detail = {"attempts": 1, "error_type": "SkipOrder", "error_message": reason_of(order)}
         # With the time of the order: a letter that is made again must be the same, for the outbox to know it.
-        if held is None:
+        if held is None or held.receipt is None:
             letter = unread_letter(at.topic, at.partition, at.offset, SKIPPED, detail, ordered_at)
         else:
             limit_bytes = self._settings.kafka_max_message_bytes
-            letter = await letter_of(held, SKIPPED, detail, ordered_at, None, limit_bytes=limit_bytes)
+            message, batch_id = held.receipt.message, held.batch_id
+            letter = await letter_of(message, SKIPPED, detail, ordered_at, batch_id, limit_bytes=limit_bytes)
         try:
             await self._intake.outbox.append([letter])
         except StoreError as error:

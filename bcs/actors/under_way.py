@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bcs.actors.messages import Receipt
-from bcs.contracts.published import ConsumedMessage
+from bcs.actors.messages import Receipt, RecordFacts
 from bcs.domain.history import Position
 
 
@@ -15,7 +14,7 @@ class UnderWay:
     """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, int, int, int], tuple[Receipt, int, int]] = {}
+        self._held: dict[tuple[str, int, int, int], tuple[RecordFacts, int, int]] = {}
         self.bytes = 0
         self.facts = 0
 
@@ -24,13 +23,13 @@ class UnderWay:
         """How many there are."""
         return len(self._held)
 
-    def add(self, receipt: Receipt, facts: int) -> None:
+    def add(self, command: RecordFacts, receipt: Receipt) -> None:
         """A batch was given this message.
 
-        :param facts: as how many facts it counts.
+        :param receipt: that of the command.
         """
-        size = receipt.message.size_bytes
-        self._held[_key(receipt)] = receipt, size, facts
+        size, facts = receipt.message.size_bytes, command.weight
+        self._held[_key(receipt)] = command, size, facts
         self.bytes += size
         self.facts += facts
 
@@ -42,13 +41,13 @@ class UnderWay:
             self.bytes -= size
             self.facts -= facts
 
-    def message_at(self, position: Position, epoch: int) -> ConsumedMessage | None:
-        """A message that a batch holds; None where none does.
+    def command_at(self, position: Position, epoch: int) -> RecordFacts | None:
+        """What a batch holds of a message; None where none does.
 
         :param epoch: of the ownership in which it was read.
         """
         held = self._held.get((position.topic, position.partition, position.offset, epoch))
-        return None if held is None else held[0].message
+        return None if held is None else held[0]
 
 
 def _key(receipt: Receipt) -> tuple[str, int, int, int]:

@@ -158,16 +158,16 @@ async def test_an_order_is_closed_only_once_the_offset_behind_its_message_is_com
 async def test_a_message_that_a_batch_holds_becomes_a_dead_letter_with_its_bytes(
     settings: dict[str, str], skips: RedisSkips, unique_name: Callable[[str], str]
 ) -> None:
-    batch, held = unique_name("batch"), threading.Event()
+    batch, held, let_go = unique_name("batch"), threading.Event(), anyio.Event()
 
     async def reach(point: FailPoint, name: str) -> None:
         if point is FailPoint.BEFORE_EXEC and name == batch:
             held.set()
-            await anyio.sleep_forever()
+            await let_go.wait()
 
     async with (
         Platform(settings["kafka_bootstrap_servers"]) as platform,
-        running_service(reach, **settings),
+        running_service(reach, **settings) as service,
     ):
         event = spellchecked(batch, "essay-1")
         [where] = await platform.send(event)
@@ -178,6 +178,7 @@ async def test_a_message_that_a_batch_holds_becomes_a_dead_letter_with_its_bytes
         [letter] = await wait_until(partial(letters_of, platform, batch))
         assert letter["failed_event_envelope"] == event_document(event)
         assert await wait_until(partial(outcome_of, skips, ordered)) is SkipOutcome.SKIPPED
+        service.call(let_go.set)
 
 
 async def test_orders_that_nobody_can_read_stop_nothing(
