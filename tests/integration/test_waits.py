@@ -70,10 +70,13 @@ async def test_a_broker_that_refuses_the_idempotent_producer_is_named(kafka_boot
             waits = await waits_of(bos, "publisher")
             return "BCS_KAFKA_ENABLE_IDEMPOTENCE=false" in waits.get("connect the producer", "")
 
+        async def is_named_of_kafka() -> bool:
+            health = await bos.get("/healthz")
+            assert health.status == 200
+            return "BCS_KAFKA_ENABLE_IDEMPOTENCE" in health.json["dependencies"]["kafka"]["message"]
+
         await wait_until(is_named)
-        health = await bos.get("/healthz")
-        assert health.status == 200
-        assert "BCS_KAFKA_ENABLE_IDEMPOTENCE" in health.json["dependencies"]["kafka"]["message"]
+        await wait_until(is_named_of_kafka)
 
 
 async def test_correlation_and_trace_of_the_headers_go_into_the_announcement(batch: str) -> None:

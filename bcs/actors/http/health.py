@@ -56,11 +56,8 @@ class Probes:
         tree = self.snapshot()
         redis = self._redis()
         servers = f"{self.settings.kafka_bootstrap_servers} (BCS_KAFKA_BOOTSTRAP_SERVERS)"
-        kafka = _dependency(self.kafka.connected, self.kafka.problem, servers)
-        if kafka["status"] == "healthy" and self.kafka.trouble is not None:
-            kafka = _dependency(False, self.kafka.trouble, servers)
-        elif kafka["status"] == "healthy" and (refused := self._refused_by_kafka()):
-            kafka = _dependency(False, refused, servers)
+        problem = self._problem_of_kafka()
+        kafka = _dependency(not problem, problem, servers)
         postgresql = self._postgresql()
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
         dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
@@ -101,6 +98,16 @@ class Probes:
         """GET /metrics."""
         return web.Response(body=self.render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    def _problem_of_kafka(self) -> str:
+        """The most that is known of what is wrong with Kafka; empty where that is nothing."""
+        kafka = self.kafka
+        if kafka.connected is False:
+            return kafka.problem
+        if kafka.connected is None:
+            # A client of the publisher may have been refused before anybody else has heard of Kafka.
+            return self._refused_by_kafka() or kafka.problem
+        return kafka.trouble or self._refused_by_kafka()
+
     def _refused_by_kafka(self) -> str:
         """What intake and publisher may not do at all, although Kafka answers; empty where that is nothing."""
         waits = [*self.waits.of("intake"), *self.waits.of("publisher")]
@@ -129,7 +136,7 @@ def _wait(wait: Wait) -> dict[str, str]:
     return {"doing": wait.doing, "cause": wait.cause, "since": rfc3339(wait.since)}
 
 
-def _dependency(up: bool | None, problem: str, address: str) -> dict[str, str]:
+def _dependency(up: bool, problem: str, address: str) -> dict[str, str]:
     if up:
         return {"status": "healthy", "message": "it answers"}
     return {"status": "unhealthy", "message": problem if address in problem else f"at {address}: {problem}"}
