@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from anyio.lowlevel import checkpoint
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
@@ -26,15 +27,24 @@ async def exchange(connection: Connection, commands: Sequence[Command]) -> list[
     except RuntimeError as error:
         # uvloop's way to say that the server has closed the connection, where asyncio raises ConnectionResetError.
         raise RedisConnectionError(str(error)) from error
+    # There is no public way to the parser, and redis-py takes six calls for each reply. The replies of a round trip
+    # mostly come together: all but the first are there already.
+    streams: Any = connection
+    reader = streams._parser._reader
     replies: list[Any] = []
-    for _ in commands:
+    while len(replies) < len(commands):
         try:
-            replies.append(await connection.read_response())
+            reply = reader.gets() if replies else NOT_ENOUGH_DATA
+            if reply is NOT_ENOUGH_DATA:
+                reply = await connection.read_response()
         except ResponseError as error:
-            replies.append(error)
+            reply = error
         except ValueError as error:
             # redis-py can't take apart what is said behind a MOVED or an ASK.
             raise RedisConnectionError(f"an unusual refusal: {error}") from error
+        if isinstance(reply, RedisConnectionError):  # such as LOADING
+            raise reply
+        replies.append(reply)
     return replies
 
 

@@ -47,6 +47,7 @@ class FaultProxy:
         self._drop_pattern: bytes | None = None
         self._drops_left = 0
         self._edits: dict[bytes, bytes] = {}
+        self._piece_bytes = _CHUNK_BYTES
 
     @property
     def address(self) -> str:
@@ -117,6 +118,10 @@ class FaultProxy:
     def edit_replies(self, edits: dict[bytes, bytes]) -> None:
         """Let replies have something else in the place of these bytes, of the same length."""
         self._edits = edits
+
+    def cut_replies_into_pieces(self, length_bytes: int) -> None:
+        """Let replies arrive in pieces of so many bytes, each on its own."""
+        self._piece_bytes = length_bytes
 
     def _bind(self) -> None:
         self._listener = socket.socket()
@@ -200,7 +205,10 @@ class FaultProxy:
             for said, said_instead in self._edits.items():
                 chunk = chunk.replace(said, said_instead)
             await self._flowing.wait()
-            await loop.sock_sendall(client, chunk)
+            for start in range(0, len(chunk), self._piece_bytes):
+                if start:
+                    await asyncio.sleep(0)  # the client reads the piece before
+                await loop.sock_sendall(client, chunk[start : start + self._piece_bytes])
         self._half_close(client)
 
     async def _receive(self, source: socket.socket) -> bytes:
