@@ -15,7 +15,7 @@ from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
 from bcs.record.permanent import Permanent
 from bcs.store.base import Outbox, StateStore
-from bcs.store.pace import Pace
+from bcs.store.pace import paced
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,6 @@ class Knowledge:
     :param law: what is known only to the record is judged by; the store has it already.
     :param permanent: None where there is no permanent record.
     :param outbox_grew: tells the publisher that there is something to publish.
-    :param pace: of long calculations.
     """
 
     store: StateStore
@@ -36,7 +35,6 @@ class Knowledge:
     archive: Archive | None
     outbox_grew: Callable[[], None]
     law: CompletionLaw = field(kw_only=True)
-    pace: Pace = field(default_factory=Pace)
 
     async def summary(self, batch_id: str) -> tuple[BatchSummary, str]:
         """How far the batch is, and who knew it.
@@ -49,7 +47,7 @@ class Knowledge:
             if self.permanent is None or not self.permanent.stands_in(error):
                 raise
             state = await self._from_the_record(batch_id, error)
-            return await self.pace.run(summarizing(state, self.law, 0)), POSTGRESQL
+            return await paced(summarizing(state, self.law, 0)), POSTGRESQL
 
     async def state(self, batch_id: str) -> tuple[BatchState, int | None, str]:
         """Everything known of the batch, its version where the store had it, and who had it.

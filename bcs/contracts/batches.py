@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from pydantic_core import to_json
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved, Position
 from bcs.domain.progress import BlockingEssay, PhaseExplanation
+from bcs.domain.slices import SLICE, Sliced, in_slices
 from bcs.domain.state import BatchState, Ending, Mark
 from bcs.domain.times import format_timestamp
 
@@ -85,8 +87,47 @@ def state_document(
     :param extent: how much of the essays stands in the document.
     :param next_after: how to ask for the essays behind one of them.
     """
-    expected = state.expected
     listed = extent.of(essays, str)
+    return {
+        **_batch_without_essays(batch_id, state, version, source, essays, listed, next_after),
+        "known_essays": [_known_essay(state, essay) for essay in listed],
+    }
+
+
+def encoding_state(
+    batch_id: str,
+    state: BatchState,
+    version: int | None,
+    source: str,
+    essays: Sequence[str],
+    extent: Extent,
+    next_after: Callable[[str], str],
+    phases: Sequence[bytes],
+) -> Sliced[bytes]:
+    """The same as JSON, in slices, and with its phases.
+
+    :param phases: each one's JSON, of `encoding_phase`.
+    """
+    listed = extent.of(essays, str)
+    encoded = yield from _encoding(listed, partial(_known_essay, state))
+    document = _batch_without_essays(batch_id, state, version, source, essays, listed, next_after)
+    return _with_list(document, "known_essays", encoded)[:-1] + b',"phases":[%s]}' % b",".join(phases)
+
+
+def _known_essay(state: BatchState, essay: str) -> dict[str, Any]:
+    return {"essay_id": essay, "known_since": format_timestamp(state.first_seen_us[essay])}
+
+
+def _batch_without_essays(
+    batch_id: str,
+    state: BatchState,
+    version: int | None,
+    source: str,
+    essays: Sequence[str],
+    listed: Sequence[str],
+    next_after: Callable[[str], str],
+) -> dict[str, Any]:
+    expected = state.expected
     ended = not listed or listed[-1] == essays[-1]
     return {
         "batch_id": batch_id,
@@ -95,9 +136,6 @@ def state_document(
         "registered": expected is not None,
         "expected": {"count": expected.count, "at": format_timestamp(expected.at_us)} if expected else None,
         "essays_known": len(essays),
-        "known_essays": [
-            {"essay_id": essay, "known_since": format_timestamp(state.first_seen_us[essay])} for essay in listed
-        ],
         "next": None if ended else next_after(listed[-1]),
     }
 
@@ -110,12 +148,55 @@ def history_document(batch_id: str, entries: Iterable[KeptEntry], following: str
     return {"batch_id": batch_id, "entries": [_entry(kept) for kept in entries], "next": following}
 
 
+def encoding_history(batch_id: str, entries: Sequence[KeptEntry], following: str | int | None) -> Sliced[bytes]:
+    """The same as JSON, in slices: an entry may be about thousands of essays."""
+    encoded = yield from _encoding(entries, _entry, length=1)
+    return _with_list(history_document(batch_id, (), following), "entries", encoded)
+
+
 def phase_document(of: PhaseExplanation, extent: Extent) -> dict[str, Any]:
     """How far a phase is, and what holds it back.
 
     The essays that hold it back are the first behind `extent.after`: as many as a page has, so that those which stand
     on the page are among them. All pages together have each of them at least once.
     """
+    return {**_phase_without_essays(of), "held_back_by": list(map(_held_back, extent.of(of.held_back_by, _essay_id)))}
+
+
+def encoding_phase(of: PhaseExplanation, extent: Extent) -> Sliced[bytes]:
+    """The same as JSON, in slices."""
+    encoded = yield from _encoding(extent.of(of.held_back_by, _essay_id), _held_back)
+    return _with_list(_phase_without_essays(of), "held_back_by", encoded)
+
+
+def _encoding(items: Iterable[T], document: Callable[[T], dict[str, Any]], *, length: int = SLICE) -> Sliced[bytes]:
+    """What stands between the brackets of a list of documents.
+
+    :param length: so many are a slice.
+    """
+    parts: list[bytes] = []
+    for some in in_slices(items, length):
+        parts.append(to_json([document(item) for item in some])[1:-1])
+        yield
+    return b",".join(parts)
+
+
+def _with_list(document: dict[str, Any], member: str, encoded: bytes) -> bytes:
+    """A document as JSON, with a list that is JSON already."""
+    others = {name: value for name, value in document.items() if name != member}
+    return b"%s,%s:[%s]}" % (to_json(others)[:-1], to_json(member), encoded)
+
+
+def _held_back(essay: BlockingEssay) -> dict[str, Any]:
+    return {
+        "essay_id": essay.essay_id,
+        "why": essay.why.value,
+        "known_since": format_timestamp(essay.first_seen_us),
+        "mark": _mark(essay.mark),
+    }
+
+
+def _phase_without_essays(of: PhaseExplanation) -> dict[str, Any]:
     progress = of.progress
     return {
         "phase": of.phase,
@@ -131,15 +212,6 @@ def phase_document(of: PhaseExplanation, extent: Extent) -> dict[str, Any]:
         "report": _mark(of.report),
         "outcome": _ending(of.outcome),
         "essays_holding_back": len(of.held_back_by),
-        "held_back_by": [
-            {
-                "essay_id": essay.essay_id,
-                "why": essay.why.value,
-                "known_since": format_timestamp(essay.first_seen_us),
-                "mark": _mark(essay.mark),
-            }
-            for essay in extent.of(of.held_back_by, _essay_id)
-        ],
     }
 
 

@@ -62,7 +62,7 @@ class Envelope(BaseModel, Generic[DataT]):
     producer's slip in a field that nobody reads must not cost a batch its completion.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", cache_strings="keys")
 
     # Nothing but the history ever shows it. It may be of any length, as may the correlation id.
     event_id: OptionalText = None

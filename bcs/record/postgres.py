@@ -16,8 +16,9 @@ from bcs.domain.state import BatchState, delta_of
 from bcs.record import statements
 from bcs.record.gateway import RecordGateway
 from bcs.record.pace import extra_seconds
-from bcs.record.rows import kept_entry, merge_arguments, state_of, to_text
+from bcs.record.rows import kept_entries, merge_arguments, state_of, to_text
 from bcs.store.base import Waiting
+from bcs.store.pace import paced
 
 Part = tuple[Mapping[str, BatchState], Sequence[HistoryEntry]]
 """What one statement merges and keeps; every batch of an entry is among the states."""
@@ -144,7 +145,7 @@ class PostgresRecord:
 
         rows = await self._gateway.run(read)
         with _corruption_named("history"):
-            return [kept_entry(batch_id, row) for row in rows]
+            return await paced(kept_entries(batch_id, rows))
 
     async def keep(self, announcements: Sequence[OutboundMessage], entry: HistoryEntry) -> None:
         """Keep announcements until the outbox can take them, and with them what explains them; all or nothing.

@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from bcs.domain.facts import Outcome
 from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, PipelineResolved, Position
+from bcs.domain.slices import Sliced
 from bcs.domain.state import TIMED, BatchState, Ending, Expected, Mark
 from bcs.store.history_codec import decode_detail, encode_detail
 
@@ -150,6 +151,15 @@ def kept_entry(batch_id: str, row: Mapping[str, Any]) -> KeptEntry:
         position=position,
     )
     return KeptEntry(row["number"], entry)
+
+
+def kept_entries(batch_id: str, rows: Iterable[Mapping[str, Any]]) -> Sliced[list[KeptEntry]]:
+    """Entries from their rows, each of which may be about thousands of essays."""
+    entries: list[KeptEntry] = []
+    for row in rows:
+        entries.append(kept_entry(batch_id, row))
+        yield
+    return entries
 
 
 def _history_row(number: int, entry: HistoryEntry) -> tuple[Any, ...]:

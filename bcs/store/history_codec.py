@@ -73,7 +73,7 @@ def decode_detail(
 
     :raises ValueError: it was not written by `encode_detail`.
     """
-    document = from_json(detail)
+    document = from_json(detail, cache_strings="keys")
     try:
         if resolution:
             return PipelineResolved(

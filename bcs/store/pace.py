@@ -8,44 +8,50 @@ from time import perf_counter
 from typing import TypeVar
 
 import anyio
+from anyio.lowlevel import RunVar
 
 from bcs.domain.slices import Sliced
 
 T = TypeVar("T")
 
-_TURN_SECONDS = 0.002
-# An answer takes several rounds of the event loop: with a turn in each, it would take as many turns longer.
-_REST_SECONDS = 0.002
+# An answer takes several rounds of the event loop, and may wait for a turn in each. So a turn is short, and the time
+# until the next one is long enough for an answer.
+_TURN_SECONDS = 0.001
+_REST_SECONDS = 0.003
+
+# All calculations of a loop share it, whoever runs them.
+_turns: RunVar[anyio.Lock] = RunVar("turns")
 
 
-class Pace:
-    """Lets all else run for 2 ms after each 2 ms. However many calculations there are, one goes on in such a turn."""
+async def paced(calculation: Sliced[T], paused: Callable[[], AbstractContextManager[None]] = nullcontext) -> T:
+    """Run a calculation in turns of a millisecond, with a rest for all else behind each.
 
-    def __init__(self) -> None:
-        self._turns = anyio.Lock()
+    However many calculations there are, one of them goes on in such a turn. Most are short, and over in their first.
 
-    async def run(self, calculation: Sliced[T], paused: Callable[[], AbstractContextManager[None]] = nullcontext) -> T:
-        """Run a calculation. Most are short, and over in their first turn.
+    :param paused: entered where it takes longer, for a deadline that does not count this.
+    """
+    try:
+        _work(calculation)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    with paused():
+        return await _finish(calculation)
 
-        :param paused: entered where it takes longer, for a deadline that does not count this.
-        """
-        try:
-            _work(calculation)
-        except StopIteration as ended:
-            result: T = ended.value
-            return result
-        with paused():
-            return await self._finish(calculation)
 
-    async def _finish(self, calculation: Sliced[T]) -> T:
-        while True:
+async def _finish(calculation: Sliced[T]) -> T:
+    turns = _turns.get(None)
+    if turns is None:
+        turns = anyio.Lock()
+        _turns.set(turns)
+    while True:
+        async with turns:
             await anyio.sleep(_REST_SECONDS)
-            async with self._turns:
-                try:
-                    _work(calculation)
-                except StopIteration as ended:
-                    result: T = ended.value
-                    return result
+            try:
+                _work(calculation)
+            except StopIteration as ended:
+                result: T = ended.value
+                return result
 
 
 def _work(calculation: Sliced[T]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bcs.domain.errors import StoreRefused, StoreUnavailable
 from bcs.domain.slices import Sliced
 from bcs.domain.state import BatchState
 from bcs.store.base import Record
-from bcs.store.pace import Pace
+from bcs.store.pace import paced
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,10 @@ class Recall:
     The identity of Redis is always that of the server from which what is known was read; see `redis_identity`.
 
     :param waiting: how many entries wait for the record, of all replicas.
-    :param pace: of long calculations.
     """
 
     record: Record
     waiting: Callable[[], Awaitable[int]]
-    pace: Pace = field(default_factory=Pace)
 
     def trusts(self, mark: str | None, redis: str) -> bool:
         """True if nothing can be missing in what has this mark; a record that was never reached has none of its own.
@@ -77,7 +75,7 @@ class Recall:
             # In this order: an entry leaves the queue only once the record has it.
             waiting = await self.waiting()
             recorded = await self.record.state(batch_id)
-            missing = await self.pace.run(_missing_in(recorded, known))
+            missing = await paced(_missing_in(recorded, known))
             if not missing.empty:
                 await self.record.adopt({batch_id: missing})
         except StoreUnavailable:

@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from bcs.domain.errors import StoreCorrupted
 from bcs.store.codec import WHOLE_FIELD, BatchKeys
-from bcs.store.pace import Pace
+from bcs.store.pace import paced
 from bcs.store.redis_batch import StoredBatch, decoding, reads
 from bcs.store.redis_gateway import RedisGateway
 
@@ -23,7 +23,6 @@ class StoredBatches:
     def __init__(self, gateway: RedisGateway, *, key_prefix: str) -> None:
         self._gateway = gateway
         self._key_prefix = key_prefix
-        self._pace = Pace()
 
     def keys(self, batch_id: str) -> BatchKeys:
         """Where a batch lies."""
@@ -40,7 +39,7 @@ class StoredBatches:
             async with self._gateway.session() as session:
                 # One transaction, since keys that expire between two reads would show half a batch.
                 replies = await session.call(("MULTI",), *reads(keys), ("EXEC",))
-        return await self._pace.run(decoding(keys, replies[-1], session.peer.identity))
+        return await paced(decoding(keys, replies[-1], session.peer.identity))
 
     async def distrust(self, batch_ids: Iterable[str]) -> None:
         """The record has got facts past Redis: whatever is here of these batches may lack something.

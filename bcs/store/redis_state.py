@@ -15,7 +15,7 @@ from bcs.failpoints import FailPoint, Reach, pass_by
 from bcs.store.base import Committed
 from bcs.store.codec import BatchKeys, decode_summary
 from bcs.store.committing import CommitPolicy, commit_with
-from bcs.store.pace import Pace
+from bcs.store.pace import paced
 from bcs.store.recall import Recall
 from bcs.store.redis_batch import StoredBatch, decoding, encoding, merge, watch
 from bcs.store.redis_batches import StoredBatches, corruption_named
@@ -64,7 +64,6 @@ class RedisStateStore:
         self._roster = Roster(max_essays)
         self._gateway = gateway
         self._batches = StoredBatches(gateway, key_prefix=key_prefix)
-        self._pace = Pace()
         self._reads, self._writes = reading(key_prefix), writing(key_prefix)
         self._law = law
         self._ttl_ms = ttl_seconds * 1000
@@ -76,12 +75,12 @@ class RedisStateStore:
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
         """See `StateStore.commit`."""
-        keys, run = self._batches.keys(batch_id), self._pace.run
+        keys = self._batches.keys(batch_id)
 
         async def optimistically() -> None:
             async with self._gateway.session() as session:
                 replies = (await session.call(*watch(keys)))[1:]
-                stored = await run(decoding(keys, replies, session.peer.identity), session.paused)
+                stored = await paced(decoding(keys, replies, session.peer.identity), session.paused)
                 if self._recall is None:
                     self._roster.ensure_room_among(stored.state.first_seen_us, delta.first_seen_us)
                 additions, mark = delta, stored.mark
@@ -91,8 +90,8 @@ class RedisStateStore:
                         recalled = await self._recall.unite(batch_id, stored.state, stored.redis)
                     if recalled:
                         additions, mark = recalled.state, recalled.mark
-                        await run(additions.merging(delta), session.paused)
-                changed = await run(stored.state.merging(additions), session.paused)
+                        await paced(additions.merging(delta), session.paused)
+                changed = await paced(stored.state.merging(additions), session.paused)
                 await self._reach(FailPoint.BEFORE_EXEC, batch_id)
                 written = await self._write(session, keys, stored, changed, stored.version + 1, self._ttl_ms, mark)
                 await self._reach(FailPoint.AFTER_EXEC, batch_id)
@@ -183,16 +182,16 @@ class RedisStateStore:
 
     async def _restored(self, batch_id: str, keys: BatchKeys) -> BatchSummary:
         """The summary made anew, and stored unless other writers come in between each time."""
-        found, run = list[BatchSummary](), self._pace.run
+        found = list[BatchSummary]()
 
         async def optimistically() -> None:
             async with self._gateway.session() as session:
                 *watched, remaining_ms = await session.call(*watch(keys), ("PTTL", keys.meta))
-                stored = await run(decoding(keys, watched[1:], session.peer.identity), session.paused)
+                stored = await paced(decoding(keys, watched[1:], session.peer.identity), session.paused)
                 with session.paused():
                     changed, mark = await self._complete(batch_id, stored)
                 version = stored.version if changed.empty else stored.version + 1
-                found.append(await run(summarizing(stored.state, self._law, version), session.paused))
+                found.append(await paced(summarizing(stored.state, self._law, version), session.paused))
                 if stored.state.empty or (remaining_ms <= 0 and changed.empty):
                     # Nothing is known, or the batch has just expired: if that is still so.
                     if (await session.call(("MULTI",), ("EXEC",)))[-1] is None:
@@ -207,7 +206,7 @@ class RedisStateStore:
         async def without_storing() -> None:
             stored = await self._batches.read(batch_id)
             await self._complete(batch_id, stored)
-            found.append(await run(summarizing(stored.state, self._law, stored.version)))
+            found.append(await paced(summarizing(stored.state, self._law, stored.version)))
 
         with corruption_named(keys):
             await commit_with(self._policy, optimistically, without_storing)
@@ -224,7 +223,7 @@ class RedisStateStore:
             self._recall.ensure_same_redis(stored.mark, stored.redis)
             self._recall.require_registered(stored.state.expected is not None)
             return BatchState(), None
-        return await self._pace.run(stored.state.merging(recalled.state)), recalled.mark
+        return await paced(stored.state.merging(recalled.state)), recalled.mark
 
     async def _write(
         self,
@@ -238,6 +237,6 @@ class RedisStateStore:
     ) -> bool:
         """Write what changed, and the summary; False when somebody else wrote to the batch since it was read."""
         calculation = encoding(keys, stored, changed, version, ttl_ms, mark, self._law)
-        commands = await self._pace.run(calculation, session.paused)
+        commands = await paced(calculation, session.paused)
         replies = await session.call(("MULTI",), *commands, ("EXEC",))
         return replies[-1] is not None

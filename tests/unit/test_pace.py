@@ -6,19 +6,31 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+from uuid import UUID
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from pydantic_core import from_json, to_json
 
+from bcs.contracts.batches import (
+    Extent,
+    encoding_history,
+    encoding_phase,
+    encoding_state,
+    history_document,
+    phase_document,
+    state_document,
+)
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseInvalidated, PhaseOutcome
+from bcs.domain.history import FactsRecorded, KeptEntry
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import Evaluation, summarizing
-from bcs.domain.slices import SLICE, Sliced
+from bcs.domain.slices import SLICE, Sliced, at_once
 from bcs.domain.state import BatchState, delta_of
 from bcs.store.codec import BatchKeys
 from bcs.store.deadlines import Deadline
-from bcs.store.pace import Pace
+from bcs.store.pace import paced
 from bcs.store.redis_batch import StoredBatch, decoding, encoding
 
 pytestmark = pytest.mark.anyio
@@ -42,6 +54,16 @@ LARGE = delta_of(
         PhaseOutcome("nlp", "completed_with_failures", ESSAYS[9:], (), False, 5, "another"),
         PhaseOutcome("cj_assessment", "completed_successfully", (), (), True, 6, "nobody named"),
     ]
+)
+EXPLANATION = Evaluation(LARGE, LAW).explain("ai_feedback")
+ALL = Extent()
+PAGE_OF_LARGE = ("batch", LARGE, 1, "redis", ESSAYS, ALL, str)
+ENTRIES = tuple(
+    KeptEntry(
+        number,
+        FactsRecorded(UUID(int=number), "batch", 1, (EssaysRegistered(ESSAYS, 3, 1),), "type", "correlation", "event"),
+    )
+    for number in (3, 2)
 )
 
 
@@ -67,7 +89,7 @@ async def test_all_else_runs_while_a_long_calculation_goes_on() -> None:
         group.start_soon(others)
         await checkpoint()
         before = turns
-        assert await Pace().run(busy(8)) == 8
+        assert await paced(busy(8)) == 8
         assert turns >= before + 7
         group.cancel_scope.cancel()
 
@@ -87,12 +109,12 @@ async def test_a_short_calculation_waits_for_nobody() -> None:
     # Nothing gave way, or the cancellation would have come.
     with anyio.CancelScope() as scope:
         scope.cancel()
-        assert await Pace().run(short(), paused) == "done"
+        assert await paced(short(), paused) == "done"
     assert not entered
 
 
 async def test_of_many_calculations_one_goes_on_in_a_turn_of_the_loop() -> None:
-    pace, turn, over = Pace(), 0, False
+    turn, over = 0, False
     seen: list[tuple[str, int]] = []
 
     async def count_turns() -> None:
@@ -102,7 +124,7 @@ async def test_of_many_calculations_one_goes_on_in_a_turn_of_the_loop() -> None:
             await checkpoint()
 
     async def calculate(name: str) -> None:
-        await pace.run(busy(6, lambda: seen.append((name, turn))))
+        await paced(busy(6, lambda: seen.append((name, turn))))
 
     async with anyio.create_task_group() as group:
         group.start_soon(count_turns)
@@ -118,10 +140,10 @@ async def test_of_many_calculations_one_goes_on_in_a_turn_of_the_loop() -> None:
 
 async def test_a_long_calculation_does_not_count_to_a_deadline() -> None:
     with Deadline(TURN_SECONDS * 3) as deadline:
-        await Pace().run(busy(10), deadline.paused)
+        await paced(busy(10), deadline.paused)
     assert not deadline.expired
     with Deadline(TURN_SECONDS * 3) as deadline:
-        await Pace().run(busy(10), deadline.paused)
+        await paced(busy(10), deadline.paused)
         await anyio.sleep_forever()
     assert deadline.expired
 
@@ -158,13 +180,35 @@ def run(calculation: Sliced[T]) -> tuple[T, int]:
         (lambda: Evaluation(LARGE, LAW).explaining("nlp"), 2 * 5),
         (lambda: decoding(KEYS, stored(LARGE), ""), 5),
         (lambda: encoding(KEYS, StoredBatch(LARGE, 0, [], None, ""), LARGE, 1, 1000, None, LAW), 5 * 5),
+        (lambda: encoding_phase(EXPLANATION, ALL), 5),
+        (lambda: encoding_state(*PAGE_OF_LARGE, ()), 5),
+        (lambda: encoding_history("batch", ENTRIES, None), len(ENTRIES)),
     ],
-    ids=["merge", "summary", "explanation", "decode", "encode"],
+    ids=["merge", "summary", "explanation", "decode", "encode", "phase", "batch", "history"],
 )
 def test_what_grows_with_the_essays_of_a_batch_is_cut_into_slices(
     calculate: Callable[[], Sliced[object]], least: int
 ) -> None:
     assert run(calculate())[1] >= least
+
+
+def test_a_document_in_slices_is_the_same_as_in_one_piece() -> None:
+    phase = at_once(encoding_phase(EXPLANATION, ALL))
+    assert from_json(phase) == phase_document(EXPLANATION, ALL)
+    assert from_json(phase)["held_back_by"]
+    whole = {**state_document(*PAGE_OF_LARGE), "phases": [from_json(phase)] * 2}
+    assert from_json(at_once(encoding_state(*PAGE_OF_LARGE, (phase, phase)))) == whole
+    history = history_document("batch", ENTRIES, 7)
+    assert from_json(at_once(encoding_history("batch", ENTRIES, 7))) == from_json(to_json(history))
+
+
+def test_a_document_without_essays_has_empty_lists() -> None:
+    nothing = BatchState()
+    page = ("batch", nothing, None, "redis", (), ALL, str)
+    assert from_json(at_once(encoding_state(*page, ()))) == {**state_document(*page), "phases": []}
+    explanation = Evaluation(nothing, LAW).explain("nlp")
+    assert from_json(at_once(encoding_phase(explanation, ALL))) == phase_document(explanation, ALL)
+    assert from_json(at_once(encoding_history("batch", (), None))) == history_document("batch", (), None)
 
 
 def test_a_batch_that_was_cut_is_read_as_it_was_written() -> None:

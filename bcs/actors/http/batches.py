@@ -8,14 +8,12 @@ from http import HTTPStatus
 
 import anyio
 from aiohttp import web
-from anyio.lowlevel import checkpoint
-from pydantic_core import to_json
 
 from bcs.actors.http.middleware import BATCH_ID
 from bcs.actors.http.problems import Problem
-from bcs.actors.http.replies import reply_json
+from bcs.actors.http.replies import reply_encoded
 from bcs.actors.knowledge import Knowledge
-from bcs.contracts.batches import extent_of, history_document, phase_document, phases_to_show, state_document
+from bcs.contracts.batches import encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
 from bcs.contracts.parameters import (
     EssaysQuery,
     HistoryQuery,
@@ -28,6 +26,7 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import Evaluation
 from bcs.record.reading import Past, read_page
+from bcs.store.pace import paced
 
 _ID_SEGMENT = 4
 
@@ -61,14 +60,12 @@ class BatchCalls:
             extent = extent_of(query.after, query.limit, page_bytes=self.page_bytes, phases=len(names))
             phases = []
             for name in names:
-                explanation = await self.knowledge.pace.run(evaluation.explaining(name))
-                # Each in a turn of its own: together they may have a megabyte.
-                phases.append(to_json(phase_document(explanation, extent)))
-                await checkpoint()
+                explanation = await paced(evaluation.explaining(name))
+                phases.append(await paced(encoding_phase(explanation, extent)))
             following = partial(essays_path, batch_id, query.limit)
             essays = evaluation.essays
-            document = state_document(batch_id, state, version, source, essays, extent, following)
-            return reply_json(document, members={"phases": b"[%s]" % b",".join(phases)})
+            encoding = encoding_state(batch_id, state, version, source, essays, extent, following, phases)
+            return reply_encoded(await paced(encoding))
 
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
@@ -78,11 +75,11 @@ class BatchCalls:
         query = parse_query(HistoryQuery, request.query.items())
         async with self.reading:
             page = await read_page(self.record, batch_id, before=query.before, limit=query.limit)
-        if page is None:
-            raise _unknown_batch()
-        older = page.continues_before
-        following = None if older is None else history_path(batch_id, query.limit, older)
-        return reply_json(history_document(batch_id, page.entries, following))
+            if page is None:
+                raise _unknown_batch()
+            older = page.continues_before
+            following = None if older is None else history_path(batch_id, query.limit, older)
+            return reply_encoded(await paced(encoding_history(batch_id, page.entries, following)))
 
 
 def _batch_id(request: web.Request) -> str:
