@@ -14,10 +14,10 @@ from bcs.domain.slices import Sliced
 
 T = TypeVar("T")
 
-# An answer takes several rounds of the event loop, and may wait for a turn in each. So a turn is short, and the time
-# until the next one is long enough for an answer.
+# An answer takes several rounds of the event loop, and may wait for a turn in each. So a turn is short, and others have
+# as much time behind it. With a longer rest large batches took twice as long, and answers about small ones no less.
 _TURN_SECONDS = 0.001
-_REST_SECONDS = 0.003
+_REST_SECONDS = 0.001
 
 # All calculations of a loop share it, whoever runs them.
 _turns: RunVar[anyio.Lock] = RunVar("turns")

@@ -29,12 +29,13 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.anyio, pytest.mark.release, pytest.mark.serial]
 
 ROOT = Path(__file__).parents[2]
-SECONDS, QUIET_SECONDS = 120.0, 20.0
+SECONDS, QUIET_SECONDS, DENSE_SECONDS = 120.0, 20.0, 60.0
 LONGEST_STALL_SECONDS, LONGEST_HEALTHZ_SECONDS = 0.1, 0.25
 SEED = 15
 MOST_ESSAYS, MOST_BYTES = 20_000, 1024 * 1024
-# More would be more than the service takes in; then all wait in Kafka for their turn.
-LARGE_INTERVAL_SECONDS = 1.0
+# An event about up to 20,000 essays, and three looks at batches of that size, so often. While they come densely the
+# service is busy with something large most of the time; more would wait in Kafka for its turn.
+LARGE_INTERVAL_SECONDS, DENSE_INTERVAL_SECONDS = 3.0, 1.0
 LARGE_BATCHES = 8
 PHASES = ("spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching")
 ESSAYS = [f"essay-{number:08}-abcdefgh" for number in range(MOST_ESSAYS)]
@@ -171,9 +172,18 @@ def batches(prefix: str) -> Iterator[tuple[str, list[Event]]]:
 
 
 async def measure(
-    seconds: float, bos: Orchestrator, platform: Platform, prefix: str, *, inputs: Inputs | None
+    seconds: float,
+    bos: Orchestrator,
+    platform: Platform,
+    prefix: str,
+    *,
+    inputs: Inputs | None = None,
+    interval_seconds: float = 0.0,
 ) -> Measured:
-    """Register, complete and ask about small batches in two rows, beside inputs that are large."""
+    """Register, complete and ask about small batches in two rows, beside inputs that are large.
+
+    :param interval_seconds: between two inputs that are large.
+    """
     measured, ends = Measured(), time.monotonic() + seconds
 
     async def repeat(interval_seconds: float, step: Callable[[], Awaitable[None]]) -> None:
@@ -212,8 +222,8 @@ async def measure(
         for _ in range(2):
             group.start_soon(repeat, 0.05, small)
         if inputs:
-            group.start_soon(repeat, LARGE_INTERVAL_SECONDS, large)
-            group.start_soon(repeat, LARGE_INTERVAL_SECONDS, look)
+            group.start_soon(repeat, interval_seconds, large)
+            group.start_soon(repeat, interval_seconds, look)
     return measured
 
 
@@ -229,16 +239,21 @@ async def test_random_inputs_at_the_limits_hold_up_nobody_for_two_minutes(
 ) -> None:
     batch = unique_name("soak")
     async with Platform(module_kafka) as platform, Orchestrator(service.began["base"], keep_alive=True) as bos:
-        quiet = await measure(QUIET_SECONDS, bos, platform, f"{batch}-quiet", inputs=None)
-        service.begin()
+        quiet = await measure(QUIET_SECONDS, bos, platform, f"{batch}-quiet")
         inputs = Inputs(batch, Random(SEED))
-        inputs.make(int(SECONDS / LARGE_INTERVAL_SECONDS) + 1)
-        loaded = await measure(SECONDS, bos, platform, batch, inputs=inputs)
+        inputs.make(int(SECONDS / LARGE_INTERVAL_SECONDS + DENSE_SECONDS / DENSE_INTERVAL_SECONDS) + 2)
+        service.begin()
+        loaded = await measure(SECONDS, bos, platform, batch, inputs=inputs, interval_seconds=LARGE_INTERVAL_SECONDS)
+        dense = await measure(
+            DENSE_SECONDS, bos, platform, f"{batch}-dense", inputs=inputs, interval_seconds=DENSE_INTERVAL_SECONDS
+        )
         await wait_until(partial(platform.caught_up, service.began["group"]), 120)
         itself = await anyio.to_thread.run_sync(service.end)
     with capsys.disabled():
-        sys.stdout.write(f"\nquiet: {quiet}\nsoak: {loaded}\nsent: {inputs.sent}\nthe process: {itself}\n")
-    assert loaded.statuses <= {HTTPStatus.OK, HTTPStatus.NOT_FOUND}
+        sys.stdout.write(
+            f"\nquiet: {quiet}\nsoak: {loaded}\ndense: {dense}\nsent: {inputs.sent}\nthe process: {itself}\n"
+        )
+    assert loaded.statuses | dense.statuses <= {HTTPStatus.OK, HTTPStatus.NOT_FOUND}
     assert itself["restarts"] == []
     assert 0 < itself["busy_stall_seconds"] < LONGEST_STALL_SECONDS
-    assert max(loaded.healthz) < LONGEST_HEALTHZ_SECONDS
+    assert max(*loaded.healthz, *dense.healthz) < LONGEST_HEALTHZ_SECONDS
