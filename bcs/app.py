@@ -29,6 +29,7 @@ from bcs.actors.publisher import Publisher
 from bcs.actors.redis_probe import RedisStatus, problem_of_redis
 from bcs.actors.skips import Skips
 from bcs.actors.waits import Waits
+from bcs.actors.waking_outbox import WakingOutbox
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.failpoints import Reach, pass_by
@@ -87,6 +88,7 @@ class Service:
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
+        self._entrance = WakingOutbox(self.outbox, self._wake_publisher)
         self._intake_mailbox: Mailbox[MessageFinished] = Mailbox("intake", inf)
         self._under_way = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
@@ -128,9 +130,8 @@ class Service:
         return recorded(
             self.settings,
             permanent,
-            self.outbox,
+            self._entrance,
             self.telemetry,
-            self._outbox_grew,
             self._now,
             self.waits,
             self._under_way,
@@ -141,11 +142,10 @@ class Service:
         settings = self.settings
         actor = BatchActor(
             self.store,
-            self.outbox,
+            self._entrance,
             self._archive,
             self.telemetry,
             self._intake_mailbox.send_nowait,
-            self._outbox_grew,
             self._now,
             self.waits,
             settings.retry_maximum_seconds,
@@ -174,10 +174,9 @@ class Service:
         knowledge = Knowledge(
             self.store,
             self.persistence.store_name,
-            self.outbox,
+            self._entrance,
             permanent,
             self._archive,
-            self._outbox_grew,
             law=self._law,
         )
         redis = RedisStatus(
@@ -216,8 +215,7 @@ class Service:
                 self._phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
             ),
             self.batches,
-            self.outbox,
-            self._outbox_grew,
+            self._entrance,
             self.kafka,
             self.telemetry,
             self.waits,
@@ -230,11 +228,10 @@ class Service:
             self._definitions,
             self._phases,
             self.store,
-            self.outbox,
+            self._entrance,
             knowledge,
             self.batches,
             self.telemetry,
-            self._outbox_grew,
             self._now,
             uuid.uuid4,
             settings.request_deadline_seconds,
@@ -291,7 +288,7 @@ class Service:
             kill_grace_seconds=self._kill_grace(),
         )
 
-    def _outbox_grew(self) -> None:
+    def _wake_publisher(self) -> None:
         # One nudge that waits is as good as many.
         if not self._publisher_mailbox.depth:
             self._publisher_mailbox.send_nowait(OutboxGrew())

@@ -13,7 +13,7 @@ from bcs.actors.waits import Waits
 from bcs.failpoints import Reach
 from bcs.record.permanent import Permanent
 from bcs.settings import Settings
-from bcs.store.base import Outbox
+from bcs.store.base import OutboxEntrance
 from bcs.supervision import ChildSpec
 from bcs.telemetry import Telemetry
 
@@ -36,9 +36,8 @@ class Recorded:
 def recorded(
     settings: Settings,
     permanent: Permanent,
-    outbox: Outbox,
+    outbox: OutboxEntrance,
     telemetry: Telemetry,
-    outbox_grew: Callable[[], None],
     now: Callable[[], datetime],
     waits: Waits,
     asks: int,
@@ -46,7 +45,6 @@ def recorded(
 ) -> Recorded:
     """Put the archive together.
 
-    :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
     :param waits: is told what the archive waits for.
     :param asks: how many may ask it at a time.
@@ -64,7 +62,6 @@ def recorded(
         permanent.record,
         drain,
         outbox,
-        outbox_grew,
         now,
         waits,
         settings.database_probe_interval_seconds,

@@ -14,7 +14,7 @@ from bcs.actors.archive_drain import Drain
 from bcs.actors.portions import Amount
 from bcs.actors.waits import Waits
 from bcs.domain.errors import StoreError, StoreUnavailable
-from bcs.store.base import Outbox
+from bcs.store.base import OutboxEntrance
 
 if TYPE_CHECKING:
     # It takes the extra `postgres`.
@@ -43,7 +43,6 @@ _FORGET = "delete from PostgreSQL what is too old"
 class Upkeep:
     """Serves all incarnations of the archive actor.
 
-    :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
     :param waits: is told what the archive waits for.
     :param probe_interval_seconds: the time between questions whether the record is there.
@@ -53,8 +52,7 @@ class Upkeep:
 
     record: PostgresRecord
     drain: Drain
-    outbox: Outbox
-    outbox_grew: Callable[[], None]
+    outbox: OutboxEntrance
     now: Callable[[], datetime]
     waits: Waits
     probe_interval_seconds: float
@@ -121,7 +119,7 @@ class Upkeep:
         while await self.record.hand_over(
             self.outbox.append, limit=_ANNOUNCEMENTS_LIMIT, deadline_seconds=_STEP_DEADLINE_SECONDS
         ):
-            self.outbox_grew()
+            pass
 
     async def _drain_on_news(self) -> None:
         while True:

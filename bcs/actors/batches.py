@@ -30,7 +30,7 @@ from bcs.domain.errors import (
 )
 from bcs.domain.state import BatchState, delta_of
 from bcs.failpoints import FailPoint, Reach, pass_by
-from bcs.store.base import Outbox, StateStore
+from bcs.store.base import OutboxEntrance, StateStore
 from bcs.supervision import ActorContext, Letter, serve_until_empty
 from bcs.telemetry import Telemetry
 
@@ -52,7 +52,6 @@ class BatchActor:
 
     :param archive: keeps facts in the permanent record; None where there is none.
     :param finished: tells the intake that a message's effect is durable.
-    :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
     :param waits: is told what the batches wait for.
     :param retry_maximum_seconds: the longest wait between tries while the store is away.
@@ -62,11 +61,10 @@ class BatchActor:
     """
 
     store: StateStore
-    outbox: Outbox
+    outbox: OutboxEntrance
     archive: Archive | None
     telemetry: Telemetry
     finished: Callable[[MessageFinished], None]
-    outbox_grew: Callable[[], None]
     now: Callable[[], datetime]
     waits: Waits
     retry_maximum_seconds: float
@@ -237,7 +235,6 @@ class BatchActor:
             summed_by=("topic", "reason"),
         )
         self.finished(MessageFinished(receipt))
-        self.outbox_grew()
 
     async def _patiently(
         self, context: ActorContext[RecordFacts], do: Callable[[], Awaitable[object]], doing: str

@@ -342,7 +342,6 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 await self._note_skipped(position_of(receipt.message), SkipOutcome.SKIPPED)
                 self._finish(receipt)
             self._note_progress()
-            self._intake.outbox_grew()
 
     async def _skip_ordered(self) -> None:
         """Pass over what operators ordered to, and what no poll hands out: it can't be read, or does not get done."""
@@ -390,7 +389,6 @@ class Consumption(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             return False
         self._intake.waits.end(ACTOR, _BURY)
         self._intake.telemetry.dead_letters.labels(at.topic, SKIPPED).inc()
-        self._intake.outbox_grew()
         return True
 
     async def _note_skipped(self, position: Position, outcome: SkipOutcome) -> None:

@@ -23,7 +23,7 @@ from bcs.failpoints import FailPoint, Reach
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
-from bcs.store.base import Outbox
+from bcs.store.base import OutboxEntrance
 from bcs.supervision import ActorContext, DynamicSupervisor
 from bcs.telemetry import Telemetry
 
@@ -38,7 +38,6 @@ _REBALANCE_SECONDS = 30.0
 class Intake:
     """The Kafka intake. One instance serves all incarnations of the actor, whose mailbox gets the finished messages.
 
-    :param outbox_grew: tells the publisher that there is something to publish.
     :param waits: is told what the intake waits for.
     :param now: wall-clock time.
     :param clocks: tell an event that is ahead of time.
@@ -49,8 +48,7 @@ class Intake:
     settings: Settings
     decoder: EventDecoder
     batches: DynamicSupervisor[RecordFacts]
-    outbox: Outbox
-    outbox_grew: Callable[[], None]
+    outbox: OutboxEntrance
     status: KafkaStatus
     telemetry: Telemetry
     waits: Waits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bcs.actors.archive import Archive
@@ -14,7 +14,7 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
 from bcs.record.permanent import Permanent
-from bcs.store.base import Outbox, StateStore
+from bcs.store.base import OutboxEntrance, StateStore
 from bcs.store.pace import paced
 
 
@@ -25,15 +25,13 @@ class Knowledge:
     :param store_name: what the store is called in answers.
     :param law: what is known only to the record is judged by; the store has it already.
     :param permanent: None where there is no permanent record.
-    :param outbox_grew: tells the publisher that there is something to publish.
     """
 
     store: StateStore
     store_name: str
-    outbox: Outbox
+    outbox: OutboxEntrance
     permanent: Permanent | None
     archive: Archive | None
-    outbox_grew: Callable[[], None]
     law: CompletionLaw = field(kw_only=True)
 
     async def summary(self, batch_id: str) -> tuple[BatchSummary, str]:
@@ -84,7 +82,6 @@ class Knowledge:
                 if self.permanent is None or not self.permanent.stands_in(error):
                     raise
             else:
-                self.outbox_grew()
                 if self.archive:
                     self.archive.rouse()
                 return

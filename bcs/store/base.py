@@ -160,8 +160,8 @@ class Waiting:
     oldest_seconds: float
 
 
-class Outbox(Protocol):
-    """Messages that must reach Kafka. An entry stays until it is settled, whoever dies in between."""
+class OutboxEntrance(Protocol):
+    """Where messages go that must reach Kafka."""
 
     async def append(self, messages: Sequence[OutboundMessage]) -> None:
         """Take messages in, all or none; they are durable when this returns.
@@ -178,6 +178,10 @@ class Outbox(Protocol):
         :raises StoreUnavailable: whether they were taken is unknown.
         """
         ...
+
+
+class Outbox(OutboxEntrance, Protocol):
+    """Messages that must reach Kafka. An entry stays until it is settled, whoever dies in between."""
 
     async def lease(self, limit: int) -> list[LeasedMessage]:
         """Take entries that no one has leased yet, oldest first."""

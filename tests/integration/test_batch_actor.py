@@ -16,6 +16,7 @@ import pytest
 from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, Report
 from bcs.actors.waits import Waits
+from bcs.actors.waking_outbox import WakingOutbox
 from bcs.contracts import topics
 from bcs.contracts.published import ConsumedMessage
 from bcs.domain.errors import StoreCorrupted, StoreUnavailable
@@ -90,11 +91,10 @@ def supervisor_of(
 ) -> DynamicSupervisor[RecordFacts]:
     actor = BatchActor(
         store,
-        outbox,
+        WakingOutbox(outbox, lambda: nudges.append(None)),
         archive=archive,
         telemetry=Telemetry(),
         finished=finished.append,
-        outbox_grew=lambda: nudges.append(None),
         now=lambda: datetime.now(UTC),
         waits=Waits(lambda: datetime.now(UTC)),
         retry_maximum_seconds=0.1,

@@ -50,7 +50,7 @@ from bcs.domain.reporting import report_time_us
 from bcs.domain.resolution import Resolution, admit, resolve
 from bcs.domain.state import BatchState
 from bcs.failpoints import FailPoint, Reach
-from bcs.store.base import Outbox, StateStore
+from bcs.store.base import OutboxEntrance, StateStore
 from bcs.supervision import DynamicSupervisor
 from bcs.telemetry import Telemetry
 
@@ -62,7 +62,6 @@ class PipelineCalls:
     """Handlers with what they need.
 
     :param phases: the phase names that a caller may report on.
-    :param outbox_grew: tells the publisher that there is something to publish.
     :param now: wall-clock time.
     :param new_id: makes ids of entries in the history.
     :param deadline_seconds: how long a batch's actor may take to record a fact.
@@ -73,11 +72,10 @@ class PipelineCalls:
     definitions: PipelineDefinitions
     phases: Collection[str]
     store: StateStore
-    outbox: Outbox
+    outbox: OutboxEntrance
     knowledge: Knowledge
     batches: DynamicSupervisor[RecordFacts]
     telemetry: Telemetry
-    outbox_grew: Callable[[], None]
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
     deadline_seconds: float
@@ -200,7 +198,6 @@ class PipelineCalls:
             return
         request[DEAD_LETTER] = "written"
         self.telemetry.dead_letters.labels(topics.RESOLUTION, RESOLUTION_FAILED).inc()
-        self.outbox_grew()
 
 
 _REFUSALS: dict[type[RequestRefused], str] = {

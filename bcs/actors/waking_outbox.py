@@ -1,0 +1,31 @@
+"""An outbox that wakes its publisher, so that nobody who puts a message in has to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bcs.contracts.published import OutboundMessage
+from bcs.domain.history import HistoryEntry
+from bcs.store.base import Outbox
+
+
+@dataclass(frozen=True, slots=True)
+class WakingOutbox:
+    """What comes in goes to an outbox, and its publisher is woken once the outbox has it.
+
+    :param wake: wakes the publisher; must not block.
+    """
+
+    outbox: Outbox
+    wake: Callable[[], None]
+
+    async def append(self, messages: Sequence[OutboundMessage]) -> None:
+        """See `OutboxEntrance.append`."""
+        await self.outbox.append(messages)
+        self.wake()
+
+    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
+        """See `OutboxEntrance.announce`."""
+        await self.outbox.announce(messages, explanation)
+        self.wake()
