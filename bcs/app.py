@@ -18,7 +18,10 @@ from bcs.actors.http.batches import BatchCalls
 from bcs.actors.http.health import Probes
 from bcs.actors.http.pipelines import PipelineCalls
 from bcs.actors.http.server import HttpServer, open_listener
-from bcs.actors.intake import Intake
+from bcs.actors.ingest.in_flight import InFlight
+from bcs.actors.ingest.intake import Intake
+from bcs.actors.ingest.reading import EventReader
+from bcs.actors.ingest.skips import Skips
 from bcs.actors.kafka import KafkaStatus
 from bcs.actors.kafka_watch import KafkaWatch
 from bcs.actors.knowledge import Knowledge
@@ -27,7 +30,6 @@ from bcs.actors.metrics import MetricsActor, MetricsPage
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.publisher import Publisher
 from bcs.actors.redis_probe import RedisStatus, problem_of_redis
-from bcs.actors.skips import Skips
 from bcs.actors.waits import Waits
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.contracts.decoding import EventDecoder
@@ -194,12 +196,13 @@ class Service:
             kafka=KafkaWatch(settings=settings, status=self.kafka, now=self._now),
             reach=self._reach,
         )
+        in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
         page = MetricsPage(
             telemetry=self.telemetry,
             permanent=permanent,
             kafka=self.kafka,
             outbox=outbox,
-            in_flight=lambda: intake.under_way.messages,
+            in_flight=lambda: in_flight.messages,
             snapshot=lambda: self.root.snapshot(),
             circuit=self.persistence.circuit,
             waits=self.waits,
@@ -209,20 +212,24 @@ class Service:
         clocks = Clocks(
             now=self._now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
         )
-        intake = Intake(
-            settings,
-            EventDecoder(
+        reader = EventReader(
+            decoder=EventDecoder(
                 self._phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
             ),
-            self.batches,
-            self._entrance,
-            self.kafka,
-            self.telemetry,
-            self.waits,
-            self._now,
-            clocks,
-            Skips(store=self.persistence.skips, instance=settings.instance, now=self._now),
-            self._reach,
+            clocks=clocks,
+            skips=Skips(store=self.persistence.skips, instance=settings.instance, now=self._now),
+            now=self._now,
+        )
+        intake = Intake(
+            settings=settings,
+            reader=reader,
+            in_flight=in_flight,
+            outbox=self._entrance,
+            status=self.kafka,
+            telemetry=self.telemetry,
+            waits=self.waits,
+            now=self._now,
+            reach=self._reach,
         )
         pipelines = PipelineCalls(
             self._definitions,

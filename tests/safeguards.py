@@ -263,7 +263,7 @@ _INTAKE = (
     Mutation(
         "epoch",
         "A receipt from an older ownership of a partition counts for nothing.",
-        "bcs/actors/offsets.py",
+        "bcs/actors/ingest/offsets.py",
         "if owned is None or owned.epoch != epoch or offset not in",
         "if owned is None or offset not in",
         _in("property/test_offset_tracker", "test_a_receipt_of_an_older_ownership_counts_for_nothing"),
@@ -271,7 +271,7 @@ _INTAKE = (
     Mutation(
         "contiguous-commit",
         "An offset is committed only when nothing before it is unfinished.",
-        "bcs/actors/offsets.py",
+        "bcs/actors/ingest/offsets.py",
         "        owned.finished_ahead[offset] = written_ms\n",
         """\
         owned.finished_ahead[offset] = written_ms
@@ -299,12 +299,12 @@ _INTAKE = (
     Mutation(
         "delivered-is-not-durable",
         "A message that a batch was given does not count as finished for that.",
-        "bcs/actors/consumption.py",
+        "bcs/actors/ingest/session.py",
         """\
-            delivered = True
+            await self._in_flight.deliver(RecordFacts(event.batch_id, event.facts, receipt), receipt)
 """,
         """\
-            delivered = True
+            await self._in_flight.deliver(RecordFacts(event.batch_id, event.facts, receipt), receipt)
             self._finish(receipt)
 """,
         _in("integration/test_under_way", "test_reading_pauses_while_too_much_is_under_way"),
@@ -312,13 +312,13 @@ _INTAKE = (
     Mutation(
         "dead-letter-durable",
         "A message that can't be decoded counts as finished only once its dead letter is stored.",
-        "bcs/actors/consumption.py",
+        "bcs/actors/ingest/session.py",
         """\
-            self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error))
+            self._refused.add(Receipt(message, event_type, error.correlation_id, epoch), error)
 """,
         """\
-            self._letters.append((Receipt(message, event_type, error.correlation_id, epoch), error))
-            self._finish(self._letters[-1][0])
+            self._refused.add(Receipt(message, event_type, error.correlation_id, epoch), error)
+            self._finish(Receipt(message, event_type, error.correlation_id, epoch))
 """,
         _in("integration/test_dead_letters", "test_the_offset_of_junk_waits_until_its_dead_letter_is_stored"),
     ),
@@ -341,16 +341,16 @@ _INTAKE = (
     Mutation(
         "pause",
         "Reading pauses while too many messages are in flight.",
-        "bcs/actors/consumption.py",
-        "            or under_way.messages >= settings.intake_max_in_flight\n",
-        "",
+        "bcs/actors/ingest/in_flight.py",
+        "            self.messages >= settings.intake_max_in_flight\n",
+        "            False\n",
         _in("integration/test_under_way", "test_reading_pauses_while_too_much_is_under_way"),
     ),
     Mutation(
         "remembered-bound",
         "Reading pauses while too many finished offsets wait behind an unfinished one.",
-        "bcs/actors/consumption.py",
-        "            or self._tracker.remembered >= settings.intake_max_in_flight * _REMEMBERED_FACTOR\n",
+        "bcs/actors/ingest/session.py",
+        "            or self._tracker.remembered >= self._settings.intake_max_in_flight * _REMEMBERED_FACTOR\n",
         "",
         _in("integration/test_under_way", "test_what_is_finished_behind_a_stuck_message_is_bounded"),
     ),
@@ -660,8 +660,8 @@ _ARCHIVE = (
     Mutation(
         "skip-as-a-letter",
         "What an operator passes over becomes a dead letter.",
-        "bcs/actors/consumption.py",
-        "            self._intake.skips.refuse_ordered(message, event.batch_id, event.correlation_id)\n",
+        "bcs/actors/ingest/reading.py",
+        "        self.skips.refuse_ordered(message, event.batch_id, event.correlation_id)\n",
         "",
         _in("integration/test_skips", "test_a_message_that_was_ordered_to_be_skipped_becomes_a_dead_letter"),
     ),
@@ -809,12 +809,12 @@ _HTTP = (
         """\
                 raise
             state = await self._from_the_record(batch_id, error)
-            return await self.pace.run(summarizing(state, self.law, 0)), POSTGRESQL
+            return await paced(summarizing(state, self.law, 0)), POSTGRESQL
 """,
         """\
                 return BatchSummary(), self.store_name
             state = await self._from_the_record(batch_id, error)
-            return await self.pace.run(summarizing(state, self.law, 0)), POSTGRESQL
+            return await paced(summarizing(state, self.law, 0)), POSTGRESQL
 """,
         _in("integration/test_http_edges", "test_what_is_refused_for_an_outage_names_no_address"),
     ),

@@ -12,7 +12,9 @@ from bcs.said import SaidCauses
 
 log = structlog.stdlib.get_logger("bcs.waits")
 
-WAITING_ACTORS = ("publisher", "archive", "batches", "intake")
+INTAKE = "intake"
+
+WAITING_ACTORS = ("publisher", "archive", "batches", INTAKE)
 """The actors that wait for dependencies, in the order of `/healthz`."""
 
 READ_KAFKA = "read from Kafka"

@@ -20,10 +20,10 @@ from aiohttp import web
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-
-from bcs.actors.consumption import Consumption
 from bcs.actors.offsets import OffsetTracker
 from bcs.actors.under_way import UnderWay
+
+from bcs.actors.ingest.session import PollSession
 from bcs.failpoints import FailPoint
 from bcs.supervision import ActorContext, Mailbox, State
 from tests.chaos.figures import Note
@@ -57,7 +57,7 @@ OBJECTS = (
     MemoryObjectReceiveStream,
     Mailbox,
     ActorContext,
-    Consumption,
+    PollSession,
     OffsetTracker,
     AIOKafkaConsumer,
     AIOKafkaProducer,

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from bcs.actors.consumption import Consumption
+from bcs.actors.ingest.session import PollSession
 from bcs.actors.kafka import close
 from bcs.contracts import topics
 from bcs.failpoints import FailPoint
@@ -69,15 +69,15 @@ async def test_an_intake_killed_while_it_hands_partitions_over_leaves_no_ghost(
             held.set()
             await let_go[0].wait()
 
-    revoke = Consumption.on_partitions_revoked
+    revoke = PollSession.on_partitions_revoked
 
-    async def noticed(self: Consumption, revoked: Iterable[TopicPartition]) -> None:
+    async def noticed(self: PollSession, revoked: Iterable[TopicPartition]) -> None:
         partitions = list(revoked)
         if partitions:
             revoking.set()
         await revoke(self, partitions)
 
-    monkeypatch.setattr(Consumption, "on_partitions_revoked", noticed)
+    monkeypatch.setattr(PollSession, "on_partitions_revoked", noticed)
     async with (
         Platform(kafka_bootstrap_servers) as platform,
         running_service(

@@ -48,7 +48,7 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
     private_valkey: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bcs.actors.intake.IsolatingConsumer", CountingConsumer)
+    monkeypatch.setattr("bcs.actors.ingest.intake.IsolatingConsumer", CountingConsumer)
     batches, essays = [f"batch-{number}" for number in range(30)], [f"essay-{number}" for number in range(30)]
     async with (
         Platform(kafka_bootstrap_servers) as platform,
@@ -82,7 +82,7 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
 async def test_reading_pauses_while_too_much_is_under_way(
     kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bcs.actors.intake.IsolatingConsumer", CountingConsumer)
+    monkeypatch.setattr("bcs.actors.ingest.intake.IsolatingConsumer", CountingConsumer)
     at_a_time, in_flight, count = 10, 20, 100
     batches = [unique_name("batch") for _ in range(count)]
     unstuck = anyio.Event()
@@ -120,7 +120,7 @@ async def test_reading_pauses_while_too_much_is_under_way(
 async def test_what_is_finished_behind_a_stuck_message_is_bounded(
     kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bcs.actors.intake.IsolatingConsumer", CountingConsumer)
+    monkeypatch.setattr("bcs.actors.ingest.intake.IsolatingConsumer", CountingConsumer)
     key = unique_name("key").encode()
     at_a_time, in_flight, remembered, count = 5, 10, 200, 400
     unstuck = anyio.Event()

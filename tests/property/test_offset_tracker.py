@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bcs.actors.offsets import OffsetTracker
+from bcs.actors.ingest.offsets import OffsetTracker
 
 TOPICS = ("x", "y")
 partitions = st.tuples(st.sampled_from(TOPICS), st.integers(0, 1))
@@ -22,19 +22,19 @@ class Ownership:
     """What is known of one partition between assign and revoke: every message read, and whether it is durable."""
 
     epoch: int
-    sizes: dict[int, int] = field(default_factory=dict)
+    offsets: list[int] = field(default_factory=list)
     durable: set[int] = field(default_factory=set)
     committed: int | None = None
 
     @property
     def unfinished(self) -> list[int]:
-        return [offset for offset in self.sizes if offset not in self.durable]
+        return [offset for offset in self.offsets if offset not in self.durable]
 
     @property
     def committable(self) -> int | None:
         """Behind the last message before the first unfinished one."""
         unfinished = self.unfinished
-        before = [offset for offset in self.sizes if all(offset < other for other in unfinished)]
+        before = [offset for offset in self.offsets if all(offset < other for other in unfinished)]
         return max(before) + 1 if before else None
 
 
@@ -71,14 +71,14 @@ class Offsets(RuleBasedStateMachine):
         self.owned.clear()
 
     @precondition(lambda self: self.owned)
-    @rule(choice=choices, gap=st.sampled_from([0, 0, 0, 1, 7]), size=st.integers(0, 100), messages=st.integers(1, 4))
-    def read(self, choice: int, gap: int, size: int, messages: int) -> None:
+    @rule(choice=choices, gap=st.sampled_from([0, 0, 0, 1, 7]), messages=st.integers(1, 4))
+    def read(self, choice: int, gap: int, messages: int) -> None:
         key = sorted(self.owned)[choice % len(self.owned)]
         for _ in range(messages):
             offset = self.next_offset.get(key, 0) + gap
             self.next_offset[key] = offset + 1
-            self.tracker.read(*key, offset, size)
-            self.owned[key].sizes[offset] = size
+            self.tracker.read(*key, offset)
+            self.owned[key].offsets.append(offset)
             self.handed_out.append((key, offset, self.owned[key].epoch))
 
     @precondition(lambda self: self.handed_out)
@@ -128,9 +128,6 @@ class Offsets(RuleBasedStateMachine):
     def the_counts_are_those_of_what_is_unfinished(self) -> None:
         unfinished = {key: owned.unfinished for key, owned in self.owned.items()}
         assert self.tracker.in_flight == sum(map(len, unfinished.values()))
-        assert self.tracker.in_flight_bytes == sum(
-            self.owned[key].sizes[offset] for key, offsets in unfinished.items() for offset in offsets
-        )
         for key in [*self.owned, ("x", 99)]:
             assert self.tracker.unfinished([key]) == len(unfinished.get(key, []))
         assert self.tracker.unfinished(self.owned) == self.tracker.in_flight
@@ -138,7 +135,7 @@ class Offsets(RuleBasedStateMachine):
     @invariant()
     def the_position_is_the_first_that_is_not_durable(self) -> None:
         for key, owned in self.owned.items():
-            last = max(owned.sizes, default=None)
+            last = max(owned.offsets, default=None)
             behind = None if last is None else last + 1
             assert self.tracker.position(*key) == min(owned.unfinished, default=behind)
         assert self.tracker.position("x", 99) is None
@@ -146,7 +143,7 @@ class Offsets(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.tracker.revoke(list(self.owned))
         assert self.tracker.remembered == 0
-        assert (self.tracker.in_flight, self.tracker.in_flight_bytes) == (0, 0)
+        assert self.tracker.in_flight == 0
         assert self.tracker.to_commit() == {}
 
 
@@ -160,10 +157,10 @@ def test_what_is_unfinished_when_a_partition_is_revoked_is_counted_once() -> Non
     epoch = tracker.epoch("x", 0)
     assert epoch is not None
     for offset in range(3):
-        tracker.read("x", 0, offset, 10)
+        tracker.read("x", 0, offset)
     tracker.finish("x", 0, 1, epoch)
     tracker.revoke([("x", 0)])
-    assert (tracker.in_flight, tracker.in_flight_bytes) == (0, 0)
+    assert tracker.in_flight == 0
 
 
 def test_finishing_everything_commits_behind_the_last_message() -> None:
@@ -172,11 +169,11 @@ def test_finishing_everything_commits_behind_the_last_message() -> None:
     epoch = tracker.epoch("x", 0)
     assert epoch is not None
     for offset in (5, 6, 9):
-        tracker.read("x", 0, offset, 1)
+        tracker.read("x", 0, offset)
     for offset, committable in ((9, {}), (5, {("x", 0): 6}), (6, {("x", 0): 10})):
         tracker.finish("x", 0, offset, epoch)
         assert tracker.to_commit() == committable
-    assert (tracker.in_flight, tracker.in_flight_bytes) == (0, 0)
+    assert tracker.in_flight == 0
 
 
 def test_a_receipt_of_an_older_ownership_counts_for_nothing() -> None:
@@ -184,9 +181,9 @@ def test_a_receipt_of_an_older_ownership_counts_for_nothing() -> None:
     tracker.assign([("x", 0)])
     older = tracker.epoch("x", 0)
     assert older is not None
-    tracker.read("x", 0, 5, 1)
+    tracker.read("x", 0, 5)
     tracker.assign([("x", 0)])
-    tracker.read("x", 0, 5, 1)
+    tracker.read("x", 0, 5)
     tracker.finish("x", 0, 5, older)
     assert tracker.to_commit() == {}
     assert tracker.in_flight == 1
@@ -197,7 +194,7 @@ def test_what_nobody_gets_is_committed_once_all_before_it_is_finished() -> None:
     tracker.assign([("t", 0)])
     epoch = tracker.epoch("t", 0)
     assert epoch is not None
-    tracker.read("t", 0, 5, 1)
+    tracker.read("t", 0, 5)
     tracker.passed("t", 0, 8)  # markers of transactions lie at 6 and 7
     assert tracker.to_commit() == {}, "nothing past unfinished work"
     tracker.finish("t", 0, 5, epoch)

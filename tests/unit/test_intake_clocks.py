@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from bcs.contracts import topics
 from bcs.domain.errors import StoreUnavailable
-from tests.support.consumption import Consumer, consumption_of
+from tests.support.poll_sessions import Consumer, session_of
 
 pytestmark = pytest.mark.anyio
 
@@ -43,14 +43,14 @@ def message(offset: int, at: str) -> ConsumerRecord:
 @pytest.mark.parametrize("comes_back", [True, False], ids=["given back", "given to another"])
 async def test_a_rebalance_while_the_store_is_asked_passes_nothing_over(away: bool, comes_back: bool) -> None:
     consumer, store, delivered = Consumer(KEY, AHEAD + 1), Asked(away=away), list[int]()
-    consumption = consumption_of(consumer, delivered, store.time_us)
-    await consumption.on_partitions_assigned([KEY])
-    tracker, taken = consumption._tracker, list[bool]()
+    session = session_of(consumer, delivered, store.time_us)
+    await session.on_partitions_assigned([KEY])
+    tracker, taken = session._tracker, list[bool]()
     messages = [message(offset, "2026-01-01T00:00:00Z") for offset in range(FIRST, AHEAD)]
     messages.append(message(AHEAD, "2031-01-01T00:00:00Z"))
 
     async def take() -> None:
-        taken.append(await consumption._take(KEY, messages, tracker.epoch(*KEY)))
+        taken.append(await session._take(KEY, messages, tracker.epoch(*KEY)))
 
     async with anyio.create_task_group() as group:
         group.start_soon(take)
@@ -58,22 +58,22 @@ async def test_a_rebalance_while_the_store_is_asked_passes_nothing_over(away: bo
         tracker.revoke([tuple(KEY)])  # nothing of what was handed over is durable
         if comes_back:
             consumer.position = FIRST  # where the group has committed
-            await consumption.on_partitions_assigned([KEY])
+            await session.on_partitions_assigned([KEY])
         store.go_on.set()
     assert delivered == list(range(FIRST, AHEAD))
     assert taken == [False]
     assert consumer.position == (FIRST if comes_back else AHEAD + 1), "nobody jumps over what is to be read again"
-    assert consumption._letters == []
+    assert len(session._refused) == 0
     assert tracker.in_flight == 0
     assert tracker.to_commit() == {}
 
 
 async def test_a_message_that_waits_for_the_clocks_is_read_again() -> None:
     consumer, store, delivered = Consumer(KEY, AHEAD + 1), Asked(away=True), list[int]()
-    consumption = consumption_of(consumer, delivered, store.time_us)
-    await consumption.on_partitions_assigned([KEY])
+    session = session_of(consumer, delivered, store.time_us)
+    await session.on_partitions_assigned([KEY])
     store.go_on.set()
-    epoch = consumption._tracker.epoch(*KEY)
-    assert await consumption._take(KEY, [message(AHEAD, "2031-01-01T00:00:00Z")], epoch) is False
+    epoch = session._tracker.epoch(*KEY)
+    assert await session._take(KEY, [message(AHEAD, "2031-01-01T00:00:00Z")], epoch) is False
     assert consumer.position == AHEAD
     assert delivered == []

@@ -11,8 +11,8 @@ from anyio.lowlevel import checkpoint
 
 from bcs.actors.messages import message_of
 from bcs.contracts import topics
-from tests.support.consumption import Consumer, consumption_of
 from tests.support.events import registered, spellchecked
+from tests.support.poll_sessions import Consumer, session_of
 
 pytestmark = pytest.mark.anyio
 
@@ -32,8 +32,8 @@ async def store_time_us() -> int:
 @pytest.mark.parametrize(("size_bytes", "messages"), [(LARGE_BYTES, 9), (0, 900)])
 async def test_a_poll_gives_way_between_large_messages_and_many_small_ones(size_bytes: int, messages: int) -> None:
     delivered: list[int] = []
-    consumption = consumption_of(Consumer(KEY, 0), delivered, store_time_us)
-    await consumption.on_partitions_assigned([KEY])
+    session = session_of(Consumer(KEY, 0), delivered, store_time_us)
+    await session.on_partitions_assigned([KEY])
     seen: list[int] = []
 
     async def others() -> None:
@@ -44,20 +44,20 @@ async def test_a_poll_gives_way_between_large_messages_and_many_small_ones(size_
     async with anyio.create_task_group() as group:
         group.start_soon(others)
         records = [record(offset, size_bytes=size_bytes) for offset in range(messages)]
-        await consumption._take(KEY, records, consumption._tracker.epoch(*KEY))
+        await session._take(KEY, records, session._tracker.epoch(*KEY))
     assert delivered == list(range(messages))
     assert seen == [messages // 9 * turn for turn in range(1, 9)]
 
 
 async def test_a_poll_that_weighed_too_much_is_followed_by_smaller_ones() -> None:
-    consumption = consumption_of(Consumer(KEY, 0), [], store_time_us)
-    consumption._weigh([[record(0)] * 500])
-    assert consumption._per_poll.now == 500
-    consumption._weigh([[record(0, size_bytes=LARGE_BYTES)] * 50, [record(1, size_bytes=LARGE_BYTES)] * 50])
-    assert consumption._per_poll.now == 50
+    session = session_of(Consumer(KEY, 0), [], store_time_us)
+    session._weigh([[record(0)] * 500])
+    assert session._per_poll.now == 500
+    session._weigh([[record(0, size_bytes=LARGE_BYTES)] * 50, [record(1, size_bytes=LARGE_BYTES)] * 50])
+    assert session._per_poll.now == 50
     for _ in range(50):
-        consumption._weigh([[record(0)] * 50])
-    assert consumption._per_poll.now == 500
+        session._weigh([[record(0)] * 50])
+    assert session._per_poll.now == 500
 
 
 @pytest.mark.parametrize("budget", ["intake_max_in_flight", "intake_max_in_flight_bytes", "intake_max_in_flight_facts"])
@@ -67,11 +67,11 @@ async def test_reading_waits_while_as_much_is_under_way_as_the_budget_allows(bud
     first = ConsumerRecord(topics.ESSAYS_REGISTERED, 0, 0, 1, 0, None, event.value, None, 0, len(event.value), ())
     weighs = {"intake_max_in_flight": 1, "intake_max_in_flight_bytes": len(event.value)}.get(budget, 1 + len(essays))
     for limit, waits in ((weighs, True), (weighs + 1, False)):
-        consumption = consumption_of(Consumer(KEY, 0), [], store_time_us, **{budget: limit})
+        session = session_of(Consumer(KEY, 0), [], store_time_us, **{budget: limit})
         key = TopicPartition(topics.ESSAYS_REGISTERED, 0)
-        await consumption.on_partitions_assigned([key])
-        await consumption._take(key, [first], consumption._tracker.epoch(*key))
-        assert consumption._must_wait() == waits
+        await session.on_partitions_assigned([key])
+        await session._take(key, [first], session._tracker.epoch(*key))
+        assert session._must_wait() == waits
 
 
 def test_a_message_keeps_the_first_thousand_of_its_headers() -> None:

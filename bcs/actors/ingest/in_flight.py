@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from bcs.actors.messages import Receipt, RecordFacts
 from bcs.domain.history import Position
+from bcs.settings import Settings
 
 
-class UnderWay:
-    """Counts the messages that batches still hold.
+class InFlight:
+    """Delivers messages to batches, and counts those that the batches still hold.
 
     An intake that dies, or loses its partitions, leaves them there. Its successor must count them too, or every death
     would allow as many more.
+
+    :param settings: how many there may be.
+    :param deliver: gives a command to the batch's actor, and waits while that has no room.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, settings: Settings, deliver: Callable[[str, RecordFacts], Awaitable[None]]) -> None:
+        self._settings = settings
+        self._deliver = deliver
         self._held: dict[tuple[str, int, int, int], tuple[RecordFacts, int, int]] = {}
         self.bytes = 0
         self.facts = 0
@@ -23,8 +31,20 @@ class UnderWay:
         """How many there are."""
         return len(self._held)
 
-    def add(self, command: RecordFacts, receipt: Receipt) -> None:
-        """A batch was given this message.
+    @property
+    def is_full(self) -> bool:
+        """True while as much is in flight as may be."""
+        settings = self._settings
+        return (
+            self.messages >= settings.intake_max_in_flight
+            or self.bytes >= settings.intake_max_in_flight_bytes
+            or self.facts >= settings.intake_max_in_flight_facts
+        )
+
+    async def deliver(self, command: RecordFacts, receipt: Receipt) -> None:
+        """Give a message to its batch.
+
+        Cancellation while this waits for room leaves nothing with the batch.
 
         :param receipt: that of the command.
         """
@@ -32,6 +52,13 @@ class UnderWay:
         self._held[_key(receipt)] = command, size, facts
         self.bytes += size
         self.facts += facts
+        delivered = False
+        try:
+            await self._deliver(command.batch_id, command)
+            delivered = True
+        finally:
+            if not delivered:
+                self.remove(receipt)
 
     def remove(self, receipt: Receipt) -> None:
         """The batch is done with it. Saying so twice changes nothing."""

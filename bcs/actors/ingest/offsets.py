@@ -11,14 +11,15 @@ class _Partition:
     """One ownership of a partition.
 
     :param began: where this ownership began to read: the offset that was committed before; None before the first.
-    :param unfinished: offset to size of what was read and is not yet durable, in the order in which it was read.
+    :param unfinished: offsets of what was read and is not yet durable, and of what is finished behind the first of
+        them, in the order in which they were read.
     :param finished_ahead: offset to Kafka's time of messages behind an unfinished one.
     :param written_ms: Kafka's time of the last message before `committable`; None where it has none.
     :param next_offset: the one behind the last that was read; None before the first.
     """
 
     epoch: int
-    unfinished: dict[int, int] = field(default_factory=dict)
+    unfinished: dict[int, None] = field(default_factory=dict)
     finished_ahead: dict[int, int | None] = field(default_factory=dict)
     committable: int | None = None
     written_ms: int | None = None
@@ -39,8 +40,6 @@ class OffsetTracker:
     def __init__(self, epochs: Iterator[int]) -> None:
         self._epochs = epochs
         self._partitions: dict[tuple[str, int], _Partition] = {}
-        self.in_flight = 0
-        self.in_flight_bytes = 0
 
     def assign(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Begin a new ownership of these partitions."""
@@ -52,25 +51,20 @@ class OffsetTracker:
     def revoke(self, partitions: Iterable[tuple[str, int]]) -> None:
         """End the ownership of these partitions; what is unfinished there is dropped."""
         for key in partitions:
-            partition = self._partitions.pop(key, None)
-            if partition:
-                self.in_flight -= len(partition.unfinished) - len(partition.finished_ahead)
-                self.in_flight_bytes -= sum(partition.unfinished.values())
+            self._partitions.pop(key, None)
 
     def epoch(self, topic: str, partition: int) -> int | None:
         """The epoch of the current ownership; None when there is none."""
         owned = self._partitions.get((topic, partition))
         return owned.epoch if owned else None
 
-    def read(self, topic: str, partition: int, offset: int, size_bytes: int) -> None:
+    def read(self, topic: str, partition: int, offset: int) -> None:
         """A message was read. Offsets rise, but need not be without gaps: Kafka leaves some out."""
         owned = self._partitions[topic, partition]
-        owned.unfinished[offset] = size_bytes
+        owned.unfinished[offset] = None
         owned.next_offset = offset + 1
         if owned.began is None:
             owned.began = offset
-        self.in_flight += 1
-        self.in_flight_bytes += size_bytes
 
     def passed(self, topic: str, partition: int, offset: int) -> None:
         """Kafka has nothing more to give before this offset; all that it gave was `read` before.
@@ -97,9 +91,6 @@ class OffsetTracker:
         if owned is None or owned.epoch != epoch or offset not in owned.unfinished or offset in owned.finished_ahead:
             return
         owned.finished_ahead[offset] = written_ms
-        self.in_flight -= 1
-        self.in_flight_bytes -= owned.unfinished[offset]
-        owned.unfinished[offset] = 0
         while owned.unfinished and (first := next(iter(owned.unfinished))) in owned.finished_ahead:
             del owned.unfinished[first]
             owned.written_ms = owned.finished_ahead.pop(first)
@@ -144,6 +135,11 @@ class OffsetTracker:
             for key in partitions
             if (owned := self._partitions.get(key))
         )
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages were read and are not yet durable."""
+        return self.unfinished(self._partitions)
 
     @property
     def remembered(self) -> int:

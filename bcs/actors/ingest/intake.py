@@ -11,20 +11,22 @@ import anyio
 import structlog
 from aiokafka.errors import KafkaError
 
-from bcs.actors.clocks import Clocks
-from bcs.actors.consumption import ACTOR, Consumption
+from bcs.actors.ingest.commits import OffsetCommits
+from bcs.actors.ingest.in_flight import InFlight
+from bcs.actors.ingest.offsets import OffsetTracker
+from bcs.actors.ingest.passing_over import PassingOver
+from bcs.actors.ingest.reading import EventReader
+from bcs.actors.ingest.refused import RefusedMessages
+from bcs.actors.ingest.session import PollSession
 from bcs.actors.kafka import KafkaStatus, close
-from bcs.actors.messages import MessageFinished, RecordFacts
-from bcs.actors.skips import Skips
-from bcs.actors.under_way import UnderWay
-from bcs.actors.waits import READ_KAFKA, Waits
-from bcs.contracts.decoding import EventDecoder
+from bcs.actors.messages import MessageFinished
+from bcs.actors.waits import INTAKE, READ_KAFKA, Waits
 from bcs.failpoints import FailPoint, Reach
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
 from bcs.store.base import OutboxEntrance
-from bcs.supervision import ActorContext, DynamicSupervisor
+from bcs.supervision import ActorContext
 from bcs.telemetry import Telemetry
 
 log = structlog.stdlib.get_logger("bcs.intake")
@@ -34,30 +36,26 @@ _CLOSE_SECONDS = 1.0
 _REBALANCE_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Intake:
     """The Kafka intake. One instance serves all incarnations of the actor, whose mailbox gets the finished messages.
 
+    :param outbox: takes the dead letters.
     :param waits: is told what the intake waits for.
     :param now: wall-clock time.
-    :param clocks: tell an event that is ahead of time.
-    :param skips: the messages that operators ordered to pass over.
     :param reach: for chaos tests.
     """
 
     settings: Settings
-    decoder: EventDecoder
-    batches: DynamicSupervisor[RecordFacts]
+    reader: EventReader
+    in_flight: InFlight
     outbox: OutboxEntrance
     status: KafkaStatus
     telemetry: Telemetry
     waits: Waits
     now: Callable[[], datetime]
-    clocks: Clocks
-    skips: Skips
     reach: Reach
-    epochs: Iterator[int] = field(default_factory=lambda: count(1))
-    under_way: UnderWay = field(default_factory=UnderWay)
+    _epochs: Iterator[int] = field(default_factory=lambda: count(1), init=False)
 
     async def run(self, context: ActorContext[MessageFinished]) -> None:
         """Consume until asked to stop. Kafka being away is waited for here, and is no crash."""
@@ -68,16 +66,56 @@ class Intake:
             consumer = self._consumer()
             try:
                 if await self._connect(context, consumer):
-                    await Consumption(self, context, consumer).run()
+                    await self.session(context, consumer).run()
             except* (KafkaError, OSError) as group:
                 # That Kafka is away stands in the log already.
-                self.waits.begin(ACTOR, READ_KAFKA, cause_of(group), aloud=is_refusal(group))
+                self.waits.begin(INTAKE, READ_KAFKA, cause_of(group), aloud=is_refusal(group))
                 context.beat()
             finally:
                 context.rest()  # to close has a budget of its own
                 await close(consumer, _CLOSE_SECONDS)
             with anyio.move_on_after(self.settings.intake_retry_seconds):
                 await context.wait_stopping()
+
+    def session(self, context: ActorContext[MessageFinished], consumer: IsolatingConsumer) -> PollSession:
+        """A membership in the group, for a consumer that is connected."""
+        settings = self.settings
+        tracker = OffsetTracker(self._epochs)
+        refused = RefusedMessages(
+            outbox=self.outbox,
+            telemetry=self.telemetry,
+            waits=self.waits,
+            now=self.now,
+            letter_limit_bytes=settings.kafka_max_message_bytes,
+        )
+        return PollSession(
+            settings=settings,
+            context=context,
+            consumer=consumer,
+            reader=self.reader,
+            in_flight=self.in_flight,
+            tracker=tracker,
+            refused=refused,
+            passing_over=PassingOver(
+                skips=self.reader.skips,
+                consumer=consumer,
+                tracker=tracker,
+                in_flight=self.in_flight,
+                refused=refused,
+            ),
+            commits=OffsetCommits(
+                consumer=consumer,
+                tracker=tracker,
+                context=context,
+                timeout_seconds=settings.kafka_request_timeout_seconds,
+                reach=self.reach,
+            ),
+            status=self.status,
+            waits=self.waits,
+            telemetry=self.telemetry,
+            now=self.now,
+            reach=self.reach,
+        )
 
     async def _connect(self, context: ActorContext[MessageFinished], consumer: IsolatingConsumer) -> bool:
         """Find the brokers; False when a stop came first."""
@@ -99,7 +137,7 @@ class Intake:
     def _consumer(self) -> IsolatingConsumer:
         settings = self.settings
         rebalance_ms = int(max(settings.kafka_session_timeout_seconds, _REBALANCE_SECONDS) * 1000)
-        # Subscribing, and with it joining the group, comes in Consumption, which listens to rebalances.
+        # Subscribing, and with it joining the group, comes in the session, which listens to rebalances.
         return IsolatingConsumer(
             partition_retry_maximum_seconds=settings.kafka_partition_retry_maximum_seconds,
             bootstrap_servers=settings.kafka_bootstrap_servers,

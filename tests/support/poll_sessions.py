@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -11,14 +11,20 @@ from typing import Any, cast
 from aiokafka import TopicPartition
 
 from bcs.actors.clocks import Clocks
-from bcs.actors.consumption import Consumption
+from bcs.actors.ingest.in_flight import InFlight
+from bcs.actors.ingest.intake import Intake
+from bcs.actors.ingest.reading import EventReader
+from bcs.actors.ingest.session import PollSession
+from bcs.actors.ingest.skips import Skips
 from bcs.actors.kafka import KafkaStatus
-from bcs.actors.skips import Skips
-from bcs.actors.under_way import UnderWay
+from bcs.actors.messages import RecordFacts
 from bcs.actors.waits import Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.failpoints import pass_by
 from bcs.settings import Settings
+from bcs.store.memory import MemoryOutbox
+from bcs.telemetry import Telemetry
 
 
 class Consumer:
@@ -39,31 +45,38 @@ class Consumer:
         self.position = offset
 
 
-def consumption_of(
+def session_of(
     consumer: Consumer, delivered: list[int], store_time_us: Callable[[], Awaitable[int]], **overrides: object
-) -> Consumption:
+) -> PollSession:
     """A membership that notes the offset of each message whose facts it delivers.
 
     :param overrides: settings that stand above the usual ones.
     """
 
-    async def deliver(_: str, command: Any) -> None:
+    async def deliver(_: str, command: RecordFacts) -> None:
+        assert command.receipt
         delivered.append(command.receipt.message.offset)
 
     def now() -> datetime:
         return datetime.now(UTC)
 
-    intake = SimpleNamespace(
-        settings=Settings.model_validate(overrides),
-        epochs=itertools.count(1),
-        decoder=EventDecoder(PLATFORM_PHASES),
-        clocks=Clocks(now=now, store_time_us=store_time_us, max_skew_seconds=600),
-        under_way=UnderWay(),
-        batches=SimpleNamespace(deliver=deliver),
+    settings = Settings.model_validate(overrides)
+    telemetry = Telemetry()
+    intake = Intake(
+        settings=settings,
+        reader=EventReader(
+            decoder=EventDecoder(PLATFORM_PHASES),
+            clocks=Clocks(now=now, store_time_us=store_time_us, max_skew_seconds=600),
+            skips=Skips(store=None, instance="test", now=now),
+            now=now,
+        ),
+        in_flight=InFlight(settings=settings, deliver=deliver),
+        outbox=MemoryOutbox(100, time.monotonic),
         status=KafkaStatus(),
+        telemetry=telemetry,
         waits=Waits(now),
-        skips=Skips(store=None, instance="test", now=now),
         now=now,
+        reach=pass_by,
     )
     context = SimpleNamespace(beat=lambda: None, name="intake")
-    return Consumption(cast("Any", intake), cast("Any", context), cast("Any", consumer))
+    return intake.session(cast("Any", context), cast("Any", consumer))

@@ -1,0 +1,56 @@
+"""Reads events out of Kafka's records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from aiokafka import ConsumerRecord
+
+from bcs.actors.clocks import Clocks
+from bcs.actors.ingest.skips import Skips
+from bcs.actors.messages import decoded, written_at_ms
+from bcs.contracts.decoding import DecodedEvent, EventDecoder
+from bcs.contracts.published import ConsumedMessage
+from bcs.domain.errors import UndecodableMessage
+from bcs.domain.times import format_timestamp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventReader:
+    """Decodes events, and refuses those that are to be passed over or ahead of time.
+
+    :param clocks: tell an event that is ahead of time.
+    :param skips: the messages that operators ordered to pass over.
+    :param now: wall-clock time.
+    """
+
+    decoder: EventDecoder
+    clocks: Clocks
+    skips: Skips
+    now: Callable[[], datetime]
+
+    def event_type(self, topic: str) -> str:
+        """The name of the events on a topic."""
+        return self.decoder.event_type(topic)
+
+    async def read(self, record: ConsumerRecord, message: ConsumedMessage) -> DecodedEvent:
+        """The event in a record.
+
+        :param message: what the record has in it.
+        :raises UndecodableMessage: it becomes a dead letter.
+        :raises ClocksDiffer: it can't be said whether the event is ahead of time.
+        :raises StoreUnavailable: nor here, as the store did not tell its time.
+        """
+        event = decoded(self.decoder, message, self._said_at_ms(record))
+        self.skips.refuse_ordered(message, event.batch_id, event.correlation_id)
+        # Nearly no event seems to be ahead, and to ask whether it is gives way to others.
+        if event.facts and self.clocks.seems_ahead(event.at_us) and await self.clocks.is_ahead(event.at_us):
+            problem = f"the event's time, {format_timestamp(event.at_us)}, lies in the future"
+            raise UndecodableMessage("time_in_the_future", problem, event.batch_id, event.correlation_id)
+        return event
+
+    def _said_at_ms(self, record: ConsumerRecord) -> int:
+        said_at_ms = written_at_ms(record)
+        return int(self.now().timestamp() * 1000) if said_at_ms is None else said_at_ms
