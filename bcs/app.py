@@ -34,7 +34,6 @@ from bcs.actors.waits import Waits
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
-from bcs.failpoints import Reach, pass_by
 from bcs.observing import TreeObserver, count_restarts_from_zero
 from bcs.persistence import open_persistence
 from bcs.recorded import FIRST_LOOKS, Recorded, recorded
@@ -61,7 +60,6 @@ class Service:
     :param definitions: the pipelines.
     :param now: wall-clock time.
     :param gave_up: called when the root of the tree gives up, before everything is stopped.
-    :param reach: for chaos tests.
     :raises AddressUnavailable: the HTTP address can't be had.
     """
 
@@ -72,7 +70,6 @@ class Service:
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         gave_up: Callable[[], None] = lambda: None,
-        reach: Reach = pass_by,
     ) -> None:
         self.settings = settings
         self.telemetry = Telemetry()
@@ -81,11 +78,10 @@ class Service:
         self._now = now
         self.waits = Waits(now)
         self._gave_up = gave_up
-        self._reach = reach
         self._definitions = definitions
         self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
         self._law = definitions.law(require_registration=settings.require_registration)
-        self.persistence = open_persistence(settings, law=self._law, reach=reach)
+        self.persistence = open_persistence(settings, law=self._law)
         self.listener = open_listener(settings)
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
@@ -137,7 +133,6 @@ class Service:
             self._now,
             self.waits,
             self._under_way,
-            self._reach,
         )
 
     def _batches(self) -> DynamicSupervisor[RecordFacts]:
@@ -153,7 +148,6 @@ class Service:
             settings.retry_maximum_seconds,
             anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
             settings.kafka_max_message_bytes,
-            self._reach,
         )
         return DynamicSupervisor(
             "batches",
@@ -194,7 +188,6 @@ class Service:
             permanent=permanent,
             redis=redis,
             kafka=KafkaWatch(settings=settings, status=self.kafka, now=self._now),
-            reach=self._reach,
         )
         in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
         page = MetricsPage(
@@ -208,7 +201,7 @@ class Service:
             waits=self.waits,
             redis_problem=None if settings.use_mock_repository else partial(problem_of_redis, redis, self.store),
         )
-        publisher = Publisher(settings, self.outbox, self.telemetry, self.kafka, self.waits, self._reach)
+        publisher = Publisher(settings, self.outbox, self.telemetry, self.kafka, self.waits)
         clocks = Clocks(
             now=self._now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
         )
@@ -229,7 +222,6 @@ class Service:
             telemetry=self.telemetry,
             waits=self.waits,
             now=self._now,
-            reach=self._reach,
         )
         pipelines = PipelineCalls(
             self._definitions,
@@ -243,7 +235,6 @@ class Service:
             uuid.uuid4,
             settings.request_deadline_seconds,
             clocks,
-            self._reach,
         )
         probes = Probes(
             settings,
@@ -261,7 +252,7 @@ class Service:
         )
         reading = anyio.Semaphore(settings.http_max_concurrent_reads)
         batches = BatchCalls(self._definitions, self._law, knowledge, record, reading, settings.http_page_bytes)
-        http = HttpServer(settings, self.telemetry, self.listener, pipelines, batches, probes, actors, self._reach)
+        http = HttpServer(settings, self.telemetry, self.listener, pipelines, batches, probes, actors)
         # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
         # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.
         half = settings.shutdown_seconds / 2

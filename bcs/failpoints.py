@@ -6,7 +6,9 @@ one that comes at a random moment seldom meets the few instructions that matter.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import StrEnum
 
 
@@ -28,8 +30,24 @@ class FailPoint(StrEnum):
     HTTP_BEFORE_REPLY = "http.before_reply"  # an announcement is in the outbox; its caller has no answer
 
 
-Reach = Callable[[FailPoint, str], Awaitable[None]]
+FailPointHook = Callable[[FailPoint, str], Awaitable[None]]
+"""What a chaos test does at fail points; the second argument is the subject."""
+
+_hook: ContextVar[FailPointHook | None] = ContextVar("fail_point_hook", default=None)
 
 
-async def pass_by(_point: FailPoint, _subject: str) -> None:
-    """Nothing goes wrong."""
+async def hit(point: FailPoint, subject: str) -> None:
+    """Let the hook do what it does here. Without a hook nothing happens, and nobody else gets a turn."""
+    hook = _hook.get()
+    if hook is not None:
+        await hook(point, subject)
+
+
+@contextmanager
+def fail_points(hook: FailPointHook | None) -> Iterator[None]:
+    """Call a hook at all fail points in here, and in all tasks that are started in here."""
+    token = _hook.set(hook)
+    try:
+        yield
+    finally:
+        _hook.reset(token)

@@ -9,7 +9,6 @@ from time import monotonic
 
 from bcs.contracts.batches import MEMORY, REDIS
 from bcs.domain.law import CompletionLaw
-from bcs.failpoints import Reach, pass_by
 from bcs.record.opening import open_record
 from bcs.record.permanent import Permanent
 from bcs.settings import Settings
@@ -53,11 +52,10 @@ class Persistence:
             await self.permanent.record.aclose()
 
 
-def open_persistence(settings: Settings, *, law: CompletionLaw, reach: Reach = pass_by) -> Persistence:
+def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
     """The stores that the settings name; nothing is connected before it is needed.
 
     :param law: what summaries are made by.
-    :param reach: for chaos tests.
     :raises PostgresClientMissing: a database is named, and this installation can't ask it.
     """
     policy = CommitPolicy(settings.redis_commit_attempts)
@@ -87,7 +85,6 @@ def open_persistence(settings: Settings, *, law: CompletionLaw, reach: Reach = p
         policy=policy,
         recall=recall,
         max_essays=settings.max_essays_per_batch,
-        reach=reach,
     )
     outbox = RedisOutbox(
         gateway,

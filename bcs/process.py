@@ -17,7 +17,6 @@ from bcs import __version__
 from bcs.app import Service
 from bcs.domain.errors import DatabaseUnusable, RedisUnusable
 from bcs.domain.pipelines import PipelineDefinitions
-from bcs.failpoints import Reach, pass_by
 from bcs.last_resort import exit_after
 from bcs.settings import Settings, unknown_variables
 from bcs.signals import held, hold, stop_signals
@@ -49,8 +48,6 @@ async def run_until_signalled(
     settings: Settings,
     definitions: PipelineDefinitions,
     alongside: Callable[[Service, Callable[[], bool]], Coroutine[Any, Any, None]] | None = None,
-    *,
-    reach: Reach = pass_by,
 ) -> int:
     """Run a service until SIGTERM, SIGINT or SIGHUP; a second signal stops it at once.
 
@@ -58,7 +55,6 @@ async def run_until_signalled(
 
     :param alongside: runs once everything has started, and is cancelled when a stop is asked for. Gets the service, and
         a function that asks for a stop as a signal does, and says whether nobody has asked before.
-    :param reach: for chaos tests.
     :returns: the exit code: 0 after a stop in order, 1 when the tree gave up or the time to stop was not enough, 130
         when a second signal came.
     :raises AddressUnavailable: the HTTP address can't be had.
@@ -75,9 +71,7 @@ async def run_until_signalled(
     def end_by_force_after(seconds: float, exit_code: int) -> None:
         last_resorts.append(exit_after(seconds, exit_code, event="exit_by_force"))
 
-    service = Service(
-        settings, definitions, gave_up=lambda: end_by_force_after(_GIVING_UP_SECONDS, EXIT_FAILED), reach=reach
-    )
+    service = Service(settings, definitions, gave_up=lambda: end_by_force_after(_GIVING_UP_SECONDS, EXIT_FAILED))
     async with anyio.create_task_group() as group:
 
         def hear(received: signal.Signals) -> None:

@@ -10,7 +10,6 @@ from bcs.actors.archive import Archive, ArchiveActor, archive_mailbox
 from bcs.actors.archive_drain import Drain
 from bcs.actors.archive_upkeep import Upkeep
 from bcs.actors.waits import Waits
-from bcs.failpoints import Reach
 from bcs.record.permanent import Permanent
 from bcs.settings import Settings
 from bcs.store.base import OutboxEntrance
@@ -41,14 +40,12 @@ def recorded(
     now: Callable[[], datetime],
     waits: Waits,
     asks: int,
-    reach: Reach,
 ) -> Recorded:
     """Put the archive together.
 
     :param now: wall-clock time.
     :param waits: is told what the archive waits for.
     :param asks: how many may ask it at a time.
-    :param reach: for chaos tests.
     """
     drain = Drain(
         record=permanent.record,
@@ -73,7 +70,7 @@ def recorded(
     patience_seconds = settings.database_deadline_seconds + settings.redis_deadline_seconds * 2
     spec = ChildSpec(
         "archive",
-        ArchiveActor(permanent, settings.archive_facts_per_write, upkeep, telemetry, reach).run,
+        ArchiveActor(permanent, settings.archive_facts_per_write, upkeep, telemetry).run,
         mailbox=mailbox,
         hang_seconds=settings.hang_seconds,
         shutdown_seconds=settings.shutdown_seconds / 2,

@@ -476,11 +476,11 @@ _OUTBOX = (
         "An entry of the outbox is removed only behind the broker's acknowledgement.",
         "bcs/actors/publisher.py",
         """\
-        await self.reach(FailPoint.PUBLISHER_LEASED, context.name)
+        await hit(FailPoint.PUBLISHER_LEASED, context.name)
 """,
         """\
         await self._persist(context, self.outbox.settle, [entry.entry_id for entry in leased])
-        await self.reach(FailPoint.PUBLISHER_LEASED, context.name)
+        await hit(FailPoint.PUBLISHER_LEASED, context.name)
 """,
         _in("integration/test_publisher", "test_what_a_publisher_held_when_it_crashed_is_published_by_the_next"),
     ),

@@ -14,7 +14,7 @@ from bcs.actors.messages import KeepEntries
 from bcs.actors.portions import portions
 from bcs.domain.errors import BacklogFull, StoreError, StoreRefused, StoreUnavailable
 from bcs.domain.history import FactsRecorded, HistoryEntry, weight
-from bcs.failpoints import FailPoint, Reach
+from bcs.failpoints import FailPoint, hit
 from bcs.record.pace import extra_seconds
 from bcs.record.permanent import Permanent
 from bcs.supervision import ActorContext, AskTimeout, Letter, Mailbox, MailboxFull, serve
@@ -90,18 +90,16 @@ class ArchiveActor:
 
     :param facts_at_a_time: how much is written by one statement, see `bcs.domain.history.weight`.
     :param upkeep: what goes on beside that: finding the record again, draining the queue, retention.
-    :param reach: for chaos tests.
     """
 
     permanent: Permanent
     facts_at_a_time: int
     upkeep: Upkeep
     telemetry: Telemetry
-    reach: Reach
 
     async def run(self, context: ActorContext[KeepEntries]) -> None:
         """Write until asked to stop, and then what is in the mailbox. That record or queue is away is no crash."""
-        await self.reach(FailPoint.STARTING, context.name)
+        await hit(FailPoint.STARTING, context.name)
 
         async def handle(letters: list[Letter[KeepEntries]]) -> None:
             for commands in portions(_messages(letters), lambda command: command.weight, self.facts_at_a_time):
@@ -153,14 +151,14 @@ class ArchiveActor:
         return [[entry for command in commands for entry in command.entries]]
 
     async def _make_durable(self, entries: Sequence[HistoryEntry]) -> None:
-        await self.reach(FailPoint.ARCHIVE_RECEIVED, "archive")
+        await hit(FailPoint.ARCHIVE_RECEIVED, "archive")
         try:
             await self.permanent.record.write(entries)
         except StoreUnavailable:
             await self._queue(entries)
         else:
             self.telemetry.archive_written.inc(len(entries))
-        await self.reach(FailPoint.ARCHIVE_WRITTEN, "archive")
+        await hit(FailPoint.ARCHIVE_WRITTEN, "archive")
 
     async def _queue(self, entries: Sequence[HistoryEntry]) -> None:
         # What only explains an answer must not take the room of facts, nor look like facts that the record lacks.

@@ -29,7 +29,7 @@ from bcs.domain.errors import (
     TooManyEssays,
 )
 from bcs.domain.state import BatchState, delta_of
-from bcs.failpoints import FailPoint, Reach, pass_by
+from bcs.failpoints import FailPoint, hit
 from bcs.store.base import OutboxEntrance, StateStore
 from bcs.supervision import ActorContext, Letter, serve_until_empty
 from bcs.telemetry import Telemetry
@@ -57,7 +57,6 @@ class BatchActor:
     :param retry_maximum_seconds: the longest wait between tries while the store is away.
     :param commit_slots: bounds the commits at a time, so that a backlog leaves room for requests at the store.
     :param letter_limit_bytes: the largest message that the broker takes.
-    :param reach: for chaos tests.
     """
 
     store: StateStore
@@ -70,11 +69,10 @@ class BatchActor:
     retry_maximum_seconds: float
     commit_slots: anyio.CapacityLimiter
     letter_limit_bytes: int
-    reach: Reach = pass_by
 
     async def run(self, context: ActorContext[RecordFacts]) -> None:
         """Serve a batch's mailbox until it is empty."""
-        await self.reach(FailPoint.STARTING, context.name)
+        await hit(FailPoint.STARTING, context.name)
 
         async def handle(letters: list[Letter[RecordFacts]]) -> None:
             if len(letters) == 1:
@@ -95,7 +93,7 @@ class BatchActor:
         group = [letter.message for letter in letters if not letter.abandoned]
         if not group:
             return
-        await self.reach(FailPoint.BATCH_RECEIVED, context.name)
+        await hit(FailPoint.BATCH_RECEIVED, context.name)
         archived = False
         # The same however often it is tried: by that the queue before the record knows an entry again.
         now_us = microseconds(self.now())
@@ -141,7 +139,7 @@ class BatchActor:
             for command in group:
                 await self._bury(context, command, _FAILED, attempts=1, error=error)
             return
-        await self.reach(FailPoint.BEFORE_REPLY, context.name)
+        await hit(FailPoint.BEFORE_REPLY, context.name)
         for command in group:
             if command.reply:
                 command.reply.send(None)

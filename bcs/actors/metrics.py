@@ -16,7 +16,7 @@ from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.redis_probe import RedisStatus, probe_redis
 from bcs.actors.waits import WAITING_ACTORS, Waits
 from bcs.domain.errors import StoreError
-from bcs.failpoints import FailPoint, Reach
+from bcs.failpoints import FailPoint, hit
 from bcs.record.permanent import Permanent
 from bcs.settings import Settings
 from bcs.store.base import StateStore
@@ -96,7 +96,6 @@ class MetricsActor:
     :param permanent: None where there is none.
     :param redis: is kept up to date.
     :param kafka: keeps what is known of Kafka up to date.
-    :param reach: for chaos tests.
     """
 
     settings: Settings
@@ -106,11 +105,10 @@ class MetricsActor:
     permanent: Permanent | None
     redis: RedisStatus
     kafka: KafkaWatch
-    reach: Reach
 
     async def run(self, context: ActorContext[Any]) -> None:
         """Sample until asked to stop."""
-        await self.reach(FailPoint.STARTING, context.name)
+        await hit(FailPoint.STARTING, context.name)
         looked = anyio.Event()
         async with anyio.create_task_group() as group:
             interval_seconds = self.settings.redis_probe_interval_seconds

@@ -20,7 +20,7 @@ from bcs.actors.publishing import publish_all
 from bcs.actors.waits import CONNECT_PRODUCER, Waits
 from bcs.contracts.dead_letters import as_reduced
 from bcs.domain.errors import StoreError, StoreUnavailable
-from bcs.failpoints import FailPoint, Reach
+from bcs.failpoints import FailPoint, hit
 from bcs.kafka.causes import cause_of, start
 from bcs.settings import Settings
 from bcs.store.base import LeasedMessage, Outbox
@@ -63,7 +63,6 @@ class Publisher:
     What one incarnation had in hand when it died, the next one publishes again: every copy carries the same event id.
 
     :param waits: is told what the publisher waits for.
-    :param reach: for chaos tests.
     """
 
     settings: Settings
@@ -71,14 +70,13 @@ class Publisher:
     telemetry: Telemetry
     status: KafkaStatus
     waits: Waits
-    reach: Reach
 
     async def run(self, context: ActorContext[OutboxGrew]) -> None:
         """Publish until asked to stop; then until the outbox is empty, or Kafka turns out to be away.
 
         What is left stays in the outbox, for the next process.
         """
-        await self.reach(FailPoint.STARTING, context.name)
+        await hit(FailPoint.STARTING, context.name)
         # Ready without Kafka: the rest of the service does not depend on it.
         context.ready()
         unwritable: dict[str, float] = {}
@@ -207,12 +205,12 @@ class Publisher:
             else:
                 self._note(outcome, entry, error)
 
-        await self.reach(FailPoint.PUBLISHER_LEASED, context.name)
+        await hit(FailPoint.PUBLISHER_LEASED, context.name)
         await publish_all(producer, leased, self.settings.kafka_request_timeout_seconds, note)
         if outcome.refused:
             context.beat()
             await self._publish_each_alone(context, outcome)
-        await self.reach(FailPoint.PUBLISHER_ACKNOWLEDGED, context.name)
+        await hit(FailPoint.PUBLISHER_ACKNOWLEDGED, context.name)
         await self._persist(context, self.outbox.settle, [entry.entry_id for entry in outcome.delivered])
         for entry, problem in outcome.parked:
             await self._persist(context, self.outbox.park, entry, problem)

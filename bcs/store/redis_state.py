@@ -11,7 +11,7 @@ from bcs.domain.errors import CommitConflict, StoreUnavailable
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
-from bcs.failpoints import FailPoint, Reach, pass_by
+from bcs.failpoints import FailPoint, hit
 from bcs.store.base import Committed
 from bcs.store.codec import BatchKeys, decode_summary
 from bcs.store.committing import CommitPolicy, commit_with
@@ -46,7 +46,6 @@ class RedisStateStore:
     :param ttl_seconds: how long a batch is kept after its last write.
     :param recall: asks the record.
     :param max_essays: how many a batch may have; None for any number.
-    :param reach: for chaos tests.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class RedisStateStore:
         policy: CommitPolicy | None = None,
         recall: Recall | None = None,
         max_essays: int | None = None,
-        reach: Reach = pass_by,
     ) -> None:
         self._roster = Roster(max_essays)
         self._gateway = gateway
@@ -69,7 +67,6 @@ class RedisStateStore:
         self._ttl_ms = ttl_seconds * 1000
         self._policy = policy or CommitPolicy()
         self._recall = recall
-        self._reach = reach
         self._refusal, self._refused_at = "", 0.0
         self._flights: SingleFlight[BatchSummary] = SingleFlight()
 
@@ -92,9 +89,9 @@ class RedisStateStore:
                         additions, mark = recalled.state, recalled.mark
                         await paced(additions.merging(delta), session.paused)
                 changed = await paced(stored.state.merging(additions), session.paused)
-                await self._reach(FailPoint.BEFORE_EXEC, batch_id)
+                await hit(FailPoint.BEFORE_EXEC, batch_id)
                 written = await self._write(session, keys, stored, changed, stored.version + 1, self._ttl_ms, mark)
-                await self._reach(FailPoint.AFTER_EXEC, batch_id)
+                await hit(FailPoint.AFTER_EXEC, batch_id)
             if not written:
                 raise CommitConflict(batch_id)
             self._roster.note(batch_id, len(stored.state.first_seen_us))

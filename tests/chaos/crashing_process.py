@@ -18,7 +18,7 @@ import anyio
 import anyio.lowlevel
 
 from bcs.app import Service
-from bcs.failpoints import FailPoint
+from bcs.failpoints import FailPoint, fail_points
 from bcs.logs import configure_logging
 from bcs.pipeline_config import pipelines_of
 from bcs.process import run_until_signalled
@@ -100,7 +100,7 @@ class Crasher:
         self._service = service
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """See `bcs.failpoints.Reach`."""
+        """See `bcs.failpoints.FailPointHook`."""
         order = self._order()
         if order is None or (order.point, order.subject) != (point, subject):
             return
@@ -133,8 +133,9 @@ def main() -> None:
     settings = load_settings()
     configure_logging(settings)
     crasher = Crasher(Path(os.environ[_VARIABLE]))
-    serving = partial(run_until_signalled, settings, pipelines_of(settings), crasher.meet, reach=crasher.reach)
-    sys.exit(anyio.run(serving, backend_options={"use_uvloop": True}))
+    serving = partial(run_until_signalled, settings, pipelines_of(settings), crasher.meet)
+    with fail_points(crasher.reach):
+        sys.exit(anyio.run(serving, backend_options={"use_uvloop": True}))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Hang:
     let_go: anyio.Event | None = None  # on the service's event loop
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """See `bcs.failpoints.Reach`."""
+        """See `bcs.failpoints.FailPointHook`."""
         if not self.armed or self.began is not None or (point, subject) != (self.point, self.subject):
             return
         self.let_go = anyio.Event()

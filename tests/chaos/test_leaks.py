@@ -94,7 +94,7 @@ class Drill:
         self._enough = False
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """Kill the actor of a batch at its work, now and then; see `bcs.failpoints.Reach`."""
+        """Kill the actor of a batch at its work, now and then; see `bcs.failpoints.FailPointHook`."""
         if self.service is None or point is not FailPoint.BATCH_RECEIVED or not self._batch_kills_left:
             return
         if self._chance.random() < 0.5 and self.service.service.root.kill(f"batches/{subject}"):

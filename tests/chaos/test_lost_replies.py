@@ -45,7 +45,7 @@ class Executions:
     heard_of: Counter[str] = field(default_factory=Counter)
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """See `Reach`."""
+        """See `FailPointHook`."""
         if point is FailPoint.BEFORE_EXEC:
             self.sent[subject] += 1
         elif point is FailPoint.AFTER_EXEC:

@@ -35,7 +35,7 @@ class Deaths:
         self._held: dict[str, anyio.Event] = {}
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """See `Reach`."""
+        """See `FailPointHook`."""
         if point is FailPoint.BATCH_RECEIVED and subject in self._to_be_held:
             self._held[subject] = self._to_be_held.pop(subject)
             await self._held[subject].wait()

@@ -55,7 +55,7 @@ class Crashes:
         self.count = 0
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """See `Reach`."""
+        """See `FailPointHook`."""
         if point is FailPoint.BATCH_RECEIVED and subject == DEADLY:
             self.count += 1
             raise RuntimeError("over this one it always crashes")

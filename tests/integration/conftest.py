@@ -9,7 +9,6 @@ import pytest
 
 from bcs.domain.law import CompletionLaw
 from bcs.embedded import EmbeddedServer, valkey
-from bcs.failpoints import Reach, pass_by
 from bcs.record.postgres import PostgresRecord
 from bcs.store.committing import CommitPolicy
 from bcs.store.recall import Recall
@@ -140,7 +139,6 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
         *,
         law: CompletionLaw = LAW,
         recall: Recall | None = None,
-        reach: Reach = pass_by,
     ) -> RedisStateStore:
         return kind(
             gateway,
@@ -149,7 +147,6 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
             ttl_seconds=ttl_seconds,
             policy=policy,
             recall=recall,
-            reach=reach,
         )
 
     return make

@@ -6,7 +6,7 @@ import pytest
 
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
-from bcs.failpoints import FailPoint
+from bcs.failpoints import FailPoint, fail_points
 from bcs.record.postgres import PostgresRecord
 from bcs.store.recall import Recall
 from bcs.store.redis_batches import StoredBatches
@@ -37,8 +37,9 @@ async def test_a_writer_who_asked_the_record_before_asks_again(
             await StoredBatches(gateway, key_prefix=redis_key_prefix).distrust([batch])
 
     recall = Recall(record, nothing_waits)
-    store = in_redis(gateway, recall=recall, reach=add_past_redis)
-    committed = await store.commit(batch, NEWS)
+    store = in_redis(gateway, recall=recall)
+    with fail_points(add_past_redis):
+        committed = await store.commit(batch, NEWS)
     assert committed.conflicts == 1
     everything = PAST.copy()
     everything.merge(NEWS)

@@ -31,7 +31,7 @@ class HeldAnswers:
         self.let_go = anyio.Event()  # on the service's event loop
 
     async def reach(self, point: FailPoint, _: str) -> None:
-        """See `bcs.failpoints.Reach`."""
+        """See `bcs.failpoints.FailPointHook`."""
         if point is FailPoint.HTTP_BEFORE_REPLY:
             await self.let_go.wait()
 

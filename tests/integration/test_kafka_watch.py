@@ -30,7 +30,7 @@ class HeldBatch:
         self.let_go = anyio.Event()
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """A `Reach`."""
+        """A `FailPointHook`."""
         if point is FailPoint.BATCH_RECEIVED and subject == self._batch_id:
             await self.let_go.wait()
 

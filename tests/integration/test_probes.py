@@ -126,7 +126,7 @@ class HeldStart:
         self.let_go: anyio.Event | None = None  # on the service's event loop
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """See `bcs.failpoints.Reach`."""
+        """See `bcs.failpoints.FailPointHook`."""
         if self.armed and (point, subject) == (FailPoint.STARTING, "metrics"):
             self.let_go = anyio.Event()
             await self.let_go.wait()

@@ -10,7 +10,6 @@ import pytest
 from bcs.contracts import topics
 from bcs.domain.facts import EssayPhaseEnded, Outcome
 from bcs.domain.state import delta_of
-from bcs.failpoints import pass_by
 from tests.support.events import now, registered, spellchecked
 from tests.support.kafka import Platform, values
 from tests.support.service import Orchestrator, RunningService, running_service
@@ -88,7 +87,7 @@ async def test_while_the_clocks_differ_the_intake_waits_and_buries_nothing(
     clock = SlowClock()
     servers = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
     async with (
-        running_service(pass_by, clock.now, **servers, kafka_auto_offset_reset="latest") as service,
+        running_service(None, clock.now, **servers, kafka_auto_offset_reset="latest") as service,
         Orchestrator(service.base) as bos,
     ):
         await wait_until(lambda: service.service.kafka.assigned, description="it has its partitions")

@@ -21,7 +21,6 @@ from bcs.actors.messages import RecordFacts
 from bcs.actors.waits import Waits
 from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES
-from bcs.failpoints import pass_by
 from bcs.settings import Settings
 from bcs.store.memory import MemoryOutbox
 from bcs.telemetry import Telemetry
@@ -76,7 +75,6 @@ def session_of(
         telemetry=telemetry,
         waits=Waits(now),
         now=now,
-        reach=pass_by,
     )
     context = SimpleNamespace(beat=lambda: None, name="intake")
     return intake.session(cast("Any", context), cast("Any", consumer))

@@ -27,7 +27,7 @@ from yarl import URL
 
 from bcs.app import Service
 from bcs.embedded import free_port
-from bcs.failpoints import Reach, pass_by
+from bcs.failpoints import FailPointHook, fail_points
 from bcs.pipeline_config import load_pipelines
 from bcs.settings import load_settings
 from bcs.supervision import Snapshot
@@ -122,11 +122,11 @@ class RunningService:
 
 @contextmanager
 def service_in_thread(
-    reach: Reach = pass_by, now: Callable[[], datetime] = utc_now, /, **overrides: object
+    hook: FailPointHook | None = None, now: Callable[[], datetime] = utc_now, /, **overrides: object
 ) -> Iterator[RunningService]:
     """Start a service, with settings that stand above those for tests, and stop it in order at the end.
 
-    :param reach: makes things go wrong at named points; called on the service's event loop.
+    :param hook: makes things go wrong at fail points; called on the service's event loop.
     :param now: the service's clock.
     """
     fresh = uuid.uuid4().hex[:12]
@@ -135,8 +135,9 @@ def service_in_thread(
     stop = anyio.Event()
 
     async def run(*, task_status: anyio.abc.TaskStatus[Service]) -> bool:
-        service = Service(settings, load_pipelines(None), now=now, reach=reach)
-        return await service.run(stop, lambda: task_status.started(service))
+        service = Service(settings, load_pipelines(None), now=now)
+        with fail_points(hook):
+            return await service.run(stop, lambda: task_status.started(service))
 
     with start_blocking_portal("asyncio", {"use_uvloop": True}) as portal:
         ended: Future[bool]
@@ -151,11 +152,11 @@ def service_in_thread(
 
 @asynccontextmanager
 async def running_service(
-    reach: Reach = pass_by, now: Callable[[], datetime] = utc_now, /, **overrides: object
+    hook: FailPointHook | None = None, now: Callable[[], datetime] = utc_now, /, **overrides: object
 ) -> AsyncIterator[RunningService]:
     """The same, without holding up the caller's event loop, on which proxies may run."""
     with ExitStack() as stack:
-        starting = service_in_thread(reach, now, **overrides)
+        starting = service_in_thread(hook, now, **overrides)
         service = await anyio.to_thread.run_sync(stack.enter_context, starting)
         try:
             yield service

@@ -49,7 +49,7 @@ from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.reporting import report_time_us
 from bcs.domain.resolution import Resolution, admit, resolve
 from bcs.domain.state import BatchState
-from bcs.failpoints import FailPoint, Reach
+from bcs.failpoints import FailPoint, hit
 from bcs.store.base import OutboxEntrance, StateStore
 from bcs.supervision import DynamicSupervisor
 from bcs.telemetry import Telemetry
@@ -66,7 +66,6 @@ class PipelineCalls:
     :param new_id: makes ids of entries in the history.
     :param deadline_seconds: how long a batch's actor may take to record a fact.
     :param clocks: say when a report is made, and how far ahead of them it may be.
-    :param reach: for chaos tests.
     """
 
     definitions: PipelineDefinitions
@@ -80,7 +79,6 @@ class PipelineCalls:
     new_id: Callable[[], UUID]
     deadline_seconds: float
     clocks: Clocks
-    reach: Reach
 
     async def define(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/define."""
@@ -151,7 +149,7 @@ class PipelineCalls:
             # Durable before the answer: once the caller knows of a pruning, it will be announced.
             skipped = phases_skipped(body.batch_id, pruned, body.correlation_id, now, trace)
             await self.knowledge.announce(skipped, resolved)
-            await self.reach(FailPoint.HTTP_BEFORE_REPLY, body.batch_id)
+            await hit(FailPoint.HTTP_BEFORE_REPLY, body.batch_id)
             for phase in pruned:
                 self.telemetry.phases_pruned(phase).inc()
         else:

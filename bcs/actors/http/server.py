@@ -25,7 +25,7 @@ from bcs.actors.http.middleware import Guard, Handler, nowhere, unexpected
 from bcs.actors.http.pipelines import PipelineCalls
 from bcs.contracts.parameters import BATCHES
 from bcs.domain.errors import BcsError
-from bcs.failpoints import FailPoint, Reach
+from bcs.failpoints import FailPoint, hit
 from bcs.settings import Settings
 from bcs.supervision import ActorContext
 from bcs.telemetry import Telemetry
@@ -77,10 +77,7 @@ class AddressUnavailable(BcsError):
 
 @dataclass(frozen=True, slots=True)
 class HttpServer:
-    """The HTTP front end. One instance serves all incarnations of the actor.
-
-    :param reach: for chaos tests.
-    """
+    """The HTTP front end. One instance serves all incarnations of the actor."""
 
     settings: Settings
     telemetry: Telemetry
@@ -89,11 +86,10 @@ class HttpServer:
     batches: BatchCalls
     probes: Probes
     actors: ActorCalls
-    reach: Reach
 
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until asked to stop; then answer what was accepted."""
-        await self.reach(FailPoint.STARTING, context.name)
+        await hit(FailPoint.STARTING, context.name)
         settings, callers = self.settings, Callers(self.settings, self.telemetry, most=most_connections(self.settings))
         bodies = Bodies(callers.bodies, callers.held, settings.http_max_body_bytes)
         deadlines = task_deadlines(callers.clock, settings.request_deadline_seconds)

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bcs.actors.ingest.offsets import OffsetTracker
 from bcs.actors.messages import MessageFinished
-from bcs.failpoints import FailPoint, Reach
+from bcs.failpoints import FailPoint, hit
 from bcs.kafka.causes import cause_of
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.kafka.offsets import CommitNote
@@ -33,7 +33,6 @@ class OffsetCommits:
     :param consumer: in whose group the offsets are committed.
     :param context: is told that a commit has ended.
     :param timeout_seconds: for one commit.
-    :param reach: for chaos tests.
     """
 
     def __init__(
@@ -43,13 +42,11 @@ class OffsetCommits:
         tracker: OffsetTracker,
         context: ActorContext[MessageFinished],
         timeout_seconds: float,
-        reach: Reach,
     ) -> None:
         self._consumer = consumer
         self._tracker = tracker
         self._context = context
         self._timeout_seconds = timeout_seconds
-        self._reach = reach
         self._notes: dict[tuple[str, int], CommitNote] = {}
         self._committing = anyio.Lock()
 
@@ -76,9 +73,9 @@ class OffsetCommits:
             if not self.is_member:
                 log.info("offset_commit_failed", error="no longer a member of the group", summed_by=("error",))
                 return
-            await self._reach(FailPoint.BEFORE_OFFSET_COMMIT, self._context.name)
+            await hit(FailPoint.BEFORE_OFFSET_COMMIT, self._context.name)
             if await self._commit_each(offsets):
-                await self._reach(FailPoint.AFTER_OFFSET_COMMIT, self._context.name)
+                await hit(FailPoint.AFTER_OFFSET_COMMIT, self._context.name)
 
     async def commit_at_the_end(self) -> None:
         """Commit once more, whatever ended the session; cancellation waits for it, at most a second."""

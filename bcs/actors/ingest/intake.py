@@ -21,7 +21,7 @@ from bcs.actors.ingest.session import PollSession
 from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import MessageFinished
 from bcs.actors.waits import INTAKE, READ_KAFKA, Waits
-from bcs.failpoints import FailPoint, Reach
+from bcs.failpoints import FailPoint, hit
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
@@ -43,7 +43,6 @@ class Intake:
     :param outbox: takes the dead letters.
     :param waits: is told what the intake waits for.
     :param now: wall-clock time.
-    :param reach: for chaos tests.
     """
 
     settings: Settings
@@ -54,12 +53,11 @@ class Intake:
     telemetry: Telemetry
     waits: Waits
     now: Callable[[], datetime]
-    reach: Reach
     _epochs: Iterator[int] = field(default_factory=lambda: count(1), init=False)
 
     async def run(self, context: ActorContext[MessageFinished]) -> None:
         """Consume until asked to stop. Kafka being away is waited for here, and is no crash."""
-        await self.reach(FailPoint.STARTING, context.name)
+        await hit(FailPoint.STARTING, context.name)
         # Ready without Kafka: the rest of the service does not depend on it.
         context.ready()
         while not context.stopping:
@@ -108,13 +106,11 @@ class Intake:
                 tracker=tracker,
                 context=context,
                 timeout_seconds=settings.kafka_request_timeout_seconds,
-                reach=self.reach,
             ),
             status=self.status,
             waits=self.waits,
             telemetry=self.telemetry,
             now=self.now,
-            reach=self.reach,
         )
 
     async def _connect(self, context: ActorContext[MessageFinished], consumer: IsolatingConsumer) -> bool:

@@ -26,7 +26,7 @@ from bcs.actors.waits import INTAKE, READ_KAFKA, Waits
 from bcs.contracts import topics
 from bcs.domain.errors import ClocksDiffer, StoreUnavailable, UndecodableMessage
 from bcs.domain.skips import SkipOutcome
-from bcs.failpoints import FailPoint, Reach
+from bcs.failpoints import FailPoint, hit
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.settings import Settings
 from bcs.supervision import ActorContext
@@ -63,7 +63,6 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     :param tracker: of this session alone.
     :param in_flight: of all sessions.
     :param now: wall-clock time.
-    :param reach: for chaos tests.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         waits: Waits,
         telemetry: Telemetry,
         now: Callable[[], datetime],
-        reach: Reach,
     ) -> None:
         self._settings = settings
         self._context = context
@@ -97,7 +95,6 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._waits = waits
         self._telemetry = telemetry
         self._now = now
-        self._reach = reach
         self._turns = Turns(messages=_MESSAGES_PER_TURN, size_bytes=_BYTES_PER_TURN)
         self._per_poll = Amount(settings.kafka_max_poll_records)
         self._progress = anyio.Event()
@@ -183,7 +180,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         # Taken before anything else can run: a rebalance may begin new epochs while the messages are handed over.
         epochs = {key: self._tracker.epoch(*key) for key in records}
         if records:
-            await self._reach(FailPoint.INTAKE_RECEIVED, self._context.name)
+            await hit(FailPoint.INTAKE_RECEIVED, self._context.name)
         read_again = False
         for key, messages in records.items():
             read_again |= not await self._take(key, messages, epochs[key])
