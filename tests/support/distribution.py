@@ -15,7 +15,7 @@ from xdist.workermanage import WorkerController
 
 _WORKERS = 2
 # What takes long and waits much comes first, so that the workers come to their ends together.
-_FIRST = ("kafka", "chaos", "e2e", "integration", "property", "supervision", "unit")
+_FIRST = ("kafka", "chaos", "e2e", "integration", "surface", "property", "supervision", "unit")
 # One worker has all of these, so that one Apache Kafka serves them.
 _ONE_UNIT = "tests/kafka/"
 _LOCKS = pytest.StashKey[str]()

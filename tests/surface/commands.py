@@ -1,0 +1,98 @@
+"""The command line: commands, arguments, options, defaults, help; and exit codes, of commands that are run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from importlib.metadata import entry_points
+from typing import Any, get_origin
+
+import anyio
+import typer
+
+from tests.support.commands import bcs
+from tests.surface.facts import said_lines_of
+
+_OF_PARAMETERS = (
+    "help",
+    "required",
+    "default",
+    "multiple",
+    "is_flag",
+    "min",
+    "max",
+    "prompt",
+    "envvar",
+    "hidden",
+    "metavar",
+)
+# Each ends soon, and needs no server.
+_RUN: Sequence[tuple[str, ...]] = (
+    ("version",),
+    ("no-such-command",),
+    ("serve",),
+    ("healthcheck",),
+    ("batches", "show", "batch"),
+    ("db", "upgrade"),
+)
+_MOST_LINES = 2  # wrong usage is told in more
+_NOBODY = "127.0.0.1:1"
+_WRONG = {"serve": {"BCS_HTTP_TIMEOUT": "soon"}}
+
+
+def facts_of_commands(commands: typer.Typer) -> list[str]:
+    """Lines for each command, in the order of the help."""
+    [ours] = [point.name for point in entry_points(group="console_scripts") if point.value.startswith("bcs.")]
+    return list(_of_command(ours, typer.main.get_command(commands)))
+
+
+async def facts_of_exit_codes() -> list[str]:
+    """How commands end, and what a person reads then where that is one line."""
+    ended: dict[str, list[str]] = {}
+
+    async def run(arguments: tuple[str, ...]) -> None:
+        # Nobody listens at these addresses.
+        usual = {"BCS_REDIS_URL": f"redis://{_NOBODY}", "BCS_HTTP_PORT": 1, "BCS_KAFKA_BOOTSTRAP_SERVERS": _NOBODY}
+        ran = await bcs(*arguments, **{**usual, **_WRONG.get(arguments[0], {})})
+        name = f"bcs {' '.join(arguments)}"
+        said = [
+            f"{name}: says: {line}" for line in ran.error.splitlines() if len(ran.error.splitlines()) <= _MOST_LINES
+        ]
+        ended[name] = [f"{name}: exit code {ran.exit_code}", *said]
+
+    async with anyio.create_task_group() as group:
+        for arguments in _RUN:
+            group.start_soon(run, arguments)
+    return [line for _, lines in sorted(ended.items()) for line in lines]
+
+
+def _of_command(path: str, command: Any) -> Iterator[str]:
+    yield path
+    # Where a paragraph is broken into lines does not show.
+    paragraphs = (command.help or "").strip().split("\n\n")
+    yield from (f"{path}: help: {' '.join(paragraph.split())}" for paragraph in paragraphs if paragraph)
+    for parameter in command.params:
+        yield from _of_parameter(path, parameter)
+    if hasattr(command, "list_commands"):
+        context = command.context_class(command, info_name=path)
+        for name in command.list_commands(context):
+            yield from _of_command(f"{path} {name}", command.get_command(context, name))
+
+
+def _of_parameter(path: str, parameter: Any) -> Iterator[str]:
+    # An argument has no name outside but the one in the usage.
+    option = parameter.param_type_name == "option"
+    names = [*parameter.opts, *parameter.secondary_opts] if option else [parameter.metavar or parameter.name.upper()]
+    document = {name: getattr(parameter, name, None) for name in _OF_PARAMETERS}
+    default = document["default"]
+    if isinstance(default, Enum):
+        document["default"] = default.value
+    yield f"{path} {'/'.join(names)}: {_kind(parameter.type_descriptor.annotation)}"
+    yield from said_lines_of(f"{path} {names[0]}", document)
+
+
+def _kind(annotation: Any) -> str:
+    """A type as a caller sees it: the values that it may have, or its name."""
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return "one of " + ", ".join(str(each.value) for each in annotation)
+    return getattr(annotation, "__name__", "") if get_origin(annotation) is None else str(annotation)
