@@ -7,8 +7,8 @@ import getpass
 import json
 import socket
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -39,13 +39,14 @@ _BATCHES = "/internal/v1/batches"
 _TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 _TRACE = {"traceparent": f"00-{_TRACE_ID}-00f067aa0ba902b7-01", "tracestate": "a=b"}
 _NO_JSON = b"no JSON"
+_DEAD = topics.dead_letter_topic(topics.ESSAYS_REGISTERED)
 _SETTINGS: dict[str, object] = {
     "instance_name": "surface",
     "intake_commit_interval_seconds": 0.02,
     "chaos_enabled": True,
-    "http_body_seconds": 0.2,
-    "http_head_seconds": 0.2,
-    "http_max_body_bytes": 2000,
+    "http_body_seconds": 1.0,
+    "http_head_seconds": 1.0,
+    "http_max_body_bytes": 10_000,
     "record_retention_days": 100_000,  # the story is of a day long ago
 }
 
@@ -67,11 +68,20 @@ class _Gate:
     """Holds up the publisher while it is closed."""
 
     def __init__(self) -> None:
-        self.closed = False
+        self._closed = False
+
+    @contextmanager
+    def held_closed(self) -> Iterator[None]:
+        """Close it for a while."""
+        self._closed = True
+        try:
+            yield
+        finally:
+            self._closed = False
 
     async def reach(self, point: FailPoint, _: str) -> None:
         """See `Reach`. The gate is closed and opened in another thread, which has no event for this one."""
-        while self.closed and point is FailPoint.PUBLISHER_LEASED:  # noqa: ASYNC110
+        while self._closed and point is FailPoint.PUBLISHER_LEASED:  # noqa: ASYNC110
             await anyio.sleep(0.01)
 
 
@@ -115,24 +125,15 @@ class _Story:
         servers = self._servers
         await self._command("db", "upgrade", "--json", BCS_DATABASE_URL=servers.database_url)
         schema = await facts_of_schema(servers.database_url)
-        redis = client(servers.redis_url)
-        with routers_seen() as routers:
-            async with self._service() as service, Orchestrator(service.base) as caller:
-                [router] = routers
-                calls = Calls(service.base, caller, self._words)
-                await wait_until(lambda: self._healthy(calls), description="all dependencies answer")
-                async with anyio.create_task_group() as group:
-                    # The first event waits for the consumer group.
-                    group.start_soon(self._ask_wrongly, calls)
-                    await self._while_all_is_well(platform, redis, calls)
-                rows = await facts_of_rows(servers.database_url, self._words)
-                await self._with_a_batch_that_can_not_be_read(redis, calls)
-                await self._while_others_are_away(platform, redis, calls)
-                await self._commands_beside(service, platform)
-                series = facts_of_series(await caller.samples())
-                await calls.ask("killed", "POST", "/internal/v1/actors/metrics/kill")
-        await self._after_the_stop(service, platform, redis)
-        await redis.aclose()
+        async with client(servers.redis_url) as redis:
+            with routers_seen() as routers:
+                async with self._service() as service, Orchestrator(service.base) as caller:
+                    calls = Calls(service.base, caller, self._words)
+                    rows, letter = await self._live(service, platform, redis, calls)
+                    series = facts_of_series(await caller.samples())
+                    await calls.ask("killed", "POST", "/internal/v1/actors/metrics/kill")
+            await self._after_the_stop(service, letter, platform, redis)
+        [router] = routers
         return {
             "http": [*facts_of_routes(router), *facts_of_problems(), *calls.lines],
             "redis": self._redis,
@@ -142,6 +143,29 @@ class _Story:
             "command_answers": [line for _, lines in sorted(self._answers.items()) for line in lines],
             "series": series,
         }
+
+    async def _live(
+        self, service: RunningService, platform: Platform, redis: Client, calls: Calls
+    ) -> tuple[list[str], str]:
+        """What happens while the service runs. Commands run beside that: each takes a while to start.
+
+        :returns: what PostgreSQL has in the best of times, and where a dead letter lies.
+        """
+        await wait_until(lambda: self._healthy(calls), description="all dependencies answer")
+        async with anyio.create_task_group() as group:
+            # The first event waits for the consumer group.
+            group.start_soon(self._ask_wrongly, calls)
+            await self._while_all_is_well(platform, redis, calls)
+        rows = await facts_of_rows(self._servers.database_url, self._words)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._commands, service, ("batches", "show", self._batch, "--json"))
+            await self._with_a_batch_that_can_not_be_read(redis, calls)
+            letter = await self._with_dead_letters(platform, redis)
+        async with anyio.create_task_group() as group:
+            shown, listed = ("dlq", "show", letter, "--json"), ("dlq", "list", "--json", "--batch", self._other)
+            group.start_soon(self._commands, service, shown, listed)
+            await self._while_others_are_away(platform, redis, calls)
+        return rows, letter
 
     @asynccontextmanager
     async def _service(self) -> AsyncIterator[RunningService]:
@@ -200,7 +224,7 @@ class _Story:
         await calls.ask("nowhere", "GET", "/nowhere")
         await calls.ask("other method", "PUT", DEFINE)
         await calls.ask("no JSON", "POST", DEFINE, data=b"x", headers={"Content-Type": "text/plain"})
-        await calls.ask("too large", "POST", DEFINE, json={**asked, "more": "x" * 2000})
+        await calls.ask("too large", "POST", DEFINE, json={**asked, "more": "x" * 10_000})
         await calls.ask("unexpected", "POST", DEFINE, json=asked, headers={"Expect": "the unexpected"})
         await calls.ask("unknown actor", "POST", "/internal/v1/actors/nobody/kill")
         head = f"POST {DEFINE} HTTP/1.1\r\nHost: x\r\nX-Correlation-ID: surface\r\nContent-Type: application/json\r\n"
@@ -216,63 +240,55 @@ class _Story:
     async def _with_a_batch_that_can_not_be_read(self, redis: Client, calls: Calls) -> None:
         for key in await keys_under(redis, self._prefix):
             if self._batch in key.decode():
-                await redis.set(key.decode().replace(self._batch, self._other), "not ours")
+                await redis.set(key.decode().replace(self._batch, self._other), "not ours", ex=60)
         await calls.ask("corrupted", "POST", DEFINE, json={**self._asked("nlp"), "batch_id": self._other})
 
-    async def _while_others_are_away(self, platform: Platform, redis: Client, calls: Calls) -> None:
-        """PostgreSQL takes no connections, and the publisher holds what it has in hand."""
-        batch, dead = self._batch, topics.dead_letter_topic(topics.ESSAYS_REGISTERED)
-        for source in (topics.ESSAYS_REGISTERED, topics.RESOLUTION):
-            await platform.messages(topics.dead_letter_topic(source))
-        await platform.send_raw((topics.ESSAYS_REGISTERED, batch.encode(), _NO_JSON))
-        letters = await wait_until(lambda: platform.messages(dead, batch))
+    async def _with_dead_letters(self, platform: Platform, redis: Client) -> str:
+        """One of an event, one of a request, and one that the publisher can't read.
+
+        :returns: where the event's letter lies.
+        """
+        await platform.send_raw((topics.ESSAYS_REGISTERED, self._batch.encode(), _NO_JSON))
+        letters = await wait_until(lambda: platform.messages(_DEAD, self._batch))
         self._kafka += facts_of_messages("dead letter", letters, self._words)
         failed = await wait_until(lambda: platform.messages(topics.dead_letter_topic(topics.RESOLUTION), self._other))
         self._kafka += facts_of_messages("dead letter", failed, self._words)
         await redis.xadd(f"{self._prefix}{{outbox}}", {"not": "ours"})
         await wait_until(lambda: self._waits(redis, {"{outbox}:parked": 1}))
-        self._gate.closed = True
-        async with self._no_connections():
-            await wait_until(lambda: self._noticed(calls), description="PostgreSQL counts as away")
-            await calls.ask("degraded", "GET", "/healthz")
-            await calls.ask("history away", "GET", f"{_BATCHES}/{batch}/history")
-            await calls.ask(
-                "pruned again", "POST", DEFINE, json={**self._asked("ai_feedback"), "correlation_id": "again"}
-            )
-            await platform.send(events.spellchecked(batch, 6, "essay-2", "failed"))
-            await platform.send_raw((topics.ESSAYS_REGISTERED, batch.encode(), _NO_JSON))
-            await wait_until(
-                lambda: self._waits(redis, {"{outbox}": 2, "{outbox}:record": 1, "{outbox}:explanations": 1})
-            )
-            self._redis += await facts_of_redis(redis, self._prefix, "others are away", self._words)
-        self._gate.closed = False
+        [letter] = letters
+        return f"{letter.topic}/{letter.partition}/{letter.offset}"
+
+    async def _while_others_are_away(self, platform: Platform, redis: Client, calls: Calls) -> None:
+        """PostgreSQL takes no connections, and the publisher holds what it has in hand."""
+        batch = self._batch
+        with self._gate.held_closed():
+            async with self._no_connections():
+                await wait_until(lambda: self._noticed(calls), description="PostgreSQL counts as away")
+                await calls.ask("degraded", "GET", "/healthz")
+                await calls.ask("history away", "GET", f"{_BATCHES}/{batch}/history")
+                again = {**self._asked("ai_feedback"), "correlation_id": "again"}
+                await calls.ask("pruned again", "POST", DEFINE, json=again)
+                await platform.send(events.spellchecked(batch, 6, "essay-2", "failed"))
+                await platform.send_raw((topics.ESSAYS_REGISTERED, batch.encode(), _NO_JSON))
+                wanted = {"{outbox}": 2, "{outbox}:record": 1, "{outbox}:explanations": 1}
+                await wait_until(lambda: self._waits(redis, wanted))
+                self._redis += await facts_of_redis(redis, self._prefix, "others are away", self._words)
         await wait_until(lambda: self._nothing_waits(redis))
 
-    async def _commands_beside(self, service: RunningService, platform: Platform) -> None:
-        [letter, *_] = await platform.messages(topics.dead_letter_topic(topics.ESSAYS_REGISTERED), self._batch)
-        await self._commands(
-            service,
-            ("batches", "show", self._batch, "--json"),
-            ("resolve", self._batch, "ai_feedback", "--offline", "--json"),
-            ("dlq", "list", "--json", "--batch", self._other),
-            ("dlq", "show", f"{letter.topic}/{letter.partition}/{letter.offset}", "--json"),
-        )
-
-    async def _after_the_stop(self, service: RunningService, platform: Platform, redis: Client) -> None:
+    async def _after_the_stop(self, service: RunningService, letter: str, platform: Platform, redis: Client) -> None:
         """What operators leave for the next service."""
-        dead = topics.dead_letter_topic(topics.ESSAYS_REGISTERED)
-        [letter, *_] = await platform.messages(dead, self._batch)
         [sent] = await platform.send(events.registered(self._other, 7))
         place = (sent.topic, str(sent.partition), str(sent.offset))
         await self._commands(
             service,
             ("intake", "skip", *place, "--reason", "because", "--yes", "--wait", "0", "--json"),
-            ("dlq", "replay", f"{dead}/{letter.partition}/{letter.offset}", "--json"),
+            ("dlq", "replay", letter, "--json"),
         )
         found = await facts_of_redis(redis, self._prefix, "an order waits", self._words)
         self._redis += [line for line in found if "{intake}" in line]
-        marks = await platform.messages(dead, f"replayed:{letter.offset}")
-        self._words.name(f"replayed:{letter.offset}", "replayed:<offset>")
+        mark = f"replayed:{letter.rpartition('/')[2]}"
+        marks = await platform.messages(_DEAD, mark)
+        self._words.name(mark, "replayed:<offset>")
         self._kafka += facts_of_messages("mark", marks[-1:], self._words)
         again = [each for each in await platform.messages(topics.ESSAYS_REGISTERED, self._batch) if each.headers]
         self._kafka += facts_of_messages("replayed", again[-1:], self._words)
@@ -324,9 +340,11 @@ class _Story:
             await connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
             await connection.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
             await wait_until(lambda: self._renamed(connection, name, f"{name}-away"))
-            yield
-            await wait_until(lambda: self._renamed(connection, f"{name}-away", name))
-            await connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+            try:
+                yield
+            finally:
+                await self._renamed(connection, f"{name}-away", name)
+                await connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         finally:
             await connection.close()
 
