@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from importlib.metadata import entry_points
 from typing import Any, get_origin
@@ -11,7 +12,8 @@ import anyio
 import typer
 
 from tests.support.commands import bcs
-from tests.surface.facts import said_lines_of
+from tests.surface.facts import lines_of, said_lines_of
+from tests.surface.placeholders import Placeholders
 
 _OF_PARAMETERS = (
     "help",
@@ -26,18 +28,30 @@ _OF_PARAMETERS = (
     "hidden",
     "metavar",
 )
-# Each ends soon, and needs no server.
-_RUN: Sequence[tuple[str, ...]] = (
-    ("version",),
-    ("no-such-command",),
-    ("serve",),
-    ("healthcheck",),
-    ("batches", "show", "batch"),
-    ("db", "upgrade"),
-)
-_MOST_LINES = 2  # wrong usage is told in more
 _NOBODY = "127.0.0.1:1"
-_WRONG = {"serve": {"BCS_HTTP_TIMEOUT": "soon"}}
+_USUAL: Mapping[str, object] = {
+    "BCS_REDIS_URL": f"redis://{_NOBODY}",
+    "BCS_HTTP_PORT": 1,
+    "BCS_KAFKA_BOOTSTRAP_SERVERS": _NOBODY,
+}
+# This address is nobody's, and the variable before it no setting: so there is a line in the log, and an end.
+_IN_VAIN: Mapping[str, object] = {
+    "BCS_ENVIRONMENT": "production",
+    "BCS_INSTANCE_NAME": "surface",
+    "BCS_RETRY_AFTER": 1,
+    "BCS_HTTP_HOST": "203.0.113.1",
+}
+# Each ends soon, and needs no server.
+_RUN: Mapping[str, tuple[tuple[str, ...], Mapping[str, object]]] = {
+    "bcs version": (("version",), {}),
+    "bcs no-such-command": (("no-such-command",), {}),
+    "bcs serve, with a wrong setting": (("serve",), {"BCS_HTTP_TIMEOUT": "soon"}),
+    "bcs serve, at an address of nobody": (("serve",), _IN_VAIN),
+    "bcs healthcheck, without a service": (("healthcheck",), {}),
+    "bcs batches show, without Redis": (("batches", "show", "batch"), {}),
+    "bcs db upgrade, without a database": (("db", "upgrade"), {}),
+}
+_MOST_LINES = 2  # wrong usage is told in more
 
 
 def facts_of_commands(commands: typer.Typer) -> list[str]:
@@ -47,23 +61,24 @@ def facts_of_commands(commands: typer.Typer) -> list[str]:
 
 
 async def facts_of_exit_codes() -> list[str]:
-    """How commands end, and what a person reads then where that is one line."""
+    """How commands end, and what a person reads then where that is short; a line of the log as production has it."""
     ended: dict[str, list[str]] = {}
+    words = Placeholders({})
 
-    async def run(arguments: tuple[str, ...]) -> None:
-        # Nobody listens at these addresses.
-        usual = {"BCS_REDIS_URL": f"redis://{_NOBODY}", "BCS_HTTP_PORT": 1, "BCS_KAFKA_BOOTSTRAP_SERVERS": _NOBODY}
-        ran = await bcs(*arguments, **{**usual, **_WRONG.get(arguments[0], {})})
-        name = f"bcs {' '.join(arguments)}"
-        said = [
-            f"{name}: says: {line}" for line in ran.error.splitlines() if len(ran.error.splitlines()) <= _MOST_LINES
-        ]
-        ended[name] = [f"{name}: exit code {ran.exit_code}", *said]
+    async def run(name: str, arguments: tuple[str, ...], variables: Mapping[str, object]) -> None:
+        ran = await bcs(*arguments, **{**_USUAL, **variables})
+        lines = ran.error.splitlines()
+        ended[name] = [f"{name}: exit code {ran.exit_code}"]
+        for line in lines if len(lines) <= _MOST_LINES else []:
+            if line.startswith("{"):
+                ended[name] += lines_of(f"{name}: logs", words.document(json.loads(line)))
+            else:
+                ended[name].append(f"{name}: says: {line}")
 
     async with anyio.create_task_group() as group:
-        for arguments in _RUN:
-            group.start_soon(run, arguments)
-    return [line for _, lines in sorted(ended.items()) for line in lines]
+        for name, (arguments, variables) in _RUN.items():
+            group.start_soon(run, name, arguments, variables)
+    return [line for name in _RUN for line in ended[name]]
 
 
 def _of_command(path: str, command: Any) -> Iterator[str]:

@@ -32,7 +32,7 @@ LEAST: Mapping[str, int] = {
     "settings": 300,
     "documents_read": 150,
     "commands": 250,
-    "exit_codes": 10,
+    "exit_codes": 18,
     "http": 700,
     "redis": 150,
     "kafka": 80,

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import Histogram, MetricWrapperBase
 
 _OURS = "bcs_"
+_NOT_TOLD = ("bcs_http_", "bcs_kafka_committed_timestamp_seconds")
 
 
 def facts_of_metrics(registry: CollectorRegistry) -> list[str]:
@@ -30,11 +31,11 @@ def facts_of_metrics(registry: CollectorRegistry) -> list[str]:
 def facts_of_series(samples: Iterable[tuple[str, dict[str, str], float]]) -> list[str]:
     """The series that a running service has shown in the end, without values: what its labels can say.
 
-    Those about calls over HTTP tell only which were made.
+    Those about calls over HTTP tell only which were made, and one needs what the embedded broker does not keep.
     """
     lines = set()
     for name, labels, _ in samples:
-        if name.startswith(_OURS) and not name.startswith(f"{_OURS}http_"):
+        if name.startswith(_OURS) and not name.startswith(_NOT_TOLD):
             said = {label: value for label, value in labels.items() if label != "partition"}
             lines.add(f"{name}: {_said(said)}")
     return sorted(lines)
