@@ -11,7 +11,8 @@ from pathlib import Path
 
 _LEVELS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
 _MAKERS = frozenset({"get_logger", "getLogger"})
-_LOGS = re.compile(r"get_logger|getLogger|\b_?log\b|\bevent=")
+_LOGGER = re.compile(r"\b_?log(ger)?$")
+_LOGS = re.compile(r"get_logger|getLogger|\b_?log(ger)?\b|\bevent=")
 """Stands in each file that has to do with the log: to parse the others would take most of the time."""
 
 _SAID_BY_NOBODY = frozenset({"summed_by"})  # it is taken out before the line is written
@@ -89,9 +90,12 @@ def _events_of(module: _Module, modules: Iterable[_Module]) -> Iterator[str]:
     for function, call in _calls(module.tree):
         if not isinstance(call.func, ast.Attribute) or call.func.attr not in _LEVELS:
             continue
-        if not isinstance(call.func.value, ast.Name) or call.func.value.id not in module.loggers:
+        said_by = ast.unparse(call.func.value)
+        if said_by not in module.loggers:
+            if _LOGGER.search(said_by):
+                raise NotReadable(f"which logger is {said_by} in {module.name}?")
             continue
-        logger = module.loggers[call.func.value.id]
+        logger = module.loggers[said_by]
         said = {*_fields(call.keywords, function, module)} - _SAID_BY_NOBODY
         fields = sorted([*said, *(bound for bound in logger.fields if bound.partition("=")[0] not in said)])
         for event in _names_of(call.args[0], function, modules):

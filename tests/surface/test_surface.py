@@ -139,9 +139,10 @@ def test_an_event_of_the_log_that_another_module_says_is_read(tmp_path: Path) ->
     assert "bcs.part: info: told: actor='one', where" in facts_of_log_events(package)
 
 
-def test_an_event_of_the_log_that_can_not_be_read_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", ["log.info(f'{__name__}_told')", "self.log.info('told')", "logger.info('told')"])
+def test_an_event_of_the_log_that_can_not_be_read_is_an_error(tmp_path: Path, call: str) -> None:
     package = tmp_path / "bcs"
     package.mkdir()
-    (package / "one.py").write_text(f"{LOGGING}\nlog.info(f'{{__name__}}_told')\n")
+    (package / "one.py").write_text(f"{LOGGING}\n{call}\n")
     with pytest.raises(NotReadable):
         facts_of_log_events(package)
