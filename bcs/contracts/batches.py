@@ -136,6 +136,7 @@ def _batch_without_essays(
         "registered": expected is not None,
         "expected": {"count": expected.count, "at": format_timestamp(expected.at_us)} if expected else None,
         "essays_known": len(essays),
+        "known_essays": [],
         "next": None if ended else next_after(listed[-1]),
     }
 
@@ -182,9 +183,9 @@ def _encoding(items: Iterable[T], document: Callable[[T], dict[str, Any]], *, le
 
 
 def _with_list(document: dict[str, Any], member: str, encoded: bytes) -> bytes:
-    """A document as JSON, with a list that is JSON already."""
-    others = {name: value for name, value in document.items() if name != member}
-    return b"%s,%s:[%s]}" % (to_json(others)[:-1], to_json(member), encoded)
+    """A document as JSON, with a list that is JSON already in the place of a member."""
+    values = ((name, b"[%s]" % encoded if name == member else to_json(value)) for name, value in document.items())
+    return b"{%s}" % b",".join(b"%s:%s" % (to_json(name), value) for name, value in values)
 
 
 def _held_back(essay: BlockingEssay) -> dict[str, Any]:
@@ -212,6 +213,7 @@ def _phase_without_essays(of: PhaseExplanation) -> dict[str, Any]:
         "report": _mark(of.report),
         "outcome": _ending(of.outcome),
         "essays_holding_back": len(of.held_back_by),
+        "held_back_by": [],
     }
 
 

@@ -1,4 +1,4 @@
-"""Random large and small inputs at the limits for two minutes: nobody waits for what is large."""
+"""Random large and small inputs at the limits for three minutes: nobody waits for what is large."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ async def is_complete(bos: Orchestrator, batch: str) -> bool:
     return await bos.to_run(batch, "spellcheck") == []
 
 
-async def test_random_inputs_at_the_limits_hold_up_nobody_for_two_minutes(
+async def test_random_inputs_at_the_limits_hold_up_nobody_for_three_minutes(
     service: WatchedService,
     module_kafka: str,
     unique_name: Callable[[str], str],
