@@ -20,9 +20,9 @@ from aiohttp import web
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from bcs.actors.offsets import OffsetTracker
-from bcs.actors.under_way import UnderWay
 
+from bcs.actors.ingest.in_flight import InFlight
+from bcs.actors.ingest.offsets import OffsetTracker
 from bcs.actors.ingest.session import PollSession
 from bcs.failpoints import FailPoint
 from bcs.supervision import ActorContext, Mailbox, State
@@ -165,7 +165,7 @@ def holdings(service: RunningService, ports: dict[int | None, str]) -> Counter[s
     held = Counter({kind.__name__: alive[kind] for kind in OBJECTS})
     held["tasks"] = service.call(lambda: len(asyncio.all_tasks()))
     held["letters"] = sum(child.mailbox_depth for child in service.snapshot().children)
-    held["messages under way"] = sum(one.messages for one in objects if type(one) is UnderWay)
+    held["messages under way"] = sum(one.messages for one in objects if type(one) is InFlight)
     held["offsets remembered"] = sum(one.remembered for one in objects if type(one) is OffsetTracker)
     held += connections(ports)
     # Whether the pool opens all of the connections that it may is up to chance; that it opens no more is not.
