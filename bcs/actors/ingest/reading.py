@@ -35,22 +35,34 @@ class EventReader:
         """The name of the events on a topic."""
         return self.decoder.event_type(topic)
 
-    async def read(self, record: ConsumerRecord, message: ConsumedMessage) -> DecodedEvent:
+    def read(self, record: ConsumerRecord, message: ConsumedMessage) -> DecodedEvent:
         """The event in a record.
 
         :param message: what the record has in it.
         :raises UndecodableMessage: it becomes a dead letter.
-        :raises ClocksDiffer: it can't be said whether the event is ahead of time.
-        :raises StoreUnavailable: nor here, as the store did not tell its time.
         """
         event = decoded(self.decoder, message, self._said_at_ms(record))
         self.skips.refuse_ordered(message, event.batch_id, event.correlation_id)
-        # Nearly no event seems to be ahead, and to ask whether it is gives way to others.
-        if event.facts and self.clocks.seems_ahead(event.at_us) and await self.clocks.is_ahead(event.at_us):
-            problem = f"the event's time, {format_timestamp(event.at_us)}, lies in the future"
-            raise UndecodableMessage("time_in_the_future", problem, event.batch_id, event.correlation_id)
         return event
+
+    def seems_ahead(self, event: DecodedEvent) -> bool:
+        """True if an event is ahead of time by our clock, which may be wrong."""
+        return bool(event.facts) and self.clocks.seems_ahead(event.at_us)
+
+    async def is_ahead(self, event: DecodedEvent) -> bool:
+        """True if it is ahead of time by the store's clock as well.
+
+        :raises ClocksDiffer: it can't be said which clock is right.
+        :raises StoreUnavailable: the store did not tell its time.
+        """
+        return await self.clocks.is_ahead(event.at_us)
 
     def _said_at_ms(self, record: ConsumerRecord) -> int:
         said_at_ms = written_at_ms(record)
         return int(self.now().timestamp() * 1000) if said_at_ms is None else said_at_ms
+
+
+def ahead_of_time(event: DecodedEvent) -> UndecodableMessage:
+    """Why an event that is ahead of time becomes a dead letter."""
+    problem = f"the event's time, {format_timestamp(event.at_us)}, lies in the future"
+    return UndecodableMessage("time_in_the_future", problem, event.batch_id, event.correlation_id)

@@ -16,7 +16,7 @@ from bcs.actors.ingest.commits import OffsetCommits
 from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.offsets import OffsetTracker
 from bcs.actors.ingest.passing_over import PassingOver
-from bcs.actors.ingest.reading import EventReader
+from bcs.actors.ingest.reading import EventReader, ahead_of_time
 from bcs.actors.ingest.refused import RefusedMessages
 from bcs.actors.ingest.turns import Turns
 from bcs.actors.kafka import KafkaStatus
@@ -267,10 +267,15 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         message = message_of(record)
         event_type = self._reader.event_type(record.topic)
         try:
-            event = await self._reader.read(record, message)
+            event = self._reader.read(record, message)
+            if self._reader.seems_ahead(event):
+                ahead = await self._reader.is_ahead(event)
+                # Where a rebalance came meanwhile, the next owner decides.
+                if not self._is_owned(record, epoch):
+                    return False
+                if ahead:
+                    raise ahead_of_time(event)
         except UndecodableMessage as error:
-            if not self._is_owned(record, epoch):  # any more, since the store was asked for its time
-                return False
             self._tracker.read(record.topic, record.partition, record.offset)
             self._refused.add(Receipt(message, event_type, error.correlation_id, epoch), error)
             return True
@@ -279,8 +284,6 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             self._status.wait_for(str(error))
             # The status says so in the log.
             self._waits.begin(INTAKE, _DECIDE, str(error), aloud=False)
-            return False
-        if not self._is_owned(record, epoch):
             return False
         self._tracker.read(record.topic, record.partition, record.offset)
         receipt = Receipt(message, event_type, event.correlation_id, epoch, event.event_id)
