@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
+from bcs.supervision.clock import LoopClock
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
@@ -25,7 +27,17 @@ class ActorContext(Generic[M]):
     :param on_ready: called once, when it reports ready
     """
 
-    __slots__ = ("_busy_since", "_mailbox", "_on_ready", "_stop", "incarnation", "name", "ready_at", "settled")
+    __slots__ = (
+        "_busy_since",
+        "_clock",
+        "_mailbox",
+        "_on_ready",
+        "_stop",
+        "incarnation",
+        "name",
+        "ready_at",
+        "settled",
+    )
 
     def __init__(
         self,
@@ -39,6 +51,7 @@ class ActorContext(Generic[M]):
         self.ready_at: float | None = None
         self.settled = 0  # letters this attempt is done with
         self._mailbox = mailbox
+        self._clock = mailbox.clock if mailbox else LoopClock()
         self._on_ready = on_ready
         self._stop = anyio.Event()
         self._busy_since: float | None = None
@@ -71,13 +84,13 @@ class ActorContext(Generic[M]):
     def ready(self) -> None:
         """Report that it has started: the next child may. Reporting it again changes nothing."""
         if self.ready_at is None:
-            self.ready_at = anyio.current_time()
+            self.ready_at = self._clock()
             if self._on_ready is not None:
                 self._on_ready()
 
     def beat(self) -> None:
         """I am busy and making progress: the watchdog's clock starts anew."""
-        self._busy_since = anyio.current_time()
+        self._busy_since = self._clock()
 
     def rest(self) -> None:
         """I hold no work: the watchdog is off."""

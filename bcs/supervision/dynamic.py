@@ -11,6 +11,7 @@ import anyio
 from bcs.supervision.attempt import Attempt, Exit, Limits
 from bcs.supervision.backoff import DEFAULT_BACKOFF, Backoff
 from bcs.supervision.branch import Branch
+from bcs.supervision.clock import LoopClock
 from bcs.supervision.errors import UnknownChild
 from bcs.supervision.intensity import DEFAULT_INTENSITY, RestartIntensity
 from bcs.supervision.keyed import KeyedChild, KeyedChildren
@@ -76,9 +77,10 @@ class DynamicSupervisor(Branch, Generic[M]):
         self._start = start
         self._shutdown_seconds = shutdown_seconds
         self._limits = Limits(math.inf, hang_seconds, kill_grace_seconds)
+        clock = LoopClock()
         self._children: KeyedChildren[M] = KeyedChildren(
             name,
-            lambda key: Mailbox(f"{name}/{key}", mailbox_capacity, max_deliveries),
+            lambda key: Mailbox(f"{name}/{key}", mailbox_capacity, max_deliveries, clock=clock),
             max_children,
             self._rouse,
         )

@@ -15,6 +15,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from bcs.supervision.asks import PendingAsks
+from bcs.supervision.clock import LoopClock
 from bcs.supervision.errors import ActorDied, MailboxClosed, MailboxFull
 from bcs.supervision.letter import Letter, Reply
 from bcs.supervision.queue import Queue
@@ -34,15 +35,17 @@ class Mailbox(Generic[M]):
     :param name: for errors and snapshots
     :param capacity: how many letters may queue, or `math.inf`
     :param max_deliveries: after so many deliveries that ended in the actor's death `serve` gives a letter up
+    :param clock: of the event loop; shared by mailboxes that do not live long
     :raises ValueError: for a capacity or a number of deliveries below one
     """
 
-    def __init__(self, name: str, capacity: float, max_deliveries: int = 3) -> None:
+    def __init__(self, name: str, capacity: float, max_deliveries: int = 3, *, clock: LoopClock | None = None) -> None:
         if capacity < 1 or max_deliveries < 1:
             raise ValueError(f"{name}: capacity and max_deliveries start at 1")
         self.name = name
         self.capacity = capacity if math.isinf(capacity) else int(capacity)
         self.max_deliveries = max_deliveries
+        self.clock = clock or LoopClock()
         self._queue: Queue[Letter[M]] = Queue(self.capacity)
         self._again: deque[Letter[M]] = deque()
         self._hand: list[Letter[M]] = []
@@ -88,7 +91,7 @@ class Mailbox(Generic[M]):
         :raises MailboxFull: when there is no room
         :raises MailboxClosed: after `close`
         """
-        self._put(Letter(message, anyio.current_time()))
+        self._put(Letter(message, self.clock()))
 
     async def send(self, message: M) -> None:
         """Put a message in, and wait for room when there is none: back-pressure.
@@ -99,7 +102,7 @@ class Mailbox(Generic[M]):
         :param message: what to send
         :raises MailboxClosed: after `close`, also for those who wait
         """
-        letter = Letter(message, anyio.current_time())
+        letter = Letter(message, self.clock())
         try:
             self._put(letter)
         except MailboxFull:
@@ -133,7 +136,7 @@ class Mailbox(Generic[M]):
         :raises MailboxClosed: after `close`
         """
         reply: Reply[T] = Reply()
-        self._put(Letter(build(reply), anyio.current_time(), reply=cast("Reply[object]", reply)))
+        self._put(Letter(build(reply), self.clock(), reply=cast("Reply[object]", reply)))
         self._asks.add(reply)
         return reply
 
