@@ -19,7 +19,7 @@ from tests.chaos.replica_crew import SETTLED_SECONDS, Crew, crew
 from tests.chaos.sizes import SIZES
 from tests.support.waiting import wait_until
 
-# At every commit: test_replicas, which overhears commits just so, and tests/integration/test_two_replicas.py.
+# At every commit: test_replicas, which overhears commits just so, and tests/kafka/test_groups.py.
 pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
 TURNS = ["join", "join", "go", "go"]  # of one that is there from the start: two, three, two, one

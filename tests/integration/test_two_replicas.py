@@ -19,7 +19,8 @@ from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.anyio
+# At every commit: tests/kafka/test_groups.py on Apache Kafka.
+pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
 BATCHES = [f"batch-{number}" for number in range(20)]
 ESSAYS = [f"essay-{number}" for number in range(20)]

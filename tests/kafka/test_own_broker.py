@@ -56,7 +56,9 @@ async def has_published(bos: Orchestrator, count: int) -> bool:
     return await bos.metric("bcs_outbox_published_total", kind="phase_skipped") == count
 
 
-@pytest.mark.parametrize("meanwhile", ["nothing else is published", "announcements flow"])
+@pytest.mark.parametrize(
+    "meanwhile", ["nothing else is published", pytest.param("announcements flow", marks=pytest.mark.release)]
+)
 async def test_a_letter_that_only_the_broker_finds_too_large_arrives_reduced(
     own_kafka: OwnKafka, redis_url: str, batch: str, meanwhile: str
 ) -> None:
@@ -119,6 +121,7 @@ async def test_letters_for_a_topic_that_does_not_exist_wait_for_it_and_hold_up_n
         await assert_nothing_crashed(service, bos)
 
 
+@pytest.mark.release
 async def test_a_broker_killed_and_restarted_under_traffic_costs_nothing(
     own_kafka: OwnKafka, redis_url: str, batch: str
 ) -> None:

@@ -215,6 +215,7 @@ async def test_every_codec_of_kafka_is_read(own_kafka: OwnKafka, redis_url: str,
         await group.caught_up()
 
 
+@pytest.mark.release
 async def test_an_operator_passes_over_a_message_that_cannot_be_read(
     own_kafka: OwnKafka, redis_url: str, batch: str
 ) -> None:
