@@ -1,12 +1,12 @@
 """The command `bcs`, and `python -m bcs`."""
 
-from bcs.signals import hold
+from bcs.runtime.signals import hold
 
 
 def main() -> None:
     """Listen for signals first: to import all the rest takes most of a second."""
     hold()
-    from bcs.cli import main as run
+    from bcs.cli.main import main as run
 
     run()
 

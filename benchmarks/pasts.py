@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from uuid import uuid4
 
-from bcs.contracts import topics
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseReported
 from bcs.domain.history import FactsRecorded, Position, consumed_entry_id
+from bcs.wire import topics
 
 ANY_BATCH = "3f2b8c1d-7a4e-4c6f-9d21-{number:12}"
 """The id of any of the batches, for a request."""

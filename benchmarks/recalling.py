@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from itertools import count
 
-from bcs.embedded import EmbeddedServer
-from bcs.record.postgres import PostgresRecord
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.storage.postgres.archive import PostgresRecord
 from benchmarks.generator import Order
 from benchmarks.measured import Measured, middle, percentiles_ms
 from benchmarks.pasts import ANY_BATCH, batch_of

@@ -8,9 +8,9 @@ from itertools import islice
 
 import asyncpg
 
+from bcs.devtools.servers.postgres import PostgresServer
 from bcs.domain.history import FactsRecorded
-from bcs.embedded_postgres import PostgresServer
-from bcs.record.postgres import PostgresRecord
+from bcs.storage.postgres.archive import PostgresRecord
 from benchmarks.measured import Measured, percentiles_ms
 from benchmarks.pasts import FACTS_OF_A_BATCH, told
 from benchmarks.usage import family_cpu_seconds, process_id_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bcs.embedded_postgres import postgres
+from bcs.devtools.servers.postgres import postgres
 from benchmarks import keeping, recalling, recording
 from benchmarks.measured import Measured
 from benchmarks.world import World, built

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from bcs.embedded import EmbeddedServer
+from bcs.devtools.servers.embedded import EmbeddedServer
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 

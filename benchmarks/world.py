@@ -12,16 +12,16 @@ from pathlib import Path
 
 from aiohttp import ClientError
 
-from bcs import embedded
-from bcs.contracts import topics
+from bcs.config.pipelines import load_pipelines
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import EmbeddedServer, create_topics, free_port
+from bcs.devtools.servers.postgres import PostgresServer
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.state import delta_of
-from bcs.embedded import EmbeddedServer, create_topics, free_port
-from bcs.embedded_postgres import PostgresServer
-from bcs.pipeline_config import load_pipelines
-from bcs.store.redis_backlog import EXPLANATIONS, FACTS, waiting_key
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, waiting_key
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.wire import topics
 from benchmarks.usage import cpu_seconds, family_cpu_seconds, process_id_of
 from tests.support.apache_kafka import apache_kafka
 from tests.support.events import spellchecked

@@ -12,9 +12,9 @@ from hypothesis import settings
 from xdist.remote import Producer
 from xdist.workermanage import WorkerController
 
-from bcs import embedded
-from bcs.embedded import EmbeddedServer
-from bcs.embedded_postgres import PostgresServer, postgres
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.devtools.servers.postgres import PostgresServer, postgres
 from tests.support import apache_kafka as apache
 from tests.support.databases import database
 from tests.support.distribution import ByModule, alone_or_beside_others, make_scheduler, order, share_locks, workers_for

@@ -151,7 +151,7 @@ _DOMAIN = (
     Mutation(
         "event-id",
         "The event id of PhaseSkipped is derived from request, batch and phase.",
-        "bcs/contracts/published.py",
+        "bcs/wire/published.py",
         '"event_id": str(uuid.uuid5(_NAMESPACE, identity)),',
         '"event_id": str(uuid.uuid4()),',
         _in("unit/test_published", "test_a_repeated_request_announces_under_the_same_ids"),
@@ -325,7 +325,7 @@ _INTAKE = (
     Mutation(
         "letter-size",
         "A dead letter that would be too large for the broker is reduced before it is stored.",
-        "bcs/contracts/dead_letters.py",
+        "bcs/wire/dead_letters/encode.py",
         "    if reduced is None or limit_bytes is None or failed.size_bytes <= limit_bytes:\n",
         "    if True:\n",
         _in("unit/test_letters", "test_a_large_original_is_not_copied_for_its_letter"),
@@ -333,7 +333,7 @@ _INTAKE = (
     Mutation(
         "added-once",
         "An entry of a queue in Redis that comes again, because the reply was lost, is not added twice.",
-        "bcs/store/queue_scripts.py",
+        "bcs/storage/redis/queue_scripts.py",
         "  if not is_known(known, before, identity) then\n",
         "  if true then\n",
         _in("integration/test_outbox_retries", "test_an_append_is_carried_out_once"),
@@ -373,7 +373,7 @@ _INTAKE = (
     Mutation(
         "letters-of-others",
         "A replay of all letters leaves those of other services alone.",
-        "bcs/commands/dlq.py",
+        "bcs/cli/dlq.py",
         "if letters or service or letter.is_ours}",
         "if True}",
         _in("integration/test_command_dlq", "test_letters_of_another_service_are_shown_and_left_alone"),
@@ -385,7 +385,7 @@ _REDIS = (
     Mutation(
         "shield",
         "A round trip to Redis is shielded from cancellation.",
-        "bcs/store/redis_gateway.py",
+        "bcs/storage/redis/gateway.py",
         """\
         deadline = Deadline(self._deadline_seconds, shield=True)
         try:
@@ -399,7 +399,7 @@ _REDIS = (
     Mutation(
         "drop-connection",
         "A connection to Redis on which anything went wrong is dropped: it may still watch keys.",
-        "bcs/store/redis_gateway.py",
+        "bcs/storage/redis/gateway.py",
         "                    if not reusable:\n",
         "                    if False:\n",
         _in("integration/test_redis_gateway", "test_a_session_that_failed_leaves_no_watch_to_the_next_one"),
@@ -407,7 +407,7 @@ _REDIS = (
     Mutation(
         "circuit-breaker",
         "After failures in a row, the circuit breaker refuses callers at once.",
-        "bcs/store/redis_gateway.py",
+        "bcs/storage/redis/gateway.py",
         "default_threshold=breaker_failures,",
         "default_threshold=10**9,",
         _in("integration/test_redis_circuit", "test_the_circuit_opens_refuses_at_once_half_opens_and_closes"),
@@ -415,7 +415,7 @@ _REDIS = (
     Mutation(
         "refusals",
         "What Redis refuses for a reason that an operator can mend is no corruption: nothing is buried for it.",
-        "bcs/store/redis_errors.py",
+        "bcs/storage/redis/errors.py",
         "if isinstance(error, ResponseError) and code_of(error) in _FOR_SENDERS:",
         "if isinstance(error, ResponseError):",
         _in("integration/test_redis_refusals", "test_a_refusal_counts_as_unavailable_with_its_reason"),
@@ -423,7 +423,7 @@ _REDIS = (
     Mutation(
         "demoted-master",
         "A connection asks once in a second whether it still leads to the master.",
-        "bcs/store/redis_identity.py",
+        "bcs/storage/redis/identity.py",
         "if self._check is None or now < self._asked_at + CHECK_SECONDS:",
         "if True:",
         _in("integration/test_redis_failover", "test_a_demoted_master_is_left_though_nobody_writes"),
@@ -431,7 +431,7 @@ _REDIS = (
     Mutation(
         "watch",
         "A commit that another writer came before is not carried out (WATCH).",
-        "bcs/store/redis_batch.py",
+        "bcs/storage/redis/batch_commands.py",
         'return [("WATCH", *keys.all), *reads(keys)]',
         'return [("WATCH", f"{keys.stem}:none"), *reads(keys)]',
         _in("integration/test_state_in_redis", "test_every_lost_attempt_is_counted_and_the_rival_s_facts_are_kept"),
@@ -439,7 +439,7 @@ _REDIS = (
     Mutation(
         "fallback-merge",
         "The fallback merges each register where it lies, by the same rule.",
-        "bcs/store/merge_script.py",
+        "bcs/storage/redis/merge_script.py",
         "      if old == NO_MARK or mark_supersedes(value, old, compare_bytes) then\n",
         "      if true then\n",
         _in("integration/test_state_in_redis", "test_every_lost_attempt_is_counted_and_the_rival_s_facts_are_kept"),
@@ -447,7 +447,7 @@ _REDIS = (
     Mutation(
         "fallback-summary",
         "The fallback drops the summary, which it can't keep up to date.",
-        "bcs/store/merge_script.py",
+        "bcs/storage/redis/merge_script.py",
         "redis.call('DEL', summaries)\n",
         "",
         _in("integration/test_merge_contract", "test_the_script_drops_the_summaries_counts_up_and_renews_everything"),
@@ -455,7 +455,7 @@ _REDIS = (
     Mutation(
         "expire-together",
         "All keys of a batch expire together.",
-        "bcs/store/redis_batch.py",
+        "bcs/storage/redis/batch_commands.py",
         '*(("PEXPIRE", key, ttl_ms) for key in keys.all),',
         '("PEXPIRE", keys.meta, ttl_ms),',
         _in("integration/test_state_in_redis", "test_every_write_renews_all_keys_together"),
@@ -463,7 +463,7 @@ _REDIS = (
     Mutation(
         "encoded-id",
         "A batch's id is percent-encoded in its keys, so that no batch has those of another.",
-        "bcs/store/codec.py",
+        "bcs/storage/redis/batch_codec.py",
         "quote(batch_id, safe='')",
         "batch_id",
         _in("integration/test_state_in_redis", "test_all_keys_of_a_batch_lie_in_one_slot_of_a_cluster"),
@@ -495,7 +495,7 @@ _OUTBOX = (
     Mutation(
         "announced-first",
         "A pruning that can't be announced is not answered: its announcements are stored before the answer.",
-        "bcs/actors/http/pipelines.py",
+        "bcs/http/routes/pipelines.py",
         """\
             await self.knowledge.announce(skipped, resolved)
 """,
@@ -510,7 +510,7 @@ _OUTBOX = (
     Mutation(
         "log-sums",
         "What the log says again and again is one line, and then a count a minute.",
-        "bcs/log_sums.py",
+        "bcs/observability/log_sums.py",
         "        raise structlog.DropEvent\n",
         "        return event\n",
         _in("unit/test_log_sums", "test_a_thousand_lines_of_a_kind_are_the_first_and_a_count"),
@@ -518,7 +518,7 @@ _OUTBOX = (
     Mutation(
         "waits-of-many",
         "What many batches wait for is said to be over when the last of them has it.",
-        "bcs/actors/waits.py",
+        "bcs/observability/waits.py",
         """\
         if kept.holders:
             return
@@ -548,7 +548,7 @@ _OUTBOX = (
     Mutation(
         "outbox-bound",
         "The outbox is bounded, and takes all of an append or nothing.",
-        "bcs/store/redis_queue.py",
+        "bcs/storage/redis/queue.py",
         "            raise self._full(self._limit)\n",
         "            pass\n",
         _in("integration/test_outbox", "test_a_full_outbox_takes_all_of_an_append_or_nothing"),
@@ -567,7 +567,7 @@ _ARCHIVE = (
     Mutation(
         "first-problem",
         "A list of invalid ids is left at the first of them.",
-        "bcs/contracts/consumed.py",
+        "bcs/wire/events.py",
         "NullableEssayIds = Annotated[tuple[Identifier | None, ...], Field(fail_fast=True)]",
         "NullableEssayIds = Annotated[tuple[Identifier | None, ...], Field()]",
         _in("unit/test_undecodable", "test_a_list_of_invalid_ids_is_left_at_the_first_of_them"),
@@ -575,7 +575,7 @@ _ARCHIVE = (
     Mutation(
         "late-loop",
         "A late event loop is not a late dependency.",
-        "bcs/store/deadlines.py",
+        "bcs/storage/deadlines.py",
         "        return self.at > now\n\n    def left_seconds",
         "        return False\n\n    def left_seconds",
         _in("integration/test_late_loop", "test_an_answer_that_waits_for_a_busy_loop_is_in_time"),
@@ -600,7 +600,7 @@ _ARCHIVE = (
     Mutation(
         "archive-queue",
         "While PostgreSQL is away, facts wait for it in a queue in Redis.",
-        "bcs/actors/archive.py",
+        "bcs/actors/archive/writer.py",
         "        await self.permanent.backlog.append(facts)\n",
         "",
         _in("integration/test_record_queue", "test_what_is_asked_while_the_record_is_away_leaves_room_for_facts"),
@@ -608,7 +608,7 @@ _ARCHIVE = (
     Mutation(
         "archive-queue-written",
         "What waits for PostgreSQL in Redis is removed only once PostgreSQL has it.",
-        "bcs/actors/archive_drain.py",
+        "bcs/actors/archive/drain.py",
         """\
         try:
             await self.record.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
@@ -623,7 +623,7 @@ _ARCHIVE = (
     Mutation(
         "drain-halves",
         "Of what PostgreSQL does not take in time, half is tried.",
-        "bcs/actors/archive_drain.py",
+        "bcs/actors/archive/drain.py",
         "                self._amount.was_too_much(sum(map(_weight_of, portion)))\n",
         "                pass\n",
         _in("integration/test_record_drain", "test_more_than_postgresql_takes_in_time_is_drained_by_parts"),
@@ -631,7 +631,7 @@ _ARCHIVE = (
     Mutation(
         "archive-law",
         "A mark in PostgreSQL is replaced only by a newer one.",
-        "bcs/record/statements.py",
+        "bcs/storage/postgres/sql.py",
         """\
         SET outcome = excluded.outcome, at_us = excluded.at_us
         WHERE (excluded.at_us, excluded.outcome) > (known.at_us, known.outcome)
@@ -668,7 +668,7 @@ _ARCHIVE = (
     Mutation(
         "index-scans",
         "PostgreSQL reads no table from beginning to end, however unevenly the rows are spread over the batches.",
-        "bcs/record/connecting.py",
+        "bcs/storage/postgres/connecting.py",
         '"enable_seqscan": "off", ',
         "",
         _in("integration/test_record_plans", "test_every_statement_finds_rows_by_an_index_whatever_the_spread"),
@@ -676,7 +676,7 @@ _ARCHIVE = (
     Mutation(
         "usable-database",
         "A database whose encoding is not UTF8 counts as away: no fact is impossible for it.",
-        "bcs/record/connecting.py",
+        "bcs/storage/postgres/connecting.py",
         "            ensure_usable(connection.get_server_version().major, settings.server_encoding)\n",
         "",
         _in("integration/test_record_unusable", "test_an_encoding_other_than_utf8_is_named_and_nothing_is_written"),
@@ -684,7 +684,7 @@ _ARCHIVE = (
     Mutation(
         "history-once",
         "An entry of the history that comes again is kept once.",
-        "bcs/record/statements.py",
+        "bcs/storage/postgres/sql.py",
         "ON CONFLICT (batch_key, entry_id) DO NOTHING\n",
         "",
         _in("integration/test_record_store", "test_an_entry_that_comes_again_is_kept_once"),
@@ -700,7 +700,7 @@ _ARCHIVE = (
     Mutation(
         "refused-entry-alone",
         "An entry that PostgreSQL refuses spoils no other.",
-        "bcs/actors/archive.py",
+        "bcs/actors/archive/writer.py",
         """\
             if len(commands) == 1:
                 self._give_up(commands[0], error)
@@ -717,7 +717,7 @@ _ARCHIVE = (
     Mutation(
         "run-id",
         "What an earlier run of Redis was stamped complete in is not trusted after a restart.",
-        "bcs/store/recall.py",
+        "bcs/storage/recall.py",
         "return marked == redis and self.record.identity in (making, None)",
         "return bool(marked) and self.record.identity in (making, None)",
         _in("integration/test_rolled_back", "test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledged"),
@@ -725,7 +725,7 @@ _ARCHIVE = (
     Mutation(
         "left-server",
         "What was stamped complete in a Redis is not trusted once another one was in its place.",
-        "bcs/store/redis_identity.py",
+        "bcs/storage/redis/identity.py",
         'f"{told}-{self._new_token()}" if told in self._left else told',
         "told",
         _in("integration/test_redis_failover", "test_a_server_that_was_left_is_not_trusted_when_it_is_back"),
@@ -733,7 +733,7 @@ _ARCHIVE = (
     Mutation(
         "unknown-identity",
         "While PostgreSQL is away, a Redis that does not tell its identity answers for no batch.",
-        "bcs/store/recall.py",
+        "bcs/storage/recall.py",
         "        if not redis:\n",
         "        if False:\n",
         _in("integration/test_rolled_back", "test_a_redis_that_tells_no_identity_is_never_trusted"),
@@ -741,7 +741,7 @@ _ARCHIVE = (
     Mutation(
         "making-id",
         "What was stamped complete with other tables in PostgreSQL is not trusted.",
-        "bcs/store/recall.py",
+        "bcs/storage/recall.py",
         "return marked == redis and self.record.identity in (making, None)",
         "return marked == redis and making is not None",
         _in("integration/test_rolled_back", "test_a_record_that_was_made_anew_gets_what_redis_knows"),
@@ -749,7 +749,7 @@ _ARCHIVE = (
     Mutation(
         "same-run",
         "While PostgreSQL is away, a restarted Redis answers for no batch that it may know only in part.",
-        "bcs/store/recall.py",
+        "bcs/storage/recall.py",
         '        if mark is not None and mark.partition("/")[0] != redis:\n',
         "        if False:\n",
         _in(
@@ -760,7 +760,7 @@ _ARCHIVE = (
     Mutation(
         "stamp-while-waiting",
         "A batch is not stamped complete while facts wait for PostgreSQL.",
-        "bcs/store/recall.py",
+        "bcs/storage/recall.py",
         "return Recalled(recorded, None if waiting else mark)",
         "return Recalled(recorded, mark)",
         _in("integration/test_distrust", "test_nothing_is_taken_for_complete_while_facts_wait_for_the_record"),
@@ -768,7 +768,7 @@ _ARCHIVE = (
     Mutation(
         "invalidated-writer",
         "A commit fails when the record got facts past Redis since it was read.",
-        "bcs/store/redis_batches.py",
+        "bcs/storage/redis/stored_batches.py",
         '                    ("SET", keys.summaries, ""),\n',
         "",
         _in("integration/test_distrust", "test_a_writer_who_asked_the_record_before_asks_again"),
@@ -776,7 +776,7 @@ _ARCHIVE = (
     Mutation(
         "partial-batch",
         "While PostgreSQL is away, a batch whose registration is unknown gets no answer.",
-        "bcs/store/recall.py",
+        "bcs/storage/recall.py",
         "        if not registered:\n",
         "        if False:\n",
         _in(
@@ -786,7 +786,7 @@ _ARCHIVE = (
     Mutation(
         "partial-record",
         "While Redis is away, PostgreSQL answers for no batch whose registration it does not have.",
-        "bcs/actors/knowledge.py",
+        "bcs/usecases/knowledge.py",
         "        if state.expected is None:\n",
         "        if False:\n",
         _in("integration/test_standing_in", "test_a_batch_whose_registration_is_not_on_record_gets_no_answer"),
@@ -794,7 +794,7 @@ _ARCHIVE = (
     Mutation(
         "facts-wait",
         "While Redis is away, PostgreSQL does not answer when facts wait for it in Redis.",
-        "bcs/record/permanent.py",
+        "bcs/storage/permanent.py",
         " and self.backlog.last_known == 0",
         "",
         _in("integration/test_standing_in", "test_what_was_drained_is_known_to_wait_no_more"),
@@ -805,7 +805,7 @@ _HTTP = (
     Mutation(
         "no-guess",
         "When the store is out of reach, the answer is 503 and not a guess.",
-        "bcs/actors/knowledge.py",
+        "bcs/usecases/knowledge.py",
         """\
                 raise
             state = await self._from_the_record(batch_id, error)
@@ -821,7 +821,7 @@ _HTTP = (
     Mutation(
         "readiness",
         "Readiness is off while the service stops.",
-        "bcs/actors/http/health.py",
+        "bcs/http/routes/health.py",
         "        if self.draining():\n",
         "        if False:\n",
         _in("integration/test_stopping", "test_while_it_drains_it_says_so_and_still_answers"),
@@ -837,7 +837,7 @@ _HTTP = (
     Mutation(
         "deadline",
         "A request that takes too long is ended with a 503.",
-        "bcs/actors/http/deadlines.py",
+        "bcs/http/deadlines.py",
         "lambda task, _: task.cancel()",
         "lambda task, _: None",
         _in(
@@ -848,7 +848,7 @@ _HTTP = (
     Mutation(
         "body-limit",
         "A request body that is too large is refused.",
-        "bcs/actors/http/bodies.py",
+        "bcs/http/bodies.py",
         "if reading.held_bytes > self._most_bytes:",
         "if False:",
         _in("integration/test_http_api", "test_a_body_beyond_one_mebibyte_is_too_large"),
@@ -856,7 +856,7 @@ _HTTP = (
     Mutation(
         "overload",
         "Beyond a number of requests at a time, more are refused at once.",
-        "bcs/actors/http/middleware.py",
+        "bcs/http/guard.py",
         "if self._places_taken >= self._settings.http_max_concurrent_requests and request.path not in _PROBES:",
         "if False:",
         _in("integration/test_http_load", "test_beyond_the_limit_requests_are_refused_at_once_and_probes_are_not"),
@@ -864,7 +864,7 @@ _HTTP = (
     Mutation(
         "slow-bodies",
         "A request takes a place only once its body has come.",
-        "bcs/actors/http/middleware.py",
+        "bcs/http/guard.py",
         "if self._places_taken >= self",
         "if self._in_flight > self",
         _in("integration/test_http_slow_callers", "test_bodies_that_never_end_take_no_place_from_quick_callers"),
@@ -872,7 +872,7 @@ _HTTP = (
     Mutation(
         "batch-pages",
         "An answer about a batch names no more essays than were asked for.",
-        "bcs/contracts/batches.py",
+        "bcs/http/documents.py",
         "listed = list(islice(behind, self.limit))",
         "listed = list(behind)",
         _in(
@@ -883,7 +883,7 @@ _HTTP = (
     Mutation(
         "slow-readers",
         "A caller that does not take its answer in time is dropped.",
-        "bcs/actors/http/connection.py",
+        "bcs/http/connection.py",
         "        self._callers.sendings.watch(self)\n",
         "        pass\n",
         _in(
@@ -894,7 +894,7 @@ _HTTP = (
     Mutation(
         "kept-files",
         "Where the process has used up its files, connections are accepted with those that were kept.",
-        "bcs/actors/http/acceptor.py",
+        "bcs/http/acceptor.py",
         "if not self._reserve.give_up():",
         "if True:",
         _in("integration/test_acceptor", "test_without_files_connections_are_accepted_by_those_that_were_kept"),
@@ -902,7 +902,7 @@ _HTTP = (
     Mutation(
         "late-bodies",
         "A body that does not come in time is refused.",
-        "bcs/actors/http/bodies.py",
+        "bcs/http/bodies.py",
         "            self._awaited.watch(reading)\n",
         "            pass\n",
         _in(
@@ -912,7 +912,7 @@ _HTTP = (
     Mutation(
         "chaos-door",
         "Actors can be killed over HTTP only where that is enabled.",
-        "bcs/actors/http/actors.py",
+        "bcs/http/routes/actors.py",
         "        if not self.chaos_enabled:\n",
         "        if False:\n",
         _in("integration/test_chaos_door", "test_the_door_is_closed_unless_it_is_opened"),

@@ -12,14 +12,13 @@ from typing import Final
 import anyio
 import structlog
 
-from bcs.actors.archive import Archive
+from bcs.actors.archive.writer import Archive
 from bcs.actors.dead_letters import letter_of
 from bcs.actors.messages import MessageFinished, RecordFacts
 from bcs.actors.patience import patiently
 from bcs.actors.portions import portions
-from bcs.actors.waits import Waits
-from bcs.contracts.decoding import microseconds
-from bcs.domain.errors import (
+from bcs.domain.state import BatchState, delta_of
+from bcs.errors import (
     BacklogFull,
     DeadLetterReason,
     OutboxFull,
@@ -28,11 +27,12 @@ from bcs.domain.errors import (
     StoreUnavailable,
     TooManyEssays,
 )
-from bcs.domain.state import BatchState, delta_of
-from bcs.failpoints import FailPoint, hit
-from bcs.store.base import OutboxEntrance, StateStore
+from bcs.observability.failpoints import FailPoint, hit
+from bcs.observability.telemetry import Telemetry
+from bcs.observability.waits import Waits
+from bcs.storage.ports import OutboxEntrance, StateStore
 from bcs.supervision import ActorContext, Letter, serve_until_empty
-from bcs.telemetry import Telemetry
+from bcs.wire.decoding import microseconds
 
 # Bound the size of a transaction, and so the time for which it holds up Redis. An event with more facts is alone.
 GROUP_COMMIT_LIMIT = 1000

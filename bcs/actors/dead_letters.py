@@ -10,8 +10,8 @@ from typing import Any
 import anyio.lowlevel
 import anyio.to_thread
 
-from bcs.contracts.dead_letters import dead_letter
-from bcs.contracts.published import ConsumedMessage, OutboundMessage
+from bcs.wire.dead_letters.encode import dead_letter
+from bcs.wire.published import ConsumedMessage, OutboundMessage
 
 _LARGE_BYTES = 1024 * 1024
 

@@ -8,10 +8,10 @@ from datetime import datetime
 
 import anyio
 
-from bcs.actors.kafka import KafkaStatus
-from bcs.contracts import topics
+from bcs.config.settings import Settings
 from bcs.kafka.offsets import OffsetReader
-from bcs.settings import Settings
+from bcs.kafka.status import KafkaStatus
+from bcs.wire import topics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,13 @@ from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
-from bcs.contracts.dead_letters import original_time_ms
-from bcs.contracts.decoding import DecodedEvent, EventDecoder
-from bcs.contracts.published import ConsumedMessage, Headers
-from bcs.domain.errors import UndecodableMessage
 from bcs.domain.facts import Fact
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id, facts_in
+from bcs.errors import UndecodableMessage
 from bcs.supervision import Reply
+from bcs.wire.dead_letters.encode import original_time_ms
+from bcs.wire.decoding import DecodedEvent, EventDecoder
+from bcs.wire.published import ConsumedMessage, Headers
 
 # A megabyte has room for 300,000 empty ones, and each is looked at several times.
 _MOST_HEADERS = 1000

@@ -10,18 +10,18 @@ from typing import Any
 import anyio
 from prometheus_client import generate_latest
 
-from bcs.actors.kafka import KafkaStatus
 from bcs.actors.kafka_watch import KafkaWatch
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.redis_probe import RedisStatus, probe_redis
-from bcs.actors.waits import WAITING_ACTORS, Waits
-from bcs.domain.errors import StoreError
-from bcs.failpoints import FailPoint, hit
-from bcs.record.permanent import Permanent
-from bcs.settings import Settings
-from bcs.store.base import StateStore
+from bcs.config.settings import Settings
+from bcs.errors import StoreError
+from bcs.kafka.status import KafkaStatus
+from bcs.observability.failpoints import FailPoint, hit
+from bcs.observability.telemetry import CIRCUIT_STATES, Telemetry
+from bcs.observability.waits import WAITING_ACTORS, Waits
+from bcs.storage.permanent import Permanent
+from bcs.storage.ports import StateStore
 from bcs.supervision import ActorContext, Snapshot
-from bcs.telemetry import CIRCUIT_STATES, Telemetry
 
 _FIRST_LOOK_SECONDS = 0.2
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from math import nan
 
-from bcs.domain.errors import StoreError
-from bcs.record.permanent import Permanent
-from bcs.store.base import Outbox, Waiting
+from bcs.errors import StoreError
+from bcs.storage.permanent import Permanent
+from bcs.storage.ports import Outbox, Waiting
 
 
 @dataclass(slots=True, kw_only=True)

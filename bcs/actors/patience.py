@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import anyio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from bcs.actors.waits import Waits
+from bcs.observability.waits import Waits
 from bcs.supervision import ActorContext
 
 T = TypeVar("T")

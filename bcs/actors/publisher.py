@@ -12,20 +12,20 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from bcs.actors.broker_errors import REFUSED_FOR_GOOD, TOO_LARGE, may_be_about_one_record
-from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.patience import patiently
 from bcs.actors.publishing import publish_all
-from bcs.actors.waits import CONNECT_PRODUCER, Waits
-from bcs.contracts.dead_letters import as_reduced
-from bcs.domain.errors import StoreError, StoreUnavailable
-from bcs.failpoints import FailPoint, hit
+from bcs.config.settings import Settings
+from bcs.errors import StoreError, StoreUnavailable
+from bcs.kafka.broker_errors import REFUSED_FOR_GOOD, TOO_LARGE, may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
-from bcs.settings import Settings
-from bcs.store.base import LeasedMessage, Outbox
+from bcs.kafka.status import KafkaStatus, close
+from bcs.observability.failpoints import FailPoint, hit
+from bcs.observability.telemetry import Telemetry
+from bcs.observability.waits import CONNECT_PRODUCER, Waits
+from bcs.storage.ports import LeasedMessage, Outbox
 from bcs.supervision import ActorContext
-from bcs.telemetry import Telemetry
+from bcs.wire.dead_letters.encode import as_reduced
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,9 +18,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
-from bcs.actors.broker_errors import may_be_about_one_record
-from bcs.contracts.published import OutboundMessage
-from bcs.store.base import LeasedMessage
+from bcs.kafka.broker_errors import may_be_about_one_record
+from bcs.storage.ports import LeasedMessage
+from bcs.wire.published import OutboundMessage
 
 Note = Callable[[LeasedMessage, BaseException | None], None]
 """Is told of each message: acknowledged, or why not."""

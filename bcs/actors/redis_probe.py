@@ -9,9 +9,9 @@ from math import inf
 import anyio
 import structlog
 
-from bcs.domain.errors import StoreUnavailable
-from bcs.said import SaidCauses
-from bcs.store.base import StateStore
+from bcs.errors import StoreUnavailable
+from bcs.observability.said import SaidCauses
+from bcs.storage.ports import StateStore
 from bcs.supervision import describe
 
 log = structlog.stdlib.get_logger("bcs.redis")

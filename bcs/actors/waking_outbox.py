@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bcs.contracts.published import OutboundMessage
 from bcs.domain.history import HistoryEntry
-from bcs.store.base import Outbox
+from bcs.storage.ports import Outbox
+from bcs.wire.published import OutboundMessage
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
 
-from bcs.domain.errors import DependencyCycle, DuplicateName, UnknownDependency, UnknownPipeline
 from bcs.domain.law import CompleteWhen, CompletionLaw
+from bcs.errors import DependencyCycle, DuplicateName, UnknownDependency, UnknownPipeline
 
 PLATFORM_PHASES = frozenset({"spellcheck", "nlp", "cj_assessment", "ai_feedback", "student_matching"})
 """The phases that the platform's services report on, whether or not a pipeline here uses them."""

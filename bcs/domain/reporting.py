@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bcs.domain.errors import ReportOutdated
 from bcs.domain.state import BatchState
+from bcs.errors import ReportOutdated
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bcs.domain.errors import PromptRequired
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, PipelineDefinitions
 from bcs.domain.progress import BatchSummary, PhaseProgress
 from bcs.domain.times import format_timestamp
+from bcs.errors import PromptRequired
 
 
 class Reason(StrEnum):

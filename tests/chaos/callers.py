@@ -6,7 +6,7 @@ from collections import Counter
 import aiohttp
 import anyio
 
-from bcs.contracts import topics
+from bcs.wire import topics
 from tests.support.events import spellchecked
 from tests.support.kafka import Platform, uuids, values
 from tests.support.service import Orchestrator

@@ -11,8 +11,8 @@ import anyio
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseReported
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import delta_of
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
 from tests.support.laws import LAW
 
 READY, GO = b"ready\n", b"go\n"

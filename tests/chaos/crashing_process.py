@@ -17,12 +17,12 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 
-from bcs.app import Service
-from bcs.failpoints import FailPoint, fail_points
-from bcs.logs import configure_logging
-from bcs.pipeline_config import pipelines_of
-from bcs.process import run_until_signalled
-from bcs.settings import load_settings
+from bcs.config.pipelines import pipelines_of
+from bcs.config.settings import load_settings
+from bcs.observability.failpoints import FailPoint, fail_points
+from bcs.observability.logs import configure_logging
+from bcs.runtime.process import run_until_signalled
+from bcs.runtime.tree import Service
 from tests.support.service import BcsProcess
 
 _VARIABLE = "CRASH_ORDERS"
@@ -100,7 +100,7 @@ class Crasher:
         self._service = service
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """See `bcs.failpoints.FailPointHook`."""
+        """See `bcs.observability.failpoints.FailPointHook`."""
         order = self._order()
         if order is None or (order.point, order.subject) != (point, subject):
             return

@@ -5,11 +5,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bcs import embedded
-from bcs.embedded import HOST, EmbeddedServer, free_port
-from bcs.store.base import StateStore
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer, free_port
+from bcs.storage.ports import StateStore
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
 from tests.chaos.servers import killed_at_the_end
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, create_platform_topics

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
 
-from bcs.contracts.decoding import EventDecoder
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.domain.progress import summarize
 from bcs.domain.resolution import resolve
 from bcs.domain.state import BatchState, delta_of
+from bcs.wire.decoding import EventDecoder
 from tests.support.events import Event, cj_completed, now, phase_outcome, registered, spellchecked
 from tests.support.laws import LAW
 

@@ -8,9 +8,9 @@ import anyio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from bcs.contracts import topics
-from bcs.domain.errors import StoreUnavailable
-from bcs.store.base import StateStore
+from bcs.errors import StoreUnavailable
+from bcs.storage.ports import StateStore
+from bcs.wire import topics
 from tests.chaos.history import Told
 from tests.support.kafka import PARTITIONS
 

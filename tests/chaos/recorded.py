@@ -10,12 +10,12 @@ from typing import Any
 import anyio
 import asyncpg
 
+from bcs.devtools.servers.embedded import HOST
+from bcs.devtools.servers.postgres import PostgresServer
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, PipelineResolved, Position
-from bcs.embedded import HOST
-from bcs.embedded_postgres import PostgresServer
-from bcs.record.gateway import RecordGateway
-from bcs.record.postgres import PostgresRecord
-from bcs.store.redis_gateway import RedisGateway
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.redis.gateway import RedisGateway
 from tests.chaos.ground import Ground, prepared
 from tests.chaos.load import assert_kept
 from tests.chaos.scene import CHUNK, DEADLINE_SECONDS, EVENTS_A_SECOND, Scene

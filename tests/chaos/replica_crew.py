@@ -9,12 +9,12 @@ from pathlib import Path
 
 import anyio
 
-from bcs import embedded
-from bcs.contracts import topics
-from bcs.embedded import HOST, free_port
-from bcs.pipeline_config import load_pipelines
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.config.pipelines import load_pipelines
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import HOST, free_port
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.wire import topics
 from tests.chaos.history import History, still_to_run
 from tests.chaos.replica_ledger import DurableFirst, GroupLedger, Partition
 from tests.chaos.replica_tap import Hold, between

@@ -4,7 +4,7 @@ right to. Told by ``replica_wire``, which overhears them."""
 from collections import defaultdict, deque
 from dataclasses import dataclass
 
-from bcs.store.base import StateStore
+from bcs.storage.ports import StateStore
 from tests.chaos.history import Told
 
 Partition = tuple[str, int]

@@ -8,7 +8,7 @@ from typing import Protocol
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
-from bcs.embedded import HOST
+from bcs.devtools.servers.embedded import HOST
 
 
 class Conversation(Protocol):

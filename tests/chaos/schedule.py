@@ -9,7 +9,7 @@ from random import Random
 import aiohttp
 import anyio
 
-from bcs.embedded import EmbeddedServer
+from bcs.devtools.servers.embedded import EmbeddedServer
 from tests.chaos.stage import Stage, batches_at_work, kill_actor
 from tests.support.service import BcsProcess
 from tests.support.waiting import wait_until

@@ -9,10 +9,10 @@ from typing import Any
 import aiohttp
 import anyio
 
-from bcs import embedded
-from bcs.embedded import EmbeddedServer, free_port
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import EmbeddedServer, free_port
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
 from tests.support.apache_kafka import apache_kafka
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import create_platform_topics

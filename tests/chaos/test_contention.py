@@ -15,9 +15,9 @@ import pytest
 
 from bcs.domain.progress import summarize
 from bcs.domain.state import delta_of
-from bcs.store.codec import VERSION_FIELD, BatchKeys, decode_summary
-from bcs.store.committing import CommitPolicy
-from bcs.store.redis_gateway import RedisGateway
+from bcs.storage.committing import CommitPolicy
+from bcs.storage.redis.batch_codec import VERSION_FIELD, BatchKeys, decode_summary
+from bcs.storage.redis.gateway import RedisGateway
 from tests.chaos.contending_writer import GO, READY, Commit, Share, drawn_facts, open_store
 from tests.chaos.figures import Note, percentile
 from tests.chaos.sizes import SIZES

@@ -14,15 +14,15 @@ import aiohttp
 import anyio
 import pytest
 
-from bcs import embedded
-from bcs.contracts import topics
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import free_port
 from bcs.domain.state import BatchState
-from bcs.embedded import free_port
-from bcs.failpoints import FailPoint
-from bcs.record.gateway import RecordGateway
-from bcs.record.postgres import PostgresRecord
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.observability.failpoints import FailPoint
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.wire import topics
 from tests.chaos.crashing_process import Crasher, CrashingProcess, How, Order
 from tests.chaos.figures import Note
 from tests.chaos.history import told

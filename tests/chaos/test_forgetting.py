@@ -14,11 +14,11 @@ from random import Random
 import anyio
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.published import as_uuid
-from bcs.embedded_postgres import PostgresServer
-from bcs.pipeline_config import load_pipelines
-from bcs.store.redis_gateway import RedisGateway
+from bcs.config.pipelines import load_pipelines
+from bcs.devtools.servers.postgres import PostgresServer
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.wire import topics
+from bcs.wire.published import as_uuid
 from tests.chaos.figures import Note, percentile
 from tests.chaos.forgetting import PIPELINE, REPORTED, Bounds, completions, roster
 from tests.chaos.ground import Ground, prepared

@@ -10,11 +10,11 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from bcs import embedded
-from bcs.contracts import topics
+from bcs.devtools.servers import embedded
 from bcs.domain.state import BatchState
-from bcs.failpoints import FailPoint
+from bcs.observability.failpoints import FailPoint
 from bcs.supervision import Snapshot, State
+from bcs.wire import topics
 from tests.chaos.figures import Note
 from tests.chaos.history import told
 from tests.chaos.servers import killed_at_the_end
@@ -70,7 +70,7 @@ class Hang:
     let_go: anyio.Event | None = None  # on the service's event loop
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """See `bcs.failpoints.FailPointHook`."""
+        """See `bcs.observability.failpoints.FailPointHook`."""
         if not self.armed or self.began is not None or (point, subject) != (self.point, self.subject):
             return
         self.let_go = anyio.Event()

@@ -13,9 +13,9 @@ from random import Random
 import anyio
 import pytest
 
-from bcs.contracts import topics
+from bcs.config.pipelines import load_pipelines
 from bcs.domain.facts import Outcome
-from bcs.pipeline_config import load_pipelines
+from bcs.wire import topics
 from tests.chaos.callers import Callers
 from tests.chaos.figures import Note
 from tests.chaos.history import History, still_to_run

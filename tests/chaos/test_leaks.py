@@ -24,7 +24,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.offsets import OffsetTracker
 from bcs.actors.ingest.session import PollSession
-from bcs.failpoints import FailPoint
+from bcs.observability.failpoints import FailPoint
 from bcs.supervision import ActorContext, Mailbox, State
 from tests.chaos.figures import Note
 from tests.chaos.sizes import SIZES
@@ -94,7 +94,7 @@ class Drill:
         self._enough = False
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """Kill the actor of a batch at its work, now and then; see `bcs.failpoints.FailPointHook`."""
+        """Kill the actor of a batch at its work, now and then; see `bcs.observability.failpoints.FailPointHook`."""
         if self.service is None or point is not FailPoint.BATCH_RECEIVED or not self._batch_kills_left:
             return
         if self._chance.random() < 0.5 and self.service.service.root.kill(f"batches/{subject}"):

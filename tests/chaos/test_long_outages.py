@@ -18,7 +18,7 @@ from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 
-from bcs.contracts import topics
+from bcs.wire import topics
 from tests.chaos.figures import Note, percentile
 from tests.chaos.load import Asked, assert_kept
 from tests.chaos.scene import DEADLINE_SECONDS, EVENTS_A_SECOND, Scene, prepared_scene

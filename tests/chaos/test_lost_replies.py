@@ -12,13 +12,13 @@ from time import monotonic, time
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.published import as_uuid
+from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.domain.facts import Outcome
 from bcs.domain.progress import summarize
 from bcs.domain.state import BatchState
-from bcs.embedded import EmbeddedServer
-from bcs.failpoints import FailPoint
+from bcs.observability.failpoints import FailPoint
+from bcs.wire import topics
+from bcs.wire.published import as_uuid
 from tests.chaos.figures import Note
 from tests.chaos.history import History
 from tests.chaos.sizes import SIZES

@@ -12,7 +12,7 @@ import pytest
 
 from bcs.actors.messages import RecordFacts
 from bcs.domain.facts import Outcome, PhaseReported
-from bcs.failpoints import FailPoint
+from bcs.observability.failpoints import FailPoint
 from bcs.supervision import ActorDied
 from tests.chaos.figures import Note
 from tests.chaos.sizes import SIZES

@@ -11,9 +11,9 @@ from time import monotonic
 import pytest
 from aiokafka.structs import RecordMetadata
 
-from bcs.contracts import topics
 from bcs.domain.progress import summarize
-from bcs.failpoints import FailPoint
+from bcs.observability.failpoints import FailPoint
+from bcs.wire import topics
 from tests.chaos.figures import Note
 from tests.chaos.history import History
 from tests.chaos.poison_letters import SPOILT, Letter, read_letter

@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from bcs.embedded_postgres import PostgresServer
+from bcs.devtools.servers.postgres import PostgresServer
 from tests.chaos.figures import Note, percentile
 from tests.chaos.load import Asked, Load
 from tests.chaos.recorded import RecordedScene, prepared_recorded_scene

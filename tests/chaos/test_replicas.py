@@ -16,8 +16,8 @@ from random import Random
 import anyio
 import pytest
 
-from bcs.contracts import topics
-from bcs.embedded import HOST, EmbeddedServer
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer
+from bcs.wire import topics
 from tests.chaos.figures import Note
 from tests.chaos.history import History
 from tests.chaos.replica_crew import SETTLED_SECONDS, Crew, crew

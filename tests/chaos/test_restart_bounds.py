@@ -9,10 +9,10 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from bcs.app import Service
-from bcs.contracts import topics
-from bcs.contracts.published import as_uuid
+from bcs.runtime.tree import Service
 from bcs.supervision import Snapshot, State
+from bcs.wire import topics
+from bcs.wire.published import as_uuid
 from tests.chaos.figures import Note, percentile
 from tests.chaos.sizes import SIZES
 from tests.support.events import spellchecked

@@ -19,15 +19,15 @@ import anyio
 import bcs.domain.facts
 import bcs.domain.state
 from bcs.actors.messages import consumed_entry
-from bcs.contracts import topics
-from bcs.contracts.decoding import EventDecoder
+from bcs.config.settings import load_settings
+from bcs.devtools.servers.embedded import binary_of
+from bcs.devtools.servers.postgres import postgres
 from bcs.domain.facts import Outcome
 from bcs.domain.history import REPORTED, FactsRecorded, PhaseDecided, PipelineResolved
 from bcs.domain.state import BatchState, Expected, Mark
-from bcs.embedded import binary_of
-from bcs.embedded_postgres import postgres
-from bcs.record.opening import open_record
-from bcs.settings import load_settings
+from bcs.storage.postgres.opening import open_record
+from bcs.wire import topics
+from bcs.wire.decoding import EventDecoder
 
 AT_US = 1_764_000_000_000_000
 CORRELATION_ID = "550e8400-e29b-41d4-a716-446655440000"

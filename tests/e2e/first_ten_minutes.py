@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bcs.embedded import HOST, free_port
+from bcs.devtools.servers.embedded import HOST, free_port
 from tests.e2e.processes import at_a_terminal
 from tests.support.commands import run_at_terminal
 

@@ -12,7 +12,7 @@ import anyio.to_thread
 import pytest
 
 from bcs import __version__
-from bcs.embedded import free_port
+from bcs.devtools.servers.embedded import free_port
 from tests.support.commands import bcs, bcs_at_terminal, command_environment, installed_bcs, installed_bcs_at_terminal
 from tests.support.forked import ForkedProcess
 from tests.support.service import serve
@@ -138,8 +138,8 @@ async def test_wrong_settings_exit_with_two_and_name_the_variable(command: tuple
 
 def test_a_health_check_loads_no_client_and_no_rich() -> None:
     program = (
-        "import sys, bcs.cli\n"
-        "try: bcs.cli.cli(['healthcheck'])\n"
+        "import sys, bcs.cli.main\n"
+        "try: bcs.cli.main.cli(['healthcheck'])\n"
         "except SystemExit as end: print(end.code)\n"
         "print(*sorted(sys.modules), sep='\\n')"
     )
@@ -152,8 +152,9 @@ def test_a_health_check_loads_no_client_and_no_rich() -> None:
     )
     exit_code, *modules = done.stdout.split()
     assert exit_code == "1"
-    assert "bcs.settings" in modules
-    assert not {"rich", "redis", "aiokafka", "aiohttp", "asyncpg", "alembic", "bcs.commands"} & set(modules)
+    assert "bcs.config.settings" in modules
+    assert not {"rich", "redis", "aiokafka", "aiohttp", "asyncpg", "alembic"} & set(modules)
+    assert {name for name in modules if name.startswith("bcs.cli.")} == {"bcs.cli.main"}
 
 
 async def test_the_version_is_an_option_and_a_command() -> None:

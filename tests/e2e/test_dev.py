@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from bcs.embedded import free_port
+from bcs.devtools.servers.embedded import free_port
 from tests.e2e.processes import at_a_terminal, children_of, servers_in
 from tests.support.commands import bcs
 from tests.support.service import BcsProcess, Orchestrator, serve

@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 
 from bcs import __version__
-from bcs.contracts import topics
-from bcs.embedded import free_port
+from bcs.devtools.servers.embedded import free_port
+from bcs.wire import topics
 from tests.support.commands import bcs
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, platform_broker, uuids, values

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bcs.embedded import free_port
+from bcs.devtools.servers.embedded import free_port
 from tests.e2e.processes import at_a_terminal, servers_in
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import anyio
 
-from bcs.embedded import valkey
+from bcs.devtools.servers.embedded import valkey
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 

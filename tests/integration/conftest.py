@@ -7,13 +7,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from bcs.devtools.servers.embedded import EmbeddedServer, valkey
 from bcs.domain.law import CompletionLaw
-from bcs.embedded import EmbeddedServer, valkey
-from bcs.record.postgres import PostgresRecord
-from bcs.store.committing import CommitPolicy
-from bcs.store.recall import Recall
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.storage.committing import CommitPolicy
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.recall import Recall
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
 from tests.support.databases import record_in
 from tests.support.fault_proxy import FaultProxy

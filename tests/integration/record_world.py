@@ -13,11 +13,11 @@ import anyio.to_thread
 from redis.asyncio import Redis
 
 from bcs.actors.messages import RecordFacts, Report
-from bcs.domain.errors import StoreUnavailable
 from bcs.domain.facts import Fact
 from bcs.domain.history import FactsRecorded
 from bcs.domain.state import BatchState
-from bcs.record.postgres import PostgresRecord
+from bcs.errors import StoreUnavailable
+from bcs.storage.postgres.archive import PostgresRecord
 from bcs.supervision import ActorDied
 from tests.support.databases import record_in
 from tests.support.fault_proxy import FaultProxy

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from bcs.domain.errors import CommitConflict, StoreUnavailable
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState, delta_of
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.errors import CommitConflict, StoreUnavailable
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
 from tests.support.laws import LAW
 from tests.support.waiting import wait_until
 

@@ -14,11 +14,11 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.actors.http.acceptor import Acceptor
-from bcs.actors.http.callers import Callers
-from bcs.embedded import HOST
-from bcs.settings import load_settings
-from bcs.telemetry import Telemetry
+from bcs.config.settings import load_settings
+from bcs.devtools.servers.embedded import HOST
+from bcs.http.acceptor import Acceptor
+from bcs.http.callers import Callers
+from bcs.observability.telemetry import Telemetry
 from tests.support.descriptors import no_more_files
 from tests.support.waiting import wait_until
 

@@ -10,9 +10,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.published import as_uuid
 from bcs.supervision import State
+from bcs.wire import topics
+from bcs.wire.published import as_uuid
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, values
 from tests.support.service import Answer, Orchestrator, RunningService

@@ -15,18 +15,18 @@ import pytest
 
 from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, Report
-from bcs.actors.waits import Waits
 from bcs.actors.waking_outbox import WakingOutbox
-from bcs.contracts import topics
-from bcs.contracts.published import ConsumedMessage
-from bcs.domain.errors import StoreCorrupted, StoreUnavailable
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
 from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.state import BatchState
-from bcs.store.base import Committed
-from bcs.store.memory import MemoryOutbox, MemoryStateStore
+from bcs.errors import StoreCorrupted, StoreUnavailable
+from bcs.observability.telemetry import Telemetry
+from bcs.observability.waits import Waits
+from bcs.storage.memory import MemoryOutbox, MemoryStateStore
+from bcs.storage.ports import Committed
 from bcs.supervision import AskTimeout, DynamicSupervisor
-from bcs.telemetry import Telemetry
+from bcs.wire import topics
+from bcs.wire.published import ConsumedMessage
 from tests.supervision.harness import AT_ONCE, OFTEN, Recorder, running
 from tests.support.events import spellchecked
 from tests.support.laws import LAW

@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 import pytest
 
-from bcs.failpoints import FailPoint
+from bcs.observability.failpoints import FailPoint
 from tests.support.events import spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Answer, Orchestrator, RunningService, running_service

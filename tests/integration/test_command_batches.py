@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bcs.embedded import free_port
-from bcs.store.codec import BatchKeys
-from bcs.store.redis_gateway import RedisGateway
+from bcs.devtools.servers.embedded import free_port
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.gateway import RedisGateway
 from tests.support.commands import bcs, bcs_at_terminal, settings_of
 from tests.support.events import phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform

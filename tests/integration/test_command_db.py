@@ -12,13 +12,13 @@ import anyio
 import asyncpg
 import pytest
 
-from bcs.domain.errors import StoreUnavailable
-from bcs.embedded import free_port
-from bcs.record import schema
-from bcs.record.gateway import RecordGateway
-from bcs.record.migrations import HEAD
-from bcs.record.opening import PostgresClientMissing, named_database
-from bcs.settings import load_settings
+from bcs.config.settings import load_settings
+from bcs.devtools.servers.embedded import free_port
+from bcs.errors import StoreUnavailable
+from bcs.storage.postgres import schema
+from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.postgres.migrations import HEAD
+from bcs.storage.postgres.opening import PostgresClientMissing, named_database
 from tests.support.commands import bcs
 from tests.support.databases import unprobed_record
 from tests.support.service import BcsProcess, running_service, serve
@@ -116,7 +116,7 @@ async def test_without_a_database_in_the_settings_there_is_nothing_to_do(command
 
 
 def test_a_client_that_is_not_installed_is_told_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bcs.record.opening.find_spec", lambda _: None)
+    monkeypatch.setattr("bcs.storage.postgres.opening.find_spec", lambda _: None)
     with pytest.raises(PostgresClientMissing, match="pip install"):
         named_database(load_settings(database_url="postgresql://127.0.0.1/bcs"))
 

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.published import SERVICE
-from bcs.dev_environment import variables_of
-from bcs.embedded import EmbeddedServer, create_topics
-from bcs.settings import load_settings
+from bcs.config.settings import load_settings
+from bcs.devtools.environment import variables_of
+from bcs.devtools.servers.embedded import EmbeddedServer, create_topics
+from bcs.wire import topics
+from bcs.wire.published import SERVICE
 from tests.support.commands import Ran, bcs
 from tests.support.kafka import Platform
 

@@ -12,16 +12,16 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.commands.checks.findings import Status
-from bcs.commands.checks.redis_checks import look_at_redis
-from bcs.contracts import topics
-from bcs.contracts.published import SERVICE, OutboundMessage
+from bcs.config.settings import load_settings
+from bcs.devtools.servers.embedded import EmbeddedServer, create_topics, free_port, kafka
 from bcs.domain.history import FactsRecorded
-from bcs.embedded import EmbeddedServer, create_topics, free_port, kafka
-from bcs.settings import load_settings
-from bcs.store.base import LeasedMessage
-from bcs.store.redis_backlog import FACTS, RedisBacklog
-from bcs.store.redis_outbox import RedisOutbox
+from bcs.ops.doctor.findings import Status
+from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.storage.ports import LeasedMessage
+from bcs.storage.redis.archive_queue import FACTS, RedisBacklog
+from bcs.storage.redis.outbox import RedisOutbox
+from bcs.wire import topics
+from bcs.wire.published import SERVICE, OutboundMessage
 from tests.integration.stores import MakeGateway
 from tests.support.commands import Ran, bcs, bcs_at_terminal, settings_of
 from tests.support.kafka import PARTITIONS, Platform

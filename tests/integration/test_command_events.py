@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.embedded import EmbeddedServer
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.wire import topics
 from tests.support.commands import bcs, settings_of
 from tests.support.kafka import Platform, create_platform_topics, values
 from tests.support.service import BcsProcess, Orchestrator, RunningService

@@ -7,11 +7,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from bcs.devtools.servers.embedded import free_port
 from bcs.domain.facts import EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.history import PhaseDecided
 from bcs.domain.state import delta_of
-from bcs.embedded import free_port
-from bcs.record.postgres import PostgresRecord
+from bcs.storage.postgres.archive import PostgresRecord
 from tests.support.commands import bcs, bcs_at_terminal, installed_bcs
 from tests.support.past import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.published import as_uuid
-from bcs.embedded import free_port
+from bcs.devtools.servers.embedded import free_port
+from bcs.wire import topics
+from bcs.wire.published import as_uuid
 from tests.support.commands import Ran, bcs, bcs_at_terminal, settings_of
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, values

@@ -9,9 +9,9 @@ from time import monotonic
 import pytest
 from aiokafka import ConsumerRecord
 
-from bcs.contracts import topics
-from bcs.store.codec import BatchKeys
-from bcs.store.redis_gateway import RedisGateway
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.wire import topics
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import DEFINE, Orchestrator, RunningService

@@ -9,9 +9,9 @@ import anyio
 import pytest
 from hiredis import Reader
 
-from bcs.store.codec import BatchKeys
-from bcs.store.multiplexer import Command, _Line
-from bcs.store.redis_gateway import RedisGateway, RedisSession
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.gateway import RedisGateway, RedisSession
+from bcs.storage.redis.multiplexer import Command, _Line
 from tests.support.events import cj_completed, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService

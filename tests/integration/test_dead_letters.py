@@ -12,9 +12,9 @@ import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.structs import RecordMetadata
 
-from bcs.contracts import topics
-from bcs.contracts.published import OutboundMessage
-from bcs.domain.errors import StoreUnavailable
+from bcs.errors import StoreUnavailable
+from bcs.wire import topics
+from bcs.wire.published import OutboundMessage
 from tests.support.events import Event, cj_completed, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService

@@ -6,11 +6,11 @@ import pytest
 
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
-from bcs.failpoints import FailPoint, fail_points
-from bcs.record.postgres import PostgresRecord
-from bcs.store.recall import Recall
-from bcs.store.redis_batches import StoredBatches
-from bcs.store.redis_gateway import RedisGateway
+from bcs.observability.failpoints import FailPoint, fail_points
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.recall import Recall
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.stored_batches import StoredBatches
 from tests.integration.stores import MakeStore, completed
 
 pytestmark = pytest.mark.anyio

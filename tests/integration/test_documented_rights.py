@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from bcs.contracts import topics
-from bcs.embedded import EmbeddedServer
-from bcs.record import schema
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.storage.postgres import schema
+from bcs.wire import topics
 from tests.support.databases import unprobed_record
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform

@@ -20,8 +20,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from bcs import embedded
-from bcs.embedded import EmbeddedServer, EmbeddedServerFailed, EmbeddedServersMissing, create_topics
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import EmbeddedServer, EmbeddedServerFailed, EmbeddedServersMissing, create_topics
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -199,7 +199,7 @@ async def test_no_orphan_is_left_when_the_parent_is_killed(name: str, tmp_path: 
     script = f"""
 import os
 from pathlib import Path
-from bcs import embedded
+from bcs.devtools.servers import embedded
 server = embedded.{name}(Path({str(tmp_path)!r}), {free_port})
 server.start()
 print(os.getpgid(server.process.pid) == server.process.pid, flush=True)

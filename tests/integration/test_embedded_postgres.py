@@ -18,8 +18,8 @@ import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from bcs import embedded, embedded_postgres
-from bcs.embedded import EmbeddedServerFailed, EmbeddedServersMissing
-from bcs.embedded_postgres import PostgresServer, postgres
+from bcs.devtools.servers.embedded import EmbeddedServerFailed, EmbeddedServersMissing
+from bcs.devtools.servers.postgres import PostgresServer, postgres
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -254,7 +254,7 @@ def test_without_the_extra_the_message_says_what_to_install(tmp_path: Path, monk
 async def test_no_orphan_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from bcs.embedded_postgres import postgres
+from bcs.devtools.servers.postgres import postgres
 server = postgres(Path({str(tmp_path)!r}), durable=False)
 server.start()
 print(server.process.pid, flush=True)

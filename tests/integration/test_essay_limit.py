@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.domain.errors import TooManyEssays
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
-from bcs.record.postgres import PostgresRecord
-from bcs.store.memory import MemoryStateStore
-from bcs.store.recall import Recall
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.errors import TooManyEssays
+from bcs.storage.memory import MemoryStateStore
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.recall import Recall
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.wire import topics
 from tests.support.events import Event, cj_completed, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform, values
 from tests.support.laws import LAW

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.published import as_uuid
+from bcs.wire import topics
+from bcs.wire.published import as_uuid
 from tests.support.events import Event, cj_completed, now, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform, values
 from tests.support.service import Orchestrator, RunningService

@@ -13,8 +13,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from bcs import embedded
-from bcs.embedded import create_topics
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import create_topics
 from tests.support.fault_proxy import FaultProxy
 from tests.support.waiting import wait_until
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from bcs import __version__
-from bcs.actors.http.problems import TITLES
+from bcs.http.problems import TITLES
 from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService
 from tests.support.waiting import wait_until
 

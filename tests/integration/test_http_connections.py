@@ -17,12 +17,12 @@ from time import monotonic
 import anyio
 import pytest
 
-from bcs.actors.http.descriptors import most_connections
-from bcs.actors.http.problems import problem_of
-from bcs.domain.errors import StoreUnavailable
-from bcs.embedded import free_port
-from bcs.failpoints import FailPoint
-from bcs.settings import load_settings
+from bcs.config.settings import load_settings
+from bcs.devtools.servers.embedded import free_port
+from bcs.errors import StoreUnavailable
+from bcs.http.descriptors import most_connections
+from bcs.http.problems import problem_of
+from bcs.observability.failpoints import FailPoint
 from tests.integration.stores import MakeGateway
 from tests.support.descriptors import limited_files, no_more_files
 from tests.support.service import DEFINE, Orchestrator, RunningService, running_service, serve, service_in_thread
@@ -56,7 +56,7 @@ class HeldAnswers:
         self.let_go = anyio.Event()  # on the service's event loop
 
     async def reach(self, point: FailPoint, _: str) -> None:
-        """See `bcs.failpoints.FailPointHook`."""
+        """See `bcs.observability.failpoints.FailPointHook`."""
         if point is FailPoint.HTTP_BEFORE_REPLY:
             await self.let_go.wait()
 

@@ -12,12 +12,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from bcs.actors.http.bodies import Bodies
-from bcs.actors.http.callers import Callers
-from bcs.actors.http.deadlines import Deadlines, LoopClock, task_deadlines
-from bcs.actors.http.middleware import Guard
-from bcs.settings import load_settings
-from bcs.telemetry import Telemetry
+from bcs.config.settings import load_settings
+from bcs.http.bodies import Bodies
+from bcs.http.callers import Callers
+from bcs.http.deadlines import Deadlines, LoopClock, task_deadlines
+from bcs.http.guard import Guard
+from bcs.observability.telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio
 

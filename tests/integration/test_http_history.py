@@ -12,11 +12,11 @@ import asyncpg
 import pytest
 from yarl import URL
 
-from bcs.domain.errors import StoreCorrupted
 from bcs.domain.facts import EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.history import Position
 from bcs.domain.state import delta_of
-from bcs.record.postgres import PostgresRecord
+from bcs.errors import StoreCorrupted
+from bcs.storage.postgres.archive import PostgresRecord
 from tests.support.fault_proxy import FaultProxy
 from tests.support.past import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
 from tests.support.service import Answer, Orchestrator, RunningService, running_service, service_in_thread

@@ -9,7 +9,7 @@ from time import monotonic
 import anyio
 import pytest
 
-from bcs.failpoints import FailPoint
+from bcs.observability.failpoints import FailPoint
 from tests.support.service import DEFINE, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
 
@@ -31,7 +31,7 @@ class HeldAnswers:
         self.let_go = anyio.Event()  # on the service's event loop
 
     async def reach(self, point: FailPoint, _: str) -> None:
-        """See `bcs.failpoints.FailPointHook`."""
+        """See `bcs.observability.failpoints.FailPointHook`."""
         if point is FailPoint.HTTP_BEFORE_REPLY:
             await self.let_go.wait()
 

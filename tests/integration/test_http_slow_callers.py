@@ -14,7 +14,7 @@ from time import monotonic
 import anyio
 import pytest
 
-from bcs.embedded import free_port
+from bcs.devtools.servers.embedded import free_port
 from tests.support.service import DEFINE, Orchestrator, RunningService, serve, service_in_thread
 from tests.support.waiting import wait_until
 

@@ -7,9 +7,9 @@ from functools import partial
 import anyio
 import pytest
 
-from bcs.contracts import topics
-from bcs.embedded import EmbeddedServer
-from bcs.failpoints import FailPoint
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.observability.failpoints import FailPoint
+from bcs.wire import topics
 from tests.support.events import spellchecked
 from tests.support.kafka import PARTITIONS, Platform, create_platform_topics
 from tests.support.service import Orchestrator, running_service

@@ -12,9 +12,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from bcs.actors.ingest.session import PollSession
-from bcs.actors.kafka import close
-from bcs.contracts import topics
-from bcs.failpoints import FailPoint
+from bcs.kafka.status import close
+from bcs.observability.failpoints import FailPoint
+from bcs.wire import topics
 from tests.support.events import spellchecked
 from tests.support.kafka import PARTITIONS, Platform
 from tests.support.service import RunningService, running_service

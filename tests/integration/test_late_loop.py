@@ -10,9 +10,9 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.domain.errors import StoreUnavailable
-from bcs.record.gateway import RecordGateway
-from bcs.store.redis_gateway import RedisGateway
+from bcs.errors import StoreUnavailable
+from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.redis.gateway import RedisGateway
 
 pytestmark = pytest.mark.anyio
 

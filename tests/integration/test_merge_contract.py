@@ -26,11 +26,11 @@ from bcs.domain.facts import (
 )
 from bcs.domain.progress import BatchSummary
 from bcs.domain.state import BatchState, Ending, Expected, Mark, delta_of
-from bcs.record.postgres import PostgresRecord
-from bcs.store.codec import BatchKeys
-from bcs.store.committing import CommitPolicy
-from bcs.store.memory import MemoryStateStore
-from bcs.store.redis_gateway import RedisGateway
+from bcs.storage.committing import CommitPolicy
+from bcs.storage.memory import MemoryStateStore
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import FallbackOnly, MakeStore, completed, failed, same_but_for_the_version
 from tests.support.laws import LAW
 

@@ -11,10 +11,10 @@ import anyio.abc
 import pytest
 from redis.exceptions import ResponseError
 
-from bcs.domain.errors import StoreUnavailable
-from bcs.embedded import EmbeddedServer
-from bcs.store.multiplexer import _Line
-from bcs.store.redis_gateway import RedisGateway
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.errors import StoreUnavailable
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.multiplexer import _Line
 from tests.integration.stores import MakeGateway
 from tests.support.fault_proxy import FaultProxy
 from tests.support.waiting import wait_until

@@ -10,9 +10,9 @@ import pytest
 from aiokafka.conn import create_conn
 from aiokafka.protocol.admin import CreateTopicsRequest
 
-from bcs import embedded
-from bcs.contracts import topics
-from bcs.embedded import EmbeddedServer
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.wire import topics
 from tests.support.events import registered, spellchecked
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import PARTITIONS, Platform, create_platform_topics, uuids, values

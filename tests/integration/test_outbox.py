@@ -9,13 +9,13 @@ from random import Random
 import anyio
 import pytest
 
-from bcs.contracts.published import OutboundMessage
-from bcs.domain.errors import BcsError, OutboxFull
-from bcs.store import redis_queue
-from bcs.store.base import Leased, LeasedMessage, Outbox, Waiting
-from bcs.store.memory import MemoryOutbox
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_outbox import RedisOutbox
+from bcs.errors import BcsError, OutboxFull
+from bcs.storage.memory import MemoryOutbox
+from bcs.storage.ports import Leased, LeasedMessage, Outbox, Waiting
+from bcs.storage.redis import queue as redis_queue
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.outbox import RedisOutbox
+from bcs.wire.published import OutboundMessage
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from bcs.contracts.published import OutboundMessage
-from bcs.domain.errors import StoreUnavailable
-from bcs.store.multiplexer import Command
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_outbox import RedisOutbox
+from bcs.errors import StoreUnavailable
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.multiplexer import Command
+from bcs.storage.redis.outbox import RedisOutbox
+from bcs.wire.published import OutboundMessage
 
 pytestmark = pytest.mark.anyio
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from bcs.actors.messages import Receipt, RecordFacts
-from bcs.contracts import topics
-from bcs.contracts.published import ConsumedMessage, OutboundMessage
-from bcs.domain.errors import StoreUnavailable
 from bcs.domain.facts import EssayPhaseEnded, Outcome
 from bcs.domain.history import PipelineResolved
-from bcs.store import redis_queue
-from bcs.store.base import LeasedMessage
-from bcs.store.codec import BatchKeys
-from bcs.store.redis_backlog import FACTS, waiting_key
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_outbox import RedisOutbox
+from bcs.errors import StoreUnavailable
+from bcs.storage.ports import LeasedMessage
+from bcs.storage.redis import queue as redis_queue
+from bcs.storage.redis.archive_queue import FACTS, waiting_key
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.outbox import RedisOutbox
+from bcs.wire import topics
+from bcs.wire.published import ConsumedMessage, OutboundMessage
 from tests.integration.record_world import RecordWorld
 from tests.integration.stores import MakeGateway
 from tests.support.events import spellchecked

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.published import OutboundMessage
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_outbox import RedisOutbox
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.outbox import RedisOutbox
+from bcs.wire import topics
+from bcs.wire.published import OutboundMessage
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until

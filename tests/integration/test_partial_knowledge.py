@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import anyio
 import pytest
 
-from bcs.domain.errors import StoreUnavailable
 from bcs.domain.state import BatchState
-from bcs.store.recall import Recall
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.errors import StoreUnavailable
+from bcs.storage.recall import Recall
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
 from tests.chaos.history import told
 from tests.integration.stores import BREAKER_FAILURES, MakeStore
 from tests.support.events import Event, registered, spellchecked

@@ -8,9 +8,9 @@ from collections import Counter
 import anyio
 import pytest
 
-from bcs.embedded import EmbeddedServer
-from bcs.embedded_postgres import PostgresServer
-from bcs.failpoints import FailPoint
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.devtools.servers.postgres import PostgresServer
+from bcs.observability.failpoints import FailPoint
 from tests.support.kafka import create_platform_topics
 from tests.support.service import Answer, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
@@ -126,7 +126,7 @@ class HeldStart:
         self.let_go: anyio.Event | None = None  # on the service's event loop
 
     async def reach(self, point: FailPoint, subject: str) -> None:
-        """See `bcs.failpoints.FailPointHook`."""
+        """See `bcs.observability.failpoints.FailPointHook`."""
         if self.armed and (point, subject) == (FailPoint.STARTING, "metrics"):
             self.let_go = anyio.Event()
             await self.let_go.wait()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from bcs.contracts import topics
-from bcs.embedded import EmbeddedServer
-from bcs.failpoints import FailPoint
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.observability.failpoints import FailPoint
+from bcs.wire import topics
 from tests.support.kafka import Platform, values
 from tests.support.redis_servers import redis_server
 from tests.support.service import Orchestrator, running_service

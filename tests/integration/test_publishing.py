@@ -11,9 +11,9 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaTimeoutError
 
 from bcs.actors.publishing import publish_all
-from bcs.contracts import topics
-from bcs.contracts.published import OutboundMessage
-from bcs.store.base import Leased, LeasedMessage
+from bcs.storage.ports import Leased, LeasedMessage
+from bcs.wire import topics
+from bcs.wire.published import OutboundMessage
 from tests.support.kafka import PARTITIONS, Platform
 
 pytestmark = pytest.mark.anyio

@@ -13,15 +13,15 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from bcs.contracts import topics
-from bcs.contracts.decoding import EventDecoder
-from bcs.domain.errors import UndecodableMessage
+from bcs.devtools.servers.embedded import EmbeddedServer, free_port
 from bcs.domain.facts import Fact
 from bcs.domain.history import FactsRecorded, Position
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState, delta_of
-from bcs.embedded import EmbeddedServer, free_port
-from bcs.record.postgres import PostgresRecord
+from bcs.errors import UndecodableMessage
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.wire import topics
+from bcs.wire.decoding import EventDecoder
 from tests.support.commands import bcs, bcs_at_terminal, settings_of
 from tests.support.events import Event, cj_completed, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform

@@ -16,7 +16,7 @@ import pytest
 
 from bcs.domain.facts import PhaseOutcome
 from bcs.domain.history import FactsRecorded
-from bcs.record.permanent import Permanent
+from bcs.storage.permanent import Permanent
 from tests.integration.record_world import RecordWorld
 from tests.support.past import AT_US, consumed
 from tests.support.waiting import wait_until

@@ -10,9 +10,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from bcs.domain.errors import StoreUnavailable
-from bcs.embedded_postgres import PostgresServer
-from bcs.record.gateway import RecordGateway
+from bcs.devtools.servers.postgres import PostgresServer
+from bcs.errors import StoreUnavailable
+from bcs.storage.postgres.gateway import RecordGateway
 
 pytestmark = pytest.mark.anyio
 

@@ -17,8 +17,7 @@ from pydantic_core import to_json
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
-import bcs.record.migrations
-from bcs.domain.errors import StoreUnavailable
+import bcs.storage.postgres.migrations
 from bcs.domain.facts import (
     EssayPhaseEnded,
     EssaysRegistered,
@@ -32,10 +31,11 @@ from bcs.domain.history import FactsRecorded
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import summarize
 from bcs.domain.state import BatchState, Mark, delta_of
-from bcs.record.gateway import RecordGateway
-from bcs.record.postgres import PostgresRecord
-from bcs.store.redis_backlog import FACTS, RedisBacklog, waiting_key
-from bcs.store.redis_gateway import RedisGateway
+from bcs.errors import StoreUnavailable
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.redis.archive_queue import FACTS, RedisBacklog, waiting_key
+from bcs.storage.redis.gateway import RedisGateway
 from tests.support.databases import record_in, unprobed_record
 from tests.support.laws import LAW
 from tests.support.past import consumed
@@ -43,7 +43,7 @@ from tests.support.past import consumed
 pytestmark = pytest.mark.anyio
 
 DATA = Path(__file__).parents[1] / "data" / "record_v0001.sql"
-FIRST_VERSION = Path(bcs.record.migrations.__file__).parent / "versions" / "v0001_record.sql"
+FIRST_VERSION = Path(bcs.storage.postgres.migrations.__file__).parent / "versions" / "v0001_record.sql"
 # What tests/data/make_record_v0001.py says.
 AT_US = 1_764_000_000_000_000
 CORRELATION_ID = "550e8400-e29b-41d4-a716-446655440000"
@@ -170,7 +170,7 @@ async def test_the_registers_are_those_of_the_new_law(migrated: PostgresRecord) 
 async def test_the_history_is_read_in_parts_of_any_size(
     database_url: str, monkeypatch: pytest.MonkeyPatch, entries: int, characters: int
 ) -> None:
-    script = import_module("bcs.record.migrations.versions.v0002_completion_law")
+    script = import_module("bcs.storage.postgres.migrations.versions.v0002_completion_law")
     monkeypatch.setattr(script, "_ENTRIES", entries)
     monkeypatch.setattr(script, "_CHARACTERS", characters)
     await load(database_url)

@@ -13,11 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
+from bcs.config.pipelines import load_pipelines
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseReported
 from bcs.domain.progress import summarize
 from bcs.domain.resolution import resolve
 from bcs.domain.state import BatchState, delta_of
-from bcs.pipeline_config import load_pipelines
 from tests.integration.record_world import RecordWorld
 from tests.support.fault_proxy import FaultProxy
 from tests.support.laws import LAW

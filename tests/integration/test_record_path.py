@@ -13,11 +13,11 @@ import anyio.to_thread
 import pytest
 from redis.asyncio import Redis
 
-from bcs.domain.errors import StoreRefused
+from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.domain.history import HistoryEntry, KeptEntry, Position
 from bcs.domain.state import BatchState
-from bcs.embedded import EmbeddedServer
-from bcs.record.permanent import Permanent
+from bcs.errors import StoreRefused
+from bcs.storage.permanent import Permanent
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.past import consumed

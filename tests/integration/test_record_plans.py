@@ -12,9 +12,9 @@ import pytest
 
 from bcs.domain.facts import EssaysRegistered, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.state import delta_of
-from bcs.record import statements
-from bcs.record.connecting import Connector, perform
-from bcs.record.rows import merge_arguments
+from bcs.storage.postgres import sql as statements
+from bcs.storage.postgres.connecting import Connector, perform
+from bcs.storage.postgres.rows import merge_arguments
 from tests.support.databases import record_in
 from tests.support.past import AT_US, consumed
 from tests.support.pgbouncer import behind

@@ -11,14 +11,14 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from bcs.commands.checks.findings import Status
-from bcs.commands.checks.record_checks import look_at_record
-from bcs.contracts.published import OutboundMessage, phases_skipped
-from bcs.domain.errors import SchemaLocked, StoreUnavailable
-from bcs.embedded import EmbeddedServer
-from bcs.record import schema
-from bcs.record.migrations import HEAD
-from bcs.settings import load_settings
+from bcs.config.settings import load_settings
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.errors import SchemaLocked, StoreUnavailable
+from bcs.ops.doctor.findings import Status
+from bcs.ops.doctor.record_checks import look_at_record
+from bcs.storage.postgres import schema
+from bcs.storage.postgres.migrations import HEAD
+from bcs.wire.published import OutboundMessage, phases_skipped
 from tests.support.commands import bcs
 from tests.support.databases import record_in, unprobed_record
 from tests.support.past import answered, consumed

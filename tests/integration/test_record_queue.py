@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bcs.domain.errors import StoreUnavailable
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.history import HistoryEntry
+from bcs.errors import StoreUnavailable
 from tests.integration.record_world import RecordWorld
 from tests.support.past import AT_US
 from tests.support.waiting import wait_until

@@ -11,8 +11,6 @@ from typing import Any
 import asyncpg
 import pytest
 
-from bcs.contracts.published import OutboundMessage, phases_skipped
-from bcs.domain.errors import StoreRefused, StoreUnavailable
 from bcs.domain.facts import (
     EssayPhaseEnded,
     EssaysRegistered,
@@ -24,9 +22,11 @@ from bcs.domain.facts import (
 )
 from bcs.domain.history import HistoryEntry, Position
 from bcs.domain.state import BatchState, delta_of
-from bcs.record.postgres import PostgresRecord
-from bcs.record.rows import merge_arguments
-from bcs.store.base import Waiting
+from bcs.errors import StoreRefused, StoreUnavailable
+from bcs.storage.ports import Waiting
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.rows import merge_arguments
+from bcs.wire.published import OutboundMessage, phases_skipped
 from tests.support.databases import record_in
 from tests.support.past import AT_US, answered, consumed, spellchecked
 from tests.support.pgbouncer import behind
@@ -104,8 +104,8 @@ def merged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         merged.append(sum(delta.size for delta in deltas.values()))
         return merge_arguments(deltas, entries)
 
-    monkeypatch.setattr("bcs.record.postgres._FACTS_PER_STATEMENT", 10)
-    monkeypatch.setattr("bcs.record.postgres.merge_arguments", counted)
+    monkeypatch.setattr("bcs.storage.postgres.archive._FACTS_PER_STATEMENT", 10)
+    monkeypatch.setattr("bcs.storage.postgres.archive.merge_arguments", counted)
     return merged
 
 

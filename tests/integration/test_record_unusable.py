@@ -10,14 +10,14 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from bcs.commands.checks.findings import Status
-from bcs.commands.checks.record_checks import look_at_record
-from bcs.domain.errors import StoreUnavailable
-from bcs.embedded import EmbeddedServer
-from bcs.record import schema
-from bcs.record.gateway import RecordGateway
-from bcs.record.opening import named_database
-from bcs.settings import load_settings
+from bcs.config.settings import load_settings
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.errors import StoreUnavailable
+from bcs.ops.doctor.findings import Status
+from bcs.ops.doctor.record_checks import look_at_record
+from bcs.storage.postgres import schema
+from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.postgres.opening import named_database
 from tests.support.commands import bcs
 from tests.support.databases import database, record_in, unprobed_record
 from tests.support.fault_proxy import FaultProxy

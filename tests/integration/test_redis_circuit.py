@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-from bcs.domain.errors import StoreUnavailable
-from bcs.embedded import EmbeddedServer
-from bcs.store.committing import CommitPolicy
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.errors import StoreUnavailable
+from bcs.storage.committing import CommitPolicy
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import DELTA, FallbackOnly, MakeGateway, MakeStore, echo, fails, until_it_answers
 from tests.support.fault_proxy import FaultProxy
 from tests.support.waiting import wait_until

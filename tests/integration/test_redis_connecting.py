@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bcs.commands.checks.findings import Status
-from bcs.commands.checks.redis_checks import look_at_redis
-from bcs.domain.errors import StoreUnavailable
-from bcs.embedded import EmbeddedServer, free_port
-from bcs.store.redis_gateway import RedisGateway
+from bcs.devtools.servers.embedded import EmbeddedServer, free_port
+from bcs.errors import StoreUnavailable
+from bcs.ops.doctor.findings import Status
+from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import MakeGateway
 from tests.support.fault_proxy import FaultProxy
 from tests.support.redis_servers import redis_server

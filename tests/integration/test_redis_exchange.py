@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import ResponseError
 
-from bcs.domain.errors import StoreUnavailable
+from bcs.errors import StoreUnavailable
 from tests.integration.stores import MakeGateway
 from tests.support.fault_proxy import FaultProxy
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from bcs.domain.errors import StoreUnavailable
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.state import delta_of
-from bcs.embedded import HOST, EmbeddedServer
-from bcs.record.postgres import PostgresRecord
-from bcs.store.recall import Recall
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.errors import StoreUnavailable
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.recall import Recall
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import MakeGateway, MakeStore
 from tests.support.fault_proxy import FaultProxy
 from tests.support.past import AT_US
@@ -84,7 +84,7 @@ async def address(servers: list[EmbeddedServer]) -> AsyncIterator[Address]:
 
 
 def check_every(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr("bcs.store.redis_identity.CHECK_SECONDS", seconds)
+    monkeypatch.setattr("bcs.storage.redis.identity.CHECK_SECONDS", seconds)
 
 
 async def all_answering(gateway: RedisGateway, address: Address) -> set[int]:

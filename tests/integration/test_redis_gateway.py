@@ -13,11 +13,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from bcs.domain.errors import StoreUnavailable
+from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.domain.progress import summarize
-from bcs.embedded import EmbeddedServer
-from bcs.store.committing import CommitPolicy
-from bcs.store.redis_gateway import RedisGateway
+from bcs.errors import StoreUnavailable
+from bcs.storage.committing import CommitPolicy
+from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import DELTA, MakeGateway, MakeStore, echo, fails, until_it_answers
 from tests.support.fault_proxy import FaultProxy
 from tests.support.laws import LAW

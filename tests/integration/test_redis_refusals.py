@@ -12,17 +12,17 @@ import pytest
 from redis.asyncio import Redis
 
 from bcs.actors.messages import Receipt, RecordFacts
-from bcs.commands.checks.findings import Finding, Status
-from bcs.commands.checks.redis_checks import look_at_redis
-from bcs.contracts import topics
-from bcs.contracts.published import ConsumedMessage, OutboundMessage
-from bcs.domain.errors import RedisUnusable, StoreUnavailable
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer, free_port
 from bcs.domain.state import delta_of
-from bcs.embedded import HOST, EmbeddedServer, free_port
-from bcs.store.multiplexer import Command
-from bcs.store.redis_backlog import FACTS, RedisBacklog
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_outbox import RedisOutbox
+from bcs.errors import RedisUnusable, StoreUnavailable
+from bcs.ops.doctor.findings import Finding, Status
+from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.storage.redis.archive_queue import FACTS, RedisBacklog
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.multiplexer import Command
+from bcs.storage.redis.outbox import RedisOutbox
+from bcs.wire import topics
+from bcs.wire.published import ConsumedMessage, OutboundMessage
 from tests.integration.stores import BREAKER_FAILURES, DELTA, MakeGateway, MakeStore, completed, echo
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
@@ -223,7 +223,7 @@ async def test_whatever_redis_refuses_no_fact_is_buried_and_the_reason_is_named(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("bcs.store.redis_gateway._REFUSAL_SECONDS", 0.1)
+    monkeypatch.setattr("bcs.storage.redis.gateway._REFUSAL_SECONDS", 0.1)
     # Where a snapshot would go: none can be made.
     (private_valkey.directory / "dump.rdb").mkdir()
     async with (

@@ -9,10 +9,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from bcs.commands.checks.findings import Status
-from bcs.commands.checks.redis_checks import look_at_redis
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.state import delta_of
+from bcs.ops.doctor.findings import Status
+from bcs.ops.doctor.redis_checks import look_at_redis
 from tests.integration.record_world import RecordWorld
 from tests.support.past import AT_US
 from tests.support.waiting import wait_until

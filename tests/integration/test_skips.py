@@ -9,12 +9,12 @@ from functools import partial
 import anyio
 import pytest
 
-from bcs.contracts import topics
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipOrder, SkipOutcome, WaitingSkip
-from bcs.failpoints import FailPoint
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_skips import RedisSkips
+from bcs.observability.failpoints import FailPoint
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.skips import RedisSkips
+from bcs.wire import topics
 from tests.support.commands import bcs
 from tests.support.events import Event, registered, spellchecked
 from tests.support.kafka import Platform, values

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from bcs.domain.state import BatchState
-from bcs.store.recall import Recall
+from bcs.storage.recall import Recall
 from tests.chaos.history import told
 from tests.integration.stores import MakeGateway, MakeStore
 from tests.support.events import spellchecked

@@ -7,7 +7,7 @@ from time import monotonic
 
 import pytest
 
-from bcs.embedded import EmbeddedServer
+from bcs.devtools.servers.embedded import EmbeddedServer
 from tests.support.events import spellchecked
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bcs.contracts import topics
+from bcs.wire import topics
 from tests.support.events import Event, cj_completed, envelope, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bcs.contracts.published import OutboundMessage
-from bcs.domain.errors import StoreUnavailable
+from bcs.config.settings import load_settings
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
 from bcs.domain.history import PipelineResolved
-from bcs.persistence import Persistence, open_persistence
-from bcs.settings import load_settings
+from bcs.errors import StoreUnavailable
+from bcs.storage.factory import Persistence, open_persistence
+from bcs.wire.published import OutboundMessage
 from tests.integration.record_world import RecordWorld
 from tests.support.laws import LAW
 from tests.support.past import AT_US

@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from bcs.contracts.published import OutboundMessage
-from bcs.domain.errors import StoreCorrupted
 from bcs.domain.facts import EssaysRegistered, Fact, PhaseOutcome
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState, delta_of
-from bcs.store.base import Committed
-from bcs.store.codec import BatchKeys
-from bcs.store.committing import CommitPolicy
-from bcs.store.multiplexer import Command
-from bcs.store.redis_batch import merge
-from bcs.store.redis_errors import CORRUPT, code_of
-from bcs.store.redis_gateway import RedisGateway, RedisSession
-from bcs.store.redis_outbox import RedisOutbox
-from bcs.store.redis_state import RedisStateStore
+from bcs.errors import StoreCorrupted
+from bcs.storage.committing import CommitPolicy
+from bcs.storage.ports import Committed
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.batch_commands import merge
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.errors import CORRUPT, code_of
+from bcs.storage.redis.gateway import RedisGateway, RedisSession
+from bcs.storage.redis.multiplexer import Command
+from bcs.storage.redis.outbox import RedisOutbox
+from bcs.wire.published import OutboundMessage
 from tests.integration.stores import (
     BREAKER_FAILURES,
     PHASES,

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, PhaseReported
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState, delta_of
-from bcs.store.base import Committed, StateStore
-from bcs.store.committing import CommitPolicy
-from bcs.store.memory import MemoryStateStore
-from bcs.store.redis_gateway import RedisGateway
+from bcs.storage.committing import CommitPolicy
+from bcs.storage.memory import MemoryStateStore
+from bcs.storage.ports import Committed, StateStore
+from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, completed, failed, same_but_for_the_version
 from tests.support.laws import LAW
 

@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from bcs.domain.facts import Outcome
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
 from tests.chaos.connection import Ending
 from tests.chaos.load import Load
 from tests.support.laws import LAW

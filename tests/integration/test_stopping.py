@@ -13,8 +13,8 @@ from time import monotonic
 import aiohttp
 import pytest
 
-from bcs import embedded
-from bcs.embedded import EmbeddedServer
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import EmbeddedServer
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, create_platform_topics
 from tests.support.service import Orchestrator, RunningService, running_service, service_in_thread

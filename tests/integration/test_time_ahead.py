@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import anyio.to_thread
 import pytest
 
-from bcs.contracts import topics
 from bcs.domain.facts import EssayPhaseEnded, Outcome
 from bcs.domain.state import delta_of
+from bcs.wire import topics
 from tests.support.events import now, registered, spellchecked
 from tests.support.kafka import Platform, values
 from tests.support.service import Orchestrator, RunningService, running_service

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from bcs.embedded import EmbeddedServer
+from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.kafka.isolation import IsolatingConsumer
 
 pytestmark = pytest.mark.anyio

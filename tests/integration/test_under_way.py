@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import anyio
 import pytest
 
-from bcs.embedded import EmbeddedServer
-from bcs.failpoints import FailPoint
+from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.kafka.isolation import IsolatingConsumer
+from bcs.observability.failpoints import FailPoint
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService, running_service

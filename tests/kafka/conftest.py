@@ -6,8 +6,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bcs.contracts import topics
-from bcs.embedded import HOST, EmbeddedServer, create_topics, free_port
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer, create_topics, free_port
+from bcs.wire import topics
 from tests.chaos.replica_tap import between
 from tests.kafka.services import LATE_TOPIC, LostAnswers, OwnKafka
 from tests.support import apache_kafka as apache

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from bcs.contracts import topics
+from bcs.wire import topics
 from tests.kafka.services import IN_TIME_SECONDS
 from tests.support.kafka import PARTITIONS
 from tests.support.waiting import wait_until

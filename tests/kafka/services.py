@@ -11,8 +11,8 @@ from typing import Any
 from aiokafka import ConsumerRecord
 from aiokafka.structs import RecordMetadata
 
-from bcs.contracts import topics
-from bcs.embedded import EmbeddedServer
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.wire import topics
 from tests.support.kafka import Platform, values
 from tests.support.service import BcsProcess, Orchestrator, RunningService, running_service, serve
 from tests.support.waiting import wait_until

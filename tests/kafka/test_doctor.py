@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from bcs.contracts import topics
-from bcs.embedded import create_topics, free_port
+from bcs.devtools.servers.embedded import create_topics, free_port
+from bcs.wire import topics
 from tests.kafka.services import SESSION_SECONDS
 from tests.support.apache_kafka import apache_kafka
 from tests.support.commands import bcs, settings_of

@@ -9,8 +9,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from redis.asyncio import Redis
 
-from bcs.contracts import topics
-from bcs.embedded import EmbeddedServer
+from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.wire import topics
 from tests.kafka.operator import Operator
 from tests.kafka.services import letter_about, replica, shared_names
 from tests.support.events import spellchecked

@@ -7,9 +7,9 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from bcs.commands.checks.findings import Status
-from bcs.commands.checks.kafka_checks import look_at_kafka
-from bcs.contracts import topics
+from bcs.ops.doctor.findings import Status
+from bcs.ops.doctor.kafka_checks import look_at_kafka
+from bcs.wire import topics
 from tests.kafka.services import IN_TIME_SECONDS, OwnKafka, assert_nothing_crashed, service_on
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform

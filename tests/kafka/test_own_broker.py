@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.published import as_uuid
-from bcs.embedded import create_topics
+from bcs.devtools.servers.embedded import create_topics
+from bcs.wire import topics
+from bcs.wire.published import as_uuid
 from tests.kafka.group import Group
 from tests.kafka.services import (
     IN_TIME_SECONDS,

@@ -14,11 +14,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from bcs.actors import publisher
-from bcs.contracts import topics
-from bcs.contracts.letters import read_letter
-from bcs.contracts.published import OutboundMessage
-from bcs.dlq.reading import reference_of
-from bcs.store.memory import MemoryOutbox
+from bcs.ops.dlq.reading import reference_of
+from bcs.storage.memory import MemoryOutbox
+from bcs.wire import topics
+from bcs.wire.dead_letters.decode import read_letter
+from bcs.wire.published import OutboundMessage
 from tests.kafka.services import SESSION_SECONDS
 from tests.support.kafka import Platform
 from tests.support.service import RunningService, running_service

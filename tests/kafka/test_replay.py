@@ -21,17 +21,17 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
-from bcs.contracts import topics
-from bcs.contracts.dead_letters import ORIGINAL_TIMESTAMP, unread_letter
-from bcs.contracts.decoding import EventDecoder
-from bcs.contracts.letters import read_letter
-from bcs.dlq.reading import reference_of
 from bcs.domain.facts import Fact
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import delta_of
-from bcs.store.codec import BatchKeys
-from bcs.store.redis_gateway import RedisGateway
-from bcs.store.redis_state import RedisStateStore
+from bcs.ops.dlq.reading import reference_of
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.wire import topics
+from bcs.wire.dead_letters.decode import read_letter
+from bcs.wire.dead_letters.encode import ORIGINAL_TIMESTAMP, unread_letter
+from bcs.wire.decoding import EventDecoder
 from tests.kafka.operator import Operator
 from tests.kafka.services import SESSION_SECONDS
 from tests.support import apache_kafka as apache

@@ -8,9 +8,9 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from bcs.commands.checks.findings import Finding
-from bcs.commands.checks.kafka_checks import look_at_kafka
-from bcs.contracts import topics
+from bcs.ops.doctor.findings import Finding
+from bcs.ops.doctor.kafka_checks import look_at_kafka
+from bcs.wire import topics
 from tests.kafka.forbidding import DESCRIBE, READ, TOPIC, forbidden
 from tests.kafka.group import Group
 from tests.kafka.services import IN_TIME_SECONDS, OwnKafka, assert_nothing_crashed, original, service_on

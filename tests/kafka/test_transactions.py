@@ -9,7 +9,7 @@ import anyio
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from bcs.contracts import topics
+from bcs.wire import topics
 from tests.kafka.group import Group
 from tests.kafka.services import SESSION_SECONDS, service_on
 from tests.support.commands import bcs, settings_of

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.published import as_uuid
+from bcs.wire import topics
+from bcs.wire.published import as_uuid
 from tests.kafka.group import Group
 from tests.kafka.services import assert_nothing_crashed, assert_outbox_empties, letter_about, original, service_on
 from tests.support.events import cj_completed, phase_outcome, registered, spellchecked

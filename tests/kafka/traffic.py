@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from bcs.contracts import topics
+from bcs.wire import topics
 from tests.kafka.services import IN_TIME_SECONDS
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, uuids, values

@@ -8,7 +8,11 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from bcs.domain.errors import (
+from bcs.domain.law import CompleteWhen
+from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
+from bcs.domain.progress import BatchSummary, PhaseProgress
+from bcs.domain.resolution import Reason, admit, resolve
+from bcs.errors import (
     ConfigurationError,
     DependencyCycle,
     DuplicateName,
@@ -16,10 +20,6 @@ from bcs.domain.errors import (
     UnknownDependency,
     UnknownPipeline,
 )
-from bcs.domain.law import CompleteWhen
-from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
-from bcs.domain.progress import BatchSummary, PhaseProgress
-from bcs.domain.resolution import Reason, admit, resolve
 
 NAMES = ("p", "q", "r", "s", "t", "u")
 no_deadline = settings(deadline=None, max_examples=80)

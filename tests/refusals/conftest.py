@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bcs.embedded import EmbeddedServer, free_port
-from bcs.embedded_postgres import PostgresServer, postgres
+from bcs.devtools.servers.embedded import EmbeddedServer, free_port
+from bcs.devtools.servers.postgres import PostgresServer, postgres
 from tests.support import apache_kafka as apache
 from tests.support.databases import database
 

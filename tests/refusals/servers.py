@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 import asyncpg
 from redis.asyncio import Redis
 
-from bcs.contracts import topics
-from bcs.embedded import HOST, EmbeddedServer, binary_of, create_topics
-from bcs.embedded_postgres import PostgresServer
-from bcs.record import schema
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer, binary_of, create_topics
+from bcs.devtools.servers.postgres import PostgresServer
+from bcs.storage.postgres import schema
+from bcs.wire import topics
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import PARTITIONS
 

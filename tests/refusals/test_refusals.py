@@ -11,9 +11,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from bcs.contracts import topics
-from bcs.embedded import HOST, EmbeddedServer
-from bcs.embedded_postgres import PostgresServer
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer
+from bcs.devtools.servers.postgres import PostgresServer
+from bcs.wire import topics
 from tests.kafka.services import SESSION_SECONDS
 from tests.refusals.servers import Servers, database_server, redis_server
 from tests.refusals.ways import WAYS, Way

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
-from bcs.contracts import topics
-from bcs.embedded import free_port
+from bcs.devtools.servers.embedded import free_port
+from bcs.wire import topics
 from tests.kafka.forbidding import GROUP, READ, TOPIC, WRITE, forbidden
 from tests.refusals.servers import Servers
 

@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from bcs.contracts import topics
+from bcs.wire import topics
 from tests.chaos.figures import percentile
 from tests.support.events import Event, cj_completed, envelope, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform

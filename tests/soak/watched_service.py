@@ -13,9 +13,9 @@ from pathlib import Path
 
 import anyio
 
-from bcs.logs import configure_logging
-from bcs.process import tune_garbage_collection
-from bcs.settings import load_settings
+from bcs.config.settings import load_settings
+from bcs.observability.logs import configure_logging
+from bcs.runtime.process import tune_garbage_collection
 from tests.support.service import service_in_thread
 from tests.support.stalls import watched
 

@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from bcs.embedded import HOST, EmbeddedServer, free_port
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer, free_port
 
 VERSION = "4.1.1"
 _JAVA_AT_LEAST = 17

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from bcs.record.opening import open_record
-from bcs.record.postgres import PostgresRecord
-from bcs.settings import load_settings
+from bcs.config.settings import load_settings
+from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.opening import open_record
 
 # Far longer than any statement takes, also on a machine that has much to do.
 _DEADLINE_SECONDS = 4.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from bcs.contracts import topics
+from bcs.wire import topics
 
 
 @dataclass(frozen=True)

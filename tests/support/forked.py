@@ -19,7 +19,7 @@ from pathlib import Path
 
 import bcs
 
-_EXECUTABLE_MODULES = ("bcs.__main__", "bcs.record.migrations.env")
+_EXECUTABLE_MODULES = ("bcs.__main__", "bcs.storage.postgres.migrations.env")
 
 
 class ForkedProcess:
@@ -92,7 +92,7 @@ def _run(arguments: list[str], environment: dict[str, str], stdin: Path, stdout:
     if environment.get("PYTHONWARNINGS") == "error":
         warnings.resetwarnings()
         warnings.simplefilter("error")
-    from bcs.cli import main
+    from bcs.cli.main import main
 
     try:
         main()

@@ -14,10 +14,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.structs import RecordMetadata
 
-from bcs import embedded
-from bcs.contracts import topics
-from bcs.contracts.published import as_uuid
-from bcs.embedded import create_topics
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.embedded import create_topics
+from bcs.wire import topics
+from bcs.wire.published import as_uuid
 from tests.support.events import Event
 
 PARTITIONS = 4

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from bcs.embedded import HOST, EmbeddedServer
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer
 
 # So few that clients get connections on which others worked before them.
 _SERVER_CONNECTIONS = 2

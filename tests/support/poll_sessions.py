@@ -16,14 +16,14 @@ from bcs.actors.ingest.intake import Intake
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.session import PollSession
 from bcs.actors.ingest.skips import Skips
-from bcs.actors.kafka import KafkaStatus
 from bcs.actors.messages import RecordFacts
-from bcs.actors.waits import Waits
-from bcs.contracts.decoding import EventDecoder
+from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES
-from bcs.settings import Settings
-from bcs.store.memory import MemoryOutbox
-from bcs.telemetry import Telemetry
+from bcs.kafka.status import KafkaStatus
+from bcs.observability.telemetry import Telemetry
+from bcs.observability.waits import Waits
+from bcs.storage.memory import MemoryOutbox
+from bcs.wire.decoding import EventDecoder
 
 
 class Consumer:

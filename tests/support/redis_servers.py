@@ -6,7 +6,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from bcs.embedded import HOST, EmbeddedServer, binary_of
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer, binary_of
 
 VALKEY = "valkey"
 REDIS = "redis-server"

@@ -25,11 +25,11 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
-from bcs.app import Service
-from bcs.embedded import free_port
-from bcs.failpoints import FailPointHook, fail_points
-from bcs.pipeline_config import load_pipelines
-from bcs.settings import load_settings
+from bcs.config.pipelines import load_pipelines
+from bcs.config.settings import load_settings
+from bcs.devtools.servers.embedded import free_port
+from bcs.observability.failpoints import FailPointHook, fail_points
+from bcs.runtime.tree import Service
 from bcs.supervision import Snapshot
 from tests.support.forked import ForkedProcess
 from tests.support.tiers import IN_FULL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from bcs.settings import Settings
+from bcs.config.settings import Settings
 
 
 def settings_table() -> str:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from bcs.contracts import topics
+from bcs.wire import topics
 from tests.support.events import Event, event
 from tests.surface.placeholders import FIXED_DAY
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import anyio
 
 import bcs
-from bcs.cli import cli
-from bcs.settings import Settings
-from bcs.telemetry import Telemetry
+from bcs.cli.main import cli
+from bcs.config.settings import Settings
+from bcs.observability.telemetry import Telemetry
 from tests.surface.commands import facts_of_commands, facts_of_exit_codes
 from tests.surface.log_events import facts_of_log_events
 from tests.surface.metrics import facts_of_metrics

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import anyio
 from aiohttp.web_urldispatcher import UrlDispatcher
 
-from bcs.actors.http.problems import TITLES
+from bcs.http.problems import TITLES
 from tests.support.service import Answer, Orchestrator
 from tests.surface.facts import lines_of
 from tests.surface.placeholders import Placeholders, shape

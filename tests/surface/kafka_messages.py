@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from aiokafka import ConsumerRecord
 
-from bcs.contracts import topics
+from bcs.wire import topics
 from tests.surface.facts import lines_of
 from tests.surface.placeholders import Placeholders
 

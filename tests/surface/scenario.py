@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import anyio
 import asyncpg
 
-from bcs.contracts import topics
-from bcs.failpoints import FailPoint
+from bcs.observability.failpoints import FailPoint
+from bcs.wire import topics
 from tests.support.commands import bcs, settings_of
 from tests.support.kafka import Platform
 from tests.support.service import COMPLETE, DEFINE, Orchestrator, RunningService, running_service

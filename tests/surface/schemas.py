@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel
 
-from bcs.contracts.consumed import (
+from bcs.http.misspelt import Fields
+from bcs.http.parameters import EssaysQuery, HistoryQuery
+from bcs.http.requests import Body, CompletePhase, DefinePipeline
+from bcs.wire.events import (
     BatchEssaysRegistered,
     CJAssessmentCompletedV1,
     ELSBatchPhaseOutcomeV1,
@@ -14,9 +17,6 @@ from bcs.contracts.consumed import (
     EventData,
     SpellcheckPhaseCompletedV1,
 )
-from bcs.contracts.http import Body, CompletePhase, DefinePipeline
-from bcs.contracts.misspelt import Fields
-from bcs.contracts.parameters import EssaysQuery, HistoryQuery
 from tests.surface.facts import said_lines_of
 
 DOCUMENTS: Mapping[str, type[BaseModel]] = {

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bcs.embedded import valkey
-from bcs.embedded_postgres import postgres
+from bcs.devtools.servers.embedded import valkey
+from bcs.devtools.servers.postgres import postgres
 from tests.support.databases import database
 from tests.support.kafka import platform_broker
 from tests.surface.scenario import Servers

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic_settings import BaseSettings
 
-from bcs.settings import InvalidSettings, load_settings
+from bcs.config.settings import InvalidSettings, load_settings
 from tests.surface.facts import lines_of, said_lines_of
 
 # Each is beyond what another one allows.

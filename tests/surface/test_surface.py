@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Counter
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bcs.settings import Settings
-from bcs.telemetry import Telemetry
+from bcs.config.settings import Settings
+from bcs.observability.telemetry import Telemetry
 from tests.surface.comparing import ACCEPT, DIRECTORY, Surface, accept, accepted, difference
 from tests.surface.families import LEAST, OF_THE_STORY, WITHOUT_SERVERS
 from tests.surface.log_events import NotReadable, facts_of_log_events

@@ -10,8 +10,8 @@ import pytest
 from aiokafka.conn import collect_hosts
 from asyncpg import connect_utils
 
-from bcs.addresses import ASYNCPG_OPTIONS, SERVER_SETTINGS, parse_as_asyncpg
-from bcs.settings import InvalidSettings, load_settings, load_settings_for_health_check
+from bcs.config.addresses import ASYNCPG_OPTIONS, SERVER_SETTINGS, parse_as_asyncpg
+from bcs.config.settings import InvalidSettings, load_settings, load_settings_for_health_check
 
 REDIS, DATABASE, KAFKA = "BCS_REDIS_URL", "BCS_DATABASE_URL", "BCS_KAFKA_BOOTSTRAP_SERVERS"
 

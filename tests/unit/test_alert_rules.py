@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bcs.telemetry import Telemetry
+from bcs.observability.telemetry import Telemetry
 
 RULES = Path(__file__).parent.parent.parent / "config" / "prometheus-rules.yml"
 # What Prometheus adds to each series, and to the buckets of a histogram.

@@ -16,7 +16,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from bcs.actors.broker_errors import REFUSED_FOR_GOOD, InvalidRecordError, may_be_about_one_record
+from bcs.kafka.broker_errors import REFUSED_FOR_GOOD, InvalidRecordError, may_be_about_one_record
 
 
 def test_a_code_that_aiokafka_does_not_know_is_kept() -> None:

@@ -10,12 +10,12 @@ import pytest
 from aiokafka import AIOKafkaProducer, errors
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
-from bcs.addresses import database_address, redis_address
-from bcs.dlq.reading import kafka_answers
-from bcs.domain.errors import KafkaUnavailable, StoreUnavailable
+from bcs.config.addresses import database_address, redis_address
+from bcs.errors import KafkaUnavailable, StoreUnavailable
 from bcs.kafka.causes import ProducerRefused, cause_of, is_refusal, start
-from bcs.record.gateway import brief
-from bcs.store.redis_errors import unavailable
+from bcs.ops.dlq.reading import kafka_answers
+from bcs.storage.postgres.gateway import brief
+from bcs.storage.redis.errors import unavailable
 
 pytestmark = pytest.mark.anyio
 

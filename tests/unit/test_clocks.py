@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from bcs.actors.clocks import Clocks
-from bcs.domain.errors import ClocksDiffer
+from bcs.errors import ClocksDiffer
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,10 @@ from functools import partial
 import pytest
 from rich.console import Console
 
-from bcs.commands.asking import RequestFailed
-from bcs.commands.output import counted, plain, present, printable, table
+from bcs.cli.output import plain, present, table
 from bcs.domain.times import format_timestamp
+from bcs.ops.asking import RequestFailed
+from bcs.ops.wording import counted, printable
 
 
 def test_times_keep_their_microseconds() -> None:
@@ -49,7 +50,7 @@ def test_into_a_pipe_nothing_is_cut_off_or_wrapped(
 def test_a_table_breaks_between_words_at_any_width(
     columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bcs.commands.output.Console", partial(Console, force_terminal=True, width=columns))
+    monkeypatch.setattr("bcs.cli.output.Console", partial(Console, force_terminal=True, width=columns))
     words = ["consumer", "group", "bcs-event-consumer:", "no", "members", "(Empty)", "a-word-of-28-characters-xxxx"]
     page = table("status", "check", "number", "found", right=("number",))
     for number in range(2):

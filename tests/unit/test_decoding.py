@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.decoding import DecodedEvent, EventDecoder
-from bcs.domain.errors import UndecodableMessage
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, repeat_key_of
 from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.errors import UndecodableMessage
+from bcs.wire import topics
+from bcs.wire.decoding import DecodedEvent, EventDecoder
 
 DECODER = EventDecoder(PLATFORM_PHASES)
 RECORD_MS = 1_700_000_000_123

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from bcs.commands.checks import kafka_judgement as kafka
-from bcs.commands.checks import record_judgement as record
-from bcs.commands.checks import redis_judgement as redis
-from bcs.commands.checks import settings_judgement
-from bcs.commands.checks.findings import Finding, Status, brief
-from bcs.commands.checks.kafka_judgement import TopicConfig
-from bcs.commands.checks.service_checks import judged
+from bcs.config.settings import Settings, unknown_variables
 from bcs.kafka.brokers import Broker
 from bcs.kafka.offsets import CommitNote, Offsets
-from bcs.record.migrations import HEAD
-from bcs.settings import Settings, unknown_variables
+from bcs.ops.doctor import kafka_judgement as kafka
+from bcs.ops.doctor import record_judgement as record
+from bcs.ops.doctor import redis_judgement as redis
+from bcs.ops.doctor import settings_judgement
+from bcs.ops.doctor.findings import Finding, Status, brief
+from bcs.ops.doctor.kafka_judgement import TopicConfig
+from bcs.ops.doctor.service_checks import judged
+from bcs.storage.postgres.migrations import HEAD
 
 OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
 MEBIBYTE = 1024 * 1024

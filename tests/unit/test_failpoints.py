@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from bcs.failpoints import FailPoint, fail_points, hit
+from bcs.observability.failpoints import FailPoint, fail_points, hit
 
 pytestmark = pytest.mark.anyio
 

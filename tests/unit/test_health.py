@@ -9,12 +9,12 @@ from typing import cast
 import pytest
 from aiohttp import web
 
-from bcs.actors.http.health import Probes
-from bcs.actors.kafka import KafkaStatus
 from bcs.actors.redis_probe import RedisStatus
-from bcs.actors.waits import CONNECT_PRODUCER, Waits
-from bcs.settings import Settings
-from bcs.store.base import StateStore
+from bcs.config.settings import Settings
+from bcs.http.routes.health import Probes
+from bcs.kafka.status import KafkaStatus
+from bcs.observability.waits import CONNECT_PRODUCER, Waits
+from bcs.storage.ports import StateStore
 from bcs.supervision import Snapshot, State
 
 pytestmark = pytest.mark.anyio

@@ -31,8 +31,8 @@ from bcs.domain.history import (
     consumed_entry_id,
     weight,
 )
-from bcs.record.rows import from_text, to_text
-from bcs.store.history_codec import decode_entry, encode_entry
+from bcs.storage.history_codec import decode_entry, encode_entry
+from bcs.storage.postgres.rows import from_text, to_text
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 times = st.integers(0, 2**62)
@@ -202,7 +202,7 @@ def test_a_long_text_weighs_as_much_as_many_facts() -> None:
 
 
 def test_the_migration_gives_an_outcome_the_key_that_the_service_gives_it() -> None:
-    migration = import_module("bcs.record.migrations.versions.v0002_completion_law")
+    migration = import_module("bcs.storage.postgres.migrations.versions.v0002_completion_law")
     for correlation_id in (None, "", "c\0"):
         for status in ("a", "b"):
             for names in ((), ("b", "a"), ("b", "\0", "\1", "a\\0", "b"), ("ä", "\ud800")):

@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
-from bcs.actors.http.problems import TITLES, Kind
-from bcs.contracts.http import CompletePhase, DefinePipeline, InvalidBody, parse_body
-from bcs.contracts.tracing import trace_of
+from bcs.http.problems import TITLES, Kind
+from bcs.http.requests import CompletePhase, DefinePipeline, InvalidBody, parse_body
+from bcs.wire.tracing import trace_of
 
 PROBLEMS = Path(__file__).parent.parent.parent / "docs" / "problems.md"
 BODY: dict[str, Any] = {"batch_id": "b", "requested_pipeline": "nlp", "correlation_id": "c"}

@@ -7,7 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
-from bcs.cli import HEALTH_SECONDS, cli
+from bcs.cli.main import HEALTH_SECONDS, cli
 
 DOCKERFILE = (Path(__file__).parent.parent.parent / "Dockerfile").read_text()
 

@@ -9,8 +9,8 @@ import anyio
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
-from bcs.contracts import topics
-from bcs.domain.errors import StoreUnavailable
+from bcs.errors import StoreUnavailable
+from bcs.wire import topics
 from tests.support.poll_sessions import Consumer, session_of
 
 pytestmark = pytest.mark.anyio

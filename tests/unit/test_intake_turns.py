@@ -10,7 +10,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from anyio.lowlevel import checkpoint
 
 from bcs.actors.messages import message_of
-from bcs.contracts import topics
+from bcs.wire import topics
 from tests.support.events import registered, spellchecked
 from tests.support.poll_sessions import Consumer, session_of
 

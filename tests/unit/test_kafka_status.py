@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from aiokafka import TopicPartition
 
-from bcs.actors.kafka import KafkaStatus
-from bcs.contracts import topics
 from bcs.kafka.offsets import CommitNote, Look
+from bcs.kafka.status import KafkaStatus
+from bcs.wire import topics
 
 TOPIC = topics.PHASE_OUTCOME
 KEY = TopicPartition(TOPIC, 3)

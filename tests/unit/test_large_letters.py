@@ -10,9 +10,9 @@ import anyio.lowlevel
 import pytest
 
 from bcs.actors.dead_letters import letter_of
-from bcs.contracts import topics
-from bcs.contracts.letters import Reference, read_letter
-from bcs.contracts.published import ConsumedMessage
+from bcs.wire import topics
+from bcs.wire.dead_letters.decode import Reference, read_letter
+from bcs.wire.published import ConsumedMessage
 
 pytestmark = pytest.mark.anyio
 

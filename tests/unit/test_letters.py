@@ -13,10 +13,23 @@ from aiokafka import ConsumerRecord
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bcs.commands.dlq_listing import nothing_selected
-from bcs.contracts import dead_letters as names
-from bcs.contracts import topics
-from bcs.contracts.dead_letters import (
+from bcs.cli.dlq_listing import nothing_selected
+from bcs.errors import UnreadableLetter
+from bcs.ops.dlq.purging import last_to_purge, purged
+from bcs.ops.dlq.reading import Junk, Survey
+from bcs.ops.dlq.selection import LetterRange, Selection, all_of_letters
+from bcs.wire import topics
+from bcs.wire.dead_letters import encode as names
+from bcs.wire.dead_letters.decode import (
+    DeadLetter,
+    Reference,
+    mark_key,
+    marked_offset,
+    purge_key,
+    purged_offset,
+    read_letter,
+)
+from bcs.wire.dead_letters.encode import (
     LARGE_LETTER_BYTES,
     ORIGINAL_TIMESTAMP,
     REPLAYED_FROM,
@@ -26,12 +39,7 @@ from bcs.contracts.dead_letters import (
     foreign,
     unread_letter,
 )
-from bcs.contracts.letters import DeadLetter, Reference, mark_key, marked_offset, purge_key, purged_offset, read_letter
-from bcs.contracts.published import SERVICE, ConsumedMessage, Headers, OutboundMessage
-from bcs.dlq.purging import last_to_purge, purged
-from bcs.dlq.reading import Junk, Survey
-from bcs.dlq.selection import LetterRange, Selection, all_of_letters
-from bcs.domain.errors import UnreadableLetter
+from bcs.wire.published import SERVICE, ConsumedMessage, Headers, OutboundMessage
 
 NOW = datetime(2026, 5, 3, 8, tzinfo=UTC)
 WHERE = Reference(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), 2, 7)

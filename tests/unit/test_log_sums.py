@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from bcs.log_sums import LogSums
+from bcs.observability.log_sums import LogSums
 
 
 class Timers:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bcs.log_writer import LogWriter
+from bcs.observability.log_writer import LogWriter
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,13 @@ import pytest
 from anyio.lowlevel import checkpoint
 from pydantic_core import from_json, to_json
 
-from bcs.contracts.batches import (
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseInvalidated, PhaseOutcome
+from bcs.domain.history import FactsRecorded, KeptEntry
+from bcs.domain.law import CompleteWhen, CompletionLaw
+from bcs.domain.progress import Evaluation, summarizing
+from bcs.domain.slices import SLICE, Sliced, at_once
+from bcs.domain.state import BatchState, delta_of
+from bcs.http.documents import (
     Extent,
     encoding_history,
     encoding_phase,
@@ -22,16 +28,10 @@ from bcs.contracts.batches import (
     phase_document,
     state_document,
 )
-from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseInvalidated, PhaseOutcome
-from bcs.domain.history import FactsRecorded, KeptEntry
-from bcs.domain.law import CompleteWhen, CompletionLaw
-from bcs.domain.progress import Evaluation, summarizing
-from bcs.domain.slices import SLICE, Sliced, at_once
-from bcs.domain.state import BatchState, delta_of
-from bcs.store.codec import BatchKeys
-from bcs.store.deadlines import Deadline
-from bcs.store.pace import paced
-from bcs.store.redis_batch import StoredBatch, decoding, encoding
+from bcs.storage.deadlines import Deadline
+from bcs.storage.pace import paced
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.batch_commands import StoredBatch, decoding, encoding
 
 pytestmark = pytest.mark.anyio
 

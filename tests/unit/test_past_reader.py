@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
-from bcs.domain.errors import KafkaUnavailable, PartitionStalled
+from bcs.errors import KafkaUnavailable, PartitionStalled
 from bcs.kafka.isolation import Stall
-from bcs.rebuilding.reading import PastReader, Range
+from bcs.ops.rebuild.reading import PastReader, Range
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,9 @@ from textwrap import dedent
 
 import pytest
 
-from bcs.domain.errors import (
+from bcs.config.pipelines import load_pipelines, pipelines_yaml
+from bcs.domain.pipelines import PLATFORM_PHASES, Phase, PipelineDefinitions
+from bcs.errors import (
     ConfigurationError,
     DependenciesDiffer,
     DependencyCycle,
@@ -15,8 +17,6 @@ from bcs.domain.errors import (
     UnknownDependency,
     UnreadableConfiguration,
 )
-from bcs.domain.pipelines import PLATFORM_PHASES, Phase, PipelineDefinitions
-from bcs.pipeline_config import load_pipelines, pipelines_yaml
 
 ROOT = Path(__file__).parent.parent.parent
 

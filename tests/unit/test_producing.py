@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from bcs.commands.event_files import EventMessage, UnusableEvent, documents_in, messages_in
-from bcs.contracts import topics
-from bcs.contracts.consumed import ELSBatchPhaseOutcomeV1
-from bcs.contracts.decoding import EventDecoder
-from bcs.contracts.producing import EventType, Sample, event_type_of, sample_events
+from bcs.cli.event_files import EventMessage, UnusableEvent, documents_in, messages_in
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome
 from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.wire import topics
+from bcs.wire.decoding import EventDecoder
+from bcs.wire.events import ELSBatchPhaseOutcomeV1
+from bcs.wire.producing import EventType, Sample, event_type_of, sample_events
 
 NOW = datetime(2026, 5, 3, 8, tzinfo=UTC)
 NOW_US = int(NOW.timestamp()) * 1_000_000

@@ -11,14 +11,14 @@ from typing import Any, cast
 import pytest
 from aiokafka import ConsumerRecord
 
-from bcs.contracts.decoding import LATEST_US, EventDecoder, microseconds
-from bcs.domain.errors import StoreRefused, StoreUnavailable
 from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState, delta_of
-from bcs.rebuilding.crowding import Crowding
-from bcs.rebuilding.projecting import Projection
-from bcs.rebuilding.reading import Timed
+from bcs.errors import StoreRefused, StoreUnavailable
+from bcs.ops.rebuild.crowding import Crowding
+from bcs.ops.rebuild.projecting import Projection
+from bcs.ops.rebuild.reading import Timed
+from bcs.wire.decoding import LATEST_US, EventDecoder, microseconds
 from tests.support.events import Event, registered, spellchecked
 
 pytestmark = pytest.mark.anyio

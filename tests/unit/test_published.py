@@ -15,9 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from bcs.contracts import topics
-from bcs.contracts.dead_letters import LARGE_LETTER_BYTES, dead_letter, failed_resolution
-from bcs.contracts.published import ConsumedMessage, OutboundMessage, as_uuid, phases_skipped
+from bcs.wire import topics
+from bcs.wire.dead_letters.encode import LARGE_LETTER_BYTES, dead_letter, failed_resolution
+from bcs.wire.published import ConsumedMessage, OutboundMessage, as_uuid, phases_skipped
 
 NOW = datetime(2024, 11, 23, 12, 0, 0, 5, tzinfo=timezone(timedelta(hours=2)))
 NOW_TEXT = "2024-11-23T10:00:00.000005Z"

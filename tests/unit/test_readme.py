@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.settings import Settings
-from bcs.telemetry import Telemetry
+from bcs.config.settings import Settings
+from bcs.observability.telemetry import Telemetry
+from bcs.wire import topics
 from tests.refusals.table import table
 from tests.support.law_stories import STORIES, Story, stories_table
 from tests.support.settings_table import settings_table

@@ -8,7 +8,7 @@ import pytest
 
 from bcs.domain.facts import EssaysRegistered, Fact, PhaseOutcome
 from bcs.domain.state import BatchState, delta_of
-from bcs.store.recall import Recall
+from bcs.storage.recall import Recall
 
 pytestmark = pytest.mark.anyio
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bcs.domain.errors import ConfigurationError
-from bcs.record.fitness import ensure_usable
+from bcs.errors import ConfigurationError
+from bcs.storage.postgres.fitness import ensure_usable
 
 
 @pytest.mark.parametrize("version", [15, 18, 99])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bcs.store.redis_server import fields_of, identity_of, product_of, unfit, unfit_cluster
+from bcs.storage.redis.server import fields_of, identity_of, product_of, unfit, unfit_cluster
 
 RUN, DATA = "0123456789abcdef", "fedcba9876543210"
 

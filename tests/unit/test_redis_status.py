@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bcs.actors.redis_probe import RedisStatus
-from bcs.domain.errors import StoreUnavailable
+from bcs.errors import StoreUnavailable
 
 TRUSTED_SECONDS = 9.0
 

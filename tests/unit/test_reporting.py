@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from bcs.domain.errors import ReportOutdated
 from bcs.domain.facts import (
     EssayPhaseEnded,
     EssaysRegistered,
@@ -18,6 +17,7 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import Evaluation
 from bcs.domain.reporting import report_time_us
 from bcs.domain.state import delta_of
+from bcs.errors import ReportOutdated
 
 LAW = CompletionLaw({"spellcheck": (), "nlp": ("spellcheck",)})
 NOW, SKEW = 1_000, 100

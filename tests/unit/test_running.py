@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from bcs.running import in_time, run
+from bcs.runtime.running import in_time, run
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bcs.domain.errors import ConfigurationError
-from bcs.settings import Environment, InvalidSettings, Settings, load_settings, unknown_variables
+from bcs.config.settings import Environment, InvalidSettings, Settings, load_settings, unknown_variables
+from bcs.errors import ConfigurationError
 
 
 @pytest.fixture(autouse=True)

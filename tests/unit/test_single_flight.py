@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from bcs.store.single_flight import SingleFlight
+from bcs.storage.single_flight import SingleFlight
 
 pytestmark = pytest.mark.anyio
 

@@ -8,11 +8,11 @@ from typing import get_args
 
 import pytest
 
-from bcs.app import Service
-from bcs.contracts import topics
-from bcs.domain.errors import DeadLetterReason
-from bcs.pipeline_config import load_pipelines
-from bcs.settings import load_settings
+from bcs.config.pipelines import load_pipelines
+from bcs.config.settings import load_settings
+from bcs.errors import DeadLetterReason
+from bcs.runtime.tree import Service
+from bcs.wire import topics
 
 pytestmark = pytest.mark.anyio
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bcs.contracts import topics
-from bcs.contracts.decoding import EventDecoder
-from bcs.domain.errors import UndecodableMessage
 from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.errors import UndecodableMessage
+from bcs.wire import topics
+from bcs.wire.decoding import EventDecoder
 from tests.support import events
 
 DECODER = EventDecoder(PLATFORM_PHASES)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bcs.actors.waits import Wait, Waits
+from bcs.observability.waits import Wait, Waits
 
 BEGAN = datetime(2026, 11, 28, tzinfo=UTC)
 

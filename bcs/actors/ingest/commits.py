@@ -13,10 +13,10 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bcs.actors.ingest.offsets import OffsetTracker
 from bcs.actors.messages import MessageFinished
-from bcs.failpoints import FailPoint, hit
 from bcs.kafka.causes import cause_of
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.kafka.offsets import CommitNote
+from bcs.observability.failpoints import FailPoint, hit
 from bcs.supervision import ActorContext
 
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from bcs.actors.messages import Receipt, RecordFacts
+from bcs.config.settings import Settings
 from bcs.domain.history import Position
-from bcs.settings import Settings
 
 
 class InFlight:

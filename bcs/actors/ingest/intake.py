@@ -18,16 +18,16 @@ from bcs.actors.ingest.passing_over import PassingOver
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.refused import RefusedMessages
 from bcs.actors.ingest.session import PollSession
-from bcs.actors.kafka import KafkaStatus, close
 from bcs.actors.messages import MessageFinished
-from bcs.actors.waits import INTAKE, READ_KAFKA, Waits
-from bcs.failpoints import FailPoint, hit
+from bcs.config.settings import Settings
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer
-from bcs.settings import Settings
-from bcs.store.base import OutboxEntrance
+from bcs.kafka.status import KafkaStatus, close
+from bcs.observability.failpoints import FailPoint, hit
+from bcs.observability.telemetry import Telemetry
+from bcs.observability.waits import INTAKE, READ_KAFKA, Waits
+from bcs.storage.ports import OutboxEntrance
 from bcs.supervision import ActorContext
-from bcs.telemetry import Telemetry
 
 log = structlog.stdlib.get_logger("bcs.intake")
 

@@ -11,9 +11,9 @@ from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.offsets import OffsetTracker
 from bcs.actors.ingest.refused import RefusedMessages
 from bcs.actors.ingest.skips import Skips
-from bcs.domain.errors import StoreError
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipOutcome, WaitingSkip
+from bcs.errors import StoreError
 from bcs.kafka.isolation import IsolatingConsumer
 
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")

@@ -11,10 +11,10 @@ from aiokafka import ConsumerRecord
 from bcs.actors.clocks import Clocks
 from bcs.actors.ingest.skips import Skips
 from bcs.actors.messages import decoded, written_at_ms
-from bcs.contracts.decoding import DecodedEvent, EventDecoder
-from bcs.contracts.published import ConsumedMessage
-from bcs.domain.errors import UndecodableMessage
 from bcs.domain.times import format_timestamp
+from bcs.errors import UndecodableMessage
+from bcs.wire.decoding import DecodedEvent, EventDecoder
+from bcs.wire.published import ConsumedMessage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,14 +12,14 @@ from bcs.actors.dead_letters import letter_of
 from bcs.actors.ingest.skips import REASON as SKIPPED
 from bcs.actors.ingest.skips import reason_of
 from bcs.actors.messages import Receipt, RecordFacts, position_of
-from bcs.actors.waits import INTAKE, Waits
-from bcs.contracts.dead_letters import unread_letter
-from bcs.contracts.published import OutboundMessage
-from bcs.domain.errors import StoreError, UndecodableMessage
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipOrder
-from bcs.store.base import OutboxEntrance
-from bcs.telemetry import Telemetry
+from bcs.errors import StoreError, UndecodableMessage
+from bcs.observability.telemetry import Telemetry
+from bcs.observability.waits import INTAKE, Waits
+from bcs.storage.ports import OutboxEntrance
+from bcs.wire.dead_letters.encode import unread_letter
+from bcs.wire.published import OutboundMessage
 
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 

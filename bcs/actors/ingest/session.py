@@ -19,18 +19,18 @@ from bcs.actors.ingest.passing_over import PassingOver
 from bcs.actors.ingest.reading import EventReader, ahead_of_time
 from bcs.actors.ingest.refused import RefusedMessages
 from bcs.actors.ingest.turns import Turns
-from bcs.actors.kafka import KafkaStatus
 from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, message_of, position_of
 from bcs.actors.portions import Amount
-from bcs.actors.waits import INTAKE, READ_KAFKA, Waits
-from bcs.contracts import topics
-from bcs.domain.errors import ClocksDiffer, StoreUnavailable, UndecodableMessage
+from bcs.config.settings import Settings
 from bcs.domain.skips import SkipOutcome
-from bcs.failpoints import FailPoint, hit
+from bcs.errors import ClocksDiffer, StoreUnavailable, UndecodableMessage
 from bcs.kafka.isolation import IsolatingConsumer
-from bcs.settings import Settings
+from bcs.kafka.status import KafkaStatus
+from bcs.observability.failpoints import FailPoint, hit
+from bcs.observability.telemetry import Telemetry
+from bcs.observability.waits import INTAKE, READ_KAFKA, Waits
 from bcs.supervision import ActorContext
-from bcs.telemetry import Telemetry
+from bcs.wire import topics
 
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 

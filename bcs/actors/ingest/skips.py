@@ -11,10 +11,10 @@ import anyio
 import structlog
 
 from bcs.actors.messages import position_of
-from bcs.contracts.published import ConsumedMessage, rfc3339
-from bcs.domain.errors import StoreError, UndecodableMessage
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipEvent, SkipOrder, SkipOutcome, WaitingSkip
+from bcs.errors import StoreError, UndecodableMessage
+from bcs.wire.published import ConsumedMessage, rfc3339
 
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 

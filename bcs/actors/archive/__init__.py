@@ -1,0 +1,1 @@
+"""The archive: writes what became known and what was answered to PostgreSQL."""

@@ -1,0 +1,92 @@
+"""A page of a batch's history, for a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from bcs.cli.output import plain
+from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
+from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved
+from bcs.domain.times import format_timestamp
+from bcs.http.documents import OUTCOMES
+from bcs.ops.wording import counted
+from bcs.storage.postgres.history_reader import HistoryPage
+
+
+def history_page(batch_id: str, page: HistoryPage) -> RenderableType:
+    """What happened, when, and where that is known from."""
+    count = len(page.entries)
+    shown = f": {count} {'entry' if count == 1 else 'entries'}, newest first" if count else ": no such entry"
+    parts: list[RenderableType] = [Text.assemble("Batch ", plain(batch_id, "bold"), shown)]
+    for kept in page.entries:
+        parts += [Text(), *_told(kept)]
+    if page.continues_before is not None:
+        parts += [Text(), Text(f"There are older ones: --before {page.continues_before}")]
+    return Group(*parts)
+
+
+def _told(kept: KeptEntry) -> list[RenderableType]:
+    entry = kept.entry
+    if isinstance(entry, PipelineResolved):
+        origin = f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"
+        lines = [_answer(entry), origin]
+    else:
+        lines = [*_sentences(entry.facts), *_origin(entry)]
+    if entry.correlation_id:
+        lines.append(f"correlation id {entry.correlation_id}")
+    heading = Text.assemble((format_timestamp(entry.at_us), "bold"), f"  number {kept.number}")
+    return [heading, *(Padding(plain(line), (0, 0, 0, 2), expand=False) for line in lines)]
+
+
+def _answer(entry: PipelineResolved) -> str:
+    runs = ", ".join(decision.phase for decision in entry.decisions if decision.runs)
+    pruned = ", ".join(
+        f"{decision.phase} ({decision.reason.replace('_', ' ')})" for decision in entry.decisions if not decision.runs
+    )
+    known = "; the batch was not registered" if entry.registered is False else ""
+    return f"asked for {entry.pipeline}: runs {runs or 'nothing'}{f'; pruned {pruned}' if pruned else ''}{known}"
+
+
+def _sentences(facts: Sequence[Fact]) -> list[str]:
+    """One for each kind of fact: the essays that it is about are named when it is one, else counted."""
+    essays = Counter((fact.phase, fact.outcome) for fact in facts if isinstance(fact, EssayPhaseEnded))
+    sentences: dict[str, None] = {}
+    for fact in facts:
+        if isinstance(fact, EssayPhaseEnded):
+            count = essays[fact.phase, fact.outcome]
+            whom = f"essay {fact.essay_id}" if count == 1 else f"{count} essays"
+            sentences[f"{fact.phase} {OUTCOMES[fact.outcome]} for {whom}"] = None
+        elif isinstance(fact, PhaseOutcome):
+            sentences[_outcome(fact)] = None
+        elif isinstance(fact, PhaseReported):
+            sentences[f"{fact.phase} reported {OUTCOMES[fact.outcome]} for the whole batch"] = None
+        elif isinstance(fact, PhaseInvalidated):
+            whom = "all essays" if fact.essay_id is None else f"essay {fact.essay_id}"
+            sentences[f"what was known of {fact.phase} invalidated for {whom}"] = None
+        else:
+            named = counted(len(fact.essay_ids), "essay")
+            sentences[f"{named} registered, {fact.expected_count} expected"] = None
+    return list(sentences)
+
+
+def _outcome(fact: PhaseOutcome) -> str:
+    """The essays of a list are named where there is one, else counted."""
+    lists = [
+        f"{OUTCOMES[outcome]} for {f'essay {essays[0]}' if len(essays) == 1 else f'{len(essays)} essays'}"
+        for outcome, essays in ((Outcome.COMPLETED, fact.completed), (Outcome.FAILED, fact.failed))
+        if essays
+    ]
+    return f"{fact.phase} {', '.join(lists)}" if lists else f"{fact.phase} ended ({fact.status}), and names no essay"
+
+
+def _origin(entry: FactsRecorded) -> list[str]:
+    position = entry.position
+    if position is None:
+        return [f"{entry.event_type} over HTTP, by {entry.asked_by or 'an unknown caller'}"]
+    event = f"{entry.event_type}, event id {entry.event_id}" if entry.event_id else entry.event_type
+    return [event, f"from {position.topic}/{position.partition}/{position.offset}"]

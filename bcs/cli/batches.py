@@ -1,0 +1,220 @@
+"""`bcs batches`: what is known of a batch, what holds its phases back, and how it came to be known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from bcs.cli.batch_history import history_page
+from bcs.cli.known import read_known
+from bcs.cli.options import PANEL, AsJson, BatchId, command_group
+from bcs.cli.output import plain, present, print_json, table
+from bcs.cli.records import read_history
+from bcs.config.pipelines import pipelines_of
+from bcs.config.settings import load_settings
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.domain.progress import BlockingEssay, Evaluation, PhaseExplanation, Standing
+from bcs.domain.state import BatchState
+from bcs.domain.times import format_timestamp
+from bcs.errors import BcsError
+from bcs.http.documents import (
+    OUTCOMES,
+    Extent,
+    history_document,
+    phase_document,
+    phases_to_show,
+    state_document,
+)
+from bcs.http.parameters import HIGHEST_NUMBER, MOST_ENTRIES, USUAL_ENTRIES
+from bcs.ops.wording import counted, printable
+
+_LISTED = 20
+
+app = command_group("batches")
+
+
+class UnknownBatch(BcsError):
+    """Nothing is known of a batch."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"nothing is known of the batch {printable(batch_id)}: no event named it, or it has expired")
+        self.batch_id = batch_id
+
+
+@app.callback(rich_help_panel=PANEL)
+def batches() -> None:
+    """Look at batches."""
+
+
+@app.command()
+def show(
+    batch_id: BatchId,
+    phase: Annotated[
+        str | None, typer.Option("--phase", metavar="NAME", help="Only this phase. [default: all]", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            metavar="N",
+            min=1,
+            help="With --json, at most so many essays in a list. [default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    after: Annotated[
+        str,
+        typer.Option(
+            "--after",
+            metavar="ESSAY",
+            help="With --json, only essays whose ids come behind this one. [default: begin with the first]",
+            show_default=False,
+        ),
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show which phases of a batch are complete, and which essays keep each other phase from being complete.
+
+    Reads Redis and, where BCS_DATABASE_URL is set, the archive in PostgreSQL. The service need not run, and nothing is
+    written. A phase lists 20 essays at most, and a phase of which nothing is known lists none. `--phase` lists the
+    essays of that phase in any case. `--json` lists all essays, or as many as `--limit` says.
+    """
+    settings = load_settings()
+    definitions = pipelines_of(settings)
+    known = read_known(settings, batch_id)
+    state = known.state
+    if state.empty:
+        raise UnknownBatch(batch_id)
+    phases = phases_to_show(state, definitions.phases)
+    if phase is not None:
+        if phase not in {*phases, *PLATFORM_PHASES}:
+            raise typer.BadParameter(f"there is no such phase; there are: {', '.join(phases)}", param_hint="--phase")
+        phases = [phase]
+    evaluation = Evaluation(state, definitions.law(require_registration=settings.require_registration))
+    reports = [evaluation.explain(name) for name in phases]
+    if as_json:
+        extent = Extent(after, limit)
+        explained = [phase_document(of, extent) for of in reports]
+        essays = evaluation.essays
+        document = state_document(batch_id, state, known.version, known.source, essays, extent, str)
+        print_json({**document, "phases": explained})
+    else:
+        present(_page(batch_id, state, known.version, reports, in_full=phase is not None))
+
+
+@app.command()
+def history(
+    batch_id: BatchId,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, max=MOST_ENTRIES, help="At most so many entries.")
+    ] = USUAL_ENTRIES,
+    before: Annotated[
+        int | None,
+        typer.Option(
+            "--before",
+            metavar="NUMBER",
+            min=1,
+            help="Only entries with lower numbers. [default: begin with the newest]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what became known of a batch and what was answered because of it, newest first.
+
+    Reads the record in PostgreSQL that BCS_DATABASE_URL names; the service need not run. Essays are counted where an
+    event is about several. With --json all are named, with the time of each fact.
+    """
+    below = None if before is None else min(before, HIGHEST_NUMBER)
+    page = read_history(load_settings(), batch_id, before=below, limit=limit)
+    if page is None:
+        raise UnknownBatch(batch_id)
+    if as_json:
+        print_json(history_document(batch_id, page.entries, page.continues_before))
+    else:
+        present(history_page(batch_id, page))
+
+
+def _page(
+    batch_id: str, state: BatchState, version: int | None, reports: Sequence[PhaseExplanation], *, in_full: bool
+) -> RenderableType:
+    expected = f"{state.expected.count} expected" if state.expected else "not registered"
+    known = counted(len(state.first_seen_us), "essay")
+    origin = "from the record (PostgreSQL)" if version is None else f"version {version}"
+    parts: list[RenderableType] = [
+        Text.assemble("Batch ", plain(batch_id, "bold"), f": {known} known, {expected}, {origin}"),
+        Text(),
+        _counts(reports),
+        Text(),
+        _times(reports),
+    ]
+    # A list of all essays, once for each phase that has not begun, would hide the others.
+    unmarked = [of.phase for of in reports if of.newest is None and of.outcome is None and not in_full]
+    for of in reports:
+        if not of.progress.complete and of.phase not in unmarked:
+            parts += [Text(), *_explanation(of, registered=state.expected is not None)]
+    if unmarked:
+        parts += [Text(), Text.assemble("Nothing known at all yet: ", plain(", ".join(unmarked), "bold"))]
+    return Group(*parts)
+
+
+def _counts(reports: Sequence[PhaseExplanation]) -> RenderableType:
+    numbers = ("completed", "failed", "left out", "outstanding")
+    counts = table("phase", "progress", *numbers, right=numbers)
+    for of in reports:
+        progress = of.progress
+        word = Text("complete", "green") if progress.complete else Text("not complete", "yellow")
+        figures = (progress.completed, progress.failed, progress.left_out, of.outstanding)
+        counts.add_row(plain(of.phase), word, *map(str, figures))
+    return counts
+
+
+def _times(reports: Sequence[PhaseExplanation]) -> RenderableType:
+    times = table("phase", "known", "when")
+    for of in reports:
+        known = [("newest mark", of.newest)] if of.newest else []
+        known += [(f"reported {OUTCOMES[of.report.outcome]}", of.report)] if of.report else []
+        rows = [(what, mark.at_us) for what, mark in known]
+        rows += [(f"outcome {of.outcome.status}", of.outcome.at_us)] if of.outcome else []
+        for what, at_us in rows:
+            times.add_row(plain(of.phase), plain(what), format_timestamp(at_us))
+    return times
+
+
+def _explanation(of: PhaseExplanation, *, registered: bool) -> list[RenderableType]:
+    held_back_by = of.held_back_by
+    lines: list[RenderableType] = []
+    if held_back_by:
+        lines.append(Text.assemble(plain(of.phase, "bold"), f" is held back by {counted(len(held_back_by), 'essay')}:"))
+        essays = table("essay", "why")
+        for essay in held_back_by[:_LISTED]:
+            essays.add_row(plain(essay.essay_id), _why(essay, of))
+        lines.append(Padding(essays, (0, 0, 0, 2), expand=False))
+        if len(held_back_by) > _LISTED:
+            lines.append(Text(f"  and {len(held_back_by) - _LISTED} more, which --json lists"))
+    if of.missing:
+        missing = counted(of.missing, "expected essay")
+        lines.append(Text.assemble(plain(of.phase, "bold"), f" lacks {missing} that no event has named"))
+    if not lines and of.progress.completed and not registered:
+        lines.append(Text.assemble(plain(of.phase, "bold"), " is not complete, because the batch is not registered"))
+    if not lines:
+        lines.append(Text.assemble(plain(of.phase, "bold"), ": no essay is known, and nothing speaks for the batch"))
+    return lines
+
+
+def _why(essay: BlockingEssay, of: PhaseExplanation) -> str:
+    if essay.why is Standing.FAILED and essay.mark:
+        failed = "failed with the whole batch" if essay.mark is of.report else "failed"
+        return f"{failed} at {format_timestamp(essay.mark.at_us)}"
+    if essay.why is Standing.FAILED_BEFORE:
+        return "failed in a phase that this one requires"
+    if essay.why is Standing.LEFT_OUT and of.outcome:
+        return f"not in the outcome of {format_timestamp(of.outcome.at_us)}"
+    if essay.why is Standing.JOINED_AFTER_REPORT:
+        return f"joined after the report, at {format_timestamp(essay.first_seen_us)}"
+    return "never recorded"

@@ -1,0 +1,102 @@
+"""`bcs db`: the permanent record's schema, and its facts read from Kafka again."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import structlog
+import typer
+
+from bcs.cli.options import PANEL, AsJson, command_group
+from bcs.cli.output import print_json
+from bcs.config.pipelines import pipelines_of
+from bcs.config.settings import load_settings
+from bcs.errors import SchemaLocked, StoreRefused
+from bcs.runtime import running
+from bcs.storage.postgres.opening import named_database
+
+# What a shell makes of a process that a signal ended.
+_SIGNALLED = 128
+
+app = command_group("db")
+
+WaitSeconds = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        metavar="SECONDS",
+        min=0,
+        help="How long to wait while another session is in the way; default 60",
+        show_default=False,
+    ),
+]
+
+
+@app.callback(rich_help_panel=PANEL)
+def db() -> None:
+    """The permanent record in PostgreSQL."""
+
+
+@app.command()
+def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
+    """Bring the record's schema up to date.
+
+    The service does the same at its start, if its user may. Several may do it at once, beside services that run: one
+    after the other, and only the first has something to do.
+    """
+    # An error says all that there is to say, and the output may have to be JSON.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    settings = load_settings()
+    url = named_database(settings)
+    from bcs.storage.postgres import schema
+    from bcs.storage.postgres.gateway import NO_ANSWER, brief
+    from bcs.storage.postgres.inspecting import inspect
+
+    told: set[tuple[int, ...]] = set()
+
+    def waiting(locked: SchemaLocked) -> None:
+        holders = tuple(session.pid for session in locked.sessions)
+        if holders not in told:
+            told.add(holders)
+            typer.echo(f"Waiting for up to {wait_seconds:g} s: {locked}", err=True)
+
+    async def upgraded() -> schema.Upgraded:
+        # Asked first, since to connect may take longer otherwise.
+        await inspect(url, settings.database_deadline_seconds)
+        try:
+            return await schema.upgrade(url, wait_seconds=wait_seconds, waiting=waiting)
+        except NO_ANSWER as error:
+            raise StoreRefused("postgresql", brief(error)) from error
+
+    outcome = running.run(upgraded)
+    if as_json:
+        print_json({"from": outcome.before, "to": outcome.after})
+    elif outcome.before == outcome.after:
+        typer.echo(f"The schema is already current: version {outcome.after}.")
+    else:
+        origin = f"from version {outcome.before}" if outcome.before else "from nothing"
+        typer.echo(f"The schema is upgraded {origin} to version {outcome.after}.")
+
+
+@app.command()
+def rebuild(as_json: AsJson = False) -> None:
+    """Project what Kafka still has into the record again, while the service runs.
+
+    Reads the consumed topics from their beginning to where they end now, older messages first, and has what Redis knows
+    of these batches compared with the record. For a record that was lost, or begun late. What is there already stays as
+    it is, so it can be stopped and run again. What is not in Kafka does not come back: phases that were reported over
+    HTTP, and answers.
+    """
+    settings = load_settings()
+    named_database(settings)
+    from bcs.cli.db_progress import Told
+    from bcs.cli.db_rebuilding import rebuild_until_signalled
+
+    definitions = pipelines_of(settings)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    with Told(as_json) as told:
+        stopped_by = running.run(rebuild_until_signalled, settings, definitions, told.begun)
+        told.complete = stopped_by is None
+    if stopped_by is not None:
+        raise typer.Exit(_SIGNALLED + stopped_by)

@@ -1,0 +1,91 @@
+"""Runs a rebuild from the command line: until it is through, or a signal stops it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+import anyio
+import structlog
+
+from bcs.config.settings import Settings
+from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.errors import BcsError
+from bcs.ops.dlq.reading import reading_clients
+from bcs.ops.rebuild.crowding import Crowding
+from bcs.ops.rebuild.projecting import Projection, Tally
+from bcs.ops.rebuild.reading import PastReader
+from bcs.ops.stores import StateInMemory, connected
+from bcs.runtime.signals import stop_signals
+from bcs.storage.postgres.opening import open_record
+from bcs.storage.redis.stored_batches import StoredBatches
+from bcs.wire import topics
+from bcs.wire.decoding import EventDecoder, microseconds
+
+# As long as a service gives it at its start, which may have to make the tables first.
+_PROBE_SECONDS = 5.0
+
+
+async def rebuild_until_signalled(
+    settings: Settings, definitions: PipelineDefinitions, begun: Callable[[PastReader, Tally], Callable[[], None]]
+) -> signal.Signals | None:
+    """Project what Kafka has into the record.
+
+    :param begun: is called once all servers have answered; what it returns is called after each step.
+    :returns: the signal that stopped it, if one did.
+    :raises ConfigurationError: there is no record to rebuild.
+    :raises KafkaUnavailable: Kafka does not answer.
+    :raises StoreUnavailable: the record does not, or Redis.
+    """
+    if settings.use_mock_repository:
+        raise StateInMemory
+    # The record logs for a service; a command says what there is to say itself.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    received: list[signal.Signals] = []
+    failed: list[BcsError] = []
+    async with anyio.create_task_group() as group:
+
+        async def listen() -> None:
+            # The first one only: whoever sends a second one does not want to wait.
+            with anyio.open_signal_receiver(*stop_signals()) as signals:
+                async for number in signals:
+                    received.append(number)
+                    break
+            group.cancel_scope.cancel()
+
+        group.start_soon(listen)
+        try:
+            await _rebuild(settings, definitions, begun)
+        except BcsError as error:
+            failed.append(error)  # as it is, and not in a group
+        group.cancel_scope.cancel()
+    if failed:
+        raise failed[0]
+    return received[0] if received else None
+
+
+async def _rebuild(
+    settings: Settings, definitions: PipelineDefinitions, begun: Callable[[PastReader, Tally], Callable[[], None]]
+) -> None:
+    async with AsyncExitStack() as stack:
+        record = open_record(settings)
+        stack.push_async_callback(record.aclose)
+        await record.ensure_usable(_PROBE_SECONDS)
+        await record.probe(_PROBE_SECONDS)
+        gateway = await stack.enter_async_context(connected(settings))
+        await gateway.ping()
+        stored = StoredBatches(gateway, key_prefix=settings.redis_key_prefix)
+        consumer, admin = await stack.enter_async_context(reading_clients(settings, "batch-conductor-rebuild"))
+        past = PastReader(consumer, admin, settings.kafka_request_timeout_seconds)
+        await past.open(topics.CONSUMED)
+        tally = Tally()
+        phases = frozenset(definitions.phases) | PLATFORM_PHASES
+        decoder = EventDecoder(
+            phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
+        )
+        now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
+        crowding = Crowding(record, settings.max_essays_per_batch)
+        tell = begun(past, tally)
+        await Projection(decoder, record, stored, tell, now_us, max_skew_us, tally, crowding).project(past)

@@ -1,0 +1,124 @@
+"""What `bcs dlq show` prints."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from bcs.cli.dlq_listing import text_of
+from bcs.cli.output import print_json
+from bcs.ops.wording import printable
+from bcs.wire.dead_letters.decode import DeadLetter
+
+_WIDTH = 16
+_LIMIT_BYTES = 1024
+_PRINTABLE = range(32, 127)
+
+
+def say_letter(letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
+    """One letter, decoded."""
+    about: dict[str, Any] = {
+        "letter": str(letter.reference),
+        "replayed": replayed,
+        "reason": letter.reason,
+        "service": letter.service,
+        "error": f"{letter.error_type}: {letter.error_message}",
+        "batch": letter.batch_id,
+        "source": _source(letter),
+        "source_timestamp_ms": letter.source_timestamp_ms,
+        "attempts": letter.attempts,
+        "failures": letter.failures,
+        "first_failure": letter.first_failure,
+        "last_failure": letter.last_failure,
+        "key": _readable(letter.key),
+        "headers": [[name, _readable(value)] for name, value in letter.headers],
+        "truncated": letter.truncated,
+    }
+    envelope = _as_json(letter.value)
+    if as_json:
+        raw = None if letter.value is None else base64.b64encode(letter.value).decode()
+        print_json({**about, "envelope": envelope, "value_base64": raw})
+        return
+    for name, value in about.items():
+        if name == "headers":
+            for header, text in about["headers"]:
+                typer.echo(printable(f"{'header':20}{header}: {text}"))
+        else:
+            typer.echo(printable(f"{name:20}{text_of(value)}"))
+    typer.echo("")
+    if letter.unread:
+        typer.echo(f"The original could not be read; `replay` takes what lies at {_source(letter)}.")
+    elif letter.truncated:
+        typer.echo(f"The letter has only the beginning of the original; `replay` takes it from {_source(letter)}.")
+        typer.echo(_hex_dump(letter.beginning or b""))
+    elif letter.value is None:
+        typer.echo("The original has no value (null).")
+    elif envelope is not None:
+        for line in json.dumps(envelope, indent=2, ensure_ascii=False).splitlines():
+            typer.echo(printable(line))
+    else:
+        typer.echo(_hex_dump(letter.value))
+
+
+@dataclass(frozen=True, slots=True)
+class NoLetter:
+    """What lies on a dead-letter topic and is no letter.
+
+    :param problem: what it is instead, or what is wrong with it.
+    """
+
+    problem: str
+    key: bytes | None
+    value: bytes | None
+
+
+def say_junk(junk: NoLetter, *, as_json: bool) -> None:
+    """What is no letter, as bytes."""
+    if as_json:
+        raw = None if junk.value is None else base64.b64encode(junk.value).decode()
+        print_json({"problem": junk.problem, "key": _readable(junk.key), "value_base64": raw})
+        return
+    typer.echo(printable(f"no letter: {junk.problem}"), err=True)
+    typer.echo(printable(f"{'key':20}{text_of(_readable(junk.key))}"))
+    typer.echo("It has no value (null)." if junk.value is None else _hex_dump(junk.value))
+
+
+def _source(letter: DeadLetter) -> str:
+    if letter.is_resolution:
+        return "POST /internal/v1/pipelines/define"
+    return f"{letter.source_topic}/{letter.source_partition}/{letter.source_offset}"
+
+
+def _readable(raw: bytes | None) -> str | None:
+    """Bytes as text, and as base64 where they are none."""
+    if raw is None:
+        return None
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return f"base64:{base64.b64encode(raw).decode()}"
+
+
+def _as_json(raw: bytes | None) -> object:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)  # what Python reads beyond JSON could not be said as JSON again
+
+    try:
+        return json.loads(raw or b"", parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _hex_dump(raw: bytes) -> str:
+    lines = []
+    for start in range(0, min(len(raw), _LIMIT_BYTES), _WIDTH):
+        part = raw[start : start + _WIDTH]
+        readable = "".join(chr(byte) if byte in _PRINTABLE else "." for byte in part)
+        lines.append(f"{start:08x}  {part.hex(' '):{_WIDTH * 3}} {readable}")
+    if len(raw) > _LIMIT_BYTES:
+        lines.append(f"... and {len(raw) - _LIMIT_BYTES} bytes more")
+    return "\n".join(lines)

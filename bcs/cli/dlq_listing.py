@@ -1,0 +1,160 @@
+"""What `bcs dlq list` and a dry run print: rows for a pipe, and lines that fit for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from bcs.cli.output import on_terminal, plain, present, print_json, table
+from bcs.ops.wording import counted, printable
+from bcs.wire.dead_letters.decode import DeadLetter
+from bcs.wire.published import SERVICE
+
+if TYPE_CHECKING:
+    from bcs.ops.dlq.reading import Survey
+
+_UNREADABLE = "(no letter of ours)"
+_SECONDS_CHARACTERS = 19
+
+
+@dataclass(slots=True)
+class Group:
+    """Letters of one topic, reason and service."""
+
+    waiting: int = 0
+    replayed: int = 0
+    times: list[str] = field(default_factory=list)
+
+
+def say_survey(survey: Survey, *, each: bool, as_json: bool) -> None:
+    """Counts by topic, reason and service; with `each`, the letters themselves."""
+    if each:
+        _say_each(survey, as_json=as_json)
+        return
+    groups: dict[tuple[str, str, str], Group] = {}
+    for reference, letter in survey.letters.items():
+        group = groups.setdefault((reference.topic, letter.reason, letter.service), Group())
+        group.times.append(letter.timestamp)
+        if reference in survey.replayed:
+            group.replayed += 1
+        else:
+            group.waiting += 1
+    for reference in survey.unreadable:
+        groups.setdefault((reference.topic, _UNREADABLE, ""), Group()).waiting += 1
+    rows: list[dict[str, Any]] = [
+        {
+            "topic": topic,
+            "reason": reason,
+            "waiting": group.waiting,
+            "replayed": group.replayed,
+            "oldest": min(group.times, default=None),
+            "newest": max(group.times, default=None),
+            "service": service or None,
+        }
+        for (topic, reason, service), group in sorted(groups.items())
+    ]
+    if as_json:
+        print_json({"groups": rows})
+    elif not rows:
+        typer.echo(nothing_selected(survey.total))
+    elif on_terminal():
+        # A topic's name is too long for a column.
+        for topic, of_topic in groupby(rows, key=lambda row: row["topic"]):
+            typer.echo(printable(topic))
+            short = [{**row, "oldest": _seconds(row["oldest"]), "newest": _seconds(row["newest"])} for row in of_topic]
+            shared = any(row["service"] not in (None, SERVICE) for row in short)
+            _say_rows(("reason", "waiting", "replayed", "oldest", "newest", *(["service"] if shared else [])), short)
+    else:
+        _say_rows(("topic", "reason", "waiting", "replayed", "oldest", "newest", "service"), rows)
+
+
+def _say_each(survey: Survey, *, as_json: bool) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "letter": str(reference),
+            "reason": letter.reason,
+            "batch": letter.batch_id,
+            "time": letter.timestamp,
+            "failures": letter.failures,
+            "replayed": reference in survey.replayed,
+            "service": letter.service,
+        }
+        for reference, letter in sorted(survey.letters.items())
+    ]
+    unreadable = {str(reference): junk.problem for reference, junk in sorted(survey.unreadable.items())}
+    if as_json:
+        print_json({"letters": rows, "unreadable": unreadable})
+        return
+    if on_terminal():
+        for row in rows:
+            state = "replayed" if row["replayed"] else "waits"
+            typer.echo(row["letter"])
+            about = f"  {row['reason']}, batch {text_of(row['batch'])}, {_seconds(row['time'])}"
+            writer = "" if row["service"] == SERVICE else f", of {row['service']}"
+            typer.echo(printable(f"{about}, {counted(row['failures'], 'failure')}, {state}{writer}"))
+    elif rows or unreadable:
+        _say_rows(("letter", "reason", "batch", "time", "failures", "replayed", "service"), rows)
+    if not rows and not unreadable:
+        typer.echo(nothing_selected(survey.total))
+    for reference, problem in unreadable.items():
+        typer.echo(f"{reference}: not a letter of ours: {problem}", err=True)
+
+
+def nothing_selected(total: int) -> str:
+    """Why there is nothing to show.
+
+    :param total: how many letters lie where it was looked.
+    """
+    if not total:
+        return "There are no dead letters."
+    return f"None of the {total:,} dead letters matches." if total > 1 else "The only dead letter does not match."
+
+
+def say_plan(letters: Sequence[DeadLetter], *, as_json: bool) -> None:
+    """What would go where."""
+    rows: list[dict[str, Any]] = [
+        {
+            "letter": str(letter.reference),
+            "goes_to": "the service" if letter.is_resolution else f"{letter.source_topic}/{letter.source_partition}",
+            "reason": letter.reason,
+            "batch": letter.batch_id,
+            "failures": letter.failures,
+        }
+        for letter in letters
+    ]
+    if as_json:
+        print_json({"would_replay": rows})
+        return
+    if on_terminal():
+        for row in rows:
+            typer.echo(row["letter"])
+            typer.echo(printable(f"  to {row['goes_to']}; {row['reason']}, batch {text_of(row['batch'])}"))
+    else:
+        _say_rows(("letter", "goes_to", "reason", "batch", "failures"), rows)
+    typer.echo(f"{counted(len(rows), 'letter')} would be put back; nothing was done.")
+
+
+def _say_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    if not on_terminal():
+        # Not aligned, for there may be very many.
+        for line in (dict(zip(columns, columns, strict=True)), *rows):
+            typer.echo("\t".join(printable(text_of(line[column])) for column in columns))
+        return
+    page = table(*columns, right=("waiting", "replayed", "failures"))
+    for row in rows:
+        page.add_row(*(plain(text_of(row[column])) for column in columns))
+    present(page)
+
+
+def _seconds(time: object) -> str:
+    """A time as a person reads it; the exact one is in the JSON and in a pipe."""
+    return "-" if time is None else str(time)[:_SECONDS_CHARACTERS].replace("T", " ")
+
+
+def text_of(value: object) -> str:
+    """A value in a line."""
+    return "-" if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)

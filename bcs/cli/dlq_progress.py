@@ -1,0 +1,65 @@
+"""What `bcs dlq replay` prints while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bcs.cli.output import on_terminal, print_json
+from bcs.ops.wording import printable
+from bcs.wire.dead_letters.decode import Reference
+
+if TYPE_CHECKING:
+    from bcs.ops.dlq.replaying import Replayed
+
+_SAID_EVERY = 1000
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the letters so far."""
+
+    wanted: int
+    quiet: bool
+    progress: Progress | None
+    replayed: int = 0
+    failed: dict[Reference, str] = field(default_factory=dict)
+
+    def tell(self, letter: Replayed) -> None:
+        """One more is decided."""
+        if letter.problem is None:
+            self.replayed += 1
+        else:
+            self.failed[letter.letter.reference] = letter.problem
+            if not self.quiet:
+                typer.echo(printable(f"{letter.letter.reference}: not put back: {letter.problem}"), err=True)
+        decided = self.replayed + len(self.failed)
+        if self.progress:
+            self.progress.advance(self.progress.task_ids[0])
+        elif not self.quiet and decided % _SAID_EVERY == 0:
+            typer.echo(f"{decided} of {self.wanted}")
+
+
+@contextmanager
+def say_progress(wanted: int, *, as_json: bool) -> Iterator[Outcome]:
+    """A bar on a terminal, a line now and then elsewhere, and what it came to."""
+    if on_terminal() and not as_json:
+        columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console()) as progress:
+            progress.add_task("replaying", total=wanted)
+            outcome = Outcome(wanted, quiet=False, progress=progress)
+            yield outcome
+    else:
+        outcome = Outcome(wanted, quiet=as_json, progress=None)
+        yield outcome
+    if as_json:
+        failed = {str(reference): problem for reference, problem in sorted(outcome.failed.items())}
+        print_json({"wanted": wanted, "replayed": outcome.replayed, "failed": failed})
+    else:
+        typer.echo(f"{outcome.replayed} of {wanted} letters put back, {len(outcome.failed)} could not be.")

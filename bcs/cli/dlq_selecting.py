@@ -1,0 +1,72 @@
+"""The arguments and options by which `bcs dlq` selects letters."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from bcs.ops.dlq.selection import LetterRange, Selection, all_of_letters, moment
+
+
+def a_moment(text: str) -> datetime:
+    """A time from the command line."""
+    try:
+        return moment(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def a_reference(text: str) -> str:
+    """One letter or a range of them, from the command line."""
+    try:
+        LetterRange.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+def one_reference(text: str) -> str:
+    """One letter, from the command line."""
+    place = LetterRange.parse(a_reference(text))
+    if place.first != place.last:
+        raise typer.BadParameter("one letter, not a range")
+    return text
+
+
+References = Annotated[
+    list[str] | None,
+    typer.Argument(
+        parser=a_reference, metavar="[LETTER]...", help="topic/partition/offset or topic/partition/first-last."
+    ),
+]
+Topics = Annotated[list[str] | None, typer.Option("--topic", help="A source's or a dead-letter topic; repeatable.")]
+Reasons = Annotated[list[str] | None, typer.Option("--reason", help="As `list` shows it; repeatable.")]
+Batches = Annotated[list[str] | None, typer.Option("--batch", help="A batch's id; repeatable.")]
+Since = Annotated[
+    datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="Written then or later: 2026-05-03T08:00:00Z.")
+]
+Services = Annotated[list[str] | None, typer.Option("--service", help="The service that wrote the letter; repeatable.")]
+Until = Annotated[datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="Written before.")]
+
+
+def selection_of(
+    letters: list[str] | None,
+    topic: list[str] | None,
+    reason: list[str] | None,
+    batch: list[str] | None,
+    since: datetime | None,
+    until: datetime | None,
+    service: list[str] | None,
+) -> Selection:
+    """What an operator has chosen."""
+    return Selection(
+        tuple(map(LetterRange.parse, letters or ())),
+        all_of_letters(topic or ()),
+        frozenset(reason or ()),
+        frozenset(batch or ()),
+        since,
+        until,
+        frozenset(service or ()),
+    )

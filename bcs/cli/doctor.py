@@ -1,0 +1,123 @@
+"""`bcs doctor`: whether everything that the service needs is there, and as it should be."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import anyio
+import structlog
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from bcs.cli.options import PANEL, AsJson, single_command
+from bcs.cli.output import plain, present, print_json, table
+from bcs.config.pipelines import pipelines_of
+from bcs.config.settings import InvalidSettings, Settings, load_settings, unknown_variables
+from bcs.errors import ConfigurationError
+from bcs.ops.doctor import settings_judgement
+from bcs.ops.doctor.findings import Finding, Status, failed, ok
+from bcs.ops.doctor.kafka_checks import look_at_kafka
+from bcs.ops.doctor.record_checks import look_at_record
+from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.ops.doctor.service_checks import look_at_service
+from bcs.ops.wording import counted
+from bcs.runtime import running
+
+EXIT_FAILED = 1
+_STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red"}
+
+app = single_command()
+
+
+@app.command(rich_help_panel=PANEL)
+def doctor(as_json: AsJson = False) -> None:
+    """Check settings, Redis, PostgreSQL, Kafka and the clocks, and say how to mend what is wrong.
+
+    Looks at the servers that the BCS_* environment variables name, and changes nothing. Exits 0 when nothing failed,
+    warnings or not, else 1.
+    """
+    # The findings say all that there is to say.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    findings = examine()
+    healthy = all(finding.status is not Status.FAILED for finding in findings)
+    if as_json:
+        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+    else:
+        present(_page(findings))
+    if not healthy:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def examine() -> list[Finding]:
+    """All checks; none of them is left out because another one failed, unless it needs what is missing."""
+    unknown = settings_judgement.unknown(unknown_variables(os.environ))
+    try:
+        settings = load_settings()
+    except InvalidSettings as error:
+        wrong = [
+            failed("settings", f"{variable}: {problem}", f"set {variable} right")
+            for variable, problem in error.problems
+        ]
+        return [
+            *wrong,
+            *unknown,
+            failed(
+                "redis, postgresql, kafka", "not looked at: the settings do not say where", "mend the settings first"
+            ),
+        ]
+    url, service = look_at_service(settings)
+    return [
+        ok("settings", f"valid, for {settings.environment}"),
+        *unknown,
+        *settings_judgement.for_drills_only(settings),
+        _pipelines(settings),
+        service,
+        *running.run(_servers, settings, url),
+    ]
+
+
+def _pipelines(settings: Settings) -> Finding:
+    try:
+        definitions = pipelines_of(settings)
+    except ConfigurationError as error:
+        problem = "; ".join(text for _, text in error.problems) if isinstance(error, InvalidSettings) else str(error)
+        return failed("pipelines", problem, "mend the file; `bcs pipelines validate` checks it")
+    return ok(
+        "pipelines", f"{counted(len(definitions.names), 'name')} can be requested: {', '.join(definitions.names)}"
+    )
+
+
+async def _servers(settings: Settings, service: str | None) -> list[Finding]:
+    redis: list[Finding] = []
+    record: list[Finding] = []
+    kafka: list[Finding] = []
+
+    async def ask_redis() -> None:
+        redis.extend(await look_at_redis(settings))
+
+    async def ask_postgresql() -> None:
+        record.extend(await look_at_record(settings))
+
+    async def ask_kafka() -> None:
+        kafka.extend(await look_at_kafka(settings, service))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask_redis)
+        group.start_soon(ask_postgresql)
+        group.start_soon(ask_kafka)
+    return redis + record + kafka
+
+
+def _page(findings: Sequence[Finding]) -> RenderableType:
+    lines = table("status", "check", "found")
+    for finding in findings:
+        fix = Text.assemble(". Fix: ", plain(finding.fix)) if finding.fix else Text()
+        status = Text(finding.status.value, _STYLES[finding.status])
+        lines.add_row(status, plain(finding.check), plain(finding.found) + fix)
+    counts = Counter(finding.status for finding in findings)
+    warnings = counted(counts[Status.WARNING], "warning")
+    return Group(lines, Text(), Text(f"{counts[Status.OK]} ok, {warnings}, {counts[Status.FAILED]} failed"))

@@ -1,0 +1,92 @@
+"""The events in a file, as messages that can be produced. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bcs.errors import BcsError
+from bcs.wire.producing import EventType, event_type_of
+
+
+class UnusableEvent(BcsError):
+    """What a file has can't be sent.
+
+    :param problem: why not, and what mends it.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class EventMessage:
+    """A message to be produced.
+
+    :param key: None for a message without a key.
+    """
+
+    event_type: EventType
+    key: bytes | None
+    value: bytes
+
+
+def documents_in(content: bytes) -> list[bytes]:
+    """The JSON documents that stand behind each other, each with its bytes as they are.
+
+    :raises ValueError: it is something else than JSON in UTF-8.
+    """
+    text = content.decode()
+    decoder, position = json.JSONDecoder(), 0
+    found: list[bytes] = []
+    while True:
+        while position < len(text) and text[position].isspace():
+            position += 1
+        if position == len(text):
+            return found
+        _, end = decoder.raw_decode(text, position)
+        found.append(text[position:end].encode())
+        position = end
+
+
+def messages_in(
+    content: bytes,
+    *,
+    event_type: EventType | None = None,
+    key: bytes | None = None,
+    check: Callable[[EventMessage], None] | None,
+) -> list[EventMessage]:
+    """The messages in a file, keyed as the platform's producers key them.
+
+    :param event_type: of all of them; None for what `event_type` in each of them says.
+    :param key: of all of them; None for the producers' keys.
+    :param check: raises `UnusableEvent` for an event that is not valid; None to take it all the same.
+    :raises UnusableEvent: one of them can't be sent.
+    """
+    try:
+        documents = documents_in(content)
+    except (ValueError, RecursionError) as error:
+        if check is not None or event_type is None:
+            problem = f"this is not JSON in UTF-8 ({error}); --unchecked with --topic sends it as one message"
+            raise UnusableEvent(problem) from None
+        return [EventMessage(event_type, key, content)]
+    if not documents:
+        raise UnusableEvent("there is no event in it")
+    messages = []
+    for number, document in enumerate(documents, 1):
+        envelope = json.loads(document)
+        named = envelope if isinstance(envelope, dict) else {}
+        its_type = event_type or event_type_of(named.get("event_type"))
+        if its_type is None:
+            known = ", ".join(known.topic for known in EventType)
+            raise UnusableEvent(f"event {number}: its event_type names none of {known}; --topic names one")
+        message = EventMessage(its_type, its_type.key(named) if key is None else key, document)
+        if check is not None:
+            try:
+                check(message)
+            except UnusableEvent as error:
+                raise UnusableEvent(f"event {number}: {error.problem}") from None
+        messages.append(message)
+    return messages

@@ -1,0 +1,203 @@
+"""`bcs events`: samples of what BCS reads, a producer for them, and a view of what BCS publishes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcs.cli.event_files import EventMessage, UnusableEvent, messages_in
+from bcs.cli.options import PANEL, AsJson, command_group
+from bcs.cli.output import plain, present, print_json
+from bcs.cli.published import as_document, as_text
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.errors import PartitionStalled, UndecodableMessage
+from bcs.ops.wording import counted
+from bcs.runtime import running
+from bcs.wire import topics
+from bcs.wire.decoding import EventDecoder
+from bcs.wire.producing import EventType, Sample, event_type_of, sample_events
+
+if TYPE_CHECKING:
+    from bcs.cli.event_stream import TailOptions
+    from bcs.config.settings import Settings
+
+app = command_group("events")
+
+_FAILED = 1
+_SAMPLE_ESSAYS = ("essay_1", "essay_2", "essay_3")
+
+
+def _an_event_type(text: str, parameter: str) -> EventType:
+    known = event_type_of(text)
+    if known is None:
+        names = ", ".join(event_type.value for event_type in EventType)
+        raise typer.BadParameter(f"it is not one of {names}, nor one of their topics", param_hint=parameter)
+    return known
+
+
+@app.callback(rich_help_panel=PANEL)
+def events() -> None:
+    """Events: make a sample, send events as the platform does, and watch what BCS publishes."""
+
+
+@app.command()
+def sample(
+    event_type: Annotated[
+        str,
+        typer.Argument(
+            metavar="TYPE", help=f"{', '.join(EventType)}, or the topic of one of them.", show_default=False
+        ),
+    ],
+    batch: Annotated[str, typer.Option("--batch", help="The batch's id.")] = "batch_1",
+    essay: Annotated[
+        list[str] | None,
+        typer.Option("--essay", help="An essay that completed the phase; repeatable. [default: essay_1 to essay_3]"),
+    ] = None,
+    failed: Annotated[
+        list[str] | None, typer.Option("--failed", help="An essay that failed in the phase; repeatable.")
+    ] = None,
+    phase: Annotated[
+        str, typer.Option("--phase", help="The phase of an ELSBatchPhaseOutcomeV1; other types ignore it.")
+    ] = "spellcheck",
+) -> None:
+    """Print a valid event with fresh ids and the present time. A type about one essay gives an event for each essay.
+
+    `bcs events sample BatchEssaysRegistered --batch b1 | bcs events send -` registers a batch.
+    """
+    kind = _an_event_type(event_type, "TYPE")
+    completed = (essay or []) if failed else essay or _SAMPLE_ESSAYS
+    about = Sample(batch_id=batch, completed=completed, failed=failed or (), phase=phase)
+    for event in sample_events(kind, about, now=datetime.now(UTC)):
+        print_json(event)
+
+
+@app.command()
+def send(
+    file: Annotated[
+        typer.FileBinaryRead,
+        typer.Argument(
+            metavar="FILE|-", help="A file with one or more JSON documents; - reads the input.", show_default=False
+        ),
+    ],
+    topic: Annotated[
+        str | None,
+        typer.Option(
+            "--topic", metavar="TOPIC", help="A topic that BCS reads, or an event type. [default: by event_type]"
+        ),
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="The Kafka key. [default: as the producers set it]")] = None,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Send also what is not valid: the service makes a dead letter of it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send events to Kafka as the platform's producers do. Exits with 1, and sends nothing, if one is not valid."""
+    from bcs.cli.event_stream import produce
+
+    event_type = None if topic is None else _an_event_type(topic, "--topic")
+    settings = _settings()
+    check = None if unchecked else _validity(settings)
+    messages = messages_in(
+        file.read(),
+        event_type=event_type,
+        key=None if key is None else key.encode(errors="surrogateescape"),
+        check=check,
+    )
+    places = running.run(produce, settings, messages)
+    if as_json:
+        sent = [
+            {"event": message.event_type.value, "key": _text(message.key), **_place(place)}
+            for message, place in zip(messages, places, strict=True)
+        ]
+        print_json({"sent": sent})
+        return
+    for message, place in zip(messages, places, strict=True):
+        keyed = "no key" if message.key is None else f"key {_text(message.key)}"
+        present(plain(f"{message.event_type.value} sent to {place}, {keyed}"))
+
+
+@app.command()
+def tail(
+    skipped: Annotated[bool, typer.Option("--skipped", help="Show only pruned phases.")] = False,
+    dlq: Annotated[bool, typer.Option("--dlq", help="Show only dead letters.")] = False,
+    last: Annotated[int, typer.Option("--last", min=0, help="Begin with so many messages that exist already.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for new messages, and show them.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")] = False,
+) -> None:
+    """Show what BCS publishes, decoded: the newest messages, then each new message, until Ctrl-C."""
+    from bcs.cli.event_stream import TailOptions
+
+    wanted = [topics.PHASE_SKIPPED] if skipped or not dlq else []
+    wanted += topics.DEAD_LETTERS if dlq or not skipped else []
+    options = TailOptions(topics=wanted, last=last, follow=follow)
+    complete = True
+    # Ctrl-C is the usual end.
+    with suppress(KeyboardInterrupt):
+        complete = running.run(_tail, _settings(), options, as_json)
+    if not complete:
+        raise typer.Exit(_FAILED)
+
+
+async def _tail(settings: Settings, options: TailOptions, as_json: bool) -> bool:
+    """Print messages to the end.
+
+    :returns: whether all of them could be read.
+    """
+    from bcs.cli import event_stream
+
+    complete, shown = True, 0
+    async with aclosing(event_stream.tail(settings, options)) as found:
+        async for record in found:
+            if isinstance(record, PartitionStalled):
+                complete = False
+                typer.echo(f"bcs: {record}", err=True)
+                continue
+            shown += 1
+            if as_json:
+                typer.echo(json.dumps(as_document(record)))
+            else:
+                present(as_text(record))
+    if not shown and not as_json and not options.follow:
+        typer.echo(f"Nothing was published to {counted(len(options.topics), 'topic')} yet.")
+    return complete
+
+
+def _validity(settings: Settings) -> Callable[[EventMessage], None]:
+    from bcs.config.pipelines import pipelines_of
+
+    decoder = EventDecoder(
+        PLATFORM_PHASES | pipelines_of(settings).phases.keys(),
+        max_event_bytes=settings.max_event_bytes,
+        max_essays=settings.max_essays_per_batch,
+    )
+
+    def check(message: EventMessage) -> None:
+        try:
+            decoder.decode(message.event_type.topic, message.value, int(time.time() * 1000))
+        except UndecodableMessage as error:
+            raise UnusableEvent(f"{error}; --unchecked sends it all the same") from None
+
+    return check
+
+
+def _settings() -> Settings:
+    from bcs.config.settings import load_settings
+
+    # What goes wrong is said once, in a line of ours.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    return load_settings()
+
+
+def _place(place: Any) -> dict[str, Any]:
+    return {"topic": place.topic, "partition": place.partition, "offset": place.offset}
+
+
+def _text(key: bytes | None) -> str | None:
+    return None if key is None else key.decode(errors="backslashreplace")

@@ -1,0 +1,242 @@
+"""`bcs intake`: what an operator can tell the intake."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import socket
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+import typer
+
+from bcs.cli.options import PANEL, AsJson, command_group
+from bcs.cli.output import plain, present, print_json, table
+from bcs.domain.history import Position
+from bcs.domain.skips import SkipEvent, SkipOrder, SkipOutcome
+from bcs.errors import BcsError, PartitionStalled, UnknownTopic
+from bcs.ops.wording import counted, printable
+from bcs.runtime import running
+from bcs.wire import topics
+from bcs.wire.published import rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bcs.config.settings import Settings
+    from bcs.ops.dlq.reading import DeadLetterReader
+
+app = command_group("intake")
+
+_FAILED = 1
+_LOOK_SECONDS = 0.2
+_MOST_AT_A_TIME = 1000
+
+
+@app.callback(rich_help_panel=PANEL)
+def intake() -> None:
+    """The intake of Kafka events: pass over a message that holds up its partition."""
+
+
+def _consumed(topic: str) -> str:
+    if topic not in topics.CONSUMED:
+        raise typer.BadParameter(f"BCS consumes {', '.join(topics.CONSUMED)}")
+    return topic
+
+
+@app.command()
+def skip(
+    topic: Annotated[str, typer.Argument(callback=_consumed, help="A topic that BCS consumes.", show_default=False)],
+    partition: Annotated[int, typer.Argument(min=0, show_default=False)],
+    offset: Annotated[int, typer.Argument(min=0, show_default=False)],
+    reason: Annotated[str, typer.Option(help="Why; it stands in the dead letter and in the history.")],
+    through: Annotated[
+        int | None, typer.Option(min=0, metavar="OFFSET", help="All messages up to this one, too.")
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, max=3600, metavar="SECONDS", help="How long to wait for the service to do it.")
+    ] = 30.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pass over a message: it becomes a dead letter, and its partition goes on behind it. Asks before it does.
+
+    The replica that has the partition does it within a second or two; without one, the next that starts does it. The
+    dead letter has the message's bytes, or its position where they can't be read. `bcs dlq replay` puts it back.
+    """
+    from bcs.config.settings import load_settings
+    from bcs.ops.stores import StateInMemory
+
+    settings = load_settings()
+    if settings.use_mock_repository:
+        raise StateInMemory
+    if not reason.strip():
+        raise typer.BadParameter("say why", param_hint="--reason")
+    last = offset if through is None else through
+    if not offset <= last < offset + _MOST_AT_A_TIME:
+        raise typer.BadParameter(
+            f"at most {_MOST_AT_A_TIME} messages, from the first to the last", param_hint="--through"
+        )
+    # What goes wrong is said once, in a line of ours.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    positions = [Position(topic, partition, each) for each in range(offset, last + 1)]
+    typer.echo(running.run(_description, settings, positions), err=as_json)
+    if not yes:
+        typer.confirm(f"Pass over {counted(len(positions), 'message')}?", abort=True, err=as_json)
+    orders = [SkipOrder(position, reason.strip(), _operator(), rfc3339(datetime.now(UTC))) for position in positions]
+    events = running.run(_order, settings, orders, wait)
+    _say(events, as_json=as_json)
+    if any(event.outcome not in (SkipOutcome.SKIPPED, SkipOutcome.SKIPPED_UNREAD) for event in events):
+        raise typer.Exit(_FAILED)
+
+
+@app.command()
+def withdraw(
+    topic: Annotated[str, typer.Argument(callback=_consumed, help="A topic that BCS consumes.", show_default=False)],
+    partition: Annotated[int, typer.Argument(min=0, show_default=False)],
+    offset: Annotated[int, typer.Argument(min=0, show_default=False)],
+) -> None:
+    """Withdraw an order to pass over a message that no replica has carried out yet. Exits with 1 where none waits."""
+    from bcs.config.settings import load_settings
+    from bcs.ops.stores import StateInMemory
+
+    settings = load_settings()
+    if settings.use_mock_repository:
+        raise StateInMemory
+    order = running.run(_withdraw, settings, Position(topic, partition, offset))
+    if order is None:
+        typer.echo(f"No order waits for {topic}/{partition}/{offset}.", err=True)
+        raise typer.Exit(_FAILED)
+    typer.echo(f"Withdrawn: to pass over {topic}/{partition}/{offset} ({printable(order.reason)}).")
+
+
+@app.command()
+def history(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many entries.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show which messages were ordered to be passed over, by whom and why, and what became of that; newest first."""
+    from bcs.config.settings import load_settings
+    from bcs.ops.stores import StateInMemory
+
+    settings = load_settings()
+    if settings.use_mock_repository:
+        raise StateInMemory
+    events = running.run(_history, settings, limit)
+    if not events and not as_json:
+        typer.echo("No message was ever ordered to be passed over.")
+        return
+    _say(events, as_json=as_json)
+
+
+def _operator() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+async def _description(settings: Settings, positions: Sequence[Position]) -> str:
+    """What lies at the first of these positions.
+
+    :raises UnknownTopic: the topic does not have such a partition.
+    :raises NothingThere: no message lies there, or one was passed already.
+    """
+    from bcs.ops.dlq.reading import dead_letter_reader
+
+    first = positions[0]
+    place = f"{first.topic}/{first.partition}/{first.offset}"
+    async with dead_letter_reader(settings) as reader:
+        if first.partition not in {each.partition for each in await reader.partitions([first.topic])}:
+            raise UnknownTopic((f"{first.topic} with a partition {first.partition}",))
+        try:
+            record = await reader.record_at(first.topic, first.partition, first.offset)
+        except PartitionStalled as error:
+            return f"{place} can't be read: {error.cause}. Its dead letter will have its position only."
+        if record is not None and len(positions) > 1:
+            await _ensure_there(reader, positions[-1])
+    if record is None:
+        raise NothingThere(place)
+    size = counted(len(record.value or b""), "byte")
+    key = "no key" if record.key is None else f"key {printable(record.key.decode(errors='replace'))[:80]}"
+    return f"{place}: {size}, {key}, written {rfc3339(datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC))}"
+
+
+async def _ensure_there(reader: DeadLetterReader, position: Position) -> None:
+    # Orders for what is still to come would make dead letters of good messages.
+    try:
+        record = await reader.record_at(position.topic, position.partition, position.offset)
+    except PartitionStalled:
+        return
+    if record is None:
+        raise NothingThere(f"{position.topic}/{position.partition}/{position.offset}")
+
+
+class NothingThere(BcsError):
+    """No message lies where an operator says.
+
+    :param place: topic, partition and offset.
+    """
+
+    def __init__(self, place: str) -> None:
+        super().__init__(f"no message lies at {place}: it was deleted, is still to come, or is a transaction's marker")
+        self.place = place
+
+
+async def _order(settings: Settings, orders: Sequence[SkipOrder], wait_seconds: float) -> list[SkipEvent]:
+    """Give the orders, and wait for what becomes of them; an order that waits on has `ORDERED` for an outcome."""
+    from bcs.ops.stores import connected
+    from bcs.storage.redis.skips import RedisSkips
+
+    async with connected(settings) as gateway:
+        skips = RedisSkips(gateway, key_prefix=settings.redis_key_prefix)
+        for order in orders:
+            await skips.order(order)
+        with anyio.move_on_after(wait_seconds):
+            places = {order.position for order in orders}
+            while places & {each.order.position for each in await skips.waiting()}:  # noqa: ASYNC110 (another process acts)
+                await anyio.sleep(_LOOK_SECONDS)
+        wanted = set(orders)
+        newest = await skips.history(10 * len(orders) + 100)
+    events = {event.order: event for event in reversed(newest) if event.order in wanted}
+    return [events[order] for order in orders if order in events]
+
+
+async def _withdraw(settings: Settings, position: Position) -> SkipOrder | None:
+    from bcs.ops.stores import connected
+    from bcs.storage.redis.skips import RedisSkips
+
+    async with connected(settings) as gateway:
+        skips = RedisSkips(gateway, key_prefix=settings.redis_key_prefix)
+        return await skips.withdraw(position, at=rfc3339(datetime.now(UTC)), by=_operator())
+
+
+async def _history(settings: Settings, limit: int) -> list[SkipEvent]:
+    from bcs.ops.stores import connected
+    from bcs.storage.redis.skips import RedisSkips
+
+    async with connected(settings) as gateway:
+        return await RedisSkips(gateway, key_prefix=settings.redis_key_prefix).history(limit)
+
+
+def _say(events: Sequence[SkipEvent], *, as_json: bool) -> None:
+    rows = [
+        {
+            "topic": event.order.position.topic,
+            "partition": event.order.position.partition,
+            "offset": event.order.position.offset,
+            "outcome": event.outcome.value,
+            "at": event.at,
+            "by": event.by,
+            "reason": event.order.reason,
+            "ordered_by": event.order.ordered_by,
+            "ordered_at": event.order.ordered_at,
+        }
+        for event in events
+    ]
+    if as_json:
+        print_json({"skips": rows})
+        return
+    page = table("message", "outcome", "at", "by", "reason")
+    for row in rows:
+        place = f"{row['topic']}/{row['partition']}/{row['offset']}"
+        page.add_row(*(plain(text) for text in (place, row["outcome"], row["at"], row["by"], row["reason"])))
+    present(page)

@@ -1,0 +1,245 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import urllib.request
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import typer
+from typer.core import TyperGroup
+
+from bcs import __version__
+from bcs.errors import BcsError, ConfigurationError
+from bcs.runtime.last_resort import exit_after
+from bcs.runtime.running import in_time, run
+from bcs.runtime.signals import hold, leave_at_once, release
+
+# Each command imports what it needs: `healthcheck` runs every few seconds, and must not load Kafka and HTTP for it.
+
+EXIT_STOPPED = 0
+EXIT_FAILED = 1
+EXIT_MISCONFIGURED = 2
+
+HEALTH_SECONDS = 5.0
+_STDOUT = 1
+# With these, to write to a pipe, a file or a terminal fails.
+_OF_THE_OUTPUT = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+# What is done is done, and said: so long may threads that hang keep the process.
+_THREADS_SECONDS = 2.0
+_UVLOOP_THREADS = "64"
+# These are stopped in order.
+_SERVICES = ("serve", "dev")
+_OPERATORS = ("batches", "resolve", "pipelines", "actors", "intake", "dlq", "events", "db", "doctor")
+
+
+class _Commands(TyperGroup):
+    """Those defined here, and the operators', whose modules are imported when one is asked for or all are listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *_OPERATORS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in _OPERATORS:
+            return typer.main.get_command(import_module(f"bcs.cli.{cmd_name}").app)
+        return super().get_command(ctx, cmd_name)
+
+
+_HELP = "Batch Conductor Service: which phases of a pipeline does a batch of essays still need?"
+cli = typer.Typer(
+    name="bcs",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@cli.callback(help=_HELP)
+def listen(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Let signals end a command; services are stopped in order."""
+    if context.invoked_subcommand not in _SERVICES:
+        release()
+
+
+@cli.command()
+def serve() -> None:
+    """Run the service against the servers that the BCS_* environment variables name."""
+    leave_at_once(EXIT_STOPPED)  # nothing has begun yet
+    from bcs.config.pipelines import pipelines_of
+    from bcs.config.settings import load_settings
+    from bcs.observability.logs import configure_logging
+    from bcs.runtime.process import run_until_signalled
+
+    settings = load_settings()
+    definitions = pipelines_of(settings)
+    configure_logging(settings)
+    raise typer.Exit(_run(run_until_signalled, settings, definitions))
+
+
+@cli.command()
+def dev(
+    demo: Annotated[bool, typer.Option("--demo", help="Play a small story and show the answers changing.")] = False,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-file",
+            dir_okay=False,
+            help="Write the log to this file. Without it: to standard error, or with --demo to a file that is removed.",
+        ),
+    ] = None,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="Write the BCS_* variables for other commands into this file; it is removed at the end.",
+        ),
+    ] = None,
+) -> None:
+    """Run everything on this machine: the service, PostgreSQL, and servers that speak Redis's and Kafka's protocols.
+
+    Ctrl-C stops all of it. At a terminal the key r restarts the service alone, with the pipeline file as it is by then.
+    """
+    hold()
+    from bcs.devtools.dev import run_dev
+
+    raise typer.Exit(_run(run_dev, demo, log_file, env_file))
+
+
+@cli.command()
+def healthcheck() -> None:
+    """Ask the service on this machine whether it is alive; for Docker. Exits 0 if it is, else 1."""
+    from bcs.config.settings import load_settings_for_health_check
+
+    url = load_settings_for_health_check().local_url
+    if url is None:
+        typer.echo("not healthy: BCS_HTTP_PORT is 0, so the port of the service is not known", err=True)
+        raise typer.Exit(EXIT_FAILED)
+    try:
+        in_time(lambda: _open(f"{url}/healthz"), HEALTH_SECONDS)
+    except OSError as error:
+        typer.echo(f"not healthy: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The entry point: one readable line for what the operator can mend, a traceback for what only we can."""
+    exit_code = EXIT_FAILED
+    try:
+        exit_code = _exit_code()
+    finally:
+        exit_after(_THREADS_SECONDS, exit_code)
+    sys.exit(exit_code)
+
+
+def _exit_code() -> int:
+    unwritten: OSError | None = None
+    exit_code = EXIT_FAILED
+    try:
+        exit_code = _carried_out()
+    except OSError as error:
+        if error.errno not in _OF_THE_OUTPUT or error.filename is not None:
+            raise
+        unwritten = error
+    unwritten = unwritten or _unwritten_output()
+    if unwritten is None:
+        return exit_code
+    _discard_output()
+    if unwritten.errno == errno.EPIPE:
+        return EXIT_STOPPED  # as with `| head -1`: the reader has what it wanted
+    _complain(f"the output can't be written: {unwritten.strerror}")
+    return EXIT_FAILED
+
+
+def _unwritten_output() -> OSError | None:
+    """Why a part of the output could not be written; None where all of it was."""
+    if sys.stdout is None:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _discard_output() -> None:
+    # Python would try to write the rest at its end, and exit with a code of its own.
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, _STDOUT)
+        os.close(nowhere)
+
+
+def _carried_out() -> int:
+    try:
+        cli()
+    except ConfigurationError as error:
+        _complain(error)
+        return EXIT_MISCONFIGURED
+    except BcsError as error:
+        _complain(error)
+        return EXIT_FAILED
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise ended.__context__ from None  # Typer and rich have met a reader that went away
+        return ended.code if isinstance(ended.code, int) else EXIT_STOPPED if ended.code is None else EXIT_FAILED
+    return EXIT_STOPPED
+
+
+def _complain(error: BcsError | str) -> None:
+    with suppress(OSError):  # the terminal may be closed
+        typer.echo(f"bcs: {error}", err=True)
+
+
+def _open(url: str) -> None:
+    # The service is on this machine: a proxy for the way out would look for it elsewhere.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=HEALTH_SECONDS):
+        pass
+
+
+def _run(main_task: Callable[..., Awaitable[int]], *arguments: Any) -> int:
+    """Run a service, and see that the process ends soon after it."""
+
+    async def service() -> int:
+        exit_code = EXIT_FAILED
+        try:
+            exit_code = await main_task(*arguments)
+        finally:
+            # uvloop's end waits for threads that look up names, for minutes where the name service does not answer.
+            exit_after(_THREADS_SECONDS, exit_code)
+        return exit_code
+
+    # uvloop looks names up in half of these threads (libuv's default is four). Where one name's server is silent, the
+    # lookups of that name, tried again and again, would leave none for the others.
+    os.environ.setdefault("UV_THREADPOOL_SIZE", _UVLOOP_THREADS)
+    try:
+        import uvloop
+    except ImportError:
+        return run(service)
+    return anyio.run(service, backend_options={"loop_factory": uvloop.new_event_loop})

@@ -1,0 +1,91 @@
+"""How commands answer: for a person at a terminal, for a pipe, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from io import TextIOWrapper
+from typing import Any
+
+import typer
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from bcs.ops.wording import printable
+
+# So wide that nothing is wrapped or cut off: whoever reads a pipe looks for whole lines and whole ids.
+_PIPE_COLUMNS = 100_000
+_INDENT = 2
+
+
+def present(page: RenderableType) -> None:
+    """Print for a person: in colours and wrapped to the width of a terminal, or plain and unbroken into a pipe."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # What the locale has no letters for is spelled out, and not a crash.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    terminal = Console(highlight=False)
+    if terminal.is_terminal:
+        terminal.print(page)
+        return
+    pipe = Console(highlight=False, color_system=None, width=_PIPE_COLUMNS)
+    with pipe.capture() as captured:
+        pipe.print(page)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
+
+
+class _Rows(Table):
+    """A table where its words fit side by side. Where they do not, each row is a block with a line for each cell.
+
+    rich would break words in their middle instead.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if Measurement.get(console, options.update(max_width=_PIPE_COLUMNS), self).minimum <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        rows = zip(*(column.cells for column in self.columns), strict=True)
+        for number, row in enumerate(rows):
+            if number:
+                yield Text()
+            for column, cell in zip(self.columns, row, strict=True):
+                value = cell if isinstance(cell, Text) else Text(str(cell))
+                line = Text.assemble((f"{column.header}: ", "bold"), value)
+                first, *others = line.wrap(console, max(1, options.max_width - _INDENT), overflow="fold")
+                first.rstrip()
+                yield first
+                for other in others:
+                    other.rstrip()
+                    other.pad_left(_INDENT)
+                    yield other
+
+
+def on_terminal() -> bool:
+    """Whether somebody looks."""
+    return Console().is_terminal
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One document, in ASCII: it is the same whatever the terminal's encoding is."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def table(*columns: str, right: Iterable[str] = ()) -> Table:
+    """A table without lines, which a narrow terminal shows as blocks.
+
+    :param columns: the headings.
+    :param right: those whose cells are numbers.
+    """
+    made = _Rows(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for column in columns:
+        # Folded where it does not fit: an id that is cut off helps nobody.
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def plain(value: object, style: str = "") -> Text:
+    """What others wrote, as it is: no markup of rich's, and nothing that a terminal would obey."""
+    return Text(printable(value), style)

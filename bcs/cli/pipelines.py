@@ -1,0 +1,160 @@
+"""`bcs pipelines`: those that are defined, as a list, a tree or a graph; a file of them, checked or converted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+from rich.tree import Tree
+
+from bcs.cli.graphs import dot, mermaid
+from bcs.cli.options import PANEL, AsJson, command_group
+from bcs.cli.output import plain, present, print_json, table
+from bcs.config.pipelines import load_pipelines, pipelines_of, pipelines_yaml
+from bcs.config.settings import load_settings
+from bcs.domain.law import CompleteWhen
+from bcs.domain.pipelines import Phase, PipelineDefinitions
+from bcs.errors import ConfigurationError, UnreadableConfiguration
+from bcs.ops.wording import counted
+
+EXIT_NOT_VALID = 1
+
+app = command_group("pipelines")
+
+PipelineFile = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A YAML file of pipelines.", show_default=False),
+]
+PipelineName = Annotated[
+    str, typer.Argument(metavar="NAME", help="A pipeline's or a phase's name.", show_default=False)
+]
+
+
+class GraphFormat(StrEnum):
+    """The languages that a graph can be written in."""
+
+    MERMAID = "mermaid"
+    DOT = "dot"
+
+
+_WRITERS: dict[GraphFormat, Callable[[Iterable[Phase]], str]] = {GraphFormat.MERMAID: mermaid, GraphFormat.DOT: dot}
+
+
+@app.callback(rich_help_panel=PANEL)
+def pipelines() -> None:
+    """Look at the pipelines, and check or convert a file of them.
+
+    They come from the file that BCS_PIPELINE_CONFIG_PATH names, else from the one that ships with BCS.
+    """
+
+
+@app.command("list")
+def list_all(as_json: AsJson = False) -> None:
+    """List everything that can be requested: the pipelines, and each phase with what it requires."""
+    definitions = _definitions()
+    if as_json:
+        print_json({"pipelines": [_document(definitions, name) for name in definitions.names]})
+        return
+    listed = table("name", "kind", "phases in order")
+    for name in definitions.names:
+        order = ", ".join(phase.name for phase in definitions.plan(name))
+        listed.add_row(plain(name), _kind(definitions, name), plain(order))
+    present(listed)
+
+
+@app.command()
+def show(name: PipelineName, as_json: AsJson = False) -> None:
+    """Show the phases of a pipeline in the order in which they run, with what each one requires."""
+    definitions = _definitions()
+    plan = definitions.plan(name)
+    if as_json:
+        print_json(_document(definitions, name))
+        return
+    tree = Tree(
+        Text.assemble(plain(name, "bold"), f": {_kind(definitions, name)}, {counted(len(plan), 'phase')} in order")
+    )
+    for position, phase in enumerate(plan, 1):
+        branch = tree.add(Text.assemble(f"{position}. ", plain(phase.name, "bold")))
+        branch.add(plain(f"requires: {', '.join(phase.requires) or 'nothing'}"))
+        if phase.complete_when is not CompleteWhen.EVERY_ESSAY_COMPLETED:
+            branch.add(plain(f"complete when {phase.complete_when.replace('_', ' ')}"))
+        if phase.needs_prompt:
+            branch.add("refused without a prompt")
+        if phase.rerun_with_dependencies:
+            branch.add("runs again when a phase that it requires does")
+    present(tree)
+
+
+@app.command()
+def validate(file: PipelineFile, as_json: AsJson = False) -> None:
+    """Check a file of pipelines as the service does at its start. Exits 0 if it is valid, 1 if not."""
+    try:
+        definitions = load_pipelines(file)
+    except ConfigurationError as error:
+        problems = error.problems if isinstance(error, UnreadableConfiguration) else (str(error),)
+        if as_json:
+            print_json({"file": str(file), "valid": False, "problems": problems})
+        else:
+            present(Text.assemble(plain(file), ": ", ("not valid", "red")))
+            for problem in problems:
+                present(plain(f"  {problem}"))
+        raise typer.Exit(EXIT_NOT_VALID) from None
+    if as_json:
+        print_json({"file": str(file), "valid": True, "problems": []})
+        return
+    phases, others = len(definitions.phases), len(definitions.pipelines)
+    counts = f", {counted(phases, 'phase')} and {counted(others, 'pipeline')}"
+    present(Text.assemble(plain(file), ": ", ("valid", "green"), counts))
+
+
+@app.command()
+def convert(file: PipelineFile) -> None:
+    """Print a file of pipelines, such as the platform's with its `steps`, in the form of BCS.
+
+    The service reads both forms. Descriptions, services and event types of the platform's file are left out, since BCS
+    does not use them.
+    """
+    typer.echo(pipelines_yaml(load_pipelines(file)), nl=False)
+
+
+@app.command()
+def graph(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="A pipeline or a phase. [default: all phases]", show_default=False),
+    ] = None,
+    form: Annotated[GraphFormat, typer.Option("--format", help="The language to write it in.")] = GraphFormat.MERMAID,
+) -> None:
+    """Write phases, and which requires which, as a graph: text for Mermaid or Graphviz."""
+    definitions = _definitions()
+    phases = definitions.phases.values() if name is None else definitions.plan(name)
+    typer.echo(_WRITERS[form](phases))
+
+
+def _definitions() -> PipelineDefinitions:
+    return pipelines_of(load_settings())
+
+
+def _kind(definitions: PipelineDefinitions, name: str) -> str:
+    return "pipeline" if name in definitions.pipelines else "phase"
+
+
+def _document(definitions: PipelineDefinitions, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": _kind(definitions, name),
+        "phases": [
+            {
+                "name": phase.name,
+                "requires": phase.requires,
+                "needs_prompt": phase.needs_prompt,
+                "rerun_with_dependencies": phase.rerun_with_dependencies,
+                "complete_when": phase.complete_when.value,
+            }
+            for phase in definitions.plan(name)
+        ],
+    }

@@ -1,0 +1,89 @@
+"""What `bcs events tail` shows of a message that BCS published. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aiokafka import ConsumerRecord
+from rich.text import Text
+
+from bcs.cli.output import plain
+from bcs.domain.times import format_timestamp
+from bcs.errors import UnreadableLetter
+from bcs.wire import topics
+from bcs.wire.dead_letters.decode import Reference, marked_offset, purged_offset, read_letter
+
+
+def as_document(record: ConsumerRecord) -> dict[str, Any]:
+    """A message with everything in it, fit for JSON."""
+    return {
+        "time": format_timestamp(record.timestamp * 1000),
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        **_content(record),
+    }
+
+
+def as_text(record: ConsumerRecord) -> Text:
+    """A message in one line."""
+    content = _content(record)
+    match content["kind"]:
+        case "phase_skipped":
+            data = content["event"]["data"]
+            what, style = "phase skipped", "green"
+            about = f"{data['phase_name']} of batch {data['batch_id']}, {str(data['skip_reason']).replace('_', ' ')}"
+            about += f"; correlation id {content['event'].get('correlation_id')}"
+        case "dead_letter":
+            what, style = "dead letter", "red"
+            about = f"{content['reason']}, batch {content['batch'] or 'unknown'}: {content['error']}"
+            about += f"; bcs dlq show {content['letter']}"
+        case "replay_marker":
+            what, style, about = "replayed", "cyan", content["letter"]
+        case "purge_marker":
+            what, style, about = "purged", "cyan", f"everything up to {content['letter']}"
+        case _:
+            what, style = "unknown", "yellow"
+            about = f"{record.topic}/{record.partition}/{record.offset}: {content['problem']}"
+    time = format_timestamp(record.timestamp * 1000)
+    return Text.assemble((time, "dim"), "  ", (what, style), ": ", plain(about))
+
+
+def _content(record: ConsumerRecord) -> dict[str, Any]:
+    if record.topic == topics.PHASE_SKIPPED:
+        return _skipped(record.value)
+    marked = marked_offset(record.key, record.value)
+    if marked is not None:
+        letter = Reference(record.topic, record.partition, marked)
+        return {"kind": "replay_marker", "letter": str(letter)}
+    place = Reference(record.topic, record.partition, record.offset)
+    purged = purged_offset(record.key, record.value)
+    if purged is not None:
+        last = Reference(record.topic, record.partition, purged)
+        return {"kind": "purge_marker", "letter": str(last)}
+    try:
+        dead = read_letter(place, record.key, record.value, record.headers)
+    except UnreadableLetter as error:
+        return {"kind": "unknown", "problem": error.problem}
+    return {
+        "kind": "dead_letter",
+        "letter": str(place),
+        "reason": dead.reason,
+        "error": dead.error_message,
+        "batch": dead.batch_id,
+        "source_topic": dead.source_topic,
+        "source_partition": dead.source_partition,
+        "source_offset": dead.source_offset,
+        "failures": dead.failures,
+    }
+
+
+def _skipped(value: bytes | None) -> dict[str, Any]:
+    try:
+        event = json.loads(value or b"")
+        data = event["data"]
+        _ = data["phase_name"], data["batch_id"], data["skip_reason"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        return {"kind": "unknown", "problem": f"no PhaseSkippedV1: {type(error).__name__}: {error}"}
+    return {"kind": "phase_skipped", "event": event}

@@ -1,0 +1,101 @@
+"""`bcs resolve`: which phases of a pipeline a batch still needs, from the service or straight from the stores."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from bcs.cli.known import read_known
+from bcs.cli.options import PANEL, URL_OF_SETTINGS, AsJson, BatchId, ServiceUrl, single_command
+from bcs.cli.output import plain, present, print_json, table
+from bcs.config.pipelines import pipelines_of
+from bcs.config.settings import load_settings
+from bcs.domain.progress import summarize
+from bcs.domain.resolution import admit, resolve
+from bcs.http.requests import pipeline_answer
+from bcs.ops.asking import ask
+
+_PATH = "/internal/v1/pipelines/define"
+_MEMBERS = ("batch_id", "final_pipeline", "analysis_summary", "pruned_phases", "decisions")
+
+app = single_command()
+
+
+@app.command("resolve", rich_help_panel=PANEL)
+def resolve_pipeline(
+    batch_id: BatchId,
+    pipeline: Annotated[
+        str, typer.Argument(metavar="PIPELINE", help="A pipeline's or a phase's name.", show_default=False)
+    ],
+    url: ServiceUrl = URL_OF_SETTINGS,
+    prompt_attached: Annotated[
+        bool | None,
+        typer.Option(
+            "--prompt-attached/--no-prompt-attached",
+            help="Say whether the batch has an essay prompt. [default: say nothing]",
+            show_default=False,
+        ),
+    ] = None,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Read the stores that BCS_* variables name; announce nothing."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Resolve a pipeline for a batch, announce its pruned phases, and show what is still to run and why.
+
+    The running service answers, as it answers the orchestrator: it publishes a PhaseSkipped event for each phase that
+    is pruned. With `--offline` this command reads Redis and the archive itself, and announces nothing.
+    """
+    if offline:
+        answer = _from_the_store(batch_id, pipeline, prompt_attached)
+    else:
+        answer = _from_the_service(url, batch_id, pipeline, prompt_attached)
+    if as_json:
+        print_json(answer)
+    else:
+        present(_page(answer))
+
+
+def _from_the_service(url: str, batch_id: str, pipeline: str, prompt_attached: bool | None) -> dict[str, Any]:
+    correlation_id = str(uuid.uuid4())
+    body: dict[str, Any] = {"batch_id": batch_id, "requested_pipeline": pipeline, "correlation_id": correlation_id}
+    if prompt_attached is not None:
+        body["batch_metadata"] = {"prompt_attached": prompt_attached}
+    answer = ask(f"{url}{_PATH}", body, expecting=_MEMBERS)
+    return {"correlation_id": correlation_id, "announced_phases": answer["pruned_phases"], **answer}
+
+
+def _from_the_store(batch_id: str, pipeline: str, prompt_attached: bool | None) -> dict[str, Any]:
+    settings = load_settings()
+    definitions = pipelines_of(settings)
+    admit(definitions, pipeline, prompt_attached=prompt_attached)
+    known = read_known(settings, batch_id)
+    law = definitions.law(require_registration=settings.require_registration)
+    answer = pipeline_answer(batch_id, resolve(definitions, pipeline, summarize(known.state, law, known.version or 0)))
+    return {"correlation_id": None, "announced_phases": [], **answer, "source": known.source}
+
+
+def _page(answer: Mapping[str, Any]) -> RenderableType:
+    decisions = table("phase", "decision", "reason")
+    for decision in answer["decisions"]:
+        word = Text("run", "yellow") if decision["runs"] else Text("pruned", "green")
+        decisions.add_row(plain(decision["phase"]), word, plain(decision["reason"].replace("_", " ")))
+    if answer["correlation_id"] is None:
+        origin = "Read from the store; nothing was announced."
+    else:
+        announced = ", ".join(answer["announced_phases"]) or "nothing"
+        origin = f"Correlation id {answer['correlation_id']}; announced as skipped: {announced}."
+    return Group(
+        Text.assemble("Batch ", plain(answer["batch_id"], "bold")),
+        Text(),
+        decisions,
+        Text(),
+        plain(answer["analysis_summary"]),
+        plain(origin),
+    )

@@ -1,0 +1,1 @@
+"""What is configured: settings, and the pipelines."""

@@ -1,0 +1,200 @@
+"""Reads the pipeline definitions from YAML, in the form of BCS and in that of the platform; writes the former."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bcs.config.settings import InvalidSettings, Settings
+from bcs.domain.law import CompleteWhen
+from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
+from bcs.errors import ConfigurationError, DependenciesDiffer, DuplicateName, UnreadableConfiguration
+
+# Phase names become parts of keys, labels and file names.
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Phase(_Strict):
+    name: Name
+    requires: list[Name] = []
+    needs_prompt: bool = False
+    rerun_with_dependencies: bool = False
+    # Not strict, as YAML has no enumerations.
+    complete_when: Annotated[CompleteWhen, Field(strict=False)] = CompleteWhen.EVERY_ESSAY_COMPLETED
+
+
+class _Pipeline(_Strict):
+    name: Name
+    phases: Annotated[list[Name], Field(min_length=1)]
+
+
+class _File(_Strict):
+    phases: Annotated[list[_Phase], Field(min_length=1)]
+    pipelines: list[_Pipeline] = []
+
+
+class _PlatformStep(_Strict):
+    """A step of the platform's file. BCS calls no service, so it needs the name and the dependencies only."""
+
+    name: Name
+    depends_on: list[Name] = []
+    service_name: str | None = None
+    event_type: str | None = None
+    event_data_model: str | None = None
+
+
+class _PlatformPipeline(_Strict):
+    description: str | None = None
+    steps: Annotated[list[_PlatformStep], Field(min_length=1)]
+
+
+class _PlatformFile(_Strict):
+    pipelines: Annotated[dict[Name, _PlatformPipeline], Field(min_length=1)]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML lets a later key replace an earlier one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) != len(node.value):
+            names = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next(name for position, name in enumerate(names) if name in names[:position])
+            raise DuplicateName(str(twice), f"the mapping at line {node.start_mark.line + 1}")
+        return mapping
+
+
+def load_pipelines(path: Path | None) -> PipelineDefinitions:
+    """The pipeline definitions in a file, of BCS's own form or of the platform's.
+
+    :param path: none means the definitions that ship with BCS.
+    :raises ConfigurationError: the file can't be read, or contradicts itself; the phases are named.
+    """
+    try:
+        text = _shipped() if path is None else path.read_text(encoding="utf-8")
+        document = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        if not isinstance(document, dict):
+            raise UnreadableConfiguration(str(path), "file: it must be a mapping with `phases`")
+        if "phases" not in document and isinstance(document.get("pipelines"), dict):
+            return _platform_definitions(_PlatformFile.model_validate(document))
+        return _definitions(_File.model_validate(document))
+    except OSError as error:
+        raise UnreadableConfiguration(str(path), error.strerror or str(error)) from None
+    except ValidationError as error:
+        problems = (
+            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False, include_context=False)
+        )
+        raise UnreadableConfiguration(str(path), *problems) from None
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        # PyYAML lets the errors of Python's own constructors through.
+        raise UnreadableConfiguration(str(path), " ".join(str(error).split())) from None
+
+
+def pipelines_yaml(definitions: PipelineDefinitions) -> str:
+    """The definitions as a file of BCS's own form; what has its default is left out."""
+    phases = [
+        _Phase.model_validate(
+            {
+                "name": phase.name,
+                "requires": list(phase.requires),
+                "needs_prompt": phase.needs_prompt,
+                "rerun_with_dependencies": phase.rerun_with_dependencies,
+                "complete_when": phase.complete_when,
+            }
+        )
+        for phase in definitions.phases.values()
+    ]
+    pipelines = [_Pipeline(name=one.name, phases=list(one.phases)) for one in definitions.pipelines.values()]
+    document = _File(phases=phases, pipelines=pipelines).model_dump(mode="json", exclude_defaults=True)
+    text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=120)
+    return text
+
+
+def _definitions(file: _File) -> PipelineDefinitions:
+    return PipelineDefinitions(
+        (
+            Phase(
+                phase.name,
+                tuple(phase.requires),
+                phase.needs_prompt,
+                phase.rerun_with_dependencies,
+                phase.complete_when,
+            )
+            for phase in file.phases
+        ),
+        (Pipeline(pipeline.name, tuple(pipeline.phases)) for pipeline in file.pipelines),
+    )
+
+
+def _platform_definitions(file: _PlatformFile) -> PipelineDefinitions:
+    """The same phases and pipelines as the platform's file has.
+
+    The platform decides in code, and not in this file, which phases need a prompt; BCS has that in what it ships.
+    """
+    said_in: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for name, pipeline in file.pipelines.items():
+        steps = [step.name for step in pipeline.steps]
+        if twice := _repeated(steps):
+            raise DuplicateName(twice, f"the steps of pipeline {name!r}")
+        for step in pipeline.steps:
+            here = (name, tuple(step.depends_on))
+            before = said_in.setdefault(step.name, here)
+            if set(before[1]) != set(here[1]):
+                raise DependenciesDiffer(step.name, before, here)
+    shipped = load_pipelines(None).phases
+    phases = PipelineDefinitions(
+        Phase(name, requires, needs_prompt=name in shipped and shipped[name].needs_prompt)
+        for name, (_, requires) in said_in.items()
+    )
+    pipelines = [
+        Pipeline(name, tuple(step.name for step in pipeline.steps)) for name, pipeline in file.pipelines.items()
+    ]
+    # A phase is a pipeline of its own name already: one that says no more than that is left out.
+    return PipelineDefinitions(phases.phases.values(), [one for one in pipelines if not _says_the_same(phases, one)])
+
+
+def _says_the_same(phases: PipelineDefinitions, pipeline: Pipeline) -> bool:
+    return pipeline.name in phases.phases and {phase.name for phase in phases.plan(pipeline.name)} == set(
+        pipeline.phases
+    )
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def pipelines_of(settings: Settings) -> PipelineDefinitions:
+    """The pipelines that the settings name.
+
+    :raises InvalidSettings: with everything that `load_pipelines` says, and the variable that led there.
+    """
+    path = settings.pipeline_config_path
+    try:
+        return load_pipelines(path)
+    except UnreadableConfiguration as error:
+        raise InvalidSettings((("BCS_PIPELINE_CONFIG_PATH", str(error)),)) from None
+    except ConfigurationError as error:
+        raise InvalidSettings((("BCS_PIPELINE_CONFIG_PATH", f"{path}: {error}"),)) from None
+
+
+def _shipped() -> str:
+    packaged = resources.files("bcs") / "config" / "pipelines.yaml"
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    # An editable install or a checkout: the file is not copied into the package.
+    return (Path(__file__).parents[2] / "config" / "pipelines.yaml").read_text(encoding="utf-8")

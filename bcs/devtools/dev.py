@@ -1,0 +1,205 @@
+"""`bcs dev`: the whole service on one machine, with servers of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import indent
+
+import anyio
+
+from bcs.config.pipelines import pipelines_of
+from bcs.config.settings import Settings, load_settings
+from bcs.devtools.demo import tell
+from bcs.devtools.environment import EnvFile, env_file, exports, variables_of
+from bcs.devtools.keyboard import at_keyboard, pressed, single_keys
+from bcs.devtools.output import echo, progress
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers.postgres import postgres
+from bcs.domain.pipelines import PipelineDefinitions
+from bcs.errors import ConfigurationError, UnreadableConfiguration
+from bcs.observability.logs import configure_logging
+from bcs.runtime.process import EXIT_STOPPED, run_until_signalled
+from bcs.runtime.signals import held
+from bcs.runtime.tree import Service
+from bcs.wire import topics
+
+_PARTITIONS = 4
+_RESTART_KEY = "r"
+_LOG_TAIL_BYTES = 4000
+
+
+async def run_dev(demo: bool, log_file: Path | None = None, env_path: Path | None = None) -> int:
+    """Start the servers, create the topics, run the service until a signal, and stop everything.
+
+    :param demo: also play a small story.
+    :param log_file: where the log goes; None for standard error, or with the story for a file that is removed.
+    :param env_path: a file that gets the variables for other commands; None for no file.
+    :returns: the exit code.
+    :raises EmbeddedServersMissing: the extra `embedded` is not installed.
+    """
+    try:
+        exit_code = await _run(demo, log_file, env_path)
+    except embedded.EmbeddedServerFailed:
+        # Ctrl-C, and a terminal that is closed, end also what the start of a server runs beside this process.
+        if not held():
+            raise
+        exit_code = EXIT_STOPPED
+    echo("All stopped.")
+    return exit_code
+
+
+async def _run(demo: bool, log_file: Path | None, env_path: Path | None) -> int:
+    with ExitStack() as stack:
+        file = stack.enter_context(env_file(env_path))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bcs-dev-")))
+        redis, kafka, database = embedded.valkey(directory), embedded.kafka(directory), postgres(directory)
+        servers = {"Redis (Valkey)": redis, "Kafka (Tansu, in memory)": kafka, "PostgreSQL": database}
+        for name, server in servers.items():
+            if held():
+                return EXIT_STOPPED
+            with progress(name):
+                stack.enter_context(server)
+        settings = _settings(f"redis://{redis.address}", kafka.address, database.url)
+        definitions = pipelines_of(settings)
+        log_file = log_file or (directory / "bcs.log" if demo else None)
+        _send_log_to(log_file, settings)
+        created = [*topics.CONSUMED, *topics.PUBLISHED]
+        await embedded.create_topics(kafka.address, created, _PARTITIONS)
+        echo("Starting BCS ...")
+        exit_code = await _Runs(settings, file, log_file=log_file, demo=demo).until_signalled(definitions)
+        if exit_code != EXIT_STOPPED and log_file is not None:
+            echo(log_file.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace"), err=True)
+        return exit_code
+
+
+def _settings(redis_url: str, bootstrap_servers: str, database_url: str) -> Settings:
+    return load_settings(
+        http_host="127.0.0.1",
+        redis_url=redis_url,
+        database_url=database_url,
+        kafka_bootstrap_servers=bootstrap_servers,
+        # The embedded broker can't.
+        kafka_enable_idempotence=False,
+        use_mock_repository=False,
+        # One member in the group, on one machine: what is slow over a network would only be slow to stop here.
+        kafka_session_timeout_seconds=6.0,
+        kafka_heartbeat_interval_seconds=1.0,
+    )
+
+
+def _send_log_to(log_file: Path | None, settings: Settings) -> None:
+    if log_file is None:
+        configure_logging(settings)
+        return
+    try:
+        descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise UnreadableConfiguration(str(log_file), error.strerror or str(error)) from None
+    # The log goes to what standard error is now, to the very end of the process: so this is never closed.
+    with redirect_stderr(os.fdopen(descriptor, "a", closefd=False)):
+        configure_logging(settings)
+
+
+@dataclass(slots=True)
+class _Runs:
+    """The service, run once and, after each `r`, once more.
+
+    :param env_file: gets the variables for other commands.
+    :param log_file: None where the log goes to standard error.
+    """
+
+    settings: Settings
+    env_file: EnvFile
+    log_file: Path | None
+    demo: bool
+    _restart: bool = False
+    _number: int = 0
+
+    async def until_signalled(self, definitions: PipelineDefinitions) -> int:
+        """Run it until a signal.
+
+        :returns: the exit code.
+        """
+        with single_keys():
+            while True:
+                self._restart = False
+                exit_code = await run_until_signalled(self.settings, definitions, self._accompany)
+                if not self._restart or exit_code != EXIT_STOPPED:
+                    return exit_code
+                definitions = self._definitions_now(definitions)
+
+    async def _accompany(self, service: Service, stop: Callable[[], bool]) -> None:
+        self._number += 1
+        base = f"http://{service.address[0]}:{service.address[1]}"
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._say, base, service.address[1])
+            await pressed(_RESTART_KEY)
+            self._restart = stop()
+            echo("Restarting BCS; the servers run on ...")
+
+    async def _say(self, base: str, port: int) -> None:
+        variables = variables_of(self.settings, port)
+        self.env_file.write(variables)
+        if self._number > 1:
+            echo(f"BCS is running again, at {base}.")
+            return
+        batch_id = "batch_1"
+        _greet(base, self.settings, self.log_file)
+        if self.demo:
+            batch_id = f"demo-{uuid.uuid4().hex[:8]}"
+            await tell(base, self.settings.kafka_bootstrap_servers, batch_id)
+        _say_what_to_try(base, exports(variables), batch_id, told=self.demo)
+
+    def _definitions_now(self, before: PipelineDefinitions) -> PipelineDefinitions:
+        try:
+            return pipelines_of(self.settings)
+        except ConfigurationError as error:
+            echo(f"bcs: {error}\nThe pipelines stay as they were before.", err=True)
+            return before
+
+
+def _greet(base: str, settings: Settings, log_file: Path | None) -> None:
+    echo(
+        f"""
+BCS is running.
+  HTTP        {base}
+  Redis       {settings.redis_url}
+  Kafka       {settings.kafka_bootstrap_servers}
+  PostgreSQL  {settings.database_url}
+  Log         {"standard error" if log_file is None else log_file}
+"""
+    )
+
+
+def _say_what_to_try(base: str, variables: str, batch_id: str, *, told: bool) -> None:
+    commands = {
+        f"bcs batches show {batch_id}": "what holds its phases back",
+        f"bcs batches history {batch_id}": "how that came to be, and why",
+        "bcs events tail": "what BCS publishes",
+        "bcs dlq list": "what could not be processed",
+        "bcs doctor": "whether everything is there",
+    }
+    width = max(map(len, commands))
+    explained = "\n".join(f"  {command:{width}}  # {what}" for command, what in commands.items())
+    keys = f"{_RESTART_KEY} restarts the service and leaves the servers running; " if at_keyboard() else ""
+    echo(
+        f"""{"That was the story; BCS keeps running. " if told else ""}What to try next:
+  curl -s {base}/healthz
+  curl -s {base}/internal/v1/pipelines/define \\
+    -H 'Content-Type: application/json' -d '{{"batch_id": "{batch_id}",
+    "requested_pipeline": "ai_feedback", "correlation_id": "try-1"}}'
+
+In another terminal, with these variables (or: bcs dev --env-file FILE):
+{indent(variables, "  ")}
+{explained}
+  bcs events sample BatchEssaysRegistered --batch mine | bcs events send -
+
+{keys}Ctrl-C stops all of it.
+"""
+    )

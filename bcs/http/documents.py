@@ -1,0 +1,310 @@
+"""What is known of a batch, and its past, as the documents that the service and the commands answer with."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+from pydantic_core import to_json
+
+from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
+from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved, Position
+from bcs.domain.progress import BlockingEssay, PhaseExplanation
+from bcs.domain.slices import SLICE, Sliced, in_slices
+from bcs.domain.state import BatchState, Ending, Mark
+from bcs.domain.times import format_timestamp
+
+# Of an essay in a list, without its id.
+_ESSAY_BYTES = 150
+
+T = TypeVar("T")
+
+OUTCOMES = {Outcome.COMPLETED: "completed", Outcome.FAILED: "failed"}
+
+
+def phases_to_show(state: BatchState, configured: Iterable[str]) -> list[str]:
+    """The configured phases, then others that any mark is about."""
+    listed = list(configured)
+    return [*listed, *sorted(state.phases.difference(listed))]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of a batch's essays a document has, of all essays and of those that hold a phase back.
+
+    :param after: only essays whose ids come behind this one.
+    :param limit: at most so many essays in a list; None for all of them.
+    :param list_bytes: about so many bytes in a list; one essay at least, and None for all of them.
+    """
+
+    after: str = ""
+    limit: int | None = None
+    list_bytes: int | None = None
+
+    def of(self, essays: Sequence[T], essay_id: Callable[[T], str]) -> list[T]:
+        """The essays that a list has.
+
+        :param essays: in the order of their ids.
+        """
+        behind = islice(essays, bisect_right(essays, self.after, key=essay_id), None)
+        listed = list(islice(behind, self.limit))
+        if self.list_bytes is None:
+            return listed
+        left = self.list_bytes
+        for count, essay in enumerate(listed):
+            left -= len(to_json(essay_id(essay))) + _ESSAY_BYTES
+            if left < 0:
+                return listed[: count or 1]
+        return listed
+
+
+def extent_of(after: str | None, limit: int, *, page_bytes: int, phases: int) -> Extent:
+    """The extent of a page of about so many bytes, on which so many phases are explained."""
+    return Extent(after or "", limit, page_bytes // (1 + phases))
+
+
+def state_document(
+    batch_id: str,
+    state: BatchState,
+    version: int | None,
+    source: str,
+    essays: Sequence[str],
+    extent: Extent,
+    next_after: Callable[[str], str],
+) -> dict[str, Any]:
+    """What is known of a batch, but for its phases: see `phase_document`.
+
+    :param version: None where its source counts none.
+    :param source: `REDIS`, `POSTGRESQL` or `MEMORY`.
+    :param essays: those of the state, sorted.
+    :param extent: how much of the essays stands in the document.
+    :param next_after: how to ask for the essays behind one of them.
+    """
+    listed = extent.of(essays, str)
+    return {
+        **_batch_without_essays(batch_id, state, version, source, essays, listed, next_after),
+        "known_essays": [_known_essay(state, essay) for essay in listed],
+    }
+
+
+def encoding_state(
+    batch_id: str,
+    state: BatchState,
+    version: int | None,
+    source: str,
+    essays: Sequence[str],
+    extent: Extent,
+    next_after: Callable[[str], str],
+    phases: Sequence[bytes],
+) -> Sliced[bytes]:
+    """The same as JSON, in slices, and with its phases.
+
+    :param phases: each one's JSON, of `encoding_phase`.
+    """
+    listed = extent.of(essays, str)
+    encoded = yield from _encoding(listed, partial(_known_essay, state))
+    document = _batch_without_essays(batch_id, state, version, source, essays, listed, next_after)
+    return _with_list(document, "known_essays", encoded)[:-1] + b',"phases":[%s]}' % b",".join(phases)
+
+
+def _known_essay(state: BatchState, essay: str) -> dict[str, Any]:
+    return {"essay_id": essay, "known_since": format_timestamp(state.first_seen_us[essay])}
+
+
+def _batch_without_essays(
+    batch_id: str,
+    state: BatchState,
+    version: int | None,
+    source: str,
+    essays: Sequence[str],
+    listed: Sequence[str],
+    next_after: Callable[[str], str],
+) -> dict[str, Any]:
+    expected = state.expected
+    ended = not listed or listed[-1] == essays[-1]
+    return {
+        "batch_id": batch_id,
+        "version": version,
+        "source": source,
+        "registered": expected is not None,
+        "expected": {"count": expected.count, "at": format_timestamp(expected.at_us)} if expected else None,
+        "essays_known": len(essays),
+        "known_essays": [],
+        "next": None if ended else next_after(listed[-1]),
+    }
+
+
+def history_document(batch_id: str, entries: Iterable[KeptEntry], following: str | int | None) -> dict[str, Any]:
+    """A page of a batch's history.
+
+    :param following: how to ask for the page with what is older; None when nothing is.
+    """
+    return {"batch_id": batch_id, "entries": [_entry(kept) for kept in entries], "next": following}
+
+
+def encoding_history(batch_id: str, entries: Sequence[KeptEntry], following: str | int | None) -> Sliced[bytes]:
+    """The same as JSON, in slices: an entry may be about thousands of essays."""
+    encoded = yield from _encoding(entries, _entry, length=1)
+    return _with_list(history_document(batch_id, (), following), "entries", encoded)
+
+
+def phase_document(of: PhaseExplanation, extent: Extent) -> dict[str, Any]:
+    """How far a phase is, and what holds it back.
+
+    The essays that hold it back are the first behind `extent.after`: as many as a page has, so that those which stand
+    on the page are among them. All pages together have each of them at least once.
+    """
+    return {**_phase_without_essays(of), "held_back_by": list(map(_held_back, extent.of(of.held_back_by, _essay_id)))}
+
+
+def encoding_phase(of: PhaseExplanation, extent: Extent) -> Sliced[bytes]:
+    """The same as JSON, in slices."""
+    encoded = yield from _encoding(extent.of(of.held_back_by, _essay_id), _held_back)
+    return _with_list(_phase_without_essays(of), "held_back_by", encoded)
+
+
+def _encoding(items: Iterable[T], document: Callable[[T], dict[str, Any]], *, length: int = SLICE) -> Sliced[bytes]:
+    """What stands between the brackets of a list of documents.
+
+    :param length: so many are a slice.
+    """
+    parts: list[bytes] = []
+    for some in in_slices(items, length):
+        parts.append(to_json([document(item) for item in some])[1:-1])
+        yield
+    return b",".join(parts)
+
+
+def _with_list(document: dict[str, Any], member: str, encoded: bytes) -> bytes:
+    """A document as JSON, with a list that is JSON already in the place of a member."""
+    values = ((name, b"[%s]" % encoded if name == member else to_json(value)) for name, value in document.items())
+    return b"{%s}" % b",".join(b"%s:%s" % (to_json(name), value) for name, value in values)
+
+
+def _held_back(essay: BlockingEssay) -> dict[str, Any]:
+    return {
+        "essay_id": essay.essay_id,
+        "why": essay.why.value,
+        "known_since": format_timestamp(essay.first_seen_us),
+        "mark": _mark(essay.mark),
+    }
+
+
+def _phase_without_essays(of: PhaseExplanation) -> dict[str, Any]:
+    progress = of.progress
+    return {
+        "phase": of.phase,
+        "complete": progress.complete,
+        "complete_when": of.complete_when.value,
+        "completed": progress.completed,
+        "failed": progress.failed,
+        "failed_before": progress.failed_before,
+        "left_out": progress.left_out,
+        "outstanding": of.outstanding,
+        "missing": of.missing,
+        "newest_mark_at": format_timestamp(of.newest.at_us) if of.newest else None,
+        "report": _mark(of.report),
+        "outcome": _ending(of.outcome),
+        "essays_holding_back": len(of.held_back_by),
+        "held_back_by": [],
+    }
+
+
+def _essay_id(essay: BlockingEssay) -> str:
+    return essay.essay_id
+
+
+def _mark(mark: Mark | None) -> dict[str, str] | None:
+    return {"outcome": OUTCOMES[mark.outcome], "at": format_timestamp(mark.at_us)} if mark else None
+
+
+def _ending(ending: Ending | None) -> dict[str, str] | None:
+    return {"status": ending.status, "at": format_timestamp(ending.at_us)} if ending else None
+
+
+def _entry(kept: KeptEntry) -> dict[str, Any]:
+    entry = kept.entry
+    kind, particulars = (
+        ("resolution", _resolution(entry)) if isinstance(entry, PipelineResolved) else ("facts", _recorded(entry))
+    )
+    return {
+        "number": kept.number,
+        "recorded_at": format_timestamp(entry.at_us),
+        "kind": kind,
+        "correlation_id": entry.correlation_id,
+        **particulars,
+    }
+
+
+def _recorded(entry: FactsRecorded) -> dict[str, Any]:
+    return {
+        "event_type": entry.event_type,
+        "event_id": entry.event_id,
+        "source": _position(entry.position),
+        "reported_by": entry.asked_by,
+        "facts": [_fact(fact) for fact in entry.facts],
+    }
+
+
+def _resolution(entry: PipelineResolved) -> dict[str, Any]:
+    return {
+        "asked_by": entry.asked_by,
+        "pipeline": entry.pipeline,
+        "final_pipeline": [decision.phase for decision in entry.decisions if decision.runs],
+        "pruned_phases": [decision.phase for decision in entry.decisions if not decision.runs],
+        "decisions": [
+            {
+                "phase": decision.phase,
+                "runs": decision.runs,
+                "reason": decision.reason,
+                "because": decision.because,
+            }
+            for decision in entry.decisions
+        ],
+        "registered": entry.registered,
+        "state_version": entry.version,
+        "source": entry.source,
+    }
+
+
+def _position(position: Position | None) -> dict[str, Any] | None:
+    if position is None:
+        return None
+    return {"topic": position.topic, "partition": position.partition, "offset": position.offset}
+
+
+def _fact(fact: Fact) -> dict[str, Any]:
+    at = format_timestamp(fact.at_us)
+    if isinstance(fact, EssayPhaseEnded):
+        outcome = OUTCOMES[fact.outcome]
+        return {
+            "fact": "essay_phase_ended",
+            "phase": fact.phase,
+            "essay_id": fact.essay_id,
+            "outcome": outcome,
+            "at": at,
+        }
+    if isinstance(fact, PhaseOutcome):
+        return {
+            "fact": "phase_outcome",
+            "phase": fact.phase,
+            "status": fact.status,
+            "completed": list(fact.completed),
+            "failed": list(fact.failed),
+            "speaks_for_all": fact.speaks_for_all,
+            "at": at,
+        }
+    if isinstance(fact, PhaseReported):
+        return {"fact": "phase_reported", "phase": fact.phase, "outcome": OUTCOMES[fact.outcome], "at": at}
+    if isinstance(fact, PhaseInvalidated):
+        return {"fact": "phase_invalidated", "phase": fact.phase, "essay_id": fact.essay_id, "at": at}
+    return {
+        "fact": "essays_registered",
+        "essay_ids": list(fact.essay_ids),
+        "expected_count": fact.expected_count,
+        "at": at,
+    }

@@ -1,0 +1,293 @@
+"""What happens around every request: its body, a place, a deadline, metrics, and a well-formed answer."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Set
+from functools import cache, partial
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import quote
+
+import anyio
+import structlog
+from aiohttp import web
+
+from bcs.config.settings import Settings
+from bcs.http.bodies import Bodies, CallerLeft, Reading
+from bcs.http.deadlines import Deadlines
+from bcs.http.problems import Problem, fault, from_aiohttp, invalid_fields, overloaded, problem_of
+from bcs.http.requests import LETTER_WRITTEN, InvalidRequest
+from bcs.observability.telemetry import Telemetry
+from bcs.supervision import describe
+from bcs.wire.events import MOST_ID_CHARACTERS
+
+log = structlog.stdlib.get_logger("bcs.http", actor="http")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+CORRELATION_ID: Final = web.RequestKey("correlation_id", str)
+DEAD_LETTER: Final = web.RequestKey("dead_letter", str)
+"""Set once the request itself is a durable dead letter."""
+
+BATCH_ID: Final = web.RequestKey("batch_id", str)
+"""Set once the batch of a request is known, for the log."""
+
+CALLER_LEFT: Final = 499
+"""What a request is counted under, as others count it, whose caller left before its body had come."""
+
+CORRELATION_HEADER: Final = "X-Correlation-ID"
+ANYWHERE: Final = "/{path}"
+_UNMATCHED = "unmatched"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+_is_header_safe = re.compile(r"[ -$&-~]*").fullmatch
+_AGENT_CHARACTERS = 100
+_LOOKS = frozenset({"GET", "HEAD"})
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+class Guard:
+    """Answers every request in time, and counts it.
+
+    A request takes a place once its body has come, so that slow callers take no places from others.
+
+    :param bodies: reads them.
+    :param deadlines: of requests whose body has come.
+    :param crowded: connections on which nothing but probes is answered.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        telemetry: Telemetry,
+        bodies: Bodies,
+        deadlines: Deadlines[asyncio.Task[object]],
+        crowded: Set[object],
+    ) -> None:
+        self._settings = settings
+        self._bodies = bodies
+        self._deadlines = deadlines
+        self._crowded = crowded
+        self._in_flight = 0
+        self._places_taken = 0
+        telemetry.http_in_flight.set_function(lambda: self._in_flight)
+        self._last_answers = False
+        self._all_answered: anyio.Event | None = None
+        # To look them up by their labels costs more than to count; there are few, as labels have closed sets of values.
+        self._series = cache(
+            lambda method, route, status: (
+                telemetry.http_requests.labels(method, route, str(status)),
+                telemetry.http_duration.labels(method, route),
+            )
+        )
+
+    def say_goodbye(self) -> None:
+        """From now on each connection is closed with its next answer: a request sent on one that is just being closed
+        would find nobody.
+        """
+        self._last_answers = True
+
+    async def idle(self) -> None:
+        """Wait until no request is being answered."""
+        while self._in_flight:
+            self._all_answered = anyio.Event()
+            await self._all_answered.wait()
+
+    def around(self, handler: Handler, route: str | None, *, reads_body: bool = False) -> Handler:
+        """A handler that answers whatever happens.
+
+        Not a middleware: aiohttp puts those together anew for each request, at a tenth of what it costs by itself.
+
+        :param route: what it is counted under; None where that depends on the request.
+        :param reads_body: whether the handler needs `request[BODY]`, which has to be JSON.
+        """
+
+        return partial(self._answer, handler, route, reads_body)
+
+    async def _answer(
+        self, handler: Handler, route: str | None, reads_body: bool, request: web.Request
+    ) -> web.StreamResponse:
+        began = time.perf_counter()
+        self._in_flight += 1
+        try:
+            response, problem = await self._guarded(request, handler, reads_body)
+        finally:
+            self._in_flight -= 1
+            if self._all_answered and not self._in_flight:
+                self._all_answered.set()
+        route = route or _route_label(request)
+        method = request.method if request.method in _METHODS else "other"
+        seconds = time.perf_counter() - began
+        requests, duration = self._series(method, route, response.status)
+        requests.inc()
+        duration.observe(seconds)
+        self._log(request, method, route, response.status, problem, seconds)
+        if self._last_answers:
+            response.force_close()
+        # Callers may choose any characters, a header may not have all of them.
+        correlation_id = correlation_id_of(request)
+        if not _is_header_safe(correlation_id):
+            correlation_id = quote(correlation_id, safe=_HEADER_SAFE)
+        response.headers[CORRELATION_HEADER] = correlation_id
+        return response
+
+    def _log(
+        self, request: web.Request, method: str, route: str, status: int, problem: Problem | None, seconds: float
+    ) -> None:
+        """One line for each request with the access log on; without it, refusals alone, and these summed up."""
+        if self._settings.http_access_log:
+            refused = {} if problem is None else {"kind": problem.kind}
+            log.info("request", method=method, route=route, status=status, **refused, **_about(request, seconds))
+        elif problem is None or status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            pass  # a fault stands in the log already
+        elif status == HTTPStatus.NOT_FOUND and method in _LOOKS and route != _UNMATCHED:
+            log.debug("nothing_found", route=route, kind=problem.kind, **_about(request, seconds))
+        else:
+            log.info(
+                "request_refused",
+                method=method,
+                route=route,
+                status=status,
+                kind=problem.kind,
+                summed_by=("method", "route", "status", "kind"),
+                **_about(request, seconds),
+            )
+
+    async def _guarded(
+        self, request: web.Request, handler: Handler, reads_body: bool
+    ) -> tuple[web.StreamResponse, Problem | None]:
+        task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]
+        reading: Reading | None = None
+        late = False
+        try:
+            if self._crowded and request.protocol in self._crowded and request.path not in _PROBES:
+                raise overloaded("too many connections at a time")
+            if reads_body:
+                _ensure_json(request)
+                if not self._bodies.take_small(request):
+                    reading = Reading(task)
+                    await self._bodies.read(request, reading)
+            # Probes are let in always: an overloaded service that looks dead would be killed for it.
+            if self._places_taken >= self._settings.http_max_concurrent_requests and request.path not in _PROBES:
+                raise overloaded("too many requests at a time")
+            self._places_taken += 1
+            self._deadlines.watch(task)
+            try:
+                return await handler(request), None
+            finally:
+                late = not self._deadlines.forget(task)
+                self._places_taken -= 1
+        except Problem as error:
+            problem = error
+        except asyncio.CancelledError:
+            # Not for its deadline, or not for that alone: somebody wants to see the end of this connection.
+            if not late or task.uncancel():
+                raise
+            problem = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
+        except CallerLeft:
+            log.debug("caller_left", correlation_id=correlation_id_of(request))
+            return web.Response(status=CALLER_LEFT), None
+        except InvalidRequest as error:
+            problem = invalid_fields(error)
+        except web.HTTPException as error:
+            problem = from_aiohttp(error)
+        except Exception as error:  # noqa: BLE001 (the last line before the socket: no caller may be left without one)
+            problem = problem_of(error) or self._fault(request, error)
+        finally:
+            if reading:
+                self._bodies.release(reading)
+        return self._refuse(request, problem), problem
+
+    def _refuse(self, request: web.Request, problem: Problem) -> web.Response:
+        response = problem.response(correlation_id_of(request), self._settings.retry_after_seconds)
+        if DEAD_LETTER in request:
+            response.headers[LETTER_WRITTEN] = request[DEAD_LETTER]
+        if "allowed_methods" in problem.extensions:
+            response.headers["Allow"] = ", ".join(problem.extensions["allowed_methods"])
+        return response
+
+    def _fault(self, request: web.Request, error: Exception) -> Problem:
+        log.error(
+            "request_failed",
+            correlation_id=correlation_id_of(request),
+            batch_id=request.get(BATCH_ID),
+            path=request.path,
+            error=describe(error),
+            kind=type(error).__name__,
+            exc_info=error,
+            summed_by=("kind",),
+        )
+        return fault()
+
+
+def correlation_id_of(request: web.Request) -> str:
+    """The request's correlation id: of its body, or of its header, or one of our own."""
+    known = request.get(CORRELATION_ID)
+    if known is None:
+        known = request[CORRELATION_ID] = correlation_id_said(request) or secrets.token_hex(16)
+    return known
+
+
+def correlation_id_said(request: web.Request) -> str | None:
+    """The correlation id in the header of a request; None where it has none that can be used."""
+    said = request.headers.get(CORRELATION_HEADER)
+    return said if said and len(said) <= MOST_ID_CHARACTERS and said.isascii() and said.isprintable() else None
+
+
+def asked_by(request: web.Request) -> str:
+    """Who asks, as far as a request tells."""
+    # aiohttp keeps bytes that are no UTF-8 as lone surrogates, which can be stored nowhere.
+    agent = request.headers.get("User-Agent", "unknown").encode(errors="replace").decode()
+    return f"{agent[:_AGENT_CHARACTERS]} at {request.remote}"
+
+
+def _about(request: web.Request, seconds: float) -> dict[str, object]:
+    """What the log says of a request, besides how it ended."""
+    return {
+        "correlation_id": correlation_id_of(request),
+        "batch_id": request.get(BATCH_ID),
+        "asked_by": asked_by(request),
+        "seconds": round(seconds, 6),
+    }
+
+
+def _ensure_json(request: web.Request) -> None:
+    if request.content_type != "application/json":
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "the content type must be application/json"
+        )
+
+
+async def nowhere(request: web.Request) -> web.StreamResponse:
+    """Answers what no route takes.
+
+    :raises HTTPMethodNotAllowed: one would take it by another method.
+    :raises HTTPNotFound: none would.
+    """
+    allowed: set[str] = set()
+    for resource in _resources(request):
+        _, methods = await resource.resolve(request)
+        allowed |= methods
+    raise web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound
+
+
+async def unexpected(_: web.Request) -> web.StreamResponse:
+    """Answers an `Expect` header that asks for something else than to go on.
+
+    :raises HTTPExpectationFailed: always.
+    """
+    raise web.HTTPExpectationFailed
+
+
+def _route_label(request: web.Request) -> str:
+    # Never a label: a path that is not one of ours.
+    ours = {resource.canonical for resource in _resources(request)}
+    return request.path if request.path in ours else _UNMATCHED
+
+
+def _resources(request: web.Request) -> list[web.AbstractResource]:
+    return [resource for resource in request.app.router.resources() if resource.canonical != ANYWHERE]

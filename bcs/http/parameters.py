@@ -1,0 +1,89 @@
+"""What stands in the path and the query of a request about a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+from urllib.parse import quote, unquote_to_bytes
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from bcs.http.requests import Body, BodyT, InvalidField, InvalidParameters, named_fields
+from bcs.wire.events import Identifier
+
+BATCHES = "/internal/v1/batches"
+MOST_ENTRIES = 500
+USUAL_ENTRIES = 50
+MOST_ESSAYS = 5000
+USUAL_ESSAYS = 500
+HIGHEST_NUMBER = 2**63 - 1
+
+_identifier: TypeAdapter[str] = TypeAdapter(Identifier)
+
+
+class HistoryQuery(Body):
+    """Which page of a history is asked for.
+
+    :param before: only entries with lower numbers than this; None begins with the newest.
+    """
+
+    limit: Annotated[int, Field(ge=1, le=MOST_ENTRIES)] = USUAL_ENTRIES
+    before: Annotated[int, Field(ge=1, le=HIGHEST_NUMBER)] | None = None
+
+
+class EssaysQuery(Body):
+    """Which of a batch's essays are asked for, in the order of their ids.
+
+    :param after: only those behind this one; None begins with the first.
+    """
+
+    limit: Annotated[int, Field(ge=1, le=MOST_ESSAYS)] = USUAL_ESSAYS
+    after: Annotated[str, Field(min_length=1)] | None = None
+
+
+def parse_query(model: type[BodyT], query: Iterable[tuple[str, str]]) -> BodyT:
+    """What a query asks for.
+
+    :raises InvalidParameters: naming each that is wrong, without the caller's text.
+    """
+    given: dict[str, str] = {}
+    for name, value in query:
+        if name in given and name in model.model_fields:
+            raise InvalidParameters((InvalidField(name, "it must stand there once"),))
+        given[name] = value
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise InvalidParameters(named_fields(error, "query")) from None
+
+
+def parse_batch_id(segment: bytes) -> str:
+    """The batch that a segment of a path names.
+
+    :param segment: as it was sent.
+    :raises InvalidParameters: it can be no batch's.
+    """
+    try:
+        return _identifier.validate_python(unquote_to_bytes(segment).decode())
+    except UnicodeDecodeError:
+        raise InvalidParameters((InvalidField("batch_id", "it is no UTF-8 text"),)) from None
+    except ValidationError as error:
+        raise InvalidParameters(named_fields(error, "batch_id")) from None
+
+
+def history_path(batch_id: str, limit: int, before: int) -> str:
+    """Where a page of a batch's history is to be had."""
+    return f"{_batch_path(batch_id)}/history?limit={limit}&before={before}"
+
+
+def essays_path(batch_id: str, limit: int, after: str) -> str:
+    """Where what is known of a batch is to be had, with the essays behind one of them."""
+    return f"{_batch_path(batch_id)}?limit={limit}&after={quote(after, safe='')}"
+
+
+def _batch_path(batch_id: str) -> str:
+    segment = quote(batch_id, safe="")
+    if not batch_id.strip("."):
+        # Dots by themselves would lead up to another path.
+        segment = segment.replace(".", "%2E")
+    return f"{BATCHES}/{segment}"

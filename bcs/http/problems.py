@@ -1,0 +1,180 @@
+"""Errors as `application/problem+json` (RFC 9457)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Literal
+
+from aiohttp import web
+
+from bcs.domain.times import format_timestamp
+from bcs.errors import (
+    ClocksDiffer,
+    PromptRequired,
+    ReportOutdated,
+    StoreError,
+    StoreUnavailable,
+    UnknownPipeline,
+)
+from bcs.http.descriptors import USED_UP
+from bcs.http.replies import reply_json
+from bcs.http.requests import InvalidBody, InvalidRequest
+from bcs.supervision import SupervisionError
+
+Kind = Literal[
+    "body-too-late",
+    "chaos-disabled",
+    "content-too-large",
+    "deadline",
+    "draining",
+    "expectation-failed",
+    "head-too-large",
+    "head-too-late",
+    "http-error",
+    "internal",
+    "invalid-request",
+    "method-not-allowed",
+    "no-record",
+    "not-found",
+    "not-running",
+    "overloaded",
+    "prompt-required",
+    "report-outdated",
+    "unavailable",
+    "unknown-actor",
+    "unknown-batch",
+    "unknown-pipeline",
+    "unreadable-request",
+    "unsupported-media-type",
+]
+TITLES: Mapping[Kind, str] = {
+    "body-too-late": "The request body did not come in time",
+    "chaos-disabled": "Actors may not be killed",
+    "content-too-large": "The request body is too large",
+    "deadline": "No answer in time",
+    "draining": "The service is stopping",
+    "expectation-failed": "The expectation is not known",
+    "head-too-large": "The head of the request is too large",
+    "head-too-late": "The head of the request did not come in time",
+    "http-error": "The request can't be answered",
+    "internal": "A fault in this service",
+    "invalid-request": "A field of the request is not valid",
+    "method-not-allowed": "The path does not take this method",
+    "no-record": "No permanent record is kept",
+    "not-found": "There is nothing at this path",
+    "not-running": "The actor does not run",
+    "overloaded": "The service has no room",
+    "prompt-required": "The pipeline needs a prompt",
+    "report-outdated": "The report would not count",
+    "unavailable": "A dependency is out of reach or refuses",
+    "unknown-actor": "The actor is not known",
+    "unknown-batch": "The batch is not known",
+    "unknown-pipeline": "The pipeline is not known",
+    "unreadable-request": "The request can't be read",
+    "unsupported-media-type": "The request body is not JSON",
+}
+"""What each kind of problem is called; `docs/problems.md` explains each."""
+
+
+class Problem(Exception):
+    """A request that gets an error for an answer.
+
+    :param status: the HTTP status.
+    :param kind: a short name, which ends the problem's `type`.
+    :param detail: what is wrong, for a person; never the caller's own text.
+    :param extensions: further members.
+    :param retry: whether the caller may try again soon.
+    """
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        kind: Kind,
+        detail: str,
+        extensions: Mapping[str, Any] | None = None,
+        *,
+        retry: bool = False,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.kind = kind
+        self.detail = detail
+        self.extensions = dict(extensions or {})
+        self.retry = retry
+
+    def response(self, correlation_id: str, retry_after_seconds: int) -> web.Response:
+        """The answer."""
+        document = {
+            "type": f"urn:bcs:problem:{self.kind}",
+            "title": TITLES[self.kind],
+            "status": self.status.value,
+            "detail": self.detail,
+            "correlation_id": correlation_id,
+            **self.extensions,
+        }
+        headers = {"Retry-After": str(retry_after_seconds)} if self.retry else None
+        return reply_json(document, self.status, content_type="application/problem+json", headers=headers)
+
+
+def overloaded(detail: str) -> Problem:
+    """503 for what there is no room for at the moment."""
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", detail, retry=True)
+
+
+def invalid_fields(error: InvalidRequest) -> Problem:
+    """400 that names each field."""
+    named = ", ".join(problem.field for problem in error.problems)
+    extensions: dict[str, Any] = {
+        "errors": [{"field": problem.field, "problem": problem.problem} for problem in error.problems]
+    }
+    if isinstance(error, InvalidBody) and error.warnings:
+        extensions["warnings"] = list(error.warnings)
+    return Problem(HTTPStatus.BAD_REQUEST, "invalid-request", f"not valid: {named}", extensions)
+
+
+def fault() -> Problem:
+    """500."""
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a fault in this service; it has been logged")
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """The problem that one of our own errors is to a caller; None when it is a fault of ours."""
+    if isinstance(error, UnknownPipeline):
+        return Problem(HTTPStatus.NOT_FOUND, "unknown-pipeline", str(error), {"known_pipelines": list(error.known)})
+    if isinstance(error, PromptRequired):
+        return Problem(
+            HTTPStatus.CONFLICT, "prompt-required", str(error), {"phases_needing_prompt": list(error.phases)}
+        )
+    if isinstance(error, ReportOutdated):
+        fact = {"fact": error.fact, "essay_id": error.essay_id, "at": format_timestamp(error.at_us)}
+        return Problem(HTTPStatus.CONFLICT, "report-outdated", str(error), {"phase": error.phase, "in_the_way": fact})
+    if isinstance(error, OSError) and error.errno in USED_UP:
+        return overloaded("too many files are open")
+    if isinstance(error, StoreUnavailable):
+        # Without the cause, which names addresses; the log and /healthz have it.
+        state = "refuses" if error.answered else "is out of reach"
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"{error.store} {state}", retry=True)
+    if isinstance(error, StoreError | SupervisionError | ClocksDiffer) and error.retryable:
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", str(error), retry=True)
+    return None
+
+
+_OF_AIOHTTP: Mapping[int, tuple[Kind, str]] = {
+    404: ("not-found", "there is nothing at this path"),
+    405: ("method-not-allowed", ""),
+    413: ("content-too-large", "the request body is too large"),
+    417: ("expectation-failed", "only 100-continue may be expected"),
+}
+
+
+def from_aiohttp(error: web.HTTPException) -> Problem:
+    """The problem for what aiohttp itself refuses."""
+    status = HTTPStatus(error.status)
+    kind, detail = _OF_AIOHTTP.get(error.status, ("http-error", status.description))
+    problem = Problem(status, kind, detail)
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = sorted(error.allowed_methods)
+        problem.detail = f"only {', '.join(allowed)} is possible here"
+        problem.extensions["allowed_methods"] = allowed
+    return problem

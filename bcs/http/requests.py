@@ -1,0 +1,195 @@
+"""The HTTP bodies, as the orchestrator sends and reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic_core import from_json, to_json
+
+from bcs.domain.resolution import Resolution
+from bcs.errors import BcsError
+from bcs.http.misspelt import Fields, misspelt_fields
+from bcs.wire.events import MOST_ID_CHARACTERS, Identifier
+
+# Between `bcs dlq replay` and the service, for a resolution that is asked again.
+FAILURES_SAID = "X-BCS-Failures"
+FIRST_FAILURE_SAID = "X-BCS-First-Failure"
+LETTER_WRITTEN = "X-BCS-Dead-Letter"
+
+_MOST_READ_BYTES = 64 * 1024
+_MOST_ID_CHARACTERS = 255
+
+CorrelationId = Annotated[str, Field(min_length=1, max_length=MOST_ID_CHARACTERS)]
+
+
+class Body(BaseModel):
+    """A request body. Unknown extra fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    fields: ClassVar[Fields] = {}
+    """The fields that callers may send, those included that BCS does not need."""
+
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+class BatchMetadata(Body):
+    """What the orchestrator knows of a batch; only the prompt matters here."""
+
+    prompt_attached: StrictBool | None = None
+
+
+class DefinePipeline(Body):
+    """POST /internal/v1/pipelines/define."""
+
+    fields: ClassVar[Fields] = {
+        "batch_id": None,
+        "requested_pipeline": None,
+        "correlation_id": None,
+        "batch_metadata": {"prompt_attached": None, "prompt_source": None, "assignment_id": None},
+    }
+    batch_id: Identifier
+    requested_pipeline: Identifier
+    correlation_id: CorrelationId
+    batch_metadata: BatchMetadata | None = None
+
+
+class CompletePhase(Body):
+    """POST /internal/v1/phases/complete."""
+
+    fields: ClassVar[Fields] = {"batch_id": None, "phase_name": None, "success": None, "correlation_id": None}
+    batch_id: Identifier
+    phase_name: Identifier
+    success: StrictBool
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidField:
+    """What is wrong with one field.
+
+    :param field: dotted path; `body` for the document as a whole.
+    """
+
+    field: str
+    problem: str
+
+
+class InvalidRequest(BcsError):
+    """A request that is not what the path takes.
+
+    :param problems: each field that is wrong.
+    """
+
+    def __init__(self, problems: tuple[InvalidField, ...]) -> None:
+        super().__init__("; ".join(f"{problem.field}: {problem.problem}" for problem in problems))
+        self.problems = problems
+
+
+class InvalidBody(InvalidRequest):
+    """Its body is not.
+
+    :ivar warnings: about fields that are not read, and look like one that is.
+    :ivar correlation_id: of the body, where it has one.
+    :ivar batch_id: the same.
+    """
+
+    warnings: Sequence[str] = ()
+    correlation_id: str | None = None
+    batch_id: str | None = None
+
+
+class InvalidParameters(InvalidRequest):
+    """What stands in its path or its query is not."""
+
+
+def pipeline_answer(batch_id: str, resolution: Resolution) -> dict[str, Any]:
+    """The body of the answer to `DefinePipeline`."""
+    return {
+        "batch_id": batch_id,
+        "final_pipeline": resolution.to_run,
+        "pruned_phases": resolution.pruned,
+        "analysis_summary": resolution.explanation,
+        "registered": resolution.registered,
+        "essays_known": resolution.known,
+        "essays_expected": resolution.expected,
+        "decisions": [
+            {
+                "phase": decision.phase,
+                "runs": decision.runs,
+                "reason": decision.reason.value,
+                "because": decision.because,
+                "complete_when": decision.complete_when.value,
+                "completed": decision.completed,
+                "failed": decision.failed,
+                "left_out": decision.left_out,
+            }
+            for decision in resolution.decisions
+        ],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedBody(Generic[BodyT]):
+    """A request body that is valid.
+
+    :param raw: the body as BCS understood it.
+    :param correlation_id: of the body, or that which stood in for it; None where neither has one.
+    :param warnings: about fields that are not read, and look like one that is.
+    """
+
+    body: BodyT
+    raw: bytes
+    correlation_id: str | None
+    warnings: list[str]
+
+
+def parse_body(model: type[BodyT], raw: bytes, correlation_id: str | None = None) -> ParsedBody[BodyT]:
+    """A request body.
+
+    :param correlation_id: stands in where the body has none.
+    :raises InvalidBody: naming each field, without the caller's text.
+    """
+    # Of a large body that would be many objects.
+    document = _fields_of(raw) if len(raw) <= _MOST_READ_BYTES else {}
+    warnings = misspelt_fields(document, model.fields)
+    given = _as_correlation_id(document.get("correlation_id"))
+    if document and document.get("correlation_id") is None and correlation_id is not None:
+        given = correlation_id
+        raw = to_json({**document, "correlation_id": correlation_id})
+    try:
+        return ParsedBody(model.model_validate_json(raw), raw, given, warnings)
+    except ValidationError as error:
+        invalid = InvalidBody(named_fields(error, "body"))
+        invalid.warnings, invalid.correlation_id, invalid.batch_id = warnings, given, _as_id(document.get("batch_id"))
+        raise invalid from None
+
+
+def _fields_of(raw: bytes) -> dict[str, Any]:
+    try:
+        document = from_json(raw)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _as_correlation_id(value: object) -> str | None:
+    return value if isinstance(value, str) and 1 <= len(value) <= MOST_ID_CHARACTERS else None
+
+
+def _as_id(value: object) -> str | None:
+    return value if isinstance(value, str) and len(value) <= _MOST_ID_CHARACTERS else None
+
+
+def named_fields(error: ValidationError, whole: str) -> tuple[InvalidField, ...]:
+    """Each field that is wrong, without the caller's text.
+
+    :param whole: names what has no field of its own.
+    """
+    return tuple(
+        InvalidField(".".join(map(str, problem["loc"])) or whole, problem["msg"])
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    )

@@ -1,0 +1,1 @@
+"""The routes: each parses a request, and renders an answer."""

@@ -1,0 +1,81 @@
+"""The supervision tree over HTTP: to look at it, and, where chaos is enabled, to kill a part of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from bcs.http.problems import Problem
+from bcs.http.replies import reply_json
+from bcs.supervision import Snapshot, UnknownChild
+
+log = structlog.stdlib.get_logger("bcs.http", actor="http")
+
+
+@dataclass(frozen=True, slots=True)
+class ActorCalls:
+    """Handlers with what they need.
+
+    :param chaos_enabled: whether callers may kill.
+    :param snapshot: a picture of the supervision tree.
+    :param cancel: kills the actor with a path; False when it does not run at the moment.
+    """
+
+    chaos_enabled: bool
+    snapshot: Callable[[], Snapshot]
+    cancel: Callable[[str], bool]
+
+    async def show(self, _: web.Request) -> web.Response:
+        """GET /internal/v1/actors."""
+        return reply_json(_node("", self.snapshot()))
+
+    async def kill(self, request: web.Request) -> web.Response:
+        """POST /internal/v1/actors/{name}/kill. The name is a path in the tree, a batch's id as part of it included.
+
+        The HTTP actor may kill itself: it answers what it has accepted before it goes.
+        """
+        if not self.chaos_enabled:
+            raise Problem(HTTPStatus.FORBIDDEN, "chaos-disabled", "BCS_CHAOS_ENABLED is not set")
+        path = request.match_info["name"]
+        try:
+            runs = self.cancel(path)
+        except UnknownChild:
+            known = [known for known, _ in self.snapshot().iter_flat() if "/" not in known]
+            raise Problem(
+                HTTPStatus.NOT_FOUND, "unknown-actor", "no actor has this name now", {"known_actors": known}
+            ) from None
+        if not runs:
+            raise Problem(HTTPStatus.CONFLICT, "not-running", "the actor does not run at the moment", retry=True)
+        log.warning("actor_killed_on_request", actor=path)
+        return reply_json({"status": "killed", "actor": path}, HTTPStatus.ACCEPTED)
+
+
+def _node(path: str, node: Snapshot) -> dict[str, Any]:
+    capacity = node.mailbox_capacity
+    mailbox = None
+    if capacity is not None or node.kind == "dynamic":
+        mailbox = {
+            "depth": node.mailbox_depth,
+            # JSON has no infinity.
+            "capacity": None if capacity is None or math.isinf(capacity) else capacity,
+            "oldest_message_seconds": round(node.oldest_message_seconds, 6),
+        }
+    return {
+        "path": path,
+        "name": node.name,
+        "kind": node.kind,
+        "state": node.state.value,
+        "incarnation": node.incarnation,
+        "restarts": node.restarts,
+        "last_error": node.last_error,
+        "busy_seconds": round(node.busy_seconds, 6),
+        "mailbox": mailbox,
+        "total_children": node.total_children,
+        "children": [_node(f"{path}/{child.name}" if path else child.name, child) for child in node.children],
+    }

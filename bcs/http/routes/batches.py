@@ -1,0 +1,95 @@
+"""What is known of a batch, and how it came to be known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+
+import anyio
+from aiohttp import web
+
+from bcs.domain.law import CompletionLaw
+from bcs.domain.pipelines import PipelineDefinitions
+from bcs.domain.progress import Evaluation
+from bcs.http.documents import encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
+from bcs.http.guard import BATCH_ID
+from bcs.http.parameters import (
+    EssaysQuery,
+    HistoryQuery,
+    essays_path,
+    history_path,
+    parse_batch_id,
+    parse_query,
+)
+from bcs.http.problems import Problem
+from bcs.http.replies import reply_encoded
+from bcs.storage.pace import paced
+from bcs.storage.postgres.history_reader import Past, read_page
+from bcs.usecases.knowledge import Knowledge
+
+_ID_SEGMENT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCalls:
+    """Handlers with what they need.
+
+    :param record: None where none is kept.
+    :param reading: so many batches and histories may be in memory at a time.
+    :param page_bytes: about so large is an answer about a batch, however many essays it has.
+    """
+
+    definitions: PipelineDefinitions
+    law: CompletionLaw
+    knowledge: Knowledge
+    record: Past | None
+    reading: anyio.Semaphore
+    page_bytes: int
+
+    async def show(self, request: web.Request) -> web.Response:
+        """GET /internal/v1/batches/{id}."""
+        batch_id = _batch_id(request)
+        query = parse_query(EssaysQuery, request.query.items())
+        async with self.reading:
+            state, version, source = await self.knowledge.state(batch_id)
+            if state.empty:
+                raise _unknown_batch()
+            evaluation = Evaluation(state, self.law)
+            names = phases_to_show(state, self.definitions.phases)
+            extent = extent_of(query.after, query.limit, page_bytes=self.page_bytes, phases=len(names))
+            phases = []
+            for name in names:
+                explanation = await paced(evaluation.explaining(name))
+                phases.append(await paced(encoding_phase(explanation, extent)))
+            following = partial(essays_path, batch_id, query.limit)
+            essays = evaluation.essays
+            encoding = encoding_state(batch_id, state, version, source, essays, extent, following, phases)
+            return reply_encoded(await paced(encoding))
+
+    async def history(self, request: web.Request) -> web.Response:
+        """GET /internal/v1/batches/{id}/history."""
+        if self.record is None:
+            raise Problem(HTTPStatus.NOT_FOUND, "no-record", "no record is kept: BCS_DATABASE_URL is not set")
+        batch_id = _batch_id(request)
+        query = parse_query(HistoryQuery, request.query.items())
+        async with self.reading:
+            page = await read_page(self.record, batch_id, before=query.before, limit=query.limit)
+            if page is None:
+                raise _unknown_batch()
+            older = page.continues_before
+            following = None if older is None else history_path(batch_id, query.limit, older)
+            return reply_encoded(await paced(encoding_history(batch_id, page.entries, following)))
+
+
+def _batch_id(request: web.Request) -> str:
+    # From the path as it was sent: aiohttp leaves what is no UTF-8 encoded, like an id that has such text in it.
+    segment = request.rel_url.raw_path.split("/")[_ID_SEGMENT]
+    request[BATCH_ID] = batch_id = parse_batch_id(segment.encode(errors="surrogateescape"))
+    return batch_id
+
+
+def _unknown_batch() -> Problem:
+    return Problem(
+        HTTPStatus.NOT_FOUND, "unknown-batch", "nothing is known of the batch: no event named it, or it has expired"
+    )

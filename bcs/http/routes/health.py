@@ -1,0 +1,142 @@
+"""Probes: is the process worth keeping, may it get traffic, and what do the metrics say.
+
+They answer from what is known and wait for nothing: a fleet must not be restarted for an outage of Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from bcs import __version__
+from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_redis
+from bcs.config.addresses import database_address, redis_address
+from bcs.config.settings import Settings
+from bcs.http.problems import Problem
+from bcs.http.replies import reply_json
+from bcs.kafka.status import KafkaStatus
+from bcs.observability.waits import CONNECT_PRODUCER, READ_KAFKA, WAITING_ACTORS, Wait, Waits
+from bcs.storage.permanent import Permanent
+from bcs.storage.ports import StateStore
+from bcs.supervision import Snapshot, State
+from bcs.wire.published import SERVICE, rfc3339
+
+# States of an actor in which its callers wait for it.
+_DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.WEDGED, State.ENDED})
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Handlers with what they need.
+
+    :param permanent: None where there is no record.
+    :param redis: what the last look at Redis has found.
+    :param waits: what the actors wait for.
+    :param render_metrics: the metrics as text.
+    :param snapshot: a picture of the supervision tree.
+    :param draining: whether a stop was asked for.
+    """
+
+    settings: Settings
+    store: StateStore
+    permanent: Permanent | None
+    redis: RedisStatus
+    kafka: KafkaStatus
+    waits: Waits
+    render_metrics: Callable[[], bytes]
+    snapshot: Callable[[], Snapshot]
+    draining: Callable[[], bool]
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """GET /healthz: liveness. A dependency that is away is no reason to restart this process."""
+        tree = self.snapshot()
+        redis = self._redis()
+        servers = f"{self.settings.kafka_bootstrap_servers} (BCS_KAFKA_BOOTSTRAP_SERVERS)"
+        problem = self._problem_of_kafka()
+        kafka = _dependency(not problem, problem, servers)
+        postgresql = self._postgresql()
+        disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
+        dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
+        away = [name for name, state in dependencies.items() if state["status"] == "unhealthy"]
+        waits = {actor: [_wait(wait) for wait in self.waits.of(actor)] for actor in self._waiting_actors()}
+        waiting = [f"{actor} waits" for actor, found in waits.items() if found]
+        status, message = "healthy", "all actors run and all dependencies answer"
+        if not tree.healthy:
+            status, message = "unhealthy", "an actor ignores its cancellation; only a new process helps"
+        elif away or disturbed or waiting:
+            status, message = "degraded", f"not in order: {', '.join(away + disturbed + waiting)}"
+        document = {
+            "service": SERVICE,
+            "status": status,
+            "message": message,
+            "version": __version__,
+            "checks": {
+                "service_responsive": True,
+                "actors_recoverable": tree.healthy,
+                "actors": {path: node.state.value for path, node in tree.iter_flat() if "/" not in path},
+            },
+            "dependencies": dependencies,
+            "waits": waits,
+            "environment": self.settings.environment.value,
+        }
+        return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """GET /readyz: 503 while draining, or while neither the state store nor the record can answer."""
+        if self.draining():
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
+        failure = failure_of_redis(self.redis, self.store)
+        if failure is None or (self.permanent and self.permanent.stands_in(failure)):
+            return reply_json({"status": "ready"})
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True)
+
+    async def render(self, _: web.Request) -> web.Response:
+        """GET /metrics."""
+        return web.Response(body=self.render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def _problem_of_kafka(self) -> str:
+        """The most that is known of what is wrong with Kafka; empty where that is nothing."""
+        kafka = self.kafka
+        if kafka.connected is False:
+            return kafka.problem
+        if kafka.connected is None:
+            # A client of the publisher may have been refused before anybody else has heard of Kafka.
+            return self._refused_by_kafka() or kafka.problem
+        return kafka.trouble or self._refused_by_kafka()
+
+    def _refused_by_kafka(self) -> str:
+        """What intake and publisher may not do at all, although Kafka answers; empty where that is nothing."""
+        waits = [*self.waits.of("intake"), *self.waits.of("publisher")]
+        return "; ".join(wait.cause for wait in waits if wait.doing in (READ_KAFKA, CONNECT_PRODUCER))
+
+    def _waiting_actors(self) -> list[str]:
+        return [actor for actor in WAITING_ACTORS if self.permanent or actor != "archive"]
+
+    def _postgresql(self) -> dict[str, str]:
+        if self.permanent is None:
+            unused = self.settings.database_url is not None
+            reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
+            return {"status": "not_configured", "message": f"no permanent record is kept ({reason})"}
+        record = self.permanent.record
+        problem = record.shortage if record.reachable else record.problem
+        return _dependency(not problem, problem, database_address(self.settings.database_url or ""))
+
+    def _redis(self) -> dict[str, str]:
+        if self.settings.use_mock_repository:
+            return {"status": "not_configured", "message": "state is kept in memory (BCS_USE_MOCK_REPOSITORY)"}
+        problem = problem_of_redis(self.redis, self.store)
+        return _dependency(not problem, problem, redis_address(self.settings.redis_url))
+
+
+def _wait(wait: Wait) -> dict[str, str]:
+    return {"doing": wait.doing, "cause": wait.cause, "since": rfc3339(wait.since)}
+
+
+def _dependency(up: bool, problem: str, address: str) -> dict[str, str]:
+    if up:
+        return {"status": "healthy", "message": "it answers"}
+    return {"status": "unhealthy", "message": problem if address in problem else f"at {address}: {problem}"}

@@ -1,0 +1,198 @@
+"""The HTTP actor: serves connections from a socket that outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from aiohttp import HttpVersion11, web
+
+from bcs.config.settings import Settings
+from bcs.errors import BcsError
+from bcs.http.acceptor import Acceptor
+from bcs.http.bodies import Bodies
+from bcs.http.callers import Callers
+from bcs.http.connection import Connection
+from bcs.http.deadlines import task_deadlines
+from bcs.http.descriptors import most_connections
+from bcs.http.guard import Guard, Handler, nowhere, unexpected
+from bcs.http.parameters import BATCHES
+from bcs.http.routes.actors import ActorCalls
+from bcs.http.routes.batches import BatchCalls
+from bcs.http.routes.health import Probes
+from bcs.http.routes.pipelines import PipelineCalls
+from bcs.observability.failpoints import FailPoint, hit
+from bcs.observability.telemetry import Telemetry
+from bcs.supervision import ActorContext
+
+# What aiohttp itself logs is about bytes that are no HTTP, with a traceback for each: a port scan would flood the log.
+# The errors of handlers are caught and logged by the guard.
+_PROTOCOL_LOG = logging.getLogger("bcs.http.protocol")
+_PROTOCOL_LOG.setLevel(logging.CRITICAL)
+# At a stop, every connection that is open gets this long to ask once more: a caller may be just about to, and slow.
+_LAST_REQUESTS_SECONDS = 1.0
+_LOOK_SECONDS = 0.01
+# Who has knocked is connected by then.
+_HANDSHAKE_SECONDS = 0.05
+
+
+def open_listener(settings: Settings) -> socket.socket:
+    """The listening socket. It belongs to the process: while the HTTP actor restarts, connections wait in its backlog.
+
+    :raises AddressUnavailable: it can't be had.
+    """
+    host, port = settings.http_host, settings.http_port
+    version_6 = ":" in host
+    try:
+        listener = socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if version_6 else socket.AF_INET,
+            backlog=settings.http_backlog_connections,
+            # "::" means every address, as "0.0.0.0" does.
+            dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
+        )
+    except OSError as error:
+        raise AddressUnavailable(host, port, error.strerror or str(error)) from error
+    listener.setblocking(False)
+    return listener
+
+
+class AddressUnavailable(BcsError):
+    """The service can't listen where it should.
+
+    :param problem: the operating system's reason.
+    """
+
+    def __init__(self, host: str, port: int, problem: str) -> None:
+        super().__init__(f"can't listen on BCS_HTTP_HOST {host}, BCS_HTTP_PORT {port}: {problem}")
+        self.host = host
+        self.port = port
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class HttpServer:
+    """The HTTP front end. One instance serves all incarnations of the actor."""
+
+    settings: Settings
+    telemetry: Telemetry
+    listener: socket.socket
+    pipelines: PipelineCalls
+    batches: BatchCalls
+    probes: Probes
+    actors: ActorCalls
+
+    async def run(self, context: ActorContext[Any]) -> None:
+        """Serve until asked to stop; then answer what was accepted."""
+        await hit(FailPoint.STARTING, context.name)
+        settings, callers = self.settings, Callers(self.settings, self.telemetry, most=most_connections(self.settings))
+        bodies = Bodies(callers.bodies, callers.held, settings.http_max_body_bytes)
+        deadlines = task_deadlines(callers.clock, settings.request_deadline_seconds)
+        async with anyio.create_task_group() as group:
+            group.start_soon(callers.clock.run)
+            try:
+                await self._serve(context, Guard(settings, self.telemetry, bodies, deadlines, callers.crowded), callers)
+            finally:
+                callers.end_sendings()
+            group.cancel_scope.cancel()
+
+    async def _serve(self, context: ActorContext[Any], guard: Guard, callers: Callers) -> None:
+        runner = web.AppRunner(
+            self._application(guard),
+            handle_signals=False,
+            # aiohttp waits a minute by default, twice as long as Kubernetes does. By then requests are done anyway.
+            shutdown_timeout=self.settings.http_kill_grace_seconds,
+        )
+        await runner.setup()
+        server = runner.server
+        assert server is not None  # noqa: S101 (it was set up)
+        loop = asyncio.get_running_loop()
+
+        def connection(crowded: bool) -> Connection:
+            return Connection(
+                server,
+                settings=self.settings,
+                callers=callers,
+                crowded=crowded,
+                loop=loop,
+                logger=_PROTOCOL_LOG,
+                access_log=None,
+            )
+
+        acceptor = Acceptor(self.listener, connection, callers)
+        stopped = False
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(acceptor.run)
+                context.ready()
+                await context.wait_stopping()
+                guard.say_goodbye()
+                # Readiness is off by now: whoever balances the load gets this long to see it.
+                await anyio.sleep(self.settings.shutdown_drain_seconds)
+                acceptor.drop_newcomers()
+                await anyio.sleep(_HANDSHAKE_SECONDS)
+                group.cancel_scope.cancel()
+            await acceptor.take_the_last()
+            with anyio.move_on_after(_LAST_REQUESTS_SECONDS):
+                while server.connections:  # noqa: ASYNC110 (aiohttp has no event for it)
+                    await anyio.sleep(_LOOK_SECONDS)
+            await guard.idle()
+            stopped = True
+        finally:
+            # The sum of what is in it, or something would be left half closed: aiohttp waits twice for its timeout.
+            acceptor.close()
+            linger_seconds = self.settings.http_linger_seconds
+            grace_seconds = self.settings.http_kill_grace_seconds
+            with anyio.move_on_after(linger_seconds + grace_seconds * 4, shield=True):
+                guard.say_goodbye()
+                if not stopped:
+                    # Who has connected just now is about to send a request.
+                    await anyio.sleep(linger_seconds)
+                    with anyio.move_on_after(grace_seconds):
+                        await guard.idle()
+                await runner.cleanup()
+
+    def _application(self, guard: Guard) -> web.Application:
+        application = web.Application()
+        router = application.router
+
+        def add(method: str, path: str, handler: Handler, *, reads_body: bool = False) -> None:
+            resource = router.add_resource(path)
+            guarded = guard.around(handler, resource.canonical, reads_body=reads_body)
+            expect = _expecting(guard.around(unexpected, resource.canonical))
+            for taken in (method, "HEAD") if method == "GET" else (method,):
+                resource.add_route(taken, guarded, expect_handler=expect)
+
+        add("POST", "/internal/v1/pipelines/define", self.pipelines.define, reads_body=True)
+        add("POST", "/internal/v1/phases/complete", self.pipelines.complete, reads_body=True)
+        # Not "{id}" alone: that would not take braces.
+        add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show)
+        add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history)
+        add("GET", "/internal/v1/actors", self.actors.show)
+        add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill)
+        add("GET", "/healthz", self.probes.healthz)
+        add("GET", "/readyz", self.probes.readyz)
+        add("GET", "/metrics", self.probes.render)
+        expect = _expecting(guard.around(unexpected, None))
+        router.add_route("*", "/{path:(?s:.*)}", guard.around(nowhere, None), expect_handler=expect)
+        return application
+
+
+def _expecting(refuse: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+    """What answers an `Expect` header; aiohttp's own answer to one that it does not know is no problem document."""
+
+    async def expect(request: web.Request) -> web.StreamResponse | None:
+        if request.version < HttpVersion11:
+            return None
+        if request.headers["Expect"].lower() != "100-continue":
+            return await refuse(request)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer, which has not begun
+        return None
+
+    return expect

@@ -1,0 +1,219 @@
+"""The metrics of one running service. Every label takes its values from a small, closed set."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import nan
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from bcs.errors import DeadLetterReason
+from bcs.wire import topics
+from bcs.wire.dead_letters.encode import RESOLUTION_FAILED
+
+# The time at which each series began, for every counter: nothing here reads it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+LOG_RECORDS_DROPPED = Counter(
+    "bcs_log_records_dropped_total", "Log records dropped, as nobody read them or the disk was full.", registry=None
+)
+"""Of the whole process: its log is one."""
+
+CIRCUIT_STATES = {"closed": 0, "half-opened": 1, "opened": 2}
+
+
+class Telemetry:
+    """All metrics, in a registry of their own, which outlives every actor."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        registry.register(LOG_RECORDS_DROPPED)
+        # Where it is counted often, by a function: to look a series up by its labels costs more than to count in it.
+        self.resolutions = cache(
+            Counter(
+                "bcs_pipeline_resolutions_total", "Pipeline resolutions by outcome.", ["status"], registry=registry
+            ).labels
+        )
+        self.refusals = Counter(
+            "bcs_pipeline_refusals_total", "Resolutions refused to the caller.", ["reason"], registry=registry
+        )
+        self.phases_pruned = cache(
+            Counter(
+                "bcs_phases_pruned_total", "Phases left out of a pipeline as complete.", ["phase"], registry=registry
+            ).labels
+        )
+        self.http_requests = Counter(
+            "bcs_http_requests_total", "HTTP requests.", ["method", "endpoint", "status_code"], registry=registry
+        )
+        self.http_duration = Histogram(
+            "bcs_http_request_duration_seconds",
+            "Time from request to response.",
+            ["method", "endpoint"],
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=registry,
+        )
+        self.http_in_flight = Gauge(
+            "bcs_http_requests_in_flight",
+            "Requests that have no answer yet, from their head on.",
+            registry=registry,
+        )
+        self.http_connections = Gauge("bcs_http_connections", "Open connections of callers.", registry=registry)
+        self.http_bodies_awaited = Gauge(
+            "bcs_http_bodies_awaited",
+            "Of them, those whose body has not come yet.",
+            registry=registry,
+        )
+        self.http_held_bytes = Gauge(
+            "bcs_http_held_bytes", "Bytes of bodies, and of answers that callers have not taken.", registry=registry
+        )
+        self.http_callers_dropped = Counter(
+            "bcs_http_callers_dropped_total",
+            "Callers given up, by what they were waited for: a request, its head, its body, the taking of an answer.",
+            ["waited_for", "reason"],
+            registry=registry,
+        )
+        self.events = cache(
+            Counter(
+                "bcs_events_processed_total",
+                "Kafka messages that are done.",
+                ["event_type", "outcome"],
+                registry=registry,
+            ).labels
+        )
+        self.commit_conflicts = Counter(
+            "bcs_redis_commit_conflicts_total", "Commits lost against another writer.", registry=registry
+        )
+        self.commit_fallbacks = Counter(
+            "bcs_redis_commit_fallbacks_total", "Commits written register by register.", registry=registry
+        )
+        self.dead_letters = Counter(
+            "bcs_dead_letters_total", "Messages given up on, by source topic.", ["topic", "reason"], registry=registry
+        )
+        self.published = cache(
+            Counter(
+                "bcs_outbox_published_total", "Messages that Kafka acknowledged.", ["kind"], registry=registry
+            ).labels
+        )
+        self.parked = Counter(
+            "bcs_outbox_parked_total", "Messages that Kafka will never take.", ["kind"], registry=registry
+        )
+        self.publish_failures = Counter(
+            "bcs_outbox_publish_failures_total", "Attempts to publish that failed.", ["kind"], registry=registry
+        )
+        self.outbox_backlog = Gauge(
+            "bcs_outbox_backlog",
+            "Messages that wait for Kafka, in Redis and PostgreSQL; the last known number while these can't be asked.",
+            registry=registry,
+        )
+        self.outbox_oldest = Gauge(
+            "bcs_outbox_oldest_seconds",
+            "How long ago the oldest message that waits for Kafka was accepted, however often it was tried since.",
+            registry=registry,
+        )
+        self.archive_backlog = Gauge(
+            "bcs_archive_backlog", "Entries that wait in Redis for PostgreSQL.", registry=registry
+        )
+        self.archive_written = Counter(
+            "bcs_archive_entries_written_total", "Entries that PostgreSQL has.", registry=registry
+        )
+        self.archive_queued = Counter(
+            "bcs_archive_entries_queued_total", "Entries queued while PostgreSQL was away.", registry=registry
+        )
+        self.archive_parked = Counter(
+            "bcs_archive_entries_parked_total", "Entries that PostgreSQL will never take.", registry=registry
+        )
+        self.history_dropped = Counter(
+            "bcs_history_entries_dropped_total",
+            "History entries of resolutions that were dropped, because too many waited for PostgreSQL.",
+            registry=registry,
+        )
+        self.actor_waits = Gauge(
+            "bcs_actor_waits_seconds",
+            "For how long an actor has waited for a dependency; 0 while it waits for nothing.",
+            ["actor"],
+            registry=registry,
+        )
+        self.redis_up = Gauge(
+            "bcs_redis_up", "1 while Redis answers and refuses nothing that BCS needs.", ["store"], registry=registry
+        )
+        # Labelled so that it is not there where no record is: an alert on 0 must not fire for that.
+        self.record_up = Gauge("bcs_record_up", "Whether PostgreSQL answers.", ["store"], registry=registry)
+        self.actor_restarts = Counter("bcs_actor_restarts_total", "Restarts of an actor.", ["actor"], registry=registry)
+        self.mailbox_depth = Gauge(
+            "bcs_mailbox_depth", "Messages that wait for an actor or are in its hand.", ["actor"], registry=registry
+        )
+        self.mailbox_oldest = Gauge(
+            "bcs_mailbox_oldest_message_seconds",
+            "Age of the oldest message that an actor has not finished.",
+            ["actor"],
+            registry=registry,
+        )
+        self.batch_actors = Gauge("bcs_batch_actors", "Batches being written at the moment.", registry=registry)
+        self.kafka_up = Gauge(
+            "bcs_kafka_up",
+            "1 while the brokers tell how far the consumer group has come; while 0, bcs_kafka_consumer_lag, "
+            "bcs_kafka_committed_timestamp_seconds and bcs_dead_letters_waiting keep their last values.",
+            registry=registry,
+        )
+        self.consumer_lag = Gauge(
+            "bcs_kafka_consumer_lag",
+            "Messages behind the consumer group's committed offset. Every replica tells all partitions: "
+            "take the maximum over the replicas.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        self.committed_timestamp = Gauge(
+            "bcs_kafka_committed_timestamp_seconds",
+            "Kafka's time of the last message that the consumer group committed. Every replica tells all partitions.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        self.partition_stalled = Gauge(
+            "bcs_kafka_partition_stalled",
+            "1 for each partition that this replica has and can't read on, 0 for each other one that it has.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        self.events_missed = Counter(
+            "bcs_kafka_events_missed_total",
+            "Messages that Kafka had removed before they were read.",
+            ["topic"],
+            registry=registry,
+        )
+        self.dead_letters_waiting = Gauge(
+            "bcs_dead_letters_waiting",
+            "Messages on a topic of dead letters: those that wait for a replay, and those that were replayed, with a "
+            "marker each, until they are purged or expire. Every replica tells all topics.",
+            ["topic"],
+            registry=registry,
+        )
+        self.intake_in_flight = Gauge("bcs_intake_in_flight", "Messages read and not yet durable.", registry=registry)
+        self.circuit = Gauge(
+            "bcs_circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["dependency"], registry=registry
+        )
+        self.event_loop_lag = Gauge(
+            "bcs_event_loop_lag_seconds", "How late a timer fired, last time.", registry=registry
+        )
+        # Series that alerts look at exist from the start: an increase from nothing to one would not be seen.
+        for status in ("success", "failure"):
+            self.resolutions(status)
+        for topic in topics.CONSUMED:
+            for reason in get_args(DeadLetterReason):
+                self.dead_letters.labels(topic, reason)
+            self.events_missed.labels(topic)
+        self.dead_letters.labels(topics.RESOLUTION, RESOLUTION_FAILED)
+        for kind in ("phase_skipped", "dead_letter"):
+            self.parked.labels(kind)
+            self.publish_failures.labels(kind)
+            self.published(kind)
+        self.circuit.labels("redis").set(0)
+        # Until it was asked for, nobody knows.
+        self.outbox_backlog.set(nan)
+        self.outbox_oldest.set(nan)

@@ -1,0 +1,104 @@
+"""Deletes dead letters for good: whole partitions up to a point, since Kafka deletes nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import anyio
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, UnsupportedVersionError
+
+from bcs.config.settings import Settings
+from bcs.kafka.causes import start
+from bcs.ops.dlq.reading import Survey, kafka_answers
+from bcs.ops.dlq.replaying import operators_producer
+from bcs.ops.dlq.selection import moment
+from bcs.wire.dead_letters.decode import Reference, purge_key
+from bcs.wire.published import SERVICE
+
+# A connection may break for other reasons, too.
+_TRIES = 2
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST_MS = 253_402_300_799_999  # the end of the year 9999; Kafka takes any number
+
+
+def last_to_purge(
+    survey: Survey, before: datetime | None, services: Collection[str] = (SERVICE,)
+) -> dict[tuple[str, int], int]:
+    """Up to which offset each partition can be deleted: nothing behind a letter that is to stay.
+
+    What can't be read has only Kafka's time.
+
+    :param before: what was written then or later stays; None lets nothing stay.
+    :param services: letters that others wrote stay.
+    """
+    stays: dict[tuple[str, int], int] = {}
+    times = {reference: moment(letter.timestamp) for reference, letter in survey.letters.items()}
+    for reference, junk in survey.unreadable.items():
+        times[reference] = _EPOCH + timedelta(milliseconds=min(max(junk.timestamp_ms, 0), _LATEST_MS))
+    for reference, time in times.items():
+        letter = survey.letters.get(reference)
+        of_others = letter is not None and letter.service not in services
+        if of_others or (before is not None and time >= before):
+            place = (reference.topic, reference.partition)
+            stays[place] = min(reference.offset, stays.get(place, reference.offset))
+    last: dict[tuple[str, int], int] = {}
+    for reference in (*survey.letters, *survey.unreadable):
+        place = (reference.topic, reference.partition)
+        if reference.offset < stays.get(place, reference.offset + 1):
+            last[place] = max(reference.offset, last.get(place, 0))
+    return last
+
+
+def purged(references: Iterable[Reference], last: dict[tuple[str, int], int]) -> list[Reference]:
+    """Which of these would be deleted."""
+    return [each for each in references if each.offset <= last.get((each.topic, each.partition), -1)]
+
+
+async def purge(settings: Settings, last: dict[tuple[str, int], int]) -> bool:
+    """Delete everything up to these offsets, which are deleted too.
+
+    A broker that can't delete records, such as the one of `bcs dev`, gets marks instead: then nobody reads what lies up
+    to them as a letter any more.
+
+    :returns: False where the broker got marks.
+    :raises KafkaUnavailable: Kafka does not answer, or can't delete.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        timeout_seconds = settings.kafka_request_timeout_seconds
+        with kafka_answers():
+            await start(admin, settings.kafka_bootstrap_servers, timeout_seconds)
+        with kafka_answers(), anyio.fail_after(timeout_seconds):
+            deleted = await _delete(admin, last)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await admin.close()
+    if not deleted:
+        await _mark(settings, last)
+    return deleted
+
+
+async def _delete(admin: AIOKafkaAdminClient, last: Mapping[tuple[str, int], int]) -> bool:
+    """Delete; False where the broker does not know how."""
+    wanted = {TopicPartition(*place): RecordsToDelete(offset + 1) for place, offset in last.items()}
+    for _ in range(_TRIES):
+        try:
+            await admin.delete_records(wanted)
+        except (NotImplementedError, UnsupportedVersionError):
+            return False
+        except (KafkaConnectionError, NodeNotReadyError):
+            # The embedded broker closes the connection, for it does not know the request. It answers others as before.
+            await admin.list_topics()
+        else:
+            return True
+    return False
+
+
+async def _mark(settings: Settings, last: Mapping[tuple[str, int], int]) -> None:
+    async with operators_producer(settings) as producer:
+        with kafka_answers():
+            for (topic, partition), offset in last.items():
+                await producer.send_and_wait(topic, None, purge_key(offset), partition)

@@ -1,0 +1,283 @@
+"""Reads dead-letter topics from their beginning to where they end now, without being a member of any group."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import starmap
+
+import anyio
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from bcs.config.settings import Settings
+from bcs.errors import KafkaUnavailable, PartitionStalled, UnreadableLetter
+from bcs.kafka.causes import cause_of, is_refusal, start
+from bcs.kafka.isolation import IsolatingConsumer, Stall
+from bcs.kafka.status import close
+from bcs.ops.dlq.selection import Selection
+from bcs.wire.dead_letters.decode import DeadLetter, Reference, marked_offset, purged_offset, read_letter
+
+_POLL_MS = 300
+_FETCH_WAIT_MS = 50
+_CLOSE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Junk:
+    """What lies on a dead-letter topic and is no letter.
+
+    :param problem: what is wrong with it.
+    :param timestamp_ms: Kafka's time of it.
+    """
+
+    problem: str
+    timestamp_ms: int
+
+
+@dataclass(slots=True)
+class Survey:
+    """What lies on the topics.
+
+    :param letters: those that can be read, without their originals' values: there may be many, and large ones.
+    :param unreadable: what is no letter.
+    :param replayed: letters that were put back.
+    :param stalled: the partitions that could not be read to their ends.
+    :param total: how much lies there that is no marker, selected or not.
+    """
+
+    letters: dict[Reference, DeadLetter] = field(default_factory=dict)
+    unreadable: dict[Reference, Junk] = field(default_factory=dict)
+    replayed: set[Reference] = field(default_factory=set)
+    stalled: tuple[PartitionStalled, ...] = ()
+    total: int = 0
+
+    def take(self, record: ConsumerRecord) -> None:
+        """Add what lies there; each partition is told in its order."""
+        marked = marked_offset(record.key, record.value)
+        purged = purged_offset(record.key, record.value)
+        if marked is not None:
+            self.replayed.add(Reference(record.topic, record.partition, marked))
+        elif purged is not None:
+            for reference in [each for each in (*self.letters, *self.unreadable) if _is_purged(each, record, purged)]:
+                self.letters.pop(reference, None)
+                self.unreadable.pop(reference, None)
+        else:
+            reference = reference_of(record)
+            try:
+                self.letters[reference] = _without_value(letter_of(record))
+            except UnreadableLetter as error:
+                self.unreadable[reference] = Junk(error.problem, record.timestamp)
+
+    def of(self, selection: Selection) -> Survey:
+        """The part of it that is selected. What can't be read has no reason, batch, time or service to select it by."""
+        letters = {where: letter for where, letter in self.letters.items() if selection.takes(letter)}
+        plain = replace(selection, topics=frozenset()).empty
+        return Survey(letters, dict(self.unreadable) if plain else {}, self.replayed, self.stalled, self.total)
+
+
+class DeadLetterReader:
+    """A view of dead-letter topics.
+
+    :param consumer: started, and in no group.
+    :param admin: started.
+    """
+
+    def __init__(self, consumer: IsolatingConsumer, admin: AIOKafkaAdminClient, request_timeout_seconds: float) -> None:
+        self._consumer = consumer
+        self._admin = admin
+        self._timeout_seconds = request_timeout_seconds
+
+    async def survey(self, topics: Collection[str]) -> Survey:
+        """Look at everything once.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        """
+        found = Survey()
+        async for record in self.records(topics):
+            found.take(record)
+        found.stalled = self.stalled
+        found.total = len(found.letters) + len(found.unreadable)
+        return found
+
+    @property
+    def stalled(self) -> tuple[PartitionStalled, ...]:
+        """The partitions that can't be read to their ends."""
+        return tuple(starmap(_stalled, sorted(self._consumer.stalled.items())))
+
+    async def records(self, topics: Collection[str]) -> AsyncIterator[ConsumerRecord]:
+        """Everything on these topics, each partition in its order, as far as it can be read.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        """
+        partitions = await self.partitions(topics)
+        if not partitions:
+            return
+        with kafka_answers():
+            with anyio.fail_after(self._timeout_seconds):
+                self._consumer.assign(partitions)
+                first = await self._consumer.beginning_offsets(partitions)
+                ends = await self._consumer.end_offsets(partitions)
+            # To find that nothing comes from an empty partition takes as long as a poll waits.
+            ends = {key: end for key, end in ends.items() if first[key] < end}
+            if not ends:
+                return
+            self._consumer.assign(list(ends))
+            with anyio.fail_after(self._timeout_seconds):
+                await self._consumer.seek_to_beginning(*ends)
+        heard_at = anyio.current_time()
+        reached = False
+        while True:
+            with kafka_answers():
+                polled = await self._consumer.getmany(timeout_ms=_POLL_MS)
+            for records in polled.values():
+                for record in records:
+                    yield record
+            if reached:
+                # One look more than the ends ask for, since the embedded broker tells some that are too low. Not for
+                # as long as there is more: somebody may be writing all the time.
+                return
+            with kafka_answers(), anyio.fail_after(self._timeout_seconds):
+                stalled = self._consumer.stalled
+                reached = all(
+                    [key in stalled or await self._consumer.position(key) >= end for key, end in ends.items()]
+                )
+            if polled or reached:
+                heard_at = anyio.current_time()
+            elif anyio.current_time() > heard_at + self._timeout_seconds:
+                # aiokafka itself waits for ever for a broker to come back.
+                raise KafkaUnavailable(f"no message came for {self._timeout_seconds:g} s, and there are more")
+
+    async def record_at(self, topic: str, partition: int, offset: int) -> ConsumerRecord | None:
+        """The message at a position; None where there is none any more.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        :raises PartitionStalled: it can't be read.
+        """
+        place = TopicPartition(topic, partition)
+        if place not in await self.partitions([topic]):
+            return None
+        with kafka_answers(), anyio.fail_after(self._timeout_seconds):
+            self._consumer.assign([place])
+            first, end = (
+                (await self._consumer.beginning_offsets([place]))[place],
+                (await self._consumer.end_offsets([place]))[place],
+            )
+            if not first <= offset < end:
+                return None
+            self._consumer.seek(place, offset)
+            polled: list[ConsumerRecord] = []
+            # What an aborted transaction left there is never given out; the consumer passes over it.
+            while not polled and await self._consumer.position(place) <= offset:
+                polled = (await self._consumer.getmany(place, timeout_ms=_POLL_MS, max_records=1)).get(place, [])
+                if place in self._consumer.stalled:
+                    raise _stalled(place, self._consumer.stalled[place])
+        return polled[0] if polled and polled[0].offset == offset else None
+
+    async def partitions(self, topics: Collection[str]) -> list[TopicPartition]:
+        """Those of the topics that exist."""
+        with kafka_answers(), anyio.fail_after(self._timeout_seconds):
+            return await existing_partitions(self._admin, topics)
+
+
+async def existing_partitions(admin: AIOKafkaAdminClient, topics: Collection[str]) -> list[TopicPartition]:
+    """The partitions of those of the topics that exist; the consumer tells only those of topics it is subscribed to."""
+    # To ask about one that does not exist would create it on a broker that does so.
+    existing = set(topics) & set(await admin.list_topics())
+    described = await admin.describe_topics(sorted(existing)) if existing else []
+    return [
+        TopicPartition(topic["topic"], partition["partition"])
+        for topic in described
+        if not topic["error_code"]
+        for partition in topic["partitions"]
+    ]
+
+
+@contextmanager
+def kafka_answers() -> Iterator[None]:
+    """A block in which Kafka has to answer.
+
+    :raises KafkaUnavailable: it does not, or refuses.
+    """
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise KafkaUnavailable(cause_of(error), answered=is_refusal(error)) from error
+
+
+@asynccontextmanager
+async def dead_letter_reader(settings: Settings) -> AsyncIterator[DeadLetterReader]:
+    """A reader, connected.
+
+    :raises KafkaUnavailable: Kafka does not answer.
+    """
+    async with reading_clients(settings, "batch-conductor-dlq") as (consumer, admin):
+        yield DeadLetterReader(consumer, admin, settings.kafka_request_timeout_seconds)
+
+
+@asynccontextmanager
+async def reading_clients(
+    settings: Settings, client_id: str
+) -> AsyncIterator[tuple[IsolatingConsumer, AIOKafkaAdminClient]]:
+    """A consumer that is a member of no group, and who knows which topics there are; both connected.
+
+    :raises KafkaUnavailable: Kafka does not answer.
+    """
+    consumer = IsolatingConsumer(
+        partition_retry_maximum_seconds=settings.kafka_partition_retry_maximum_seconds,
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        client_id=client_id,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        # What waits at the end of one partition holds up the others at the same broker for as long.
+        fetch_max_wait_ms=_FETCH_WAIT_MS,
+        max_partition_fetch_bytes=max(1024 * 1024, 2 * settings.kafka_max_message_bytes),
+    )
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        with kafka_answers():
+            for client in (consumer, admin):
+                await start(client, settings.kafka_bootstrap_servers, settings.kafka_request_timeout_seconds)
+        yield consumer, admin
+    finally:
+        with anyio.CancelScope(shield=True):
+            # Its own stop lets cancellations out where the broker went away.
+            await close(consumer, _CLOSE_SECONDS)
+            await admin.close()
+
+
+def _stalled(key: TopicPartition, stall: Stall) -> PartitionStalled:
+    return PartitionStalled(key.topic, key.partition, stall.offset, stall.cause)
+
+
+def ensure_none_stalled(consumer: IsolatingConsumer) -> None:
+    """For readers that must have everything.
+
+    :raises PartitionStalled: a partition can't be read on.
+    """
+    for key, stall in sorted(consumer.stalled.items()):
+        raise _stalled(key, stall)
+
+
+def reference_of(record: ConsumerRecord) -> Reference:
+    """Where a record lies."""
+    return Reference(record.topic, record.partition, record.offset)
+
+
+def letter_of(record: ConsumerRecord) -> DeadLetter:
+    """The letter in a record.
+
+    :raises UnreadableLetter: it is none of ours.
+    """
+    return read_letter(reference_of(record), record.key, record.value, record.headers)
+
+
+def _is_purged(reference: Reference, mark: ConsumerRecord, last: int) -> bool:
+    return (reference.topic, reference.partition) == (mark.topic, mark.partition) and reference.offset <= last
+
+
+def _without_value(letter: DeadLetter) -> DeadLetter:
+    return replace(letter, value=None, headers=())

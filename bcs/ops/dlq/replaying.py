@@ -1,0 +1,245 @@
+"""Puts dead letters back: publishes, waits for the acknowledgement, and only then marks the letter as replayed.
+
+The mark lies beside the letter, in the same partition, so the two live and die together. To stop at any point loses
+nothing: what was published when the process was killed and not yet marked, at most one group, is published again by the
+next run, and means the same as before, since facts merge. Asked to stop, it marks what is acknowledged first.
+
+The broker takes or refuses a batch as a whole. What it refused in a batch is put back once more, each original alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+import anyio
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, KafkaTimeoutError
+
+from bcs.config.settings import Settings
+from bcs.errors import DeadLetterError, KafkaUnavailable, ReplayFailed
+from bcs.kafka.broker_errors import may_be_about_one_record
+from bcs.kafka.causes import cause_of, start
+from bcs.ops.dlq.originals import Original, ask_again, original_of, put_back, put_back_alone
+from bcs.ops.dlq.reading import DeadLetterReader, kafka_answers, letter_of, reference_of
+from bcs.wire.dead_letters.decode import DeadLetter, Reference, mark_key
+
+_GROUP = 100
+_GROUP_BYTES = 4 * 1024 * 1024
+_NO_LIMIT_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What became of a letter.
+
+    :param problem: why it could not be put back; None when it was.
+    :param away: because Kafka did not answer, as it would not for the next one either.
+    """
+
+    letter: DeadLetter
+    problem: str | None = None
+    away: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A letter whose original is on its way.
+
+    :param acknowledgement: to come; None where there is nothing to wait for.
+    """
+
+    letter: DeadLetter
+    original: Original
+    acknowledgement: asyncio.Future[object] | None
+
+
+class Replayer:
+    """Puts letters back.
+
+    :param letters: reads them.
+    :param source: reads originals that a letter has only the beginning of.
+    :param url: of the running service, which is asked again what it could not resolve.
+    :param rate: at most so many a second; None for no limit.
+    :param tell: is told of each letter once it is decided.
+    """
+
+    def __init__(
+        self,
+        letters: DeadLetterReader,
+        source: DeadLetterReader,
+        producer: AIOKafkaProducer,
+        session: aiohttp.ClientSession,
+        *,
+        url: str,
+        rate: float | None,
+        settings: Settings,
+        tell: Callable[[Replayed], None],
+    ) -> None:
+        self._letters = letters
+        self._source = source
+        self._producer = producer
+        self._session = session
+        self._url = url
+        self._rate = rate
+        self._tell = tell
+        self._settings = settings
+        self._unwritable: dict[str, str] = {}
+        self._began: float | None = None
+        self._begun = 0
+
+    async def replay(self, wanted: Collection[Reference]) -> None:
+        """Put these back, in the order in which they lie.
+
+        Cancellation leaves letters either marked or to be replayed again.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        """
+        group: list[DeadLetter] = []
+        size, most = 0, _GROUP if self._rate is None else min(_GROUP, max(1, int(self._rate)))
+        left = len(wanted)
+        async for record in self._letters.records({reference.topic for reference in wanted}):
+            if reference_of(record) not in wanted:
+                continue
+            letter = letter_of(record)
+            group.append(letter)
+            # What a letter has only the beginning of may be of any size.
+            size += _GROUP_BYTES if letter.truncated else len(record.value or b"")
+            left -= 1
+            if len(group) == most or size >= _GROUP_BYTES or not left:
+                await self._replay_group(group)
+                group, size = [], 0
+            if not left:
+                return
+        await self._replay_group(group)
+
+    async def _replay_group(self, group: list[DeadLetter]) -> None:
+        taken: list[_Sent] = []
+        over: list[Replayed] = []
+        done: list[DeadLetter] = []
+        try:
+            for letter in group:
+                await self._keep_to_rate()
+                try:
+                    taken.append(await self._hand_over(letter))
+                except DeadLetterError as error:
+                    over.append(Replayed(letter, error.problem))
+        finally:
+            # Also when it is stopped: what is acknowledged has to be marked, or it would be replayed twice. Longer than
+            # the producer itself waits for an acknowledgement.
+            longest_seconds = 2 * self._settings.kafka_request_timeout_seconds
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + longest_seconds):
+                refused: list[_Sent] = []
+                for sent in taken:
+                    problem = await _failure_of(sent)
+                    if problem is None:
+                        done.append(sent.letter)
+                    elif may_be_about_one_record(problem):
+                        refused.append(sent)
+                    else:
+                        over.append(_not_taken(sent.letter, problem))
+                if refused:
+                    await self._put_back_each_alone(refused, done, over)
+                await self._mark(done)
+                over += map(Replayed, done)
+            decided = {replayed.letter.reference for replayed in over}
+            late = [sent.letter for sent in taken if sent.letter.reference not in decided]
+            over += [Replayed(letter, "no acknowledgement in time", away=True) for letter in late]
+            for replayed in over:
+                self._tell(replayed)
+        if group and all(replayed.away for replayed in over):
+            raise KafkaUnavailable(over[-1].problem or "")
+
+    async def _hand_over(self, letter: DeadLetter) -> _Sent:
+        if letter.source_topic in self._unwritable:
+            raise ReplayFailed(str(letter.reference), self._unwritable[letter.source_topic])
+        original = await original_of(letter, self._source)
+        if letter.is_resolution:
+            await ask_again(self._session, self._url, letter, original)
+            return _Sent(letter, original, None)
+        try:
+            return _Sent(letter, original, await put_back(self._producer, letter, original))
+        except ReplayFailed as error:
+            # To find out about a topic takes until a deadline: once is enough.
+            self._unwritable[letter.source_topic] = error.problem
+            raise
+
+    async def _put_back_each_alone(
+        self, refused: Sequence[_Sent], done: list[DeadLetter], over: list[Replayed]
+    ) -> None:
+        try:
+            async with operators_producer(self._settings, each_alone=True) as producer:
+                for sent in refused:
+                    try:
+                        await put_back_alone(producer, sent.letter, sent.original)
+                    except DeadLetterError as error:
+                        over.append(Replayed(sent.letter, error.problem))
+                    except (KafkaError, OSError) as error:
+                        over.append(_not_taken(sent.letter, error))
+                    else:
+                        done.append(sent.letter)
+        except KafkaUnavailable as error:
+            over += [Replayed(sent.letter, error.cause, away=True) for sent in refused]
+
+    async def _mark(self, done: list[DeadLetter]) -> None:
+        with kafka_answers():
+            marks = [
+                await self._producer.send(
+                    letter.reference.topic, None, mark_key(letter.reference), letter.reference.partition
+                )
+                for letter in done
+            ]
+            for mark in marks:
+                await mark
+
+    async def _keep_to_rate(self) -> None:
+        now = anyio.current_time()
+        if self._began is None:
+            self._began = now
+        if self._rate is not None:
+            await anyio.sleep_until(self._began + self._begun / self._rate)
+        self._begun += 1
+
+
+async def _failure_of(sent: _Sent) -> KafkaError | OSError | None:
+    try:
+        if sent.acknowledgement is not None:
+            await sent.acknowledgement
+    except (KafkaError, OSError) as error:
+        return error
+    return None
+
+
+def _not_taken(letter: DeadLetter, error: KafkaError | OSError) -> Replayed:
+    return Replayed(letter, cause_of(error), away=isinstance(error, KafkaTimeoutError))
+
+
+@asynccontextmanager
+async def operators_producer(settings: Settings, *, each_alone: bool = False) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer, connected.
+
+    :param each_alone: for what was refused in a batch. It is not idempotent, and so stays in step whatever is refused;
+        what it sends is compressed, as what is larger than `BCS_KAFKA_MAX_MESSAGE_BYTES` must have been when it came.
+    :raises KafkaUnavailable: Kafka does not answer.
+    """
+    producer = AIOKafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        client_id="batch-conductor-dlq",
+        acks="all",
+        enable_idempotence=settings.kafka_enable_idempotence and not each_alone,
+        request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
+        max_request_size=_NO_LIMIT_BYTES if each_alone else settings.kafka_max_message_bytes,
+        compression_type="gzip" if each_alone else None,
+    )
+    try:
+        with kafka_answers():
+            timeout_seconds = settings.kafka_request_timeout_seconds
+            idempotent = settings.kafka_enable_idempotence and not each_alone
+            await start(producer, settings.kafka_bootstrap_servers, timeout_seconds, idempotent=idempotent)
+        yield producer
+    finally:
+        with anyio.CancelScope(shield=True):
+            await producer.stop()

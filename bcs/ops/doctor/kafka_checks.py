@@ -1,0 +1,273 @@
+"""Asks Kafka what `bcs doctor` wants to know of it. Some brokers lack some of the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, NoError, for_code
+
+from bcs.config.settings import Settings
+from bcs.errors import PartitionStalled
+from bcs.kafka.brokers import Broker, advertised_brokers
+from bcs.kafka.causes import cause_of, is_refusal, start
+from bcs.kafka.isolation import IsolatingConsumer, Stall
+from bcs.kafka.offsets import CommitNote, Offsets
+from bcs.kafka.status import close
+from bcs.ops.dlq.reading import Survey, dead_letter_reader
+from bcs.ops.doctor import kafka_judgement as judgement
+from bcs.ops.doctor.findings import Finding, failed, ok, unknown
+from bcs.ops.doctor.kafka_judgement import TopicConfig
+from bcs.wire import topics
+from bcs.wire.topics import dead_letter_topic
+
+_STEP_SECONDS = 5.0
+_LETTERS_SECONDS = 4.0
+_CLOSE_SECONDS = 2.0
+_READ_SECONDS = 2.0
+_RETRY_SECONDS = 1.0
+_POLL_MS = 100
+_CREATES_TOPICS = "auto.create.topics.enable"
+_OURS = (*topics.CONSUMED, *topics.PUBLISHED)
+# Besides Kafka's own errors: no answer in time, and a broker that knows no version of a request that aiokafka speaks.
+_NO_ANSWER = (KafkaError, OSError, TimeoutError, NotImplementedError)
+
+
+async def look_at_kafka(settings: Settings, service: str | None) -> list[Finding]:
+    """Everything about Kafka; each question has a deadline of its own, and each may remain without an answer.
+
+    :param service: the URL of a service that answers on this machine; None where none does.
+    """
+    # What goes wrong becomes a finding; aiokafka would tell it to standard error as well.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL + 1)
+    servers = settings.kafka_bootstrap_servers
+    try:
+        async with _admin(settings) as admin:
+            brokers = advertised_brokers(admin)
+            findings = [ok("kafka", f"reachable at {servers}")]
+            unreachable = await _unreachable(brokers)
+            findings += judgement.listeners(unreachable)
+            if len(unreachable) == len(brokers):
+                return findings  # each other question would go to one of them, and wait in vain
+            partitions: dict[str, dict[int, bool]] = {}
+
+            async def look_at_topics() -> list[Finding]:
+                partitions.update(await _partitions(admin))
+                return _topics(partitions)
+
+            findings += await _step("topics", look_at_topics)
+            consumed = {name: tuple(partitions[name]) for name in topics.CONSUMED if name in partitions}
+            # One after the other: some brokers close the connection over a question that they do not know.
+            findings += await _creation(admin, brokers)
+            findings += await _step("topic settings", lambda: _configs(admin, partitions, settings))
+            findings += await _step("dead letters", lambda: _letters(settings, partitions))
+            findings += await _step("consumer group", lambda: _group(admin, settings.kafka_consumer_group_id, service))
+            findings += await _step("lag", lambda: _lag(admin, settings, consumed))
+    except _NO_ANSWER as error:
+        fix = "see to Kafka, and to BCS_KAFKA_BOOTSTRAP_SERVERS"
+        state = f"refuses at {servers}" if is_refusal(error) else "out of reach"
+        return [failed("kafka", f"{state}: {cause_of(error)}", fix)]
+    return findings
+
+
+async def _step(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+    try:
+        with anyio.fail_after(_STEP_SECONDS):
+            return await look()
+    except Exception as error:  # noqa: BLE001 (on answers that it does not expect, aiokafka fails with anything)
+        return [unknown(check, cause_of(error))]
+
+
+@asynccontextmanager
+async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
+    )
+    try:
+        await start(admin, settings.kafka_bootstrap_servers, _STEP_SECONDS)
+        yield admin
+    finally:
+        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await admin.close()
+
+
+async def _partitions(admin: AIOKafkaAdminClient) -> dict[str, dict[int, bool]]:
+    """All topics, each with its partitions and whether they have a leader.
+
+    Of all, since to ask for one that is not there would create it on a broker that does so by itself.
+    """
+    return {
+        topic["topic"]: {partition["partition"]: partition["leader"] >= 0 for partition in topic["partitions"]}
+        for topic in await admin.describe_topics()
+    }
+
+
+def _topics(partitions: Mapping[str, Mapping[int, bool]]) -> list[Finding]:
+    uses = [("consumed", name) for name in topics.CONSUMED] + [("published", name) for name in topics.PUBLISHED]
+    return [judgement.topic(use, name, partitions[name].values() if name in partitions else None) for use, name in uses]
+
+
+async def _unreachable(brokers: Iterable[Broker]) -> dict[Broker, str]:
+    """The brokers that can't be reached where they say that they listen, and why not."""
+    problems: dict[Broker, str] = {}
+
+    async def connect(broker: Broker) -> None:
+        try:
+            with anyio.fail_after(_STEP_SECONDS):
+                _, writer = await asyncio.open_connection(broker.host, broker.port)
+            writer.close()
+        except TimeoutError:
+            problems[broker] = f"no answer in {_STEP_SECONDS:.0f} s"
+        except OSError as error:
+            number = error.errno or 0  # that of a name which can't be looked up is negative
+            problems[broker] = os.strerror(number) if number > 0 else error.strerror or str(error)
+
+    async with anyio.create_task_group() as group:
+        for broker in brokers:
+            group.start_soon(connect, broker)
+    return problems
+
+
+async def _creation(admin: AIOKafkaAdminClient, brokers: Iterable[Broker]) -> list[Finding]:
+    """Whether the brokers create topics; nothing where they do not say."""
+    asked = [
+        ConfigResource(ConfigResourceType.BROKER, str(broker.node_id), {_CREATES_TOPICS: None}) for broker in brokers
+    ]
+    try:
+        with anyio.fail_after(_STEP_SECONDS):
+            said = await _described(admin, asked)
+    except _NO_ANSWER:
+        return []
+    return judgement.creation(any(config.get(_CREATES_TOPICS) == "true" for config in said.values()))
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: Collection[str], settings: Settings) -> list[Finding]:
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in _OURS if name in names]
+    configs = {name: TopicConfig.read(said) for name, said in (await _described(admin, asked)).items()}
+    sources = {dead_letter_topic(name): configs.get(name) for name in topics.CONSUMED}
+    letters = {name: config for name, config in configs.items() if name in topics.DEAD_LETTERS}
+    return [
+        judgement.compaction({name: config.cleanup_policy for name, config in letters.items()}),
+        *judgement.retention(letters, sources, kept_ms=settings.redis_ttl_seconds * 1000),
+    ]
+
+
+async def _described(admin: AIOKafkaAdminClient, asked: list[ConfigResource]) -> dict[str, dict[str, str]]:
+    """By the name of each resource the settings that the broker tells."""
+    described: dict[str, dict[str, str]] = {}
+    for response in await admin.describe_configs(asked) if asked else []:
+        for resource in response.to_object()["resources"]:
+            error: Any = for_code(resource["error_code"])
+            if error is not NoError:
+                raise error(resource["resource_name"])
+            described[resource["resource_name"]] = {
+                entry["config_names"]: entry["config_value"] or "" for entry in resource["config_entries"]
+            }
+    return described
+
+
+async def _letters(settings: Settings, names: Collection[str]) -> list[Finding]:
+    survey, complete = Survey(), False
+    # There may be very many. Some seconds less than the step has, for what is known by then to be told.
+    with anyio.move_on_after(_LETTERS_SECONDS):
+        async with dead_letter_reader(settings) as reader:
+            async for record in reader.records([name for name in topics.DEAD_LETTERS if name in names]):
+                survey.take(record)
+            complete = not reader.stalled
+    waiting = {*survey.letters, *survey.unreadable} - survey.replayed
+    of_others = {where for where in waiting if where in survey.letters and not survey.letters[where].is_ours}
+    by_topic = Counter(where.topic for where in sorted(waiting - of_others))
+    return [judgement.letters(by_topic, of_others=len(of_others), complete=complete)]
+
+
+async def _group(admin: AIOKafkaAdminClient, name: str, service: str | None) -> list[Finding]:
+    [response] = await admin.describe_consumer_groups([name])
+    [described] = response.to_object()["groups"]
+    error: Any = for_code(described["error_code"])
+    if error is not NoError:
+        raise error(name)
+    return [judgement.group(name, described["state"], len(described["members"]), service)]
+
+
+async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping[str, Iterable[int]]) -> list[Finding]:
+    keys = [TopicPartition(name, partition) for name, partitions in consumed.items() for partition in partitions]
+    if not keys:
+        return [unknown("lag", "no consumed topic was found")]
+    committed = await admin.list_consumer_group_offsets(settings.kafka_consumer_group_id, partitions=keys)
+    # Without a group it disturbs nobody in ours.
+    consumer = IsolatingConsumer(
+        partition_retry_maximum_seconds=_RETRY_SECONDS,
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+    )
+    try:
+        await consumer.start()
+        consumer.assign(keys)
+        first, end = await consumer.beginning_offsets(keys), await consumer.end_offsets(keys)
+        next_to_read = {key: max(first[key], _offset(committed.get(key)) or 0) for key in keys}
+        stalled = await _stalled(consumer, {key: at for key, at in next_to_read.items() if at < end[key]})
+    finally:
+        await close(consumer, _CLOSE_SECONDS)
+    registered = any(end[key] > 0 for key in keys if key.topic == topics.ESSAYS_REGISTERED)
+    offsets = {
+        name: {
+            key.partition: Offsets(first[key], end[key], _offset(committed.get(key)), _note(committed.get(key)))
+            for key in keys
+            if key.topic == name
+        }
+        for name in consumed
+    }
+    lags = [
+        judgement.lag(
+            name,
+            offsets[name],
+            from_earliest=settings.kafka_auto_offset_reset == "earliest",
+            many=settings.intake_max_in_flight,
+        )
+        for name in consumed
+    ]
+    now_ms = int(time.time() * 1000)
+    lags += [finding for name in consumed for finding in judgement.missed(name, offsets[name], now_ms=now_ms)]
+    reading = judgement.reading(
+        [PartitionStalled(key.topic, key.partition, stall.offset, stall.cause) for key, stall in stalled.items()]
+    )
+    return [*lags, *reading, judgement.registration(required=settings.require_registration, seen=registered)]
+
+
+async def _stalled(
+    consumer: IsolatingConsumer, next_to_read: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, Stall]:
+    """Those of these partitions whose next message can't be read."""
+    if not next_to_read:
+        return {}  # to be assigned nothing, aiokafka would wait for ever
+    consumer.assign(list(next_to_read))
+    for key, offset in next_to_read.items():
+        consumer.seek(key, offset)
+    unheard = set(next_to_read)
+    # Where only markers of transactions are left to read, nothing is ever heard.
+    with anyio.move_on_after(_READ_SECONDS):
+        while unheard:
+            polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=len(next_to_read))
+            consumer.pause(*polled)
+            unheard -= polled.keys() | consumer.stalled.keys()
+    return consumer.stalled
+
+
+def _note(committed: Any) -> CommitNote:
+    return CommitNote.decode(None if committed is None else committed.metadata)
+
+
+def _offset(committed: Any) -> int | None:
+    return None if committed is None or committed.offset < 0 else int(committed.offset)

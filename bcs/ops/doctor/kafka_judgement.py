@@ -1,0 +1,221 @@
+"""From what Kafka says of topics and the consumer group to findings. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
+
+from bcs.errors import PartitionStalled
+from bcs.kafka.brokers import Broker
+from bcs.kafka.offsets import Offsets
+from bcs.ops.doctor.findings import Finding, failed, ok, warning
+
+_DAY_MS = 86_400_000
+_STAMPED_BY_BROKER = "LogAppendTime"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicConfig:
+    """What a broker says of a topic.
+
+    :param retention_ms: None for no limit, or where the broker does not say.
+    :param retention_bytes: the same.
+    """
+
+    cleanup_policy: str
+    retention_ms: int | None
+    retention_bytes: int | None
+    timestamp_type: str
+
+    @classmethod
+    def read(cls, said: Mapping[str, str]) -> TopicConfig:
+        """From a topic's settings by their names."""
+        return cls(
+            said.get("cleanup.policy", ""),
+            _limit(said.get("retention.ms")),
+            _limit(said.get("retention.bytes")),
+            said.get("message.timestamp.type", ""),
+        )
+
+
+def listeners(unreachable: Mapping[Broker, str]) -> list[Finding]:
+    """Whether each broker can be reached where it tells clients to connect.
+
+    :param unreachable: those that can't be, and why not.
+    """
+    fix = "set advertised.listeners of the broker to an address that this machine and the service reach"
+    return [
+        failed("kafka listener", f"broker {broker.node_id} advertises {broker.host}:{broker.port}: {problem}", fix)
+        for broker, problem in sorted(unreachable.items())
+    ]
+
+
+def creation(creates: bool) -> list[Finding]:
+    """Whether a broker creates topics that somebody only names. BCS's own clients ask it not to."""
+    if not creates:
+        return []
+    found = "auto.create.topics.enable is on: a client that names a topic too early creates it with the defaults"
+    return [
+        warning("topic creation", found, "turn it off, and create the topics with partitions and retention as meant")
+    ]
+
+
+def topic(use: str, name: str, leaders: Iterable[bool] | None) -> Finding:
+    """Whether a topic is there.
+
+    :param use: `consumed` or `published`.
+    :param leaders: for each partition whether it has a leader; None where there is no such topic.
+    """
+    check = f"topic {use}"
+    if leaders is None:
+        return failed(check, f"{name} does not exist", "create it: BCS creates none")
+    led = list(leaders)
+    found = f"{name}: {len(led)} partition{'' if len(led) == 1 else 's'}"
+    if not all(led):
+        return failed(check, f"{found}, {led.count(False)} without a leader", "see to the brokers that hold it")
+    return ok(check, found)
+
+
+def compaction(cleanup_policies: Mapping[str, str]) -> Finding:
+    """Whether Kafka keeps every dead letter.
+
+    :param cleanup_policies: of the topics of dead letters that exist; empty where the broker does not say.
+    """
+    check = "letter topics"
+    compacted = [name for name, policy in cleanup_policies.items() if "compact" in policy]
+    if compacted:
+        found = f"compacted: {', '.join(compacted)}. Of several letters about one batch Kafka keeps the last"
+        return failed(check, found, "set cleanup.policy=delete on these topics")
+    return ok(check, "no topic of dead letters is compacted")
+
+
+def retention(
+    letters: Mapping[str, TopicConfig], sources: Mapping[str, TopicConfig | None], *, kept_ms: int
+) -> list[Finding]:
+    """Whether a dead letter, and what its replay needs, is kept for as long as there is use for it.
+
+    :param letters: the topics of dead letters.
+    :param sources: for each of them the topic of the originals; None where that is not known.
+    :param kept_ms: how long a batch is kept.
+    """
+    check = "letter topics"
+    findings = []
+    for name, config in letters.items():
+        if config.retention_ms is not None and config.retention_ms < kept_ms:
+            found = f"{name} keeps a letter for {_time(config.retention_ms)}, and Redis a batch for {_time(kept_ms)}"
+            fix = "raise retention.ms: what is removed before somebody replays it is lost to its batch"
+            findings.append(failed(check, found, fix))
+        if config.retention_bytes is not None:
+            found = f"{name} keeps at most {config.retention_bytes} bytes of letters for each partition"
+            findings.append(warning(check, found, "set retention.bytes=-1: many letters at once remove older ones"))
+        source = sources.get(name)
+        if source and source.retention_ms is not None and source.retention_ms < (config.retention_ms or inf):
+            found = f"{name} keeps letters for longer than their originals are kept ({_time(source.retention_ms)})"
+            stamped = "" if source.timestamp_type == _STAMPED_BY_BROKER else " and what is replayed with its old time"
+            fix = f"raise retention.ms of the consumed topic: the originals of truncated letters{stamped} are removed"
+            findings.append(warning(check, found, fix))
+    return findings
+
+
+def letters(waiting: Mapping[str, int], *, of_others: int, complete: bool) -> Finding:
+    """Whether dead letters wait for a person.
+
+    :param waiting: by their topic, those that were not replayed.
+    :param of_others: letters of other services on these topics; they are not counted in the others.
+    :param complete: False where a part of the topics could not be read, or not in time.
+    """
+    check, count = "dead letters", sum(waiting.values())
+    others = f"; {of_others} of other services lie beside them" if of_others else ""
+    least = "" if complete else "at least "
+    if not count:
+        found = "none waits" if complete else "not all could be read; of the others none waits"
+        if complete:
+            return ok(check, f"{found}{others}")
+        return warning(check, f"{found}{others}", "look with `bcs dlq list`")
+    where = ", ".join(f"{number} on {name}" for name, number in waiting.items())
+    fix = "see `bcs dlq list`, mend the cause, and then `bcs dlq replay` or `bcs dlq purge`"
+    return failed(check, f"{least}{count} {'waits' if count == 1 else 'wait'}: {where}{others}", fix)
+
+
+def group(name: str, state: str, members: int, service: str | None) -> Finding:
+    """Whether anybody reads.
+
+    :param state: Kafka's word for it.
+    :param service: the URL of a service that answers on this machine; None where none does.
+    """
+    if not members and service is not None:
+        found = f"{name}: no members ({state or 'no state'}), although a service runs at {service}"
+        fix = "its intake is stuck, or has another BCS_KAFKA_CONSUMER_GROUP_ID: see its /healthz, which names the cause"
+        return failed("consumer group", found, fix)
+    if not members:
+        fix = "start the service; if it runs, see to its log and to BCS_KAFKA_CONSUMER_GROUP_ID"
+        return warning("consumer group", f"{name}: no members ({state or 'no state'})", fix)
+    found = f"{name}: {members} member{'' if members == 1 else 's'} ({state})"
+    if state != "Stable":
+        return warning("consumer group", found, "ask again in a moment: nobody reads during a rebalance")
+    return ok("consumer group", found)
+
+
+def lag(name: str, partitions: Mapping[int, Offsets], *, from_earliest: bool, many: int) -> Finding:
+    """How far behind the group is on a topic.
+
+    :param many: with more than so many to be read, one replica can't have them all under way.
+    """
+    behind = sum(offsets.lag(from_earliest=from_earliest) for offsets in partitions.values())
+    found = f"{name}: {behind} message{'' if behind == 1 else 's'} to be read"
+    if behind > many:
+        return warning("lag", found, "ask again: if it does not fall, see to the service's log, or start more replicas")
+    return ok("lag", found)
+
+
+def missed(name: str, partitions: Mapping[int, Offsets], *, now_ms: int) -> list[Finding]:
+    """Whether events of a topic were gone before the group had read them, now or within the last day.
+
+    :param now_ms: milliseconds since 1970 UTC.
+    """
+    findings = []
+    for partition, offsets in partitions.items():
+        count = offsets.removed_unread + offsets.note.missed_lately(now_ms)
+        if count:
+            found = f"{name}/{partition}: {count} message{'' if count == 1 else 's'} removed before they were read"
+            fix = "raise the topic's retention.ms and retention.bytes; have the platform send these events again"
+            findings.append(failed("missed events", found, fix))
+    return findings
+
+
+def reading(stalled: Iterable[PartitionStalled]) -> list[Finding]:
+    """Whether the next message of each partition can be read.
+
+    :param stalled: those where it can't.
+    """
+    fix = "see to what is named; `bcs intake skip` passes over a message that stays unreadable"
+    return [failed("events", str(error), fix) for error in stalled]
+
+
+def registration(*, required: bool, seen: bool) -> Finding:
+    """Whether a batch can be complete before its registration was read.
+
+    :param required: `BCS_REQUIRE_REGISTRATION`.
+    :param seen: whether the topic of registrations ever had a message.
+    """
+    check = "registration"
+    if required and not seen:
+        fix = "have the platform register its batches, or unset BCS_REQUIRE_REGISTRATION"
+        return warning(check, "required, and no batch was ever registered: none is complete by its essays", fix)
+    if required:
+        return ok(check, "required: a batch that is not registered is not complete by its essays")
+    if seen:
+        fix = "set BCS_REQUIRE_REGISTRATION=true: the platform registers its batches"
+        return warning(check, "not required: a batch whose registration is still to be read looks complete early", fix)
+    return ok(check, "not required, and no batch was ever registered")
+
+
+def _limit(text: str | None) -> int | None:
+    """A limit as Kafka tells it; -1 means none."""
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _time(milliseconds: int) -> str:
+    days = milliseconds / _DAY_MS
+    return f"{days:.1f} days" if days >= 1 else f"{24 * days:.1f} hours"

@@ -1,0 +1,46 @@
+"""Asks PostgreSQL what `bcs doctor` wants to know of the permanent record."""
+
+from __future__ import annotations
+
+from bcs.config.settings import Settings
+from bcs.errors import DatabaseUnusable, StoreUnavailable
+from bcs.ops.doctor import record_judgement as judgement
+from bcs.ops.doctor.findings import Finding, clock_of, failed, ok
+from bcs.storage.postgres.opening import NoDatabaseNamed, PostgresClientMissing, named_database
+
+
+async def look_at_record(settings: Settings) -> list[Finding]:
+    """Everything about PostgreSQL, over connections and with deadlines as the service has them."""
+    check = "postgresql"
+    try:
+        url = named_database(settings)
+    except NoDatabaseNamed:
+        return [ok(check, "BCS_DATABASE_URL is not set: no permanent record is kept")]
+    except PostgresClientMissing as error:
+        return [failed(check, "the extra `postgres` is not installed", error.remedy)]
+    if settings.use_mock_repository:
+        return [ok(check, "not looked at: with BCS_USE_MOCK_REPOSITORY no permanent record is kept")]
+    from asyncpg import PostgresError
+
+    from bcs.storage.postgres.gateway import CONNECTIONS_FOR_PROBE
+    from bcs.storage.postgres.inspecting import inspect
+    from bcs.storage.postgres.schema import is_enough
+
+    try:
+        inspected = await inspect(url, settings.database_deadline_seconds)
+    except StoreUnavailable as error:
+        cause = error.cause.rstrip(". ")
+        if isinstance(error.__cause__, PostgresError):
+            fix = "see to the user in BCS_DATABASE_URL, and GRANT that user what the service needs (README)"
+            return [failed(check, f"it answers, and refuses: {cause}", fix)]
+        return [failed(check, f"out of reach: {cause}", "see to PostgreSQL, and to BCS_DATABASE_URL")]
+    except DatabaseUnusable as error:
+        return [failed(check, f"it is {error.problem}", error.fix)]
+    is_current = is_enough(inspected.schema)
+    return [
+        ok(check, f"reachable, PostgreSQL {inspected.server}"),
+        judgement.schema(inspected.schema, None if is_current else inspected.obstacle),
+        *judgement.writes(inspected.obstacle if is_current else None),
+        *judgement.connections(inspected.connections, settings.database_max_connections + CONNECTIONS_FOR_PROBE),
+        clock_of("postgresql clock", "PostgreSQL", inspected.ahead_seconds),
+    ]

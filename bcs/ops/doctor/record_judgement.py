@@ -1,0 +1,87 @@
+"""From what is found of the permanent record, and of what waits for it, to findings. Pure."""
+
+from __future__ import annotations
+
+from bcs.ops.doctor.findings import Finding, failed, ok, warning
+from bcs.ops.wording import counted
+from bcs.storage.postgres.migrations import HEAD
+
+_OLD_SECONDS = 60.0
+
+
+def schema(version: str | None, obstacle: str | None) -> Finding:
+    """Whether the tables are those of this release, or the service can make them so.
+
+    :param version: of the schema; None where there is none.
+    :param obstacle: why the service's user can't upgrade the schema; None where nothing is known to be in the way.
+    """
+    check = "postgresql schema"
+    if version is None or version < HEAD:
+        found = f"version {version}, and this release needs {HEAD}" if version else "there are no tables yet"
+        if obstacle:
+            fix = "run `bcs db upgrade` as a user who may, and GRANT the service's user what it needs (README)"
+            return failed(check, f"{found}, and {obstacle}", fix)
+        return warning(check, found, "start the service, which upgrades it, or run `bcs db upgrade`")
+    return ok(
+        check, f"version {version}" if version == HEAD else f"version {version}, newer than this release's {HEAD}"
+    )
+
+
+def writes(obstacle: str | None) -> list[Finding]:
+    """Whether anything can be written.
+
+    :param obstacle: why not; None where nothing is known to be in the way.
+    """
+    fix = "see to the server and to the rights of the user in BCS_DATABASE_URL: until then facts wait in Redis"
+    return [failed("postgresql writes", obstacle, fix)] if obstacle else []
+
+
+def connections(allowed: int | None, needed: int) -> list[Finding]:
+    """Whether a replica gets the connections that it may open.
+
+    :param allowed: how many there may be; None for no limit.
+    :param needed: how many one replica opens.
+    """
+    if allowed is None or allowed >= needed:
+        return []
+    found = f"{allowed} allowed to this user, or in this database, and each replica opens up to {needed}"
+    fix = "raise the CONNECTION LIMIT, or lower BCS_DATABASE_MAX_CONNECTIONS"
+    return [warning("postgresql connections", found, fix)]
+
+
+def backlog(length: int, oldest_seconds: float | None, limit: int) -> Finding:
+    """Whether entries get to the record.
+
+    :param oldest_seconds: for how long the oldest has been waiting; None where that is not known.
+    :param limit: how many may wait.
+    """
+    check = "record backlog"
+    if not length:
+        return ok(check, "no entry waits for PostgreSQL")
+    oldest = "" if oldest_seconds is None else f", the oldest for {max(0.0, oldest_seconds):.0f} s"
+    found = f"{_entries(length)} for PostgreSQL{oldest}"
+    if length >= limit:
+        fix = "get PostgreSQL and the service to run: until some are written, no fact is accepted"
+        return failed(check, f"{found}; it is full", fix)
+    if oldest_seconds is None or oldest_seconds > _OLD_SECONDS:
+        return warning(check, found, "see to it that the service runs and reaches PostgreSQL")
+    return ok(check, found)
+
+
+def left_behind(length: int) -> Finding:
+    """Entries wait for a record that the settings do not name."""
+    found = f"{_entries(length)} for a record that the settings do not name"
+    return warning("record backlog", found, "set BCS_DATABASE_URL again: what these say may be nowhere else for long")
+
+
+def parked(length: int, key: str) -> Finding:
+    """Entries that the record will never take."""
+    check = "record parked"
+    if not length:
+        return ok(check, "no entry is set aside")
+    found = f"{counted(length, 'entry', 'entries')} set aside, since PostgreSQL will never take them"
+    return failed(check, found, f"read them (XRANGE {key} - +; the field `problem` says why), then XDEL them")
+
+
+def _entries(count: int) -> str:
+    return "1 entry waits" if count == 1 else f"{count} entries wait"

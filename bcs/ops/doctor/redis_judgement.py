@@ -1,0 +1,137 @@
+"""From what Redis says of itself to findings. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bcs.ops.doctor.findings import Finding, clock_of, failed, ok, unknown, warning
+from bcs.storage.redis.server import LEAST_VERSION, product_of
+
+_FULL_SHARE = 0.8
+_OLD_SECONDS = 60.0
+_MEBIBYTE = 1024 * 1024
+
+
+def version(server: Mapping[str, str]) -> Finding:
+    """Which server it is. One that is known to be too old has refused the connection already."""
+    if "redis_version" not in server:
+        found = f"reachable, but INFO does not tell its version; BCS needs {LEAST_VERSION} or newer"
+        return warning("redis", found, "allow the user of BCS_REDIS_URL the command INFO (+info)")
+    return ok("redis", f"reachable, {product_of(server)}")
+
+
+def identity(known: str, refusal: str) -> Finding:
+    """Whether a Redis that has lost something can be told from the one before, where there is a permanent record.
+
+    :param known: the identity; empty where Redis does not tell it.
+    :param refusal: why not.
+    """
+    if known:
+        return ok("redis identity", f"{known}: the service will notice a restart or a failover")
+    found = f"not known, so the service asks PostgreSQL for every batch, and can't do without it: {refusal}"
+    return warning("redis identity", found, "allow the user of BCS_REDIS_URL the command INFO (+info)")
+
+
+def commands(refused: Sequence[str]) -> Finding:
+    """Whether Redis would take every command that the service sends.
+
+    :param refused: why it would not, for each command that it would refuse.
+    """
+    if not refused:
+        return ok("redis commands", "all that the service sends are accepted")
+    reasons = "; ".join(dict.fromkeys(refused))
+    fix = "mend that in Redis: until then events wait in Kafka, and requests are refused"
+    return failed("redis commands", f"refused: {reasons}", fix)
+
+
+def eviction(memory: Mapping[str, str]) -> Finding:
+    """Whether Redis may drop keys of its own accord."""
+    limit, policy = _number(memory, "maxmemory"), memory.get("maxmemory_policy")
+    if limit is None or policy is None:
+        return unknown("redis eviction", "INFO does not tell maxmemory and its policy")
+    if limit and policy != "noeviction":
+        fix = "set maxmemory-policy to noeviction: an evicted key is a lost fact"
+        return failed("redis eviction", f"maxmemory is set, and the policy is {policy}", fix)
+    return ok("redis eviction", f"policy {policy}" if limit else "maxmemory is not set, so nothing is evicted")
+
+
+def memory_left(memory: Mapping[str, str]) -> Finding:
+    """How much of its memory Redis uses."""
+    limit, used = _number(memory, "maxmemory"), _number(memory, "used_memory")
+    if limit is None or used is None:
+        return unknown("redis memory", "INFO does not tell maxmemory and what is used")
+    if not limit:
+        return ok("redis memory", f"{_mebibytes(used)} used, no limit set")
+    found = f"{_mebibytes(used)} of {_mebibytes(limit)} used, {used / limit:.0%}"
+    if used >= limit * _FULL_SHARE:
+        return warning(
+            "redis memory", found, "raise maxmemory, or lower BCS_REDIS_TTL_SECONDS: a full Redis refuses events"
+        )
+    return ok("redis memory", found)
+
+
+def persistence(info: Mapping[str, str], save: str | None) -> Finding:
+    """Whether what Redis holds outlives it.
+
+    :param info: the section of INFO.
+    :param save: the setting of the same name, which says when RDB snapshots are made; None where it is not told.
+    """
+    check = "redis persistence"
+    if "err" in (info.get("aof_last_write_status"), info.get("rdb_last_bgsave_status")):
+        return failed(check, "the last write to disk failed", "see to Redis's disk: it may refuse all writes by now")
+    kinds = (["AOF"] if info.get("aof_enabled") == "1" else []) + (["RDB snapshots"] if save else [])
+    if kinds:
+        return ok(check, f"{' and '.join(kinds)} on")
+    if "aof_enabled" not in info or save is None:
+        off = "AOF is off, and " if info.get("aof_enabled") == "0" else ""
+        return unknown(check, f"{off}Redis does not tell whether {'RDB snapshots are' if off else 'AOF or RDB is'} on")
+    return warning(
+        check, "neither AOF nor RDB is on", "turn appendonly on: a restart of Redis forgets batches and outbox"
+    )
+
+
+def outbox(length: int, oldest_seconds: float | None, limit: int) -> Finding:
+    """Whether messages for Kafka get away.
+
+    :param oldest_seconds: for how long the oldest has been waiting; None where that is not known.
+    :param limit: how many may wait.
+    """
+    if not length:
+        return ok("outbox", "no message waits for Kafka")
+    oldest = "" if oldest_seconds is None else f", the oldest for {max(0.0, oldest_seconds):.0f} s"
+    found = f"{_messages(length)} for Kafka{oldest}"
+    if length >= limit:
+        fix = "get Kafka and the service to run: until some are delivered, requests that prune are refused"
+        return failed("outbox", f"{found}; it is full", fix)
+    if oldest_seconds is None or oldest_seconds > _OLD_SECONDS:
+        return warning("outbox", found, "see to it that the service runs and reaches Kafka")
+    return ok("outbox", found)
+
+
+def parked(length: int, key: str) -> Finding:
+    """Messages that Kafka will never take."""
+    if not length:
+        return ok("outbox parked", "no message is set aside")
+    found = f"{length} set aside, since Kafka will never take them"
+    return failed("outbox parked", found, f"read them (XRANGE {key} - +; the field `problem` says why), then XDEL them")
+
+
+def clock(ahead_seconds: float) -> Finding:
+    """Whether this machine and Redis agree on the time.
+
+    :param ahead_seconds: how far Redis is ahead of this machine.
+    """
+    return clock_of("clock", "Redis", ahead_seconds)
+
+
+def _number(info: Mapping[str, str], name: str) -> int | None:
+    text = info.get(name, "")
+    return int(text) if text.isdecimal() else None
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / _MEBIBYTE:.1f} MiB"
+
+
+def _messages(count: int) -> str:
+    return "1 message waits" if count == 1 else f"{count} messages wait"

@@ -1,0 +1,35 @@
+"""From the settings and the environment to findings. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bcs.config.settings import Environment, Settings, UnknownVariable
+from bcs.ops.doctor.findings import Finding, failed, warning
+
+
+def unknown(variables: Iterable[UnknownVariable]) -> list[Finding]:
+    """Variables that have no effect. One that is near a setting was meant to have an effect.
+
+    :param variables: begin with `BCS_`, and are no settings.
+    """
+    return [
+        failed("settings", variable.problem, f"rename it to {variable.near}, or remove it")
+        if variable.near
+        else warning("settings", variable.problem, "remove it, or look in the README for the setting that is meant")
+        for variable in variables
+    ]
+
+
+def for_drills_only(settings: Settings) -> list[Finding]:
+    """Settings that have no place in production."""
+    if settings.environment is not Environment.PRODUCTION:
+        return []
+    findings = []
+    if settings.chaos_enabled:
+        found = "BCS_CHAOS_ENABLED is on in production: whoever reaches the service over HTTP can kill its actors"
+        findings.append(failed("settings", found, "unset BCS_CHAOS_ENABLED, and set it for the time of a drill only"))
+    if settings.use_mock_repository:
+        found = "BCS_USE_MOCK_REPOSITORY is on in production: a restart forgets all batches and the outbox"
+        findings.append(failed("settings", found, "unset BCS_USE_MOCK_REPOSITORY, and set BCS_REDIS_URL"))
+    return findings

@@ -1,0 +1,48 @@
+"""Leaves out what the service refused, since it would have given a batch too many essays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from bcs.domain.history import FactsRecorded
+from bcs.domain.state import delta_of
+
+if TYPE_CHECKING:
+    # It takes the extra `postgres`.
+    from bcs.storage.postgres.archive import PostgresRecord
+
+
+class Crowding:
+    """Counts the essays of batches, as far as that is needed.
+
+    :param most: how many a batch may have.
+    """
+
+    def __init__(self, record: PostgresRecord, most: int) -> None:
+        self._record = record
+        self._most = most
+        # More than there are, since an essay is named many times. Only of a batch for which that is too many the
+        # essays are looked at.
+        self._named: Counter[str] = Counter()
+        self._essays: dict[str, set[str]] = {}
+
+    async def admits(self, entry: FactsRecorded, write_what_waits: Callable[[], Awaitable[None]]) -> bool:
+        """True if the batch has room for the essays of an entry; then they count as its own.
+
+        :param write_what_waits: puts into the record what was admitted before.
+        :raises StoreUnavailable: the record does not answer.
+        """
+        named, batch_id = delta_of(entry.facts).first_seen_us.keys(), entry.batch_id
+        self._named[batch_id] += len(named)
+        if self._named[batch_id] <= self._most:
+            return True
+        if batch_id not in self._essays:
+            await write_what_waits()
+            self._essays[batch_id] = set((await self._record.state(batch_id)).first_seen_us)
+        essays = self._essays[batch_id]
+        if not named <= essays and len(named | essays) > self._most:
+            return False
+        essays.update(named)
+        return True

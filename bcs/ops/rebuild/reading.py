@@ -1,0 +1,162 @@
+"""Reads topics from their beginning to where they end now, in the order of time across all partitions."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, replace
+
+import anyio
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from bcs.errors import KafkaUnavailable, UnknownTopic
+from bcs.kafka.isolation import IsolatingConsumer
+from bcs.ops.dlq.reading import ensure_none_stalled, existing_partitions, kafka_answers
+
+_POLL_MS = 300
+_RECORDS_PER_POLL = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What is read of a partition.
+
+    :param first: the offset of the first message.
+    :param end: the offset behind the last one.
+    """
+
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A message, and when it was written.
+
+    :param at_ms: the Kafka record's time, or where it has none that of the one before it in its partition: never later
+        than when it was first read, and the same each time.
+    """
+
+    record: ConsumerRecord
+    at_ms: int
+
+
+class PastReader:
+    """A view of topics as they are when it is opened. It holds at most a poll and a fetch of each partition.
+
+    :param consumer: started, and in no group.
+    :param admin: started.
+    """
+
+    def __init__(self, consumer: IsolatingConsumer, admin: AIOKafkaAdminClient, request_timeout_seconds: float) -> None:
+        self.ranges: dict[TopicPartition, Range] = {}
+        self._consumer = consumer
+        self._admin = admin
+        self._timeout_seconds = request_timeout_seconds
+        self._held: dict[TopicPartition, deque[Timed]] = {}
+        self._at_ms: dict[TopicPartition, int] = {}
+
+    async def open(self, topics: Collection[str]) -> None:
+        """Find out what there is to read.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        :raises UnknownTopic: it lacks a topic.
+        """
+        with kafka_answers(), anyio.fail_after(self._timeout_seconds):
+            partitions = await existing_partitions(self._admin, topics)
+        if missing := sorted(set(topics) - {partition.topic for partition in partitions}):
+            raise UnknownTopic(tuple(missing))
+        with kafka_answers(), anyio.fail_after(self._timeout_seconds):
+            self._consumer.assign(partitions)
+            first = await self._consumer.beginning_offsets(partitions)
+            end = await self._consumer.end_offsets(partitions)
+        self.ranges = {partition: Range(first[partition], end[partition]) for partition in sorted(partitions)}
+
+    @property
+    def total(self) -> int:
+        """How many messages there are at most: of some, only the offset may be left."""
+        return sum(each.end - each.first for each in self.ranges.values())
+
+    async def portions(self) -> AsyncIterator[list[Timed]]:
+        """All messages, older ones first, each partition in its order.
+
+        So at any time the ones that were read are a past that there was: a roster comes before the outcomes of its
+        essays, and a failure before the success that followed.
+
+        :raises KafkaUnavailable: Kafka does not answer.
+        :raises PartitionStalled: a part of it can't be read.
+        """
+        for partition, extent in self.ranges.items():
+            self._held[partition], self._at_ms[partition] = deque(), 0
+            if extent.first == extent.end:
+                self._consumer.pause(partition)
+            else:
+                self._consumer.seek(partition, extent.first)
+        unread = {partition for partition, extent in self.ranges.items() if extent.first < extent.end}
+        heads: list[tuple[int, TopicPartition]] = []
+        starving = set(unread)
+        while True:
+            for partition in await self._fill(starving):
+                unread.discard(partition)
+            heads += [(self._held[partition][0].at_ms, partition) for partition in starving & unread]
+            heapq.heapify(heads)
+            if not heads:
+                return
+            portion: list[Timed] = []
+            starving = set()
+            while heads and not starving:
+                _, partition = heads[0]
+                held = self._held[partition]
+                portion.append(held.popleft())
+                if held:
+                    heapq.heapreplace(heads, (held[0].at_ms, partition))
+                else:
+                    heapq.heappop(heads)
+                    starving = {partition}
+            yield portion
+
+    async def _fill(self, starving: Collection[TopicPartition]) -> set[TopicPartition]:
+        """Read on in these partitions until each has a message; return those that have been read to their end."""
+        finished: set[TopicPartition] = set()
+        lacking = set(starving)
+        heard_at = anyio.current_time()
+        while True:
+            with kafka_answers(), anyio.fail_after(self._timeout_seconds):
+                for partition in [each for each in lacking if await self._is_read(each)]:
+                    # What waits for news there would hold up the others.
+                    self._consumer.pause(partition)
+                    lacking.discard(partition)
+                    finished.add(partition)
+            if not lacking:
+                return finished
+            with kafka_answers():
+                polled = await self._consumer.getmany(*lacking, timeout_ms=_POLL_MS, max_records=_RECORDS_PER_POLL)
+            ensure_none_stalled(self._consumer)
+            for partition, records in polled.items():
+                self._hold(partition, records)
+                if self._held[partition]:
+                    lacking.discard(partition)
+            if polled:
+                heard_at = anyio.current_time()
+            elif anyio.current_time() > heard_at + self._timeout_seconds:
+                # aiokafka itself waits for ever for a broker to come back.
+                raise KafkaUnavailable(f"no message came for {self._timeout_seconds:g} s, and there are more")
+
+    async def _is_read(self, partition: TopicPartition) -> bool:
+        return bool(await self._consumer.position(partition) >= self.ranges[partition].end)
+
+    def _hold(self, partition: TopicPartition, records: list[ConsumerRecord]) -> None:
+        extent = self.ranges[partition]
+        if records[0].offset == extent.first:
+            # The embedded broker tells ends that are too low, but with the first messages the right ones.
+            end = max(extent.end, self._consumer.highwater(partition) or 0)
+            extent = self.ranges[partition] = replace(extent, end=end)
+        held, at_ms = self._held[partition], self._at_ms[partition]
+        for record in records:
+            if record.offset >= extent.end:
+                break
+            at_ms = record.timestamp if record.timestamp >= 0 else at_ms
+            held.append(Timed(record, at_ms))
+        self._at_ms[partition] = at_ms

@@ -1,0 +1,1 @@
+"""The tree put together, and the process around it."""

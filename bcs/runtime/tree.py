@@ -1,0 +1,304 @@
+"""Puts the tree together, runs it, and stops it in order."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from math import inf
+
+import anyio
+
+from bcs.actors.batches import BatchActor
+from bcs.actors.clocks import Clocks
+from bcs.actors.ingest.in_flight import InFlight
+from bcs.actors.ingest.intake import Intake
+from bcs.actors.ingest.reading import EventReader
+from bcs.actors.ingest.skips import Skips
+from bcs.actors.kafka_watch import KafkaWatch
+from bcs.actors.messages import MessageFinished, OutboxGrew, RecordFacts
+from bcs.actors.metrics import MetricsActor, MetricsPage
+from bcs.actors.outbox_watch import OutboxWatch
+from bcs.actors.publisher import Publisher
+from bcs.actors.redis_probe import RedisStatus, problem_of_redis
+from bcs.actors.waking_outbox import WakingOutbox
+from bcs.config.settings import Settings
+from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.http.routes.actors import ActorCalls
+from bcs.http.routes.batches import BatchCalls
+from bcs.http.routes.health import Probes
+from bcs.http.routes.pipelines import PipelineCalls
+from bcs.http.server import HttpServer, open_listener
+from bcs.kafka.status import KafkaStatus
+from bcs.observability.telemetry import Telemetry
+from bcs.observability.tree_observer import TreeObserver, count_restarts_from_zero
+from bcs.observability.waits import Waits
+from bcs.runtime.archive import FIRST_LOOKS, Recorded, recorded
+from bcs.storage.factory import open_persistence
+from bcs.supervision import (
+    Backoff,
+    ChildSpec,
+    DynamicSupervisor,
+    Mailbox,
+    RestartIntensity,
+    Supervisor,
+    run_tree,
+)
+from bcs.usecases.knowledge import Knowledge
+from bcs.wire.decoding import EventDecoder
+
+# So many looks at Redis may be missing before its last answer is too old to be trusted.
+_PROBES_MISSED = 3
+
+
+class Service:
+    """One BCS in one process.
+
+    :param settings: of this process.
+    :param definitions: the pipelines.
+    :param now: wall-clock time.
+    :param gave_up: called when the root of the tree gives up, before everything is stopped.
+    :raises AddressUnavailable: the HTTP address can't be had.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        definitions: PipelineDefinitions,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        gave_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self.telemetry = Telemetry()
+        self.kafka = KafkaStatus(from_earliest=settings.kafka_auto_offset_reset == "earliest")
+        self.kafka.servers = settings.kafka_bootstrap_servers
+        self._now = now
+        self.waits = Waits(now)
+        self._gave_up = gave_up
+        self._definitions = definitions
+        self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
+        self._law = definitions.law(require_registration=settings.require_registration)
+        self.persistence = open_persistence(settings, law=self._law)
+        self.listener = open_listener(settings)
+        self.address: tuple[str, int] = self.listener.getsockname()[:2]
+        self.store, self.outbox = self.persistence.store, self.persistence.outbox
+        self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
+        self._entrance = WakingOutbox(self.outbox, self._wake_publisher)
+        self._intake_mailbox: Mailbox[MessageFinished] = Mailbox("intake", inf)
+        self._under_way = (
+            settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
+        )
+        self._stop: anyio.Event | None = None
+        self._recorded = self._with_record()
+        self._archive = self._recorded.archive if self._recorded else None
+        self.batches = self._batches()
+        self.root = self._root()
+        count_restarts_from_zero(self.telemetry, self.root.snapshot())
+
+    async def run(self, stop: anyio.Event, started: Callable[[], None] | None = None) -> bool:
+        """Run until `stop` is set, then stop in order.
+
+        Cancellation stops at once; what was not durable is read again by the next process.
+
+        :param started: called once everything has started.
+        :returns: False when the time to stop was not enough.
+        :raises RedisUnusable: the server answers, and is no Redis that BCS supports; nothing was started.
+        :raises DatabaseUnusable: the database answers, and can't keep the permanent record; nothing was started.
+        :raises RestartIntensityExceeded: an actor failed so often that only a new process helps.
+        """
+        self._stop = stop
+        permanent = self.persistence.permanent
+        try:
+            if self.persistence.gateway:
+                await self.persistence.gateway.ensure_usable()
+            if permanent:
+                await permanent.record.ensure_usable(self.settings.database_first_probe_seconds / FIRST_LOOKS)
+            return await run_tree(self.root, stop, shutdown_seconds=self.settings.shutdown_seconds, started=started)
+        finally:
+            self.listener.close()
+            await self.persistence.aclose()
+
+    def _with_record(self) -> Recorded | None:
+        permanent = self.persistence.permanent
+        if permanent is None:
+            return None
+        return recorded(
+            self.settings,
+            permanent,
+            self._entrance,
+            self.telemetry,
+            self._now,
+            self.waits,
+            self._under_way,
+        )
+
+    def _batches(self) -> DynamicSupervisor[RecordFacts]:
+        settings = self.settings
+        actor = BatchActor(
+            self.store,
+            self._entrance,
+            self._archive,
+            self.telemetry,
+            self._intake_mailbox.send_nowait,
+            self._now,
+            self.waits,
+            settings.retry_maximum_seconds,
+            anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
+            settings.kafka_max_message_bytes,
+        )
+        return DynamicSupervisor(
+            "batches",
+            actor.run,
+            # Everything that is under way may be about one batch, and the senders' own limits hold it back.
+            mailbox_capacity=self._under_way,
+            max_children=self._under_way,
+            max_deliveries=settings.message_max_deliveries,
+            shutdown_seconds=settings.shutdown_seconds / 2,
+            hang_seconds=settings.hang_seconds,
+            intensity=RestartIntensity(settings.batch_restart_max, settings.restart_period_seconds),
+            backoff=self._backoff(),
+            kill_grace_seconds=self._kill_grace(),
+        )
+
+    def _root(self) -> Supervisor:
+        settings = self.settings
+        permanent = self.persistence.permanent
+        record = permanent.record if permanent else None
+        knowledge = Knowledge(
+            self.store,
+            self.persistence.store_name,
+            self._entrance,
+            permanent,
+            self._archive,
+            law=self._law,
+        )
+        redis = RedisStatus(
+            trusted_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
+            clock=time.monotonic,
+        )
+        outbox = OutboxWatch(outbox=self.outbox, permanent=permanent, now=self._now, clock=time.monotonic)
+        metrics = MetricsActor(
+            settings=settings,
+            telemetry=self.telemetry,
+            store=self.store,
+            outbox=outbox,
+            permanent=permanent,
+            redis=redis,
+            kafka=KafkaWatch(settings=settings, status=self.kafka, now=self._now),
+        )
+        in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
+        page = MetricsPage(
+            telemetry=self.telemetry,
+            permanent=permanent,
+            kafka=self.kafka,
+            outbox=outbox,
+            in_flight=lambda: in_flight.messages,
+            snapshot=lambda: self.root.snapshot(),
+            circuit=self.persistence.circuit,
+            waits=self.waits,
+            redis_problem=None if settings.use_mock_repository else partial(problem_of_redis, redis, self.store),
+        )
+        publisher = Publisher(settings, self.outbox, self.telemetry, self.kafka, self.waits)
+        clocks = Clocks(
+            now=self._now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
+        )
+        reader = EventReader(
+            decoder=EventDecoder(
+                self._phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
+            ),
+            clocks=clocks,
+            skips=Skips(store=self.persistence.skips, instance=settings.instance, now=self._now),
+            now=self._now,
+        )
+        intake = Intake(
+            settings=settings,
+            reader=reader,
+            in_flight=in_flight,
+            outbox=self._entrance,
+            status=self.kafka,
+            telemetry=self.telemetry,
+            waits=self.waits,
+            now=self._now,
+        )
+        pipelines = PipelineCalls(
+            self._definitions,
+            self._phases,
+            self.store,
+            self._entrance,
+            knowledge,
+            self.batches,
+            self.telemetry,
+            self._now,
+            uuid.uuid4,
+            settings.request_deadline_seconds,
+            clocks,
+        )
+        probes = Probes(
+            settings,
+            self.store,
+            permanent,
+            redis,
+            self.kafka,
+            self.waits,
+            page.render,
+            lambda: self.root.snapshot(),
+            lambda: self._stop is not None and self._stop.is_set(),
+        )
+        actors = ActorCalls(
+            settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
+        )
+        reading = anyio.Semaphore(settings.http_max_concurrent_reads)
+        batches = BatchCalls(self._definitions, self._law, knowledge, record, reading, settings.http_page_bytes)
+        http = HttpServer(settings, self.telemetry, self.listener, pipelines, batches, probes, actors)
+        # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
+        # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.
+        half = settings.shutdown_seconds / 2
+        hang = settings.hang_seconds
+        return Supervisor(
+            "bcs",
+            [
+                ChildSpec("metrics", metrics.run),
+                ChildSpec(
+                    "publisher",
+                    publisher.run,
+                    mailbox=self._publisher_mailbox,
+                    hang_seconds=hang,
+                    shutdown_seconds=half,
+                ),
+                *([self._recorded.spec] if self._recorded else []),
+                ChildSpec("batches", self.batches.run, shutdown_seconds=half),
+                ChildSpec("intake", intake.run, mailbox=self._intake_mailbox, hang_seconds=hang, shutdown_seconds=half),
+                ChildSpec(
+                    "http",
+                    http.run,
+                    shutdown_seconds=settings.shutdown_drain_seconds
+                    + settings.http_body_seconds
+                    + settings.request_deadline_seconds
+                    + 1.0,
+                ),
+            ],
+            intensity=RestartIntensity(settings.restart_max, settings.restart_period_seconds),
+            backoff=self._backoff(),
+            observer=TreeObserver(self.telemetry, self._gave_up),
+            kill_grace_seconds=self._kill_grace(),
+        )
+
+    def _wake_publisher(self) -> None:
+        # One nudge that waits is as good as many.
+        if not self._publisher_mailbox.depth:
+            self._publisher_mailbox.send_nowait(OutboxGrew())
+
+    def _backoff(self) -> Backoff:
+        settings = self.settings
+        return Backoff(
+            initial_seconds=settings.restart_backoff_initial_seconds,
+            maximum_seconds=settings.restart_backoff_maximum_seconds,
+        )
+
+    def _kill_grace(self) -> float:
+        # An actor that is cancelled may first finish its round trip to Redis or PostgreSQL, and close its Kafka client.
+        settings = self.settings
+        return settings.redis_deadline_seconds + settings.database_deadline_seconds + settings.kill_grace_seconds

@@ -1,0 +1,1 @@
+"""State, outbox and archive, behind Protocols: Redis, PostgreSQL, or memory for development."""

@@ -1,0 +1,201 @@
+"""The development store: state and outbox in this process's memory, with conflicts and time to live as in Redis."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import anyio.lowlevel
+
+from bcs.domain.history import HistoryEntry
+from bcs.domain.law import CompletionLaw
+from bcs.domain.progress import BatchSummary, summarize
+from bcs.domain.state import BatchState
+from bcs.errors import CommitConflict, OutboxFull
+from bcs.storage.committing import CommitPolicy, commit_with
+from bcs.storage.ports import Committed, Leased, LeasedMessage, Waiting
+from bcs.storage.roster import Roster
+from bcs.wire.published import OutboundMessage
+
+
+@dataclass(slots=True)
+class _Batch:
+    expires_at: float
+    version: int = 0
+    state: BatchState = field(default_factory=BatchState)
+
+
+class MemoryStateStore:
+    """The state store without a server. Nothing survives the process.
+
+    :param law: what summaries are made by.
+    :param ttl_seconds: how long a batch is kept after its last write.
+    :param clock: monotonic seconds.
+    :param max_essays: how many a batch may have; None for any number.
+    """
+
+    def __init__(
+        self,
+        *,
+        law: CompletionLaw,
+        ttl_seconds: float,
+        clock: Callable[[], float],
+        policy: CommitPolicy | None = None,
+        max_essays: int | None = None,
+    ) -> None:
+        self._roster = Roster(max_essays)
+        self._law = law
+        self._ttl_seconds = ttl_seconds
+        self._clock = clock
+        self._policy = policy or CommitPolicy()
+        self._batches: OrderedDict[str, _Batch] = OrderedDict()
+
+    async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+        """See `StateStore.commit`."""
+
+        async def optimistically() -> None:
+            before = self._live(batch_id)
+            state = before.state.copy() if before else BatchState()
+            version = before.version if before else 0
+            self._roster.ensure_room_among(state.first_seen_us, delta.first_seen_us)
+            state.merge(delta)
+            # Others run here, as they do between Redis's WATCH and EXEC.
+            await anyio.lowlevel.checkpoint()
+            now = self._live(batch_id)
+            if (now.version if now else 0) != version:
+                raise CommitConflict(batch_id)
+            self._put(batch_id, version + 1, state)
+
+        async def register_by_register() -> None:
+            batch = self._live(batch_id) or _Batch(0.0)
+            batch.state.merge(delta)
+            self._put(batch_id, batch.version + 1, batch.state)
+
+        return await commit_with(self._policy, optimistically, register_by_register)
+
+    async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
+        """See `StateStore.ensure_room`."""
+        batch = self._live(batch_id)
+        self._roster.ensure_room_among(batch.state.first_seen_us if batch else (), essays)
+
+    async def summary(self, batch_id: str) -> BatchSummary:
+        """See `StateStore.summary`."""
+        batch = self._live(batch_id)
+        return summarize(batch.state, self._law, batch.version) if batch else BatchSummary()
+
+    async def state(self, batch_id: str) -> BatchState:
+        """See `StateStore.state`."""
+        batch = self._live(batch_id)
+        return batch.state.copy() if batch else BatchState()
+
+    async def partial_state(self, batch_id: str) -> BatchState:
+        """All there is: no record stands behind it."""
+        return await self.state(batch_id)
+
+    def ensure_reachable(self) -> None:
+        """Memory is always there."""
+
+    def ensure_writable(self) -> None:
+        """Memory takes everything."""
+
+    async def time_us(self) -> int:
+        """This machine's time: there is no other."""
+        return time.time_ns() // 1000
+
+    async def ping(self) -> None:
+        """Memory is always there."""
+
+    @property
+    def problem(self) -> str:
+        """Nothing is ever wrong with memory."""
+        return ""
+
+    def _live(self, batch_id: str) -> _Batch | None:
+        batch = self._batches.get(batch_id)
+        return batch if batch and batch.expires_at > self._clock() else None
+
+    def _put(self, batch_id: str, version: int, state: BatchState) -> None:
+        now = self._clock()
+        self._batches[batch_id] = _Batch(now + self._ttl_seconds, version, state)
+        self._batches.move_to_end(batch_id)
+        # Every write renews the same time to live, so the batches stand in the order in which they expire.
+        while next(iter(self._batches.values())).expires_at <= now:
+            self._batches.popitem(last=False)
+
+
+class MemoryOutbox:
+    """The outbox without a server. Nothing survives the process.
+
+    :param limit: how many messages it holds at most.
+    :param clock: monotonic seconds.
+    """
+
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._waiting: deque[LeasedMessage] = deque()
+        self._leased: dict[str, tuple[float, LeasedMessage]] = {}
+        self._appended = 0
+        # In the order in which they were appended, whatever is given back.
+        self._since: dict[str, float] = {}
+        self.parked: deque[tuple[OutboundMessage, str]] = deque(maxlen=1000)
+
+    async def append(self, messages: Sequence[OutboundMessage]) -> None:
+        """See `Outbox.append`."""
+        if len(self._waiting) + len(self._leased) + len(messages) > self._limit:
+            raise OutboxFull(self._limit)
+        for message in messages:
+            self._appended += 1
+            entry = Leased(str(self._appended), message)
+            self._since[entry.entry_id] = self._clock()
+            self._waiting.append(entry)
+
+    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
+        """See `Outbox.announce`; there is no record behind it."""
+        await self.append(messages)
+
+    async def lease(self, limit: int) -> list[LeasedMessage]:
+        """See `Outbox.lease`."""
+        leased = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+        now = self._clock()
+        self._leased.update((entry.entry_id, (now, entry)) for entry in leased)
+        return leased
+
+    async def resume(self, limit: int) -> list[LeasedMessage]:
+        """See `Outbox.resume`."""
+        return [entry for _, entry in self._leased.values()][:limit]
+
+    async def recover(self, idle_seconds: float, limit: int) -> list[LeasedMessage]:
+        """See `Outbox.recover`."""
+        now = self._clock()
+        stale = [entry for since, entry in self._leased.values() if now - since >= idle_seconds][:limit]
+        self._leased.update((entry.entry_id, (now, entry)) for entry in stale)
+        return stale
+
+    async def settle(self, entry_ids: Sequence[str]) -> None:
+        """See `Outbox.settle`."""
+        for entry_id in entry_ids:
+            self._leased.pop(entry_id, None)
+            self._since.pop(entry_id, None)
+
+    async def requeue(self, leased: Sequence[LeasedMessage]) -> None:
+        """See `Outbox.requeue`."""
+        for entry in leased:
+            self._leased.pop(entry.entry_id, None)
+        self._waiting.extend(leased)
+
+    async def park(self, leased: LeasedMessage, problem: str) -> None:
+        """See `Outbox.park`."""
+        self.parked.append((leased.message, problem))
+        await self.settle([leased.entry_id])
+
+    async def backlog(self) -> int:
+        """See `Outbox.backlog`."""
+        return len(self._waiting) + len(self._leased)
+
+    async def measure(self) -> Waiting:
+        """See `Outbox.measure`."""
+        oldest = next(iter(self._since.values()), None)
+        return Waiting(await self.backlog(), 0.0 if oldest is None else self._clock() - oldest)

@@ -1,0 +1,183 @@
+"""How entries and facts are written in the record, and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from anyio.lowlevel import checkpoint
+
+from bcs.domain.facts import Outcome
+from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, PipelineResolved, Position
+from bcs.domain.slices import Sliced
+from bcs.domain.state import TIMED, BatchState, Ending, Expected, Mark
+from bcs.storage.history_codec import decode_detail, encode_detail
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+FACTS, RESOLUTION = "facts", "resolution"
+
+_ESSAYS_WITHOUT_A_PAUSE = 5000
+
+LISTED_AT_US = 0
+"""Stands beside an essay on an outcome's list: the time is the outcome's."""
+
+
+def to_text(text: str) -> str:
+    r"""A text as PostgreSQL can keep it: it has no NUL, which then stands as `\0`, and a backslash as two."""
+    if "\0" in text or "\\" in text:
+        return text.replace("\\", "\\\\").replace("\0", "\\0")
+    return text
+
+
+def from_text(text: str) -> str:
+    """What `to_text` was given."""
+    if "\\" not in text:
+        return text
+    return "\\".join(part.replace("\\0", "\0") for part in text.split("\\\\"))
+
+
+def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryEntry]) -> tuple[list[Any], ...]:
+    """What the merge statement takes: for each column of each table a list.
+
+    :param deltas: by batch; every batch of an entry must be among them.
+    """
+    batch_ids = sorted(deltas)
+    number_of = {batch_id: number for number, batch_id in enumerate(batch_ids, start=1)}
+    expected = [deltas[batch_id].expected for batch_id in batch_ids]
+    essays: list[tuple[int, str, int]] = []
+    marks: list[tuple[int, str, str, str, str, int]] = []
+    outcomes: list[tuple[int, str, str, str, bool, int]] = []
+    reports: list[tuple[int, str, str, int]] = []
+    invalidations: list[tuple[int, str, str | None, int]] = []
+    for batch_id, number in number_of.items():
+        delta = deltas[batch_id]
+        essays += [(number, to_text(essay), since_us) for essay, since_us in delta.first_seen_us.items()]
+        marks += [
+            (number, phase, TIMED, to_text(essay), mark.outcome.value, mark.at_us)
+            for phase, of_phase in delta.essay_marks.items()
+            for essay, mark in of_phase.items()
+        ]
+        marks += [
+            (number, phase, key, to_text(essay), outcome.value, LISTED_AT_US)
+            for phase, by_key in delta.outcome_marks.items()
+            for key, listed in by_key.items()
+            for essay, outcome in listed.items()
+        ]
+        outcomes += [
+            (number, phase, key, to_text(ending.status), ending.speaks_for_all, ending.at_us)
+            for phase, endings in delta.outcomes.items()
+            for key, ending in endings.items()
+        ]
+        reports += [(number, phase, report.outcome.value, report.at_us) for phase, report in delta.reports.items()]
+        invalidations += [
+            (number, phase, None if essay is None else to_text(essay), at_us)
+            for phase, times in delta.invalidations.items()
+            for essay, at_us in times.items()
+        ]
+    history = [_history_row(number_of[entry.batch_id], entry) for entry in entries]
+    return (
+        [to_text(batch_id) for batch_id in batch_ids],
+        [Decimal(one.count) if one else None for one in expected],
+        [one.at_us if one else None for one in expected],
+        *_columns(essays, 3),
+        *_columns(marks, 6),
+        *_columns(outcomes, 6),
+        *_columns(reports, 4),
+        *_columns(invalidations, 4),
+        *_columns(history, 10),
+    )
+
+
+async def state_of(rows: Iterable[Sequence[Any]]) -> BatchState:
+    """A batch's state from what the state statement returns. Where that is much, others get their turn in between.
+
+    :raises ValueError: something else wrote there.
+    """
+    state = BatchState()
+    # An outcome leaves the same mark on each essay, and to make one takes longer than all else.
+    made: dict[tuple[str, int], Mark] = {}
+    essays_read = 0
+    for kind, phase, key, essays, text, flag, count, times in rows:
+        if kind == "essay":
+            state.first_seen_us.update(zip(map(from_text, essays), times, strict=True))
+        elif kind == "mark" and key == TIMED:
+            outcome, marks = Outcome(text), state.essay_marks.setdefault(phase, {})
+            for essay, at_us in zip(essays, times, strict=True):
+                mark = made.get((text, at_us))
+                if mark is None:
+                    mark = made[text, at_us] = Mark(outcome, at_us)
+                marks[from_text(essay)] = mark
+        elif kind == "mark":
+            listed = state.outcome_marks.setdefault(phase, {}).setdefault(key, {})
+            listed.update(dict.fromkeys(map(from_text, essays), Outcome(text)))
+        elif kind == "outcome":
+            state.outcomes.setdefault(phase, {})[key] = Ending(from_text(text), flag, times[0])
+        elif kind == "report":
+            state.reports[phase] = Mark(Outcome(text), times[0])
+        elif kind == "invalidation":
+            names = (None if essay is None else from_text(essay) for essay in essays)
+            state.invalidations.setdefault(phase, {}).update(zip(names, times, strict=True))
+        else:
+            state.expected = Expected(int(count), times[0])
+        essays_read += len(essays or ())
+        if essays_read > _ESSAYS_WITHOUT_A_PAUSE:
+            essays_read = 0
+            await checkpoint()
+    for phase, by_key in state.outcome_marks.items():
+        if not by_key.keys() <= state.outcomes.get(phase, {}).keys():
+            raise ValueError("an outcome's list without the outcome")
+    return state
+
+
+def kept_entry(batch_id: str, row: Mapping[str, Any]) -> KeptEntry:
+    """An entry from its row."""
+    correlation_id, event_id = (
+        None if row[column] is None else from_text(row[column]) for column in ("correlation_id", "event_id")
+    )
+    position = None
+    if row["source_topic"] is not None:
+        position = Position(row["source_topic"], row["source_partition"], row["source_offset"])
+    entry = decode_detail(
+        row["kind"] == RESOLUTION,
+        row["detail"],
+        entry_id=row["entry_id"],
+        batch_id=batch_id,
+        at_us=(row["recorded_at"] - _EPOCH) // timedelta(microseconds=1),
+        correlation_id=correlation_id,
+        event_id=event_id,
+        position=position,
+    )
+    return KeptEntry(row["number"], entry)
+
+
+def kept_entries(batch_id: str, rows: Iterable[Mapping[str, Any]]) -> Sliced[list[KeptEntry]]:
+    """Entries from their rows, each of which may be about thousands of essays."""
+    entries: list[KeptEntry] = []
+    for row in rows:
+        entries.append(kept_entry(batch_id, row))
+        yield
+    return entries
+
+
+def _history_row(number: int, entry: HistoryEntry) -> tuple[Any, ...]:
+    at = _EPOCH + timedelta(microseconds=entry.at_us)
+    detail = encode_detail(entry)
+    if isinstance(entry, PipelineResolved):
+        return number, entry.entry_id, at, RESOLUTION, to_text(entry.correlation_id), None, None, None, None, detail
+    return (number, entry.entry_id, at, FACTS, *_origin(entry), detail)
+
+
+def _origin(entry: FactsRecorded) -> tuple[Any, ...]:
+    position = entry.position
+    return (
+        None if entry.correlation_id is None else to_text(entry.correlation_id),
+        None if entry.event_id is None else to_text(entry.event_id),
+        *((position.topic, position.partition, position.offset) if position else (None, None, None)),
+    )
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]

@@ -1,0 +1,177 @@
+"""How a batch is read from Redis and written there: the commands, and what their replies say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from bcs.domain.law import CompletionLaw
+from bcs.domain.progress import summarizing
+from bcs.domain.slices import Sliced, in_slices
+from bcs.domain.state import TIMED, BatchState
+from bcs.errors import StoreCorrupted
+from bcs.storage.redis.batch_codec import (
+    EXPECTED_FIELD,
+    REPORT_PREFIX,
+    SLOT_PREFIX,
+    VERSION_FIELD,
+    WHOLE_FIELD,
+    BatchKeys,
+    Slot,
+    decoding_state,
+    encode_ending,
+    encode_essay_mark,
+    encode_expected,
+    encode_joined,
+    encode_listed,
+    encode_mark,
+    encode_summary,
+    encoding_essays,
+    invalid_field,
+    outcome_field,
+    slot_name,
+    slots_in,
+)
+from bcs.storage.redis.merge_script import MERGE_SCRIPT
+from bcs.storage.redis.multiplexer import Command
+
+# A longer command would hold up this process while it is packed.
+_FIELDS_PER_COMMAND = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """A batch as it was read.
+
+    :param slots: what stands in each slot of the essays' records.
+    :param mark: of `Recall`, that nothing is missing; None where it has none, or one of an older version.
+    :param redis: the identity of the server that it was read from; empty where it does not tell.
+    """
+
+    state: BatchState
+    version: int
+    slots: list[Slot]
+    mark: str | None
+    redis: str
+
+
+def reads(keys: BatchKeys) -> list[Command]:
+    """Read a batch; the replies go to `decode`."""
+    return [("HGETALL", keys.meta), ("HGETALL", keys.essays)]
+
+
+def watch(keys: BatchKeys) -> list[Command]:
+    """Watch a batch and read it; the replies but the first go to `decode`."""
+    # These reads can show half a batch, if it expires between them. Then EXEC fails: to expire counts as a change.
+    return [("WATCH", *keys.all), *reads(keys)]
+
+
+def decoding(keys: BatchKeys, replies: Sequence[Any], redis: str) -> Sliced[StoredBatch]:
+    """A batch from the replies to `reads`.
+
+    :param redis: the identity of the server that they came from.
+    :raises StoreCorrupted: something else wrote there.
+    """
+    try:
+        texts = [item.decode() for item in replies[0]]
+        meta = dict(zip(texts[::2], texts[1::2], strict=True))
+        slots, version = slots_in(meta), int(meta.get(VERSION_FIELD, 0))
+    except ValueError as error:
+        raise StoreCorrupted(keys.meta, str(error)) from None
+    # Who writes without the record leaves the older version there.
+    marked, _, mark = meta.get(WHOLE_FIELD, "").partition(" ")
+    state = yield from decoding_state(keys, meta, slots, replies[1])
+    return StoredBatch(state, version, slots, mark if marked == str(version) else None, redis)
+
+
+def encoding(
+    keys: BatchKeys,
+    stored: StoredBatch,
+    changed: BatchState,
+    version: int,
+    ttl_ms: int,
+    mark: str | None,
+    law: CompletionLaw,
+) -> Sliced[list[Command]]:
+    """The commands that write what changed, and the summary.
+
+    :param stored: with the changes in it.
+    :param ttl_ms: how long the batch is kept from now on.
+    :param mark: that nothing is missing.
+    :param law: what the summary holds under. Those under other laws are of the version that was read, and go with it.
+    """
+    stale: list[Command] = [("DEL", keys.summaries)] if version != stored.version else []
+    summary = yield from summarizing(stored.state, law, version)
+    changes = yield from _changes(keys, stored, changed, version, mark)
+    return [
+        *stale,
+        *changes,
+        ("HSET", keys.summaries, law.fingerprint, encode_summary(summary, mark)),
+        # A transaction runs at one instant, so all keys of the batch expire at the same one.
+        *(("PEXPIRE", key, ttl_ms) for key in keys.all),
+    ]
+
+
+def merge(keys: BatchKeys, delta: BatchState, ttl_ms: int) -> Command:
+    """Merge each register where it lies, by the script."""
+    registers: list[Command] = []
+    if delta.expected:
+        registers.append(("expected", EXPECTED_FIELD, "", encode_expected(delta.expected)))
+    registers += [
+        ("report", f"{REPORT_PREFIX}{phase}", "", encode_mark(report)) for phase, report in delta.reports.items()
+    ]
+    registers += [
+        ("newest outcome" if key == TIMED else "earliest outcome", outcome_field(phase, key), "", encode_ending(ending))
+        for phase, endings in delta.outcomes.items()
+        for key, ending in endings.items()
+    ]
+    registers += [
+        ("invalid", invalid_field(phase, essay), "", str(at_us))
+        for phase, times in delta.invalidations.items()
+        for essay, at_us in times.items()
+    ]
+    registers += [("joined", essay, "", encode_joined(since)) for essay, since in delta.first_seen_us.items()]
+    registers += [
+        ("mark", essay, slot_name((phase, TIMED)), encode_essay_mark(mark))
+        for phase, marks in delta.essay_marks.items()
+        for essay, mark in marks.items()
+    ]
+    registers += [
+        ("mark", essay, slot_name((phase, key)), encode_listed(outcome))
+        for phase, by_key in delta.outcome_marks.items()
+        for key, listed in by_key.items()
+        for essay, outcome in listed.items()
+    ]
+    return ("EVAL", MERGE_SCRIPT, len(keys.all), *keys.all, ttl_ms, *chain.from_iterable(registers))
+
+
+def _changes(
+    keys: BatchKeys, stored: StoredBatch, changed: BatchState, version: int, mark: str | None
+) -> Sliced[list[Command]]:
+    fields = {VERSION_FIELD: str(version)}
+    if mark is not None:
+        fields[WHOLE_FIELD] = f"{version} {mark}"
+    if changed.expected:
+        fields[EXPECTED_FIELD] = encode_expected(changed.expected)
+    fields |= {f"{REPORT_PREFIX}{phase}": encode_mark(report) for phase, report in changed.reports.items()}
+    for phase, endings in changed.outcomes.items():
+        fields |= {outcome_field(phase, key): encode_ending(ending) for key, ending in endings.items()}
+    for phase, times in changed.invalidations.items():
+        fields |= {invalid_field(phase, essay): str(at_us) for essay, at_us in times.items()}
+    listed = {(phase, key): essays for phase, by_key in changed.outcome_marks.items() for key, essays in by_key.items()}
+    slots = list(stored.slots)
+    for slot in sorted({(phase, TIMED) for phase in changed.essay_marks} | listed.keys()):
+        if slot not in stored.slots:
+            fields[f"{SLOT_PREFIX}{slot_name(slot)}"] = str(len(slots))
+            slots.append(slot)
+    touched = changed.first_seen_us.keys() | set(chain(*changed.essay_marks.values(), *listed.values()))
+    yield
+    records = yield from encoding_essays(stored.state, touched, slots)
+    hashes: list[tuple[str, Mapping[str, str | bytes]]] = [(keys.meta, fields), (keys.essays, records)]
+    return [
+        ("HSET", key, *chain.from_iterable(some))
+        for key, entries in hashes
+        for some in in_slices(entries.items(), _FIELDS_PER_COMMAND)
+    ]

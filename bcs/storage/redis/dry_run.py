@@ -1,0 +1,54 @@
+"""Every command that BCS sends to Redis, to ask whether Redis would take it.
+
+Redis checks rights, memory, disk, replicas and its own role already when a command is queued for a transaction. So what
+is queued and then discarded tells what would be refused, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.batch_commands import reads
+from bcs.storage.redis.multiplexer import Command
+from bcs.storage.redis.outbox import parked_key, stream_key
+
+# Nothing is stored under its keys.
+_BATCH = "dry-run"
+
+
+def reading(key_prefix: str) -> list[Command]:
+    """What an answer needs; but for WATCH, which can't be queued."""
+    keys = BatchKeys(key_prefix, _BATCH)
+    return [("HGET", keys.summaries, "field"), *reads(keys), ("PTTL", keys.meta), ("TIME",)]
+
+
+def watched(key_prefix: str) -> str:
+    """A key like those that WATCH gets."""
+    return BatchKeys(key_prefix, _BATCH).meta
+
+
+def writing(key_prefix: str) -> list[Command]:
+    """What a fact, an announcement and a dead letter need."""
+    keys, stream = BatchKeys(key_prefix, _BATCH), stream_key(key_prefix)
+    return [
+        ("HSET", keys.meta, "field", "value"),
+        ("HDEL", keys.meta, "field"),
+        ("HINCRBY", keys.meta, "field", 1),
+        ("PEXPIRE", keys.meta, 1),
+        ("SET", keys.summaries, ""),
+        ("DEL", keys.summaries),
+        ("EVAL", "return 1", len(keys.all), *keys.all),
+        ("XADD", stream, "*", "field", "value"),
+        ("XADD", parked_key(key_prefix), "*", "field", "value"),
+        ("XLEN", stream),
+        ("XRANGE", stream, "-", "+", "COUNT", 1),
+        ("SISMEMBER", f"{stream}:taken", "identity"),
+        ("SADD", f"{stream}:taken", "identity"),
+        ("SCARD", f"{stream}:taken"),
+        ("UNLINK", f"{stream}:taken:before"),
+        ("RENAME", f"{stream}:taken", f"{stream}:taken:before"),
+        ("XGROUP", "CREATE", stream, "group", "0", "MKSTREAM"),
+        ("XREADGROUP", "GROUP", "group", "consumer", "COUNT", 1, "STREAMS", stream, ">"),
+        ("XAUTOCLAIM", stream, "group", "consumer", 0, "0-0", "COUNT", 1),
+        ("XACK", stream, "group", "0-1"),
+        ("XDEL", stream, "0-1"),
+    ]

@@ -1,0 +1,169 @@
+"""What an error of Redis means: it is out of reach, it refuses for now, or something else was stored there.
+
+Only what is stored wrongly is corruption, and a closed list says which errors tell of that. Every other error counts as
+an outage, with the reason in plain words: nothing is lost or buried for what an operator can mend.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+
+from bcs.errors import StoreUnavailable
+from bcs.storage.redis.server import PART_OF_A_CLUSTER
+
+CORRUPT = "BCSCORRUPT"
+"""The code with which our own script says that what is stored is not what BCS writes."""
+
+WRONG_TYPE = "WRONGTYPE"
+NO_GROUP = "NOGROUP"
+GROUP_EXISTS = "BUSYGROUP"
+# What the sender of a command deals with.
+_FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS})
+
+_NO_DATABASE = "it has no database of the number in BCS_REDIS_URL"
+_NO_RIGHT = "the user of BCS_REDIS_URL lacks a right"
+_NO_COMMAND = "it lacks a command that BCS needs"
+_REASONS = {
+    "MOVED": PART_OF_A_CLUSTER,
+    "ASK": PART_OF_A_CLUSTER,
+    "CROSSSLOT": PART_OF_A_CLUSTER,
+    "TRYAGAIN": PART_OF_A_CLUSTER,
+    "CLUSTERDOWN": PART_OF_A_CLUSTER,
+    "NOPERM": _NO_RIGHT,
+    "NOAUTH": "it wants a password",
+    "WRONGPASS": "it does not accept the user or the password of BCS_REDIS_URL",
+    "DENIED": "its protected mode refuses connections from other machines",
+    "OOM": "its memory is full",
+    "MISCONF": "it can't write to its disk",
+    "READONLY": "it is a replica, which takes no writes",
+    "MASTERDOWN": "it is a replica that has lost its master",
+    "NOREPLICAS": "it has too few replicas to take writes",
+    "LOADING": "it still loads its data",
+    "BUSY": "a script keeps it busy",
+}
+# What an operator can do; what passes by itself is not here.
+_MENDS = {
+    _NO_RIGHT: "grant the command and the keys with ACL SETUSER",
+    _NO_COMMAND: "take the command out of rename-command, or use Redis 6.2 or newer",
+    _REASONS["NOAUTH"]: "put the password into BCS_REDIS_URL",
+    _REASONS["DENIED"]: "set a password, or protected-mode no",
+    _REASONS["OOM"]: "raise maxmemory",
+    _REASONS["MISCONF"]: "see to its disk and its log",
+    _REASONS["READONLY"]: "let BCS_REDIS_URL name the master",
+    _REASONS["MASTERDOWN"]: "let BCS_REDIS_URL name the master",
+    _REASONS["NOREPLICAS"]: "bring back the replicas, or lower min-replicas-to-write",
+}
+# Errors without a code of their own, by how their text begins.
+_REASONS_OF_TEXTS = {
+    "unknown command": _NO_COMMAND,
+    "DB index is out of range": _NO_DATABASE,
+    "invalid DB index": _NO_DATABASE,
+    "SELECT is not allowed in cluster mode": _NO_DATABASE,
+    # What a script of ours met, as Redis 7 and Valkey say it.
+    "The user executing the script": _NO_RIGHT,
+    "ACL failure in script": _NO_RIGHT,
+    "Unknown command called from script": _NO_COMMAND,
+    "Unknown Redis command called from script": _NO_COMMAND,
+}
+# The whole server is of no use for now. Any other code says something about one command, and others may get through.
+_OF_THE_SERVER = frozenset(
+    {"NOAUTH", "WRONGPASS", "DENIED", "READONLY", "MASTERDOWN", "LOADING", "BUSY", "CLUSTERDOWN"}
+)
+# After a failover a connection may still lead to the server that was the master before.
+_NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING", "NOAUTH", "CLUSTERDOWN"})
+
+# Before version 7 Redis says so of whatever a script met.
+_IN_A_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
+_CONNECTING = re.compile(r"Error (-?\d+) connecting to \S+\. (.*)")
+_CAUSE_CHARACTERS = 200
+_PLAIN = frozenset({bytes, int})
+
+
+class Unfit(RedisConnectionError):
+    """What answers at the address can't be used, for the reason that this says in plain words.
+
+    :ivar for_good: True where it does not become usable by itself, as a replica does by its promotion.
+    """
+
+    def __init__(self, problem: str, *, for_good: bool = False) -> None:
+        super().__init__(problem)
+        self.for_good = for_good
+
+
+def code_of(error: RedisError) -> str:
+    """The word with which Redis names the kind of an error, such as `OOM`; empty where it names none."""
+    text = str(error)
+    if in_script := _IN_A_SCRIPT.search(text):
+        return in_script[1]
+    # redis-py takes the codes that it knows off the text.
+    code: str | None = getattr(error, "status_code", None)
+    if code is None and isinstance(error, ResponseError):
+        code = text.partition(" ")[0]
+    return code if code and code.isalpha() and code.isupper() else ""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise errors of Redis, and those on the way to it, as StoreUnavailable, but for those that a sender deals with.
+
+    :raises ResponseError: something else is stored under a key, or a consumer group is missing or there already.
+    """
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        if isinstance(error, ResponseError) and code_of(error) in _FOR_SENDERS:
+            raise
+        raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """What callers are told of an error."""
+    answered = isinstance(error, ResponseError) and code_of(error) not in _OF_THE_SERVER
+    return StoreUnavailable("redis", reason(error), answered=answered)
+
+
+def reason(error: Exception) -> str:
+    """Why Redis did not do what it was asked for, in plain words and in one line that is not too long."""
+    if isinstance(error, TimeoutError):
+        return "it did not answer in time"
+    code = code_of(error) if isinstance(error, RedisError) else ""
+    # Redis repeats the arguments of a command that it does not know.
+    text = str(error).partition(", with args")[0].strip()
+    if isinstance(error, Unfit):
+        return text
+    if failed := _CONNECTING.match(text):
+        # The address stands beside the reason already.
+        number = int(failed[1])
+        return os.strerror(number) if number > 0 else failed[2].rstrip(".")
+    for beginning, plain in _REASONS_OF_TEXTS.items():
+        if text.startswith(beginning):
+            return _explained(plain, text[:_CAUSE_CHARACTERS])
+    named = code or f"{type(error).__name__}:"
+    said = (text if text.startswith(named) else f"{named} {text}")[:_CAUSE_CHARACTERS]
+    return _explained(_REASONS[code], said) if code in _REASONS else said
+
+
+def _explained(plain: str, said: str) -> str:
+    mend = _MENDS.get(plain)
+    return f"{plain} ({said})" + (f"; {mend}" if mend else "")
+
+
+def may_be_elsewhere(error: RedisError) -> bool:
+    """True if the address may lead to another server by now, as after a failover."""
+    return code_of(error) in _NOT_THE_MASTER
+
+
+def raise_first(replies: Sequence[Any]) -> None:
+    """Raise the first error among replies, those of a transaction included."""
+    for reply in replies:
+        if isinstance(reply, RedisError):
+            raise reply
+        if isinstance(reply, list) and not _PLAIN.issuperset(map(type, reply)):
+            raise_first(reply)

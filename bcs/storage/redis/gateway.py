@@ -1,0 +1,383 @@
+"""Commands to Redis: pipelined, time-bound, behind a circuit breaker, and never cut off half way.
+
+The replies of a cancelled command would be read as those of the next one on the same connection. So a round trip is
+shielded from cancellation and has a deadline of its own, and a connection on which anything went wrong is dropped.
+redis-py's connections are used directly: its `Pipeline` needs a round trip for each read after WATCH, retries of its
+own accord, and leaks the connection when a deadline strikes inside `reset()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from math import inf
+from typing import Any
+
+import anyio
+import structlog
+from purgatory import AsyncCircuitBreakerFactory
+from purgatory.domain.messages.base import Event
+from purgatory.domain.messages.events import ContextChanged
+from purgatory.domain.model import OpenedState
+from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
+from redis.asyncio import Connection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
+from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from bcs.config.addresses import redis_address
+from bcs.errors import RedisUnusable, StoreUnavailable
+from bcs.storage.deadlines import Deadline
+from bcs.storage.redis.errors import Unfit, may_be_elsewhere, raise_first, translated
+from bcs.storage.redis.exchange import exchange
+from bcs.storage.redis.identity import Peer, RedisIdentity
+from bcs.storage.redis.multiplexer import Command, LineLost, Multiplexer, Replies
+
+log = structlog.stdlib.get_logger("bcs.redis")
+
+_BREAKER = "redis"
+# A probe must neither wait behind a full house nor take a place in it.
+_CONNECTIONS_FOR_PING = 1
+# What was refused is tried again sooner than that, as long as anybody needs it.
+_REFUSAL_SECONDS = 5.0
+
+
+class RedisGateway:
+    """A bounded set of connections to one Redis.
+
+    :param url: `redis://`, `rediss://` or `unix://`.
+    :param max_connections: how many round trips may be under way at once; more wait for their turn.
+    :param deadline_seconds: how long a round trip, connecting included, may take.
+    :param breaker_failures: after so many failures in a row, callers are refused at once.
+    :param breaker_open_seconds: for so long; then one more is tried.
+    :param needs_identity: whether somebody relies on knowing which Redis answers.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_connections: int,
+        deadline_seconds: float,
+        breaker_failures: int,
+        breaker_open_seconds: float,
+        needs_identity: bool = False,
+    ) -> None:
+        self._identity = RedisIdentity(needed=needs_identity)
+        self.address = redis_address(url)
+        self._pool: ConnectionPool = ConnectionPool.from_url(
+            url,
+            max_connections=max_connections + _CONNECTIONS_FOR_PING,
+            protocol=2,
+            # One deadline bounds a whole round trip: a timer for every read would cost more and bound less.
+            socket_timeout=None,
+            socket_connect_timeout=None,
+            retry=Retry(NoBackoff(), 0),
+            redis_connect_func=self._identity.on_connect,
+            # Without this, redis-py reads its version from a file for each new connection.
+            driver_info=DriverInfo(),
+            # With these on, redis-py no longer notices a reply that was left over on a pooled connection.
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        )
+        self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
+        self._ping_slots = anyio.Semaphore(_CONNECTIONS_FOR_PING, fast_acquire=True)
+        self._deadline_seconds = deadline_seconds
+        self._breakers = AsyncCircuitBreakerFactory(
+            default_threshold=breaker_failures, default_ttl=breaker_open_seconds
+        )
+        self._breakers.add_listener(self._note_change)
+        self._known_away = False
+        self._last_cause = ""
+        self._problem = ""
+        self._refused_at = -inf
+        self._opened_at = -inf
+        self._open_seconds = breaker_open_seconds
+        self._breaker: AsyncCircuitBreaker | None = None
+        # Outside the pool, which would take it back.
+        self._shared = Multiplexer(self._pool.make_connection, self._identity.peer, deadline_seconds)
+
+    @property
+    def circuit(self) -> str:
+        """The circuit breaker's state: `closed`, `opened` or `half-opened`."""
+        return self._breaker.context.state if self._breaker else "closed"
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with Redis, though it answers; empty where nothing is."""
+        return self._problem or self._identity.problem
+
+    def ensure_reachable(self) -> None:
+        """Refuse at once while the circuit is open.
+
+        :raises StoreUnavailable: it is.
+        """
+        if self.circuit == "opened" and self._is_left_alone():
+            raise self._refusal()
+
+    async def call(self, *commands: Command) -> list[Any]:
+        """Send commands in one round trip and return their replies.
+
+        :raises StoreUnavailable: no answer in time, or Redis refused a command, which names the reason; the commands
+            may or may not have been carried out.
+        :raises ResponseError: something else is stored under a key, or a consumer group is missing or there already.
+        """
+        async with self.session() as session:
+            return await session.call(*commands)
+
+    async def share(self, *commands: Command) -> Replies:
+        """The same, in one round trip with all others who share in this turn of the event loop.
+
+        For what is small and asked for often: a large reply would hold up the others' behind it.
+
+        :raises StoreUnavailable: as for `call`.
+        :raises ResponseError: as for `call`.
+        """
+        breaker = self._breaker or await self._make_breaker()
+        self.ensure_reachable()
+        try:
+            replies = await self._shared.send(commands)
+        except LineLost as lost:
+            failure = StoreUnavailable("redis", lost.cause)
+            self._note_failure(failure)
+            if lost.first or lost.late:
+                # A reset counts once, whoever was on the connection: it is no outage. Silence counts for each caller.
+                await self._tell(breaker, failure)
+            raise failure from None
+        for reply in replies:
+            if isinstance(reply, (RedisError, list)):
+                await self._inspect(breaker, replies)
+                break
+        await self._tell(breaker)
+        return replies
+
+    async def _inspect(self, breaker: AsyncCircuitBreaker, replies: Replies) -> None:
+        try:
+            with translated():
+                raise_first(replies)
+        except StoreUnavailable as failure:
+            if isinstance(failure.__cause__, RedisError) and may_be_elsewhere(failure.__cause__):
+                self._identity.renew(replies.peer)
+            self._note_failure(failure)
+            await self._tell(breaker, None if failure.answered else failure)
+            raise
+
+    async def _tell(self, breaker: AsyncCircuitBreaker, failure: StoreUnavailable | None = None) -> None:
+        """Tell the circuit breaker of an answer, or of a failure."""
+        try:
+            async with breaker:
+                if failure:
+                    raise failure
+        except StoreUnavailable:
+            failure.__traceback__ = None  # type: ignore[union-attr] # it is raised again, from where it belongs
+        except OpenedState as opened:
+            self._unstick(opened)
+            if failure is None:
+                # An answer ends the pause.
+                opened.opened_at = 0.0
+                async with breaker:
+                    pass
+
+    async def _make_breaker(self) -> AsyncCircuitBreaker:
+        self._breaker = await self._breakers.get_breaker(_BREAKER, exclude=[(BaseException, self._answered)])
+        return self._breaker
+
+    def _unstick(self, opened: OpenedState) -> None:
+        # purgatory raises one and the same exception for every refusal, whose traceback would grow for ever.
+        opened.__traceback__ = None
+        if not self._is_left_alone():
+            # The wall clock, by which purgatory goes, was set back: then the pause is ended here.
+            opened.opened_at = 0.0
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[RedisSession]:
+        """A connection for several round trips under one deadline, as a transaction with WATCH needs it.
+
+        Cancellation waits until the block has ended, which the deadline bounds; asyncio's own, by which the deadline of
+        a request strikes, ends it at once, and the connection is dropped.
+
+        :raises StoreUnavailable: as for `call`.
+        """
+        breaker = self._breaker or await self._make_breaker()
+        async with self._slots:
+            # purgatory measures the pause by the wall clock, which may have been set forward.
+            self.ensure_reachable()
+            try:
+                async with breaker, self._connected() as session:
+                    yield session
+                if self.circuit == "opened":
+                    # Somebody else failed meanwhile, perhaps with what had begun before Redis was back.
+                    await self._tell(breaker)
+            except OpenedState as opened:
+                self._unstick(opened)
+                raise self._refusal() from None
+
+    async def ping(self, *, reads: Sequence[Command] = (), writes: Sequence[Command] = ()) -> None:
+        """Ask for a sign of life, whatever the circuit breaker says, and whether Redis would take these commands.
+
+        :param reads: are not carried out; a refusal is an error.
+        :param writes: are not carried out; a refusal becomes the `problem`.
+        :raises StoreUnavailable: there was no sign of life in time, or Redis would refuse to be read.
+        """
+        async with self._ping_slots, self._connected() as session:
+            await session.call(("PING",))
+            tried = await session.try_out([*reads, *writes]) if reads or writes else []
+            raise_first(tried[: len(reads)])
+        try:
+            with translated():
+                raise_first(tried[len(reads) :])
+        except StoreUnavailable as failure:
+            self._note_failure(failure)
+        else:
+            self._note_acceptance()
+
+    async def ensure_usable(self) -> None:
+        """Refuse a server that BCS does not support. One that is away may be found to be usable later.
+
+        :raises RedisUnusable: it answered, and is none.
+        """
+        try:
+            async with self._ping_slots, self._connected():
+                pass
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, Unfit) and error.__cause__.for_good:
+                raise RedisUnusable(error.cause) from error
+            log.debug("redis_away", problem=error.cause)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        self._shared.close()
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds):
+            await self._pool.disconnect()
+
+    def _note_change(self, circuit: str, change: str, event: Event) -> None:
+        """Say once that Redis is away, and once that it is back; in between the circuit opens and half-opens."""
+        if not isinstance(event, ContextChanged):
+            return
+        if event.state == "opened":
+            self._opened_at = anyio.current_time()
+        if event.state == "opened" and not self._known_away:
+            self._known_away = True
+            log.warning("redis_unreachable", circuit=event.state, address=self.address, cause=self._last_cause)
+        elif event.state == "closed":
+            self._known_away = False
+            log.warning("redis_reachable_again", circuit=event.state)
+
+    def _note_failure(self, failure: StoreUnavailable) -> None:
+        """Say once what Redis refuses, though it answers: the circuit breaker does not open for that."""
+        failure.address = self.address
+        if not failure.answered:
+            self._last_cause = failure.cause
+            return
+        self._refused_at = anyio.current_time()
+        if not self._problem:
+            log.warning("redis_refuses", address=self.address, cause=failure.cause)
+        self._problem = failure.cause
+
+    def _note_acceptance(self) -> None:
+        """Redis would take whatever it was asked about. Something else may have been refused a moment ago."""
+        if self._problem and anyio.current_time() >= self._refused_at + _REFUSAL_SECONDS:
+            log.warning("redis_refuses_nothing_any_more", problem=self._problem)
+            self._problem = ""
+
+    def _refusal(self) -> StoreUnavailable:
+        return StoreUnavailable("redis", f"it is left alone for a moment: {self._last_cause}", address=self.address)
+
+    def _answered(self, error: BaseException) -> bool:
+        """Whether the circuit breaker should overlook an error, because Redis did answer."""
+        # A caller that was cancelled says nothing about Redis; what is half open must not close for that.
+        cancelled = not isinstance(error, Exception) and self.circuit == "half-opened"
+        # Nor does what came of asking somebody else in the middle of it.
+        of_redis = isinstance(error, StoreUnavailable) and error.store == _BREAKER and not error.answered
+        return not of_redis and not cancelled
+
+    def _is_left_alone(self) -> bool:
+        return anyio.current_time() < self._opened_at + self._open_seconds
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[RedisSession]:
+        peer: Peer | None = None
+        deadline = Deadline(self._deadline_seconds, shield=True)
+        try:
+            with deadline:
+                connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+                reusable = False
+                try:
+                    peer = self._identity.peer(connection)
+                    if peer.outdated:
+                        await connection.disconnect(nowait=True)
+                        await connection.connect()
+                        peer = self._identity.peer(connection)
+                    session = RedisSession(connection, peer, deadline)
+                    yield session
+                    reusable = session.reusable
+                finally:
+                    if not reusable:
+                        # Replies may still be under way on it, and it may still watch keys.
+                        await connection.disconnect(nowait=True)
+                    await self._pool.release(connection)
+            if deadline.expired:
+                raise TimeoutError
+        except (RedisError, OSError) as error:
+            if peer and isinstance(error, RedisError) and may_be_elsewhere(error):
+                self._identity.renew(peer)
+            try:
+                with translated():
+                    raise
+            except StoreUnavailable as failure:
+                self._note_failure(failure)
+                raise
+
+
+class RedisSession:
+    """One connection, for as long as its block lasts.
+
+    :param peer: the server at its other end.
+    :param reusable: whether others may use the connection after this.
+    """
+
+    __slots__ = ("_check", "_connection", "_deadline", "peer", "reusable")
+
+    def __init__(self, connection: Connection, peer: Peer, deadline: Deadline) -> None:
+        self.peer = peer
+        self.reusable = True
+        self._connection = connection
+        self._deadline = deadline
+        # Only ahead of the first commands: within a transaction it would be queued.
+        self._check = peer.due(anyio.current_time())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Wait for somebody else in here, whose own deadline bounds it: if that takes long, it is not Redis's fault."""
+        with self._deadline.paused():
+            yield
+
+    async def call(self, *commands: Command) -> list[Any]:
+        """Send commands in one round trip and return their replies; see `RedisGateway.call`."""
+        replies = await self.exchange(commands)
+        raise_first(replies)
+        return replies
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """The same, with what Redis refused as errors among the replies."""
+        if self._check is None:
+            return await exchange(self._connection, commands)
+        check, self._check = self._check, None
+        told, *replies = await exchange(self._connection, [check, *commands])
+        self.peer.learn(told)
+        return replies
+
+    async def try_out(self, commands: Sequence[Command]) -> list[Any]:
+        """Ask whether Redis would take commands, without having them carried out: they are queued, and discarded.
+
+        :returns: `QUEUED` or an error for each, but only an error where Redis refuses to queue any.
+        """
+        # Alone: where MULTI is refused, the commands behind it would be carried out.
+        [began] = await self.exchange([("MULTI",)])
+        if isinstance(began, RedisError):
+            return [began]
+        *replies, discarded = await self.exchange([*commands, ("DISCARD",)])
+        # Where DISCARD is refused, the end of the connection does the same.
+        self.reusable = not isinstance(discarded, RedisError)
+        return replies

@@ -1,0 +1,93 @@
+"""The outbox in Redis."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+
+from pydantic_core import from_json, to_json
+
+from bcs.domain.history import HistoryEntry
+from bcs.errors import OutboxFull
+from bcs.storage.redis.archive_queue import RedisBacklog
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.queue import RedisQueue
+from bcs.wire.published import OutboundMessage
+
+
+def stream_key(prefix: str) -> str:
+    """Where messages wait for Kafka."""
+    return f"{prefix}{{outbox}}"
+
+
+def parked_key(prefix: str) -> str:
+    """Where messages are that Kafka will never take."""
+    return f"{prefix}{{outbox}}:parked"
+
+
+class RedisOutbox(RedisQueue[OutboundMessage]):
+    """Messages that must reach Kafka.
+
+    :param key_prefix: stands before the stream's key.
+    :param consumer: this process's name among the replicas.
+    :param limit: how many messages it holds at most.
+    :param explanations: where what explains a message waits for the record, if there is one.
+    """
+
+    def __init__(
+        self,
+        gateway: RedisGateway,
+        *,
+        key_prefix: str,
+        consumer: str,
+        limit: int,
+        explanations: RedisBacklog | None = None,
+    ) -> None:
+        super().__init__(
+            gateway,
+            stream=stream_key(key_prefix),
+            parked=parked_key(key_prefix),
+            group="publishers",
+            consumer=consumer,
+            limit=limit,
+        )
+        self._explanations = explanations
+
+    async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
+        """See `Outbox.announce`."""
+        along = self._explanations.room_for([explanation]) if self._explanations else []
+        await self.append(messages, *along)
+
+    def _fields(self, message: OutboundMessage) -> list[str | bytes]:
+        fields: list[str | bytes] = ["kind", message.kind, "topic", message.topic, "value", message.value]
+        if message.key is not None:
+            fields += ["key", message.key]
+        if message.reduced is not None:
+            fields += ["reduced", message.reduced]
+        if message.headers:
+            fields += ["headers", to_json([(name, _text(value)) for name, value in message.headers])]
+        return fields
+
+    def _item(self, fields: dict[bytes, bytes]) -> OutboundMessage:
+        return OutboundMessage(
+            fields[b"kind"].decode(),
+            fields[b"topic"].decode(),
+            fields.get(b"key"),
+            fields[b"value"],
+            fields.get(b"reduced"),
+            tuple(
+                (name, None if value is None else base64.b64decode(value))
+                for name, value in from_json(fields.get(b"headers", b"[]"))
+            ),
+            int(fields[b"since"]) if b"since" in fields else None,
+        )
+
+    def _since_ms(self, message: OutboundMessage) -> int | None:
+        return message.waits_since_ms
+
+    def _full(self, limit: int) -> Exception:
+        return OutboxFull(limit)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else base64.b64encode(value).decode()

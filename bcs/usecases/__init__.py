@@ -1,0 +1,1 @@
+"""What happens for a caller, in its order, without HTTP."""

@@ -1,0 +1,1 @@
+"""What goes over Kafka: events, messages that are published, dead letters. pydantic stays at this edge."""

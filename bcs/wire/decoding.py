@@ -1,0 +1,263 @@
+"""From the bytes of a Kafka message to the facts that it states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, repeat_key_of
+from bcs.domain.state import TIMED
+from bcs.errors import UndecodableMessage
+from bcs.wire import topics
+from bcs.wire.events import (
+    CJ_ENDED,
+    MOST_ID_CHARACTERS,
+    NO_TIME,
+    PHASE_ENDED,
+    BatchEssaysRegistered,
+    BatchStatus,
+    CJAssessmentCompletedV1,
+    ELSBatchPhaseOutcomeV1,
+    Envelope,
+    EssayStatus,
+    EventData,
+    Glimpse,
+    NamesBatchId,
+    NamesEntityId,
+    SpellcheckPhaseCompletedV1,
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+"""The last time that an event may have; Kafka itself takes any number."""
+
+# Python makes an object of everything that a document has, which takes ten times as long as to check it.
+_READ_BY_PYTHON_BYTES = 64 * 1024
+_MOST_DETAIL_CHARACTERS = 1000
+_MOST_NAME_CHARACTERS = 100
+_DIGEST_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedEvent:
+    """What a message says.
+
+    :param event_type: the model's name, fit for a metric's label.
+    :param facts: none when the event changes nothing, such as a phase that has only begun.
+    :param at_us: the event's time, in microseconds since 1970 UTC.
+    """
+
+    event_type: str
+    batch_id: str
+    correlation_id: str | None
+    facts: tuple[Fact, ...]
+    event_id: str | None = None
+    at_us: int = 0
+
+
+class EventDecoder:
+    """Decodes the messages of the consumed topics.
+
+    :param phases: the phase names that an outcome may be about.
+    :param max_event_bytes: what is larger is refused unparsed, since to parse it would hold up all else in this
+        process; None for no limit.
+    :param max_essays: how many a batch may have; None for any number.
+    """
+
+    def __init__(
+        self, phases: Collection[str], *, max_event_bytes: int | None = None, max_essays: int | None = None
+    ) -> None:
+        self._phases = frozenset(phases)
+        self._max_event_bytes = max_event_bytes
+        self._max_essays = max_essays
+        self._routes: Mapping[str, _Route] = {
+            topics.SPELLCHECK_COMPLETED: _Route(SpellcheckPhaseCompletedV1, NamesBatchId, _spellcheck_completed),
+            topics.CJ_COMPLETED: _Route(CJAssessmentCompletedV1, NamesEntityId, _cj_completed),
+            topics.PHASE_OUTCOME: _Route(ELSBatchPhaseOutcomeV1, NamesBatchId, self._phase_outcome),
+            topics.ESSAYS_REGISTERED: _Route(BatchEssaysRegistered, NamesEntityId, _essays_registered),
+        }
+
+    def event_type(self, topic: str) -> str:
+        """The name of the events on a topic, also of those that can't be decoded."""
+        return self._routes[topic].event_type
+
+    def decode(self, topic: str, value: bytes | None, record_timestamp_ms: int) -> DecodedEvent:
+        """Decode one message. The topic decides what it is: older producers put other names into `event_type`.
+
+        :param record_timestamp_ms: the Kafka record's own time, used when the message carries none.
+        :raises UndecodableMessage: it is not what the topic promises.
+        """
+        try:
+            return self._decode(self._routes[topic], value, record_timestamp_ms)
+        except (UndecodableMessage, MemoryError):
+            raise
+        except Exception as error:
+            # A fault of ours over one message would otherwise end the intake, and at every start again.
+            problem = f"{type(error).__name__}: {error}"[:_MOST_DETAIL_CHARACTERS]
+            raise UndecodableMessage("decoder_failed", problem) from error
+
+    def _decode(self, route: _Route, value: bytes | None, record_timestamp_ms: int) -> DecodedEvent:
+        if value is None:
+            raise UndecodableMessage("null_value", "the message has no value")
+        if self._max_event_bytes is not None and len(value) > self._max_event_bytes:
+            problem = f"the message has {len(value)} bytes, and BCS_MAX_EVENT_BYTES is {self._max_event_bytes}"
+            raise UndecodableMessage("too_large", problem)
+        try:
+            envelope = route.adapter.validate_json(value)
+        except ValidationError as error:
+            _refuse(value, error, route)
+        batch_id, correlation_id = getattr(envelope.data, route.batch_field), shortened(envelope.correlation_id)
+        essays = envelope.data.essays
+        if self._max_essays is not None and essays > self._max_essays:
+            problem = f"the event is about {essays} essays, and BCS_MAX_ESSAYS_PER_BATCH is {self._max_essays}"
+            raise UndecodableMessage("too_many_essays", problem, batch_id, correlation_id)
+        said_at = envelope.data.timestamp or envelope.event_timestamp
+        if said_at == NO_TIME:
+            problem = "event_timestamp is not a time, and the data has none"
+            raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)
+        at_us = record_timestamp_ms * 1000 if said_at is None else microseconds(said_at)
+        if not 0 <= at_us <= LATEST_US:
+            problem = "the event's time lies before 1970 or after 9999"
+            raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)
+        # These go by the whole correlation id, as it was sent.
+        facts = route.state_facts(envelope.data, at_us, envelope.correlation_id)
+        return DecodedEvent(route.event_type, batch_id, correlation_id, facts, shortened(envelope.event_id), at_us)
+
+    def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
+        if data.phase_name not in self._phases:
+            shown, known = data.phase_name[:_MOST_NAME_CHARACTERS], ", ".join(sorted(self._phases))
+            problem = f"phase_name {shown!a} is not a known phase; known are: {known}"
+            raise UndecodableMessage("unknown_phase", problem, data.batch_id, shortened(correlation_id))
+        if data.phase_status not in PHASE_ENDED:
+            return ()
+        named = bool(data.processed_essays or data.failed_essay_ids)
+        completed = tuple(essay["essay_id"] for essay in data.processed_essays)
+        failed = tuple(essay for essay in data.failed_essay_ids if essay)
+        said = correlation_id or data.correlation_id or ""
+        # A null names nobody, and still tells this list from an empty one.
+        listed_failed = [essay or "" for essay in data.failed_essay_ids]
+        status = data.phase_status
+        # Without a correlation id nothing tells a copy from another outcome.
+        timed = data.timestamp is not None or not said
+        key = TIMED if timed else repeat_key_of(data.phase_name, said, status, completed, listed_failed)
+        return (
+            PhaseOutcome(
+                data.phase_name,
+                status.value,
+                completed,
+                failed,
+                status is BatchStatus.COMPLETED_SUCCESSFULLY and not named,
+                at_us,
+                key,
+            ),
+        )
+
+
+class _Route:
+    """How the events of one topic are read.
+
+    :param names_batch: its one field is that of the data which names the batch.
+    """
+
+    __slots__ = ("adapter", "batch_field", "event_type", "glimpse", "state_facts")
+
+    def __init__(
+        self,
+        model: type[EventData],
+        names_batch: type[BaseModel],
+        state_facts: Callable[[Any, int, str | None], tuple[Fact, ...]],
+    ) -> None:
+        self.event_type = model.__name__
+        self.adapter: TypeAdapter[Envelope[Any]] = TypeAdapter(Envelope[model])  # type: ignore[valid-type]
+        self.glimpse: TypeAdapter[Glimpse[Any]] = TypeAdapter(Glimpse[names_batch])  # type: ignore[valid-type]
+        [self.batch_field] = names_batch.model_fields
+        self.state_facts = state_facts
+
+
+def microseconds(moment: datetime) -> int:
+    """Microseconds since 1970 UTC; a time without a zone is UTC, as all producers write it."""
+    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
+    # Integers throughout: a float of microseconds loses the last digit, and with it the order of two facts.
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def shortened(said: str | None) -> str | None:
+    """An id that only informs, as it is kept: with a digest at its end where it was too long.
+
+    So the history stays small, and two ids stay apart.
+    """
+    if said is None or len(said) <= MOST_ID_CHARACTERS:
+        return said
+    digest = blake2b(said.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return f"{said[: MOST_ID_CHARACTERS - len(digest) - 1]}~{digest}"
+
+
+def _spellcheck_completed(data: SpellcheckPhaseCompletedV1, at_us: int, _: str | None) -> tuple[Fact, ...]:
+    if data.status is EssayStatus.COMPLETED:
+        outcome = Outcome.COMPLETED
+    elif data.status is EssayStatus.FAILED:
+        outcome = Outcome.FAILED
+    else:
+        return ()
+    return (EssayPhaseEnded("spellcheck", data.entity_id, outcome, at_us),)
+
+
+def _cj_completed(data: CJAssessmentCompletedV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
+    """The facts in its lists: the producer says "completed_successfully" as soon as one essay succeeded."""
+    phase, summary = "cj_assessment", data.processing_summary
+    completed = tuple(essay for essay in summary.successful_essay_ids or () if essay)
+    failed = tuple(essay for essay in summary.failed_essay_ids or () if essay)
+    if data.status is BatchStatus.CANCELLED:
+        # Those that it names are assessed, or not; those that it leaves out are still to be.
+        marks = [(essay, Outcome.COMPLETED) for essay in completed] + [(essay, Outcome.FAILED) for essay in failed]
+        return tuple(EssayPhaseEnded(phase, essay, outcome, at_us) for essay, outcome in marks)
+    if data.status not in CJ_ENDED:
+        return ()
+    # Another name than ELS's: what CJ says never speaks for all, so neither is a copy of the other.
+    timed = data.timestamp is not None or not correlation_id
+    key = TIMED if timed else repeat_key_of(phase, f"cj {correlation_id}", data.status, completed, failed)
+    return (PhaseOutcome(phase, data.status.value, completed, failed, False, at_us, key),)
+
+
+def _essays_registered(data: BatchEssaysRegistered, at_us: int, _: str | None) -> tuple[Fact, ...]:
+    return (EssaysRegistered(data.essay_ids, data.expected_essay_count, at_us),)
+
+
+def _refuse(value: bytes, error: ValidationError, route: _Route) -> NoReturn:
+    """Say what is wrong with a message, in about the time that it took to find out."""
+    try:
+        value.decode()
+    except UnicodeDecodeError as problem:
+        raise UndecodableMessage("not_utf8", f"byte {problem.start} is not UTF-8") from None
+    # At most as many as the event has fields: its lists end at their first error.
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    kind, location = problems[0]["type"], problems[0]["loc"]
+    named: Glimpse[Any] | None
+    if kind == "json_invalid":
+        named = _glimpse_of_what_python_reads(value, route)
+        if named is None:
+            raise UndecodableMessage("not_json", problems[0]["msg"]) from None
+    elif location:
+        named = route.glimpse.validate_json(value)
+    else:
+        raise UndecodableMessage("not_an_object", "the message is JSON, but not an object") from None
+    said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'message'}: {one['msg']}" for one in problems)
+    batch_id = getattr(named.data, route.batch_field, None)
+    raise UndecodableMessage("invalid_event", said, batch_id, shortened(named.correlation_id)) from None
+
+
+def _glimpse_of_what_python_reads(value: bytes, route: _Route) -> Glimpse[Any] | None:
+    """What a message tells that is JSON for Python alone: half a surrogate pair, or deep nesting. None for no JSON."""
+    if len(value) > _READ_BY_PYTHON_BYTES:
+        return None
+    try:
+        document = json.loads(value.decode())
+    except (ValueError, RecursionError):
+        return None
+    return route.glimpse.validate_python(document) if isinstance(document, dict) else None

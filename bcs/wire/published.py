@@ -1,0 +1,163 @@
+"""What BCS publishes, ready for the outbox: messages in general, and PhaseSkippedV1."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from pydantic_core import from_json, to_json
+
+from bcs.wire import topics
+from bcs.wire.tracing import NO_TRACE, Trace
+
+SERVICE = "batch_conductor_service"
+# Any fixed namespace serves; it must never change, or a repeated request would announce under other ids.
+_NAMESPACE = uuid.UUID("6f0ff5e0-4a52-5b8f-9d33-2b1a7c9f5d10")
+_quoted = json.encoder.encode_basestring_ascii
+_is_canonical_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+
+
+Headers = tuple[tuple[str, bytes | None], ...]
+"""Names can stand twice, and values can be null."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundMessage:
+    """A message for Kafka.
+
+    :param kind: `phase_skipped` or `dead_letter`.
+    :param reduced: a smaller value that stands in when the broker finds the message too large; only our own headers go
+        with it.
+    :param waits_since_ms: since when it has waited, in milliseconds since 1970 UTC, where that is longer than in the
+        outbox, or than at the place there where it is now.
+    """
+
+    kind: str
+    topic: str
+    key: bytes | None
+    value: bytes
+    reduced: bytes | None = None
+    headers: Headers = ()
+    waits_since_ms: int | None = field(default=None, compare=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the broker gets, but for what Kafka adds."""
+        return len(self.value) + len(self.key or b"") + header_bytes(self.headers)
+
+    @property
+    def correlation_id(self) -> str | None:
+        """Of the message itself, or of the original in a dead letter; None where neither says one."""
+        try:
+            document = from_json(self.value)
+            said = document.get("failed_event_envelope", document).get("correlation_id")
+        except (ValueError, AttributeError):
+            return None
+        return said if isinstance(said, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumedMessage:
+    """A message as it came from Kafka.
+
+    :param timestamp_ms: the Kafka record's own time.
+    :param headers: the first of them; nothing goes by them but a replay.
+    :param unreadable_headers: those whose names are no UTF-8, with the bytes of their names.
+    :param headers_left_out: how many more there were.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    unreadable_headers: tuple[tuple[bytes, bytes | None], ...] = ()
+    headers_left_out: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes to keep it, but for what Python adds."""
+        size = len(self.value or b"") + len(self.key or b"")
+        if self.unreadable_headers:
+            size += sum(len(name) + len(value or b"") for name, value in self.unreadable_headers)
+        return size + header_bytes(self.headers) if self.headers else size
+
+
+def header_bytes(headers: Headers) -> int:
+    """The size of names and values."""
+    return sum(len(name.encode()) + len(value or b"") for name, value in headers)
+
+
+def phases_skipped(
+    batch_id: str, phases: Iterable[str], correlation_id: str, now: datetime, trace: Trace = NO_TRACE
+) -> tuple[OutboundMessage, ...]:
+    """PhaseSkippedV1 for each pruned phase.
+
+    The event ids are derived from request, batch and phase, so that a repeated request announces nothing new.
+
+    :param correlation_id: the request's own. Where it is no UUID, the event carries one that is derived from it: the
+        platform's model takes nothing else.
+    :param trace: goes into the envelope's metadata, where the platform has it.
+    """
+    when = rfc3339(now)
+    return tuple(_phase_skipped(batch_id, phase, correlation_id, when, trace) for phase in phases)
+
+
+def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, trace: Trace) -> OutboundMessage:
+    # As json.dumps() writes a list; it is part of the ids for good.
+    identity = f"[{_quoted(correlation_id)}, {_quoted(batch_id)}, {_quoted(phase)}]"
+    correlation_uuid = as_uuid(correlation_id)
+    envelope = {
+        "event_id": str(uuid.uuid5(_NAMESPACE, identity)),
+        "event_type": topics.PHASE_SKIPPED,
+        "event_timestamp": when,
+        "source_service": SERVICE,
+        "schema_version": 1,
+        "correlation_id": correlation_uuid,
+        "data_schema_uri": None,
+        "data": {
+            "event": "batch.phase.skipped",
+            "batch_id": batch_id,
+            "phase_name": phase,
+            "skip_reason": "already_completed",
+            "storage_id": None,
+            "correlation_id": correlation_uuid,
+            "metadata": {
+                "entity_id": batch_id,
+                "entity_type": "batch",
+                "timestamp": when,
+                "event": "batch.phase.skipped",
+            },
+        },
+        "metadata": {"partition_key": batch_id, **trace},
+    }
+    return OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, batch_id.encode(), to_json(envelope))
+
+
+def announced_ms(value: bytes) -> int | None:
+    """When an announcement was made, in milliseconds since 1970 UTC; None where it does not say so."""
+    try:
+        announced = datetime.fromisoformat(from_json(value)["event_timestamp"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return int(announced.timestamp() * 1000)
+
+
+def as_uuid(correlation_id: str) -> str:
+    """The correlation id itself if it is a UUID, else one that is always the same for it."""
+    if _is_canonical_uuid(correlation_id):
+        return correlation_id
+    try:
+        return str(uuid.UUID(correlation_id))
+    except ValueError:
+        return str(uuid.uuid5(_NAMESPACE, correlation_id))
+
+
+def rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
