@@ -10,8 +10,9 @@ import pytest
 from hiredis import Reader
 
 from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
-from bcs.storage.redis.multiplexer import Command, _Line
+from bcs.storage.redis.multiplexer import _Line
 from tests.support.events import cj_completed, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bcs.errors import StoreUnavailable
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.multiplexer import Command
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.wire.published import OutboundMessage
 

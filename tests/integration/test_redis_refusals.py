@@ -18,8 +18,8 @@ from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.ops.doctor.findings import Finding, Status
 from bcs.ops.doctor.redis_checks import look_at_redis
 from bcs.storage.redis.archive_queue import FACTS, RedisBacklog
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.multiplexer import Command
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.wire import topics
 from bcs.wire.published import ConsumedMessage, OutboundMessage

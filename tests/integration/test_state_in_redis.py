@@ -22,9 +22,9 @@ from bcs.storage.ports import Committed
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_commands import merge
 from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.errors import CORRUPT, code_of
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
-from bcs.storage.redis.multiplexer import Command
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.wire.published import OutboundMessage
 from tests.integration.stores import (

@@ -14,9 +14,9 @@ from bcs.ops.doctor import redis_judgement as judgement
 from bcs.ops.doctor.findings import Finding, brief, failed, unknown, warning
 from bcs.ops.stores import connected
 from bcs.storage.redis.archive_queue import FACTS, refused_key, waiting_key
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.dry_run import reading, watched, writing
 from bcs.storage.redis.errors import Unfit, reason
-from bcs.storage.redis.multiplexer import Command
 from bcs.storage.redis.outbox import parked_key, stream_key
 from bcs.storage.redis.server import fields_of
 

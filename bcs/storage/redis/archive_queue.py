@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from bcs.domain.history import HistoryEntry
 from bcs.errors import BacklogFull
 from bcs.storage.history_codec import decode_entry, encode_entry
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.multiplexer import Command
 from bcs.storage.redis.queue import RedisQueue
 
 FACTS, EXPLANATIONS = "record", "explanations"

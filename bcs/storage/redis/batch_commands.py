@@ -34,8 +34,8 @@ from bcs.storage.redis.batch_codec import (
     slot_name,
     slots_in,
 )
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.merge_script import MERGE_SCRIPT
-from bcs.storage.redis.multiplexer import Command
 
 # A longer command would hold up this process while it is packed.
 _FIELDS_PER_COMMAND = 1000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_commands import reads
-from bcs.storage.redis.multiplexer import Command
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.outbox import parked_key, stream_key
 
 # Nothing is stored under its keys.

@@ -11,7 +11,7 @@ from redis.asyncio import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from bcs.storage.redis.multiplexer import Command, packed
+from bcs.storage.redis.commands import Command, packed
 
 # To pack so many takes about a millisecond.
 _ARGUMENTS_PER_TURN = 4000

@@ -30,10 +30,11 @@ from redis.maint_notifications import MaintNotificationsConfig
 from bcs.config.addresses import redis_address
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.deadlines import Deadline
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.errors import Unfit, may_be_elsewhere, raise_first, translated
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
-from bcs.storage.redis.multiplexer import Command, LineLost, Multiplexer, Replies
+from bcs.storage.redis.multiplexer import LineLost, Multiplexer, Replies
 
 log = structlog.stdlib.get_logger("bcs.redis")
 

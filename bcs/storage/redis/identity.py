@@ -19,9 +19,9 @@ from redis.asyncio import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.errors import Unfit, reason
 from bcs.storage.redis.exchange import exchange
-from bcs.storage.redis.multiplexer import Command
 from bcs.storage.redis.server import fields_of, identity_of, is_replica, unfit, unfit_cluster
 
 log = structlog.stdlib.get_logger("bcs.redis")

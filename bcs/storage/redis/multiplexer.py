@@ -9,32 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import anyio
-from hiredis import Reader, pack_command
+from hiredis import Reader
 from redis.asyncio import Connection
 from redis.exceptions import InvalidResponse, RedisError
 
 from bcs.storage.deadlines import Deadline, Due
+from bcs.storage.redis.commands import Command, packed_one
 from bcs.storage.redis.errors import Unfit, reason
-
-if TYPE_CHECKING:
-    from bcs.storage.redis.identity import Peer
-
-Command = tuple[str | bytes | int | float, ...]
-
+from bcs.storage.redis.identity import Peer
 
 _LATE = "it did not answer in time"
-
-# Its stub knows only commands of one word.
-_packed = cast("Callable[[Command], bytes]", pack_command)
-
-
-def packed(commands: Iterable[Command]) -> bytes:
-    """Commands as they go over the wire; redis-py's own packing is written in Python."""
-    return b"".join(map(_packed, commands))
 
 
 class LineLost(Exception):
@@ -190,13 +178,13 @@ class _Line(asyncio.Protocol):
     async def post(self, commands: Sequence[Command]) -> Replies:
         """Send commands with all others of this turn of the event loop."""
         # First, since it may refuse: an order without its commands would take the replies of the next one.
-        outgoing = list(map(_packed, commands))
+        outgoing = list(map(packed_one, commands))
         now = self._loop.time()
         answer: asyncio.Future[Replies] = self._loop.create_future()
         order = _Order(answer, len(outgoing), Due(self._loop, self._deadline_seconds))
         if check := self.peer.due(now):
             self._orders.append(_Order(None, 1, order.due))
-            outgoing.insert(0, _packed(check))
+            outgoing.insert(0, packed_one(check))
         self._orders.append(order)
         if not self._outgoing and not self._paused:
             self._loop.call_soon(self._flush)

@@ -16,9 +16,9 @@ from redis.exceptions import ResponseError
 
 from bcs.errors import StoreUnavailable
 from bcs.storage.ports import Leased, Waiting
+from bcs.storage.redis.commands import Command, packed
 from bcs.storage.redis.errors import GROUP_EXISTS, NO_GROUP, code_of
 from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.multiplexer import Command, packed
 from bcs.storage.redis.queue_scripts import ADD, LEASE, MOVE, RECOVER, WAITING
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from redis.exceptions import ResponseError
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipEvent, SkipOrder, SkipOutcome, WaitingSkip
 from bcs.errors import StoreCorrupted
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.multiplexer import Command
 
 log = structlog.stdlib.get_logger("bcs.skips")
 
