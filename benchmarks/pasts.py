@@ -63,4 +63,13 @@ def _past(batch_id: str, place: int) -> Iterator[FactsRecorded]:
         position = Position(topic, place % _PARTITIONS, place * len(events) + number)
         entry_id = consumed_entry_id(topic, position.partition, position.offset, began_us // 1000)
         at_us = began_us + number
-        yield FactsRecorded(entry_id, batch_id, at_us, facts, event_type, correlation_id, str(uuid4()), position)
+        yield FactsRecorded(
+            entry_id,
+            batch_id,
+            at_us,
+            facts=facts,
+            event_type=event_type,
+            correlation_id=correlation_id,
+            event_id=str(uuid4()),
+            position=position,
+        )

@@ -46,7 +46,7 @@ _TOO_MANY_ESSAYS: Final = "too_many_essays"
 log = structlog.stdlib.get_logger("bcs.batches", actor="batches")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchActor:
     """Serialises this process's writes to a batch. One instance serves all batches; it keeps no state of its own.
 

@@ -37,12 +37,12 @@ def message_of(record: ConsumerRecord) -> ConsumedMessage:
         record.topic,
         record.partition,
         record.offset,
-        record.timestamp,
-        record.key,
-        record.value,
-        headers,
-        unreadable,
-        len(record.headers) - len(given),
+        timestamp_ms=record.timestamp,
+        key=record.key,
+        value=record.value,
+        headers=headers,
+        unreadable_headers=unreadable,
+        headers_left_out=len(record.headers) - len(given),
     )
 
 
@@ -94,11 +94,11 @@ def consumed_entry(message: ConsumedMessage, event: DecodedEvent, at_us: int) ->
         consumed_entry_id(message.topic, message.partition, message.offset, message.timestamp_ms),
         event.batch_id,
         at_us,
-        event.facts,
-        event.event_type,
-        event.correlation_id,
-        event.event_id,
-        Position(message.topic, message.partition, message.offset),
+        facts=event.facts,
+        event_type=event.event_type,
+        correlation_id=event.correlation_id,
+        event_id=event.event_id,
+        position=Position(message.topic, message.partition, message.offset),
     )
 
 
@@ -170,13 +170,19 @@ class RecordFacts:
                 report.report_id,
                 self.batch_id,
                 now_us,
-                self.facts,
-                REPORTED,
-                report.correlation_id,
+                facts=self.facts,
+                event_type=REPORTED,
+                correlation_id=report.correlation_id,
                 asked_by=report.asked_by,
             )
         receipt = self.receipt
-        event = DecodedEvent(receipt.event_type, self.batch_id, receipt.correlation_id, self.facts, receipt.event_id)
+        event = DecodedEvent(
+            receipt.event_type,
+            self.batch_id,
+            correlation_id=receipt.correlation_id,
+            facts=self.facts,
+            event_id=receipt.event_id,
+        )
         return consumed_entry(receipt.message, event, now_us)
 
 

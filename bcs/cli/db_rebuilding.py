@@ -88,4 +88,13 @@ async def _rebuild(
         now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
         crowding = Crowding(record, settings.max_essays_per_batch)
         tell = begun(past, tally)
-        await Projection(decoder, record, stored, tell, now_us, max_skew_us, tally, crowding).project(past)
+        await Projection(
+            decoder=decoder,
+            record=record,
+            stored=stored,
+            tell=tell,
+            now_us=now_us,
+            max_skew_us=max_skew_us,
+            tally=tally,
+            crowding=crowding,
+        ).project(past)

@@ -62,11 +62,11 @@ def selection_of(
 ) -> Selection:
     """What an operator has chosen."""
     return Selection(
-        tuple(map(LetterRange.parse, letters or ())),
-        all_of_letters(topic or ()),
-        frozenset(reason or ()),
-        frozenset(batch or ()),
-        since,
-        until,
-        frozenset(service or ()),
+        ranges=tuple(map(LetterRange.parse, letters or ())),
+        topics=all_of_letters(topic or ()),
+        reasons=frozenset(reason or ()),
+        batches=frozenset(batch or ()),
+        since=since,
+        until=until,
+        services=frozenset(service or ()),
     )

@@ -72,7 +72,9 @@ async def _run(demo: bool, log_file: Path | None, env_path: Path | None) -> int:
         created = [*topics.CONSUMED, *topics.PUBLISHED]
         await embedded.create_topics(kafka.address, created, _PARTITIONS)
         echo("Starting BCS ...")
-        exit_code = await _Runs(settings, file, log_file=log_file, demo=demo).until_signalled(definitions)
+        exit_code = await _Runs(settings=settings, env_file=file, log_file=log_file, demo=demo).until_signalled(
+            definitions
+        )
         if exit_code != EXIT_STOPPED and log_file is not None:
             echo(log_file.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace"), err=True)
         return exit_code
@@ -106,7 +108,7 @@ def _send_log_to(log_file: Path | None, settings: Settings) -> None:
         configure_logging(settings)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Runs:
     """The service, run once and, after each `r`, once more.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
 
@@ -43,6 +43,7 @@ class PhaseOutcome:
 
     phase: str
     status: str
+    _: KW_ONLY
     completed: tuple[str, ...]
     failed: tuple[str, ...]
     speaks_for_all: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from hashlib import blake2b
 from uuid import UUID
 
@@ -36,6 +36,7 @@ class FactsRecorded:
     entry_id: UUID
     batch_id: str
     at_us: int
+    _: KW_ONLY
     facts: tuple[Fact, ...]
     event_type: str
     correlation_id: str | None = None
@@ -73,6 +74,7 @@ class PipelineResolved:
     entry_id: UUID
     batch_id: str
     at_us: int
+    _: KW_ONLY
     correlation_id: str
     asked_by: str
     pipeline: str

@@ -7,7 +7,7 @@ for every essay that had joined by then; an outcome that names nobody speaks for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
@@ -35,6 +35,7 @@ class PhaseProgress:
     complete: bool
     completed: int
     failed: int
+    _: KW_ONLY
     failed_before: int = 0
     left_out: int = 0
     covered: bool = False
@@ -106,6 +107,7 @@ class PhaseExplanation:
     """
 
     phase: str
+    _: KW_ONLY
     complete_when: CompleteWhen
     progress: PhaseProgress
     outstanding: int
@@ -212,7 +214,15 @@ class Evaluation:
             all_done = completed > 0 and completed + failed + before + left_out == len(known)
         covered = self._covered(phase)
         complete = all_done and (covered or self._enough_known())
-        return PhaseProgress(complete, completed, failed, before, left_out, covered, outcome_at_us)
+        return PhaseProgress(
+            complete,
+            completed,
+            failed,
+            failed_before=before,
+            left_out=left_out,
+            covered=covered,
+            outcome_at_us=outcome_at_us,
+        )
 
     def explain(self, phase: str) -> PhaseExplanation:
         """What is known of a phase, and what keeps it from being complete."""
@@ -228,14 +238,14 @@ class Evaluation:
         expected = state.expected.count if state.expected else 0
         return PhaseExplanation(
             phase,
-            self._law.policy(phase),
-            progress,
-            len(state.first_seen_us) - progress.completed - progress.failed,
-            0 if progress.covered else max(0, expected - len(state.first_seen_us)),
-            tuple(blocking),
-            report,
-            self.outcome(phase),
-            max(marks, key=lambda mark: mark.at_us, default=None),
+            complete_when=self._law.policy(phase),
+            progress=progress,
+            outstanding=len(state.first_seen_us) - progress.completed - progress.failed,
+            missing=0 if progress.covered else max(0, expected - len(state.first_seen_us)),
+            held_back_by=tuple(blocking),
+            report=report,
+            outcome=self.outcome(phase),
+            newest=max(marks, key=lambda mark: mark.at_us, default=None),
         )
 
     def _blocking(self, phase: str, progress: PhaseProgress) -> Sliced[list[BlockingEssay]]:

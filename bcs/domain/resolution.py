@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
 from bcs.domain.law import CompleteWhen
@@ -39,6 +39,7 @@ class Decision:
 
     phase: str
     runs: bool
+    _: KW_ONLY
     reason: Reason
     because: str
     complete_when: CompleteWhen = CompleteWhen.EVERY_ESSAY_COMPLETED
@@ -119,12 +120,12 @@ def resolve(definitions: PipelineDefinitions, requested: str, summary: BatchSumm
             Decision(
                 phase.name,
                 runs,
-                reason,
-                because,
-                phase.complete_when,
-                progress.completed,
-                progress.failed + progress.failed_before,
-                progress.left_out,
+                reason=reason,
+                because=because,
+                complete_when=phase.complete_when,
+                completed=progress.completed,
+                failed=progress.failed + progress.failed_before,
+                left_out=progress.left_out,
             )
         )
         if runs:

@@ -89,7 +89,7 @@ class Ending:
         return (not self.speaks_for_all, self.status) > (not other.speaks_for_all, other.status)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class BatchState:
     """Everything that is known about a batch. The same shape serves as a delta: a small state to be merged.
 

@@ -75,7 +75,7 @@ class AddressUnavailable(BcsError):
         self.problem = problem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HttpServer:
     """The HTTP front end. One instance serves all incarnations of the actor."""
 

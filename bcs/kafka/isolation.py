@@ -42,7 +42,7 @@ _FIRST_RETRY_SECONDS = 0.5
 _TRIES_BEFORE_SAID = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
     """A partition that can't be read on.
 
@@ -324,12 +324,12 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         wait_seconds = min(self._retry_maximum_seconds, _FIRST_RETRY_SECONDS * 2 ** min(tries - 1, 20))
         lasting = not retriable or tries >= _TRIES_BEFORE_SAID
         self.stalled[key] = Stall(
-            offset,
-            last_offset,
-            cause,
-            lasting,
-            tries,
-            self._loop.time() + wait_seconds * (0.5 + self._jitter() / 2),
+            offset=offset,
+            last_offset=last_offset,
+            cause=cause,
+            lasting=lasting,
+            tries=tries,
+            retry_at=self._loop.time() + wait_seconds * (0.5 + self._jitter() / 2),
         )
 
 

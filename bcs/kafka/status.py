@@ -28,7 +28,7 @@ _STEP_SECONDS = 0.5
 _MOST_PROBLEMS = 5
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class KafkaStatus:
     """What is known of Kafka, for health and metrics. Written by the intake and the publisher, read by others.
 

@@ -56,14 +56,14 @@ def recorded(
         takeover_seconds=settings.outbox_takeover_seconds,
     )
     upkeep = Upkeep(
-        permanent.record,
-        drain,
-        outbox,
-        now,
-        waits,
-        settings.database_probe_interval_seconds,
-        settings.database_first_probe_seconds / FIRST_LOOKS,
-        timedelta(days=settings.record_retention_days),
+        record=permanent.record,
+        drain=drain,
+        outbox=outbox,
+        now=now,
+        waits=waits,
+        probe_interval_seconds=settings.database_probe_interval_seconds,
+        first_probe_seconds=settings.database_first_probe_seconds / FIRST_LOOKS,
+        retention=timedelta(days=settings.record_retention_days),
     )
     mailbox = archive_mailbox(asks)
     # The actor tries the record first and then Redis.

@@ -138,16 +138,16 @@ class Service:
     def _batches(self) -> DynamicSupervisor[RecordFacts]:
         settings = self.settings
         actor = BatchActor(
-            self.store,
-            self._entrance,
-            self._archive,
-            self.telemetry,
-            self._intake_mailbox.send_nowait,
-            self._now,
-            self.waits,
-            settings.retry_maximum_seconds,
-            anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
-            settings.kafka_max_message_bytes,
+            store=self.store,
+            outbox=self._entrance,
+            archive=self._archive,
+            telemetry=self.telemetry,
+            finished=self._intake_mailbox.send_nowait,
+            now=self._now,
+            waits=self.waits,
+            retry_maximum_seconds=settings.retry_maximum_seconds,
+            commit_slots=anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
+            letter_limit_bytes=settings.kafka_max_message_bytes,
         )
         return DynamicSupervisor(
             "batches",
@@ -224,35 +224,50 @@ class Service:
             now=self._now,
         )
         pipelines = PipelineCalls(
-            self._definitions,
-            self._phases,
-            self.store,
-            self._entrance,
-            knowledge,
-            self.batches,
-            self.telemetry,
-            self._now,
-            uuid.uuid4,
-            settings.request_deadline_seconds,
-            clocks,
+            definitions=self._definitions,
+            phases=self._phases,
+            store=self.store,
+            outbox=self._entrance,
+            knowledge=knowledge,
+            batches=self.batches,
+            telemetry=self.telemetry,
+            now=self._now,
+            new_id=uuid.uuid4,
+            deadline_seconds=settings.request_deadline_seconds,
+            clocks=clocks,
         )
         probes = Probes(
-            settings,
-            self.store,
-            permanent,
-            redis,
-            self.kafka,
-            self.waits,
-            page.render,
-            lambda: self.root.snapshot(),
-            lambda: self._stop is not None and self._stop.is_set(),
+            settings=settings,
+            store=self.store,
+            permanent=permanent,
+            redis=redis,
+            kafka=self.kafka,
+            waits=self.waits,
+            render_metrics=page.render,
+            snapshot=lambda: self.root.snapshot(),
+            draining=lambda: self._stop is not None and self._stop.is_set(),
         )
         actors = ActorCalls(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
         )
         reading = anyio.Semaphore(settings.http_max_concurrent_reads)
-        batches = BatchCalls(self._definitions, self._law, knowledge, record, reading, settings.http_page_bytes)
-        http = HttpServer(settings, self.telemetry, self.listener, pipelines, batches, probes, actors)
+        batches = BatchCalls(
+            definitions=self._definitions,
+            law=self._law,
+            knowledge=knowledge,
+            record=record,
+            reading=reading,
+            page_bytes=settings.http_page_bytes,
+        )
+        http = HttpServer(
+            settings=settings,
+            telemetry=self.telemetry,
+            listener=self.listener,
+            pipelines=pipelines,
+            batches=batches,
+            probes=probes,
+            actors=actors,
+        )
         # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
         # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.
         half = settings.shutdown_seconds / 2

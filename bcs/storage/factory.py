@@ -22,7 +22,7 @@ from bcs.storage.redis.outbox import RedisOutbox
 from bcs.storage.redis.skips import RedisSkips
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Persistence:
     """The stores of one process, and the connections behind them.
 
@@ -60,16 +60,16 @@ def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
     policy = CommitPolicy(settings.redis_commit_attempts)
     if settings.use_mock_repository:
         return Persistence(
-            MEMORY,
-            None,
-            MemoryStateStore(
+            store_name=MEMORY,
+            gateway=None,
+            store=MemoryStateStore(
                 law=law,
                 ttl_seconds=settings.redis_ttl_seconds,
                 clock=monotonic,
                 policy=policy,
                 max_essays=settings.max_essays_per_batch,
             ),
-            MemoryOutbox(settings.outbox_max_messages, monotonic),
+            outbox=MemoryOutbox(settings.outbox_max_messages, monotonic),
         )
     gateway = redis_gateway(settings)
     # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
@@ -93,7 +93,7 @@ def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
         explanations=permanent.explanations if permanent else None,
     )
     skips = RedisSkips(gateway, key_prefix=settings.redis_key_prefix)
-    return Persistence(REDIS, gateway, store, outbox, permanent, skips)
+    return Persistence(store_name=REDIS, gateway=gateway, store=store, outbox=outbox, permanent=permanent, skips=skips)
 
 
 def redis_gateway(settings: Settings) -> RedisGateway:

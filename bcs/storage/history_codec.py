@@ -80,13 +80,13 @@ def decode_detail(
                 entry_id,
                 batch_id,
                 at_us,
-                correlation_id or "",
-                document["asked_by"],
-                document["pipeline"],
-                tuple(PhaseDecided(*decision) for decision in document["decisions"]),
-                document["version"],
-                document["source"],
-                document.get("registered"),
+                correlation_id=correlation_id or "",
+                asked_by=document["asked_by"],
+                pipeline=document["pipeline"],
+                decisions=tuple(PhaseDecided(*decision) for decision in document["decisions"]),
+                version=document["version"],
+                source=document["source"],
+                registered=document.get("registered"),
             )
         if document.get("form") == _FORM:
             facts = tuple(map(_fact_from, document["facts"]))
@@ -96,12 +96,12 @@ def decode_detail(
             entry_id,
             batch_id,
             at_us,
-            facts,
-            document["event_type"],
-            correlation_id,
-            event_id,
-            position,
-            document.get("asked_by"),
+            facts=facts,
+            event_type=document["event_type"],
+            correlation_id=correlation_id,
+            event_id=event_id,
+            position=position,
+            asked_by=document.get("asked_by"),
         )
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"not an entry's details: {error!r}") from None
@@ -166,7 +166,15 @@ def _fact_from(parts: list[Any]) -> Fact:
         return EssayPhaseEnded(phase, essay_id, Outcome(outcome), at_us)
     if kind == "outcome":
         phase, status, completed, failed, speaks_for_all, at_us, repeat_key = rest
-        return PhaseOutcome(phase, status, tuple(completed), tuple(failed), speaks_for_all, at_us, repeat_key)
+        return PhaseOutcome(
+            phase,
+            status,
+            completed=tuple(completed),
+            failed=tuple(failed),
+            speaks_for_all=speaks_for_all,
+            at_us=at_us,
+            repeat_key=repeat_key,
+        )
     if kind == "report":
         phase, outcome, at_us = rest
         return PhaseReported(phase, Outcome(outcome), at_us)
@@ -202,11 +210,31 @@ def _facts_of_old(event_type: str, correlation_id: str | None, written: Sequence
         completed, failed = tuple(essays[phase]["c"]), tuple(essays[phase]["f"])
         status = _old_status(batch.get(phase), completed, failed)
         if event_type == _CJ_OUTCOME:
-            facts.append(PhaseOutcome(phase, status, completed, failed, False, at_us, TIMED))
+            facts.append(
+                PhaseOutcome(
+                    phase,
+                    status,
+                    completed=completed,
+                    failed=failed,
+                    speaks_for_all=False,
+                    at_us=at_us,
+                    repeat_key=TIMED,
+                )
+            )
         else:
             nameless = batch.get(phase) == "c" and not completed and not failed
             key = repeat_key_of(phase, correlation_id, status, completed, failed) if correlation_id else TIMED
-            facts.append(PhaseOutcome(phase, status, completed, failed, nameless, at_us, key))
+            facts.append(
+                PhaseOutcome(
+                    phase,
+                    status,
+                    completed=completed,
+                    failed=failed,
+                    speaks_for_all=nameless,
+                    at_us=at_us,
+                    repeat_key=key,
+                )
+            )
     return tuple(facts)
 
 

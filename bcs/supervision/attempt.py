@@ -87,6 +87,7 @@ class Attempt:
         self,
         path: str,
         context: ActorContext[Any],
+        *,
         start: Callable[[ActorContext[Any]], Awaitable[None]],
         mailbox: Mailbox[Any] | None,
         limits: Limits,

@@ -79,7 +79,7 @@ class Child:
         self.started = True
         self.incarnation += 1
         context = ActorContext(self.name, self.incarnation, self.mailbox, owner.attempt_ready)
-        self.attempt = Attempt(path, context, start, self.mailbox, limits, owner)
+        self.attempt = Attempt(path, context, start=start, mailbox=self.mailbox, limits=limits, owner=owner)
         return self.attempt
 
     def note_end(self, ended: Exit, backoff: Backoff) -> None:

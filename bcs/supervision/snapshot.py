@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
@@ -44,6 +44,7 @@ class Snapshot:
     name: str
     kind: Literal["actor", "supervisor", "dynamic"]
     state: State
+    _: KW_ONLY
     incarnation: int = 0
     restarts: int = 0
     last_error: str | None = None

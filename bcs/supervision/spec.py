@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class ChildSpec:
 
     name: str
     start: Callable[[ActorContext[Any]], Awaitable[None]]
+    _: KW_ONLY
     restart: Restart = Restart.PERMANENT
     shutdown_seconds: float = 5.0
     start_timeout_seconds: float = 30.0

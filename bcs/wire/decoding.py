@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, NoReturn
@@ -55,6 +55,7 @@ class DecodedEvent:
 
     event_type: str
     batch_id: str
+    _: KW_ONLY
     correlation_id: str | None
     facts: tuple[Fact, ...]
     event_id: str | None = None
@@ -127,7 +128,14 @@ class EventDecoder:
             raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)
         # These go by the whole correlation id, as it was sent.
         facts = route.state_facts(envelope.data, at_us, envelope.correlation_id)
-        return DecodedEvent(route.event_type, batch_id, correlation_id, facts, shortened(envelope.event_id), at_us)
+        return DecodedEvent(
+            route.event_type,
+            batch_id,
+            correlation_id=correlation_id,
+            facts=facts,
+            event_id=shortened(envelope.event_id),
+            at_us=at_us,
+        )
 
     def _phase_outcome(self, data: ELSBatchPhaseOutcomeV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
         if data.phase_name not in self._phases:
@@ -150,11 +158,11 @@ class EventDecoder:
             PhaseOutcome(
                 data.phase_name,
                 status.value,
-                completed,
-                failed,
-                status is BatchStatus.COMPLETED_SUCCESSFULLY and not named,
-                at_us,
-                key,
+                completed=completed,
+                failed=failed,
+                speaks_for_all=status is BatchStatus.COMPLETED_SUCCESSFULLY and not named,
+                at_us=at_us,
+                repeat_key=key,
             ),
         )
 
@@ -222,7 +230,17 @@ def _cj_completed(data: CJAssessmentCompletedV1, at_us: int, correlation_id: str
     # Another name than ELS's: what CJ says never speaks for all, so neither is a copy of the other.
     timed = data.timestamp is not None or not correlation_id
     key = TIMED if timed else repeat_key_of(phase, f"cj {correlation_id}", data.status, completed, failed)
-    return (PhaseOutcome(phase, data.status.value, completed, failed, False, at_us, key),)
+    return (
+        PhaseOutcome(
+            phase,
+            data.status.value,
+            completed=completed,
+            failed=failed,
+            speaks_for_all=False,
+            at_us=at_us,
+            repeat_key=key,
+        ),
+    )
 
 
 def _essays_registered(data: BatchEssaysRegistered, at_us: int, _: str | None) -> tuple[Fact, ...]:

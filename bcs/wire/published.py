@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 
 from pydantic_core import from_json, to_json
@@ -40,6 +40,7 @@ class OutboundMessage:
     topic: str
     key: bytes | None
     value: bytes
+    _: KW_ONLY
     reduced: bytes | None = None
     headers: Headers = ()
     waits_since_ms: int | None = field(default=None, compare=False)
@@ -73,6 +74,7 @@ class ConsumedMessage:
     topic: str
     partition: int
     offset: int
+    _: KW_ONLY
     timestamp_ms: int
     key: bytes | None
     value: bytes | None

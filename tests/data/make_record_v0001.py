@@ -99,7 +99,13 @@ def report(batch: str, phase: str, outcome: Outcome, second: int) -> None:
     fact = BatchPhaseEnded(phase, outcome, AT_US + second * 1_000_000)
     entries.append(
         FactsRecorded(
-            uuid.UUID(int=len(entries)), batch, AT_US, (fact,), REPORTED, CORRELATION_ID, asked_by="127.0.0.1"
+            uuid.UUID(int=len(entries)),
+            batch,
+            AT_US,
+            facts=(fact,),
+            event_type=REPORTED,
+            correlation_id=CORRELATION_ID,
+            asked_by="127.0.0.1",
         )
     )
 
@@ -126,12 +132,12 @@ def write_histories() -> dict[str, Any]:
             uuid.UUID(int=len(entries)),
             "reported",
             AT_US,
-            CORRELATION_ID,
-            "127.0.0.1",
-            "ai_feedback",
-            (PhaseDecided("ai_feedback", False, "already_completed", "all 2 essays have completed it"),),
-            3,
-            "redis",
+            correlation_id=CORRELATION_ID,
+            asked_by="127.0.0.1",
+            pipeline="ai_feedback",
+            decisions=(PhaseDecided("ai_feedback", False, "already_completed", "all 2 essays have completed it"),),
+            version=3,
+            source="redis",
         )
     )
 

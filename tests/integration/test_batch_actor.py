@@ -73,7 +73,12 @@ class SlowStore(MemoryStateStore):
 
 def command(offset: int, essay: str) -> RecordFacts:
     message = ConsumedMessage(
-        topics.SPELLCHECK_COMPLETED, 0, offset, 1, essay.encode(), spellchecked(BATCH, essay).value
+        topics.SPELLCHECK_COMPLETED,
+        0,
+        offset,
+        timestamp_ms=1,
+        key=essay.encode(),
+        value=spellchecked(BATCH, essay).value,
     )
     fact = EssayPhaseEnded("spellcheck", essay, Outcome.COMPLETED, 1)
     receipt = Receipt(message, "SpellcheckPhaseCompletedV1", "correlation", 1)
@@ -90,8 +95,8 @@ def supervisor_of(
     observer: Recorder | None = None,
 ) -> DynamicSupervisor[RecordFacts]:
     actor = BatchActor(
-        store,
-        WakingOutbox(outbox, lambda: nudges.append(None)),
+        store=store,
+        outbox=WakingOutbox(outbox, lambda: nudges.append(None)),
         archive=archive,
         telemetry=Telemetry(),
         finished=finished.append,

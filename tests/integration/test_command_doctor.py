@@ -329,7 +329,7 @@ async def test_what_waits_and_what_is_set_aside_is_counted(
         consumer="the-test",
         limit=100,
     )
-    entry = FactsRecorded(uuid.uuid4(), "b", 0, (), "AnEvent")
+    entry = FactsRecorded(uuid.uuid4(), "b", 0, facts=(), event_type="AnEvent")
     await backlog.append([entry] * 2)
     await backlog.park((await backlog.lease(1))[0], "never")
     ran = await doctor(environment)

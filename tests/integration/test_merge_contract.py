@@ -67,7 +67,14 @@ lists = st.lists(essays, max_size=3).map(tuple)
 facts = st.one_of(
     st.builds(EssayPhaseEnded, phases, essays, outcomes, times),
     st.builds(
-        PhaseOutcome, phases, st.sampled_from(STATUSES), lists, lists, st.booleans(), times, st.sampled_from(KEYS)
+        PhaseOutcome,
+        phases,
+        st.sampled_from(STATUSES),
+        completed=lists,
+        failed=lists,
+        speaks_for_all=st.booleans(),
+        at_us=times,
+        repeat_key=st.sampled_from(KEYS),
     ),
     st.builds(PhaseReported, phases, outcomes, times),
     st.builds(PhaseInvalidated, phases, st.none() | essays, times),
@@ -209,8 +216,15 @@ async def test_every_register_keeps_what_the_law_says(storage: Storage) -> None:
 
 async def test_registers_are_kept_apart(storage: Storage) -> None:
     told: list[Fact] = [completed("a", 5, "nlp"), PhaseInvalidated("nlp", "", 1), PhaseInvalidated("nlp", None, 2)]
-    told += [PhaseOutcome("nlp", "s", ("a",), ("b",), False, number, key) for number, key in enumerate(KEYS, 8)]
-    told += [PhaseOutcome("cj", "s", (), (), True, 9, "k"), PhaseReported("nlp", F, 3), PhaseReported("cj", C, 4)]
+    told += [
+        PhaseOutcome("nlp", "s", completed=("a",), failed=("b",), speaks_for_all=False, at_us=number, repeat_key=key)
+        for number, key in enumerate(KEYS, 8)
+    ]
+    told += [
+        PhaseOutcome("cj", "s", completed=(), failed=(), speaks_for_all=True, at_us=9, repeat_key="k"),
+        PhaseReported("nlp", F, 3),
+        PhaseReported("cj", C, 4),
+    ]
     state = await storage.merged([delta_of(told)])
     assert state.essay_marks == {"nlp": {"a": Mark(C, 8), "b": Mark(F, 8)}}
     assert state.outcome_marks == {"nlp": {key: {"a": C, "b": F} for key in KEYS[1:]}}

@@ -95,7 +95,18 @@ async def test_a_retry_adds_nothing_after_the_message_was_published(
 async def test_an_announcement_that_comes_again_over_the_record_is_taken_once(
     proxy: FaultProxy, cut_off: RedisOutbox, other: RedisOutbox
 ) -> None:
-    explanation = PipelineResolved(uuid.uuid4(), "batch", AT_US, "id", "test", "nlp", (), 1, "redis", True)
+    explanation = PipelineResolved(
+        uuid.uuid4(),
+        "batch",
+        AT_US,
+        correlation_id="id",
+        asked_by="test",
+        pipeline="nlp",
+        decisions=(),
+        version=1,
+        source="redis",
+        registered=True,
+    )
     proxy.drop_replies(b"value 0")
     with pytest.raises(StoreUnavailable):
         await cut_off.announce([message(0)], explanation)
@@ -180,7 +191,7 @@ async def test_a_fact_whose_place_in_the_queue_is_unknown_waits_there_once(
     tmp_path: Path, database_url: str, batch: str
 ) -> None:
     event = spellchecked(batch, "essay")
-    message = ConsumedMessage(event.topic, 0, 7, 1, event.key, event.value)
+    message = ConsumedMessage(event.topic, 0, 7, timestamp_ms=1, key=event.key, value=event.value)
     fact = EssayPhaseEnded("spellcheck", "essay", Outcome.COMPLETED, AT_US)
     command = RecordFacts(batch, (fact,), Receipt(message, "SpellcheckPhaseCompletedV1", None, 1))
     async with RecordWorld(tmp_path, database_url) as world:

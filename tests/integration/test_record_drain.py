@@ -100,7 +100,15 @@ async def test_large_entries_are_drained_beside_everything_else(tmp_path: Path, 
         names = [f"{batch}-{number}" for number in range(20)]
         for name in names:
             essays = tuple(f"{name}-{number}" for number in range(20_000))
-            outcome = PhaseOutcome("nlp", "completed_successfully", essays, (), False, AT_US, "key")
+            outcome = PhaseOutcome(
+                "nlp",
+                "completed_successfully",
+                completed=essays,
+                failed=(),
+                speaks_for_all=False,
+                at_us=AT_US,
+                repeat_key="key",
+            )
             await queue(world, permanent, [consumed(name, outcome)])
         # To look through all that a run of the suite holds takes the garbage collector 0.1 s.
         gc.collect()

@@ -74,11 +74,15 @@ def els(
 ) -> Fact:
     key = repeat_key_of(phase, correlation_id, status, completed, failed)
     nameless = status == SUCCEEDED and not completed and not failed
-    return PhaseOutcome(phase, status, completed, failed, nameless, at(second), key)
+    return PhaseOutcome(
+        phase, status, completed=completed, failed=failed, speaks_for_all=nameless, at_us=at(second), repeat_key=key
+    )
 
 
 def cj(second: int, status: str, completed: tuple[str, ...], failed: tuple[str, ...] = ()) -> Fact:
-    return PhaseOutcome("cj_assessment", status, completed, failed, False, at(second))
+    return PhaseOutcome(
+        "cj_assessment", status, completed=completed, failed=failed, speaks_for_all=False, at_us=at(second)
+    )
 
 
 HISTORIES: dict[str, list[Fact]] = {

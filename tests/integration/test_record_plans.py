@@ -25,7 +25,15 @@ ROWS, A_MILLION = 3000, 1_000_000
 LONG_AGO, FAR_AHEAD = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 FACTS = (
     EssaysRegistered(("e1",), 1, AT_US),
-    PhaseOutcome("nlp", "completed_successfully", ("e1",), (), False, AT_US, "key"),
+    PhaseOutcome(
+        "nlp",
+        "completed_successfully",
+        completed=("e1",),
+        failed=(),
+        speaks_for_all=False,
+        at_us=AT_US,
+        repeat_key="key",
+    ),
     PhaseReported("nlp", Outcome.COMPLETED, AT_US),
     PhaseInvalidated("nlp", None, AT_US),
 )

@@ -113,8 +113,18 @@ def of_many_essays() -> tuple[Fact, ...]:
     essays = tuple(f"e{number}" for number in range(50))
     return (
         EssaysRegistered(essays, 50, AT_US),
-        PhaseOutcome("nlp", "completed_with_failures", essays[:30], essays[20:], False, AT_US, "key"),
-        PhaseOutcome("cj_assessment", "completed_successfully", essays, (), False, AT_US),
+        PhaseOutcome(
+            "nlp",
+            "completed_with_failures",
+            completed=essays[:30],
+            failed=essays[20:],
+            speaks_for_all=False,
+            at_us=AT_US,
+            repeat_key="key",
+        ),
+        PhaseOutcome(
+            "cj_assessment", "completed_successfully", completed=essays, failed=(), speaks_for_all=False, at_us=AT_US
+        ),
     )
 
 
@@ -180,7 +190,9 @@ async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
     await record.write(entries)
     facts = (
         spellchecked(),
-        PhaseOutcome("nlp", "cancelled", ("e",), (), False, AT_US, "key"),
+        PhaseOutcome(
+            "nlp", "cancelled", completed=("e",), failed=(), speaks_for_all=False, at_us=AT_US, repeat_key="key"
+        ),
         PhaseReported("nlp", Outcome.COMPLETED, AT_US),
         PhaseInvalidated("nlp", None, AT_US),
         EssaysRegistered(("e",), 1, AT_US),

@@ -185,7 +185,7 @@ async def findings(service: RunningService) -> list[Finding]:
 async def test_facts_wait_while_redis_refuses_them_and_the_reason_is_named(
     private_valkey: EmbeddedServer, control: RedisGateway, batch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    message = ConsumedMessage(topics.SPELLCHECK_COMPLETED, 0, 7, 1, batch.encode(), b"its bytes")
+    message = ConsumedMessage(topics.SPELLCHECK_COMPLETED, 0, 7, timestamp_ms=1, key=batch.encode(), value=b"its bytes")
     receipt = Receipt(message, "SpellcheckPhaseCompletedV1", "correlation", 1)
     way = WAYS["no right to write"]
     async with (

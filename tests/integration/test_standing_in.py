@@ -35,7 +35,17 @@ async def persistence(redis_url: str, redis_key_prefix: str, database_url: str) 
 
 
 def resolved() -> PipelineResolved:
-    return PipelineResolved(uuid.uuid4(), "batch", 1, "correlation", "test", "ai_feedback", (), 1, "redis")
+    return PipelineResolved(
+        uuid.uuid4(),
+        "batch",
+        1,
+        correlation_id="correlation",
+        asked_by="test",
+        pipeline="ai_feedback",
+        decisions=(),
+        version=1,
+        source="redis",
+    )
 
 
 async def test_what_only_explains_an_announcement_is_no_fact_that_the_record_lacks(persistence: Persistence) -> None:

@@ -310,7 +310,16 @@ async def test_summaries_that_are_no_hash_are_reported_and_mended_by_the_next_co
 
 
 async def test_a_list_without_its_outcome_is_reported(redis: InRedis) -> None:
-    await redis.store.commit("b", delta_of([PhaseOutcome("nlp", "cancelled", ("a",), (), False, 1, "k")]))
+    await redis.store.commit(
+        "b",
+        delta_of(
+            [
+                PhaseOutcome(
+                    "nlp", "cancelled", completed=("a",), failed=(), speaks_for_all=False, at_us=1, repeat_key="k"
+                )
+            ]
+        ),
+    )
     assert await redis.run(("HDEL", redis.keys("b").meta, "outcome:nlp:k")) == [1]
     with pytest.raises(StoreCorrupted):
         await redis.store.state("b")

@@ -52,7 +52,15 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 async def test_each_commit_counts_up_also_one_that_changes_nothing(pair: Pair) -> None:
     stores, known = pair(None), BatchState()
-    outcome = PhaseOutcome("nlp", "completed_with_failures", ("a",), ("b",), False, 7, "0123456789abcdef")
+    outcome = PhaseOutcome(
+        "nlp",
+        "completed_with_failures",
+        completed=("a",),
+        failed=("b",),
+        speaks_for_all=False,
+        at_us=7,
+        repeat_key="0123456789abcdef",
+    )
     told: list[Fact] = [
         EssaysRegistered(("a", "b"), 2, 5),
         outcome,

@@ -81,7 +81,15 @@ def outcome(
     # Lists with nothing but nulls name nobody either, and do not speak for all.
     nameless = not completed and not failed and source != "CJ" and "nulls" not in source
     key = "" if source in ("CJ", "ELS with a time") else repeat_key_of(phase, source, status, completed, failed)
-    return PhaseOutcome(phase, status, completed, failed, nameless and status == SUCCESS, at_us, key)
+    return PhaseOutcome(
+        phase,
+        status,
+        completed=completed,
+        failed=failed,
+        speaks_for_all=nameless and status == SUCCESS,
+        at_us=at_us,
+        repeat_key=key,
+    )
 
 
 def nearly_all(phase: str, essays: tuple[str, ...], at_us: int, but: str | None, end: Outcome | None) -> list[Fact]:

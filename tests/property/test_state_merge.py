@@ -30,7 +30,16 @@ instants = st.sampled_from([0, 1, 2, 3, 2**53, 2**53 + 1])
 # Copies of one outcome need not agree: the registers merge whatever they are given.
 keys = st.sampled_from(("", "one", "other"))
 statuses = st.sampled_from(("completed_successfully", "failed_critically"))
-outcomes = st.builds(PhaseOutcome, phases, statuses, lists, lists, st.booleans(), instants, keys)
+outcomes = st.builds(
+    PhaseOutcome,
+    phases,
+    statuses,
+    completed=lists,
+    failed=lists,
+    speaks_for_all=st.booleans(),
+    at_us=instants,
+    repeat_key=keys,
+)
 facts = st.one_of(
     st.builds(EssayPhaseEnded, phases, essays, ends, instants),
     outcomes,

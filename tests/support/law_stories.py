@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bcs.domain.facts import (
     EssayPhaseEnded,
@@ -60,9 +60,15 @@ def _registered(*essays: str, at_us: int = 1_000_000) -> EssaysRegistered:
 
 _THIRTY = tuple(f"e{number}" for number in range(30))
 _THREE = ("e0", "e1", "e2")
-_CJ_OF_TWO = PhaseOutcome("cj_assessment", _SUCCESS, ("e0", "e1"), (), False, 3_000_000)
-_NLP_OF_NOBODY = PhaseOutcome("nlp", _SUCCESS, (), (), True, 3_000_000, "key")
-_COPY = ("nlp", _SUCCESS, _THREE, (), False)
+_CJ_OF_TWO = PhaseOutcome(
+    "cj_assessment", _SUCCESS, completed=("e0", "e1"), failed=(), speaks_for_all=False, at_us=3_000_000
+)
+_NLP_OF_NOBODY = PhaseOutcome(
+    "nlp", _SUCCESS, completed=(), failed=(), speaks_for_all=True, at_us=3_000_000, repeat_key="key"
+)
+_OF_THREE = PhaseOutcome(
+    "nlp", _SUCCESS, completed=_THREE, failed=(), speaks_for_all=False, at_us=3_000_000, repeat_key="key"
+)
 
 STORIES = (
     Story(
@@ -76,7 +82,15 @@ STORIES = (
         (
             EssaysRegistered((), 5, 1_000_000),
             *_spellchecked(*_THREE),
-            PhaseOutcome("spellcheck", _SUCCESS, _THREE, (), False, 3_000_000, "key"),
+            PhaseOutcome(
+                "spellcheck",
+                _SUCCESS,
+                completed=_THREE,
+                failed=(),
+                speaks_for_all=False,
+                at_us=3_000_000,
+                repeat_key="key",
+            ),
         ),
         "spellcheck",
         pruned=False,
@@ -100,7 +114,15 @@ STORIES = (
             _registered(*_THREE),
             *_spellchecked("e0", "e1"),
             *_spellchecked("e2", outcome=_FAILED),
-            PhaseOutcome("nlp", "completed_with_failures", ("e0", "e1"), (), False, 3_000_000, "key"),
+            PhaseOutcome(
+                "nlp",
+                "completed_with_failures",
+                completed=("e0", "e1"),
+                failed=(),
+                speaks_for_all=False,
+                at_us=3_000_000,
+                repeat_key="key",
+            ),
         ),
         "nlp",
         pruned=True,
@@ -143,9 +165,9 @@ STORIES = (
         (
             _registered(*_THREE),
             *_spellchecked(*_THREE),
-            PhaseOutcome(*_COPY, 3_000_000, "key"),
+            _OF_THREE,
             PhaseReported("nlp", _FAILED, 4_000_000),
-            PhaseOutcome(*_COPY, 5_000_000, "key"),
+            replace(_OF_THREE, at_us=5_000_000),
         ),
         "nlp",
         pruned=False,

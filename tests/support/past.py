@@ -24,17 +24,19 @@ def consumed(batch: str, *facts: Fact, event_id: str | None = "event-7") -> Fact
         uuid.uuid4(),
         batch,
         AT_US,
-        facts or (spellchecked(),),
-        "SpellcheckPhaseCompletedV1",
-        CORRELATION_ID,
-        event_id,
-        Position("huleedu.batch.spellcheck.phase.completed.v1", 2, 15),
+        facts=facts or (spellchecked(),),
+        event_type="SpellcheckPhaseCompletedV1",
+        correlation_id=CORRELATION_ID,
+        event_id=event_id,
+        position=Position("huleedu.batch.spellcheck.phase.completed.v1", 2, 15),
     )
 
 
 def reported(batch: str, *facts: Fact, by: str = "127.0.0.1") -> FactsRecorded:
     """Over HTTP."""
-    return FactsRecorded(uuid.uuid4(), batch, AT_US, facts, REPORTED, CORRELATION_ID, asked_by=by)
+    return FactsRecorded(
+        uuid.uuid4(), batch, AT_US, facts=facts, event_type=REPORTED, correlation_id=CORRELATION_ID, asked_by=by
+    )
 
 
 def answered(batch: str, decisions: Sequence[PhaseDecided] | None = None) -> PipelineResolved:
@@ -45,5 +47,14 @@ def answered(batch: str, decisions: Sequence[PhaseDecided] | None = None) -> Pip
     )
     made = usual if decisions is None else tuple(decisions)
     return PipelineResolved(
-        uuid.uuid4(), batch, AT_US, CORRELATION_ID, "127.0.0.1", "ai_feedback", made, 3, "redis", False
+        uuid.uuid4(),
+        batch,
+        AT_US,
+        correlation_id=CORRELATION_ID,
+        asked_by="127.0.0.1",
+        pipeline="ai_feedback",
+        decisions=made,
+        version=3,
+        source="redis",
+        registered=False,
     )

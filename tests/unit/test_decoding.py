@@ -118,7 +118,7 @@ def outcome(
     *,
     speaks_for_all: bool = False,
 ) -> set[Fact]:
-    return {PhaseOutcome(phase, status, completed, failed, speaks_for_all, AT_US)}
+    return {PhaseOutcome(phase, status, completed=completed, failed=failed, speaks_for_all=speaks_for_all, at_us=AT_US)}
 
 
 @every_topic

@@ -69,7 +69,7 @@ def test_an_essay_that_failed_before_the_report_holds_nothing_back() -> None:
 
 def test_an_essay_that_the_newest_outcome_does_not_name_is_left_out_of_it() -> None:
     registered = EssaysRegistered(("a", "b"), 2, 1)
-    outcome = PhaseOutcome(PHASE, "completed_successfully", ("a",), (), False, 5)
+    outcome = PhaseOutcome(PHASE, "completed_successfully", completed=("a",), failed=(), speaks_for_all=False, at_us=5)
     of = explain(registered, outcome)
     assert reasons(of) == {"b": Standing.LEFT_OUT}
     assert of.outcome == Ending("completed_successfully", False, 5)
@@ -79,7 +79,10 @@ def test_an_essay_that_the_newest_outcome_does_not_name_is_left_out_of_it() -> N
 
 def test_an_invalidated_report_and_outcome_are_no_part_of_the_explanation() -> None:
     registered = EssaysRegistered(("a",), 1, 1)
-    facts = (PhaseReported(PHASE, COMPLETED, 5), PhaseOutcome(PHASE, "cancelled", (), (), False, 5))
+    facts = (
+        PhaseReported(PHASE, COMPLETED, 5),
+        PhaseOutcome(PHASE, "cancelled", completed=(), failed=(), speaks_for_all=False, at_us=5),
+    )
     of = explain(registered, *facts, PhaseInvalidated(PHASE, None, 6))
     assert (of.report, of.outcome, of.newest) == (None, None, None)
     assert reasons(of) == {"a": Standing.NOT_KNOWN}

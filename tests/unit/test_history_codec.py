@@ -42,7 +42,16 @@ facts = st.one_of(
     st.builds(EssayPhaseEnded, texts, texts, outcomes, times),
     st.builds(PhaseReported, texts, outcomes, times),
     st.builds(PhaseInvalidated, texts, st.none() | texts, times),
-    st.builds(PhaseOutcome, texts, texts, lists, lists, st.booleans(), times, texts),
+    st.builds(
+        PhaseOutcome,
+        texts,
+        texts,
+        completed=lists,
+        failed=lists,
+        speaks_for_all=st.booleans(),
+        at_us=times,
+        repeat_key=texts,
+    ),
     st.builds(EssaysRegistered, lists, st.integers(0, 10**30), times),
 )
 positions = st.builds(Position, texts, st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1))
@@ -51,25 +60,25 @@ recorded = st.builds(
     st.uuids(),
     texts,
     times,
-    st.lists(facts, max_size=3).map(tuple),
+    facts=st.lists(facts, max_size=3).map(tuple),
     # Also those that the release before wrote in another way.
-    st.sampled_from(["ELSBatchPhaseOutcomeV1", "CJAssessmentCompletedV1", REPORTED]) | texts,
-    st.none() | texts,
-    st.none() | texts,
-    st.none() | positions,
-    st.none() | texts,
+    event_type=st.sampled_from(["ELSBatchPhaseOutcomeV1", "CJAssessmentCompletedV1", REPORTED]) | texts,
+    correlation_id=st.none() | texts,
+    event_id=st.none() | texts,
+    position=st.none() | positions,
+    asked_by=st.none() | texts,
 )
 resolved = st.builds(
     PipelineResolved,
     st.uuids(),
     texts,
     times,
-    texts,
-    texts,
-    texts,
-    st.lists(st.builds(PhaseDecided, texts, st.booleans(), texts, texts), max_size=3).map(tuple),
-    st.integers(0, 2**53),
-    texts,
+    correlation_id=texts,
+    asked_by=texts,
+    pipeline=texts,
+    decisions=st.lists(st.builds(PhaseDecided, texts, st.booleans(), texts, texts), max_size=3).map(tuple),
+    version=st.integers(0, 2**53),
+    source=texts,
 )
 
 
@@ -112,7 +121,9 @@ C, F = Outcome.COMPLETED, Outcome.FAILED
 
 def by_its_lists(status: str, completed: tuple[str, ...], failed: tuple[str, ...], *, all_of: bool = False) -> Fact:
     key = repeat_key_of("nlp", "c-1", status, completed, failed)
-    return PhaseOutcome("nlp", status, completed, failed, all_of, 7, key)
+    return PhaseOutcome(
+        "nlp", status, completed=completed, failed=failed, speaks_for_all=all_of, at_us=7, repeat_key=key
+    )
 
 
 OLD: dict[str, tuple[str, list[list[object]], tuple[Fact, ...]]] = {
@@ -143,12 +154,16 @@ OLD: dict[str, tuple[str, list[list[object]], tuple[Fact, ...]]] = {
     "CJ: it took itself for complete": (
         CJ,
         [["essay", "cj_assessment", "a", "c", 7], ["batch", "cj_assessment", "c", 7]],
-        (PhaseOutcome("cj_assessment", "completed_successfully", ("a",), (), False, 7),),
+        (
+            PhaseOutcome(
+                "cj_assessment", "completed_successfully", completed=("a",), failed=(), speaks_for_all=False, at_us=7
+            ),
+        ),
     ),
     "CJ: nobody is named": (
         CJ,
         [["batch", "cj_assessment", "f", 7]],
-        (PhaseOutcome("cj_assessment", "failed_critically", (), (), False, 7),),
+        (PhaseOutcome("cj_assessment", "failed_critically", completed=(), failed=(), speaks_for_all=False, at_us=7),),
     ),
     "no fact": (ELS, [], ()),
 }
@@ -163,7 +178,16 @@ def old_entry(event_type: str, facts: list[list[object]]) -> bytes:
 def test_an_entry_of_the_release_before_is_read_as_a_whole(said: str) -> None:
     event_type, written, facts = OLD[said]
     entry = decode_entry(old_entry(event_type, written))
-    assert entry == FactsRecorded(UUID(int=1), "batch", 9, facts, event_type, "c-1", None, Position("topic", 1, 2))
+    assert entry == FactsRecorded(
+        UUID(int=1),
+        "batch",
+        9,
+        facts=facts,
+        event_type=event_type,
+        correlation_id="c-1",
+        event_id=None,
+        position=Position("topic", 1, 2),
+    )
     assert decode_entry(encode_entry(entry)) == entry
 
 
@@ -184,21 +208,41 @@ def test_what_the_release_before_did_not_write_is_a_value_error(event_type: str,
 
 
 def test_a_list_weighs_what_it_holds() -> None:
-    facts = (PhaseOutcome("nlp", "s", ("a", "b"), ("c",), False, 1), EssaysRegistered(("a",), 1, 1))
-    entry = FactsRecorded(UUID(int=1), "b", 1, facts, "t")
+    facts = (
+        PhaseOutcome("nlp", "s", completed=("a", "b"), failed=("c",), speaks_for_all=False, at_us=1),
+        EssaysRegistered(("a",), 1, 1),
+    )
+    entry = FactsRecorded(UUID(int=1), "b", 1, facts=facts, event_type="t")
     assert weight(entry) == 6
 
 
 def test_a_long_text_weighs_as_much_as_many_facts() -> None:
     long = "x" * 102_400
-    usual = FactsRecorded(UUID(int=1), "b", 1, (EssayPhaseEnded("nlp", "e", Outcome.COMPLETED, 1),), "t")
+    usual = FactsRecorded(
+        UUID(int=1), "b", 1, facts=(EssayPhaseEnded("nlp", "e", Outcome.COMPLETED, 1),), event_type="t"
+    )
     assert weight(usual) == 1
     assert weight(replace(usual, correlation_id=long)) == 101
     assert weight(replace(usual, event_id=long)) == 101
     assert weight(replace(usual, facts=(EssaysRegistered((long, "e"), 1, 1),))) == 103
     assert weight(replace(usual, facts=(EssayPhaseEnded("nlp", long, Outcome.COMPLETED, 1),))) == 101
     decisions = (PhaseDecided("nlp", True, "r", long),)
-    assert weight(PipelineResolved(UUID(int=1), "b", 1, "c", long, "p", decisions, 1, "redis")) == 201
+    assert (
+        weight(
+            PipelineResolved(
+                UUID(int=1),
+                "b",
+                1,
+                correlation_id="c",
+                asked_by=long,
+                pipeline="p",
+                decisions=decisions,
+                version=1,
+                source="redis",
+            )
+        )
+        == 201
+    )
 
 
 def test_the_migration_gives_an_outcome_the_key_that_the_service_gives_it() -> None:

@@ -29,7 +29,7 @@ async def test_others_run_while_a_large_value_is_digested() -> None:
             turns += 1
             await anyio.lowlevel.checkpoint()
 
-    failed = ConsumedMessage(topics.CJ_COMPLETED, 0, 7, 1, None, value)
+    failed = ConsumedMessage(topics.CJ_COMPLETED, 0, 7, timestamp_ms=1, key=None, value=value)
     async with anyio.create_task_group() as group:
         group.start_soon(others)
         await anyio.lowlevel.checkpoint()

@@ -63,7 +63,7 @@ def checked(*essays: str, at_us: int = 20) -> list[Fact]:
 
 def cj(completed: tuple[str, ...], failed: tuple[str, ...] = (), at_us: int = 30) -> PhaseOutcome:
     """A CJ completion; it carries a time of its own, and says success as soon as one essay succeeded."""
-    return PhaseOutcome(CJ, SUCCESS, completed, failed, False, at_us)
+    return PhaseOutcome(CJ, SUCCESS, completed=completed, failed=failed, speaks_for_all=False, at_us=at_us)
 
 
 def els(
@@ -76,7 +76,9 @@ def els(
     """An ELS outcome; it carries no time of its own, and a success that names nobody speaks for all."""
     speaks_for_all = status == SUCCESS and not completed and not failed
     key = repeat_key_of(phase, "one request", status, completed, failed)
-    return PhaseOutcome(phase, status, completed, failed, speaks_for_all, at_us, key)
+    return PhaseOutcome(
+        phase, status, completed=completed, failed=failed, speaks_for_all=speaks_for_all, at_us=at_us, repeat_key=key
+    )
 
 
 class TestAListSpeaksForThoseWhomItNames:
@@ -209,7 +211,10 @@ class TestWhoSpeaksForTheWholeBatch:
 
     def test_of_two_outcomes_at_the_same_instant_the_one_that_speaks_for_nobody_counts(self) -> None:
         assert not complete(NLP, REGISTERED, *checked(*ESSAYS), els(NLP), els(NLP, ("e0",)))
-        timed = [PhaseOutcome(NLP, SUCCESS, named, (), not named, 30) for named in ((), ("e0",))]
+        timed = [
+            PhaseOutcome(NLP, SUCCESS, completed=named, failed=(), speaks_for_all=not named, at_us=30)
+            for named in ((), ("e0",))
+        ]
         assert not complete(NLP, REGISTERED, *checked(*ESSAYS), *timed)
         assert not complete(NLP, REGISTERED, *checked(*ESSAYS), *timed[::-1])
 
@@ -459,7 +464,7 @@ class TestInvalidation:
             "1 of 3 essays has completed it, and 2 are not in the outcome of 1970-01-01T00:00:00.000000Z",
         ),
         (
-            PhaseProgress(True, 1, 2, 3, 4),
+            PhaseProgress(True, 1, 2, failed_before=3, left_out=4),
             10,
             10,
             "1 of 10 essays completed it, 2 failed in it, 3 failed before it, 4 were left out of its outcome",

@@ -54,7 +54,9 @@ headers = st.lists(st.tuples(st.text(max_size=5), st.none() | st.binary(max_size
 
 
 def consumed(value: bytes | None, key: bytes | None = b"essay", headers: Headers = ()) -> ConsumedMessage:
-    return ConsumedMessage(topics.SPELLCHECK_COMPLETED, 4, 77, 1_700_000_000_123, key, value, headers)
+    return ConsumedMessage(
+        topics.SPELLCHECK_COMPLETED, 4, 77, timestamp_ms=1_700_000_000_123, key=key, value=value, headers=headers
+    )
 
 
 def read(message: OutboundMessage, where: Reference = WHERE) -> DeadLetter:
@@ -280,12 +282,12 @@ def test_a_selection_takes_what_meets_all_of_it() -> None:
     mine = letter()
     assert Selection().empty
     whole = Selection(
-        (LetterRange.parse(f"{WHERE.topic}/2/5-7"),),
-        all_of_letters([topics.SPELLCHECK_COMPLETED]),
-        frozenset({"not_json"}),
-        frozenset({"b"}),
-        NOW,
-        NOW + timedelta(seconds=1),
+        ranges=(LetterRange.parse(f"{WHERE.topic}/2/5-7"),),
+        topics=all_of_letters([topics.SPELLCHECK_COMPLETED]),
+        reasons=frozenset({"not_json"}),
+        batches=frozenset({"b"}),
+        since=NOW,
+        until=NOW + timedelta(seconds=1),
     )
     assert whole.takes(mine)
     assert not whole.empty
@@ -356,7 +358,7 @@ def test_that_nothing_was_selected_is_no_empty_topic() -> None:
 def test_a_replayed_message_that_fails_again_keeps_the_time_of_its_original() -> None:
     replayed = ((ORIGINAL_TIMESTAMP, b"1000"), (REPLAYED_FROM, b"topic.DLQ/0/1"))
     for headers, time_ms in ((replayed, 1000), (replayed[:1], 5000), ((), 5000)):
-        failed = ConsumedMessage(topics.CJ_COMPLETED, 0, 7, 5000, b"key", b"{", headers)
+        failed = ConsumedMessage(topics.CJ_COMPLETED, 0, 7, timestamp_ms=5000, key=b"key", value=b"{", headers=headers)
         written = dead_letter(failed, "not_json", {}, datetime(2026, 1, 1, tzinfo=UTC), None)
         assert dict(written.headers)[ORIGINAL_TIMESTAMP] == b"%d" % time_ms
         assert json.loads(written.value)["additional_metadata"]["source_timestamp_ms"] == time_ms

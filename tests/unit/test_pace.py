@@ -50,9 +50,33 @@ LARGE = delta_of(
         EssaysRegistered(ESSAYS, len(ESSAYS), 1),
         *(EssayPhaseEnded("spellcheck", essay, Outcome.COMPLETED, 2) for essay in ESSAYS),
         PhaseInvalidated("spellcheck", ESSAYS[7], 3),
-        PhaseOutcome("nlp", "completed_with_failures", ESSAYS[:9], (), False, 4, "one"),
-        PhaseOutcome("nlp", "completed_with_failures", ESSAYS[9:], (), False, 5, "another"),
-        PhaseOutcome("cj_assessment", "completed_successfully", (), (), True, 6, "nobody named"),
+        PhaseOutcome(
+            "nlp",
+            "completed_with_failures",
+            completed=ESSAYS[:9],
+            failed=(),
+            speaks_for_all=False,
+            at_us=4,
+            repeat_key="one",
+        ),
+        PhaseOutcome(
+            "nlp",
+            "completed_with_failures",
+            completed=ESSAYS[9:],
+            failed=(),
+            speaks_for_all=False,
+            at_us=5,
+            repeat_key="another",
+        ),
+        PhaseOutcome(
+            "cj_assessment",
+            "completed_successfully",
+            completed=(),
+            failed=(),
+            speaks_for_all=True,
+            at_us=6,
+            repeat_key="nobody named",
+        ),
     ]
 )
 EXPLANATION = Evaluation(LARGE, LAW).explain("ai_feedback")
@@ -61,7 +85,15 @@ PAGE_OF_LARGE = ("batch", LARGE, 1, "redis", ESSAYS, ALL, str)
 ENTRIES = tuple(
     KeptEntry(
         number,
-        FactsRecorded(UUID(int=number), "batch", 1, (EssaysRegistered(ESSAYS, 3, 1),), "type", "correlation", "event"),
+        FactsRecorded(
+            UUID(int=number),
+            "batch",
+            1,
+            facts=(EssaysRegistered(ESSAYS, 3, 1),),
+            event_type="type",
+            correlation_id="correlation",
+            event_id="event",
+        ),
     )
     for number in (3, 2)
 )

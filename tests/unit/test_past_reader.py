@@ -100,6 +100,8 @@ async def test_silence_before_the_end_is_an_outage() -> None:
 
 async def test_a_partition_that_can_not_be_read_ends_it_with_its_name() -> None:
     log = Log({A: [1], B: [2]})
-    log.stalled = {B: Stall(7, None, "the checksum is wrong", True, 1, 0.0)}
+    log.stalled = {
+        B: Stall(offset=7, last_offset=None, cause="the checksum is wrong", lasting=True, tries=1, retry_at=0.0)
+    }
     with pytest.raises(PartitionStalled, match=r"topic/1 can't be read from offset 7 on: the checksum is wrong"):
         await read(log, {A: Range(0, 1), B: Range(0, 1)})

@@ -71,7 +71,14 @@ class Store:
 
 def projection(record: Record, store: Store, max_skew_us: int = LATEST_US) -> Projection:
     decoder, now_us = EventDecoder(PLATFORM_PHASES), microseconds(datetime(2026, 12, 1, tzinfo=UTC))
-    return Projection(decoder, cast("Any", record), cast("Any", store), lambda: None, now_us, max_skew_us)
+    return Projection(
+        decoder=decoder,
+        record=cast("Any", record),
+        stored=cast("Any", store),
+        tell=lambda: None,
+        now_us=now_us,
+        max_skew_us=max_skew_us,
+    )
 
 
 async def test_one_that_is_refused_spoils_nothing_for_the_others() -> None:

@@ -27,7 +27,7 @@ START = b'{"schema_version":1,"failed_event_envelope":'
 
 
 def consumed(value: bytes | None, key: bytes | None = b"essay-1") -> ConsumedMessage:
-    return ConsumedMessage(topics.SPELLCHECK_COMPLETED, 4, 77, 1_700_000_000_123, key, value)
+    return ConsumedMessage(topics.SPELLCHECK_COMPLETED, 4, 77, timestamp_ms=1_700_000_000_123, key=key, value=value)
 
 
 def letter(value: bytes | None, batch_id: str | None = None) -> OutboundMessage:

@@ -35,7 +35,9 @@ async def nothing_waits() -> int:
 
 
 def outcome(*completed: str) -> Fact:
-    return PhaseOutcome("nlp", "completed_successfully", completed, (), False, 7, "key")
+    return PhaseOutcome(
+        "nlp", "completed_successfully", completed=completed, failed=(), speaks_for_all=False, at_us=7, repeat_key="key"
+    )
 
 
 async def test_an_outcome_goes_to_the_record_together_with_its_list() -> None:

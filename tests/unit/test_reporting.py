@@ -24,7 +24,19 @@ NOW, SKEW = 1_000, 100
 AHEAD = NOW + SKEW
 IN_THE_WAY: list[tuple[Fact, str, str | None]] = [
     (EssayPhaseEnded("spellcheck", "a", Outcome.COMPLETED, AHEAD), "essay_phase_ended", "a"),
-    (PhaseOutcome("spellcheck", "completed_successfully", (), (), True, AHEAD, "key"), "phase_outcome", None),
+    (
+        PhaseOutcome(
+            "spellcheck",
+            "completed_successfully",
+            completed=(),
+            failed=(),
+            speaks_for_all=True,
+            at_us=AHEAD,
+            repeat_key="key",
+        ),
+        "phase_outcome",
+        None,
+    ),
     (PhaseReported("spellcheck", Outcome.COMPLETED, AHEAD), "phase_reported", None),
     (PhaseInvalidated("spellcheck", "a", AHEAD), "phase_invalidated", "a"),
     (EssaysRegistered(("a",), 1, AHEAD), "essay_joined", "a"),

@@ -9,8 +9,8 @@ from aiokafka import TopicPartition
 from bcs.kafka.isolation import Stall, _is_over
 
 KEY = TopicPartition("topic", 0)
-UNREADABLE = Stall(20, None, "the checksum is wrong", True, 1, 0.0)
-REFUSED = Stall(None, None, "the broker refuses it", True, 1, 0.0)
+UNREADABLE = Stall(offset=20, last_offset=None, cause="the checksum is wrong", lasting=True, tries=1, retry_at=0.0)
+REFUSED = Stall(offset=None, last_offset=None, cause="the broker refuses it", lasting=True, tries=1, retry_at=0.0)
 
 
 def assignment(position: int | None) -> Any:

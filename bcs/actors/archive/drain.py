@@ -40,7 +40,7 @@ class _Late:
     written_before: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Drain:
     """Drains the queues before the record. The queues always move: nothing holds up what is behind it for ever.
 

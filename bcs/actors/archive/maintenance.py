@@ -39,7 +39,7 @@ _DRAIN = "write to PostgreSQL what waits in Redis"
 _FORGET = "delete from PostgreSQL what is too old"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Upkeep:
     """Serves all incarnations of the archive actor.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 
 @dataclass(slots=True)
@@ -19,6 +19,7 @@ class _Partition:
     """
 
     epoch: int
+    _: KW_ONLY
     unfinished: dict[int, None] = field(default_factory=dict)
     finished_ahead: dict[int, int | None] = field(default_factory=dict)
     committable: int | None = None

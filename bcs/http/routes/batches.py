@@ -31,7 +31,7 @@ from bcs.usecases.knowledge import Knowledge
 _ID_SEGMENT = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchCalls:
     """Handlers with what they need.
 

@@ -29,7 +29,7 @@ from bcs.wire.published import SERVICE, rfc3339
 _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.WEDGED, State.ENDED})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
     """Handlers with what they need.
 

@@ -57,7 +57,7 @@ from bcs.wire.tracing import Trace, trace_of
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineCalls:
     """Handlers with what they need.
 
@@ -163,13 +163,15 @@ class PipelineCalls:
             self.new_id(),
             body.batch_id,
             microseconds(now),
-            body.correlation_id,
-            caller,
-            resolution.pipeline,
-            tuple(PhaseDecided(one.phase, one.runs, one.reason.value, one.because) for one in resolution.decisions),
-            version,
-            source,
-            resolution.registered,
+            correlation_id=body.correlation_id,
+            asked_by=caller,
+            pipeline=resolution.pipeline,
+            decisions=tuple(
+                PhaseDecided(one.phase, one.runs, one.reason.value, one.because) for one in resolution.decisions
+            ),
+            version=version,
+            source=source,
+            registered=resolution.registered,
         )
 
     async def _bury(self, request: web.Request, body: DefinePipeline, error: BcsError) -> None:

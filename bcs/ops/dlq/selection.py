@@ -46,7 +46,7 @@ class LetterRange:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """Letters that meet all conditions that there are; without one, all letters.
 

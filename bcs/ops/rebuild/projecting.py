@@ -26,7 +26,7 @@ _FACTS_PER_WRITE = 300
 _WRITE_SECONDS = 60.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Tally:
     """What became of the messages so far.
 
@@ -45,7 +45,7 @@ class Tally:
     refused: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Projection:
     """Writes the facts of messages to the record.
 

@@ -322,7 +322,15 @@ def _decode_progress(
 ) -> PhaseProgress:
     _require_whole(complete, completed, failed, failed_before, left_out, covered)
     _require_whole(0 if outcome_at_us is None else outcome_at_us)
-    return PhaseProgress(complete == 1, completed, failed, failed_before, left_out, covered == 1, outcome_at_us)
+    return PhaseProgress(
+        complete == 1,
+        completed,
+        failed,
+        failed_before=failed_before,
+        left_out=left_out,
+        covered=covered == 1,
+        outcome_at_us=outcome_at_us,
+    )
 
 
 def _decode_meta(meta: Mapping[str, str]) -> BatchState:

@@ -74,12 +74,12 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
             fields[b"topic"].decode(),
             fields.get(b"key"),
             fields[b"value"],
-            fields.get(b"reduced"),
-            tuple(
+            reduced=fields.get(b"reduced"),
+            headers=tuple(
                 (name, None if value is None else base64.b64decode(value))
                 for name, value in from_json(fields.get(b"headers", b"[]"))
             ),
-            int(fields[b"since"]) if b"since" in fields else None,
+            waits_since_ms=int(fields[b"since"]) if b"since" in fields else None,
         )
 
     def _since_ms(self, message: OutboundMessage) -> int | None:

@@ -40,7 +40,7 @@ class Reference:
         return f"{self.topic}/{self.partition}/{self.offset}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
     """A letter, and the original in it.
 
@@ -133,28 +133,28 @@ def read_letter(reference: Reference, key: bytes | None, value: bytes | None, he
         source_key = about.get("source_key_base64")
         truncated = bool(about.get("truncated", False))
         return DeadLetter(
-            reference,
-            timestamp,
-            str(document["dlq_reason"]),
-            source_topic,
-            about.get("source_partition"),
-            about.get("source_offset"),
-            _time(about.get("source_timestamp_ms")),
-            given.get(names.BATCH_ID) or _text(about.get("batch_id")),
-            None if source_key is None else base64.b64decode(source_key),
-            None if truncated else _original(value or b"", document, about),
-            _beginning(document) if truncated else None,
-            truncated,
-            about.get("value_sha256"),
-            foreign(headers),
-            str(about.get("error_type", "")),
-            str(about.get("error_message", "")),
-            int(about.get("attempts", 1)),
-            max(1, names.earlier_failures(headers)[0]),
-            given.get(names.FIRST_FAILURE, timestamp),
-            given.get(names.LAST_FAILURE, timestamp),
-            bool(about.get("unread", False)),
-            _text(document.get("service")) or "unknown",
+            reference=reference,
+            timestamp=timestamp,
+            reason=str(document["dlq_reason"]),
+            source_topic=source_topic,
+            source_partition=about.get("source_partition"),
+            source_offset=about.get("source_offset"),
+            source_timestamp_ms=_time(about.get("source_timestamp_ms")),
+            batch_id=given.get(names.BATCH_ID) or _text(about.get("batch_id")),
+            key=None if source_key is None else base64.b64decode(source_key),
+            value=None if truncated else _original(value or b"", document, about),
+            beginning=_beginning(document) if truncated else None,
+            truncated=truncated,
+            value_sha256=about.get("value_sha256"),
+            headers=foreign(headers),
+            error_type=str(about.get("error_type", "")),
+            error_message=str(about.get("error_message", "")),
+            attempts=int(about.get("attempts", 1)),
+            failures=max(1, names.earlier_failures(headers)[0]),
+            first_failure=given.get(names.FIRST_FAILURE, timestamp),
+            last_failure=given.get(names.LAST_FAILURE, timestamp),
+            unread=bool(about.get("unread", False)),
+            service=_text(document.get("service")) or "unknown",
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableLetter(str(reference), f"{type(error).__name__}: {error}") from None

@@ -123,11 +123,11 @@ def dead_letter(
         value = _letter(
             _envelope(raw), reason, {**metadata, **_key_as_text(failed.key), **_unreadable_headers(failed)}, now
         )
-        letter = OutboundMessage("dead_letter", topic, key, value, reduced, headers)
+        letter = OutboundMessage("dead_letter", topic, key, value, reduced=reduced, headers=headers)
         if limit_bytes is None or letter.size_bytes <= limit_bytes:
             return letter
     else:
-        letter = OutboundMessage("dead_letter", topic, key, b"", reduced, headers)
+        letter = OutboundMessage("dead_letter", topic, key, b"", reduced=reduced, headers=headers)
     return as_reduced(letter) or letter
 
 
@@ -214,7 +214,7 @@ def failed_resolution(
         **_why(RESOLUTION_FAILED, metadata, earlier, now),
     }
     topic = topics.dead_letter_topic(topics.RESOLUTION)
-    return OutboundMessage("dead_letter", topic, batch_id.encode(), value, reduced, _encoded(headers))
+    return OutboundMessage("dead_letter", topic, batch_id.encode(), value, reduced=reduced, headers=_encoded(headers))
 
 
 def earlier_failures(headers: Headers) -> tuple[int, str | None]:
