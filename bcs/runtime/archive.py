@@ -33,6 +33,7 @@ class Recorded:
 
 
 def recorded(
+    *,
     settings: Settings,
     permanent: Permanent,
     outbox: OutboxEntrance,

@@ -126,13 +126,13 @@ class Service:
         if permanent is None:
             return None
         return recorded(
-            self.settings,
-            permanent,
-            self._entrance,
-            self.telemetry,
-            self._now,
-            self.waits,
-            self._under_way,
+            settings=self.settings,
+            permanent=permanent,
+            outbox=self._entrance,
+            telemetry=self.telemetry,
+            now=self._now,
+            waits=self.waits,
+            asks=self._under_way,
         )
 
     def _batches(self) -> DynamicSupervisor[RecordFacts]:
