@@ -17,7 +17,8 @@ import psutil
 import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from bcs import embedded, embedded_postgres
+from bcs.devtools.servers import embedded
+from bcs.devtools.servers import postgres as embedded_postgres
 from bcs.devtools.servers.embedded import EmbeddedServerFailed, EmbeddedServersMissing
 from bcs.devtools.servers.postgres import PostgresServer, postgres
 from tests.support.waiting import wait_until
