@@ -495,13 +495,13 @@ _OUTBOX = (
     Mutation(
         "announced-first",
         "A pruning that can't be announced is not answered: its announcements are stored before the answer.",
-        "bcs/http/routes/pipelines.py",
+        "bcs/usecases/resolve_pipeline.py",
         """\
-            await self.knowledge.announce(skipped, resolved)
+            await self.announcer.announce(skipped, entry)
 """,
         """\
             try:
-                await self.knowledge.announce(skipped, resolved)
+                await self.announcer.announce(skipped, entry)
             except StoreError:
                 pass
 """,
@@ -786,7 +786,7 @@ _ARCHIVE = (
     Mutation(
         "partial-record",
         "While Redis is away, PostgreSQL answers for no batch whose registration it does not have.",
-        "bcs/usecases/knowledge.py",
+        "bcs/usecases/batch_reader.py",
         "        if state.expected is None:\n",
         "        if False:\n",
         _in("integration/test_standing_in", "test_a_batch_whose_registration_is_not_on_record_gets_no_answer"),
@@ -805,15 +805,15 @@ _HTTP = (
     Mutation(
         "no-guess",
         "When the store is out of reach, the answer is 503 and not a guess.",
-        "bcs/usecases/knowledge.py",
+        "bcs/usecases/batch_reader.py",
         """\
                 raise
-            state = await self._from_the_record(batch_id, error)
+            state = await self._from_the_archive(batch_id, error)
             return await paced(summarizing(state, self.law, 0)), POSTGRESQL
 """,
         """\
                 return BatchSummary(), self.store_name
-            state = await self._from_the_record(batch_id, error)
+            state = await self._from_the_archive(batch_id, error)
             return await paced(summarizing(state, self.law, 0)), POSTGRESQL
 """,
         _in("integration/test_http_edges", "test_what_is_refused_for_an_outage_names_no_address"),

@@ -25,7 +25,7 @@ from bcs.http.parameters import BATCHES
 from bcs.http.routes.actors import ActorCalls
 from bcs.http.routes.batches import BatchCalls
 from bcs.http.routes.health import Probes
-from bcs.http.routes.pipelines import PipelineCalls
+from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
 from bcs.supervision import ActorContext
@@ -82,7 +82,7 @@ class HttpServer:
     settings: Settings
     telemetry: Telemetry
     listener: socket.socket
-    pipelines: PipelineCalls
+    pipelines: PipelineHandlers
     batches: BatchCalls
     probes: Probes
     actors: ActorCalls

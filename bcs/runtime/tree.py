@@ -29,7 +29,7 @@ from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.http.routes.actors import ActorCalls
 from bcs.http.routes.batches import BatchCalls
 from bcs.http.routes.health import Probes
-from bcs.http.routes.pipelines import PipelineCalls
+from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.server import HttpServer, open_listener
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.telemetry import Telemetry
@@ -46,7 +46,10 @@ from bcs.supervision import (
     Supervisor,
     run_tree,
 )
-from bcs.usecases.knowledge import Knowledge
+from bcs.usecases.announcer import Announcer
+from bcs.usecases.batch_reader import BatchReader
+from bcs.usecases.report_phase import PhaseReporter
+from bcs.usecases.resolve_pipeline import PipelineResolver
 from bcs.wire.decoding import EventDecoder
 
 # So many looks at Redis may be missing before its last answer is too old to be trusted.
@@ -167,13 +170,8 @@ class Service:
         settings = self.settings
         permanent = self.persistence.permanent
         record = permanent.record if permanent else None
-        knowledge = Knowledge(
-            self.store,
-            self.persistence.store_name,
-            self._entrance,
-            permanent,
-            self._archive,
-            law=self._law,
+        reader = BatchReader(
+            store=self.store, store_name=self.persistence.store_name, permanent=permanent, law=self._law
         )
         redis = RedisStatus(
             trusted_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
@@ -205,7 +203,7 @@ class Service:
         clocks = Clocks(
             now=self._now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
         )
-        reader = EventReader(
+        events = EventReader(
             decoder=EventDecoder(
                 self._phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
             ),
@@ -215,7 +213,7 @@ class Service:
         )
         intake = Intake(
             settings=settings,
-            reader=reader,
+            reader=events,
             in_flight=in_flight,
             outbox=self._entrance,
             status=self.kafka,
@@ -223,19 +221,22 @@ class Service:
             waits=self.waits,
             now=self._now,
         )
-        pipelines = PipelineCalls(
+        resolver = PipelineResolver(
             definitions=self._definitions,
-            phases=self._phases,
-            store=self.store,
-            outbox=self._entrance,
-            knowledge=knowledge,
-            batches=self.batches,
+            reader=reader,
+            announcer=Announcer(outbox=self._entrance, permanent=permanent, archive=self._archive),
             telemetry=self.telemetry,
             now=self._now,
             new_id=uuid.uuid4,
-            deadline_seconds=settings.request_deadline_seconds,
-            clocks=clocks,
         )
+        reporter = PhaseReporter(
+            reader=reader,
+            batches=self.batches,
+            clocks=clocks,
+            new_id=uuid.uuid4,
+            deadline_seconds=settings.request_deadline_seconds,
+        )
+        pipelines = PipelineHandlers(resolver, reporter, self._phases)
         probes = Probes(
             settings=settings,
             store=self.store,
@@ -254,7 +255,7 @@ class Service:
         batches = BatchCalls(
             definitions=self._definitions,
             law=self._law,
-            knowledge=knowledge,
+            reader=reader,
             record=record,
             reading=reading,
             page_bytes=settings.http_page_bytes,

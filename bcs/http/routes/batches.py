@@ -26,7 +26,7 @@ from bcs.http.problems import Problem
 from bcs.http.replies import reply_encoded
 from bcs.storage.pace import paced
 from bcs.storage.postgres.history_reader import Past, read_page
-from bcs.usecases.knowledge import Knowledge
+from bcs.usecases.batch_reader import BatchReader
 
 _ID_SEGMENT = 4
 
@@ -42,7 +42,7 @@ class BatchCalls:
 
     definitions: PipelineDefinitions
     law: CompletionLaw
-    knowledge: Knowledge
+    reader: BatchReader
     record: Past | None
     reading: anyio.Semaphore
     page_bytes: int
@@ -52,7 +52,7 @@ class BatchCalls:
         batch_id = _batch_id(request)
         query = parse_query(EssaysQuery, request.query.items())
         async with self.reading:
-            state, version, source = await self.knowledge.state(batch_id)
+            state, version, source = await self.reader.state(batch_id)
             if state.empty:
                 raise _unknown_batch()
             evaluation = Evaluation(state, self.law)

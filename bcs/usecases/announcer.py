@@ -1,0 +1,50 @@
+"""Announces what was pruned, and keeps why: in the outbox, or in the archive while Redis is away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bcs.actors.archive.writer import Archive
+from bcs.domain.history import PipelineResolved
+from bcs.errors import StoreUnavailable
+from bcs.storage.permanent import Permanent
+from bcs.storage.ports import POSTGRESQL, OutboxEntrance
+from bcs.wire.published import OutboundMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcer:
+    """Makes announcements durable before the caller gets an answer.
+
+    :param permanent: None where there is no archive.
+    :param archive: the way to the archive's actor; None where there is no archive.
+    """
+
+    outbox: OutboxEntrance
+    permanent: Permanent | None
+    archive: Archive | None
+
+    async def announce(self, messages: Sequence[OutboundMessage], resolved: PipelineResolved) -> None:
+        """Have pruned phases announced, and the reasons kept. When this returns, both are durable.
+
+        :raises OutboxFull: neither was taken.
+        :raises StoreUnavailable: whether they were taken is unknown.
+        """
+        if resolved.source != POSTGRESQL:
+            try:
+                await self.outbox.announce(messages, resolved)
+            except StoreUnavailable as error:
+                if self.permanent is None or not self.permanent.stands_in(error):
+                    raise
+            else:
+                if self.archive:
+                    self.archive.rouse()
+                return
+        assert self.permanent is not None  # noqa: S101 (the source is PostgreSQL only where there is an archive)
+        await self.permanent.record.keep(messages, resolved)
+
+    def note(self, resolved: PipelineResolved) -> None:
+        """Have an answer kept by which nothing was pruned. It waits in memory, and no caller waits for it."""
+        if self.archive:
+            self.archive.note(resolved)
