@@ -71,8 +71,8 @@ async def _publish_topic(
         partition = _partitioner(entry.message.key, partitions, partitions)
         by_partition.setdefault(partition, []).append(entry)
     async with anyio.create_task_group() as group:
-        for partition, share in by_partition.items():
-            group.start_soon(_publish_partition, producer, partition, share, timeout_seconds, note, alone)
+        for partition, call_multiplexed in by_partition.items():
+            group.start_soon(_publish_partition, producer, partition, call_multiplexed, timeout_seconds, note, alone)
 
 
 async def _publish_partition(

@@ -12,7 +12,7 @@ from hiredis import Reader
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
-from bcs.storage.redis.multiplexer import _Line
+from bcs.storage.redis.multiplexer import _SharedConnection
 from tests.support.events import cj_completed, phase_outcome, registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, RunningService
@@ -49,14 +49,14 @@ def ledger(batch: str, monkeypatch: pytest.MonkeyPatch) -> Ledger:
         ledger.note(commands)
         return await exchange(self, commands)
 
-    def noted_together(line: _Line) -> None:
+    def noted_together(line: _SharedConnection) -> None:
         if line._outgoing:
             ledger.note([tuple(_words(packed)) for packed in line._outgoing])
         flush(line)
 
-    flush = _Line._flush
+    flush = _SharedConnection._flush
     monkeypatch.setattr(RedisSession, "exchange", noted)
-    monkeypatch.setattr(_Line, "_flush", noted_together)
+    monkeypatch.setattr(_SharedConnection, "_flush", noted_together)
     return ledger
 
 

@@ -114,7 +114,7 @@ async def test_a_replica_that_never_saw_a_batch_asks_how_many_essays_it_has(
         with pytest.raises(TooManyEssays):
             await another.ensure_room("b", ["d", "e"])
     # Who committed last knows enough to let few essays pass unasked.
-    monkeypatch.setattr(gateway, "share", None)
+    monkeypatch.setattr(gateway, "call_multiplexed", None)
     await one.ensure_room("b", ["d"])
 
 

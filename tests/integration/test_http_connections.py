@@ -173,7 +173,7 @@ def answer_to(caller: socket.socket, service: RunningService, request: bytes) ->
     return int(received.split()[1])
 
 
-@pytest.mark.parametrize("how", ["call", "share"])
+@pytest.mark.parametrize("how", ["call", "call_multiplexed"])
 async def test_a_connection_to_redis_that_lacks_a_file_is_an_outage(
     redis_url: str, make_gateway: MakeGateway, how: str
 ) -> None:

@@ -35,7 +35,7 @@ async def redis(url: str, key: str, *, shared: bool) -> AsyncIterator[Ask]:
     gateway = RedisGateway(
         url, max_connections=1, deadline_seconds=DEADLINE_SECONDS, breaker_failures=100, breaker_open_seconds=1
     )
-    call = gateway.share if shared else gateway.call
+    call = gateway.call_multiplexed if shared else gateway.call
     # So large that it is read in several turns of the loop.
     await call(("SET", key, bytes(REPLY_BYTES)))
     yield lambda seconds: call(("BLPOP", "nothing", seconds), ("GETDEL", key))

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.errors import StoreUnavailable
 from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.multiplexer import _Line
+from bcs.storage.redis.multiplexer import _SharedConnection
 from tests.integration.stores import MakeGateway
 from tests.support.fault_proxy import FaultProxy
 from tests.support.waiting import wait_until
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def echo(gateway: RedisGateway, text: bytes = b"hello") -> bool:
-    return await gateway.share(("ECHO", text)) == [text]
+    return await gateway.call_multiplexed(("ECHO", text)) == [text]
 
 
 async def fails(gateway: RedisGateway) -> StoreUnavailable:
@@ -35,20 +35,20 @@ async def fails(gateway: RedisGateway) -> StoreUnavailable:
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many commands went out in each write."""
-    together, flush = list[int](), _Line._flush
+    together, flush = list[int](), _SharedConnection._flush
 
-    def noted(line: _Line) -> None:
-        if line._outgoing:
-            together.append(len(line._outgoing))
-        flush(line)
+    def noted(shared: _SharedConnection) -> None:
+        if shared._outgoing:
+            together.append(len(shared._outgoing))
+        flush(shared)
 
-    monkeypatch.setattr(_Line, "_flush", noted)
+    monkeypatch.setattr(_SharedConnection, "_flush", noted)
     return together
 
 
 def waiting(gateway: RedisGateway) -> int:
-    line = gateway._shared._line
-    return len(line._orders) if line else 0
+    shared = gateway._shared._shared
+    return len(shared._pending) if shared else 0
 
 
 async def test_who_comes_in_one_turn_goes_together_and_nobody_waits_for_the_answers_of_others(
@@ -81,7 +81,7 @@ async def test_who_gives_up_takes_nobody_along(
 
     async def ask(number: int) -> None:
         with scopes[number]:
-            assert await gateway.share(("ECHO", number), ("ECHO", "x")) == [b"%d" % number, b"x"]
+            assert await gateway.call_multiplexed(("ECHO", number), ("ECHO", "x")) == [b"%d" % number, b"x"]
             answers.append(number)
 
     tasks = [asyncio.create_task(ask(number)) for number in range(3)]
@@ -138,10 +138,10 @@ async def test_a_server_that_ends_is_noticed_without_a_question(
 ) -> None:
     gateway = make_gateway(private_valkey.address, deadline=5)
     assert await echo(gateway)
-    line = gateway._shared._line
-    assert line is not None
+    shared = gateway._shared._shared
+    assert shared is not None
     private_valkey.kill()
-    await wait_until(lambda: line.problem is not None)
+    await wait_until(lambda: shared.problem is not None)
     private_valkey.start()
     assert await echo(gateway), "the first question after that finds a new connection"
 
@@ -192,9 +192,9 @@ async def test_a_server_that_falls_silent_after_a_quiet_time_is_given_up_in_time
 ) -> None:
     gateway = make_gateway(proxy.address, deadline=0.1, failures=100)
     assert await echo(gateway)
-    line = gateway._shared._line
-    assert line is not None
-    await wait_until(lambda: not line._watched)
+    shared = gateway._shared._shared
+    assert shared is not None
+    await wait_until(lambda: not shared._watched)
     proxy.freeze()
     with anyio.fail_after(5):
         await fails(gateway)
@@ -206,13 +206,13 @@ async def test_a_server_that_takes_no_writes_any_more_is_looked_for_anew(
     host, port = private_valkey.address.split(":")
     async with FaultProxy(host, int(port)) as proxy:
         gateway = make_gateway(proxy.address, deadline=5, failures=2)
-        assert await gateway.share(("SET", "a", "1")) == [b"OK"]
+        assert await gateway.call_multiplexed(("SET", "a", "1")) == [b"OK"]
         control = make_gateway(private_valkey.address, deadline=5)
         await control.call(("REPLICAOF", "127.0.0.1", 1))
         accepted = proxy.connections_accepted
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
-                await gateway.share(("SET", "a", "2"))
+                await gateway.call_multiplexed(("SET", "a", "2"))
         assert proxy.connections_accepted == accepted + 1, "the second one asked on a new connection"
         assert gateway.circuit == "opened"
         await wait_until(lambda: proxy.connections_open == 0, description="those before are closed")
@@ -227,14 +227,14 @@ async def test_who_waits_on_a_connection_that_is_given_up_still_gets_an_answer(
     async with anyio.create_task_group() as group:
         group.start_soon(echo, gateway)
         await wait_until(lambda: waiting(gateway) == 1)
-        given_up = gateway._shared._line
+        given_up = gateway._shared._shared
         assert given_up is not None
         gateway._identity.renew(given_up.peer)
         group.start_soon(echo, gateway)
         await wait_until(lambda: proxy.connections_accepted == 2)
         proxy.thaw()
     await wait_until(lambda: proxy.connections_open == 1)
-    assert gateway._shared._line is not given_up
+    assert gateway._shared._shared is not given_up
 
 
 async def test_what_cannot_be_sent_is_its_sender_s_alone(make_gateway: MakeGateway, proxy: FaultProxy) -> None:
@@ -242,14 +242,14 @@ async def test_what_cannot_be_sent_is_its_sender_s_alone(make_gateway: MakeGatew
     answers: list[int] = []
 
     async def ask(number: int) -> None:
-        assert await gateway.share(("ECHO", number)) == [b"%d" % number]
+        assert await gateway.call_multiplexed(("ECHO", number)) == [b"%d" % number]
         answers.append(number)
 
     async def fail_to_ask() -> None:
         with pytest.raises(UnicodeEncodeError):
-            await gateway.share(("MULTI",), ("SET", "a", "\ud800"), ("EXEC",))
+            await gateway.call_multiplexed(("MULTI",), ("SET", "a", "\ud800"), ("EXEC",))
 
-    assert await gateway.share() == []
+    assert await gateway.call_multiplexed() == []
     async with anyio.create_task_group() as group:
         for number in range(4):
             group.start_soon(ask, number)
@@ -304,17 +304,17 @@ async def test_a_refusal_is_its_sender_s_alone(
 ) -> None:
     name = f"{redis_key_prefix}name"
     gateway = make_gateway(proxy.address)
-    await gateway.share(("SET", name, "value", "PX", 60_000))
+    await gateway.call_multiplexed(("SET", name, "value", "PX", 60_000))
     together.clear()
     refused: list[str] = []
 
     async def refuse() -> None:
         with pytest.raises(ResponseError) as raised:
-            await gateway.share(("MULTI",), ("LPUSH", name, "x"), ("EXEC",))
+            await gateway.call_multiplexed(("MULTI",), ("LPUSH", name, "x"), ("EXEC",))
         refused.append(str(raised.value).partition(" ")[0])
 
     async def get() -> None:
-        assert await gateway.share(("GET", name)) == [b"value"]
+        assert await gateway.call_multiplexed(("GET", name)) == [b"value"]
 
     async with anyio.create_task_group() as group:
         for what in [get] * 20 + [refuse] + [get] * 20:
@@ -331,16 +331,16 @@ async def test_more_than_the_kernel_takes_at_a_time_arrives_in_full(
     texts = [bytes([number]) * 1_000_000 for number in range(1, 13)]
 
     async def ask(text: bytes) -> None:
-        assert await gateway.share(("ECHO", text), ("ECHO", "x")) == [text, b"x"]
+        assert await gateway.call_multiplexed(("ECHO", text), ("ECHO", "x")) == [text, b"x"]
 
     assert await echo(gateway)
     proxy.freeze()
     async with anyio.create_task_group() as group:
         for text in texts:
             group.start_soon(ask, text)
-        line = gateway._shared._line
-        assert line is not None
-        await wait_until(lambda: line._paused)
+        shared = gateway._shared._shared
+        assert shared is not None
+        await wait_until(lambda: shared._paused)
         group.start_soon(ask, b"late")
         await wait_until(lambda: waiting(gateway) == len(texts) + 1)
         proxy.thaw()
@@ -368,8 +368,8 @@ async def talkative(says: bytes) -> AsyncIterator[str]:
 async def test_a_connection_that_is_out_of_step_is_given_up(make_gateway: MakeGateway, says: bytes) -> None:
     async with talkative(says) as address:
         gateway = make_gateway(address)
-        assert await gateway.share(("ECHO", "x")) == [b"OK"]
-        line = gateway._shared._line
-        assert line is not None
-        await wait_until(lambda: line.problem is not None)
-        assert await gateway.share(("GET", "x")) == [b"OK"], "on another connection"
+        assert await gateway.call_multiplexed(("ECHO", "x")) == [b"OK"]
+        shared = gateway._shared._shared
+        assert shared is not None
+        await wait_until(lambda: shared.problem is not None)
+        assert await gateway.call_multiplexed(("GET", "x")) == [b"OK"], "on another connection"

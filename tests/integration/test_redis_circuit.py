@@ -142,13 +142,13 @@ async def test_an_answer_on_the_connection_in_common_ends_the_pause(
     make_gateway: MakeGateway, proxy: FaultProxy
 ) -> None:
     gateway = make_gateway(proxy.address, failures=1, open_seconds=60, deadline=20)
-    assert await gateway.share(("ECHO", "x")) == [b"x"]
-    line = gateway._shared._line
+    assert await gateway.call_multiplexed(("ECHO", "x")) == [b"x"]
+    line = gateway._shared._shared
     assert line is not None
     proxy.freeze()
     async with anyio.create_task_group() as group:
-        group.start_soon(gateway.share, ("ECHO", "x"))
-        await wait_until(lambda: line._orders)
+        group.start_soon(gateway.call_multiplexed, ("ECHO", "x"))
+        await wait_until(lambda: line._pending)
         await fail_once(gateway, proxy)
         proxy.thaw()
     assert gateway.circuit == "closed"

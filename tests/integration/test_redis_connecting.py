@@ -33,7 +33,7 @@ def locked_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedde
 
 
 async def assert_out_of_reach(gateway: RedisGateway, reason: str) -> None:
-    for ask in (lambda: gateway.call(("GET", "x")), lambda: gateway.share(("GET", "x")), gateway.ping):
+    for ask in (lambda: gateway.call(("GET", "x")), lambda: gateway.call_multiplexed(("GET", "x")), gateway.ping):
         with pytest.raises(StoreUnavailable) as raised:
             await ask()
         assert reason in raised.value.cause

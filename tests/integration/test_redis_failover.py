@@ -92,7 +92,7 @@ async def all_answering(gateway: RedisGateway, address: Address) -> set[int]:
     async with AsyncExitStack() as stack:
         sessions = [await stack.enter_async_context(gateway.session()) for _ in range(CONNECTIONS)]
         answering = {await address.answering(session.call) for session in sessions}
-    return answering | {await address.answering(gateway.share)}
+    return answering | {await address.answering(gateway.call_multiplexed)}
 
 
 async def test_a_demoted_master_is_left_though_nobody_writes(
@@ -100,12 +100,12 @@ async def test_a_demoted_master_is_left_though_nobody_writes(
 ) -> None:
     check_every(monkeypatch, 0.05)
     gateway = make_gateway(address.url, deadline=5)
-    for send in (gateway.share, gateway.call):
+    for send in (gateway.call_multiplexed, gateway.call):
         assert await address.answering(send) == FIRST
     await address.fail_over()
 
     async def is_left() -> bool:
-        return await address.answering(gateway.share) == await address.answering(gateway.call) == SECOND
+        return await address.answering(gateway.call_multiplexed) == await address.answering(gateway.call) == SECOND
 
     await wait_until(is_left, 3, ignoring=(StoreUnavailable,))
 
@@ -119,7 +119,7 @@ async def test_a_refused_write_renews_all_connections(
     assert await all_answering(gateway, address) == {FIRST}
     await address.fail_over()
     assert await all_answering(gateway, address) == {FIRST}
-    write = gateway.share if "common" in writes else gateway.call
+    write = gateway.call_multiplexed if "common" in writes else gateway.call
     with pytest.raises(StoreUnavailable, match="replica"):
         await write(("MULTI",), ("SET", "key", "value"), ("EXEC",))
     assert await all_answering(gateway, address) == {SECOND}
@@ -130,17 +130,17 @@ async def test_a_connection_that_finds_another_server_renews_all_others(
 ) -> None:
     check_every(monkeypatch, 1000)
     gateway = make_gateway(address.url, deadline=5, connections=CONNECTIONS)
-    assert await address.answering(gateway.share) == FIRST
+    assert await address.answering(gateway.call_multiplexed) == FIRST
     address.lead_to(SECOND)
-    assert await address.answering(gateway.share) == FIRST, "it is connected"
+    assert await address.answering(gateway.call_multiplexed) == FIRST, "it is connected"
     assert await address.answering(gateway.call) == SECOND, "the first connection of its own"
-    assert await address.answering(gateway.share) == SECOND
+    assert await address.answering(gateway.call_multiplexed) == SECOND
 
 
 async def test_a_replica_at_the_address_is_refused_and_named(address: Address, make_gateway: MakeGateway) -> None:
     await address.demote(FIRST)
     gateway = make_gateway(address.url, deadline=5)
-    for ask in (lambda: gateway.call(("GET", "x")), lambda: gateway.share(("GET", "x")), gateway.ping):
+    for ask in (lambda: gateway.call(("GET", "x")), lambda: gateway.call_multiplexed(("GET", "x")), gateway.ping):
         with pytest.raises(StoreUnavailable, match="it is a replica"):
             await ask()
     await address.promote(FIRST)
@@ -153,12 +153,12 @@ async def test_a_master_that_gets_a_replica_keeps_its_connections(
     """Its history of data has another id from then on."""
     check_every(monkeypatch, 0)
     gateway = make_gateway(address.url, deadline=5)
-    before = await gateway.share(("CLIENT", "ID"))
+    before = await gateway.call_multiplexed(("CLIENT", "ID"))
     identity = before.peer.identity
     await address.controls[SECOND].replicaof(*address.proxy.target)
 
     async def is_noticed() -> bool:
-        replies = await gateway.share(("CLIENT", "ID"))
+        replies = await gateway.call_multiplexed(("CLIENT", "ID"))
         assert replies == before
         return replies.peer.identity != identity
 

@@ -209,9 +209,9 @@ async def test_replies_are_never_mixed_up_however_callers_are_cancelled(
                     name.encode(),
                 ]
             elif kind == 2:
-                assert await gateway.share(("GET", name)) == [name.encode()]
+                assert await gateway.call_multiplexed(("GET", name)) == [name.encode()]
             elif kind == 3:
-                *_, replies = await gateway.share(("MULTI",), ("GET", name), ("ECHO", "x"), ("EXEC",))
+                *_, replies = await gateway.call_multiplexed(("MULTI",), ("GET", name), ("ECHO", "x"), ("EXEC",))
                 assert replies == [name.encode(), b"x"]
             else:
                 async with gateway.session() as session:

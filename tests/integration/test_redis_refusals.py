@@ -63,7 +63,7 @@ REASONS = {
 @pytest.mark.parametrize("text", REASONS)
 async def test_a_refusal_counts_as_unavailable_with_its_reason(gateway: RedisGateway, text: str) -> None:
     refused = ("EVAL", "return redis.error_reply(ARGV[1])", 0, text)
-    for send in (gateway.call, gateway.share):
+    for send in (gateway.call, gateway.call_multiplexed):
         for commands in ([refused], [("MULTI",), refused, ("EXEC",)]):
             with pytest.raises(StoreUnavailable) as raised:
                 await send(*commands)
@@ -100,7 +100,7 @@ async def test_of_a_refused_transaction_the_first_cause_is_named(
     control: RedisGateway, limited: RedisGateway, in_redis: MakeStore
 ) -> None:
     await control.call((*USER, "-hset"))
-    for use in (limited.call, limited.share):
+    for use in (limited.call, limited.call_multiplexed):
         with pytest.raises(StoreUnavailable, match="hset"):
             await use(("MULTI",), ("HSET", "key", "field", "value"), ("EXEC",))
     with pytest.raises(StoreUnavailable, match="hset"):
@@ -113,7 +113,7 @@ async def test_a_refused_command_does_not_stop_the_others(control: RedisGateway,
         with pytest.raises(StoreUnavailable):
             await limited.call(("XAUTOCLAIM", "stream", "group", "consumer", 0, "0"))
         with pytest.raises(StoreUnavailable):
-            await limited.share(("XAUTOCLAIM", "stream", "group", "consumer", 0, "0"))
+            await limited.call_multiplexed(("XAUTOCLAIM", "stream", "group", "consumer", 0, "0"))
     assert limited.circuit == "closed"
     assert await echo(limited)
 

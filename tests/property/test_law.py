@@ -27,8 +27,8 @@ STANDINGS = {
 }
 
 
-def cases_to_try(share: int = 1) -> settings:
-    return settings(deadline=None, max_examples=EXAMPLES // share)
+def cases_to_try(call_multiplexed: int = 1) -> settings:
+    return settings(deadline=None, max_examples=EXAMPLES // call_multiplexed)
 
 
 @cases_to_try()
@@ -50,7 +50,7 @@ def test_a_phase_is_complete_exactly_when_the_law_says_so_and_each_essay_stands_
             event(f"standing: {standing}")
 
 
-@cases_to_try(share=2)
+@cases_to_try(call_multiplexed=2)
 @given(cases_told_anew())
 def test_order_repetition_and_grouping_change_neither_state_nor_answers(told: tuple[Case, list[BatchState]]) -> None:
     case, deltas = told
@@ -62,7 +62,7 @@ def test_order_repetition_and_grouping_change_neither_state_nor_answers(told: tu
         assert Evaluation(state, case.law).progress(name).complete == ruling.complete, name
 
 
-@cases_to_try(share=2)
+@cases_to_try(call_multiplexed=2)
 @given(cases())
 def test_resolution_prunes_exactly_the_phases_that_the_law_calls_complete(case: Case) -> None:
     summary, rulings = summarize(delta_of(case.facts), case.law, 1), case.rulings()

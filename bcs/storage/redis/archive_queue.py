@@ -55,7 +55,7 @@ class RedisBacklog(RedisQueue[HistoryEntry]):
     async def waiting(self) -> int:
         """How many entries wait, asked on the connection in common: whoever asks may hold one of the others."""
         with self._foreign_key_named():
-            [length] = await self._gateway.share(("XLEN", self._stream))
+            [length] = await self._gateway.call_multiplexed(("XLEN", self._stream))
         self._length = int(length)
         return self._length
 

@@ -117,7 +117,7 @@ class RedisStateStore:
             return
         keys = self._batches.keys(batch_id)
         with corruption_named(keys):
-            [size] = await self._gateway.share(("HLEN", keys.essays))
+            [size] = await self._gateway.call_multiplexed(("HLEN", keys.essays))
             self._roster.note(batch_id, size)
             if self._roster.has_room(batch_id, len(essays)):
                 return
@@ -131,7 +131,7 @@ class RedisStateStore:
         """See `StateStore.summary`."""
         keys = self._batches.keys(batch_id)
         with corruption_named(keys):
-            replies = await self._gateway.share(("HGET", keys.summaries, self._law.fingerprint))
+            replies = await self._gateway.call_multiplexed(("HGET", keys.summaries, self._law.fingerprint))
         if (stored := replies[0]) is not None:
             summary, mark = decode_summary(keys.summaries, stored)
             redis = replies.peer.identity

@@ -34,7 +34,7 @@ from bcs.storage.redis.commands import Command
 from bcs.storage.redis.errors import Unfit, may_be_elsewhere, raise_first, translated
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
-from bcs.storage.redis.multiplexer import LineLost, Multiplexer, Replies
+from bcs.storage.redis.multiplexer import ConnectionLost, Multiplexer, Replies
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
@@ -127,7 +127,7 @@ class RedisGateway:
         async with self.session() as session:
             return await session.call(*commands)
 
-    async def share(self, *commands: Command) -> Replies:
+    async def call_multiplexed(self, *commands: Command) -> Replies:
         """The same, in one round trip with all others who share in this turn of the event loop.
 
         For what is small and asked for often: a large reply would hold up the others' behind it.
@@ -139,7 +139,7 @@ class RedisGateway:
         self.ensure_reachable()
         try:
             replies = await self._shared.send(commands)
-        except LineLost as lost:
+        except ConnectionLost as lost:
             failure = StoreUnavailable("redis", lost.cause)
             self._note_failure(failure)
             if lost.first or lost.late:

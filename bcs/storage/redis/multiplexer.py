@@ -1,4 +1,4 @@
-"""One connection to Redis for all who want something small: their commands share its round trips.
+"""One connection to Redis for all small calls: their commands share its round trips.
 
 What is asked for in one turn of the event loop goes out in one write, and the next does not wait for the answer. A
 caller costs a future then, where a connection of its own costs two system calls, a deadline and a checkout. It is a
@@ -25,11 +25,11 @@ from bcs.storage.redis.identity import Peer
 _LATE = "it did not answer in time"
 
 
-class LineLost(Exception):
-    """There is no connection any more, or there could be none.
+class ConnectionLost(Exception):
+    """The connection was lost, or could not be made.
 
-    :param first: whether this caller is the first to be told of this failure.
-    :param late: because there was no answer in time.
+    :param first: whether this caller is the first to hear of this failure.
+    :param late: whether the reason is that Redis did not answer in time.
     """
 
     def __init__(self, cause: str, *, first: bool, late: bool = False) -> None:
@@ -51,7 +51,7 @@ class Replies(list[Any]):
 
 
 class Multiplexer:
-    """Connects when it is first needed, again after a failure, and when the address has come to lead elsewhere.
+    """Connects at the first call, again after a failure, and when the address leads to another server.
 
     :param make: makes a connection that is not yet open.
     :param peer: tells who is at the other end of one that is.
@@ -64,76 +64,76 @@ class Multiplexer:
         self._make = make
         self._peer = peer
         self._deadline_seconds = deadline_seconds
-        self._line: _Line | None = None
+        self._shared: _SharedConnection | None = None
         self._connecting = anyio.Lock()
         self._failed_attempts = 0
-        self._failure = LineLost("never tried", first=False)
+        self._failure = ConnectionLost("never tried", first=False)
         self._closed = False
 
     async def send(self, commands: Sequence[Command]) -> Replies:
-        """Send commands, and return their replies; what Redis refused stands among them as an error.
+        """Send commands, and return their replies; a refused command has an error in its place.
 
-        They stay together and in order, so that a transaction can be among them. Cancellation leaves open whether they
-        are carried out, and nobody else is affected.
+        The commands stay together and in order, so that a transaction can be among them. Cancellation leaves open
+        whether they are carried out, and affects no other caller.
 
-        :raises LineLost: there are no replies; the commands may or may not have been carried out.
+        :raises ConnectionLost: there are no replies; the commands may or may not have been carried out.
         """
         if not commands:
             return Replies()
-        line = self._line
-        if line is None or line.problem is not None or line.peer.outdated:
-            line = await self._connect()
-        return await line.post(commands)
+        shared = self._shared
+        if shared is None or shared.problem is not None or shared.peer.outdated:
+            shared = await self._connect()
+        return await shared.post(commands)
 
     def close(self) -> None:
         """Close the connection, and make no other."""
         self._closed = True
-        if self._line:
-            self._line.lose("closed")
+        if self._shared:
+            self._shared.fail("closed")
 
-    async def _connect(self) -> _Line:
+    async def _connect(self) -> _SharedConnection:
         failed_attempts = self._failed_attempts
         async with self._connecting:
-            if self._line and self._line.problem is None and not self._line.peer.outdated:
-                return self._line
-            if self._line:
-                # Who waits on it still gets what it has to say.
-                self._line.retire()
+            if self._shared and self._shared.problem is None and not self._shared.peer.outdated:
+                return self._shared
+            if self._shared:
+                # Callers that wait on the old connection still get their replies.
+                self._shared.drain()
             if self._failed_attempts > failed_attempts:
-                # All who waited for one attempt fail with it, not each after one of its own.
-                raise LineLost(self._failure.cause, first=False, late=self._failure.late)
+                # All callers that waited for one attempt fail with it, and do not try one after another.
+                raise ConnectionLost(self._failure.cause, first=False, late=self._failure.late)
             try:
-                self._line = await self._open()
-            except LineLost as failure:
+                self._shared = await self._open()
+            except ConnectionLost as failure:
                 self._failed_attempts += 1
                 self._failure = failure
                 raise
-            return self._line
+            return self._shared
 
-    async def _open(self) -> _Line:
+    async def _open(self) -> _SharedConnection:
         connection = self._make()
-        line: _Line | None = None
+        shared: _SharedConnection | None = None
         try:
-            # To break off in the middle of the handshake would only have the next caller begin it anew.
+            # An interrupted handshake would only be begun again by the next caller.
             with Deadline(self._deadline_seconds, shield=True) as deadline:
                 await connection.connect()  # type: ignore[no-untyped-call]
             if deadline.expired:
                 raise TimeoutError
             if self._closed:
-                raise LineLost("closed", first=False)
-            line = _Line(connection, self._peer(connection), self._deadline_seconds)
+                raise ConnectionLost("closed", first=False)
+            shared = _SharedConnection(connection, self._peer(connection), self._deadline_seconds)
         except TimeoutError:
-            raise LineLost(_LATE, first=True, late=True) from None
+            raise ConnectionLost(_LATE, first=True, late=True) from None
         except (RedisError, OSError, RuntimeError) as error:
-            raise LineLost(reason(error), first=True) from None
+            raise ConnectionLost(reason(error), first=True) from None
         finally:
-            if line is None:
+            if shared is None:
                 await connection.disconnect(nowait=True)
-        return line
+        return shared
 
 
-class _Order:
-    """What one caller waits for; or, without an answer, what the connection itself asks who it leads to."""
+class _PendingCall:
+    """The call of one caller; without an answer, a question of the connection itself about its server."""
 
     __slots__ = ("answer", "due", "missing", "replies")
 
@@ -144,7 +144,7 @@ class _Order:
         self.replies = Replies()
 
 
-class _Line(asyncio.Protocol):
+class _SharedConnection(asyncio.Protocol):
     """An open connection, from the end of the handshake on.
 
     :param peer: the server at its other end.
@@ -157,12 +157,12 @@ class _Line(asyncio.Protocol):
         self._connection = connection
         self._deadline_seconds = deadline_seconds
         self._loop = asyncio.get_running_loop()
-        self._orders: deque[_Order] = deque()
+        self._pending: deque[_PendingCall] = deque()
         self._outgoing: list[bytes] = []
         self._paused = False
         self._watched = False
-        self._retired = False
-        # There is no public way to these: redis-py reads through asyncio's streams, at one reply for each await.
+        self._draining = False
+        # redis-py has no public way to these, and reads through asyncio's streams: one reply for each await.
         streams: Any = connection
         if streams._parser._reader.has_data():
             raise OSError("it said more than the handshake asked for")
@@ -177,68 +177,68 @@ class _Line(asyncio.Protocol):
 
     async def post(self, commands: Sequence[Command]) -> Replies:
         """Send commands with all others of this turn of the event loop."""
-        # First, since it may refuse: an order without its commands would take the replies of the next one.
+        # First, since packing may fail: a pending call without commands would take the replies of the next one.
         outgoing = list(map(packed_one, commands))
         now = self._loop.time()
         answer: asyncio.Future[Replies] = self._loop.create_future()
-        order = _Order(answer, len(outgoing), Due(self._loop, self._deadline_seconds))
+        call = _PendingCall(answer, len(outgoing), Due(self._loop, self._deadline_seconds))
         if check := self.peer.due(now):
-            self._orders.append(_Order(None, 1, order.due))
+            self._pending.append(_PendingCall(None, 1, call.due))
             outgoing.insert(0, packed_one(check))
-        self._orders.append(order)
+        self._pending.append(call)
         if not self._outgoing and not self._paused:
             self._loop.call_soon(self._flush)
         self._outgoing += outgoing
         if not self._watched:
             self._watched = True
-            self._loop.call_at(order.due.at, self._look)
+            self._loop.call_at(call.due.at, self._look)
         return await answer
 
     def data_received(self, data: bytes) -> None:
-        """Hand out the replies, each to the caller whose turn it is."""
-        parser, orders, nothing = self._parser, self._orders, self._nothing
+        """Give each reply to the call that it belongs to, in order."""
+        parser, pending, nothing = self._parser, self._pending, self._nothing
         try:
             parser.feed(data)
             while (reply := parser.gets()) is not nothing:
-                if not orders:
-                    self.lose("it said something that nobody asked for")
+                if not pending:
+                    self.fail("it said something that nobody asked for")
                     return
-                order = orders[0]
-                order.replies.append(reply)
-                order.missing -= 1
-                if not order.missing:
-                    orders.popleft()
-                    if order.answer is None:
+                call = pending[0]
+                call.replies.append(reply)
+                call.missing -= 1
+                if not call.missing:
+                    pending.popleft()
+                    if call.answer is None:
                         self.peer.learn(reply)
-                    elif not order.answer.done():  # else its caller was cancelled
-                        order.replies.peer = self.peer
-                        order.answer.set_result(order.replies)
+                    elif not call.answer.done():  # else its caller was cancelled
+                        call.replies.peer = self.peer
+                        call.answer.set_result(call.replies)
         except (InvalidResponse, ValueError, Unfit) as error:
-            self.lose(reason(error))
-        if self._retired and not orders:
-            self.lose("replaced")
+            self.fail(reason(error))
+        if self._draining and not pending:
+            self.fail("replaced")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The other side closed it, or something on the way."""
-        self.lose(reason(exc) if exc else "it closed the connection")
+        """The server closed the connection, or the network did."""
+        self.fail(reason(exc) if exc else "it closed the connection")
 
     def pause_writing(self) -> None:
-        """What comes now waits: the kernel has enough."""
+        """The kernel's buffer is full: further commands wait."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """The kernel takes more."""
+        """The kernel's buffer has room again."""
         self._paused = False
         self._flush()
 
-    def retire(self) -> None:
-        """Close it as soon as nobody waits on it any more."""
-        self._retired = True
-        if not self._orders:
-            self.lose("replaced")
+    def drain(self) -> None:
+        """Take no more calls, and close the connection once all pending calls have their replies."""
+        self._draining = True
+        if not self._pending:
+            self.fail("replaced")
 
-    def lose(self, problem: str, *, late: bool = False) -> None:
-        """Give this connection up, and tell all who wait for a reply on it."""
+    def fail(self, problem: str, *, late: bool = False) -> None:
+        """Give the connection up: every pending call fails."""
         if self.problem is not None:
             return
         self.problem = problem
@@ -246,11 +246,11 @@ class _Line(asyncio.Protocol):
         self._connection._writer = self._connection._reader = None  # it was ours, and is closed
         self._outgoing.clear()
         first = True
-        for order in self._orders:
-            if order.answer is not None and not order.answer.done():
-                order.answer.set_exception(LineLost(problem, first=first, late=late))
+        for call in self._pending:
+            if call.answer is not None and not call.answer.done():
+                call.answer.set_exception(ConnectionLost(problem, first=first, late=late))
                 first = False
-        self._orders.clear()
+        self._pending.clear()
 
     def _flush(self) -> None:
         if self._outgoing and not self._paused and self.problem is None:
@@ -259,14 +259,14 @@ class _Line(asyncio.Protocol):
             self._transport.write(data)
 
     def _look(self) -> None:
-        # One timer for all, since all have the same time: it is set anew only when it has run out.
+        # One timer for all calls, since all may take equally long: it is set again only when it has run out.
         if self.problem is not None:
             return
-        if not self._orders:
+        if not self._pending:
             self._watched = False
             return
-        due, now = self._orders[0].due, self._loop.time()
+        due, now = self._pending[0].due, self._loop.time()
         if due.at <= now and not due.put_off(now):
-            self.lose(_LATE, late=True)
+            self.fail(_LATE, late=True)
         else:
             self._loop.call_at(due.at, self._look)

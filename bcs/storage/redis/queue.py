@@ -104,7 +104,7 @@ class RedisQueue(ABC, Generic[T]):
         addition = self._addition(self._stream, "taken", _REMEMBERED, entries)
         # What is large would hold up others on the connection in common.
         large = sum(len(part) for part in addition if isinstance(part, bytes)) > _LARGE_BYTES
-        send = self._gateway.call if large else self._gateway.share
+        send = self._gateway.call if large else self._gateway.call_multiplexed
         with self._foreign_key_named():
             if along:
                 *_, replies = await send(("MULTI",), *along, addition, ("EXEC",))

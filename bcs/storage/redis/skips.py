@@ -59,7 +59,7 @@ class RedisSkips:
         :raises StoreUnavailable: whether it was taken back is unknown.
         """
         with self._corruption_named():
-            [stored] = await self._gateway.share(("HGET", self._waiting, _field(position)))
+            [stored] = await self._gateway.call_multiplexed(("HGET", self._waiting, _field(position)))
         try:
             waiting = None if stored is None else _decoded(stored)
         except _UNDECODABLE:
@@ -87,7 +87,7 @@ class RedisSkips:
         :raises StoreCorrupted: the key holds something else.
         """
         with self._corruption_named():
-            [stored] = await self._gateway.share(("HGETALL", self._waiting))
+            [stored] = await self._gateway.call_multiplexed(("HGETALL", self._waiting))
         waiting = []
         for place, value in zip(stored[::2], stored[1::2], strict=True):
             try:
