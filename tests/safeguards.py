@@ -717,8 +717,8 @@ _ARCHIVE = (
     Mutation(
         "run-id",
         "What an earlier run of Redis was stamped complete in is not trusted after a restart.",
-        "bcs/storage/recall.py",
-        "return marked == redis and self.record.identity in (making, None)",
+        "bcs/storage/backfill.py",
+        "return stamped == redis and self.record.identity in (making, None)",
         "return bool(marked) and self.record.identity in (making, None)",
         _in("integration/test_rolled_back", "test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledged"),
     ),
@@ -733,7 +733,7 @@ _ARCHIVE = (
     Mutation(
         "unknown-identity",
         "While PostgreSQL is away, a Redis that does not tell its identity answers for no batch.",
-        "bcs/storage/recall.py",
+        "bcs/storage/backfill.py",
         "        if not redis:\n",
         "        if False:\n",
         _in("integration/test_rolled_back", "test_a_redis_that_tells_no_identity_is_never_trusted"),
@@ -741,16 +741,16 @@ _ARCHIVE = (
     Mutation(
         "making-id",
         "What was stamped complete with other tables in PostgreSQL is not trusted.",
-        "bcs/storage/recall.py",
-        "return marked == redis and self.record.identity in (making, None)",
-        "return marked == redis and making is not None",
+        "bcs/storage/backfill.py",
+        "return stamped == redis and self.record.identity in (making, None)",
+        "return stamped == redis and making is not None",
         _in("integration/test_rolled_back", "test_a_record_that_was_made_anew_gets_what_redis_knows"),
     ),
     Mutation(
         "same-run",
         "While PostgreSQL is away, a restarted Redis answers for no batch that it may know only in part.",
-        "bcs/storage/recall.py",
-        '        if mark is not None and mark.partition("/")[0] != redis:\n',
+        "bcs/storage/backfill.py",
+        '        if stamp is not None and stamp.partition("/")[0] != redis:\n',
         "        if False:\n",
         _in(
             "integration/test_rolled_back",
@@ -760,10 +760,10 @@ _ARCHIVE = (
     Mutation(
         "stamp-while-waiting",
         "A batch is not stamped complete while facts wait for PostgreSQL.",
-        "bcs/storage/recall.py",
-        "return Recalled(recorded, None if waiting else mark)",
-        "return Recalled(recorded, mark)",
-        _in("integration/test_distrust", "test_nothing_is_taken_for_complete_while_facts_wait_for_the_record"),
+        "bcs/storage/backfill.py",
+        "return Backfilled(recorded, None if waiting else stamp)",
+        "return Backfilled(recorded, stamp)",
+        _in("integration/test_invalidate", "test_nothing_is_taken_for_complete_while_facts_wait_for_the_record"),
     ),
     Mutation(
         "invalidated-writer",
@@ -771,12 +771,12 @@ _ARCHIVE = (
         "bcs/storage/redis/stored_batches.py",
         '                    ("SET", keys.summaries, ""),\n',
         "",
-        _in("integration/test_distrust", "test_a_writer_who_asked_the_record_before_asks_again"),
+        _in("integration/test_invalidate", "test_a_writer_who_asked_the_record_before_asks_again"),
     ),
     Mutation(
         "partial-batch",
         "While PostgreSQL is away, a batch whose registration is unknown gets no answer.",
-        "bcs/storage/recall.py",
+        "bcs/storage/backfill.py",
         "        if not registered:\n",
         "        if False:\n",
         _in(

@@ -9,12 +9,12 @@ from time import monotonic
 
 from bcs.config.settings import Settings
 from bcs.domain.law import CompletionLaw
+from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
 from bcs.storage.permanent import Permanent
 from bcs.storage.ports import MEMORY, REDIS, Outbox, StateStore
 from bcs.storage.postgres.opening import open_record
-from bcs.storage.recall import Recall
 from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, RedisBacklog
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
@@ -75,14 +75,14 @@ def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
     # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
     consumer = f"{settings.instance}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     permanent = _permanent(settings, gateway, consumer)
-    recall = Recall(permanent.record, permanent.backlog.waiting) if permanent else None
+    backfill = ArchiveBackfill(permanent.record, permanent.backlog.waiting) if permanent else None
     store = RedisStateStore(
         gateway,
         law=law,
         key_prefix=settings.redis_key_prefix,
         ttl_seconds=settings.redis_ttl_seconds,
         policy=policy,
-        recall=recall,
+        backfill=backfill,
         max_essays=settings.max_essays_per_batch,
     )
     outbox = RedisOutbox(

@@ -25,6 +25,6 @@ class Permanent:
     backlog: RedisBacklog
     explanations: RedisBacklog
 
-    def stands_in(self, error: StoreUnavailable) -> bool:
+    def can_answer_for_redis(self, error: StoreUnavailable) -> bool:
         """Whether the record can answer instead of a store that could not: it must be there, and lack nothing."""
         return error.store == "redis" and self.record.reachable and self.backlog.last_known == 0

@@ -35,7 +35,7 @@ class Announcer:
             try:
                 await self.outbox.announce(messages, resolved)
             except StoreUnavailable as error:
-                if self.permanent is None or not self.permanent.stands_in(error):
+                if self.permanent is None or not self.permanent.can_answer_for_redis(error):
                     raise
             else:
                 if self.archive:

@@ -35,7 +35,7 @@ class BatchReader:
         try:
             return await self.store.summary(batch_id), self.store_name
         except StoreUnavailable as error:
-            if self.permanent is None or not self.permanent.stands_in(error):
+            if self.permanent is None or not self.permanent.can_answer_for_redis(error):
                 raise
             state = await self._from_the_archive(batch_id, error)
             return await paced(summarizing(state, self.law, 0)), POSTGRESQL
@@ -50,7 +50,7 @@ class BatchReader:
             summary = await self.store.summary(batch_id)
             return await self.store.state(batch_id), summary.version, self.store_name
         except StoreUnavailable as error:
-            if self.permanent is None or not self.permanent.stands_in(error):
+            if self.permanent is None or not self.permanent.can_answer_for_redis(error):
                 raise
             return await self._from_the_archive(batch_id, error), None, POSTGRESQL
 
@@ -69,7 +69,7 @@ class BatchReader:
             return await self.store.partial_state(batch_id)
 
     async def _from_the_archive(self, batch_id: str, error: StoreUnavailable) -> BatchState:
-        assert self.permanent is not None  # noqa: S101 (`stands_in` was asked)
+        assert self.permanent is not None  # noqa: S101 (`can_answer_for_redis` was asked)
         state = await self.permanent.record.state(batch_id)
         if state.expected is None:
             # The batch may have begun before the archive, or while it was made anew: Redis may know more of the batch.

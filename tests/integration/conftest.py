@@ -9,9 +9,9 @@ import pytest
 
 from bcs.devtools.servers.embedded import EmbeddedServer, valkey
 from bcs.domain.law import CompletionLaw
+from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.postgres.archive import PostgresRecord
-from bcs.storage.recall import Recall
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
@@ -138,7 +138,7 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
         kind: type[RedisStateStore] = RedisStateStore,
         *,
         law: CompletionLaw = LAW,
-        recall: Recall | None = None,
+        backfill: ArchiveBackfill | None = None,
     ) -> RedisStateStore:
         return kind(
             gateway,
@@ -146,7 +146,7 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
             key_prefix=redis_key_prefix,
             ttl_seconds=ttl_seconds,
             policy=policy,
-            recall=recall,
+            backfill=backfill,
         )
 
     return make

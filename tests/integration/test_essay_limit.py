@@ -10,9 +10,9 @@ import pytest
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
 from bcs.errors import TooManyEssays
+from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.memory import MemoryStateStore
 from bcs.storage.postgres.archive import PostgresRecord
-from bcs.storage.recall import Recall
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.wire import topics
@@ -124,9 +124,9 @@ async def test_what_the_record_has_gets_into_redis_however_much_it_is(
     async def waiting() -> int:
         return 0
 
-    recall = Recall(record, waiting)
+    backfill = ArchiveBackfill(record, waiting)
     store = RedisStateStore(
-        gateway, law=LAW, key_prefix=redis_key_prefix, ttl_seconds=60, recall=recall, max_essays=MOST
+        gateway, law=LAW, key_prefix=redis_key_prefix, ttl_seconds=60, backfill=backfill, max_essays=MOST
     )
     await store.commit("b", delta_of([EssaysRegistered(("a", "b", "c", "d", "e"), 5, 1)]))
     assert (await store.summary("b")).known == MOST + 1

@@ -9,7 +9,7 @@ import pytest
 
 from bcs.domain.state import BatchState
 from bcs.errors import StoreUnavailable
-from bcs.storage.recall import Recall
+from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.chaos.history import told
@@ -37,7 +37,7 @@ def store(gateway: RedisGateway, in_redis: MakeStore) -> RedisStateStore:
     async def none() -> int:
         return 0
 
-    return in_redis(gateway, recall=Recall(AwayRecord(), none))
+    return in_redis(gateway, backfill=ArchiveBackfill(AwayRecord(), none))
 
 
 async def commit(store: RedisStateStore, *events: Event) -> None:

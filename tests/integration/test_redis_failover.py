@@ -13,8 +13,8 @@ from bcs.devtools.servers.embedded import HOST, EmbeddedServer
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.state import delta_of
 from bcs.errors import StoreUnavailable
+from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.postgres.archive import PostgresRecord
-from bcs.storage.recall import Recall
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import MakeGateway, MakeStore
@@ -167,7 +167,7 @@ async def test_a_master_that_gets_a_replica_keeps_its_connections(
 
 @pytest.fixture
 def store(address: Address, make_gateway: MakeGateway, in_redis: MakeStore, record: PostgresRecord) -> RedisStateStore:
-    return in_redis(make_gateway(address.url, deadline=5), recall=Recall(record, nothing_waits))
+    return in_redis(make_gateway(address.url, deadline=5), backfill=ArchiveBackfill(record, nothing_waits))
 
 
 async def nothing_waits() -> int:

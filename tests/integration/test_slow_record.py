@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from bcs.domain.state import BatchState
-from bcs.storage.recall import Recall
+from bcs.storage.backfill import ArchiveBackfill
 from tests.chaos.history import told
 from tests.integration.stores import MakeGateway, MakeStore
 from tests.support.events import spellchecked
@@ -39,7 +39,7 @@ async def test_redis_is_not_taken_for_away_because_the_record_is_slow(
         return 0
 
     gateway = make_gateway(redis_url, deadline=REDIS_DEADLINE_SECONDS, failures=1, connections=4)
-    store = in_redis(gateway, recall=Recall(SlowRecord(), none))
+    store = in_redis(gateway, backfill=ArchiveBackfill(SlowRecord(), none))
     one = told(spellchecked("batch", "essay"))
     await store.summary("batch")
     await store.commit("batch", one.delta)

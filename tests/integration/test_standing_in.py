@@ -52,23 +52,23 @@ async def test_what_only_explains_an_announcement_is_no_fact_that_the_record_lac
     assert persistence.permanent
     await persistence.outbox.announce([OutboundMessage("phase_skipped", "topic", b"key", b"value")], resolved())
     await persistence.permanent.backlog.waiting()
-    assert persistence.permanent.stands_in(AWAY)
+    assert persistence.permanent.can_answer_for_redis(AWAY)
 
 
 async def test_what_was_drained_is_known_to_wait_no_more(persistence: Persistence) -> None:
     assert persistence.permanent
     backlog = persistence.permanent.backlog
     await backlog.append([resolved()])
-    assert not persistence.permanent.stands_in(AWAY)
+    assert not persistence.permanent.can_answer_for_redis(AWAY)
     await backlog.settle([entry.entry_id for entry in await backlog.lease(10)])
-    assert persistence.permanent.stands_in(AWAY)
+    assert persistence.permanent.can_answer_for_redis(AWAY)
 
 
 async def test_a_new_process_does_not_take_for_nothing_what_it_never_looked_at(persistence: Persistence) -> None:
     assert persistence.permanent
-    assert not persistence.permanent.stands_in(AWAY), "facts may wait from before"
+    assert not persistence.permanent.can_answer_for_redis(AWAY), "facts may wait from before"
     await persistence.permanent.backlog.waiting()
-    assert persistence.permanent.stands_in(AWAY)
+    assert persistence.permanent.can_answer_for_redis(AWAY)
 
 
 async def test_a_batch_whose_registration_is_not_on_record_gets_no_answer(

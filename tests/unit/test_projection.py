@@ -65,7 +65,7 @@ class Store:
     def __init__(self) -> None:
         self.distrusted: set[str] = set()
 
-    async def distrust(self, batch_ids: Iterable[str]) -> None:
+    async def invalidate(self, batch_ids: Iterable[str]) -> None:
         self.distrusted |= set(batch_ids)
 
 

@@ -90,7 +90,7 @@ class Probes:
         if self.draining():
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
         failure = failure_of_redis(self.redis, self.store)
-        if failure is None or (self.permanent and self.permanent.stands_in(failure)):
+        if failure is None or (self.permanent and self.permanent.can_answer_for_redis(failure)):
             return reply_json({"status": "ready"})
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True)
 

@@ -116,7 +116,7 @@ class Projection:
             try:
                 await self._write(entries)
             finally:
-                await self.stored.distrust(batches)
+                await self.stored.invalidate(batches)
         self.tally.batches |= batches
         self.tally.messages += self._messages
         self._messages = self._facts = 0

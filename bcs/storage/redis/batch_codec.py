@@ -265,15 +265,15 @@ def _by_width(
             yield _width(filled), [ids[place] for place in places], [records[place] for place in places]
 
 
-def encode_summary(summary: BatchSummary, mark: str | None = None) -> str:
+def encode_summary(summary: BatchSummary, stamp: str | None = None) -> str:
     """A summary as one small string.
 
-    :param mark: of `Recall`, that nothing is missing in it.
+    :param stamp: the complete stamp, see `ArchiveBackfill`.
     """
     return json.dumps(
         {
             "v": summary.version,
-            **({"whole": mark} if mark is not None else {}),
+            **({"whole": stamp} if stamp is not None else {}),
             "known": summary.known,
             "expected": summary.expected,
             "phases": {phase: _encode_progress(progress) for phase, progress in summary.progress.items()},
@@ -283,7 +283,7 @@ def encode_summary(summary: BatchSummary, mark: str | None = None) -> str:
 
 
 def decode_summary(key: str, text: bytes) -> tuple[BatchSummary, str | None]:
-    """A summary from its string, and the mark that nothing is missing in it, if it has one.
+    """A summary from its string, and its complete stamp, if it has one.
 
     :raises StoreCorrupted: something else wrote there.
     """

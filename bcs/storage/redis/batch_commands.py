@@ -46,14 +46,14 @@ class StoredBatch:
     """A batch as it was read.
 
     :param slots: what stands in each slot of the essays' records.
-    :param mark: of `Recall`, that nothing is missing; None where it has none, or one of an older version.
+    :param stamp: the complete stamp, see `ArchiveBackfill`; None where the batch has none, or one of an older version.
     :param redis: the identity of the server that it was read from; empty where it does not tell.
     """
 
     state: BatchState
     version: int
     slots: list[Slot]
-    mark: str | None
+    stamp: str | None
     redis: str
 
 
@@ -81,9 +81,9 @@ def decoding(keys: BatchKeys, replies: Sequence[Any], redis: str) -> Sliced[Stor
     except ValueError as error:
         raise StoreCorrupted(keys.meta, str(error)) from None
     # Who writes without the record leaves the older version there.
-    marked, _, mark = meta.get(WHOLE_FIELD, "").partition(" ")
+    stamped, _, stamp = meta.get(WHOLE_FIELD, "").partition(" ")
     state = yield from decoding_state(keys, meta, slots, replies[1])
-    return StoredBatch(state, version, slots, mark if marked == str(version) else None, redis)
+    return StoredBatch(state, version, slots, stamp if stamped == str(version) else None, redis)
 
 
 def encoding(
@@ -92,23 +92,23 @@ def encoding(
     changed: BatchState,
     version: int,
     ttl_ms: int,
-    mark: str | None,
+    stamp: str | None,
     law: CompletionLaw,
 ) -> Sliced[list[Command]]:
     """The commands that write what changed, and the summary.
 
     :param stored: with the changes in it.
     :param ttl_ms: how long the batch is kept from now on.
-    :param mark: that nothing is missing.
+    :param stamp: the complete stamp; None where something may be missing.
     :param law: what the summary holds under. Those under other laws are of the version that was read, and go with it.
     """
     stale: list[Command] = [("DEL", keys.summaries)] if version != stored.version else []
     summary = yield from summarizing(stored.state, law, version)
-    changes = yield from _changes(keys, stored, changed, version, mark)
+    changes = yield from _changes(keys, stored, changed, version, stamp)
     return [
         *stale,
         *changes,
-        ("HSET", keys.summaries, law.fingerprint, encode_summary(summary, mark)),
+        ("HSET", keys.summaries, law.fingerprint, encode_summary(summary, stamp)),
         # A transaction runs at one instant, so all keys of the batch expire at the same one.
         *(("PEXPIRE", key, ttl_ms) for key in keys.all),
     ]
@@ -148,11 +148,11 @@ def merge(keys: BatchKeys, delta: BatchState, ttl_ms: int) -> Command:
 
 
 def _changes(
-    keys: BatchKeys, stored: StoredBatch, changed: BatchState, version: int, mark: str | None
+    keys: BatchKeys, stored: StoredBatch, changed: BatchState, version: int, stamp: str | None
 ) -> Sliced[list[Command]]:
     fields = {VERSION_FIELD: str(version)}
-    if mark is not None:
-        fields[WHOLE_FIELD] = f"{version} {mark}"
+    if stamp is not None:
+        fields[WHOLE_FIELD] = f"{version} {stamp}"
     if changed.expected:
         fields[EXPECTED_FIELD] = encode_expected(changed.expected)
     fields |= {f"{REPORT_PREFIX}{phase}": encode_mark(report) for phase, report in changed.reports.items()}

@@ -12,10 +12,10 @@ from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
 from bcs.errors import CommitConflict, StoreUnavailable
 from bcs.observability.failpoints import FailPoint, hit
+from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.committing import CommitPolicy, commit_with
 from bcs.storage.pace import paced
 from bcs.storage.ports import Committed
-from bcs.storage.recall import Recall
 from bcs.storage.redis.batch_codec import BatchKeys, decode_summary
 from bcs.storage.redis.batch_commands import StoredBatch, decoding, encoding, merge, watch
 from bcs.storage.redis.dry_run import reading, writing
@@ -56,7 +56,7 @@ class RedisStateStore:
         key_prefix: str,
         ttl_seconds: int,
         policy: CommitPolicy | None = None,
-        recall: Recall | None = None,
+        backfill: ArchiveBackfill | None = None,
         max_essays: int | None = None,
     ) -> None:
         self._roster = Roster(max_essays)
@@ -66,7 +66,7 @@ class RedisStateStore:
         self._law = law
         self._ttl_ms = ttl_seconds * 1000
         self._policy = policy or CommitPolicy()
-        self._recall = recall
+        self._backfill = backfill
         self._refusal, self._refused_at = "", 0.0
         self._flights: SingleFlight[BatchSummary] = SingleFlight()
 
@@ -78,19 +78,19 @@ class RedisStateStore:
             async with self._gateway.session() as session:
                 replies = (await session.call(*watch(keys)))[1:]
                 stored = await paced(decoding(keys, replies, session.peer.identity), session.paused)
-                if self._recall is None:
+                if self._backfill is None:
                     self._roster.ensure_room_among(stored.state.first_seen_us, delta.first_seen_us)
-                additions, mark = delta, stored.mark
-                if self._recall and not self._recall.trusts(mark, stored.redis):
-                    # What can't be united now keeps a mark that is not trusted, which says that it had a past.
+                additions, stamp = delta, stored.stamp
+                if self._backfill and not self._backfill.is_complete(stamp, stored.redis):
+                    # Without a backfill the batch keeps its old stamp, which says that the batch had a past.
                     with session.paused():
-                        recalled = await self._recall.unite(batch_id, stored.state, stored.redis)
-                    if recalled:
-                        additions, mark = recalled.state, recalled.mark
+                        backfilled = await self._backfill.backfill(batch_id, stored.state, stored.redis)
+                    if backfilled:
+                        additions, stamp = backfilled.state, backfilled.stamp
                         await paced(additions.merging(delta), session.paused)
                 changed = await paced(stored.state.merging(additions), session.paused)
                 await hit(FailPoint.BEFORE_EXEC, batch_id)
-                written = await self._write(session, keys, stored, changed, stored.version + 1, self._ttl_ms, mark)
+                written = await self._write(session, keys, stored, changed, stored.version + 1, self._ttl_ms, stamp)
                 await hit(FailPoint.AFTER_EXEC, batch_id)
             if not written:
                 raise CommitConflict(batch_id)
@@ -133,13 +133,13 @@ class RedisStateStore:
         with corruption_named(keys):
             replies = await self._gateway.call_multiplexed(("HGET", keys.summaries, self._law.fingerprint))
         if (stored := replies[0]) is not None:
-            summary, mark = decode_summary(keys.summaries, stored)
+            summary, stamp = decode_summary(keys.summaries, stored)
             redis = replies.peer.identity
-            if self._recall is None or self._recall.trusts(mark, redis):
+            if self._backfill is None or self._backfill.is_complete(stamp, redis):
                 return summary
-            if not self._recall.record.reachable:
-                self._recall.ensure_same_redis(mark, redis)
-                self._recall.require_registered(summary.registered)
+            if not self._backfill.record.reachable:
+                self._backfill.ensure_same_redis(stamp, redis)
+                self._backfill.require_registered(summary.registered)
                 return summary
         return await self._flights.do(batch_id, partial(self._restored, batch_id, keys))
 
@@ -186,7 +186,7 @@ class RedisStateStore:
                 *watched, remaining_ms = await session.call(*watch(keys), ("PTTL", keys.meta))
                 stored = await paced(decoding(keys, watched[1:], session.peer.identity), session.paused)
                 with session.paused():
-                    changed, mark = await self._complete(batch_id, stored)
+                    changed, stamp = await self._complete(batch_id, stored)
                 version = stored.version if changed.empty else stored.version + 1
                 found.append(await paced(summarizing(stored.state, self._law, version), session.paused))
                 if stored.state.empty or (remaining_ms <= 0 and changed.empty):
@@ -196,7 +196,7 @@ class RedisStateStore:
                     return
                 # What was known before is kept no longer for having been read.
                 ttl_ms = remaining_ms if remaining_ms > 0 else self._ttl_ms
-                written = await self._write(session, keys, stored, changed, version, ttl_ms, mark)
+                written = await self._write(session, keys, stored, changed, version, ttl_ms, stamp)
             if not written:
                 raise CommitConflict(batch_id)
 
@@ -210,17 +210,17 @@ class RedisStateStore:
         return found[-1]
 
     async def _complete(self, batch_id: str, stored: StoredBatch) -> tuple[BatchState, str | None]:
-        """Add what the record has of a batch; return what that changed, and the mark if nothing can be missing now."""
-        if self._recall is None:
+        """Backfill a batch; return what that changed, and the complete stamp if the batch is complete now."""
+        if self._backfill is None:
             return BatchState(), None
-        if self._recall.trusts(stored.mark, stored.redis):
-            return BatchState(), stored.mark
-        recalled = await self._recall.unite(batch_id, stored.state, stored.redis)
-        if recalled is None:
-            self._recall.ensure_same_redis(stored.mark, stored.redis)
-            self._recall.require_registered(stored.state.expected is not None)
+        if self._backfill.is_complete(stored.stamp, stored.redis):
+            return BatchState(), stored.stamp
+        backfilled = await self._backfill.backfill(batch_id, stored.state, stored.redis)
+        if backfilled is None:
+            self._backfill.ensure_same_redis(stored.stamp, stored.redis)
+            self._backfill.require_registered(stored.state.expected is not None)
             return BatchState(), None
-        return await paced(stored.state.merging(recalled.state)), recalled.mark
+        return await paced(stored.state.merging(backfilled.state)), backfilled.stamp
 
     async def _write(
         self,
@@ -230,10 +230,10 @@ class RedisStateStore:
         changed: BatchState,
         version: int,
         ttl_ms: int,
-        mark: str | None,
+        stamp: str | None,
     ) -> bool:
         """Write what changed, and the summary; False when somebody else wrote to the batch since it was read."""
-        calculation = encoding(keys, stored, changed, version, ttl_ms, mark, self._law)
+        calculation = encoding(keys, stored, changed, version, ttl_ms, stamp, self._law)
         commands = await paced(calculation, session.paused)
         replies = await session.call(("MULTI",), *commands, ("EXEC",))
         return replies[-1] is not None

@@ -41,7 +41,7 @@ class StoredBatches:
                 replies = await session.call(("MULTI",), *reads(keys), ("EXEC",))
         return await paced(decoding(keys, replies[-1], session.peer.identity))
 
-    async def distrust(self, batch_ids: Iterable[str]) -> None:
+    async def invalidate(self, batch_ids: Iterable[str]) -> None:
         """The record has got facts past Redis: whatever is here of these batches may lack something.
 
         :raises StoreUnavailable: whether that is known now is unknown.

@@ -7,8 +7,8 @@ import pytest
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
 from bcs.observability.failpoints import FailPoint, fail_points
+from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.postgres.archive import PostgresRecord
-from bcs.storage.recall import Recall
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.stored_batches import StoredBatches
 from tests.integration.stores import MakeStore, completed
@@ -34,10 +34,10 @@ async def test_a_writer_who_asked_the_record_before_asks_again(
         if point is FailPoint.BEFORE_EXEC and not added:
             added = True
             await record.adopt({batch: PAST})
-            await StoredBatches(gateway, key_prefix=redis_key_prefix).distrust([batch])
+            await StoredBatches(gateway, key_prefix=redis_key_prefix).invalidate([batch])
 
-    recall = Recall(record, nothing_waits)
-    store = in_redis(gateway, recall=recall)
+    backfill = ArchiveBackfill(record, nothing_waits)
+    store = in_redis(gateway, backfill=backfill)
     with fail_points(add_past_redis):
         committed = await store.commit(batch, NEWS)
     assert committed.conflicts == 1
@@ -53,7 +53,7 @@ async def test_nothing_is_taken_for_complete_while_facts_wait_for_the_record(
     async def one_waits() -> int:
         return 1
 
-    store = in_redis(gateway, recall=Recall(record, one_waits))
+    store = in_redis(gateway, backfill=ArchiveBackfill(record, one_waits))
     await store.commit(batch, NEWS)
     assert (await store.summary(batch)).expected is None
     await record.adopt({batch: PAST})  # what waited has arrived

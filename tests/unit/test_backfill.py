@@ -8,7 +8,7 @@ import pytest
 
 from bcs.domain.facts import EssaysRegistered, Fact, PhaseOutcome
 from bcs.domain.state import BatchState, delta_of
-from bcs.storage.recall import Recall
+from bcs.storage.backfill import ArchiveBackfill
 
 pytestmark = pytest.mark.anyio
 
@@ -43,14 +43,14 @@ def outcome(*completed: str) -> Fact:
 async def test_an_outcome_goes_to_the_record_together_with_its_list() -> None:
     record = Record([outcome("a")])
     known = delta_of([outcome("a", "b"), EssaysRegistered(("a", "b"), 2, 1)])
-    recalled = await Recall(record, nothing_waits).unite("batch", known, "redis")
-    assert recalled is not None
-    assert recalled.state == record.known
+    backfilled = await ArchiveBackfill(record, nothing_waits).backfill("batch", known, "redis")
+    assert backfilled is not None
+    assert backfilled.state == record.known
     [[missing]] = [list(states.values()) for states in record.adopted]
     assert missing == delta_of([outcome("b"), EssaysRegistered(("a", "b"), 2, 1)])
 
 
 async def test_the_record_gets_nothing_that_it_has() -> None:
     record = Record([outcome("a", "b")])
-    await Recall(record, nothing_waits).unite("batch", delta_of([outcome("b")]), "redis")
+    await ArchiveBackfill(record, nothing_waits).backfill("batch", delta_of([outcome("b")]), "redis")
     assert record.adopted == []
