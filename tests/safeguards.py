@@ -719,7 +719,7 @@ _ARCHIVE = (
         "What an earlier run of Redis was stamped complete in is not trusted after a restart.",
         "bcs/storage/backfill.py",
         "return stamped == redis and self.record.identity in (making, None)",
-        "return bool(marked) and self.record.identity in (making, None)",
+        "return bool(stamped) and self.record.identity in (making, None)",
         _in("integration/test_rolled_back", "test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledged"),
     ),
     Mutation(

@@ -1,4 +1,4 @@
-"""Asking an actor that may die over it."""
+"""Asks an actor, and again when the actor died before it replied."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ T = TypeVar("T")
 _PAUSE_SECONDS = 0.01
 
 
-async def ask_again(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask once more whenever the actor died before it replied; the request's deadline ends it.
+async def ask_with_retry(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask until there is a reply; only the deadline of `ask` itself ends this.
 
     :param ask: must be harmless to repeat.
     """
-    # By hand: tenacity took 30 us, and this is asked for every event.
+    # No tenacity: it takes 30 us, and every event is asked for.
     while True:
         try:
             return await ask()

@@ -15,8 +15,8 @@ import structlog
 from bcs.actors.archive.writer import Archive
 from bcs.actors.dead_letters import letter_of
 from bcs.actors.messages import MessageFinished, RecordFacts
-from bcs.actors.patience import patiently
 from bcs.actors.portions import portions
+from bcs.actors.retry import retry
 from bcs.domain.state import BatchState, delta_of
 from bcs.errors import (
     BacklogFull,
@@ -84,7 +84,7 @@ class BatchActor:
                 context.settle(group)
 
         async def exhausted(letter: Letter[RecordFacts]) -> None:
-            await self._bury(context, letter.message, _FAILED, attempts=letter.attempts, error=letter.last_error)
+            await self._dead_letter(context, letter.message, _FAILED, attempts=letter.attempts, error=letter.last_error)
 
         await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, exhausted=exhausted)
 
@@ -122,7 +122,7 @@ class BatchActor:
                     return
                 # What came from Kafka is kept until the store is back.
                 try:
-                    await self._patiently(context, partial(make_durable, group), "commit facts")
+                    await self._retry(context, partial(make_durable, group), "commit facts")
                 except (StoreUnavailable, BacklogFull):
                     return  # a stop was asked for; not acknowledged, these are read again by the next process
         except TooManyEssays as error:
@@ -137,7 +137,7 @@ class BatchActor:
             # The same again would fail the same way: to die over it would only hold up the others.
             self._tell(group, error)
             for command in group:
-                await self._bury(context, command, _FAILED, attempts=1, error=error)
+                await self._dead_letter(context, command, _FAILED, attempts=1, error=error)
             return
         await hit(FailPoint.BEFORE_REPLY, context.name)
         for command in group:
@@ -156,7 +156,7 @@ class BatchActor:
         for letter in letters:
             new = strangers.intersection(delta_of(letter.message.facts).first_seen_us)
             if len(new) > max(room, 0):
-                await self._bury(context, letter.message, _TOO_MANY_ESSAYS, attempts=1, error=error)
+                await self._dead_letter(context, letter.message, _TOO_MANY_ESSAYS, attempts=1, error=error)
                 continue
             room -= len(new)
             strangers -= new
@@ -193,7 +193,7 @@ class BatchActor:
                 summed_by=(),
             )
 
-    async def _bury(
+    async def _dead_letter(
         self,
         context: ActorContext[RecordFacts],
         command: RecordFacts,
@@ -216,7 +216,7 @@ class BatchActor:
             limit_bytes=self.letter_limit_bytes,
         )
         try:
-            await self._patiently(context, partial(self.outbox.append, [message]), "store a dead letter")
+            await self._retry(context, partial(self.outbox.append, [message]), "store a dead letter")
         except (StoreUnavailable, OutboxFull):
             return  # a stop was asked for; not acknowledged, it is read again by the next process
         self.telemetry.dead_letters.labels(receipt.message.topic, reason).inc()
@@ -234,10 +234,8 @@ class BatchActor:
         )
         self.finished(MessageFinished(receipt))
 
-    async def _patiently(
-        self, context: ActorContext[RecordFacts], do: Callable[[], Awaitable[object]], doing: str
-    ) -> None:
-        await patiently(
+    async def _retry(self, context: ActorContext[RecordFacts], do: Callable[[], Awaitable[object]], doing: str) -> None:
+        await retry(
             context,
             do,
             StoreUnavailable,

@@ -13,8 +13,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from bcs.actors.messages import OutboxGrew
-from bcs.actors.patience import patiently
 from bcs.actors.publishing import publish_all
+from bcs.actors.retry import retry
 from bcs.config.settings import Settings
 from bcs.errors import StoreError, StoreUnavailable
 from bcs.kafka.broker_errors import REFUSED_FOR_GOOD, TOO_LARGE, may_be_about_one_record
@@ -154,7 +154,7 @@ class Publisher:
         return taken
 
     async def _connect(self, context: ActorContext[OutboxGrew]) -> AIOKafkaProducer:
-        return await patiently(
+        return await retry(
             context,
             partial(self._start_producer, idempotent=self.settings.kafka_enable_idempotence),
             KafkaError,
@@ -278,7 +278,7 @@ class Publisher:
         except StoreError:
             if context.stopping:
                 raise
-        return await patiently(
+        return await retry(
             context,
             partial(change, *args, **kwargs),
             StoreError,

@@ -68,7 +68,7 @@ def recorded(
     )
     mailbox = archive_mailbox(asks)
     # The actor tries the record first and then Redis.
-    patience_seconds = settings.database_deadline_seconds + settings.redis_deadline_seconds * 2
+    timeout_seconds = settings.database_deadline_seconds + settings.redis_deadline_seconds * 2
     spec = ChildSpec(
         "archive",
         ArchiveActor(permanent, settings.archive_facts_per_write, upkeep, telemetry).run,
@@ -76,4 +76,4 @@ def recorded(
         hang_seconds=settings.hang_seconds,
         shutdown_seconds=settings.shutdown_seconds / 2,
     )
-    return Recorded(Archive(mailbox, telemetry, patience_seconds, upkeep.rouse), spec)
+    return Recorded(Archive(mailbox, telemetry, timeout_seconds, upkeep.wake), spec)

@@ -39,7 +39,7 @@ class Announcer:
                     raise
             else:
                 if self.archive:
-                    self.archive.rouse()
+                    self.archive.wake()
                 return
         assert self.permanent is not None  # noqa: S101 (the source is PostgreSQL only where there is an archive)
         await self.permanent.record.keep(messages, resolved)

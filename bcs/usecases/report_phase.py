@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-from bcs.actors.asking import ask_again
+from bcs.actors.asking import ask_with_retry
 from bcs.actors.clocks import Clocks
 from bcs.actors.messages import RecordFacts, Report
 from bcs.domain.facts import Outcome, PhaseReported
@@ -67,7 +67,7 @@ class PhaseReporter:
         fact = PhaseReported(command.phase, command.outcome, at_us)
         report = Report(self.new_id(), command.correlation_id, command.caller)
         # The fact keeps its time, so that to record it again after the actor died changes nothing.
-        await ask_again(
+        await ask_with_retry(
             lambda: self.batches.ask(
                 command.batch_id,
                 lambda reply: RecordFacts(command.batch_id, (fact,), report=report, reply=reply),

@@ -62,7 +62,7 @@ class Upkeep:
     _looked: anyio.Event = field(default_factory=anyio.Event, init=False)
     _forgotten_at_a_time: Amount = field(default_factory=lambda: Amount(_RETENTION_STEP), init=False)
 
-    def rouse(self) -> None:
+    def wake(self) -> None:
         """Something waits for the record."""
         self._news.set()
 
@@ -96,7 +96,7 @@ class Upkeep:
             else:
                 self.waits.end(_ACTOR, _REACH)
                 self._looked.set()
-                self.rouse()
+                self.wake()
                 await self._try_to_hand_over()
             self._looked.set()
             await anyio.sleep(self.probe_interval_seconds)

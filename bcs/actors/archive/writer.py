@@ -9,7 +9,7 @@ import anyio
 import structlog
 
 from bcs.actors.archive.maintenance import Upkeep
-from bcs.actors.asking import ask_again
+from bcs.actors.asking import ask_with_retry
 from bcs.actors.messages import KeepEntries
 from bcs.actors.portions import portions
 from bcs.domain.history import FactsRecorded, HistoryEntry, weight
@@ -41,13 +41,13 @@ class Archive:
         self,
         mailbox: Mailbox[KeepEntries],
         telemetry: Telemetry,
-        patience_seconds: float,
-        rouse: Callable[[], None],
+        timeout_seconds: float,
+        wake: Callable[[], None],
     ) -> None:
-        self.rouse = rouse
+        self.wake = wake
         self._mailbox = mailbox
         self._telemetry = telemetry
-        self._patience_seconds = patience_seconds
+        self._timeout_seconds = timeout_seconds
 
     async def keep(self, entries: Sequence[HistoryEntry]) -> None:
         """Keep entries; they are durable when this returns, in the record or in the queue before it.
@@ -60,9 +60,11 @@ class Archive:
         """
         kept = tuple(entries)
         facts = sum(map(weight, kept))
-        patience_seconds = self._patience_seconds + extra_seconds(facts)
+        timeout_seconds = self._timeout_seconds + extra_seconds(facts)
         try:
-            await ask_again(lambda: self._mailbox.ask(lambda reply: KeepEntries(kept, facts, reply), patience_seconds))
+            await ask_with_retry(
+                lambda: self._mailbox.ask(lambda reply: KeepEntries(kept, facts, reply), timeout_seconds)
+            )
         except (AskTimeout, MailboxFull) as error:
             raise StoreUnavailable("archive", str(error)) from error
 
@@ -170,7 +172,7 @@ class ArchiveActor:
             await self.permanent.explanations.append(explanations)
         except BacklogFull:
             self.telemetry.history_dropped.inc(len(explanations))
-        self.upkeep.rouse()
+        self.upkeep.wake()
 
     def _give_up(self, command: KeepEntries, error: StoreError) -> None:
         if command.reply:

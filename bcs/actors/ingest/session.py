@@ -149,12 +149,12 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _drain(self) -> None:
         """Let what was read become durable, for as long as that goes on: the next process reads the rest again."""
-        patience_seconds = self._settings.intake_drain_patience_seconds
-        patience_ends = anyio.current_time() + patience_seconds
-        while (before := self._tracker.in_flight) and anyio.current_time() < patience_ends:
+        drain_seconds = self._settings.intake_drain_patience_seconds
+        drain_ends = anyio.current_time() + drain_seconds
+        while (before := self._tracker.in_flight) and anyio.current_time() < drain_ends:
             await self._wait_for_progress()
             if self._tracker.in_flight < before:
-                patience_ends = anyio.current_time() + patience_seconds
+                drain_ends = anyio.current_time() + drain_seconds
 
     async def _poll(self) -> None:
         self._beat()

@@ -131,7 +131,7 @@ async def put_back_alone(producer: AIOKafkaProducer, letter: DeadLetter, origina
         await (await put_back(producer, letter, original, as_new=True))
 
 
-async def ask_again(session: aiohttp.ClientSession, url: str, letter: DeadLetter, original: Original) -> None:
+async def ask_with_retry(session: aiohttp.ClientSession, url: str, letter: DeadLetter, original: Original) -> None:
     """Have the running service resolve a request once more that it could not.
 
     It is told how often that failed before. If it fails again the service writes a letter that goes on counting, and

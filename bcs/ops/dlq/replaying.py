@@ -23,7 +23,7 @@ from bcs.config.settings import Settings
 from bcs.errors import DeadLetterError, KafkaUnavailable, ReplayFailed
 from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
-from bcs.ops.dlq.originals import Original, ask_again, original_of, put_back, put_back_alone
+from bcs.ops.dlq.originals import Original, ask_with_retry, original_of, put_back, put_back_alone
 from bcs.ops.dlq.reading import DeadLetterReader, kafka_answers, letter_of, reference_of
 from bcs.wire.dead_letters.decode import DeadLetter, Reference, mark_key
 
@@ -158,7 +158,7 @@ class Replayer:
             raise ReplayFailed(str(letter.reference), self._unwritable[letter.source_topic])
         original = await original_of(letter, self._source)
         if letter.is_resolution:
-            await ask_again(self._session, self._url, letter, original)
+            await ask_with_retry(self._session, self._url, letter, original)
             return _Sent(letter, original, None)
         try:
             return _Sent(letter, original, await put_back(self._producer, letter, original))

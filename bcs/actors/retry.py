@@ -1,4 +1,4 @@
-"""Waiting for a dependency that is away: inside the actor, since an outage must not use up the restart budget."""
+"""Retries what a dependency refuses, inside the actor: an outage must not use up the restart budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 FIRST_WAIT_SECONDS = 0.05
 
 
-async def patiently(
+async def retry(
     context: ActorContext[Any],
     do: Callable[[], Awaitable[T]],
     *errors: type[Exception],
@@ -25,15 +25,16 @@ async def patiently(
     doing: str,
     maximum_seconds: float,
 ) -> T:
-    """Try until it succeeds, with exponential back-off and full jitter; every try counts as progress of the actor.
+    """Call until the call succeeds, with exponential back-off and full jitter. Each try is a heartbeat of the actor.
 
-    Once a stop is asked for, the next error is raised. Cancellation ends it between two tries, or as the tried call
-    itself defines.
+    After a stop was asked for, the next error is raised. Cancellation takes effect between two tries, or inside a try
+    as the call itself defines.
 
-    :param errors: what is worth another try; anything else is raised.
-    :param waits: is told of each try that failed, and of the end.
-    :param actor: whose wait this is, without a batch's id.
-    :param doing: what is being tried, in words that follow "waits to".
+    :param do: the call.
+    :param errors: are retried; any other error is raised.
+    :param waits: hears of each failed try, and of the end.
+    :param actor: the actor's name, without a batch's id.
+    :param doing: the call in words that follow "waits to".
     :param maximum_seconds: the longest wait between two tries.
     """
     holder = object()
