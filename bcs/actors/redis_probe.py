@@ -10,7 +10,7 @@ import anyio
 import structlog
 
 from bcs.errors import StoreUnavailable
-from bcs.observability.said import SaidCauses
+from bcs.observability.logged_causes import LoggedCauses
 from bcs.storage.ports import StateStore
 from bcs.supervision import describe
 
@@ -29,7 +29,7 @@ class RedisStatus:
     clock: Callable[[], float]
     _answered_at: float = field(default=-inf, init=False)
     _problem: str | None = field(default="it was not asked yet", init=False)
-    _said: SaidCauses = field(default_factory=SaidCauses, init=False)
+    _said: LoggedCauses = field(default_factory=LoggedCauses, init=False)
 
     def up(self) -> None:
         """Redis answered."""

@@ -16,7 +16,7 @@ from bcs.cli.output import plain, present, print_json, table
 from bcs.config.pipelines import pipelines_of
 from bcs.config.settings import load_settings
 from bcs.domain.progress import summarize
-from bcs.domain.resolution import admit, resolve
+from bcs.domain.resolution import resolve, validate_request
 from bcs.http.requests import pipeline_answer
 from bcs.ops.asking import ask
 
@@ -74,7 +74,7 @@ def _from_the_service(url: str, batch_id: str, pipeline: str, prompt_attached: b
 def _from_the_store(batch_id: str, pipeline: str, prompt_attached: bool | None) -> dict[str, Any]:
     settings = load_settings()
     definitions = pipelines_of(settings)
-    admit(definitions, pipeline, prompt_attached=prompt_attached)
+    validate_request(definitions, pipeline, prompt_attached=prompt_attached)
     known = read_known(settings, batch_id)
     law = definitions.law(require_registration=settings.require_registration)
     answer = pipeline_answer(batch_id, resolve(definitions, pipeline, summarize(known.state, law, known.version or 0)))

@@ -50,13 +50,13 @@ class PhaseDecided:
     """What was answered about one phase.
 
     :param reason: a `Reason`'s value.
-    :param because: the reason as part of a sentence.
+    :param reason_text: the reason as part of a sentence.
     """
 
     phase: str
     runs: bool
     reason: str
-    because: str
+    reason_text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def weight(entry: HistoryEntry) -> int:
     """How much there is to keep of an entry: about as many facts, where a long text counts as several."""
     characters = len(entry.batch_id) + len(entry.correlation_id or "") + len(entry.asked_by or "")
     if isinstance(entry, PipelineResolved):
-        characters += len(entry.pipeline) + sum(len(one.phase) + len(one.because) for one in entry.decisions)
+        characters += len(entry.pipeline) + sum(len(one.phase) + len(one.reason_text) for one in entry.decisions)
         return 1 + characters // _CHARACTERS_OF_A_FACT
     characters += len(entry.event_id or "")
     facts = 0

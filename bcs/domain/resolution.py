@@ -30,7 +30,7 @@ class Reason(StrEnum):
 class Decision:
     """What happens to one phase of the pipeline, and why.
 
-    :param because: the reason as part of a sentence.
+    :param reason_text: the reason as part of a sentence.
     :param complete_when: the phase's policy.
     :param completed: how many essays completed the phase.
     :param failed: how many failed in it, or in a phase that it requires.
@@ -41,7 +41,7 @@ class Decision:
     runs: bool
     _: KW_ONLY
     reason: Reason
-    because: str
+    reason_text: str
     complete_when: CompleteWhen = CompleteWhen.EVERY_ESSAY_COMPLETED
     completed: int = 0
     failed: int = 0
@@ -77,15 +77,15 @@ class Resolution:
     def explanation(self) -> str:
         """The whole answer in a sentence or two, for a person."""
         to_run = self.to_run
-        skipped = "; ".join(f"{one.phase}, because {one.because}" for one in self.decisions if not one.runs)
+        skipped = "; ".join(f"{one.phase}, because {one.reason_text}" for one in self.decisions if not one.runs)
         if not to_run:
             return f"Nothing is left to run of pipeline '{self.pipeline}': pruned are {skipped}."
-        reasons = "; ".join(f"{one.phase}, because {one.because}" for one in self.decisions if one.runs)
+        reasons = "; ".join(f"{one.phase}, because {one.reason_text}" for one in self.decisions if one.runs)
         count = f"{len(to_run)} of {len(self.decisions)} phases of pipeline '{self.pipeline}' still to run"
         return f"{count}: {reasons}.{f' Pruned: {skipped}.' if skipped else ''}"
 
 
-def admit(definitions: PipelineDefinitions, requested: str, *, prompt_attached: bool | None) -> None:
+def validate_request(definitions: PipelineDefinitions, requested: str, *, prompt_attached: bool | None) -> None:
     """Refuse what can't be resolved, whatever the batch's state.
 
     :param requested: a pipeline's or a phase's name.
@@ -110,18 +110,18 @@ def resolve(definitions: PipelineDefinitions, requested: str, summary: BatchSumm
         again = [name for name in phase.requires if name in running] if phase.rerun_with_dependencies else []
         progress = summary.progress.get(phase.name, _NO_PROGRESS)
         if not progress.complete:
-            reason, because = _why_incomplete(phase, summary, progress)
+            reason, reason_text = _why_incomplete(phase, summary, progress)
         elif again:
-            reason, because = Reason.DEPENDENCY_RUNS_AGAIN, f"{' and '.join(again)} must run again first"
+            reason, reason_text = Reason.DEPENDENCY_RUNS_AGAIN, f"{' and '.join(again)} must run again first"
         else:
-            reason, because = _why_complete(summary, progress)
+            reason, reason_text = _why_complete(summary, progress)
         runs = reason not in _PRUNING
         decisions.append(
             Decision(
                 phase.name,
                 runs,
                 reason=reason,
-                because=because,
+                reason_text=reason_text,
                 complete_when=phase.complete_when,
                 completed=progress.completed,
                 failed=progress.failed + progress.failed_before,

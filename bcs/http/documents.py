@@ -261,7 +261,7 @@ def _resolution(entry: PipelineResolved) -> dict[str, Any]:
                 "phase": decision.phase,
                 "runs": decision.runs,
                 "reason": decision.reason,
-                "because": decision.because,
+                "because": decision.reason_text,
             }
             for decision in entry.decisions
         ],

@@ -18,7 +18,7 @@ import bcs.kafka.topic_creation  # noqa: F401 (no producer creates topics)
 from bcs.kafka.causes import cause_of, is_refusal
 from bcs.kafka.isolation import Stall
 from bcs.kafka.offsets import Look, Offsets
-from bcs.observability.said import SaidCauses
+from bcs.observability.logged_causes import LoggedCauses
 from bcs.supervision import describe
 from bcs.wire import topics
 
@@ -60,9 +60,9 @@ class KafkaStatus:
     waits_for: str | None = None
     servers: str = ""
     _missed: dict[tuple[str, int], int] = field(default_factory=dict, init=False)
-    _removal_said: set[tuple[str, int]] = field(default_factory=set, init=False)
-    _lack_said: bool = field(default=False, init=False)
-    _causes_said: SaidCauses = field(default_factory=SaidCauses, init=False)
+    _removal_logged: set[tuple[str, int]] = field(default_factory=set, init=False)
+    _lack_logged: bool = field(default=False, init=False)
+    _causes_logged: LoggedCauses = field(default_factory=LoggedCauses, init=False)
 
     @property
     def trouble(self) -> str | None:
@@ -116,7 +116,7 @@ class KafkaStatus:
         }
         removed = {key: offsets for key, offsets in self.offsets.items() if offsets.removed_unread}
         for (topic, partition), offsets in removed.items():
-            if (topic, partition) not in self._removal_said:
+            if (topic, partition) not in self._removal_logged:
                 log.warning(
                     "events_removed_unread",
                     topic=topic,
@@ -124,16 +124,16 @@ class KafkaStatus:
                     from_offset=offsets.committed,
                     to_offset=offsets.first,
                 )
-        self._removal_said = set(removed)
+        self._removal_logged = set(removed)
 
     def _lack(self, problem: str | None) -> None:
         # A leader that moves is refused once, too. What lasts longer is said once.
         lasts = problem is not None and problem == self.unmeasured
-        if lasts and not self._lack_said:
+        if lasts and not self._lack_logged:
             log.warning("lag_not_measured", problem=problem)
-        elif problem is None and self._lack_said:
+        elif problem is None and self._lack_logged:
             log.info("lag_measured_again")
-        self._lack_said = lasts or (problem is not None and self._lack_said)
+        self._lack_logged = lasts or (problem is not None and self._lack_logged)
         self.unmeasured = problem
 
     def write_failed(self, topic: str, error: BaseException) -> None:
@@ -154,7 +154,7 @@ class KafkaStatus:
         """Kafka answered."""
         if not self.connected:
             log.info("kafka_connected")
-            self._causes_said.clear()
+            self._causes_logged.clear()
         self.connected, self.problem = True, ""
 
     def stall(self, stalled: Mapping[TopicPartition, Stall]) -> None:
@@ -189,7 +189,7 @@ class KafkaStatus:
     def down(self, error: BaseException) -> None:
         """Kafka did not answer."""
         problem = cause_of(error)
-        if self._causes_said.note(problem):
+        if self._causes_logged.note(problem):
             event = "kafka_refuses" if is_refusal(error) else "kafka_unreachable"
             log.warning(event, address=self.servers, error=problem)
         self.connected, self.problem = False, problem

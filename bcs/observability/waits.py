@@ -8,7 +8,7 @@ from datetime import datetime
 
 import structlog
 
-from bcs.observability.said import SaidCauses
+from bcs.observability.logged_causes import LoggedCauses
 
 log = structlog.stdlib.get_logger("bcs.waits")
 
@@ -41,7 +41,7 @@ class _Kept:
     since: datetime
     cause: str
     holders: set[object]
-    said: SaidCauses = field(default_factory=SaidCauses)
+    logged: LoggedCauses = field(default_factory=LoggedCauses)
 
 
 class Waits:
@@ -66,7 +66,7 @@ class Waits:
             kept = self._kept[actor, doing] = _Kept(self._now(), cause, set())
         kept.holders.add(holder)
         kept.cause = cause
-        if aloud and kept.said.note(cause):
+        if aloud and kept.logged.note(cause):
             log.warning("waiting_for_dependency", actor=actor, doing=doing, error=cause)
 
     def end(self, actor: str, doing: str, *, holder: object = None) -> None:
@@ -78,7 +78,7 @@ class Waits:
         if kept.holders:
             return
         del self._kept[actor, doing]
-        if kept.said.clear():
+        if kept.logged.clear():
             seconds = (self._now() - kept.since).total_seconds()
             log.info("waited_for_dependency", actor=actor, doing=doing, seconds=round(seconds, 3))
 

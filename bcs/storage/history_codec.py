@@ -45,7 +45,7 @@ def encode_detail(entry: HistoryEntry) -> str:
                 "version": entry.version,
                 "source": entry.source,
                 "registered": entry.registered,
-                "decisions": [[one.phase, one.runs, one.reason, one.because] for one in entry.decisions],
+                "decisions": [[one.phase, one.runs, one.reason, one.reason_text] for one in entry.decisions],
             }
         ).decode()
     document: dict[str, Any] = {

@@ -11,7 +11,7 @@ import structlog
 
 from bcs.domain.history import PhaseDecided, PipelineResolved
 from bcs.domain.pipelines import PipelineDefinitions
-from bcs.domain.resolution import Resolution, admit, resolve
+from bcs.domain.resolution import Resolution, resolve, validate_request
 from bcs.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
@@ -121,7 +121,7 @@ class PipelineResolver:
         return True
 
     async def _resolve(self, command: ResolvePipeline) -> tuple[Resolution, str]:
-        admit(self.definitions, command.pipeline, prompt_attached=command.prompt_attached)
+        validate_request(self.definitions, command.pipeline, prompt_attached=command.prompt_attached)
         summary, source = await self.reader.summary(command.batch_id)
         resolution = resolve(self.definitions, command.pipeline, summary)
         pruned, now = resolution.pruned, self.now()
@@ -140,7 +140,9 @@ class PipelineResolver:
     def _entry(
         self, command: ResolvePipeline, resolution: Resolution, *, version: int, source: str, now: datetime
     ) -> PipelineResolved:
-        decisions = (PhaseDecided(one.phase, one.runs, one.reason.value, one.because) for one in resolution.decisions)
+        decisions = (
+            PhaseDecided(one.phase, one.runs, one.reason.value, one.reason_text) for one in resolution.decisions
+        )
         return PipelineResolved(
             self.new_id(),
             command.batch_id,

@@ -131,8 +131,8 @@ async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
         "final_pipeline": ["ai_feedback"],
         "pruned_phases": ["spellcheck"],
         "decisions": [
-            {"phase": phase, "runs": runs, "reason": reason, "because": because}
-            for phase, (runs, reason, because) in reasons.items()
+            {"phase": phase, "runs": runs, "reason": reason, "because": reason_text}
+            for phase, (runs, reason, reason_text) in reasons.items()
         ],
         "registered": False,
         "state_version": 3,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
 from bcs.domain.progress import BatchSummary, PhaseProgress
-from bcs.domain.resolution import Reason, admit, resolve
+from bcs.domain.resolution import Reason, resolve, validate_request
 from bcs.errors import (
     ConfigurationError,
     DependencyCycle,
@@ -101,7 +101,7 @@ def test_every_decision_has_its_reason(graph: Graph, completed: set[str]) -> Non
             assert decision.reason is Reason.DEPENDENCY_RUNS_AGAIN
         else:
             assert decision.reason is Reason.ESSAYS_OUTSTANDING
-        assert (not decision.runs) or decision.because in resolution.explanation
+        assert (not decision.runs) or decision.reason_text in resolution.explanation
         assert decision.phase in resolution.explanation
 
 
@@ -138,11 +138,11 @@ def test_the_prompt_gate_names_each_phase_that_needs_one(graph: Graph, prompt_at
     needing = tuple(name for name in order if definitions.phases[name].needs_prompt)
     if prompt_attached is False and needing:
         with pytest.raises(PromptRequired) as refusal:
-            admit(definitions, "wanted", prompt_attached=prompt_attached)
+            validate_request(definitions, "wanted", prompt_attached=prompt_attached)
         assert refusal.value.phases == needing
         assert all(name in str(refusal.value) for name in needing)
     else:
-        admit(definitions, "wanted", prompt_attached=prompt_attached)
+        validate_request(definitions, "wanted", prompt_attached=prompt_attached)
 
 
 @no_deadline

@@ -187,7 +187,7 @@ def stories_table() -> str:
     for story in STORIES:
         decision = story.decision()
         answer = "runs" if decision.runs else "pruned"
-        rows.append(f"| {story.told} | `{story.phase}` | {answer} | {decision.because} |")
+        rows.append(f"| {story.told} | `{story.phase}` | {answer} | {decision.reason_text} |")
     return "\n".join(rows)
 
 

@@ -87,7 +87,7 @@ class TestAListSpeaksForThoseWhomItNames:
         assert (resolution.to_run, resolution.pruned) == ((CJ,), (SPELLCHECK,))
         decision = resolution.decisions[-1]
         assert decision.reason is Reason.ESSAYS_LEFT_OUT
-        assert decision.because == (
+        assert decision.reason_text == (
             "2 of 3 essays have completed it, and 1 is not in the outcome of 1970-01-01T00:00:00.000030Z"
         )
 
@@ -102,7 +102,7 @@ class TestAListSpeaksForThoseWhomItNames:
     def test_an_outcome_for_the_three_known_of_five_registered_completes_nothing(self) -> None:
         decision = decided(NLP, EssaysRegistered(ESSAYS, 5, 10), *checked(*ESSAYS), els(NLP, ESSAYS))
         assert (decision.runs, decision.reason) == (True, Reason.ESSAYS_MISSING)
-        assert decision.because == "only 3 of 5 expected essays have been seen"
+        assert decision.reason_text == "only 3 of 5 expected essays have been seen"
 
     def test_spellcheck_and_nlp_both_run_for_an_essay_that_failed_spellcheck_and_is_not_in_the_nlp_outcome(
         self,
@@ -110,7 +110,7 @@ class TestAListSpeaksForThoseWhomItNames:
         failed = EssayPhaseEnded(SPELLCHECK, "e2", FAILED, 20)
         resolution = resolved(NLP, REGISTERED, *checked("e0", "e1"), failed, els(NLP, ("e0", "e1")))
         assert resolution.to_run == (SPELLCHECK, NLP)
-        assert [one.because for one in resolution.decisions] == [
+        assert [one.reason_text for one in resolution.decisions] == [
             "1 of 3 essays failed in it",
             "2 of 3 essays have completed it, and 1 failed before it",
         ]
@@ -167,7 +167,7 @@ class TestWhoSpeaksForTheWholeBatch:
     def test_a_report_also_speaks_for_expected_essays_that_nobody_has_named(self) -> None:
         decision = decided(SPELLCHECK, EssaysRegistered(ESSAYS, 5, 10), PhaseReported(SPELLCHECK, COMPLETED, 20))
         assert not decision.runs
-        assert decision.because == "all 3 essays seen so far have completed it; a report speaks for 2 more"
+        assert decision.reason_text == "all 3 essays seen so far have completed it; a report speaks for 2 more"
         assert complete(SPELLCHECK, EssaysRegistered(ESSAYS, 5, 10), PhaseReported(SPELLCHECK, COMPLETED, 10))
 
     def test_a_report_that_came_before_an_essay_does_not_speak_for_expected_ones(self) -> None:
@@ -229,7 +229,7 @@ class TestWhoSpeaksForTheWholeBatch:
 
     def test_a_report_completes_a_phase_of_which_no_essay_is_known(self) -> None:
         decision = decided(SPELLCHECK, PhaseReported(SPELLCHECK, COMPLETED, 20))
-        assert (decision.runs, decision.because) == (
+        assert (decision.runs, decision.reason_text) == (
             False,
             "it was reported complete, and no essay of the batch is known",
         )
@@ -248,14 +248,14 @@ class TestSettled:
         decision = settled(CJ, *facts)
         assert (decision.runs, decision.reason) == (False, Reason.SETTLED)
         assert (decision.completed, decision.failed, decision.left_out) == (2, 1, 0)
-        assert decision.because == "2 of 3 essays completed it, 1 failed in it"
+        assert decision.reason_text == "2 of 3 essays completed it, 1 failed in it"
 
     def test_an_essay_that_failed_in_a_required_phase_counts_as_settled(self) -> None:
         facts = (REGISTERED, *checked("e0", "e1"), EssayPhaseEnded(SPELLCHECK, "e2", FAILED, 20))
         analysed = [EssayPhaseEnded(NLP, essay, COMPLETED, 30) for essay in ("e0", "e1")]
         decision = settled(NLP, *facts, *analysed)
         assert (decision.runs, decision.failed) == (False, 1)
-        assert decision.because == "2 of 3 essays completed it, 1 failed before it"
+        assert decision.reason_text == "2 of 3 essays completed it, 1 failed before it"
 
     def test_an_essay_that_failed_in_an_indirectly_required_phase_counts_as_settled(self) -> None:
         ranked = [EssayPhaseEnded("ranking", essay, COMPLETED, 30) for essay in ("e0", "e1")]
@@ -265,7 +265,7 @@ class TestSettled:
     def test_an_essay_that_the_newest_outcome_left_out_counts_as_settled(self) -> None:
         decision = settled(CJ, REGISTERED, *checked(*ESSAYS), cj(("e0", "e1")))
         assert (decision.runs, decision.left_out) == (False, 1)
-        assert decision.because == "2 of 3 essays completed it, 1 was left out of its outcome"
+        assert decision.reason_text == "2 of 3 essays completed it, 1 was left out of its outcome"
 
     def test_an_essay_that_joined_when_the_outcome_was_made_or_later_was_not_left_out(self) -> None:
         def joined(at_us: int) -> bool:
@@ -299,7 +299,10 @@ class TestSettled:
     def test_a_phase_of_which_all_essays_failed_before_is_never_settled(self) -> None:
         failed = [EssayPhaseEnded(SPELLCHECK, essay, FAILED, 20) for essay in ESSAYS]
         decision = settled(NLP, REGISTERED, *failed, els(NLP))
-        assert (decision.runs, decision.because) == (True, "0 of 3 essays have completed it, and 3 failed before it")
+        assert (decision.runs, decision.reason_text) == (
+            True,
+            "0 of 3 essays have completed it, and 3 failed before it",
+        )
 
     def test_settled_essays_do_not_stand_in_for_expected_ones(self) -> None:
         facts = (EssaysRegistered(ESSAYS, 5, 10), cj(("e0", "e1"), ("e2",)))
@@ -308,7 +311,7 @@ class TestSettled:
 
     def test_a_settled_phase_of_an_unregistered_batch_says_so(self) -> None:
         decision = settled(CJ, cj(("e0", "e1"), ("e2",)))
-        assert decision.because == (
+        assert decision.reason_text == (
             "2 of 3 essays seen so far completed it, 1 failed in it; the batch is not registered"
         )
 
@@ -317,17 +320,17 @@ class TestRegistration:
     def test_what_was_seen_of_an_unregistered_batch_counts_and_the_sentence_says_so(self) -> None:
         resolution = resolved(SPELLCHECK, *checked("e0"))
         assert (resolution.to_run, resolution.registered) == ((), False)
-        assert resolution.decisions[0].because == (
+        assert resolution.decisions[0].reason_text == (
             "the only essay seen so far has completed it; the batch is not registered"
         )
-        assert decided(SPELLCHECK, *checked("e0", "e1")).because == (
+        assert decided(SPELLCHECK, *checked("e0", "e1")).reason_text == (
             "all 2 essays seen so far have completed it; the batch is not registered"
         )
 
     def test_an_unregistered_batch_is_not_complete_by_counting_where_registration_is_required(self) -> None:
         decision = decided(SPELLCHECK, *checked("e0"), require_registration=True)
         assert (decision.runs, decision.reason) == (True, Reason.NOT_REGISTERED)
-        assert decision.because == "the batch is not registered, and may have more than 1 essay"
+        assert decision.reason_text == "the batch is not registered, and may have more than 1 essay"
 
     def test_a_registered_batch_is_complete_by_counting_where_registration_is_required(self) -> None:
         assert complete(SPELLCHECK, REGISTERED, *checked(*ESSAYS), require_registration=True)
@@ -408,7 +411,7 @@ class TestInvalidation:
 
     def test_an_invalidation_for_one_essay_leaves_the_others_alone(self) -> None:
         facts: tuple[Fact, ...] = (REGISTERED, *checked(*ESSAYS), PhaseInvalidated(SPELLCHECK, "e1", 21))
-        assert decided(SPELLCHECK, *facts).because == "2 of 3 essays have completed it"
+        assert decided(SPELLCHECK, *facts).reason_text == "2 of 3 essays have completed it"
         assert complete(SPELLCHECK, *facts, *checked("e1", at_us=22))
 
     @pytest.mark.parametrize("essay_id", [None, "e1"])
@@ -476,4 +479,4 @@ def test_each_reason_is_a_correct_sentence(
 ) -> None:
     summary = BatchSummary(1, known, expected, {SPELLCHECK: progress} if progress else {})
     [decision] = resolve(definitions(), SPELLCHECK, summary).decisions
-    assert decision.because == sentence
+    assert decision.reason_text == sentence

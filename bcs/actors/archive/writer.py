@@ -34,7 +34,7 @@ class Archive:
     :param mailbox: see `archive_mailbox`.
     :param patience_seconds: how long the actor may take, and longer for what is large; longer than it tries the record
         and then the queue.
-    :param rouse: tells the actor that something waits in the queue.
+    :param wake: tells the actor that something waits in the queue.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from asyncpg.exceptions import TargetServerAttributeNotMatched
 
 from bcs.config.addresses import database_address
 from bcs.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable
-from bcs.observability.said import SaidCauses
+from bcs.observability.logged_causes import LoggedCauses
 from bcs.storage.deadlines import Deadline
 from bcs.storage.postgres import schema
 from bcs.storage.postgres.connecting import TAKES_NO_WRITES, Connector, RecordConnection, perform
@@ -86,7 +86,7 @@ class RecordGateway:
         self.identity: str | None = None
         self._upgrade_after = 0.0
         self._said: str | None = None
-        self._causes_said = SaidCauses()
+        self._causes_logged = LoggedCauses()
         self._shortage, self._short_until = "", 0.0
         self._say_after = 0.0
         self.problem = "it was not reached yet"
@@ -275,7 +275,7 @@ class RecordGateway:
 
     def _succeed(self) -> None:
         self._said = None
-        self._causes_said.clear()
+        self._causes_logged.clear()
         if not self.reachable:
             self.reachable = True
             log.info("record_reachable")
@@ -287,7 +287,7 @@ class RecordGateway:
         self.problem = problem
         # An outage may begin with one cause, such as a cut connection, and last for another one.
         was_reachable, self.reachable = self.reachable, False
-        if self._causes_said.note(problem) and (was_reachable or self._said is None):
+        if self._causes_logged.note(problem) and (was_reachable or self._said is None):
             log.warning("record_unreachable", address=self.address, problem=problem)
         # Others on its connections would each have to find out for themselves.
         pool, self._pool = self._pool, None

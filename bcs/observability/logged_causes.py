@@ -1,4 +1,4 @@
-"""Which causes of an outage the log has named already."""
+"""The causes of an outage that were logged already."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _number = re.compile(r"\d+")
 
 
 @dataclass(slots=True)
-class SaidCauses:
-    """The causes of one outage: each is to be said once, whatever numbers are in it."""
+class LoggedCauses:
+    """The causes of one outage. Each is logged once, whatever numbers are in its text."""
 
     _kinds: set[str] = field(default_factory=set, init=False)
 
     def note(self, cause: str) -> bool:
-        """Note a cause; True if it is to be said."""
+        """Note a cause; True if the cause is to be logged now."""
         kind = _number.sub("0", cause)
         if kind in self._kinds or len(self._kinds) >= _MOST:
             return False
@@ -25,7 +25,7 @@ class SaidCauses:
         return True
 
     def clear(self) -> bool:
-        """The outage is over; True if something was said of it."""
-        said = bool(self._kinds)
+        """The outage is over; True if a cause of it was logged."""
+        logged = bool(self._kinds)
         self._kinds.clear()
-        return said
+        return logged
