@@ -1,0 +1,109 @@
+"""Lists the identifiers, log events and metric help texts that still use a word which the house replaced.
+
+    python -m tests.words
+
+One thing has one name, and that is the field's. `KEPT` has what stays although it looks like such a word, with the reason.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bcs.observability.telemetry import Telemetry
+from tests.surface.log_events import facts_of_log_events
+from tests.surface.metrics import facts_of_metrics
+
+ROOT = Path(__file__).parents[1] / "bcs"
+
+REPLACED: Mapping[str, str] = {
+    "abandoned": "caller_gone",
+    "absorb": "merge",
+    "adopt": "attach",
+    "beat": "heartbeat",
+    "blame": "failure cause",
+    "bury": "dead-letter",
+    "consumption": "PollSession",
+    "distrust": "invalidate",
+    "exhausted": "on_max_deliveries",
+    "goodbye": "close_after_response",
+    "guise": "run-as",
+    "hand": "unacked, deliver",
+    "judge": "evaluate_phase",
+    "knowledge": "BatchReader, Announcer",
+    "letter": "envelope, dead letter",
+    "moment": "parse_timestamp",
+    "nowhere": "not_found",
+    "obstacle": "BlockingEssay",
+    "outweighs": "supersedes",
+    "past": "archive, history",
+    "patience": "retry",
+    "permanent": "archive",
+    "projection": "Rebuilder",
+    "reach": "hit",
+    "recall": "ArchiveBackfill",
+    "receipt": "DeliveryToken",
+    "rest": "mark_idle",
+    "retire": "drain",
+    "rouse": "wake",
+    "said": "sent, logged",
+    "settle": "ack",
+    "stray": "unexpected",
+    "survey": "DeadLetterIndex",
+    "tally": "RebuildStats",
+    "tell": "notify",
+    "told": "response",
+    "trusts": "is_complete",
+    "unite": "backfill",
+    "verdict": "progress",
+    "wedged": "unresponsive",
+}
+KEPT: Mapping[str, str] = {
+    "dead_letter": "the field's own term, as are its plurals and compounds",
+}
+
+
+def words_of(identifier: str) -> list[str]:
+    """The words in an identifier, in lower case and without a plural's s."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", identifier)
+    return [part.lower() for part in parts]
+
+
+def replaced_in(identifier: str) -> list[str]:
+    """The replaced words that an identifier uses."""
+    text = "_".join(words_of(identifier))
+    for kept in KEPT:
+        text = re.sub(rf"(?<![a-z]){kept}s?(?![a-z])", "", text)
+    return [word for word in text.split("_") if word.removesuffix("s") in REPLACED or word in REPLACED]
+
+
+def identifiers() -> Iterator[tuple[str, Path]]:
+    """All names in the source, each with a file that uses it."""
+    for file in sorted(ROOT.rglob("*.py")):
+        with tokenize.open(file) as source:
+            tokens = tokenize.generate_tokens(io.StringIO(source.read()).readline)
+            yield from ((token.string, file) for token in tokens if token.type == tokenize.NAME)
+
+
+def findings() -> dict[str, str]:
+    """What still uses a replaced word, and what should stand there."""
+    found: dict[str, str] = {}
+    for name, file in identifiers():
+        if name not in found and (words := replaced_in(name)):
+            found[name] = f"{', '.join(REPLACED.get(word, '') or REPLACED[word.removesuffix('s')] for word in words)} ({file.relative_to(ROOT)})"
+    for fact in [*facts_of_log_events(ROOT), *facts_of_metrics(Telemetry().registry)]:
+        words = [word for word in re.findall(r"[a-z]+", fact.lower().replace("dead letter", "").replace("dead_letter", "")) if word in REPLACED]
+        if words:
+            found[fact] = ", ".join(REPLACED[word] for word in words)
+    return found
+
+
+if __name__ == "__main__":
+    listed = findings()
+    for name, instead in sorted(listed.items()):
+        sys.stdout.write(f"{name}: {instead}\n")
+    sys.stdout.write(f"{len(listed)} in all\n")
