@@ -2,7 +2,7 @@
 
     python -m tests.words
 
-One thing has one name, and that is the field's. `KEPT` has what stays although it looks like such a word, with the reason.
+`REPLACED` has the words, each with what to say instead. `KEPT` has what only looks like one.
 """
 
 from __future__ import annotations
@@ -94,12 +94,16 @@ def findings() -> dict[str, str]:
     found: dict[str, str] = {}
     for name, file in identifiers():
         if name not in found and (words := replaced_in(name)):
-            found[name] = f"{', '.join(REPLACED.get(word, '') or REPLACED[word.removesuffix('s')] for word in words)} ({file.relative_to(ROOT)})"
+            found[name] = f"{_instead_of(words)} ({file.relative_to(ROOT)})"
     for fact in [*facts_of_log_events(ROOT), *facts_of_metrics(Telemetry().registry)]:
-        words = [word for word in re.findall(r"[a-z]+", fact.lower().replace("dead letter", "").replace("dead_letter", "")) if word in REPLACED]
-        if words:
-            found[fact] = ", ".join(REPLACED[word] for word in words)
+        text = re.sub(r"dead[ _]letters?", "", fact.lower())
+        if words := [word for word in re.findall(r"[a-z]+", text) if word in REPLACED]:
+            found[fact] = _instead_of(words)
     return found
+
+
+def _instead_of(words: list[str]) -> str:
+    return ", ".join(REPLACED.get(word) or REPLACED[word.removesuffix("s")] for word in words)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from bcs.wire.decoding import microseconds
 # Bound the size of a transaction, and so the time for which it holds up Redis. An event with more facts is alone.
 GROUP_COMMIT_LIMIT = 1000
 GROUP_COMMIT_FACTS = 5000
-_IDS_SAID = 10
+_IDS_LOGGED = 10
 
 # Why a message becomes a dead letter here.
 _FAILED: Final = "processing_failed"
@@ -189,7 +189,7 @@ class BatchActor:
                 "commit_fell_back",
                 batch_id=batch_id,
                 conflicts=committed.conflicts,
-                correlation_ids=sorted(ids)[:_IDS_SAID],
+                correlation_ids=sorted(ids)[:_IDS_LOGGED],
                 summed_by=(),
             )
 

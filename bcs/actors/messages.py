@@ -59,13 +59,13 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def decoded(decoder: EventDecoder, message: ConsumedMessage, said_at_ms: int) -> DecodedEvent:
+def decoded(decoder: EventDecoder, message: ConsumedMessage, event_time_ms: int) -> DecodedEvent:
     """The event in a message.
 
-    :param said_at_ms: the message's time where the event has none, in milliseconds since 1970 UTC.
+    :param event_time_ms: the message's time where the event has none, in milliseconds since 1970 UTC.
     :raises UndecodableMessage: there is none, or the message has headers that nobody can name.
     """
-    event = decoder.decode(message.topic, message.value, said_at_ms)
+    event = decoder.decode(message.topic, message.value, event_time_ms)
     if message.unreadable_headers:
         name = message.unreadable_headers[0][0]
         problem = f"the name of a header is not UTF-8: {name[:40]!r}"

@@ -38,7 +38,7 @@ _FRUITLESS_SECONDS = 0.5
 _ACTOR = "publisher"
 # What the publisher may wait to do.
 _TAKE_OVER = "take over from the outbox what another replica left"
-_REACH_OUTBOX = "reach the outbox"
+_USE_OUTBOX = "reach the outbox"
 
 
 @dataclass(slots=True)
@@ -284,7 +284,7 @@ class Publisher:
             StoreError,
             waits=self.waits,
             actor=_ACTOR,
-            doing=_REACH_OUTBOX,
+            doing=_USE_OUTBOX,
             maximum_seconds=self.settings.retry_maximum_seconds,
         )
 

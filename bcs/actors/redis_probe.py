@@ -29,17 +29,17 @@ class RedisStatus:
     clock: Callable[[], float]
     _answered_at: float = field(default=-inf, init=False)
     _problem: str | None = field(default="it was not asked yet", init=False)
-    _said: LoggedCauses = field(default_factory=LoggedCauses, init=False)
+    _logged: LoggedCauses = field(default_factory=LoggedCauses, init=False)
 
     def up(self) -> None:
         """Redis answered."""
-        if self._said.clear():
+        if self._logged.clear():
             log.info("redis_probe_succeeded")
         self._answered_at, self._problem = self.clock(), None
 
     def down(self, problem: str) -> None:
         """Redis did not answer, or refused. Said once for each cause of an outage."""
-        if self._said.note(problem):
+        if self._logged.note(problem):
             log.warning("redis_probe_failed", problem=problem)
         self._problem = problem
 

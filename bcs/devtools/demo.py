@@ -19,7 +19,7 @@ from bcs.http.parameters import MOST_ENTRIES
 from bcs.wire import topics
 from bcs.wire.producing import EventType, Sample, sample_events
 
-_PATIENCE_SECONDS = 30.0
+_TIMEOUT_SECONDS = 30.0
 _CLOSE_SECONDS = 3.0
 _PHASE = "spellcheck"
 _PIPELINE = "ai_feedback"
@@ -73,7 +73,7 @@ async def _define_until(
     """Ask until the events have arrived: they take a moment from Kafka to Redis."""
     last_seen = ""
     body = {"batch_id": batch_id, "requested_pipeline": _PIPELINE, "correlation_id": str(uuid.uuid4())}
-    with anyio.fail_after(_PATIENCE_SECONDS):
+    with anyio.fail_after(_TIMEOUT_SECONDS):
         while True:
             # To look leaves nothing in the history; to ask does, each time.
             async with client.get(f"/internal/v1/batches/{batch_id}") as response:
@@ -91,7 +91,7 @@ async def _define_until(
 
 async def _history_until_pruned(client: aiohttp.ClientSession, batch_id: str) -> list[dict[str, Any]]:
     """Ask until the explanation of the pruning has arrived: it takes a moment from Redis to PostgreSQL."""
-    with anyio.fail_after(_PATIENCE_SECONDS):
+    with anyio.fail_after(_TIMEOUT_SECONDS):
         while True:
             async with client.get(f"/internal/v1/batches/{batch_id}/history?limit={MOST_ENTRIES}") as response:
                 page: dict[str, Any] = await response.json(content_type=None)

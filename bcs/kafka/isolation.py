@@ -39,7 +39,7 @@ from bcs.kafka.records import TolerantRecords
 
 _FIRST_RETRY_SECONDS = 0.5
 # A leader that moves is refused a few times, too; whoever looks wants to hear only of what lasts.
-_TRIES_BEFORE_SAID = 4
+_TRIES_BEFORE_LOGGED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +322,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         before = self.stalled.get(key)
         tries = before.tries + 1 if before and before.offset == offset else 1
         wait_seconds = min(self._retry_maximum_seconds, _FIRST_RETRY_SECONDS * 2 ** min(tries - 1, 20))
-        lasting = not retriable or tries >= _TRIES_BEFORE_SAID
+        lasting = not retriable or tries >= _TRIES_BEFORE_LOGGED
         self.stalled[key] = Stall(
             offset=offset,
             last_offset=last_offset,

@@ -25,7 +25,7 @@ import bcs.kafka.connecting  # noqa: F401 (a look that is cancelled leaves no co
 
 _CLOSE_SECONDS = 1.0
 _READ_UNCOMMITTED = 0  # what waits behind an open transaction waits, too
-_MISSED_SAID_MS = 24 * 3_600_000
+_MISSED_SHOWN_MS = 24 * 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class CommitNote:
 
     def missed_lately(self, now_ms: int) -> int:
         """How many were missed within the last day before something else was found."""
-        return self.missed if self.missed_at_ms is not None and now_ms < self.missed_at_ms + _MISSED_SAID_MS else 0
+        return self.missed if self.missed_at_ms is not None and now_ms < self.missed_at_ms + _MISSED_SHOWN_MS else 0
 
     def encode(self) -> str:
         """As text."""

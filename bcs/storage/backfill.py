@@ -79,7 +79,7 @@ class ArchiveBackfill:
             recorded = await self.record.state(batch_id)
             missing = await paced(_missing_in(recorded, known))
             if not missing.empty:
-                await self.record.adopt({batch_id: missing})
+                await self.record.add_states({batch_id: missing})
         except StoreUnavailable:
             return None
         except StoreRefused:

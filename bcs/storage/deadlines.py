@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import anyio
 
-_BEAT_SECONDS = 0.05
+_TICK_SECONDS = 0.05
 # Timers are never quite on time.
 _SLACK_SECONDS = 0.01
 # To read what has come while the loop stood still. The beat, by which that is measured, may have missed so much.
@@ -37,15 +37,15 @@ class LoopLag:
         """
         return self._lost_seconds + max(0.0, now - self._due - _SLACK_SECONDS)
 
-    def _beat(self) -> None:
+    def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         self._lost_seconds = self.lost_seconds(loop.time())
         self._wait(loop)
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         # The loop is not kept in here: then it could never be freed.
-        self._due = loop.time() + _BEAT_SECONDS
-        loop.call_at(self._due, self._beat)
+        self._due = loop.time() + _TICK_SECONDS
+        loop.call_at(self._due, self._tick)
 
 
 _lags: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLag] = WeakKeyDictionary()

@@ -17,7 +17,7 @@ T = TypeVar("T")
 # An answer takes several rounds of the event loop, and may wait for a turn in each. So a turn is short, and others have
 # as much time behind it. With a longer rest large batches took twice as long, and answers about small ones no less.
 _TURN_SECONDS = 0.001
-_REST_SECONDS = 0.001
+_PAUSE_SECONDS = 0.001
 
 # All calculations of a loop share it, whoever runs them.
 _turns: RunVar[anyio.Lock] = RunVar("turns")
@@ -46,7 +46,7 @@ async def _finish(calculation: Sliced[T]) -> T:
         _turns.set(turns)
     while True:
         async with turns:
-            await anyio.sleep(_REST_SECONDS)
+            await anyio.sleep(_PAUSE_SECONDS)
             try:
                 _work(calculation)
             except StopIteration as ended:

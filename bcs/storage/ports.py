@@ -128,7 +128,7 @@ class Record(Protocol):
         """
         ...
 
-    async def adopt(self, states: Mapping[str, BatchState]) -> None:
+    async def add_states(self, states: Mapping[str, BatchState]) -> None:
         """Merge what is known of batches from elsewhere, without a history.
 
         :raises StoreUnavailable: whether it was written is unknown.

@@ -118,11 +118,11 @@ class EventDecoder:
         if self._max_essays is not None and essays > self._max_essays:
             problem = f"the event is about {essays} essays, and BCS_MAX_ESSAYS_PER_BATCH is {self._max_essays}"
             raise UndecodableMessage("too_many_essays", problem, batch_id, correlation_id)
-        said_at = envelope.data.timestamp or envelope.event_timestamp
-        if said_at == NO_TIME:
+        event_time = envelope.data.timestamp or envelope.event_timestamp
+        if event_time == NO_TIME:
             problem = "event_timestamp is not a time, and the data has none"
             raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)
-        at_us = record_timestamp_ms * 1000 if said_at is None else microseconds(said_at)
+        at_us = record_timestamp_ms * 1000 if event_time is None else microseconds(event_time)
         if not 0 <= at_us <= LATEST_US:
             problem = "the event's time lies before 1970 or after 9999"
             raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)

@@ -191,7 +191,7 @@ async def write(url: str) -> None:
     await record.probe(5)
     adopted = write_histories()
     await record.write(entries)
-    await record.adopt(adopted)
+    await record.add_states(adopted)
     await record.aclose()
 
 

@@ -93,7 +93,7 @@ async def test_an_id_may_be_anything(record: PostgresRecord, environment: dict[s
 async def test_what_redis_has_forgotten_is_shown_from_the_record(
     record: PostgresRecord, environment: dict[str, object], redis_url: str, redis_key_prefix: str, batch: str
 ) -> None:
-    await record.adopt({batch: delta_of([EssaysRegistered(("e1",), 2, AT_US), spellchecked("e1")])})
+    await record.add_states({batch: delta_of([EssaysRegistered(("e1",), 2, AT_US), spellchecked("e1")])})
     redis = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
     ran = await bcs("batches", "show", batch, **redis, **environment)
     assert ran.output.splitlines()[0] == (f"Batch {batch}: 1 essay known, 2 expected, from the record (PostgreSQL)")

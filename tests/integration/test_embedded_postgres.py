@@ -34,13 +34,13 @@ def no_user_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     refusing = tmp_path / "unshare"
     refusing.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted'; exit 1\n")
     refusing.chmod(0o755)
-    embedded_postgres._guise.cache_clear()
+    embedded_postgres._run_as.cache_clear()
     try:
         with monkeypatch.context() as patch:
             patch.setattr("os.defpath", f"{tmp_path}:{os.defpath}")
             yield
     finally:
-        embedded_postgres._guise.cache_clear()
+        embedded_postgres._run_as.cache_clear()
 
 
 @pytest.fixture

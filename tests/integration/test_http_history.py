@@ -263,7 +263,7 @@ async def test_the_bounds_of_a_page_are_taken_and_what_nobody_knows_is_ignored(
 
 async def test_a_known_batch_may_have_nothing_to_tell(bos: Orchestrator, record: PostgresRecord, batch: str) -> None:
     adopted, only_asked = f"{batch}-adopted", f"{batch}-asked"
-    await record.adopt({adopted: delta_of([spellchecked()])})
+    await record.add_states({adopted: delta_of([spellchecked()])})
     await record.write([answered(only_asked)])
     for path in (path_of(adopted), f"{path_of(adopted)}?before=1", f"{path_of(only_asked)}?before=1"):
         answer = await get(bos, path)
@@ -274,7 +274,9 @@ async def test_a_known_batch_may_have_nothing_to_tell(bos: Orchestrator, record:
 async def test_what_the_store_has_forgotten_is_told_from_the_record(
     bos: Orchestrator, record: PostgresRecord, batch: str
 ) -> None:
-    await record.adopt({batch: delta_of([spellchecked("e1"), PhaseReported("own_phase", Outcome.COMPLETED, AT_US)])})
+    await record.add_states(
+        {batch: delta_of([spellchecked("e1"), PhaseReported("own_phase", Outcome.COMPLETED, AT_US)])}
+    )
     document = (await get(bos, path_of(batch, ""))).json
     assert (document["source"], document["version"]) == ("redis", 1)
     assert document["known_essays"] == [{"essay_id": "e1", "known_since": AT}]

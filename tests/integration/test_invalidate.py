@@ -33,7 +33,7 @@ async def test_a_writer_who_asked_the_record_before_asks_again(
         nonlocal added
         if point is FailPoint.BEFORE_EXEC and not added:
             added = True
-            await record.adopt({batch: PAST})
+            await record.add_states({batch: PAST})
             await StoredBatches(gateway, key_prefix=redis_key_prefix).invalidate([batch])
 
     backfill = ArchiveBackfill(record, nothing_waits)
@@ -56,5 +56,5 @@ async def test_nothing_is_taken_for_complete_while_facts_wait_for_the_record(
     store = in_redis(gateway, backfill=ArchiveBackfill(record, one_waits))
     await store.commit(batch, NEWS)
     assert (await store.summary(batch)).expected is None
-    await record.adopt({batch: PAST})  # what waited has arrived
+    await record.add_states({batch: PAST})  # what waited has arrived
     assert (await store.summary(batch)).expected == 2

@@ -128,10 +128,10 @@ def in_memory() -> Storage:
 
 
 def in_sql(record: PostgresRecord) -> Storage:
-    async def adopt(batch_id: str, delta: BatchState) -> None:
-        await record.adopt({batch_id: delta})
+    async def add_states(batch_id: str, delta: BatchState) -> None:
+        await record.add_states({batch_id: delta})
 
-    return Storage([adopt], record.state)
+    return Storage([add_states], record.state)
 
 
 @pytest.fixture
@@ -257,8 +257,8 @@ async def test_many_batches_in_one_statement_are_merged_each_for_itself(record: 
     states = {
         f"{number}": delta_of([completed("a", number), PhaseReported("nlp", F, number)]) for number in range(1, 30)
     }
-    await record.adopt(states)
-    await record.adopt({"1": states["29"], "29": states["1"]})
+    await record.add_states(states)
+    await record.add_states({"1": states["29"], "29": states["1"]})
     for batch_id, state in states.items():
         merged = state.copy()
         merged.merge(states[{"1": "29", "29": "1"}.get(batch_id, batch_id)])

@@ -28,7 +28,7 @@ class AwayRecord:
     async def state(self, batch_id: str) -> BatchState:
         raise StoreUnavailable("postgresql", batch_id)
 
-    async def adopt(self, states: Mapping[str, BatchState]) -> None:
+    async def add_states(self, states: Mapping[str, BatchState]) -> None:
         raise StoreUnavailable("postgresql", str(states))
 
 

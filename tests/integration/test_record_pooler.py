@@ -66,7 +66,7 @@ async def test_work_through_a_pooler_leaves_nothing_on_its_connections(pooled_ur
         assert await record.history(batch, limit=9)
         assert not (await record.state(batch)).empty
         await record.keep(phases_skipped(batch, ["nlp"], "c", datetime.now(UTC)), answered(batch))
-        assert await record.hand_over(take, limit=9, deadline_seconds=5) == 1
+        assert await record.deliver_announcements(take, limit=9, deadline_seconds=5) == 1
         assert await record.forget(datetime.now(UTC), 9, 5)
         found = await look_at_record(load_settings(database_url=pooled_url))
         assert {finding.status for finding in found} == {Status.OK}

@@ -72,7 +72,7 @@ async def test_the_record_merges_as_the_model_does(record: PostgresRecord, batch
             facts += [EssayPhaseEnded(phase, "a", outcome, at_us), PhaseReported(phase, outcome, at_us)]
     told = facts[::order]
     for fact in told:
-        await record.adopt({batch: delta_of([fact])})
+        await record.add_states({batch: delta_of([fact])})
     assert await record.state(batch) == delta_of(told)
 
 
@@ -150,7 +150,7 @@ async def test_a_large_batch_is_adopted_by_many_statements(
     record: PostgresRecord, batch: str, merged: list[int]
 ) -> None:
     large, small = delta_of(of_many_essays()), delta_of([spellchecked()])
-    await record.adopt({batch: large, f"{batch}-0": small})
+    await record.add_states({batch: large, f"{batch}-0": small})
     assert len(merged) >= 17
     assert max(merged) <= 10
     assert await record.state(batch) == large
@@ -172,10 +172,10 @@ async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresR
         taken.extend(announcements)
 
     with pytest.raises(StoreUnavailable):
-        await record.hand_over(away, limit=1, deadline_seconds=5)
+        await record.deliver_announcements(away, limit=1, deadline_seconds=5)
     assert record.reachable
     for expected in (1, 1, 0):
-        assert await record.hand_over(take, limit=1, deadline_seconds=5) == expected
+        assert await record.deliver_announcements(take, limit=1, deadline_seconds=5) == expected
     assert taken == list(messages)
     assert {message.waits_since_ms for message in taken} == {int(announced.timestamp() * 1000)}
     assert await record.announcements(now) == Waiting(0, 0.0)

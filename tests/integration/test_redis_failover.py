@@ -190,7 +190,7 @@ async def test_a_server_that_was_left_is_not_trusted_when_it_is_back(
     if meanwhile == "demoted":
         await address.demote(FIRST)
     await lead_elsewhere(address, SECOND)
-    await record.adopt({batch: delta_of(UNDONE)})
+    await record.add_states({batch: delta_of(UNDONE)})
     await in_the_end(lambda: store.commit(batch, delta_of(UNDONE)))
     assert not (await store.summary(batch)).complete("spellcheck")
     await address.promote(FIRST)
@@ -221,7 +221,7 @@ async def test_a_server_that_was_demoted_and_promoted_behind_an_open_connection_
     await store.commit(batch, delta_of(BEGUN))
     assert (await store.summary(batch)).complete("spellcheck")
     await address.demote(FIRST)
-    await record.adopt({batch: delta_of(UNDONE)})  # by another replica, which has written it to the second server
+    await record.add_states({batch: delta_of(UNDONE)})  # by another replica, which has written it to the second server
     await address.promote(FIRST)
     assert not (await store.summary(batch)).complete("spellcheck")
     assert (await store.state(batch)).essay_marks["spellcheck"]["e1"].outcome is Outcome.FAILED

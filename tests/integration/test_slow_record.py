@@ -28,7 +28,7 @@ class SlowRecord:
         await anyio.sleep(REDIS_DEADLINE_SECONDS * 2)
         return BatchState()
 
-    async def adopt(self, states: Mapping[str, BatchState]) -> None:
+    async def add_states(self, states: Mapping[str, BatchState]) -> None:
         assert states
 
 

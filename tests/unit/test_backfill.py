@@ -26,7 +26,7 @@ class Record:
     async def state(self, batch_id: str) -> BatchState:
         return self.known.copy()
 
-    async def adopt(self, states: Mapping[str, BatchState]) -> None:
+    async def add_states(self, states: Mapping[str, BatchState]) -> None:
         self.adopted.append(states)
 
 

@@ -111,7 +111,7 @@ def test_clocks_may_differ_by_a_second(ahead: float, status: Status, said: str) 
 
 
 @pytest.mark.parametrize(
-    ("version", "obstacle", "status", "said"),
+    ("version", "problem", "status", "said"),
     [
         (None, None, WARNING, "no tables yet"),
         ("0000", None, WARNING, "`bcs db upgrade`"),
@@ -120,8 +120,8 @@ def test_clocks_may_differ_by_a_second(ahead: float, status: Status, said: str) 
         ("9999", None, OK, "newer"),
     ],
 )
-def test_the_schema_of_the_record(version: str | None, obstacle: str | None, status: Status, said: str) -> None:
-    assert_finding(record.schema(version, obstacle), status, said)
+def test_the_schema_of_the_record(version: str | None, problem: str | None, status: Status, said: str) -> None:
+    assert_finding(record.schema(version, problem), status, said)
 
 
 def test_a_replica_needs_all_of_its_connections() -> None:

@@ -33,8 +33,8 @@ _RETENTION_STEP = 1000
 _RETENTION_PAUSE_SECONDS = 0.1
 _ACTOR = "archive"
 # What the archive may wait to do.
-_REACH = "reach PostgreSQL"
-_HAND_OVER = "move announcements from PostgreSQL to the outbox"
+_CONNECT = "reach PostgreSQL"
+_DELIVER = "move announcements from PostgreSQL to the outbox"
 _DRAIN = "write to PostgreSQL what waits in Redis"
 _FORGET = "delete from PostgreSQL what is too old"
 
@@ -92,31 +92,31 @@ class Upkeep:
             try:
                 await self.record.probe(_PROBE_DEADLINE_SECONDS)
             except StoreError as error:
-                self._wait(_REACH, error)
+                self._wait(_CONNECT, error)
             else:
-                self.waits.end(_ACTOR, _REACH)
+                self.waits.end(_ACTOR, _CONNECT)
                 self._looked.set()
                 self.wake()
-                await self._try_to_hand_over()
+                await self._try_to_deliver()
             self._looked.set()
             await anyio.sleep(self.probe_interval_seconds)
 
-    async def _try_to_hand_over(self) -> None:
+    async def _try_to_deliver(self) -> None:
         try:
-            await self._hand_over()
+            await self._deliver_announcements()
         except StoreError as error:
-            self._wait(_HAND_OVER, error)
+            self._wait(_DELIVER, error)
         else:
-            self.waits.end(_ACTOR, _HAND_OVER)
+            self.waits.end(_ACTOR, _DELIVER)
 
     def _wait(self, doing: str, error: StoreError) -> None:
         # That PostgreSQL is away stands in the log already.
         of_postgresql = isinstance(error, StoreUnavailable) and error.store == "postgresql"
         self.waits.begin(_ACTOR, doing, str(error), aloud=not of_postgresql)
 
-    async def _hand_over(self) -> None:
+    async def _deliver_announcements(self) -> None:
         """Move to the outbox what was announced while Redis was away."""
-        while await self.record.hand_over(
+        while await self.record.deliver_announcements(
             self.outbox.append, limit=_ANNOUNCEMENTS_LIMIT, deadline_seconds=_STEP_DEADLINE_SECONDS
         ):
             pass

@@ -23,7 +23,7 @@ from bcs.supervision import ActorContext, AskTimeout, Letter, Mailbox, MailboxFu
 log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 
 _LETTERS_AT_A_TIME = 500
-_IDS_SAID = 10
+_IDS_LOGGED = 10
 # What only explains an answer waits here for a moment; beyond that it is let go, and counted.
 _EXPLANATIONS_LIMIT = 10_000
 
@@ -112,7 +112,7 @@ class ArchiveActor:
             log.error(
                 "entries_given_up",
                 error=repr(letter.last_error),
-                correlation_ids=sorted(ids)[:_IDS_SAID],
+                correlation_ids=sorted(ids)[:_IDS_LOGGED],
                 summed_by=(),
             )
             self._give_up(letter.message, StoreRefused("archive", repr(letter.last_error)))

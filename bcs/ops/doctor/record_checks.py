@@ -39,8 +39,8 @@ async def look_at_record(settings: Settings) -> list[Finding]:
     is_current = is_enough(inspected.schema)
     return [
         ok(check, f"reachable, PostgreSQL {inspected.server}"),
-        judgement.schema(inspected.schema, None if is_current else inspected.obstacle),
-        *judgement.writes(inspected.obstacle if is_current else None),
+        judgement.schema(inspected.schema, None if is_current else inspected.problem),
+        *judgement.writes(inspected.problem if is_current else None),
         *judgement.connections(inspected.connections, settings.database_max_connections + CONNECTIONS_FOR_PROBE),
         clock_of("postgresql clock", "PostgreSQL", inspected.ahead_seconds),
     ]

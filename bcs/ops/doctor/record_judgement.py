@@ -9,31 +9,31 @@ from bcs.storage.postgres.migrations import HEAD
 _OLD_SECONDS = 60.0
 
 
-def schema(version: str | None, obstacle: str | None) -> Finding:
+def schema(version: str | None, problem: str | None) -> Finding:
     """Whether the tables are those of this release, or the service can make them so.
 
     :param version: of the schema; None where there is none.
-    :param obstacle: why the service's user can't upgrade the schema; None where nothing is known to be in the way.
+    :param problem: why the service's user can't upgrade the schema; None where nothing is known to be in the way.
     """
     check = "postgresql schema"
     if version is None or version < HEAD:
         found = f"version {version}, and this release needs {HEAD}" if version else "there are no tables yet"
-        if obstacle:
+        if problem:
             fix = "run `bcs db upgrade` as a user who may, and GRANT the service's user what it needs (README)"
-            return failed(check, f"{found}, and {obstacle}", fix)
+            return failed(check, f"{found}, and {problem}", fix)
         return warning(check, found, "start the service, which upgrades it, or run `bcs db upgrade`")
     return ok(
         check, f"version {version}" if version == HEAD else f"version {version}, newer than this release's {HEAD}"
     )
 
 
-def writes(obstacle: str | None) -> list[Finding]:
+def writes(problem: str | None) -> list[Finding]:
     """Whether anything can be written.
 
-    :param obstacle: why not; None where nothing is known to be in the way.
+    :param problem: why not; None where nothing is known to be in the way.
     """
     fix = "see to the server and to the rights of the user in BCS_DATABASE_URL: until then facts wait in Redis"
-    return [failed("postgresql writes", obstacle, fix)] if obstacle else []
+    return [failed("postgresql writes", problem, fix)] if problem else []
 
 
 def connections(allowed: int | None, needed: int) -> list[Finding]:

@@ -86,7 +86,7 @@ class Projection:
         record, message = timed.record, message_of(timed.record)
         self._messages += 1
         try:
-            event = decoded(self.decoder, message, _said_at_ms(timed))
+            event = decoded(self.decoder, message, _event_time_ms(timed))
         except UndecodableMessage:
             self.tally.undecodable += 1
             return
@@ -139,6 +139,6 @@ class Projection:
             self.tally.facts += sum(len(entry.facts) for entry in entries)
 
 
-def _said_at_ms(timed: Timed) -> int:
-    said_at_ms = written_at_ms(timed.record)
-    return timed.at_ms if said_at_ms is None else said_at_ms
+def _event_time_ms(timed: Timed) -> int:
+    event_time_ms = written_at_ms(timed.record)
+    return timed.at_ms if event_time_ms is None else event_time_ms

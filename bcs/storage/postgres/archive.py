@@ -87,7 +87,7 @@ class PostgresRecord:
         except (ValueError, OverflowError) as error:  # a text that is none, a time that no calendar has
             raise StoreRefused("postgresql", str(error)) from error
 
-    async def adopt(self, states: Mapping[str, BatchState]) -> None:
+    async def add_states(self, states: Mapping[str, BatchState]) -> None:
         """Merge what is known of batches from elsewhere, without a history.
 
         :raises StoreUnavailable: whether it was written is unknown.
@@ -162,7 +162,7 @@ class PostgresRecord:
 
         await self._gateway.run(insert)
 
-    async def hand_over(
+    async def deliver_announcements(
         self, take: Callable[[list[OutboundMessage]], Awaitable[None]], *, limit: int, deadline_seconds: float
     ) -> int:
         """Give announcements to the outbox, oldest first, and forget them once it has them.

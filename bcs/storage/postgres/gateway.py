@@ -135,7 +135,7 @@ class RecordGateway:
                 unexpected = f"the schema can't be upgraded: {brief(error)}"
                 raise self._unusable(unexpected, unexpected) from error
             await self._look(deadline_seconds)
-        problem: str | None = await self._run(schema.obstacle_to_writes, deadline_seconds, slots=self._probe_slots)
+        problem: str | None = await self._run(schema.problem_with_writes, deadline_seconds, slots=self._probe_slots)
         if problem:
             raise self._unusable(problem, problem)
         self._succeed()

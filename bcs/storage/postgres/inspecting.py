@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from bcs.storage.postgres.gateway import RecordGateway
-from bcs.storage.postgres.schema import is_enough, obstacle_to_upgrade, obstacle_to_writes, version_of
+from bcs.storage.postgres.schema import is_enough, problem_with_upgrade, problem_with_writes, version_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Inspected:
 
     :param server: its version.
     :param schema: the version of the record's schema; None where there is none yet.
-    :param obstacle: why the service's user can't write, or can't upgrade a schema that is missing or too old; None
+    :param problem: why the service's user can't write, or can't upgrade a schema that is missing or too old; None
         where nothing is known to be in the way.
     :param connections: how many connections the role or the database allows; None where neither has such a limit.
     :param ahead_seconds: how far its clock is ahead of this machine's.
@@ -25,7 +25,7 @@ class Inspected:
 
     server: str
     schema: str | None
-    obstacle: str | None
+    problem: str | None
     connections: int | None
     ahead_seconds: float
 
@@ -41,11 +41,11 @@ async def inspect(url: str, deadline_seconds: float) -> Inspected:
     try:
         server = await gateway.look(_server, deadline_seconds)
         schema = await gateway.look(version_of, deadline_seconds)
-        obstacle = await gateway.look(
-            obstacle_to_writes if is_enough(schema) else obstacle_to_upgrade, deadline_seconds
+        problem = await gateway.look(
+            problem_with_writes if is_enough(schema) else problem_with_upgrade, deadline_seconds
         )
         connections = await gateway.look(_connections, deadline_seconds)
-        return Inspected(server, schema, obstacle, connections, await gateway.look(_ahead_seconds, deadline_seconds))
+        return Inspected(server, schema, problem, connections, await gateway.look(_ahead_seconds, deadline_seconds))
     finally:
         await gateway.aclose()
 

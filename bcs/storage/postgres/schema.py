@@ -77,7 +77,7 @@ async def is_current(connection: asyncpg.Connection) -> bool:
     return is_enough(await version_of(connection))
 
 
-async def obstacle_to_writes(connection: asyncpg.Connection) -> str | None:
+async def problem_with_writes(connection: asyncpg.Connection) -> str | None:
     """Why nothing can be written now; None where it can. A pooler may lead to a server that became a standby.
 
     :param connection: to a database with the schema.
@@ -93,7 +93,7 @@ async def obstacle_to_writes(connection: asyncpg.Connection) -> str | None:
     return None if has_rights else "this user may not write to the record's tables"
 
 
-async def obstacle_to_upgrade(connection: asyncpg.Connection) -> str | None:
+async def problem_with_upgrade(connection: asyncpg.Connection) -> str | None:
     """Why this user can't bring the schema up to date; None where nothing is known to be in the way.
 
     :param connection: to a database whose schema is missing, or of an older release.
