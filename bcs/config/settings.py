@@ -1,4 +1,4 @@
-"""Settings, from environment variables with the prefix `BCS_`. The README's table is made from this module."""
+"""Settings, from environment variables with the prefix `BCS_`. docs/settings.md is made from this module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's stories of when a phase is complete: `python -m tests.support.law_stories` prints their table."""
+"""The stories in docs/completion.md: `python -m tests.support.law_stories` prints their table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's table of settings, made from the settings themselves: `python -m tests.support.settings_table`."""
+"""The table in docs/settings.md, made from the settings: `python -m tests.support.settings_table` prints it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ async def look_at_record(settings: Settings) -> list[Finding]:
     except StoreUnavailable as error:
         cause = error.cause.rstrip(". ")
         if isinstance(error.__cause__, PostgresError):
-            fix = "see to the user in BCS_DATABASE_URL, and GRANT that user what the service needs (README)"
+            fix = "see to the user in BCS_DATABASE_URL, and GRANT that user what the service needs (docs/deploying.md)"
             return [failed(check, f"it answers, and refuses: {cause}", fix)]
         return [failed(check, f"out of reach: {cause}", "see to PostgreSQL, and to BCS_DATABASE_URL")]
     except DatabaseUnusable as error:

@@ -19,7 +19,7 @@ def schema(version: str | None, problem: str | None) -> Finding:
     if version is None or version < HEAD:
         found = f"version {version}, and this release needs {HEAD}" if version else "there are no tables yet"
         if problem:
-            fix = "run `bcs db upgrade` as a user who may, and GRANT the service's user what it needs (README)"
+            fix = "run `bcs db upgrade` as a user who may, and GRANT the service's user its rights (docs/deploying.md)"
             return failed(check, f"{found}, and {problem}", fix)
         return warning(check, found, "start the service, which upgrades it, or run `bcs db upgrade`")
     return ok(

@@ -16,7 +16,7 @@ def unknown(variables: Iterable[UnknownVariable]) -> list[Finding]:
     return [
         failed("settings", variable.problem, f"rename it to {variable.near}, or remove it")
         if variable.near
-        else warning("settings", variable.problem, "remove it, or look in the README for the setting that is meant")
+        else warning("settings", variable.problem, "remove it, or find the setting that is meant in docs/settings.md")
         for variable in variables
     ]
 
