@@ -188,7 +188,7 @@ class Publisher:
 
     async def _wait_for_more(self, context: ActorContext[OutboxGrew]) -> None:
         with anyio.move_on_after(self.settings.outbox_poll_interval_seconds):
-            context.settle(await context.receive())
+            context.ack(await context.receive())
 
     async def _publish(
         self, context: ActorContext[OutboxGrew], producer: AIOKafkaProducer, leased: Sequence[LeasedMessage]

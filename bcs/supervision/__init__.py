@@ -8,6 +8,7 @@ from bcs.supervision.actor import ActorContext, serve, serve_until_empty
 from bcs.supervision.backoff import Backoff
 from bcs.supervision.branch import Branch
 from bcs.supervision.dynamic import DynamicSupervisor
+from bcs.supervision.envelope import Envelope, Reply
 from bcs.supervision.errors import (
     ActorDied,
     AskTimeout,
@@ -20,7 +21,6 @@ from bcs.supervision.errors import (
     describe,
 )
 from bcs.supervision.intensity import RestartIntensity, RestartWindow
-from bcs.supervision.letter import Letter, Reply
 from bcs.supervision.mailbox import Mailbox
 from bcs.supervision.observer import NullObserver, Observer
 from bcs.supervision.snapshot import Snapshot, State
@@ -45,7 +45,7 @@ __all__ = [
     "serve",
     "serve_until_empty",
     "Mailbox",
-    "Letter",
+    "Envelope",
     "Reply",
     # looking
     "Observer",

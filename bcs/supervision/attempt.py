@@ -78,7 +78,7 @@ class Attempt:
     :param path: of the actor
     :param context: what it is given
     :param start: the actor
-    :param mailbox: its letters, if it has any
+    :param mailbox: its envelopes, if it has any
     :param limits: how long it may take
     :param owner: whom it reports to
     """
@@ -139,14 +139,14 @@ class Attempt:
         error: BaseException | None = None
         try:
             with self._scope:
-                # One that is cancelled before it began must not touch its letters.
+                # One that is cancelled before it began must not touch its envelopes.
                 await checkpoint_if_cancelled()
                 await self._start(self.context)
         except GeneratorExit:
             raise
         except BaseException as caught:  # noqa: BLE001 - its supervisor decides what becomes of it
             error = caught
-        # No pause from here to the report: a letter that comes now must find either this attempt or the next one.
+        # No pause from here to the report: an envelope that comes now must find either this attempt or the next one.
         ended = self._explain(error)
         if self._mailbox is not None:
             died = ActorDied(self.path, ended.description)

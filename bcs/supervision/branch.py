@@ -72,7 +72,7 @@ class Branch(ABC):
     async def run(self, context: ActorContext[Any]) -> None:
         """Run the children until a stop is asked for; the `start` of a ChildSpec. May be called again when it ended.
 
-        Cancellation cancels all children and ends when they ended; the mailboxes keep their letters.
+        Cancellation cancels all children and ends when they ended; the mailboxes keep their envelopes.
 
         :param context: of the attempt that this supervisor is
         :raises RestartIntensityExceeded: when it gave up, after it stopped its children
@@ -201,7 +201,7 @@ class Branch(ABC):
         return f"{self._path}/{name}" if self._path else name
 
     def _set_off(self, attempt: Attempt) -> None:
-        """Start the task of an attempt. It inherits from this supervisor, not from a sender whose letter made it."""
+        """Start the task of an attempt. It inherits from this supervisor, not from a sender whose envelope made it."""
         tell(self._observer.actor_started, attempt.path, attempt.context.incarnation)
         if self._tasks is not None:
             self._surroundings.copy().run(partial(self._tasks.start_soon, attempt.run, name=attempt.path))

@@ -23,7 +23,7 @@ class Child:
     """A child's record.
 
     :param name: its name, or its key
-    :param mailbox: its letters, if it has any
+    :param mailbox: its envelopes, if it has any
     """
 
     __slots__ = (

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from bcs.supervision.actor import ActorContext
-    from bcs.supervision.letter import Reply
+    from bcs.supervision.envelope import Reply
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -32,14 +32,14 @@ T = TypeVar("T")
 class DynamicSupervisor(Branch, Generic[M]):
     """Children by key: a message makes the child, and an empty mailbox retires it.
 
-    A child whose attempt fails is started again after a back-off if letters are left. Messages that come while this
+    A child whose attempt fails is started again after a back-off if envelopes are left. Messages that come while this
     supervisor does not run stay, and are served when it runs again.
 
     :param name: for errors
     :param start: runs one attempt of a child, whose `context.name` is the key; mostly `serve_until_empty`. It must
-        work until its mailbox is empty: to return with letters left and none settled counts as a crash
-    :param mailbox_capacity: how many letters may queue for one child
-    :param max_deliveries: after so many deliveries that ended in the actor's death a letter is given up
+        work until its mailbox is empty: to return with envelopes left and none acked counts as a crash
+    :param mailbox_capacity: how many envelopes may queue for one child
+    :param max_deliveries: after so many deliveries that ended in the actor's death an envelope is given up
     :param max_children: how many there may be at a time
     :param shutdown_seconds: how long all of them together may take to empty their mailboxes when a stop was asked for
     :param hang_seconds: how long a child may be busy without a beat; found out at most a tenth later
@@ -143,8 +143,8 @@ class DynamicSupervisor(Branch, Generic[M]):
             state=self._state(),
             incarnation=self._incarnation,
             last_error=self._last_error,
-            mailbox_depth=sum(child.letters.depth for child in children),
-            oldest_message_seconds=max((child.letters.oldest_age_seconds(now) for child in children), default=0.0),
+            mailbox_depth=sum(child.own_mailbox.depth for child in children),
+            oldest_message_seconds=max((child.own_mailbox.oldest_age_seconds(now) for child in children), default=0.0),
             children=self._children.nodes(now, running=self._tasks is not None),
             total_children=len(children),
         )
@@ -201,7 +201,7 @@ class DynamicSupervisor(Branch, Generic[M]):
         return self._halted or len(self._children.by_key) == len(self._attempts)
 
     def _rouse(self, child: KeyedChild[M]) -> None:
-        # A letter that waited for room may have been taken and dealt with, and its child retired, by now.
+        # An envelope that waited for room may have been taken and dealt with, and its child retired, by now.
         if child.attempt is None and not child.backing_off and self._children.by_key.get(child.name) is child:
             self._launch(child)
 
@@ -218,18 +218,18 @@ class DynamicSupervisor(Branch, Generic[M]):
     def _note_end(self, attempt: Attempt, ended: Exit) -> None:
         child = self._children.by_key[attempt.context.name]
         child.note_end(ended, self._backoff)
-        # Until it is decided what follows: a letter that an observer sends from within its report must not start it.
+        # Until it is decided what follows: an envelope that an observer sends from within its report must not start it.
         child.backing_off = True
         self._last_error = child.last_error or self._last_error
         self._attempts.discard(attempt)
-        if not child.letters.depth:
+        if not child.own_mailbox.depth:
             self._children.retire(child)
 
     def _follow_up(self, attempt: Attempt, ended: Exit) -> None:
         child = self._children.by_key.get(attempt.context.name)
         if child is not None and not child.backing_off:
-            child = None  # the one that ended is retired, and a letter of an observer made this one
-        idle = child is not None and attempt.context.settled == 0
+            child = None  # the one that ended is retired, and an envelope of an observer made this one
+        idle = child is not None and attempt.context.acked == 0
         if not self._halted and (ended.abnormal or idle):
             if not self._may_restart(ended.description):
                 self._halted = True

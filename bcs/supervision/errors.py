@@ -23,10 +23,10 @@ class SupervisionError(Exception):
 
 
 class MailboxFull(SupervisionError):
-    """The mailbox holds as many letters as it may.
+    """The mailbox holds as many envelopes as it may.
 
     :param mailbox: its name
-    :param capacity: how many letters (or, for a dynamic supervisor, children) it may hold
+    :param capacity: how many envelopes (or, for a dynamic supervisor, children) it may hold
     """
 
     retryable = True
@@ -38,7 +38,7 @@ class MailboxFull(SupervisionError):
 
 
 class MailboxClosed(SupervisionError):
-    """The mailbox takes no more letters.
+    """The mailbox takes no more envelopes.
 
     :param mailbox: its name
     """

@@ -33,9 +33,9 @@ class Snapshot:
     :param restarts: how many of these followed another one in the same run of its supervisor, whatever had ended that:
         a failure, a return, or the restart of a sibling, as the strategy has it
     :param last_error: what ended the last attempt that failed
-    :param mailbox_depth: letters queued, in hand, and to be delivered again; for a dynamic supervisor of all children
+    :param mailbox_depth: envelopes queued, unacked, and to be delivered again; for a dynamic supervisor of all children
     :param mailbox_capacity: None where there is no mailbox
-    :param oldest_message_seconds: the age of the oldest letter, 0.0 without one
+    :param oldest_message_seconds: the age of the oldest envelope, 0.0 without one
     :param busy_seconds: since the last beat, 0.0 at rest
     :param children: in order; a dynamic supervisor lists wedged ones first, and not more than a hundred or so
     :param total_children: how many there are

@@ -42,7 +42,7 @@ class ChildSpec:
     :param start_timeout_seconds: how long it may take to report ready, before it is cancelled and tried again
     :param hang_seconds: how long it may be busy without a beat, before it is cancelled and started again; None for no
         watchdog. The clock runs only from the first beat
-    :param mailbox: its letters, kept over all attempts; one mailbox for one child
+    :param mailbox: its envelopes, kept over all attempts; one mailbox for one child
     """
 
     name: str

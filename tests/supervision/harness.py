@@ -16,7 +16,7 @@ from bcs.supervision import (
     Backoff,
     Branch,
     ChildSpec,
-    Letter,
+    Envelope,
     Mailbox,
     Reply,
     RestartIntensity,
@@ -199,16 +199,16 @@ def question(text: str) -> Callable[[Reply[str]], Any]:
     return lambda reply: Question(text, reply)
 
 
-async def no_exhausted(letter: Letter[Any]) -> None:
-    """For actors whose letters are never given up."""
-    pytest.fail(f"given up: {letter}")
+async def no_exhausted(envelope: Envelope[Any]) -> None:
+    """For actors whose envelopes are never given up."""
+    pytest.fail(f"given up: {envelope}")
 
 
 def texts(mailbox: Mailbox[str], limit: int = 100) -> list[str]:
     """Take what waits, and be done with it."""
-    letters = mailbox.receive_nowait(limit)
-    mailbox.settle(letters)
-    return [letter.message for letter in letters]
+    envelopes = mailbox.receive_nowait(limit)
+    mailbox.ack(envelopes)
+    return [envelope.message for envelope in envelopes]
 
 
 def puppets(names: str) -> tuple[list[str], list[Puppet]]:

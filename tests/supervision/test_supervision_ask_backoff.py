@@ -11,7 +11,7 @@ from bcs.supervision import (
     Backoff,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     State,
     Supervisor,
@@ -32,19 +32,19 @@ class Answerers:
         self.abandoned: list[str] = []
         self.mailbox: Mailbox[Question] = Mailbox("oracle", 10)
 
-        async def handle_for(context: Context, letters: list[Letter[Question]]) -> None:
+        async def handle_for(context: Context, envelopes: list[Envelope[Question]]) -> None:
             if context.incarnation == 1:
                 raise Boom
-            self.abandoned.extend(letter.message.text for letter in letters if letter.abandoned)
-            for letter in letters:
-                letter.message.reply.send(f"{letter.message.text} from {context.incarnation}")
+            self.abandoned.extend(envelope.message.text for envelope in envelopes if envelope.abandoned)
+            for envelope in envelopes:
+                envelope.message.reply.send(f"{envelope.message.text} from {context.incarnation}")
 
         async def server(context: Context) -> None:
-            await serve(context, lambda letters: handle_for(context, letters), limit=10, exhausted=no_exhausted)
+            await serve(context, lambda envelopes: handle_for(context, envelopes), limit=10, exhausted=no_exhausted)
 
         async def worker(context: Context) -> None:
             await serve_until_empty(
-                context, lambda letters: handle_for(context, letters), limit=10, exhausted=no_exhausted
+                context, lambda envelopes: handle_for(context, envelopes), limit=10, exhausted=no_exhausted
             )
 
         self.pool: DynamicSupervisor[Question] = DynamicSupervisor(

@@ -11,7 +11,7 @@ from bcs.supervision import (
     Backoff,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     State,
     Strategy,
@@ -47,7 +47,7 @@ async def test_the_given_random_numbers_make_the_jitter(kind: str) -> None:
         context.ready()
         if context.incarnation <= 3:
             raise Boom
-        context.settle(context.receive_nowait())
+        context.ack(context.receive_nowait())
         await context.wait_stopping()
 
     mailbox: Mailbox[str] = Mailbox("a", 5)
@@ -68,7 +68,7 @@ async def test_a_dynamic_back_off_is_its_key_s_own_and_a_healthy_spell_or_an_emp
     lives = {"a": [0.0, 0.0, 9.9, 10.0, 0.0], "b": [0.0, 0.0]}
 
     async def start(context: Context) -> None:
-        async def handle(letters: list[Letter[str]]) -> None:
+        async def handle(envelopes: list[Envelope[str]]) -> None:
             if lives[context.name]:
                 await anyio.sleep(lives[context.name].pop(0))
                 raise Boom
@@ -146,8 +146,8 @@ async def test_letters_that_come_between_two_runs_of_a_dynamic_supervisor_are_se
     got: list[tuple[str, str, float]] = []
 
     async def start(context: Context) -> None:
-        async def handle(letters: list[Letter[Any]]) -> None:
-            message = letters[0].message
+        async def handle(envelopes: list[Envelope[Any]]) -> None:
+            message = envelopes[0].message
             if isinstance(message, Question):
                 message.reply.send("yes")
             text = message.text if isinstance(message, Question) else message

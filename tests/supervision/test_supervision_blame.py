@@ -1,4 +1,4 @@
-"""Which end of an attempt is held against the letters that it had in hand: a crash and a hang, and nothing else."""
+"""Which end of an attempt is held against the envelopes that it had unacked: a crash and a hang, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.supervision import ActorContext, ChildSpec, DynamicSupervisor, Letter, Mailbox, Strategy, Supervisor
+from bcs.supervision import ActorContext, ChildSpec, DynamicSupervisor, Envelope, Mailbox, Strategy, Supervisor
 from tests.supervision.harness import AT_ONCE, OFTEN, Context, Puppet, Recorder, running, until
 
 pytestmark = pytest.mark.anyio
@@ -24,11 +24,11 @@ async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, bl
     async def start(context: Context) -> None:
         if how != "start timeout" or context.incarnation > 1:
             context.ready()
-        (letter,) = await context.receive()
+        (envelope,) = await context.receive()
         if context.incarnation == 1:
             await anyio.sleep_forever()
-        seen.append((letter.message, letter.attempts, str(letter.last_error)))
-        context.settle([letter])
+        seen.append((envelope.message, envelope.attempts, str(envelope.last_error)))
+        context.ack([envelope])
         context.rest()
         await context.wait_stopping()
 
@@ -41,7 +41,7 @@ async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, bl
         start_timeout_seconds=LIMIT_SECONDS if how == "start timeout" else 1_000.0,
         hang_seconds=LIMIT_SECONDS if how == "hung" else None,
     )
-    # A sibling's crash stops the whole group, so that the one that holds the letter can overstay.
+    # A sibling's crash stops the whole group, so that the one that holds the envelope can overstay.
     root = Supervisor(
         "root",
         [spec, sibling.spec()],
@@ -52,7 +52,7 @@ async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, bl
     )
     mailbox.send_nowait("x")
     async with running(root, wait_started=False):
-        await until(lambda: mailbox.in_hand)
+        await until(lambda: mailbox.unacked)
         if how == "shutdown timeout":
             await until(lambda: sibling.attempts)
             sibling.crash()
@@ -70,12 +70,12 @@ async def test_a_dynamic_child_is_blamed_for_a_hang_alone_too(how: str, blamed: 
     held = anyio.Event()
 
     async def start(context: ActorContext[str]) -> None:
-        letters: list[Letter[str]] = context.receive_nowait()
+        envelopes: list[Envelope[str]] = context.receive_nowait()
         if not held.is_set():
             held.set()
             await anyio.sleep_forever()
-        seen.extend(letter.attempts for letter in letters)
-        context.settle(letters)
+        seen.extend(envelope.attempts for envelope in envelopes)
+        context.ack(envelopes)
 
     pool: DynamicSupervisor[str] = DynamicSupervisor(
         "pool",
@@ -118,11 +118,11 @@ async def test_the_error_of_a_crash_is_kept_with_the_letter() -> None:
 
     async def start(context: Context) -> None:
         context.ready()
-        while letters := await context.receive():
-            if not letters[0].attempts:
+        while envelopes := await context.receive():
+            if not envelopes[0].attempts:
                 raise error
-            blamed.append(letters[0].last_error)
-            context.settle(letters)
+            blamed.append(envelopes[0].last_error)
+            context.ack(envelopes)
 
     mailbox.send_nowait("x")
     async with running(Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE)):

@@ -14,7 +14,7 @@ from bcs.supervision import (
     Backoff,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     MailboxFull,
     RestartIntensity,
@@ -151,13 +151,13 @@ class Tree:
         await self._misbehave()
         await serve_until_empty(context, self._handle, limit=3, exhausted=no_exhausted)
 
-    async def _handle(self, letters: list[Letter[Any]]) -> None:
-        for letter in letters:
+    async def _handle(self, envelopes: list[Envelope[Any]]) -> None:
+        for envelope in envelopes:
             await self._misbehave()
-            if isinstance(letter.message, int):
-                self.handled.add(letter.message)
+            if isinstance(envelope.message, int):
+                self.handled.add(envelope.message)
             else:
-                letter.message.reply.send("yes")
+                envelope.message.reply.send("yes")
 
     async def _misbehave(self) -> None:
         throw = self.chance.random() if self.witness.tree is not None else 1.0

@@ -11,7 +11,7 @@ from bcs.supervision import (
     Backoff,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     RestartIntensity,
     State,
     Supervisor,
@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 def pool_of(handle: Any, **options: Any) -> tuple[DynamicSupervisor[Any], Supervisor, Recorder]:
     async def start(context: Context) -> None:
-        async def act(letters: list[Letter[Any]]) -> None:
-            await handle(context, letters)
+        async def act(envelopes: list[Envelope[Any]]) -> None:
+            await handle(context, envelopes)
 
         await serve_until_empty(context, act, exhausted=no_exhausted)
 
@@ -40,11 +40,11 @@ def pool_of(handle: Any, **options: Any) -> tuple[DynamicSupervisor[Any], Superv
 async def test_a_hung_child_is_found_whenever_it_started() -> None:
     ended: dict[str, float] = {}
 
-    async def handle(context: Context, letters: list[Letter[float]]) -> None:
+    async def handle(context: Context, envelopes: list[Envelope[float]]) -> None:
         began = anyio.current_time()
         try:
             if context.incarnation == 1:
-                await anyio.sleep(letters[0].message)
+                await anyio.sleep(envelopes[0].message)
         finally:
             ended.setdefault(context.name, anyio.current_time() - began)
 
@@ -62,8 +62,8 @@ async def test_a_hung_child_is_found_whenever_it_started() -> None:
 
 
 async def test_a_crash_backs_off_for_its_key_alone() -> None:
-    async def handle(context: Context, letters: list[Letter[str]]) -> None:
-        if letters[0].attempts < 2:
+    async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
+        if envelopes[0].attempts < 2:
             raise Boom
 
     pool, root, observer = pool_of(handle)
@@ -81,8 +81,8 @@ async def test_a_crash_backs_off_for_its_key_alone() -> None:
 
 
 async def test_a_stop_is_bounded_and_the_letters_stay() -> None:
-    async def handle(context: Context, letters: list[Letter[str]]) -> None:
-        await anyio.sleep(letters[0].message)  # type: ignore[arg-type]
+    async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
+        await anyio.sleep(envelopes[0].message)  # type: ignore[arg-type]
 
     pool, root, observer = pool_of(handle, shutdown_seconds=7.0, hang_seconds=500.0, intensity=RestartIntensity(0))
     async with running(root, shutdown_seconds=900.0) as tree:
@@ -102,8 +102,8 @@ async def test_a_stop_is_bounded_and_the_letters_stay() -> None:
 
 
 async def test_a_wedged_child_is_seen_and_does_not_hold_up_a_stop_beyond_its_grace() -> None:
-    async def handle(context: Context, letters: list[Letter[str]]) -> None:
-        if letters[0].message == "wedge":
+    async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
+        if envelopes[0].message == "wedge":
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(60)
         await anyio.sleep(50)
@@ -130,7 +130,7 @@ async def test_a_wedged_child_is_seen_and_does_not_hold_up_a_stop_beyond_its_gra
 
 
 async def test_a_stop_takes_no_longer_than_the_children_do() -> None:
-    async def handle(context: Context, letters: list[Letter[str]]) -> None:
+    async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
         await anyio.sleep(2)
 
     pool, root, _ = pool_of(handle, shutdown_seconds=7.0)
@@ -159,11 +159,11 @@ async def test_a_back_off_ends_with_the_run() -> None:
     got: list[str] = []
 
     async def one_at_a_time(context: Context) -> None:
-        letters = context.receive_nowait()
+        envelopes = context.receive_nowait()
         if context.incarnation == 1:
             raise Boom
-        got.extend(letter.message for letter in letters)
-        context.settle(letters)
+        got.extend(envelope.message for envelope in envelopes)
+        context.ack(envelopes)
 
     pool: DynamicSupervisor[str] = DynamicSupervisor(
         "pool",

@@ -119,11 +119,11 @@ async def test_what_was_in_hand_at_a_stray_cancellation_comes_again() -> None:
 
     async def start(context: Context) -> None:
         context.ready()
-        while letters := await context.receive():
-            attempts.append(letters[0].attempts)
+        while envelopes := await context.receive():
+            attempts.append(envelopes[0].attempts)
             if context.incarnation == 1:
                 await cancelled_natively(context)
-            context.settle(letters)
+            context.ack(envelopes)
 
     root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE)
     async with running(root):
@@ -206,7 +206,7 @@ async def test_cancellation_from_outside_ends_all_and_keeps_the_letters() -> Non
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(root.run, ActorContext("root"))
-            await until(lambda: mailbox.in_hand)
+            await until(lambda: mailbox.unacked)
             await until(lambda: root.snapshot().children[0].children[1].incarnation == 1)
             await anyio.wait_all_tasks_blocked()
             scope.cancel()
@@ -214,5 +214,5 @@ async def test_cancellation_from_outside_ends_all_and_keeps_the_letters() -> Non
     assert observer.reasons("in/m") == observer.reasons("in/b") == observer.reasons("in") == ["cancelled"]
     assert ("in/b", 1, "cancelled", Boom) in observer.of("ended")
     assert not observer.of("restarting")
-    (letter,) = mailbox.receive_nowait()
-    assert letter.attempts == 0
+    (envelope,) = mailbox.receive_nowait()
+    assert envelope.attempts == 0

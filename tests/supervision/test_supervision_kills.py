@@ -11,7 +11,7 @@ import pytest
 from bcs.supervision import (
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     RestartIntensity,
     RestartIntensityExceeded,
@@ -102,8 +102,8 @@ async def test_a_kill_at_the_moment_of_a_start_loses_nothing(victim: str, when: 
     mailbox: Mailbox[str] = Mailbox("m", 5)
     handled: list[tuple[str, int]] = []
 
-    async def handle(letters: list[Letter[str]]) -> None:
-        handled.extend((letter.message, letter.attempts) for letter in letters)
+    async def handle(envelopes: list[Envelope[str]]) -> None:
+        handled.extend((envelope.message, envelope.attempts) for envelope in envelopes)
 
     async def server(context: Context) -> None:
         await serve(context, handle, exhausted=no_exhausted)

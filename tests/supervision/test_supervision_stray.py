@@ -18,7 +18,7 @@ from bcs.supervision import (
     Backoff,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     State,
     StrayCancellation,
@@ -74,13 +74,13 @@ class Tree:
         self.host: asyncio.Task[Any] | None = None
 
     async def answer(self, context: Context) -> None:
-        async def handle(letters: list[Letter[Question]]) -> None:
-            letters[0].message.reply.send("yes")
+        async def handle(envelopes: list[Envelope[Question]]) -> None:
+            envelopes[0].message.reply.send("yes")
 
         await serve(context, handle, exhausted=no_exhausted)
 
     async def work(self, context: Context) -> None:
-        async def handle(letters: list[Letter[str]]) -> None:
+        async def handle(envelopes: list[Envelope[str]]) -> None:
             if context.incarnation == 1:
                 if context.name == "crashes":
                     raise Boom

@@ -12,7 +12,7 @@ from bcs.supervision import (
     ActorDied,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     MailboxFull,
     Strategy,
@@ -40,11 +40,11 @@ async def test_actors_killed_at_random_lose_nothing(seed: int, strategy: Strateg
         for _ in range(chance.randint(0, 3)):
             await anyio.lowlevel.checkpoint()
 
-    async def work(letters: list[Letter[Any]]) -> None:
+    async def work(envelopes: list[Envelope[Any]]) -> None:
         await pause()
         if chance.random() < 0.05:
             raise Boom
-        handled.update(letter.message for letter in letters)
+        handled.update(envelope.message for envelope in envelopes)
 
     async def worker(context: Context) -> None:
         await serve_until_empty(context, work, limit=4, exhausted=no_exhausted)
@@ -53,13 +53,13 @@ async def test_actors_killed_at_random_lose_nothing(seed: int, strategy: Strateg
         "workers", worker, mailbox_capacity=2, max_children=3, max_deliveries=10**9, backoff=AT_ONCE, intensity=OFTEN
     )
 
-    async def route(letters: list[Letter[Any]]) -> None:
-        for letter in letters:
+    async def route(envelopes: list[Envelope[Any]]) -> None:
+        for envelope in envelopes:
             await pause()
-            if isinstance(letter.message, Question):
-                letter.message.reply.send("yes")
+            if isinstance(envelope.message, Question):
+                envelope.message.reply.send("yes")
             else:
-                await workers.deliver(str(letter.message % 7), letter.message)
+                await workers.deliver(str(envelope.message % 7), envelope.message)
 
     async def router(context: Context) -> None:
         await serve(context, route, limit=3, exhausted=no_exhausted)

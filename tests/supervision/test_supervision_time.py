@@ -75,10 +75,10 @@ async def test_a_hung_attempt_is_cancelled_and_restarted() -> None:
 
     async def start(context: Context) -> None:
         context.ready()
-        while letters := await context.receive():
+        while envelopes := await context.receive():
             if context.incarnation == 1:
-                await anyio.sleep(letters[0].message)
-            context.settle(letters)
+                await anyio.sleep(envelopes[0].message)
+            context.ack(envelopes)
 
     root = Supervisor(
         "root", [ChildSpec("m", start, mailbox=mailbox, hang_seconds=3.0)], backoff=PLAIN, observer=observer

@@ -8,7 +8,7 @@ import pytest
 from bcs.supervision import (
     ActorContext,
     ChildSpec,
-    Letter,
+    Envelope,
     Mailbox,
     MailboxClosed,
     State,
@@ -119,7 +119,7 @@ async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 7)
     gate = anyio.Event()
 
-    async def handle(letters: list[Letter[str]]) -> None:
+    async def handle(envelopes: list[Envelope[str]]) -> None:
         await gate.wait()
 
     async def start(context: Context) -> None:
@@ -148,9 +148,9 @@ async def test_a_stop_drains_what_the_children_hold_and_then_closes_their_mailbo
     mailbox: Mailbox[int] = Mailbox("m", 50)
     got: list[int] = []
 
-    async def handle(letters: list[Letter[int]]) -> None:
+    async def handle(envelopes: list[Envelope[int]]) -> None:
         await anyio.lowlevel.checkpoint()
-        got.extend(letter.message for letter in letters)
+        got.extend(envelope.message for envelope in envelopes)
 
     async def start(context: Context) -> None:
         await serve(context, handle, exhausted=no_exhausted)

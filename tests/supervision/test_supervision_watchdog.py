@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from bcs.supervision import ChildSpec, Letter, Mailbox, State, Supervisor, serve
+from bcs.supervision import ChildSpec, Envelope, Mailbox, State, Supervisor, serve
 from tests.supervision.harness import AT_ONCE, Context, Recorder, running, until
 
 pytestmark = pytest.mark.anyio
@@ -34,12 +34,12 @@ async def test_a_letter_over_which_its_actor_hangs_is_given_up() -> None:
     mailbox: Mailbox[str] = Mailbox("a", 5, max_deliveries=2)
     given_up: list[tuple[str, int]] = []
 
-    async def handle(letters: list[Letter[str]]) -> None:
-        if letters[0].message == "tar":
+    async def handle(envelopes: list[Envelope[str]]) -> None:
+        if envelopes[0].message == "tar":
             await anyio.sleep_forever()
 
-    async def exhausted(letter: Letter[str]) -> None:
-        given_up.append((letter.message, letter.attempts))
+    async def exhausted(envelope: Envelope[str]) -> None:
+        given_up.append((envelope.message, envelope.attempts))
 
     async def start(context: Context) -> None:
         await serve(context, handle, exhausted=exhausted)

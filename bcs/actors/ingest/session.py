@@ -314,12 +314,12 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         commit_at = anyio.current_time() + interval_seconds
         while True:
             with anyio.move_on_after(commit_at - anyio.current_time()):
-                letters = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
-                for letter in letters:
-                    self._in_flight.remove(letter.message.receipt)
-                    self._finish(letter.message.receipt)
+                envelopes = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
+                for envelope in envelopes:
+                    self._in_flight.remove(envelope.message.receipt)
+                    self._finish(envelope.message.receipt)
                 self._note_progress()
-                mailbox.settle(letters)
+                mailbox.ack(envelopes)
             if anyio.current_time() >= commit_at:
                 await self._commits.commit()
                 commit_at = anyio.current_time() + interval_seconds

@@ -83,8 +83,8 @@ class Reply(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Letter(Generic[M]):
-    """A message on its way; two letters are never equal, even with equal messages.
+class Envelope(Generic[M]):
+    """A message on its way; two envelopes are never equal, even with equal messages.
 
     :param message: what was sent
     :param enqueued_at: when it was sent, in seconds of anyio's clock
