@@ -177,9 +177,9 @@ class BatchActor:
 
     async def _commit(self, context: ActorContext[RecordFacts], group: list[RecordFacts], delta: BatchState) -> None:
         batch_id = group[0].batch_id
-        context.rest()  # to wait for one's turn is not to hang
+        context.mark_idle()  # to wait for one's turn is not to hang
         async with self.commit_slots:
-            context.beat()
+            context.heartbeat()
             committed = await self.store.commit(batch_id, delta)
         self.telemetry.commit_conflicts.inc(committed.conflicts)
         if committed.fallback:

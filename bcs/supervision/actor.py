@@ -88,21 +88,21 @@ class ActorContext(Generic[M]):
             if self._on_ready is not None:
                 self._on_ready()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """I am busy and making progress: the watchdog's clock starts anew."""
         self._busy_since = self._clock()
 
-    def rest(self) -> None:
+    def mark_idle(self) -> None:
         """I hold no work: the watchdog is off."""
         self._busy_since = None
 
     @property
     def busy_since(self) -> float | None:
-        """The last beat, in seconds of anyio's clock; None at rest."""
+        """The last heartbeat, in seconds of anyio's clock; None while idle."""
         return self._busy_since
 
     async def receive(self, limit: int = 1) -> list[Envelope[M]]:
-        """Take envelopes, and wait for them. Beats when there are some, rests while it waits.
+        """Take envelopes, and wait for them. Sends a heartbeat when there are some, is idle while it waits.
 
         Cancellation leaves nothing unacked and everything in the mailbox.
 
@@ -119,16 +119,16 @@ class ActorContext(Generic[M]):
         return envelopes
 
     def receive_nowait(self, limit: int = 1) -> list[Envelope[M]]:
-        """Take the envelopes that wait. Beats when there are some, rests when there are none.
+        """Take the envelopes that wait. Sends a heartbeat when there are some, is idle when there are none.
 
         :param limit: at most so many
         :raises RuntimeError: while envelopes are unacked
         """
         envelopes = self.mailbox.receive_nowait(limit)
         if envelopes:
-            self.beat()
+            self.heartbeat()
         else:
-            self.rest()
+            self.mark_idle()
         return envelopes
 
     def ack(self, envelopes: Iterable[Envelope[M]]) -> None:

@@ -24,7 +24,7 @@ class Limits:
     """How long an attempt may take for what.
 
     :param start_timeout_seconds: until it reports ready
-    :param hang_seconds: from one beat to the next, while busy; None for no watchdog
+    :param hang_seconds: from one heartbeat to the next, while busy; None for no watchdog
     :param kill_grace_seconds: from its cancellation to its end
     """
 
@@ -207,7 +207,7 @@ class Attempt:
         if self.context.ready_at is None:
             deadlines.append((self.started_at + self._limits.start_timeout_seconds, "start timeout"))
         if self._limits.hang_seconds is not None:
-            # One that rests now cannot have been busy for too long before so much time has passed.
+            # An attempt that is idle now cannot have been busy for too long before so much time has passed.
             since = now if self.context.busy_since is None else self.context.busy_since
             deadlines.append((since + self._limits.hang_seconds, "hung"))
         return deadlines

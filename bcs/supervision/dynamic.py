@@ -42,7 +42,7 @@ class DynamicSupervisor(Branch, Generic[M]):
     :param max_deliveries: after so many deliveries that ended in the actor's death an envelope is given up
     :param max_children: how many there may be at a time
     :param shutdown_seconds: how long all of them together may take to empty their mailboxes when a stop was asked for
-    :param hang_seconds: how long a child may be busy without a beat; found out at most a tenth later
+    :param hang_seconds: how long a child may be busy without a heartbeat; found out at most a tenth later
     :param intensity: when it gives up; counts over all children
     :param backoff: how long it waits before a restart
     :param random: a number from 0.0 to 1.0, for the jitter
@@ -209,7 +209,7 @@ class DynamicSupervisor(Branch, Generic[M]):
         if self._tasks is None or self._halted:
             return
         attempt = child.launch(self._path_of(child.name), self._start, self._limits, self)
-        attempt.context.beat()
+        attempt.context.heartbeat()
         if self._stop_by is not None:
             attempt.request_stop(self._stop_by)
         self._attempts.add(attempt)

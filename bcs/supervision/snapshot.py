@@ -36,7 +36,7 @@ class Snapshot:
     :param mailbox_depth: envelopes queued, unacked, and to be delivered again; for a dynamic supervisor of all children
     :param mailbox_capacity: None where there is no mailbox
     :param oldest_message_seconds: the age of the oldest envelope, 0.0 without one
-    :param busy_seconds: since the last beat, 0.0 at rest
+    :param busy_seconds: since the last heartbeat, 0.0 while idle
     :param children: in order; a dynamic supervisor lists wedged ones first, and not more than a hundred or so
     :param total_children: how many there are
     """

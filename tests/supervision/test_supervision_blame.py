@@ -29,7 +29,7 @@ async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, bl
             await anyio.sleep_forever()
         seen.append((envelope.message, envelope.attempts, str(envelope.last_error)))
         context.ack([envelope])
-        context.rest()
+        context.mark_idle()
         await context.wait_stopping()
 
     sibling = Puppet("sibling")

@@ -136,7 +136,7 @@ async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
         gate.set()
 
         def at_rest() -> bool:
-            # At once: the mailbox is empty before the actor has come to rest, and a clock that stands still for a
+            # At once: the mailbox is empty before the actor has become idle, and a clock that stands still for a
             # millisecond makes a busy one look idle.
             node = root.snapshot().children[0]
             return (node.mailbox_depth, node.oldest_message_seconds, node.busy_seconds) == (0, 0.0, 0.0)

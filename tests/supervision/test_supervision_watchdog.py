@@ -19,7 +19,7 @@ async def test_a_watchdog_bites(reason: str) -> None:
         if context.incarnation == 1:
             if reason == "hung":
                 context.ready()
-                context.beat()
+                context.heartbeat()
             await anyio.sleep_forever()
         context.ready()
         await context.wait_stopping()

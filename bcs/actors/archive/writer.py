@@ -127,7 +127,7 @@ class ArchiveActor:
     async def _keep(self, context: ActorContext[KeepEntries], commands: Sequence[KeepEntries]) -> None:
         try:
             for entries in self._portions(commands):
-                context.beat()
+                context.heartbeat()
                 await self._make_durable(entries)
         except StoreRefused as error:
             if len(commands) == 1:

@@ -157,7 +157,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 patience_ends = anyio.current_time() + patience_seconds
 
     async def _poll(self) -> None:
-        self._beat()
+        self._heartbeat()
         wait_ms = int(_POLL_SECONDS * 1000)
         assigned = self._consumer.assignment()
         if self._must_wait():
@@ -242,7 +242,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     async def _wait_for_progress(self) -> None:
         with anyio.move_on_after(_POLL_SECONDS):
             await self._progress.wait()
-        self._beat()
+        self._heartbeat()
         await self._store_refused()
 
     async def _take(self, key: TopicPartition, messages: list[ConsumerRecord], epoch: int | None) -> bool:
@@ -333,7 +333,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._progress.set()
         self._progress = anyio.Event()
 
-    def _beat(self) -> None:
-        # To poll on is no progress as long as the other task is stuck in a commit, whose own end beats.
+    def _heartbeat(self) -> None:
+        # To poll on is no progress as long as the other task is stuck in a commit, whose own end sends a heartbeat.
         if not self._commits.under_way:
-            self._context.beat()
+            self._context.heartbeat()
