@@ -225,7 +225,7 @@ _SUPERVISORS = (
         "unhealthy",
         "An actor that ignores its cancellation is reported as such.",
         "bcs/supervision/attempt.py",
-        "        if not self.wedged:\n",
+        "        if not self.unresponsive:\n",
         "        if False:\n",
         _in(
             "supervision/test_supervision_time", "test_an_attempt_that_ignores_its_cancellation_is_wedged_until_it_ends"

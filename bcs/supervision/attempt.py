@@ -63,9 +63,9 @@ class Owner(Protocol):
         """One has reported ready."""
 
     def attempt_changed(self) -> None:
-        """Look at the attempts again: one was cancelled, or has wedged."""
+        """Look at the attempts again: one was cancelled, or became unresponsive."""
 
-    def attempt_wedged(self, attempt: Attempt) -> None:
+    def attempt_unresponsive(self, attempt: Attempt) -> None:
         """It ignores its cancellation."""
 
     def attempt_ended(self, attempt: Attempt, ended: Exit) -> None:
@@ -95,7 +95,7 @@ class Attempt:
     ) -> None:
         self.path = path
         self.context = context
-        self.wedged = False
+        self.unresponsive = False
         self.started_at = anyio.current_time()
         self._start = start
         self._mailbox = mailbox
@@ -125,8 +125,8 @@ class Attempt:
     @property
     def state(self) -> State:
         """Where it stands."""
-        if self.wedged:
-            return State.WEDGED
+        if self.unresponsive:
+            return State.UNRESPONSIVE
         if self._cancel_reason is not None or self.context.stopping:
             return State.STOPPING
         return State.STARTING if self.context.ready_at is None else State.RUNNING
@@ -182,7 +182,7 @@ class Attempt:
             self.context.request_stop()
 
     def enforce(self, now: float) -> float:
-        """Cancel it if it overstays, and give it up as wedged if it ignores that.
+        """Cancel it if it overstays, and give it up as unresponsive if it ignores that.
 
         :param now: the present, in seconds of anyio's clock
         :returns: when to look again
@@ -196,9 +196,9 @@ class Attempt:
         due = self._cancelled_at + self._limits.kill_grace_seconds
         if due > now:
             return due
-        if not self.wedged:
-            self.wedged = True
-            self._owner.attempt_wedged(self)
+        if not self.unresponsive:
+            self.unresponsive = True
+            self._owner.attempt_unresponsive(self)
             self._owner.attempt_changed()
         return math.inf
 

@@ -89,7 +89,7 @@ class Branch(ABC):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._relay_stop, context)
                 await self._loop(tasks)
-                # What is left are wedged attempts; they may still end.
+                # What is left are unresponsive attempts; they may still end.
                 tasks.cancel_scope.cancel()
         finally:
             self._context = None
@@ -170,9 +170,9 @@ class Branch(ABC):
         if self._changed is not None:
             self._changed.set()
 
-    def attempt_wedged(self, attempt: Attempt) -> None:
+    def attempt_unresponsive(self, attempt: Attempt) -> None:
         """See `Owner`."""
-        tell(self._observer.actor_wedged, attempt.path)
+        tell(self._observer.actor_unresponsive, attempt.path)
 
     def attempt_ended(self, attempt: Attempt, ended: Exit) -> None:
         """See `Owner`."""

@@ -49,9 +49,9 @@ class Child:
         self.forget_run()
 
     @property
-    def wedged(self) -> bool:
+    def unresponsive(self) -> bool:
         """Whether its attempt ignores its cancellation."""
-        return self.attempt is not None and self.attempt.wedged
+        return self.attempt is not None and self.attempt.unresponsive
 
     def forget_run(self) -> None:
         """Forget what concerns one run of the supervisor only."""

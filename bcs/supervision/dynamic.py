@@ -134,7 +134,7 @@ class DynamicSupervisor(Branch, Generic[M]):
         return child.attempt is not None and child.attempt.cancel(reason)
 
     def snapshot(self) -> Snapshot:
-        """A picture; to be taken on the event loop. Of the children it lists a hundred, those that wedged first."""
+        """A picture; to be taken on the event loop. Of the children it lists a hundred, the unresponsive ones first."""
         now = anyio.current_time()
         children = self._children.by_key.values()
         return Snapshot(
@@ -195,8 +195,8 @@ class DynamicSupervisor(Branch, Generic[M]):
         return min(kills, hangs)
 
     def _stopped(self) -> bool:
-        # Wedged attempts are not waited for.
-        if self._stop_by is None or any(not attempt.wedged for attempt in self._attempts):
+        # Unresponsive attempts are not waited for.
+        if self._stop_by is None or any(not attempt.unresponsive for attempt in self._attempts):
             return False
         return self._halted or len(self._children.by_key) == len(self._attempts)
 

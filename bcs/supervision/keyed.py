@@ -109,12 +109,12 @@ class KeyedChildren(Generic[M]):
         return await child.own_mailbox.answer(reply, timeout_seconds)
 
     def nodes(self, now: float, *, running: bool) -> tuple[Snapshot, ...]:
-        """Their part of a snapshot: a hundred, those that wedged first.
+        """Their part of a snapshot: a hundred, the unresponsive ones first.
 
         :param now: the present, in seconds of anyio's clock
         :param running: whether the supervisor runs
         """
-        children = sorted(self.by_key.values(), key=lambda child: not child.wedged)[:LISTED]
+        children = sorted(self.by_key.values(), key=lambda child: not child.unresponsive)[:LISTED]
         # Between two runs nobody backs off: the next run starts them all.
         return tuple(
             child.node("actor", State.BACKING_OFF if running and child.backing_off else State.IDLE, now)

@@ -162,9 +162,9 @@ class Supervisor(Branch):
         for child in reversed(affected):
             if child.attempt is None:
                 continue
-            # One that wedged is asked too: when it ends at last it belongs to this restart, and is none of its own.
+            # An unresponsive attempt is asked too: when it ends at last, that end belongs to this restart.
             child.attempt.request_stop(now + child.spec.shutdown_seconds)
-            if not child.attempt.wedged:
+            if not child.attempt.unresponsive:
                 return False
         for child in affected:
             # As in OTP: a transient child that had returned starts again with its group, a temporary one does not.

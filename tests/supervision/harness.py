@@ -75,8 +75,8 @@ class Recorder:
     def actor_restarting(self, path: str, delay_seconds: float) -> None:
         self.events.append(("restarting", path, delay_seconds))
 
-    def actor_wedged(self, path: str) -> None:
-        self.events.append(("wedged", path))
+    def actor_unresponsive(self, path: str) -> None:
+        self.events.append(("unresponsive", path))
 
     def intensity_exceeded(self, path: str) -> None:
         self.events.append(("exceeded", path))

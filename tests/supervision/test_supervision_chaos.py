@@ -43,7 +43,7 @@ class Witness(Recorder):
         super().__init__()
         self.chance = chance
         self.alive: set[str] = set()
-        self.wedged: set[str] = set()
+        self.unresponsive: set[str] = set()
         self.after: dict[str, list[str]] = {}  # the siblings that a restart of a child concerns too
         self.wrong: list[tuple[str, ...]] = []
         self.tree: Tree | None = None
@@ -59,15 +59,15 @@ class Witness(Recorder):
         if path not in self.alive:
             self.wrong.append(("ended, and never started", path))
         self.alive.discard(path)
-        self.wedged.discard(path)
+        self.unresponsive.discard(path)
         self.wrong += [("outlives its supervisor", other) for other in self.alive if other.startswith(f"{path}/")]
         self._disturb()
 
-    def actor_wedged(self, path: str) -> None:
-        self.wedged.add(path)
+    def actor_unresponsive(self, path: str) -> None:
+        self.unresponsive.add(path)
 
     def _at_work(self, path: str) -> bool:
-        return path in self.alive and path not in self.wedged
+        return path in self.alive and path not in self.unresponsive
 
     def _disturb(self) -> None:
         if self.tree is not None and self.chance.random() < 0.05:
@@ -75,7 +75,7 @@ class Witness(Recorder):
 
 
 class Tree:
-    """A random tree; its actors crash, return, hang, wedge and dawdle until they are told to behave."""
+    """A random tree; its actors crash, return, hang, ignore cancellation and dawdle until they are told to behave."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)

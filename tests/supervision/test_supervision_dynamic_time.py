@@ -103,7 +103,7 @@ async def test_a_stop_is_bounded_and_the_letters_stay() -> None:
 
 async def test_a_wedged_child_is_seen_and_does_not_hold_up_a_stop_beyond_its_grace() -> None:
     async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
-        if envelopes[0].message == "wedge":
+        if envelopes[0].message == "ignore cancellation":
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(60)
         await anyio.sleep(50)
@@ -112,21 +112,21 @@ async def test_a_wedged_child_is_seen_and_does_not_hold_up_a_stop_beyond_its_gra
     async with running(root, shutdown_seconds=900.0) as tree:
         for number in range(150):
             pool.deliver_nowait(str(number), "x")
-        pool.deliver_nowait("w", "wedge")
+        pool.deliver_nowait("w", "ignore cancellation")
         await anyio.wait_all_tasks_blocked()
         assert root.kill("pool/w")
         await anyio.sleep(1)
         assert root.healthy
         await anyio.sleep(2)
         assert not root.healthy
-        assert pool.snapshot().children[0].state is State.WEDGED
+        assert pool.snapshot().children[0].state is State.UNRESPONSIVE
         tree.stop.set()
         await anyio.sleep(8)
         assert pool.snapshot().total_children == 151
         assert root.snapshot().children[0].state is State.STOPPING
         await tree.ended.wait()
         assert anyio.current_time() == pytest.approx(60, abs=0.1)
-    assert observer.of("wedged") == [("pool/w",)]
+    assert observer.of("unresponsive") == [("pool/w",)]
 
 
 async def test_a_stop_takes_no_longer_than_the_children_do() -> None:

@@ -166,5 +166,5 @@ async def test_an_attempt_whose_task_is_cancelled_before_it_began_comes_again() 
         gc.collect()
     assert sorted(tree.handled) == ["crashes", "late", "works"]
     assert tree.observer.reasons("in/pool") == ["crashed", "stopped"]
-    assert tree.observer.of("wedged") == []  # the one that never began is not waited for
+    assert tree.observer.of("unresponsive") == []  # the one that never began is not waited for
     assert tree.returned

@@ -131,14 +131,14 @@ async def test_an_attempt_that_ignores_its_cancellation_is_wedged_until_it_ends(
         assert root.snapshot().children[0].children[0].state is State.STOPPING
         assert root.healthy
         await anyio.sleep(2)
-        assert root.snapshot().children[0].children[0].state is State.WEDGED
+        assert root.snapshot().children[0].children[0].state is State.UNRESPONSIVE
         assert not root.healthy
         assert not root.snapshot().healthy
         assert not root.kill("inner/a")
         await later(lambda: observer.started("inner/a") == 2)
         assert root.healthy
-    assert observer.of("wedged") == [("inner/a",)]
-    assert observer.times("wedged") == [5]
+    assert observer.of("unresponsive") == [("inner/a",)]
+    assert observer.times("unresponsive") == [5]
     assert observer.times("restarting") == [20]
     assert observer.reasons("inner/a") == ["hung", "stopped"]
 

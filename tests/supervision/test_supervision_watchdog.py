@@ -66,8 +66,8 @@ async def test_a_wedged_attempt_is_noticed_and_may_still_end() -> None:
     root = Supervisor("root", [ChildSpec("a", start)], backoff=AT_ONCE, observer=observer, kill_grace_seconds=0.02)
     async with running(root):
         assert root.kill("a", "shot")
-        await until(lambda: observer.of("wedged"))
-        assert root.snapshot().children[0].state is State.WEDGED
+        await until(lambda: observer.of("unresponsive"))
+        assert root.snapshot().children[0].state is State.UNRESPONSIVE
         assert not root.healthy
         release.set()
         await until(lambda: observer.started("a") == 2)
