@@ -6,7 +6,7 @@ Everything here belongs to one event loop: call nothing from another thread.
 
 from bcs.supervision.actor import ActorContext, serve, serve_until_empty
 from bcs.supervision.backoff import Backoff
-from bcs.supervision.branch import Branch
+from bcs.supervision.base_supervisor import BaseSupervisor
 from bcs.supervision.dynamic import DynamicSupervisor
 from bcs.supervision.envelope import Envelope, Reply
 from bcs.supervision.errors import (
@@ -15,8 +15,8 @@ from bcs.supervision.errors import (
     MailboxClosed,
     MailboxFull,
     RestartIntensityExceeded,
-    StrayCancellation,
     SupervisionError,
+    UnexpectedCancellation,
     UnknownChild,
     describe,
 )
@@ -35,7 +35,7 @@ __all__ = [
     "Strategy",
     "Supervisor",
     "DynamicSupervisor",
-    "Branch",
+    "BaseSupervisor",
     "run_tree",
     "RestartIntensity",
     "RestartWindow",
@@ -60,6 +60,6 @@ __all__ = [
     "ActorDied",
     "RestartIntensityExceeded",
     "UnknownChild",
-    "StrayCancellation",
+    "UnexpectedCancellation",
     "describe",
 ]

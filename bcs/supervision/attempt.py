@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from bcs.supervision.errors import ActorDied, StrayCancellation, describe
+from bcs.supervision.errors import ActorDied, UnexpectedCancellation, describe
 from bcs.supervision.snapshot import State
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Exit:
     """How an attempt ended.
 
     :param reason: see `Observer.actor_ended`
-    :param error: what it raised, or a StrayCancellation
+    :param error: what it raised, or an UnexpectedCancellation
     :param abnormal: whether it crashed or was cancelled
     :param fatal: whether the error is none that a supervisor may handle, like SystemExit
     :param outside: whether everything around it is cancelled too
@@ -56,7 +56,7 @@ class Exit:
         return self.reason if self.error is None else describe(self.error)
 
 
-class Owner(Protocol):
+class AttemptListener(Protocol):
     """Whom an attempt reports to; all calls are synchronous."""
 
     def attempt_ready(self) -> None:
@@ -80,7 +80,7 @@ class Attempt:
     :param start: the actor
     :param mailbox: its envelopes, if it has any
     :param limits: how long it may take
-    :param owner: whom it reports to
+    :param listener: whom it reports to
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Attempt:
         start: Callable[[ActorContext[Any]], Awaitable[None]],
         mailbox: Mailbox[Any] | None,
         limits: Limits,
-        owner: Owner,
+        listener: AttemptListener,
     ) -> None:
         self.path = path
         self.context = context
@@ -100,7 +100,7 @@ class Attempt:
         self._start = start
         self._mailbox = mailbox
         self._limits = limits
-        self._owner = owner
+        self._listener = listener
         self._scope = anyio.CancelScope()
         self._cancel_reason: str | None = None
         self._hung = False
@@ -153,7 +153,7 @@ class Attempt:
             # A crash, or a hang: whatever else ended it came from outside.
             blamed = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)
             self._mailbox.redeliver(died, blame=ended.error or died if blamed else None)
-        self._owner.attempt_ended(self, ended)
+        self._listener.attempt_ended(self, ended)
         # They hold this frame by their traceback: without this, it all waits for the garbage collector.
         del error, ended
         await checkpoint_if_cancelled()
@@ -169,7 +169,7 @@ class Attempt:
         self._cancel_reason = reason
         self._cancelled_at = anyio.current_time()
         self._scope.cancel(reason)
-        self._owner.attempt_changed()
+        self._listener.attempt_changed()
         return True
 
     def request_stop(self, by: float) -> None:
@@ -198,8 +198,8 @@ class Attempt:
             return due
         if not self.unresponsive:
             self.unresponsive = True
-            self._owner.attempt_unresponsive(self)
-            self._owner.attempt_changed()
+            self._listener.attempt_unresponsive(self)
+            self._listener.attempt_changed()
         return math.inf
 
     def _deadlines(self, now: float) -> list[tuple[float, str]]:
@@ -225,9 +225,9 @@ class Attempt:
             return Exit("crashed", rest, abnormal=True)
         if cancellation is not None:
             # asyncio only. A task group would swallow it, and nobody would learn that the actor is gone.
-            stray = StrayCancellation(self.path)
-            stray.__cause__ = cancellation
-            return Exit("crashed", stray, abnormal=True)
+            unexpected = UnexpectedCancellation(self.path)
+            unexpected.__cause__ = cancellation
+            return Exit("crashed", unexpected, abnormal=True)
         return Exit("stopped" if self.context.stopping else "returned")
 
 

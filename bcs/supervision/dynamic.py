@@ -10,13 +10,13 @@ import anyio
 
 from bcs.supervision.attempt import Attempt, Exit, Limits
 from bcs.supervision.backoff import DEFAULT_BACKOFF, Backoff
-from bcs.supervision.branch import Branch
+from bcs.supervision.base_supervisor import BaseSupervisor
 from bcs.supervision.clock import LoopClock
 from bcs.supervision.errors import UnknownChild
 from bcs.supervision.intensity import DEFAULT_INTENSITY, RestartIntensity
 from bcs.supervision.keyed import KeyedChild, KeyedChildren
 from bcs.supervision.mailbox import Mailbox
-from bcs.supervision.observer import Observer, tell
+from bcs.supervision.observer import Observer, notify
 from bcs.supervision.snapshot import Snapshot, State
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 
-class DynamicSupervisor(Branch, Generic[M]):
+class DynamicSupervisor(BaseSupervisor, Generic[M]):
     """Children by key: a message makes the child, and an empty mailbox retires it.
 
     A child whose attempt fails is started again after a back-off if envelopes are left. Messages that come while this
@@ -154,7 +154,7 @@ class DynamicSupervisor(Branch, Generic[M]):
         self._children.close()
 
     def attempt_ready(self) -> None:
-        """See `Owner`: nobody waits for it."""
+        """See `AttemptListener`: nobody waits for it."""
 
     def _begin(self) -> None:
         self._stop_by, self._halted = None, False
@@ -236,7 +236,7 @@ class DynamicSupervisor(Branch, Generic[M]):
                 self.attempt_changed()
             elif child is not None and self._tasks is not None:
                 delay = child.next_delay(self._backoff, self._random)
-                tell(self._observer.actor_restarting, attempt.path, delay)
+                notify(self._observer.actor_restarting, attempt.path, delay)
                 self._tasks.start_soon(self._rouse_later, child, delay)
         elif child is not None:
             child.backing_off = False

@@ -8,7 +8,7 @@ Exception
     ├── ActorDied                  yes: the target of an ask died before it answered
     ├── RestartIntensityExceeded   no: a supervisor gave up and hands the failure to its parent
     ├── UnknownChild               no: a path that names nothing
-    └── StrayCancellation          yes: a library leaked a native cancellation; counts as a crash
+    └── UnexpectedCancellation     yes: a library leaked a native cancellation; counts as a crash
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class UnknownChild(SupervisionError):
         self.name = name
 
 
-class StrayCancellation(SupervisionError):
+class UnexpectedCancellation(SupervisionError):
     """A native cancellation came out of an actor that nobody had cancelled.
 
     :param actor: its path

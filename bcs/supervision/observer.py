@@ -74,7 +74,7 @@ class NullObserver:
         """Nothing."""
 
 
-def tell(call: Callable[..., None], *arguments: object) -> None:
+def notify(call: Callable[..., None], *arguments: object) -> None:
     """Call an observer's method, and survive it: a broken log line must not take down a tree.
 
     :param call: the bound method

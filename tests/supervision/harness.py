@@ -14,7 +14,7 @@ from bcs.supervision import (
     ActorContext,
     ActorDied,
     Backoff,
-    Branch,
+    BaseSupervisor,
     ChildSpec,
     Envelope,
     Mailbox,
@@ -153,7 +153,7 @@ class Puppet:
 class Handle:
     """A tree that runs."""
 
-    root: Branch
+    root: BaseSupervisor
     stop: anyio.Event
     ended: anyio.Event
     in_time: bool | None = None
@@ -162,7 +162,7 @@ class Handle:
 
 @asynccontextmanager
 async def running(
-    root: Branch, *, shutdown_seconds: float = PATIENCE_SECONDS, wait_started: bool = True
+    root: BaseSupervisor, *, shutdown_seconds: float = PATIENCE_SECONDS, wait_started: bool = True
 ) -> AsyncIterator[Handle]:
     """A tree that runs, and is stopped in the end. What it raises is in the handle."""
     handle = Handle(root, anyio.Event(), anyio.Event())

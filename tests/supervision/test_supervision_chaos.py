@@ -124,12 +124,12 @@ class Tree:
 
     def _child(self, name: str, path: str, level: int) -> ChildSpec:
         few = RestartIntensity(self.chance.choice([3, 1_000]), 20 * TICK_SECONDS)
-        kind = self.chance.choice(["actor", "pool"] if level == 2 else ["actor", "pool", "branch"])
+        kind = self.chance.choice(["actor", "pool"] if level == 2 else ["actor", "pool", "supervisor"])
         limits: dict[str, Any] = {
             "shutdown_seconds": self.chance.choice([1, 10, 1_000]) * TICK_SECONDS,
             "start_timeout_seconds": 1_000 * TICK_SECONDS,
         }
-        if kind == "branch":
+        if kind == "supervisor":
             return ChildSpec(name, self._branch(path, level + 1, few).run, **limits)
         if kind == "pool":
             settings = {"mailbox_capacity": 2, "max_children": 2, "max_deliveries": FOREVER, **self._options(few)}

@@ -21,8 +21,8 @@ from bcs.supervision import (
     Envelope,
     Mailbox,
     State,
-    StrayCancellation,
     Supervisor,
+    UnexpectedCancellation,
     run_tree,
     serve,
     serve_until_empty,
@@ -55,7 +55,7 @@ class Tree:
         self.mailbox: Mailbox[Any] = Mailbox("m", 10)
         self.held = anyio.Event()
         self.handled: list[str] = []
-        self.ended: StrayCancellation | None = None
+        self.ended: UnexpectedCancellation | None = None
         self.returned: bool | None = None
         options: dict[str, Any] = {"backoff": AT_ONCE, "intensity": OFTEN}
         self.pool: DynamicSupervisor[str] = DynamicSupervisor(
@@ -93,7 +93,7 @@ class Tree:
         self.host = asyncio.current_task()
         try:
             self.returned = await run_tree(self.root, self.stop, shutdown_seconds=PATIENCE_SECONDS)
-        except StrayCancellation as error:
+        except UnexpectedCancellation as error:
             self.ended = error
 
     @asynccontextmanager
@@ -141,12 +141,12 @@ async def test_a_tree_hit_by_a_native_cancellation_heals_or_says_that_it_ended()
     # The root's own tasks can't be replaced by anybody; all others can.
     assert outcomes == {
         "host: run_tree.<locals>.stop_when_asked": "said so",
-        "host: Branch._relay_stop": "said so",
+        "host: BaseSupervisor._relay_stop": "said so",
         "host: in": "healed",
-        "in: Branch._relay_stop": "healed",
+        "in: BaseSupervisor._relay_stop": "healed",
         "in: in/m": "healed",
         "in: in/pool": "healed",
-        "in/pool: Branch._relay_stop": "healed",
+        "in/pool: BaseSupervisor._relay_stop": "healed",
         "in/pool: DynamicSupervisor._rouse_later": "healed",
         "in/pool: in/pool/works": "healed",
     }
