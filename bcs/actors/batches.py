@@ -83,14 +83,14 @@ class BatchActor:
                 # Not to be delivered again for what comes behind it.
                 context.ack(group)
 
-        async def exhausted(envelope: Envelope[RecordFacts]) -> None:
+        async def on_max_deliveries(envelope: Envelope[RecordFacts]) -> None:
             await self._bury(context, envelope.message, _FAILED, attempts=envelope.attempts, error=envelope.last_error)
 
-        await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, exhausted=exhausted)
+        await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, on_max_deliveries=on_max_deliveries)
 
     async def _record(self, context: ActorContext[RecordFacts], envelopes: list[Envelope[RecordFacts]]) -> None:
-        # Nobody waits for an abandoned ask any more, and its caller was told that it was not recorded.
-        group = [envelope.message for envelope in envelopes if not envelope.abandoned]
+        # The caller of such an ask is gone, and was told that the facts were not recorded.
+        group = [envelope.message for envelope in envelopes if not envelope.caller_gone]
         if not group:
             return
         await hit(FailPoint.BATCH_RECEIVED, context.name)

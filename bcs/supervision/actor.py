@@ -146,22 +146,22 @@ async def serve(
     handle: Callable[[list[Envelope[M]]], Awaitable[None]],
     *,
     limit: int = 1,
-    exhausted: Callable[[Envelope[M]], Awaitable[None]],
+    on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
 ) -> None:
     """Report ready and handle envelopes until a stop was asked for and the mailbox is empty.
 
-    Abandoned asks are handled too; a handler that wants to skip them looks at `Envelope.abandoned`. A handler may ack
-    envelopes itself as it goes; the rest is acked when it returns. Cancellation leaves the envelopes unacked, for the
-    supervisor to deliver them again.
+    Asks whose callers are gone are handled too; a handler that wants to skip them checks `Envelope.caller_gone`. A
+    handler may ack envelopes while it runs; the other envelopes are acked when the handler returns. Cancellation leaves
+    the envelopes unacked, and the supervisor delivers them again.
 
     :param context: of the attempt
     :param handle: gets at least one envelope, and none that was delivered too often
     :param limit: how many envelopes it gets at most
-    :param exhausted: gets an envelope whose deliveries ended `max_deliveries` times in the actor's death
+    :param on_max_deliveries: gets an envelope whose deliveries ended `max_deliveries` times in the actor's death
     """
     context.ready()
     while envelopes := await context.receive(limit):
-        await _handle(context, envelopes, handle, exhausted)
+        await _handle(context, envelopes, handle, on_max_deliveries)
 
 
 async def serve_until_empty(
@@ -169,7 +169,7 @@ async def serve_until_empty(
     handle: Callable[[list[Envelope[M]]], Awaitable[None]],
     *,
     limit: int = 1,
-    exhausted: Callable[[Envelope[M]], Awaitable[None]],
+    on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
 ) -> None:
     """Report ready and handle envelopes until the mailbox is empty: the loop for children of a dynamic supervisor.
 
@@ -178,11 +178,11 @@ async def serve_until_empty(
     :param context: of the attempt
     :param handle: as for `serve`
     :param limit: as for `serve`
-    :param exhausted: as for `serve`
+    :param on_max_deliveries: as for `serve`
     """
     context.ready()
     while envelopes := context.receive_nowait(limit):
-        await _handle(context, envelopes, handle, exhausted)
+        await _handle(context, envelopes, handle, on_max_deliveries)
         # A handler that never pauses must not keep everybody else from running.
         await checkpoint()
 
@@ -191,11 +191,11 @@ async def _handle(
     context: ActorContext[M],
     envelopes: list[Envelope[M]],
     handle: Callable[[list[Envelope[M]]], Awaitable[None]],
-    exhausted: Callable[[Envelope[M]], Awaitable[None]],
+    on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
 ) -> None:
     # Envelopes that come again come alone, so a list is either one spent envelope or has none.
     if envelopes[0].attempts >= context.mailbox.max_deliveries:
-        await exhausted(envelopes[0])
+        await on_max_deliveries(envelopes[0])
     else:
         await handle(envelopes)
     context.ack(envelopes)

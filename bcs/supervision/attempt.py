@@ -151,8 +151,8 @@ class Attempt:
         if self._mailbox is not None:
             died = ActorDied(self.path, ended.description)
             # A crash, or a hang: whatever else ended it came from outside.
-            blamed = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)
-            self._mailbox.redeliver(died, blame=ended.error or died if blamed else None)
+            caused_failure = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)
+            self._mailbox.redeliver(died, failure_cause=ended.error or died if caused_failure else None)
         self._listener.attempt_ended(self, ended)
         # They hold this frame by their traceback: without this, it all waits for the garbage collector.
         del error, ended

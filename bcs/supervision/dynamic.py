@@ -82,7 +82,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
             name,
             lambda key: Mailbox(f"{name}/{key}", mailbox_capacity, max_deliveries, clock=clock),
             max_children,
-            self._rouse,
+            self._wake,
         )
         self._attempts: set[Attempt] = set()
         self._stop_by: float | None = None  # set once they are to empty their mailboxes and go
@@ -163,7 +163,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         for child in children:
             child.forget_run()
         for child in children:
-            self._rouse(child)
+            self._wake(child)
 
     def _tick(self, now: float) -> float:
         if self._context is not None:
@@ -200,7 +200,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
             return False
         return self._halted or len(self._children.by_key) == len(self._attempts)
 
-    def _rouse(self, child: KeyedChild[M]) -> None:
+    def _wake(self, child: KeyedChild[M]) -> None:
         # An envelope that waited for room may have been taken and dealt with, and its child retired, by now.
         if child.attempt is None and not child.backing_off and self._children.by_key.get(child.name) is child:
             self._launch(child)
@@ -237,14 +237,14 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
             elif child is not None and self._tasks is not None:
                 delay = child.next_delay(self._backoff, self._random)
                 notify(self._observer.actor_restarting, attempt.path, delay)
-                self._tasks.start_soon(self._rouse_later, child, delay)
+                self._tasks.start_soon(self._wake_later, child, delay)
         elif child is not None:
             child.backing_off = False
-            self._rouse(child)
+            self._wake(child)
         if self._stopped():
             self.attempt_changed()
 
-    async def _rouse_later(self, child: KeyedChild[M], delay_seconds: float) -> None:
+    async def _wake_later(self, child: KeyedChild[M], delay_seconds: float) -> None:
         await anyio.sleep(delay_seconds)
         child.backing_off = False
-        self._rouse(child)
+        self._wake(child)

@@ -100,6 +100,6 @@ class Envelope(Generic[M]):
     last_error: BaseException | None = None
 
     @property
-    def abandoned(self) -> bool:
+    def caller_gone(self) -> bool:
         """Whether it was an ask for whose answer nobody waits any longer."""
         return self.reply is not None and self.reply.settled

@@ -47,7 +47,7 @@ class KeyedChildren(Generic[M]):
     :param name: of the supervisor, for errors
     :param make_mailbox: makes the mailbox for a key
     :param max_children: how many there may be at a time
-    :param rouse: called when an envelope was put in, for the child to get to work
+    :param wake: called when an envelope was put in, for the child to get to work
     :raises ValueError: for bounds that leave room for nothing
     """
 
@@ -56,7 +56,7 @@ class KeyedChildren(Generic[M]):
         name: str,
         make_mailbox: Callable[[str], Mailbox[M]],
         max_children: int,
-        rouse: Callable[[KeyedChild[M]], None],
+        wake: Callable[[KeyedChild[M]], None],
     ) -> None:
         if max_children < 1:
             raise ValueError(f"{name}: max_children starts at 1")
@@ -65,7 +65,7 @@ class KeyedChildren(Generic[M]):
         self._name = name
         self._make_mailbox = make_mailbox
         self._max_children = max_children
-        self._rouse = rouse
+        self._wake = wake
         # First come, first served, among those that wait for a place.
         self._places = anyio.Semaphore(max_children)
         self._waiting: dict[str, list[anyio.CancelScope]] = {}
@@ -75,7 +75,7 @@ class KeyedChildren(Generic[M]):
         """See `DynamicSupervisor.deliver_nowait`."""
         child = self._find_or_make(key)
         child.own_mailbox.send_nowait(message)
-        self._rouse(child)
+        self._wake(child)
 
     async def deliver(self, key: str, message: M) -> None:
         """See `DynamicSupervisor.deliver`."""
@@ -92,7 +92,7 @@ class KeyedChildren(Generic[M]):
                 if self._closed:
                     raise
                 continue  # the child was retired while this waited
-            self._rouse(child)
+            self._wake(child)
             return
 
     async def ask(self, key: str, build: Callable[[Reply[T]], M], timeout_seconds: float) -> T:
@@ -105,7 +105,7 @@ class KeyedChildren(Generic[M]):
             if not child.own_mailbox.depth and child.attempt is None:
                 self.retire(child)
             raise
-        self._rouse(child)
+        self._wake(child)
         return await child.own_mailbox.answer(reply, timeout_seconds)
 
     def nodes(self, now: float, *, running: bool) -> tuple[Snapshot, ...]:

@@ -116,7 +116,7 @@ class Mailbox(Generic[M]):
     async def ask(self, build: Callable[[Reply[T]], M], timeout_seconds: float) -> T:
         """Send a message that carries a reply, and wait for the answer; it always ends.
 
-        A timeout or a cancellation leaves the envelope in the mailbox, abandoned, for the actor to skip.
+        A timeout or a cancellation leaves the envelope in the mailbox, with its caller gone, for the actor to skip.
 
         :param build: makes the message for a reply
         :param timeout_seconds: one deadline for all of it
@@ -209,18 +209,18 @@ class Mailbox(Generic[M]):
         done = {id(envelope) for envelope in envelopes}
         self._unacked = [envelope for envelope in self._unacked if id(envelope) not in done]
 
-    def redeliver(self, died: ActorDied, *, blame: BaseException | None = None) -> None:
+    def redeliver(self, died: ActorDied, *, failure_cause: BaseException | None = None) -> None:
         """Called when an attempt of the actor ended: what it had unacked comes again, and no ask goes on waiting.
 
         Every ask that has no answer yet fails, also one whose envelope was acked: whoever held its reply is gone.
 
         :param died: what those who asked are told
-        :param blame: what ended the attempt, if an unacked envelope may have caused it. An envelope that was merely
-            unacked when its actor was killed must not be given up for that, however often it happens
+        :param failure_cause: the error that ended the attempt, if an unacked envelope may have caused it. None after a
+            kill: an envelope must not be given up for kills, however many there are
         """
         for envelope in reversed(self._unacked):
-            if blame is not None:
-                envelope = replace(envelope, attempts=envelope.attempts + 1, last_error=blame)
+            if failure_cause is not None:
+                envelope = replace(envelope, attempts=envelope.attempts + 1, last_error=failure_cause)
             self._redelivery.appendleft(envelope)
         self._unacked = []
         actor, reason = died.actor, died.reason

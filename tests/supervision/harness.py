@@ -199,7 +199,7 @@ def question(text: str) -> Callable[[Reply[str]], Any]:
     return lambda reply: Question(text, reply)
 
 
-async def no_exhausted(envelope: Envelope[Any]) -> None:
+async def fail_on_max_deliveries(envelope: Envelope[Any]) -> None:
     """For actors whose envelopes are never given up."""
     pytest.fail(f"given up: {envelope}")
 

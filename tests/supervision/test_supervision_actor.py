@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from bcs.supervision import ActorContext, ChildSpec, Envelope, Mailbox, Supervisor, serve
-from tests.supervision.harness import AT_ONCE, DIED, OFTEN, Boom, Context, no_exhausted, running, until
+from tests.supervision.harness import AT_ONCE, DIED, OFTEN, Boom, Context, fail_on_max_deliveries, running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -106,7 +106,7 @@ async def test_serve_hands_over_what_waits_as_one_list() -> None:
         context.ack(envelopes[:1])  # a handler may ack as it goes
 
     with anyio.fail_after(5):
-        await serve(context, handle, limit=3, exhausted=no_exhausted)
+        await serve(context, handle, limit=3, on_max_deliveries=fail_on_max_deliveries)
     assert lists == [[0, 1, 2], [3, 4]]
     assert mailbox.depth == 0
 
@@ -117,7 +117,7 @@ async def test_a_letter_that_was_delivered_too_often_is_given_up_and_not_handled
         mailbox.send_nowait(text)
     for _ in range(2):
         mailbox.receive_nowait()
-        mailbox.redeliver(DIED, blame=Boom())
+        mailbox.redeliver(DIED, failure_cause=Boom())
     context: Context = ActorContext("m", mailbox=mailbox)
     context.request_stop()
     handled: list[str] = []
@@ -126,11 +126,11 @@ async def test_a_letter_that_was_delivered_too_often_is_given_up_and_not_handled
     async def handle(envelopes: list[Envelope[str]]) -> None:
         handled.extend(envelope.message for envelope in envelopes)
 
-    async def exhausted(envelope: Envelope[str]) -> None:
+    async def on_max_deliveries(envelope: Envelope[str]) -> None:
         given_up.append(envelope.message)
 
     with anyio.fail_after(5):
-        await serve(context, handle, exhausted=exhausted)
+        await serve(context, handle, on_max_deliveries=on_max_deliveries)
     assert (handled, given_up) == (["good"], ["poison"])
 
 
@@ -147,11 +147,11 @@ async def test_a_poisonous_letter_is_isolated_and_given_up_and_harms_no_other(de
             raise Boom("poison")
         handled.extend(seen[-1])
 
-    async def exhausted(envelope: Envelope[str]) -> None:
+    async def on_max_deliveries(envelope: Envelope[str]) -> None:
         given_up.append(envelope)
 
     async def start(context: Context) -> None:
-        await serve(context, handle, limit=10, exhausted=exhausted)
+        await serve(context, handle, limit=10, on_max_deliveries=on_max_deliveries)
 
     for text in ("a", "poison", "b"):
         mailbox.send_nowait(text)
@@ -178,13 +178,13 @@ async def test_giving_up_that_fails_is_tried_again() -> None:
     async def handle(envelopes: list[Envelope[str]]) -> None:
         raise Boom
 
-    async def exhausted(envelope: Envelope[str]) -> None:
+    async def on_max_deliveries(envelope: Envelope[str]) -> None:
         tries.append(envelope.attempts)
         if len(tries) < 3:
             raise Boom
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=exhausted)
+        await serve(context, handle, on_max_deliveries=on_max_deliveries)
 
     mailbox.send_nowait("x")
     root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE, intensity=OFTEN)
@@ -203,11 +203,11 @@ async def test_a_letter_is_never_given_up_for_kills() -> None:
         taken.append(envelopes[0].attempts)
         await let_pass.wait()
 
-    async def exhausted(envelope: Envelope[str]) -> None:
+    async def on_max_deliveries(envelope: Envelope[str]) -> None:
         given_up.append(envelope.message)
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=exhausted)
+        await serve(context, handle, on_max_deliveries=on_max_deliveries)
 
     def more_than(count: int) -> bool:
         return len(taken) > count

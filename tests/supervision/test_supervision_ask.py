@@ -28,7 +28,7 @@ from tests.supervision.harness import (
     Context,
     Question,
     Recorder,
-    no_exhausted,
+    fail_on_max_deliveries,
     question,
     raises_one,
     running,
@@ -44,7 +44,7 @@ def oracle_spec(mailbox: Mailbox[Question]) -> ChildSpec:
     async def handle(envelopes: list[Envelope[Question]]) -> None:
         for envelope in envelopes:
             text, reply = envelope.message.text, envelope.message.reply
-            if envelope.abandoned:
+            if envelope.caller_gone:
                 continue
             if text == "fail":
                 reply.fail(Boom("as asked"))
@@ -56,7 +56,7 @@ def oracle_spec(mailbox: Mailbox[Question]) -> ChildSpec:
                 reply.send(text.upper())
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=no_exhausted)
+        await serve(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     return ChildSpec("oracle", start, mailbox=mailbox)
 
@@ -100,7 +100,7 @@ async def test_a_deadline_leaves_the_letter_abandoned() -> None:
     with pytest.raises(AskTimeout):
         await waiting.ask(question("x"), 0.0)
     (envelope,) = waiting.receive_nowait()
-    assert envelope.abandoned
+    assert envelope.caller_gone
     assert not envelope.message.reply.send("too late")
 
 
@@ -110,12 +110,12 @@ async def test_cancellation_leaves_the_letter_abandoned() -> None:
         tasks.start_soon(mailbox.ask, question("x"), PATIENCE_SECONDS)
         await anyio.wait_all_tasks_blocked()
         (envelope,) = mailbox.receive_nowait()
-        assert not envelope.abandoned
+        assert not envelope.caller_gone
         assert mailbox.pending_asks == 1
         tasks.cancel_scope.cancel()
-    assert envelope.abandoned
+    assert envelope.caller_gone
     assert mailbox.pending_asks == 0
-    mailbox.redeliver(DIED, blame=Boom())  # nobody waits: nothing to fail, nothing raised
+    mailbox.redeliver(DIED, failure_cause=Boom())  # nobody waits: nothing to fail, nothing raised
 
 
 async def test_full_at_once() -> None:

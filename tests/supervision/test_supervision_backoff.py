@@ -25,7 +25,7 @@ from tests.supervision.harness import (
     Puppet,
     Question,
     Recorder,
-    no_exhausted,
+    fail_on_max_deliveries,
     question,
     running,
 )
@@ -73,7 +73,7 @@ async def test_a_dynamic_back_off_is_its_key_s_own_and_a_healthy_spell_or_an_emp
                 await anyio.sleep(lives[context.name].pop(0))
                 raise Boom
 
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     pool: DynamicSupervisor[str] = DynamicSupervisor(
         "pool",
@@ -154,7 +154,7 @@ async def test_letters_that_come_between_two_runs_of_a_dynamic_supervisor_are_se
             got.append((context.name, text, round(anyio.current_time() - killed_at, 6)))
             await anyio.sleep(1)
 
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     pool: DynamicSupervisor[Any] = DynamicSupervisor("pool", start, mailbox_capacity=1, max_children=3)
     root = Supervisor("root", [ChildSpec("pool", pool.run)], backoff=PLAIN)

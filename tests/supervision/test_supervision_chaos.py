@@ -25,7 +25,7 @@ from bcs.supervision import (
     serve,
     serve_until_empty,
 )
-from tests.supervision.harness import OFTEN, Boom, Context, Recorder, no_exhausted, question, running, until
+from tests.supervision.harness import OFTEN, Boom, Context, Recorder, fail_on_max_deliveries, question, running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -145,11 +145,11 @@ class Tree:
 
     async def _serve(self, context: Context) -> None:
         await self._misbehave()
-        await serve(context, self._handle, limit=3, exhausted=no_exhausted)
+        await serve(context, self._handle, limit=3, on_max_deliveries=fail_on_max_deliveries)
 
     async def _work(self, context: Context) -> None:
         await self._misbehave()
-        await serve_until_empty(context, self._handle, limit=3, exhausted=no_exhausted)
+        await serve_until_empty(context, self._handle, limit=3, on_max_deliveries=fail_on_max_deliveries)
 
     async def _handle(self, envelopes: list[Envelope[Any]]) -> None:
         for envelope in envelopes:

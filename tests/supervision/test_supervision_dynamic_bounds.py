@@ -27,7 +27,7 @@ from tests.supervision.harness import (
     Boom,
     Context,
     Puppet,
-    no_exhausted,
+    fail_on_max_deliveries,
     question,
     running,
     until,
@@ -161,7 +161,7 @@ async def test_no_message_slips_through_as_a_child_retires(pause: bool) -> None:
         async def handle(envelopes: list[Envelope[int]]) -> None:
             got.extend(envelope.message for envelope in envelopes)
 
-        await serve_until_empty(context, handle, limit=2, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, limit=2, on_max_deliveries=fail_on_max_deliveries)
         if pause:  # a message may come now: the attempt's end must find it
             await anyio.lowlevel.checkpoint()
 

@@ -26,7 +26,7 @@ from tests.supervision.harness import (
     Boom,
     Context,
     Question,
-    no_exhausted,
+    fail_on_max_deliveries,
     question,
     running,
     until,
@@ -69,7 +69,7 @@ async def test_nothing_is_kept_of_a_key_that_is_done() -> None:
             if isinstance(envelopes[0].message, Question) and envelopes[0].message.text != "silence":
                 envelopes[0].message.reply.send("yes")
 
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     pool: DynamicSupervisor[Any] = DynamicSupervisor(
         "pool", start, mailbox_capacity=5, max_children=5, backoff=AT_ONCE, intensity=OFTEN

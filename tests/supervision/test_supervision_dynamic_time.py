@@ -17,7 +17,7 @@ from bcs.supervision import (
     Supervisor,
     serve_until_empty,
 )
-from tests.supervision.harness import Boom, Context, Recorder, no_exhausted, running, until
+from tests.supervision.harness import Boom, Context, Recorder, fail_on_max_deliveries, running, until
 from tests.supervision.timed import ON_TRIO, PLAIN
 
 pytestmark = [pytest.mark.anyio, ON_TRIO]
@@ -28,7 +28,7 @@ def pool_of(handle: Any, **options: Any) -> tuple[DynamicSupervisor[Any], Superv
         async def act(envelopes: list[Envelope[Any]]) -> None:
             await handle(context, envelopes)
 
-        await serve_until_empty(context, act, exhausted=no_exhausted)
+        await serve_until_empty(context, act, on_max_deliveries=fail_on_max_deliveries)
 
     observer = Recorder()
     settings = {"mailbox_capacity": 10, "max_children": 10, "backoff": PLAIN, **options}

@@ -121,11 +121,11 @@ async def test_what_was_in_hand_comes_again_first_and_one_at_a_time() -> None:
     held = mailbox.receive_nowait(3)
     mailbox.ack(held[:1])
     error = Boom()
-    mailbox.redeliver(DIED, blame=error)
+    mailbox.redeliver(DIED, failure_cause=error)
     assert (mailbox.unacked, mailbox.depth) == ((), 3)
     first = mailbox.receive_nowait(10)
     assert [(envelope.message, envelope.attempts, envelope.last_error) for envelope in first] == [("b", 1, error)]
-    mailbox.redeliver(DIED, blame=error)
+    mailbox.redeliver(DIED, failure_cause=error)
     (again,) = mailbox.receive_nowait(10)
     assert (again.message, again.attempts) == ("b", 2)
     assert again.enqueued_at == held[1].enqueued_at
@@ -154,7 +154,7 @@ async def test_a_blamed_letter_comes_alone_behind_those_that_are_not() -> None:
     for text in "ab":
         mailbox.send_nowait(text)
     mailbox.receive_nowait(2)
-    mailbox.redeliver(DIED, blame=Boom())
+    mailbox.redeliver(DIED, failure_cause=Boom())
     (first,) = mailbox.receive_nowait(5)
     mailbox.redeliver(DIED)
     assert [(envelope.message, envelope.attempts) for envelope in mailbox.receive_nowait(5)] == [("a", 1)]
@@ -168,7 +168,7 @@ async def test_redelivery_does_not_need_room() -> None:
     mailbox.send_nowait("a")
     mailbox.receive_nowait()
     mailbox.send_nowait("b")
-    mailbox.redeliver(DIED, blame=Boom())
+    mailbox.redeliver(DIED, failure_cause=Boom())
     assert mailbox.depth == 2
     assert texts(mailbox) + texts(mailbox) == ["a", "b"]
 
@@ -181,7 +181,7 @@ async def test_the_age_is_that_of_the_oldest_wherever_it_is() -> None:
     mailbox.send_nowait("b")
     now = envelope.enqueued_at + 7
     assert mailbox.oldest_age_seconds(now) == pytest.approx(7)
-    mailbox.redeliver(DIED, blame=Boom())
+    mailbox.redeliver(DIED, failure_cause=Boom())
     assert mailbox.oldest_age_seconds(now) == pytest.approx(7)
     assert texts(mailbox) == ["a"]
     assert 0 < mailbox.oldest_age_seconds(now) < 7

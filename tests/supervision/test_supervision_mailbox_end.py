@@ -40,7 +40,7 @@ async def test_a_closed_mailbox_takes_nothing_and_gives_what_it_has() -> None:
         mailbox.close()
     assert mailbox.depth == 2
     assert [envelope.message for envelope in await mailbox.receive(1)] == ["a"]
-    mailbox.redeliver(DIED, blame=Boom())
+    mailbox.redeliver(DIED, failure_cause=Boom())
     assert texts(mailbox) + texts(mailbox) == ["a", "b"]
     with pytest.raises(MailboxClosed):
         await mailbox.receive()

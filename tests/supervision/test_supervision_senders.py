@@ -15,7 +15,7 @@ from bcs.supervision import (
     Supervisor,
     serve_until_empty,
 )
-from tests.supervision.harness import AT_ONCE, Boom, Context, Recorder, no_exhausted, running, until
+from tests.supervision.harness import AT_ONCE, Boom, Context, Recorder, fail_on_max_deliveries, running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +77,9 @@ async def test_an_observer_may_send_letters(kind: str, path: str, key: str) -> N
 
     async def start(context: Context) -> None:
         first = not got.count((context.name, "x"))
-        await serve_until_empty(context, lambda envelopes: handle_for(context, envelopes), exhausted=no_exhausted)
+        await serve_until_empty(
+            context, lambda envelopes: handle_for(context, envelopes), on_max_deliveries=fail_on_max_deliveries
+        )
         if context.name == "crashes late" and first:
             raise Boom  # with nothing left to do
 
@@ -123,7 +125,7 @@ async def test_an_attempt_has_the_context_of_its_supervisor_not_of_a_sender() ->
             if envelopes[0].message == "leave":
                 pool.deliver_nowait("other", "x")
 
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     pool: DynamicSupervisor[str] = DynamicSupervisor("pool", start, mailbox_capacity=5, max_children=5, backoff=AT_ONCE)
     async with running(Supervisor("root", [ChildSpec("pool", pool.run)])):

@@ -20,7 +20,17 @@ from bcs.supervision import (
     serve,
     serve_until_empty,
 )
-from tests.supervision.harness import AT_ONCE, OFTEN, Boom, Context, Question, no_exhausted, question, running, until
+from tests.supervision.harness import (
+    AT_ONCE,
+    OFTEN,
+    Boom,
+    Context,
+    Question,
+    fail_on_max_deliveries,
+    question,
+    running,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +57,7 @@ async def test_actors_killed_at_random_lose_nothing(seed: int, strategy: Strateg
         handled.update(envelope.message for envelope in envelopes)
 
     async def worker(context: Context) -> None:
-        await serve_until_empty(context, work, limit=4, exhausted=no_exhausted)
+        await serve_until_empty(context, work, limit=4, on_max_deliveries=fail_on_max_deliveries)
 
     workers: DynamicSupervisor[int] = DynamicSupervisor(
         "workers", worker, mailbox_capacity=2, max_children=3, max_deliveries=10**9, backoff=AT_ONCE, intensity=OFTEN
@@ -62,7 +72,7 @@ async def test_actors_killed_at_random_lose_nothing(seed: int, strategy: Strateg
                 await workers.deliver(str(envelope.message % 7), envelope.message)
 
     async def router(context: Context) -> None:
-        await serve(context, route, limit=3, exhausted=no_exhausted)
+        await serve(context, route, limit=3, on_max_deliveries=fail_on_max_deliveries)
 
     options: dict[str, Any] = {"strategy": strategy, "backoff": AT_ONCE, "intensity": OFTEN}
     # A router that is to stop with its group may be waiting for workers that are down: give it little time.

@@ -16,7 +16,7 @@ from bcs.supervision import (
     UnknownChild,
     serve,
 )
-from tests.supervision.harness import AT_ONCE, Context, Puppet, Recorder, no_exhausted, running, until
+from tests.supervision.harness import AT_ONCE, Context, Puppet, Recorder, fail_on_max_deliveries, running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -123,7 +123,7 @@ async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
         await gate.wait()
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=no_exhausted)
+        await serve(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)])
     for text in "abc":
@@ -153,7 +153,7 @@ async def test_a_stop_drains_what_the_children_hold_and_then_closes_their_mailbo
         got.extend(envelope.message for envelope in envelopes)
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=no_exhausted)
+        await serve(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     inner = Supervisor("in", [ChildSpec("m", start, mailbox=mailbox)])
     async with running(Supervisor("root", [ChildSpec("in", inner.run)])) as tree:

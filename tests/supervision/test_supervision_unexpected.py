@@ -36,7 +36,7 @@ from tests.supervision.harness import (
     Context,
     Question,
     Recorder,
-    no_exhausted,
+    fail_on_max_deliveries,
     question,
     until,
 )
@@ -77,7 +77,7 @@ class Tree:
         async def handle(envelopes: list[Envelope[Question]]) -> None:
             envelopes[0].message.reply.send("yes")
 
-        await serve(context, handle, exhausted=no_exhausted)
+        await serve(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     async def work(self, context: Context) -> None:
         async def handle(envelopes: list[Envelope[str]]) -> None:
@@ -87,7 +87,7 @@ class Tree:
                 await self.held.wait()
             self.handled.append(context.name)
 
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     async def run(self) -> None:
         self.host = asyncio.current_task()
@@ -147,7 +147,7 @@ async def test_a_tree_hit_by_a_native_cancellation_heals_or_says_that_it_ended()
         "in: in/m": "healed",
         "in: in/pool": "healed",
         "in/pool: BaseSupervisor._relay_stop": "healed",
-        "in/pool: DynamicSupervisor._rouse_later": "healed",
+        "in/pool: DynamicSupervisor._wake_later": "healed",
         "in/pool: in/pool/works": "healed",
     }
 

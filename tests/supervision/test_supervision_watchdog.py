@@ -38,11 +38,11 @@ async def test_a_letter_over_which_its_actor_hangs_is_given_up() -> None:
         if envelopes[0].message == "tar":
             await anyio.sleep_forever()
 
-    async def exhausted(envelope: Envelope[str]) -> None:
+    async def on_max_deliveries(envelope: Envelope[str]) -> None:
         given_up.append((envelope.message, envelope.attempts))
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=exhausted)
+        await serve(context, handle, on_max_deliveries=on_max_deliveries)
 
     spec = ChildSpec("a", start, hang_seconds=0.02, mailbox=mailbox)
     mailbox.send_nowait("tar")

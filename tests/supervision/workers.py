@@ -48,9 +48,9 @@ class Workers:
                     envelope.message.reply.send(context.name)
                 self.got.append((context.name, envelope.message))
 
-        await serve_until_empty(context, handle, limit=10, exhausted=self.exhausted)
+        await serve_until_empty(context, handle, limit=10, on_max_deliveries=self.on_max_deliveries)
 
-    async def exhausted(self, envelope: Envelope[Any]) -> None:
+    async def on_max_deliveries(self, envelope: Envelope[Any]) -> None:
         self.given_up.append(envelope.message)
 
     @property

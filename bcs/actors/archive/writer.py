@@ -105,7 +105,7 @@ class ArchiveActor:
             for commands in portions(_messages(envelopes), lambda command: command.weight, self.facts_at_a_time):
                 await self._keep(context, commands)
 
-        async def exhausted(envelope: Envelope[KeepEntries]) -> None:
+        async def on_max_deliveries(envelope: Envelope[KeepEntries]) -> None:
             ids = {entry.correlation_id for entry in envelope.message.entries if entry.correlation_id}
             log.error(
                 "entries_given_up",
@@ -120,7 +120,7 @@ class ArchiveActor:
             if context.incarnation == 1:
                 # Whoever starts after this one finds the record there, if it is there at all.
                 await self.upkeep.first_look()
-            await serve(context, handle, limit=_ENVELOPES_AT_A_TIME, exhausted=exhausted)
+            await serve(context, handle, limit=_ENVELOPES_AT_A_TIME, on_max_deliveries=on_max_deliveries)
             group.cancel_scope.cancel()
         await self.upkeep.finish()
 
@@ -180,5 +180,5 @@ class ArchiveActor:
 
 
 def _messages(envelopes: Iterable[Envelope[KeepEntries]]) -> Iterator[KeepEntries]:
-    # Whoever waited for an abandoned one has asked again, or was told that it is not kept.
-    return (envelope.message for envelope in envelopes if not envelope.abandoned)
+    # A caller that is gone has asked again, or was told that the entries are not kept.
+    return (envelope.message for envelope in envelopes if not envelope.caller_gone)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.anyio
 LIMIT_SECONDS = 0.02
 
 
-@pytest.mark.parametrize(("how", "blamed"), [("start timeout", 0), ("shutdown timeout", 0), ("shot", 0), ("hung", 1)])
-async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, blamed: int) -> None:
+@pytest.mark.parametrize(("how", "counted"), [("start timeout", 0), ("shutdown timeout", 0), ("shot", 0), ("hung", 1)])
+async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, counted: int) -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     observer = Recorder()
     seen: list[tuple[str, int, str]] = []
@@ -60,11 +60,11 @@ async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, bl
             assert root.kill("m", "shot")
         await until(lambda: seen)
     assert observer.reasons("m")[0] == how
-    assert seen == [("x", blamed, "m: died (hung)" if blamed else "None")]
+    assert seen == [("x", counted, "m: died (hung)" if counted else "None")]
 
 
-@pytest.mark.parametrize(("how", "blamed"), [("shutdown timeout", 0), ("shot", 0), ("cancelled", 0), ("hung", 1)])
-async def test_a_dynamic_child_is_blamed_for_a_hang_alone_too(how: str, blamed: int) -> None:
+@pytest.mark.parametrize(("how", "counted"), [("shutdown timeout", 0), ("shot", 0), ("cancelled", 0), ("hung", 1)])
+async def test_a_dynamic_child_is_blamed_for_a_hang_alone_too(how: str, counted: int) -> None:
     observer = Recorder()
     seen: list[int] = []
     held = anyio.Event()
@@ -108,12 +108,12 @@ async def test_a_dynamic_child_is_blamed_for_a_hang_alone_too(how: str, blamed: 
             await until(lambda: seen)
             again.request_stop()
     assert observer.reasons("a")[0] == how
-    assert seen == [blamed]
+    assert seen == [counted]
 
 
 async def test_the_error_of_a_crash_is_kept_with_the_letter() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", 5)
-    blamed: list[BaseException | None] = []
+    counted: list[BaseException | None] = []
     error = ValueError("of the crash")
 
     async def start(context: Context) -> None:
@@ -121,10 +121,10 @@ async def test_the_error_of_a_crash_is_kept_with_the_letter() -> None:
         while envelopes := await context.receive():
             if not envelopes[0].attempts:
                 raise error
-            blamed.append(envelopes[0].last_error)
+            counted.append(envelopes[0].last_error)
             context.ack(envelopes)
 
     mailbox.send_nowait("x")
     async with running(Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE)):
-        await until(lambda: blamed)
-    assert blamed == [error]
+        await until(lambda: counted)
+    assert counted == [error]
