@@ -179,8 +179,8 @@ _SUPERVISORS = (
         "redelivery",
         "What an actor had in hand when it died is delivered again.",
         "bcs/supervision/mailbox.py",
-        "            self._again.appendleft(letter)\n",
-        "            del letter\n",
+        "            self._redelivery.appendleft(envelope)\n",
+        "            del envelope\n",
         _in(
             "supervision/test_supervision_escalation",
             "test_the_mailbox_outlives_a_crash_with_what_is_queued_and_what_is_in_hand",
@@ -190,7 +190,7 @@ _SUPERVISORS = (
         "poison-alone",
         "A message that may have caused a death comes again alone.",
         "bcs/supervision/mailbox.py",
-        "        if self._again and self._again[0].attempts:\n",
+        "        if self._redelivery and self._redelivery[0].attempts:\n",
         "        if False:\n",
         _in("supervision/test_supervision_mailbox", "test_what_was_in_hand_comes_again_first_and_one_at_a_time"),
     ),
@@ -198,7 +198,7 @@ _SUPERVISORS = (
         "max-deliveries",
         "A message over which its actor died too often is given up, and becomes a dead letter.",
         "bcs/supervision/actor.py",
-        "    if letters[0].attempts >= context.mailbox.max_deliveries:\n",
+        "    if envelopes[0].attempts >= context.mailbox.max_deliveries:\n",
         "    if False:\n",
         _in(
             "supervision/test_supervision_actor",
@@ -206,12 +206,12 @@ _SUPERVISORS = (
         ),
     ),
     Mutation(
-        "blame",
+        "failure-cause",
         "A message is not given up for kills, which come from outside.",
         "bcs/supervision/attempt.py",
-        "blamed = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)",
-        "blamed = ended.abnormal",
-        _in("supervision/test_supervision_blame", "test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed"),
+        "caused_failure = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)",
+        "caused_failure = ended.abnormal",
+        _in("supervision/test_supervision_failure_cause", "test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed"),
     ),
     Mutation(
         "watchdog",
@@ -225,7 +225,7 @@ _SUPERVISORS = (
         "unhealthy",
         "An actor that ignores its cancellation is reported as such.",
         "bcs/supervision/attempt.py",
-        "        if not self.wedged:\n",
+        "        if not self.unresponsive:\n",
         "        if False:\n",
         _in(
             "supervision/test_supervision_time", "test_an_attempt_that_ignores_its_cancellation_is_wedged_until_it_ends"
@@ -355,11 +355,11 @@ _INTAKE = (
         _in("integration/test_under_way", "test_what_is_finished_behind_a_stuck_message_is_bounded"),
     ),
     Mutation(
-        "abandoned-ask",
+        "caller-gone",
         "What a caller was told is not recorded is not recorded afterwards.",
         "bcs/actors/batches.py",
-        "group = [letter.message for letter in letters if not letter.abandoned]",
-        "group = [letter.message for letter in letters]",
+        "group = [envelope.message for envelope in envelopes if not envelope.caller_gone]",
+        "group = [envelope.message for envelope in envelopes]",
         _in("integration/test_batch_actor", "test_a_report_that_nobody_waits_for_any_more_is_not_recorded"),
     ),
     Mutation(

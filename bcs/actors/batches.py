@@ -31,7 +31,7 @@ from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
 from bcs.observability.waits import Waits
 from bcs.storage.ports import OutboxEntrance, StateStore
-from bcs.supervision import ActorContext, Letter, serve_until_empty
+from bcs.supervision import ActorContext, Envelope, serve_until_empty
 from bcs.wire.decoding import microseconds
 
 # Bound the size of a transaction, and so the time for which it holds up Redis. An event with more facts is alone.
@@ -74,23 +74,25 @@ class BatchActor:
         """Serve a batch's mailbox until it is empty."""
         await hit(FailPoint.STARTING, context.name)
 
-        async def handle(letters: list[Letter[RecordFacts]]) -> None:
-            if len(letters) == 1:
-                await self._record(context, letters)
+        async def handle(envelopes: list[Envelope[RecordFacts]]) -> None:
+            if len(envelopes) == 1:
+                await self._record(context, envelopes)
                 return
-            for group in portions(letters, _weight_of, GROUP_COMMIT_FACTS):
+            for group in portions(envelopes, _weight_of, GROUP_COMMIT_FACTS):
                 await self._record(context, group)
                 # Not to be delivered again for what comes behind it.
-                context.settle(group)
+                context.ack(group)
 
-        async def exhausted(letter: Letter[RecordFacts]) -> None:
-            await self._dead_letter(context, letter.message, _FAILED, attempts=letter.attempts, error=letter.last_error)
+        async def on_max_deliveries(envelope: Envelope[RecordFacts]) -> None:
+            await self._dead_letter(
+                context, envelope.message, _FAILED, attempts=envelope.attempts, error=envelope.last_error
+            )
 
-        await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, exhausted=exhausted)
+        await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, on_max_deliveries=on_max_deliveries)
 
-    async def _record(self, context: ActorContext[RecordFacts], letters: list[Letter[RecordFacts]]) -> None:
-        # Nobody waits for an abandoned ask any more, and its caller was told that it was not recorded.
-        group = [letter.message for letter in letters if not letter.abandoned]
+    async def _record(self, context: ActorContext[RecordFacts], envelopes: list[Envelope[RecordFacts]]) -> None:
+        # The caller of such an ask is gone, and was told that the facts were not recorded.
+        group = [envelope.message for envelope in envelopes if not envelope.caller_gone]
         if not group:
             return
         await hit(FailPoint.BATCH_RECEIVED, context.name)
@@ -126,13 +128,13 @@ class BatchActor:
                 except (StoreUnavailable, BacklogFull):
                     return  # a stop was asked for; not acknowledged, these are read again by the next process
         except TooManyEssays as error:
-            await self._record_without_excess(context, letters, error)
+            await self._record_without_excess(context, envelopes, error)
             return
         except StoreError as error:
-            if isinstance(error, StoreRefused) and len(letters) > 1:
+            if isinstance(error, StoreRefused) and len(envelopes) > 1:
                 # One of them spoils it for all: each on its own, and the others get through.
-                for letter in letters:
-                    await self._record(context, [letter])
+                for envelope in envelopes:
+                    await self._record(context, [envelope])
                 return
             # The same again would fail the same way: to die over it would only hold up the others.
             self._tell(group, error)
@@ -148,19 +150,19 @@ class BatchActor:
                 self.finished(MessageFinished(command.receipt))
 
     async def _record_without_excess(
-        self, context: ActorContext[RecordFacts], letters: list[Letter[RecordFacts]], error: TooManyEssays
+        self, context: ActorContext[RecordFacts], envelopes: list[Envelope[RecordFacts]], error: TooManyEssays
     ) -> None:
         """In their order, give the batch those that it has room for; the others become dead letters."""
         room = error.limit - error.known
-        strangers, taken = set(error.strangers), list[Letter[RecordFacts]]()
-        for letter in letters:
-            new = strangers.intersection(delta_of(letter.message.facts).first_seen_us)
+        strangers, taken = set(error.strangers), list[Envelope[RecordFacts]]()
+        for envelope in envelopes:
+            new = strangers.intersection(delta_of(envelope.message.facts).first_seen_us)
             if len(new) > max(room, 0):
-                await self._dead_letter(context, letter.message, _TOO_MANY_ESSAYS, attempts=1, error=error)
+                await self._dead_letter(context, envelope.message, _TOO_MANY_ESSAYS, attempts=1, error=error)
                 continue
             room -= len(new)
             strangers -= new
-            taken.append(letter)
+            taken.append(envelope)
         await self._record(context, taken)
 
     @staticmethod
@@ -177,9 +179,9 @@ class BatchActor:
 
     async def _commit(self, context: ActorContext[RecordFacts], group: list[RecordFacts], delta: BatchState) -> None:
         batch_id = group[0].batch_id
-        context.rest()  # to wait for one's turn is not to hang
+        context.mark_idle()  # to wait for one's turn is not to hang
         async with self.commit_slots:
-            context.beat()
+            context.heartbeat()
             committed = await self.store.commit(batch_id, delta)
         self.telemetry.commit_conflicts.inc(committed.conflicts)
         if committed.fallback:
@@ -248,5 +250,5 @@ class BatchActor:
         )
 
 
-def _weight_of(letter: Letter[RecordFacts]) -> int:
-    return letter.message.weight
+def _weight_of(envelope: Envelope[RecordFacts]) -> int:
+    return envelope.message.weight

@@ -109,7 +109,7 @@ class Publisher:
         """
         takeover_at = anyio.current_time()
         while True:
-            context.beat()
+            context.heartbeat()
             now = anyio.current_time()
             if now >= takeover_at:
                 # By the clock, not when there is nothing else: what a dead replica held must not wait for a quiet hour.
@@ -188,7 +188,7 @@ class Publisher:
 
     async def _wait_for_more(self, context: ActorContext[OutboxGrew]) -> None:
         with anyio.move_on_after(self.settings.outbox_poll_interval_seconds):
-            context.settle(await context.receive())
+            context.ack(await context.receive())
 
     async def _publish(
         self, context: ActorContext[OutboxGrew], producer: AIOKafkaProducer, leased: Sequence[LeasedMessage]
@@ -208,7 +208,7 @@ class Publisher:
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
         await publish_all(producer, leased, self.settings.kafka_request_timeout_seconds, note)
         if outcome.refused:
-            context.beat()
+            context.heartbeat()
             await self._publish_each_alone(context, outcome)
         await hit(FailPoint.PUBLISHER_ACKNOWLEDGED, context.name)
         await self._persist(context, self.outbox.settle, [entry.entry_id for entry in outcome.delivered])
@@ -235,7 +235,7 @@ class Publisher:
         too_large: list[LeasedMessage] = []
 
         def note(entry: LeasedMessage, error: BaseException | None) -> None:
-            context.beat()  # many acknowledgements, one after another, can take longer than a hang may
+            context.heartbeat()  # many acknowledgements, one after another, can take longer than a hang may
             original = originals[entry.entry_id]
             if isinstance(error, TOO_LARGE) and (reduced := as_reduced(entry.message)):
                 too_large.append(replace(entry, message=reduced))

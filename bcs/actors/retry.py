@@ -40,7 +40,7 @@ async def retry(
     holder = object()
 
     def note(state: RetryCallState) -> None:
-        context.beat()
+        context.heartbeat()
         if state.outcome:
             waits.begin(actor, doing, str(state.outcome.exception()), holder=holder)
 

@@ -40,7 +40,7 @@ class TreeObserver:
         self._telemetry.actor_restarts.labels(_label(path)).inc()
         log.info("actor_restarting", actor=path, delay_seconds=round(delay_seconds, 3))
 
-    def actor_wedged(self, path: str) -> None:
+    def actor_unresponsive(self, path: str) -> None:
         """See `Observer`."""
         log.critical("actor_wedged", actor=path)
 

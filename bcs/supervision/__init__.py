@@ -6,21 +6,21 @@ Everything here belongs to one event loop: call nothing from another thread.
 
 from bcs.supervision.actor import ActorContext, serve, serve_until_empty
 from bcs.supervision.backoff import Backoff
-from bcs.supervision.branch import Branch
+from bcs.supervision.base_supervisor import BaseSupervisor
 from bcs.supervision.dynamic import DynamicSupervisor
+from bcs.supervision.envelope import Envelope, Reply
 from bcs.supervision.errors import (
     ActorDied,
     AskTimeout,
     MailboxClosed,
     MailboxFull,
     RestartIntensityExceeded,
-    StrayCancellation,
     SupervisionError,
+    UnexpectedCancellation,
     UnknownChild,
     describe,
 )
 from bcs.supervision.intensity import RestartIntensity, RestartWindow
-from bcs.supervision.letter import Letter, Reply
 from bcs.supervision.mailbox import Mailbox
 from bcs.supervision.observer import NullObserver, Observer
 from bcs.supervision.snapshot import Snapshot, State
@@ -35,7 +35,7 @@ __all__ = [
     "Strategy",
     "Supervisor",
     "DynamicSupervisor",
-    "Branch",
+    "BaseSupervisor",
     "run_tree",
     "RestartIntensity",
     "RestartWindow",
@@ -45,7 +45,7 @@ __all__ = [
     "serve",
     "serve_until_empty",
     "Mailbox",
-    "Letter",
+    "Envelope",
     "Reply",
     # looking
     "Observer",
@@ -60,6 +60,6 @@ __all__ = [
     "ActorDied",
     "RestartIntensityExceeded",
     "UnknownChild",
-    "StrayCancellation",
+    "UnexpectedCancellation",
     "describe",
 ]

@@ -12,7 +12,7 @@ from bcs.supervision.clock import LoopClock
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from bcs.supervision.letter import Letter
+    from bcs.supervision.envelope import Envelope
     from bcs.supervision.mailbox import Mailbox
 
 M = TypeVar("M")
@@ -23,7 +23,7 @@ class ActorContext(Generic[M]):
 
     :param name: of the child; the key, for a child of a dynamic supervisor
     :param incarnation: 1 for the first attempt
-    :param mailbox: its letters, if it has any
+    :param mailbox: its envelopes, if it has any
     :param on_ready: called once, when it reports ready
     """
 
@@ -33,10 +33,10 @@ class ActorContext(Generic[M]):
         "_mailbox",
         "_on_ready",
         "_stop",
+        "acked",
         "incarnation",
         "name",
         "ready_at",
-        "settled",
     )
 
     def __init__(
@@ -49,7 +49,7 @@ class ActorContext(Generic[M]):
         self.name = name
         self.incarnation = incarnation
         self.ready_at: float | None = None
-        self.settled = 0  # letters this attempt is done with
+        self.acked = 0  # envelopes this attempt is done with
         self._mailbox = mailbox
         self._clock = mailbox.clock if mailbox else LoopClock()
         self._on_ready = on_ready
@@ -88,114 +88,114 @@ class ActorContext(Generic[M]):
             if self._on_ready is not None:
                 self._on_ready()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """I am busy and making progress: the watchdog's clock starts anew."""
         self._busy_since = self._clock()
 
-    def rest(self) -> None:
+    def mark_idle(self) -> None:
         """I hold no work: the watchdog is off."""
         self._busy_since = None
 
     @property
     def busy_since(self) -> float | None:
-        """The last beat, in seconds of anyio's clock; None at rest."""
+        """The last heartbeat, in seconds of anyio's clock; None while idle."""
         return self._busy_since
 
-    async def receive(self, limit: int = 1) -> list[Letter[M]]:
-        """Take letters into hand, and wait for them. Beats when there are some, rests while it waits.
+    async def receive(self, limit: int = 1) -> list[Envelope[M]]:
+        """Take envelopes, and wait for them. Sends a heartbeat when there are some, is idle while it waits.
 
-        Cancellation leaves nothing in hand and everything in the mailbox.
+        Cancellation leaves nothing unacked and everything in the mailbox.
 
         :param limit: at most so many
-        :returns: nothing when no letter will come: a stop was asked for, or the mailbox closed, and it is empty
-        :raises RuntimeError: while letters are in hand that are not settled
+        :returns: nothing when no envelope will come: a stop was asked for, or the mailbox closed, and it is empty
+        :raises RuntimeError: while envelopes are unacked
         """
         mailbox = self.mailbox
         await checkpoint()
-        while not (letters := self.receive_nowait(limit)):
+        while not (envelopes := self.receive_nowait(limit)):
             if self.stopping or mailbox.closed:
                 break
             await mailbox.arrival()
-        return letters
+        return envelopes
 
-    def receive_nowait(self, limit: int = 1) -> list[Letter[M]]:
-        """Take the letters that wait into hand. Beats when there are some, rests when there are none.
+    def receive_nowait(self, limit: int = 1) -> list[Envelope[M]]:
+        """Take the envelopes that wait. Sends a heartbeat when there are some, is idle when there are none.
 
         :param limit: at most so many
-        :raises RuntimeError: while letters are in hand that are not settled
+        :raises RuntimeError: while envelopes are unacked
         """
-        letters = self.mailbox.receive_nowait(limit)
-        if letters:
-            self.beat()
+        envelopes = self.mailbox.receive_nowait(limit)
+        if envelopes:
+            self.heartbeat()
         else:
-            self.rest()
-        return letters
+            self.mark_idle()
+        return envelopes
 
-    def settle(self, letters: Iterable[Letter[M]]) -> None:
-        """Let go of letters that are done with; those that are not in hand are ignored.
+    def ack(self, envelopes: Iterable[Envelope[M]]) -> None:
+        """Let go of envelopes that are done with; those that are not unacked are ignored.
 
-        :param letters: letters that were received
+        :param envelopes: envelopes that were received
         """
-        before = len(self.mailbox.in_hand)
-        self.mailbox.settle(letters)
-        self.settled += before - len(self.mailbox.in_hand)
+        before = len(self.mailbox.unacked)
+        self.mailbox.ack(envelopes)
+        self.acked += before - len(self.mailbox.unacked)
 
 
 async def serve(
     context: ActorContext[M],
-    handle: Callable[[list[Letter[M]]], Awaitable[None]],
+    handle: Callable[[list[Envelope[M]]], Awaitable[None]],
     *,
     limit: int = 1,
-    exhausted: Callable[[Letter[M]], Awaitable[None]],
+    on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
 ) -> None:
-    """Report ready and handle letters until a stop was asked for and the mailbox is empty.
+    """Report ready and handle envelopes until a stop was asked for and the mailbox is empty.
 
-    Abandoned asks are handled too; a handler that wants to skip them looks at `Letter.abandoned`. A handler may settle
-    letters itself as it goes; the rest is settled when it returns. Cancellation leaves the letters in hand, for the
-    supervisor to deliver them again.
+    Asks whose callers are gone are handled too; a handler that wants to skip them checks `Envelope.caller_gone`. A
+    handler may ack envelopes while it runs; the other envelopes are acked when the handler returns. Cancellation leaves
+    the envelopes unacked, and the supervisor delivers them again.
 
     :param context: of the attempt
-    :param handle: gets at least one letter, and none that was delivered too often
-    :param limit: how many letters it gets at most
-    :param exhausted: gets a letter whose deliveries ended `max_deliveries` times in the actor's death
+    :param handle: gets at least one envelope, and none that was delivered too often
+    :param limit: how many envelopes it gets at most
+    :param on_max_deliveries: gets an envelope whose deliveries ended `max_deliveries` times in the actor's death
     """
     context.ready()
-    while letters := await context.receive(limit):
-        await _handle(context, letters, handle, exhausted)
+    while envelopes := await context.receive(limit):
+        await _handle(context, envelopes, handle, on_max_deliveries)
 
 
 async def serve_until_empty(
     context: ActorContext[M],
-    handle: Callable[[list[Letter[M]]], Awaitable[None]],
+    handle: Callable[[list[Envelope[M]]], Awaitable[None]],
     *,
     limit: int = 1,
-    exhausted: Callable[[Letter[M]], Awaitable[None]],
+    on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
 ) -> None:
-    """Report ready and handle letters until the mailbox is empty: the loop for children of a dynamic supervisor.
+    """Report ready and handle envelopes until the mailbox is empty: the loop for children of a dynamic supervisor.
 
-    Between the last look into the mailbox and the return there is no pause in which a letter could come.
+    Between the last look into the mailbox and the return there is no pause in which an envelope could come.
 
     :param context: of the attempt
     :param handle: as for `serve`
     :param limit: as for `serve`
-    :param exhausted: as for `serve`
+    :param on_max_deliveries: as for `serve`
     """
     context.ready()
-    while letters := context.receive_nowait(limit):
-        await _handle(context, letters, handle, exhausted)
+    while envelopes := context.receive_nowait(limit):
+        await _handle(context, envelopes, handle, on_max_deliveries)
         # A handler that never pauses must not keep everybody else from running.
         await checkpoint()
 
 
 async def _handle(
     context: ActorContext[M],
-    letters: list[Letter[M]],
-    handle: Callable[[list[Letter[M]]], Awaitable[None]],
-    exhausted: Callable[[Letter[M]], Awaitable[None]],
+    envelopes: list[Envelope[M]],
+    handle: Callable[[list[Envelope[M]]], Awaitable[None]],
+    on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
 ) -> None:
-    # Letters that come again come alone, so a list is either one spent letter or has none.
-    if letters[0].attempts >= context.mailbox.max_deliveries:
-        await exhausted(letters[0])
+    # Envelopes that come again come alone, so a list is either one spent envelope or has none.
+    if envelopes[0].attempts >= context.mailbox.max_deliveries:
+        await on_max_deliveries(envelopes[0])
     else:
-        await handle(letters)
-    context.settle(letters)
+        await handle(envelopes)
+    context.ack(envelopes)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
 
+from bcs.supervision.envelope import Reply
 from bcs.supervision.errors import AskTimeout
-from bcs.supervision.letter import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable

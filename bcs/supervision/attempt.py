@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from bcs.supervision.errors import ActorDied, StrayCancellation, describe
+from bcs.supervision.errors import ActorDied, UnexpectedCancellation, describe
 from bcs.supervision.snapshot import State
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Limits:
     """How long an attempt may take for what.
 
     :param start_timeout_seconds: until it reports ready
-    :param hang_seconds: from one beat to the next, while busy; None for no watchdog
+    :param hang_seconds: from one heartbeat to the next, while busy; None for no watchdog
     :param kill_grace_seconds: from its cancellation to its end
     """
 
@@ -38,7 +38,7 @@ class Exit:
     """How an attempt ended.
 
     :param reason: see `Observer.actor_ended`
-    :param error: what it raised, or a StrayCancellation
+    :param error: what it raised, or an UnexpectedCancellation
     :param abnormal: whether it crashed or was cancelled
     :param fatal: whether the error is none that a supervisor may handle, like SystemExit
     :param outside: whether everything around it is cancelled too
@@ -56,16 +56,16 @@ class Exit:
         return self.reason if self.error is None else describe(self.error)
 
 
-class Owner(Protocol):
+class AttemptListener(Protocol):
     """Whom an attempt reports to; all calls are synchronous."""
 
     def attempt_ready(self) -> None:
         """One has reported ready."""
 
     def attempt_changed(self) -> None:
-        """Look at the attempts again: one was cancelled, or has wedged."""
+        """Look at the attempts again: one was cancelled, or became unresponsive."""
 
-    def attempt_wedged(self, attempt: Attempt) -> None:
+    def attempt_unresponsive(self, attempt: Attempt) -> None:
         """It ignores its cancellation."""
 
     def attempt_ended(self, attempt: Attempt, ended: Exit) -> None:
@@ -78,9 +78,9 @@ class Attempt:
     :param path: of the actor
     :param context: what it is given
     :param start: the actor
-    :param mailbox: its letters, if it has any
+    :param mailbox: its envelopes, if it has any
     :param limits: how long it may take
-    :param owner: whom it reports to
+    :param listener: whom it reports to
     """
 
     def __init__(
@@ -91,16 +91,16 @@ class Attempt:
         start: Callable[[ActorContext[Any]], Awaitable[None]],
         mailbox: Mailbox[Any] | None,
         limits: Limits,
-        owner: Owner,
+        listener: AttemptListener,
     ) -> None:
         self.path = path
         self.context = context
-        self.wedged = False
+        self.unresponsive = False
         self.started_at = anyio.current_time()
         self._start = start
         self._mailbox = mailbox
         self._limits = limits
-        self._owner = owner
+        self._listener = listener
         self._scope = anyio.CancelScope()
         self._cancel_reason: str | None = None
         self._hung = False
@@ -125,8 +125,8 @@ class Attempt:
     @property
     def state(self) -> State:
         """Where it stands."""
-        if self.wedged:
-            return State.WEDGED
+        if self.unresponsive:
+            return State.UNRESPONSIVE
         if self._cancel_reason is not None or self.context.stopping:
             return State.STOPPING
         return State.STARTING if self.context.ready_at is None else State.RUNNING
@@ -139,21 +139,21 @@ class Attempt:
         error: BaseException | None = None
         try:
             with self._scope:
-                # One that is cancelled before it began must not touch its letters.
+                # One that is cancelled before it began must not touch its envelopes.
                 await checkpoint_if_cancelled()
                 await self._start(self.context)
         except GeneratorExit:
             raise
         except BaseException as caught:  # noqa: BLE001 - its supervisor decides what becomes of it
             error = caught
-        # No pause from here to the report: a letter that comes now must find either this attempt or the next one.
+        # No pause from here to the report: an envelope that comes now must find either this attempt or the next one.
         ended = self._explain(error)
         if self._mailbox is not None:
             died = ActorDied(self.path, ended.description)
             # A crash, or a hang: whatever else ended it came from outside.
-            blamed = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)
-            self._mailbox.redeliver(died, blame=ended.error or died if blamed else None)
-        self._owner.attempt_ended(self, ended)
+            caused_failure = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)
+            self._mailbox.redeliver(died, failure_cause=ended.error or died if caused_failure else None)
+        self._listener.attempt_ended(self, ended)
         # They hold this frame by their traceback: without this, it all waits for the garbage collector.
         del error, ended
         await checkpoint_if_cancelled()
@@ -169,7 +169,7 @@ class Attempt:
         self._cancel_reason = reason
         self._cancelled_at = anyio.current_time()
         self._scope.cancel(reason)
-        self._owner.attempt_changed()
+        self._listener.attempt_changed()
         return True
 
     def request_stop(self, by: float) -> None:
@@ -182,7 +182,7 @@ class Attempt:
             self.context.request_stop()
 
     def enforce(self, now: float) -> float:
-        """Cancel it if it overstays, and give it up as wedged if it ignores that.
+        """Cancel it if it overstays, and give it up as unresponsive if it ignores that.
 
         :param now: the present, in seconds of anyio's clock
         :returns: when to look again
@@ -196,10 +196,10 @@ class Attempt:
         due = self._cancelled_at + self._limits.kill_grace_seconds
         if due > now:
             return due
-        if not self.wedged:
-            self.wedged = True
-            self._owner.attempt_wedged(self)
-            self._owner.attempt_changed()
+        if not self.unresponsive:
+            self.unresponsive = True
+            self._listener.attempt_unresponsive(self)
+            self._listener.attempt_changed()
         return math.inf
 
     def _deadlines(self, now: float) -> list[tuple[float, str]]:
@@ -207,7 +207,7 @@ class Attempt:
         if self.context.ready_at is None:
             deadlines.append((self.started_at + self._limits.start_timeout_seconds, "start timeout"))
         if self._limits.hang_seconds is not None:
-            # One that rests now cannot have been busy for too long before so much time has passed.
+            # An attempt that is idle now cannot have been busy for too long before so much time has passed.
             since = now if self.context.busy_since is None else self.context.busy_since
             deadlines.append((since + self._limits.hang_seconds, "hung"))
         return deadlines
@@ -225,9 +225,9 @@ class Attempt:
             return Exit("crashed", rest, abnormal=True)
         if cancellation is not None:
             # asyncio only. A task group would swallow it, and nobody would learn that the actor is gone.
-            stray = StrayCancellation(self.path)
-            stray.__cause__ = cancellation
-            return Exit("crashed", stray, abnormal=True)
+            unexpected = UnexpectedCancellation(self.path)
+            unexpected.__cause__ = cancellation
+            return Exit("crashed", unexpected, abnormal=True)
         return Exit("stopped" if self.context.stopping else "returned")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 
 from bcs.supervision.actor import ActorContext
-from bcs.supervision.attempt import Attempt, Exit, Limits, Owner
+from bcs.supervision.attempt import Attempt, AttemptListener, Exit, Limits
 from bcs.supervision.snapshot import Snapshot, State
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Child:
     """A child's record.
 
     :param name: its name, or its key
-    :param mailbox: its letters, if it has any
+    :param mailbox: its envelopes, if it has any
     """
 
     __slots__ = (
@@ -49,9 +49,9 @@ class Child:
         self.forget_run()
 
     @property
-    def wedged(self) -> bool:
+    def unresponsive(self) -> bool:
         """Whether its attempt ignores its cancellation."""
-        return self.attempt is not None and self.attempt.wedged
+        return self.attempt is not None and self.attempt.unresponsive
 
     def forget_run(self) -> None:
         """Forget what concerns one run of the supervisor only."""
@@ -66,20 +66,20 @@ class Child:
         path: str,
         start: Callable[[ActorContext[Any]], Awaitable[None]],
         limits: Limits,
-        owner: Owner,
+        listener: AttemptListener,
     ) -> Attempt:
         """Make the next attempt.
 
         :param path: of the child
         :param start: the actor
         :param limits: how long it may take
-        :param owner: its supervisor
+        :param listener: its supervisor
         """
         self.restarts += self.started
         self.started = True
         self.incarnation += 1
-        context = ActorContext(self.name, self.incarnation, self.mailbox, owner.attempt_ready)
-        self.attempt = Attempt(path, context, start=start, mailbox=self.mailbox, limits=limits, owner=owner)
+        context = ActorContext(self.name, self.incarnation, self.mailbox, listener.attempt_ready)
+        self.attempt = Attempt(path, context, start=start, mailbox=self.mailbox, limits=limits, listener=listener)
         return self.attempt
 
     def note_end(self, ended: Exit, backoff: Backoff) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class LoopClock:
     """Tells what `anyio.current_time` does, in one event loop: that of the first call.
 
-    anyio finds out at each call which loop runs, which takes longer than to put a letter into a mailbox.
+    anyio finds out at each call which loop runs, which takes longer than to put an envelope into a mailbox.
     """
 
     __slots__ = ("_now",)

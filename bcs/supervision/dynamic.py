@@ -10,39 +10,39 @@ import anyio
 
 from bcs.supervision.attempt import Attempt, Exit, Limits
 from bcs.supervision.backoff import DEFAULT_BACKOFF, Backoff
-from bcs.supervision.branch import Branch
+from bcs.supervision.base_supervisor import BaseSupervisor
 from bcs.supervision.clock import LoopClock
 from bcs.supervision.errors import UnknownChild
 from bcs.supervision.intensity import DEFAULT_INTENSITY, RestartIntensity
 from bcs.supervision.keyed import KeyedChild, KeyedChildren
 from bcs.supervision.mailbox import Mailbox
-from bcs.supervision.observer import Observer, tell
+from bcs.supervision.observer import Observer, notify
 from bcs.supervision.snapshot import Snapshot, State
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from bcs.supervision.actor import ActorContext
-    from bcs.supervision.letter import Reply
+    from bcs.supervision.envelope import Reply
 
 M = TypeVar("M")
 T = TypeVar("T")
 
 
-class DynamicSupervisor(Branch, Generic[M]):
+class DynamicSupervisor(BaseSupervisor, Generic[M]):
     """Children by key: a message makes the child, and an empty mailbox retires it.
 
-    A child whose attempt fails is started again after a back-off if letters are left. Messages that come while this
+    A child whose attempt fails is started again after a back-off if envelopes are left. Messages that come while this
     supervisor does not run stay, and are served when it runs again.
 
     :param name: for errors
     :param start: runs one attempt of a child, whose `context.name` is the key; mostly `serve_until_empty`. It must
-        work until its mailbox is empty: to return with letters left and none settled counts as a crash
-    :param mailbox_capacity: how many letters may queue for one child
-    :param max_deliveries: after so many deliveries that ended in the actor's death a letter is given up
+        work until its mailbox is empty: to return with envelopes left and none acked counts as a crash
+    :param mailbox_capacity: how many envelopes may queue for one child
+    :param max_deliveries: after so many deliveries that ended in the actor's death an envelope is given up
     :param max_children: how many there may be at a time
     :param shutdown_seconds: how long all of them together may take to empty their mailboxes when a stop was asked for
-    :param hang_seconds: how long a child may be busy without a beat; found out at most a tenth later
+    :param hang_seconds: how long a child may be busy without a heartbeat; found out at most a tenth later
     :param intensity: when it gives up; counts over all children
     :param backoff: how long it waits before a restart
     :param random: a number from 0.0 to 1.0, for the jitter
@@ -82,7 +82,7 @@ class DynamicSupervisor(Branch, Generic[M]):
             name,
             lambda key: Mailbox(f"{name}/{key}", mailbox_capacity, max_deliveries, clock=clock),
             max_children,
-            self._rouse,
+            self._wake,
         )
         self._attempts: set[Attempt] = set()
         self._stop_by: float | None = None  # set once they are to empty their mailboxes and go
@@ -134,7 +134,7 @@ class DynamicSupervisor(Branch, Generic[M]):
         return child.attempt is not None and child.attempt.cancel(reason)
 
     def snapshot(self) -> Snapshot:
-        """A picture; to be taken on the event loop. Of the children it lists a hundred, those that wedged first."""
+        """A picture; to be taken on the event loop. Of the children it lists a hundred, the unresponsive ones first."""
         now = anyio.current_time()
         children = self._children.by_key.values()
         return Snapshot(
@@ -143,8 +143,8 @@ class DynamicSupervisor(Branch, Generic[M]):
             state=self._state(),
             incarnation=self._incarnation,
             last_error=self._last_error,
-            mailbox_depth=sum(child.letters.depth for child in children),
-            oldest_message_seconds=max((child.letters.oldest_age_seconds(now) for child in children), default=0.0),
+            mailbox_depth=sum(child.own_mailbox.depth for child in children),
+            oldest_message_seconds=max((child.own_mailbox.oldest_age_seconds(now) for child in children), default=0.0),
             children=self._children.nodes(now, running=self._tasks is not None),
             total_children=len(children),
         )
@@ -154,7 +154,7 @@ class DynamicSupervisor(Branch, Generic[M]):
         self._children.close()
 
     def attempt_ready(self) -> None:
-        """See `Owner`: nobody waits for it."""
+        """See `AttemptListener`: nobody waits for it."""
 
     def _begin(self) -> None:
         self._stop_by, self._halted = None, False
@@ -163,7 +163,7 @@ class DynamicSupervisor(Branch, Generic[M]):
         for child in children:
             child.forget_run()
         for child in children:
-            self._rouse(child)
+            self._wake(child)
 
     def _tick(self, now: float) -> float:
         if self._context is not None:
@@ -195,13 +195,13 @@ class DynamicSupervisor(Branch, Generic[M]):
         return min(kills, hangs)
 
     def _stopped(self) -> bool:
-        # Wedged attempts are not waited for.
-        if self._stop_by is None or any(not attempt.wedged for attempt in self._attempts):
+        # Unresponsive attempts are not waited for.
+        if self._stop_by is None or any(not attempt.unresponsive for attempt in self._attempts):
             return False
         return self._halted or len(self._children.by_key) == len(self._attempts)
 
-    def _rouse(self, child: KeyedChild[M]) -> None:
-        # A letter that waited for room may have been taken and dealt with, and its child retired, by now.
+    def _wake(self, child: KeyedChild[M]) -> None:
+        # An envelope that waited for room may have been taken and dealt with, and its child retired, by now.
         if child.attempt is None and not child.backing_off and self._children.by_key.get(child.name) is child:
             self._launch(child)
 
@@ -209,7 +209,7 @@ class DynamicSupervisor(Branch, Generic[M]):
         if self._tasks is None or self._halted:
             return
         attempt = child.launch(self._path_of(child.name), self._start, self._limits, self)
-        attempt.context.beat()
+        attempt.context.heartbeat()
         if self._stop_by is not None:
             attempt.request_stop(self._stop_by)
         self._attempts.add(attempt)
@@ -218,33 +218,33 @@ class DynamicSupervisor(Branch, Generic[M]):
     def _note_end(self, attempt: Attempt, ended: Exit) -> None:
         child = self._children.by_key[attempt.context.name]
         child.note_end(ended, self._backoff)
-        # Until it is decided what follows: a letter that an observer sends from within its report must not start it.
+        # Until it is decided what follows: an envelope that an observer sends from within its report must not start it.
         child.backing_off = True
         self._last_error = child.last_error or self._last_error
         self._attempts.discard(attempt)
-        if not child.letters.depth:
+        if not child.own_mailbox.depth:
             self._children.retire(child)
 
     def _follow_up(self, attempt: Attempt, ended: Exit) -> None:
         child = self._children.by_key.get(attempt.context.name)
         if child is not None and not child.backing_off:
-            child = None  # the one that ended is retired, and a letter of an observer made this one
-        idle = child is not None and attempt.context.settled == 0
+            child = None  # the one that ended is retired, and an envelope of an observer made this one
+        idle = child is not None and attempt.context.acked == 0
         if not self._halted and (ended.abnormal or idle):
             if not self._may_restart(ended.description):
                 self._halted = True
                 self.attempt_changed()
             elif child is not None and self._tasks is not None:
                 delay = child.next_delay(self._backoff, self._random)
-                tell(self._observer.actor_restarting, attempt.path, delay)
-                self._tasks.start_soon(self._rouse_later, child, delay)
+                notify(self._observer.actor_restarting, attempt.path, delay)
+                self._tasks.start_soon(self._wake_later, child, delay)
         elif child is not None:
             child.backing_off = False
-            self._rouse(child)
+            self._wake(child)
         if self._stopped():
             self.attempt_changed()
 
-    async def _rouse_later(self, child: KeyedChild[M], delay_seconds: float) -> None:
+    async def _wake_later(self, child: KeyedChild[M], delay_seconds: float) -> None:
         await anyio.sleep(delay_seconds)
         child.backing_off = False
-        self._rouse(child)
+        self._wake(child)

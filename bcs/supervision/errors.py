@@ -8,7 +8,7 @@ Exception
     ├── ActorDied                  yes: the target of an ask died before it answered
     ├── RestartIntensityExceeded   no: a supervisor gave up and hands the failure to its parent
     ├── UnknownChild               no: a path that names nothing
-    └── StrayCancellation          yes: a library leaked a native cancellation; counts as a crash
+    └── UnexpectedCancellation     yes: a library leaked a native cancellation; counts as a crash
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class SupervisionError(Exception):
 
 
 class MailboxFull(SupervisionError):
-    """The mailbox holds as many letters as it may.
+    """The mailbox holds as many envelopes as it may.
 
     :param mailbox: its name
-    :param capacity: how many letters (or, for a dynamic supervisor, children) it may hold
+    :param capacity: how many envelopes (or, for a dynamic supervisor, children) it may hold
     """
 
     retryable = True
@@ -38,7 +38,7 @@ class MailboxFull(SupervisionError):
 
 
 class MailboxClosed(SupervisionError):
-    """The mailbox takes no more letters.
+    """The mailbox takes no more envelopes.
 
     :param mailbox: its name
     """
@@ -108,7 +108,7 @@ class UnknownChild(SupervisionError):
         self.name = name
 
 
-class StrayCancellation(SupervisionError):
+class UnexpectedCancellation(SupervisionError):
     """A native cancellation came out of an actor that nobody had cancelled.
 
     :param actor: its path

@@ -14,7 +14,7 @@ from bcs.supervision.snapshot import Snapshot, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bcs.supervision.letter import Reply
+    from bcs.supervision.envelope import Reply
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -23,22 +23,22 @@ LISTED = 100  # children in a snapshot
 
 
 class KeyedChild(Child, Generic[M]):
-    """A mailbox with letters in it, and the attempt that works on them.
+    """A mailbox with envelopes in it, and the attempt that works on them.
 
     :param key: what it is for
-    :param mailbox: its letters
+    :param mailbox: its envelopes
     """
 
-    __slots__ = ("backing_off", "letters")
+    __slots__ = ("backing_off", "own_mailbox")
 
     def __init__(self, key: str, mailbox: Mailbox[M]) -> None:
         super().__init__(key, mailbox)
-        self.letters = mailbox
+        self.own_mailbox = mailbox
 
     def forget_run(self) -> None:
         """Forget what concerns one run of the supervisor only."""
         super().forget_run()
-        self.backing_off = False  # waits, and no letter starts it
+        self.backing_off = False  # waits, and no envelope starts it
 
 
 class KeyedChildren(Generic[M]):
@@ -47,7 +47,7 @@ class KeyedChildren(Generic[M]):
     :param name: of the supervisor, for errors
     :param make_mailbox: makes the mailbox for a key
     :param max_children: how many there may be at a time
-    :param rouse: called when a letter was put in, for the child to get to work
+    :param wake: called when an envelope was put in, for the child to get to work
     :raises ValueError: for bounds that leave room for nothing
     """
 
@@ -56,7 +56,7 @@ class KeyedChildren(Generic[M]):
         name: str,
         make_mailbox: Callable[[str], Mailbox[M]],
         max_children: int,
-        rouse: Callable[[KeyedChild[M]], None],
+        wake: Callable[[KeyedChild[M]], None],
     ) -> None:
         if max_children < 1:
             raise ValueError(f"{name}: max_children starts at 1")
@@ -65,7 +65,7 @@ class KeyedChildren(Generic[M]):
         self._name = name
         self._make_mailbox = make_mailbox
         self._max_children = max_children
-        self._rouse = rouse
+        self._wake = wake
         # First come, first served, among those that wait for a place.
         self._places = anyio.Semaphore(max_children)
         self._waiting: dict[str, list[anyio.CancelScope]] = {}
@@ -74,8 +74,8 @@ class KeyedChildren(Generic[M]):
     def deliver_nowait(self, key: str, message: M) -> None:
         """See `DynamicSupervisor.deliver_nowait`."""
         child = self._find_or_make(key)
-        child.letters.send_nowait(message)
-        self._rouse(child)
+        child.own_mailbox.send_nowait(message)
+        self._wake(child)
 
     async def deliver(self, key: str, message: M) -> None:
         """See `DynamicSupervisor.deliver`."""
@@ -87,34 +87,34 @@ class KeyedChildren(Generic[M]):
                     continue
                 child = self._make(key)
             try:
-                await child.letters.send(message)
+                await child.own_mailbox.send(message)
             except MailboxClosed:
                 if self._closed:
                     raise
                 continue  # the child was retired while this waited
-            self._rouse(child)
+            self._wake(child)
             return
 
     async def ask(self, key: str, build: Callable[[Reply[T]], M], timeout_seconds: float) -> T:
         """See `DynamicSupervisor.ask`."""
         child = self._find_or_make(key)
         try:
-            reply = child.letters.post(build)
+            reply = child.own_mailbox.post(build)
         except BaseException:
             # One that was made for this message, which could not be built, has nothing to do.
-            if not child.letters.depth and child.attempt is None:
+            if not child.own_mailbox.depth and child.attempt is None:
                 self.retire(child)
             raise
-        self._rouse(child)
-        return await child.letters.answer(reply, timeout_seconds)
+        self._wake(child)
+        return await child.own_mailbox.answer(reply, timeout_seconds)
 
     def nodes(self, now: float, *, running: bool) -> tuple[Snapshot, ...]:
-        """Their part of a snapshot: a hundred, those that wedged first.
+        """Their part of a snapshot: a hundred, the unresponsive ones first.
 
         :param now: the present, in seconds of anyio's clock
         :param running: whether the supervisor runs
         """
-        children = sorted(self.by_key.values(), key=lambda child: not child.wedged)[:LISTED]
+        children = sorted(self.by_key.values(), key=lambda child: not child.unresponsive)[:LISTED]
         # Between two runs nobody backs off: the next run starts them all.
         return tuple(
             child.node("actor", State.BACKING_OFF if running and child.backing_off else State.IDLE, now)
@@ -127,14 +127,14 @@ class KeyedChildren(Generic[M]):
         :param child: which
         """
         del self.by_key[child.name]
-        child.letters.close()
+        child.own_mailbox.close()
         self._places.release()
 
     def close(self) -> None:
         """Close all mailboxes, and take no more messages."""
         self._closed = True
         for child in self.by_key.values():
-            child.letters.close()
+            child.own_mailbox.close()
         for key in list(self._waiting):
             self._end_waits(key)
 
@@ -151,7 +151,7 @@ class KeyedChildren(Generic[M]):
         return self._make(key)
 
     def _make(self, key: str) -> KeyedChild[M]:
-        """Make a child; whoever calls this holds a place and puts a letter in before anything else runs."""
+        """Make a child; whoever calls this holds a place and puts an envelope in before anything else runs."""
         child = self.by_key[key] = KeyedChild(key, self._make_mailbox(key))
         self._end_waits(key)
         return child

@@ -1,7 +1,7 @@
 """A bounded mailbox that outlives its actor.
 
 Nothing is ever handed from a sender to a waiting receiver: a receiver waits for the news that something came, and then
-takes it without a pause. So a cancelled receive cannot lose a letter, however the cancellation came about.
+takes it without a pause. So a cancelled receive cannot lose an envelope, however the cancellation came about.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from anyio.lowlevel import checkpoint
 
 from bcs.supervision.asks import PendingAsks
 from bcs.supervision.clock import LoopClock
+from bcs.supervision.envelope import Envelope, Reply
 from bcs.supervision.errors import ActorDied, MailboxClosed, MailboxFull
-from bcs.supervision.letter import Letter, Reply
 from bcs.supervision.queue import Queue
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[M]):
-    """Letters for one actor: queued, in its hand, or to be delivered again.
+    """Envelopes for one actor: queued, unacked, or to be delivered again.
 
-    What is in hand or to be delivered again does not count against the capacity.
+    What is unacked or to be delivered again does not count against the capacity.
 
     :param name: for errors and snapshots
-    :param capacity: how many letters may queue, or `math.inf`
-    :param max_deliveries: after so many deliveries that ended in the actor's death `serve` gives a letter up
+    :param capacity: how many envelopes may queue, or `math.inf`
+    :param max_deliveries: after so many deliveries that ended in the actor's death `serve` gives an envelope up
     :param clock: of the event loop; shared by mailboxes that do not live long
     :raises ValueError: for a capacity or a number of deliveries below one
     """
@@ -46,9 +46,9 @@ class Mailbox(Generic[M]):
         self.capacity = capacity if math.isinf(capacity) else int(capacity)
         self.max_deliveries = max_deliveries
         self.clock = clock or LoopClock()
-        self._queue: Queue[Letter[M]] = Queue(self.capacity)
-        self._again: deque[Letter[M]] = deque()
-        self._hand: list[Letter[M]] = []
+        self._queue: Queue[Envelope[M]] = Queue(self.capacity)
+        self._redelivery: deque[Envelope[M]] = deque()
+        self._unacked: list[Envelope[M]] = []
         self._asks = PendingAsks(name)
         self._arrival: anyio.Event | None = None
 
@@ -57,18 +57,18 @@ class Mailbox(Generic[M]):
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more letters."""
+        """Whether it takes no more envelopes."""
         return self._queue.closed
 
     @property
     def depth(self) -> int:
-        """How many letters are queued, in hand, or to be delivered again."""
-        return len(self._queue) + len(self._again) + len(self._hand)
+        """How many envelopes are queued, unacked, or to be delivered again."""
+        return len(self._queue) + len(self._redelivery) + len(self._unacked)
 
     @property
-    def in_hand(self) -> tuple[Letter[M], ...]:
-        """The letters that were received and not yet settled."""
-        return tuple(self._hand)
+    def unacked(self) -> tuple[Envelope[M], ...]:
+        """The envelopes that were received and not yet acked."""
+        return tuple(self._unacked)
 
     @property
     def pending_asks(self) -> int:
@@ -76,12 +76,12 @@ class Mailbox(Generic[M]):
         return len(self._asks)
 
     def oldest_age_seconds(self, now: float) -> float:
-        """How long the oldest letter has been here, 0.0 when there is none.
+        """How long the oldest envelope has been here, 0.0 when there is none.
 
         :param now: the present, in seconds of anyio's clock
         """
         head = self._queue.peek()
-        times = [letter.enqueued_at for letter in (*self._hand, *self._again, *([head] if head else []))]
+        times = [envelope.enqueued_at for envelope in (*self._unacked, *self._redelivery, *([head] if head else []))]
         return max(0.0, now - min(times)) if times else 0.0
 
     def send_nowait(self, message: M) -> None:
@@ -91,7 +91,7 @@ class Mailbox(Generic[M]):
         :raises MailboxFull: when there is no room
         :raises MailboxClosed: after `close`
         """
-        self._put(Letter(message, self.clock()))
+        self._put(Envelope(message, self.clock()))
 
     async def send(self, message: M) -> None:
         """Put a message in, and wait for room when there is none: back-pressure.
@@ -102,12 +102,12 @@ class Mailbox(Generic[M]):
         :param message: what to send
         :raises MailboxClosed: after `close`, also for those who wait
         """
-        letter = Letter(message, self.clock())
+        envelope = Envelope(message, self.clock())
         try:
-            self._put(letter)
+            self._put(envelope)
         except MailboxFull:
             try:
-                await self._queue.put(letter)
+                await self._queue.put(envelope)
             except anyio.ClosedResourceError:
                 raise MailboxClosed(self.name) from None
             # Room may have come while this gave way, and the receiver may be waiting again.
@@ -116,7 +116,7 @@ class Mailbox(Generic[M]):
     async def ask(self, build: Callable[[Reply[T]], M], timeout_seconds: float) -> T:
         """Send a message that carries a reply, and wait for the answer; it always ends.
 
-        A timeout or a cancellation leaves the letter in the mailbox, abandoned, for the actor to skip.
+        A timeout or a cancellation leaves the envelope in the mailbox, with its caller gone, for the actor to skip.
 
         :param build: makes the message for a reply
         :param timeout_seconds: one deadline for all of it
@@ -136,7 +136,7 @@ class Mailbox(Generic[M]):
         :raises MailboxClosed: after `close`
         """
         reply: Reply[T] = Reply()
-        self._put(Letter(build(reply), self.clock(), reply=cast("Reply[object]", reply)))
+        self._put(Envelope(build(reply), self.clock(), reply=cast("Reply[object]", reply)))
         self._asks.add(reply)
         return reply
 
@@ -149,49 +149,49 @@ class Mailbox(Generic[M]):
         """
         return await self._asks.answer(reply, timeout_seconds)
 
-    def receive_nowait(self, limit: int = 1) -> list[Letter[M]]:
-        """Take what waits into hand.
+    def receive_nowait(self, limit: int = 1) -> list[Envelope[M]]:
+        """Receive what waits.
 
-        Letters that are delivered again come first. One that may have caused a death comes alone, so that a poisonous
+        Envelopes that are delivered again come first. One that may have caused a death comes alone, so that a poisonous
         one harms no other.
 
-        :param limit: at most so many letters
+        :param limit: at most so many envelopes
         :returns: nothing when nothing waits
-        :raises RuntimeError: while letters are in hand
+        :raises RuntimeError: while envelopes are unacked
         :raises ValueError: for a limit below one
         """
-        if self._hand:
-            raise RuntimeError(f"{self.name}: {len(self._hand)} letters in hand are not settled")
+        if self._unacked:
+            raise RuntimeError(f"{self.name}: {len(self._unacked)} envelopes are not acked")
         if limit < 1:
             raise ValueError("limit starts at 1")
-        if self._again and self._again[0].attempts:
-            self._hand.append(self._again.popleft())
-            return list(self._hand)
-        while len(self._hand) < limit and self._again and not self._again[0].attempts:
-            self._hand.append(self._again.popleft())
-        if not self._again:
-            while len(self._hand) < limit and (letter := self._queue.take_nowait()) is not None:
-                self._hand.append(letter)
-        return list(self._hand)
+        if self._redelivery and self._redelivery[0].attempts:
+            self._unacked.append(self._redelivery.popleft())
+            return list(self._unacked)
+        while len(self._unacked) < limit and self._redelivery and not self._redelivery[0].attempts:
+            self._unacked.append(self._redelivery.popleft())
+        if not self._redelivery:
+            while len(self._unacked) < limit and (envelope := self._queue.take_nowait()) is not None:
+                self._unacked.append(envelope)
+        return list(self._unacked)
 
-    async def receive(self, limit: int = 1) -> list[Letter[M]]:
-        """Take what waits into hand, and wait for it when there is nothing.
+    async def receive(self, limit: int = 1) -> list[Envelope[M]]:
+        """Receive what waits, and wait for it when there is nothing.
 
-        Cancellation leaves nothing in hand and everything in the mailbox.
+        Cancellation leaves nothing unacked and everything in the mailbox.
 
-        :param limit: at most so many letters
+        :param limit: at most so many envelopes
         :raises MailboxClosed: when it is closed and nothing is left
-        :raises RuntimeError: while letters are in hand
+        :raises RuntimeError: while envelopes are unacked
         """
         await checkpoint()
-        while not (letters := self.receive_nowait(limit)):
+        while not (envelopes := self.receive_nowait(limit)):
             if self.closed:
                 raise MailboxClosed(self.name)
             await self.arrival()
-        return letters
+        return envelopes
 
     async def arrival(self) -> None:
-        """Wait until something may have come: a letter, `close`, or `wake`. Look first, or you wait too long."""
+        """Wait until something may have come: an envelope, `close`, or `wake`. Look first, or you wait too long."""
         if self._arrival is None or self._arrival.is_set():
             self._arrival = anyio.Event()
         await self._arrival.wait()
@@ -201,41 +201,41 @@ class Mailbox(Generic[M]):
         if self._arrival is not None:
             self._arrival.set()
 
-    def settle(self, letters: Iterable[Letter[M]]) -> None:
-        """Let go of letters that are done with; those that are not in hand are ignored.
+    def ack(self, envelopes: Iterable[Envelope[M]]) -> None:
+        """Let go of envelopes that are done with; those that are not unacked are ignored.
 
-        :param letters: letters that were received
+        :param envelopes: envelopes that were received
         """
-        done = {id(letter) for letter in letters}
-        self._hand = [letter for letter in self._hand if id(letter) not in done]
+        done = {id(envelope) for envelope in envelopes}
+        self._unacked = [envelope for envelope in self._unacked if id(envelope) not in done]
 
-    def redeliver(self, died: ActorDied, *, blame: BaseException | None = None) -> None:
-        """Called when an attempt of the actor ended: what it had in hand comes again, and no ask goes on waiting.
+    def redeliver(self, died: ActorDied, *, failure_cause: BaseException | None = None) -> None:
+        """Called when an attempt of the actor ended: what it had unacked comes again, and no ask goes on waiting.
 
-        Every ask that has no answer yet fails, also one whose letter was settled: whoever held its reply is gone.
+        Every ask that has no answer yet fails, also one whose envelope was acked: whoever held its reply is gone.
 
         :param died: what those who asked are told
-        :param blame: what ended the attempt, if a letter in hand may have caused it. One that was merely held when its
-            actor was killed must not be given up for that, however often it happens
+        :param failure_cause: the error that ended the attempt, if an unacked envelope may have caused it. None after a
+            kill: an envelope must not be given up for kills, however many there are
         """
-        for letter in reversed(self._hand):
-            if blame is not None:
-                letter = replace(letter, attempts=letter.attempts + 1, last_error=blame)
-            self._again.appendleft(letter)
-        self._hand = []
+        for envelope in reversed(self._unacked):
+            if failure_cause is not None:
+                envelope = replace(envelope, attempts=envelope.attempts + 1, last_error=failure_cause)
+            self._redelivery.appendleft(envelope)
+        self._unacked = []
         actor, reason = died.actor, died.reason
         self._asks.fail_all(lambda: ActorDied(actor, reason))
 
     def close(self) -> None:
-        """Take no more letters and fail the pending asks; what is in the mailbox can still be received."""
+        """Take no more envelopes and fail the pending asks; what is in the mailbox can still be received."""
         if not self.closed:
             self._queue.close()
             self._asks.fail_all(lambda: MailboxClosed(self.name))
             self.wake()
 
-    def _put(self, letter: Letter[M]) -> None:
+    def _put(self, envelope: Envelope[M]) -> None:
         try:
-            self._queue.put_nowait(letter)
+            self._queue.put_nowait(envelope)
         except anyio.WouldBlock:
             raise MailboxFull(self.name, self.capacity) from None
         except anyio.ClosedResourceError:

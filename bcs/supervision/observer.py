@@ -42,7 +42,7 @@ class Observer(Protocol):
         :param delay_seconds: the back-off; with one_for_all and rest_for_one it begins when all affected have stopped
         """
 
-    def actor_wedged(self, path: str) -> None:
+    def actor_unresponsive(self, path: str) -> None:
         """An attempt ignores its cancellation.
 
         :param path: of the actor
@@ -67,14 +67,14 @@ class NullObserver:
     def actor_restarting(self, path: str, delay_seconds: float) -> None:
         """Nothing."""
 
-    def actor_wedged(self, path: str) -> None:
+    def actor_unresponsive(self, path: str) -> None:
         """Nothing."""
 
     def intensity_exceeded(self, path: str) -> None:
         """Nothing."""
 
 
-def tell(call: Callable[..., None], *arguments: object) -> None:
+def notify(call: Callable[..., None], *arguments: object) -> None:
     """Call an observer's method, and survive it: a broken log line must not take down a tree.
 
     :param call: the bound method

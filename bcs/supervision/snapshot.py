@@ -18,7 +18,7 @@ class State(Enum):
     RUNNING = "running"
     STOPPING = "stopping"  # asked to stop, or cancelled
     BACKING_OFF = "backing_off"  # between two attempts
-    WEDGED = "wedged"  # ignores its cancellation
+    UNRESPONSIVE = "wedged"  # ignores its cancellation; readers of the JSON know the value
     ENDED = "ended"  # will not be started again by this run of its supervisor
 
 
@@ -33,11 +33,11 @@ class Snapshot:
     :param restarts: how many of these followed another one in the same run of its supervisor, whatever had ended that:
         a failure, a return, or the restart of a sibling, as the strategy has it
     :param last_error: what ended the last attempt that failed
-    :param mailbox_depth: letters queued, in hand, and to be delivered again; for a dynamic supervisor of all children
+    :param mailbox_depth: envelopes queued, unacked, and to be delivered again; for a dynamic supervisor of all children
     :param mailbox_capacity: None where there is no mailbox
-    :param oldest_message_seconds: the age of the oldest letter, 0.0 without one
-    :param busy_seconds: since the last beat, 0.0 at rest
-    :param children: in order; a dynamic supervisor lists wedged ones first, and not more than a hundred or so
+    :param oldest_message_seconds: the age of the oldest envelope, 0.0 without one
+    :param busy_seconds: since the last heartbeat, 0.0 while idle
+    :param children: in order; a dynamic supervisor lists unresponsive ones first, and not more than a hundred or so
     :param total_children: how many there are
     """
 
@@ -58,7 +58,7 @@ class Snapshot:
     @property
     def healthy(self) -> bool:
         """False when an attempt here or below ignores its cancellation: only a new process helps."""
-        return self.state is not State.WEDGED and all(child.healthy for child in self.children)
+        return self.state is not State.UNRESPONSIVE and all(child.healthy for child in self.children)
 
     def iter_flat(self) -> Iterator[tuple[str, Snapshot]]:
         """Every node below this one with its path, parents before children."""

@@ -40,9 +40,9 @@ class ChildSpec:
     :param restart: when to start it again
     :param shutdown_seconds: how long it may take after it was asked to stop, before it is cancelled
     :param start_timeout_seconds: how long it may take to report ready, before it is cancelled and tried again
-    :param hang_seconds: how long it may be busy without a beat, before it is cancelled and started again; None for no
-        watchdog. The clock runs only from the first beat
-    :param mailbox: its letters, kept over all attempts; one mailbox for one child
+    :param hang_seconds: how long it may be busy without a heartbeat before it is cancelled and started again; None:
+        no watchdog. The clock runs only from the first heartbeat
+    :param mailbox: its envelopes, kept over all attempts; one mailbox for one child
     """
 
     name: str

@@ -11,11 +11,11 @@ import anyio
 
 from bcs.supervision.attempt import Attempt, Exit, Limits
 from bcs.supervision.backoff import DEFAULT_BACKOFF, Backoff
-from bcs.supervision.branch import Branch
+from bcs.supervision.base_supervisor import BaseSupervisor
 from bcs.supervision.child import Child
 from bcs.supervision.errors import UnknownChild
 from bcs.supervision.intensity import DEFAULT_INTENSITY, RestartIntensity
-from bcs.supervision.observer import Observer, tell
+from bcs.supervision.observer import Observer, notify
 from bcs.supervision.snapshot import Snapshot, State
 from bcs.supervision.spec import ChildSpec, Restart, Strategy
 
@@ -30,17 +30,17 @@ class StaticChild(Child):
     :param spec: what it is
     """
 
-    __slots__ = ("branch", "index", "spec")
+    __slots__ = ("index", "spec", "subtree")
 
     def __init__(self, index: int, spec: ChildSpec) -> None:
         super().__init__(spec.name, spec.mailbox)
         self.index = index
         self.spec = spec
-        owner = getattr(spec.start, "__self__", None)
-        self.branch = owner if isinstance(owner, Branch) else None
+        bound_to = getattr(spec.start, "__self__", None)
+        self.subtree = bound_to if isinstance(bound_to, BaseSupervisor) else None
 
 
-class Supervisor(Branch):
+class Supervisor(BaseSupervisor):
     """Starts its children in order, restarts them as their kind and its strategy say, and stops them in reverse order.
 
     :param name: for errors, and in snapshots of the root
@@ -78,25 +78,25 @@ class Supervisor(Branch):
         self._strategy = strategy
         self._children = [StaticChild(index, spec) for index, spec in enumerate(children)]
         self._by_name = {child.name: child for child in self._children}
-        owned = [id(thing) for child in self._children for thing in (child.mailbox, child.branch) if thing is not None]
+        owned = [id(thing) for child in self._children for thing in (child.mailbox, child.subtree) if thing is not None]
         if len(self._by_name) < len(children) or len(set(owned)) < len(owned):
             raise ValueError(f"{name}: two children share a name, a mailbox, or a supervisor")
         if any("/" in child.name or not child.name for child in self._children):
             raise ValueError(f'{name}: a name is not empty and has no "/"')
         self._halting: int | None = None  # children from this index on are being stopped
         self._delay = 0.0  # and started again after this time
-        self.adopt("", self._observer)
+        self.attach("", self._observer)
 
-    def adopt(self, path: str, observer: Observer) -> None:
-        """Take a place in a tree, and tell those below.
+    def attach(self, path: str, observer: Observer) -> None:
+        """Take a place in a tree, and attach those below.
 
         :param path: of this supervisor
         :param observer: of the parent
         """
-        super().adopt(path, observer)
+        super().attach(path, observer)
         for child in self._children:
-            if child.branch is not None:
-                child.branch.adopt(self._path_of(child.name), self._observer)
+            if child.subtree is not None:
+                child.subtree.attach(self._path_of(child.name), self._observer)
 
     def kill(self, path: str, reason: str = "killed") -> bool:
         """Cancel an attempt; its supervisor treats that as a crash. Killing a supervisor kills all below it.
@@ -112,9 +112,9 @@ class Supervisor(Branch):
             raise UnknownChild(self.name, name)
         if not slash:
             return child.attempt is not None and child.attempt.cancel(reason)
-        if child.branch is None:
+        if child.subtree is None:
             raise UnknownChild(self._path_of(name), rest)
-        return child.branch.kill(rest, reason)
+        return child.subtree.kill(rest, reason)
 
     def snapshot(self) -> Snapshot:
         """A picture of this supervisor and what is below it; to be taken on the event loop."""
@@ -134,11 +134,11 @@ class Supervisor(Branch):
         for child in self._children:
             if child.mailbox is not None:
                 child.mailbox.close()
-            if child.branch is not None:
-                child.branch.close()
+            if child.subtree is not None:
+                child.subtree.close()
 
     def attempt_ready(self) -> None:
-        """See `Owner`: the next child may start."""
+        """See `AttemptListener`: the next child may start."""
         self.attempt_changed()
 
     def _begin(self) -> None:
@@ -162,9 +162,9 @@ class Supervisor(Branch):
         for child in reversed(affected):
             if child.attempt is None:
                 continue
-            # One that wedged is asked too: when it ends at last it belongs to this restart, and is none of its own.
+            # An unresponsive attempt is asked too: when it ends at last, that end belongs to this restart.
             child.attempt.request_stop(now + child.spec.shutdown_seconds)
-            if not child.attempt.wedged:
+            if not child.attempt.unresponsive:
                 return False
         for child in affected:
             # As in OTP: a transient child that had returned starts again with its group, a temporary one does not.
@@ -219,7 +219,7 @@ class Supervisor(Branch):
                 # Those that are being stopped already come after this one, and just go on.
                 self._halting = 0 if self._strategy is Strategy.ONE_FOR_ALL else child.index
                 self._delay = max(self._delay, delay)
-            tell(self._observer.actor_restarting, attempt.path, delay)
+            notify(self._observer.actor_restarting, attempt.path, delay)
 
     def _node(self, child: StaticChild, now: float) -> Snapshot:
         idle = State.IDLE
@@ -227,9 +227,9 @@ class Supervisor(Branch):
             idle = State.ENDED
         elif child.started and self._state() in (State.STARTING, State.RUNNING):
             idle = State.BACKING_OFF
-        if child.branch is None:
+        if child.subtree is None:
             return child.node("actor", idle, now)
-        below = child.branch.snapshot()
+        below = child.subtree.snapshot()
         own = child.node(below.kind, idle, now)
         return replace(
             own,

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from bcs.supervision.actor import ActorContext
-from bcs.supervision.errors import StrayCancellation
+from bcs.supervision.errors import UnexpectedCancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bcs.supervision.branch import Branch
+    from bcs.supervision.base_supervisor import BaseSupervisor
 
 
 async def run_tree(
-    root: Branch,
+    root: BaseSupervisor,
     stop: anyio.Event,
     *,
     shutdown_seconds: float,
@@ -33,10 +33,10 @@ async def run_tree(
     :param started: called once, when every child has reported ready
     :returns: False when the time to stop was not enough
     :raises RestartIntensityExceeded: when the root gave up
-    :raises StrayCancellation: when something natively cancelled a task of the tree that nobody can restart
+    :raises UnexpectedCancellation: when something natively cancelled a task of the tree that nobody can restart
     """
     context: ActorContext[Any] = ActorContext(root.name, on_ready=started)
-    failure: BaseException | None = StrayCancellation(root.name)  # unless the root is seen to end
+    failure: BaseException | None = UnexpectedCancellation(root.name)  # unless the root is seen to end
     scope = anyio.CancelScope()
 
     def stop_now() -> None:

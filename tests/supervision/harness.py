@@ -14,9 +14,9 @@ from bcs.supervision import (
     ActorContext,
     ActorDied,
     Backoff,
-    Branch,
+    BaseSupervisor,
     ChildSpec,
-    Letter,
+    Envelope,
     Mailbox,
     Reply,
     RestartIntensity,
@@ -75,8 +75,8 @@ class Recorder:
     def actor_restarting(self, path: str, delay_seconds: float) -> None:
         self.events.append(("restarting", path, delay_seconds))
 
-    def actor_wedged(self, path: str) -> None:
-        self.events.append(("wedged", path))
+    def actor_unresponsive(self, path: str) -> None:
+        self.events.append(("unresponsive", path))
 
     def intensity_exceeded(self, path: str) -> None:
         self.events.append(("exceeded", path))
@@ -153,7 +153,7 @@ class Puppet:
 class Handle:
     """A tree that runs."""
 
-    root: Branch
+    root: BaseSupervisor
     stop: anyio.Event
     ended: anyio.Event
     in_time: bool | None = None
@@ -162,7 +162,7 @@ class Handle:
 
 @asynccontextmanager
 async def running(
-    root: Branch, *, shutdown_seconds: float = PATIENCE_SECONDS, wait_started: bool = True
+    root: BaseSupervisor, *, shutdown_seconds: float = PATIENCE_SECONDS, wait_started: bool = True
 ) -> AsyncIterator[Handle]:
     """A tree that runs, and is stopped in the end. What it raises is in the handle."""
     handle = Handle(root, anyio.Event(), anyio.Event())
@@ -199,16 +199,16 @@ def question(text: str) -> Callable[[Reply[str]], Any]:
     return lambda reply: Question(text, reply)
 
 
-async def no_exhausted(letter: Letter[Any]) -> None:
-    """For actors whose letters are never given up."""
-    pytest.fail(f"given up: {letter}")
+async def fail_on_max_deliveries(envelope: Envelope[Any]) -> None:
+    """For actors whose envelopes are never given up."""
+    pytest.fail(f"given up: {envelope}")
 
 
 def texts(mailbox: Mailbox[str], limit: int = 100) -> list[str]:
     """Take what waits, and be done with it."""
-    letters = mailbox.receive_nowait(limit)
-    mailbox.settle(letters)
-    return [letter.message for letter in letters]
+    envelopes = mailbox.receive_nowait(limit)
+    mailbox.ack(envelopes)
+    return [envelope.message for envelope in envelopes]
 
 
 def puppets(names: str) -> tuple[list[str], list[Puppet]]:

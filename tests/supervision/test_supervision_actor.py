@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.supervision import ActorContext, ChildSpec, Letter, Mailbox, Supervisor, serve
-from tests.supervision.harness import AT_ONCE, DIED, OFTEN, Boom, Context, no_exhausted, running, until
+from bcs.supervision import ActorContext, ChildSpec, Envelope, Mailbox, Supervisor, serve
+from tests.supervision.harness import AT_ONCE, DIED, OFTEN, Boom, Context, fail_on_max_deliveries, running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -33,19 +33,19 @@ async def test_receive_beats_with_letters_and_rests_without() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     context = ActorContext("a", mailbox=mailbox)
     mailbox.send_nowait("x")
-    context.settle(await context.receive())
+    context.ack(await context.receive())
     assert context.busy_since is not None
-    assert context.settled == 1
+    assert context.acked == 1
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(context.receive)
         await anyio.wait_all_tasks_blocked()
         assert context.busy_since is None
         mailbox.send_nowait("y")
-        await until(lambda: mailbox.in_hand)
+        await until(lambda: mailbox.unacked)
         assert context.busy_since is not None
-    with pytest.raises(RuntimeError, match="not settled"):
+    with pytest.raises(RuntimeError, match="not acked"):
         await context.receive()
-    context.settle(mailbox.in_hand)
+    context.ack(mailbox.unacked)
     assert context.receive_nowait() == []
     assert context.busy_since is None
 
@@ -76,9 +76,9 @@ async def test_a_stop_drains_the_mailbox_first() -> None:
     context.request_stop()
     drained: list[int] = []
     with anyio.fail_after(5):
-        while letters := await context.receive(2):
-            drained += [letter.message for letter in letters]
-            context.settle(letters)
+        while envelopes := await context.receive(2):
+            drained += [envelope.message for envelope in envelopes]
+            context.ack(envelopes)
     assert drained == [0, 1, 2, 3, 4]
 
 
@@ -88,7 +88,7 @@ async def test_a_closed_mailbox_ends_receive_when_it_is_empty() -> None:
     mailbox.send_nowait("x")
     mailbox.close()
     with anyio.fail_after(5):
-        context.settle(await context.receive())
+        context.ack(await context.receive())
         assert await context.receive() == []
 
 
@@ -100,13 +100,13 @@ async def test_serve_hands_over_what_waits_as_one_list() -> None:
     context.request_stop()
     lists: list[list[int]] = []
 
-    async def handle(letters: list[Letter[int]]) -> None:
+    async def handle(envelopes: list[Envelope[int]]) -> None:
         assert context.ready_at is not None
-        lists.append([letter.message for letter in letters])
-        context.settle(letters[:1])  # a handler may settle as it goes
+        lists.append([envelope.message for envelope in envelopes])
+        context.ack(envelopes[:1])  # a handler may ack as it goes
 
     with anyio.fail_after(5):
-        await serve(context, handle, limit=3, exhausted=no_exhausted)
+        await serve(context, handle, limit=3, on_max_deliveries=fail_on_max_deliveries)
     assert lists == [[0, 1, 2], [3, 4]]
     assert mailbox.depth == 0
 
@@ -117,20 +117,20 @@ async def test_a_letter_that_was_delivered_too_often_is_given_up_and_not_handled
         mailbox.send_nowait(text)
     for _ in range(2):
         mailbox.receive_nowait()
-        mailbox.redeliver(DIED, blame=Boom())
+        mailbox.redeliver(DIED, failure_cause=Boom())
     context: Context = ActorContext("m", mailbox=mailbox)
     context.request_stop()
     handled: list[str] = []
     given_up: list[str] = []
 
-    async def handle(letters: list[Letter[str]]) -> None:
-        handled.extend(letter.message for letter in letters)
+    async def handle(envelopes: list[Envelope[str]]) -> None:
+        handled.extend(envelope.message for envelope in envelopes)
 
-    async def exhausted(letter: Letter[str]) -> None:
-        given_up.append(letter.message)
+    async def on_max_deliveries(envelope: Envelope[str]) -> None:
+        given_up.append(envelope.message)
 
     with anyio.fail_after(5):
-        await serve(context, handle, exhausted=exhausted)
+        await serve(context, handle, on_max_deliveries=on_max_deliveries)
     assert (handled, given_up) == (["good"], ["poison"])
 
 
@@ -139,19 +139,19 @@ async def test_a_poisonous_letter_is_isolated_and_given_up_and_harms_no_other(de
     mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=deliveries)
     seen: list[list[str]] = []
     handled: list[str] = []
-    given_up: list[Letter[str]] = []
+    given_up: list[Envelope[str]] = []
 
-    async def handle(letters: list[Letter[str]]) -> None:
-        seen.append([letter.message for letter in letters])
+    async def handle(envelopes: list[Envelope[str]]) -> None:
+        seen.append([envelope.message for envelope in envelopes])
         if "poison" in seen[-1]:
             raise Boom("poison")
         handled.extend(seen[-1])
 
-    async def exhausted(letter: Letter[str]) -> None:
-        given_up.append(letter)
+    async def on_max_deliveries(envelope: Envelope[str]) -> None:
+        given_up.append(envelope)
 
     async def start(context: Context) -> None:
-        await serve(context, handle, limit=10, exhausted=exhausted)
+        await serve(context, handle, limit=10, on_max_deliveries=on_max_deliveries)
 
     for text in ("a", "poison", "b"):
         mailbox.send_nowait(text)
@@ -160,9 +160,9 @@ async def test_a_poisonous_letter_is_isolated_and_given_up_and_harms_no_other(de
         await until(lambda: mailbox.depth == 0)
         assert root.snapshot().children[0].incarnation == 1 + deliveries
     assert seen[0] == ["a", "poison", "b"]
-    assert all(len(letters) == 1 for letters in seen[1:])
+    assert all(len(envelopes) == 1 for envelopes in seen[1:])
     assert seen.count(["poison"]) == deliveries - 1
-    assert [(letter.message, letter.attempts) for letter in given_up if letter.message == "poison"] == [
+    assert [(envelope.message, envelope.attempts) for envelope in given_up if envelope.message == "poison"] == [
         ("poison", deliveries)
     ]
     assert isinstance(given_up[-1].last_error, Boom)
@@ -175,16 +175,16 @@ async def test_giving_up_that_fails_is_tried_again() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=1)
     tries: list[int] = []
 
-    async def handle(letters: list[Letter[str]]) -> None:
+    async def handle(envelopes: list[Envelope[str]]) -> None:
         raise Boom
 
-    async def exhausted(letter: Letter[str]) -> None:
-        tries.append(letter.attempts)
+    async def on_max_deliveries(envelope: Envelope[str]) -> None:
+        tries.append(envelope.attempts)
         if len(tries) < 3:
             raise Boom
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=exhausted)
+        await serve(context, handle, on_max_deliveries=on_max_deliveries)
 
     mailbox.send_nowait("x")
     root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE, intensity=OFTEN)
@@ -199,15 +199,15 @@ async def test_a_letter_is_never_given_up_for_kills() -> None:
     given_up: list[str] = []
     let_pass = anyio.Event()
 
-    async def handle(letters: list[Letter[str]]) -> None:
-        taken.append(letters[0].attempts)
+    async def handle(envelopes: list[Envelope[str]]) -> None:
+        taken.append(envelopes[0].attempts)
         await let_pass.wait()
 
-    async def exhausted(letter: Letter[str]) -> None:
-        given_up.append(letter.message)
+    async def on_max_deliveries(envelope: Envelope[str]) -> None:
+        given_up.append(envelope.message)
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=exhausted)
+        await serve(context, handle, on_max_deliveries=on_max_deliveries)
 
     def more_than(count: int) -> bool:
         return len(taken) > count

@@ -11,7 +11,7 @@ from bcs.supervision import (
     ActorDied,
     AskTimeout,
     ChildSpec,
-    Letter,
+    Envelope,
     Mailbox,
     MailboxClosed,
     MailboxFull,
@@ -28,7 +28,7 @@ from tests.supervision.harness import (
     Context,
     Question,
     Recorder,
-    no_exhausted,
+    fail_on_max_deliveries,
     question,
     raises_one,
     running,
@@ -41,10 +41,10 @@ pytestmark = pytest.mark.anyio
 def oracle_spec(mailbox: Mailbox[Question]) -> ChildSpec:
     """An actor that echoes, fails, crashes, or says nothing."""
 
-    async def handle(letters: list[Letter[Question]]) -> None:
-        for letter in letters:
-            text, reply = letter.message.text, letter.message.reply
-            if letter.abandoned:
+    async def handle(envelopes: list[Envelope[Question]]) -> None:
+        for envelope in envelopes:
+            text, reply = envelope.message.text, envelope.message.reply
+            if envelope.caller_gone:
                 continue
             if text == "fail":
                 reply.fail(Boom("as asked"))
@@ -56,7 +56,7 @@ def oracle_spec(mailbox: Mailbox[Question]) -> ChildSpec:
                 reply.send(text.upper())
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=no_exhausted)
+        await serve(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     return ChildSpec("oracle", start, mailbox=mailbox)
 
@@ -99,9 +99,9 @@ async def test_a_deadline_leaves_the_letter_abandoned() -> None:
     waiting: Mailbox[Question] = Mailbox("m", 5)
     with pytest.raises(AskTimeout):
         await waiting.ask(question("x"), 0.0)
-    (letter,) = waiting.receive_nowait()
-    assert letter.abandoned
-    assert not letter.message.reply.send("too late")
+    (envelope,) = waiting.receive_nowait()
+    assert envelope.caller_gone
+    assert not envelope.message.reply.send("too late")
 
 
 async def test_cancellation_leaves_the_letter_abandoned() -> None:
@@ -109,13 +109,13 @@ async def test_cancellation_leaves_the_letter_abandoned() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(mailbox.ask, question("x"), PATIENCE_SECONDS)
         await anyio.wait_all_tasks_blocked()
-        (letter,) = mailbox.receive_nowait()
-        assert not letter.abandoned
+        (envelope,) = mailbox.receive_nowait()
+        assert not envelope.caller_gone
         assert mailbox.pending_asks == 1
         tasks.cancel_scope.cancel()
-    assert letter.abandoned
+    assert envelope.caller_gone
     assert mailbox.pending_asks == 0
-    mailbox.redeliver(DIED, blame=Boom())  # nobody waits: nothing to fail, nothing raised
+    mailbox.redeliver(DIED, failure_cause=Boom())  # nobody waits: nothing to fail, nothing raised
 
 
 async def test_full_at_once() -> None:
@@ -175,7 +175,7 @@ async def test_five_hundred_asks_all_end_with_their_actor_at_once(end: str) -> N
     async with running(root, shutdown_seconds=0.0) as tree, anyio.create_task_group() as tasks:
         for _ in range(500):
             tasks.start_soon(ask)
-        await until(lambda: mailbox.depth == 500 and mailbox.in_hand)
+        await until(lambda: mailbox.depth == 500 and mailbox.unacked)
         if end == "tree":
             tree.stop.set()
         elif end == "crash":

@@ -11,14 +11,14 @@ from bcs.supervision import (
     Backoff,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     State,
     Supervisor,
     serve,
     serve_until_empty,
 )
-from tests.supervision.harness import Boom, Context, Question, no_exhausted, question, running
+from tests.supervision.harness import Boom, Context, Question, fail_on_max_deliveries, question, running
 from tests.supervision.timed import ON_TRIO
 
 pytestmark = [pytest.mark.anyio, ON_TRIO]
@@ -29,22 +29,30 @@ class Answerers:
 
     def __init__(self) -> None:
         backoff = Backoff(initial_seconds=10.0, maximum_seconds=10.0, jitter=0.0)
-        self.abandoned: list[str] = []
+        self.caller_gone: list[str] = []
         self.mailbox: Mailbox[Question] = Mailbox("oracle", 10)
 
-        async def handle_for(context: Context, letters: list[Letter[Question]]) -> None:
+        async def handle_for(context: Context, envelopes: list[Envelope[Question]]) -> None:
             if context.incarnation == 1:
                 raise Boom
-            self.abandoned.extend(letter.message.text for letter in letters if letter.abandoned)
-            for letter in letters:
-                letter.message.reply.send(f"{letter.message.text} from {context.incarnation}")
+            self.caller_gone.extend(envelope.message.text for envelope in envelopes if envelope.caller_gone)
+            for envelope in envelopes:
+                envelope.message.reply.send(f"{envelope.message.text} from {context.incarnation}")
 
         async def server(context: Context) -> None:
-            await serve(context, lambda letters: handle_for(context, letters), limit=10, exhausted=no_exhausted)
+            await serve(
+                context,
+                lambda envelopes: handle_for(context, envelopes),
+                limit=10,
+                on_max_deliveries=fail_on_max_deliveries,
+            )
 
         async def worker(context: Context) -> None:
             await serve_until_empty(
-                context, lambda letters: handle_for(context, letters), limit=10, exhausted=no_exhausted
+                context,
+                lambda envelopes: handle_for(context, envelopes),
+                limit=10,
+                on_max_deliveries=fail_on_max_deliveries,
             )
 
         self.pool: DynamicSupervisor[Question] = DynamicSupervisor(
@@ -86,4 +94,4 @@ async def test_an_ask_of_one_that_backs_off_is_answered_by_the_next_attempt_or_e
             await anyio.sleep(5)
             assert answerers.state(where) is State.BACKING_OFF
     assert ended == {"hasty": (3.0, "AskTimeout"), "patient": (10.0, "patient from 2")}
-    assert sorted(answerers.abandoned) == ["first", "hasty"]
+    assert sorted(answerers.caller_gone) == ["first", "hasty"]

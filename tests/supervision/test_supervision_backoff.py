@@ -11,7 +11,7 @@ from bcs.supervision import (
     Backoff,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     State,
     Strategy,
@@ -25,7 +25,7 @@ from tests.supervision.harness import (
     Puppet,
     Question,
     Recorder,
-    no_exhausted,
+    fail_on_max_deliveries,
     question,
     running,
 )
@@ -47,7 +47,7 @@ async def test_the_given_random_numbers_make_the_jitter(kind: str) -> None:
         context.ready()
         if context.incarnation <= 3:
             raise Boom
-        context.settle(context.receive_nowait())
+        context.ack(context.receive_nowait())
         await context.wait_stopping()
 
     mailbox: Mailbox[str] = Mailbox("a", 5)
@@ -68,12 +68,12 @@ async def test_a_dynamic_back_off_is_its_key_s_own_and_a_healthy_spell_or_an_emp
     lives = {"a": [0.0, 0.0, 9.9, 10.0, 0.0], "b": [0.0, 0.0]}
 
     async def start(context: Context) -> None:
-        async def handle(letters: list[Letter[str]]) -> None:
+        async def handle(envelopes: list[Envelope[str]]) -> None:
             if lives[context.name]:
                 await anyio.sleep(lives[context.name].pop(0))
                 raise Boom
 
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     pool: DynamicSupervisor[str] = DynamicSupervisor(
         "pool",
@@ -146,15 +146,15 @@ async def test_letters_that_come_between_two_runs_of_a_dynamic_supervisor_are_se
     got: list[tuple[str, str, float]] = []
 
     async def start(context: Context) -> None:
-        async def handle(letters: list[Letter[Any]]) -> None:
-            message = letters[0].message
+        async def handle(envelopes: list[Envelope[Any]]) -> None:
+            message = envelopes[0].message
             if isinstance(message, Question):
                 message.reply.send("yes")
             text = message.text if isinstance(message, Question) else message
             got.append((context.name, text, round(anyio.current_time() - killed_at, 6)))
             await anyio.sleep(1)
 
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     pool: DynamicSupervisor[Any] = DynamicSupervisor("pool", start, mailbox_capacity=1, max_children=3)
     root = Supervisor("root", [ChildSpec("pool", pool.run)], backoff=PLAIN)

@@ -14,7 +14,7 @@ from bcs.supervision import (
     Backoff,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     MailboxFull,
     RestartIntensity,
@@ -25,7 +25,7 @@ from bcs.supervision import (
     serve,
     serve_until_empty,
 )
-from tests.supervision.harness import OFTEN, Boom, Context, Recorder, no_exhausted, question, running, until
+from tests.supervision.harness import OFTEN, Boom, Context, Recorder, fail_on_max_deliveries, question, running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ class Witness(Recorder):
         super().__init__()
         self.chance = chance
         self.alive: set[str] = set()
-        self.wedged: set[str] = set()
+        self.unresponsive: set[str] = set()
         self.after: dict[str, list[str]] = {}  # the siblings that a restart of a child concerns too
         self.wrong: list[tuple[str, ...]] = []
         self.tree: Tree | None = None
@@ -59,15 +59,15 @@ class Witness(Recorder):
         if path not in self.alive:
             self.wrong.append(("ended, and never started", path))
         self.alive.discard(path)
-        self.wedged.discard(path)
+        self.unresponsive.discard(path)
         self.wrong += [("outlives its supervisor", other) for other in self.alive if other.startswith(f"{path}/")]
         self._disturb()
 
-    def actor_wedged(self, path: str) -> None:
-        self.wedged.add(path)
+    def actor_unresponsive(self, path: str) -> None:
+        self.unresponsive.add(path)
 
     def _at_work(self, path: str) -> bool:
-        return path in self.alive and path not in self.wedged
+        return path in self.alive and path not in self.unresponsive
 
     def _disturb(self) -> None:
         if self.tree is not None and self.chance.random() < 0.05:
@@ -75,7 +75,7 @@ class Witness(Recorder):
 
 
 class Tree:
-    """A random tree; its actors crash, return, hang, wedge and dawdle until they are told to behave."""
+    """A random tree; its actors crash, return, hang, ignore cancellation and dawdle until they are told to behave."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -124,12 +124,12 @@ class Tree:
 
     def _child(self, name: str, path: str, level: int) -> ChildSpec:
         few = RestartIntensity(self.chance.choice([3, 1_000]), 20 * TICK_SECONDS)
-        kind = self.chance.choice(["actor", "pool"] if level == 2 else ["actor", "pool", "branch"])
+        kind = self.chance.choice(["actor", "pool"] if level == 2 else ["actor", "pool", "supervisor"])
         limits: dict[str, Any] = {
             "shutdown_seconds": self.chance.choice([1, 10, 1_000]) * TICK_SECONDS,
             "start_timeout_seconds": 1_000 * TICK_SECONDS,
         }
-        if kind == "branch":
+        if kind == "supervisor":
             return ChildSpec(name, self._branch(path, level + 1, few).run, **limits)
         if kind == "pool":
             settings = {"mailbox_capacity": 2, "max_children": 2, "max_deliveries": FOREVER, **self._options(few)}
@@ -145,19 +145,19 @@ class Tree:
 
     async def _serve(self, context: Context) -> None:
         await self._misbehave()
-        await serve(context, self._handle, limit=3, exhausted=no_exhausted)
+        await serve(context, self._handle, limit=3, on_max_deliveries=fail_on_max_deliveries)
 
     async def _work(self, context: Context) -> None:
         await self._misbehave()
-        await serve_until_empty(context, self._handle, limit=3, exhausted=no_exhausted)
+        await serve_until_empty(context, self._handle, limit=3, on_max_deliveries=fail_on_max_deliveries)
 
-    async def _handle(self, letters: list[Letter[Any]]) -> None:
-        for letter in letters:
+    async def _handle(self, envelopes: list[Envelope[Any]]) -> None:
+        for envelope in envelopes:
             await self._misbehave()
-            if isinstance(letter.message, int):
-                self.handled.add(letter.message)
+            if isinstance(envelope.message, int):
+                self.handled.add(envelope.message)
             else:
-                letter.message.reply.send("yes")
+                envelope.message.reply.send("yes")
 
     async def _misbehave(self) -> None:
         throw = self.chance.random() if self.witness.tree is not None else 1.0

@@ -12,7 +12,7 @@ from bcs.supervision import (
     ActorContext,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     MailboxClosed,
     MailboxFull,
     RestartIntensity,
@@ -27,7 +27,7 @@ from tests.supervision.harness import (
     Boom,
     Context,
     Puppet,
-    no_exhausted,
+    fail_on_max_deliveries,
     question,
     running,
     until,
@@ -139,7 +139,7 @@ async def test_a_crash_with_nothing_left_to_do_counts_though_nothing_is_started_
 
     async def start(context: Context) -> None:
         attempts.append(context.name)
-        context.settle(context.receive_nowait())
+        context.ack(context.receive_nowait())
         raise Boom
 
     pool: DynamicSupervisor[int] = DynamicSupervisor(
@@ -158,10 +158,10 @@ async def test_no_message_slips_through_as_a_child_retires(pause: bool) -> None:
     got: list[int] = []
 
     async def start(context: Context) -> None:
-        async def handle(letters: list[Letter[int]]) -> None:
-            got.extend(letter.message for letter in letters)
+        async def handle(envelopes: list[Envelope[int]]) -> None:
+            got.extend(envelope.message for envelope in envelopes)
 
-        await serve_until_empty(context, handle, limit=2, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, limit=2, on_max_deliveries=fail_on_max_deliveries)
         if pause:  # a message may come now: the attempt's end must find it
             await anyio.lowlevel.checkpoint()
 

@@ -1,4 +1,4 @@
-"""What a dynamic supervisor keeps of a key: nothing, once there is no letter for it."""
+"""What a dynamic supervisor keeps of a key: nothing, once there is no envelope for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bcs.supervision import (
     AskTimeout,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     Supervisor,
     serve_until_empty,
@@ -26,7 +26,7 @@ from tests.supervision.harness import (
     Boom,
     Context,
     Question,
-    no_exhausted,
+    fail_on_max_deliveries,
     question,
     running,
     until,
@@ -51,7 +51,7 @@ async def test_an_ask_that_can_not_be_built_makes_no_child_and_takes_no_place(ru
         await refused("a")
         assert workers.alive == 0
         workers.supervisor.deliver_nowait("b", 1)  # the one place is free
-        await refused("b")  # and this child has a letter
+        await refused("b")  # and this child has an envelope
         assert workers.alive == 1
     assert workers.observer.started("workers/a") == 0
     assert workers.got == ([("b", 1)] if runs else [])
@@ -63,13 +63,13 @@ async def test_nothing_is_kept_of_a_key_that_is_done() -> None:
     async def start(context: Context) -> None:
         mailboxes.add(context.mailbox)
 
-        async def handle(letters: list[Letter[Any]]) -> None:
-            if context.incarnation == 1 and letters[0].message == "crash":
+        async def handle(envelopes: list[Envelope[Any]]) -> None:
+            if context.incarnation == 1 and envelopes[0].message == "crash":
                 raise Boom
-            if isinstance(letters[0].message, Question) and letters[0].message.text != "silence":
-                letters[0].message.reply.send("yes")
+            if isinstance(envelopes[0].message, Question) and envelopes[0].message.text != "silence":
+                envelopes[0].message.reply.send("yes")
 
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     pool: DynamicSupervisor[Any] = DynamicSupervisor(
         "pool", start, mailbox_capacity=5, max_children=5, backoff=AT_ONCE, intensity=OFTEN

@@ -11,13 +11,13 @@ from bcs.supervision import (
     Backoff,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     RestartIntensity,
     State,
     Supervisor,
     serve_until_empty,
 )
-from tests.supervision.harness import Boom, Context, Recorder, no_exhausted, running, until
+from tests.supervision.harness import Boom, Context, Recorder, fail_on_max_deliveries, running, until
 from tests.supervision.timed import ON_TRIO, PLAIN
 
 pytestmark = [pytest.mark.anyio, ON_TRIO]
@@ -25,10 +25,10 @@ pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 def pool_of(handle: Any, **options: Any) -> tuple[DynamicSupervisor[Any], Supervisor, Recorder]:
     async def start(context: Context) -> None:
-        async def act(letters: list[Letter[Any]]) -> None:
-            await handle(context, letters)
+        async def act(envelopes: list[Envelope[Any]]) -> None:
+            await handle(context, envelopes)
 
-        await serve_until_empty(context, act, exhausted=no_exhausted)
+        await serve_until_empty(context, act, on_max_deliveries=fail_on_max_deliveries)
 
     observer = Recorder()
     settings = {"mailbox_capacity": 10, "max_children": 10, "backoff": PLAIN, **options}
@@ -40,11 +40,11 @@ def pool_of(handle: Any, **options: Any) -> tuple[DynamicSupervisor[Any], Superv
 async def test_a_hung_child_is_found_whenever_it_started() -> None:
     ended: dict[str, float] = {}
 
-    async def handle(context: Context, letters: list[Letter[float]]) -> None:
+    async def handle(context: Context, envelopes: list[Envelope[float]]) -> None:
         began = anyio.current_time()
         try:
             if context.incarnation == 1:
-                await anyio.sleep(letters[0].message)
+                await anyio.sleep(envelopes[0].message)
         finally:
             ended.setdefault(context.name, anyio.current_time() - began)
 
@@ -62,8 +62,8 @@ async def test_a_hung_child_is_found_whenever_it_started() -> None:
 
 
 async def test_a_crash_backs_off_for_its_key_alone() -> None:
-    async def handle(context: Context, letters: list[Letter[str]]) -> None:
-        if letters[0].attempts < 2:
+    async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
+        if envelopes[0].attempts < 2:
             raise Boom
 
     pool, root, observer = pool_of(handle)
@@ -81,8 +81,8 @@ async def test_a_crash_backs_off_for_its_key_alone() -> None:
 
 
 async def test_a_stop_is_bounded_and_the_letters_stay() -> None:
-    async def handle(context: Context, letters: list[Letter[str]]) -> None:
-        await anyio.sleep(letters[0].message)  # type: ignore[arg-type]
+    async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
+        await anyio.sleep(envelopes[0].message)  # type: ignore[arg-type]
 
     pool, root, observer = pool_of(handle, shutdown_seconds=7.0, hang_seconds=500.0, intensity=RestartIntensity(0))
     async with running(root, shutdown_seconds=900.0) as tree:
@@ -102,8 +102,8 @@ async def test_a_stop_is_bounded_and_the_letters_stay() -> None:
 
 
 async def test_a_wedged_child_is_seen_and_does_not_hold_up_a_stop_beyond_its_grace() -> None:
-    async def handle(context: Context, letters: list[Letter[str]]) -> None:
-        if letters[0].message == "wedge":
+    async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
+        if envelopes[0].message == "ignore cancellation":
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(60)
         await anyio.sleep(50)
@@ -112,25 +112,25 @@ async def test_a_wedged_child_is_seen_and_does_not_hold_up_a_stop_beyond_its_gra
     async with running(root, shutdown_seconds=900.0) as tree:
         for number in range(150):
             pool.deliver_nowait(str(number), "x")
-        pool.deliver_nowait("w", "wedge")
+        pool.deliver_nowait("w", "ignore cancellation")
         await anyio.wait_all_tasks_blocked()
         assert root.kill("pool/w")
         await anyio.sleep(1)
         assert root.healthy
         await anyio.sleep(2)
         assert not root.healthy
-        assert pool.snapshot().children[0].state is State.WEDGED
+        assert pool.snapshot().children[0].state is State.UNRESPONSIVE
         tree.stop.set()
         await anyio.sleep(8)
         assert pool.snapshot().total_children == 151
         assert root.snapshot().children[0].state is State.STOPPING
         await tree.ended.wait()
         assert anyio.current_time() == pytest.approx(60, abs=0.1)
-    assert observer.of("wedged") == [("pool/w",)]
+    assert observer.of("unresponsive") == [("pool/w",)]
 
 
 async def test_a_stop_takes_no_longer_than_the_children_do() -> None:
-    async def handle(context: Context, letters: list[Letter[str]]) -> None:
+    async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
         await anyio.sleep(2)
 
     pool, root, _ = pool_of(handle, shutdown_seconds=7.0)
@@ -159,11 +159,11 @@ async def test_a_back_off_ends_with_the_run() -> None:
     got: list[str] = []
 
     async def one_at_a_time(context: Context) -> None:
-        letters = context.receive_nowait()
+        envelopes = context.receive_nowait()
         if context.incarnation == 1:
             raise Boom
-        got.extend(letter.message for letter in letters)
-        context.settle(letters)
+        got.extend(envelope.message for envelope in envelopes)
+        context.ack(envelopes)
 
     pool: DynamicSupervisor[str] = DynamicSupervisor(
         "pool",

@@ -31,13 +31,13 @@ async def test_the_hand_is_put_back_before_the_end_is_reported_and_asks_have_fai
     class Watcher(Recorder):
         def actor_ended(self, path: str, incarnation: int, reason: str, error: BaseException | None) -> None:
             super().actor_ended(path, incarnation, reason, error)
-            seen.append((len(mailbox.in_hand), replies[0].settled))
+            seen.append((len(mailbox.unacked), replies[0].settled))
 
     async def start(context: Context) -> None:
         context.ready()
-        letters = await context.receive()
-        if letters:
-            replies.append(letters[0].message.reply)
+        envelopes = await context.receive()
+        if envelopes:
+            replies.append(envelopes[0].message.reply)
             await anyio.sleep_forever()
 
     replies: list[Any] = []
@@ -49,7 +49,7 @@ async def test_the_hand_is_put_back_before_the_end_is_reported_and_asks_have_fai
                 await mailbox.ask(question("x"), PATIENCE_SECONDS)
 
         tasks.start_soon(ask)
-        await until(lambda: mailbox.in_hand)
+        await until(lambda: mailbox.unacked)
         assert root.kill("m", "shot")
         assert not root.kill("m", "shot again")
     assert seen[0] == (0, True)
@@ -80,10 +80,10 @@ async def test_an_attempt_killed_before_it_began_touches_nothing() -> None:
 
     async def start(context: Context) -> None:
         context.ready()
-        while letters := context.receive_nowait():
-            taken.append(letters[0].attempts)
+        while envelopes := context.receive_nowait():
+            taken.append(envelopes[0].attempts)
             await anyio.lowlevel.checkpoint()
-            context.settle(letters)
+            context.ack(envelopes)
         await context.wait_stopping()
 
     class Assassin(Recorder):

@@ -78,11 +78,11 @@ async def test_the_mailbox_outlives_a_crash_with_what_is_queued_and_what_is_in_h
 
     async def start(context: Context) -> None:
         context.ready()
-        while letters := await context.receive():
-            seen.append((letters[0].message, letters[0].attempts, context.incarnation))
+        while envelopes := await context.receive():
+            seen.append((envelopes[0].message, envelopes[0].attempts, context.incarnation))
             if context.incarnation == 1:
                 raise Boom
-            context.settle(letters)
+            context.ack(envelopes)
 
     root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE, intensity=OFTEN)
     for text in "abc":

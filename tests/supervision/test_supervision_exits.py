@@ -16,8 +16,8 @@ from bcs.supervision import (
     DynamicSupervisor,
     Mailbox,
     Restart,
-    StrayCancellation,
     Supervisor,
+    UnexpectedCancellation,
 )
 from tests.supervision.harness import (
     AT_ONCE,
@@ -83,8 +83,8 @@ async def test_a_crash_is_a_crash(act: Callable[[Context], Any], error: type[Bas
 @pytest.mark.parametrize(
     ("act", "error"),
     [
-        (cancelled_error, StrayCancellation),
-        (cancelled_natively, StrayCancellation),
+        (cancelled_error, UnexpectedCancellation),
+        (cancelled_natively, UnexpectedCancellation),
         (cancelled_error_in_a_group, ExceptionGroup),
     ],
 )
@@ -119,15 +119,15 @@ async def test_what_was_in_hand_at_a_stray_cancellation_comes_again() -> None:
 
     async def start(context: Context) -> None:
         context.ready()
-        while letters := await context.receive():
-            attempts.append(letters[0].attempts)
+        while envelopes := await context.receive():
+            attempts.append(envelopes[0].attempts)
             if context.incarnation == 1:
                 await cancelled_natively(context)
-            context.settle(letters)
+            context.ack(envelopes)
 
     root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE)
     async with running(root):
-        with pytest.raises(ActorDied, match="StrayCancellation"):
+        with pytest.raises(ActorDied, match="UnexpectedCancellation"):
             await mailbox.ask(question("x"), PATIENCE_SECONDS)
         await until(lambda: mailbox.depth == 0)
     assert attempts == [0, 1]
@@ -155,7 +155,7 @@ def test_what_no_supervisor_may_handle_ends_the_program(kind: type[BaseException
         await until(lambda: len(began) == (3 if "root" in left else 2))
         raise kind
 
-    def branch() -> Supervisor | DynamicSupervisor[str]:
+    def subtree() -> Supervisor | DynamicSupervisor[str]:
         names = ("bystander", "a")
         if where == "static":
             return Supervisor("inner", [ChildSpec(name, start) for name in names])
@@ -165,14 +165,14 @@ def test_what_no_supervisor_may_handle_ends_the_program(kind: type[BaseException
         return pool
 
     async def main() -> None:
-        children = [ChildSpec("bystander", bystander), ChildSpec("inner", branch().run)]
+        children = [ChildSpec("bystander", bystander), ChildSpec("inner", subtree().run)]
         root = Supervisor("root", children, observer=observer)
         context: Context = ActorContext("root")
         with pytest.raises(kind), anyio.fail_after(PATIENCE_SECONDS):
             await root.run(context)
         left.append("root")
         with anyio.fail_after(PATIENCE_SECONDS):
-            async with running(branch(), wait_started=False):
+            async with running(subtree(), wait_started=False):
                 await anyio.sleep_forever()
 
     with raises_one(kind):
@@ -206,7 +206,7 @@ async def test_cancellation_from_outside_ends_all_and_keeps_the_letters() -> Non
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(root.run, ActorContext("root"))
-            await until(lambda: mailbox.in_hand)
+            await until(lambda: mailbox.unacked)
             await until(lambda: root.snapshot().children[0].children[1].incarnation == 1)
             await anyio.wait_all_tasks_blocked()
             scope.cancel()
@@ -214,5 +214,5 @@ async def test_cancellation_from_outside_ends_all_and_keeps_the_letters() -> Non
     assert observer.reasons("in/m") == observer.reasons("in/b") == observer.reasons("in") == ["cancelled"]
     assert ("in/b", 1, "cancelled", Boom) in observer.of("ended")
     assert not observer.of("restarting")
-    (letter,) = mailbox.receive_nowait()
-    assert letter.attempts == 0
+    (envelope,) = mailbox.receive_nowait()
+    assert envelope.attempts == 0

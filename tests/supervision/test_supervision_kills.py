@@ -11,7 +11,7 @@ import pytest
 from bcs.supervision import (
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     RestartIntensity,
     RestartIntensityExceeded,
@@ -22,7 +22,17 @@ from bcs.supervision import (
     serve,
     serve_until_empty,
 )
-from tests.supervision.harness import AT_ONCE, OFTEN, Boom, Context, Puppet, Recorder, no_exhausted, running, until
+from tests.supervision.harness import (
+    AT_ONCE,
+    OFTEN,
+    Boom,
+    Context,
+    Puppet,
+    Recorder,
+    fail_on_max_deliveries,
+    running,
+    until,
+)
 from tests.supervision.workers import Workers
 
 pytestmark = pytest.mark.anyio
@@ -102,14 +112,14 @@ async def test_a_kill_at_the_moment_of_a_start_loses_nothing(victim: str, when: 
     mailbox: Mailbox[str] = Mailbox("m", 5)
     handled: list[tuple[str, int]] = []
 
-    async def handle(letters: list[Letter[str]]) -> None:
-        handled.extend((letter.message, letter.attempts) for letter in letters)
+    async def handle(envelopes: list[Envelope[str]]) -> None:
+        handled.extend((envelope.message, envelope.attempts) for envelope in envelopes)
 
     async def server(context: Context) -> None:
-        await serve(context, handle, exhausted=no_exhausted)
+        await serve(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     async def worker(context: Context) -> None:
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     observer = Assassin(victim, when)
     options: dict[str, Any] = {"backoff": AT_ONCE, "intensity": OFTEN}

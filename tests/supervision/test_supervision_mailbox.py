@@ -1,4 +1,4 @@
-"""Mailboxes: capacity, back-pressure, hand, redelivery, closing."""
+"""Mailboxes: capacity, back-pressure, acks, redelivery, closing."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ async def test_a_sender_waits_for_room_and_keeps_its_order() -> None:
         assert mailbox.depth == 2
         with anyio.fail_after(10):
             while len(received) < 20:
-                letters = await mailbox.receive(3)
-                assert len(letters) <= 3
-                received += [letter.message for letter in letters]
-                mailbox.settle(letters)
+                envelopes = await mailbox.receive(3)
+                assert len(envelopes) <= 3
+                received += [envelope.message for envelope in envelopes]
+                mailbox.ack(envelopes)
     assert received == list(range(20))
     assert mailbox.oldest_age_seconds(anyio.current_time()) == 0.0
 
@@ -99,16 +99,16 @@ async def test_only_one_list_is_in_hand() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     for text in "abc":
         mailbox.send_nowait(text)
-    letters = await mailbox.receive(2)
-    assert [letter.message for letter in mailbox.in_hand] == ["a", "b"]
+    envelopes = await mailbox.receive(2)
+    assert [envelope.message for envelope in mailbox.unacked] == ["a", "b"]
     assert mailbox.depth == 3
-    with pytest.raises(RuntimeError, match="not settled"):
+    with pytest.raises(RuntimeError, match="not acked"):
         mailbox.receive_nowait()
-    mailbox.settle(letters[:1])
-    with pytest.raises(RuntimeError, match="not settled"):
+    mailbox.ack(envelopes[:1])
+    with pytest.raises(RuntimeError, match="not acked"):
         await mailbox.receive()
-    mailbox.settle(letters)  # settling twice is fine
-    assert mailbox.in_hand == ()
+    mailbox.ack(envelopes)  # settling twice is fine
+    assert mailbox.unacked == ()
     assert texts(mailbox) == ["c"]
     with pytest.raises(ValueError, match="limit"):
         mailbox.receive_nowait(0)
@@ -119,20 +119,20 @@ async def test_what_was_in_hand_comes_again_first_and_one_at_a_time() -> None:
     for text in "abcd":
         mailbox.send_nowait(text)
     held = mailbox.receive_nowait(3)
-    mailbox.settle(held[:1])
+    mailbox.ack(held[:1])
     error = Boom()
-    mailbox.redeliver(DIED, blame=error)
-    assert (mailbox.in_hand, mailbox.depth) == ((), 3)
+    mailbox.redeliver(DIED, failure_cause=error)
+    assert (mailbox.unacked, mailbox.depth) == ((), 3)
     first = mailbox.receive_nowait(10)
-    assert [(letter.message, letter.attempts, letter.last_error) for letter in first] == [("b", 1, error)]
-    mailbox.redeliver(DIED, blame=error)
+    assert [(envelope.message, envelope.attempts, envelope.last_error) for envelope in first] == [("b", 1, error)]
+    mailbox.redeliver(DIED, failure_cause=error)
     (again,) = mailbox.receive_nowait(10)
     assert (again.message, again.attempts) == ("b", 2)
     assert again.enqueued_at == held[1].enqueued_at
-    mailbox.settle([again])
+    mailbox.ack([again])
     (second,) = mailbox.receive_nowait(10)
     assert (second.message, second.attempts) == ("c", 1)
-    mailbox.settle([second])
+    mailbox.ack([second])
     (fresh,) = mailbox.receive_nowait(10)
     assert (fresh.message, fresh.attempts, fresh.last_error) == ("d", 0, None)
 
@@ -144,9 +144,9 @@ async def test_what_was_in_hand_at_a_kill_comes_again_together_and_is_not_blamed
     mailbox.receive_nowait(2)
     for _ in range(5):
         mailbox.redeliver(DIED)
-        assert [(letter.message, letter.attempts) for letter in mailbox.receive_nowait(2)] == [("a", 0), ("b", 0)]
+        assert [(envelope.message, envelope.attempts) for envelope in mailbox.receive_nowait(2)] == [("a", 0), ("b", 0)]
     mailbox.redeliver(DIED)
-    assert [letter.message for letter in mailbox.receive_nowait(3)] == ["a", "b", "c"]
+    assert [envelope.message for envelope in mailbox.receive_nowait(3)] == ["a", "b", "c"]
 
 
 async def test_a_blamed_letter_comes_alone_behind_those_that_are_not() -> None:
@@ -154,12 +154,12 @@ async def test_a_blamed_letter_comes_alone_behind_those_that_are_not() -> None:
     for text in "ab":
         mailbox.send_nowait(text)
     mailbox.receive_nowait(2)
-    mailbox.redeliver(DIED, blame=Boom())
+    mailbox.redeliver(DIED, failure_cause=Boom())
     (first,) = mailbox.receive_nowait(5)
     mailbox.redeliver(DIED)
-    assert [(letter.message, letter.attempts) for letter in mailbox.receive_nowait(5)] == [("a", 1)]
-    mailbox.settle(mailbox.in_hand)
-    assert [(letter.message, letter.attempts) for letter in mailbox.receive_nowait(5)] == [("b", 1)]
+    assert [(envelope.message, envelope.attempts) for envelope in mailbox.receive_nowait(5)] == [("a", 1)]
+    mailbox.ack(mailbox.unacked)
+    assert [(envelope.message, envelope.attempts) for envelope in mailbox.receive_nowait(5)] == [("b", 1)]
     assert first.message == "a"
 
 
@@ -168,7 +168,7 @@ async def test_redelivery_does_not_need_room() -> None:
     mailbox.send_nowait("a")
     mailbox.receive_nowait()
     mailbox.send_nowait("b")
-    mailbox.redeliver(DIED, blame=Boom())
+    mailbox.redeliver(DIED, failure_cause=Boom())
     assert mailbox.depth == 2
     assert texts(mailbox) + texts(mailbox) == ["a", "b"]
 
@@ -176,12 +176,12 @@ async def test_redelivery_does_not_need_room() -> None:
 async def test_the_age_is_that_of_the_oldest_wherever_it_is() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     mailbox.send_nowait("a")
-    (letter,) = mailbox.receive_nowait()
+    (envelope,) = mailbox.receive_nowait()
     await anyio.sleep(0.002)
     mailbox.send_nowait("b")
-    now = letter.enqueued_at + 7
+    now = envelope.enqueued_at + 7
     assert mailbox.oldest_age_seconds(now) == pytest.approx(7)
-    mailbox.redeliver(DIED, blame=Boom())
+    mailbox.redeliver(DIED, failure_cause=Boom())
     assert mailbox.oldest_age_seconds(now) == pytest.approx(7)
     assert texts(mailbox) == ["a"]
     assert 0 < mailbox.oldest_age_seconds(now) < 7

@@ -39,8 +39,8 @@ async def test_a_closed_mailbox_takes_nothing_and_gives_what_it_has() -> None:
             await mailbox.send("d")
         mailbox.close()
     assert mailbox.depth == 2
-    assert [letter.message for letter in await mailbox.receive(1)] == ["a"]
-    mailbox.redeliver(DIED, blame=Boom())
+    assert [envelope.message for envelope in await mailbox.receive(1)] == ["a"]
+    mailbox.redeliver(DIED, failure_cause=Boom())
     assert texts(mailbox) + texts(mailbox) == ["a", "b"]
     with pytest.raises(MailboxClosed):
         await mailbox.receive()
@@ -107,11 +107,11 @@ async def test_cancelled_receives_and_sends_lose_nothing_and_double_nothing(seed
             while len(received) < 450:
                 with anyio.CancelScope() as scope:
                     scopes.add(scope)
-                    letters = await mailbox.receive(chance.randint(1, 4))
-                    received += [letter.message for letter in letters]
-                    mailbox.settle(letters)
+                    envelopes = await mailbox.receive(chance.randint(1, 4))
+                    received += [envelope.message for envelope in envelopes]
+                    mailbox.ack(envelopes)
                 scopes.discard(scope)
-                assert not mailbox.in_hand
+                assert not mailbox.unacked
     assert sorted(received) == sorted(sent) == list(range(450))
     for sender in range(3):
         own = [number for number in received if number // 150 == sender]

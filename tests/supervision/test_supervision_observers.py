@@ -72,7 +72,7 @@ async def test_an_observer_that_raises_whatever_it_hears_harms_nothing(caplog: p
 
     release = anyio.Event()
 
-    async def wedges(context: Context) -> None:
+    async def shielded(context: Context) -> None:
         context.ready()
         if context.incarnation == 1:
             with anyio.CancelScope(shield=True):
@@ -81,7 +81,7 @@ async def test_an_observer_that_raises_whatever_it_hears_harms_nothing(caplog: p
 
     root = Supervisor(
         "root",
-        [ChildSpec("a", wedges)],
+        [ChildSpec("a", shielded)],
         backoff=AT_ONCE,
         intensity=RestartIntensity(1, 1_000.0),
         observer=Broken(),
@@ -98,7 +98,7 @@ async def test_an_observer_that_raises_whatever_it_hears_harms_nothing(caplog: p
     assert isinstance(tree.error, RestartIntensityExceeded)
     assert heard == [
         "actor_started",
-        "actor_wedged",
+        "actor_unresponsive",
         "actor_ended",
         "actor_restarting",
         "actor_started",

@@ -15,8 +15,8 @@ from bcs.supervision import (
     RestartIntensity,
     RestartIntensityExceeded,
     RestartWindow,
-    StrayCancellation,
     SupervisionError,
+    UnexpectedCancellation,
     UnknownChild,
     describe,
 )
@@ -74,7 +74,7 @@ def test_an_intensity_that_makes_no_sense_is_refused(bad: dict[str, Any]) -> Non
         (ActorDied("a", "crashed"), True, "a: died (crashed)"),
         (RestartIntensityExceeded("s", 3, 5.0, "Boom"), False, "s: more than 3 restarts in 5.0 s; last: Boom"),
         (UnknownChild("s", "x"), False, "s: has no child 'x'"),
-        (StrayCancellation("a"), True, "a: a native cancellation"),
+        (UnexpectedCancellation("a"), True, "a: a native cancellation"),
     ],
 )
 def test_errors_say_what_happened_and_whether_to_retry(error: SupervisionError, retryable: bool, text: str) -> None:

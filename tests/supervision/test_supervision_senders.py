@@ -1,4 +1,4 @@
-"""Letters sent from odd places: from within an observer, and from a task with a context of its own."""
+"""Envelopes sent from odd places: from within an observer, and from a task with a context of its own."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bcs.supervision import (
     ActorContext,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Supervisor,
     serve_until_empty,
 )
-from tests.supervision.harness import AT_ONCE, Boom, Context, Recorder, no_exhausted, running, until
+from tests.supervision.harness import AT_ONCE, Boom, Context, Recorder, fail_on_max_deliveries, running, until
 
 pytestmark = pytest.mark.anyio
 
 
 class Chatty(Recorder):
-    """Sends a letter from within a report, once."""
+    """Sends an envelope from within a report, once."""
 
     pool: DynamicSupervisor[str]
 
@@ -66,18 +66,20 @@ async def test_an_observer_may_send_letters(kind: str, path: str, key: str) -> N
     two_at_a_time: list[str] = []
     got: list[tuple[str, str]] = []
 
-    async def handle_for(context: Context, letters: list[Letter[str]]) -> None:
+    async def handle_for(context: Context, envelopes: list[Envelope[str]]) -> None:
         two_at_a_time.extend(name for name in at_work if name == context.name)
         at_work.append(context.name)
         await anyio.lowlevel.checkpoint()
         at_work.remove(context.name)
         if context.name == "crashes" and context.incarnation == 1:
             raise Boom
-        got.extend((context.name, letter.message) for letter in letters)
+        got.extend((context.name, envelope.message) for envelope in envelopes)
 
     async def start(context: Context) -> None:
         first = not got.count((context.name, "x"))
-        await serve_until_empty(context, lambda letters: handle_for(context, letters), exhausted=no_exhausted)
+        await serve_until_empty(
+            context, lambda envelopes: handle_for(context, envelopes), on_max_deliveries=fail_on_max_deliveries
+        )
         if context.name == "crashes late" and first:
             raise Boom  # with nothing left to do
 
@@ -115,15 +117,15 @@ async def test_an_attempt_has_the_context_of_its_supervisor_not_of_a_sender() ->
         seen.append((context.name, context.incarnation, WHO.get()))
         WHO.set(f"an attempt of {context.name}")
 
-        async def handle(letters: list[Letter[str]]) -> None:
-            if letters[0].message == "crash" and context.incarnation == 1:
+        async def handle(envelopes: list[Envelope[str]]) -> None:
+            if envelopes[0].message == "crash" and context.incarnation == 1:
                 raise Boom
             await anyio.lowlevel.checkpoint()
-            context.settle(letters)
-            if letters[0].message == "leave":
+            context.ack(envelopes)
+            if envelopes[0].message == "leave":
                 pool.deliver_nowait("other", "x")
 
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     pool: DynamicSupervisor[str] = DynamicSupervisor("pool", start, mailbox_capacity=5, max_children=5, backoff=AT_ONCE)
     async with running(Supervisor("root", [ChildSpec("pool", pool.run)])):

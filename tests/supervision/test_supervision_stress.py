@@ -12,7 +12,7 @@ from bcs.supervision import (
     ActorDied,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     MailboxFull,
     Strategy,
@@ -20,7 +20,17 @@ from bcs.supervision import (
     serve,
     serve_until_empty,
 )
-from tests.supervision.harness import AT_ONCE, OFTEN, Boom, Context, Question, no_exhausted, question, running, until
+from tests.supervision.harness import (
+    AT_ONCE,
+    OFTEN,
+    Boom,
+    Context,
+    Question,
+    fail_on_max_deliveries,
+    question,
+    running,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -40,29 +50,29 @@ async def test_actors_killed_at_random_lose_nothing(seed: int, strategy: Strateg
         for _ in range(chance.randint(0, 3)):
             await anyio.lowlevel.checkpoint()
 
-    async def work(letters: list[Letter[Any]]) -> None:
+    async def work(envelopes: list[Envelope[Any]]) -> None:
         await pause()
         if chance.random() < 0.05:
             raise Boom
-        handled.update(letter.message for letter in letters)
+        handled.update(envelope.message for envelope in envelopes)
 
     async def worker(context: Context) -> None:
-        await serve_until_empty(context, work, limit=4, exhausted=no_exhausted)
+        await serve_until_empty(context, work, limit=4, on_max_deliveries=fail_on_max_deliveries)
 
     workers: DynamicSupervisor[int] = DynamicSupervisor(
         "workers", worker, mailbox_capacity=2, max_children=3, max_deliveries=10**9, backoff=AT_ONCE, intensity=OFTEN
     )
 
-    async def route(letters: list[Letter[Any]]) -> None:
-        for letter in letters:
+    async def route(envelopes: list[Envelope[Any]]) -> None:
+        for envelope in envelopes:
             await pause()
-            if isinstance(letter.message, Question):
-                letter.message.reply.send("yes")
+            if isinstance(envelope.message, Question):
+                envelope.message.reply.send("yes")
             else:
-                await workers.deliver(str(letter.message % 7), letter.message)
+                await workers.deliver(str(envelope.message % 7), envelope.message)
 
     async def router(context: Context) -> None:
-        await serve(context, route, limit=3, exhausted=no_exhausted)
+        await serve(context, route, limit=3, on_max_deliveries=fail_on_max_deliveries)
 
     options: dict[str, Any] = {"strategy": strategy, "backoff": AT_ONCE, "intensity": OFTEN}
     # A router that is to stop with its group may be waiting for workers that are down: give it little time.

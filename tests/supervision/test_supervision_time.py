@@ -75,16 +75,16 @@ async def test_a_hung_attempt_is_cancelled_and_restarted() -> None:
 
     async def start(context: Context) -> None:
         context.ready()
-        while letters := await context.receive():
+        while envelopes := await context.receive():
             if context.incarnation == 1:
-                await anyio.sleep(letters[0].message)
-            context.settle(letters)
+                await anyio.sleep(envelopes[0].message)
+            context.ack(envelopes)
 
     root = Supervisor(
         "root", [ChildSpec("m", start, mailbox=mailbox, hang_seconds=3.0)], backoff=PLAIN, observer=observer
     )
     async with running(root):
-        await anyio.sleep(100)  # at rest it is never hung
+        await anyio.sleep(100)  # while idle it is never hung
         for seconds in (2.9, 2.9, 50.0):
             mailbox.send_nowait(seconds)
         await anyio.sleep(1)
@@ -98,9 +98,9 @@ async def test_who_beats_is_not_hung_and_who_never_did_has_no_watchdog() -> None
     async def works(context: Context) -> None:
         context.ready()
         for _ in range(20):
-            context.beat()
+            context.heartbeat()
             await anyio.sleep(2.9)
-        context.rest()
+        context.mark_idle()
         await context.wait_stopping()
 
     async def never_beats(context: Context) -> None:
@@ -120,7 +120,7 @@ async def test_an_attempt_that_ignores_its_cancellation_is_wedged_until_it_ends(
     async def start(context: Context) -> None:
         context.ready()
         if context.incarnation == 1:
-            context.beat()
+            context.heartbeat()
             await ignore_cancellation(20)
         await context.wait_stopping()
 
@@ -131,14 +131,14 @@ async def test_an_attempt_that_ignores_its_cancellation_is_wedged_until_it_ends(
         assert root.snapshot().children[0].children[0].state is State.STOPPING
         assert root.healthy
         await anyio.sleep(2)
-        assert root.snapshot().children[0].children[0].state is State.WEDGED
+        assert root.snapshot().children[0].children[0].state is State.UNRESPONSIVE
         assert not root.healthy
         assert not root.snapshot().healthy
         assert not root.kill("inner/a")
         await later(lambda: observer.started("inner/a") == 2)
         assert root.healthy
-    assert observer.of("wedged") == [("inner/a",)]
-    assert observer.times("wedged") == [5]
+    assert observer.of("unresponsive") == [("inner/a",)]
+    assert observer.times("unresponsive") == [5]
     assert observer.times("restarting") == [20]
     assert observer.reasons("inner/a") == ["hung", "stopped"]
 

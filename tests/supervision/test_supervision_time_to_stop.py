@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.anyio, ON_TRIO]
 async def test_a_group_goes_on_stopping_but_waits_for_a_wedged_member_before_it_starts() -> None:
     a, c = Puppet("a"), Puppet("c")
 
-    async def wedges(context: Context) -> None:
+    async def shielded(context: Context) -> None:
         context.ready()
         if context.incarnation == 1:
             await ignore_cancellation(30)
@@ -33,7 +33,7 @@ async def test_a_group_goes_on_stopping_but_waits_for_a_wedged_member_before_it_
 
     root = Supervisor(
         "root",
-        [a.spec(), ChildSpec("b", wedges, shutdown_seconds=2.0), c.spec()],
+        [a.spec(), ChildSpec("b", shielded, shutdown_seconds=2.0), c.spec()],
         strategy=Strategy.ONE_FOR_ALL,
         backoff=PLAIN,
     )
@@ -52,7 +52,7 @@ async def test_one_that_wedged_before_its_group_restarted_comes_back_without_ano
     _, (a, b, c) = puppets("abc")
     observer = Timed()
 
-    async def wedges(context: Context) -> None:
+    async def shielded(context: Context) -> None:
         context.ready()
         if context.incarnation == 1:
             await ignore_cancellation(30)
@@ -60,7 +60,7 @@ async def test_one_that_wedged_before_its_group_restarted_comes_back_without_ano
 
     root = Supervisor(
         "root",
-        [a.spec(), ChildSpec("b", wedges), c.spec()],
+        [a.spec(), ChildSpec("b", shielded), c.spec()],
         strategy=Strategy.ONE_FOR_ALL,
         intensity=RestartIntensity(1, 1_000.0),
         backoff=PLAIN,
@@ -68,7 +68,7 @@ async def test_one_that_wedged_before_its_group_restarted_comes_back_without_ano
     )
     async with running(root) as tree:
         assert root.kill("b")
-        await later(lambda: observer.of("wedged"))
+        await later(lambda: observer.of("unresponsive"))
         c.crash()
         await later(lambda: a.attempts == 2)
         await later(lambda: c.attempts == 2)
@@ -90,11 +90,15 @@ async def test_each_child_has_its_own_budget_to_stop() -> None:
 
         return ChildSpec(name, start, shutdown_seconds=budget)
 
-    async def wedges(context: Context) -> None:
+    async def shielded(context: Context) -> None:
         context.ready()
         await ignore_cancellation(60)
 
-    children = [stops_after("a", 1, 5), ChildSpec("w", wedges, shutdown_seconds=3.0), stops_after("b", 100, 4)]
+    children = [
+        stops_after("a", 1, 5),
+        ChildSpec("w", shielded, shutdown_seconds=3.0),
+        stops_after("b", 100, 4),
+    ]
     root = Supervisor("root", children, observer=observer, kill_grace_seconds=2.0)
     async with running(root, shutdown_seconds=1_000) as tree:
         pass

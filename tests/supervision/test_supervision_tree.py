@@ -8,7 +8,7 @@ import pytest
 from bcs.supervision import (
     ActorContext,
     ChildSpec,
-    Letter,
+    Envelope,
     Mailbox,
     MailboxClosed,
     State,
@@ -16,7 +16,7 @@ from bcs.supervision import (
     UnknownChild,
     serve,
 )
-from tests.supervision.harness import AT_ONCE, Context, Puppet, Recorder, no_exhausted, running, until
+from tests.supervision.harness import AT_ONCE, Context, Puppet, Recorder, fail_on_max_deliveries, running, until
 
 pytestmark = pytest.mark.anyio
 
@@ -119,11 +119,11 @@ async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 7)
     gate = anyio.Event()
 
-    async def handle(letters: list[Letter[str]]) -> None:
+    async def handle(envelopes: list[Envelope[str]]) -> None:
         await gate.wait()
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=no_exhausted)
+        await serve(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     root = Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)])
     for text in "abc":
@@ -136,7 +136,7 @@ async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
         gate.set()
 
         def at_rest() -> bool:
-            # At once: the mailbox is empty before the actor has come to rest, and a clock that stands still for a
+            # At once: the mailbox is empty before the actor has become idle, and a clock that stands still for a
             # millisecond makes a busy one look idle.
             node = root.snapshot().children[0]
             return (node.mailbox_depth, node.oldest_message_seconds, node.busy_seconds) == (0, 0.0, 0.0)
@@ -148,12 +148,12 @@ async def test_a_stop_drains_what_the_children_hold_and_then_closes_their_mailbo
     mailbox: Mailbox[int] = Mailbox("m", 50)
     got: list[int] = []
 
-    async def handle(letters: list[Letter[int]]) -> None:
+    async def handle(envelopes: list[Envelope[int]]) -> None:
         await anyio.lowlevel.checkpoint()
-        got.extend(letter.message for letter in letters)
+        got.extend(envelope.message for envelope in envelopes)
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=no_exhausted)
+        await serve(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     inner = Supervisor("in", [ChildSpec("m", start, mailbox=mailbox)])
     async with running(Supervisor("root", [ChildSpec("in", inner.run)])) as tree:

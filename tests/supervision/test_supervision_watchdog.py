@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from bcs.supervision import ChildSpec, Letter, Mailbox, State, Supervisor, serve
+from bcs.supervision import ChildSpec, Envelope, Mailbox, State, Supervisor, serve
 from tests.supervision.harness import AT_ONCE, Context, Recorder, running, until
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +19,7 @@ async def test_a_watchdog_bites(reason: str) -> None:
         if context.incarnation == 1:
             if reason == "hung":
                 context.ready()
-                context.beat()
+                context.heartbeat()
             await anyio.sleep_forever()
         context.ready()
         await context.wait_stopping()
@@ -34,15 +34,15 @@ async def test_a_letter_over_which_its_actor_hangs_is_given_up() -> None:
     mailbox: Mailbox[str] = Mailbox("a", 5, max_deliveries=2)
     given_up: list[tuple[str, int]] = []
 
-    async def handle(letters: list[Letter[str]]) -> None:
-        if letters[0].message == "tar":
+    async def handle(envelopes: list[Envelope[str]]) -> None:
+        if envelopes[0].message == "tar":
             await anyio.sleep_forever()
 
-    async def exhausted(letter: Letter[str]) -> None:
-        given_up.append((letter.message, letter.attempts))
+    async def on_max_deliveries(envelope: Envelope[str]) -> None:
+        given_up.append((envelope.message, envelope.attempts))
 
     async def start(context: Context) -> None:
-        await serve(context, handle, exhausted=exhausted)
+        await serve(context, handle, on_max_deliveries=on_max_deliveries)
 
     spec = ChildSpec("a", start, hang_seconds=0.02, mailbox=mailbox)
     mailbox.send_nowait("tar")
@@ -66,8 +66,8 @@ async def test_a_wedged_attempt_is_noticed_and_may_still_end() -> None:
     root = Supervisor("root", [ChildSpec("a", start)], backoff=AT_ONCE, observer=observer, kill_grace_seconds=0.02)
     async with running(root):
         assert root.kill("a", "shot")
-        await until(lambda: observer.of("wedged"))
-        assert root.snapshot().children[0].state is State.WEDGED
+        await until(lambda: observer.of("unresponsive"))
+        assert root.snapshot().children[0].state is State.UNRESPONSIVE
         assert not root.healthy
         release.set()
         await until(lambda: observer.started("a") == 2)

@@ -40,8 +40,8 @@ class Timed(Recorder):
         super().actor_restarting(path, delay_seconds)
         self.stamps.append(anyio.current_time())
 
-    def actor_wedged(self, path: str) -> None:
-        super().actor_wedged(path)
+    def actor_unresponsive(self, path: str) -> None:
+        super().actor_unresponsive(path)
         self.stamps.append(anyio.current_time())
 
 

@@ -9,7 +9,7 @@ import anyio
 from bcs.supervision import (
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Supervisor,
     serve_until_empty,
 )
@@ -38,20 +38,20 @@ class Workers:
         )
 
     async def start(self, context: Context) -> None:
-        async def handle(letters: list[Letter[Any]]) -> None:
+        async def handle(envelopes: list[Envelope[Any]]) -> None:
             if context.name in self.gates:
                 await self.gates[context.name].wait()
-            for letter in letters:
-                if letter.message == "poison":
+            for envelope in envelopes:
+                if envelope.message == "poison":
                     raise Boom
-                if isinstance(letter.message, Question):
-                    letter.message.reply.send(context.name)
-                self.got.append((context.name, letter.message))
+                if isinstance(envelope.message, Question):
+                    envelope.message.reply.send(context.name)
+                self.got.append((context.name, envelope.message))
 
-        await serve_until_empty(context, handle, limit=10, exhausted=self.exhausted)
+        await serve_until_empty(context, handle, limit=10, on_max_deliveries=self.on_max_deliveries)
 
-    async def exhausted(self, letter: Letter[Any]) -> None:
-        self.given_up.append(letter.message)
+    async def on_max_deliveries(self, envelope: Envelope[Any]) -> None:
+        self.given_up.append(envelope.message)
 
     @property
     def alive(self) -> int:

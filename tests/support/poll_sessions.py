@@ -76,5 +76,5 @@ def session_of(
         waits=Waits(now),
         now=now,
     )
-    context = SimpleNamespace(beat=lambda: None, name="intake")
+    context = SimpleNamespace(heartbeat=lambda: None, name="intake")
     return intake.session(cast("Any", context), cast("Any", consumer))

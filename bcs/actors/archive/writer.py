@@ -18,11 +18,11 @@ from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
 from bcs.storage.permanent import Permanent
 from bcs.storage.postgres.pace import extra_seconds
-from bcs.supervision import ActorContext, AskTimeout, Letter, Mailbox, MailboxFull, serve
+from bcs.supervision import ActorContext, AskTimeout, Envelope, Mailbox, MailboxFull, serve
 
 log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 
-_LETTERS_AT_A_TIME = 500
+_ENVELOPES_AT_A_TIME = 500
 _IDS_LOGGED = 10
 # What only explains an answer waits here for a moment; beyond that it is let go, and counted.
 _EXPLANATIONS_LIMIT = 10_000
@@ -103,33 +103,33 @@ class ArchiveActor:
         """Write until asked to stop, and then what is in the mailbox. That record or queue is away is no crash."""
         await hit(FailPoint.STARTING, context.name)
 
-        async def handle(letters: list[Letter[KeepEntries]]) -> None:
-            for commands in portions(_messages(letters), lambda command: command.weight, self.facts_at_a_time):
+        async def handle(envelopes: list[Envelope[KeepEntries]]) -> None:
+            for commands in portions(_messages(envelopes), lambda command: command.weight, self.facts_at_a_time):
                 await self._keep(context, commands)
 
-        async def exhausted(letter: Letter[KeepEntries]) -> None:
-            ids = {entry.correlation_id for entry in letter.message.entries if entry.correlation_id}
+        async def on_max_deliveries(envelope: Envelope[KeepEntries]) -> None:
+            ids = {entry.correlation_id for entry in envelope.message.entries if entry.correlation_id}
             log.error(
                 "entries_given_up",
-                error=repr(letter.last_error),
+                error=repr(envelope.last_error),
                 correlation_ids=sorted(ids)[:_IDS_LOGGED],
                 summed_by=(),
             )
-            self._give_up(letter.message, StoreRefused("archive", repr(letter.last_error)))
+            self._give_up(envelope.message, StoreRefused("archive", repr(envelope.last_error)))
 
         async with anyio.create_task_group() as group:
             group.start_soon(self.upkeep.run)
             if context.incarnation == 1:
                 # Whoever starts after this one finds the record there, if it is there at all.
                 await self.upkeep.first_look()
-            await serve(context, handle, limit=_LETTERS_AT_A_TIME, exhausted=exhausted)
+            await serve(context, handle, limit=_ENVELOPES_AT_A_TIME, on_max_deliveries=on_max_deliveries)
             group.cancel_scope.cancel()
         await self.upkeep.finish()
 
     async def _keep(self, context: ActorContext[KeepEntries], commands: Sequence[KeepEntries]) -> None:
         try:
             for entries in self._portions(commands):
-                context.beat()
+                context.heartbeat()
                 await self._make_durable(entries)
         except StoreRefused as error:
             if len(commands) == 1:
@@ -181,6 +181,6 @@ class ArchiveActor:
             self.telemetry.history_dropped.inc(len(command.entries))
 
 
-def _messages(letters: Iterable[Letter[KeepEntries]]) -> Iterator[KeepEntries]:
-    # Whoever waited for an abandoned one has asked again, or was told that it is not kept.
-    return (letter.message for letter in letters if not letter.abandoned)
+def _messages(envelopes: Iterable[Envelope[KeepEntries]]) -> Iterator[KeepEntries]:
+    # A caller that is gone has asked again, or was told that the entries are not kept.
+    return (envelope.message for envelope in envelopes if not envelope.caller_gone)

@@ -124,7 +124,7 @@ class OffsetCommits:
             with anyio.fail_after(self._timeout_seconds):
                 await self._consumer.commit({TopicPartition(*key): commit for key, commit in offsets.items()})
         except (KafkaError, TimeoutError) as error:
-            self._context.beat()
+            self._context.heartbeat()
             by_topic: dict[str, dict[tuple[str, int], tuple[int, str]]] = {}
             for key, commit in offsets.items():
                 by_topic.setdefault(key[0], {})[key] = commit
@@ -134,5 +134,5 @@ class OffsetCommits:
             log.info("offset_commit_failed", topics=sorted(by_topic), error=cause_of(error), summed_by=())
             return False
         self._tracker.committed({key: offset for key, (offset, _) in offsets.items()})
-        self._context.beat()
+        self._context.heartbeat()
         return True

@@ -68,9 +68,9 @@ class Intake:
             except* (KafkaError, OSError) as group:
                 # That Kafka is away stands in the log already.
                 self.waits.begin(INTAKE, READ_KAFKA, cause_of(group), aloud=is_refusal(group))
-                context.beat()
+                context.heartbeat()
             finally:
-                context.rest()  # to close has a budget of its own
+                context.mark_idle()  # to close has a budget of its own
                 await close(consumer, _CLOSE_SECONDS)
             with anyio.move_on_after(self.settings.intake_retry_seconds):
                 await context.wait_stopping()
@@ -115,7 +115,7 @@ class Intake:
 
     async def _connect(self, context: ActorContext[MessageFinished], consumer: IsolatingConsumer) -> bool:
         """Find the brokers; False when a stop came first."""
-        context.beat()
+        context.heartbeat()
         connected = False
         async with anyio.create_task_group() as group:
 

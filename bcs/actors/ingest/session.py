@@ -157,7 +157,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 drain_ends = anyio.current_time() + drain_seconds
 
     async def _poll(self) -> None:
-        self._beat()
+        self._heartbeat()
         wait_ms = int(_POLL_SECONDS * 1000)
         assigned = self._consumer.assignment()
         if self._must_wait():
@@ -242,7 +242,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     async def _wait_for_progress(self) -> None:
         with anyio.move_on_after(_POLL_SECONDS):
             await self._progress.wait()
-        self._beat()
+        self._heartbeat()
         await self._store_refused()
 
     async def _take(self, key: TopicPartition, messages: list[ConsumerRecord], epoch: int | None) -> bool:
@@ -314,12 +314,12 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         commit_at = anyio.current_time() + interval_seconds
         while True:
             with anyio.move_on_after(commit_at - anyio.current_time()):
-                letters = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
-                for letter in letters:
-                    self._in_flight.remove(letter.message.receipt)
-                    self._finish(letter.message.receipt)
+                envelopes = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
+                for envelope in envelopes:
+                    self._in_flight.remove(envelope.message.receipt)
+                    self._finish(envelope.message.receipt)
                 self._note_progress()
-                mailbox.settle(letters)
+                mailbox.ack(envelopes)
             if anyio.current_time() >= commit_at:
                 await self._commits.commit()
                 commit_at = anyio.current_time() + interval_seconds
@@ -333,7 +333,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._progress.set()
         self._progress = anyio.Event()
 
-    def _beat(self) -> None:
-        # To poll on is no progress as long as the other task is stuck in a commit, whose own end beats.
+    def _heartbeat(self) -> None:
+        # To poll on is no progress as long as the other task is stuck in a commit, whose own end sends a heartbeat.
         if not self._commits.under_way:
-            self._context.beat()
+            self._context.heartbeat()

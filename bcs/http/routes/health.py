@@ -26,7 +26,7 @@ from bcs.supervision import Snapshot, State
 from bcs.wire.published import SERVICE, rfc3339
 
 # States of an actor in which its callers wait for it.
-_DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.WEDGED, State.ENDED})
+_DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.UNRESPONSIVE, State.ENDED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Which end of an attempt is held against the letters that it had in hand: a crash and a hang, and nothing else."""
+"""Which end of an attempt is held against the envelopes that it had unacked: a crash and a hang, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.supervision import ActorContext, ChildSpec, DynamicSupervisor, Letter, Mailbox, Strategy, Supervisor
+from bcs.supervision import ActorContext, ChildSpec, DynamicSupervisor, Envelope, Mailbox, Strategy, Supervisor
 from tests.supervision.harness import AT_ONCE, OFTEN, Context, Puppet, Recorder, running, until
 
 pytestmark = pytest.mark.anyio
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.anyio
 LIMIT_SECONDS = 0.02
 
 
-@pytest.mark.parametrize(("how", "blamed"), [("start timeout", 0), ("shutdown timeout", 0), ("shot", 0), ("hung", 1)])
-async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, blamed: int) -> None:
+@pytest.mark.parametrize(("how", "counted"), [("start timeout", 0), ("shutdown timeout", 0), ("shot", 0), ("hung", 1)])
+async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, counted: int) -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     observer = Recorder()
     seen: list[tuple[str, int, str]] = []
@@ -24,12 +24,12 @@ async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, bl
     async def start(context: Context) -> None:
         if how != "start timeout" or context.incarnation > 1:
             context.ready()
-        (letter,) = await context.receive()
+        (envelope,) = await context.receive()
         if context.incarnation == 1:
             await anyio.sleep_forever()
-        seen.append((letter.message, letter.attempts, str(letter.last_error)))
-        context.settle([letter])
-        context.rest()
+        seen.append((envelope.message, envelope.attempts, str(envelope.last_error)))
+        context.ack([envelope])
+        context.mark_idle()
         await context.wait_stopping()
 
     sibling = Puppet("sibling")
@@ -41,7 +41,7 @@ async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, bl
         start_timeout_seconds=LIMIT_SECONDS if how == "start timeout" else 1_000.0,
         hang_seconds=LIMIT_SECONDS if how == "hung" else None,
     )
-    # A sibling's crash stops the whole group, so that the one that holds the letter can overstay.
+    # A sibling's crash stops the whole group, so that the one that holds the envelope can overstay.
     root = Supervisor(
         "root",
         [spec, sibling.spec()],
@@ -52,7 +52,7 @@ async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, bl
     )
     mailbox.send_nowait("x")
     async with running(root, wait_started=False):
-        await until(lambda: mailbox.in_hand)
+        await until(lambda: mailbox.unacked)
         if how == "shutdown timeout":
             await until(lambda: sibling.attempts)
             sibling.crash()
@@ -60,22 +60,22 @@ async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, bl
             assert root.kill("m", "shot")
         await until(lambda: seen)
     assert observer.reasons("m")[0] == how
-    assert seen == [("x", blamed, "m: died (hung)" if blamed else "None")]
+    assert seen == [("x", counted, "m: died (hung)" if counted else "None")]
 
 
-@pytest.mark.parametrize(("how", "blamed"), [("shutdown timeout", 0), ("shot", 0), ("cancelled", 0), ("hung", 1)])
-async def test_a_dynamic_child_is_blamed_for_a_hang_alone_too(how: str, blamed: int) -> None:
+@pytest.mark.parametrize(("how", "counted"), [("shutdown timeout", 0), ("shot", 0), ("cancelled", 0), ("hung", 1)])
+async def test_a_dynamic_child_is_blamed_for_a_hang_alone_too(how: str, counted: int) -> None:
     observer = Recorder()
     seen: list[int] = []
     held = anyio.Event()
 
     async def start(context: ActorContext[str]) -> None:
-        letters: list[Letter[str]] = context.receive_nowait()
+        envelopes: list[Envelope[str]] = context.receive_nowait()
         if not held.is_set():
             held.set()
             await anyio.sleep_forever()
-        seen.extend(letter.attempts for letter in letters)
-        context.settle(letters)
+        seen.extend(envelope.attempts for envelope in envelopes)
+        context.ack(envelopes)
 
     pool: DynamicSupervisor[str] = DynamicSupervisor(
         "pool",
@@ -108,23 +108,23 @@ async def test_a_dynamic_child_is_blamed_for_a_hang_alone_too(how: str, blamed: 
             await until(lambda: seen)
             again.request_stop()
     assert observer.reasons("a")[0] == how
-    assert seen == [blamed]
+    assert seen == [counted]
 
 
 async def test_the_error_of_a_crash_is_kept_with_the_letter() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", 5)
-    blamed: list[BaseException | None] = []
+    counted: list[BaseException | None] = []
     error = ValueError("of the crash")
 
     async def start(context: Context) -> None:
         context.ready()
-        while letters := await context.receive():
-            if not letters[0].attempts:
+        while envelopes := await context.receive():
+            if not envelopes[0].attempts:
                 raise error
-            blamed.append(letters[0].last_error)
-            context.settle(letters)
+            counted.append(envelopes[0].last_error)
+            context.ack(envelopes)
 
     mailbox.send_nowait("x")
     async with running(Supervisor("root", [ChildSpec("m", start, mailbox=mailbox)], backoff=AT_ONCE)):
-        await until(lambda: blamed)
-    assert blamed == [error]
+        await until(lambda: counted)
+    assert counted == [error]

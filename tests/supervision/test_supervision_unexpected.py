@@ -18,11 +18,11 @@ from bcs.supervision import (
     Backoff,
     ChildSpec,
     DynamicSupervisor,
-    Letter,
+    Envelope,
     Mailbox,
     State,
-    StrayCancellation,
     Supervisor,
+    UnexpectedCancellation,
     run_tree,
     serve,
     serve_until_empty,
@@ -36,7 +36,7 @@ from tests.supervision.harness import (
     Context,
     Question,
     Recorder,
-    no_exhausted,
+    fail_on_max_deliveries,
     question,
     until,
 )
@@ -55,7 +55,7 @@ class Tree:
         self.mailbox: Mailbox[Any] = Mailbox("m", 10)
         self.held = anyio.Event()
         self.handled: list[str] = []
-        self.ended: StrayCancellation | None = None
+        self.ended: UnexpectedCancellation | None = None
         self.returned: bool | None = None
         options: dict[str, Any] = {"backoff": AT_ONCE, "intensity": OFTEN}
         self.pool: DynamicSupervisor[str] = DynamicSupervisor(
@@ -74,26 +74,26 @@ class Tree:
         self.host: asyncio.Task[Any] | None = None
 
     async def answer(self, context: Context) -> None:
-        async def handle(letters: list[Letter[Question]]) -> None:
-            letters[0].message.reply.send("yes")
+        async def handle(envelopes: list[Envelope[Question]]) -> None:
+            envelopes[0].message.reply.send("yes")
 
-        await serve(context, handle, exhausted=no_exhausted)
+        await serve(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     async def work(self, context: Context) -> None:
-        async def handle(letters: list[Letter[str]]) -> None:
+        async def handle(envelopes: list[Envelope[str]]) -> None:
             if context.incarnation == 1:
                 if context.name == "crashes":
                     raise Boom
                 await self.held.wait()
             self.handled.append(context.name)
 
-        await serve_until_empty(context, handle, exhausted=no_exhausted)
+        await serve_until_empty(context, handle, on_max_deliveries=fail_on_max_deliveries)
 
     async def run(self) -> None:
         self.host = asyncio.current_task()
         try:
             self.returned = await run_tree(self.root, self.stop, shutdown_seconds=PATIENCE_SECONDS)
-        except StrayCancellation as error:
+        except UnexpectedCancellation as error:
             self.ended = error
 
     @asynccontextmanager
@@ -141,13 +141,13 @@ async def test_a_tree_hit_by_a_native_cancellation_heals_or_says_that_it_ended()
     # The root's own tasks can't be replaced by anybody; all others can.
     assert outcomes == {
         "host: run_tree.<locals>.stop_when_asked": "said so",
-        "host: Branch._relay_stop": "said so",
+        "host: BaseSupervisor._relay_stop": "said so",
         "host: in": "healed",
-        "in: Branch._relay_stop": "healed",
+        "in: BaseSupervisor._relay_stop": "healed",
         "in: in/m": "healed",
         "in: in/pool": "healed",
-        "in/pool: Branch._relay_stop": "healed",
-        "in/pool: DynamicSupervisor._rouse_later": "healed",
+        "in/pool: BaseSupervisor._relay_stop": "healed",
+        "in/pool: DynamicSupervisor._wake_later": "healed",
         "in/pool: in/pool/works": "healed",
     }
 
@@ -166,5 +166,5 @@ async def test_an_attempt_whose_task_is_cancelled_before_it_began_comes_again() 
         gc.collect()
     assert sorted(tree.handled) == ["crashes", "late", "works"]
     assert tree.observer.reasons("in/pool") == ["crashed", "stopped"]
-    assert tree.observer.of("wedged") == []  # the one that never began is not waited for
+    assert tree.observer.of("unresponsive") == []  # the one that never began is not waited for
     assert tree.returned

@@ -83,8 +83,8 @@ class Reply(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Letter(Generic[M]):
-    """A message on its way; two letters are never equal, even with equal messages.
+class Envelope(Generic[M]):
+    """A message on its way; two envelopes are never equal, even with equal messages.
 
     :param message: what was sent
     :param enqueued_at: when it was sent, in seconds of anyio's clock
@@ -100,6 +100,6 @@ class Letter(Generic[M]):
     last_error: BaseException | None = None
 
     @property
-    def abandoned(self) -> bool:
+    def caller_gone(self) -> bool:
         """Whether it was an ask for whose answer nobody waits any longer."""
         return self.reply is not None and self.reply.settled

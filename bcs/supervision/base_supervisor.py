@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from bcs.supervision.errors import RestartIntensityExceeded, StrayCancellation, describe
+from bcs.supervision.errors import RestartIntensityExceeded, UnexpectedCancellation, describe
 from bcs.supervision.intensity import RestartIntensity, RestartWindow
-from bcs.supervision.observer import NullObserver, Observer, tell
+from bcs.supervision.observer import NullObserver, Observer, notify
 from bcs.supervision.snapshot import Snapshot, State
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bcs.supervision.backoff import Backoff
 
 
-class Branch(ABC):
+class BaseSupervisor(ABC):
     """A supervisor of some kind.
 
     :param name: for errors; its place in a path is the name of the ChildSpec that starts it
@@ -72,11 +72,11 @@ class Branch(ABC):
     async def run(self, context: ActorContext[Any]) -> None:
         """Run the children until a stop is asked for; the `start` of a ChildSpec. May be called again when it ended.
 
-        Cancellation cancels all children and ends when they ended; the mailboxes keep their letters.
+        Cancellation cancels all children and ends when they ended; the mailboxes keep their envelopes.
 
         :param context: of the attempt that this supervisor is
         :raises RestartIntensityExceeded: when it gave up, after it stopped its children
-        :raises StrayCancellation: when something natively cancelled a task of its own
+        :raises UnexpectedCancellation: when something natively cancelled a task of its own
         :raises RuntimeError: while it runs already
         """
         if self._context is not None:
@@ -89,7 +89,7 @@ class Branch(ABC):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._relay_stop, context)
                 await self._loop(tasks)
-                # What is left are wedged attempts; they may still end.
+                # What is left are unresponsive attempts; they may still end.
                 tasks.cancel_scope.cancel()
         finally:
             self._context = None
@@ -101,7 +101,7 @@ class Branch(ABC):
             raise self._failure
         if not self._finished:
             # The task group ended because a task of its own was natively cancelled, and swallowed that.
-            raise StrayCancellation(self._path or self.name)
+            raise UnexpectedCancellation(self._path or self.name)
 
     async def _loop(self, tasks: TaskGroup) -> None:
         self._tasks, self._surroundings = tasks, copy_context()
@@ -151,7 +151,7 @@ class Branch(ABC):
         """False when an attempt here or below ignores its cancellation: only a new process helps."""
         return self.snapshot().healthy
 
-    def adopt(self, path: str, observer: Observer) -> None:
+    def attach(self, path: str, observer: Observer) -> None:
         """Take a place in a tree. The parent's side.
 
         :param path: of this supervisor
@@ -163,21 +163,21 @@ class Branch(ABC):
 
     @abstractmethod
     def attempt_ready(self) -> None:
-        """See `Owner`."""
+        """See `AttemptListener`."""
 
     def attempt_changed(self) -> None:
-        """See `Owner`."""
+        """See `AttemptListener`."""
         if self._changed is not None:
             self._changed.set()
 
-    def attempt_wedged(self, attempt: Attempt) -> None:
-        """See `Owner`."""
-        tell(self._observer.actor_wedged, attempt.path)
+    def attempt_unresponsive(self, attempt: Attempt) -> None:
+        """See `AttemptListener`."""
+        notify(self._observer.actor_unresponsive, attempt.path)
 
     def attempt_ended(self, attempt: Attempt, ended: Exit) -> None:
-        """See `Owner`."""
+        """See `AttemptListener`."""
         self._note_end(attempt, ended)
-        tell(self._observer.actor_ended, attempt.path, attempt.context.incarnation, ended.reason, ended.error)
+        notify(self._observer.actor_ended, attempt.path, attempt.context.incarnation, ended.reason, ended.error)
         if ended.fatal and self._fatal is None:
             self._fatal = ended.error
             self.attempt_changed()
@@ -201,8 +201,8 @@ class Branch(ABC):
         return f"{self._path}/{name}" if self._path else name
 
     def _set_off(self, attempt: Attempt) -> None:
-        """Start the task of an attempt. It inherits from this supervisor, not from a sender whose letter made it."""
-        tell(self._observer.actor_started, attempt.path, attempt.context.incarnation)
+        """Start the task of an attempt. It inherits from this supervisor, not from a sender whose envelope made it."""
+        notify(self._observer.actor_started, attempt.path, attempt.context.incarnation)
         if self._tasks is not None:
             self._surroundings.copy().run(partial(self._tasks.start_soon, attempt.run, name=attempt.path))
 
@@ -213,7 +213,7 @@ class Branch(ABC):
         limit = self._intensity
         self._failure = RestartIntensityExceeded(self.name, limit.max_restarts, limit.period_seconds, last_error)
         self._last_error = describe(self._failure)
-        tell(self._observer.intensity_exceeded, self._path)
+        notify(self._observer.intensity_exceeded, self._path)
         return False
 
     def _state(self) -> State:
