@@ -695,7 +695,7 @@ _ARCHIVE = (
         "bcs/actors/messages.py",
         "        consumed_entry_id(message.topic, message.partition, message.offset, message.timestamp_ms),\n",
         "        __import__('uuid').uuid4(),\n",
-        _in("unit/test_projection", "test_the_same_message_has_the_same_entry_each_time"),
+        _in("unit/test_rebuilder", "test_the_same_message_has_the_same_entry_each_time"),
     ),
     Mutation(
         "refused-entry-alone",
