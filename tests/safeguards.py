@@ -324,9 +324,9 @@ _INTAKE = (
     ),
     Mutation(
         "letter-size",
-        "A dead letter that would be too large for the broker is reduced before it is stored.",
+        "A dead letter that would be too large for the broker is truncated before it is stored.",
         "bcs/wire/dead_letters/encode.py",
-        "    if reduced is None or limit_bytes is None or failed.size_bytes <= limit_bytes:\n",
+        "    if truncated is None or limit_bytes is None or failed.size_bytes <= limit_bytes:\n",
         "    if True:\n",
         _in("unit/test_letters", "test_a_large_original_is_not_copied_for_its_letter"),
     ),
@@ -374,8 +374,8 @@ _INTAKE = (
         "letters-of-others",
         "A replay of all letters leaves those of other services alone.",
         "bcs/cli/dlq.py",
-        "if letters or service or letter.is_ours}",
-        "if True}",
+        "if dead_letters or service or dead_letter.is_ours\n",
+        "if True\n",
         _in("integration/test_command_dlq", "test_letters_of_another_service_are_shown_and_left_alone"),
     ),
 )
@@ -695,7 +695,7 @@ _ARCHIVE = (
         "bcs/actors/messages.py",
         "        consumed_entry_id(message.topic, message.partition, message.offset, message.timestamp_ms),\n",
         "        __import__('uuid').uuid4(),\n",
-        _in("unit/test_projection", "test_the_same_message_has_the_same_entry_each_time"),
+        _in("unit/test_rebuilder", "test_the_same_message_has_the_same_entry_each_time"),
     ),
     Mutation(
         "refused-entry-alone",

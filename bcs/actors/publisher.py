@@ -25,7 +25,7 @@ from bcs.observability.telemetry import Telemetry
 from bcs.observability.waits import CONNECT_PRODUCER, Waits
 from bcs.storage.ports import LeasedMessage, Outbox
 from bcs.supervision import ActorContext
-from bcs.wire.dead_letters.encode import as_reduced
+from bcs.wire.dead_letters.encode import as_truncated
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -237,8 +237,8 @@ class Publisher:
         def note(entry: LeasedMessage, error: BaseException | None) -> None:
             context.heartbeat()  # many acknowledgements, one after another, can take longer than a hang may
             original = originals[entry.entry_id]
-            if isinstance(error, TOO_LARGE) and (reduced := as_reduced(entry.message)):
-                too_large.append(replace(entry, message=reduced))
+            if isinstance(error, TOO_LARGE) and (truncated := as_truncated(entry.message)):
+                too_large.append(replace(entry, message=truncated))
             elif isinstance(error, REFUSED_FOR_GOOD):
                 outcome.parked.append((original, cause_of(error)))
             else:

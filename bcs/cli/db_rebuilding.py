@@ -15,8 +15,8 @@ from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.errors import BcsError
 from bcs.ops.dlq.reading import reading_clients
 from bcs.ops.rebuild.crowding import Crowding
-from bcs.ops.rebuild.projecting import Projection, Tally
-from bcs.ops.rebuild.reading import PastReader
+from bcs.ops.rebuild.reading import OrderedTopicReader
+from bcs.ops.rebuild.rebuilder import Rebuilder, RebuildStats
 from bcs.ops.stores import StateInMemory, connected
 from bcs.runtime.signals import stop_signals
 from bcs.storage.postgres.opening import open_record
@@ -29,7 +29,9 @@ _PROBE_SECONDS = 5.0
 
 
 async def rebuild_until_signalled(
-    settings: Settings, definitions: PipelineDefinitions, begun: Callable[[PastReader, Tally], Callable[[], None]]
+    settings: Settings,
+    definitions: PipelineDefinitions,
+    begun: Callable[[OrderedTopicReader, RebuildStats], Callable[[], None]],
 ) -> signal.Signals | None:
     """Project what Kafka has into the record.
 
@@ -67,7 +69,9 @@ async def rebuild_until_signalled(
 
 
 async def _rebuild(
-    settings: Settings, definitions: PipelineDefinitions, begun: Callable[[PastReader, Tally], Callable[[], None]]
+    settings: Settings,
+    definitions: PipelineDefinitions,
+    begun: Callable[[OrderedTopicReader, RebuildStats], Callable[[], None]],
 ) -> None:
     async with AsyncExitStack() as stack:
         record = open_record(settings)
@@ -78,23 +82,23 @@ async def _rebuild(
         await gateway.ping()
         stored = StoredBatches(gateway, key_prefix=settings.redis_key_prefix)
         consumer, admin = await stack.enter_async_context(reading_clients(settings, "batch-conductor-rebuild"))
-        past = PastReader(consumer, admin, settings.kafka_request_timeout_seconds)
-        await past.open(topics.CONSUMED)
-        tally = Tally()
+        reader = OrderedTopicReader(consumer, admin, settings.kafka_request_timeout_seconds)
+        await reader.open(topics.CONSUMED)
+        stats = RebuildStats()
         phases = frozenset(definitions.phases) | PLATFORM_PHASES
         decoder = EventDecoder(
             phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
         )
         now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
         crowding = Crowding(record, settings.max_essays_per_batch)
-        tell = begun(past, tally)
-        await Projection(
+        tell = begun(reader, stats)
+        await Rebuilder(
             decoder=decoder,
             record=record,
             stored=stored,
             tell=tell,
             now_us=now_us,
             max_skew_us=max_skew_us,
-            tally=tally,
+            stats=stats,
             crowding=crowding,
-        ).project(past)
+        ).rebuild(reader)

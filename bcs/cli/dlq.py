@@ -9,34 +9,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcs.cli.dlq_letter import NoLetter, say_junk, say_letter
-from bcs.cli.dlq_listing import nothing_selected, say_plan, say_survey
+from bcs.cli.dlq_listing import nothing_selected, say_index, say_plan
 from bcs.cli.dlq_progress import say_progress
 from bcs.cli.dlq_selecting import (
     Batches,
+    DeadLetters,
     Reasons,
-    References,
     Services,
     Since,
     Topics,
     Until,
     a_moment,
-    one_reference,
+    one_position,
     selection_of,
 )
+from bcs.cli.dlq_show import NotADeadLetter, say_dead_letter, say_junk
 from bcs.cli.options import PANEL, URL_OF_SETTINGS, AsJson, ServiceUrl, command_group
 from bcs.cli.output import print_json
 from bcs.errors import UnknownTopic, UnreadableLetter
-from bcs.ops.dlq.selection import LetterRange, Selection
+from bcs.ops.dlq.selection import DeadLetterRange, Selection
 from bcs.ops.wording import counted, printable
 from bcs.runtime import running
 from bcs.wire import topics
-from bcs.wire.dead_letters.decode import DeadLetter, Reference, marked_offset, purged_offset
+from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, marked_offset, purged_offset
 from bcs.wire.published import SERVICE
 
 if TYPE_CHECKING:
     from bcs.config.settings import Settings
-    from bcs.ops.dlq.reading import Survey
+    from bcs.ops.dlq.reading import DeadLetterIndex
     from bcs.ops.dlq.replaying import Replayed
 
 app = command_group("dlq")
@@ -51,7 +51,7 @@ _FAILED = 1
 
 
 @app.command("list")
-def list_letters(
+def list_dead_letters(
     topic: Topics = None,
     reason: Reasons = None,
     batch: Batches = None,
@@ -64,29 +64,29 @@ def list_letters(
     """Count letters by topic, reason and service: those that wait, and those that were put back; oldest and newest."""
     settings = _settings()
     selection = selection_of(None, topic, reason, batch, since, until, service)
-    survey = running.run(_survey, settings, selection)
-    say_survey(survey, each=each, as_json=as_json)
-    _exit_if_stalled(survey)
+    index = running.run(_read_index, settings, selection)
+    say_index(index, each=each, as_json=as_json)
+    _exit_if_stalled(index)
 
 
 @app.command()
 def show(
-    letter: Annotated[
+    dead_letter: Annotated[
         str,
-        typer.Argument(parser=one_reference, metavar="LETTER", help="topic/partition/offset, from `list --each`."),
+        typer.Argument(parser=one_position, metavar="LETTER", help="topic/partition/offset, from `list --each`."),
     ],
     as_json: AsJson = False,
 ) -> None:
     """Show one letter: its envelope, why it is dead, its headers, and its bytes where they are no JSON."""
     settings = _settings()
-    place = LetterRange.parse(letter)
-    found = running.run(_look_up, settings, Reference(place.topic, place.partition, place.first))
+    place = DeadLetterRange.parse(dead_letter)
+    found = running.run(_look_up, settings, DeadLetterPosition(place.topic, place.partition, place.first))
     if found is None:
         why = "it was deleted, is still to come, or is a transaction's marker"
-        typer.echo(f"bcs: there is no letter at {letter}: {why}", err=True)
+        typer.echo(f"bcs: there is no letter at {dead_letter}: {why}", err=True)
         raise typer.Exit(_FAILED)
     if isinstance(found, tuple):
-        say_letter(found[0], replayed=found[1], as_json=as_json)
+        say_dead_letter(found[0], replayed=found[1], as_json=as_json)
         return
     say_junk(found, as_json=as_json)
     raise typer.Exit(_FAILED)
@@ -94,7 +94,7 @@ def show(
 
 @app.command()
 def replay(
-    letters: References = None,
+    dead_letters: DeadLetters = None,
     topic: Topics = None,
     reason: Reasons = None,
     batch: Batches = None,
@@ -113,27 +113,29 @@ def replay(
     A letter is marked as replayed once its original is acknowledged. What was stopped half way is simply run again.
     Letters that another service wrote are put back only where they are named, or with --service.
     """
-    selection = selection_of(letters, topic, reason, batch, since, until, service)
+    selection = selection_of(dead_letters, topic, reason, batch, since, until, service)
     if selection.empty and not everything:
         raise typer.BadParameter("say which letters, or --all for every one that was not put back yet")
     settings = _settings()
-    survey = running.run(_survey, settings, selection)
-    chosen = {where for where, letter in survey.letters.items() if letters or service or letter.is_ours}
-    wanted = sorted(reference for reference in chosen if again or reference not in survey.replayed)
+    index = running.run(_read_index, settings, selection)
+    chosen = {
+        where for where, dead_letter in index.dead_letters.items() if dead_letters or service or dead_letter.is_ours
+    }
+    wanted = sorted(position for position in chosen if again or position not in index.replayed)
     if not as_json:
-        _say_left_out(survey, chosen, wanted)
+        _say_left_out(index, chosen, wanted)
     if dry_run:
-        say_plan([survey.letters[reference] for reference in wanted], as_json=as_json)
+        say_plan([index.dead_letters[position] for position in wanted], as_json=as_json)
         return
     with say_progress(len(wanted), as_json=as_json) as outcome:
         running.run(_replay, settings, wanted, url, rate, outcome.tell)
     if outcome.failed:
         raise typer.Exit(_FAILED)
-    _exit_if_stalled(survey)
+    _exit_if_stalled(index)
 
 
 @app.command("purge")
-def purge_letters(
+def purge_dead_letters(
     topic: Topics = None,
     before: Annotated[
         datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="What is newer stays.")
@@ -149,17 +151,17 @@ def purge_letters(
     from bcs.ops.dlq.purging import last_to_purge, purge, purged
 
     settings = _settings()
-    survey = running.run(_survey, settings, selection_of(None, topic, None, None, None, None, None))
+    index = running.run(_read_index, settings, selection_of(None, topic, None, None, None, None, None))
     services = frozenset(service or (SERVICE,))
-    last = last_to_purge(survey, before, services)
-    gone = purged([*survey.letters, *survey.unreadable], last)
-    waiting = [reference for reference in gone if reference not in survey.replayed]
+    last = last_to_purge(index, before, services)
+    gone = purged([*index.dead_letters, *index.unreadable], last)
+    waiting = [position for position in gone if position not in index.replayed]
     if gone and not yes:
         many = counted(len(gone), "letter")
         typer.echo(f"{many} would be gone for good, {len(waiting)} of them never put back.", err=as_json)
         typer.confirm("Delete them?", abort=True, err=as_json)
     deleted = running.run(purge, settings, last) if gone else True
-    stay = sum(letter.service not in services for letter in survey.letters.values())
+    stay = sum(dead_letter.service not in services for dead_letter in index.dead_letters.values())
     if as_json:
         print_json({"deleted": len(gone), "never_replayed": len(waiting), "of_other_services": stay})
     else:
@@ -169,27 +171,27 @@ def purge_letters(
         if stay:
             many = f"{counted(stay, 'letter')} of other services {'stays' if stay == 1 else 'stay'}"
             typer.echo(f"{many}, with what lies behind them: see `bcs dlq list`, and --service.")
-    _exit_if_stalled(survey)
+    _exit_if_stalled(index)
 
 
-def _say_left_out(survey: Survey, chosen: set[Reference], wanted: list[Reference]) -> None:
+def _say_left_out(index: DeadLetterIndex, chosen: set[DeadLetterPosition], wanted: list[DeadLetterPosition]) -> None:
     """Say why fewer letters are put back than there are."""
-    others = {where: letter.service for where, letter in survey.letters.items() if where not in chosen}
-    if waiting := {where for where in others if where not in survey.replayed}:
+    others = {where: dead_letter.service for where, dead_letter in index.dead_letters.items() if where not in chosen}
+    if waiting := {where for where in others if where not in index.replayed}:
         names = ", ".join(sorted({others[where] for where in waiting}))
         many = f"{counted(len(waiting), 'letter')} of other services {'is' if len(waiting) == 1 else 'are'} left out"
         typer.echo(printable(f"{many} ({names}); --service takes them."), err=True)
     if chosen and not wanted:
         typer.echo("All of these letters were put back before; --again puts them back once more.", err=True)
-    if not survey.letters:
-        typer.echo(nothing_selected(survey.total), err=True)
+    if not index.dead_letters:
+        typer.echo(nothing_selected(index.total), err=True)
 
 
-def _exit_if_stalled(survey: Survey) -> None:
+def _exit_if_stalled(index: DeadLetterIndex) -> None:
     """Say what is missing because it could not be read. Exits 1 then."""
-    for error in survey.stalled:
+    for error in index.stalled:
         typer.echo(f"bcs: {error}", err=True)
-    if survey.stalled:
+    if index.stalled:
         raise typer.Exit(_FAILED)
 
 
@@ -201,7 +203,7 @@ def _settings() -> Settings:
     return load_settings()
 
 
-async def _survey(settings: Settings, selection: Selection) -> Survey:
+async def _read_index(settings: Settings, selection: Selection) -> DeadLetterIndex:
     from bcs.ops.dlq.reading import dead_letter_reader
 
     wanted = {each.topic for each in selection.ranges} | selection.topics or frozenset(topics.DEAD_LETTERS)
@@ -210,32 +212,32 @@ async def _survey(settings: Settings, selection: Selection) -> Survey:
         # A topic that somebody named; of all others some may not have been needed yet.
         if named := sorted(missing & selection.topics | {each.topic for each in selection.ranges} & missing):
             raise UnknownTopic(tuple(named))
-        return (await reader.survey(wanted)).of(selection)
+        return (await reader.index(wanted)).of(selection)
 
 
-async def _look_up(settings: Settings, reference: Reference) -> tuple[DeadLetter, bool] | NoLetter | None:
-    from bcs.ops.dlq.reading import dead_letter_reader, letter_of
+async def _look_up(settings: Settings, position: DeadLetterPosition) -> tuple[DeadLetter, bool] | NotADeadLetter | None:
+    from bcs.ops.dlq.reading import dead_letter_of, dead_letter_reader
 
     async with dead_letter_reader(settings) as reader:
-        record = await reader.record_at(reference.topic, reference.partition, reference.offset)
+        record = await reader.record_at(position.topic, position.partition, position.offset)
         if record is None:
             return None
         marked = marked_offset(record.key, record.value)
         if marked is not None:
-            return NoLetter(f"this marks the letter at offset {marked} as replayed", record.key, record.value)
+            return NotADeadLetter(f"this marks the letter at offset {marked} as replayed", record.key, record.value)
         purged = purged_offset(record.key, record.value)
         if purged is not None:
-            return NoLetter(f"this marks all letters up to offset {purged} as purged", record.key, record.value)
+            return NotADeadLetter(f"this marks all letters up to offset {purged} as purged", record.key, record.value)
         try:
-            letter = letter_of(record)
+            dead_letter = dead_letter_of(record)
         except UnreadableLetter as error:
-            return NoLetter(error.problem, record.key, record.value)
-        survey = await reader.survey([reference.topic])
-    return letter, reference in survey.replayed
+            return NotADeadLetter(error.problem, record.key, record.value)
+        index = await reader.index([position.topic])
+    return dead_letter, position in index.replayed
 
 
 async def _replay(
-    settings: Settings, wanted: list[Reference], url: str, rate: float | None, tell: Callable[[Replayed], None]
+    settings: Settings, wanted: list[DeadLetterPosition], url: str, rate: float | None, tell: Callable[[Replayed], None]
 ) -> None:
     import aiohttp
 
@@ -243,13 +245,13 @@ async def _replay(
     from bcs.ops.dlq.replaying import Replayer, operators_producer
 
     async with (
-        dead_letter_reader(settings) as letters,
+        dead_letter_reader(settings) as dead_letters,
         dead_letter_reader(settings) as source,
         operators_producer(settings) as producer,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=settings.http_timeout)) as session,
     ):
         replayer = Replayer(
-            letters,
+            dead_letters,
             source,
             producer,
             session,

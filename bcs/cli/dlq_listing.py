@@ -15,7 +15,7 @@ from bcs.wire.dead_letters.decode import DeadLetter
 from bcs.wire.published import SERVICE
 
 if TYPE_CHECKING:
-    from bcs.ops.dlq.reading import Survey
+    from bcs.ops.dlq.reading import DeadLetterIndex
 
 _UNREADABLE = "(no letter of ours)"
 _SECONDS_CHARACTERS = 19
@@ -30,21 +30,21 @@ class Group:
     times: list[str] = field(default_factory=list)
 
 
-def say_survey(survey: Survey, *, each: bool, as_json: bool) -> None:
+def say_index(index: DeadLetterIndex, *, each: bool, as_json: bool) -> None:
     """Counts by topic, reason and service; with `each`, the letters themselves."""
     if each:
-        _say_each(survey, as_json=as_json)
+        _say_each(index, as_json=as_json)
         return
     groups: dict[tuple[str, str, str], Group] = {}
-    for reference, letter in survey.letters.items():
-        group = groups.setdefault((reference.topic, letter.reason, letter.service), Group())
-        group.times.append(letter.timestamp)
-        if reference in survey.replayed:
+    for position, dead_letter in index.dead_letters.items():
+        group = groups.setdefault((position.topic, dead_letter.reason, dead_letter.service), Group())
+        group.times.append(dead_letter.timestamp)
+        if position in index.replayed:
             group.replayed += 1
         else:
             group.waiting += 1
-    for reference in survey.unreadable:
-        groups.setdefault((reference.topic, _UNREADABLE, ""), Group()).waiting += 1
+    for position in index.unreadable:
+        groups.setdefault((position.topic, _UNREADABLE, ""), Group()).waiting += 1
     rows: list[dict[str, Any]] = [
         {
             "topic": topic,
@@ -60,7 +60,7 @@ def say_survey(survey: Survey, *, each: bool, as_json: bool) -> None:
     if as_json:
         print_json({"groups": rows})
     elif not rows:
-        typer.echo(nothing_selected(survey.total))
+        typer.echo(nothing_selected(index.total))
     elif on_terminal():
         # A topic's name is too long for a column.
         for topic, of_topic in groupby(rows, key=lambda row: row["topic"]):
@@ -72,20 +72,20 @@ def say_survey(survey: Survey, *, each: bool, as_json: bool) -> None:
         _say_rows(("topic", "reason", "waiting", "replayed", "oldest", "newest", "service"), rows)
 
 
-def _say_each(survey: Survey, *, as_json: bool) -> None:
+def _say_each(index: DeadLetterIndex, *, as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
-            "letter": str(reference),
-            "reason": letter.reason,
-            "batch": letter.batch_id,
-            "time": letter.timestamp,
-            "failures": letter.failures,
-            "replayed": reference in survey.replayed,
-            "service": letter.service,
+            "letter": str(position),
+            "reason": dead_letter.reason,
+            "batch": dead_letter.batch_id,
+            "time": dead_letter.timestamp,
+            "failures": dead_letter.failures,
+            "replayed": position in index.replayed,
+            "service": dead_letter.service,
         }
-        for reference, letter in sorted(survey.letters.items())
+        for position, dead_letter in sorted(index.dead_letters.items())
     ]
-    unreadable = {str(reference): junk.problem for reference, junk in sorted(survey.unreadable.items())}
+    unreadable = {str(position): junk.problem for position, junk in sorted(index.unreadable.items())}
     if as_json:
         print_json({"letters": rows, "unreadable": unreadable})
         return
@@ -99,9 +99,9 @@ def _say_each(survey: Survey, *, as_json: bool) -> None:
     elif rows or unreadable:
         _say_rows(("letter", "reason", "batch", "time", "failures", "replayed", "service"), rows)
     if not rows and not unreadable:
-        typer.echo(nothing_selected(survey.total))
-    for reference, problem in unreadable.items():
-        typer.echo(f"{reference}: not a letter of ours: {problem}", err=True)
+        typer.echo(nothing_selected(index.total))
+    for position, problem in unreadable.items():
+        typer.echo(f"{position}: not a letter of ours: {problem}", err=True)
 
 
 def nothing_selected(total: int) -> str:
@@ -114,17 +114,19 @@ def nothing_selected(total: int) -> str:
     return f"None of the {total:,} dead letters matches." if total > 1 else "The only dead letter does not match."
 
 
-def say_plan(letters: Sequence[DeadLetter], *, as_json: bool) -> None:
+def say_plan(dead_letters: Sequence[DeadLetter], *, as_json: bool) -> None:
     """What would go where."""
     rows: list[dict[str, Any]] = [
         {
-            "letter": str(letter.reference),
-            "goes_to": "the service" if letter.is_resolution else f"{letter.source_topic}/{letter.source_partition}",
-            "reason": letter.reason,
-            "batch": letter.batch_id,
-            "failures": letter.failures,
+            "letter": str(dead_letter.position),
+            "goes_to": "the service"
+            if dead_letter.is_resolution
+            else f"{dead_letter.source_topic}/{dead_letter.source_partition}",
+            "reason": dead_letter.reason,
+            "batch": dead_letter.batch_id,
+            "failures": dead_letter.failures,
         }
-        for letter in letters
+        for dead_letter in dead_letters
     ]
     if as_json:
         print_json({"would_replay": rows})

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bcs.cli.output import on_terminal, print_json
 from bcs.ops.wording import printable
-from bcs.wire.dead_letters.decode import Reference
+from bcs.wire.dead_letters.decode import DeadLetterPosition
 
 if TYPE_CHECKING:
     from bcs.ops.dlq.replaying import Replayed
@@ -29,16 +29,16 @@ class Outcome:
     quiet: bool
     progress: Progress | None
     replayed: int = 0
-    failed: dict[Reference, str] = field(default_factory=dict)
+    failed: dict[DeadLetterPosition, str] = field(default_factory=dict)
 
-    def tell(self, letter: Replayed) -> None:
+    def tell(self, replayed: Replayed) -> None:
         """One more is decided."""
-        if letter.problem is None:
+        if replayed.problem is None:
             self.replayed += 1
         else:
-            self.failed[letter.letter.reference] = letter.problem
+            self.failed[replayed.dead_letter.position] = replayed.problem
             if not self.quiet:
-                typer.echo(printable(f"{letter.letter.reference}: not put back: {letter.problem}"), err=True)
+                typer.echo(printable(f"{replayed.dead_letter.position}: not put back: {replayed.problem}"), err=True)
         decided = self.replayed + len(self.failed)
         if self.progress:
             self.progress.advance(self.progress.task_ids[0])
@@ -59,7 +59,7 @@ def say_progress(wanted: int, *, as_json: bool) -> Iterator[Outcome]:
         outcome = Outcome(wanted, quiet=as_json, progress=None)
         yield outcome
     if as_json:
-        failed = {str(reference): problem for reference, problem in sorted(outcome.failed.items())}
+        failed = {str(position): problem for position, problem in sorted(outcome.failed.items())}
         print_json({"wanted": wanted, "replayed": outcome.replayed, "failed": failed})
     else:
         typer.echo(f"{outcome.replayed} of {wanted} letters put back, {len(outcome.failed)} could not be.")

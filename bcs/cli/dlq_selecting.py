@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bcs.ops.dlq.selection import LetterRange, Selection, all_of_letters, moment
+from bcs.ops.dlq.selection import DeadLetterRange, Selection, dead_letter_topics_of, moment
 
 
 def a_moment(text: str) -> datetime:
@@ -18,27 +18,27 @@ def a_moment(text: str) -> datetime:
         raise typer.BadParameter(str(error)) from None
 
 
-def a_reference(text: str) -> str:
+def position_or_range(text: str) -> str:
     """One letter or a range of them, from the command line."""
     try:
-        LetterRange.parse(text)
+        DeadLetterRange.parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     return text
 
 
-def one_reference(text: str) -> str:
+def one_position(text: str) -> str:
     """One letter, from the command line."""
-    place = LetterRange.parse(a_reference(text))
+    place = DeadLetterRange.parse(position_or_range(text))
     if place.first != place.last:
         raise typer.BadParameter("one letter, not a range")
     return text
 
 
-References = Annotated[
+DeadLetters = Annotated[
     list[str] | None,
     typer.Argument(
-        parser=a_reference, metavar="[LETTER]...", help="topic/partition/offset or topic/partition/first-last."
+        parser=position_or_range, metavar="[LETTER]...", help="topic/partition/offset or topic/partition/first-last."
     ),
 ]
 Topics = Annotated[list[str] | None, typer.Option("--topic", help="A source's or a dead-letter topic; repeatable.")]
@@ -52,7 +52,7 @@ Until = Annotated[datetime | None, typer.Option(parser=a_moment, metavar="TIME",
 
 
 def selection_of(
-    letters: list[str] | None,
+    dead_letters: list[str] | None,
     topic: list[str] | None,
     reason: list[str] | None,
     batch: list[str] | None,
@@ -62,8 +62,8 @@ def selection_of(
 ) -> Selection:
     """What an operator has chosen."""
     return Selection(
-        ranges=tuple(map(LetterRange.parse, letters or ())),
-        topics=all_of_letters(topic or ()),
+        ranges=tuple(map(DeadLetterRange.parse, dead_letters or ())),
+        topics=dead_letter_topics_of(topic or ()),
         reasons=frozenset(reason or ()),
         batches=frozenset(batch or ()),
         since=since,

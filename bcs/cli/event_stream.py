@@ -15,7 +15,7 @@ from bcs.errors import KafkaUnavailable, PartitionStalled, UnknownTopic
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.kafka.status import close
 from bcs.ops.dlq.reading import existing_partitions, kafka_answers, reading_clients
-from bcs.wire.dead_letters.decode import Reference
+from bcs.wire.dead_letters.decode import DeadLetterPosition
 
 _CLIENT_ID = "batch-conductor-events"
 _POLL_MS = 300
@@ -23,7 +23,7 @@ _QUIET_MS = 2000
 _CLOSE_SECONDS = 2.0
 
 
-async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[Reference]:
+async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[DeadLetterPosition]:
     """Produce messages in their order, without headers as the platform does.
 
     :returns: where each message lies.
@@ -52,7 +52,7 @@ async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[
         for message in messages:
             with kafka_answers(), anyio.fail_after(2 * timeout_seconds):
                 record = await producer.send_and_wait(message.event_type.topic, message.value, message.key)
-            taken.append(Reference(record.topic, record.partition, record.offset))
+            taken.append(DeadLetterPosition(record.topic, record.partition, record.offset))
         return taken
     finally:
         with anyio.CancelScope(shield=True):

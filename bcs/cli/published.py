@@ -12,7 +12,7 @@ from bcs.cli.output import plain
 from bcs.domain.times import format_timestamp
 from bcs.errors import UnreadableLetter
 from bcs.wire import topics
-from bcs.wire.dead_letters.decode import Reference, marked_offset, purged_offset, read_letter
+from bcs.wire.dead_letters.decode import DeadLetterPosition, marked_offset, purged_offset, read_dead_letter
 
 
 def as_document(record: ConsumerRecord) -> dict[str, Any]:
@@ -55,15 +55,15 @@ def _content(record: ConsumerRecord) -> dict[str, Any]:
         return _skipped(record.value)
     marked = marked_offset(record.key, record.value)
     if marked is not None:
-        letter = Reference(record.topic, record.partition, marked)
-        return {"kind": "replay_marker", "letter": str(letter)}
-    place = Reference(record.topic, record.partition, record.offset)
+        position = DeadLetterPosition(record.topic, record.partition, marked)
+        return {"kind": "replay_marker", "letter": str(position)}
+    place = DeadLetterPosition(record.topic, record.partition, record.offset)
     purged = purged_offset(record.key, record.value)
     if purged is not None:
-        last = Reference(record.topic, record.partition, purged)
+        last = DeadLetterPosition(record.topic, record.partition, purged)
         return {"kind": "purge_marker", "letter": str(last)}
     try:
-        dead = read_letter(place, record.key, record.value, record.headers)
+        dead = read_dead_letter(place, record.key, record.value, record.headers)
     except UnreadableLetter as error:
         return {"kind": "unknown", "problem": error.problem}
     return {

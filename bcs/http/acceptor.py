@@ -91,7 +91,7 @@ class Acceptor:
         """Give back what was kept for connections."""
         self._reserve.close()
 
-    def drop_newcomers(self) -> None:
+    def reject_new_connections(self) -> None:
         """Let nobody knock any more, while those who have may still come in.
 
         To close a listening socket resets whoever is in its backlog or half way into it, and at any moment somebody is.
@@ -105,7 +105,7 @@ class Acceptor:
             with suppress(OSError):  # a sandbox may not know it
                 self._listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
-    async def take_the_last(self) -> None:
+    async def accept_remaining_and_close(self) -> None:
         """Take what waits in the backlog, and close the listening socket: connections are refused from now on."""
         async with anyio.create_task_group() as group:
             with suppress(OSError), closing(self._listener):  # for the very last there may be no room

@@ -50,7 +50,7 @@ _LOOKS = frozenset({"GET", "HEAD"})
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-class Guard:
+class RequestGuard:
     """Answers every request in time, and counts it.
 
     A request takes a place once its body has come, so that slow callers take no places from others.
@@ -75,7 +75,7 @@ class Guard:
         self._in_flight = 0
         self._places_taken = 0
         telemetry.http_in_flight.set_function(lambda: self._in_flight)
-        self._last_answers = False
+        self._closes_after_response = False
         self._all_answered: anyio.Event | None = None
         # To look them up by their labels costs more than to count; there are few, as labels have closed sets of values.
         self._series = cache(
@@ -85,11 +85,11 @@ class Guard:
             )
         )
 
-    def say_goodbye(self) -> None:
+    def close_after_response(self) -> None:
         """From now on each connection is closed with its next answer: a request sent on one that is just being closed
         would find nobody.
         """
-        self._last_answers = True
+        self._closes_after_response = True
 
     async def idle(self) -> None:
         """Wait until no request is being answered."""
@@ -97,7 +97,7 @@ class Guard:
             self._all_answered = anyio.Event()
             await self._all_answered.wait()
 
-    def around(self, handler: Handler, route: str | None, *, reads_body: bool = False) -> Handler:
+    def wrap(self, handler: Handler, route: str | None, *, reads_body: bool = False) -> Handler:
         """A handler that answers whatever happens.
 
         Not a middleware: aiohttp puts those together anew for each request, at a tenth of what it costs by itself.
@@ -126,7 +126,7 @@ class Guard:
         requests.inc()
         duration.observe(seconds)
         self._log(request, method, route, response.status, problem, seconds)
-        if self._last_answers:
+        if self._closes_after_response:
             response.force_close()
         # Callers may choose any characters, a header may not have all of them.
         correlation_id = correlation_id_of(request)
@@ -240,7 +240,7 @@ def correlation_id_said(request: web.Request) -> str | None:
 
 def asked_by(request: web.Request) -> str:
     """Who asks, as far as a request tells."""
-    # aiohttp keeps bytes that are no UTF-8 as lone surrogates, which can be stored nowhere.
+    # aiohttp keeps bytes that are no UTF-8 as lone surrogates, which no store accepts.
     agent = request.headers.get("User-Agent", "unknown").encode(errors="replace").decode()
     return f"{agent[:_AGENT_CHARACTERS]} at {request.remote}"
 
@@ -262,7 +262,7 @@ def _ensure_json(request: web.Request) -> None:
         )
 
 
-async def nowhere(request: web.Request) -> web.StreamResponse:
+async def not_found(request: web.Request) -> web.StreamResponse:
     """Answers what no route takes.
 
     :raises HTTPMethodNotAllowed: one would take it by another method.

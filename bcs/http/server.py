@@ -20,11 +20,11 @@ from bcs.http.callers import Callers
 from bcs.http.connection import Connection
 from bcs.http.deadlines import task_deadlines
 from bcs.http.descriptors import most_connections
-from bcs.http.guard import Guard, Handler, nowhere, unexpected
+from bcs.http.guard import Handler, RequestGuard, not_found, unexpected
 from bcs.http.parameters import BATCHES
-from bcs.http.routes.actors import ActorCalls
-from bcs.http.routes.batches import BatchCalls
-from bcs.http.routes.health import Probes
+from bcs.http.routes.actors import ActorHandlers
+from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
@@ -83,9 +83,9 @@ class HttpServer:
     telemetry: Telemetry
     listener: socket.socket
     pipelines: PipelineHandlers
-    batches: BatchCalls
-    probes: Probes
-    actors: ActorCalls
+    batches: BatchHandlers
+    health: HealthHandlers
+    actors: ActorHandlers
 
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until asked to stop; then answer what was accepted."""
@@ -96,12 +96,14 @@ class HttpServer:
         async with anyio.create_task_group() as group:
             group.start_soon(callers.clock.run)
             try:
-                await self._serve(context, Guard(settings, self.telemetry, bodies, deadlines, callers.crowded), callers)
+                await self._serve(
+                    context, RequestGuard(settings, self.telemetry, bodies, deadlines, callers.crowded), callers
+                )
             finally:
                 callers.end_sendings()
             group.cancel_scope.cancel()
 
-    async def _serve(self, context: ActorContext[Any], guard: Guard, callers: Callers) -> None:
+    async def _serve(self, context: ActorContext[Any], guard: RequestGuard, callers: Callers) -> None:
         runner = web.AppRunner(
             self._application(guard),
             handle_signals=False,
@@ -131,13 +133,13 @@ class HttpServer:
                 group.start_soon(acceptor.run)
                 context.ready()
                 await context.wait_stopping()
-                guard.say_goodbye()
+                guard.close_after_response()
                 # Readiness is off by now: whoever balances the load gets this long to see it.
                 await anyio.sleep(self.settings.shutdown_drain_seconds)
-                acceptor.drop_newcomers()
+                acceptor.reject_new_connections()
                 await anyio.sleep(_HANDSHAKE_SECONDS)
                 group.cancel_scope.cancel()
-            await acceptor.take_the_last()
+            await acceptor.accept_remaining_and_close()
             with anyio.move_on_after(_LAST_REQUESTS_SECONDS):
                 while server.connections:  # noqa: ASYNC110 (aiohttp has no event for it)
                     await anyio.sleep(_LOOK_SECONDS)
@@ -149,7 +151,7 @@ class HttpServer:
             linger_seconds = self.settings.http_linger_seconds
             grace_seconds = self.settings.http_kill_grace_seconds
             with anyio.move_on_after(linger_seconds + grace_seconds * 4, shield=True):
-                guard.say_goodbye()
+                guard.close_after_response()
                 if not stopped:
                     # Who has connected just now is about to send a request.
                     await anyio.sleep(linger_seconds)
@@ -157,14 +159,14 @@ class HttpServer:
                         await guard.idle()
                 await runner.cleanup()
 
-    def _application(self, guard: Guard) -> web.Application:
+    def _application(self, guard: RequestGuard) -> web.Application:
         application = web.Application()
         router = application.router
 
         def add(method: str, path: str, handler: Handler, *, reads_body: bool = False) -> None:
             resource = router.add_resource(path)
-            guarded = guard.around(handler, resource.canonical, reads_body=reads_body)
-            expect = _expecting(guard.around(unexpected, resource.canonical))
+            guarded = guard.wrap(handler, resource.canonical, reads_body=reads_body)
+            expect = _expecting(guard.wrap(unexpected, resource.canonical))
             for taken in (method, "HEAD") if method == "GET" else (method,):
                 resource.add_route(taken, guarded, expect_handler=expect)
 
@@ -175,11 +177,11 @@ class HttpServer:
         add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history)
         add("GET", "/internal/v1/actors", self.actors.show)
         add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill)
-        add("GET", "/healthz", self.probes.healthz)
-        add("GET", "/readyz", self.probes.readyz)
-        add("GET", "/metrics", self.probes.render)
-        expect = _expecting(guard.around(unexpected, None))
-        router.add_route("*", "/{path:(?s:.*)}", guard.around(nowhere, None), expect_handler=expect)
+        add("GET", "/healthz", self.health.healthz)
+        add("GET", "/readyz", self.health.readyz)
+        add("GET", "/metrics", self.health.render)
+        expect = _expecting(guard.wrap(unexpected, None))
+        router.add_route("*", "/{path:(?s:.*)}", guard.wrap(not_found, None), expect_handler=expect)
         return application
 
 

@@ -26,9 +26,9 @@ from bcs.actors.redis_probe import RedisStatus, problem_of_redis
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
-from bcs.http.routes.actors import ActorCalls
-from bcs.http.routes.batches import BatchCalls
-from bcs.http.routes.health import Probes
+from bcs.http.routes.actors import ActorHandlers
+from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.server import HttpServer, open_listener
 from bcs.kafka.status import KafkaStatus
@@ -237,7 +237,7 @@ class Service:
             deadline_seconds=settings.request_deadline_seconds,
         )
         pipelines = PipelineHandlers(resolver, reporter, self._phases)
-        probes = Probes(
+        health = HealthHandlers(
             settings=settings,
             store=self.store,
             permanent=permanent,
@@ -248,11 +248,11 @@ class Service:
             snapshot=lambda: self.root.snapshot(),
             draining=lambda: self._stop is not None and self._stop.is_set(),
         )
-        actors = ActorCalls(
+        actors = ActorHandlers(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
         )
         reading = anyio.Semaphore(settings.http_max_concurrent_reads)
-        batches = BatchCalls(
+        batches = BatchHandlers(
             definitions=self._definitions,
             law=self._law,
             reader=reader,
@@ -266,7 +266,7 @@ class Service:
             listener=self.listener,
             pipelines=pipelines,
             batches=batches,
-            probes=probes,
+            health=health,
             actors=actors,
         )
         # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,

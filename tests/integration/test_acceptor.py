@@ -88,7 +88,7 @@ async def test_the_last_are_served_and_the_next_refused(listener: socket.socket,
     address = listener.getsockname()
     with callers(listener, 200) as all_of_them:
         acceptor = acceptor_of(listener, greeter)
-        await acceptor.take_the_last()
+        await acceptor.accept_remaining_and_close()
         acceptor.close()
         await wait_until(lambda: greeter.served == len(all_of_them))
         assert {caller.recv(10) for caller in all_of_them} == {b"hello"}
@@ -96,12 +96,12 @@ async def test_the_last_are_served_and_the_next_refused(listener: socket.socket,
         socket.create_connection(address, 5)
 
 
-async def test_who_was_connected_before_newcomers_are_dropped_can_still_talk(
+async def test_connections_from_before_the_rejection_are_still_served(
     listener: socket.socket, greeter: type[Greeter]
 ) -> None:
     acceptor = acceptor_of(listener, greeter)
     with callers(listener, 3) as before:
-        acceptor.drop_newcomers()
+        acceptor.reject_new_connections()
         for caller in before:
             caller.send(b"hello to you")
         async with accepting(acceptor):
@@ -127,8 +127,8 @@ async def test_who_knocks_as_it_closes_is_refused_and_never_reset(
 
         address = listener.getsockname()
         monkeypatch.setattr(Acceptor, "_take", take_and_be_late)
-        acceptor.drop_newcomers()
-        await acceptor.take_the_last()
+        acceptor.reject_new_connections()
+        await acceptor.accept_remaining_and_close()
         acceptor.close()
         assert [caller.recv(10) for caller in before] == [b"hello"]
         await anyio.wait_writable(late)

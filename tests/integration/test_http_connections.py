@@ -94,7 +94,7 @@ async def status_of(reader: asyncio.StreamReader) -> int:
     return int(head.split()[1])
 
 
-async def test_a_newcomer_takes_the_place_of_the_connection_that_is_idle_longest(service: RunningService) -> None:
+async def test_a_new_connection_replaces_the_one_that_is_idle_longest(service: RunningService) -> None:
     async with AsyncExitStack() as stack:
         idle: list[Connection] = []
         for _ in range(MOST):

@@ -16,7 +16,7 @@ from bcs.config.settings import load_settings
 from bcs.http.bodies import Bodies
 from bcs.http.callers import Callers
 from bcs.http.deadlines import Deadlines, LoopClock, task_deadlines
-from bcs.http.guard import Guard
+from bcs.http.guard import RequestGuard
 from bcs.observability.telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +41,7 @@ async def answer(clock: LoopClock, deadlines: TaskDeadlines) -> AsyncIterator[An
     """Answers a request whose handler does what it is given."""
     settings, telemetry = load_settings(), Telemetry()
     callers = Callers(settings, telemetry, most=1)
-    guard = Guard(settings, telemetry, Bodies(callers.bodies, callers.held, most_bytes=1), deadlines, set())
+    guard = RequestGuard(settings, telemetry, Bodies(callers.bodies, callers.held, most_bytes=1), deadlines, set())
 
     async def answered(work: Callable[[], Awaitable[None]]) -> web.StreamResponse:
         async def handler(_: web.Request) -> web.StreamResponse:
@@ -49,7 +49,7 @@ async def answer(clock: LoopClock, deadlines: TaskDeadlines) -> AsyncIterator[An
             return web.Response()
 
         with anyio.fail_after(5):
-            return await guard.around(handler, "/")(make_mocked_request("GET", "/"))
+            return await guard.wrap(handler, "/")(make_mocked_request("GET", "/"))
 
     async with anyio.create_task_group() as group:
         group.start_soon(clock.run)

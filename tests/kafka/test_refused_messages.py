@@ -14,10 +14,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from bcs.actors import publisher
-from bcs.ops.dlq.reading import reference_of
+from bcs.ops.dlq.reading import position_of
 from bcs.storage.memory import MemoryOutbox
 from bcs.wire import topics
-from bcs.wire.dead_letters.decode import read_letter
+from bcs.wire.dead_letters.decode import read_dead_letter
 from bcs.wire.published import OutboundMessage
 from tests.kafka.services import SESSION_SECONDS
 from tests.support.kafka import Platform
@@ -158,7 +158,7 @@ async def test_every_letter_has_a_key_so_that_a_compacted_topic_takes_it(
             async def arrived() -> dict[bytes | None, ConsumerRecord]:
                 records = await platform.messages(topics.dead_letter_topic(topics.CJ_COMPLETED))
                 found = {
-                    read_letter(reference_of(record), record.key, record.value, record.headers).value: record
+                    read_dead_letter(position_of(record), record.key, record.value, record.headers).value: record
                     for record in records
                     if record.value is not None
                 }
@@ -172,5 +172,5 @@ async def test_every_letter_has_a_key_so_that_a_compacted_topic_takes_it(
         record = found[value]
         assert record.key == f"{source.topic}/{source.partition}/{source.offset}".encode()
         assert json.loads(record.value)["additional_metadata"]["source_key_base64"] is None
-        assert read_letter(reference_of(record), record.key, record.value, record.headers).key is None
+        assert read_dead_letter(position_of(record), record.key, record.value, record.headers).key is None
     assert not outbox_of(service).parked

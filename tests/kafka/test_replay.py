@@ -24,13 +24,13 @@ from aiokafka.errors import KafkaError
 from bcs.domain.facts import Fact
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import delta_of
-from bcs.ops.dlq.reading import reference_of
+from bcs.ops.dlq.reading import position_of
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.wire import topics
-from bcs.wire.dead_letters.decode import read_letter
-from bcs.wire.dead_letters.encode import ORIGINAL_TIMESTAMP, unread_letter
+from bcs.wire.dead_letters.decode import read_dead_letter
+from bcs.wire.dead_letters.encode import ORIGINAL_TIMESTAMP, unread_dead_letter
 from bcs.wire.decoding import EventDecoder
 from tests.kafka.operator import Operator
 from tests.kafka.services import SESSION_SECONDS
@@ -257,11 +257,11 @@ async def shown(scene: Scene, letters: list[dict[str, Any]], bad: dict[str, list
     by_reference = {}
     for topic in {letter["letter"].split("/")[0] for letter in letters}:
         for record in await scene.platform.messages(topic):
-            by_reference[str(reference_of(record))] = record
+            by_reference[str(position_of(record))] = record
     found: dict[str, Counter[bytes | None]] = defaultdict(Counter)
     for letter in letters:
         record = by_reference[letter["letter"]]
-        read = read_letter(reference_of(record), record.key, record.value, record.headers)
+        read = read_dead_letter(position_of(record), record.key, record.value, record.headers)
         found[letter["reason"]][read.value] += 1
         assert read.failures == letter["failures"]
     assert found == {way: Counter(event.value for event in events) for way, events in bad.items()}
@@ -400,7 +400,9 @@ async def test_a_letter_that_never_had_its_original_puts_back_what_lies_at_its_p
     producer = AIOKafkaProducer(bootstrap_servers=scene.kafka)
     await producer.start()
     for offset in (there.offset, gone):
-        letter = unread_letter(there.topic, there.partition, offset, "skipped_by_operator", detail, datetime.now(UTC))
+        letter = unread_dead_letter(
+            there.topic, there.partition, offset, "skipped_by_operator", detail, datetime.now(UTC)
+        )
         await producer.send_and_wait(letter.topic, letter.value, letter.key, headers=list(letter.headers))
     await producer.stop()
     [first, _] = await scene.each("--reason", "skipped_by_operator")

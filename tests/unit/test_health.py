@@ -11,7 +11,7 @@ from aiohttp import web
 
 from bcs.actors.redis_probe import RedisStatus
 from bcs.config.settings import Settings
-from bcs.http.routes.health import Probes
+from bcs.http.routes.health import HealthHandlers
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.waits import CONNECT_PRODUCER, Waits
 from bcs.storage.ports import StateStore
@@ -27,7 +27,7 @@ async def message_about_kafka(kafka: KafkaStatus, *, refused: bool) -> tuple[str
     waits = Waits(lambda: datetime.now(UTC))
     if refused:
         waits.begin("publisher", CONNECT_PRODUCER, REFUSED)
-    probes = Probes(
+    health = HealthHandlers(
         settings=Settings(use_mock_repository=True),
         store=cast("StateStore", None),
         permanent=None,
@@ -38,7 +38,7 @@ async def message_about_kafka(kafka: KafkaStatus, *, refused: bool) -> tuple[str
         snapshot=lambda: Snapshot("bcs", "supervisor", State.RUNNING),
         draining=lambda: False,
     )
-    response = await probes.healthz(cast("web.Request", None))
+    response = await health.healthz(cast("web.Request", None))
     assert isinstance(response.body, bytes)
     found = json.loads(response.body)["dependencies"]["kafka"]
     return found["status"], found["message"]

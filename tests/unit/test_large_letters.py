@@ -11,7 +11,7 @@ import pytest
 
 from bcs.actors.dead_letters import letter_of
 from bcs.wire import topics
-from bcs.wire.dead_letters.decode import Reference, read_letter
+from bcs.wire.dead_letters.decode import DeadLetterPosition, read_dead_letter
 from bcs.wire.published import ConsumedMessage
 
 pytestmark = pytest.mark.anyio
@@ -38,5 +38,5 @@ async def test_others_run_while_a_large_value_is_digested() -> None:
         meanwhile = turns - before
         over.set()
     assert meanwhile > 20
-    found = read_letter(Reference(letter.topic, 0, 0), letter.key, letter.value, letter.headers)
+    found = read_dead_letter(DeadLetterPosition(letter.topic, 0, 0), letter.key, letter.value, letter.headers)
     assert found.value_sha256 == hashlib.sha256(value).hexdigest()

@@ -16,33 +16,33 @@ from hypothesis import strategies as st
 from bcs.cli.dlq_listing import nothing_selected
 from bcs.errors import UnreadableLetter
 from bcs.ops.dlq.purging import last_to_purge, purged
-from bcs.ops.dlq.reading import Junk, Survey
-from bcs.ops.dlq.selection import LetterRange, Selection, all_of_letters
+from bcs.ops.dlq.reading import DeadLetterIndex, Junk
+from bcs.ops.dlq.selection import DeadLetterRange, Selection, dead_letter_topics_of
 from bcs.wire import topics
 from bcs.wire.dead_letters import encode as names
 from bcs.wire.dead_letters.decode import (
     DeadLetter,
-    Reference,
+    DeadLetterPosition,
     mark_key,
     marked_offset,
     purge_key,
     purged_offset,
-    read_letter,
+    read_dead_letter,
 )
 from bcs.wire.dead_letters.encode import (
-    LARGE_LETTER_BYTES,
+    LARGE_DEAD_LETTER_BYTES,
     ORIGINAL_TIMESTAMP,
     REPLAYED_FROM,
-    as_reduced,
+    as_truncated,
     dead_letter,
     failed_resolution,
-    foreign,
-    unread_letter,
+    original_headers,
+    unread_dead_letter,
 )
 from bcs.wire.published import SERVICE, ConsumedMessage, Headers, OutboundMessage
 
 NOW = datetime(2026, 5, 3, 8, tzinfo=UTC)
-WHERE = Reference(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), 2, 7)
+WHERE = DeadLetterPosition(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), 2, 7)
 WITHOUT_SERVICE = (
     b'{"failed_event_envelope": {}, "dlq_reason": "r", "timestamp": "2026-05-03T08:00:00Z", "additional_metadata": {}}'
 )
@@ -59,12 +59,12 @@ def consumed(value: bytes | None, key: bytes | None = b"essay", headers: Headers
     )
 
 
-def read(message: OutboundMessage, where: Reference = WHERE) -> DeadLetter:
-    return read_letter(where, message.key, message.value, message.headers)
+def read(message: OutboundMessage, where: DeadLetterPosition = WHERE) -> DeadLetter:
+    return read_dead_letter(where, message.key, message.value, message.headers)
 
 
 def letter(
-    reason: str = "not_json", batch: str | None = "b", where: Reference = WHERE, now: datetime = NOW
+    reason: str = "not_json", batch: str | None = "b", where: DeadLetterPosition = WHERE, now: datetime = NOW
 ) -> DeadLetter:
     return read(dead_letter(consumed(b"x"), reason, DETAIL, now, batch), where)
 
@@ -74,7 +74,7 @@ def letter(
 @example(value=b'{"raw_base64":"AAAA"}', key=None, headers=())
 def test_a_letter_gives_back_what_was_there(value: bytes | None, key: bytes | None, headers: Headers) -> None:
     found = read(dead_letter(consumed(value, key, headers), "not_json", DETAIL, NOW, "batch"))
-    assert (found.value, found.key, found.headers) == (value, key, foreign(headers))
+    assert (found.value, found.key, found.headers) == (value, key, original_headers(headers))
     assert (found.source_topic, found.source_partition, found.source_offset) == (topics.SPELLCHECK_COMPLETED, 4, 77)
     assert (found.source_timestamp_ms, found.batch_id, found.reason) == (1_700_000_000_123, "batch", "not_json")
     assert (found.attempts, found.failures, found.truncated) == (3, 1, False)
@@ -104,32 +104,32 @@ def test_counts_that_others_made_up_are_not_believed(nonsense: bytes | None) -> 
 
 def test_a_letter_without_headers_of_ours_is_read_by_its_value() -> None:
     message = dead_letter(consumed(b"x"), "not_json", DETAIL, NOW, "batch")
-    found = read_letter(WHERE, message.key, message.value, ())
+    found = read_dead_letter(WHERE, message.key, message.value, ())
     assert (found.value, found.source_offset, found.failures, found.batch_id) == (b"x", 77, 1, None)
 
 
-@pytest.mark.parametrize("value", [b"\xff" * (LARGE_LETTER_BYTES + 1), b"x"])
+@pytest.mark.parametrize("value", [b"\xff" * (LARGE_DEAD_LETTER_BYTES + 1), b"x"])
 def test_a_reduced_letter_says_that_the_original_is_elsewhere(value: bytes) -> None:
     many = tuple((f"h{number}", b"x" * 1000) for number in range(70))
     message = dead_letter(consumed(value, headers=many), "not_json", DETAIL, NOW, None)
-    reduced = as_reduced(message)
-    assert reduced is not None
-    assert as_reduced(reduced) is None
-    assert {name for name, _ in reduced.headers} <= names.OWN_HEADERS
-    found = read(reduced)
+    truncated = as_truncated(message)
+    assert truncated is not None
+    assert as_truncated(truncated) is None
+    assert {name for name, _ in truncated.headers} <= names.OWN_HEADERS
+    found = read(truncated)
     assert (found.truncated, found.value, found.source_offset) == (True, None, 77)
-    assert found.beginning == value[:LARGE_LETTER_BYTES]
+    assert found.beginning == value[:LARGE_DEAD_LETTER_BYTES]
     assert read(message).headers == many
 
 
 def test_a_key_that_is_too_large_for_a_letter_is_left_to_the_source() -> None:
-    reduced = as_reduced(dead_letter(consumed(b"x", key=b"k" * 300_000), "not_json", DETAIL, NOW, None))
-    assert reduced is not None
-    assert len(reduced.value) < 5_000
-    assert reduced.key == f"{topics.SPELLCHECK_COMPLETED}/4/77".encode(), (
+    truncated = as_truncated(dead_letter(consumed(b"x", key=b"k" * 300_000), "not_json", DETAIL, NOW, None))
+    assert truncated is not None
+    assert len(truncated.value) < 5_000
+    assert truncated.key == f"{topics.SPELLCHECK_COMPLETED}/4/77".encode(), (
         "a compacted topic takes no letter without a key"
     )
-    found = read(reduced)
+    found = read(truncated)
     assert (found.truncated, found.key, found.source_offset) == (True, None, 77)
 
 
@@ -148,11 +148,11 @@ def test_a_letter_that_would_be_too_large_is_made_reduced_at_once(
 ) -> None:
     message = dead_letter(consumed(value, key, headers), "not_json", DETAIL, NOW, None, limit_bytes=1_000_000)
     assert message.reduced is None
-    assert message.size_bytes < 2 * LARGE_LETTER_BYTES
+    assert message.size_bytes < 2 * LARGE_DEAD_LETTER_BYTES
     found = read(message)
     assert (found.truncated, found.value, found.source_offset) == (True, None, 77)
     assert found.value_sha256 == hashlib.sha256(value).hexdigest()
-    assert found.beginning == value[:LARGE_LETTER_BYTES]
+    assert found.beginning == value[:LARGE_DEAD_LETTER_BYTES]
 
 
 def test_a_large_original_is_not_copied_for_its_letter() -> None:
@@ -175,7 +175,7 @@ def test_a_long_error_message_makes_no_letter_too_large() -> None:
 
 def test_a_letter_about_what_could_not_be_read_says_where_it_lies() -> None:
     detail = {"error_type": "Skipped", "error_message": "the disk is broken"}
-    message = unread_letter(topics.SPELLCHECK_COMPLETED, 4, 77, "skipped_by_operator", detail, NOW)
+    message = unread_dead_letter(topics.SPELLCHECK_COMPLETED, 4, 77, "skipped_by_operator", detail, NOW)
     assert message.topic == topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED)
     assert message.key == f"{topics.SPELLCHECK_COMPLETED}/4/77".encode()
     found = read(message)
@@ -202,13 +202,13 @@ def test_a_header_that_only_begins_like_ours_is_the_original_s() -> None:
 )
 def test_a_letter_of_another_service_is_read_by_the_contract(envelope: bytes, value: bytes | None) -> None:
     rest = b'"dlq_reason":"x","timestamp":"2026-05-03T08:00:00Z","service":"other","additional_metadata":{}}'
-    found = read_letter(WHERE, b"k", b'{"failed_event_envelope":' + envelope + b"," + rest, ())
+    found = read_dead_letter(WHERE, b"k", b'{"failed_event_envelope":' + envelope + b"," + rest, ())
     assert (found.value, found.source_topic) == (value, topics.SPELLCHECK_COMPLETED)
 
 
 def test_a_resolution_s_letter_has_the_request() -> None:
     message = failed_resolution(b'{"batch_id": "b", "more": 1}', "b", "nlp", ValueError("x"), NOW)
-    found = read(message, Reference(message.topic, 0, 0))
+    found = read(message, DeadLetterPosition(message.topic, 0, 0))
     assert found.is_resolution
     assert (found.value, found.batch_id, found.source_partition) == (b'{"batch_id": "b", "more": 1}', "b", None)
 
@@ -216,13 +216,13 @@ def test_a_resolution_s_letter_has_the_request() -> None:
 def test_a_resolution_s_letter_that_is_too_large_has_what_counts_of_the_request() -> None:
     request = b'{"batch_id": "b", "more": "' + b"x" * 1_000_000 + b'"}'
     message = failed_resolution(request, "b", "nlp", ValueError("x"), NOW, understood=b'{"batch_id":"b"}')
-    assert read(message, Reference(message.topic, 0, 0)).value == json.dumps(json.loads(request)).encode()
-    reduced = as_reduced(message)
-    assert reduced is not None
-    assert reduced.size_bytes < 5_000
-    found = read(reduced, Reference(message.topic, 0, 0))
+    assert read(message, DeadLetterPosition(message.topic, 0, 0)).value == json.dumps(json.loads(request)).encode()
+    truncated = as_truncated(message)
+    assert truncated is not None
+    assert truncated.size_bytes < 5_000
+    found = read(truncated, DeadLetterPosition(message.topic, 0, 0))
     assert json.loads(found.value or b"") == {"batch_id": "b"}
-    assert (found.truncated, found.batch_id, reduced.key) == (False, "b", b"b")
+    assert (found.truncated, found.batch_id, truncated.key) == (False, "b", b"b")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_resolution_s_letter_that_is_too_large_has_what_counts_of_the_request(
 )
 def test_what_is_no_letter_is_told(value: bytes | None) -> None:
     with pytest.raises(UnreadableLetter):
-        read_letter(WHERE, b"key", value, ())
+        read_dead_letter(WHERE, b"key", value, ())
 
 
 def test_a_letter_whose_original_was_changed_on_the_way_is_told() -> None:
@@ -263,27 +263,27 @@ def test_a_mark_names_its_letter_and_nothing_else_is_one() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("t/0/5", LetterRange("t.DLQ", 0, 5, 5)),
-        ("t.DLQ/12/5-9", LetterRange("t.DLQ", 12, 5, 9)),
-        ("a.b.v1.DLQ/0/0", LetterRange("a.b.v1.DLQ", 0, 0, 0)),
+        ("t/0/5", DeadLetterRange("t.DLQ", 0, 5, 5)),
+        ("t.DLQ/12/5-9", DeadLetterRange("t.DLQ", 12, 5, 9)),
+        ("a.b.v1.DLQ/0/0", DeadLetterRange("a.b.v1.DLQ", 0, 0, 0)),
     ],
 )
-def test_a_range_is_read(text: str, expected: LetterRange) -> None:
-    assert LetterRange.parse(text) == expected
+def test_a_range_is_read(text: str, expected: DeadLetterRange) -> None:
+    assert DeadLetterRange.parse(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "t", "t/0", "t/0/", "t/x/1", "t/0/9-3", "t/0/-1", "t/0/1-", "a/b/0/1"])
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not of the form|ends before"):
-        LetterRange.parse(text)
+        DeadLetterRange.parse(text)
 
 
 def test_a_selection_takes_what_meets_all_of_it() -> None:
     mine = letter()
     assert Selection().empty
     whole = Selection(
-        ranges=(LetterRange.parse(f"{WHERE.topic}/2/5-7"),),
-        topics=all_of_letters([topics.SPELLCHECK_COMPLETED]),
+        ranges=(DeadLetterRange.parse(f"{WHERE.topic}/2/5-7"),),
+        topics=dead_letter_topics_of([topics.SPELLCHECK_COMPLETED]),
         reasons=frozenset({"not_json"}),
         batches=frozenset({"b"}),
         since=NOW,
@@ -307,42 +307,49 @@ def test_a_selection_takes_what_meets_all_of_it() -> None:
 
 def test_purging_stops_at_the_first_letter_that_is_to_stay() -> None:
     def at(offset: int, hour: int, partition: int = 0) -> DeadLetter:
-        return letter(where=Reference("t.DLQ", partition, offset), now=NOW + timedelta(hours=hour))
+        return letter(where=DeadLetterPosition("t.DLQ", partition, offset), now=NOW + timedelta(hours=hour))
 
     letters = [at(1, 1), at(3, 5), at(4, 2), at(9, 1, partition=1)]
     old, new = (Junk("junk", int((NOW + timedelta(hours=hour)).timestamp() * 1000)) for hour in (1, 9))
-    junk = {Reference("t.DLQ", 0, 2): old, Reference("t.DLQ", 0, 7): old, Reference("t.DLQ", 2, 0): new}
-    survey = Survey({each.reference: each for each in letters}, junk)
-    last = last_to_purge(survey, NOW + timedelta(hours=4))
+    junk = {
+        DeadLetterPosition("t.DLQ", 0, 2): old,
+        DeadLetterPosition("t.DLQ", 0, 7): old,
+        DeadLetterPosition("t.DLQ", 2, 0): new,
+    }
+    index = DeadLetterIndex({each.position: each for each in letters}, junk)
+    last = last_to_purge(index, NOW + timedelta(hours=4))
     assert last == {("t.DLQ", 0): 2, ("t.DLQ", 1): 9}
-    assert sorted(each.offset for each in purged([*survey.letters, *junk], last)) == [1, 2, 9]
-    assert last_to_purge(survey, None) == {("t.DLQ", 0): 7, ("t.DLQ", 1): 9, ("t.DLQ", 2): 0}
-    assert last_to_purge(survey, NOW) == {}
+    assert sorted(each.offset for each in purged([*index.dead_letters, *junk], last)) == [1, 2, 9]
+    assert last_to_purge(index, None) == {("t.DLQ", 0): 7, ("t.DLQ", 1): 9, ("t.DLQ", 2): 0}
+    assert last_to_purge(index, NOW) == {}
 
 
 def test_letters_of_other_services_are_told_apart_and_stay() -> None:
-    ours, foreign = letter(where=Reference("t.DLQ", 0, 0)), letter(where=Reference("t.DLQ", 0, 1))
-    foreign = replace(foreign, service="another_service")
-    behind = letter(where=Reference("t.DLQ", 0, 2))
-    survey = Survey({each.reference: each for each in (ours, foreign, behind)}, {}, set(), total=3)
-    assert (ours.is_ours, foreign.is_ours) == (True, False)
-    assert read_letter(WHERE, None, WITHOUT_SERVICE, ()).service == "unknown"
-    chosen = survey.of(Selection(services=frozenset({"another_service"})))
-    assert (list(chosen.letters), chosen.total) == ([foreign.reference], 3)
-    assert last_to_purge(survey, None) == {("t.DLQ", 0): 0}, "nothing behind a letter that stays"
-    assert last_to_purge(survey, None, ("another_service",)) == {}
-    assert last_to_purge(survey, None, (SERVICE, "another_service")) == {("t.DLQ", 0): 2}
+    ours, other_service = (
+        letter(where=DeadLetterPosition("t.DLQ", 0, 0)),
+        letter(where=DeadLetterPosition("t.DLQ", 0, 1)),
+    )
+    other_service = replace(other_service, service="another_service")
+    behind = letter(where=DeadLetterPosition("t.DLQ", 0, 2))
+    index = DeadLetterIndex({each.position: each for each in (ours, other_service, behind)}, {}, set(), total=3)
+    assert (ours.is_ours, other_service.is_ours) == (True, False)
+    assert read_dead_letter(WHERE, None, WITHOUT_SERVICE, ()).service == "unknown"
+    chosen = index.of(Selection(services=frozenset({"another_service"})))
+    assert (list(chosen.dead_letters), chosen.total) == ([other_service.position], 3)
+    assert last_to_purge(index, None) == {("t.DLQ", 0): 0}, "nothing behind a letter that stays"
+    assert last_to_purge(index, None, ("another_service",)) == {}
+    assert last_to_purge(index, None, (SERVICE, "another_service")) == {("t.DLQ", 0): 2}
 
 
 def test_a_mark_of_a_purge_takes_out_what_lies_before_it() -> None:
-    survey = Survey()
+    index = DeadLetterIndex()
     dead = dead_letter(consumed(b"x"), "not_json", DETAIL, NOW, "b")
     messages = [(0, dead.key, dead.value), (1, b"k", b"junk"), (2, dead.key, dead.value), (3, purge_key(1), None)]
     for partition in (0, 1):
         for offset, key, value in messages[: 4 - partition]:
-            survey.take(ConsumerRecord("t.DLQ", partition, offset, 0, 0, key, value, 0, 0, 0, ()))
-    assert sorted(map(str, survey.letters)) == ["t.DLQ/0/2", "t.DLQ/1/0", "t.DLQ/1/2"]
-    assert list(map(str, survey.unreadable)) == ["t.DLQ/1/1"]
+            index.take(ConsumerRecord("t.DLQ", partition, offset, 0, 0, key, value, 0, 0, 0, ()))
+    assert sorted(map(str, index.dead_letters)) == ["t.DLQ/0/2", "t.DLQ/1/0", "t.DLQ/1/2"]
+    assert list(map(str, index.unreadable)) == ["t.DLQ/1/1"]
     assert [purged_offset(b"purged:x", None), purged_offset(b"purged:1", b""), marked_offset(purge_key(1), None)] == [
         None,
         None,

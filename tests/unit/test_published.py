@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from bcs.wire import topics
-from bcs.wire.dead_letters.encode import LARGE_LETTER_BYTES, dead_letter, failed_resolution
+from bcs.wire.dead_letters.encode import LARGE_DEAD_LETTER_BYTES, dead_letter, failed_resolution
 from bcs.wire.published import ConsumedMessage, OutboundMessage, as_uuid, phases_skipped
 
 NOW = datetime(2024, 11, 23, 12, 0, 0, 5, tzinfo=timezone(timedelta(hours=2)))
@@ -326,7 +326,7 @@ def test_every_letter_is_strict_json_and_gives_the_bytes_back(raw: bytes) -> Non
 
 @pytest.mark.parametrize("start", [b'{"a": "', b"\xff"])
 def test_a_large_message_has_a_reduced_letter_besides_the_whole_one(start: bytes) -> None:
-    raw = start + b"x" * LARGE_LETTER_BYTES + b'"}'
+    raw = start + b"x" * LARGE_DEAD_LETTER_BYTES + b'"}'
     written = letter(raw, "batch-1")
     assert original(written) == raw
     assert written.reduced is not None
@@ -344,8 +344,8 @@ def test_a_large_message_has_a_reduced_letter_besides_the_whole_one(start: bytes
 
 
 def test_only_a_message_over_the_limit_has_a_reduced_letter() -> None:
-    assert letter(b"x" * LARGE_LETTER_BYTES).reduced is None
-    assert letter(b"x" * (LARGE_LETTER_BYTES + 1)).reduced is not None
+    assert letter(b"x" * LARGE_DEAD_LETTER_BYTES).reduced is None
+    assert letter(b"x" * (LARGE_DEAD_LETTER_BYTES + 1)).reduced is not None
 
 
 def test_a_failed_resolution_s_letter_carries_request_and_error() -> None:

@@ -18,7 +18,7 @@ from bcs.errors import StoreError, UndecodableMessage
 from bcs.observability.telemetry import Telemetry
 from bcs.observability.waits import INTAKE, Waits
 from bcs.storage.ports import OutboxEntrance
-from bcs.wire.dead_letters.encode import unread_letter
+from bcs.wire.dead_letters.encode import unread_dead_letter
 from bcs.wire.published import OutboundMessage
 
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
@@ -89,7 +89,7 @@ class RefusedMessages:
         detail = {"attempts": 1, "error_type": "SkipOrder", "error_message": reason_of(order)}
         # With the time of the order: a letter that is made again must be the same, for the outbox to know it.
         if held is None or held.receipt is None:
-            letter = unread_letter(at.topic, at.partition, at.offset, SKIPPED, detail, ordered_at)
+            letter = unread_dead_letter(at.topic, at.partition, at.offset, SKIPPED, detail, ordered_at)
         else:
             message, limit_bytes = held.receipt.message, self.letter_limit_bytes
             letter = await letter_of(message, SKIPPED, detail, ordered_at, held.batch_id, limit_bytes=limit_bytes)

@@ -19,7 +19,7 @@ log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
 
 @dataclass(frozen=True, slots=True)
-class ActorCalls:
+class ActorHandlers:
     """Handlers with what they need.
 
     :param chaos_enabled: whether callers may kill.

@@ -32,7 +32,7 @@ _ID_SEGMENT = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchCalls:
+class BatchHandlers:
     """Handlers with what they need.
 
     :param record: None where none is kept.

@@ -30,7 +30,7 @@ _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.UNRESPONSIVE, S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probes:
+class HealthHandlers:
     """Handlers with what they need.
 
     :param permanent: None where there is no record.

@@ -23,7 +23,7 @@ from bcs.wire.dead_letters.encode import (
     FIRST_FAILURE,
     ORIGINAL_TIMESTAMP,
     REPLAYED_FROM,
-    foreign,
+    original_headers,
     original_time_ms,
 )
 from bcs.wire.published import Headers
@@ -44,38 +44,40 @@ class Original:
     timestamp_ms: int | None
 
 
-async def original_of(letter: DeadLetter, source: DeadLetterReader) -> Original:
+async def original_of(dead_letter: DeadLetter, source: DeadLetterReader) -> Original:
     """The original of a letter, from where it lay if the letter has only its beginning, or nothing of it.
 
     :raises OriginalGone: it no longer lies there, or can't be read there.
     """
-    if not letter.truncated:
-        return Original(letter.key, letter.value, letter.headers, letter.source_timestamp_ms)
-    where = f"{letter.source_topic}/{letter.source_partition}/{letter.source_offset}"
-    has = "nothing of its original" if letter.unread else "only the beginning of its original"
-    if letter.source_partition is None or letter.source_offset is None:
-        raise OriginalGone(str(letter.reference), f"the letter has {has}, and does not say where it lay")
+    if not dead_letter.truncated:
+        return Original(dead_letter.key, dead_letter.value, dead_letter.headers, dead_letter.source_timestamp_ms)
+    where = f"{dead_letter.source_topic}/{dead_letter.source_partition}/{dead_letter.source_offset}"
+    has = "nothing of its original" if dead_letter.unread else "only the beginning of its original"
+    if dead_letter.source_partition is None or dead_letter.source_offset is None:
+        raise OriginalGone(str(dead_letter.position), f"the letter has {has}, and does not say where it lay")
     try:
-        record = await source.record_at(letter.source_topic, letter.source_partition, letter.source_offset)
+        record = await source.record_at(
+            dead_letter.source_topic, dead_letter.source_partition, dead_letter.source_offset
+        )
     except PartitionStalled as error:
         problem = f"the letter has {has}, and {where} can't be read: {error.cause}"
-        raise OriginalGone(str(letter.reference), problem) from error
+        raise OriginalGone(str(dead_letter.position), problem) from error
     if record is None:
-        raise OriginalGone(str(letter.reference), f"the letter has {has}, and {where} no longer exists (retention)")
-    own_headers = foreign(record.headers)
-    if letter.unread:
+        raise OriginalGone(str(dead_letter.position), f"the letter has {has}, and {where} no longer exists (retention)")
+    own_headers = original_headers(record.headers)
+    if dead_letter.unread:
         written_at_ms = original_time_ms(record.headers)
         return Original(
             record.key, record.value, own_headers, record.timestamp if written_at_ms is None else written_at_ms
         )
     digest = None if record.value is None else hashlib.sha256(record.value).hexdigest()
-    if digest != letter.value_sha256:
-        raise OriginalGone(str(letter.reference), f"what lies at {where} now is another message")
-    return Original(record.key, record.value, own_headers, letter.source_timestamp_ms)
+    if digest != dead_letter.value_sha256:
+        raise OriginalGone(str(dead_letter.position), f"what lies at {where} now is another message")
+    return Original(record.key, record.value, own_headers, dead_letter.source_timestamp_ms)
 
 
-async def put_back(
-    producer: AIOKafkaProducer, letter: DeadLetter, original: Original, *, as_new: bool = False
+async def republish(
+    producer: AIOKafkaProducer, dead_letter: DeadLetter, original: Original, *, as_new: bool = False
 ) -> asyncio.Future[object]:
     """Hand an original to the producer, for the partition where it lay, with the time that it had.
 
@@ -88,11 +90,11 @@ async def put_back(
     """
     headers = [
         *original.headers,
-        (FAILURES, str(letter.failures).encode()),
-        (FIRST_FAILURE, letter.first_failure.encode()),
-        (REPLAYED_FROM, str(letter.reference).encode()),
+        (FAILURES, str(dead_letter.failures).encode()),
+        (FIRST_FAILURE, dead_letter.first_failure.encode()),
+        (REPLAYED_FROM, str(dead_letter.position).encode()),
     ]
-    topic, partition, time_ms = letter.source_topic, letter.source_partition, original.timestamp_ms
+    topic, partition, time_ms = dead_letter.source_topic, dead_letter.source_partition, original.timestamp_ms
     if time_ms is not None and time_ms >= 0:
         # A topic with LogAppendTime stamps it anew.
         headers.append((ORIGINAL_TIMESTAMP, str(time_ms).encode()))
@@ -114,11 +116,11 @@ async def put_back(
         acknowledgement = asyncio.get_running_loop().create_future()
         acknowledgement.set_exception(error)
     except (KafkaError, OSError) as error:
-        raise ReplayFailed(str(letter.reference), cause_of(error)) from error
+        raise ReplayFailed(str(dead_letter.position), cause_of(error)) from error
     return acknowledgement
 
 
-async def put_back_alone(producer: AIOKafkaProducer, letter: DeadLetter, original: Original) -> None:
+async def republish_alone(producer: AIOKafkaProducer, dead_letter: DeadLetter, original: Original) -> None:
     """Put back an original in a batch of its own, and wait for the acknowledgement.
 
     :param producer: is not idempotent, or what was refused would leave it out of step.
@@ -126,12 +128,12 @@ async def put_back_alone(producer: AIOKafkaProducer, letter: DeadLetter, origina
     :raises KafkaError: the broker refuses it, or gives no answer.
     """
     try:
-        await (await put_back(producer, letter, original))
+        await (await republish(producer, dead_letter, original))
     except InvalidTimestampError:
-        await (await put_back(producer, letter, original, as_new=True))
+        await (await republish(producer, dead_letter, original, as_new=True))
 
 
-async def ask_with_retry(session: aiohttp.ClientSession, url: str, letter: DeadLetter, original: Original) -> None:
+async def resolve_again(session: aiohttp.ClientSession, url: str, dead_letter: DeadLetter, original: Original) -> None:
     """Have the running service resolve a request once more that it could not.
 
     It is told how often that failed before. If it fails again the service writes a letter that goes on counting, and
@@ -141,10 +143,10 @@ async def ask_with_retry(session: aiohttp.ClientSession, url: str, letter: DeadL
     """
     headers = {
         "Content-Type": "application/json",
-        FAILURES_SAID: str(letter.failures),
-        FIRST_FAILURE_SAID: letter.first_failure,
+        FAILURES_SAID: str(dead_letter.failures),
+        FIRST_FAILURE_SAID: dead_letter.first_failure,
     }
-    where = str(letter.reference)
+    where = str(dead_letter.position)
     try:
         # Redirected, it would be asked of somebody else.
         async with session.post(

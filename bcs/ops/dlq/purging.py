@@ -12,10 +12,10 @@ from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, Unsupported
 
 from bcs.config.settings import Settings
 from bcs.kafka.causes import start
-from bcs.ops.dlq.reading import Survey, kafka_answers
+from bcs.ops.dlq.reading import DeadLetterIndex, kafka_answers
 from bcs.ops.dlq.replaying import operators_producer
 from bcs.ops.dlq.selection import moment
-from bcs.wire.dead_letters.decode import Reference, purge_key
+from bcs.wire.dead_letters.decode import DeadLetterPosition, purge_key
 from bcs.wire.published import SERVICE
 
 # A connection may break for other reasons, too.
@@ -25,7 +25,7 @@ _LATEST_MS = 253_402_300_799_999  # the end of the year 9999; Kafka takes any nu
 
 
 def last_to_purge(
-    survey: Survey, before: datetime | None, services: Collection[str] = (SERVICE,)
+    index: DeadLetterIndex, before: datetime | None, services: Collection[str] = (SERVICE,)
 ) -> dict[tuple[str, int], int]:
     """Up to which offset each partition can be deleted: nothing behind a letter that is to stay.
 
@@ -35,26 +35,26 @@ def last_to_purge(
     :param services: letters that others wrote stay.
     """
     stays: dict[tuple[str, int], int] = {}
-    times = {reference: moment(letter.timestamp) for reference, letter in survey.letters.items()}
-    for reference, junk in survey.unreadable.items():
-        times[reference] = _EPOCH + timedelta(milliseconds=min(max(junk.timestamp_ms, 0), _LATEST_MS))
-    for reference, time in times.items():
-        letter = survey.letters.get(reference)
-        of_others = letter is not None and letter.service not in services
+    times = {position: moment(dead_letter.timestamp) for position, dead_letter in index.dead_letters.items()}
+    for position, junk in index.unreadable.items():
+        times[position] = _EPOCH + timedelta(milliseconds=min(max(junk.timestamp_ms, 0), _LATEST_MS))
+    for position, time in times.items():
+        dead_letter = index.dead_letters.get(position)
+        of_others = dead_letter is not None and dead_letter.service not in services
         if of_others or (before is not None and time >= before):
-            place = (reference.topic, reference.partition)
-            stays[place] = min(reference.offset, stays.get(place, reference.offset))
+            place = (position.topic, position.partition)
+            stays[place] = min(position.offset, stays.get(place, position.offset))
     last: dict[tuple[str, int], int] = {}
-    for reference in (*survey.letters, *survey.unreadable):
-        place = (reference.topic, reference.partition)
-        if reference.offset < stays.get(place, reference.offset + 1):
-            last[place] = max(reference.offset, last.get(place, 0))
+    for position in (*index.dead_letters, *index.unreadable):
+        place = (position.topic, position.partition)
+        if position.offset < stays.get(place, position.offset + 1):
+            last[place] = max(position.offset, last.get(place, 0))
     return last
 
 
-def purged(references: Iterable[Reference], last: dict[tuple[str, int], int]) -> list[Reference]:
+def purged(positions: Iterable[DeadLetterPosition], last: dict[tuple[str, int], int]) -> list[DeadLetterPosition]:
     """Which of these would be deleted."""
-    return [each for each in references if each.offset <= last.get((each.topic, each.partition), -1)]
+    return [each for each in positions if each.offset <= last.get((each.topic, each.partition), -1)]
 
 
 async def purge(settings: Settings, last: dict[tuple[str, int], int]) -> bool:

@@ -18,7 +18,7 @@ from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.kafka.status import close
 from bcs.ops.dlq.selection import Selection
-from bcs.wire.dead_letters.decode import DeadLetter, Reference, marked_offset, purged_offset, read_letter
+from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, marked_offset, purged_offset, read_dead_letter
 
 _POLL_MS = 300
 _FETCH_WAIT_MS = 50
@@ -38,19 +38,19 @@ class Junk:
 
 
 @dataclass(slots=True)
-class Survey:
+class DeadLetterIndex:
     """What lies on the topics.
 
-    :param letters: those that can be read, without their originals' values: there may be many, and large ones.
+    :param dead_letters: those that can be read, without their originals' values: there may be many, and large ones.
     :param unreadable: what is no letter.
     :param replayed: letters that were put back.
     :param stalled: the partitions that could not be read to their ends.
     :param total: how much lies there that is no marker, selected or not.
     """
 
-    letters: dict[Reference, DeadLetter] = field(default_factory=dict)
-    unreadable: dict[Reference, Junk] = field(default_factory=dict)
-    replayed: set[Reference] = field(default_factory=set)
+    dead_letters: dict[DeadLetterPosition, DeadLetter] = field(default_factory=dict)
+    unreadable: dict[DeadLetterPosition, Junk] = field(default_factory=dict)
+    replayed: set[DeadLetterPosition] = field(default_factory=set)
     stalled: tuple[PartitionStalled, ...] = ()
     total: int = 0
 
@@ -59,23 +59,29 @@ class Survey:
         marked = marked_offset(record.key, record.value)
         purged = purged_offset(record.key, record.value)
         if marked is not None:
-            self.replayed.add(Reference(record.topic, record.partition, marked))
+            self.replayed.add(DeadLetterPosition(record.topic, record.partition, marked))
         elif purged is not None:
-            for reference in [each for each in (*self.letters, *self.unreadable) if _is_purged(each, record, purged)]:
-                self.letters.pop(reference, None)
-                self.unreadable.pop(reference, None)
+            for position in [
+                each for each in (*self.dead_letters, *self.unreadable) if _is_purged(each, record, purged)
+            ]:
+                self.dead_letters.pop(position, None)
+                self.unreadable.pop(position, None)
         else:
-            reference = reference_of(record)
+            position = position_of(record)
             try:
-                self.letters[reference] = _without_value(letter_of(record))
+                self.dead_letters[position] = _without_value(dead_letter_of(record))
             except UnreadableLetter as error:
-                self.unreadable[reference] = Junk(error.problem, record.timestamp)
+                self.unreadable[position] = Junk(error.problem, record.timestamp)
 
-    def of(self, selection: Selection) -> Survey:
+    def of(self, selection: Selection) -> DeadLetterIndex:
         """The part of it that is selected. What can't be read has no reason, batch, time or service to select it by."""
-        letters = {where: letter for where, letter in self.letters.items() if selection.takes(letter)}
+        dead_letters = {
+            where: dead_letter for where, dead_letter in self.dead_letters.items() if selection.takes(dead_letter)
+        }
         plain = replace(selection, topics=frozenset()).empty
-        return Survey(letters, dict(self.unreadable) if plain else {}, self.replayed, self.stalled, self.total)
+        return DeadLetterIndex(
+            dead_letters, dict(self.unreadable) if plain else {}, self.replayed, self.stalled, self.total
+        )
 
 
 class DeadLetterReader:
@@ -90,16 +96,16 @@ class DeadLetterReader:
         self._admin = admin
         self._timeout_seconds = request_timeout_seconds
 
-    async def survey(self, topics: Collection[str]) -> Survey:
+    async def index(self, topics: Collection[str]) -> DeadLetterIndex:
         """Look at everything once.
 
         :raises KafkaUnavailable: Kafka does not answer.
         """
-        found = Survey()
+        found = DeadLetterIndex()
         async for record in self.records(topics):
             found.take(record)
         found.stalled = self.stalled
-        found.total = len(found.letters) + len(found.unreadable)
+        found.total = len(found.dead_letters) + len(found.unreadable)
         return found
 
     @property
@@ -262,22 +268,22 @@ def ensure_none_stalled(consumer: IsolatingConsumer) -> None:
         raise _stalled(key, stall)
 
 
-def reference_of(record: ConsumerRecord) -> Reference:
+def position_of(record: ConsumerRecord) -> DeadLetterPosition:
     """Where a record lies."""
-    return Reference(record.topic, record.partition, record.offset)
+    return DeadLetterPosition(record.topic, record.partition, record.offset)
 
 
-def letter_of(record: ConsumerRecord) -> DeadLetter:
+def dead_letter_of(record: ConsumerRecord) -> DeadLetter:
     """The letter in a record.
 
     :raises UnreadableLetter: it is none of ours.
     """
-    return read_letter(reference_of(record), record.key, record.value, record.headers)
+    return read_dead_letter(position_of(record), record.key, record.value, record.headers)
 
 
-def _is_purged(reference: Reference, mark: ConsumerRecord, last: int) -> bool:
-    return (reference.topic, reference.partition) == (mark.topic, mark.partition) and reference.offset <= last
+def _is_purged(position: DeadLetterPosition, mark: ConsumerRecord, last: int) -> bool:
+    return (position.topic, position.partition) == (mark.topic, mark.partition) and position.offset <= last
 
 
-def _without_value(letter: DeadLetter) -> DeadLetter:
-    return replace(letter, value=None, headers=())
+def _without_value(dead_letter: DeadLetter) -> DeadLetter:
+    return replace(dead_letter, value=None, headers=())

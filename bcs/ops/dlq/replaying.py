@@ -23,9 +23,9 @@ from bcs.config.settings import Settings
 from bcs.errors import DeadLetterError, KafkaUnavailable, ReplayFailed
 from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
-from bcs.ops.dlq.originals import Original, ask_with_retry, original_of, put_back, put_back_alone
-from bcs.ops.dlq.reading import DeadLetterReader, kafka_answers, letter_of, reference_of
-from bcs.wire.dead_letters.decode import DeadLetter, Reference, mark_key
+from bcs.ops.dlq.originals import Original, original_of, republish, republish_alone, resolve_again
+from bcs.ops.dlq.reading import DeadLetterReader, dead_letter_of, kafka_answers, position_of
+from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, mark_key
 
 _GROUP = 100
 _GROUP_BYTES = 4 * 1024 * 1024
@@ -40,7 +40,7 @@ class Replayed:
     :param away: because Kafka did not answer, as it would not for the next one either.
     """
 
-    letter: DeadLetter
+    dead_letter: DeadLetter
     problem: str | None = None
     away: bool = False
 
@@ -52,7 +52,7 @@ class _Sent:
     :param acknowledgement: to come; None where there is nothing to wait for.
     """
 
-    letter: DeadLetter
+    dead_letter: DeadLetter
     original: Original
     acknowledgement: asyncio.Future[object] | None
 
@@ -60,7 +60,7 @@ class _Sent:
 class Replayer:
     """Puts letters back.
 
-    :param letters: reads them.
+    :param dead_letters: reads them.
     :param source: reads originals that a letter has only the beginning of.
     :param url: of the running service, which is asked again what it could not resolve.
     :param rate: at most so many a second; None for no limit.
@@ -69,7 +69,7 @@ class Replayer:
 
     def __init__(
         self,
-        letters: DeadLetterReader,
+        dead_letters: DeadLetterReader,
         source: DeadLetterReader,
         producer: AIOKafkaProducer,
         session: aiohttp.ClientSession,
@@ -79,7 +79,7 @@ class Replayer:
         settings: Settings,
         tell: Callable[[Replayed], None],
     ) -> None:
-        self._letters = letters
+        self._dead_letters = dead_letters
         self._source = source
         self._producer = producer
         self._session = session
@@ -91,7 +91,7 @@ class Replayer:
         self._began: float | None = None
         self._begun = 0
 
-    async def replay(self, wanted: Collection[Reference]) -> None:
+    async def replay(self, wanted: Collection[DeadLetterPosition]) -> None:
         """Put these back, in the order in which they lie.
 
         Cancellation leaves letters either marked or to be replayed again.
@@ -101,13 +101,13 @@ class Replayer:
         group: list[DeadLetter] = []
         size, most = 0, _GROUP if self._rate is None else min(_GROUP, max(1, int(self._rate)))
         left = len(wanted)
-        async for record in self._letters.records({reference.topic for reference in wanted}):
-            if reference_of(record) not in wanted:
+        async for record in self._dead_letters.records({position.topic for position in wanted}):
+            if position_of(record) not in wanted:
                 continue
-            letter = letter_of(record)
-            group.append(letter)
+            dead_letter = dead_letter_of(record)
+            group.append(dead_letter)
             # What a letter has only the beginning of may be of any size.
-            size += _GROUP_BYTES if letter.truncated else len(record.value or b"")
+            size += _GROUP_BYTES if dead_letter.truncated else len(record.value or b"")
             left -= 1
             if len(group) == most or size >= _GROUP_BYTES or not left:
                 await self._replay_group(group)
@@ -121,12 +121,12 @@ class Replayer:
         over: list[Replayed] = []
         done: list[DeadLetter] = []
         try:
-            for letter in group:
+            for dead_letter in group:
                 await self._keep_to_rate()
                 try:
-                    taken.append(await self._hand_over(letter))
+                    taken.append(await self._hand_over(dead_letter))
                 except DeadLetterError as error:
-                    over.append(Replayed(letter, error.problem))
+                    over.append(Replayed(dead_letter, error.problem))
         finally:
             # Also when it is stopped: what is acknowledged has to be marked, or it would be replayed twice. Longer than
             # the producer itself waits for an acknowledgement.
@@ -136,64 +136,64 @@ class Replayer:
                 for sent in taken:
                     problem = await _failure_of(sent)
                     if problem is None:
-                        done.append(sent.letter)
+                        done.append(sent.dead_letter)
                     elif may_be_about_one_record(problem):
                         refused.append(sent)
                     else:
-                        over.append(_not_taken(sent.letter, problem))
+                        over.append(_not_taken(sent.dead_letter, problem))
                 if refused:
-                    await self._put_back_each_alone(refused, done, over)
+                    await self._republish_each_alone(refused, done, over)
                 await self._mark(done)
                 over += map(Replayed, done)
-            decided = {replayed.letter.reference for replayed in over}
-            late = [sent.letter for sent in taken if sent.letter.reference not in decided]
-            over += [Replayed(letter, "no acknowledgement in time", away=True) for letter in late]
+            decided = {replayed.dead_letter.position for replayed in over}
+            late = [sent.dead_letter for sent in taken if sent.dead_letter.position not in decided]
+            over += [Replayed(dead_letter, "no acknowledgement in time", away=True) for dead_letter in late]
             for replayed in over:
                 self._tell(replayed)
         if group and all(replayed.away for replayed in over):
             raise KafkaUnavailable(over[-1].problem or "")
 
-    async def _hand_over(self, letter: DeadLetter) -> _Sent:
-        if letter.source_topic in self._unwritable:
-            raise ReplayFailed(str(letter.reference), self._unwritable[letter.source_topic])
-        original = await original_of(letter, self._source)
-        if letter.is_resolution:
-            await ask_with_retry(self._session, self._url, letter, original)
-            return _Sent(letter, original, None)
+    async def _hand_over(self, dead_letter: DeadLetter) -> _Sent:
+        if dead_letter.source_topic in self._unwritable:
+            raise ReplayFailed(str(dead_letter.position), self._unwritable[dead_letter.source_topic])
+        original = await original_of(dead_letter, self._source)
+        if dead_letter.is_resolution:
+            await resolve_again(self._session, self._url, dead_letter, original)
+            return _Sent(dead_letter, original, None)
         try:
-            return _Sent(letter, original, await put_back(self._producer, letter, original))
+            return _Sent(dead_letter, original, await republish(self._producer, dead_letter, original))
         except ReplayFailed as error:
             # To find out about a topic takes until a deadline: once is enough.
-            self._unwritable[letter.source_topic] = error.problem
+            self._unwritable[dead_letter.source_topic] = error.problem
             raise
 
-    async def _put_back_each_alone(
+    async def _republish_each_alone(
         self, refused: Sequence[_Sent], done: list[DeadLetter], over: list[Replayed]
     ) -> None:
         try:
             async with operators_producer(self._settings, each_alone=True) as producer:
                 for sent in refused:
                     try:
-                        await put_back_alone(producer, sent.letter, sent.original)
+                        await republish_alone(producer, sent.dead_letter, sent.original)
                     except DeadLetterError as error:
-                        over.append(Replayed(sent.letter, error.problem))
+                        over.append(Replayed(sent.dead_letter, error.problem))
                     except (KafkaError, OSError) as error:
-                        over.append(_not_taken(sent.letter, error))
+                        over.append(_not_taken(sent.dead_letter, error))
                     else:
-                        done.append(sent.letter)
+                        done.append(sent.dead_letter)
         except KafkaUnavailable as error:
-            over += [Replayed(sent.letter, error.cause, away=True) for sent in refused]
+            over += [Replayed(sent.dead_letter, error.cause, away=True) for sent in refused]
 
     async def _mark(self, done: list[DeadLetter]) -> None:
         with kafka_answers():
-            marks = [
+            markers = [
                 await self._producer.send(
-                    letter.reference.topic, None, mark_key(letter.reference), letter.reference.partition
+                    dead_letter.position.topic, None, mark_key(dead_letter.position), dead_letter.position.partition
                 )
-                for letter in done
+                for dead_letter in done
             ]
-            for mark in marks:
-                await mark
+            for marker in markers:
+                await marker
 
     async def _keep_to_rate(self) -> None:
         now = anyio.current_time()
@@ -213,8 +213,8 @@ async def _failure_of(sent: _Sent) -> KafkaError | OSError | None:
     return None
 
 
-def _not_taken(letter: DeadLetter, error: KafkaError | OSError) -> Replayed:
-    return Replayed(letter, cause_of(error), away=isinstance(error, KafkaTimeoutError))
+def _not_taken(dead_letter: DeadLetter, error: KafkaError | OSError) -> Replayed:
+    return Replayed(dead_letter, cause_of(error), away=isinstance(error, KafkaTimeoutError))
 
 
 @asynccontextmanager

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from bcs.wire.dead_letters.decode import DeadLetter, Reference
+from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition
 from bcs.wire.topics import dead_letter_topic
 
 _RANGE = re.compile(r"(?P<topic>[^/]+)/(?P<partition>[0-9]+)/(?P<first>[0-9]+)(?:-(?P<last>[0-9]+))?")
 
 
 @dataclass(frozen=True, slots=True)
-class LetterRange:
+class DeadLetterRange:
     """Letters that lie one behind the other."""
 
     topic: str
@@ -23,7 +23,7 @@ class LetterRange:
     last: int
 
     @classmethod
-    def parse(cls, text: str) -> LetterRange:
+    def parse(cls, text: str) -> DeadLetterRange:
         """From `topic/partition/offset` or `topic/partition/first-last`; the topic with or without its `.DLQ`.
 
         :raises ValueError: it is neither.
@@ -35,14 +35,14 @@ class LetterRange:
         last = first if match["last"] is None else int(match["last"])
         if last < first:
             raise ValueError(f"{text!r} ends before it begins")
-        return cls(of_letters(match["topic"]), int(match["partition"]), first, last)
+        return cls(dead_letter_topic_of(match["topic"]), int(match["partition"]), first, last)
 
-    def holds(self, reference: Reference) -> bool:
+    def holds(self, position: DeadLetterPosition) -> bool:
         """Whether a letter lies in it."""
         return (
-            self.topic == reference.topic
-            and self.partition == reference.partition
-            and self.first <= reference.offset <= self.last
+            self.topic == position.topic
+            and self.partition == position.partition
+            and self.first <= position.offset <= self.last
         )
 
 
@@ -59,7 +59,7 @@ class Selection:
     :param services: were written by one of these.
     """
 
-    ranges: tuple[LetterRange, ...] = ()
+    ranges: tuple[DeadLetterRange, ...] = ()
     topics: frozenset[str] = frozenset()
     reasons: frozenset[str] = frozenset()
     batches: frozenset[str] = frozenset()
@@ -72,27 +72,27 @@ class Selection:
         """Whether nothing is asked of a letter."""
         return self == Selection()
 
-    def takes(self, letter: DeadLetter) -> bool:
+    def takes(self, dead_letter: DeadLetter) -> bool:
         """Whether a letter is meant."""
         return (
-            (not self.ranges or any(each.holds(letter.reference) for each in self.ranges))
-            and (not self.topics or letter.reference.topic in self.topics)
-            and (not self.reasons or letter.reason in self.reasons)
-            and (not self.batches or letter.batch_id in self.batches)
-            and (self.since is None or moment(letter.timestamp) >= self.since)
-            and (self.until is None or moment(letter.timestamp) < self.until)
-            and (not self.services or letter.service in self.services)
+            (not self.ranges or any(each.holds(dead_letter.position) for each in self.ranges))
+            and (not self.topics or dead_letter.position.topic in self.topics)
+            and (not self.reasons or dead_letter.reason in self.reasons)
+            and (not self.batches or dead_letter.batch_id in self.batches)
+            and (self.since is None or moment(dead_letter.timestamp) >= self.since)
+            and (self.until is None or moment(dead_letter.timestamp) < self.until)
+            and (not self.services or dead_letter.service in self.services)
         )
 
 
-def of_letters(topic: str) -> str:
+def dead_letter_topic_of(topic: str) -> str:
     """The dead-letter topic, given that or its source."""
     return topic if topic.endswith(dead_letter_topic("")) else dead_letter_topic(topic)
 
 
-def all_of_letters(topics: Iterable[str]) -> frozenset[str]:
+def dead_letter_topics_of(topics: Iterable[str]) -> frozenset[str]:
     """The same for several."""
-    return frozenset(map(of_letters, topics))
+    return frozenset(map(dead_letter_topic_of, topics))
 
 
 def moment(text: str) -> datetime:

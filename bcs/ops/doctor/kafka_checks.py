@@ -24,7 +24,7 @@ from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.kafka.offsets import CommitNote, Offsets
 from bcs.kafka.status import close
-from bcs.ops.dlq.reading import Survey, dead_letter_reader
+from bcs.ops.dlq.reading import DeadLetterIndex, dead_letter_reader
 from bcs.ops.doctor import kafka_judgement as judgement
 from bcs.ops.doctor.findings import Finding, failed, ok, unknown
 from bcs.ops.doctor.kafka_judgement import TopicConfig
@@ -32,7 +32,7 @@ from bcs.wire import topics
 from bcs.wire.topics import dead_letter_topic
 
 _STEP_SECONDS = 5.0
-_LETTERS_SECONDS = 4.0
+_DEAD_LETTERS_SECONDS = 4.0
 _CLOSE_SECONDS = 2.0
 _READ_SECONDS = 2.0
 _RETRY_SECONDS = 1.0
@@ -178,15 +178,15 @@ async def _described(admin: AIOKafkaAdminClient, asked: list[ConfigResource]) ->
 
 
 async def _letters(settings: Settings, names: Collection[str]) -> list[Finding]:
-    survey, complete = Survey(), False
+    index, complete = DeadLetterIndex(), False
     # There may be very many. Some seconds less than the step has, for what is known by then to be told.
-    with anyio.move_on_after(_LETTERS_SECONDS):
+    with anyio.move_on_after(_DEAD_LETTERS_SECONDS):
         async with dead_letter_reader(settings) as reader:
             async for record in reader.records([name for name in topics.DEAD_LETTERS if name in names]):
-                survey.take(record)
+                index.take(record)
             complete = not reader.stalled
-    waiting = {*survey.letters, *survey.unreadable} - survey.replayed
-    of_others = {where for where in waiting if where in survey.letters and not survey.letters[where].is_ours}
+    waiting = {*index.dead_letters, *index.unreadable} - index.replayed
+    of_others = {where for where in waiting if where in index.dead_letters and not index.dead_letters[where].is_ours}
     by_topic = Counter(where.topic for where in sorted(waiting - of_others))
     return [judgement.letters(by_topic, of_others=len(of_others), complete=complete)]
 

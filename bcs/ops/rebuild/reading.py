@@ -32,7 +32,7 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
+class TimedRecord:
     """A message, and when it was written.
 
     :param at_ms: the Kafka record's time, or where it has none that of the one before it in its partition: never later
@@ -43,7 +43,7 @@ class Timed:
     at_ms: int
 
 
-class PastReader:
+class OrderedTopicReader:
     """A view of topics as they are when it is opened. It holds at most a poll and a fetch of each partition.
 
     :param consumer: started, and in no group.
@@ -55,7 +55,7 @@ class PastReader:
         self._consumer = consumer
         self._admin = admin
         self._timeout_seconds = request_timeout_seconds
-        self._held: dict[TopicPartition, deque[Timed]] = {}
+        self._held: dict[TopicPartition, deque[TimedRecord]] = {}
         self._at_ms: dict[TopicPartition, int] = {}
 
     async def open(self, topics: Collection[str]) -> None:
@@ -79,7 +79,7 @@ class PastReader:
         """How many messages there are at most: of some, only the offset may be left."""
         return sum(each.end - each.first for each in self.ranges.values())
 
-    async def portions(self) -> AsyncIterator[list[Timed]]:
+    async def portions(self) -> AsyncIterator[list[TimedRecord]]:
         """All messages, older ones first, each partition in its order.
 
         So at any time the ones that were read are a past that there was: a roster comes before the outcomes of its
@@ -104,7 +104,7 @@ class PastReader:
             heapq.heapify(heads)
             if not heads:
                 return
-            portion: list[Timed] = []
+            portion: list[TimedRecord] = []
             starving = set()
             while heads and not starving:
                 _, partition = heads[0]
@@ -158,5 +158,5 @@ class PastReader:
             if record.offset >= extent.end:
                 break
             at_ms = record.timestamp if record.timestamp >= 0 else at_ms
-            held.append(Timed(record, at_ms))
+            held.append(TimedRecord(record, at_ms))
         self._at_ms[partition] = at_ms

@@ -13,7 +13,7 @@ from typing import Any
 from bcs.errors import UnreadableLetter
 from bcs.wire import topics
 from bcs.wire.dead_letters import encode as names
-from bcs.wire.dead_letters.encode import LETTER_START, foreign
+from bcs.wire.dead_letters.encode import DEAD_LETTER_START, original_headers
 from bcs.wire.published import SERVICE, Headers
 
 MARK_PREFIX = b"replayed:"
@@ -26,7 +26,7 @@ _OFFSET_DIGITS = 19
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Reference:
+class DeadLetterPosition:
     """Where a letter lies.
 
     :param topic: of the letter, not of its original.
@@ -55,7 +55,7 @@ class DeadLetter:
     :param service: that wrote the letter; `unknown` where the letter does not say.
     """
 
-    reference: Reference
+    position: DeadLetterPosition
     timestamp: str
     reason: str
     source_topic: str
@@ -89,9 +89,9 @@ class DeadLetter:
         return self.source_topic == topics.RESOLUTION
 
 
-def mark_key(letter: Reference) -> bytes:
+def mark_key(position: DeadLetterPosition) -> bytes:
     """The key of the mark that says that a letter was replayed."""
-    return MARK_PREFIX + str(letter.offset).encode()
+    return MARK_PREFIX + str(position.offset).encode()
 
 
 def marked_offset(key: bytes | None, value: bytes | None) -> int | None:
@@ -116,7 +116,9 @@ def _offset_behind(prefix: bytes, key: bytes | None, value: bytes | None) -> int
     return int(digits) if digits.isdigit() and len(digits) <= _OFFSET_DIGITS else None
 
 
-def read_letter(reference: Reference, key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter:
+def read_dead_letter(
+    position: DeadLetterPosition, key: bytes | None, value: bytes | None, headers: Headers
+) -> DeadLetter:
     """Read a letter.
 
     :raises UnreadableLetter: it is none of ours.
@@ -127,13 +129,13 @@ def read_letter(reference: Reference, key: bytes | None, value: bytes | None, he
         given = {name: (text or b"").decode(errors="replace") for name, text in headers}
         source_topic = given.get(names.ORIGINAL_TOPIC) or about.get("source_topic")
         if source_topic is None:
-            source_topic = reference.topic.removesuffix(".DLQ")
+            source_topic = position.topic.removesuffix(".DLQ")
         timestamp = str(document["timestamp"])
         datetime.fromisoformat(timestamp)
         source_key = about.get("source_key_base64")
         truncated = bool(about.get("truncated", False))
         return DeadLetter(
-            reference=reference,
+            position=position,
             timestamp=timestamp,
             reason=str(document["dlq_reason"]),
             source_topic=source_topic,
@@ -146,7 +148,7 @@ def read_letter(reference: Reference, key: bytes | None, value: bytes | None, he
             beginning=_beginning(document) if truncated else None,
             truncated=truncated,
             value_sha256=about.get("value_sha256"),
-            headers=foreign(headers),
+            headers=original_headers(headers),
             error_type=str(about.get("error_type", "")),
             error_message=str(about.get("error_message", "")),
             attempts=int(about.get("attempts", 1)),
@@ -157,10 +159,10 @@ def read_letter(reference: Reference, key: bytes | None, value: bytes | None, he
             service=_text(document.get("service")) or "unknown",
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UnreadableLetter(str(reference), f"{type(error).__name__}: {error}") from None
+        raise UnreadableLetter(str(position), f"{type(error).__name__}: {error}") from None
 
 
-def _original(letter: bytes, document: Mapping[str, Any], about: Mapping[str, Any]) -> bytes | None:
+def _original(dead_letter: bytes, document: Mapping[str, Any], about: Mapping[str, Any]) -> bytes | None:
     envelope = document["failed_event_envelope"]
     if "value_sha256" not in about:
         # A resolution's, or from another service: what it means counts, for more is not known.
@@ -172,7 +174,7 @@ def _original(letter: bytes, document: Mapping[str, Any], about: Mapping[str, An
     if digest is None:
         return None
     # An original can look like what stands for one that is no JSON: the digest tells them apart.
-    verbatim = letter[len(LETTER_START) : len(LETTER_START) + about["value_bytes"]]
+    verbatim = dead_letter[len(DEAD_LETTER_START) : len(DEAD_LETTER_START) + about["value_bytes"]]
     if hashlib.sha256(verbatim).hexdigest() == digest:
         return verbatim
     raw = base64.b64decode(envelope["raw_base64"], validate=True)

@@ -27,10 +27,10 @@ from bcs.wire.published import (
     rfc3339,
 )
 
-LARGE_LETTER_BYTES = 64 * 1024
+LARGE_DEAD_LETTER_BYTES = 64 * 1024
 """How much of the original a letter keeps when it is too large for the broker."""
 
-LETTER_START = b'{"schema_version":1,"failed_event_envelope":'
+DEAD_LETTER_START = b'{"schema_version":1,"failed_event_envelope":'
 """Behind it stands the original, byte for byte if it is a JSON object."""
 
 RESOLUTION_FAILED: Final = "pipeline_resolution_failed"
@@ -90,13 +90,13 @@ def dead_letter(
     """The dead letter of a consumed message, which keeps its bytes intact.
 
     A JSON object stands in the letter byte for byte as it came (`value_bytes` long); anything else as base64. A second,
-    reduced value with the source position, the digest and the first bytes is for a broker that refuses the first.
+    truncated value with the source position, the digest and the first bytes is for a broker that refuses the first.
 
     The letter's key is the batch id, else the original's key, else the original's position: a compacted topic takes
     nothing without a key.
 
     :param detail: attempts, error type and message.
-    :param limit_bytes: the largest message that the broker takes. A letter that would be larger has the reduced value
+    :param limit_bytes: the largest message that the broker takes. A letter that would be larger has the truncated value
         at once, and its original is not copied; None for no limit.
     :param value_sha256: of the original's value, where it is known already.
     """
@@ -118,20 +118,23 @@ def dead_letter(
     position = _position(failed.topic, failed.partition, failed.offset)
     key = batch_id.encode() if batch_id is not None else position if failed.key is None else failed.key
     topic = topics.dead_letter_topic(failed.topic)
-    reduced, headers = _reduced(failed, reason, metadata, now), _headers(failed, reason, detail, now, batch_id)
-    if reduced is None or limit_bytes is None or failed.size_bytes <= limit_bytes:
-        value = _letter(
+    truncated, headers = (
+        _truncated_value(failed, reason, metadata, now),
+        _headers(failed, reason, detail, now, batch_id),
+    )
+    if truncated is None or limit_bytes is None or failed.size_bytes <= limit_bytes:
+        value = _dead_letter_value(
             _envelope(raw), reason, {**metadata, **_key_as_text(failed.key), **_unreadable_headers(failed)}, now
         )
-        letter = OutboundMessage("dead_letter", topic, key, value, reduced=reduced, headers=headers)
-        if limit_bytes is None or letter.size_bytes <= limit_bytes:
-            return letter
+        message = OutboundMessage("dead_letter", topic, key, value, reduced=truncated, headers=headers)
+        if limit_bytes is None or message.size_bytes <= limit_bytes:
+            return message
     else:
-        letter = OutboundMessage("dead_letter", topic, key, b"", reduced=reduced, headers=headers)
-    return as_reduced(letter) or letter
+        message = OutboundMessage("dead_letter", topic, key, b"", reduced=truncated, headers=headers)
+    return as_truncated(message) or message
 
 
-def unread_letter(
+def unread_dead_letter(
     topic: str, partition: int, offset: int, reason: str, detail: Mapping[str, Any], now: datetime
 ) -> OutboundMessage:
     """The dead letter of a message that could not be read: nothing is known of it but its position.
@@ -163,24 +166,24 @@ def unread_letter(
         "dead_letter",
         topics.dead_letter_topic(topic),
         _position(topic, partition, offset),
-        _letter(_envelope(None), reason, metadata, now),
+        _dead_letter_value(_envelope(None), reason, metadata, now),
         headers=_encoded(ours),
     )
 
 
-def as_reduced(letter: OutboundMessage) -> OutboundMessage | None:
-    """What stands in for a letter that the broker finds too large: its reduced value, small headers, no large key.
+def as_truncated(message: OutboundMessage) -> OutboundMessage | None:
+    """What stands in for a letter that the broker finds too large: its truncated value, small headers, no large key.
 
     None when nothing does.
     """
-    if letter.reduced is None:
+    if message.reduced is None:
         return None
-    own = tuple(header for header in letter.headers if header[0] in OWN_HEADERS and header[0] != ORIGINAL_KEY)
-    key = letter.key
+    own = tuple(header for header in message.headers if header[0] in OWN_HEADERS and header[0] != ORIGINAL_KEY)
+    key = message.key
     if key is None or len(key) > _LARGE_KEY_BYTES:
         said = {name: (value or b"").decode() for name, value in own}
         key = _position(said[ORIGINAL_TOPIC], said[ORIGINAL_PARTITION], said[ORIGINAL_OFFSET])
-    return replace(letter, key=key, value=letter.reduced, reduced=None, headers=own)
+    return replace(message, key=key, value=message.reduced, reduced=None, headers=own)
 
 
 def failed_resolution(
@@ -204,10 +207,10 @@ def failed_resolution(
         "error_type": type(error).__name__,
         "error_message": str(error),
     }
-    value = _letter(_envelope(request), RESOLUTION_FAILED, metadata, now)
+    value = _dead_letter_value(_envelope(request), RESOLUTION_FAILED, metadata, now)
     reduced = None
-    if understood is not None and len(request) > LARGE_LETTER_BYTES:
-        reduced = _letter(_envelope(understood), RESOLUTION_FAILED, metadata, now)
+    if understood is not None and len(request) > LARGE_DEAD_LETTER_BYTES:
+        reduced = _dead_letter_value(_envelope(understood), RESOLUTION_FAILED, metadata, now)
     headers = {
         ORIGINAL_TOPIC: topics.RESOLUTION,
         BATCH_ID: batch_id,
@@ -241,7 +244,7 @@ def original_time_ms(headers: Headers) -> int | None:
     return None
 
 
-def foreign(headers: Headers) -> Headers:
+def original_headers(headers: Headers) -> Headers:
     """A message's own headers, without those that are from us."""
     return tuple(header for header in headers if header[0] not in OWN_HEADERS)
 
@@ -279,7 +282,7 @@ def _headers(
         **_why(reason, detail, earlier_failures(failed.headers), now),
     }
     key: Headers = () if failed.key is None else ((ORIGINAL_KEY, failed.key),)
-    return (*foreign(failed.headers), *_encoded(ours), *key)
+    return (*original_headers(failed.headers), *_encoded(ours), *key)
 
 
 def _why(reason: str, detail: Mapping[str, Any], earlier: tuple[int, str | None], now: datetime) -> dict[str, str]:
@@ -300,18 +303,18 @@ def _encoded(headers: Mapping[str, str]) -> Headers:
     return tuple((name, text.encode(errors="backslashreplace")) for name, text in headers.items())
 
 
-def _reduced(failed: ConsumedMessage, reason: str, metadata: Mapping[str, Any], now: datetime) -> bytes | None:
+def _truncated_value(failed: ConsumedMessage, reason: str, metadata: Mapping[str, Any], now: datetime) -> bytes | None:
     raw, key = failed.value or b"", failed.key or b""
     large_key = len(key) > _LARGE_KEY_BYTES
-    if len(raw) + header_bytes(failed.headers) <= LARGE_LETTER_BYTES and not large_key:
+    if len(raw) + header_bytes(failed.headers) <= LARGE_DEAD_LETTER_BYTES and not large_key:
         return None
     metadata = {**metadata, **_key_as_text(None if large_key else failed.key), "truncated": True}
-    if len(raw) <= LARGE_LETTER_BYTES:
+    if len(raw) <= LARGE_DEAD_LETTER_BYTES:
         note = "too large for the broker: the original's headers and large key are left out"
-        return _letter(_envelope(failed.value), reason, {**metadata, "note": note}, now)
-    beginning = _encode({"raw_base64": _base64(raw[:LARGE_LETTER_BYTES]), "truncated": True})
-    note = f"too large for the broker: the first {LARGE_LETTER_BYTES} of {len(raw)} bytes are kept"
-    return _letter(beginning, reason, {**metadata, "note": note}, now)
+        return _dead_letter_value(_envelope(failed.value), reason, {**metadata, "note": note}, now)
+    beginning = _encode({"raw_base64": _base64(raw[:LARGE_DEAD_LETTER_BYTES]), "truncated": True})
+    note = f"too large for the broker: the first {LARGE_DEAD_LETTER_BYTES} of {len(raw)} bytes are kept"
+    return _dead_letter_value(beginning, reason, {**metadata, "note": note}, now)
 
 
 def _key_as_text(key: bytes | None) -> dict[str, str | None]:
@@ -320,14 +323,14 @@ def _key_as_text(key: bytes | None) -> dict[str, str | None]:
     return {"source_key": key.decode(errors="replace"), "source_key_base64": _base64(key)}
 
 
-def _letter(envelope: bytes, reason: str, metadata: Mapping[str, Any], now: datetime) -> bytes:
+def _dead_letter_value(envelope: bytes, reason: str, metadata: Mapping[str, Any], now: datetime) -> bytes:
     rest = {
         "dlq_reason": reason,
         "timestamp": rfc3339(now),
         "service": SERVICE,
         "additional_metadata": metadata,
     }
-    return LETTER_START + envelope + b"," + _encode(rest)[1:]
+    return DEAD_LETTER_START + envelope + b"," + _encode(rest)[1:]
 
 
 def _envelope(raw: bytes | None) -> bytes:

@@ -19,28 +19,28 @@ _LIMIT_BYTES = 1024
 _PRINTABLE = range(32, 127)
 
 
-def say_letter(letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
+def say_dead_letter(dead_letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
     """One letter, decoded."""
     about: dict[str, Any] = {
-        "letter": str(letter.reference),
+        "letter": str(dead_letter.position),
         "replayed": replayed,
-        "reason": letter.reason,
-        "service": letter.service,
-        "error": f"{letter.error_type}: {letter.error_message}",
-        "batch": letter.batch_id,
-        "source": _source(letter),
-        "source_timestamp_ms": letter.source_timestamp_ms,
-        "attempts": letter.attempts,
-        "failures": letter.failures,
-        "first_failure": letter.first_failure,
-        "last_failure": letter.last_failure,
-        "key": _readable(letter.key),
-        "headers": [[name, _readable(value)] for name, value in letter.headers],
-        "truncated": letter.truncated,
+        "reason": dead_letter.reason,
+        "service": dead_letter.service,
+        "error": f"{dead_letter.error_type}: {dead_letter.error_message}",
+        "batch": dead_letter.batch_id,
+        "source": _source(dead_letter),
+        "source_timestamp_ms": dead_letter.source_timestamp_ms,
+        "attempts": dead_letter.attempts,
+        "failures": dead_letter.failures,
+        "first_failure": dead_letter.first_failure,
+        "last_failure": dead_letter.last_failure,
+        "key": _readable(dead_letter.key),
+        "headers": [[name, _readable(value)] for name, value in dead_letter.headers],
+        "truncated": dead_letter.truncated,
     }
-    envelope = _as_json(letter.value)
+    envelope = _as_json(dead_letter.value)
     if as_json:
-        raw = None if letter.value is None else base64.b64encode(letter.value).decode()
+        raw = None if dead_letter.value is None else base64.b64encode(dead_letter.value).decode()
         print_json({**about, "envelope": envelope, "value_base64": raw})
         return
     for name, value in about.items():
@@ -50,22 +50,22 @@ def say_letter(letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
         else:
             typer.echo(printable(f"{name:20}{text_of(value)}"))
     typer.echo("")
-    if letter.unread:
-        typer.echo(f"The original could not be read; `replay` takes what lies at {_source(letter)}.")
-    elif letter.truncated:
-        typer.echo(f"The letter has only the beginning of the original; `replay` takes it from {_source(letter)}.")
-        typer.echo(_hex_dump(letter.beginning or b""))
-    elif letter.value is None:
+    if dead_letter.unread:
+        typer.echo(f"The original could not be read; `replay` takes what lies at {_source(dead_letter)}.")
+    elif dead_letter.truncated:
+        typer.echo(f"The letter has only the beginning of the original; `replay` takes it from {_source(dead_letter)}.")
+        typer.echo(_hex_dump(dead_letter.beginning or b""))
+    elif dead_letter.value is None:
         typer.echo("The original has no value (null).")
     elif envelope is not None:
         for line in json.dumps(envelope, indent=2, ensure_ascii=False).splitlines():
             typer.echo(printable(line))
     else:
-        typer.echo(_hex_dump(letter.value))
+        typer.echo(_hex_dump(dead_letter.value))
 
 
 @dataclass(frozen=True, slots=True)
-class NoLetter:
+class NotADeadLetter:
     """What lies on a dead-letter topic and is no letter.
 
     :param problem: what it is instead, or what is wrong with it.
@@ -76,7 +76,7 @@ class NoLetter:
     value: bytes | None
 
 
-def say_junk(junk: NoLetter, *, as_json: bool) -> None:
+def say_junk(junk: NotADeadLetter, *, as_json: bool) -> None:
     """What is no letter, as bytes."""
     if as_json:
         raw = None if junk.value is None else base64.b64encode(junk.value).decode()
@@ -87,10 +87,10 @@ def say_junk(junk: NoLetter, *, as_json: bool) -> None:
     typer.echo("It has no value (null)." if junk.value is None else _hex_dump(junk.value))
 
 
-def _source(letter: DeadLetter) -> str:
-    if letter.is_resolution:
+def _source(dead_letter: DeadLetter) -> str:
+    if dead_letter.is_resolution:
         return "POST /internal/v1/pipelines/define"
-    return f"{letter.source_topic}/{letter.source_partition}/{letter.source_offset}"
+    return f"{dead_letter.source_topic}/{dead_letter.source_partition}/{dead_letter.source_offset}"
 
 
 def _readable(raw: bytes | None) -> str | None:

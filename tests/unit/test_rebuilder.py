@@ -16,8 +16,8 @@ from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState, delta_of
 from bcs.errors import StoreRefused, StoreUnavailable
 from bcs.ops.rebuild.crowding import Crowding
-from bcs.ops.rebuild.projecting import Projection
-from bcs.ops.rebuild.reading import Timed
+from bcs.ops.rebuild.reading import TimedRecord
+from bcs.ops.rebuild.rebuilder import Rebuilder
 from bcs.wire.decoding import LATEST_US, EventDecoder, microseconds
 from tests.support.events import Event, registered, spellchecked
 
@@ -31,9 +31,9 @@ class Past:
         self._events = events
         self._at_ms = at_ms
 
-    async def portions(self) -> AsyncIterator[list[Timed]]:
+    async def portions(self) -> AsyncIterator[list[TimedRecord]]:
         yield [
-            Timed(ConsumerRecord(each.topic, 0, offset, 7, 0, each.key, each.value, None, 0, 0, ()), self._at_ms)
+            TimedRecord(ConsumerRecord(each.topic, 0, offset, 7, 0, each.key, each.value, None, 0, 0, ()), self._at_ms)
             for offset, each in enumerate(self._events)
         ]
 
@@ -69,9 +69,9 @@ class Store:
         self.distrusted |= set(batch_ids)
 
 
-def projection(record: Record, store: Store, max_skew_us: int = LATEST_US) -> Projection:
+def rebuilder_of(record: Record, store: Store, max_skew_us: int = LATEST_US) -> Rebuilder:
     decoder, now_us = EventDecoder(PLATFORM_PHASES), microseconds(datetime(2026, 12, 1, tzinfo=UTC))
-    return Projection(
+    return Rebuilder(
         decoder=decoder,
         record=cast("Any", record),
         stored=cast("Any", store),
@@ -84,25 +84,25 @@ def projection(record: Record, store: Store, max_skew_us: int = LATEST_US) -> Pr
 async def test_one_that_is_refused_spoils_nothing_for_the_others() -> None:
     events = [registered(batch, ["e"]) for batch in "abcdefg"]
     record, store = Record(refuses="d"), Store()
-    projecting = projection(record, store)
-    await projecting.project(cast("Any", Past(*events, spellchecked("a", "e", "pending"), Event(*_junk()))))
+    rebuilder = rebuilder_of(record, store)
+    await rebuilder.rebuild(cast("Any", Past(*events, spellchecked("a", "e", "pending"), Event(*_junk()))))
     assert [entry.batch_id for entry in record.written] == list("abcefg")
-    tally = projecting.tally
-    assert (tally.messages, tally.facts, tally.refused, tally.undecodable, tally.without_facts) == (9, 6, 1, 1, 1)
-    assert store.distrusted == tally.batches == set("abcdefg")
+    stats = rebuilder.stats
+    assert (stats.messages, stats.facts, stats.refused, stats.undecodable, stats.without_facts) == (9, 6, 1, 1, 1)
+    assert store.distrusted == stats.batches == set("abcdefg")
 
 
 async def test_redis_is_told_also_when_nobody_knows_what_the_record_has_now() -> None:
     store = Store()
     with pytest.raises(StoreUnavailable):
-        await projection(Record(away=True), store).project(cast("Any", Past(registered("a", ["e"]))))
+        await rebuilder_of(Record(away=True), store).rebuild(cast("Any", Past(registered("a", ["e"]))))
     assert store.distrusted == {"a"}
 
 
 async def test_a_time_that_no_calendar_has_is_the_latest_one() -> None:
     record = Record()
     past = Past(registered("a", ["e"]), at_ms=2**62)
-    await projection(record, Store()).project(cast("Any", past))
+    await rebuilder_of(record, Store()).rebuild(cast("Any", past))
     [entry] = record.written
     assert isinstance(entry, FactsRecorded)
     assert entry.at_us == LATEST_US
@@ -111,22 +111,22 @@ async def test_a_time_that_no_calendar_has_is_the_latest_one() -> None:
 async def test_what_claims_to_be_in_the_future_is_left_out_as_the_service_does() -> None:
     record = Record()
     written_us = microseconds(datetime(2026, 1, 1, tzinfo=UTC))
-    projecting = projection(record, Store(), max_skew_us=1)
+    rebuilder = rebuilder_of(record, Store(), max_skew_us=1)
     past = Past(
         spellchecked("a", "e", at="2026-01-01T00:00:00.000001Z"),
         spellchecked("a", "f", at="2026-01-01T00:00:00.000002Z"),  # by now that is long past; when it came it was not
         at_ms=written_us // 1000,
     )
-    await projecting.project(cast("Any", past))
+    await rebuilder.rebuild(cast("Any", past))
     [entry] = record.written
     assert isinstance(entry, FactsRecorded)
     assert [fact.at_us for fact in entry.facts] == [written_us + 1]
-    assert projecting.tally.undecodable == 1
+    assert rebuilder.stats.undecodable == 1
 
 
 async def test_what_would_give_a_batch_too_many_essays_is_left_out_as_the_service_does() -> None:
     record = Record()
-    projecting = replace(projection(record, Store()), crowding=Crowding(cast("Any", record), 3))
+    rebuilder = replace(rebuilder_of(record, Store()), crowding=Crowding(cast("Any", record), 3))
     past = Past(
         registered("a", ["1", "2"]),
         spellchecked("a", "1"),
@@ -136,17 +136,17 @@ async def test_what_would_give_a_batch_too_many_essays_is_left_out_as_the_servic
         spellchecked("a", "4"),
         spellchecked("a", "2"),
     )
-    await projecting.project(cast("Any", past))
+    await rebuilder.rebuild(cast("Any", past))
     offsets = [entry.position.offset for entry in record.written if isinstance(entry, FactsRecorded) and entry.position]
     assert offsets == [0, 1, 2, 3, 6]
-    assert projecting.tally.undecodable == 2
+    assert rebuilder.stats.undecodable == 2
 
 
 async def test_the_same_message_has_the_same_entry_each_time() -> None:
     past = Past(spellchecked(str(uuid.uuid4()), "e"))
     first, second = Record(), Record()
     for record in (first, second):
-        await projection(record, Store()).project(cast("Any", past))
+        await rebuilder_of(record, Store()).rebuild(cast("Any", past))
     assert first.written == second.written
 
 

@@ -10,7 +10,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from bcs.errors import KafkaUnavailable, PartitionStalled
 from bcs.kafka.isolation import Stall
-from bcs.ops.rebuild.reading import PastReader, Range
+from bcs.ops.rebuild.reading import OrderedTopicReader, Range
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +62,7 @@ def record(partition: TopicPartition, offset: int, time: int) -> ConsumerRecord[
 
 
 async def read(log: Log, ranges: Mapping[TopicPartition, Range]) -> list[tuple[int, int, int]]:
-    past = PastReader(cast("Any", log), cast("Any", None), 0.01)
+    past = OrderedTopicReader(cast("Any", log), cast("Any", None), 0.01)
     past.ranges = dict(ranges)
     return [
         (timed.record.partition, timed.record.offset, timed.at_ms)

@@ -12,7 +12,7 @@ from bcs.actors.messages import consumed_entry, decoded, message_of, written_at_
 from bcs.domain.history import FactsRecorded, weight
 from bcs.errors import StoreRefused, UndecodableMessage
 from bcs.ops.rebuild.crowding import Crowding
-from bcs.ops.rebuild.reading import PastReader, Timed
+from bcs.ops.rebuild.reading import OrderedTopicReader, TimedRecord
 from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.wire.dead_letters.encode import original_time_ms
 from bcs.wire.decoding import LATEST_US, EventDecoder
@@ -27,7 +27,7 @@ _WRITE_SECONDS = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
-class Tally:
+class RebuildStats:
     """What became of the messages so far.
 
     :param messages: that were dealt with.
@@ -46,7 +46,7 @@ class Tally:
 
 
 @dataclass(slots=True, kw_only=True)
-class Projection:
+class Rebuilder:
     """Writes the facts of messages to the record.
 
     :param stored: is told of each batch that Redis may lack something.
@@ -63,47 +63,47 @@ class Projection:
     tell: Callable[[], None]
     now_us: int
     max_skew_us: int
-    tally: Tally = field(default_factory=Tally)
+    stats: RebuildStats = field(default_factory=RebuildStats)
     crowding: Crowding | None = None
     _entries: list[FactsRecorded] = field(default_factory=list, init=False)
     _messages: int = field(default=0, init=False)
     _facts: int = field(default=0, init=False)
 
-    async def project(self, past: PastReader) -> None:
+    async def rebuild(self, reader: OrderedTopicReader) -> None:
         """Project all of it. Cancellation leaves whole portions; to do all of it again changes nothing.
 
         :raises KafkaUnavailable: Kafka does not answer.
         :raises StoreUnavailable: the record does not, or Redis.
         """
-        async for portion in past.portions():
+        async for portion in reader.portions():
             for timed in portion:
                 await self._take(timed)
                 if self._facts >= _FACTS_PER_WRITE:
                     await self._keep()
         await self._keep()
 
-    async def _take(self, timed: Timed) -> None:
+    async def _take(self, timed: TimedRecord) -> None:
         record, message = timed.record, message_of(timed.record)
         self._messages += 1
         try:
             event = decoded(self.decoder, message, _event_time_ms(timed))
         except UndecodableMessage:
-            self.tally.undecodable += 1
+            self.stats.undecodable += 1
             return
         if not event.facts:
-            self.tally.without_facts += 1
+            self.stats.without_facts += 1
             return
         # The time of a replay is not known: what was refused at first may have been taken then.
         replayed = original_time_ms(record.headers) is not None
         read_at_us = self.now_us if replayed else min(self.now_us, timed.at_ms * 1000)
         if event.at_us > read_at_us + self.max_skew_us:
-            self.tally.undecodable += 1
+            self.stats.undecodable += 1
             return
         # Nobody knows any more when it became known here; when it was written is as near as can be.
         at_us = min(timed.at_ms * 1000, LATEST_US)
         entry = consumed_entry(message, event, at_us)
         if self.crowding and not await self.crowding.admits(entry, self._keep):
-            self.tally.undecodable += 1
+            self.stats.undecodable += 1
             return
         self._entries.append(entry)
         self._facts += weight(entry)
@@ -117,8 +117,8 @@ class Projection:
                 await self._write(entries)
             finally:
                 await self.stored.invalidate(batches)
-        self.tally.batches |= batches
-        self.tally.messages += self._messages
+        self.stats.batches |= batches
+        self.stats.messages += self._messages
         self._messages = self._facts = 0
         self.tell()
 
@@ -129,16 +129,16 @@ class Projection:
             await self.record.write(entries, deadline_seconds=_WRITE_SECONDS)
         except StoreRefused:
             if len(entries) == 1:
-                self.tally.refused += 1
+                self.stats.refused += 1
                 return
             # One of them spoils the statement for all.
             middle = len(entries) // 2
             await self._write(entries[:middle])
             await self._write(entries[middle:])
         else:
-            self.tally.facts += sum(len(entry.facts) for entry in entries)
+            self.stats.facts += sum(len(entry.facts) for entry in entries)
 
 
-def _event_time_ms(timed: Timed) -> int:
+def _event_time_ms(timed: TimedRecord) -> int:
     event_time_ms = written_at_ms(timed.record)
     return timed.at_ms if event_time_ms is None else event_time_ms
