@@ -289,8 +289,8 @@ _INTAKE = (
 """,
         """\
             for command in group:
-                if command.receipt:
-                    self.finished(MessageFinished(command.receipt))
+                if command.token:
+                    self.finished(MessageAcked(command.token))
             try:
                 await make_durable(group)
 """,
@@ -301,11 +301,11 @@ _INTAKE = (
         "A message that a batch was given does not count as finished for that.",
         "bcs/actors/ingest/session.py",
         """\
-            await self._in_flight.deliver(RecordFacts(event.batch_id, event.facts, receipt), receipt)
+            await self._in_flight.deliver(ApplyFacts(event.batch_id, event.facts, token), token)
 """,
         """\
-            await self._in_flight.deliver(RecordFacts(event.batch_id, event.facts, receipt), receipt)
-            self._finish(receipt)
+            await self._in_flight.deliver(ApplyFacts(event.batch_id, event.facts, token), token)
+            self._finish(token)
 """,
         _in("integration/test_under_way", "test_reading_pauses_while_too_much_is_under_way"),
     ),
@@ -314,11 +314,11 @@ _INTAKE = (
         "A message that can't be decoded counts as finished only once its dead letter is stored.",
         "bcs/actors/ingest/session.py",
         """\
-            self._refused.add(Receipt(message, event_type, error.correlation_id, epoch), error)
+            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
 """,
         """\
-            self._refused.add(Receipt(message, event_type, error.correlation_id, epoch), error)
-            self._finish(Receipt(message, event_type, error.correlation_id, epoch))
+            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
+            self._finish(DeliveryToken(message, event_type, error.correlation_id, epoch))
 """,
         _in("integration/test_dead_letters", "test_the_offset_of_junk_waits_until_its_dead_letter_is_stored"),
     ),

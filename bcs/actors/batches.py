@@ -14,7 +14,7 @@ import structlog
 
 from bcs.actors.archive.writer import Archive
 from bcs.actors.dead_letters import letter_of
-from bcs.actors.messages import MessageFinished, RecordFacts
+from bcs.actors.messages import ApplyFacts, MessageAcked
 from bcs.actors.portions import portions
 from bcs.actors.retry import retry
 from bcs.domain.state import BatchState, delta_of
@@ -63,18 +63,18 @@ class BatchActor:
     outbox: OutboxEntrance
     archive: Archive | None
     telemetry: Telemetry
-    finished: Callable[[MessageFinished], None]
+    finished: Callable[[MessageAcked], None]
     now: Callable[[], datetime]
     waits: Waits
     retry_maximum_seconds: float
     commit_slots: anyio.CapacityLimiter
     letter_limit_bytes: int
 
-    async def run(self, context: ActorContext[RecordFacts]) -> None:
+    async def run(self, context: ActorContext[ApplyFacts]) -> None:
         """Serve a batch's mailbox until it is empty."""
         await hit(FailPoint.STARTING, context.name)
 
-        async def handle(envelopes: list[Envelope[RecordFacts]]) -> None:
+        async def handle(envelopes: list[Envelope[ApplyFacts]]) -> None:
             if len(envelopes) == 1:
                 await self._record(context, envelopes)
                 return
@@ -83,14 +83,14 @@ class BatchActor:
                 # Not to be delivered again for what comes behind it.
                 context.ack(group)
 
-        async def on_max_deliveries(envelope: Envelope[RecordFacts]) -> None:
+        async def on_max_deliveries(envelope: Envelope[ApplyFacts]) -> None:
             await self._dead_letter(
                 context, envelope.message, _FAILED, attempts=envelope.attempts, error=envelope.last_error
             )
 
         await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, on_max_deliveries=on_max_deliveries)
 
-    async def _record(self, context: ActorContext[RecordFacts], envelopes: list[Envelope[RecordFacts]]) -> None:
+    async def _record(self, context: ActorContext[ApplyFacts], envelopes: list[Envelope[ApplyFacts]]) -> None:
         # The caller of such an ask is gone, and was told that the facts were not recorded.
         group = [envelope.message for envelope in envelopes if not envelope.caller_gone]
         if not group:
@@ -100,7 +100,7 @@ class BatchActor:
         # The same however often it is tried: by that the queue before the record knows an entry again.
         now_us = microseconds(self.now())
 
-        async def make_durable(group: list[RecordFacts]) -> None:
+        async def make_durable(group: list[ApplyFacts]) -> None:
             nonlocal archived
             delta = delta_of(fact for command in group for fact in command.facts)
             # First the record, so that nothing is in Redis that could not be read again once Redis has forgotten it.
@@ -119,7 +119,7 @@ class BatchActor:
                     raise
                 self._tell(group, error)
                 # What is in the record must get into Redis too, whatever the caller was told.
-                group = group if archived else [command for command in group if command.receipt]
+                group = group if archived else [command for command in group if command.token]
                 if not group:
                     return
                 # What came from Kafka is kept until the store is back.
@@ -145,16 +145,16 @@ class BatchActor:
         for command in group:
             if command.reply:
                 command.reply.send(None)
-            if command.receipt:
-                self.telemetry.events(command.receipt.event_type, "applied").inc()
-                self.finished(MessageFinished(command.receipt))
+            if command.token:
+                self.telemetry.events(command.token.event_type, "applied").inc()
+                self.finished(MessageAcked(command.token))
 
     async def _record_without_excess(
-        self, context: ActorContext[RecordFacts], envelopes: list[Envelope[RecordFacts]], error: TooManyEssays
+        self, context: ActorContext[ApplyFacts], envelopes: list[Envelope[ApplyFacts]], error: TooManyEssays
     ) -> None:
         """In their order, give the batch those that it has room for; the others become dead letters."""
         room = error.limit - error.known
-        strangers, taken = set(error.strangers), list[Envelope[RecordFacts]]()
+        strangers, taken = set(error.strangers), list[Envelope[ApplyFacts]]()
         for envelope in envelopes:
             new = strangers.intersection(delta_of(envelope.message.facts).first_seen_us)
             if len(new) > max(room, 0):
@@ -166,7 +166,7 @@ class BatchActor:
         await self._record(context, taken)
 
     @staticmethod
-    def _tell(group: list[RecordFacts], error: StoreError) -> None:
+    def _tell(group: list[ApplyFacts], error: StoreError) -> None:
         """Who asked over HTTP is told at once."""
         for command in group:
             if command.reply:
@@ -177,7 +177,7 @@ class BatchActor:
         with suppress(StoreUnavailable):
             await self.store.ensure_room(batch_id, delta.first_seen_us)
 
-    async def _commit(self, context: ActorContext[RecordFacts], group: list[RecordFacts], delta: BatchState) -> None:
+    async def _commit(self, context: ActorContext[ApplyFacts], group: list[ApplyFacts], delta: BatchState) -> None:
         batch_id = group[0].batch_id
         context.mark_idle()  # to wait for one's turn is not to hang
         async with self.commit_slots:
@@ -197,20 +197,20 @@ class BatchActor:
 
     async def _dead_letter(
         self,
-        context: ActorContext[RecordFacts],
-        command: RecordFacts,
+        context: ActorContext[ApplyFacts],
+        command: ApplyFacts,
         reason: DeadLetterReason,
         *,
         attempts: int,
         error: BaseException | None,
     ) -> None:
         """Make a dead letter of a message that can't be applied."""
-        receipt = command.receipt
-        if receipt is None:
+        token = command.token
+        if token is None:
             return  # an ask: its caller was told, and decides itself
         detail = {"attempts": attempts, "error_type": type(error).__name__, "error_message": str(error)}
         message = await letter_of(
-            receipt.message,
+            token.message,
             reason,
             detail,
             self.now(),
@@ -221,22 +221,22 @@ class BatchActor:
             await self._retry(context, partial(self.outbox.append, [message]), "store a dead letter")
         except (StoreUnavailable, OutboxFull):
             return  # a stop was asked for; not acknowledged, it is read again by the next process
-        self.telemetry.dead_letters.labels(receipt.message.topic, reason).inc()
-        self.telemetry.events(receipt.event_type, "dead_lettered").inc()
+        self.telemetry.dead_letters.labels(token.message.topic, reason).inc()
+        self.telemetry.events(token.event_type, "dead_lettered").inc()
         log.error(
             "message_dead_lettered",
             batch_id=command.batch_id,
-            correlation_id=receipt.correlation_id,
-            topic=receipt.message.topic,
-            partition=receipt.message.partition,
-            offset=receipt.message.offset,
+            correlation_id=token.correlation_id,
+            topic=token.message.topic,
+            partition=token.message.partition,
+            offset=token.message.offset,
             reason=reason,
             **detail,
             summed_by=("topic", "reason"),
         )
-        self.finished(MessageFinished(receipt))
+        self.finished(MessageAcked(token))
 
-    async def _retry(self, context: ActorContext[RecordFacts], do: Callable[[], Awaitable[object]], doing: str) -> None:
+    async def _retry(self, context: ActorContext[ApplyFacts], do: Callable[[], Awaitable[object]], doing: str) -> None:
         await retry(
             context,
             do,
@@ -250,5 +250,5 @@ class BatchActor:
         )
 
 
-def _weight_of(envelope: Envelope[RecordFacts]) -> int:
+def _weight_of(envelope: Envelope[ApplyFacts]) -> int:
     return envelope.message.weight

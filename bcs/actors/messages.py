@@ -103,12 +103,12 @@ def consumed_entry(message: ConsumedMessage, event: DecodedEvent, at_us: int) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class DeliveryToken:
     """Proof of a consumed message, to be handed back once its effect is durable.
 
     :param correlation_id: of the envelope, where it could be read.
     :param event_id: of the envelope, where it has one.
-    :param epoch: which of our ownerships of the partition it was read in; a receipt of an older one is worthless.
+    :param epoch: which of our ownerships of the partition it was read in; a token of an older one is worthless.
     """
 
     message: ConsumedMessage
@@ -131,17 +131,17 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordFacts:
+class ApplyFacts:
     """To a batch's actor: make these facts durable.
 
-    :param receipt: the Kafka message that they came from.
+    :param token: the Kafka message that they came from.
     :param report: what they came with otherwise.
     :param reply: who waits for it.
     """
 
     batch_id: str
     facts: tuple[Fact, ...]
-    receipt: Receipt | None = None
+    token: DeliveryToken | None = None
     report: Report | None = None
     reply: Reply[None] | None = None
 
@@ -155,7 +155,7 @@ class RecordFacts:
     @property
     def correlation_id(self) -> str | None:
         """Of the event or the report."""
-        came_with = self.receipt or self.report
+        came_with = self.token or self.report
         return came_with.correlation_id if came_with else None
 
     def entry(self, now_us: int) -> FactsRecorded:
@@ -163,7 +163,7 @@ class RecordFacts:
 
         :param now_us: microseconds since 1970 UTC.
         """
-        if self.receipt is None:
+        if self.token is None:
             assert self.report is not None  # noqa: S101 (facts come from Kafka or over HTTP)
             report = self.report
             return FactsRecorded(
@@ -175,22 +175,22 @@ class RecordFacts:
                 correlation_id=report.correlation_id,
                 asked_by=report.asked_by,
             )
-        receipt = self.receipt
+        token = self.token
         event = DecodedEvent(
-            receipt.event_type,
+            token.event_type,
             self.batch_id,
-            correlation_id=receipt.correlation_id,
+            correlation_id=token.correlation_id,
             facts=self.facts,
-            event_id=receipt.event_id,
+            event_id=token.event_id,
         )
-        return consumed_entry(receipt.message, event, now_us)
+        return consumed_entry(token.message, event, now_us)
 
 
 @dataclass(frozen=True, slots=True)
-class MessageFinished:
+class MessageAcked:
     """To the intake: the effect of this message is durable, or it is a durable dead letter."""
 
-    receipt: Receipt
+    token: DeliveryToken
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from bcs.actors.ingest.intake import Intake
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.skips import Skips
 from bcs.actors.kafka_watch import KafkaWatch
-from bcs.actors.messages import MessageFinished, OutboxGrew, RecordFacts
+from bcs.actors.messages import ApplyFacts, MessageAcked, OutboxGrew
 from bcs.actors.metrics import MetricsActor, MetricsPage
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.publisher import Publisher
@@ -90,7 +90,7 @@ class Service:
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._entrance = WakingOutbox(self.outbox, self._wake_publisher)
-        self._intake_mailbox: Mailbox[MessageFinished] = Mailbox("intake", inf)
+        self._intake_mailbox: Mailbox[MessageAcked] = Mailbox("intake", inf)
         self._under_way = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
         )
@@ -138,7 +138,7 @@ class Service:
             asks=self._under_way,
         )
 
-    def _batches(self) -> DynamicSupervisor[RecordFacts]:
+    def _batches(self) -> DynamicSupervisor[ApplyFacts]:
         settings = self.settings
         actor = BatchActor(
             store=self.store,

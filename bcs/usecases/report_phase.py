@@ -8,7 +8,7 @@ from uuid import UUID
 
 from bcs.actors.asking import ask_with_retry
 from bcs.actors.clocks import Clocks
-from bcs.actors.messages import RecordFacts, Report
+from bcs.actors.messages import ApplyFacts, Report
 from bcs.domain.facts import Outcome, PhaseReported
 from bcs.domain.reporting import report_time_us
 from bcs.supervision import DynamicSupervisor
@@ -41,7 +41,7 @@ class PhaseReporter:
     """
 
     reader: BatchReader
-    batches: DynamicSupervisor[RecordFacts]
+    batches: DynamicSupervisor[ApplyFacts]
     clocks: Clocks
     new_id: Callable[[], UUID]
     deadline_seconds: float
@@ -70,7 +70,7 @@ class PhaseReporter:
         await ask_with_retry(
             lambda: self.batches.ask(
                 command.batch_id,
-                lambda reply: RecordFacts(command.batch_id, (fact,), report=report, reply=reply),
+                lambda reply: ApplyFacts(command.batch_id, (fact,), report=report, reply=reply),
                 self.deadline_seconds,
             )
         )

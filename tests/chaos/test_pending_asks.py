@@ -10,7 +10,7 @@ from time import monotonic, time
 import anyio
 import pytest
 
-from bcs.actors.messages import RecordFacts
+from bcs.actors.messages import ApplyFacts
 from bcs.domain.facts import Outcome, PhaseReported
 from bcs.observability.failpoints import FailPoint
 from bcs.supervision import ActorDied
@@ -89,7 +89,7 @@ async def seconds_to_the_end_of_asks(service: RunningService, deaths: Deaths, ba
     async def ask() -> None:
         try:
             await service.service.batches.ask(
-                batch, lambda reply: RecordFacts(batch, (fact,), reply=reply), DEADLINE_SECONDS
+                batch, lambda reply: ApplyFacts(batch, (fact,), reply=reply), DEADLINE_SECONDS
             )
         except ActorDied:
             ends.append(monotonic())

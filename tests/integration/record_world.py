@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import anyio.to_thread
 from redis.asyncio import Redis
 
-from bcs.actors.messages import RecordFacts, Report
+from bcs.actors.messages import ApplyFacts, Report
 from bcs.domain.facts import Fact
 from bcs.domain.history import FactsRecorded
 from bcs.domain.state import BatchState
@@ -88,8 +88,8 @@ class RecordWorld:
         """Have facts recorded, as those of a Kafka message are, however often that takes."""
         report = Report(uuid.uuid4(), "told", "the test")
 
-        def build(reply: object) -> RecordFacts:
-            return RecordFacts(batch_id, tuple(facts), report=report, reply=reply)  # type: ignore[arg-type]
+        def build(reply: object) -> ApplyFacts:
+            return ApplyFacts(batch_id, tuple(facts), report=report, reply=reply)  # type: ignore[arg-type]
 
         async def ask() -> bool:
             await self.running.service.batches.ask(batch_id, build, _ASK_SECONDS)

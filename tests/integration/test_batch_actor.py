@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
-from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, Report
+from bcs.actors.messages import ApplyFacts, DeliveryToken, MessageAcked, Report
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
 from bcs.domain.history import FactsRecorded, HistoryEntry
@@ -71,7 +71,7 @@ class SlowStore(MemoryStateStore):
         return await super().commit(batch_id, delta)
 
 
-def command(offset: int, essay: str) -> RecordFacts:
+def command(offset: int, essay: str) -> ApplyFacts:
     message = ConsumedMessage(
         topics.SPELLCHECK_COMPLETED,
         0,
@@ -81,19 +81,19 @@ def command(offset: int, essay: str) -> RecordFacts:
         value=spellchecked(BATCH, essay).value,
     )
     fact = EssayPhaseEnded("spellcheck", essay, Outcome.COMPLETED, 1)
-    receipt = Receipt(message, "SpellcheckPhaseCompletedV1", "correlation", 1)
-    return RecordFacts(BATCH, (fact,), receipt)
+    token = DeliveryToken(message, "SpellcheckPhaseCompletedV1", "correlation", 1)
+    return ApplyFacts(BATCH, (fact,), token)
 
 
 def supervisor_of(
     store: MemoryStateStore,
     outbox: MemoryOutbox,
-    finished: list[MessageFinished],
+    finished: list[MessageAcked],
     nudges: list[None],
     *,
     archive: Any = None,
     observer: Recorder | None = None,
-) -> DynamicSupervisor[RecordFacts]:
+) -> DynamicSupervisor[ApplyFacts]:
     actor = BatchActor(
         store=store,
         outbox=WakingOutbox(outbox, lambda: nudges.append(None)),
@@ -120,7 +120,7 @@ def supervisor_of(
 
 async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_applied() -> None:
     store, outbox = PoisonableStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
-    finished: list[MessageFinished] = []
+    finished: list[MessageAcked] = []
     nudges: list[None] = []
     supervisor = supervisor_of(store, outbox, finished, nudges)
     commands = [command(offset, essay) for offset, essay in enumerate(ESSAYS)]
@@ -130,7 +130,7 @@ async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_a
         await wait_until(lambda: len(finished) >= len(ESSAYS))
     assert tree.in_time
 
-    told = sorted(message.receipt.message.offset for message in finished)
+    told = sorted(message.token.message.offset for message in finished)
     assert told == list(range(len(ESSAYS))), "each exactly once"
     neighbours = set(ESSAYS) - {POISON}
     state = await store.state(BATCH)
@@ -139,15 +139,15 @@ async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_a
 
     [entry] = await outbox.lease(10)
     assert entry.message.topic == topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED)
-    receipt = commands[ESSAYS.index(POISON)].receipt
-    assert receipt is not None
-    assert receipt.message.value is not None
-    assert receipt.message.value in entry.message.value, "byte for byte"
+    token = commands[ESSAYS.index(POISON)].token
+    assert token is not None
+    assert token.message.value is not None
+    assert token.message.value in entry.message.value, "byte for byte"
     letter = json.loads(entry.message.value)
     assert letter["dlq_reason"] == "processing_failed"
     about = letter["additional_metadata"]
     assert (about["attempts"], about["error_type"]) == (DELIVERIES, "RuntimeError")
-    assert about["source_offset"] == receipt.message.offset
+    assert about["source_offset"] == token.message.offset
     assert nudges, "the publisher is told"
 
 
@@ -165,7 +165,7 @@ class CorruptedStore(MemoryStateStore):
 
 async def test_what_a_store_refuses_for_good_after_an_outage_becomes_a_dead_letter_without_a_crash() -> None:
     store, outbox = CorruptedStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
-    finished: list[MessageFinished] = []
+    finished: list[MessageAcked] = []
     observed = Recorder()
     supervisor = supervisor_of(store, outbox, finished, [], observer=observed)
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
@@ -177,7 +177,7 @@ async def test_what_a_store_refuses_for_good_after_an_outage_becomes_a_dead_lett
 
 
 async def test_a_message_counts_as_finished_only_behind_its_commit() -> None:
-    store, finished = SlowStore(), list[MessageFinished]()
+    store, finished = SlowStore(), list[MessageAcked]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
@@ -185,7 +185,7 @@ async def test_a_message_counts_as_finished_only_behind_its_commit() -> None:
             await store.committing.wait()
         assert finished == []
         store.go_on.set()
-        await wait_until(lambda: [message.receipt.message.offset for message in finished] == [7])
+        await wait_until(lambda: [message.token.message.offset for message in finished] == [7])
     assert (await store.state(BATCH)).first_seen_us.keys() == {"essay"}
 
 
@@ -201,7 +201,7 @@ async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known
             if len(entries) == 1:
                 raise StoreUnavailable("archive", "the test says so")
 
-    store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageFinished]()
+    store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageAcked]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive=Archive())
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
@@ -211,12 +211,12 @@ async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known
 
 
 async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None:
-    store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageFinished]()
+    store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageAcked]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     fact = PhaseReported("nlp", Outcome.COMPLETED, 1)
     report = Report(uuid.uuid4(), "correlation", "the test")
     with pytest.raises(AskTimeout):  # it does not run yet, and its caller is told that nothing was recorded
-        await supervisor.ask(BATCH, lambda reply: RecordFacts(BATCH, (fact,), report=report, reply=reply), 0)
+        await supervisor.ask(BATCH, lambda reply: ApplyFacts(BATCH, (fact,), report=report, reply=reply), 0)
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
         await wait_until(lambda: finished)
@@ -228,7 +228,7 @@ async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None
 @pytest.mark.parametrize("archive", [None, Kept()], ids=["without a record", "with a record"])
 async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(archive: Kept | None) -> None:
     store = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic, max_essays=2)
-    outbox, finished = MemoryOutbox(100, time.monotonic), list[MessageFinished]()
+    outbox, finished = MemoryOutbox(100, time.monotonic), list[MessageAcked]()
     supervisor = supervisor_of(store, outbox, finished, [], archive=archive)
     essays = ["first", "second", "third", "first", "fourth", "second"]
     for offset, essay in enumerate(essays):
@@ -255,7 +255,7 @@ async def test_while_redis_can_not_be_asked_for_its_room_facts_get_into_the_reco
             assert archive.entries
             return await super().commit(batch_id, delta)
 
-    archive, finished = Kept(), list[MessageFinished]()
+    archive, finished = Kept(), list[MessageAcked]()
     store = Away(law=LAW, ttl_seconds=3600, clock=time.monotonic)
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive=archive)
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
@@ -272,7 +272,7 @@ async def test_a_transaction_has_no_more_facts_than_it_should_unless_one_event_h
             return await super().commit(batch_id, delta)
 
     commits: list[int] = []
-    finished: list[MessageFinished] = []
+    finished: list[MessageAcked] = []
     store = Weighing(law=LAW, ttl_seconds=3600, clock=time.monotonic)
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     half, more = GROUP_COMMIT_FACTS // 2, GROUP_COMMIT_FACTS + 1

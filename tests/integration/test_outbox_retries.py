@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bcs.actors.messages import Receipt, RecordFacts
+from bcs.actors.messages import ApplyFacts, DeliveryToken
 from bcs.domain.facts import EssayPhaseEnded, Outcome
 from bcs.domain.history import PipelineResolved
 from bcs.errors import StoreUnavailable
@@ -193,7 +193,7 @@ async def test_a_fact_whose_place_in_the_queue_is_unknown_waits_there_once(
     event = spellchecked(batch, "essay")
     message = ConsumedMessage(event.topic, 0, 7, timestamp_ms=1, key=event.key, value=event.value)
     fact = EssayPhaseEnded("spellcheck", "essay", Outcome.COMPLETED, AT_US)
-    command = RecordFacts(batch, (fact,), Receipt(message, "SpellcheckPhaseCompletedV1", None, 1))
+    command = ApplyFacts(batch, (fact,), DeliveryToken(message, "SpellcheckPhaseCompletedV1", None, 1))
     async with RecordWorld(tmp_path, database_url) as world:
         world.database_proxy.refuse()
         await world.database_proxy.cut()

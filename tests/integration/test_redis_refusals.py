@@ -11,7 +11,7 @@ from time import monotonic
 import pytest
 from redis.asyncio import Redis
 
-from bcs.actors.messages import Receipt, RecordFacts
+from bcs.actors.messages import ApplyFacts, DeliveryToken
 from bcs.devtools.servers.embedded import HOST, EmbeddedServer, free_port
 from bcs.domain.state import delta_of
 from bcs.errors import RedisUnusable, StoreUnavailable
@@ -186,7 +186,7 @@ async def test_facts_wait_while_redis_refuses_them_and_the_reason_is_named(
     private_valkey: EmbeddedServer, control: RedisGateway, batch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = ConsumedMessage(topics.SPELLCHECK_COMPLETED, 0, 7, timestamp_ms=1, key=batch.encode(), value=b"its bytes")
-    receipt = Receipt(message, "SpellcheckPhaseCompletedV1", "correlation", 1)
+    token = DeliveryToken(message, "SpellcheckPhaseCompletedV1", "correlation", 1)
     way = WAYS["no right to write"]
     async with (
         running_service(redis_url=url_of(private_valkey), kafka_bootstrap_servers="127.0.0.1:1") as service,
@@ -194,7 +194,7 @@ async def test_facts_wait_while_redis_refuses_them_and_the_reason_is_named(
     ):
         batches, store, outbox = service.service.batches, service.service.store, service.service.outbox
         await control.call(*way.begin)
-        service.call(batches.deliver_nowait, batch, RecordFacts(batch, (completed("e1"),), receipt))
+        service.call(batches.deliver_nowait, batch, ApplyFacts(batch, (completed("e1"),), token))
 
         async def is_named() -> bool:
             return way.reason in await redis_problem(bos)

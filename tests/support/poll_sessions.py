@@ -16,7 +16,7 @@ from bcs.actors.ingest.intake import Intake
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.session import PollSession
 from bcs.actors.ingest.skips import Skips
-from bcs.actors.messages import RecordFacts
+from bcs.actors.messages import ApplyFacts
 from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.kafka.status import KafkaStatus
@@ -52,9 +52,9 @@ def session_of(
     :param overrides: settings that stand above the usual ones.
     """
 
-    async def deliver(_: str, command: RecordFacts) -> None:
-        assert command.receipt
-        delivered.append(command.receipt.message.offset)
+    async def deliver(_: str, command: ApplyFacts) -> None:
+        assert command.token
+        delivered.append(command.token.message.offset)
 
     def now() -> datetime:
         return datetime.now(UTC)

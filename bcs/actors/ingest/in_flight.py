@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from bcs.actors.messages import Receipt, RecordFacts
+from bcs.actors.messages import ApplyFacts, DeliveryToken
 from bcs.config.settings import Settings
 from bcs.domain.history import Position
 
@@ -19,10 +19,10 @@ class InFlight:
     :param deliver: gives a command to the batch's actor, and waits while that has no room.
     """
 
-    def __init__(self, *, settings: Settings, deliver: Callable[[str, RecordFacts], Awaitable[None]]) -> None:
+    def __init__(self, *, settings: Settings, deliver: Callable[[str, ApplyFacts], Awaitable[None]]) -> None:
         self._settings = settings
         self._deliver = deliver
-        self._held: dict[tuple[str, int, int, int], tuple[RecordFacts, int, int]] = {}
+        self._held: dict[tuple[str, int, int, int], tuple[ApplyFacts, int, int]] = {}
         self.bytes = 0
         self.facts = 0
 
@@ -41,15 +41,15 @@ class InFlight:
             or self.facts >= settings.intake_max_in_flight_facts
         )
 
-    async def deliver(self, command: RecordFacts, receipt: Receipt) -> None:
+    async def deliver(self, command: ApplyFacts, token: DeliveryToken) -> None:
         """Give a message to its batch.
 
         Cancellation while this waits for room leaves nothing with the batch.
 
-        :param receipt: that of the command.
+        :param token: that of the command.
         """
-        size, facts = receipt.message.size_bytes, command.weight
-        self._held[_key(receipt)] = command, size, facts
+        size, facts = token.message.size_bytes, command.weight
+        self._held[_key(token)] = command, size, facts
         self.bytes += size
         self.facts += facts
         delivered = False
@@ -58,17 +58,17 @@ class InFlight:
             delivered = True
         finally:
             if not delivered:
-                self.remove(receipt)
+                self.remove(token)
 
-    def remove(self, receipt: Receipt) -> None:
+    def remove(self, token: DeliveryToken) -> None:
         """The batch is done with it. Saying so twice changes nothing."""
-        held = self._held.pop(_key(receipt), None)
+        held = self._held.pop(_key(token), None)
         if held is not None:
             _, size, facts = held
             self.bytes -= size
             self.facts -= facts
 
-    def command_at(self, position: Position, epoch: int) -> RecordFacts | None:
+    def command_at(self, position: Position, epoch: int) -> ApplyFacts | None:
         """What a batch holds of a message; None where none does.
 
         :param epoch: of the ownership in which it was read.
@@ -77,6 +77,6 @@ class InFlight:
         return None if held is None else held[0]
 
 
-def _key(receipt: Receipt) -> tuple[str, int, int, int]:
-    message = receipt.message
-    return message.topic, message.partition, message.offset, receipt.epoch
+def _key(token: DeliveryToken) -> tuple[str, int, int, int]:
+    message = token.message
+    return message.topic, message.partition, message.offset, token.epoch

@@ -18,7 +18,7 @@ from bcs.actors.ingest.passing_over import PassingOver
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.refused import RefusedMessages
 from bcs.actors.ingest.session import PollSession
-from bcs.actors.messages import MessageFinished
+from bcs.actors.messages import MessageAcked
 from bcs.config.settings import Settings
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer
@@ -55,7 +55,7 @@ class Intake:
     now: Callable[[], datetime]
     _epochs: Iterator[int] = field(default_factory=lambda: count(1), init=False)
 
-    async def run(self, context: ActorContext[MessageFinished]) -> None:
+    async def run(self, context: ActorContext[MessageAcked]) -> None:
         """Consume until asked to stop. Kafka being away is waited for here, and is no crash."""
         await hit(FailPoint.STARTING, context.name)
         # Ready without Kafka: the rest of the service does not depend on it.
@@ -75,7 +75,7 @@ class Intake:
             with anyio.move_on_after(self.settings.intake_retry_seconds):
                 await context.wait_stopping()
 
-    def session(self, context: ActorContext[MessageFinished], consumer: IsolatingConsumer) -> PollSession:
+    def session(self, context: ActorContext[MessageAcked], consumer: IsolatingConsumer) -> PollSession:
         """A membership in the group, for a consumer that is connected."""
         settings = self.settings
         tracker = OffsetTracker(self._epochs)
@@ -113,7 +113,7 @@ class Intake:
             now=self.now,
         )
 
-    async def _connect(self, context: ActorContext[MessageFinished], consumer: IsolatingConsumer) -> bool:
+    async def _connect(self, context: ActorContext[MessageAcked], consumer: IsolatingConsumer) -> bool:
         """Find the brokers; False when a stop came first."""
         context.heartbeat()
         connected = False

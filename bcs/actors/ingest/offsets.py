@@ -33,9 +33,9 @@ class OffsetTracker:
     """Follows every message from being read to being durable, for all partitions that this process owns.
 
     A partition that is taken away and given back starts anew under another epoch: what was unfinished is read again,
-    and a receipt from before counts for nothing.
+    and a token from before counts for nothing.
 
-    :param epochs: numbers that no other tracker of this process gets, since receipts outlive their tracker.
+    :param epochs: numbers that no other tracker of this process gets, since tokens outlive their tracker.
     """
 
     def __init__(self, epochs: Iterator[int]) -> None:

@@ -11,7 +11,7 @@ import structlog
 from bcs.actors.dead_letters import letter_of
 from bcs.actors.ingest.skips import REASON as SKIPPED
 from bcs.actors.ingest.skips import reason_of
-from bcs.actors.messages import Receipt, RecordFacts, position_of
+from bcs.actors.messages import ApplyFacts, DeliveryToken, position_of
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipOrder
 from bcs.errors import StoreError, UndecodableMessage
@@ -43,7 +43,7 @@ class RefusedMessages:
     waits: Waits
     now: Callable[[], datetime]
     letter_limit_bytes: int
-    _refused: list[tuple[Receipt, UndecodableMessage]] = field(default_factory=list, init=False)
+    _refused: list[tuple[DeliveryToken, UndecodableMessage]] = field(default_factory=list, init=False)
     # Of the first of these, kept until the store has them: by their content it knows letters that come again.
     _letters: list[OutboundMessage] = field(default_factory=list, init=False)
 
@@ -54,13 +54,13 @@ class RefusedMessages:
     @property
     def positions(self) -> set[Position]:
         """Where the messages lie that wait for the outbox."""
-        return {position_of(receipt.message) for receipt, _ in self._refused}
+        return {position_of(token.message) for token, _ in self._refused}
 
-    def add(self, receipt: Receipt, error: UndecodableMessage) -> None:
+    def add(self, token: DeliveryToken, error: UndecodableMessage) -> None:
         """A message is refused."""
-        self._refused.append((receipt, error))
+        self._refused.append((token, error))
 
-    async def store(self) -> list[Receipt]:
+    async def store(self) -> list[DeliveryToken]:
         """Store the next dead letters, as many as go in one round trip.
 
         Cancellation leaves them here; the same letters are stored with the next call.
@@ -76,11 +76,11 @@ class RefusedMessages:
         stored = self._refused[: len(self._letters)]
         del self._refused[: len(stored)]
         self._letters = []
-        for receipt, error in stored:
-            self._note(receipt, error)
-        return [receipt for receipt, _ in stored]
+        for token, error in stored:
+            self._note(token, error)
+        return [token for token, _ in stored]
 
-    async def store_skipped(self, order: SkipOrder, held: RecordFacts | None) -> bool:
+    async def store_skipped(self, order: SkipOrder, held: ApplyFacts | None) -> bool:
         """Store the dead letter of a message that an operator ordered to pass over; False where that failed.
 
         :param held: what a batch has of the message; None where its bytes are not at hand.
@@ -88,10 +88,10 @@ class RefusedMessages:
         at, ordered_at = order.position, datetime.fromisoformat(order.ordered_at)
         detail = {"attempts": 1, "error_type": "SkipOrder", "error_message": reason_of(order)}
         # With the time of the order: a letter that is made again must be the same, for the outbox to know it.
-        if held is None or held.receipt is None:
+        if held is None or held.token is None:
             letter = unread_dead_letter(at.topic, at.partition, at.offset, SKIPPED, detail, ordered_at)
         else:
-            message, limit_bytes = held.receipt.message, self.letter_limit_bytes
+            message, limit_bytes = held.token.message, self.letter_limit_bytes
             letter = await letter_of(message, SKIPPED, detail, ordered_at, held.batch_id, limit_bytes=limit_bytes)
         if not await self._append([letter]):
             return False
@@ -111,14 +111,14 @@ class RefusedMessages:
         """As many of the next letters as are stored in one round trip; at least one."""
         letters: list[OutboundMessage] = []
         size_bytes = 0
-        for receipt, error in self._refused[:_LETTERS_PER_APPEND]:
-            size_bytes += receipt.message.size_bytes
+        for token, error in self._refused[:_LETTERS_PER_APPEND]:
+            size_bytes += token.message.size_bytes
             if letters and size_bytes > _BYTES_PER_APPEND:
                 break
             detail = {"attempts": 1, "error_type": type(error).__name__, "error_message": error.detail}
             letters.append(
                 await letter_of(
-                    receipt.message,
+                    token.message,
                     error.reason,
                     detail,
                     self.now(),
@@ -128,10 +128,10 @@ class RefusedMessages:
             )
         return letters
 
-    def _note(self, receipt: Receipt, error: UndecodableMessage) -> None:
-        message = receipt.message
+    def _note(self, token: DeliveryToken, error: UndecodableMessage) -> None:
+        message = token.message
         self.telemetry.dead_letters.labels(message.topic, error.reason).inc()
-        self.telemetry.events(receipt.event_type, "dead_lettered").inc()
+        self.telemetry.events(token.event_type, "dead_lettered").inc()
         log.warning(
             "message_dead_lettered",
             topic=message.topic,
@@ -140,6 +140,6 @@ class RefusedMessages:
             reason=error.reason,
             detail=error.detail,
             batch_id=error.batch_id,
-            correlation_id=receipt.correlation_id,
+            correlation_id=token.correlation_id,
             summed_by=("topic", "reason"),
         )

@@ -19,7 +19,7 @@ from bcs.actors.ingest.passing_over import PassingOver
 from bcs.actors.ingest.reading import EventReader, ahead_of_time
 from bcs.actors.ingest.refused import RefusedMessages
 from bcs.actors.ingest.turns import Turns
-from bcs.actors.messages import MessageFinished, Receipt, RecordFacts, message_of, position_of
+from bcs.actors.messages import ApplyFacts, DeliveryToken, MessageAcked, message_of, position_of
 from bcs.actors.portions import Amount
 from bcs.config.settings import Settings
 from bcs.domain.skips import SkipOutcome
@@ -69,7 +69,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self,
         *,
         settings: Settings,
-        context: ActorContext[MessageFinished],
+        context: ActorContext[MessageAcked],
         consumer: IsolatingConsumer,
         reader: EventReader,
         in_flight: InFlight,
@@ -277,7 +277,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                     raise ahead_of_time(event)
         except UndecodableMessage as error:
             self._tracker.read(record.topic, record.partition, record.offset)
-            self._refused.add(Receipt(message, event_type, error.correlation_id, epoch), error)
+            self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
             return True
         except (ClocksDiffer, StoreUnavailable) as error:
             self._read_again_at = anyio.current_time() + _CLOCKS_SECONDS
@@ -286,12 +286,12 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             self._waits.begin(INTAKE, _DECIDE, str(error), aloud=False)
             return False
         self._tracker.read(record.topic, record.partition, record.offset)
-        receipt = Receipt(message, event_type, event.correlation_id, epoch, event.event_id)
+        token = DeliveryToken(message, event_type, event.correlation_id, epoch, event.event_id)
         if event.facts:
-            await self._in_flight.deliver(RecordFacts(event.batch_id, event.facts, receipt), receipt)
+            await self._in_flight.deliver(ApplyFacts(event.batch_id, event.facts, token), token)
         else:
             self._telemetry.events(event_type, "ignored").inc()
-            self._finish(receipt)
+            self._finish(token)
             self._note_progress()
         return True
 
@@ -301,10 +301,10 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _store_refused(self) -> None:
         """Make dead letters of what is refused. Only when they are durable do the messages count as finished."""
-        while receipts := await self._refused.store():
-            for receipt in receipts:
-                await self._passing_over.note(position_of(receipt.message), SkipOutcome.SKIPPED)
-                self._finish(receipt)
+        while tokens := await self._refused.store():
+            for token in tokens:
+                await self._passing_over.note(position_of(token.message), SkipOutcome.SKIPPED)
+                self._finish(token)
             self._note_progress()
 
     async def _collect(self) -> None:
@@ -316,18 +316,18 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             with anyio.move_on_after(commit_at - anyio.current_time()):
                 envelopes = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
                 for envelope in envelopes:
-                    self._in_flight.remove(envelope.message.receipt)
-                    self._finish(envelope.message.receipt)
+                    self._in_flight.remove(envelope.message.token)
+                    self._finish(envelope.message.token)
                 self._note_progress()
                 mailbox.ack(envelopes)
             if anyio.current_time() >= commit_at:
                 await self._commits.commit()
                 commit_at = anyio.current_time() + interval_seconds
 
-    def _finish(self, receipt: Receipt) -> None:
-        message = receipt.message
+    def _finish(self, token: DeliveryToken) -> None:
+        message = token.message
         written_ms = message.timestamp_ms if message.timestamp_ms >= 0 else None
-        self._tracker.finish(message.topic, message.partition, message.offset, receipt.epoch, written_ms)
+        self._tracker.finish(message.topic, message.partition, message.offset, token.epoch, written_ms)
 
     def _note_progress(self) -> None:
         self._progress.set()
