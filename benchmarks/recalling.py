@@ -6,7 +6,7 @@ import time
 from itertools import count
 
 from bcs.devtools.servers.embedded import EmbeddedServer
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from benchmarks.generator import Order
 from benchmarks.measured import Measured, middle, percentiles_ms
 from benchmarks.pasts import ANY_BATCH, batch_of
@@ -18,7 +18,7 @@ _CALLERS = (1, 8)
 _PAGE = f"/internal/v1/batches/{ANY_BATCH}/history?limit=50"
 
 
-async def by_itself(record: PostgresRecord, server: EmbeddedServer, seconds: float, batches: int) -> Measured:
+async def by_itself(record: PostgresArchive, server: EmbeddedServer, seconds: float, batches: int) -> Measured:
     """Read the states of batches past the service, one after the other."""
     latencies: list[float] = []
     process_id = process_id_of(server)

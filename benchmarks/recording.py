@@ -10,7 +10,7 @@ import asyncpg
 
 from bcs.devtools.servers.postgres import PostgresServer
 from bcs.domain.history import FactsRecorded
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from benchmarks.measured import Measured, percentiles_ms
 from benchmarks.pasts import FACTS_OF_A_BATCH, told
 from benchmarks.usage import family_cpu_seconds, process_id_of
@@ -29,7 +29,7 @@ FROM pg_class c WHERE relname IN ('batches', 'essays', 'marks', 'reports', 'hist
 
 
 async def measured(
-    record: PostgresRecord, server: PostgresServer, facts: int
+    record: PostgresArchive, server: PostgresServer, facts: int
 ) -> tuple[int, list[Measured], dict[str, float]]:
     """Fill an empty record: half of it batch after batch, half of it many batches in between each other.
 
@@ -49,7 +49,7 @@ async def measured(
 
 
 async def _written(
-    record: PostgresRecord, server: PostgresServer, path: str, entries: Iterable[FactsRecorded]
+    record: PostgresArchive, server: PostgresServer, path: str, entries: Iterable[FactsRecorded]
 ) -> Measured:
     waiting = iter(entries)
     count, cpu, latencies = 0, 0.0, list[float]()

@@ -585,13 +585,13 @@ _ARCHIVE = (
         "A fact is in the permanent record, or in the queue to it, before it is in Redis.",
         "bcs/actors/batches.py",
         """\
-                await self.archive.keep([command.entry(now_us) for command in group])
+                await self.archive_client.keep([command.entry(now_us) for command in group])
                 archived = True
             await self._commit(context, group, delta)
 """,
         """\
                 await self._commit(context, group, delta)
-                await self.archive.keep([command.entry(now_us) for command in group])
+                await self.archive_client.keep([command.entry(now_us) for command in group])
                 archived = True
             await self._commit(context, group, delta)
 """,
@@ -601,7 +601,7 @@ _ARCHIVE = (
         "archive-queue",
         "While PostgreSQL is away, facts wait for it in a queue in Redis.",
         "bcs/actors/archive/writer.py",
-        "        await self.permanent.backlog.append(facts)\n",
+        "        await self.archive.backlog.append(facts)\n",
         "",
         _in("integration/test_record_queue", "test_what_is_asked_while_the_record_is_away_leaves_room_for_facts"),
     ),
@@ -794,7 +794,7 @@ _ARCHIVE = (
     Mutation(
         "facts-wait",
         "While Redis is away, PostgreSQL does not answer when facts wait for it in Redis.",
-        "bcs/storage/permanent.py",
+        "bcs/storage/archive.py",
         " and self.backlog.last_known == 0",
         "",
         _in("integration/test_standing_in", "test_what_was_drained_is_known_to_wait_no_more"),

@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 import structlog
 
-from bcs.actors.archive.writer import Archive
+from bcs.actors.archive.writer import ArchiveClient
 from bcs.actors.dead_letters import letter_of
 from bcs.actors.messages import ApplyFacts, MessageAcked
 from bcs.actors.portions import portions
@@ -50,7 +50,7 @@ log = structlog.stdlib.get_logger("bcs.batches", actor="batches")
 class BatchActor:
     """Serialises this process's writes to a batch. One instance serves all batches; it keeps no state of its own.
 
-    :param archive: keeps facts in the permanent record; None where there is none.
+    :param archive_client: keeps facts in the permanent record; None where there is none.
     :param finished: tells the intake that a message's effect is durable.
     :param now: wall-clock time.
     :param waits: is told what the batches wait for.
@@ -61,7 +61,7 @@ class BatchActor:
 
     store: StateStore
     outbox: OutboxEntrance
-    archive: Archive | None
+    archive_client: ArchiveClient | None
     telemetry: Telemetry
     finished: Callable[[MessageAcked], None]
     now: Callable[[], datetime]
@@ -104,10 +104,10 @@ class BatchActor:
             nonlocal archived
             delta = delta_of(fact for command in group for fact in command.facts)
             # First the record, so that nothing is in Redis that could not be read again once Redis has forgotten it.
-            if self.archive and not archived:
+            if self.archive_client and not archived:
                 # What the record has can't be refused any more.
                 await self._ensure_room(group[0].batch_id, delta)
-                await self.archive.keep([command.entry(now_us) for command in group])
+                await self.archive_client.keep([command.entry(now_us) for command in group])
                 archived = True
             await self._commit(context, group, delta)
 

@@ -19,7 +19,7 @@ from bcs.kafka.status import KafkaStatus
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import CIRCUIT_STATES, Telemetry
 from bcs.observability.waits import WAITING_ACTORS, Waits
-from bcs.storage.permanent import Permanent
+from bcs.storage.archive import Archive
 from bcs.storage.ports import StateStore
 from bcs.supervision import ActorContext, Snapshot
 
@@ -30,7 +30,7 @@ _FIRST_LOOK_SECONDS = 0.2
 class MetricsPage:
     """The registry as text. It asks nobody and waits for nothing, so it can be had whatever hangs.
 
-    :param permanent: None where there is none.
+    :param archive: None where there is none.
     :param in_flight: how many messages were read and are not yet durable.
     :param snapshot: a picture of the supervision tree.
     :param circuit: the state of the circuit breaker before the store.
@@ -38,7 +38,7 @@ class MetricsPage:
     """
 
     telemetry: Telemetry
-    permanent: Permanent | None
+    archive: Archive | None
     kafka: KafkaStatus
     outbox: OutboxWatch
     in_flight: Callable[[], int]
@@ -66,8 +66,8 @@ class MetricsPage:
         telemetry.outbox_backlog.set(self.outbox.count)
         telemetry.outbox_oldest.set(self.outbox.oldest_seconds)
         telemetry.intake_in_flight.set(self.in_flight())
-        if self.permanent:
-            telemetry.record_up.labels("postgresql").set(self.permanent.record.reachable)
+        if self.archive:
+            telemetry.record_up.labels("postgresql").set(self.archive.postgres.reachable)
         if self.redis_problem:
             telemetry.redis_up.labels("redis").set(not self.redis_problem())
         for actor in WAITING_ACTORS:
@@ -93,7 +93,7 @@ class MetricsPage:
 class MetricsActor:
     """Samples at intervals. The registry outlives it, and so do all counters, and what is known of others.
 
-    :param permanent: None where there is none.
+    :param archive: None where there is none.
     :param redis: is kept up to date.
     :param kafka: keeps what is known of Kafka up to date.
     """
@@ -102,7 +102,7 @@ class MetricsActor:
     telemetry: Telemetry
     store: StateStore
     outbox: OutboxWatch
-    permanent: Permanent | None
+    archive: Archive | None
     redis: RedisStatus
     kafka: KafkaWatch
 
@@ -126,10 +126,10 @@ class MetricsActor:
     async def _sample_backlog(self) -> None:
         while True:
             await self.outbox.look()
-            if self.permanent:
+            if self.archive:
                 # While the store is away the last figure stands; the circuit breaker's state tells why.
                 with suppress(StoreError):
-                    backlog, explanations = self.permanent.backlog, self.permanent.explanations
+                    backlog, explanations = self.archive.backlog, self.archive.explanations
                     self.telemetry.archive_backlog.set(await backlog.backlog() + await explanations.backlog())
             await anyio.sleep(self.settings.metrics_interval_seconds)
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from math import nan
 
 from bcs.errors import StoreError
-from bcs.storage.permanent import Permanent
+from bcs.storage.archive import Archive
 from bcs.storage.ports import Outbox, Waiting
 
 
@@ -19,13 +19,13 @@ class OutboxWatch:
 
     While one of these can't be asked, what it last said stands, and ages.
 
-    :param permanent: None where there is none.
+    :param archive: None where there is none.
     :param now: wall-clock time.
     :param clock: monotonic seconds.
     """
 
     outbox: Outbox
-    permanent: Permanent | None
+    archive: Archive | None
     now: Callable[[], datetime]
     clock: Callable[[], float]
     _counts: dict[str, int] = field(default_factory=dict, init=False)
@@ -35,9 +35,9 @@ class OutboxWatch:
         """Ask both."""
         with suppress(StoreError):
             self._found("redis", await self.outbox.measure())
-        if self.permanent:
+        if self.archive:
             with suppress(StoreError):
-                self._found("postgresql", await self.permanent.record.announcements(self.now()))
+                self._found("postgresql", await self.archive.postgres.announcements(self.now()))
 
     def _found(self, place: str, waiting: Waiting) -> None:
         self._counts[place] = waiting.count

@@ -14,7 +14,7 @@ from bcs.storage.postgres.history_reader import HistoryPage, read_page
 from bcs.storage.postgres.opening import open_record
 
 if TYPE_CHECKING:
-    from bcs.storage.postgres.archive import PostgresRecord
+    from bcs.storage.postgres.archive import PostgresArchive
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def read_history(settings: Settings, batch_id: str, *, before: int | None, limit
     return _reading(settings, lambda record: read_page(record, batch_id, before=before, limit=limit))
 
 
-def _reading(settings: Settings, read: Callable[[PostgresRecord], Awaitable[T]]) -> T:
+def _reading(settings: Settings, read: Callable[[PostgresArchive], Awaitable[T]]) -> T:
     # The record logs for a service; a command says what there is to say itself.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
 

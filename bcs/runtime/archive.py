@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 
 from bcs.actors.archive.drain import Drain
 from bcs.actors.archive.maintenance import Upkeep
-from bcs.actors.archive.writer import Archive, ArchiveActor, archive_mailbox
+from bcs.actors.archive.writer import ArchiveClient, ArchiveWriter, archive_mailbox
 from bcs.config.settings import Settings
 from bcs.observability.telemetry import Telemetry
 from bcs.observability.waits import Waits
-from bcs.storage.permanent import Permanent
+from bcs.storage.archive import Archive
 from bcs.storage.ports import OutboxEntrance
 from bcs.supervision import ChildSpec
 
@@ -21,27 +21,27 @@ FIRST_LOOKS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class ArchiveParts:
     """The archive of one service.
 
-    :param archive: the way to the actor.
+    :param archive_client: the way to the actor.
     :param spec: of the actor.
     """
 
-    archive: Archive
+    archive_client: ArchiveClient
     spec: ChildSpec
 
 
-def recorded(
+def archive_parts(
     *,
     settings: Settings,
-    permanent: Permanent,
+    archive: Archive,
     outbox: OutboxEntrance,
     telemetry: Telemetry,
     now: Callable[[], datetime],
     waits: Waits,
     asks: int,
-) -> Recorded:
+) -> ArchiveParts:
     """Put the archive together.
 
     :param now: wall-clock time.
@@ -49,15 +49,15 @@ def recorded(
     :param asks: how many may ask it at a time.
     """
     drain = Drain(
-        record=permanent.record,
-        queues=(permanent.backlog, permanent.explanations),
+        record=archive.postgres,
+        queues=(archive.backlog, archive.explanations),
         telemetry=telemetry,
         facts_at_a_time=settings.archive_facts_per_write,
         deadline_seconds=settings.archive_drain_deadline_seconds,
         takeover_seconds=settings.outbox_takeover_seconds,
     )
     upkeep = Upkeep(
-        record=permanent.record,
+        record=archive.postgres,
         drain=drain,
         outbox=outbox,
         now=now,
@@ -71,9 +71,9 @@ def recorded(
     timeout_seconds = settings.database_deadline_seconds + settings.redis_deadline_seconds * 2
     spec = ChildSpec(
         "archive",
-        ArchiveActor(permanent, settings.archive_facts_per_write, upkeep, telemetry).run,
+        ArchiveWriter(archive, settings.archive_facts_per_write, upkeep, telemetry).run,
         mailbox=mailbox,
         hang_seconds=settings.hang_seconds,
         shutdown_seconds=settings.shutdown_seconds / 2,
     )
-    return Recorded(Archive(mailbox, telemetry, timeout_seconds, upkeep.wake), spec)
+    return ArchiveParts(ArchiveClient(mailbox, telemetry, timeout_seconds, upkeep.wake), spec)

@@ -35,7 +35,7 @@ from bcs.kafka.status import KafkaStatus
 from bcs.observability.telemetry import Telemetry
 from bcs.observability.tree_observer import TreeObserver, count_restarts_from_zero
 from bcs.observability.waits import Waits
-from bcs.runtime.archive import FIRST_LOOKS, Recorded, recorded
+from bcs.runtime.archive import FIRST_LOOKS, ArchiveParts, archive_parts
 from bcs.storage.factory import open_persistence
 from bcs.supervision import (
     Backoff,
@@ -95,8 +95,8 @@ class Service:
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
         )
         self._stop: anyio.Event | None = None
-        self._recorded = self._with_record()
-        self._archive = self._recorded.archive if self._recorded else None
+        self._archive_parts = self._with_record()
+        self._archive_client = self._archive_parts.archive_client if self._archive_parts else None
         self.batches = self._batches()
         self.root = self._root()
         count_restarts_from_zero(self.telemetry, self.root.snapshot())
@@ -113,24 +113,24 @@ class Service:
         :raises RestartIntensityExceeded: an actor failed so often that only a new process helps.
         """
         self._stop = stop
-        permanent = self.persistence.permanent
+        archive = self.persistence.archive
         try:
             if self.persistence.gateway:
                 await self.persistence.gateway.ensure_usable()
-            if permanent:
-                await permanent.record.ensure_usable(self.settings.database_first_probe_seconds / FIRST_LOOKS)
+            if archive:
+                await archive.postgres.ensure_usable(self.settings.database_first_probe_seconds / FIRST_LOOKS)
             return await run_tree(self.root, stop, shutdown_seconds=self.settings.shutdown_seconds, started=started)
         finally:
             self.listener.close()
             await self.persistence.aclose()
 
-    def _with_record(self) -> Recorded | None:
-        permanent = self.persistence.permanent
-        if permanent is None:
+    def _with_record(self) -> ArchiveParts | None:
+        archive = self.persistence.archive
+        if archive is None:
             return None
-        return recorded(
+        return archive_parts(
             settings=self.settings,
-            permanent=permanent,
+            archive=archive,
             outbox=self._entrance,
             telemetry=self.telemetry,
             now=self._now,
@@ -143,7 +143,7 @@ class Service:
         actor = BatchActor(
             store=self.store,
             outbox=self._entrance,
-            archive=self._archive,
+            archive_client=self._archive_client,
             telemetry=self.telemetry,
             finished=self._intake_mailbox.send_nowait,
             now=self._now,
@@ -168,29 +168,27 @@ class Service:
 
     def _root(self) -> Supervisor:
         settings = self.settings
-        permanent = self.persistence.permanent
-        record = permanent.record if permanent else None
-        reader = BatchReader(
-            store=self.store, store_name=self.persistence.store_name, permanent=permanent, law=self._law
-        )
+        archive = self.persistence.archive
+        record = archive.postgres if archive else None
+        reader = BatchReader(store=self.store, store_name=self.persistence.store_name, archive=archive, law=self._law)
         redis = RedisStatus(
             trusted_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
             clock=time.monotonic,
         )
-        outbox = OutboxWatch(outbox=self.outbox, permanent=permanent, now=self._now, clock=time.monotonic)
+        outbox = OutboxWatch(outbox=self.outbox, archive=archive, now=self._now, clock=time.monotonic)
         metrics = MetricsActor(
             settings=settings,
             telemetry=self.telemetry,
             store=self.store,
             outbox=outbox,
-            permanent=permanent,
+            archive=archive,
             redis=redis,
             kafka=KafkaWatch(settings=settings, status=self.kafka, now=self._now),
         )
         in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
         page = MetricsPage(
             telemetry=self.telemetry,
-            permanent=permanent,
+            archive=archive,
             kafka=self.kafka,
             outbox=outbox,
             in_flight=lambda: in_flight.messages,
@@ -224,7 +222,7 @@ class Service:
         resolver = PipelineResolver(
             definitions=self._definitions,
             reader=reader,
-            announcer=Announcer(outbox=self._entrance, permanent=permanent, archive=self._archive),
+            announcer=Announcer(outbox=self._entrance, archive=archive, archive_client=self._archive_client),
             telemetry=self.telemetry,
             now=self._now,
             new_id=uuid.uuid4,
@@ -240,7 +238,7 @@ class Service:
         health = HealthHandlers(
             settings=settings,
             store=self.store,
-            permanent=permanent,
+            archive=archive,
             redis=redis,
             kafka=self.kafka,
             waits=self.waits,
@@ -284,7 +282,7 @@ class Service:
                     hang_seconds=hang,
                     shutdown_seconds=half,
                 ),
-                *([self._recorded.spec] if self._recorded else []),
+                *([self._archive_parts.spec] if self._archive_parts else []),
                 ChildSpec("batches", self.batches.run, shutdown_seconds=half),
                 ChildSpec("intake", intake.run, mailbox=self._intake_mailbox, hang_seconds=hang, shutdown_seconds=half),
                 ChildSpec(

@@ -9,13 +9,13 @@ from time import monotonic
 
 from bcs.config.settings import Settings
 from bcs.domain.law import CompletionLaw
+from bcs.storage.archive import Archive
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
-from bcs.storage.permanent import Permanent
 from bcs.storage.ports import MEMORY, REDIS, Outbox, StateStore
 from bcs.storage.postgres.opening import open_record
-from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, RedisBacklog
+from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, ArchiveQueue
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.outbox import RedisOutbox
@@ -28,7 +28,7 @@ class Persistence:
 
     :param store_name: what the state store is called in answers.
     :param gateway: None where state is kept in memory.
-    :param permanent: None where there is no permanent record.
+    :param archive: None where there is no permanent record.
     :param skips: the orders of operators; None where there is nothing that an operator could write to.
     """
 
@@ -36,7 +36,7 @@ class Persistence:
     gateway: RedisGateway | None
     store: StateStore
     outbox: Outbox
-    permanent: Permanent | None = None
+    archive: Archive | None = None
     skips: RedisSkips | None = None
 
     def circuit(self) -> str:
@@ -47,8 +47,8 @@ class Persistence:
         """Close all connections."""
         if self.gateway:
             await self.gateway.aclose()
-        if self.permanent:
-            await self.permanent.record.aclose()
+        if self.archive:
+            await self.archive.postgres.aclose()
 
 
 def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
@@ -74,8 +74,8 @@ def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
     gateway = redis_gateway(settings)
     # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
     consumer = f"{settings.instance}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    permanent = _permanent(settings, gateway, consumer)
-    backfill = ArchiveBackfill(permanent.record, permanent.backlog.waiting) if permanent else None
+    archive = _archive(settings, gateway, consumer)
+    backfill = ArchiveBackfill(archive.postgres, archive.backlog.waiting) if archive else None
     store = RedisStateStore(
         gateway,
         law=law,
@@ -90,10 +90,10 @@ def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
         key_prefix=settings.redis_key_prefix,
         consumer=consumer,
         limit=settings.outbox_max_messages,
-        explanations=permanent.explanations if permanent else None,
+        explanations=archive.explanations if archive else None,
     )
     skips = RedisSkips(gateway, key_prefix=settings.redis_key_prefix)
-    return Persistence(store_name=REDIS, gateway=gateway, store=store, outbox=outbox, permanent=permanent, skips=skips)
+    return Persistence(store_name=REDIS, gateway=gateway, store=store, outbox=outbox, archive=archive, skips=skips)
 
 
 def redis_gateway(settings: Settings) -> RedisGateway:
@@ -109,12 +109,12 @@ def redis_gateway(settings: Settings) -> RedisGateway:
     )
 
 
-def _permanent(settings: Settings, gateway: RedisGateway, consumer: str) -> Permanent | None:
+def _archive(settings: Settings, gateway: RedisGateway, consumer: str) -> Archive | None:
     if settings.database_url is None:
         return None
     # Two, since something nearly always waits to be explained, and would look like facts that the record lacks.
     backlog, explanations = (
-        RedisBacklog(
+        ArchiveQueue(
             gateway,
             key_prefix=settings.redis_key_prefix,
             name=name,
@@ -123,4 +123,4 @@ def _permanent(settings: Settings, gateway: RedisGateway, consumer: str) -> Perm
         )
         for name in (FACTS, EXPLANATIONS)
     )
-    return Permanent(open_record(settings), backlog, explanations)
+    return Archive(open_record(settings), backlog, explanations)

@@ -8,8 +8,8 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
 from bcs.errors import StoreUnavailable
+from bcs.storage.archive import Archive
 from bcs.storage.pace import paced
-from bcs.storage.permanent import Permanent
 from bcs.storage.ports import POSTGRESQL, StateStore
 
 
@@ -18,13 +18,13 @@ class BatchReader:
     """Decides who answers for a batch, and whether what they know is enough for an answer.
 
     :param store_name: what the store is called in answers.
-    :param permanent: None where there is no archive.
+    :param archive: None where there is no archive.
     :param law: judges what only the archive knows; the store has it already.
     """
 
     store: StateStore
     store_name: str
-    permanent: Permanent | None
+    archive: Archive | None
     law: CompletionLaw
 
     async def summary(self, batch_id: str) -> tuple[BatchSummary, str]:
@@ -35,7 +35,7 @@ class BatchReader:
         try:
             return await self.store.summary(batch_id), self.store_name
         except StoreUnavailable as error:
-            if self.permanent is None or not self.permanent.can_answer_for_redis(error):
+            if self.archive is None or not self.archive.can_answer_for_redis(error):
                 raise
             state = await self._from_the_archive(batch_id, error)
             return await paced(summarizing(state, self.law, 0)), POSTGRESQL
@@ -50,7 +50,7 @@ class BatchReader:
             summary = await self.store.summary(batch_id)
             return await self.store.state(batch_id), summary.version, self.store_name
         except StoreUnavailable as error:
-            if self.permanent is None or not self.permanent.can_answer_for_redis(error):
+            if self.archive is None or not self.archive.can_answer_for_redis(error):
                 raise
             return await self._from_the_archive(batch_id, error), None, POSTGRESQL
 
@@ -69,8 +69,8 @@ class BatchReader:
             return await self.store.partial_state(batch_id)
 
     async def _from_the_archive(self, batch_id: str, error: StoreUnavailable) -> BatchState:
-        assert self.permanent is not None  # noqa: S101 (`can_answer_for_redis` was asked)
-        state = await self.permanent.record.state(batch_id)
+        assert self.archive is not None  # noqa: S101 (`can_answer_for_redis` was asked)
+        state = await self.archive.postgres.state(batch_id)
         if state.expected is None:
             # The batch may have begun before the archive, or while it was made anew: Redis may know more of the batch.
             raise error

@@ -13,8 +13,8 @@ import asyncpg
 from bcs.devtools.servers.embedded import HOST
 from bcs.devtools.servers.postgres import PostgresServer
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, PipelineResolved, Position
-from bcs.storage.postgres.archive import PostgresRecord
-from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.postgres.archive import PostgresArchive
+from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.redis.gateway import RedisGateway
 from tests.chaos.ground import Ground, prepared
 from tests.chaos.load import assert_kept
@@ -41,8 +41,8 @@ class RecordedScene(Scene):
         super().__init__(ground, process, events)
         self.postgres, self.store_line = postgres, store_line
         self.positions: dict[str, list[Position]] = {}
-        self.record = PostgresRecord(
-            RecordGateway(postgres.url, max_connections=2, deadline_seconds=20), page_bytes=2**20
+        self.record = PostgresArchive(
+            ArchiveGateway(postgres.url, max_connections=2, deadline_seconds=20), page_bytes=2**20
         )
         self.redis = RedisGateway(
             f"redis://{ground.valkey.address}",

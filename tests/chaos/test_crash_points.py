@@ -18,8 +18,8 @@ from bcs.devtools.servers import embedded
 from bcs.devtools.servers.embedded import free_port
 from bcs.domain.state import BatchState
 from bcs.observability.failpoints import FailPoint
-from bcs.storage.postgres.archive import PostgresRecord
-from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.postgres.archive import PostgresArchive
+from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.wire import topics
@@ -79,7 +79,7 @@ class Scene:
     name: str
     platform: Platform
     store: RedisStateStore
-    record: PostgresRecord
+    record: PostgresArchive
     settings: dict[str, object]
     orders: Path
     base: str = ""
@@ -167,7 +167,7 @@ class Scene:
 async def staged(directory: Path, name: str, redis_url: str, database_url: str) -> AsyncIterator[Scene]:
     """A scene without a service yet, with a broker of its own."""
     gateway = RedisGateway(redis_url, max_connections=2, deadline_seconds=5, breaker_failures=9, breaker_open_seconds=1)
-    record = PostgresRecord(RecordGateway(database_url, max_connections=1, deadline_seconds=10), page_bytes=2**20)
+    record = PostgresArchive(ArchiveGateway(database_url, max_connections=1, deadline_seconds=10), page_bytes=2**20)
     store = RedisStateStore(gateway, law=LAW, key_prefix=f"{name}:", ttl_seconds=1000)
     with killed_at_the_end(embedded.kafka(directory)) as server:
         await create_platform_topics(server.address)

@@ -11,7 +11,7 @@ from bcs.devtools.servers.embedded import EmbeddedServer, valkey
 from bcs.domain.law import CompletionLaw
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.committing import CommitPolicy
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
@@ -85,7 +85,7 @@ async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
 
 
 @pytest.fixture
-async def record(module_database_url: str) -> AsyncIterator[PostgresRecord]:
+async def record(module_database_url: str) -> AsyncIterator[PostgresArchive]:
     """The record in the module's database."""
     async with record_in(module_database_url) as record:
         yield record

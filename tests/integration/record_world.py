@@ -17,7 +17,7 @@ from bcs.domain.facts import Fact
 from bcs.domain.history import FactsRecorded
 from bcs.domain.state import BatchState
 from bcs.errors import StoreUnavailable
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from bcs.supervision import ActorDied
 from tests.support.databases import record_in
 from tests.support.fault_proxy import FaultProxy
@@ -42,7 +42,7 @@ class RecordWorld:
 
     running: RunningService
     bos: Orchestrator
-    record: PostgresRecord
+    record: PostgresArchive
     redis: Redis
 
     def __init__(
@@ -157,12 +157,12 @@ class RecordWorld:
 
     async def reached_again(self) -> None:
         """Wait until the service has found PostgreSQL again, and nothing waits for it any more."""
-        permanent = self.running.service.persistence.permanent
-        assert permanent is not None
-        await wait_until(lambda: permanent.record.reachable)
+        archive = self.running.service.persistence.archive
+        assert archive is not None
+        await wait_until(lambda: archive.postgres.reachable)
 
         async def drained() -> bool:
-            return await self._on_its_loop(permanent.backlog.backlog) == 0
+            return await self._on_its_loop(archive.backlog.backlog) == 0
 
         await wait_until(drained, ignoring=(StoreUnavailable,))
 

@@ -91,13 +91,13 @@ def supervisor_of(
     finished: list[MessageAcked],
     nudges: list[None],
     *,
-    archive: Any = None,
+    archive_client: Any = None,
     observer: Recorder | None = None,
 ) -> DynamicSupervisor[ApplyFacts]:
     actor = BatchActor(
         store=store,
         outbox=WakingOutbox(outbox, lambda: nudges.append(None)),
-        archive=archive,
+        archive_client=archive_client,
         telemetry=Telemetry(),
         finished=finished.append,
         now=lambda: datetime.now(UTC),
@@ -193,7 +193,7 @@ async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known
     """By that the queue before the record knows it again."""
     entries: list[HistoryEntry] = []
 
-    class Archive:
+    class ArchiveClient:
         """Loses the first reply."""
 
         async def keep(self, kept: Sequence[HistoryEntry]) -> None:
@@ -202,7 +202,7 @@ async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known
                 raise StoreUnavailable("archive", "the test says so")
 
     store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageAcked]()
-    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive=Archive())
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive_client=ArchiveClient())
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
         await wait_until(lambda: finished)
@@ -225,11 +225,11 @@ async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None
     assert state.reports == {}
 
 
-@pytest.mark.parametrize("archive", [None, Kept()], ids=["without a record", "with a record"])
-async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(archive: Kept | None) -> None:
+@pytest.mark.parametrize("archive_client", [None, Kept()], ids=["without a record", "with a record"])
+async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(archive_client: Kept | None) -> None:
     store = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic, max_essays=2)
     outbox, finished = MemoryOutbox(100, time.monotonic), list[MessageAcked]()
-    supervisor = supervisor_of(store, outbox, finished, [], archive=archive)
+    supervisor = supervisor_of(store, outbox, finished, [], archive_client=archive_client)
     essays = ["first", "second", "third", "first", "fourth", "second"]
     for offset, essay in enumerate(essays):
         supervisor.deliver_nowait(BATCH, command(offset, essay))
@@ -239,8 +239,8 @@ async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(a
     letters = [json.loads(entry.message.value) for entry in await outbox.lease(10)]
     assert [letter["dlq_reason"] for letter in letters] == ["too_many_essays"] * 2
     assert [letter["additional_metadata"]["source_offset"] for letter in letters] == [2, 4]
-    if archive:
-        positions = [entry.position for entry in archive.entries if isinstance(entry, FactsRecorded)]
+    if archive_client:
+        positions = [entry.position for entry in archive_client.entries if isinstance(entry, FactsRecorded)]
         assert [position.offset for position in positions if position] == [0, 1, 3, 5], "no fact of a dead letter"
 
 
@@ -252,12 +252,12 @@ async def test_while_redis_can_not_be_asked_for_its_room_facts_get_into_the_reco
             raise StoreUnavailable("redis", "the test says so")
 
         async def commit(self, batch_id: str, delta: BatchState) -> Committed:
-            assert archive.entries
+            assert archive_client.entries
             return await super().commit(batch_id, delta)
 
-    archive, finished = Kept(), list[MessageAcked]()
+    archive_client, finished = Kept(), list[MessageAcked]()
     store = Away(law=LAW, ttl_seconds=3600, clock=time.monotonic)
-    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive=archive)
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive_client=archive_client)
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
         await wait_until(lambda: finished)

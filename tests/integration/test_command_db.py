@@ -16,7 +16,7 @@ from bcs.config.settings import load_settings
 from bcs.devtools.servers.embedded import free_port
 from bcs.errors import StoreUnavailable
 from bcs.storage.postgres import schema
-from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.migrations import HEAD
 from bcs.storage.postgres.opening import PostgresClientMissing, named_database
 from tests.support.commands import bcs
@@ -63,9 +63,9 @@ async def test_five_at_once_beside_a_service_that_starts(
             for _ in range(4):
                 group.start_soon(upgrade)
             async with running_service(**settings, database_url=database_url) as service:
-                permanent = service.service.persistence.permanent
-                assert permanent is not None
-                record = permanent.record
+                archive = service.service.persistence.archive
+                assert archive is not None
+                record = archive.postgres
                 await wait_until(lambda: record.reachable)
         assert await process.ended() == 0, process.log.read_text()
     assert {outcome.after for outcome in upgraded} == {HEAD}
@@ -158,7 +158,7 @@ async def test_rights_that_are_missing_are_told_and_not_found_out_by_each_write(
 @pytest.mark.parametrize("host", ["a..b", "x" * 70])
 async def test_a_host_whose_name_can_be_none_counts_as_away(host: str) -> None:
     # The settings refuse such a URL; a service file may still name such a host.
-    gateway = RecordGateway(f"postgresql://{host}/bcs", max_connections=1, deadline_seconds=5)
+    gateway = ArchiveGateway(f"postgresql://{host}/bcs", max_connections=1, deadline_seconds=5)
     with pytest.raises(StoreUnavailable):
         await gateway.probe(5)
     await gateway.aclose()

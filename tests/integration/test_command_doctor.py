@@ -18,7 +18,7 @@ from bcs.domain.history import FactsRecorded
 from bcs.ops.doctor.findings import Status
 from bcs.ops.doctor.redis_checks import look_at_redis
 from bcs.storage.ports import LeasedMessage
-from bcs.storage.redis.archive_queue import FACTS, RedisBacklog
+from bcs.storage.redis.archive_queue import FACTS, ArchiveQueue
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.wire import topics
 from bcs.wire.published import SERVICE, OutboundMessage
@@ -322,7 +322,7 @@ async def test_what_waits_and_what_is_set_aside_is_counted(
     assert only(ran, "outbox")["found"].startswith("2 messages wait for Kafka, the oldest for ")
     assert (ran.exit_code, only(ran, "outbox parked")["status"]) == (1, "failed")
     assert f"{redis_key_prefix}{{outbox}}:parked" in only(ran, "outbox parked")["fix"]
-    backlog = RedisBacklog(
+    backlog = ArchiveQueue(
         make_gateway(redis_url, deadline=5),
         key_prefix=redis_key_prefix,
         name=FACTS,

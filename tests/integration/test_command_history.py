@@ -11,7 +11,7 @@ from bcs.devtools.servers.embedded import free_port
 from bcs.domain.facts import EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.history import PhaseDecided
 from bcs.domain.state import delta_of
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from tests.support.commands import bcs, bcs_at_terminal, installed_bcs
 from tests.support.past import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
 
@@ -27,7 +27,7 @@ def environment(module_database_url: str) -> dict[str, object]:
 
 
 async def test_who_said_what_and_what_was_answered_is_told_newest_first(
-    record: PostgresRecord, environment: dict[str, object], batch: str
+    record: PostgresArchive, environment: dict[str, object], batch: str
 ) -> None:
     essays = tuple(f"e{number}" for number in range(30))
     await record.write([consumed(batch, EssaysRegistered(essays, 30, AT_US), event_id=None)])
@@ -70,7 +70,7 @@ async def test_who_said_what_and_what_was_answered_is_told_newest_first(
     assert at_terminal.uncoloured.splitlines()[-1] == f"There are older ones: --before {numbers[5]}"
 
 
-async def test_pages_follow_each_other(record: PostgresRecord, environment: dict[str, object], batch: str) -> None:
+async def test_pages_follow_each_other(record: PostgresArchive, environment: dict[str, object], batch: str) -> None:
     await record.write([consumed(batch) for _ in range(3)])
     first = await bcs("batches", "history", batch, "--limit", "2", "--json", **environment)
     assert (first.exit_code, first.json["batch_id"]) == (0, batch)
@@ -84,14 +84,14 @@ async def test_pages_follow_each_other(record: PostgresRecord, environment: dict
     assert (nothing.exit_code, nothing.output) == (0, f"Batch {batch}: no such entry\n")
 
 
-async def test_an_id_may_be_anything(record: PostgresRecord, environment: dict[str, object]) -> None:
+async def test_an_id_may_be_anything(record: PostgresArchive, environment: dict[str, object]) -> None:
     strange = "a/b\\c%25 {d} [red]🦉\n\\0"
     await record.write([consumed(strange)])
     assert (await bcs("batches", "history", strange, "--json", **environment)).json["batch_id"] == strange
 
 
 async def test_what_redis_has_forgotten_is_shown_from_the_record(
-    record: PostgresRecord, environment: dict[str, object], redis_url: str, redis_key_prefix: str, batch: str
+    record: PostgresArchive, environment: dict[str, object], redis_url: str, redis_key_prefix: str, batch: str
 ) -> None:
     await record.add_states({batch: delta_of([EssaysRegistered(("e1",), 2, AT_US), spellchecked("e1")])})
     redis = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
@@ -106,7 +106,7 @@ async def test_what_redis_has_forgotten_is_shown_from_the_record(
 
 
 async def test_an_unknown_batch_is_said_to_be_unknown(
-    record: PostgresRecord, environment: dict[str, object], batch: str
+    record: PostgresArchive, environment: dict[str, object], batch: str
 ) -> None:
     ran = await bcs("batches", "history", batch, **environment)
     assert (ran.exit_code, ran.output) == (1, "")

@@ -12,7 +12,7 @@ from bcs.domain.state import delta_of
 from bcs.errors import TooManyEssays
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.memory import MemoryStateStore
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.wire import topics
@@ -119,7 +119,7 @@ async def test_a_replica_that_never_saw_a_batch_asks_how_many_essays_it_has(
 
 
 async def test_what_the_record_has_gets_into_redis_however_much_it_is(
-    gateway: RedisGateway, redis_key_prefix: str, record: PostgresRecord
+    gateway: RedisGateway, redis_key_prefix: str, record: PostgresArchive
 ) -> None:
     async def waiting() -> int:
         return 0

@@ -16,7 +16,7 @@ from bcs.domain.facts import EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.history import Position
 from bcs.domain.state import delta_of
 from bcs.errors import StoreCorrupted
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from tests.support.fault_proxy import FaultProxy
 from tests.support.past import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
 from tests.support.service import Answer, Orchestrator, RunningService, running_service, service_in_thread
@@ -80,7 +80,7 @@ def problem(answer: Answer, status: int, kind: str) -> Any:
 
 
 async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
-    bos: Orchestrator, record: PostgresRecord, batch: str
+    bos: Orchestrator, record: PostgresArchive, batch: str
 ) -> None:
     facts = (
         EssaysRegistered(("e1", "e2"), 30, AT_US),
@@ -141,7 +141,7 @@ async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
 
 
 async def test_pages_have_neither_gaps_nor_repeats_while_entries_are_added(
-    bos: Orchestrator, record: PostgresRecord, batch: str
+    bos: Orchestrator, record: PostgresArchive, batch: str
 ) -> None:
     await record.write([consumed(batch) for _ in range(10)])
     [newest] = (await get(bos, f"{path_of(batch)}?limit=1")).json["entries"]
@@ -158,7 +158,7 @@ async def test_pages_have_neither_gaps_nor_repeats_while_entries_are_added(
     assert afterwards[len(sizes) :] == seen
 
 
-async def test_a_full_last_page_leads_nowhere(bos: Orchestrator, record: PostgresRecord, batch: str) -> None:
+async def test_a_full_last_page_leads_nowhere(bos: Orchestrator, record: PostgresArchive, batch: str) -> None:
     await record.write([consumed(batch) for _ in range(4)])
     assert [len(numbers) async for numbers in pages(bos, batch, 2)] == [2, 2]
 
@@ -178,7 +178,7 @@ LONG = "x" * (PAGE_BYTES // 3)
     ids=["facts", "correlation_id", "event_id", "topic", "bytes and not characters"],
 )
 async def test_a_page_of_large_entries_is_a_short_one(
-    bos: Orchestrator, record: PostgresRecord, batch: str, large: dict[str, Any]
+    bos: Orchestrator, record: PostgresArchive, batch: str, large: dict[str, Any]
 ) -> None:
     await record.write([replace(consumed(batch), **large) for _ in range(5)])
     await record.write([consumed(batch)])
@@ -188,14 +188,14 @@ async def test_a_page_of_large_entries_is_a_short_one(
 
 
 async def test_an_entry_that_is_larger_than_a_page_is_a_page(
-    bos: Orchestrator, record: PostgresRecord, batch: str
+    bos: Orchestrator, record: PostgresArchive, batch: str
 ) -> None:
     await record.write([consumed(batch, spellchecked("x" * size)) for size in (1, PAGE_BYTES * 2, PAGE_BYTES * 2, 1)])
     assert [len(numbers) async for numbers in pages(bos, batch, 5)] == [1] * 4
 
 
 @pytest.mark.parametrize("strange", STRANGE, ids=ascii)
-async def test_an_id_may_be_anything(bos: Orchestrator, record: PostgresRecord, strange: str) -> None:
+async def test_an_id_may_be_anything(bos: Orchestrator, record: PostgresArchive, strange: str) -> None:
     await record.write([consumed(strange), answered(strange)])
     answer = await get(bos, f"{path_of(strange)}?limit=1")
     assert answer.status == 200, answer.body
@@ -253,7 +253,7 @@ async def test_each_invalid_parameter_is_named(bos: Orchestrator, batch: str, qu
 
 
 async def test_the_bounds_of_a_page_are_taken_and_what_nobody_knows_is_ignored(
-    bos: Orchestrator, record: PostgresRecord, batch: str
+    bos: Orchestrator, record: PostgresArchive, batch: str
 ) -> None:
     await record.write([consumed(batch)])
     for query in ("limit=1", f"limit=500&before={2**63 - 1}", f"{PRIVATE}=1&{PRIVATE}=2"):
@@ -261,7 +261,7 @@ async def test_the_bounds_of_a_page_are_taken_and_what_nobody_knows_is_ignored(
         assert (answer.status, len(answer.json["entries"])) == (200, 1)
 
 
-async def test_a_known_batch_may_have_nothing_to_tell(bos: Orchestrator, record: PostgresRecord, batch: str) -> None:
+async def test_a_known_batch_may_have_nothing_to_tell(bos: Orchestrator, record: PostgresArchive, batch: str) -> None:
     adopted, only_asked = f"{batch}-adopted", f"{batch}-asked"
     await record.add_states({adopted: delta_of([spellchecked()])})
     await record.write([answered(only_asked)])
@@ -272,7 +272,7 @@ async def test_a_known_batch_may_have_nothing_to_tell(bos: Orchestrator, record:
 
 
 async def test_what_the_store_has_forgotten_is_told_from_the_record(
-    bos: Orchestrator, record: PostgresRecord, batch: str
+    bos: Orchestrator, record: PostgresArchive, batch: str
 ) -> None:
     await record.add_states(
         {batch: delta_of([spellchecked("e1"), PhaseReported("own_phase", Outcome.COMPLETED, AT_US)])}
@@ -287,7 +287,7 @@ async def test_what_the_store_has_forgotten_is_told_from_the_record(
 
 
 async def test_head_has_no_body_and_other_methods_are_refused(
-    bos: Orchestrator, record: PostgresRecord, batch: str
+    bos: Orchestrator, record: PostgresArchive, batch: str
 ) -> None:
     await record.write([consumed(batch)])
     for rest in ("", "/history"):
@@ -307,7 +307,7 @@ async def test_requests_are_counted_under_the_route_whatever_the_batch(bos: Orch
 
 
 async def test_what_the_record_holds_and_nobody_can_read_is_a_fault_and_no_guess(
-    bos: Orchestrator, record: PostgresRecord, module_database_url: str, batch: str
+    bos: Orchestrator, record: PostgresArchive, module_database_url: str, batch: str
 ) -> None:
     await record.write([consumed(batch)])
     connection = await asyncpg.connect(module_database_url)
@@ -326,7 +326,7 @@ async def test_what_the_record_holds_and_nobody_can_read_is_a_fault_and_no_guess
 
 
 async def test_a_record_that_stops_answering_is_said_to_be_out_of_reach_in_time(
-    redis_url: str, module_database_url: str, record: PostgresRecord, batch: str
+    redis_url: str, module_database_url: str, record: PostgresArchive, batch: str
 ) -> None:
     await record.write([consumed(batch)])
     target = urlsplit(module_database_url)

@@ -8,7 +8,7 @@ from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
 from bcs.observability.failpoints import FailPoint, fail_points
 from bcs.storage.backfill import ArchiveBackfill
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.stored_batches import StoredBatches
 from tests.integration.stores import MakeStore, completed
@@ -24,7 +24,7 @@ async def nothing_waits() -> int:
 
 
 async def test_a_writer_who_asked_the_record_before_asks_again(
-    record: PostgresRecord, gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, batch: str
+    record: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, batch: str
 ) -> None:
     """Of a batch that Redis has nothing of, so that there is nothing to delete there."""
     added = False
@@ -48,7 +48,7 @@ async def test_a_writer_who_asked_the_record_before_asks_again(
 
 
 async def test_nothing_is_taken_for_complete_while_facts_wait_for_the_record(
-    record: PostgresRecord, gateway: RedisGateway, in_redis: MakeStore, batch: str
+    record: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, batch: str
 ) -> None:
     async def one_waits() -> int:
         return 1

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from bcs.errors import StoreUnavailable
-from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.redis.gateway import RedisGateway
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +44,7 @@ async def redis(url: str, key: str, *, shared: bool) -> AsyncIterator[Ask]:
 
 @asynccontextmanager
 async def postgresql(url: str) -> AsyncIterator[Ask]:
-    gateway = RecordGateway(url, max_connections=1, deadline_seconds=DEADLINE_SECONDS)
+    gateway = ArchiveGateway(url, max_connections=1, deadline_seconds=DEADLINE_SECONDS)
     await gateway.probe(5.0)
     yield lambda seconds: gateway.run(lambda connection: connection.execute("SELECT pg_sleep($1)", seconds))
     await gateway.aclose()

@@ -28,7 +28,7 @@ from bcs.domain.progress import BatchSummary
 from bcs.domain.state import BatchState, Ending, Expected, Mark, delta_of
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.memory import MemoryStateStore
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import FallbackOnly, MakeStore, completed, failed, same_but_for_the_version
@@ -127,7 +127,7 @@ def in_memory() -> Storage:
     return Storage([store.commit], store.state, store.summary)
 
 
-def in_sql(record: PostgresRecord) -> Storage:
+def in_sql(record: PostgresArchive) -> Storage:
     async def add_states(batch_id: str, delta: BatchState) -> None:
         await record.add_states({batch_id: delta})
 
@@ -253,7 +253,7 @@ async def test_any_order_repetition_and_grouping_gives_the_state_of_the_model(
     assert await storage.merged([delta_of(group) for group in told[1]]) == delta_of(told[0])
 
 
-async def test_many_batches_in_one_statement_are_merged_each_for_itself(record: PostgresRecord) -> None:
+async def test_many_batches_in_one_statement_are_merged_each_for_itself(record: PostgresArchive) -> None:
     states = {
         f"{number}": delta_of([completed("a", number), PhaseReported("nlp", F, number)]) for number in range(1, 30)
     }

@@ -19,7 +19,7 @@ from bcs.domain.history import FactsRecorded, Position
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState, delta_of
 from bcs.errors import UndecodableMessage
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from bcs.wire import topics
 from bcs.wire.decoding import EventDecoder
 from tests.support.commands import bcs, bcs_at_terminal, settings_of
@@ -68,10 +68,10 @@ async def database(module_database_url: str) -> AsyncIterator[asyncpg.Connection
 
 
 @pytest.fixture
-def record(service: RunningService) -> PostgresRecord:
-    permanent = service.service.persistence.permanent
-    assert permanent is not None
-    return permanent.record
+def record(service: RunningService) -> PostgresArchive:
+    archive = service.service.persistence.archive
+    assert archive is not None
+    return archive.postgres
 
 
 def story(batch_id: str, *, lost: int = 0) -> list[Event]:
@@ -107,7 +107,7 @@ async def known_to_kafka(platform: Platform) -> dict[str, dict[Position, tuple[F
     return batches
 
 
-async def history(service: RunningService, record: PostgresRecord, batch_id: str) -> list[FactsRecorded]:
+async def history(service: RunningService, record: PostgresArchive, batch_id: str) -> list[FactsRecorded]:
     """What the record tells of events, oldest first."""
 
     async def read() -> list[FactsRecorded]:
@@ -117,7 +117,7 @@ async def history(service: RunningService, record: PostgresRecord, batch_id: str
     return await anyio.to_thread.run_sync(service.run, read)
 
 
-async def states(service: RunningService, record: PostgresRecord, batch_id: str) -> list[BatchState]:
+async def states(service: RunningService, record: PostgresArchive, batch_id: str) -> list[BatchState]:
     """What Redis and the record have of a batch."""
 
     async def read() -> list[BatchState]:
@@ -127,7 +127,7 @@ async def states(service: RunningService, record: PostgresRecord, batch_id: str)
 
 
 async def assert_same_everywhere(
-    service: RunningService, record: PostgresRecord, known: Mapping[str, Mapping[Position, tuple[Fact, ...]]]
+    service: RunningService, record: PostgresArchive, known: Mapping[str, Mapping[Position, tuple[Fact, ...]]]
 ) -> None:
     for batch_id, messages in known.items():
         expected = delta_of(fact for facts in messages.values() for fact in facts)
@@ -160,7 +160,7 @@ async def test_an_emptied_record_gets_all_of_it_back_while_the_service_runs(
     settings: Mapping[str, object],
     platform: Platform,
     bos: Orchestrator,
-    record: PostgresRecord,
+    record: PostgresArchive,
     database: asyncpg.Connection,
     unique_name: Callable[[str], str],
 ) -> None:

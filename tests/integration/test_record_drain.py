@@ -16,7 +16,7 @@ import pytest
 
 from bcs.domain.facts import PhaseOutcome
 from bcs.domain.history import FactsRecorded
-from bcs.storage.permanent import Permanent
+from bcs.storage.archive import Archive
 from tests.integration.record_world import RecordWorld
 from tests.support.past import AT_US, consumed
 from tests.support.waiting import wait_until
@@ -39,7 +39,7 @@ CREATE TRIGGER take_time BEFORE INSERT ON history FOR EACH ROW EXECUTE FUNCTION 
 @asynccontextmanager
 async def slow_record(
     directory: Path, database_url: str, seconds: float, slow_seconds: float = 0.0
-) -> AsyncIterator[tuple[RecordWorld, Permanent]]:
+) -> AsyncIterator[tuple[RecordWorld, Archive]]:
     """A service whose PostgreSQL is away for now, and slow as soon as it is back."""
     async with RecordWorld(
         directory, database_url, database_probe_interval_seconds=0.05, archive_drain_deadline_seconds=DEADLINE_SECONDS
@@ -51,21 +51,21 @@ async def slow_record(
             await connection.close()
         world.database_proxy.refuse()
         await world.database_proxy.cut()
-        permanent = world.running.service.persistence.permanent
-        assert permanent is not None
-        yield world, permanent
+        archive = world.running.service.persistence.archive
+        assert archive is not None
+        yield world, archive
 
 
-async def queue(world: RecordWorld, permanent: Permanent, entries: Sequence[FactsRecorded]) -> None:
-    await anyio.to_thread.run_sync(world.running.run, lambda: permanent.backlog.append(entries))
+async def queue(world: RecordWorld, archive: Archive, entries: Sequence[FactsRecorded]) -> None:
+    await anyio.to_thread.run_sync(world.running.run, lambda: archive.backlog.append(entries))
 
 
 async def test_more_than_postgresql_takes_in_time_is_drained_by_parts(
     tmp_path: Path, database_url: str, batch: str
 ) -> None:
     entries = [consumed(f"{batch}-{number}") for number in range(8)]
-    async with slow_record(tmp_path, database_url, DEADLINE_SECONDS / 5) as (world, permanent):
-        await queue(world, permanent, entries)
+    async with slow_record(tmp_path, database_url, DEADLINE_SECONDS / 5) as (world, archive):
+        await queue(world, archive, entries)
         world.database_proxy.accept()
         await world.reached_again()
         for entry in entries:
@@ -77,8 +77,8 @@ async def test_an_entry_that_never_gets_through_holds_up_no_other(
     tmp_path: Path, database_url: str, batch: str
 ) -> None:
     slow, *others = (consumed(f"{batch}-{number}", event_id=SLOW if number == 0 else None) for number in range(4))
-    async with slow_record(tmp_path, database_url, 0.0, slow_seconds=DEADLINE_SECONDS * 100) as (world, permanent):
-        await queue(world, permanent, [slow, *others])
+    async with slow_record(tmp_path, database_url, 0.0, slow_seconds=DEADLINE_SECONDS * 100) as (world, archive):
+        await queue(world, archive, [slow, *others])
         world.database_proxy.accept()
         await world.reached_again()
         for entry in others:
@@ -95,8 +95,8 @@ async def test_large_entries_are_drained_beside_everything_else(tmp_path: Path, 
     async with RecordWorld(tmp_path, database_url, database_probe_interval_seconds=0.05) as world:
         world.database_proxy.refuse()
         await world.database_proxy.cut()
-        permanent = world.running.service.persistence.permanent
-        assert permanent is not None
+        archive = world.running.service.persistence.archive
+        assert archive is not None
         names = [f"{batch}-{number}" for number in range(20)]
         for name in names:
             essays = tuple(f"{name}-{number}" for number in range(20_000))
@@ -109,7 +109,7 @@ async def test_large_entries_are_drained_beside_everything_else(tmp_path: Path, 
                 at_us=AT_US,
                 repeat_key="key",
             )
-            await queue(world, permanent, [consumed(name, outcome)])
+            await queue(world, archive, [consumed(name, outcome)])
         # To look through all that a run of the suite holds takes the garbage collector 0.1 s.
         gc.collect()
         gc.freeze()
@@ -127,7 +127,7 @@ async def test_large_entries_are_drained_beside_everything_else(tmp_path: Path, 
             group.start_soon(anyio.to_thread.run_sync, world.running.run, watch)
             await wait_until(lambda: turns)
             world.database_proxy.accept()
-            await wait_until(lambda: permanent.backlog.last_known == 0, timeout_seconds=120)
+            await wait_until(lambda: archive.backlog.last_known == 0, timeout_seconds=120)
             world.running.call(drained.set)
         gc.unfreeze()
         assert max(turns) < 0.1

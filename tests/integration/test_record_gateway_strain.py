@@ -12,7 +12,7 @@ import pytest
 
 from bcs.devtools.servers.postgres import PostgresServer
 from bcs.errors import StoreUnavailable
-from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.postgres.gateway import ArchiveGateway
 
 pytestmark = pytest.mark.anyio
 
@@ -22,8 +22,8 @@ async def one(connection: Any) -> Any:
 
 
 @pytest.fixture
-async def gateway(running_postgres: PostgresServer) -> AsyncIterator[RecordGateway]:
-    gateway = RecordGateway(running_postgres.url, max_connections=2, deadline_seconds=1.0)
+async def gateway(running_postgres: PostgresServer) -> AsyncIterator[ArchiveGateway]:
+    gateway = ArchiveGateway(running_postgres.url, max_connections=2, deadline_seconds=1.0)
     await gateway.probe(20)
     yield gateway
     running_postgres.thaw()
@@ -31,7 +31,7 @@ async def gateway(running_postgres: PostgresServer) -> AsyncIterator[RecordGatew
 
 
 async def test_work_that_may_take_long_is_no_obstacle_to_a_stop(
-    gateway: RecordGateway, running_postgres: PostgresServer
+    gateway: ArchiveGateway, running_postgres: PostgresServer
 ) -> None:
     assert await gateway.run(one) == 1
     running_postgres.freeze()
@@ -44,7 +44,7 @@ async def test_work_that_may_take_long_is_no_obstacle_to_a_stop(
     assert await gateway.run(one) == 1
 
 
-async def test_who_waits_for_a_turn_in_vain_says_nothing_about_the_database(gateway: RecordGateway) -> None:
+async def test_who_waits_for_a_turn_in_vain_says_nothing_about_the_database(gateway: ArchiveGateway) -> None:
     release = anyio.Event()
     refused: list[str] = []
 
@@ -70,7 +70,7 @@ async def test_who_waits_for_a_turn_in_vain_says_nothing_about_the_database(gate
 
 
 async def test_what_failed_on_old_connections_leaves_new_ones_alone(
-    gateway: RecordGateway, running_postgres: PostgresServer
+    gateway: ArchiveGateway, running_postgres: PostgresServer
 ) -> None:
     begun, found = anyio.Event(), anyio.Event()
 

@@ -32,9 +32,9 @@ from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import summarize
 from bcs.domain.state import BatchState, Mark, delta_of
 from bcs.errors import StoreUnavailable
-from bcs.storage.postgres.archive import PostgresRecord
-from bcs.storage.postgres.gateway import RecordGateway
-from bcs.storage.redis.archive_queue import FACTS, RedisBacklog, waiting_key
+from bcs.storage.postgres.archive import PostgresArchive
+from bcs.storage.postgres.gateway import ArchiveGateway
+from bcs.storage.redis.archive_queue import FACTS, ArchiveQueue, waiting_key
 from bcs.storage.redis.gateway import RedisGateway
 from tests.support.databases import record_in, unprobed_record
 from tests.support.laws import LAW
@@ -156,7 +156,7 @@ async def load(url: str) -> None:
 
 
 @pytest.fixture
-async def migrated(database_url: str) -> AsyncIterator[PostgresRecord]:
+async def migrated(database_url: str) -> AsyncIterator[PostgresArchive]:
     """The record of the release before, after the upgrade that the service makes when it starts."""
     await load(database_url)
     record = unprobed_record(database_url)
@@ -165,7 +165,7 @@ async def migrated(database_url: str) -> AsyncIterator[PostgresRecord]:
     await record.aclose()
 
 
-async def test_the_registers_are_those_of_the_new_law(migrated: PostgresRecord) -> None:
+async def test_the_registers_are_those_of_the_new_law(migrated: PostgresArchive) -> None:
     for batch, state in STATES.items():
         assert await migrated.state(batch) == state, batch
 
@@ -193,7 +193,7 @@ async def test_the_history_is_read_in_parts_of_any_size(
             assert await record.state(batch) == state, batch
 
 
-async def test_what_a_list_left_out_is_no_longer_taken_for_complete(migrated: PostgresRecord) -> None:
+async def test_what_a_list_left_out_is_no_longer_taken_for_complete(migrated: PostgresArchive) -> None:
     async def complete(batch: str, law: CompletionLaw = LAW) -> list[str]:
         summary = summarize(await migrated.state(batch), law, 0)
         return [phase for phase in ("spellcheck", "nlp", "cj_assessment", "ai_feedback") if summary.complete(phase)]
@@ -217,7 +217,7 @@ async def test_what_a_list_left_out_is_no_longer_taken_for_complete(migrated: Po
     assert await complete("half adopted") == []
 
 
-async def test_the_history_says_the_same_as_the_registers(migrated: PostgresRecord) -> None:
+async def test_the_history_says_the_same_as_the_registers(migrated: PostgresArchive) -> None:
     for batch in HISTORIES:
         entries = [kept.entry for kept in await migrated.history(batch, limit=100)]
         told = [fact for entry in entries if isinstance(entry, FactsRecorded) for fact in entry.facts]
@@ -226,7 +226,7 @@ async def test_the_history_says_the_same_as_the_registers(migrated: PostgresReco
     assert kinds == {"FactsRecorded", "PipelineResolved"}
 
 
-async def test_the_record_goes_on_from_there(migrated: PostgresRecord) -> None:
+async def test_the_record_goes_on_from_there(migrated: PostgresArchive) -> None:
     facts = (spellchecked("e2", F, 9), els(1, SUCCEEDED, ("e0", "e1")), cj(9, SUCCEEDED, ("e2",)))
     for batch in STATES:
         await migrated.write([consumed(batch, *facts)])
@@ -236,10 +236,10 @@ async def test_the_record_goes_on_from_there(migrated: PostgresRecord) -> None:
 
 
 async def test_a_statement_of_the_release_before_fails_as_if_the_database_were_away(
-    migrated: PostgresRecord, database_url: str
+    migrated: PostgresArchive, database_url: str
 ) -> None:
     assert migrated.reachable
-    gateway = RecordGateway(database_url, max_connections=1, deadline_seconds=4)
+    gateway = ArchiveGateway(database_url, max_connections=1, deadline_seconds=4)
     await gateway.probe(4)
 
     async def write(connection: Any) -> None:
@@ -252,20 +252,20 @@ async def test_a_statement_of_the_release_before_fails_as_if_the_database_were_a
 
 
 async def test_what_the_release_before_left_in_the_queue_is_recorded(
-    record: PostgresRecord, gateway: RedisGateway, redis_key_prefix: str, batch: str
+    record: PostgresArchive, gateway: RedisGateway, redis_key_prefix: str, batch: str
 ) -> None:
     written = [["essay", "nlp", "e0", "c", at(2)], ["essay", "nlp", "e1", "c", at(2)], ["batch", "nlp", "c", at(2)]]
     detail = to_json({"event_type": "ELSBatchPhaseOutcomeV1", "facts": written}).decode()
     entry = [False, str(UUID(int=1)), batch, at(9), CORRELATION_ID, None, ["topic", 0, 1], detail]
     await gateway.call(("XADD", waiting_key(redis_key_prefix, FACTS), "*", "entry", to_json(entry)))
-    backlog = RedisBacklog(gateway, key_prefix=redis_key_prefix, name=FACTS, consumer="c", limit=9)
+    backlog = ArchiveQueue(gateway, key_prefix=redis_key_prefix, name=FACTS, consumer="c", limit=9)
     [leased] = await backlog.lease(9)
     await record.write([leased.message])
     assert await record.state(batch) == delta_of([els(2, SUCCEEDED, ("e0", "e1"))])
 
 
 async def test_an_upgrade_leaves_no_table_of_its_own_and_is_made_once(
-    migrated: PostgresRecord, database_url: str
+    migrated: PostgresArchive, database_url: str
 ) -> None:
     connection = await asyncpg.connect(database_url)
     try:

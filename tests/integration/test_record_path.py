@@ -17,7 +17,7 @@ from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.domain.history import HistoryEntry, KeptEntry, Position
 from bcs.domain.state import BatchState
 from bcs.errors import StoreRefused
-from bcs.storage.permanent import Permanent
+from bcs.storage.archive import Archive
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.past import consumed
@@ -47,12 +47,12 @@ def service_settings(own_valkey: EmbeddedServer, module_database_url: str) -> di
 
 
 @pytest.fixture
-async def permanent(service: RunningService) -> Permanent:
+async def archive(service: RunningService) -> Archive:
     """The service's record, once it was reached: a busy machine may start the service before that."""
-    permanent = service.service.persistence.permanent
-    assert permanent is not None
-    await wait_until(lambda: permanent.record.reachable)
-    return permanent
+    archive = service.service.persistence.archive
+    assert archive is not None
+    await wait_until(lambda: archive.postgres.reachable)
+    return archive
 
 
 @pytest.fixture
@@ -87,18 +87,18 @@ async def test_what_redis_forgets_the_record_knows(
 async def test_many_who_ask_for_what_redis_forgot_cost_one_question(
     spellchecked_batch: str,
     bos: Orchestrator,
-    permanent: Permanent,
+    archive: Archive,
     flush: Callable[[], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     questions: list[str] = []
-    state = permanent.record.state
+    state = archive.postgres.state
 
     async def counted(batch_id: str) -> BatchState:
         questions.append(batch_id)
         return await state(batch_id)
 
-    monkeypatch.setattr(permanent.record, "state", counted)
+    monkeypatch.setattr(archive.postgres, "state", counted)
     await flush()
     answers: list[list[str]] = []
 
@@ -194,13 +194,13 @@ async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
     batch: str,
     bos: Orchestrator,
     service: RunningService,
-    permanent: Permanent,
+    archive: Archive,
     own_valkey: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else Redis could forget it before the record has it, and be read again without it."""
     writing, go_on = threading.Event(), service.call(anyio.Event)
-    write = permanent.record.write
+    write = archive.postgres.write
 
     async def held(entries: Sequence[HistoryEntry], **options: Any) -> None:
         if any(entry.batch_id == batch for entry in entries):
@@ -208,7 +208,7 @@ async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
             await go_on.wait()
         await write(entries, **options)
 
-    monkeypatch.setattr(permanent.record, "write", held)
+    monkeypatch.setattr(archive.postgres, "write", held)
     statuses: list[int] = []
 
     async def report() -> None:
@@ -223,29 +223,29 @@ async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
         finally:
             service.call(go_on.set)
     assert statuses == [200]
-    recorded = await anyio.to_thread.run_sync(service.run, permanent.record.state, batch)
+    recorded = await anyio.to_thread.run_sync(service.run, archive.postgres.state, batch)
     assert recorded.reports.keys() == {"nlp"}
 
 
 async def test_an_entry_that_the_record_refuses_spoils_no_other(
-    service: RunningService, permanent: Permanent, batch: str
+    service: RunningService, archive: Archive, batch: str
 ) -> None:
-    archive = service.service._archive
-    assert archive is not None
+    client = service.service._archive_client
+    assert client is not None
     good, impossible = consumed(batch), replace(consumed(batch), position=Position("t", 2**31, 1))
     refused: list[StoreRefused] = []
 
     async def keep_both() -> list[KeptEntry]:
         async def keep_impossible() -> None:
             try:
-                await archive.keep([impossible])
+                await client.keep([impossible])
             except StoreRefused as error:
                 refused.append(error)
 
         async with anyio.create_task_group() as group:  # at once, so that they go into one statement
             group.start_soon(keep_impossible)
-            group.start_soon(archive.keep, [good])
-        return await permanent.record.history(batch, limit=9)
+            group.start_soon(client.keep, [good])
+        return await archive.postgres.history(batch, limit=9)
 
     kept = await anyio.to_thread.run_sync(service.run, keep_both)
     assert [one.entry for one in kept] == [good]

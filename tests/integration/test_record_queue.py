@@ -29,12 +29,12 @@ async def test_what_is_asked_while_the_record_is_away_leaves_room_for_facts(
         await world.database_proxy.cut()
         for _ in range(ROOM * 2):
             assert (await world.resolve(batch)).status == 200
-        permanent = world.running.service.persistence.permanent
-        assert permanent is not None
+        archive = world.running.service.persistence.archive
+        assert archive is not None
         for number in range(ROOM // 2):
             await world.tell(batch, [EssayPhaseEnded("spellcheck", "e1", Outcome.COMPLETED, AT_US + number)])
-        assert permanent.backlog.last_known == ROOM // 2
-        assert permanent.explanations.last_known == ROOM
+        assert archive.backlog.last_known == ROOM // 2
+        assert archive.explanations.last_known == ROOM
         world.database_proxy.accept()
         await world.reached_again()
         assert len(await world.told(batch)) == ROOM // 2 + 1
@@ -45,9 +45,9 @@ async def test_what_waits_stays_until_the_record_has_it(
 ) -> None:
     facts: list[Fact] = [EssayPhaseEnded("spellcheck", f"e{number}", Outcome.COMPLETED, AT_US) for number in range(3)]
     async with RecordWorld(tmp_path, database_url) as world:
-        permanent = world.running.service.persistence.permanent
-        assert permanent is not None
-        write, failed = permanent.record.write, False
+        archive = world.running.service.persistence.archive
+        assert archive is not None
+        write, failed = archive.postgres.write, False
 
         async def fails_at_first(entries: Sequence[HistoryEntry], **options: Any) -> None:
             nonlocal failed
@@ -60,7 +60,7 @@ async def test_what_waits_stays_until_the_record_has_it(
         await world.database_proxy.cut()
         for fact in facts:
             await world.tell(batch, [fact])
-        monkeypatch.setattr(permanent.record, "write", fails_at_first)
+        monkeypatch.setattr(archive.postgres, "write", fails_at_first)
         world.database_proxy.accept()
         await wait_until(lambda: failed)
         await world.reached_again()

@@ -24,7 +24,7 @@ from bcs.domain.history import HistoryEntry, Position
 from bcs.domain.state import BatchState, delta_of
 from bcs.errors import StoreRefused, StoreUnavailable
 from bcs.storage.ports import Waiting
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.postgres.rows import merge_arguments
 from bcs.wire.published import OutboundMessage, phases_skipped
 from tests.support.databases import record_in
@@ -37,7 +37,7 @@ DAY_US = 86_400_000_000
 
 
 @pytest.fixture(params=["direct", "pooled"])
-async def record(request: pytest.FixtureRequest, module_database_url: str) -> AsyncIterator[PostgresRecord]:
+async def record(request: pytest.FixtureRequest, module_database_url: str) -> AsyncIterator[PostgresArchive]:
     """The record in the module's database: straight, and through PgBouncer in transaction mode."""
     url = module_database_url
     if request.param == "pooled":
@@ -46,11 +46,11 @@ async def record(request: pytest.FixtureRequest, module_database_url: str) -> As
         yield record
 
 
-async def kept(record: PostgresRecord, batch: str) -> list[HistoryEntry]:
+async def kept(record: PostgresArchive, batch: str) -> list[HistoryEntry]:
     return [one.entry for one in reversed(await record.history(batch, limit=100))]
 
 
-async def test_an_entry_that_comes_again_is_kept_once(record: PostgresRecord, batch: str) -> None:
+async def test_an_entry_that_comes_again_is_kept_once(record: PostgresArchive, batch: str) -> None:
     entry, resolved = consumed(batch), answered(batch)
     await record.write([entry, resolved, entry])
     await record.write([replace(entry, at_us=entry.at_us + 1), resolved])
@@ -59,7 +59,7 @@ async def test_an_entry_that_comes_again_is_kept_once(record: PostgresRecord, ba
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["older facts first", "newer facts first"])
-async def test_the_record_merges_as_the_model_does(record: PostgresRecord, batch: str, order: int) -> None:
+async def test_the_record_merges_as_the_model_does(record: PostgresArchive, batch: str, order: int) -> None:
     completed, failed = Outcome.COMPLETED, Outcome.FAILED
     facts: list[Fact] = [
         EssaysRegistered(("a", "b"), 2, AT_US),
@@ -76,7 +76,7 @@ async def test_the_record_merges_as_the_model_does(record: PostgresRecord, batch
     assert await record.state(batch) == delta_of(told)
 
 
-async def test_entries_of_the_same_name_in_two_batches_are_two(record: PostgresRecord, batch: str) -> None:
+async def test_entries_of_the_same_name_in_two_batches_are_two(record: PostgresArchive, batch: str) -> None:
     entry = consumed(batch)
     other = replace(entry, batch_id=f"{batch}-2")
     await record.write([entry, other])
@@ -84,7 +84,7 @@ async def test_entries_of_the_same_name_in_two_batches_are_two(record: PostgresR
 
 
 async def test_what_can_not_be_stored_is_refused_with_all_that_comes_with_it(
-    record: PostgresRecord, batch: str
+    record: PostgresArchive, batch: str
 ) -> None:
     entry = consumed(batch)
     impossible = replace(entry, entry_id=uuid.uuid4(), position=Position("t", 2**31, 1))
@@ -129,7 +129,7 @@ def of_many_essays() -> tuple[Fact, ...]:
 
 
 async def test_a_large_entry_is_written_by_many_statements_all_or_none(
-    record: PostgresRecord, batch: str, merged: list[int]
+    record: PostgresArchive, batch: str, merged: list[int]
 ) -> None:
     large, small = consumed(batch, *of_many_essays()), consumed(f"{batch}-0")
     impossible = replace(small, position=Position("t", 2**31, 1))
@@ -147,7 +147,7 @@ async def test_a_large_entry_is_written_by_many_statements_all_or_none(
 
 
 async def test_a_large_batch_is_adopted_by_many_statements(
-    record: PostgresRecord, batch: str, merged: list[int]
+    record: PostgresArchive, batch: str, merged: list[int]
 ) -> None:
     large, small = delta_of(of_many_essays()), delta_of([spellchecked()])
     await record.add_states({batch: large, f"{batch}-0": small})
@@ -157,7 +157,7 @@ async def test_a_large_batch_is_adopted_by_many_statements(
     assert await record.state(f"{batch}-0") == small
 
 
-async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresRecord, batch: str) -> None:
+async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresArchive, batch: str) -> None:
     resolved = answered(batch)
     announced, now = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
     messages = phases_skipped(batch, ["spellcheck", "nlp"], "c", announced)
@@ -183,7 +183,7 @@ async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresR
 
 
 async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
-    record: PostgresRecord, module_database_url: str, batch: str
+    record: PostgresArchive, module_database_url: str, batch: str
 ) -> None:
     old, untouched = f"{batch}-old", f"{batch}-untouched"
     entries = [replace(consumed(old), at_us=AT_US - day * DAY_US) for day in range(5)]

@@ -16,7 +16,7 @@ from bcs.errors import StoreUnavailable
 from bcs.ops.doctor.findings import Status
 from bcs.ops.doctor.record_checks import look_at_record
 from bcs.storage.postgres import schema
-from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.opening import named_database
 from tests.support.commands import bcs
 from tests.support.databases import database, record_in, unprobed_record
@@ -104,18 +104,18 @@ async def test_facts_wait_while_the_database_that_came_back_is_not_utf8(
             "database_url": target._replace(netloc=f"{target.username}@{proxy.address}").geturl(),
         }
         async with running_service(**settings) as service, Orchestrator(service.base) as bos:
-            permanent = service.service.persistence.permanent
-            assert permanent is not None
+            archive = service.service.persistence.archive
+            assert archive is not None
             proxy.accept()
-            await wait_until(lambda: "LATIN1" in permanent.record.problem)
+            await wait_until(lambda: "LATIN1" in archive.postgres.problem)
             assert (await bos.complete(f"{batch}{NOT_LATIN1}", "spellcheck")).status == 200
-            await wait_until(lambda: permanent.backlog.last_known == 1)
+            await wait_until(lambda: archive.backlog.last_known == 1)
             health = (await bos.get("/healthz")).json
             assert "LATIN1" in health["dependencies"]["postgresql"]["message"]
 
 
 async def test_a_character_that_an_encoding_lacks_makes_no_fact_impossible(database_url: str) -> None:
-    gateway = RecordGateway(database_url, max_connections=1, deadline_seconds=4)
+    gateway = ArchiveGateway(database_url, max_connections=1, deadline_seconds=4)
     await gateway.probe(4)
     with pytest.raises(StoreUnavailable, match="UntranslatableCharacter"):
         await gateway.run(lambda connection: connection.execute(f"SELECT convert_to('{NOT_LATIN1}', 'LATIN1')"))
@@ -124,7 +124,7 @@ async def test_a_character_that_an_encoding_lacks_makes_no_fact_impossible(datab
 
 
 async def test_a_full_disk_is_named_and_makes_no_fact_impossible(database_url: str) -> None:
-    gateway = RecordGateway(database_url, max_connections=1, deadline_seconds=4)
+    gateway = ArchiveGateway(database_url, max_connections=1, deadline_seconds=4)
     await gateway.probe(4)
     full = "DO $$ BEGIN RAISE 'could not extend file' USING ERRCODE = 'disk_full'; END $$"
     with capture_logs() as logs:

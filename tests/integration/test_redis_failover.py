@@ -14,7 +14,7 @@ from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.state import delta_of
 from bcs.errors import StoreUnavailable
 from bcs.storage.backfill import ArchiveBackfill
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import MakeGateway, MakeStore
@@ -166,7 +166,7 @@ async def test_a_master_that_gets_a_replica_keeps_its_connections(
 
 
 @pytest.fixture
-def store(address: Address, make_gateway: MakeGateway, in_redis: MakeStore, record: PostgresRecord) -> RedisStateStore:
+def store(address: Address, make_gateway: MakeGateway, in_redis: MakeStore, record: PostgresArchive) -> RedisStateStore:
     return in_redis(make_gateway(address.url, deadline=5), backfill=ArchiveBackfill(record, nothing_waits))
 
 
@@ -178,7 +178,7 @@ async def nothing_waits() -> int:
 async def test_a_server_that_was_left_is_not_trusted_when_it_is_back(
     address: Address,
     store: RedisStateStore,
-    record: PostgresRecord,
+    record: PostgresArchive,
     monkeypatch: pytest.MonkeyPatch,
     batch: str,
     meanwhile: str,
@@ -215,7 +215,7 @@ async def in_the_end(do: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def test_a_server_that_was_demoted_and_promoted_behind_an_open_connection_is_not_trusted(
-    address: Address, store: RedisStateStore, record: PostgresRecord, monkeypatch: pytest.MonkeyPatch, batch: str
+    address: Address, store: RedisStateStore, record: PostgresArchive, monkeypatch: pytest.MonkeyPatch, batch: str
 ) -> None:
     check_every(monkeypatch, 0)
     await store.commit(batch, delta_of(BEGUN))

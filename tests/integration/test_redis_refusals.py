@@ -17,7 +17,7 @@ from bcs.domain.state import delta_of
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.ops.doctor.findings import Finding, Status
 from bcs.ops.doctor.redis_checks import look_at_redis
-from bcs.storage.redis.archive_queue import FACTS, RedisBacklog
+from bcs.storage.redis.archive_queue import FACTS, ArchiveQueue
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.outbox import RedisOutbox
@@ -121,7 +121,7 @@ async def test_a_refused_command_does_not_stop_the_others(control: RedisGateway,
 async def test_a_foreign_key_in_a_queue_s_place_buries_no_facts(gateway: RedisGateway, redis_key_prefix: str) -> None:
     """It is no fault of what was to be queued, and somebody can delete the key."""
     outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=9)
-    backlog = RedisBacklog(gateway, key_prefix=redis_key_prefix, name=FACTS, consumer="only", limit=9)
+    backlog = ArchiveQueue(gateway, key_prefix=redis_key_prefix, name=FACTS, consumer="only", limit=9)
     for stream in ("{outbox}", "{outbox}:record"):
         await gateway.call(("SET", f"{redis_key_prefix}{stream}", "x", "PX", 60_000))
     for use in (lambda: outbox.append([MESSAGE]), lambda: outbox.lease(1), outbox.backlog, backlog.waiting):

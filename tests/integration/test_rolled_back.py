@@ -89,13 +89,13 @@ async def test_a_record_that_was_made_anew_gets_what_redis_knows(
     world: RecordWorld, database_url: str, batch: str
 ) -> None:
     await world.tell(batch, [*BEGUN, *DONE])
-    permanent = world.running.service.persistence.permanent
-    assert permanent is not None
-    before = permanent.record.identity
+    archive = world.running.service.persistence.archive
+    assert archive is not None
+    before = archive.postgres.identity
     connection = await asyncpg.connect(database_url)
     await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     await connection.close()
-    await wait_until(lambda: permanent.record.reachable and permanent.record.identity != before)
+    await wait_until(lambda: archive.postgres.reachable and archive.postgres.identity != before)
     assert await to_run(world, batch) == ["ai_feedback"]
     await world.flush()
     assert await to_run(world, batch) == ["ai_feedback"]

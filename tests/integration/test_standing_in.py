@@ -28,8 +28,8 @@ AWAY = StoreUnavailable("redis", "away")
 async def persistence(redis_url: str, redis_key_prefix: str, database_url: str) -> AsyncIterator[Persistence]:
     settings = load_settings(redis_url=redis_url, redis_key_prefix=redis_key_prefix, database_url=database_url)
     opened = open_persistence(settings, law=LAW)
-    assert opened.permanent
-    await opened.permanent.record.probe(20)
+    assert opened.archive
+    await opened.archive.postgres.probe(20)
     yield opened
     await opened.aclose()
 
@@ -49,26 +49,26 @@ def resolved() -> PipelineResolved:
 
 
 async def test_what_only_explains_an_announcement_is_no_fact_that_the_record_lacks(persistence: Persistence) -> None:
-    assert persistence.permanent
+    assert persistence.archive
     await persistence.outbox.announce([OutboundMessage("phase_skipped", "topic", b"key", b"value")], resolved())
-    await persistence.permanent.backlog.waiting()
-    assert persistence.permanent.can_answer_for_redis(AWAY)
+    await persistence.archive.backlog.waiting()
+    assert persistence.archive.can_answer_for_redis(AWAY)
 
 
 async def test_what_was_drained_is_known_to_wait_no_more(persistence: Persistence) -> None:
-    assert persistence.permanent
-    backlog = persistence.permanent.backlog
+    assert persistence.archive
+    backlog = persistence.archive.backlog
     await backlog.append([resolved()])
-    assert not persistence.permanent.can_answer_for_redis(AWAY)
+    assert not persistence.archive.can_answer_for_redis(AWAY)
     await backlog.settle([entry.entry_id for entry in await backlog.lease(10)])
-    assert persistence.permanent.can_answer_for_redis(AWAY)
+    assert persistence.archive.can_answer_for_redis(AWAY)
 
 
 async def test_a_new_process_does_not_take_for_nothing_what_it_never_looked_at(persistence: Persistence) -> None:
-    assert persistence.permanent
-    assert not persistence.permanent.can_answer_for_redis(AWAY), "facts may wait from before"
-    await persistence.permanent.backlog.waiting()
-    assert persistence.permanent.can_answer_for_redis(AWAY)
+    assert persistence.archive
+    assert not persistence.archive.can_answer_for_redis(AWAY), "facts may wait from before"
+    await persistence.archive.backlog.waiting()
+    assert persistence.archive.can_answer_for_redis(AWAY)
 
 
 async def test_a_batch_whose_registration_is_not_on_record_gets_no_answer(

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from bcs.config.settings import load_settings
-from bcs.storage.postgres.archive import PostgresRecord
+from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.postgres.opening import open_record
 
 # Far longer than any statement takes, also on a machine that has much to do.
@@ -42,13 +42,13 @@ def database(postgres_url: str, options: str = "") -> Iterator[str]:
         asyncio.run(execute(f'DROP DATABASE "{name}" WITH (FORCE)'))
 
 
-def unprobed_record(database_url: str, *, deadline_seconds: float = _DEADLINE_SECONDS) -> PostgresRecord:
+def unprobed_record(database_url: str, *, deadline_seconds: float = _DEADLINE_SECONDS) -> PostgresArchive:
     """A record that counts as out of reach until it is probed."""
     return open_record(load_settings(database_url=database_url, database_deadline_seconds=deadline_seconds))
 
 
 @asynccontextmanager
-async def record_in(database_url: str) -> AsyncIterator[PostgresRecord]:
+async def record_in(database_url: str) -> AsyncIterator[PostgresArchive]:
     """A record that is reachable, with the schema of this release."""
     record = unprobed_record(database_url)
     try:

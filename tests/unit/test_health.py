@@ -30,7 +30,7 @@ async def message_about_kafka(kafka: KafkaStatus, *, refused: bool) -> tuple[str
     health = HealthHandlers(
         settings=Settings(use_mock_repository=True),
         store=cast("StateStore", None),
-        permanent=None,
+        archive=None,
         redis=cast("RedisStatus", None),
         kafka=kafka,
         waits=waits,

@@ -24,7 +24,7 @@ from tests.support.events import Event, registered, spellchecked
 pytestmark = pytest.mark.anyio
 
 
-class Past:
+class HistoryReader:
     """Stands for what a reader reads."""
 
     def __init__(self, *events: Event, at_ms: int = 7) -> None:
@@ -85,7 +85,7 @@ async def test_one_that_is_refused_spoils_nothing_for_the_others() -> None:
     events = [registered(batch, ["e"]) for batch in "abcdefg"]
     record, store = Record(refuses="d"), Store()
     rebuilder = rebuilder_of(record, store)
-    await rebuilder.rebuild(cast("Any", Past(*events, spellchecked("a", "e", "pending"), Event(*_junk()))))
+    await rebuilder.rebuild(cast("Any", HistoryReader(*events, spellchecked("a", "e", "pending"), Event(*_junk()))))
     assert [entry.batch_id for entry in record.written] == list("abcefg")
     stats = rebuilder.stats
     assert (stats.messages, stats.facts, stats.refused, stats.undecodable, stats.without_facts) == (9, 6, 1, 1, 1)
@@ -95,13 +95,13 @@ async def test_one_that_is_refused_spoils_nothing_for_the_others() -> None:
 async def test_redis_is_told_also_when_nobody_knows_what_the_record_has_now() -> None:
     store = Store()
     with pytest.raises(StoreUnavailable):
-        await rebuilder_of(Record(away=True), store).rebuild(cast("Any", Past(registered("a", ["e"]))))
+        await rebuilder_of(Record(away=True), store).rebuild(cast("Any", HistoryReader(registered("a", ["e"]))))
     assert store.distrusted == {"a"}
 
 
 async def test_a_time_that_no_calendar_has_is_the_latest_one() -> None:
     record = Record()
-    past = Past(registered("a", ["e"]), at_ms=2**62)
+    past = HistoryReader(registered("a", ["e"]), at_ms=2**62)
     await rebuilder_of(record, Store()).rebuild(cast("Any", past))
     [entry] = record.written
     assert isinstance(entry, FactsRecorded)
@@ -112,7 +112,7 @@ async def test_what_claims_to_be_in_the_future_is_left_out_as_the_service_does()
     record = Record()
     written_us = microseconds(datetime(2026, 1, 1, tzinfo=UTC))
     rebuilder = rebuilder_of(record, Store(), max_skew_us=1)
-    past = Past(
+    past = HistoryReader(
         spellchecked("a", "e", at="2026-01-01T00:00:00.000001Z"),
         spellchecked("a", "f", at="2026-01-01T00:00:00.000002Z"),  # by now that is long past; when it came it was not
         at_ms=written_us // 1000,
@@ -127,7 +127,7 @@ async def test_what_claims_to_be_in_the_future_is_left_out_as_the_service_does()
 async def test_what_would_give_a_batch_too_many_essays_is_left_out_as_the_service_does() -> None:
     record = Record()
     rebuilder = replace(rebuilder_of(record, Store()), crowding=Crowding(cast("Any", record), 3))
-    past = Past(
+    past = HistoryReader(
         registered("a", ["1", "2"]),
         spellchecked("a", "1"),
         spellchecked("a", "3"),
@@ -143,7 +143,7 @@ async def test_what_would_give_a_batch_too_many_essays_is_left_out_as_the_servic
 
 
 async def test_the_same_message_has_the_same_entry_each_time() -> None:
-    past = Past(spellchecked(str(uuid.uuid4()), "e"))
+    past = HistoryReader(spellchecked(str(uuid.uuid4()), "e"))
     first, second = Record(), Record()
     for record in (first, second):
         await rebuilder_of(record, Store()).rebuild(cast("Any", past))

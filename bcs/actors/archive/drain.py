@@ -15,11 +15,11 @@ from bcs.domain.history import HistoryEntry, weight
 from bcs.errors import StoreRefused, StoreUnavailable
 from bcs.observability.telemetry import Telemetry
 from bcs.storage.ports import Leased
-from bcs.storage.redis.archive_queue import RedisBacklog
+from bcs.storage.redis.archive_queue import ArchiveQueue
 
 if TYPE_CHECKING:
     # It takes the extra `postgres`.
-    from bcs.storage.postgres.archive import PostgresRecord
+    from bcs.storage.postgres.archive import PostgresArchive
 
 log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 
@@ -50,8 +50,8 @@ class Drain:
     :param takeover_seconds: entries in a silent replica's hand for so long are taken over.
     """
 
-    record: PostgresRecord
-    queues: Sequence[RedisBacklog]
+    record: PostgresArchive
+    queues: Sequence[ArchiveQueue]
     telemetry: Telemetry
     facts_at_a_time: int
     deadline_seconds: float
@@ -77,7 +77,7 @@ class Drain:
         for queue in self.queues:
             await self._drain_one(queue, takeover=takeover)
 
-    async def _drain_one(self, queue: RedisBacklog, *, takeover: bool) -> None:
+    async def _drain_one(self, queue: ArchiveQueue, *, takeover: bool) -> None:
         # What this process had in hand when it failed, what a dead one had, and then the rest.
         while leased := await queue.resume(_LEASED_AT_A_TIME):
             await self._write_all(queue, leased)
@@ -86,13 +86,13 @@ class Drain:
         while leased := await queue.lease(_LEASED_AT_A_TIME):
             await self._write_all(queue, leased)
 
-    async def _write_all(self, queue: RedisBacklog, leased: Sequence[Leased[HistoryEntry]]) -> None:
+    async def _write_all(self, queue: ArchiveQueue, leased: Sequence[Leased[HistoryEntry]]) -> None:
         while leased:
             portion = next(portions(leased, _weight_of, self._amount.now))
             await self._write(queue, portion)
             leased = leased[len(portion) :]
 
-    async def _write(self, queue: RedisBacklog, portion: Sequence[Leased[HistoryEntry]]) -> None:
+    async def _write(self, queue: ArchiveQueue, portion: Sequence[Leased[HistoryEntry]]) -> None:
         first = portion[0]
         late = self._late.get(first.message.entry_id) if len(portion) == 1 else None
         deadline_seconds = self.deadline_seconds * 2 ** (late.times if late else 0)
@@ -119,7 +119,7 @@ class Drain:
                 del self._late[first.message.entry_id]
 
     async def _let_others_pass(
-        self, queue: RedisBacklog, entry: Leased[HistoryEntry], late: _Late | None, error: StoreUnavailable
+        self, queue: ArchiveQueue, entry: Leased[HistoryEntry], late: _Late | None, error: StoreUnavailable
     ) -> None:
         if error.late:
             late = _Late(late.times + 1 if late else 1, late.written_before if late else self._written)
@@ -130,7 +130,7 @@ class Drain:
                 return
         await queue.requeue([entry])
 
-    async def _park(self, queue: RedisBacklog, entry: Leased[HistoryEntry], problem: str) -> None:
+    async def _park(self, queue: ArchiveQueue, entry: Leased[HistoryEntry], problem: str) -> None:
         await queue.park(entry, problem)
         self._late.pop(entry.message.entry_id, None)
         self.telemetry.archive_parked.inc()

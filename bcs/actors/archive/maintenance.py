@@ -18,7 +18,7 @@ from bcs.storage.ports import OutboxEntrance
 
 if TYPE_CHECKING:
     # It takes the extra `postgres`.
-    from bcs.storage.postgres.archive import PostgresRecord
+    from bcs.storage.postgres.archive import PostgresArchive
 
 log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 
@@ -50,7 +50,7 @@ class Upkeep:
     :param retention: how long history and batches are kept.
     """
 
-    record: PostgresRecord
+    record: PostgresArchive
     drain: Drain
     outbox: OutboxEntrance
     now: Callable[[], datetime]

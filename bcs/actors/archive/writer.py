@@ -16,7 +16,7 @@ from bcs.domain.history import FactsRecorded, HistoryEntry, weight
 from bcs.errors import BacklogFull, StoreError, StoreRefused, StoreUnavailable
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
-from bcs.storage.permanent import Permanent
+from bcs.storage.archive import Archive
 from bcs.storage.postgres.pace import extra_seconds
 from bcs.supervision import ActorContext, AskTimeout, Envelope, Mailbox, MailboxFull, serve
 
@@ -28,7 +28,7 @@ _IDS_LOGGED = 10
 _EXPLANATIONS_LIMIT = 10_000
 
 
-class Archive:
+class ArchiveClient:
     """The way to the archive actor, for those who have something to keep.
 
     :param mailbox: see `archive_mailbox`.
@@ -87,14 +87,14 @@ def archive_mailbox(asks: int) -> Mailbox[KeepEntries]:
 
 
 @dataclass(frozen=True, slots=True)
-class ArchiveActor:
+class ArchiveWriter:
     """Writes what waits in its mailbox as one statement. One instance serves all incarnations of the actor.
 
     :param facts_at_a_time: how much is written by one statement, see `bcs.domain.history.weight`.
     :param upkeep: what goes on beside that: finding the record again, draining the queue, retention.
     """
 
-    permanent: Permanent
+    archive: Archive
     facts_at_a_time: int
     upkeep: Upkeep
     telemetry: Telemetry
@@ -155,7 +155,7 @@ class ArchiveActor:
     async def _make_durable(self, entries: Sequence[HistoryEntry]) -> None:
         await hit(FailPoint.ARCHIVE_RECEIVED, "archive")
         try:
-            await self.permanent.record.write(entries)
+            await self.archive.postgres.write(entries)
         except StoreUnavailable:
             await self._queue(entries)
         else:
@@ -166,10 +166,10 @@ class ArchiveActor:
         # What only explains an answer must not take the room of facts, nor look like facts that the record lacks.
         facts = [entry for entry in entries if isinstance(entry, FactsRecorded)]
         explanations = [entry for entry in entries if not isinstance(entry, FactsRecorded)]
-        await self.permanent.backlog.append(facts)
+        await self.archive.backlog.append(facts)
         self.telemetry.archive_queued.inc(len(facts))
         try:
-            await self.permanent.explanations.append(explanations)
+            await self.archive.explanations.append(explanations)
         except BacklogFull:
             self.telemetry.history_dropped.inc(len(explanations))
         self.upkeep.wake()

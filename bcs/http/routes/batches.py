@@ -25,7 +25,7 @@ from bcs.http.parameters import (
 from bcs.http.problems import Problem
 from bcs.http.replies import reply_encoded
 from bcs.storage.pace import paced
-from bcs.storage.postgres.history_reader import Past, read_page
+from bcs.storage.postgres.history_reader import HistoryReader, read_page
 from bcs.usecases.batch_reader import BatchReader
 
 _ID_SEGMENT = 4
@@ -43,7 +43,7 @@ class BatchHandlers:
     definitions: PipelineDefinitions
     law: CompletionLaw
     reader: BatchReader
-    record: Past | None
+    record: HistoryReader | None
     reading: anyio.Semaphore
     page_bytes: int
 

@@ -20,7 +20,7 @@ from bcs.http.problems import Problem
 from bcs.http.replies import reply_json
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.waits import CONNECT_PRODUCER, READ_KAFKA, WAITING_ACTORS, Wait, Waits
-from bcs.storage.permanent import Permanent
+from bcs.storage.archive import Archive
 from bcs.storage.ports import StateStore
 from bcs.supervision import Snapshot, State
 from bcs.wire.published import SERVICE, rfc3339
@@ -33,7 +33,7 @@ _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.UNRESPONSIVE, S
 class HealthHandlers:
     """Handlers with what they need.
 
-    :param permanent: None where there is no record.
+    :param archive: None where there is no record.
     :param redis: what the last look at Redis has found.
     :param waits: what the actors wait for.
     :param render_metrics: the metrics as text.
@@ -43,7 +43,7 @@ class HealthHandlers:
 
     settings: Settings
     store: StateStore
-    permanent: Permanent | None
+    archive: Archive | None
     redis: RedisStatus
     kafka: KafkaStatus
     waits: Waits
@@ -90,7 +90,7 @@ class HealthHandlers:
         if self.draining():
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
         failure = failure_of_redis(self.redis, self.store)
-        if failure is None or (self.permanent and self.permanent.can_answer_for_redis(failure)):
+        if failure is None or (self.archive and self.archive.can_answer_for_redis(failure)):
             return reply_json({"status": "ready"})
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True)
 
@@ -114,14 +114,14 @@ class HealthHandlers:
         return "; ".join(wait.cause for wait in waits if wait.doing in (READ_KAFKA, CONNECT_PRODUCER))
 
     def _waiting_actors(self) -> list[str]:
-        return [actor for actor in WAITING_ACTORS if self.permanent or actor != "archive"]
+        return [actor for actor in WAITING_ACTORS if self.archive or actor != "archive"]
 
     def _postgresql(self) -> dict[str, str]:
-        if self.permanent is None:
+        if self.archive is None:
             unused = self.settings.database_url is not None
             reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
             return {"status": "not_configured", "message": f"no permanent record is kept ({reason})"}
-        record = self.permanent.record
+        record = self.archive.postgres
         problem = record.shortage if record.reachable else record.problem
         return _dependency(not problem, problem, database_address(self.settings.database_url or ""))
 

@@ -11,7 +11,7 @@ from bcs.domain.state import delta_of
 
 if TYPE_CHECKING:
     # It takes the extra `postgres`.
-    from bcs.storage.postgres.archive import PostgresRecord
+    from bcs.storage.postgres.archive import PostgresArchive
 
 
 class Crowding:
@@ -20,7 +20,7 @@ class Crowding:
     :param most: how many a batch may have.
     """
 
-    def __init__(self, record: PostgresRecord, most: int) -> None:
+    def __init__(self, record: PostgresArchive, most: int) -> None:
         self._record = record
         self._most = most
         # More than there are, since an essay is named many times. Only of a batch for which that is too many the

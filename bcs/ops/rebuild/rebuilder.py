@@ -19,7 +19,7 @@ from bcs.wire.decoding import LATEST_US, EventDecoder
 
 if TYPE_CHECKING:
     # It takes the extra `postgres`.
-    from bcs.storage.postgres.archive import PostgresRecord
+    from bcs.storage.postgres.archive import PostgresArchive
 
 # A statement holds up the services' own as long as it takes.
 _FACTS_PER_WRITE = 300
@@ -58,7 +58,7 @@ class Rebuilder:
     """
 
     decoder: EventDecoder
-    record: PostgresRecord
+    record: PostgresArchive
     stored: StoredBatches
     tell: Callable[[], None]
     now_us: int

@@ -15,7 +15,7 @@ from bcs.errors import StoreCorrupted, StoreRefused
 from bcs.storage.pace import paced
 from bcs.storage.ports import Waiting
 from bcs.storage.postgres import sql as statements
-from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.pace import extra_seconds
 from bcs.storage.postgres.rows import kept_entries, merge_arguments, state_of, to_text
 from bcs.wire.published import OutboundMessage, announced_ms
@@ -29,7 +29,7 @@ _FACTS_PER_STATEMENT = 500
 _MOST_COUNTED = 10_000
 
 
-class PostgresRecord:
+class PostgresArchive:
     """The permanent record of facts, and the history of what became known and what was answered.
 
     Every method may be repeated without harm, also when its outcome is unknown, and refuses at once while the database
@@ -38,7 +38,7 @@ class PostgresRecord:
     :param page_bytes: how large a page of the history may be; an entry that is larger is a page.
     """
 
-    def __init__(self, gateway: RecordGateway, *, page_bytes: int) -> None:
+    def __init__(self, gateway: ArchiveGateway, *, page_bytes: int) -> None:
         self._gateway = gateway
         self._page_bytes = page_bytes
 
@@ -59,19 +59,19 @@ class PostgresRecord:
 
     @property
     def shortage(self) -> str:
-        """See `RecordGateway.shortage`."""
+        """See `ArchiveGateway.shortage`."""
         return self._gateway.shortage
 
     async def ensure_usable(self, deadline_seconds: float) -> None:
-        """See `RecordGateway.ensure_usable`."""
+        """See `ArchiveGateway.ensure_usable`."""
         await self._gateway.ensure_usable(deadline_seconds)
 
     async def probe(self, deadline_seconds: float) -> None:
-        """See `RecordGateway.probe`."""
+        """See `ArchiveGateway.probe`."""
         await self._gateway.probe(deadline_seconds)
 
     async def probe_unchanged(self, deadline_seconds: float) -> None:
-        """See `RecordGateway.probe_unchanged`."""
+        """See `ArchiveGateway.probe_unchanged`."""
         await self._gateway.probe_unchanged(deadline_seconds)
 
     async def write(self, entries: Sequence[HistoryEntry], *, deadline_seconds: float | None = None) -> None:

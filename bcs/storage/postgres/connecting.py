@@ -42,7 +42,7 @@ _LEARN = (
 _CACHED_STATEMENTS = 100
 
 
-class RecordConnection(asyncpg.Connection):
+class ArchiveConnection(asyncpg.Connection):
     """A connection that knows whether it leads through a pooler."""
 
     __slots__ = ("pooled",)
@@ -65,7 +65,7 @@ class Connector:
 
     async def connect(
         self, *_: object, connect_seconds: float | None = None, statement_seconds: float | None = None, **__: object
-    ) -> RecordConnection:
+    ) -> ArchiveConnection:
         """A connection to a server that takes writes; asyncpg's pool calls it with arguments of its own.
 
         :raises DatabaseUnusable: it can't keep the record.
@@ -73,12 +73,12 @@ class Connector:
         :param statement_seconds: for each statement; None where a scope around it bounds it.
         """
         while True:
-            connection: RecordConnection = await asyncpg.connect(  # type: ignore[call-overload]  # no timeout=None
+            connection: ArchiveConnection = await asyncpg.connect(  # type: ignore[call-overload]  # no timeout=None
                 self._url,
                 timeout=connect_seconds,
                 command_timeout=statement_seconds,
                 statement_cache_size=0 if self._pooled else _CACHED_STATEMENTS,
-                connection_class=RecordConnection,
+                connection_class=ArchiveConnection,
                 server_settings=self._startup,
                 # A standby is behind, and takes nothing.
                 target_session_attrs="read-write",
@@ -93,7 +93,7 @@ class Connector:
             if ready:
                 return connection
 
-    async def _is_ready(self, connection: RecordConnection) -> bool:
+    async def _is_ready(self, connection: ArchiveConnection) -> bool:
         """False for a connection that has to be made anew, since it leads through a pooler."""
         if not connection.pooled:
             # A server tells these of its own accord, as a pooler did when it began.

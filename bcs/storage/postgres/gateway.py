@@ -18,7 +18,7 @@ from bcs.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefu
 from bcs.observability.logged_causes import LoggedCauses
 from bcs.storage.deadlines import Deadline
 from bcs.storage.postgres import schema
-from bcs.storage.postgres.connecting import TAKES_NO_WRITES, Connector, RecordConnection, perform
+from bcs.storage.postgres.connecting import TAKES_NO_WRITES, ArchiveConnection, Connector, perform
 
 T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
@@ -60,7 +60,7 @@ _MENDS: dict[type[Exception], str] = {
 }
 
 
-class RecordGateway:
+class ArchiveGateway:
     """A bounded set of connections to one database.
 
     It begins as out of reach; `probe` finds it, and finds it again. Nobody else waits for a database that is away: what
@@ -218,7 +218,7 @@ class RecordGateway:
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
                     connect=self._connector.connect,
-                    connection_class=RecordConnection,
+                    connection_class=ArchiveConnection,
                     min_size=0,
                     max_size=self._max_connections + CONNECTIONS_FOR_PROBE,
                     # Nothing is left on a connection: whatever did not end well is closed.

@@ -9,8 +9,8 @@ from bcs.domain.history import KeptEntry
 from bcs.domain.state import BatchState
 
 
-class Past(Protocol):
-    """What there is to read in a record. `PostgresRecord` has it."""
+class HistoryReader(Protocol):
+    """What there is to read in a record. `PostgresArchive` has it."""
 
     async def state(self, batch_id: str) -> BatchState:
         """Everything on record of a batch.
@@ -40,7 +40,7 @@ class HistoryPage:
     continues_before: int | None
 
 
-async def read_page(record: Past, batch_id: str, *, before: int | None, limit: int) -> HistoryPage | None:
+async def read_page(record: HistoryReader, batch_id: str, *, before: int | None, limit: int) -> HistoryPage | None:
     """A page of a batch's history; None when nothing at all is on record of the batch.
 
     What is added between two pages has higher numbers than either, so that it neither repeats nor displaces anything.
@@ -60,7 +60,7 @@ async def read_page(record: Past, batch_id: str, *, before: int | None, limit: i
     return HistoryPage(entries, entries[-1].number if older else None)
 
 
-async def _is_known(record: Past, batch_id: str, before: int | None) -> bool:
+async def _is_known(record: HistoryReader, batch_id: str, before: int | None) -> bool:
     # A batch may have facts without a history, and a history without facts.
     if before is not None and await record.history(batch_id, limit=1):
         return True

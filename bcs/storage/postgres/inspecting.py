@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from bcs.storage.postgres.gateway import RecordGateway
+from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.schema import is_enough, problem_with_upgrade, problem_with_writes, version_of
 
 
@@ -37,7 +37,7 @@ async def inspect(url: str, deadline_seconds: float) -> Inspected:
     :raises StoreUnavailable: it does not answer, or not in time.
     :raises DatabaseUnusable: it can't keep the record.
     """
-    gateway = RecordGateway(url, max_connections=1, deadline_seconds=deadline_seconds)
+    gateway = ArchiveGateway(url, max_connections=1, deadline_seconds=deadline_seconds)
     try:
         server = await gateway.look(_server, deadline_seconds)
         schema = await gateway.look(version_of, deadline_seconds)

@@ -9,7 +9,7 @@ from bcs.config.settings import Settings
 from bcs.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from bcs.storage.postgres.archive import PostgresRecord
+    from bcs.storage.postgres.archive import PostgresArchive
 
 
 class NoDatabaseNamed(ConfigurationError):
@@ -44,18 +44,18 @@ def named_database(settings: Settings) -> str:
     return settings.database_url
 
 
-def open_record(settings: Settings) -> PostgresRecord:
+def open_record(settings: Settings) -> PostgresArchive:
     """The record that the settings name. Whoever opens it closes it; nothing is connected before it is probed.
 
     :raises NoDatabaseNamed: they name none.
     :raises PostgresClientMissing: this installation can't ask it.
     """
     url = named_database(settings)
-    from bcs.storage.postgres.archive import PostgresRecord
-    from bcs.storage.postgres.gateway import RecordGateway
+    from bcs.storage.postgres.archive import PostgresArchive
+    from bcs.storage.postgres.gateway import ArchiveGateway
 
-    return PostgresRecord(
-        RecordGateway(
+    return PostgresArchive(
+        ArchiveGateway(
             url,
             max_connections=settings.database_max_connections,
             deadline_seconds=settings.database_deadline_seconds,

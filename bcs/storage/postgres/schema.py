@@ -11,7 +11,7 @@ import anyio.to_thread
 import asyncpg
 
 from bcs.errors import SchemaLocked, Session
-from bcs.storage.postgres.connecting import TAKES_NO_WRITES, Connector, RecordConnection
+from bcs.storage.postgres.connecting import TAKES_NO_WRITES, ArchiveConnection, Connector
 from bcs.storage.postgres.migrations import HEAD, VERSION_TABLE
 
 # Any number serves; it must never change, or two releases would not see each other's lock.
@@ -190,11 +190,11 @@ async def _upgrade(connector: Connector) -> Upgraded:
         connection.terminate()
 
 
-async def _sessions(connection: RecordConnection, condition: str) -> tuple[Session, ...]:
+async def _sessions(connection: ArchiveConnection, condition: str) -> tuple[Session, ...]:
     return tuple(Session(*row) for row in await connection.fetch(_SESSIONS.format(condition=condition)))
 
 
-def _load() -> Callable[[RecordConnection], Awaitable[None]]:
+def _load() -> Callable[[ArchiveConnection], Awaitable[None]]:
     """Import Alembic, and return what applies the versions that are missing within a transaction that is open."""
     from alembic import command
     from alembic.config import Config
@@ -212,8 +212,8 @@ def _load() -> Callable[[RecordConnection], Awaitable[None]]:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
-    async def apply(connection: RecordConnection) -> None:
-        async def opened() -> RecordConnection:
+    async def apply(connection: ArchiveConnection) -> None:
+        async def opened() -> ArchiveConnection:
             return connection
 
         engine = create_async_engine(

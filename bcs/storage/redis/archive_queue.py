@@ -28,7 +28,7 @@ def refused_key(prefix: str, name: str) -> str:
     return f"{waiting_key(prefix, name)}:parked"
 
 
-class RedisBacklog(RedisQueue[HistoryEntry]):
+class ArchiveQueue(RedisQueue[HistoryEntry]):
     """Entries that must reach the record.
 
     :param key_prefix: stands before the stream's key.

@@ -9,7 +9,7 @@ from pydantic_core import from_json, to_json
 
 from bcs.domain.history import HistoryEntry
 from bcs.errors import OutboxFull
-from bcs.storage.redis.archive_queue import RedisBacklog
+from bcs.storage.redis.archive_queue import ArchiveQueue
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.queue import RedisQueue
 from bcs.wire.published import OutboundMessage
@@ -41,7 +41,7 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
         key_prefix: str,
         consumer: str,
         limit: int,
-        explanations: RedisBacklog | None = None,
+        explanations: ArchiveQueue | None = None,
     ) -> None:
         super().__init__(
             gateway,
