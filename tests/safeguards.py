@@ -479,7 +479,7 @@ _OUTBOX = (
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
 """,
         """\
-        await self._persist(context, self.outbox.settle, [entry.entry_id for entry in leased])
+        await self._persist(context, self.outbox.ack, [entry.entry_id for entry in leased])
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
 """,
         _in("integration/test_publisher", "test_what_a_publisher_held_when_it_crashed_is_published_by_the_next"),
@@ -614,7 +614,7 @@ _ARCHIVE = (
             await self.record.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,
         """\
-        await queue.settle([entry.entry_id for entry in portion])
+        await queue.ack([entry.entry_id for entry in portion])
         try:
             await self.record.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,

@@ -13,7 +13,7 @@ import anyio
 import structlog
 
 from bcs.actors.archive.writer import ArchiveClient
-from bcs.actors.dead_letters import letter_of
+from bcs.actors.dead_letters import dead_letter_of
 from bcs.actors.messages import ApplyFacts, MessageAcked
 from bcs.actors.portions import portions
 from bcs.actors.retry import retry
@@ -56,7 +56,7 @@ class BatchActor:
     :param waits: is told what the batches wait for.
     :param retry_maximum_seconds: the longest wait between tries while the store is away.
     :param commit_slots: bounds the commits at a time, so that a backlog leaves room for requests at the store.
-    :param letter_limit_bytes: the largest message that the broker takes.
+    :param dead_letter_limit_bytes: the largest message that the broker takes.
     """
 
     store: StateStore
@@ -68,7 +68,7 @@ class BatchActor:
     waits: Waits
     retry_maximum_seconds: float
     commit_slots: anyio.CapacityLimiter
-    letter_limit_bytes: int
+    dead_letter_limit_bytes: int
 
     async def run(self, context: ActorContext[ApplyFacts]) -> None:
         """Serve a batch's mailbox until it is empty."""
@@ -117,7 +117,7 @@ class BatchActor:
             except StoreError as error:
                 if not error.retryable:
                     raise
-                self._tell(group, error)
+                self._fail_asks(group, error)
                 # What is in the record must get into Redis too, whatever the caller was told.
                 group = group if archived else [command for command in group if command.token]
                 if not group:
@@ -137,7 +137,7 @@ class BatchActor:
                     await self._record(context, [envelope])
                 return
             # The same again would fail the same way: to die over it would only hold up the others.
-            self._tell(group, error)
+            self._fail_asks(group, error)
             for command in group:
                 await self._dead_letter(context, command, _FAILED, attempts=1, error=error)
             return
@@ -166,7 +166,7 @@ class BatchActor:
         await self._record(context, taken)
 
     @staticmethod
-    def _tell(group: list[ApplyFacts], error: StoreError) -> None:
+    def _fail_asks(group: list[ApplyFacts], error: StoreError) -> None:
         """Who asked over HTTP is told at once."""
         for command in group:
             if command.reply:
@@ -209,13 +209,13 @@ class BatchActor:
         if token is None:
             return  # an ask: its caller was told, and decides itself
         detail = {"attempts": attempts, "error_type": type(error).__name__, "error_message": str(error)}
-        message = await letter_of(
+        message = await dead_letter_of(
             token.message,
             reason,
             detail,
             self.now(),
             command.batch_id,
-            limit_bytes=self.letter_limit_bytes,
+            limit_bytes=self.dead_letter_limit_bytes,
         )
         try:
             await self._retry(context, partial(self.outbox.append, [message]), "store a dead letter")

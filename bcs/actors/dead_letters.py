@@ -16,7 +16,7 @@ from bcs.wire.published import ConsumedMessage, OutboundMessage
 _LARGE_BYTES = 1024 * 1024
 
 
-async def letter_of(
+async def dead_letter_of(
     failed: ConsumedMessage,
     reason: str,
     detail: Mapping[str, Any],

@@ -211,7 +211,7 @@ class Publisher:
             context.heartbeat()
             await self._publish_each_alone(context, outcome)
         await hit(FailPoint.PUBLISHER_ACKNOWLEDGED, context.name)
-        await self._persist(context, self.outbox.settle, [entry.entry_id for entry in outcome.delivered])
+        await self._persist(context, self.outbox.ack, [entry.entry_id for entry in outcome.delivered])
         for entry, problem in outcome.parked:
             await self._persist(context, self.outbox.park, entry, problem)
             self.telemetry.parked.labels(entry.message.kind).inc()

@@ -24,13 +24,13 @@ def history_page(batch_id: str, page: HistoryPage) -> RenderableType:
     shown = f": {count} {'entry' if count == 1 else 'entries'}, newest first" if count else ": no such entry"
     parts: list[RenderableType] = [Text.assemble("Batch ", plain(batch_id, "bold"), shown)]
     for kept in page.entries:
-        parts += [Text(), *_told(kept)]
+        parts += [Text(), *_printed_line(kept)]
     if page.continues_before is not None:
         parts += [Text(), Text(f"There are older ones: --before {page.continues_before}")]
     return Group(*parts)
 
 
-def _told(kept: KeptEntry) -> list[RenderableType]:
+def _printed_line(kept: KeptEntry) -> list[RenderableType]:
     entry = kept.entry
     if isinstance(entry, PipelineResolved):
         origin = f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"

@@ -53,12 +53,12 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
     from bcs.storage.postgres.gateway import NO_ANSWER, brief
     from bcs.storage.postgres.inspecting import inspect
 
-    told: set[tuple[int, ...]] = set()
+    shown: set[tuple[int, ...]] = set()
 
     def waiting(locked: SchemaLocked) -> None:
         holders = tuple(session.pid for session in locked.sessions)
-        if holders not in told:
-            told.add(holders)
+        if holders not in shown:
+            shown.add(holders)
             typer.echo(f"Waiting for up to {wait_seconds:g} s: {locked}", err=True)
 
     async def upgraded() -> schema.Upgraded:
@@ -90,13 +90,13 @@ def rebuild(as_json: AsJson = False) -> None:
     """
     settings = load_settings()
     named_database(settings)
-    from bcs.cli.db_progress import Told
+    from bcs.cli.db_progress import RebuildOutput
     from bcs.cli.db_rebuilding import rebuild_until_signalled
 
     definitions = pipelines_of(settings)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    with Told(as_json) as told:
-        stopped_by = running.run(rebuild_until_signalled, settings, definitions, told.begun)
-        told.complete = stopped_by is None
+    with RebuildOutput(as_json) as output:
+        stopped_by = running.run(rebuild_until_signalled, settings, definitions, output.begun)
+        output.complete = stopped_by is None
     if stopped_by is not None:
         raise typer.Exit(_SIGNALLED + stopped_by)

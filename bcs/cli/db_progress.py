@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Told:
+class RebuildOutput:
     """A rebuild, as it is told. Used as a block around it, at whose end the summary is printed.
 
     :param complete: to be set when it is through.
@@ -33,7 +33,7 @@ class Told:
     _reader: OrderedTopicReader | None = field(default=None, init=False)
     _stats: RebuildStats | None = field(default=None, init=False)
 
-    def __enter__(self) -> Told:
+    def __enter__(self) -> RebuildOutput:
         return self
 
     def __exit__(self, *_: object) -> None:

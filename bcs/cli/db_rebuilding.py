@@ -91,12 +91,12 @@ async def _rebuild(
         )
         now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
         crowding = Crowding(record, settings.max_essays_per_batch)
-        tell = begun(reader, stats)
+        notify = begun(reader, stats)
         await Rebuilder(
             decoder=decoder,
             record=record,
             stored=stored,
-            tell=tell,
+            notify=notify,
             now_us=now_us,
             max_skew_us=max_skew_us,
             stats=stats,

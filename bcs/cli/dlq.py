@@ -19,7 +19,7 @@ from bcs.cli.dlq_selecting import (
     Since,
     Topics,
     Until,
-    a_moment,
+    a_timestamp,
     one_position,
     selection_of,
 )
@@ -128,7 +128,7 @@ def replay(
         say_plan([index.dead_letters[position] for position in wanted], as_json=as_json)
         return
     with say_progress(len(wanted), as_json=as_json) as outcome:
-        running.run(_replay, settings, wanted, url, rate, outcome.tell)
+        running.run(_replay, settings, wanted, url, rate, outcome.notify)
     if outcome.failed:
         raise typer.Exit(_FAILED)
     _exit_if_stalled(index)
@@ -138,7 +138,7 @@ def replay(
 def purge_dead_letters(
     topic: Topics = None,
     before: Annotated[
-        datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="What is newer stays.")
+        datetime | None, typer.Option(parser=a_timestamp, metavar="TIME", help="What is newer stays.")
     ] = None,
     service: Services = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -237,7 +237,11 @@ async def _look_up(settings: Settings, position: DeadLetterPosition) -> tuple[De
 
 
 async def _replay(
-    settings: Settings, wanted: list[DeadLetterPosition], url: str, rate: float | None, tell: Callable[[Replayed], None]
+    settings: Settings,
+    wanted: list[DeadLetterPosition],
+    url: str,
+    rate: float | None,
+    notify: Callable[[Replayed], None],
 ) -> None:
     import aiohttp
 
@@ -258,6 +262,6 @@ async def _replay(
             url=url,
             rate=rate,
             settings=settings,
-            tell=tell,
+            notify=notify,
         )
         await replayer.replay(set(wanted))

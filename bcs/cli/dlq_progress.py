@@ -31,7 +31,7 @@ class Outcome:
     replayed: int = 0
     failed: dict[DeadLetterPosition, str] = field(default_factory=dict)
 
-    def tell(self, replayed: Replayed) -> None:
+    def notify(self, replayed: Replayed) -> None:
         """One more is decided."""
         if replayed.problem is None:
             self.replayed += 1

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from bcs.ops.dlq.selection import DeadLetterRange, Selection, dead_letter_topics_of, moment
+from bcs.ops.dlq.selection import DeadLetterRange, Selection, dead_letter_topics_of, parse_timestamp
 
 
-def a_moment(text: str) -> datetime:
+def a_timestamp(text: str) -> datetime:
     """A time from the command line."""
     try:
-        return moment(text)
+        return parse_timestamp(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -45,10 +45,11 @@ Topics = Annotated[list[str] | None, typer.Option("--topic", help="A source's or
 Reasons = Annotated[list[str] | None, typer.Option("--reason", help="As `list` shows it; repeatable.")]
 Batches = Annotated[list[str] | None, typer.Option("--batch", help="A batch's id; repeatable.")]
 Since = Annotated[
-    datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="Written then or later: 2026-05-03T08:00:00Z.")
+    datetime | None,
+    typer.Option(parser=a_timestamp, metavar="TIME", help="Written then or later: 2026-05-03T08:00:00Z."),
 ]
 Services = Annotated[list[str] | None, typer.Option("--service", help="The service that wrote the letter; repeatable.")]
-Until = Annotated[datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="Written before.")]
+Until = Annotated[datetime | None, typer.Option(parser=a_timestamp, metavar="TIME", help="Written before.")]
 
 
 def selection_of(

@@ -190,9 +190,9 @@ def _unwritten_output() -> OSError | None:
 def _discard_output() -> None:
     # Python would try to write the rest at its end, and exit with a code of its own.
     with suppress(OSError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, _STDOUT)
-        os.close(nowhere)
+        not_found = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(not_found, _STDOUT)
+        os.close(not_found)
 
 
 def _carried_out() -> int:

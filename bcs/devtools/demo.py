@@ -30,19 +30,19 @@ class _OtherwiseError(Exception):
     """The service answered otherwise than the story has it."""
 
 
-async def tell(base: str, bootstrap_servers: str, batch_id: str) -> None:
+async def play(base: str, bootstrap_servers: str, batch_id: str) -> None:
     """Tell the story once, and say so in one line if something comes in between.
 
     :param base: where the service listens.
     :param batch_id: of the batch that the story is about.
     """
     try:
-        await _tell(base, bootstrap_servers, batch_id)
+        await _play(base, bootstrap_servers, batch_id)
     except (aiohttp.ClientError, KafkaError, TimeoutError, _OtherwiseError) as error:
         echo(f"The story ends here: {type(error).__name__} {error}", err=True)
 
 
-async def _tell(base: str, bootstrap_servers: str, batch_id: str) -> None:
+async def _play(base: str, bootstrap_servers: str, batch_id: str) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers)
     await producer.start()
     try:

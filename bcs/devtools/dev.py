@@ -15,7 +15,7 @@ import anyio
 
 from bcs.config.pipelines import pipelines_of
 from bcs.config.settings import Settings, load_settings
-from bcs.devtools.demo import tell
+from bcs.devtools.demo import play
 from bcs.devtools.environment import EnvFile, env_file, exports, variables_of
 from bcs.devtools.keyboard import at_keyboard, pressed, single_keys
 from bcs.devtools.output import echo, progress
@@ -155,7 +155,7 @@ class _Runs:
         _greet(base, self.settings, self.log_file)
         if self.demo:
             batch_id = f"demo-{uuid.uuid4().hex[:8]}"
-            await tell(base, self.settings.kafka_bootstrap_servers, batch_id)
+            await play(base, self.settings.kafka_bootstrap_servers, batch_id)
         _say_what_to_try(base, exports(variables), batch_id, told=self.demo)
 
     def _definitions_now(self, before: PipelineDefinitions) -> PipelineDefinitions:

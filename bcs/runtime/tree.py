@@ -150,7 +150,7 @@ class Service:
             waits=self.waits,
             retry_maximum_seconds=settings.retry_maximum_seconds,
             commit_slots=anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
-            letter_limit_bytes=settings.kafka_max_message_bytes,
+            dead_letter_limit_bytes=settings.kafka_max_message_bytes,
         )
         return DynamicSupervisor(
             "batches",

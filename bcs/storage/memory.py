@@ -174,8 +174,8 @@ class MemoryOutbox:
         self._leased.update((entry.entry_id, (now, entry)) for entry in stale)
         return stale
 
-    async def settle(self, entry_ids: Sequence[str]) -> None:
-        """See `Outbox.settle`."""
+    async def ack(self, entry_ids: Sequence[str]) -> None:
+        """See `Outbox.ack`."""
         for entry_id in entry_ids:
             self._leased.pop(entry_id, None)
             self._since.pop(entry_id, None)
@@ -189,7 +189,7 @@ class MemoryOutbox:
     async def park(self, leased: LeasedMessage, problem: str) -> None:
         """See `Outbox.park`."""
         self.parked.append((leased.message, problem))
-        await self.settle([leased.entry_id])
+        await self.ack([leased.entry_id])
 
     async def backlog(self) -> int:
         """See `Outbox.backlog`."""

@@ -198,7 +198,7 @@ class Outbox(OutboxEntrance, Protocol):
         """Take over entries that were leased so long ago that their holder must have died."""
         ...
 
-    async def settle(self, entry_ids: Sequence[str]) -> None:
+    async def ack(self, entry_ids: Sequence[str]) -> None:
         """The broker has acknowledged these: forget them."""
         ...
 

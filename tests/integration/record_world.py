@@ -84,7 +84,7 @@ class RecordWorld:
         await self._stop()
         await self._start()
 
-    async def tell(self, batch_id: str, facts: Sequence[Fact]) -> None:
+    async def notify(self, batch_id: str, facts: Sequence[Fact]) -> None:
         """Have facts recorded, as those of a Kafka message are, however often that takes."""
         report = Report(uuid.uuid4(), "told", "the test")
 

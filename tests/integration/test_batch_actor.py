@@ -104,7 +104,7 @@ def supervisor_of(
         waits=Waits(lambda: datetime.now(UTC)),
         retry_maximum_seconds=0.1,
         commit_slots=anyio.CapacityLimiter(1),
-        letter_limit_bytes=1_000_000,
+        dead_letter_limit_bytes=1_000_000,
     )
     return DynamicSupervisor(
         "batches",

@@ -106,11 +106,11 @@ async def test_two_messages_that_look_the_same_are_two(outbox: Outbox) -> None:
 async def test_an_entry_stays_until_it_is_settled(outbox: Outbox) -> None:
     await outbox.append([message(number) for number in range(3)])
     leased = await outbox.lease(3)
-    await outbox.settle(ids(leased[1:2]))
+    await outbox.ack(ids(leased[1:2]))
     assert await outbox.backlog() == 2
     assert numbers(await outbox.resume(9)) == [0, 2]
     assert numbers(await outbox.resume(1)) == [0]  # a second crash changes nothing
-    await outbox.settle(ids(leased))  # once more than needed
+    await outbox.ack(ids(leased))  # once more than needed
     assert await outbox.resume(9) == []
     assert await outbox.backlog() == 0
 
@@ -168,7 +168,7 @@ async def test_a_message_gets_no_younger_by_being_given_back(outbox: Outbox) -> 
     assert waiting.count == 2
     assert waiting.oldest_seconds >= 0.05
     # As after a FLUSHALL, when the entry that is given back is not there any more.
-    await outbox.settle([old.entry_id])
+    await outbox.ack([old.entry_id])
     assert not await has_waited(outbox, 0.05)
     if isinstance(outbox, RedisOutbox):
         await outbox.requeue([old])
@@ -180,7 +180,7 @@ async def test_the_oldest_message_is_never_told_too_young(replica: Replica, gate
     since_ms: dict[int, int] = {}
     leased: list[LeasedMessage] = []
     for number in range(150):
-        match random.choice(("append", "lease", "give back", "settle")):
+        match random.choice(("append", "lease", "give back", "ack")):
             case "append":
                 await outbox.append([message(number)])
                 [entries] = await gateway.call(("XREVRANGE", stream, "+", "-", "COUNT", 1))
@@ -191,9 +191,9 @@ async def test_the_oldest_message_is_never_told_too_young(replica: Replica, gate
                 random.shuffle(leased)
                 given, leased = leased[:2], leased[2:]
                 await outbox.requeue(given)
-            case "settle" if leased:
+            case "ack" if leased:
                 entry = leased.pop()
-                await outbox.settle([entry.entry_id])
+                await outbox.ack([entry.entry_id])
                 del since_ms[numbers([entry])[0]]
         [[seconds, micros]] = await gateway.call(("TIME",))
         now_ms = int(seconds) * 1000 + int(micros) // 1000
@@ -201,7 +201,7 @@ async def test_the_oldest_message_is_never_told_too_young(replica: Replica, gate
         assert waiting.count == len(since_ms)
         assert waiting.oldest_seconds * 1000 >= now_ms - min(since_ms.values(), default=now_ms)
     while leased or (leased := await outbox.lease(9)):
-        await outbox.settle(ids(leased))
+        await outbox.ack(ids(leased))
         leased = []
     await outbox.append([message(1000)])
     assert not await has_waited(outbox, 0.05), "what the queue no longer has makes no other entry look old"
@@ -209,7 +209,7 @@ async def test_the_oldest_message_is_never_told_too_young(replica: Replica, gate
 
 async def test_appending_settling_or_giving_back_nothing_is_harmless(outbox: Outbox) -> None:
     await outbox.append([])
-    await outbox.settle([])
+    await outbox.ack([])
     await outbox.requeue([])
     await outbox.append([message(0)])
     assert numbers(await outbox.lease(9)) == [0]
@@ -233,7 +233,7 @@ async def test_a_full_outbox_takes_all_of_an_append_or_nothing(outbox: Outbox) -
     leased = await outbox.lease(5)
     with pytest.raises(OutboxFull):  # what is leased still counts
         await outbox.append([message(20)])
-    await outbox.settle(ids(leased[:1]))
+    await outbox.ack(ids(leased[:1]))
     await outbox.append([message(20)])
     assert await outbox.backlog() == 20
 
@@ -245,7 +245,7 @@ async def test_what_a_dead_holder_leased_is_taken_over_after_a_while(outbox: Out
     recovered = await until_recovered(outbox, 2)
     assert recovered == held
     assert await outbox.recover(3600, 9) == []  # the new holder's time begins anew
-    await outbox.settle(ids(recovered))
+    await outbox.ack(ids(recovered))
     assert await outbox.backlog() == 0
 
 
@@ -274,7 +274,7 @@ async def test_two_replicas_share_the_work_without_duplicates(replica: Replica) 
     async def drain(outbox: RedisOutbox) -> None:
         while leased := await outbox.lease(3):
             delivered.extend(numbers(leased))
-            await outbox.settle(ids(leased))
+            await outbox.ack(ids(leased))
 
     writer = replica("writer", limit=1000)
     await writer.append([message(number) for number in range(100)])
@@ -345,7 +345,7 @@ async def test_it_goes_on_after_the_stream_or_its_group_is_lost(
     leased = await a.lease(1)
     await gateway.call(("DEL", stream) if lost == "stream" else ("XGROUP", "DESTROY", stream, "publishers"))
     assert await a.recover(0, 9) == []
-    await a.settle(ids(leased))
+    await a.ack(ids(leased))
     await a.requeue(leased)
     await a.append([message(1)])
     assert numbers(await a.lease(9)) == [0, 1]
@@ -429,7 +429,7 @@ async def test_a_foreign_key_in_the_stream_s_place_is_a_typed_error(
         lambda: outbox.resume(1),
         lambda: outbox.recover(0, 1),
         lambda: outbox.append([message(0)]),
-        lambda: outbox.settle(["1-1"]),
+        lambda: outbox.ack(["1-1"]),
         lambda: outbox.requeue([leased]),
         lambda: outbox.backlog(),
     ]

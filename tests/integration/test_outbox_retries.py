@@ -87,7 +87,7 @@ async def test_a_retry_adds_nothing_after_the_message_was_published(
     proxy.drop_replies(b"value 0")
     with pytest.raises(StoreUnavailable):
         await cut_off.append([message(0)])
-    await other.settle([entry.entry_id for entry in await other.lease(10)])
+    await other.ack([entry.entry_id for entry in await other.lease(10)])
     await cut_off.append([message(0)])
     assert await other.backlog() == 0
 
@@ -143,7 +143,7 @@ async def test_entries_whose_reply_was_lost_are_leased_again_at_once(
     for expected in ([b"value 0"], [b"value 1"], []):
         leased = await cut_off.lease(1)
         assert values(leased) == expected
-        await cut_off.settle([entry.entry_id for entry in leased])
+        await cut_off.ack([entry.entry_id for entry in leased])
 
 
 async def test_what_is_remembered_of_appends_is_bounded(

@@ -56,8 +56,8 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.redis_up)
     @rule(batch=batches, facts=st.lists(facts, min_size=1, max_size=4))
-    def tell(self, batch: str, facts: list[Fact]) -> None:
-        self.do(self.world.tell, self.named(batch), facts)
+    def notify(self, batch: str, facts: list[Fact]) -> None:
+        self.do(self.world.notify, self.named(batch), facts)
         self.told[batch].append(tuple(facts))
         self.remember(batch)
 
@@ -65,7 +65,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.redis_up and (self.database_up or not self.forgotten))
     @rule(batch=batches, fact=registrations)
     def register(self, batch: str, fact: Fact) -> None:
-        self.tell(batch, [fact])
+        self.notify(batch, [fact])
 
     @rule(batch=batches)
     def resolve(self, batch: str) -> None:

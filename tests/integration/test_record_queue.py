@@ -24,7 +24,7 @@ async def test_what_is_asked_while_the_record_is_away_leaves_room_for_facts(
     tmp_path: Path, database_url: str, batch: str
 ) -> None:
     async with RecordWorld(tmp_path, database_url, archive_max_entries=ROOM) as world:
-        await world.tell(batch, [EssaysRegistered(("e1",), 1, AT_US)])
+        await world.notify(batch, [EssaysRegistered(("e1",), 1, AT_US)])
         world.database_proxy.refuse()
         await world.database_proxy.cut()
         for _ in range(ROOM * 2):
@@ -32,7 +32,7 @@ async def test_what_is_asked_while_the_record_is_away_leaves_room_for_facts(
         archive = world.running.service.persistence.archive
         assert archive is not None
         for number in range(ROOM // 2):
-            await world.tell(batch, [EssayPhaseEnded("spellcheck", "e1", Outcome.COMPLETED, AT_US + number)])
+            await world.notify(batch, [EssayPhaseEnded("spellcheck", "e1", Outcome.COMPLETED, AT_US + number)])
         assert archive.backlog.last_known == ROOM // 2
         assert archive.explanations.last_known == ROOM
         world.database_proxy.accept()
@@ -59,7 +59,7 @@ async def test_what_waits_stays_until_the_record_has_it(
         world.database_proxy.refuse()
         await world.database_proxy.cut()
         for fact in facts:
-            await world.tell(batch, [fact])
+            await world.notify(batch, [fact])
         monkeypatch.setattr(archive.postgres, "write", fails_at_first)
         world.database_proxy.accept()
         await wait_until(lambda: failed)

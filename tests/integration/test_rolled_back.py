@@ -43,9 +43,9 @@ async def to_run(world: RecordWorld, batch: str) -> list[str]:
 async def test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledged(
     world: RecordWorld, batch: str
 ) -> None:
-    await world.tell(batch, BEGUN)
+    await world.notify(batch, BEGUN)
     lagging = await world.snapshot()
-    await world.tell(batch, DONE)
+    await world.notify(batch, DONE)
     assert await to_run(world, batch) == ["ai_feedback"]
     await world.roll_back(lagging)
     assert await to_run(world, batch) == ["ai_feedback"]
@@ -54,9 +54,9 @@ async def test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledg
 async def test_of_a_redis_that_lost_its_last_seconds_nothing_is_said_while_the_record_is_away(
     world: RecordWorld, batch: str
 ) -> None:
-    await world.tell(batch, [*BEGUN, *DONE])
+    await world.notify(batch, [*BEGUN, *DONE])
     lagging = await world.snapshot()
-    await world.tell(batch, UNDONE)
+    await world.notify(batch, UNDONE)
     world.database_proxy.refuse()
     await world.database_proxy.cut()
     await world.roll_back(lagging, wait=False)
@@ -75,12 +75,12 @@ async def test_of_a_redis_that_lost_its_last_seconds_nothing_is_said_while_the_r
 async def test_who_writes_to_a_redis_that_lost_its_last_seconds_writes_those_too(
     world: RecordWorld, batch: str
 ) -> None:
-    await world.tell(batch, [*BEGUN, *DONE])
+    await world.notify(batch, [*BEGUN, *DONE])
     lagging = await world.snapshot()
-    await world.tell(batch, UNDONE)
+    await world.notify(batch, UNDONE)
     await world.roll_back(lagging)
     later = EssayPhaseEnded("nlp", "e1", Outcome.COMPLETED, AT_US)
-    await world.tell(batch, [later])
+    await world.notify(batch, [later])
     assert await world.stored(batch) == delta_of([*BEGUN, *DONE, *UNDONE, later])
     assert await to_run(world, batch) == ["spellcheck", "ai_feedback"]
 
@@ -88,7 +88,7 @@ async def test_who_writes_to_a_redis_that_lost_its_last_seconds_writes_those_too
 async def test_a_record_that_was_made_anew_gets_what_redis_knows(
     world: RecordWorld, database_url: str, batch: str
 ) -> None:
-    await world.tell(batch, [*BEGUN, *DONE])
+    await world.notify(batch, [*BEGUN, *DONE])
     archive = world.running.service.persistence.archive
     assert archive is not None
     before = archive.postgres.identity
@@ -114,10 +114,10 @@ async def test_a_redis_that_tells_no_identity_is_never_trusted(
     tmp_path: Path, database_url: str, batch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with RecordWorld(tmp_path, database_url, redis_options=NO_INFO, redis_login="bcs:secret@") as world:
-        await world.tell(batch, [*BEGUN, *DONE])
+        await world.notify(batch, [*BEGUN, *DONE])
         assert await to_run(world, batch) == ["ai_feedback"]
         lagging = await world.snapshot()
-        await world.tell(batch, UNDONE)
+        await world.notify(batch, UNDONE)
         await world.roll_back(lagging)
         assert await to_run(world, batch) == ["spellcheck", "ai_feedback"]
 

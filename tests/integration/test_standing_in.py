@@ -60,7 +60,7 @@ async def test_what_was_drained_is_known_to_wait_no_more(persistence: Persistenc
     backlog = persistence.archive.backlog
     await backlog.append([resolved()])
     assert not persistence.archive.can_answer_for_redis(AWAY)
-    await backlog.settle([entry.entry_id for entry in await backlog.lease(10)])
+    await backlog.ack([entry.entry_id for entry in await backlog.lease(10)])
     assert persistence.archive.can_answer_for_redis(AWAY)
 
 
@@ -77,8 +77,8 @@ async def test_a_batch_whose_registration_is_not_on_record_gets_no_answer(
     registered = f"{batch}-registered"
     done = EssayPhaseEnded("spellcheck", "e1", Outcome.COMPLETED, AT_US)
     async with RecordWorld(tmp_path, database_url) as world:
-        await world.tell(batch, [done])
-        await world.tell(registered, [EssaysRegistered(("e1",), 1, AT_US), done])
+        await world.notify(batch, [done])
+        await world.notify(registered, [EssaysRegistered(("e1",), 1, AT_US), done])
         world.redis_proxy.refuse()
         await world.redis_proxy.cut()
 

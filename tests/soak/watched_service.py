@@ -25,12 +25,12 @@ async def main(settings: dict[str, object]) -> None:
     configure_logging(load_settings(**settings))
     with service_in_thread(**settings) as service:
         tune_garbage_collection()
-        tell(base=service.base, group=service.group)
+        notify(base=service.base, group=service.group)
         sys.stdin.readline()
         async with watched(service) as stalls:
             # This thread has nothing else to do, and a thread would count as one of the service's.
             sys.stdin.readline()
-        tell(
+        notify(
             stall_seconds=stalls.seconds,
             busy_stall_seconds=stalls.busy_seconds,
             peak_bytes=peak_bytes(),
@@ -38,7 +38,7 @@ async def main(settings: dict[str, object]) -> None:
         )
 
 
-def tell(**values: object) -> None:
+def notify(**values: object) -> None:
     """Print values for the test."""
     sys.stdout.write(f"{json.dumps(values)}\n")
     sys.stdout.flush()

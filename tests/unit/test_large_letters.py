@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from bcs.actors.dead_letters import letter_of
+from bcs.actors.dead_letters import dead_letter_of
 from bcs.wire import topics
 from bcs.wire.dead_letters.decode import DeadLetterPosition, read_dead_letter
 from bcs.wire.published import ConsumedMessage
@@ -34,7 +34,7 @@ async def test_others_run_while_a_large_value_is_digested() -> None:
         group.start_soon(others)
         await anyio.lowlevel.checkpoint()
         before = turns
-        letter = await letter_of(failed, "too_large", {}, NOW, None, limit_bytes=1_000_000)
+        letter = await dead_letter_of(failed, "too_large", {}, NOW, None, limit_bytes=1_000_000)
         meanwhile = turns - before
         over.set()
     assert meanwhile > 20

@@ -75,7 +75,7 @@ def rebuilder_of(record: Record, store: Store, max_skew_us: int = LATEST_US) -> 
         decoder=decoder,
         record=cast("Any", record),
         stored=cast("Any", store),
-        tell=lambda: None,
+        notify=lambda: None,
         now_us=now_us,
         max_skew_us=max_skew_us,
     )

@@ -111,7 +111,7 @@ class Drain:
                 await self._let_others_pass(queue, first, late, error)
             raise
         else:
-            await queue.settle([entry.entry_id for entry in portion])
+            await queue.ack([entry.entry_id for entry in portion])
             self.telemetry.archive_written.inc(len(portion))
             self._written += 1
             self._amount.was_taken()

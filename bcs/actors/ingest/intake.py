@@ -84,7 +84,7 @@ class Intake:
             telemetry=self.telemetry,
             waits=self.waits,
             now=self.now,
-            letter_limit_bytes=settings.kafka_max_message_bytes,
+            dead_letter_limit_bytes=settings.kafka_max_message_bytes,
         )
         return PollSession(
             settings=settings,

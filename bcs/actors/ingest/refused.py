@@ -8,7 +8,7 @@ from datetime import datetime
 
 import structlog
 
-from bcs.actors.dead_letters import letter_of
+from bcs.actors.dead_letters import dead_letter_of
 from bcs.actors.ingest.skips import REASON as SKIPPED
 from bcs.actors.ingest.skips import reason_of
 from bcs.actors.messages import ApplyFacts, DeliveryToken, position_of
@@ -24,7 +24,7 @@ from bcs.wire.published import OutboundMessage
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 
 _STORE = "store dead letters"
-_LETTERS_PER_APPEND = 20
+_DEAD_LETTERS_PER_APPEND = 20
 # They go to the store in one round trip, which has a deadline.
 _BYTES_PER_APPEND = 1024 * 1024
 
@@ -35,17 +35,17 @@ class RefusedMessages:
 
     :param waits: is told that the outbox takes nothing.
     :param now: wall-clock time.
-    :param letter_limit_bytes: the largest message that the broker takes.
+    :param dead_letter_limit_bytes: the largest message that the broker takes.
     """
 
     outbox: OutboxEntrance
     telemetry: Telemetry
     waits: Waits
     now: Callable[[], datetime]
-    letter_limit_bytes: int
+    dead_letter_limit_bytes: int
     _refused: list[tuple[DeliveryToken, UndecodableMessage]] = field(default_factory=list, init=False)
     # Of the first of these, kept until the store has them: by their content it knows letters that come again.
-    _letters: list[OutboundMessage] = field(default_factory=list, init=False)
+    _dead_letters: list[OutboundMessage] = field(default_factory=list, init=False)
 
     def __len__(self) -> int:
         """How many wait for the outbox."""
@@ -69,13 +69,13 @@ class RefusedMessages:
         """
         if not self._refused:
             return []
-        if not self._letters:
-            self._letters = await self._make()
-        if not await self._append(self._letters):
+        if not self._dead_letters:
+            self._dead_letters = await self._make()
+        if not await self._append(self._dead_letters):
             return []
-        stored = self._refused[: len(self._letters)]
+        stored = self._refused[: len(self._dead_letters)]
         del self._refused[: len(stored)]
-        self._letters = []
+        self._dead_letters = []
         for token, error in stored:
             self._note(token, error)
         return [token for token, _ in stored]
@@ -89,18 +89,20 @@ class RefusedMessages:
         detail = {"attempts": 1, "error_type": "SkipOrder", "error_message": reason_of(order)}
         # With the time of the order: a letter that is made again must be the same, for the outbox to know it.
         if held is None or held.token is None:
-            letter = unread_dead_letter(at.topic, at.partition, at.offset, SKIPPED, detail, ordered_at)
+            dead_letter = unread_dead_letter(at.topic, at.partition, at.offset, SKIPPED, detail, ordered_at)
         else:
-            message, limit_bytes = held.token.message, self.letter_limit_bytes
-            letter = await letter_of(message, SKIPPED, detail, ordered_at, held.batch_id, limit_bytes=limit_bytes)
-        if not await self._append([letter]):
+            message, limit_bytes = held.token.message, self.dead_letter_limit_bytes
+            dead_letter = await dead_letter_of(
+                message, SKIPPED, detail, ordered_at, held.batch_id, limit_bytes=limit_bytes
+            )
+        if not await self._append([dead_letter]):
             return False
         self.telemetry.dead_letters.labels(at.topic, SKIPPED).inc()
         return True
 
-    async def _append(self, letters: list[OutboundMessage]) -> bool:
+    async def _append(self, dead_letters: list[OutboundMessage]) -> bool:
         try:
-            await self.outbox.append(letters)
+            await self.outbox.append(dead_letters)
         except StoreError as error:
             self.waits.begin(INTAKE, _STORE, str(error))
             return False
@@ -109,24 +111,24 @@ class RefusedMessages:
 
     async def _make(self) -> list[OutboundMessage]:
         """As many of the next letters as are stored in one round trip; at least one."""
-        letters: list[OutboundMessage] = []
+        dead_letters: list[OutboundMessage] = []
         size_bytes = 0
-        for token, error in self._refused[:_LETTERS_PER_APPEND]:
+        for token, error in self._refused[:_DEAD_LETTERS_PER_APPEND]:
             size_bytes += token.message.size_bytes
-            if letters and size_bytes > _BYTES_PER_APPEND:
+            if dead_letters and size_bytes > _BYTES_PER_APPEND:
                 break
             detail = {"attempts": 1, "error_type": type(error).__name__, "error_message": error.detail}
-            letters.append(
-                await letter_of(
+            dead_letters.append(
+                await dead_letter_of(
                     token.message,
                     error.reason,
                     detail,
                     self.now(),
                     error.batch_id,
-                    limit_bytes=self.letter_limit_bytes,
+                    limit_bytes=self.dead_letter_limit_bytes,
                 )
             )
-        return letters
+        return dead_letters
 
     def _note(self, token: DeliveryToken, error: UndecodableMessage) -> None:
         message = token.message

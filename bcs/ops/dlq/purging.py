@@ -14,7 +14,7 @@ from bcs.config.settings import Settings
 from bcs.kafka.causes import start
 from bcs.ops.dlq.reading import DeadLetterIndex, kafka_answers
 from bcs.ops.dlq.replaying import operators_producer
-from bcs.ops.dlq.selection import moment
+from bcs.ops.dlq.selection import parse_timestamp
 from bcs.wire.dead_letters.decode import DeadLetterPosition, purge_key
 from bcs.wire.published import SERVICE
 
@@ -35,7 +35,7 @@ def last_to_purge(
     :param services: letters that others wrote stay.
     """
     stays: dict[tuple[str, int], int] = {}
-    times = {position: moment(dead_letter.timestamp) for position, dead_letter in index.dead_letters.items()}
+    times = {position: parse_timestamp(dead_letter.timestamp) for position, dead_letter in index.dead_letters.items()}
     for position, junk in index.unreadable.items():
         times[position] = _EPOCH + timedelta(milliseconds=min(max(junk.timestamp_ms, 0), _LATEST_MS))
     for position, time in times.items():

@@ -64,7 +64,7 @@ class Replayer:
     :param source: reads originals that a letter has only the beginning of.
     :param url: of the running service, which is asked again what it could not resolve.
     :param rate: at most so many a second; None for no limit.
-    :param tell: is told of each letter once it is decided.
+    :param notify: is told of each letter once it is decided.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Replayer:
         url: str,
         rate: float | None,
         settings: Settings,
-        tell: Callable[[Replayed], None],
+        notify: Callable[[Replayed], None],
     ) -> None:
         self._dead_letters = dead_letters
         self._source = source
@@ -85,7 +85,7 @@ class Replayer:
         self._session = session
         self._url = url
         self._rate = rate
-        self._tell = tell
+        self._tell = notify
         self._settings = settings
         self._unwritable: dict[str, str] = {}
         self._began: float | None = None

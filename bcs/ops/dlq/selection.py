@@ -79,8 +79,8 @@ class Selection:
             and (not self.topics or dead_letter.position.topic in self.topics)
             and (not self.reasons or dead_letter.reason in self.reasons)
             and (not self.batches or dead_letter.batch_id in self.batches)
-            and (self.since is None or moment(dead_letter.timestamp) >= self.since)
-            and (self.until is None or moment(dead_letter.timestamp) < self.until)
+            and (self.since is None or parse_timestamp(dead_letter.timestamp) >= self.since)
+            and (self.until is None or parse_timestamp(dead_letter.timestamp) < self.until)
             and (not self.services or dead_letter.service in self.services)
         )
 
@@ -95,7 +95,7 @@ def dead_letter_topics_of(topics: Iterable[str]) -> frozenset[str]:
     return frozenset(map(dead_letter_topic_of, topics))
 
 
-def moment(text: str) -> datetime:
+def parse_timestamp(text: str) -> datetime:
     """A time from RFC 3339; without a zone it is UTC.
 
     :raises ValueError: it is none.

@@ -50,7 +50,7 @@ class Rebuilder:
     """Writes the facts of messages to the record.
 
     :param stored: is told of each batch that Redis may lack something.
-    :param tell: is called after each portion.
+    :param notify: is called after each portion.
     :param now_us: microseconds since 1970 UTC.
     :param max_skew_us: what claims to be later than it was written, by more than this, is not projected: the service
         refused it when it came.
@@ -60,7 +60,7 @@ class Rebuilder:
     decoder: EventDecoder
     record: PostgresArchive
     stored: StoredBatches
-    tell: Callable[[], None]
+    notify: Callable[[], None]
     now_us: int
     max_skew_us: int
     stats: RebuildStats = field(default_factory=RebuildStats)
@@ -120,7 +120,7 @@ class Rebuilder:
         self.stats.batches |= batches
         self.stats.messages += self._messages
         self._messages = self._facts = 0
-        self.tell()
+        self.notify()
 
     async def _write(self, entries: Sequence[FactsRecorded]) -> None:
         if not entries:

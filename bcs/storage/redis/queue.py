@@ -148,7 +148,7 @@ class RedisQueue(ABC, Generic[T]):
         self._in_doubt = in_doubt
         return leased
 
-    async def settle(self, entry_ids: Sequence[str]) -> None:
+    async def ack(self, entry_ids: Sequence[str]) -> None:
         """Forget entries whose items got where they were to go."""
         if entry_ids:
             *_, self._length = await self._transaction(*self._removal(entry_ids), ("XLEN", self._stream))
