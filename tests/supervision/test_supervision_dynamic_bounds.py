@@ -219,5 +219,5 @@ async def test_a_snapshot_lists_a_hundred_and_counts_all() -> None:
 @pytest.mark.parametrize("bounds", [{"max_children": 0}, {"mailbox_capacity": 0}, {"max_deliveries": 0}])
 async def test_bounds_below_one_are_refused_at_once(bounds: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"mailbox_capacity": 1, "max_children": 1, **bounds}
-    with pytest.raises(ValueError, match="start"):
+    with pytest.raises(ValueError, match="at least 1"):
         DynamicSupervisor[int]("pool", Puppet("a").start, **settings)

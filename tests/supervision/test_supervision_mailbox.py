@@ -33,7 +33,7 @@ async def test_an_unbounded_mailbox_is_never_full() -> None:
 
 @pytest.mark.parametrize(("capacity", "deliveries"), [(0, 3), (3, 0)])
 async def test_a_capacity_below_one_is_refused(capacity: int, deliveries: int) -> None:
-    with pytest.raises(ValueError, match="start at 1"):
+    with pytest.raises(ValueError, match="at least 1"):
         Mailbox("m", capacity, deliveries)
 
 

@@ -41,7 +41,7 @@ def test_jitter_shortens_the_wait_and_never_exceeds_the_cap() -> None:
 
 @pytest.mark.parametrize("bad", [{"factor": 0.5}, {"jitter": 1.5}, {"initial_seconds": -1.0}])
 def test_an_invalid_backoff_is_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="not a back-off"):
+    with pytest.raises(ValueError, match="invalid back-off"):
         Backoff(**bad)
 
 
@@ -61,7 +61,7 @@ def test_no_restart_may_be_allowed() -> None:
 
 @pytest.mark.parametrize("bad", [{"max_restarts": -1}, {"period_seconds": 0.0}, {"period_seconds": -1.0}])
 def test_an_invalid_intensity_is_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="not an intensity"):
+    with pytest.raises(ValueError, match="invalid intensity"):
         RestartIntensity(**bad)
 
 

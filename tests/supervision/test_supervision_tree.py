@@ -107,7 +107,7 @@ async def test_a_supervisor_runs_once_at_a_time_and_again_after_its_end() -> Non
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(root.run, context)
             await until(lambda: context.ready_at is not None)  # noqa: B023 - awaited at once
-            with pytest.raises(RuntimeError, match="running already"):
+            with pytest.raises(RuntimeError, match="already running"):
                 await root.run(context)
             context.request_stop()
     assert puppet.diary == ["+a", "-a"] * 2
