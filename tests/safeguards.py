@@ -177,7 +177,7 @@ _SUPERVISORS = (
     ),
     Mutation(
         "redelivery",
-        "What an actor had in hand when it died is delivered again.",
+        "An envelope that was unacked when its actor died is delivered again.",
         "bcs/supervision/mailbox.py",
         "            self._redelivery.appendleft(envelope)\n",
         "            del envelope\n",
