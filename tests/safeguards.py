@@ -165,7 +165,7 @@ _SUPERVISORS = (
         "bcs/supervision/mailbox.py",
         "Queue(self.capacity)",
         "Queue(math.inf)",
-        _in("supervision/test_supervision_mailbox", "test_full_is_an_error_for_those_who_do_not_wait"),
+        _in("supervision/test_supervision_mailbox", "test_send_nowait_raises_when_the_mailbox_is_full"),
     ),
     Mutation(
         "ask-ends-with-death",
@@ -173,17 +173,17 @@ _SUPERVISORS = (
         "bcs/supervision/mailbox.py",
         "        self._asks.fail_all(lambda: ActorDied(actor, reason))\n",
         "        del actor, reason\n",
-        _in("supervision/test_supervision_ask", "test_the_death_of_the_actor_and_life_after_it"),
+        _in("supervision/test_supervision_ask", "test_an_ask_fails_when_the_actor_dies_and_the_next_attempt_answers"),
     ),
     Mutation(
         "redelivery",
-        "What an actor had in hand when it died is delivered again.",
+        "An envelope that was unacked when its actor died is delivered again.",
         "bcs/supervision/mailbox.py",
         "            self._redelivery.appendleft(envelope)\n",
         "            del envelope\n",
         _in(
             "supervision/test_supervision_escalation",
-            "test_the_mailbox_outlives_a_crash_with_what_is_queued_and_what_is_in_hand",
+            "test_the_mailbox_keeps_queued_and_unacked_envelopes_after_a_crash",
         ),
     ),
     Mutation(
@@ -192,7 +192,7 @@ _SUPERVISORS = (
         "bcs/supervision/mailbox.py",
         "        if self._redelivery and self._redelivery[0].attempts:\n",
         "        if False:\n",
-        _in("supervision/test_supervision_mailbox", "test_what_was_in_hand_comes_again_first_and_one_at_a_time"),
+        _in("supervision/test_supervision_mailbox", "test_unacked_envelopes_are_redelivered_first_and_one_at_a_time"),
     ),
     Mutation(
         "max-deliveries",
@@ -202,7 +202,7 @@ _SUPERVISORS = (
         "    if False:\n",
         _in(
             "supervision/test_supervision_actor",
-            "test_a_letter_that_was_delivered_too_often_is_given_up_and_not_handled",
+            "test_an_envelope_delivered_too_often_is_given_up_unhandled",
         ),
     ),
     Mutation(
@@ -211,7 +211,10 @@ _SUPERVISORS = (
         "bcs/supervision/attempt.py",
         "caused_failure = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)",
         "caused_failure = ended.abnormal",
-        _in("supervision/test_supervision_failure_cause", "test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed"),
+        _in(
+            "supervision/test_supervision_failure_cause",
+            "test_only_a_hang_counts_against_envelopes_not_other_cancellations",
+        ),
     ),
     Mutation(
         "watchdog",
@@ -228,7 +231,8 @@ _SUPERVISORS = (
         "        if not self.unresponsive:\n",
         "        if False:\n",
         _in(
-            "supervision/test_supervision_time", "test_an_attempt_that_ignores_its_cancellation_is_wedged_until_it_ends"
+            "supervision/test_supervision_time",
+            "test_an_attempt_that_ignores_cancellation_is_unresponsive_until_it_ends",
         ),
     ),
     Mutation(
@@ -253,9 +257,7 @@ _SUPERVISORS = (
         "bcs/supervision/child.py",
         "            self.step = 0\n",
         "            pass\n",
-        _in(
-            "supervision/test_supervision_time", "test_restarts_wait_longer_and_longer_and_a_healthy_spell_resets_that"
-        ),
+        _in("supervision/test_supervision_time", "test_restart_delays_grow_and_a_healthy_period_resets_them"),
     ),
 )
 

@@ -1,7 +1,7 @@
 """Supervision as in OTP, on anyio: actors with mailboxes, and supervisors that restart them.
 
-Knows nothing of the service around it; needs anyio and the standard library; runs on asyncio (uvloop too) and trio.
-Everything here belongs to one event loop: call nothing from another thread.
+The package does not import the service. It needs anyio and the standard library only, and runs on asyncio, uvloop and
+trio. Every object belongs to one event loop: do not call anything from another thread.
 """
 
 from bcs.supervision.actor import ActorContext, serve, serve_until_empty
@@ -29,7 +29,7 @@ from bcs.supervision.supervisor import Supervisor
 from bcs.supervision.tree import run_tree
 
 __all__ = [
-    # running
+    # trees
     "ChildSpec",
     "Restart",
     "Strategy",
@@ -47,7 +47,7 @@ __all__ = [
     "Mailbox",
     "Envelope",
     "Reply",
-    # looking
+    # observation
     "Observer",
     "NullObserver",
     "Snapshot",

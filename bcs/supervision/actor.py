@@ -1,4 +1,4 @@
-"""What an attempt of an actor is given, and two loops to build actors from."""
+"""The context of an actor's attempt, and two loops to build actors from."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ M = TypeVar("M")
 
 
 class ActorContext(Generic[M]):
-    """One attempt's view of its supervisor.
+    """The interface between one attempt of an actor and its supervisor.
 
-    :param name: of the child; the key, for a child of a dynamic supervisor
-    :param incarnation: 1 for the first attempt
-    :param mailbox: its envelopes, if it has any
-    :param on_ready: called once, when it reports ready
+    :param name: the name of the child; the key, for a child of a dynamic supervisor
+    :param incarnation: the number of the attempt; the first one has 1
+    :param mailbox: the child's mailbox, if the child has one
+    :param on_ready: called once, when the attempt reports that it is ready
     """
 
     __slots__ = (
@@ -49,7 +49,7 @@ class ActorContext(Generic[M]):
         self.name = name
         self.incarnation = incarnation
         self.ready_at: float | None = None
-        self.acked = 0  # envelopes this attempt is done with
+        self.acked = 0  # number of envelopes that this attempt has acked
         self._mailbox = mailbox
         self._clock = mailbox.clock if mailbox else LoopClock()
         self._on_ready = on_ready
@@ -58,9 +58,9 @@ class ActorContext(Generic[M]):
 
     @property
     def mailbox(self) -> Mailbox[M]:
-        """Its mailbox.
+        """The mailbox of the child.
 
-        :raises RuntimeError: when its spec has none
+        :raises RuntimeError: when the child's spec has no mailbox
         """
         if self._mailbox is None:
             raise RuntimeError(f"{self.name} has no mailbox")
@@ -68,46 +68,47 @@ class ActorContext(Generic[M]):
 
     @property
     def stopping(self) -> bool:
-        """Whether it was asked to stop."""
+        """True after the supervisor asked the attempt to stop."""
         return self._stop.is_set()
 
     async def wait_stopping(self) -> None:
-        """Wait until it is asked to stop; cancellation leaves nothing behind."""
+        """Wait until the supervisor asks the attempt to stop."""
         await self._stop.wait()
 
     def request_stop(self) -> None:
-        """Ask it to stop, and wake a waiting `receive`. The supervisor's side."""
+        """Ask the attempt to stop, and wake a waiting `receive`. Only the supervisor calls this method."""
         self._stop.set()
         if self._mailbox is not None:
             self._mailbox.wake()
 
     def ready(self) -> None:
-        """Report that it has started: the next child may. Reporting it again changes nothing."""
+        """Report that the attempt is ready, so that the next child may start. A second call has no effect."""
         if self.ready_at is None:
             self.ready_at = self._clock()
             if self._on_ready is not None:
                 self._on_ready()
 
     def heartbeat(self) -> None:
-        """I am busy and making progress: the watchdog's clock starts anew."""
+        """Report that the attempt is busy and makes progress. The watchdog's clock starts again."""
         self._busy_since = self._clock()
 
     def mark_idle(self) -> None:
-        """I hold no work: the watchdog is off."""
+        """Report that the attempt has no work. The watchdog is off until the next heartbeat."""
         self._busy_since = None
 
     @property
     def busy_since(self) -> float | None:
-        """The last heartbeat, in seconds of anyio's clock; None while idle."""
+        """The time of the last heartbeat, in seconds of anyio's clock; None while the attempt is idle."""
         return self._busy_since
 
     async def receive(self, limit: int = 1) -> list[Envelope[M]]:
-        """Take envelopes, and wait for them. Sends a heartbeat when there are some, is idle while it waits.
+        """Take envelopes from the mailbox, and wait for the first one if the mailbox is empty.
 
-        Cancellation leaves nothing unacked and everything in the mailbox.
+        The context sends a heartbeat when it returns envelopes, and is idle while it waits. A cancelled call takes no
+        envelope.
 
-        :param limit: at most so many
-        :returns: nothing when no envelope will come: a stop was asked for, or the mailbox closed, and it is empty
+        :param limit: the maximum number of envelopes
+        :returns: an empty list when no envelope will come: the mailbox is empty, and is closed or the attempt must stop
         :raises RuntimeError: while envelopes are unacked
         """
         mailbox = self.mailbox
@@ -119,9 +120,11 @@ class ActorContext(Generic[M]):
         return envelopes
 
     def receive_nowait(self, limit: int = 1) -> list[Envelope[M]]:
-        """Take the envelopes that wait. Sends a heartbeat when there are some, is idle when there are none.
+        """Take envelopes from the mailbox without waiting.
 
-        :param limit: at most so many
+        The context sends a heartbeat when it returns envelopes, and is idle when it returns none.
+
+        :param limit: the maximum number of envelopes
         :raises RuntimeError: while envelopes are unacked
         """
         envelopes = self.mailbox.receive_nowait(limit)
@@ -132,7 +135,7 @@ class ActorContext(Generic[M]):
         return envelopes
 
     def ack(self, envelopes: Iterable[Envelope[M]]) -> None:
-        """Let go of envelopes that are done with; those that are not unacked are ignored.
+        """Acknowledge envelopes: the mailbox drops them. Envelopes that are not unacked are ignored.
 
         :param envelopes: envelopes that were received
         """
@@ -148,16 +151,16 @@ async def serve(
     limit: int = 1,
     on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
 ) -> None:
-    """Report ready and handle envelopes until a stop was asked for and the mailbox is empty.
+    """Report ready, and handle envelopes until a stop is requested and the mailbox is empty.
 
-    Asks whose callers are gone are handled too; a handler that wants to skip them checks `Envelope.caller_gone`. A
-    handler may ack envelopes while it runs; the other envelopes are acked when the handler returns. Cancellation leaves
-    the envelopes unacked, and the supervisor delivers them again.
+    The handler also receives asks whose callers are gone; to skip them, it checks `Envelope.caller_gone`. The handler
+    may ack envelopes while it runs; `serve` acks the other envelopes when the handler returns. Cancellation leaves the
+    envelopes unacked, and the mailbox delivers them to the next attempt.
 
-    :param context: of the attempt
-    :param handle: gets at least one envelope, and none that was delivered too often
-    :param limit: how many envelopes it gets at most
-    :param on_max_deliveries: gets an envelope whose deliveries ended `max_deliveries` times in the actor's death
+    :param context: the context of the attempt
+    :param handle: receives one envelope or more; no envelope in the list has reached `max_deliveries`
+    :param limit: the maximum number of envelopes in one call of `handle`
+    :param on_max_deliveries: receives an envelope after `max_deliveries` of its deliveries ended in a crash or a hang
     """
     context.ready()
     while envelopes := await context.receive(limit):
@@ -171,11 +174,12 @@ async def serve_until_empty(
     limit: int = 1,
     on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
 ) -> None:
-    """Report ready and handle envelopes until the mailbox is empty: the loop for children of a dynamic supervisor.
+    """Report ready, and handle envelopes until the mailbox is empty; for children of a dynamic supervisor.
 
-    Between the last look into the mailbox and the return there is no pause in which an envelope could come.
+    There is no await between the last check of the mailbox and the return. So no envelope can arrive in between and be
+    forgotten.
 
-    :param context: of the attempt
+    :param context: the context of the attempt
     :param handle: as for `serve`
     :param limit: as for `serve`
     :param on_max_deliveries: as for `serve`
@@ -183,7 +187,7 @@ async def serve_until_empty(
     context.ready()
     while envelopes := context.receive_nowait(limit):
         await _handle(context, envelopes, handle, on_max_deliveries)
-        # A handler that never pauses must not keep everybody else from running.
+        # A handler that never awaits must not block the other tasks.
         await checkpoint()
 
 
@@ -193,7 +197,7 @@ async def _handle(
     handle: Callable[[list[Envelope[M]]], Awaitable[None]],
     on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
 ) -> None:
-    # Envelopes that come again come alone, so a list is either one spent envelope or has none.
+    # The mailbox delivers an envelope with failed attempts alone. So it is enough to check the first one.
     if envelopes[0].attempts >= context.mailbox.max_deliveries:
         await on_max_deliveries(envelopes[0])
     else:

@@ -1,4 +1,4 @@
-"""The asks that wait for one actor, so that all of them end when it dies."""
+"""The asks that wait for one actor: all of them end when the actor dies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 class PendingAsks:
-    """Replies somebody waits for.
+    """The replies that callers wait for.
 
-    :param name: of the mailbox, for errors
+    :param name: the name of the mailbox, for errors
     """
 
     __slots__ = ("_name", "_waiting")
@@ -31,24 +31,24 @@ class PendingAsks:
         return len(self._waiting)
 
     def add(self, reply: Reply[T]) -> None:
-        """Remember a reply.
+        """Add a reply that has no answer yet.
 
-        :param reply: what the actor will answer into
+        :param reply: the slot that the actor will fill
         """
         self._waiting.add(cast("Reply[object]", reply))
 
     async def answer(self, reply: Reply[T], timeout_seconds: float) -> T:
-        """Wait for an answer; afterwards the reply is settled in any case, under cancellation too.
+        """Wait for an answer. The reply is settled when this method ends, also after a cancellation.
 
-        :param reply: what was added
-        :param timeout_seconds: how long
+        :param reply: a reply that was added
+        :param timeout_seconds: the maximum time to wait
         :raises AskTimeout: after the deadline
-        :raises BaseException: what the reply was failed with
+        :raises BaseException: the error that the actor or the mailbox set
         """
         try:
             with anyio.move_on_after(timeout_seconds):
                 return await reply.wait()
-            # An answer that came together with the deadline counts: then this fails nothing.
+            # If the answer came together with the deadline, the answer wins: then `fail` has no effect.
             reply.fail(AskTimeout(self._name, timeout_seconds))
             return reply.result()
         finally:
@@ -59,7 +59,7 @@ class PendingAsks:
     def fail_all(self, make: Callable[[], BaseException]) -> None:
         """Fail every reply that has no answer yet.
 
-        :param make: makes the error, a new one for each asker, for each adds its own traceback
+        :param make: makes a new error for each caller, because each caller adds its own traceback to it
         """
         waiting, self._waiting = self._waiting, set()
         for reply in waiting:

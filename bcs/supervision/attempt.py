@@ -1,4 +1,4 @@
-"""One attempt of an actor: run it, notice when it overstays, and find out how it ended."""
+"""One attempt of an actor: run it, enforce its time limits, and find out how it ended."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long an attempt may take for what.
+    """The time limits of an attempt.
 
-    :param start_timeout_seconds: until it reports ready
-    :param hang_seconds: from one heartbeat to the next, while busy; None for no watchdog
-    :param kill_grace_seconds: from its cancellation to its end
+    :param start_timeout_seconds: from the start until the attempt reports ready
+    :param hang_seconds: from one heartbeat to the next, while the attempt is busy; None for no watchdog
+    :param kill_grace_seconds: from the cancellation to the end of the attempt
     """
 
     start_timeout_seconds: float
@@ -38,10 +38,10 @@ class Exit:
     """How an attempt ended.
 
     :param reason: see `Observer.actor_ended`
-    :param error: what it raised, or an UnexpectedCancellation
-    :param abnormal: whether it crashed or was cancelled
-    :param fatal: whether the error is none that a supervisor may handle, like SystemExit
-    :param outside: whether everything around it is cancelled too
+    :param error: the error that the attempt raised, or an UnexpectedCancellation
+    :param abnormal: True if the attempt crashed or was cancelled
+    :param fatal: True if no supervisor may handle the error, like SystemExit
+    :param outside: True if the supervisor is cancelled too
     """
 
     reason: str
@@ -52,35 +52,35 @@ class Exit:
 
     @property
     def description(self) -> str:
-        """One line: the error, or the reason when there is none."""
+        """One line of text: the error, or the reason when there is no error."""
         return self.reason if self.error is None else describe(self.error)
 
 
 class AttemptListener(Protocol):
-    """Whom an attempt reports to; all calls are synchronous."""
+    """Receives the reports of an attempt; all calls are synchronous."""
 
     def attempt_ready(self) -> None:
-        """One has reported ready."""
+        """An attempt has reported ready."""
 
     def attempt_changed(self) -> None:
-        """Look at the attempts again: one was cancelled, or became unresponsive."""
+        """An attempt was cancelled or became unresponsive: check the attempts again."""
 
     def attempt_unresponsive(self, attempt: Attempt) -> None:
-        """It ignores its cancellation."""
+        """The attempt ignores its cancellation."""
 
     def attempt_ended(self, attempt: Attempt, ended: Exit) -> None:
-        """It ended, and its mailbox is in order again."""
+        """The attempt ended, and its unacked envelopes are back in the mailbox."""
 
 
 class Attempt:
-    """One attempt.
+    """One attempt of an actor.
 
-    :param path: of the actor
-    :param context: what it is given
-    :param start: the actor
-    :param mailbox: its envelopes, if it has any
-    :param limits: how long it may take
-    :param listener: whom it reports to
+    :param path: the path of the actor
+    :param context: the context that the actor receives
+    :param start: the actor's function
+    :param mailbox: the actor's mailbox, if the actor has one
+    :param limits: the time limits
+    :param listener: receives the attempt's reports
     """
 
     def __init__(
@@ -109,22 +109,22 @@ class Attempt:
 
     @property
     def ready(self) -> bool:
-        """Whether it has reported ready and nothing has cancelled it."""
+        """True if the attempt has reported ready and its supervisor has not cancelled it."""
         return self.context.ready_at is not None and self._cancel_reason is None
 
     @property
     def cancelled(self) -> bool:
-        """Whether its supervisor cancelled it."""
+        """True if the supervisor cancelled the attempt."""
         return self._cancel_reason is not None
 
     @property
     def asked_to_stop(self) -> bool:
-        """Whether its supervisor asked it to stop."""
+        """True if the supervisor asked the attempt to stop."""
         return self.context.stopping
 
     @property
     def state(self) -> State:
-        """Where it stands."""
+        """The state of the attempt."""
         if self.unresponsive:
             return State.UNRESPONSIVE
         if self._cancel_reason is not None or self.context.stopping:
@@ -132,37 +132,38 @@ class Attempt:
         return State.STARTING if self.context.ready_at is None else State.RUNNING
 
     async def run(self) -> None:
-        """Run it to its end, and report the end; to be run in a task of its own.
+        """Run the attempt to its end, and report the end. The method needs a task of its own.
 
-        Whatever ends it, its mailbox is put in order before anything else runs. A cancellation from outside goes on.
+        The unacked envelopes return to the mailbox before any other task runs, whatever ended the attempt. A
+        cancellation from outside is raised again.
         """
         error: BaseException | None = None
         try:
             with self._scope:
-                # One that is cancelled before it began must not touch its envelopes.
+                # An attempt that is cancelled before it began must not touch its envelopes.
                 await checkpoint_if_cancelled()
                 await self._start(self.context)
         except GeneratorExit:
             raise
-        except BaseException as caught:  # noqa: BLE001 - its supervisor decides what becomes of it
+        except BaseException as caught:  # noqa: BLE001 - the supervisor decides how to continue
             error = caught
-        # No pause from here to the report: an envelope that comes now must find either this attempt or the next one.
+        # No await from here to the report: an envelope that arrives now must find this attempt or the next one.
         ended = self._explain(error)
         if self._mailbox is not None:
             died = ActorDied(self.path, ended.description)
-            # A crash, or a hang: whatever else ended it came from outside.
+            # Only a crash or a hang can be caused by an envelope. Every other end comes from outside.
             caused_failure = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)
             self._mailbox.redeliver(died, failure_cause=ended.error or died if caused_failure else None)
         self._listener.attempt_ended(self, ended)
-        # They hold this frame by their traceback: without this, it all waits for the garbage collector.
+        # Their tracebacks refer to this frame. Without `del`, the cycle waits for the garbage collector.
         del error, ended
         await checkpoint_if_cancelled()
 
     def cancel(self, reason: str) -> bool:
-        """Cancel it, by its own scope.
+        """Cancel the attempt's own cancel scope.
 
-        :param reason: for the observer
-        :returns: False when that has been done before
+        :param reason: the reason to report to the observer
+        :returns: False when the attempt was cancelled before
         """
         if self._cancel_reason is not None:
             return False
@@ -173,19 +174,19 @@ class Attempt:
         return True
 
     def request_stop(self, by: float) -> None:
-        """Ask it to stop; doing it again changes nothing.
+        """Ask the attempt to stop. A second call has no effect.
 
-        :param by: when it is cancelled, if it runs still, in seconds of anyio's clock
+        :param by: the time at which a running attempt is cancelled, in seconds of anyio's clock
         """
         if not self.context.stopping:
             self._stop_by = by
             self.context.request_stop()
 
     def enforce(self, now: float) -> float:
-        """Cancel it if it overstays, and give it up as unresponsive if it ignores that.
+        """Cancel the attempt if it exceeds a limit, and report it as unresponsive if it ignores the cancellation.
 
-        :param now: the present, in seconds of anyio's clock
-        :returns: when to look again
+        :param now: the current time, in seconds of anyio's clock
+        :returns: the time of the next check
         """
         if self._cancel_reason is None:
             due, reason = min(self._deadlines(now))
@@ -207,7 +208,7 @@ class Attempt:
         if self.context.ready_at is None:
             deadlines.append((self.started_at + self._limits.start_timeout_seconds, "start timeout"))
         if self._limits.hang_seconds is not None:
-            # An attempt that is idle now cannot have been busy for too long before so much time has passed.
+            # An idle attempt can become busy now at the earliest, so it cannot hang before now + hang_seconds.
             since = now if self.context.busy_since is None else self.context.busy_since
             deadlines.append((since + self._limits.hang_seconds, "hung"))
         return deadlines
@@ -224,7 +225,7 @@ class Attempt:
         if rest is not None:
             return Exit("crashed", rest, abnormal=True)
         if cancellation is not None:
-            # asyncio only. A task group would swallow it, and nobody would learn that the actor is gone.
+            # asyncio only. A task group would swallow this error, so the supervisor would not see that the actor ended.
             unexpected = UnexpectedCancellation(self.path)
             unexpected.__cause__ = cancellation
             return Exit("crashed", unexpected, abnormal=True)
@@ -232,7 +233,7 @@ class Attempt:
 
 
 def _split(error: BaseException | None, kind: type[BaseException]) -> tuple[BaseException | None, BaseException | None]:
-    """An error's part of a kind, and the rest of it; reaches into groups."""
+    """Split an error, or an error group, into the part of a kind and the other part."""
     if isinstance(error, BaseExceptionGroup):
         return error.split(kind)
     return (error, None) if isinstance(error, kind) else (None, error)

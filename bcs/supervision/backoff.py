@@ -14,11 +14,12 @@ class Backoff:
     """Exponential back-off with jitter and a cap, as in Akka's BackoffSupervisor.
 
     :param initial_seconds: the wait before the first restart
-    :param factor: by which it grows with each further one
-    :param maximum_seconds: what it never exceeds
-    :param jitter: up to this fraction is taken off, so that actors that fell together do not rise together
-    :param reset_after_seconds: an attempt that was ready for so long makes the next wait the initial one again
-    :raises ValueError: for values that make no sense
+    :param factor: the wait is multiplied by this factor for each further restart
+    :param maximum_seconds: the upper limit of the wait
+    :param jitter: the wait is shortened by a random part of up to this fraction, so that actors that crashed together
+        do not restart together
+    :param reset_after_seconds: after an attempt that was ready for this time, the next wait is the initial one again
+    :raises ValueError: for invalid values
     """
 
     initial_seconds: float = 0.05
@@ -29,13 +30,13 @@ class Backoff:
 
     def __post_init__(self) -> None:
         if self.initial_seconds < 0 or self.maximum_seconds < 0 or self.factor < 1 or not 0 <= self.jitter <= 1:
-            raise ValueError(f"not a back-off: {self}")
+            raise ValueError(f"invalid back-off: {self}")
 
     def delay(self, step: int, random: Callable[[], float]) -> float:
         """The wait before a restart, in seconds.
 
-        :param step: how many restarts in a row came before this one
-        :param random: a number from 0.0 to 1.0, anew with every call
+        :param step: the number of consecutive restarts before this one
+        :param random: returns a new random number from 0.0 to 1.0
         """
         try:
             grown = self.initial_seconds * self.factor**step

@@ -1,7 +1,7 @@
-"""What the two kinds of supervisors share: the loop they run in, and their place in the tree.
+"""The base class of both kinds of supervisor: the main loop, and the place in the tree.
 
-All decisions are made by one synchronous function, `_tick`, which looks at the attempts, does what is due, and says
-when to look again. So no decision can be interrupted half-way, and none has to be undone on cancellation.
+One synchronous function, `_tick`, makes all decisions: it checks the attempts, does what is due, and returns the time
+of the next check. So a cancellation cannot interrupt a decision, and no decision must be undone.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 class BaseSupervisor(ABC):
-    """A supervisor of some kind.
+    """A supervisor; the subclasses decide which children there are and when they start.
 
-    :param name: for errors; its place in a path is the name of the ChildSpec that starts it
-    :param intensity: when it gives up
-    :param backoff: how long it waits before a restart
-    :param random: a number from 0.0 to 1.0, for the jitter
-    :param observer: whom it tells what happens; by default the observer of its parent
-    :param kill_grace_seconds: how long an attempt may take to end after its cancellation
+    :param name: for errors; in a path stands the name of the ChildSpec that starts the supervisor
+    :param intensity: the number of restarts after which the supervisor gives up
+    :param backoff: the wait before a restart
+    :param random: returns a number from 0.0 to 1.0, for the jitter
+    :param observer: receives the events; by default the observer of the parent
+    :param kill_grace_seconds: the time that a cancelled attempt has to end
     """
 
     def __init__(
@@ -70,17 +70,18 @@ class BaseSupervisor(ABC):
         self._fatal: BaseException | None = None
 
     async def run(self, context: ActorContext[Any]) -> None:
-        """Run the children until a stop is asked for; the `start` of a ChildSpec. May be called again when it ended.
+        """Run the children until a stop is requested. Pass this method as the `start` of a ChildSpec.
 
-        Cancellation cancels all children and ends when they ended; the mailboxes keep their envelopes.
+        A supervisor may run again after it ended. Cancellation cancels all children and waits for their end; the
+        mailboxes keep their envelopes.
 
-        :param context: of the attempt that this supervisor is
-        :raises RestartIntensityExceeded: when it gave up, after it stopped its children
-        :raises UnexpectedCancellation: when something natively cancelled a task of its own
-        :raises RuntimeError: while it runs already
+        :param context: the context of this supervisor's own attempt
+        :raises RestartIntensityExceeded: when the supervisor gave up, after it stopped its children
+        :raises UnexpectedCancellation: when other code natively cancelled a task of the supervisor
+        :raises RuntimeError: while the supervisor already runs
         """
         if self._context is not None:
-            raise RuntimeError(f"{self.name} is running already")
+            raise RuntimeError(f"{self.name} is already running")
         self._context = context
         self._window = RestartWindow(self._intensity)
         self._finished, self._failure, self._fatal = False, None, None
@@ -89,18 +90,18 @@ class BaseSupervisor(ABC):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._relay_stop, context)
                 await self._loop(tasks)
-                # What is left are unresponsive attempts; they may still end.
+                # Only unresponsive attempts are left; they may still end.
                 tasks.cancel_scope.cancel()
         finally:
             self._context = None
             if self._fatal is not None:
-                # SystemExit and its like pass from task to task this way. Raised in a task of its own, asyncio would
-                # abandon the event loop there and then, and nothing would be cleaned up.
+                # SystemExit and KeyboardInterrupt go from task to task in this way. If the actor's task raised them,
+                # asyncio would leave the event loop at once, without any cleanup.
                 raise self._fatal
         if self._failure is not None:
             raise self._failure
         if not self._finished:
-            # The task group ended because a task of its own was natively cancelled, and swallowed that.
+            # The task group ended because a task of the supervisor was natively cancelled, and swallowed that error.
             raise UnexpectedCancellation(self._path or self.name)
 
     async def _loop(self, tasks: TaskGroup) -> None:
@@ -114,48 +115,48 @@ class BaseSupervisor(ABC):
                     return
                 with anyio.CancelScope(deadline=due):
                     await self._changed.wait()
-                # A change that came together with a cancellation: its attempts are going too, and nothing follows them.
+                # If a change came together with a cancellation, the attempts are cancelled too: start nothing.
                 await checkpoint_if_cancelled()
         finally:
-            # From here on no attempt can start: soon the task group takes no more tasks.
+            # From here on no attempt can start: the task group is about to refuse new tasks.
             self._tasks = self._changed = None
 
     @abstractmethod
     def _begin(self) -> None:
-        """A run begins."""
+        """Prepare a run."""
 
     @abstractmethod
     def _tick(self, now: float) -> float:
-        """Do what is due, set `_finished` when there is nothing more to do, and say when to look again."""
+        """Do what is due, set `_finished` at the end of the run, and return the time of the next check."""
 
     @abstractmethod
     def kill(self, path: str, reason: str = "killed") -> bool:
-        """Cancel an attempt; its supervisor treats that as a crash.
+        """Cancel an attempt; its supervisor handles that like a crash.
 
-        :param path: of the actor, from below this supervisor
-        :param reason: for the observer
-        :returns: False when it does not run at the moment
-        :raises UnknownChild: when nothing has that path
+        :param path: the path of the actor, relative to this supervisor
+        :param reason: the reason to report to the observer
+        :returns: False when the actor does not run at the moment
+        :raises UnknownChild: when no child has that path
         """
 
     @abstractmethod
     def snapshot(self) -> Snapshot:
-        """A picture of this supervisor and what is below it."""
+        """A snapshot of this supervisor and of everything below it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close all mailboxes here and below: no run will follow."""
+        """Close all mailboxes here and below, because no run will follow."""
 
     @property
     def healthy(self) -> bool:
-        """False when an attempt here or below ignores its cancellation: only a new process helps."""
+        """False when an attempt here or below is unresponsive: then only a new process helps."""
         return self.snapshot().healthy
 
     def attach(self, path: str, observer: Observer) -> None:
-        """Take a place in a tree. The parent's side.
+        """Set the supervisor's place in a tree. Only the parent calls this method.
 
-        :param path: of this supervisor
-        :param observer: of the parent
+        :param path: the path of this supervisor
+        :param observer: the observer of the parent
         """
         self._path = path
         if self._inherits_observer:
@@ -186,28 +187,28 @@ class BaseSupervisor(ABC):
 
     @abstractmethod
     def _note_end(self, attempt: Attempt, ended: Exit) -> None:
-        """Keep what is worth keeping of an attempt that ended."""
+        """Store the result of an attempt that ended."""
 
     @abstractmethod
     def _follow_up(self, attempt: Attempt, ended: Exit) -> None:
-        """Decide what comes after an attempt that ended while this supervisor runs."""
+        """Decide what follows an attempt that ended while this supervisor runs."""
 
     @property
     def _ending(self) -> bool:
-        """Whether this run is to end: a stop was asked for, or it gave up."""
+        """True if this run must end: a stop was requested, or the supervisor gave up."""
         return self._context is None or self._context.stopping or self._failure is not None
 
     def _path_of(self, name: str) -> str:
         return f"{self._path}/{name}" if self._path else name
 
     def _set_off(self, attempt: Attempt) -> None:
-        """Start the task of an attempt. It inherits from this supervisor, not from a sender whose envelope made it."""
+        """Start the task of an attempt, with the context variables of this supervisor and not those of a sender."""
         notify(self._observer.actor_started, attempt.path, attempt.context.incarnation)
         if self._tasks is not None:
             self._surroundings.copy().run(partial(self._tasks.start_soon, attempt.run, name=attempt.path))
 
     def _may_restart(self, last_error: str) -> bool:
-        """Count a restart; when it is one too many, give up."""
+        """Count a restart; give up and return False if there were too many."""
         if self._window.allow(anyio.current_time()):
             return True
         limit = self._intensity

@@ -1,4 +1,4 @@
-"""What a supervisor remembers of a child from one attempt to the next."""
+"""The state of a child that a supervisor keeps from one attempt to the next."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """A child's record.
+    """The state of a child.
 
-    :param name: its name, or its key
-    :param mailbox: its envelopes, if it has any
+    :param name: the name of the child, or its key
+    :param mailbox: the child's mailbox, if the child has one
     """
 
     __slots__ = (
@@ -50,12 +50,12 @@ class Child:
 
     @property
     def unresponsive(self) -> bool:
-        """Whether its attempt ignores its cancellation."""
+        """True if the current attempt ignores its cancellation."""
         return self.attempt is not None and self.attempt.unresponsive
 
     def forget_run(self) -> None:
-        """Forget what concerns one run of the supervisor only."""
-        # None in any case, but for a task that was natively cancelled before its first step: it reported no end.
+        """Reset the state that belongs to one run of the supervisor."""
+        # Already None, except after a native cancellation before the task's first step: that task reported no end.
         self.attempt: Attempt | None = None
         self.done = False  # will not be started again
         self.started = False
@@ -70,10 +70,10 @@ class Child:
     ) -> Attempt:
         """Make the next attempt.
 
-        :param path: of the child
-        :param start: the actor
-        :param limits: how long it may take
-        :param listener: its supervisor
+        :param path: the path of the child
+        :param start: the actor's function
+        :param limits: the time limits
+        :param listener: the supervisor of the child
         """
         self.restarts += self.started
         self.started = True
@@ -83,10 +83,10 @@ class Child:
         return self.attempt
 
     def note_end(self, ended: Exit, backoff: Backoff) -> None:
-        """The attempt is over.
+        """Store how the attempt ended.
 
-        :param ended: how
-        :param backoff: says after how long in good health the next wait is a short one again
+        :param ended: how the attempt ended
+        :param backoff: has the time after which a ready attempt resets the wait
         """
         attempt, self.attempt = self.attempt, None
         if ended.abnormal and not ended.outside:
@@ -96,20 +96,20 @@ class Child:
             self.step = 0
 
     def next_delay(self, backoff: Backoff, random: Callable[[], float]) -> float:
-        """How long to wait before the next attempt, in seconds.
+        """Count a restart, and return the wait before the next attempt, in seconds.
 
-        :param backoff: the rule
-        :param random: a number from 0.0 to 1.0
+        :param backoff: computes the wait
+        :param random: returns a number from 0.0 to 1.0
         """
         self.step += 1
         return backoff.delay(self.step - 1, random)
 
     def node(self, kind: Literal["actor", "supervisor", "dynamic"], state: State, now: float) -> Snapshot:
-        """Its part of a snapshot.
+        """The child's node in a snapshot.
 
-        :param kind: what it is
-        :param state: where it stands when no attempt of it runs
-        :param now: the present, in seconds of anyio's clock
+        :param kind: the kind of the child
+        :param state: the state to show when no attempt runs
+        :param now: the current time, in seconds of anyio's clock
         """
         node = Snapshot(
             name=self.name,

@@ -1,4 +1,4 @@
-"""The clock of the event loop, quicker to read."""
+"""The clock of the event loop, with a fast read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class LoopClock:
-    """Tells what `anyio.current_time` does, in one event loop: that of the first call.
+    """Returns the same time as `anyio.current_time`, for one event loop: the loop of the first call.
 
-    anyio finds out at each call which loop runs, which takes longer than to put an envelope into a mailbox.
+    `anyio.current_time` looks up the running loop on each call, which is slower than to put an envelope into a mailbox.
     """
 
     __slots__ = ("_now",)

@@ -1,4 +1,4 @@
-"""A supervisor of many children of one kind, which exist only while there is work for them."""
+"""A supervisor of many children of one kind; a child exists only while there is work for it."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ T = TypeVar("T")
 
 
 class DynamicSupervisor(BaseSupervisor, Generic[M]):
-    """Children by key: a message makes the child, and an empty mailbox retires it.
+    """Children by key: a message for a key makes the child, and the child ends when its mailbox is empty.
 
-    A child whose attempt fails is started again after a back-off if envelopes are left. Messages that come while this
-    supervisor does not run stay, and are served when it runs again.
+    A child whose attempt fails restarts after a back-off if envelopes are left. Messages that arrive while this
+    supervisor does not run stay in the mailboxes; the next run serves them.
 
     :param name: for errors
-    :param start: runs one attempt of a child, whose `context.name` is the key; mostly `serve_until_empty`. It must
-        work until its mailbox is empty: to return with envelopes left and none acked counts as a crash
-    :param mailbox_capacity: how many envelopes may queue for one child
-    :param max_deliveries: after so many deliveries that ended in the actor's death an envelope is given up
-    :param max_children: how many there may be at a time
-    :param shutdown_seconds: how long all of them together may take to empty their mailboxes when a stop was asked for
-    :param hang_seconds: how long a child may be busy without a heartbeat; found out at most a tenth later
-    :param intensity: when it gives up; counts over all children
-    :param backoff: how long it waits before a restart
-    :param random: a number from 0.0 to 1.0, for the jitter
-    :param observer: whom it tells what happens; by default the observer of its parent
-    :param kill_grace_seconds: how long an attempt may take to end after its cancellation
+    :param start: runs one attempt of a child, usually with `serve_until_empty`; `context.name` is the key. The attempt
+        must work until the mailbox is empty: a return with envelopes left, and none acked, counts as a crash
+    :param mailbox_capacity: the maximum number of envelopes that queue for one child
+    :param max_deliveries: an envelope is given up after this number of deliveries that ended in a crash or a hang
+    :param max_children: the maximum number of children at a time
+    :param shutdown_seconds: the time that all children together have to empty their mailboxes after a stop request
+    :param hang_seconds: the time that a child may be busy without a heartbeat. The check may be late by a tenth of it
+    :param intensity: the number of restarts, of all children together, after which the supervisor gives up
+    :param backoff: the wait before a restart
+    :param random: returns a number from 0.0 to 1.0, for the jitter
+    :param observer: receives the events; by default the observer of the parent
+    :param kill_grace_seconds: the time that a cancelled attempt has to end
     """
 
     def __init__(
@@ -85,47 +85,47 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
             self._wake,
         )
         self._attempts: set[Attempt] = set()
-        self._stop_by: float | None = None  # set once they are to empty their mailboxes and go
+        self._stop_by: float | None = None  # set when the children must empty their mailboxes and end
         self._halted = False  # no more attempts in this run
 
     def deliver_nowait(self, key: str, message: M) -> None:
-        """Put a message into a child's mailbox; makes the child when there is none.
+        """Put a message into a child's mailbox, and make the child if it does not exist.
 
-        :param key: whose
-        :param message: what to send
-        :raises MailboxFull: when its mailbox has no room, or there are too many children for one more
+        :param key: the key of the child
+        :param message: the message
+        :raises MailboxFull: when the mailbox is full, or a new child is needed and there are `max_children` already
         :raises MailboxClosed: after the end of the tree
         """
         self._children.deliver_nowait(key, message)
 
     async def deliver(self, key: str, message: M) -> None:
-        """Put a message into a child's mailbox, and wait for room: back-pressure.
+        """Put a message into a child's mailbox, and wait for room if there is none (back-pressure).
 
-        Cancellation while it waits leaves the message undelivered.
+        A call that is cancelled while it waits does not deliver the message.
 
-        :param key: whose
-        :param message: what to send
-        :raises MailboxClosed: after the end of the tree, also for those who wait
+        :param key: the key of the child
+        :param message: the message
+        :raises MailboxClosed: after the end of the tree, also in calls that already wait
         """
         await self._children.deliver(key, message)
 
     async def ask(self, key: str, build: Callable[[Reply[T]], M], timeout_seconds: float) -> T:
-        """Ask a child, and make it when there is none; see `Mailbox.ask`.
+        """Ask a child, and make the child if it does not exist; see `Mailbox.ask`.
 
-        :param key: whom
-        :param build: makes the message for a reply
-        :param timeout_seconds: one deadline for all of it
-        :raises MailboxFull: at once, when its mailbox has no room, or there are too many children for one more
-        :raises SupervisionError: as `Mailbox.ask` does
+        :param key: the key of the child
+        :param build: makes the message from a reply
+        :param timeout_seconds: one deadline for the whole call
+        :raises MailboxFull: at once, for the same reasons as `deliver_nowait`
+        :raises SupervisionError: for the same reasons as `Mailbox.ask`
         """
         return await self._children.ask(key, build, timeout_seconds)
 
     def kill(self, path: str, reason: str = "killed") -> bool:
-        """Cancel a child's attempt; treated as a crash.
+        """Cancel a child's attempt; the supervisor handles that like a crash.
 
-        :param path: the key
-        :param reason: for the observer
-        :returns: False when it does not run at the moment
+        :param path: the key of the child
+        :param reason: the reason to report to the observer
+        :returns: False when the child does not run at the moment
         :raises UnknownChild: when there is no such child now
         """
         child = self._children.by_key.get(path)
@@ -134,7 +134,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         return child.attempt is not None and child.attempt.cancel(reason)
 
     def snapshot(self) -> Snapshot:
-        """A picture; to be taken on the event loop. Of the children it lists a hundred, the unresponsive ones first."""
+        """A snapshot with at most a hundred children, the unresponsive ones first. Call it on the event loop only."""
         now = anyio.current_time()
         children = self._children.by_key.values()
         return Snapshot(
@@ -150,11 +150,11 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         )
 
     def close(self) -> None:
-        """Close all mailboxes: no run will follow."""
+        """Close all mailboxes, because no run will follow."""
         self._children.close()
 
     def attempt_ready(self) -> None:
-        """See `AttemptListener`: nobody waits for it."""
+        """See `AttemptListener`: no other child waits for this one."""
 
     def _begin(self) -> None:
         self._stop_by, self._halted = None, False
@@ -181,7 +181,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         return due
 
     def _enforce(self, now: float) -> float:
-        """Enforce the limits of all attempts, and say when to look again."""
+        """Enforce the limits of all attempts, and return the time of the next check."""
         kills, hangs = math.inf, math.inf
         for attempt in list(self._attempts):
             due = attempt.enforce(now)
@@ -190,18 +190,18 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
             else:
                 hangs = min(hangs, due)
         if (hang_seconds := self._limits.hang_seconds) is not None:
-            # Attempts that start later have all that time. Not each of thousands gets a look at all to itself.
+            # Later attempts have the full time. One check covers many attempts, because there may be thousands.
             hangs = min(max(hangs, now + hang_seconds / 10), now + hang_seconds)
         return min(kills, hangs)
 
     def _stopped(self) -> bool:
-        # Unresponsive attempts are not waited for.
+        # Do not wait for unresponsive attempts.
         if self._stop_by is None or any(not attempt.unresponsive for attempt in self._attempts):
             return False
         return self._halted or len(self._children.by_key) == len(self._attempts)
 
     def _wake(self, child: KeyedChild[M]) -> None:
-        # An envelope that waited for room may have been taken and dealt with, and its child retired, by now.
+        # By now the child may have handled an envelope that waited for room, and may be retired.
         if child.attempt is None and not child.backing_off and self._children.by_key.get(child.name) is child:
             self._launch(child)
 
@@ -218,7 +218,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     def _note_end(self, attempt: Attempt, ended: Exit) -> None:
         child = self._children.by_key[attempt.context.name]
         child.note_end(ended, self._backoff)
-        # Until it is decided what follows: an envelope that an observer sends from within its report must not start it.
+        # Set until `_follow_up` decides: the observer may send an envelope in between, which must not start the child.
         child.backing_off = True
         self._last_error = child.last_error or self._last_error
         self._attempts.discard(attempt)
@@ -228,7 +228,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     def _follow_up(self, attempt: Attempt, ended: Exit) -> None:
         child = self._children.by_key.get(attempt.context.name)
         if child is not None and not child.backing_off:
-            child = None  # the one that ended is retired, and an envelope of an observer made this one
+            child = None  # the child that ended is retired; an observer's envelope made this new one
         idle = child is not None and attempt.context.acked == 0
         if not self._halted and (ended.abnormal or idle):
             if not self._may_restart(ended.description):

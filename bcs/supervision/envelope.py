@@ -1,4 +1,4 @@
-"""What lies in a mailbox: a message, its envelope, and the slot for an answer."""
+"""The content of a mailbox: envelopes with messages, and the slots for answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Reply(Generic[T]):
-    """The slot for one answer; the first one wins and later ones are ignored."""
+    """The slot for one answer: the first answer wins, later answers are ignored."""
 
     __slots__ = ("_error", "_event", "_settled", "_value")
 
@@ -24,14 +24,14 @@ class Reply(Generic[T]):
 
     @property
     def settled(self) -> bool:
-        """Whether there is an answer, an error, or nobody left who waits."""
+        """True if the reply has an answer or an error; also after the ask timed out or was cancelled."""
         return self._settled
 
     def send(self, value: T) -> bool:
-        """Answer.
+        """Set the answer.
 
         :param value: the answer
-        :returns: False when it came too late
+        :returns: False when the reply was already settled
         """
         if self._settled:
             return False
@@ -40,10 +40,10 @@ class Reply(Generic[T]):
         return True
 
     def fail(self, error: BaseException) -> bool:
-        """Answer with an error, which the asker gets raised.
+        """Set an error, which `ask` then raises in the caller.
 
-        :param error: what to raise there
-        :returns: False when it came too late
+        :param error: the error
+        :returns: False when the reply was already settled
         """
         if self._settled:
             return False
@@ -54,9 +54,9 @@ class Reply(Generic[T]):
     async def wait(self) -> T:
         """Wait for the answer.
 
-        Cancellation leaves the slot open: another may still wait for it.
+        Cancellation leaves the slot open, because other tasks may wait for it too.
 
-        :raises BaseException: the error that it was failed with
+        :raises BaseException: the error that was set with `fail`
         """
         if not self._settled:
             if self._event is None:
@@ -65,10 +65,10 @@ class Reply(Generic[T]):
         return self.result()
 
     def result(self) -> T:
-        """The answer of a settled slot.
+        """The answer of a settled reply.
 
-        :raises BaseException: the error that it was failed with
-        :raises RuntimeError: when there is no answer yet
+        :raises BaseException: the error that was set with `fail`
+        :raises RuntimeError: when the reply is not settled
         """
         if not self._settled:
             raise RuntimeError("the reply is not settled")
@@ -84,13 +84,13 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Envelope(Generic[M]):
-    """A message on its way; two envelopes are never equal, even with equal messages.
+    """A message in a mailbox. Two envelopes are never equal, even with equal messages.
 
-    :param message: what was sent
-    :param enqueued_at: when it was sent, in seconds of anyio's clock
-    :param attempts: how many deliveries ended with a death of the actor that it may have caused: a crash or a hang
-    :param reply: where an answer goes, when it was an ask
-    :param last_error: what ended the last attempt whose death it may have caused
+    :param message: the message
+    :param enqueued_at: the time of sending, in seconds of anyio's clock
+    :param attempts: the number of deliveries after which the actor crashed or hung, maybe because of this message
+    :param reply: the slot for the answer, if the message is an ask
+    :param last_error: the error that ended the last of these deliveries
     """
 
     message: M
@@ -101,5 +101,5 @@ class Envelope(Generic[M]):
 
     @property
     def caller_gone(self) -> bool:
-        """Whether it was an ask for whose answer nobody waits any longer."""
+        """True if the message is an ask, and its caller does not wait for the answer any more."""
         return self.reply is not None and self.reply.settled

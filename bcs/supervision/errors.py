@@ -1,13 +1,13 @@
-"""What can go wrong in a tree of actors.
+"""The errors of a tree of actors.
 
 Exception
-└── SupervisionError               retryable says whether the same call may succeed later
+└── SupervisionError               retryable: True if the same call may succeed later
     ├── MailboxFull                yes: the actor is slower than its senders
     ├── MailboxClosed              no: the tree has ended
     ├── AskTimeout                 yes: no answer within the deadline
     ├── ActorDied                  yes: the target of an ask died before it answered
-    ├── RestartIntensityExceeded   no: a supervisor gave up and hands the failure to its parent
-    ├── UnknownChild               no: a path that names nothing
+    ├── RestartIntensityExceeded   no: a supervisor gave up and passes the failure to its parent
+    ├── UnknownChild               no: no child has this path
     └── UnexpectedCancellation     yes: a library leaked a native cancellation; counts as a crash
 """
 
@@ -17,16 +17,16 @@ from typing import ClassVar
 
 
 class SupervisionError(Exception):
-    """The root of everything this package raises."""
+    """The base class of all errors of this package."""
 
     retryable: ClassVar[bool] = False
 
 
 class MailboxFull(SupervisionError):
-    """The mailbox holds as many envelopes as it may.
+    """The mailbox is full, or the dynamic supervisor has no place for one more child.
 
-    :param mailbox: its name
-    :param capacity: how many envelopes (or, for a dynamic supervisor, children) it may hold
+    :param mailbox: the name of the mailbox, or of the supervisor
+    :param capacity: the maximum number of envelopes, or of children
     """
 
     retryable = True
@@ -38,9 +38,9 @@ class MailboxFull(SupervisionError):
 
 
 class MailboxClosed(SupervisionError):
-    """The mailbox takes no more envelopes.
+    """The mailbox accepts no more envelopes.
 
-    :param mailbox: its name
+    :param mailbox: the name of the mailbox
     """
 
     def __init__(self, mailbox: str) -> None:
@@ -52,7 +52,7 @@ class AskTimeout(SupervisionError):
     """An ask ended without an answer.
 
     :param mailbox: the name of the mailbox that was asked
-    :param timeout_seconds: how long the asker was ready to wait
+    :param timeout_seconds: the deadline of the ask
     """
 
     retryable = True
@@ -66,8 +66,8 @@ class AskTimeout(SupervisionError):
 class ActorDied(SupervisionError):
     """The target of an ask died before it replied.
 
-    :param actor: its path
-    :param reason: what ended it
+    :param actor: the path of the actor
+    :param reason: the reason of its end
     """
 
     retryable = True
@@ -79,12 +79,12 @@ class ActorDied(SupervisionError):
 
 
 class RestartIntensityExceeded(SupervisionError):
-    """A supervisor saw more restarts than it may and gave up.
+    """A supervisor gave up after too many restarts.
 
-    :param supervisor: its name
-    :param restarts: how many restarts were allowed
-    :param period_seconds: within which time
-    :param last_error: the failure that was one too many
+    :param supervisor: the name of the supervisor
+    :param restarts: the number of restarts that are allowed
+    :param period_seconds: the period for which that number holds
+    :param last_error: the failure that exceeded the limit
     """
 
     def __init__(self, supervisor: str, restarts: int, period_seconds: float, last_error: str) -> None:
@@ -96,10 +96,10 @@ class RestartIntensityExceeded(SupervisionError):
 
 
 class UnknownChild(SupervisionError):
-    """No such child.
+    """The supervisor has no child with this name.
 
-    :param supervisor: where it was looked for
-    :param name: what was looked for
+    :param supervisor: the name of the supervisor
+    :param name: the name, the path, or the key that was looked up
     """
 
     def __init__(self, supervisor: str, name: str) -> None:
@@ -109,22 +109,22 @@ class UnknownChild(SupervisionError):
 
 
 class UnexpectedCancellation(SupervisionError):
-    """A native cancellation came out of an actor that nobody had cancelled.
+    """A native cancellation ended an actor, although its supervisor had not cancelled the actor.
 
-    :param actor: its path
+    :param actor: the path of the actor
     """
 
     retryable = True
 
     def __init__(self, actor: str) -> None:
-        super().__init__(f"{actor}: a native cancellation leaked out of it, though nothing had cancelled it")
+        super().__init__(f"{actor}: a native cancellation leaked out of the actor, but nothing had cancelled the actor")
         self.actor = actor
 
 
 def describe(error: BaseException) -> str:
-    """One line about an error, with the leaves of a group: what a snapshot keeps, for it must not keep tracebacks.
+    """Describe an error, or the errors of a group, in one line. A snapshot stores this text and no tracebacks.
 
-    :param error: what was raised
+    :param error: the error
     """
     if isinstance(error, BaseExceptionGroup):
         return f"{type(error).__name__}({'; '.join(describe(leaf) for leaf in error.exceptions)})"

@@ -1,4 +1,4 @@
-"""How many restarts are too many."""
+"""The limit for the number of restarts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class RestartIntensity:
-    """OTP's restart intensity: more than so many restarts within a period, and a supervisor gives up.
+    """OTP's restart intensity: a supervisor gives up after too many restarts within a period.
 
-    :param max_restarts: how many are still fine
-    :param period_seconds: the length of the sliding window
-    :raises ValueError: for values that make no sense
+    :param max_restarts: the number of restarts that are allowed within the period
+    :param period_seconds: the length of the period, a sliding window
+    :raises ValueError: for invalid values
     """
 
     max_restarts: int = 10
@@ -21,7 +21,7 @@ class RestartIntensity:
 
     def __post_init__(self) -> None:
         if self.max_restarts < 0 or not self.period_seconds > 0:
-            raise ValueError(f"not an intensity: {self}")
+            raise ValueError(f"invalid intensity: {self}")
 
 
 DEFAULT_INTENSITY: Final = RestartIntensity()
@@ -40,9 +40,9 @@ class RestartWindow:
         self._restarts: deque[float] = deque()
 
     def allow(self, now: float) -> bool:
-        """Whether one more restart is fine; if so, it is counted.
+        """Count one more restart, and return True if it is allowed; a refused restart is not counted.
 
-        :param now: the present, in seconds of a monotonic clock
+        :param now: the current time, in seconds of a monotonic clock
         """
         while self._restarts and self._restarts[0] <= now - self._intensity.period_seconds:
             self._restarts.popleft()

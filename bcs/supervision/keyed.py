@@ -1,4 +1,4 @@
-"""The children of a dynamic supervisor, by key, and the way in for messages."""
+"""The children of a dynamic supervisor by key, and the delivery of messages to them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 T = TypeVar("T")
 
-LISTED = 100  # children in a snapshot
+LISTED = 100  # maximum number of children in a snapshot
 
 
 class KeyedChild(Child, Generic[M]):
-    """A mailbox with envelopes in it, and the attempt that works on them.
+    """A child with its mailbox, and the attempt that handles the envelopes.
 
-    :param key: what it is for
-    :param mailbox: its envelopes
+    :param key: the key of the child
+    :param mailbox: the mailbox of the child
     """
 
     __slots__ = ("backing_off", "own_mailbox")
@@ -36,19 +36,19 @@ class KeyedChild(Child, Generic[M]):
         self.own_mailbox = mailbox
 
     def forget_run(self) -> None:
-        """Forget what concerns one run of the supervisor only."""
+        """Reset the state that belongs to one run of the supervisor."""
         super().forget_run()
-        self.backing_off = False  # waits, and no envelope starts it
+        self.backing_off = False  # while True, no envelope starts the child
 
 
 class KeyedChildren(Generic[M]):
-    """Makes a child when the first message for its key comes, and bounds how many there are.
+    """Makes a child when the first message for its key arrives, and limits the number of children.
 
-    :param name: of the supervisor, for errors
+    :param name: the name of the supervisor, for errors
     :param make_mailbox: makes the mailbox for a key
-    :param max_children: how many there may be at a time
-    :param wake: called when an envelope was put in, for the child to get to work
-    :raises ValueError: for bounds that leave room for nothing
+    :param max_children: the maximum number of children at a time
+    :param wake: called after an envelope was put into a child's mailbox, so that the child starts to work
+    :raises ValueError: for limits below one
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class KeyedChildren(Generic[M]):
         wake: Callable[[KeyedChild[M]], None],
     ) -> None:
         if max_children < 1:
-            raise ValueError(f"{name}: max_children starts at 1")
-        make_mailbox("*")  # what is wrong with its bounds is said now, not when the first message comes
+            raise ValueError(f"{name}: max_children must be at least 1")
+        make_mailbox("*")  # checks the limits now, and not when the first message arrives
         self.by_key: dict[str, KeyedChild[M]] = {}
         self._name = name
         self._make_mailbox = make_mailbox
         self._max_children = max_children
         self._wake = wake
-        # First come, first served, among those that wait for a place.
+        # First come, first served among the senders that wait for a place.
         self._places = anyio.Semaphore(max_children)
         self._waiting: dict[str, list[anyio.CancelScope]] = {}
         self._closed = False
@@ -91,7 +91,7 @@ class KeyedChildren(Generic[M]):
             except MailboxClosed:
                 if self._closed:
                     raise
-                continue  # the child was retired while this waited
+                continue  # the child was retired while this call waited
             self._wake(child)
             return
 
@@ -101,7 +101,7 @@ class KeyedChildren(Generic[M]):
         try:
             reply = child.own_mailbox.post(build)
         except BaseException:
-            # One that was made for this message, which could not be built, has nothing to do.
+            # `build` failed: if the child was made for this message, the child has no work.
             if not child.own_mailbox.depth and child.attempt is None:
                 self.retire(child)
             raise
@@ -109,29 +109,29 @@ class KeyedChildren(Generic[M]):
         return await child.own_mailbox.answer(reply, timeout_seconds)
 
     def nodes(self, now: float, *, running: bool) -> tuple[Snapshot, ...]:
-        """Their part of a snapshot: a hundred, the unresponsive ones first.
+        """The nodes of a snapshot: at most a hundred children, the unresponsive ones first.
 
-        :param now: the present, in seconds of anyio's clock
-        :param running: whether the supervisor runs
+        :param now: the current time, in seconds of anyio's clock
+        :param running: True if the supervisor runs
         """
         children = sorted(self.by_key.values(), key=lambda child: not child.unresponsive)[:LISTED]
-        # Between two runs nobody backs off: the next run starts them all.
+        # Between two runs no child backs off: the next run starts all children.
         return tuple(
             child.node("actor", State.BACKING_OFF if running and child.backing_off else State.IDLE, now)
             for child in children
         )
 
     def retire(self, child: KeyedChild[M]) -> None:
-        """Forget a child whose mailbox is empty.
+        """Remove a child whose mailbox is empty.
 
-        :param child: which
+        :param child: the child
         """
         del self.by_key[child.name]
         child.own_mailbox.close()
         self._places.release()
 
     def close(self) -> None:
-        """Close all mailboxes, and take no more messages."""
+        """Close all mailboxes, and accept no more messages."""
         self._closed = True
         for child in self.by_key.values():
             child.own_mailbox.close()
@@ -151,13 +151,13 @@ class KeyedChildren(Generic[M]):
         return self._make(key)
 
     def _make(self, key: str) -> KeyedChild[M]:
-        """Make a child; whoever calls this holds a place and puts an envelope in before anything else runs."""
+        """Make a child. The caller holds a place, and must put an envelope into the mailbox before it awaits."""
         child = self.by_key[key] = KeyedChild(key, self._make_mailbox(key))
         self._end_waits(key)
         return child
 
     async def _wait_for_place(self, key: str) -> bool:
-        """Wait for a place for a new child; False when none is needed: another made that child, or all is over."""
+        """Wait for a place for a new child; False if no place is needed: the child exists, or the tree ended."""
         with anyio.CancelScope() as scope:
             self._waiting.setdefault(key, []).append(scope)
             try:
@@ -169,7 +169,7 @@ class KeyedChildren(Generic[M]):
         if scope.cancelled_caught:
             return False
         if self._closed or key in self.by_key:
-            self._places.release()  # it came in the same moment
+            self._places.release()  # the place became free in the same moment
             return False
         return True
 

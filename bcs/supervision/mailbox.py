@@ -1,7 +1,7 @@
 """A bounded mailbox that outlives its actor.
 
-Nothing is ever handed from a sender to a waiting receiver: a receiver waits for the news that something came, and then
-takes it without a pause. So a cancelled receive cannot lose an envelope, however the cancellation came about.
+A sender never passes an envelope directly to a waiting receiver. A receiver waits for the event that an envelope has
+arrived, and then takes the envelope without an await. So no kind of cancellation can lose an envelope.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[M]):
-    """Envelopes for one actor: queued, unacked, or to be delivered again.
+    """Envelopes for one actor: queued, unacked, or waiting for redelivery.
 
-    What is unacked or to be delivered again does not count against the capacity.
+    Only queued envelopes count against the capacity.
 
     :param name: for errors and snapshots
-    :param capacity: how many envelopes may queue, or `math.inf`
-    :param max_deliveries: after so many deliveries that ended in the actor's death `serve` gives an envelope up
-    :param clock: of the event loop; shared by mailboxes that do not live long
+    :param capacity: the maximum number of queued envelopes, or `math.inf`
+    :param max_deliveries: `serve` gives an envelope up after this number of deliveries that ended in a crash or a hang
+    :param clock: the clock of the event loop; short-lived mailboxes share one
     :raises ValueError: for a capacity or a number of deliveries below one
     """
 
     def __init__(self, name: str, capacity: float, max_deliveries: int = 3, *, clock: LoopClock | None = None) -> None:
         if capacity < 1 or max_deliveries < 1:
-            raise ValueError(f"{name}: capacity and max_deliveries start at 1")
+            raise ValueError(f"{name}: capacity and max_deliveries must be at least 1")
         self.name = name
         self.capacity = capacity if math.isinf(capacity) else int(capacity)
         self.max_deliveries = max_deliveries
@@ -57,50 +57,50 @@ class Mailbox(Generic[M]):
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more envelopes."""
+        """True if the mailbox accepts no more envelopes."""
         return self._queue.closed
 
     @property
     def depth(self) -> int:
-        """How many envelopes are queued, unacked, or to be delivered again."""
+        """The number of envelopes that are queued, unacked, or waiting for redelivery."""
         return len(self._queue) + len(self._redelivery) + len(self._unacked)
 
     @property
     def unacked(self) -> tuple[Envelope[M], ...]:
-        """The envelopes that were received and not yet acked."""
+        """The envelopes that the actor received and has not acked yet."""
         return tuple(self._unacked)
 
     @property
     def pending_asks(self) -> int:
-        """How many asks wait for an answer."""
+        """The number of asks that wait for an answer."""
         return len(self._asks)
 
     def oldest_age_seconds(self, now: float) -> float:
-        """How long the oldest envelope has been here, 0.0 when there is none.
+        """The age of the oldest envelope, 0.0 when there is none.
 
-        :param now: the present, in seconds of anyio's clock
+        :param now: the current time, in seconds of anyio's clock
         """
         head = self._queue.peek()
         times = [envelope.enqueued_at for envelope in (*self._unacked, *self._redelivery, *([head] if head else []))]
         return max(0.0, now - min(times)) if times else 0.0
 
     def send_nowait(self, message: M) -> None:
-        """Put a message in.
+        """Put a message into the mailbox.
 
-        :param message: what to send
-        :raises MailboxFull: when there is no room
+        :param message: the message
+        :raises MailboxFull: when the mailbox is full
         :raises MailboxClosed: after `close`
         """
         self._put(Envelope(message, self.clock()))
 
     async def send(self, message: M) -> None:
-        """Put a message in, and wait for room when there is none: back-pressure.
+        """Put a message into the mailbox, and wait for room if there is none (back-pressure).
 
-        First come, first served holds for one sender; among several, trio wakes them in any order. Cancellation while
-        it waits leaves nothing in the mailbox.
+        The messages of one sender keep their order; several waiting senders may be served in any order (on trio). A
+        call that is cancelled while it waits leaves nothing in the mailbox.
 
-        :param message: what to send
-        :raises MailboxClosed: after `close`, also for those who wait
+        :param message: the message
+        :raises MailboxClosed: after `close`, also in calls that already wait
         """
         envelope = Envelope(message, self.clock())
         try:
@@ -110,29 +110,29 @@ class Mailbox(Generic[M]):
                 await self._queue.put(envelope)
             except anyio.ClosedResourceError:
                 raise MailboxClosed(self.name) from None
-            # Room may have come while this gave way, and the receiver may be waiting again.
+            # The receiver may have emptied the mailbox while this task yielded, and may wait again.
             self.wake()
 
     async def ask(self, build: Callable[[Reply[T]], M], timeout_seconds: float) -> T:
-        """Send a message that carries a reply, and wait for the answer; it always ends.
+        """Send a message that carries a reply, and wait for the answer. The call always ends.
 
-        A timeout or a cancellation leaves the envelope in the mailbox, with its caller gone, for the actor to skip.
+        After a timeout or a cancellation the envelope stays in the mailbox; the actor may skip it, see `caller_gone`.
 
-        :param build: makes the message for a reply
-        :param timeout_seconds: one deadline for all of it
-        :raises MailboxFull: at once, when there is no room
-        :raises MailboxClosed: after `close`, or when it comes while waiting
+        :param build: makes the message from a reply
+        :param timeout_seconds: one deadline for the whole call
+        :raises MailboxFull: at once, when the mailbox is full
+        :raises MailboxClosed: after `close`, also in calls that already wait
         :raises ActorDied: when the actor died before it replied
         :raises AskTimeout: after the deadline
-        :raises BaseException: what the actor failed the reply with
+        :raises BaseException: the error that the actor set
         """
         return await self.answer(self.post(build), timeout_seconds)
 
     def post(self, build: Callable[[Reply[T]], M]) -> Reply[T]:
-        """The first half of `ask`: put the message in. Whoever calls it must go on to `answer`.
+        """The first half of `ask`: put the message into the mailbox. The caller must call `answer` next.
 
-        :param build: makes the message for a reply
-        :raises MailboxFull: when there is no room
+        :param build: makes the message from a reply
+        :raises MailboxFull: when the mailbox is full
         :raises MailboxClosed: after `close`
         """
         reply: Reply[T] = Reply()
@@ -143,27 +143,27 @@ class Mailbox(Generic[M]):
     async def answer(self, reply: Reply[T], timeout_seconds: float) -> T:
         """The second half of `ask`: wait for the answer.
 
-        :param reply: what `post` returned
-        :param timeout_seconds: how long
-        :raises SupervisionError: as `ask` does
+        :param reply: the reply that `post` returned
+        :param timeout_seconds: the maximum time to wait
+        :raises SupervisionError: for the same reasons as `ask`
         """
         return await self._asks.answer(reply, timeout_seconds)
 
     def receive_nowait(self, limit: int = 1) -> list[Envelope[M]]:
-        """Receive what waits.
+        """Take the waiting envelopes; they are unacked until `ack`.
 
-        Envelopes that are delivered again come first. One that may have caused a death comes alone, so that a poisonous
-        one harms no other.
+        Envelopes for redelivery come first. An envelope that may have caused a failure comes alone, so that a poisonous
+        message cannot harm other messages.
 
-        :param limit: at most so many envelopes
-        :returns: nothing when nothing waits
+        :param limit: the maximum number of envelopes
+        :returns: an empty list when no envelope waits
         :raises RuntimeError: while envelopes are unacked
         :raises ValueError: for a limit below one
         """
         if self._unacked:
             raise RuntimeError(f"{self.name}: {len(self._unacked)} envelopes are not acked")
         if limit < 1:
-            raise ValueError("limit starts at 1")
+            raise ValueError("limit must be at least 1")
         if self._redelivery and self._redelivery[0].attempts:
             self._unacked.append(self._redelivery.popleft())
             return list(self._unacked)
@@ -175,12 +175,12 @@ class Mailbox(Generic[M]):
         return list(self._unacked)
 
     async def receive(self, limit: int = 1) -> list[Envelope[M]]:
-        """Receive what waits, and wait for it when there is nothing.
+        """Take the waiting envelopes, and wait for the first one if there is none.
 
-        Cancellation leaves nothing unacked and everything in the mailbox.
+        A cancelled call takes no envelope.
 
-        :param limit: at most so many envelopes
-        :raises MailboxClosed: when it is closed and nothing is left
+        :param limit: the maximum number of envelopes
+        :raises MailboxClosed: when the mailbox is closed and empty
         :raises RuntimeError: while envelopes are unacked
         """
         await checkpoint()
@@ -191,18 +191,18 @@ class Mailbox(Generic[M]):
         return envelopes
 
     async def arrival(self) -> None:
-        """Wait until something may have come: an envelope, `close`, or `wake`. Look first, or you wait too long."""
+        """Wait for an envelope, for `close`, or for `wake`. Check the mailbox first: earlier events do not count."""
         if self._arrival is None or self._arrival.is_set():
             self._arrival = anyio.Event()
         await self._arrival.wait()
 
     def wake(self) -> None:
-        """End the wait of `arrival`."""
+        """End all waits of `arrival`."""
         if self._arrival is not None:
             self._arrival.set()
 
     def ack(self, envelopes: Iterable[Envelope[M]]) -> None:
-        """Let go of envelopes that are done with; those that are not unacked are ignored.
+        """Acknowledge envelopes: the mailbox drops them. Envelopes that are not unacked are ignored.
 
         :param envelopes: envelopes that were received
         """
@@ -210,11 +210,11 @@ class Mailbox(Generic[M]):
         self._unacked = [envelope for envelope in self._unacked if id(envelope) not in done]
 
     def redeliver(self, died: ActorDied, *, failure_cause: BaseException | None = None) -> None:
-        """Called when an attempt of the actor ended: what it had unacked comes again, and no ask goes on waiting.
+        """Queue the unacked envelopes for redelivery, and fail all asks; called when an attempt of the actor ended.
 
-        Every ask that has no answer yet fails, also one whose envelope was acked: whoever held its reply is gone.
+        Every ask without an answer fails, also if its envelope was acked, because the attempt with the reply is gone.
 
-        :param died: what those who asked are told
+        :param died: the error for the callers
         :param failure_cause: the error that ended the attempt, if an unacked envelope may have caused it. None after a
             kill: an envelope must not be given up for kills, however many there are
         """
@@ -227,7 +227,7 @@ class Mailbox(Generic[M]):
         self._asks.fail_all(lambda: ActorDied(actor, reason))
 
     def close(self) -> None:
-        """Take no more envelopes and fail the pending asks; what is in the mailbox can still be received."""
+        """Accept no more envelopes, and fail the pending asks. The actor can still receive the remaining envelopes."""
         if not self.closed:
             self._queue.close()
             self._asks.fail_all(lambda: MailboxClosed(self.name))

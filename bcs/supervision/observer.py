@@ -1,4 +1,4 @@
-"""What happens in a tree, told to whoever keeps logs and metrics."""
+"""The events of a tree, for logs and metrics."""
 
 from __future__ import annotations
 
@@ -12,51 +12,52 @@ _log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Called synchronously, on the event loop: be quick. What it raises is logged and otherwise ignored.
+    """Receives the events of a tree, synchronously and on the event loop: the methods must be fast.
 
-    A path is the names from below the root, joined by "/", like "batches/router"; the root's own path is "". A child
-    of a dynamic supervisor is started and retired with every burst of messages, and is reported each time.
+    Errors of an observer are logged and then ignored. A path consists of the names below the root, joined by "/", like
+    "batches/router"; the path of the root is "". A child of a dynamic supervisor starts and ends with every burst of
+    messages, and the observer is notified each time.
     """
 
     def actor_started(self, path: str, incarnation: int) -> None:
-        """An attempt begins.
+        """An attempt starts.
 
-        :param path: of the actor
-        :param incarnation: 1 for its first attempt
+        :param path: the path of the actor
+        :param incarnation: the number of the attempt; the first one has 1
         """
 
     def actor_ended(self, path: str, incarnation: int, reason: str, error: BaseException | None) -> None:
         """An attempt ended.
 
-        :param path: of the actor
-        :param incarnation: 1 for its first attempt
-        :param reason: "returned", "stopped" (returned after a stop was asked for), "crashed", "cancelled" (from
-            outside, with everything around it), "hung", "start timeout", "shutdown timeout", or the reason of a kill
-        :param error: what it raised
+        :param path: the path of the actor
+        :param incarnation: the number of the attempt; the first one has 1
+        :param reason: "returned", "stopped" (returned after a stop request), "crashed", "cancelled" (from outside,
+            together with its supervisor), "hung", "start timeout", "shutdown timeout", or the reason of a kill
+        :param error: the error that the attempt raised
         """
 
     def actor_restarting(self, path: str, delay_seconds: float) -> None:
         """An attempt failed, or a permanent child returned, and another attempt will follow.
 
-        :param path: of the actor
-        :param delay_seconds: the back-off; with one_for_all and rest_for_one it begins when all affected have stopped
+        :param path: the path of the actor
+        :param delay_seconds: the back-off; with one_for_all and rest_for_one it begins when the whole group has stopped
         """
 
     def actor_unresponsive(self, path: str) -> None:
         """An attempt ignores its cancellation.
 
-        :param path: of the actor
+        :param path: the path of the actor
         """
 
     def intensity_exceeded(self, path: str) -> None:
         """A supervisor gives up.
 
-        :param path: of the supervisor
+        :param path: the path of the supervisor
         """
 
 
 class NullObserver:
-    """Looks away."""
+    """An observer that does nothing."""
 
     def actor_started(self, path: str, incarnation: int) -> None:
         """Nothing."""
@@ -75,12 +76,12 @@ class NullObserver:
 
 
 def notify(call: Callable[..., None], *arguments: object) -> None:
-    """Call an observer's method, and survive it: a broken log line must not take down a tree.
+    """Call an observer's method, and log its errors: a broken observer must not stop a tree.
 
     :param call: the bound method
-    :param arguments: its arguments
+    :param arguments: the arguments
     """
     try:
         call(*arguments)
-    except Exception:  # noqa: BLE001 - whatever it is
+    except Exception:  # noqa: BLE001 - any error of an observer
         _log.exception("an observer failed")

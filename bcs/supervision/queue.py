@@ -1,4 +1,4 @@
-"""A bounded queue: anyio's memory stream, with a view of its head, and with its rest left after it was closed."""
+"""A bounded queue on anyio's memory stream: the head can be read, and items can be taken after the close."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ T = TypeVar("T")
 
 
 class Queue(Generic[T]):
-    """First in, first out, for each sender; among several that wait for room, trio wakes them in any order.
+    """First in, first out for each sender; several waiting senders may be served in any order (on trio).
 
-    Items are told apart by identity.
+    Items are compared by identity.
 
-    :param capacity: how many items, or `math.inf`
+    :param capacity: the maximum number of items, or `math.inf`
     """
 
     def __init__(self, capacity: float) -> None:
         self._sender, self._receiver = anyio.create_memory_object_stream[T](capacity)
-        # The stream does not let us look at its head, so this mirrors it (senders that wait for room included).
+        # The stream gives no access to its head, so this deque mirrors the stream, with the waiting senders' items.
         self._order: deque[T] = deque()
         self._rest: deque[T] | None = None
 
     def __del__(self) -> None:
-        # A queue that was never closed holds nothing but memory: not worth anyio's ResourceWarning.
+        # A queue that was never closed holds only memory, so anyio's ResourceWarning would be noise.
         for name in ("_sender", "_receiver"):
             stream = getattr(self, name, None)
             if stream is not None:
@@ -37,29 +37,29 @@ class Queue(Generic[T]):
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more items."""
+        """True if the queue accepts no more items."""
         return self._rest is not None
 
     def peek(self) -> T | None:
-        """The item that comes next; None when there is none."""
+        """The next item, which stays in the queue; None when the queue is empty."""
         items = self._order if self._rest is None else self._rest
         return items[0] if items else None
 
     def put_nowait(self, item: T) -> None:
-        """Put an item in.
+        """Put an item into the queue.
 
-        :param item: what
-        :raises anyio.WouldBlock: when there is no room
-        :raises anyio.ClosedResourceError: when it is closed
+        :param item: the item
+        :raises anyio.WouldBlock: when the queue is full
+        :raises anyio.ClosedResourceError: when the queue is closed
         """
         self._sender.send_nowait(item)
         self._order.append(item)
 
     async def put(self, item: T) -> None:
-        """Put an item in, and wait for room; cancellation while it waits leaves nothing behind.
+        """Put an item into the queue, and wait for room. A cancelled call leaves nothing in the queue.
 
-        :param item: what
-        :raises anyio.ClosedResourceError: when it is closed, also for those who wait
+        :param item: the item
+        :raises anyio.ClosedResourceError: when the queue is closed, also in calls that already wait
         """
         self._order.append(item)
         try:
@@ -69,7 +69,7 @@ class Queue(Generic[T]):
             raise
 
     def take_nowait(self) -> T | None:
-        """Take the next item; None when there is none."""
+        """Take the next item; None when the queue is empty."""
         if self._rest is not None:
             return self._rest.popleft() if self._rest else None
         try:
@@ -80,7 +80,7 @@ class Queue(Generic[T]):
         return item
 
     def close(self) -> None:
-        """Take no more items; what is in it can still be taken."""
+        """Accept no more items. The remaining items can still be taken."""
         if self._rest is None:
             self._sender.close()
             rest: deque[T] = deque()
@@ -93,6 +93,6 @@ class Queue(Generic[T]):
         if self._order and self._order[0] is item:
             self._order.popleft()
         else:
-            # Out of step: a sender that gave up, or one that others overtook while it gave way.
+            # The order differs: a waiting sender was cancelled, or other senders overtook it.
             with suppress(ValueError):
                 self._order.remove(item)

@@ -1,4 +1,4 @@
-"""A picture of a tree at one instant."""
+"""A snapshot of a tree at one instant."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """Where a child stands."""
+    """The state of a child."""
 
-    IDLE = "idle"  # not started yet, or its supervisor does not run
+    IDLE = "idle"  # not started yet, or the supervisor does not run
     STARTING = "starting"  # an attempt runs and is not ready yet
     RUNNING = "running"
     STOPPING = "stopping"  # asked to stop, or cancelled
     BACKING_OFF = "backing_off"  # between two attempts
     UNRESPONSIVE = "wedged"  # ignores its cancellation; readers of the JSON know the value
-    ENDED = "ended"  # will not be started again by this run of its supervisor
+    ENDED = "ended"  # the current run of the supervisor will not start it again
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One node and what is below it.
+    """One node of a tree, and everything below it.
 
-    :param name: of the child; the key, for a child of a dynamic supervisor
-    :param kind: what it is
-    :param state: where it stands
-    :param incarnation: how many attempts there were
-    :param restarts: how many of these followed another one in the same run of its supervisor, whatever had ended that:
-        a failure, a return, or the restart of a sibling, as the strategy has it
-    :param last_error: what ended the last attempt that failed
-    :param mailbox_depth: envelopes queued, unacked, and to be delivered again; for a dynamic supervisor of all children
-    :param mailbox_capacity: None where there is no mailbox
-    :param oldest_message_seconds: the age of the oldest envelope, 0.0 without one
-    :param busy_seconds: since the last heartbeat, 0.0 while idle
-    :param children: in order; a dynamic supervisor lists unresponsive ones first, and not more than a hundred or so
-    :param total_children: how many there are
+    :param name: the name of the child; the key, for a child of a dynamic supervisor
+    :param kind: the kind of the node
+    :param state: the state of the node
+    :param incarnation: the number of attempts so far
+    :param restarts: the number of attempts that followed an earlier attempt in the same run of the supervisor: after a
+        failure, after a return, or together with a sibling, as the strategy says
+    :param last_error: the error that ended the last failed attempt
+    :param mailbox_depth: envelopes queued, unacked, or waiting for redelivery; the sum for a dynamic supervisor
+    :param mailbox_capacity: None if there is no mailbox
+    :param oldest_message_seconds: the age of the oldest envelope, 0.0 when there is none
+    :param busy_seconds: the time since the last heartbeat, 0.0 while idle
+    :param children: in their order; a dynamic supervisor lists at most a hundred, the unresponsive ones first
+    :param total_children: the number of all children
     """
 
     name: str
@@ -57,11 +57,11 @@ class Snapshot:
 
     @property
     def healthy(self) -> bool:
-        """False when an attempt here or below ignores its cancellation: only a new process helps."""
+        """False when an attempt here or below is unresponsive: then only a new process helps."""
         return self.state is not State.UNRESPONSIVE and all(child.healthy for child in self.children)
 
     def iter_flat(self) -> Iterator[tuple[str, Snapshot]]:
-        """Every node below this one with its path, parents before children."""
+        """Iterate over all nodes below this one with their paths, parents before children."""
         for child in self.children:
             yield child.name, child
             for path, node in child.iter_flat():

@@ -1,4 +1,4 @@
-"""What a supervisor is told about a child."""
+"""The specification of a child."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Restart(Enum):
-    """When an attempt's end is followed by another attempt (OTP's restart types)."""
+    """The cases in which a child restarts after the end of an attempt (OTP's restart types)."""
 
     PERMANENT = "permanent"  # always
     TRANSIENT = "transient"  # after a crash, a kill, a hang
@@ -21,28 +21,28 @@ class Restart(Enum):
 
 
 class Strategy(Enum):
-    """Whom a restart concerns (OTP's supervision strategies)."""
+    """The children that restart together (OTP's supervision strategies)."""
 
-    ONE_FOR_ONE = "one_for_one"  # the child alone
+    ONE_FOR_ONE = "one_for_one"  # only the child
     ONE_FOR_ALL = "one_for_all"  # every child
-    REST_FOR_ONE = "rest_for_one"  # the child and those that started after it
+    REST_FOR_ONE = "rest_for_one"  # the child and the children after it
 
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
     """One child of a supervisor.
 
-    When `start` is the bound `run` of a Supervisor or DynamicSupervisor the child is a subtree: kills, snapshots and
-    paths reach into it. So pass the bound method itself; a wrapper around it hides the subtree.
+    If `start` is the bound method `run` of a Supervisor or DynamicSupervisor, the child is a subtree: kills, snapshots
+    and paths reach into it. Pass the bound method itself, because a wrapper hides the subtree.
 
-    :param name: unique among its siblings, without "/"
+    :param name: unique among the siblings, without "/"
     :param start: runs one attempt
-    :param restart: when to start it again
-    :param shutdown_seconds: how long it may take after it was asked to stop, before it is cancelled
-    :param start_timeout_seconds: how long it may take to report ready, before it is cancelled and tried again
-    :param hang_seconds: how long it may be busy without a heartbeat before it is cancelled and started again; None:
-        no watchdog. The clock runs only from the first heartbeat
-    :param mailbox: its envelopes, kept over all attempts; one mailbox for one child
+    :param restart: the cases in which the child restarts
+    :param shutdown_seconds: the time from a stop request to the cancellation of an attempt that still runs
+    :param start_timeout_seconds: the time to report ready; after that the attempt is cancelled and restarted
+    :param hang_seconds: the time that an attempt may be busy without a heartbeat; after that the attempt is cancelled
+        and restarted. The watchdog starts with the first heartbeat. None: no watchdog
+    :param mailbox: the mailbox of the child, for all its attempts; two children must not share a mailbox
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A supervisor of children that are known beforehand."""
+"""A supervisor with a fixed list of children."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class StaticChild(Child):
     """A child with a specification.
 
-    :param index: its place among its siblings
-    :param spec: what it is
+    :param index: the position among the siblings
+    :param spec: the specification
     """
 
     __slots__ = ("index", "spec", "subtree")
@@ -41,17 +41,17 @@ class StaticChild(Child):
 
 
 class Supervisor(BaseSupervisor):
-    """Starts its children in order, restarts them as their kind and its strategy say, and stops them in reverse order.
+    """Starts its children in order, restarts them by restart type and strategy, and stops them in reverse order.
 
-    :param name: for errors, and in snapshots of the root
-    :param children: what to start
-    :param strategy: whom a restart concerns
-    :param intensity: when it gives up and leaves the failure to its parent
-    :param backoff: how long it waits before a restart
-    :param random: a number from 0.0 to 1.0, for the jitter
-    :param observer: whom it tells what happens; by default the observer of its parent
-    :param kill_grace_seconds: how long an attempt may take to end after its cancellation
-    :raises ValueError: for names that are not unique or have a "/", and for what two children share: a mailbox, or a
+    :param name: for errors, and for snapshots of the root
+    :param children: the specifications of the children
+    :param strategy: the children that restart together
+    :param intensity: the number of restarts after which the supervisor gives up and passes the failure to its parent
+    :param backoff: the wait before a restart
+    :param random: returns a number from 0.0 to 1.0, for the jitter
+    :param observer: receives the events; by default the observer of the parent
+    :param kill_grace_seconds: the time that a cancelled attempt has to end
+    :raises ValueError: for names that are empty, not unique, or contain "/", and if two children share a mailbox or a
         supervisor
     """
 
@@ -82,16 +82,16 @@ class Supervisor(BaseSupervisor):
         if len(self._by_name) < len(children) or len(set(owned)) < len(owned):
             raise ValueError(f"{name}: two children share a name, a mailbox, or a supervisor")
         if any("/" in child.name or not child.name for child in self._children):
-            raise ValueError(f'{name}: a name is not empty and has no "/"')
+            raise ValueError(f'{name}: the name of a child must not be empty and must not contain "/"')
         self._halting: int | None = None  # children from this index on are being stopped
-        self._delay = 0.0  # and started again after this time
+        self._delay = 0.0  # and restart after this wait
         self.attach("", self._observer)
 
     def attach(self, path: str, observer: Observer) -> None:
-        """Take a place in a tree, and attach those below.
+        """Set the place of this supervisor in a tree, and of the supervisors below it.
 
-        :param path: of this supervisor
-        :param observer: of the parent
+        :param path: the path of this supervisor
+        :param observer: the observer of the parent
         """
         super().attach(path, observer)
         for child in self._children:
@@ -99,12 +99,12 @@ class Supervisor(BaseSupervisor):
                 child.subtree.attach(self._path_of(child.name), self._observer)
 
     def kill(self, path: str, reason: str = "killed") -> bool:
-        """Cancel an attempt; its supervisor treats that as a crash. Killing a supervisor kills all below it.
+        """Cancel an attempt; its supervisor handles that like a crash. A killed supervisor ends everything below it.
 
-        :param path: like "intake" or "batches/router"; below a dynamic supervisor the rest of it is the key
-        :param reason: for the observer
-        :returns: False when it does not run at the moment
-        :raises UnknownChild: when nothing has that path
+        :param path: like "intake" or "batches/router"; below a dynamic supervisor the rest of the path is the key
+        :param reason: the reason to report to the observer
+        :returns: False when the actor does not run at the moment
+        :raises UnknownChild: when no child has that path
         """
         name, slash, rest = path.partition("/")
         child = self._by_name.get(name)
@@ -117,7 +117,7 @@ class Supervisor(BaseSupervisor):
         return child.subtree.kill(rest, reason)
 
     def snapshot(self) -> Snapshot:
-        """A picture of this supervisor and what is below it; to be taken on the event loop."""
+        """A snapshot of this supervisor and of everything below it. Call it on the event loop only."""
         now = anyio.current_time()
         return Snapshot(
             name=self.name,
@@ -130,7 +130,7 @@ class Supervisor(BaseSupervisor):
         )
 
     def close(self) -> None:
-        """Close all mailboxes here and below: no run will follow."""
+        """Close all mailboxes here and below, because no run will follow."""
         for child in self._children:
             if child.mailbox is not None:
                 child.mailbox.close()
@@ -156,7 +156,7 @@ class Supervisor(BaseSupervisor):
         return min([due, *(child.attempt.enforce(now) for child in self._children if child.attempt is not None)])
 
     def _all_halted(self) -> bool:
-        """Stop the last child that still runs, or, when there is none, say when the affected ones start again."""
+        """Stop the last affected child that runs. If none runs, schedule the restarts and return True."""
         affected = self._children[self._halting :]
         now = anyio.current_time()
         for child in reversed(affected):
@@ -169,13 +169,13 @@ class Supervisor(BaseSupervisor):
         for child in affected:
             # As in OTP: a transient child that had returned starts again with its group, a temporary one does not.
             child.done = child.started and child.spec.restart is Restart.TEMPORARY
-            # A restart that began at an earlier child does not cut short what this one had to wait.
+            # A group restart must not shorten the wait that a child already has.
             child.not_before = max(child.not_before, now + self._delay)
         self._halting, self._delay = None, 0.0
         return True
 
     def _start_due(self, now: float) -> float:
-        """Start the children whose turn it is, and say when the next one's turn is."""
+        """Start the children that are due, and return the time at which the next child is due."""
         due = math.inf
         all_ready = True
         for child in self._children:
@@ -184,7 +184,7 @@ class Supervisor(BaseSupervisor):
             if child.attempt is not None:
                 all_ready = all_ready and child.attempt.ready
                 continue
-            # A restart under one_for_one waits for nobody; everything else waits for those before it.
+            # A restart under one_for_one does not wait; every other start waits until the earlier children are ready.
             if all_ready or (child.started and self._strategy is Strategy.ONE_FOR_ONE):
                 if child.not_before <= now:
                     self._launch(child)
@@ -207,7 +207,7 @@ class Supervisor(BaseSupervisor):
         self.attempt_changed()
         child = self._by_name[attempt.context.name]
         if self._ending or attempt.asked_to_stop or (self._halting is not None and child.index >= self._halting):
-            return  # starts again with its group, if at all
+            return  # the child restarts with its group, or not at all
         restart = child.spec.restart
         if restart is Restart.TEMPORARY or (restart is Restart.TRANSIENT and not ended.abnormal):
             child.done = True
@@ -216,7 +216,7 @@ class Supervisor(BaseSupervisor):
             if self._strategy is Strategy.ONE_FOR_ONE:
                 child.not_before = anyio.current_time() + delay
             else:
-                # Those that are being stopped already come after this one, and just go on.
+                # Children that are already stopping have a higher index, so they stay in the group.
                 self._halting = 0 if self._strategy is Strategy.ONE_FOR_ALL else child.index
                 self._delay = max(self._delay, delay)
             notify(self._observer.actor_restarting, attempt.path, delay)

@@ -1,4 +1,4 @@
-"""Run a whole tree from its root."""
+"""Run a whole tree."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ async def run_tree(
     shutdown_seconds: float,
     started: Callable[[], None] | None = None,
 ) -> bool:
-    """Run a tree until `stop` is set, and stop it in order. Its mailboxes are closed at the end, however it comes.
+    """Run a tree until `stop` is set, then stop the tree in order. The mailboxes are closed after every kind of end.
 
-    Cancellation cancels everything at once. No coroutine can be made to end: while an actor ignores its cancellation
-    this does not return, so a process needs a last resort of its own.
+    Cancellation cancels all actors at once. Python cannot force a coroutine to end: this function does not return while
+    an actor ignores its cancellation. So the process needs its own last resort.
 
-    :param root: what to run
-    :param stop: set it to stop the children gracefully, in reverse order
-    :param shutdown_seconds: for all of that together; then what is left is cancelled
+    :param root: the root of the tree
+    :param stop: set this event to stop the children gracefully, in reverse order
+    :param shutdown_seconds: the time for the whole stop; after that the remaining actors are cancelled
     :param started: called once, when every child has reported ready
-    :returns: False when the time to stop was not enough
+    :returns: False when the time for the stop was not enough
     :raises RestartIntensityExceeded: when the root gave up
-    :raises UnexpectedCancellation: when something natively cancelled a task of the tree that nobody can restart
+    :raises UnexpectedCancellation: when other code natively cancelled a task of the tree that no supervisor can restart
     """
     context: ActorContext[Any] = ActorContext(root.name, on_ready=started)
-    failure: BaseException | None = UnexpectedCancellation(root.name)  # unless the root is seen to end
+    failure: BaseException | None = UnexpectedCancellation(root.name)  # replaced when the root ends in a known way
     scope = anyio.CancelScope()
 
     def stop_now() -> None:
@@ -48,7 +48,7 @@ async def run_tree(
         stop_now()
 
     if stop.is_set():
-        stop_now()  # before anything has started
+        stop_now()  # before any child starts
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(stop_when_asked)

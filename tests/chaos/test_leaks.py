@@ -164,7 +164,7 @@ def holdings(service: RunningService, ports: dict[int | None, str]) -> Counter[s
     alive = Counter(type(one) for one in objects)
     held = Counter({kind.__name__: alive[kind] for kind in OBJECTS})
     held["tasks"] = service.call(lambda: len(asyncio.all_tasks()))
-    held["letters"] = sum(child.mailbox_depth for child in service.snapshot().children)
+    held["envelopes"] = sum(child.mailbox_depth for child in service.snapshot().children)
     held["messages under way"] = sum(one.messages for one in objects if type(one) is InFlight)
     held["offsets remembered"] = sum(one.remembered for one in objects if type(one) is OffsetTracker)
     held += connections(ports)

@@ -102,7 +102,7 @@ async def seconds_to_the_end_of_asks(service: RunningService, deaths: Deaths, ba
         assert ends == []
         ordered = monotonic()
         deaths.die(service, batch, how)
-    # Nobody waits for these letters any more, and nobody was told that they were recorded.
+    # The callers of these envelopes are gone, and no caller was told that the facts were recorded.
     await wait_until(lambda: waiting_for(service, batch) == 0)
     assert (await service.service.store.state(batch)).empty
     return [end - ordered for end in ends]

@@ -131,7 +131,7 @@ async def flowing(traffic: Traffic) -> None:
 
 
 async def kill_batches_at_work(service: RunningService, batches: list[str]) -> int:
-    """Kill actors of these batches until one dies with letters in hand: a commit that is under way ends first.
+    """Kill actors of these batches until one dies with unacked envelopes: a commit that is under way ends first.
 
     Runs on the service's event loop.
 

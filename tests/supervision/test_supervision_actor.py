@@ -23,13 +23,13 @@ async def test_ready_is_reported_once() -> None:
     assert reports == ["ready"]
 
 
-async def test_an_actor_without_a_mailbox_is_told_so() -> None:
+async def test_the_mailbox_of_an_actor_without_one_raises() -> None:
     context: Context = ActorContext("a")
     with pytest.raises(RuntimeError, match="no mailbox"):
         await context.receive()
 
 
-async def test_receive_beats_with_letters_and_rests_without() -> None:
+async def test_receive_sends_a_heartbeat_with_envelopes_and_is_idle_without() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     context = ActorContext("a", mailbox=mailbox)
     mailbox.send_nowait("x")
@@ -50,7 +50,7 @@ async def test_receive_beats_with_letters_and_rests_without() -> None:
     assert context.busy_since is None
 
 
-async def test_a_stop_wakes_a_receive_that_waits() -> None:
+async def test_a_stop_wakes_a_waiting_receive() -> None:
     context: Context = ActorContext("a", mailbox=Mailbox("m", 5))
     async with anyio.create_task_group() as tasks:
         got: list[Any] = ["nothing yet"]
@@ -92,7 +92,7 @@ async def test_a_closed_mailbox_ends_receive_when_it_is_empty() -> None:
         assert await context.receive() == []
 
 
-async def test_serve_hands_over_what_waits_as_one_list() -> None:
+async def test_serve_passes_the_waiting_envelopes_as_one_list() -> None:
     mailbox: Mailbox[int] = Mailbox("m", 10)
     context = ActorContext("a", mailbox=mailbox)
     for number in range(5):
@@ -111,7 +111,7 @@ async def test_serve_hands_over_what_waits_as_one_list() -> None:
     assert mailbox.depth == 0
 
 
-async def test_a_letter_that_was_delivered_too_often_is_given_up_and_not_handled() -> None:
+async def test_an_envelope_delivered_too_often_is_given_up_unhandled() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=2)
     for text in ("poison", "good"):
         mailbox.send_nowait(text)
@@ -135,7 +135,7 @@ async def test_a_letter_that_was_delivered_too_often_is_given_up_and_not_handled
 
 
 @pytest.mark.parametrize("deliveries", [1, 2, 5])
-async def test_a_poisonous_letter_is_isolated_and_given_up_and_harms_no_other(deliveries: int) -> None:
+async def test_a_poisonous_envelope_comes_alone_and_is_given_up(deliveries: int) -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=deliveries)
     seen: list[list[str]] = []
     handled: list[str] = []
@@ -171,7 +171,7 @@ async def test_a_poisonous_letter_is_isolated_and_given_up_and_harms_no_other(de
         assert len(given_up) == 1
 
 
-async def test_giving_up_that_fails_is_tried_again() -> None:
+async def test_giving_up_is_retried_after_a_failure() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=1)
     tries: list[int] = []
 
@@ -193,7 +193,7 @@ async def test_giving_up_that_fails_is_tried_again() -> None:
     assert tries == [1, 2, 3]
 
 
-async def test_a_letter_is_never_given_up_for_kills() -> None:
+async def test_an_envelope_is_never_given_up_for_kills() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=1)
     taken: list[int] = []
     given_up: list[str] = []

@@ -66,14 +66,14 @@ def oracle() -> tuple[Supervisor, Mailbox[Question]]:
     return Supervisor("root", [oracle_spec(mailbox)], backoff=AT_ONCE, intensity=OFTEN), mailbox
 
 
-async def test_a_reply() -> None:
+async def test_an_ask_returns_the_reply() -> None:
     root, mailbox = oracle()
     async with running(root):
         assert await mailbox.ask(question("hello"), PATIENCE_SECONDS) == "HELLO"
         assert mailbox.pending_asks == 0
 
 
-async def test_an_error_that_the_actor_set() -> None:
+async def test_an_ask_raises_the_error_that_the_actor_set() -> None:
     root, mailbox = oracle()
     async with running(root):
         with pytest.raises(Boom, match="as asked"):
@@ -81,7 +81,7 @@ async def test_an_error_that_the_actor_set() -> None:
         assert root.snapshot().children[0].restarts == 0
 
 
-async def test_the_death_of_the_actor_and_life_after_it() -> None:
+async def test_an_ask_fails_when_the_actor_dies_and_the_next_attempt_answers() -> None:
     root, mailbox = oracle()
     async with running(root):
         with pytest.raises(ActorDied, match="Boom") as caught:
@@ -90,7 +90,7 @@ async def test_the_death_of_the_actor_and_life_after_it() -> None:
         assert await mailbox.ask(question("hello"), PATIENCE_SECONDS) == "HELLO"
 
 
-async def test_a_deadline_leaves_the_letter_abandoned() -> None:
+async def test_an_ask_that_times_out_leaves_an_envelope_without_caller() -> None:
     root, mailbox = oracle()
     async with running(root):
         with pytest.raises(AskTimeout) as caught:
@@ -104,7 +104,7 @@ async def test_a_deadline_leaves_the_letter_abandoned() -> None:
     assert not envelope.message.reply.send("too late")
 
 
-async def test_cancellation_leaves_the_letter_abandoned() -> None:
+async def test_a_cancelled_ask_leaves_an_envelope_without_caller() -> None:
     mailbox: Mailbox[Question] = Mailbox("m", 5)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(mailbox.ask, question("x"), PATIENCE_SECONDS)
@@ -118,7 +118,7 @@ async def test_cancellation_leaves_the_letter_abandoned() -> None:
     mailbox.redeliver(DIED, failure_cause=Boom())  # nobody waits: nothing to fail, nothing raised
 
 
-async def test_full_at_once() -> None:
+async def test_an_ask_of_a_full_mailbox_fails_at_once() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", 1)
     mailbox.send_nowait("a")
     with pytest.raises(MailboxFull):
@@ -126,7 +126,7 @@ async def test_full_at_once() -> None:
     assert mailbox.depth == 1
 
 
-async def test_closed_before_and_while_waiting() -> None:
+async def test_an_ask_fails_when_the_mailbox_closes_before_or_during_it() -> None:
     mailbox: Mailbox[Question] = Mailbox("m", 1)
     with raises_one(MailboxClosed):
         async with anyio.create_task_group() as tasks:

@@ -71,7 +71,7 @@ class Answerers:
 
 
 @pytest.mark.parametrize("where", ["oracle", "pool/key"])
-async def test_an_ask_of_one_that_backs_off_is_answered_by_the_next_attempt_or_ends_in_time(where: str) -> None:
+async def test_an_ask_during_a_back_off_gets_an_answer_or_times_out(where: str) -> None:
     answerers = Answerers()
     ended: dict[str, tuple[float, str]] = {}
 

@@ -63,7 +63,7 @@ async def test_the_given_random_numbers_make_the_jitter(kind: str) -> None:
     assert observer.times("started")[:4] == [0, 8, 15, 19]
 
 
-async def test_a_dynamic_back_off_is_its_key_s_own_and_a_healthy_spell_or_an_empty_mailbox_resets_it() -> None:
+async def test_each_key_has_its_own_back_off_which_health_or_emptiness_resets() -> None:
     observer = Recorder()
     lives = {"a": [0.0, 0.0, 9.9, 10.0, 0.0], "b": [0.0, 0.0]}
 
@@ -142,7 +142,7 @@ async def test_the_back_off_of_a_group_ends_with_the_run() -> None:
         assert anyio.current_time() - began == pytest.approx(1.0, abs=0.02)
 
 
-async def test_letters_that_come_between_two_runs_of_a_dynamic_supervisor_are_served_by_the_next() -> None:
+async def test_envelopes_sent_between_two_runs_are_served_by_the_next_run() -> None:
     got: list[tuple[str, str, float]] = []
 
     async def start(context: Context) -> None:

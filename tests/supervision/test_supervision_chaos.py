@@ -173,7 +173,7 @@ class Tree:
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_a_tree_that_is_disturbed_keeps_its_order_loses_nothing_and_recovers(seed: int) -> None:
+async def test_a_disturbed_tree_keeps_its_order_loses_nothing_and_recovers(seed: int) -> None:
     tree = Tree(seed)
     chance = tree.chance
     targets: list[Target] = [*tree.mailboxes, *tree.pools]

@@ -10,7 +10,7 @@ from bcs.supervision.clock import LoopClock
 pytestmark = pytest.mark.anyio
 
 
-async def test_it_tells_the_time_of_anyio() -> None:
+async def test_the_loop_clock_returns_the_time_of_anyio() -> None:
     clock = LoopClock()
     for _ in range(3):
         before = anyio.current_time()

@@ -80,7 +80,7 @@ async def test_messages_wait_while_it_does_not_run() -> None:
     assert sorted(workers.got) == [("a", 1), ("b", 2)]
 
 
-async def test_it_gives_up_over_all_its_children_and_serves_them_when_it_runs_again() -> None:
+async def test_a_dynamic_supervisor_gives_up_and_serves_the_rest_in_its_next_run() -> None:
     workers = Workers(intensity=RestartIntensity(2, 60.0), max_deliveries=5)
     for key in "abc":
         workers.supervisor.deliver_nowait(key, "poison")

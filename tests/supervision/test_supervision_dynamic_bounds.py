@@ -89,7 +89,7 @@ async def test_too_many_children_refuse_or_make_wait() -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-async def test_who_waits_for_a_place_needs_none_once_another_made_the_child(together: bool) -> None:
+async def test_a_wait_for_a_place_ends_when_another_sender_makes_the_child(together: bool) -> None:
     workers = Workers(max_children=2)
     done: list[int] = []
 
@@ -119,7 +119,7 @@ async def test_who_waits_for_a_place_needs_none_once_another_made_the_child(toge
     assert sorted(workers.got) == [("a", 0), ("b", 0), ("c", 1), ("c", 2), ("c", 3), ("d", 4), ("e", 4)]
 
 
-async def test_an_idle_child_with_letters_left_is_a_crash_and_no_endless_loop() -> None:
+async def test_returning_with_envelopes_left_counts_as_a_crash() -> None:
     attempts: list[int] = []
 
     async def lazy(context: Context) -> None:
@@ -134,7 +134,7 @@ async def test_an_idle_child_with_letters_left_is_a_crash_and_no_endless_loop() 
     assert attempts == [1, 2, 3, 4]
 
 
-async def test_a_crash_with_nothing_left_to_do_counts_though_nothing_is_started_again() -> None:
+async def test_a_crash_with_an_empty_mailbox_counts_without_a_restart() -> None:
     attempts: list[str] = []
 
     async def start(context: Context) -> None:
@@ -187,7 +187,7 @@ async def test_no_message_slips_through_as_a_child_retires(pause: bool) -> None:
             assert own == sorted(own)
 
 
-async def test_those_who_wait_for_a_place_are_told_of_the_end() -> None:
+async def test_closing_ends_the_waits_for_a_place() -> None:
     pool: DynamicSupervisor[int] = DynamicSupervisor("pool", anyio.sleep_forever, mailbox_capacity=1, max_children=1)  # type: ignore[arg-type]
     pool.deliver_nowait("a", 1)
     refused: list[str] = []
@@ -217,7 +217,7 @@ async def test_a_snapshot_lists_a_hundred_and_counts_all() -> None:
 
 
 @pytest.mark.parametrize("bounds", [{"max_children": 0}, {"mailbox_capacity": 0}, {"max_deliveries": 0}])
-async def test_bounds_that_leave_room_for_nothing_are_refused_at_once(bounds: dict[str, Any]) -> None:
+async def test_bounds_below_one_are_refused_at_once(bounds: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"mailbox_capacity": 1, "max_children": 1, **bounds}
-    with pytest.raises(ValueError, match="start"):
+    with pytest.raises(ValueError, match="at least 1"):
         DynamicSupervisor[int]("pool", Puppet("a").start, **settings)

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("runs", [True, False])
-async def test_an_ask_that_can_not_be_built_makes_no_child_and_takes_no_place(runs: bool) -> None:
+async def test_an_ask_that_cannot_be_built_makes_no_child_and_takes_no_place(runs: bool) -> None:
     workers = Workers(max_children=1)
 
     def refuse(reply: Any) -> Any:
@@ -57,7 +57,7 @@ async def test_an_ask_that_can_not_be_built_makes_no_child_and_takes_no_place(ru
     assert workers.got == ([("b", 1)] if runs else [])
 
 
-async def test_nothing_is_kept_of_a_key_that_is_done() -> None:
+async def test_nothing_is_kept_of_a_finished_key() -> None:
     mailboxes: weakref.WeakSet[Mailbox[Any]] = weakref.WeakSet()
 
     async def start(context: Context) -> None:

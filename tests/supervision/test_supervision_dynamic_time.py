@@ -37,7 +37,7 @@ def pool_of(handle: Any, **options: Any) -> tuple[DynamicSupervisor[Any], Superv
     return pool, Supervisor("root", [spec], observer=observer), observer
 
 
-async def test_a_hung_child_is_found_whenever_it_started() -> None:
+async def test_a_hung_child_is_cancelled_whenever_it_started() -> None:
     ended: dict[str, float] = {}
 
     async def handle(context: Context, envelopes: list[Envelope[float]]) -> None:
@@ -80,7 +80,7 @@ async def test_a_crash_backs_off_for_its_key_alone() -> None:
     assert observer.of("restarting")[:2] == [("pool/a", 1.0), ("pool/a", 2.0)]
 
 
-async def test_a_stop_is_bounded_and_the_letters_stay() -> None:
+async def test_a_stop_is_bounded_and_the_envelopes_stay() -> None:
     async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
         await anyio.sleep(envelopes[0].message)  # type: ignore[arg-type]
 
@@ -101,7 +101,7 @@ async def test_a_stop_is_bounded_and_the_letters_stay() -> None:
     assert [(child.name, child.mailbox_depth) for child in pool.snapshot().children] == [("slow", 1)]
 
 
-async def test_a_wedged_child_is_seen_and_does_not_hold_up_a_stop_beyond_its_grace() -> None:
+async def test_an_unresponsive_child_is_listed_and_delays_a_stop_by_its_grace_only() -> None:
     async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
         if envelopes[0].message == "ignore cancellation":
             with anyio.CancelScope(shield=True):
@@ -142,7 +142,7 @@ async def test_a_stop_takes_no_longer_than_the_children_do() -> None:
         assert anyio.current_time() == pytest.approx(2, abs=0.1)
 
 
-async def test_a_child_that_hangs_before_it_took_anything_is_found() -> None:
+async def test_a_child_that_hangs_before_its_first_receive_is_cancelled() -> None:
     async def start(context: Context) -> None:
         await anyio.sleep_forever()
 

@@ -24,7 +24,7 @@ from tests.supervision.harness import (
 
 
 @pytest.mark.anyio
-async def test_the_hand_is_put_back_before_the_end_is_reported_and_asks_have_failed() -> None:
+async def test_envelopes_are_requeued_and_asks_fail_before_the_end_is_reported() -> None:
     mailbox: Mailbox[Question] = Mailbox("m", 5)
     seen: list[tuple[int, bool]] = []
 
@@ -73,7 +73,7 @@ async def test_an_observer_that_fails_takes_nothing_down(caplog: pytest.LogCaptu
 
 
 @pytest.mark.anyio
-async def test_an_attempt_killed_before_it_began_touches_nothing() -> None:
+async def test_an_attempt_killed_before_it_began_receives_nothing() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     taken: list[int] = []
     hits: list[bool] = []

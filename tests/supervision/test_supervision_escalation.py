@@ -41,7 +41,7 @@ async def test_the_root_gives_up_after_too_many_restarts(strategy: Strategy) -> 
     assert "RestartIntensityExceeded" in (root.snapshot().last_error or "")
 
 
-async def test_giving_up_escalates_and_the_parent_starts_anew_with_a_fresh_count() -> None:
+async def test_giving_up_escalates_and_the_parent_restarts_with_a_fresh_count() -> None:
     diary, (outside, a, b) = puppets("oab")
     b.crash_on_start = 5
     observer = Recorder()
@@ -72,7 +72,7 @@ async def test_escalation_reaches_the_root_through_every_level() -> None:
     assert a.attempts == 2**3
 
 
-async def test_the_mailbox_outlives_a_crash_with_what_is_queued_and_what_is_in_hand() -> None:
+async def test_the_mailbox_keeps_queued_and_unacked_envelopes_after_a_crash() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10)
     seen: list[tuple[str, int, int]] = []
 

@@ -74,7 +74,9 @@ async def cancelled_error_in_a_group(context: Context) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("act", "error"), [(crash, Boom), (in_a_group, ExceptionGroup)])
-async def test_a_crash_is_a_crash(act: Callable[[Context], Any], error: type[BaseException]) -> None:
+async def test_every_kind_of_exception_counts_as_a_crash(
+    act: Callable[[Context], Any], error: type[BaseException]
+) -> None:
     await _crash_and_look(act, error)
 
 
@@ -88,7 +90,7 @@ async def test_a_crash_is_a_crash(act: Callable[[Context], Any], error: type[Bas
         (cancelled_error_in_a_group, ExceptionGroup),
     ],
 )
-async def test_a_cancellation_that_leaks_out_of_a_library_is_a_crash(
+async def test_a_cancellation_that_leaks_out_of_a_library_counts_as_a_crash(
     act: Callable[[Context], Any], error: type[BaseException]
 ) -> None:
     await _crash_and_look(act, error)
@@ -113,7 +115,7 @@ async def _crash_and_look(act: Callable[[Context], Any], error: type[BaseExcepti
 
 @pytest.mark.anyio
 @ON_ASYNCIO
-async def test_what_was_in_hand_at_a_stray_cancellation_comes_again() -> None:
+async def test_unacked_envelopes_are_redelivered_after_an_unexpected_cancellation() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", 5)
     attempts: list[int] = []
 
@@ -136,7 +138,9 @@ async def test_what_was_in_hand_at_a_stray_cancellation_comes_again() -> None:
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("where", ["static", "dynamic"])
-def test_what_no_supervisor_may_handle_ends_the_program(kind: type[BaseException], backend: str, where: str) -> None:
+def test_system_exit_and_keyboard_interrupt_end_the_program(
+    kind: type[BaseException], backend: str, where: str
+) -> None:
     began: list[str] = []
     left: list[str] = []
     observer = Recorder()
@@ -184,7 +188,7 @@ def test_what_no_supervisor_may_handle_ends_the_program(kind: type[BaseException
 
 
 @pytest.mark.anyio
-async def test_cancellation_from_outside_ends_all_and_keeps_the_letters() -> None:
+async def test_cancellation_from_outside_ends_all_and_keeps_the_envelopes() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     observer = Recorder()
 

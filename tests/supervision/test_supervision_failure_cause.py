@@ -16,7 +16,7 @@ LIMIT_SECONDS = 0.02
 
 
 @pytest.mark.parametrize(("how", "counted"), [("start timeout", 0), ("shutdown timeout", 0), ("shot", 0), ("hung", 1)])
-async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, counted: int) -> None:
+async def test_only_a_hang_counts_against_envelopes_not_other_cancellations(how: str, counted: int) -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     observer = Recorder()
     seen: list[tuple[str, int, str]] = []
@@ -64,7 +64,7 @@ async def test_of_all_that_cancels_an_attempt_only_a_hang_is_blamed(how: str, co
 
 
 @pytest.mark.parametrize(("how", "counted"), [("shutdown timeout", 0), ("shot", 0), ("cancelled", 0), ("hung", 1)])
-async def test_a_dynamic_child_is_blamed_for_a_hang_alone_too(how: str, counted: int) -> None:
+async def test_only_a_hang_counts_for_a_dynamic_child_too(how: str, counted: int) -> None:
     observer = Recorder()
     seen: list[int] = []
     held = anyio.Event()
@@ -111,7 +111,7 @@ async def test_a_dynamic_child_is_blamed_for_a_hang_alone_too(how: str, counted:
     assert seen == [counted]
 
 
-async def test_the_error_of_a_crash_is_kept_with_the_letter() -> None:
+async def test_the_error_of_a_crash_is_kept_with_the_envelope() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", 5)
     counted: list[BaseException | None] = []
     error = ValueError("of the crash")

@@ -60,7 +60,7 @@ async def test_kills_count_towards_the_intensity(target: str) -> None:
     assert observer.started("a") == 3
 
 
-async def test_kills_of_dynamic_children_count_towards_the_intensity_together() -> None:
+async def test_kills_of_dynamic_children_count_together() -> None:
     workers = Workers(intensity=RestartIntensity(2, 1_000.0))
     workers.hold("a", "b", "c")
     async with running(workers.root):
@@ -164,7 +164,7 @@ async def test_a_supervisor_that_is_cancelled_starts_nothing_more(strategy: Stra
     assert started == [("in", 1), ("in/a", 1), ("in/b", 1), ("in", 2), ("in/a", 2), ("in/b", 2)]
 
 
-async def test_a_slash_at_the_end_names_something_else() -> None:
+async def test_a_path_with_a_slash_at_the_end_is_unknown() -> None:
     workers = Workers()
     workers.hold("")
     async with running(workers.root):

@@ -14,7 +14,7 @@ from tests.supervision.harness import DIED, Boom, texts
 pytestmark = pytest.mark.anyio
 
 
-async def test_full_is_an_error_for_those_who_do_not_wait() -> None:
+async def test_send_nowait_raises_when_the_mailbox_is_full() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 2)
     mailbox.send_nowait("a")
     mailbox.send_nowait("b")
@@ -32,8 +32,8 @@ async def test_an_unbounded_mailbox_is_never_full() -> None:
 
 
 @pytest.mark.parametrize(("capacity", "deliveries"), [(0, 3), (3, 0)])
-async def test_no_room_at_all_is_refused(capacity: int, deliveries: int) -> None:
-    with pytest.raises(ValueError, match="start at 1"):
+async def test_a_capacity_below_one_is_refused(capacity: int, deliveries: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
         Mailbox("m", capacity, deliveries)
 
 
@@ -71,7 +71,7 @@ async def test_a_sender_that_gives_up_leaves_nothing_behind() -> None:
     assert mailbox.oldest_age_seconds(anyio.current_time() + 5) == 0.0
 
 
-async def test_a_letter_that_got_room_while_its_sender_gave_way_wakes_the_receiver() -> None:
+async def test_an_envelope_that_got_room_late_wakes_the_receiver() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 1)
     mailbox.send_nowait("a")
     async with anyio.create_task_group() as tasks:
@@ -84,7 +84,7 @@ async def test_a_letter_that_got_room_while_its_sender_gave_way_wakes_the_receiv
         assert texts(mailbox) == ["b"]
 
 
-async def test_all_who_wait_for_news_hear_of_it() -> None:
+async def test_an_arrival_wakes_every_waiter() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 1)
     with anyio.fail_after(5):
         for news in (partial(mailbox.send_nowait, "a"), mailbox.wake, mailbox.close):
@@ -95,7 +95,7 @@ async def test_all_who_wait_for_news_hear_of_it() -> None:
                 news()
 
 
-async def test_only_one_list_is_in_hand() -> None:
+async def test_receive_raises_while_envelopes_are_unacked() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     for text in "abc":
         mailbox.send_nowait(text)
@@ -114,7 +114,7 @@ async def test_only_one_list_is_in_hand() -> None:
         mailbox.receive_nowait(0)
 
 
-async def test_what_was_in_hand_comes_again_first_and_one_at_a_time() -> None:
+async def test_unacked_envelopes_are_redelivered_first_and_one_at_a_time() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     for text in "abcd":
         mailbox.send_nowait(text)
@@ -137,7 +137,7 @@ async def test_what_was_in_hand_comes_again_first_and_one_at_a_time() -> None:
     assert (fresh.message, fresh.attempts, fresh.last_error) == ("d", 0, None)
 
 
-async def test_what_was_in_hand_at_a_kill_comes_again_together_and_is_not_blamed() -> None:
+async def test_unacked_envelopes_are_redelivered_together_after_a_kill() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     for text in "abc":
         mailbox.send_nowait(text)
@@ -149,7 +149,7 @@ async def test_what_was_in_hand_at_a_kill_comes_again_together_and_is_not_blamed
     assert [envelope.message for envelope in mailbox.receive_nowait(3)] == ["a", "b", "c"]
 
 
-async def test_a_blamed_letter_comes_alone_behind_those_that_are_not() -> None:
+async def test_an_envelope_that_may_have_caused_a_failure_comes_alone() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     for text in "ab":
         mailbox.send_nowait(text)
@@ -173,7 +173,7 @@ async def test_redelivery_does_not_need_room() -> None:
     assert texts(mailbox) + texts(mailbox) == ["a", "b"]
 
 
-async def test_the_age_is_that_of_the_oldest_wherever_it_is() -> None:
+async def test_the_age_is_that_of_the_oldest_envelope() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     mailbox.send_nowait("a")
     (envelope,) = mailbox.receive_nowait()

@@ -15,7 +15,7 @@ from tests.supervision.harness import DIED, Boom, texts, until
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_closed_mailbox_takes_nothing_and_gives_what_it_has() -> None:
+async def test_a_closed_mailbox_refuses_envelopes_and_delivers_the_rest() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 2)
     mailbox.send_nowait("a")
     mailbox.send_nowait("b")
@@ -46,7 +46,7 @@ async def test_a_closed_mailbox_takes_nothing_and_gives_what_it_has() -> None:
         await mailbox.receive()
 
 
-async def test_closing_ends_a_receiver_that_waits() -> None:
+async def test_closing_ends_a_waiting_receive() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 2)
     async with anyio.create_task_group() as tasks:
 
@@ -73,7 +73,7 @@ async def test_dropping_a_mailbox_warns_of_nothing(closed: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_cancelled_receives_and_sends_lose_nothing_and_double_nothing(seed: int) -> None:
+async def test_cancelled_receives_and_sends_lose_and_duplicate_nothing(seed: int) -> None:
     chance = random.Random(seed)
     mailbox: Mailbox[int] = Mailbox("m", 3)
     sent: list[int] = []

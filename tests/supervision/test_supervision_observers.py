@@ -20,7 +20,7 @@ from tests.supervision.workers import Workers
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_supervisor_keeps_its_own_observer_and_hands_it_down() -> None:
+async def test_a_supervisor_keeps_its_own_observer_and_passes_it_on() -> None:
     outer, middle, below = Recorder(), Recorder(), Recorder()
     a, b, c = Puppet("a"), Puppet("b"), Puppet("c")
     pool = Workers(observer=below).supervisor
@@ -48,7 +48,7 @@ async def test_a_supervisor_keeps_its_own_observer_and_hands_it_down() -> None:
     assert [path for path, _ in below.of("started")] == ["mid/pool/k"]
 
 
-async def test_an_observer_is_one_however_empty_it_looks() -> None:
+async def test_an_observer_that_is_falsy_is_used() -> None:
     class Silent(Recorder):
         def __len__(self) -> int:
             return 0
@@ -59,7 +59,7 @@ async def test_an_observer_is_one_however_empty_it_looks() -> None:
     assert observer.reasons("a") == ["stopped"]
 
 
-async def test_an_observer_that_raises_whatever_it_hears_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_observer_that_always_raises_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[str] = []
 
     class Broken:
@@ -108,7 +108,7 @@ async def test_an_observer_that_raises_whatever_it_hears_harms_nothing(caplog: p
     assert caplog.text.count("an observer failed") == len(heard)
 
 
-async def test_a_supervisor_that_gives_up_says_so_once() -> None:
+async def test_a_supervisor_reports_once_that_it_gives_up() -> None:
     observer = Recorder()
     go = anyio.Event()
 
@@ -127,7 +127,7 @@ async def test_a_supervisor_that_gives_up_says_so_once() -> None:
     assert tree.error.last_error == f"Boom: {observer.of('ended')[0][0]}"
 
 
-async def test_a_crash_after_a_stop_was_asked_for_is_no_restart() -> None:
+async def test_a_crash_after_a_stop_request_causes_no_restart() -> None:
     observer = Recorder()
     go = anyio.Event()
 

@@ -33,15 +33,15 @@ def test_backoff_never_overflows(step: int) -> None:
     assert Backoff(initial_seconds=0.0).delay(step, lambda: 0.0) == 0.0
 
 
-def test_jitter_takes_a_part_off_and_never_exceeds_the_cap() -> None:
+def test_jitter_shortens_the_wait_and_never_exceeds_the_cap() -> None:
     backoff = Backoff(initial_seconds=1.0, maximum_seconds=1.0, jitter=0.25)
     assert backoff.delay(7, lambda: 0.0) == 1.0
     assert backoff.delay(7, lambda: 1.0) == 0.75
 
 
 @pytest.mark.parametrize("bad", [{"factor": 0.5}, {"jitter": 1.5}, {"initial_seconds": -1.0}])
-def test_a_backoff_that_makes_no_sense_is_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="not a back-off"):
+def test_an_invalid_backoff_is_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="invalid back-off"):
         Backoff(**bad)
 
 
@@ -60,8 +60,8 @@ def test_no_restart_may_be_allowed() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"max_restarts": -1}, {"period_seconds": 0.0}, {"period_seconds": -1.0}])
-def test_an_intensity_that_makes_no_sense_is_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="not an intensity"):
+def test_an_invalid_intensity_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="invalid intensity"):
         RestartIntensity(**bad)
 
 

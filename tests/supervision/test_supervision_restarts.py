@@ -18,7 +18,7 @@ from tests.supervision.harness import AT_ONCE, Boom, Context, Recorder, puppets,
 pytestmark = pytest.mark.anyio
 
 
-async def test_children_start_in_order_each_when_the_one_before_is_ready_and_stop_in_reverse() -> None:
+async def test_children_start_in_order_when_ready_and_stop_in_reverse() -> None:
     diary: list[str] = []
     gates = {name: anyio.Event() for name in "abc"}
 
@@ -86,7 +86,7 @@ async def test_a_crash_before_ready_is_retried_and_the_next_child_waits() -> Non
 
 
 @pytest.mark.parametrize("restart", [Restart.TEMPORARY, Restart.TRANSIENT])
-async def test_a_child_that_ends_for_good_before_ready_holds_up_nobody(restart: Restart) -> None:
+async def test_a_child_that_ends_for_good_before_ready_delays_no_sibling(restart: Restart) -> None:
     async def start(context: Context) -> None:
         if restart is Restart.TEMPORARY:
             raise Boom
@@ -136,7 +136,7 @@ async def test_rest_for_one_restarts_the_child_and_those_after_it() -> None:
         assert diary == ["+a", "+b", "+c", "+d", "-b", "-d", "-c", "+b", "+c", "+d"]
 
 
-async def test_a_group_that_crashes_as_it_starts_starts_over() -> None:
+async def test_a_group_that_crashes_during_its_start_starts_over() -> None:
     diary, children = puppets("abc")
     children[1].crash_on_start = 2
     specs = [child.spec() for child in children]
@@ -145,7 +145,7 @@ async def test_a_group_that_crashes_as_it_starts_starts_over() -> None:
         assert diary == ["+a", "+b", "-b", "-a"] * 2 + ["+a", "+b", "+c"]
 
 
-async def test_a_crash_of_an_earlier_child_widens_a_restart_that_is_under_way() -> None:
+async def test_a_crash_of_an_earlier_child_widens_a_running_restart() -> None:
     diary, children = puppets("ab")
     held = anyio.Event()
 
@@ -168,7 +168,7 @@ async def test_a_crash_of_an_earlier_child_widens_a_restart_that_is_under_way() 
         assert diary == ["+a", "+b", "+c", "-b", "-a", "-c", "+a", "+b", "+c"]
 
 
-async def test_in_a_group_a_temporary_child_is_gone_and_a_transient_one_comes_back() -> None:
+async def test_a_group_restart_drops_temporary_and_restarts_transient_children() -> None:
     _, (a, b, c) = puppets("abc")
     specs = [a.spec(), b.spec(restart=Restart.TEMPORARY), c.spec(restart=Restart.TRANSIENT)]
     root = Supervisor("root", specs, strategy=Strategy.ONE_FOR_ALL, backoff=AT_ONCE)
@@ -182,7 +182,7 @@ async def test_in_a_group_a_temporary_child_is_gone_and_a_transient_one_comes_ba
         assert root.snapshot().children[1].state is State.ENDED
 
 
-async def test_a_crash_of_one_that_is_to_restart_anyway_does_not_count_again() -> None:
+async def test_a_crash_of_a_child_that_already_restarts_is_not_counted() -> None:
     _, (a, b) = puppets("ab")
     held = anyio.Event()
 

@@ -60,7 +60,7 @@ class Chatty(Recorder):
         ("restarting", "crashes", "crashes"),
     ],
 )
-async def test_an_observer_may_send_letters(kind: str, path: str, key: str) -> None:
+async def test_an_observer_may_send_messages(kind: str, path: str, key: str) -> None:
     observer = Chatty(kind, path, key)
     at_work: list[str] = []
     two_at_a_time: list[str] = []

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))
-async def test_restarts_wait_longer_and_longer_and_a_healthy_spell_resets_that(strategy: Strategy) -> None:
+async def test_restart_delays_grow_and_a_healthy_period_resets_them(strategy: Strategy) -> None:
     observer = Timed()
     lives = [0.0, 0.0, 0.0, 0.0, 9.9, 10.0, 0.0]
 
@@ -38,7 +38,7 @@ async def test_restarts_wait_longer_and_longer_and_a_healthy_spell_resets_that(s
     assert observer.times("started") == [0, 1, 3, 7, 12, 26.9, 37.9, 39.9]
 
 
-async def test_one_back_off_holds_up_no_other_restart() -> None:
+async def test_one_back_off_delays_no_other_restart() -> None:
     slow, quick = Puppet("slow"), Puppet("quick")
     slow.crash_on_start = 0
     root = Supervisor("root", [slow.spec(), quick.spec()], backoff=PLAIN)
@@ -94,7 +94,7 @@ async def test_a_hung_attempt_is_cancelled_and_restarted() -> None:
     assert observer.times("ended")[0] == pytest.approx(100 + 2.9 + 2.9 + 3.0)
 
 
-async def test_who_beats_is_not_hung_and_who_never_did_has_no_watchdog() -> None:
+async def test_heartbeats_prevent_a_hang_and_no_heartbeat_means_no_watchdog() -> None:
     async def works(context: Context) -> None:
         context.ready()
         for _ in range(20):
@@ -114,7 +114,7 @@ async def test_who_beats_is_not_hung_and_who_never_did_has_no_watchdog() -> None
         assert [node.incarnation for node in root.snapshot().children] == [1, 1]
 
 
-async def test_an_attempt_that_ignores_its_cancellation_is_wedged_until_it_ends() -> None:
+async def test_an_attempt_that_ignores_cancellation_is_unresponsive_until_it_ends() -> None:
     observer = Timed()
 
     async def start(context: Context) -> None:
@@ -143,7 +143,7 @@ async def test_an_attempt_that_ignores_its_cancellation_is_wedged_until_it_ends(
     assert observer.reasons("inner/a") == ["hung", "stopped"]
 
 
-async def test_an_attempt_that_never_gets_ready_is_tried_again() -> None:
+async def test_an_attempt_that_never_gets_ready_is_restarted() -> None:
     observer = Timed()
 
     async def start(context: Context) -> None:

@@ -22,7 +22,7 @@ from tests.supervision.timed import ON_TRIO, PLAIN, Timed, ignore_cancellation, 
 pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
-async def test_a_group_goes_on_stopping_but_waits_for_a_wedged_member_before_it_starts() -> None:
+async def test_a_group_starts_only_after_its_unresponsive_member_has_ended() -> None:
     a, c = Puppet("a"), Puppet("c")
 
     async def shielded(context: Context) -> None:
@@ -48,7 +48,7 @@ async def test_a_group_goes_on_stopping_but_waits_for_a_wedged_member_before_it_
         assert [node.restarts for node in root.snapshot().children] == [1, 1, 1]
 
 
-async def test_one_that_wedged_before_its_group_restarted_comes_back_without_another_restart() -> None:
+async def test_an_unresponsive_member_rejoins_its_group_without_another_restart() -> None:
     _, (a, b, c) = puppets("abc")
     observer = Timed()
 
@@ -79,7 +79,7 @@ async def test_one_that_wedged_before_its_group_restarted_comes_back_without_ano
     assert observer.reasons("b") == ["killed", "stopped"]
 
 
-async def test_each_child_has_its_own_budget_to_stop() -> None:
+async def test_each_child_has_its_own_time_to_stop() -> None:
     observer = Timed()
 
     def stops_after(name: str, seconds: float, budget: float) -> ChildSpec:

@@ -63,7 +63,7 @@ async def test_kill_by_path_hits_one_actor() -> None:
     assert forest.observer.reasons("mid/low") == ["stopped"]
 
 
-async def test_killing_a_supervisor_kills_all_below_and_they_come_back() -> None:
+async def test_killing_a_supervisor_restarts_everything_below_it() -> None:
     forest = Forest()
     async with running(forest.root):
         assert forest.root.kill("mid")
@@ -84,7 +84,7 @@ async def test_an_unknown_path_is_an_error(path: str) -> None:
     assert not forest.root.kill("mid/low/c")  # known, but nothing runs
 
 
-async def test_names_mailboxes_and_supervisors_are_not_shared() -> None:
+async def test_children_share_no_name_mailbox_or_supervisor() -> None:
     puppet = Puppet("a")
     mailbox: Mailbox[str] = Mailbox("m", 1)
     with pytest.raises(ValueError, match="share"):
@@ -99,7 +99,7 @@ async def test_names_mailboxes_and_supervisors_are_not_shared() -> None:
             Supervisor("root", [ChildSpec(name, puppet.start)])
 
 
-async def test_a_supervisor_runs_once_at_a_time_and_again_when_it_ended() -> None:
+async def test_a_supervisor_runs_once_at_a_time_and_again_after_its_end() -> None:
     puppet = Puppet("a")
     root = Supervisor("root", [puppet.spec()])
     for attempt in (1, 2):
@@ -107,7 +107,7 @@ async def test_a_supervisor_runs_once_at_a_time_and_again_when_it_ended() -> Non
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(root.run, context)
             await until(lambda: context.ready_at is not None)  # noqa: B023 - awaited at once
-            with pytest.raises(RuntimeError, match="running already"):
+            with pytest.raises(RuntimeError, match="already running"):
                 await root.run(context)
             context.request_stop()
     assert puppet.diary == ["+a", "-a"] * 2
@@ -144,7 +144,7 @@ async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
         await until(at_rest)
 
 
-async def test_a_stop_drains_what_the_children_hold_and_then_closes_their_mailboxes() -> None:
+async def test_a_stop_drains_the_mailboxes_and_then_closes_them() -> None:
     mailbox: Mailbox[int] = Mailbox("m", 50)
     got: list[int] = []
 

@@ -123,7 +123,7 @@ class Tree:
         return len(self.observer.of("restarting")) > 1 and fixed == [State.RUNNING] * 3
 
 
-async def test_a_tree_hit_by_a_native_cancellation_heals_or_says_that_it_ended() -> None:
+async def test_a_tree_hit_by_a_native_cancellation_recovers_or_raises() -> None:
     outcomes: dict[str, str] = {}
     victims: list[str] = [""]
     while victims:
@@ -154,7 +154,7 @@ async def test_a_tree_hit_by_a_native_cancellation_heals_or_says_that_it_ended()
 
 # anyio leaves the coroutine of such a task alone.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_an_attempt_whose_task_is_cancelled_before_it_began_comes_again() -> None:
+async def test_an_attempt_cancelled_before_it_began_is_restarted() -> None:
     tree = Tree()
     tree.held.set()
     async with tree.running():

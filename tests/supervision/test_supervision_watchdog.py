@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("reason", ["hung", "start timeout"])
-async def test_a_watchdog_bites(reason: str) -> None:
+async def test_the_watchdog_cancels_hung_and_unready_attempts(reason: str) -> None:
     observer = Recorder()
 
     async def start(context: Context) -> None:
@@ -30,7 +30,7 @@ async def test_a_watchdog_bites(reason: str) -> None:
         assert observer.reasons("a")[0] == reason
 
 
-async def test_a_letter_over_which_its_actor_hangs_is_given_up() -> None:
+async def test_an_envelope_whose_actor_hangs_is_given_up() -> None:
     mailbox: Mailbox[str] = Mailbox("a", 5, max_deliveries=2)
     given_up: list[tuple[str, int]] = []
 
@@ -52,7 +52,7 @@ async def test_a_letter_over_which_its_actor_hangs_is_given_up() -> None:
     assert given_up == [("tar", 2)]
 
 
-async def test_a_wedged_attempt_is_noticed_and_may_still_end() -> None:
+async def test_an_unresponsive_attempt_is_reported_and_may_still_end() -> None:
     observer = Recorder()
     release = anyio.Event()
 
