@@ -19,7 +19,7 @@ from bcs.storage.postgres.history_reader import HistoryPage
 
 
 def history_page(batch_id: str, page: HistoryPage) -> RenderableType:
-    """What happened, when, and where that is known from."""
+    """The entries of a page, with their times and sources."""
     count = len(page.entries)
     shown = f": {count} {'entry' if count == 1 else 'entries'}, newest first" if count else ": no such entry"
     parts: list[RenderableType] = [Text.assemble("Batch ", plain(batch_id, "bold"), shown)]
@@ -53,7 +53,7 @@ def _answer(entry: PipelineResolved) -> str:
 
 
 def _sentences(facts: Sequence[Fact]) -> list[str]:
-    """One for each kind of fact: the essays that it is about are named when it is one, else counted."""
+    """One sentence for each kind of fact. A single essay is named; several essays are counted."""
     essays = Counter((fact.phase, fact.outcome) for fact in facts if isinstance(fact, EssayPhaseEnded))
     sentences: dict[str, None] = {}
     for fact in facts:
@@ -75,7 +75,7 @@ def _sentences(facts: Sequence[Fact]) -> list[str]:
 
 
 def _outcome(fact: PhaseOutcome) -> str:
-    """The essays of a list are named where there is one, else counted."""
+    """One phase outcome as text. A single essay in a list is named; several essays are counted."""
     lists = [
         f"{OUTCOMES[outcome]} for {f'essay {essays[0]}' if len(essays) == 1 else f'{len(essays)} essays'}"
         for outcome, essays in ((Outcome.COMPLETED, fact.completed), (Outcome.FAILED, fact.failed))

@@ -1,4 +1,4 @@
-"""`bcs batches`: what is known of a batch, what holds its phases back, and how it came to be known."""
+"""`bcs batches`: the state of a batch, the essays that hold its phases back, and its history."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ app = command_group("batches")
 
 
 class UnknownBatch(BcsError):
-    """Nothing is known of a batch."""
+    """BCS does not know the batch."""
 
     def __init__(self, batch_id: str) -> None:
         super().__init__(f"nothing is known of the batch {printable(batch_id)}: no event named it, or it has expired")
@@ -153,7 +153,7 @@ def _page(
         Text(),
         _times(reports),
     ]
-    # A list of all essays, once for each phase that has not begun, would hide the others.
+    # For a phase that has not begun, a list of all essays would hide the other phases.
     unmarked = [of.phase for of in reports if of.newest is None and of.outcome is None and not in_full]
     for of in reports:
         if not of.progress.complete and of.phase not in unmarked:

@@ -1,4 +1,4 @@
-"""`bcs db`: the permanent record's schema, and its facts read from Kafka again."""
+"""`bcs db`: upgrades the schema of the archive, and rebuilds its facts from Kafka."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bcs.errors import SchemaLocked, StoreRefused
 from bcs.runtime import running
 from bcs.storage.postgres.opening import named_database
 
-# What a shell makes of a process that a signal ended.
+# A shell adds this number to the signal that ended a process.
 _SIGNALLED = 128
 
 app = command_group("db")
@@ -45,7 +45,7 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
     The service does the same at its start, if its user may. Several may do it at once, beside services that run: one
     after the other, and only the first has something to do.
     """
-    # An error says all that there is to say, and the output may have to be JSON.
+    # The error says everything, and the output may have to be JSON.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     settings = load_settings()
     url = named_database(settings)
@@ -62,7 +62,7 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
             typer.echo(f"Waiting for up to {wait_seconds:g} s: {locked}", err=True)
 
     async def upgraded() -> schema.Upgraded:
-        # Asked first, since to connect may take longer otherwise.
+        # The inspection comes first, because connecting may take longer in the upgrade.
         await inspect(url, settings.database_deadline_seconds)
         try:
             return await schema.upgrade(url, wait_seconds=wait_seconds, waiting=waiting)

@@ -1,4 +1,4 @@
-"""What `bcs db rebuild` prints while it works, and in the end."""
+"""The output of `bcs db rebuild`: the progress, and a summary."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class RebuildOutput:
-    """A rebuild, as it is told. Used as a block around it, at whose end the summary is printed.
+    """The output of a rebuild. This is a context manager, which prints the summary at its end.
 
-    :param complete: to be set when it is through.
+    :param complete: set by the caller once the rebuild is complete.
     """
 
     as_json: bool
@@ -43,7 +43,7 @@ class RebuildOutput:
             self._summarize(self._reader, self._stats)
 
     def begun(self, reader: OrderedTopicReader, stats: RebuildStats) -> Callable[[], None]:
-        """There is this to read; nothing has been read yet."""
+        """Show the start of a rebuild, before the first message is read."""
         self._reader, self._stats, self._began = reader, stats, time.monotonic()
         if self.as_json or not on_terminal():
             return lambda: None

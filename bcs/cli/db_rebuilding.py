@@ -1,4 +1,4 @@
-"""Runs a rebuild from the command line: until it is through, or a signal stops it."""
+"""Runs a rebuild from the command line, until it is complete or a signal stops it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.wire import topics
 from bcs.wire.decoding import EventDecoder, microseconds
 
-# As long as a service gives it at its start, which may have to make the tables first.
+# The same time as at the start of a service, because the tables may have to be created first.
 _PROBE_SECONDS = 5.0
 
 
@@ -33,24 +33,24 @@ async def rebuild_until_signalled(
     definitions: PipelineDefinitions,
     begun: Callable[[OrderedTopicReader, RebuildStats], Callable[[], None]],
 ) -> signal.Signals | None:
-    """Project what Kafka has into the record.
+    """Write the facts in Kafka to the archive.
 
-    :param begun: is called once all servers have answered; what it returns is called after each step.
-    :returns: the signal that stopped it, if one did.
-    :raises ConfigurationError: there is no record to rebuild.
+    :param begun: called once all servers have answered. The function that it returns is called after each step.
+    :returns: the signal that stopped the rebuild; None if no signal did.
+    :raises ConfigurationError: there is no archive to rebuild.
     :raises KafkaUnavailable: Kafka does not answer.
-    :raises StoreUnavailable: the record does not, or Redis.
+    :raises StoreUnavailable: the archive or Redis does not answer.
     """
     if settings.use_mock_repository:
         raise StateInMemory
-    # The record logs for a service; a command says what there is to say itself.
+    # The archive logs for a service; a command prints its own messages.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     received: list[signal.Signals] = []
     failed: list[BcsError] = []
     async with anyio.create_task_group() as group:
 
         async def listen() -> None:
-            # The first one only: whoever sends a second one does not want to wait.
+            # Only the first signal is handled here: the sender of a second signal does not want to wait.
             with anyio.open_signal_receiver(*stop_signals()) as signals:
                 async for number in signals:
                     received.append(number)
@@ -61,7 +61,7 @@ async def rebuild_until_signalled(
         try:
             await _rebuild(settings, definitions, begun)
         except BcsError as error:
-            failed.append(error)  # as it is, and not in a group
+            failed.append(error)  # the error is raised later, outside of the exception group
         group.cancel_scope.cancel()
     if failed:
         raise failed[0]

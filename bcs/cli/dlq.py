@@ -1,4 +1,4 @@
-"""`bcs dlq`: dead letters, listed, shown, put back and deleted."""
+"""`bcs dlq`: lists, shows, replays and deletes dead letters."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def purge_dead_letters(
 
 
 def _say_left_out(index: DeadLetterIndex, chosen: set[DeadLetterPosition], wanted: list[DeadLetterPosition]) -> None:
-    """Say why fewer letters are put back than there are."""
+    """Print the reasons why some dead letters are not replayed."""
     others = {where: dead_letter.service for where, dead_letter in index.dead_letters.items() if where not in chosen}
     if waiting := {where for where in others if where not in index.replayed}:
         names = ", ".join(sorted({others[where] for where in waiting}))
@@ -188,7 +188,7 @@ def _say_left_out(index: DeadLetterIndex, chosen: set[DeadLetterPosition], wante
 
 
 def _exit_if_stalled(index: DeadLetterIndex) -> None:
-    """Say what is missing because it could not be read. Exits 1 then."""
+    """Print the partitions that could not be read, and exit with 1 if there are any."""
     for error in index.stalled:
         typer.echo(f"bcs: {error}", err=True)
     if index.stalled:
@@ -198,7 +198,7 @@ def _exit_if_stalled(index: DeadLetterIndex) -> None:
 def _settings() -> Settings:
     from bcs.config.settings import load_settings
 
-    # What goes wrong is said once, in a line of ours.
+    # BCS prints each error once, in its own line.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     return load_settings()
 
@@ -209,7 +209,7 @@ async def _read_index(settings: Settings, selection: Selection) -> DeadLetterInd
     wanted = {each.topic for each in selection.ranges} | selection.topics or frozenset(topics.DEAD_LETTERS)
     async with dead_letter_reader(settings) as reader:
         missing = wanted - {partition.topic for partition in await reader.partitions(wanted)}
-        # A topic that somebody named; of all others some may not have been needed yet.
+        # Only a missing topic that the operator named is an error; others may not have been needed yet.
         if named := sorted(missing & selection.topics | {each.topic for each in selection.ranges} & missing):
             raise UnknownTopic(tuple(named))
         return (await reader.index(wanted)).of(selection)

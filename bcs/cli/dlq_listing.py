@@ -1,4 +1,4 @@
-"""What `bcs dlq list` and a dry run print: rows for a pipe, and lines that fit for a person."""
+"""The output of `bcs dlq list` and of a dry run: rows for a pipe, and short lines for a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECONDS_CHARACTERS = 19
 
 @dataclass(slots=True)
 class Group:
-    """Letters of one topic, reason and service."""
+    """The dead letters of one topic, reason and service."""
 
     waiting: int = 0
     replayed: int = 0
@@ -31,7 +31,7 @@ class Group:
 
 
 def say_index(index: DeadLetterIndex, *, each: bool, as_json: bool) -> None:
-    """Counts by topic, reason and service; with `each`, the letters themselves."""
+    """Print counts by topic, reason and service; with `each`, print every dead letter."""
     if each:
         _say_each(index, as_json=as_json)
         return
@@ -62,7 +62,7 @@ def say_index(index: DeadLetterIndex, *, each: bool, as_json: bool) -> None:
     elif not rows:
         typer.echo(nothing_selected(index.total))
     elif on_terminal():
-        # A topic's name is too long for a column.
+        # The name of a topic is too long for a column.
         for topic, of_topic in groupby(rows, key=lambda row: row["topic"]):
             typer.echo(printable(topic))
             short = [{**row, "oldest": _seconds(row["oldest"]), "newest": _seconds(row["newest"])} for row in of_topic]
@@ -105,9 +105,9 @@ def _say_each(index: DeadLetterIndex, *, as_json: bool) -> None:
 
 
 def nothing_selected(total: int) -> str:
-    """Why there is nothing to show.
+    """The reason why there is nothing to show.
 
-    :param total: how many letters lie where it was looked.
+    :param total: the number of dead letters on the topics.
     """
     if not total:
         return "There are no dead letters."
@@ -115,7 +115,7 @@ def nothing_selected(total: int) -> str:
 
 
 def say_plan(dead_letters: Sequence[DeadLetter], *, as_json: bool) -> None:
-    """What would go where."""
+    """Print the target of each dead letter."""
     rows: list[dict[str, Any]] = [
         {
             "letter": str(dead_letter.position),
@@ -142,7 +142,7 @@ def say_plan(dead_letters: Sequence[DeadLetter], *, as_json: bool) -> None:
 
 def _say_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     if not on_terminal():
-        # Not aligned, for there may be very many.
+        # The columns are not aligned, because there may be very many rows.
         for line in (dict(zip(columns, columns, strict=True)), *rows):
             typer.echo("\t".join(printable(text_of(line[column])) for column in columns))
         return
@@ -153,10 +153,10 @@ def _say_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> N
 
 
 def _seconds(time: object) -> str:
-    """A time as a person reads it; the exact one is in the JSON and in a pipe."""
+    """A time for a person, in seconds. The JSON and a pipe have the exact time."""
     return "-" if time is None else str(time)[:_SECONDS_CHARACTERS].replace("T", " ")
 
 
 def text_of(value: object) -> str:
-    """A value in a line."""
+    """A value as text for a line."""
     return "-" if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""What `bcs dlq replay` prints while it works."""
+"""The output of `bcs dlq replay`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SAID_EVERY = 1000
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the letters so far."""
+    """The results of a replay so far."""
 
     wanted: int
     quiet: bool
@@ -32,7 +32,7 @@ class Outcome:
     failed: dict[DeadLetterPosition, str] = field(default_factory=dict)
 
     def notify(self, replayed: Replayed) -> None:
-        """One more is decided."""
+        """Add the result for a dead letter."""
         if replayed.problem is None:
             self.replayed += 1
         else:
@@ -48,7 +48,7 @@ class Outcome:
 
 @contextmanager
 def say_progress(wanted: int, *, as_json: bool) -> Iterator[Outcome]:
-    """A bar on a terminal, a line now and then elsewhere, and what it came to."""
+    """Print a progress bar on a terminal, or a line from time to time elsewhere; at the end, print the result."""
     if on_terminal() and not as_json:
         columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console()) as progress:

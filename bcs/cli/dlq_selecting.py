@@ -1,4 +1,4 @@
-"""The arguments and options by which `bcs dlq` selects letters."""
+"""The arguments and options with which `bcs dlq` selects dead letters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def a_timestamp(text: str) -> datetime:
 
 
 def position_or_range(text: str) -> str:
-    """One letter or a range of them, from the command line."""
+    """One position or a range, from the command line."""
     try:
         DeadLetterRange.parse(text)
     except ValueError as error:
@@ -28,7 +28,7 @@ def position_or_range(text: str) -> str:
 
 
 def one_position(text: str) -> str:
-    """One letter, from the command line."""
+    """One position, from the command line."""
     place = DeadLetterRange.parse(position_or_range(text))
     if place.first != place.last:
         raise typer.BadParameter("one letter, not a range")
@@ -61,7 +61,7 @@ def selection_of(
     until: datetime | None,
     service: list[str] | None,
 ) -> Selection:
-    """What an operator has chosen."""
+    """The selection from the options of a command."""
     return Selection(
         ranges=tuple(map(DeadLetterRange.parse, dead_letters or ())),
         topics=dead_letter_topics_of(topic or ()),

@@ -1,4 +1,4 @@
-"""What `bcs dlq show` prints."""
+"""The output of `bcs dlq show`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PRINTABLE = range(32, 127)
 
 
 def say_dead_letter(dead_letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
-    """One letter, decoded."""
+    """Print a decoded dead letter."""
     about: dict[str, Any] = {
         "letter": str(dead_letter.position),
         "replayed": replayed,
@@ -66,9 +66,9 @@ def say_dead_letter(dead_letter: DeadLetter, *, replayed: bool, as_json: bool) -
 
 @dataclass(frozen=True, slots=True)
 class NotADeadLetter:
-    """What lies on a dead-letter topic and is no letter.
+    """A record on a dead-letter topic that is not a dead letter.
 
-    :param problem: what it is instead, or what is wrong with it.
+    :param problem: the kind of the record, or the reason why it is unreadable.
     """
 
     problem: str
@@ -77,7 +77,7 @@ class NotADeadLetter:
 
 
 def say_junk(junk: NotADeadLetter, *, as_json: bool) -> None:
-    """What is no letter, as bytes."""
+    """Print a record that is not a dead letter, as bytes."""
     if as_json:
         raw = None if junk.value is None else base64.b64encode(junk.value).decode()
         print_json({"problem": junk.problem, "key": _readable(junk.key), "value_base64": raw})
@@ -94,7 +94,7 @@ def _source(dead_letter: DeadLetter) -> str:
 
 
 def _readable(raw: bytes | None) -> str | None:
-    """Bytes as text, and as base64 where they are none."""
+    """Bytes as text, or as base64 if they are not UTF-8."""
     if raw is None:
         return None
     try:
@@ -105,7 +105,7 @@ def _readable(raw: bytes | None) -> str | None:
 
 def _as_json(raw: bytes | None) -> object:
     def refuse(constant: str) -> None:
-        raise ValueError(constant)  # what Python reads beyond JSON could not be said as JSON again
+        raise ValueError(constant)  # Python reads NaN and Infinity, but JSON has neither
 
     try:
         return json.loads(raw or b"", parse_constant=refuse)

@@ -1,4 +1,4 @@
-"""`bcs doctor`: whether everything that the service needs is there, and as it should be."""
+"""`bcs doctor`: checks everything that the service needs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def doctor(as_json: AsJson = False) -> None:
     Looks at the servers that the BCS_* environment variables name, and changes nothing. Exits 0 when nothing failed,
     warnings or not, else 1.
     """
-    # The findings say all that there is to say.
+    # The findings say everything; log lines would only repeat them.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     findings = examine()
     healthy = all(finding.status is not Status.FAILED for finding in findings)
@@ -53,7 +53,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def examine() -> list[Finding]:
-    """All checks; none of them is left out because another one failed, unless it needs what is missing."""
+    """Run all checks. A failed check prevents another check only if that one needs its result."""
     unknown = settings_judgement.unknown(unknown_variables(os.environ))
     try:
         settings = load_settings()

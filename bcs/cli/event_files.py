@@ -11,9 +11,9 @@ from bcs.wire.producing import EventType, event_type_of
 
 
 class UnusableEvent(BcsError):
-    """What a file has can't be sent.
+    """The contents of a file can't be sent.
 
-    :param problem: why not, and what mends it.
+    :param problem: the reason, and the fix.
     """
 
     def __init__(self, problem: str) -> None:
@@ -34,9 +34,9 @@ class EventMessage:
 
 
 def documents_in(content: bytes) -> list[bytes]:
-    """The JSON documents that stand behind each other, each with its bytes as they are.
+    """The consecutive JSON documents, each with its unchanged bytes.
 
-    :raises ValueError: it is something else than JSON in UTF-8.
+    :raises ValueError: the content is not JSON in UTF-8.
     """
     text = content.decode()
     decoder, position = json.JSONDecoder(), 0
@@ -58,12 +58,12 @@ def messages_in(
     key: bytes | None = None,
     check: Callable[[EventMessage], None] | None,
 ) -> list[EventMessage]:
-    """The messages in a file, keyed as the platform's producers key them.
+    """The messages in a file, with the keys that the producers of the platform use.
 
-    :param event_type: of all of them; None for what `event_type` in each of them says.
-    :param key: of all of them; None for the producers' keys.
-    :param check: raises `UnusableEvent` for an event that is not valid; None to take it all the same.
-    :raises UnusableEvent: one of them can't be sent.
+    :param event_type: the type of all events; None to use the `event_type` in each event.
+    :param key: the key of all messages; None to use the keys of the platform.
+    :param check: raises `UnusableEvent` for an invalid event; None to accept invalid events.
+    :raises UnusableEvent: an event can't be sent.
     """
     try:
         documents = documents_in(content)

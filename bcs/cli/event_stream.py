@@ -1,4 +1,4 @@
-"""Produces events to Kafka, and follows what BCS publishes there."""
+"""Produces events to Kafka, and follows the messages that BCS publishes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _CLOSE_SECONDS = 2.0
 
 
 async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[DeadLetterPosition]:
-    """Produce messages in their order, without headers as the platform does.
+    """Produce messages in their order and without headers, as the platform does.
 
-    :returns: where each message lies.
+    :returns: the position of each message.
     :raises UnknownTopic: Kafka does not have a topic; nothing was sent.
     :raises KafkaUnavailable: Kafka does not answer, or does not take a message.
     """
     timeout_seconds = settings.kafka_request_timeout_seconds
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers, client_id=_CLIENT_ID)
-    # Not idempotent: not every broker can, and an event that arrives twice means the same as once.
+    # The producer is not idempotent: some brokers do not support this, and an event that arrives twice is harmless.
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.kafka_bootstrap_servers,
         client_id=_CLIENT_ID,
@@ -44,7 +44,7 @@ async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[
         with kafka_answers(), anyio.fail_after(timeout_seconds):
             await admin.start()
             wanted = {message.event_type.topic for message in messages}
-            # A producer that asks for a topic makes some brokers create it.
+            # Some brokers create a missing topic if a producer asks about it.
             if missing := wanted - {partition.topic for partition in await existing_partitions(admin, wanted)}:
                 raise UnknownTopic(tuple(sorted(missing)))
             await producer.start()
@@ -62,10 +62,10 @@ async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailOptions:
-    """What is to be shown of topics.
+    """The messages that `tail` shows.
 
-    :param last: so many of the messages that are there already.
-    :param follow: go on with those that come.
+    :param last: the number of existing messages.
+    :param follow: True to wait for new messages.
     """
 
     topics: Collection[str]
@@ -74,10 +74,10 @@ class TailOptions:
 
 
 async def tail(settings: Settings, options: TailOptions) -> AsyncGenerator[ConsumerRecord | PartitionStalled, None]:
-    """The last messages on topics by their time, then those that come; and each partition that can't be read on.
+    """The last messages on topics by their time, then new messages, and each partition that can't be read further.
 
     :raises UnknownTopic: Kafka has none of the topics.
-    :raises KafkaUnavailable: Kafka does not answer, or no longer.
+    :raises KafkaUnavailable: Kafka does not answer.
     """
     timeout_seconds = settings.kafka_request_timeout_seconds
     async with reading_clients(settings, _CLIENT_ID) as (consumer, admin):
@@ -108,7 +108,7 @@ async def tail(settings: Settings, options: TailOptions) -> AsyncGenerator[Consu
 async def _until(
     consumer: IsolatingConsumer, ends: dict[TopicPartition, int], timeout_seconds: float
 ) -> list[ConsumerRecord]:
-    """Everything from the positions of the consumer to the ends."""
+    """All messages from the positions of the consumer to the ends."""
     read: list[ConsumerRecord] = []
     heard_at, reached = anyio.current_time(), False
     while True:
@@ -116,7 +116,7 @@ async def _until(
             polled = await consumer.getmany(timeout_ms=_POLL_MS)
         for records in polled.values():
             read += records
-        # One poll more than the ends ask for: the embedded broker tells some ends that are too low.
+        # One more poll comes after the ends, because the embedded broker reports some ends that are too low.
         if reached:
             return read
         with kafka_answers(), anyio.fail_after(timeout_seconds):
@@ -124,18 +124,18 @@ async def _until(
         if polled or reached:
             heard_at = anyio.current_time()
         elif anyio.current_time() > heard_at + timeout_seconds:
-            # The consumer itself waits for ever for a broker to come back.
+            # The consumer itself would wait forever for a broker.
             raise KafkaUnavailable(f"no message came for {timeout_seconds:g} s, and there are more")
 
 
 async def _next(
     consumer: IsolatingConsumer, admin: AIOKafkaAdminClient, timeout_seconds: float
 ) -> list[ConsumerRecord]:
-    """The messages of the next poll that has some; none where Kafka answers and a partition came to a halt."""
+    """The messages of the next poll that has messages; none if Kafka answers and a partition is stalled."""
     with kafka_answers():
         polled = await consumer.getmany(timeout_ms=_QUIET_MS)
         if not polled:
-            # The consumer itself waits without a word for a broker that is away.
+            # The consumer itself would silently wait for a broker that is down.
             with anyio.fail_after(timeout_seconds):
                 await admin.list_topics()
     return [record for records in polled.values() for record in records]

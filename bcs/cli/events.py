@@ -1,4 +1,4 @@
-"""`bcs events`: samples of what BCS reads, a producer for them, and a view of what BCS publishes."""
+"""`bcs events`: samples of the events that BCS reads, a producer, and a view of the published messages."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def tail(
     wanted += topics.DEAD_LETTERS if dlq or not skipped else []
     options = TailOptions(topics=wanted, last=last, follow=follow)
     complete = True
-    # Ctrl-C is the usual end.
+    # Ctrl-C is the usual way to end the command.
     with suppress(KeyboardInterrupt):
         complete = running.run(_tail, _settings(), options, as_json)
     if not complete:
@@ -146,9 +146,9 @@ def tail(
 
 
 async def _tail(settings: Settings, options: TailOptions, as_json: bool) -> bool:
-    """Print messages to the end.
+    """Print all messages.
 
-    :returns: whether all of them could be read.
+    :returns: True if all messages could be read.
     """
     from bcs.cli import event_stream
 
@@ -190,7 +190,7 @@ def _validity(settings: Settings) -> Callable[[EventMessage], None]:
 def _settings() -> Settings:
     from bcs.config.settings import load_settings
 
-    # What goes wrong is said once, in a line of ours.
+    # BCS prints each error once, in its own line.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     return load_settings()
 

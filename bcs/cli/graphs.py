@@ -1,4 +1,4 @@
-"""Phases and what they require as the text of a graph. Pure."""
+"""Phases and their requirements as the text of a graph. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def mermaid(phases: Iterable[Phase]) -> str:
 
 
 def dot(phases: Iterable[Phase]) -> str:
-    """The same in Graphviz's language."""
+    """The graph in the language of Graphviz."""
     phases = tuple(phases)
     lines = ["digraph phases {", "    rankdir=LR;", "    node [shape=box];"]
     for phase in phases:

@@ -1,4 +1,4 @@
-"""`bcs intake`: what an operator can tell the intake."""
+"""`bcs intake`: the orders of an operator to the intake."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def skip(
         raise typer.BadParameter(
             f"at most {_MOST_AT_A_TIME} messages, from the first to the last", param_hint="--through"
         )
-    # What goes wrong is said once, in a line of ours.
+    # BCS prints each error once, in its own line.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     positions = [Position(topic, partition, each) for each in range(offset, last + 1)]
     typer.echo(running.run(_description, settings, positions), err=as_json)
@@ -135,10 +135,10 @@ def _operator() -> str:
 
 
 async def _description(settings: Settings, positions: Sequence[Position]) -> str:
-    """What lies at the first of these positions.
+    """Describe the message at the first of these positions.
 
     :raises UnknownTopic: the topic does not have such a partition.
-    :raises NothingThere: no message lies there, or one was passed already.
+    :raises NothingThere: there is no message, or the message was passed already.
     """
     from bcs.ops.dlq.reading import dead_letter_reader
 
@@ -161,7 +161,7 @@ async def _description(settings: Settings, positions: Sequence[Position]) -> str
 
 
 async def _ensure_there(reader: DeadLetterReader, position: Position) -> None:
-    # Orders for what is still to come would make dead letters of good messages.
+    # An order for a future message would make a dead letter of a good message.
     try:
         record = await reader.record_at(position.topic, position.partition, position.offset)
     except PartitionStalled:
@@ -171,7 +171,7 @@ async def _ensure_there(reader: DeadLetterReader, position: Position) -> None:
 
 
 class NothingThere(BcsError):
-    """No message lies where an operator says.
+    """There is no message at the position that the operator named.
 
     :param place: topic, partition and offset.
     """
@@ -182,7 +182,7 @@ class NothingThere(BcsError):
 
 
 async def _order(settings: Settings, orders: Sequence[SkipOrder], wait_seconds: float) -> list[SkipEvent]:
-    """Give the orders, and wait for what becomes of them; an order that waits on has `ORDERED` for an outcome."""
+    """Give the orders, and wait for their outcomes; the outcome of an order that still waits is `ORDERED`."""
     from bcs.ops.stores import connected
     from bcs.storage.redis.skips import RedisSkips
 

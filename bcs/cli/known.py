@@ -1,4 +1,4 @@
-"""What is known of a batch, without a service: from Redis and from the record behind it."""
+"""The state of a batch from Redis and the archive, without a service."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bcs.storage.ports import POSTGRESQL, REDIS
 
 @dataclass(frozen=True, slots=True)
 class KnownBatch:
-    """A batch's state.
+    """The state of a batch.
 
-    :param version: None where its source counts none.
-    :param source: `REDIS`, or `POSTGRESQL` where Redis knows nothing or is away.
+    :param version: None if the source counts no versions.
+    :param source: `REDIS`, or `POSTGRESQL` if Redis does not know the batch or is down.
     """
 
     state: BatchState
@@ -26,12 +26,12 @@ class KnownBatch:
 
 
 def read_known(settings: Settings, batch_id: str) -> KnownBatch:
-    """Everything that Redis and the record know of a batch, as the service would unite them; nothing is written.
+    """The merged state of a batch in Redis and the archive, as the service sees it. Nothing is written.
 
     One of the two may be away, as long as the other knows something.
 
-    :raises StateInMemory: there is no store that this process can read.
-    :raises StoreError: no answer, and never a guess.
+    :raises StateInMemory: this process can't read the store.
+    :raises StoreError: the state can't be read. The result is never a guess.
     """
     if settings.database_url is None:
         return KnownBatch(*read_batch(settings, batch_id), REDIS)
@@ -40,14 +40,14 @@ def read_known(settings: Settings, batch_id: str) -> KnownBatch:
     except StoreUnavailable:
         recorded = read_recorded(settings, batch_id)
         if recorded.expected is None:
-            raise  # as the service would: Redis may know more of it
+            raise  # the service does the same: Redis may know more about the batch
         return KnownBatch(recorded, None, POSTGRESQL)
     if state.empty:
         return KnownBatch(read_recorded(settings, batch_id), None, POSTGRESQL)
     try:
         state.merge(read_recorded(settings, batch_id))
     except StoreUnavailable:
-        # The service goes by what Redis knows from the registration on, too. Less may be a part.
+        # The service, too, uses the state in Redis if it has a registration. Without one, it may be a part only.
         if state.expected is None:
             raise
     return KnownBatch(state, version, REDIS)

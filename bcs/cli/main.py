@@ -22,7 +22,7 @@ from bcs.runtime.last_resort import exit_after
 from bcs.runtime.running import in_time, run
 from bcs.runtime.signals import hold, leave_at_once, release
 
-# Each command imports what it needs: `healthcheck` runs every few seconds, and must not load Kafka and HTTP for it.
+# Each command imports its own modules: `healthcheck` runs every few seconds, and must not load Kafka and HTTP.
 
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
@@ -30,18 +30,18 @@ EXIT_MISCONFIGURED = 2
 
 HEALTH_SECONDS = 5.0
 _STDOUT = 1
-# With these, to write to a pipe, a file or a terminal fails.
+# The errors of a failed write to a pipe, a file or a terminal.
 _OF_THE_OUTPUT = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-# What is done is done, and said: so long may threads that hang keep the process.
+# All work is done and all output is written by then. Hanging threads may keep the process for this long.
 _THREADS_SECONDS = 2.0
 _UVLOOP_THREADS = "64"
-# These are stopped in order.
+# The commands whose services stop in order.
 _SERVICES = ("serve", "dev")
 _OPERATORS = ("batches", "resolve", "pipelines", "actors", "intake", "dlq", "events", "db", "doctor")
 
 
 class _Commands(TyperGroup):
-    """Those defined here, and the operators', whose modules are imported when one is asked for or all are listed."""
+    """All commands. The module of an operator's command is imported only when the command is used or listed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *_OPERATORS]
@@ -83,7 +83,7 @@ def listen(
 @cli.command()
 def serve() -> None:
     """Run the service against the servers that the BCS_* environment variables name."""
-    leave_at_once(EXIT_STOPPED)  # nothing has begun yet
+    leave_at_once(EXIT_STOPPED)  # no work has begun yet
     from bcs.config.pipelines import pipelines_of
     from bcs.config.settings import load_settings
     from bcs.observability.logs import configure_logging
@@ -148,7 +148,7 @@ def version() -> None:
 
 
 def main() -> None:
-    """The entry point: one readable line for what the operator can mend, a traceback for what only we can."""
+    """The entry point. An error that the operator can fix is one readable line; any other error is a traceback."""
     exit_code = EXIT_FAILED
     try:
         exit_code = _exit_code()
@@ -171,13 +171,13 @@ def _exit_code() -> int:
         return exit_code
     _discard_output()
     if unwritten.errno == errno.EPIPE:
-        return EXIT_STOPPED  # as with `| head -1`: the reader has what it wanted
+        return EXIT_STOPPED  # the reader has closed the pipe, such as `| head -1`
     _complain(f"the output can't be written: {unwritten.strerror}")
     return EXIT_FAILED
 
 
 def _unwritten_output() -> OSError | None:
-    """Why a part of the output could not be written; None where all of it was."""
+    """The error with which the output failed; None if all of it was written."""
     if sys.stdout is None:
         return None
     try:
@@ -188,7 +188,7 @@ def _unwritten_output() -> OSError | None:
 
 
 def _discard_output() -> None:
-    # Python would try to write the rest at its end, and exit with a code of its own.
+    # Otherwise Python would try to write the rest at its end, and exit with its own code.
     with suppress(OSError):
         not_found = os.open(os.devnull, os.O_WRONLY)
         os.dup2(not_found, _STDOUT)
@@ -206,7 +206,7 @@ def _carried_out() -> int:
         return EXIT_FAILED
     except SystemExit as ended:
         if isinstance(ended.__context__, BrokenPipeError):
-            raise ended.__context__ from None  # Typer and rich have met a reader that went away
+            raise ended.__context__ from None  # Typer and rich have found a closed pipe
         return ended.code if isinstance(ended.code, int) else EXIT_STOPPED if ended.code is None else EXIT_FAILED
     return EXIT_STOPPED
 
@@ -217,26 +217,26 @@ def _complain(error: BcsError | str) -> None:
 
 
 def _open(url: str) -> None:
-    # The service is on this machine: a proxy for the way out would look for it elsewhere.
+    # No proxy: the service is on this machine, and a proxy would look for it elsewhere.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=HEALTH_SECONDS):
         pass
 
 
 def _run(main_task: Callable[..., Awaitable[int]], *arguments: Any) -> int:
-    """Run a service, and see that the process ends soon after it."""
+    """Run a service, and make sure that the process ends soon after it."""
 
     async def service() -> int:
         exit_code = EXIT_FAILED
         try:
             exit_code = await main_task(*arguments)
         finally:
-            # uvloop's end waits for threads that look up names, for minutes where the name service does not answer.
+            # At its end, uvloop waits for threads that look up names, for minutes if the name service does not answer.
             exit_after(_THREADS_SECONDS, exit_code)
         return exit_code
 
-    # uvloop looks names up in half of these threads (libuv's default is four). Where one name's server is silent, the
-    # lookups of that name, tried again and again, would leave none for the others.
+    # uvloop looks up names in half of these threads (libuv has four by default). If the server of one name is silent,
+    # repeated lookups of this name would use all threads, and other names could not be looked up.
     os.environ.setdefault("UV_THREADPOOL_SIZE", _UVLOOP_THREADS)
     try:
         import uvloop

@@ -1,4 +1,4 @@
-"""What several commands have in common: how their help is laid out, arguments and options."""
+"""The shared parts of several commands: the layout of help, arguments and options."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _LONGEST_ID = 255
 
 
 def single_command() -> typer.Typer:
-    """Holds a command of its own."""
-    # Paragraphs in docstrings are wrapped anew only where they are taken for Markdown.
+    """An application with a single command."""
+    # Typer wraps the paragraphs of docstrings again only if it reads them as Markdown.
     return typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 def command_group(name: str) -> typer.Typer:
-    """Holds the commands of a group.
+    """An application with a group of commands.
 
     :param name: of the group.
     """

@@ -1,4 +1,4 @@
-"""How commands answer: for a person at a terminal, for a pipe, or as JSON."""
+"""The output of commands: for a person at a terminal, for a pipe, or as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from bcs.ops.wording import printable
 
-# So wide that nothing is wrapped or cut off: whoever reads a pipe looks for whole lines and whole ids.
+# This width prevents wrapping and cutting, because the reader of a pipe needs complete lines and complete ids.
 _PIPE_COLUMNS = 100_000
 _INDENT = 2
 
@@ -24,7 +24,7 @@ _INDENT = 2
 def present(page: RenderableType) -> None:
     """Print for a person: in colours and wrapped to the width of a terminal, or plain and unbroken into a pipe."""
     if isinstance(sys.stdout, TextIOWrapper):
-        # What the locale has no letters for is spelled out, and not a crash.
+        # A character that the locale can't encode is escaped instead of an error.
         sys.stdout.reconfigure(errors="backslashreplace")
     terminal = Console(highlight=False)
     if terminal.is_terminal:
@@ -64,12 +64,12 @@ class _Rows(Table):
 
 
 def on_terminal() -> bool:
-    """Whether somebody looks."""
+    """True if the output is a terminal."""
     return Console().is_terminal
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """One document, in ASCII: it is the same whatever the terminal's encoding is."""
+    """Print a document in ASCII, so the output is the same for every encoding of the terminal."""
     typer.echo(json.dumps(document, indent=2))
 
 
@@ -77,15 +77,15 @@ def table(*columns: str, right: Iterable[str] = ()) -> Table:
     """A table without lines, which a narrow terminal shows as blocks.
 
     :param columns: the headings.
-    :param right: those whose cells are numbers.
+    :param right: the columns of numbers.
     """
     made = _Rows(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in columns:
-        # Folded where it does not fit: an id that is cut off helps nobody.
+        # A long cell is folded, because an id that is cut off is useless.
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
 
 
 def plain(value: object, style: str = "") -> Text:
-    """What others wrote, as it is: no markup of rich's, and nothing that a terminal would obey."""
+    """A text from outside, without the markup of rich and without characters that control a terminal."""
     return Text(printable(value), style)

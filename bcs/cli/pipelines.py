@@ -1,4 +1,4 @@
-"""`bcs pipelines`: those that are defined, as a list, a tree or a graph; a file of them, checked or converted."""
+"""`bcs pipelines`: lists and draws the defined pipelines, and checks or converts a file of pipelines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PipelineName = Annotated[
 
 
 class GraphFormat(StrEnum):
-    """The languages that a graph can be written in."""
+    """The languages for graphs."""
 
     MERMAID = "mermaid"
     DOT = "dot"

@@ -1,4 +1,4 @@
-"""What `bcs events tail` shows of a message that BCS published. Pure."""
+"""The output of `bcs events tail` for a message that BCS published. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bcs.wire.dead_letters.decode import DeadLetterPosition, marked_offset, purg
 
 
 def as_document(record: ConsumerRecord) -> dict[str, Any]:
-    """A message with everything in it, fit for JSON."""
+    """The complete message as a document for JSON."""
     return {
         "time": format_timestamp(record.timestamp * 1000),
         "topic": record.topic,

@@ -1,4 +1,4 @@
-"""Reads the record that the settings name, without a service. Nothing is written, the schema included."""
+"""Reads the archive in the settings, without a service. Neither data nor the schema is written."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ T = TypeVar("T")
 
 
 def read_recorded(settings: Settings, batch_id: str) -> BatchState:
-    """A batch's state as it is on record.
+    """The state of a batch in the archive.
 
-    :raises ConfigurationError: there is no record that could be read.
-    :raises StoreUnavailable: no answer, and never a guess.
-    :raises SchemaOutdated: this release can't read it yet.
+    :raises ConfigurationError: there is no archive.
+    :raises StoreUnavailable: the archive does not answer.
+    :raises SchemaOutdated: this release can't read the schema yet.
     """
     return _reading(settings, lambda record: record.state(batch_id))
 
 
 def read_history(settings: Settings, batch_id: str, *, before: int | None, limit: int) -> HistoryPage | None:
-    """A page of a batch's history; None when nothing at all is on record of the batch.
+    """A page of a batch's history; None if the archive does not know the batch.
 
-    :param before: only entries with lower numbers than this.
-    :param limit: at most so many.
-    :raises ConfigurationError: there is no record that could be read.
-    :raises StoreUnavailable: no answer.
-    :raises SchemaOutdated: this release can't read it yet.
+    :param before: only entries with lower numbers than this one.
+    :param limit: the most entries on the page.
+    :raises ConfigurationError: there is no archive.
+    :raises StoreUnavailable: the archive does not answer.
+    :raises SchemaOutdated: this release can't read the schema yet.
     """
     return _reading(settings, lambda record: read_page(record, batch_id, before=before, limit=limit))
 
 
 def _reading(settings: Settings, read: Callable[[PostgresArchive], Awaitable[T]]) -> T:
-    # The record logs for a service; a command says what there is to say itself.
+    # The archive logs for a service; a command prints its own messages.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
 
     async def run() -> T:

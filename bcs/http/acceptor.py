@@ -1,4 +1,4 @@
-"""Takes connections from a listening socket that outlives whoever takes them."""
+"""Accepts connections from a listening socket that outlives the acceptor."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from bcs.http.descriptors import USED_UP, Reserve
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
-# So many a turn of the event loop, for those who are connected already to have theirs.
+# The most connections that are accepted in one turn of the event loop. Open connections need their turns, too.
 _AT_A_TIME = 64
-# So many connections beyond the most, and so many descriptors that are kept.
+# The most connections above the limit, and the number of descriptors in the reserve.
 _MOST_CROWDED = 8
-# Between two lines in the log that say the same.
+# The shortest time between two equal warnings in the log.
 _WARNING_SECONDS = 10.0
-# What is wrong with the listening socket itself. All else passes: memory is used up, or a network that failed is told
-# of here (accept(2)). Until then connections wait in the backlog.
+# The errors of a broken listening socket. All other errors are temporary, such as a lack of memory, or a network error
+# that accept(2) reports; connections wait in the backlog meanwhile.
 _BROKEN = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.EFAULT})
 _SO_ATTACH_FILTER = 26
 # Classic BPF (linux/filter.h): code, two jumps, operand. A socket's filter sees the packet from its TCP header on.
@@ -40,18 +40,18 @@ _PASS_ALL_BUT_SYN = (
 
 
 class Acceptor:
-    """Hands connections to a server, as many in a turn of the event loop as there are.
+    """Accepts connections for a server, many in one turn of the event loop.
 
-    uvloop's own servers accept one in a turn, as libuv does since 1.45 (libuv #3696). With hundreds of busy connections
-    a turn is long: new ones, and with them the probes for signs of life, would wait for many seconds.
+    The servers of uvloop accept one connection in a turn, as libuv does since 1.45 (libuv #3696). A turn is long if
+    hundreds of connections are busy. New connections, including liveness probes, would wait for many seconds.
 
-    Where there are as many connections as there may be, or no file can be opened any more, a caller that is waited for
-    leaves for each new one. If nobody is slow, a few more connections are accepted, for probes to get through.
+    If the number of connections is at its limit, or no file can be opened, each new connection replaces that of an idle
+    or slow caller. If there is no such caller, a few more connections are accepted, so that probes are answered.
 
-    :param listener: is not closed by `run`: what it does not take waits in the backlog.
-    :param make_protocol: makes what serves a connection; the argument says whether there was no room for it.
-    :param callers: knows the connections.
-    :param pause_seconds: the wait after what passes.
+    :param listener: `run` does not close it, so other connections wait in the backlog.
+    :param make_protocol: makes the protocol of a connection. The argument is True if there is no room for it.
+    :param callers: all open connections.
+    :param pause_seconds: the pause after a temporary error.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Acceptor:
         self._warned_at = -inf
 
     async def run(self) -> None:
-        """Accept until cancelled; a connection that was taken by then is served all the same."""
+        """Accept until the task is cancelled. Connections that were accepted before are still served."""
         async with anyio.create_task_group() as group:
             while True:
                 await anyio.wait_readable(self._listener)
@@ -88,27 +88,27 @@ class Acceptor:
                     await anyio.sleep(self._pause_seconds)
 
     def close(self) -> None:
-        """Give back what was kept for connections."""
+        """Close the reserve of descriptors."""
         self._reserve.close()
 
     def reject_new_connections(self) -> None:
-        """Let nobody knock any more, while those who have may still come in.
+        """Reject new connections. Connections that have begun can still be accepted.
 
-        To close a listening socket resets whoever is in its backlog or half way into it, and at any moment somebody is.
-        So before that the kernel is told to drop their first packet (Linux's SO_ATTACH_FILTER): they send it again a
-        second later, and are refused. Elsewhere some may be reset.
+        Closing a listening socket resets the connections in its backlog and those in the middle of a handshake. So the
+        kernel first drops the first packet of new connections (SO_ATTACH_FILTER on Linux). The callers send this packet
+        again a second later, and are refused. On other systems, some connections may be reset.
         """
         if sys.platform == "linux":
             instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in _PASS_ALL_BUT_SYN)
             buffer = ctypes.create_string_buffer(instructions)
             program = struct.pack("HP", len(_PASS_ALL_BUT_SYN), ctypes.addressof(buffer))
-            with suppress(OSError):  # a sandbox may not know it
+            with suppress(OSError):  # a sandbox may not support the option
                 self._listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
     async def accept_remaining_and_close(self) -> None:
-        """Take what waits in the backlog, and close the listening socket: connections are refused from now on."""
+        """Accept all connections in the backlog, and close the listening socket, which refuses later connections."""
         async with anyio.create_task_group() as group:
-            with suppress(OSError), closing(self._listener):  # for the very last there may be no room
+            with suppress(OSError), closing(self._listener):  # there may be no room for the last connections
                 while taken := self._take(limited=False):
                     for connection, crowded in taken:
                         group.start_soon(self._serve, connection, crowded)
@@ -116,9 +116,10 @@ class Acceptor:
     def _take(self, *, limited: bool) -> list[tuple[socket.socket, bool]]:
         """Accept some connections.
 
-        :param limited: whether the number of all connections has its limit.
-        :returns: each with whether there was no room for it; none if nobody knocks, or nobody can be let in now.
-        :raises OSError: none could be accepted.
+        :param limited: True if the number of all connections has a limit.
+        :returns: each connection, with True if there was no room for it. The list is empty if no connection waits, or
+            if none can be accepted now.
+        :raises OSError: no connection could be accepted.
         """
         callers = self._callers
         self._reserve.refill()
@@ -134,10 +135,10 @@ class Acceptor:
             except BlockingIOError:
                 break
             except ConnectionAbortedError:
-                continue  # it has gone meanwhile
+                continue  # the caller has left
             except OSError:
                 if taken:
-                    break  # is said again next time
+                    break  # the next call gets the error again
                 raise
             connection.setblocking(False)
             crowded = (room <= 0 or out_of_files) and not callers.make_room()
@@ -148,7 +149,7 @@ class Acceptor:
         return taken
 
     def _accept(self) -> tuple[socket.socket, bool]:
-        """A connection, and whether what was kept for such a case had to be given up for it."""
+        """Accept a connection. The second value is True if this needed a descriptor of the reserve."""
         try:
             return self._listener.accept()[0], False
         except OSError as error:
@@ -156,7 +157,7 @@ class Acceptor:
                 raise
             self._warn(error.strerror or str(error))
             if not self._reserve.give_up():
-                self._callers.make_room()  # for the next time
+                self._callers.make_room()  # for the next attempt
                 raise
             return self._listener.accept()[0], True
 
@@ -167,8 +168,8 @@ class Acceptor:
             log.warning("connections_scarce", problem=problem, connections=len(self._callers.connected))
 
     async def _serve(self, connection: socket.socket, crowded: bool) -> None:
-        # One turn of the event loop; cancelled, it would close the connection.
-        with anyio.CancelScope(shield=True), suppress(OSError):  # it has gone meanwhile
+        # This takes one turn of the event loop. A cancellation would close the connection.
+        with anyio.CancelScope(shield=True), suppress(OSError):  # the caller may have left
             loop = asyncio.get_running_loop()
             try:
                 await loop.connect_accepted_socket(lambda: self._make_protocol(crowded), connection)

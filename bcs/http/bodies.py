@@ -1,4 +1,4 @@
-"""Reading the body of a request: what goes wrong with it is the caller's fault, or nobody's."""
+"""Reads request bodies. A failed read is an error of the caller or the network, and no fault of this service."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from bcs.http.held import HeldBytes
 from bcs.http.problems import Problem, overloaded
 
 BODY: Final = web.RequestKey("body", bytes)
-"""The whole body of a request, once it has come."""
+"""The complete body of a request. Set once the body is complete."""
 
 _SMALL_BYTES = 4096
 
 
 class CallerLeft(Exception):
-    """The connection was lost before the whole body had come: nobody waits for an answer."""
+    """The connection was lost before the body was complete, so no caller waits for a response."""
 
 
 class Reading:
-    """A body that is being read, and its bytes until the request is answered.
+    """A body in progress. Its bytes count as held until the request is answered.
 
-    :param task: reads it.
+    :param task: the task that reads the body.
     """
 
     __slots__ = ("held_bytes", "problem", "task")
@@ -36,9 +36,9 @@ class Reading:
         self.problem: Problem | None = None
 
     def end(self, early: bool) -> None:
-        """Read no further.
+        """Stop reading.
 
-        :param early: True where that is for want of room, and not of time.
+        :param early: True if there is no room; False if the time is over.
         """
         self.problem = _no_room() if early else _too_late()
         if self.task is not asyncio.current_task():
@@ -46,11 +46,11 @@ class Reading:
 
 
 class Bodies:
-    """Reads bodies: each within its time, and all of them within their bytes.
+    """Reads bodies, with a time limit for each body and a size limit for all bodies together.
 
-    :param awaited: the bodies that have not come yet.
-    :param held: counts their bytes.
-    :param most_bytes: the largest body, decompressed.
+    :param awaited: the bodies that are not complete yet.
+    :param held: counts the bytes of all bodies.
+    :param most_bytes: the largest size of a body, decompressed.
     """
 
     def __init__(self, awaited: Deadlines[Reading], held: HeldBytes, most_bytes: int) -> None:
@@ -59,9 +59,9 @@ class Bodies:
         self._most_bytes = most_bytes
 
     def take_small(self, request: web.Request) -> bool:
-        """Take a body that has come together with its head, as most bodies do; small ones are not counted.
+        """Take a small body that arrived together with its head, as most bodies do. Small bodies are not counted.
 
-        :returns: False when it has not, or when something is wrong with it.
+        :returns: False if the body is incomplete, large, or unreadable.
         """
         content = request.content
         if not content.is_eof() or content.total_bytes > _SMALL_BYTES or content.exception():
@@ -72,8 +72,7 @@ class Bodies:
     async def read(self, request: web.Request, reading: Reading) -> None:
         """Read the whole body into `request[BODY]`; its bytes count as held until `release`.
 
-        :raises Problem: it came too late, or there is no room for it, or the bytes are not in the encoding that the
-            headers name.
+        :raises Problem: the body was too late, or there is no room, or the encoding is not the one in the headers.
         :raises HTTPRequestEntityTooLarge: the body, decompressed, is larger than allowed.
         :raises CallerLeft: the connection was lost.
         """
@@ -87,10 +86,10 @@ class Bodies:
         except web.RequestPayloadError as error:
             raise unreadable() from error
         except OSError as error:
-            # aiohttp raises what the connection was lost with, which may be any error of a socket.
+            # If the connection is lost, aiohttp raises the error of the socket, which may be any OSError.
             raise CallerLeft from error
         except asyncio.CancelledError:
-            # Not ended here, or not here alone: somebody wants to see the end of this connection.
+            # `Reading.end` has not cancelled the task, or is not the only reason: the connection must end.
             if reading.problem is None or reading.task.uncancel():
                 raise
             raise reading.problem from None
@@ -98,7 +97,7 @@ class Bodies:
             self._awaited.forget(reading)
 
     def release(self, reading: Reading) -> None:
-        """The request is answered."""
+        """Release the bytes of a body, because the request is answered."""
         self._held.release(reading)
 
     async def _whole(self, content: StreamReader, reading: Reading) -> bytes:
@@ -119,7 +118,7 @@ class Bodies:
 
 
 def unreadable() -> Problem:
-    """400 for bytes that are no HTTP, or not in the encoding that the headers name."""
+    """400: the bytes are not HTTP, or the encoding of the body is not the one in the headers."""
     detail = "the request can't be read: it is not HTTP, or its body is not in the encoding that its headers name"
     return Problem(HTTPStatus.BAD_REQUEST, "unreadable-request", detail)
 

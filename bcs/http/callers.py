@@ -1,4 +1,4 @@
-"""How long callers may keep the service waiting, and how much memory they may take meanwhile."""
+"""How long the service waits for callers, and how much memory callers may use meanwhile."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from bcs.http.deadlines import Deadlines, LoopClock
 from bcs.http.held import HeldBytes
 from bcs.observability.telemetry import Telemetry
 
-# A caller that has been waited for less is not slow: its packets may be on their way. No loop that was held up adds as
-# much to the clock.
+# If the service has waited for less than this, the caller is not slow, because packets may be on their way. A loop that
+# was held up adds less than this to the clock.
 _SLOW_SECONDS = 1.0
 
 
 class Caller(Protocol):
-    """A connection, as far as waiting for it goes."""
+    """A connection that the service may wait for."""
 
     held_bytes: int
 
     def end_idle(self) -> None:
-        """Close a connection on which no request is under way."""
+        """Close a connection that has no request."""
 
     def end_head(self, early: bool) -> None:
-        """Refuse a request whose head has not come.
+        """Refuse a request whose head is incomplete.
 
-        :param early: True where that is for want of room, and not of time.
+        :param early: True if there is no room; False if the time is over.
         """
 
     def end_sending(self) -> None:
-        """Close a connection that does not take its answer."""
+        """Close a connection whose caller does not receive the response."""
 
 
 class Callers:
-    """What callers are waited for, each with its time: the next request, its head, its body, the taking of the answer.
+    """The waits for callers, each with a time limit: next request, head, body, and sending the response.
 
-    :param most: so many connections may be open; callers that are waited for leave first where there are more.
-    :ivar clock: whoever makes this runs it.
-    :ivar held: the bytes of bodies, and of answers that are not sent yet.
+    :param most: the largest number of open connections. If there are more, idle and slow callers are ended first.
+    :ivar clock: the owner of this object runs the clock.
+    :ivar held: the bytes of bodies, and of responses that are not sent yet.
     :ivar connected: all open connections.
-    :ivar crowded: those of them for which there was no room: they get no answer but to probes.
+    :ivar crowded: the open connections without room; only probes are answered on them.
     """
 
     def __init__(self, settings: Settings, telemetry: Telemetry, *, most: int) -> None:
@@ -67,17 +67,17 @@ class Callers:
 
     @property
     def room(self) -> int:
-        """How many more connections there may be; below 0 where there are too many."""
+        """The number of connections that may still be opened; below 0 if there are too many."""
         return self._most - len(self.connected)
 
     def any_slow(self) -> bool:
-        """True if a caller has been waited for so long that `make_room` would end its connection."""
+        """True if `make_room` would end a connection."""
         return self._slowest() is not None
 
     def make_room(self) -> bool:
-        """End a connection on which a caller is waited for.
+        """End the connection of an idle or slow caller.
 
-        :returns: False where there is none.
+        :returns: False if there is no such caller.
         """
         slowest = self._slowest()
         if slowest is None:
@@ -86,14 +86,14 @@ class Callers:
         return True
 
     def _slowest(self) -> Deadlines[Any] | None:
-        """An idle connection costs its caller the least; then those count for which the service has done the least."""
+        """The group in which to end a caller: idle connections first, then callers for which little work was done."""
         if self.idle:
             return self.idle
         slow = (self.heads, self.bodies, self.sendings)
         return next((waiting for waiting in slow if waiting.waited_seconds() >= _SLOW_SECONDS), None)
 
     def end_sendings(self) -> None:
-        """Wait for nobody any more who has not taken an answer."""
+        """End all callers that have not received their response."""
         while self.sendings:
             self.sendings.end_oldest()
 

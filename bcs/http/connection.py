@@ -1,4 +1,4 @@
-"""A connection of a caller: what aiohttp's lacks."""
+"""The connection of a caller, with the limits that aiohttp lacks."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from bcs.http.callers import Caller, Callers
 from bcs.http.deadlines import Deadlines
 from bcs.http.problems import Problem, fault, overloaded
 
-# What has come of a head, and what is sent ahead while another request is answered: so much of each.
+# The most bytes of an incomplete head, and of requests that arrive while another request is answered.
 _MOST_BYTES_AHEAD = 64 * 1024
-# aiohttp reads so much of a body ahead of the handler, twice.
+# aiohttp buffers up to twice this many bytes of a body before the handler reads them.
 _READ_BYTES = 64 * 1024
-# A caller whose body was refused may go on sending for so long, so that the answer reaches the caller.
+# After BCS refused a body, the caller may send for this long. Closing at once could lose the response.
 _LINGERING_SECONDS = 1.0
 
 
 class Connection(web.RequestHandler):
-    """A connection on which callers have their times, and on which a request fails at once that can't be read.
+    """A connection with time limits, on which an unreadable request fails at once.
 
-    aiohttp knows no time for a head, nor for the taking of an answer, and no bound for what is sent ahead. aiohttp's
-    parser in C tells only the connection of a chunk that is none: the request goes on waiting for its body, which looks
-    like a fault of the caller's speed. aiohttp's own answers to what is no HTTP are text that repeats the caller's;
-    here they are problems as all others. No other module knows aiohttp's insides.
+    aiohttp has no time limit for a head or for sending a response, and no size limit for requests that arrive early. If
+    a chunk is invalid, the C parser of aiohttp tells only the connection. The request keeps waiting for its body, and
+    the caller would seem to be slow. If the bytes are not HTTP, aiohttp answers with text that repeats the text of the
+    caller; this class answers with a problem document. No other module uses the internals of aiohttp.
 
     :param settings: of the service.
     :param callers: watches all connections.
-    :param crowded: whether there was no room for this connection; then it is closed with its first answer.
+    :param crowded: True if there was no room for this connection. BCS closes the connection after its first response.
     """
 
     __slots__ = (
@@ -53,7 +53,7 @@ class Connection(web.RequestHandler):
     def __init__(self, server: Any, *, settings: Settings, callers: Callers, crowded: bool, **options: Any) -> None:
         super().__init__(
             server,
-            # Here the time of an idle connection is up before.
+            # BCS closes an idle connection earlier; twice the time keeps aiohttp from doing so first.
             keepalive_timeout=settings.http_idle_seconds * 2,
             lingering_time=_LINGERING_SECONDS,
             read_bufsize=_READ_BYTES,
@@ -71,9 +71,9 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request."""
         super().connection_made(transport)
-        # aiohttp forgets the transport when it closes it, though what is unsent keeps it open.
+        # aiohttp drops its reference when it closes the transport, but unsent bytes keep the transport open.
         self._wire = transport
-        # An answer counts as taken once the operating system has all of it.
+        # A response counts as sent once the operating system has all of its bytes.
         self._wire.set_write_buffer_limits(0)
         self._callers.connected.add(self)
         if self._crowded:
@@ -81,14 +81,14 @@ class Connection(web.RequestHandler):
         self._wait(self._callers.heads)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Wait for nothing any more."""
+        """End all waiting for this caller."""
         self._wait(None)
         self._taken()
         self._callers.connected.discard(self)
         self._callers.crowded.discard(self)
         super().connection_lost(exc)
         if self._refused_body:
-            self._refused_body.feed_eof()  # or aiohttp would go on waiting for the rest of it
+            self._refused_body.feed_eof()  # otherwise aiohttp keeps waiting for the rest of the body
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the caller."""
@@ -100,7 +100,7 @@ class Connection(web.RequestHandler):
             elif data:
                 self._note_part_of_head(len(data))
         elif self._messages or (self._current_request and self._current_request.content.is_eof()):
-            # Sent ahead: what came of a request before its answer is in aiohttp's memory.
+            # The caller sends the next request before the response; its bytes are in the memory of aiohttp.
             self._arrived_bytes += len(data)
             if self._arrived_bytes > _MOST_BYTES_AHEAD:
                 self.close()
@@ -110,20 +110,20 @@ class Connection(web.RequestHandler):
                 body.set_exception(web.RequestPayloadError("the body can't be read"))
 
     def pause_writing(self) -> None:
-        """The caller does not take an answer as fast as it is sent."""
+        """The caller receives the response more slowly than BCS sends it."""
         super().pause_writing()
         self._callers.sendings.watch(self)
         self._callers.held.add(self, self._wire.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """The caller has taken all of it."""
+        """The caller has received all bytes."""
         self._taken()
         super().resume_writing()
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer, and wait for the next request."""
+        """Send a response, and wait for the next request."""
         if not request.content.is_eof():
             self._refused_body = request.content
         if self._close or self._crowded or self._refused_body:
@@ -136,21 +136,21 @@ class Connection(web.RequestHandler):
         return sent
 
     def end_idle(self) -> None:
-        """Close a connection on which no request is under way."""
+        """Close a connection that has no request."""
         self.force_close()
 
     def end_head(self, early: bool) -> None:
-        """Refuse a request whose head has not come.
+        """Refuse a request whose head is incomplete.
 
-        :param early: True where that is for want of room, and not of time.
+        :param early: True if there is no room; False if the time is over.
         """
         if self._arrived_bytes:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE if early else HTTPStatus.REQUEST_TIMEOUT)
         else:
-            self.force_close()  # an answer to nothing could be taken for that to a request which is on its way
+            self.force_close()  # the caller could take a response for the one to a request that is still on its way
 
     def end_sending(self) -> None:
-        """Close a connection that does not take its answer."""
+        """Close a connection whose caller does not receive the response."""
         self._taken()
         self._wire.abort()
 
@@ -161,8 +161,8 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what no handler has answered."""
-        super().handle_error(request, status, exc, message)  # raises when an answer has begun already
+        """Answer a request that no handler has answered."""
+        super().handle_error(request, status, exc, message)  # raises if a response has already begun
         correlation_id = secrets.token_hex(16)
         response = _PROBLEMS.get(status, fault)().response(correlation_id, self._retry_after_seconds)
         response.headers["X-Correlation-ID"] = correlation_id
@@ -177,14 +177,14 @@ class Connection(web.RequestHandler):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """Answer a request whose head has not come, in the way of aiohttp's own parser."""
+        """Answer a request whose head is incomplete, in the same way as the parser of aiohttp does."""
         self._wait(None)
         self._messages.append((_ErrInfo(status, TimeoutError(), ""), EMPTY_PAYLOAD))
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _wait(self, waiting: Deadlines[Caller] | None) -> None:
-        """Wait for something, and no longer for what was waited for before."""
+        """Start to wait with a time limit, and end the wait before; None only ends the wait before."""
         if self._waiting is not None:
             self._waiting.forget(self)
         if waiting is not None:
@@ -196,7 +196,7 @@ class Connection(web.RequestHandler):
         self._callers.held.release(self)
 
     def _last_body(self) -> Any:
-        """The body of the newest request, which the parser was reading."""
+        """The body of the newest request, which is the body that the parser reads."""
         waiting = [body for message, body in self._messages if not isinstance(message, _ErrInfo)]
         if waiting:
             return waiting[-1]

@@ -1,4 +1,4 @@
-"""Time limits, kept by one task: a timer or a scope for each request would cost more than to answer the request."""
+"""Time limits. One task checks all of them: a timer for each request would cost more than the response itself."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import anyio.lowlevel
 
 T = TypeVar("T")
 
-# A limit is looked at so often within its time, and no less often than this.
+# A limit is checked this many times within its time. Two checks are at most this far apart.
 _LOOKS_PER_LIMIT = 50
 _LONGEST_STEP_SECONDS = 0.1
-# A loop that was held up for more steps than these was late itself, and nobody else.
+# If the loop was held up for more steps than this, the loop was late, and the callers were not.
 _STEPS_COUNTED = 5
 # Thousands of idle connections may be overdue at once.
 _ENDED_AT_A_TIME = 50
 
 
 class LoopClock:
-    """Time that goes on only while the event loop does.
+    """A clock that runs only while the event loop runs.
 
-    While the loop is held up it reads nothing, so no caller may count as late for that.
+    The loop reads nothing while it is held up, so that time must not make a caller late.
 
-    :param shortest_seconds: the shortest time limit that goes by this clock.
+    :param shortest_seconds: the shortest time limit that uses this clock.
     """
 
     def __init__(self, shortest_seconds: float) -> None:
@@ -35,11 +35,11 @@ class LoopClock:
         self._at_each_step: list[Callable[[], bool]] = []
 
     def at_each_step(self, look: Callable[[], bool]) -> None:
-        """Have something called whenever the time has changed; again, after others had their turns, if it is True."""
+        """Call `look` at each step of the clock, and again after other tasks had a turn while `look` returns True."""
         self._at_each_step.append(look)
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Run the clock until the task is cancelled."""
         while True:
             began = time.perf_counter()
             await anyio.sleep(self.step_seconds)
@@ -50,11 +50,11 @@ class LoopClock:
 
 
 class Deadlines(Generic[T]):
-    """Everything that has one and the same time limit, in the order in which its time began.
+    """Items that have the same time limit, in the order in which their time began.
 
-    :param seconds: the limit; at most two steps of the clock are added to it.
-    :param end: called with what has used up its time; the second argument is True where it is ended before its time, as
-        there is no room. It is no longer watched then.
+    :param seconds: the limit. The clock adds at most two steps.
+    :param end: called with an item that is no longer watched. The second argument is False if the time of the item is
+        over, and True if the item is ended early because there is no room.
     """
 
     def __init__(self, clock: LoopClock, seconds: float, end: Callable[[T, bool], object]) -> None:
@@ -68,24 +68,24 @@ class Deadlines(Generic[T]):
         return len(self._began)
 
     def watch(self, one: T) -> None:
-        """Its time begins now."""
+        """Start the time of an item now."""
         self._began[one] = self._clock.now
 
     def forget(self, one: T) -> bool:
-        """It was in time.
+        """Stop watching an item, because the item was in time.
 
-        :returns: False when it is not watched, as it was ended.
+        :returns: False if the item is not watched, because it was ended before.
         """
         return self._began.pop(one, None) is not None
 
     def waited_seconds(self) -> float:
-        """How long the oldest has been watched; -1 where there is none."""
+        """How long the oldest item has been watched; -1 if no item is watched."""
         return self._clock.now - next(iter(self._began.values())) if self._began else -1.0
 
     def end_oldest(self, *, early: bool = True) -> T:
-        """End what is watched longest.
+        """End the item that has been watched longest.
 
-        :returns: which that is.
+        :returns: this item.
         """
         oldest = next(iter(self._began))
         del self._began[oldest]
@@ -93,7 +93,7 @@ class Deadlines(Generic[T]):
         return oldest
 
     def _look(self) -> bool:
-        """End some of what is overdue; True if there is more."""
+        """End some of the overdue items; True if more items are overdue."""
         for _ in range(_ENDED_AT_A_TIME):
             if self.waited_seconds() < self._seconds:
                 return False
@@ -104,7 +104,7 @@ class Deadlines(Generic[T]):
 def task_deadlines(clock: LoopClock, seconds: float) -> Deadlines[asyncio.Task[object]]:
     """Deadlines that cancel tasks.
 
-    aiohttp's tasks are asyncio's own, and cancelled as such. No other request suffers from that: what they have in
-    common goes on.
+    The tasks of aiohttp are tasks of asyncio, so `Task.cancel` ends them. Other requests are not affected: the work
+    that requests share goes on.
     """
     return Deadlines(clock, seconds, lambda task, _: task.cancel())

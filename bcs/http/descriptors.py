@@ -1,4 +1,4 @@
-"""File descriptors: how many connections they are enough for, and some that are kept for when all are used up."""
+"""File descriptors: the largest number of connections, and a reserve for the case that all descriptors are used."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Final
 from bcs.config.settings import Settings
 
 USED_UP: Final = frozenset({EMFILE, ENFILE})
-"""What the operating system says when no file, and no socket, can be opened any more."""
+"""The errors of the operating system if no more files or sockets can be opened."""
 
-# What is open beside connections to callers, Redis and PostgreSQL: brokers, logs, libraries that are being loaded.
+# Descriptors for everything but callers, Redis and PostgreSQL: brokers, logs, libraries that are being loaded.
 _FOR_OTHERS = 128
 _MOST_CONNECTIONS = 2048
 _LEAST_CONNECTIONS = 16
 
 
 def most_connections(settings: Settings) -> int:
-    """How many connections there may be: as the settings say, or what the limit of open files leaves."""
+    """The largest number of connections: from the settings, or else from the limit of open files."""
     if settings.http_max_connections is not None:
         return settings.http_max_connections
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -30,9 +30,9 @@ def most_connections(settings: Settings) -> int:
 
 
 class Reserve:
-    """Descriptors that are open for nothing, to be given up where one is needed and there is no other.
+    """Open descriptors without a use. The reserve closes one if a socket needs a descriptor and none is free.
 
-    :param count: how many are kept.
+    :param count: the number of descriptors in a full reserve.
     """
 
     def __init__(self, count: int) -> None:
@@ -41,7 +41,7 @@ class Reserve:
         self.refill()
 
     def refill(self) -> None:
-        """Keep as many as wanted again, or as many as there are now."""
+        """Open descriptors until the reserve is full, or until no more can be opened."""
         try:
             while len(self._kept) < self._count:
                 self._kept.append(os.open(os.devnull, os.O_RDONLY))
@@ -49,9 +49,9 @@ class Reserve:
             return
 
     def give_up(self) -> bool:
-        """Close one, so that a socket can be opened.
+        """Close one descriptor, so that a socket can be opened.
 
-        :returns: False where none is kept.
+        :returns: False if the reserve is empty.
         """
         if not self._kept:
             return False
@@ -59,6 +59,6 @@ class Reserve:
         return True
 
     def close(self) -> None:
-        """Keep none any more."""
+        """Close all descriptors of the reserve."""
         while self.give_up():
             pass

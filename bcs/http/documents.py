@@ -1,4 +1,4 @@
-"""What is known of a batch, and its past, as the documents that the service and the commands answer with."""
+"""The state and the history of a batch, as documents for the service and the commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bcs.domain.slices import SLICE, Sliced, in_slices
 from bcs.domain.state import BatchState, Ending, Mark
 from bcs.domain.times import format_timestamp
 
-# Of an essay in a list, without its id.
+# The approximate size of an essay in a list, without its id.
 _ESSAY_BYTES = 150
 
 T = TypeVar("T")
@@ -27,18 +27,18 @@ OUTCOMES = {Outcome.COMPLETED: "completed", Outcome.FAILED: "failed"}
 
 
 def phases_to_show(state: BatchState, configured: Iterable[str]) -> list[str]:
-    """The configured phases, then others that any mark is about."""
+    """The configured phases, then other phases that have marks."""
     listed = list(configured)
     return [*listed, *sorted(state.phases.difference(listed))]
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much of a batch's essays a document has, of all essays and of those that hold a phase back.
+    """The essays that a document contains, both in the list of all essays and in the lists of blocking essays.
 
-    :param after: only essays whose ids come behind this one.
-    :param limit: at most so many essays in a list; None for all of them.
-    :param list_bytes: about so many bytes in a list; one essay at least, and None for all of them.
+    :param after: only essays whose ids come after this one.
+    :param limit: the most essays in a list; None for no limit.
+    :param list_bytes: the approximate size of a list; None for no limit. A list has at least one essay.
     """
 
     after: str = ""
@@ -46,7 +46,7 @@ class Extent:
     list_bytes: int | None = None
 
     def of(self, essays: Sequence[T], essay_id: Callable[[T], str]) -> list[T]:
-        """The essays that a list has.
+        """The essays in a list.
 
         :param essays: in the order of their ids.
         """
@@ -63,7 +63,7 @@ class Extent:
 
 
 def extent_of(after: str | None, limit: int, *, page_bytes: int, phases: int) -> Extent:
-    """The extent of a page of about so many bytes, on which so many phases are explained."""
+    """The extent of a page with an approximate size and a number of explained phases."""
     return Extent(after or "", limit, page_bytes // (1 + phases))
 
 
@@ -76,13 +76,13 @@ def state_document(
     extent: Extent,
     next_after: Callable[[str], str],
 ) -> dict[str, Any]:
-    """What is known of a batch, but for its phases: see `phase_document`.
+    """The state of a batch without its phases; for these see `phase_document`.
 
-    :param version: None where its source counts none.
+    :param version: None if the source counts no versions.
     :param source: `REDIS`, `POSTGRESQL` or `MEMORY`.
-    :param essays: those of the state, sorted.
-    :param extent: how much of the essays stands in the document.
-    :param next_after: how to ask for the essays behind one of them.
+    :param essays: the essays of the state, sorted.
+    :param extent: the essays that the document contains.
+    :param next_after: makes the `next` member from the last essay in the document.
     """
     listed = extent.of(essays, str)
     return {
@@ -101,9 +101,9 @@ def encoding_state(
     next_after: Callable[[str], str],
     phases: Sequence[bytes],
 ) -> Sliced[bytes]:
-    """The same as JSON, in slices, and with its phases.
+    """The state of a batch with its phases, as JSON, encoded in slices.
 
-    :param phases: each one's JSON, of `encoding_phase`.
+    :param phases: the JSON of each phase, from `encoding_phase`.
     """
     listed = extent.of(essays, str)
     encoded = yield from _encoding(listed, partial(_known_essay, state))
@@ -141,36 +141,36 @@ def _batch_without_essays(
 def history_document(batch_id: str, entries: Iterable[KeptEntry], following: str | int | None) -> dict[str, Any]:
     """A page of a batch's history.
 
-    :param following: how to ask for the page with what is older; None when nothing is.
+    :param following: the `next` member, which names the page with older entries; None if there are none.
     """
     return {"batch_id": batch_id, "entries": [_entry(kept) for kept in entries], "next": following}
 
 
 def encoding_history(batch_id: str, entries: Sequence[KeptEntry], following: str | int | None) -> Sliced[bytes]:
-    """The same as JSON, in slices: an entry may be about thousands of essays."""
+    """A page of a batch's history as JSON, encoded in slices, because an entry may name thousands of essays."""
     encoded = yield from _encoding(entries, _entry, length=1)
     return _with_list(history_document(batch_id, (), following), "entries", encoded)
 
 
 def phase_document(of: PhaseExplanation, extent: Extent) -> dict[str, Any]:
-    """How far a phase is, and what holds it back.
+    """The progress of a phase, and the essays that hold the phase back.
 
-    The essays that hold it back are the first behind `extent.after`: as many as a page has, so that those which stand
-    on the page are among them. All pages together have each of them at least once.
+    The document contains the first blocking essays after `extent.after`, as many as a page has essays. So it contains
+    each blocking essay on the page, and all pages together contain each blocking essay at least once.
     """
     return {**_phase_without_essays(of), "held_back_by": list(map(_held_back, extent.of(of.held_back_by, _essay_id)))}
 
 
 def encoding_phase(of: PhaseExplanation, extent: Extent) -> Sliced[bytes]:
-    """The same as JSON, in slices."""
+    """The document of a phase as JSON, encoded in slices."""
     encoded = yield from _encoding(extent.of(of.held_back_by, _essay_id), _held_back)
     return _with_list(_phase_without_essays(of), "held_back_by", encoded)
 
 
 def _encoding(items: Iterable[T], document: Callable[[T], dict[str, Any]], *, length: int = SLICE) -> Sliced[bytes]:
-    """What stands between the brackets of a list of documents.
+    """A list of documents as JSON, without the brackets.
 
-    :param length: so many are a slice.
+    :param length: the number of documents in a slice.
     """
     parts: list[bytes] = []
     for some in in_slices(items, length):
@@ -180,7 +180,7 @@ def _encoding(items: Iterable[T], document: Callable[[T], dict[str, Any]], *, le
 
 
 def _with_list(document: dict[str, Any], member: str, encoded: bytes) -> bytes:
-    """A document as JSON, with a list that is JSON already in the place of a member."""
+    """A document as JSON, in which an encoded list replaces one member."""
     values = ((name, b"[%s]" % encoded if name == member else to_json(value)) for name, value in document.items())
     return b"{%s}" % b",".join(b"%s:%s" % (to_json(name), value) for name, value in values)
 

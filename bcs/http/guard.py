@@ -1,4 +1,4 @@
-"""What happens around every request: its body, a place, a deadline, metrics, and a well-formed answer."""
+"""The work around every request: body, place, deadline, metrics, and a well-formed response."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CORRELATION_ID: Final = web.RequestKey("correlation_id", str)
 DEAD_LETTER: Final = web.RequestKey("dead_letter", str)
-"""Set once the request itself is a durable dead letter."""
+"""Set once the request is stored as a dead letter."""
 
 BATCH_ID: Final = web.RequestKey("batch_id", str)
-"""Set once the batch of a request is known, for the log."""
+"""The batch of the request, for the log. Set once the batch is known."""
 
 CALLER_LEFT: Final = 499
-"""What a request is counted under, as others count it, whose caller left before its body had come."""
+"""The status in the metrics if the caller left before the body was complete. Other servers use this number too."""
 
 CORRELATION_HEADER: Final = "X-Correlation-ID"
 ANYWHERE: Final = "/{path}"
@@ -51,13 +51,13 @@ _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class RequestGuard:
-    """Answers every request in time, and counts it.
+    """Answers every request in time, and counts the requests.
 
-    A request takes a place once its body has come, so that slow callers take no places from others.
+    A request takes a place only after its body is complete, so slow callers take no places from others.
 
-    :param bodies: reads them.
-    :param deadlines: of requests whose body has come.
-    :param crowded: connections on which nothing but probes is answered.
+    :param bodies: reads the bodies.
+    :param deadlines: of requests whose bodies are complete.
+    :param crowded: connections on which only probes are answered.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RequestGuard:
         telemetry.http_in_flight.set_function(lambda: self._in_flight)
         self._closes_after_response = False
         self._all_answered: anyio.Event | None = None
-        # To look them up by their labels costs more than to count; there are few, as labels have closed sets of values.
+        # A lookup by labels costs more than counting. The cache stays small, because each label has few values.
         self._series = cache(
             lambda method, route, status: (
                 telemetry.http_requests.labels(method, route, str(status)),
@@ -86,24 +86,26 @@ class RequestGuard:
         )
 
     def close_after_response(self) -> None:
-        """From now on each connection is closed with its next answer: a request sent on one that is just being closed
-        would find nobody.
+        """Close each connection after its next response, from now on.
+
+        The caller learns from the response that the connection closes, and sends no further request on it.
         """
         self._closes_after_response = True
 
     async def idle(self) -> None:
-        """Wait until no request is being answered."""
+        """Wait until no request is in flight."""
         while self._in_flight:
             self._all_answered = anyio.Event()
             await self._all_answered.wait()
 
     def wrap(self, handler: Handler, route: str | None, *, reads_body: bool = False) -> Handler:
-        """A handler that answers whatever happens.
+        """Wrap a handler, so that every error becomes a response.
 
-        Not a middleware: aiohttp puts those together anew for each request, at a tenth of what it costs by itself.
+        This is not a middleware, because aiohttp builds the chain of middlewares again for each request, which costs a
+        tenth of the request.
 
-        :param route: what it is counted under; None where that depends on the request.
-        :param reads_body: whether the handler needs `request[BODY]`, which has to be JSON.
+        :param route: the label in the metrics; None if the label depends on the request.
+        :param reads_body: True if the handler needs `request[BODY]`, which must be JSON.
         """
 
         return partial(self._answer, handler, route, reads_body)
@@ -128,7 +130,7 @@ class RequestGuard:
         self._log(request, method, route, response.status, problem, seconds)
         if self._closes_after_response:
             response.force_close()
-        # Callers may choose any characters, a header may not have all of them.
+        # Callers may choose any characters for the id, but a header must not contain all characters.
         correlation_id = correlation_id_of(request)
         if not _is_header_safe(correlation_id):
             correlation_id = quote(correlation_id, safe=_HEADER_SAFE)
@@ -138,12 +140,12 @@ class RequestGuard:
     def _log(
         self, request: web.Request, method: str, route: str, status: int, problem: Problem | None, seconds: float
     ) -> None:
-        """One line for each request with the access log on; without it, refusals alone, and these summed up."""
+        """Log each request if the access log is on; otherwise log only refusals, summed up."""
         if self._settings.http_access_log:
             refused = {} if problem is None else {"kind": problem.kind}
             log.info("request", method=method, route=route, status=status, **refused, **_about(request, seconds))
         elif problem is None or status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            pass  # a fault stands in the log already
+            pass  # the fault is already in the log
         elif status == HTTPStatus.NOT_FOUND and method in _LOOKS and route != _UNMATCHED:
             log.debug("nothing_found", route=route, kind=problem.kind, **_about(request, seconds))
         else:
@@ -171,7 +173,7 @@ class RequestGuard:
                 if not self._bodies.take_small(request):
                     reading = Reading(task)
                     await self._bodies.read(request, reading)
-            # Probes are let in always: an overloaded service that looks dead would be killed for it.
+            # Probes never wait for a place: the platform would kill an overloaded service that seems dead.
             if self._places_taken >= self._settings.http_max_concurrent_requests and request.path not in _PROBES:
                 raise overloaded("too many requests at a time")
             self._places_taken += 1
@@ -184,7 +186,7 @@ class RequestGuard:
         except Problem as error:
             problem = error
         except asyncio.CancelledError:
-            # Not for its deadline, or not for that alone: somebody wants to see the end of this connection.
+            # The deadline has not cancelled the task, or is not the only reason: the connection must end.
             if not late or task.uncancel():
                 raise
             problem = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
@@ -195,7 +197,7 @@ class RequestGuard:
             problem = invalid_fields(error)
         except web.HTTPException as error:
             problem = from_aiohttp(error)
-        except Exception as error:  # noqa: BLE001 (the last line before the socket: no caller may be left without one)
+        except Exception as error:  # noqa: BLE001 (the last code before the socket: every caller must get a response)
             problem = problem_of(error) or self._fault(request, error)
         finally:
             if reading:
@@ -225,7 +227,7 @@ class RequestGuard:
 
 
 def correlation_id_of(request: web.Request) -> str:
-    """The request's correlation id: of its body, or of its header, or one of our own."""
+    """The correlation id of a request: from the body, or else from the header, or else a new one."""
     known = request.get(CORRELATION_ID)
     if known is None:
         known = request[CORRELATION_ID] = correlation_id_said(request) or secrets.token_hex(16)
@@ -233,20 +235,20 @@ def correlation_id_of(request: web.Request) -> str:
 
 
 def correlation_id_said(request: web.Request) -> str | None:
-    """The correlation id in the header of a request; None where it has none that can be used."""
+    """The correlation id in the header of a request; None if the header has no usable one."""
     said = request.headers.get(CORRELATION_HEADER)
     return said if said and len(said) <= MOST_ID_CHARACTERS and said.isascii() and said.isprintable() else None
 
 
 def asked_by(request: web.Request) -> str:
-    """Who asks, as far as a request tells."""
+    """The caller, as far as the request names the caller."""
     # aiohttp keeps bytes that are no UTF-8 as lone surrogates, which no store accepts.
     agent = request.headers.get("User-Agent", "unknown").encode(errors="replace").decode()
     return f"{agent[:_AGENT_CHARACTERS]} at {request.remote}"
 
 
 def _about(request: web.Request, seconds: float) -> dict[str, object]:
-    """What the log says of a request, besides how it ended."""
+    """The fields in the log that identify a request and its caller."""
     return {
         "correlation_id": correlation_id_of(request),
         "batch_id": request.get(BATCH_ID),
@@ -263,10 +265,10 @@ def _ensure_json(request: web.Request) -> None:
 
 
 async def not_found(request: web.Request) -> web.StreamResponse:
-    """Answers what no route takes.
+    """Answers a request that matches no route.
 
-    :raises HTTPMethodNotAllowed: one would take it by another method.
-    :raises HTTPNotFound: none would.
+    :raises HTTPMethodNotAllowed: a route has this path, but not this method.
+    :raises HTTPNotFound: no route has this path.
     """
     allowed: set[str] = set()
     for resource in _resources(request):
@@ -276,7 +278,7 @@ async def not_found(request: web.Request) -> web.StreamResponse:
 
 
 async def unexpected(_: web.Request) -> web.StreamResponse:
-    """Answers an `Expect` header that asks for something else than to go on.
+    """Answers an `Expect` header with any value but `100-continue`.
 
     :raises HTTPExpectationFailed: always.
     """
@@ -284,7 +286,7 @@ async def unexpected(_: web.Request) -> web.StreamResponse:
 
 
 def _route_label(request: web.Request) -> str:
-    # Never a label: a path that is not one of ours.
+    # A path without a route must not become a label: callers could create any number of labels.
     ours = {resource.canonical for resource in _resources(request)}
     return request.path if request.path in ours else _UNMATCHED
 

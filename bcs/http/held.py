@@ -1,4 +1,4 @@
-"""The memory that callers take: bodies until their request is answered, and answers until they are sent."""
+"""The memory that callers use: bodies until the request is answered, and responses until they are sent."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from bcs.http.deadlines import Deadlines
 
 
 class Holder(Protocol):
-    """Something that bytes are held for; `held_bytes` says how many."""
+    """An object that holds bytes in memory; `held_bytes` is the number of these bytes."""
 
     held_bytes: int
 
 
 class HeldBytes:
-    """Counts the bytes that are held, and lets go of the slowest callers where there are too many.
+    """Counts the held bytes, and ends the slowest callers if there are too many bytes.
 
-    :param most_bytes: so many may be held in all; what one read of a socket brings comes on top.
-    :param slow: those who keep the service waiting, of each kind by itself; what is ended early lets go of its bytes.
+    :param most_bytes: the largest number of held bytes. One read of a socket may exceed this number.
+    :param slow: the callers that the service waits for, one group for each kind of wait. A caller that is ended early
+        releases its bytes.
     """
 
     def __init__(self, most_bytes: int, slow: Sequence[Deadlines[Any]]) -> None:
@@ -27,9 +28,9 @@ class HeldBytes:
         self.total = 0
 
     def add(self, holder: Holder, count: int) -> bool:
-        """Hold more bytes. If there are too many now, the slowest callers are ended; this one may be among them.
+        """Hold more bytes. If there are too many bytes, the slowest callers are ended; the holder may be one of them.
 
-        :returns: False where there are too many all the same: nobody is slow.
+        :returns: False if there are still too many bytes, because no caller is slow.
         """
         holder.held_bytes += count
         self.total += count
@@ -41,6 +42,6 @@ class HeldBytes:
         return True
 
     def release(self, holder: Holder) -> None:
-        """Hold nothing for it any more."""
+        """Release all bytes of a holder."""
         self.total -= holder.held_bytes
         holder.held_bytes = 0

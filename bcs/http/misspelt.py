@@ -1,4 +1,4 @@
-"""Fields of a request that are not read, and look like one that is: a misspelt field would count as unset."""
+"""Warnings about misspelt fields of a request. Without a warning, a misspelt field would silently count as unset."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _MOST_CHARACTERS = 50
 _not_letters = re.compile(r"[\W_]")
 
 Fields = Mapping[str, "Fields | None"]
-"""The name of a field to the fields in it; None for one that has none."""
+"""Maps the name of a field to the fields in it, or to None if the field contains no fields."""
 
 
 def misspelt_fields(document: object, fields: Fields) -> list[str]:
-    """A sentence for each unknown field that is near a known one.
+    """One sentence for each unknown field whose name is similar to a known name.
 
-    :param document: a request's body, parsed; anything but an object has no fields.
+    :param document: the parsed body; only an object has fields.
     """
     unknown = list(_unknown(document, fields, ()))[:_MOST_NAMES]
     if not unknown:

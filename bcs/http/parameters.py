@@ -1,4 +1,4 @@
-"""What stands in the path and the query of a request about a batch."""
+"""The parameters in the path and the query of a request about a batch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _identifier: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
 class HistoryQuery(Body):
-    """Which page of a history is asked for.
+    """The page of a history that the caller requests.
 
-    :param before: only entries with lower numbers than this; None begins with the newest.
+    :param before: only entries with lower numbers than this one; None begins with the newest entry.
     """
 
     limit: Annotated[int, Field(ge=1, le=MOST_ENTRIES)] = USUAL_ENTRIES
@@ -32,9 +32,9 @@ class HistoryQuery(Body):
 
 
 class EssaysQuery(Body):
-    """Which of a batch's essays are asked for, in the order of their ids.
+    """The essays of a batch that the caller requests, in the order of their ids.
 
-    :param after: only those behind this one; None begins with the first.
+    :param after: only essays whose ids come after this one; None begins with the first essay.
     """
 
     limit: Annotated[int, Field(ge=1, le=MOST_ESSAYS)] = USUAL_ESSAYS
@@ -42,9 +42,10 @@ class EssaysQuery(Body):
 
 
 def parse_query(model: type[BodyT], query: Iterable[tuple[str, str]]) -> BodyT:
-    """What a query asks for.
+    """Parse a query.
 
-    :raises InvalidParameters: naming each that is wrong, without the caller's text.
+    :raises InvalidParameters: the query is invalid. The error names each parameter, and does not repeat the text of the
+        caller.
     """
     given: dict[str, str] = {}
     for name, value in query:
@@ -58,10 +59,10 @@ def parse_query(model: type[BodyT], query: Iterable[tuple[str, str]]) -> BodyT:
 
 
 def parse_batch_id(segment: bytes) -> str:
-    """The batch that a segment of a path names.
+    """Parse the batch id in a segment of a path.
 
-    :param segment: as it was sent.
-    :raises InvalidParameters: it can be no batch's.
+    :param segment: the bytes that the caller sent, still percent-encoded.
+    :raises InvalidParameters: no batch can have this id.
     """
     try:
         return _identifier.validate_python(unquote_to_bytes(segment).decode())
@@ -72,18 +73,18 @@ def parse_batch_id(segment: bytes) -> str:
 
 
 def history_path(batch_id: str, limit: int, before: int) -> str:
-    """Where a page of a batch's history is to be had."""
+    """The path and query of a page of a batch's history."""
     return f"{_batch_path(batch_id)}/history?limit={limit}&before={before}"
 
 
 def essays_path(batch_id: str, limit: int, after: str) -> str:
-    """Where what is known of a batch is to be had, with the essays behind one of them."""
+    """The path and query of the state of a batch, with the essays after a given essay."""
     return f"{_batch_path(batch_id)}?limit={limit}&after={quote(after, safe='')}"
 
 
 def _batch_path(batch_id: str) -> str:
     segment = quote(batch_id, safe="")
     if not batch_id.strip("."):
-        # Dots by themselves would lead up to another path.
+        # Clients resolve a segment of dots only ("." or "..") to another path.
         segment = segment.replace(".", "%2E")
     return f"{BATCHES}/{segment}"

@@ -74,17 +74,17 @@ TITLES: Mapping[Kind, str] = {
     "unreadable-request": "The request can't be read",
     "unsupported-media-type": "The request body is not JSON",
 }
-"""What each kind of problem is called; `docs/problems.md` explains each."""
+"""The title of each kind of problem; `docs/problems.md` explains each kind."""
 
 
 class Problem(Exception):
-    """A request that gets an error for an answer.
+    """A request fails, and the response is a problem document.
 
     :param status: the HTTP status.
-    :param kind: a short name, which ends the problem's `type`.
-    :param detail: what is wrong, for a person; never the caller's own text.
+    :param kind: a short name; the `type` of the document ends with it.
+    :param detail: an explanation for a person, which never repeats the text of the caller.
     :param extensions: further members.
-    :param retry: whether the caller may try again soon.
+    :param retry: True if the caller may soon try again.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Problem(Exception):
         self.retry = retry
 
     def response(self, correlation_id: str, retry_after_seconds: int) -> web.Response:
-        """The answer."""
+        """The response."""
         document = {
             "type": f"urn:bcs:problem:{self.kind}",
             "title": TITLES[self.kind],
@@ -118,12 +118,12 @@ class Problem(Exception):
 
 
 def overloaded(detail: str) -> Problem:
-    """503 for what there is no room for at the moment."""
+    """503: the service has no room for the request now."""
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", detail, retry=True)
 
 
 def invalid_fields(error: InvalidRequest) -> Problem:
-    """400 that names each field."""
+    """400: the response names each invalid field."""
     named = ", ".join(problem.field for problem in error.problems)
     extensions: dict[str, Any] = {
         "errors": [{"field": problem.field, "problem": problem.problem} for problem in error.problems]
@@ -134,12 +134,12 @@ def invalid_fields(error: InvalidRequest) -> Problem:
 
 
 def fault() -> Problem:
-    """500."""
+    """500: the service has failed."""
     return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "a fault in this service; it has been logged")
 
 
 def problem_of(error: Exception) -> Problem | None:
-    """The problem that one of our own errors is to a caller; None when it is a fault of ours."""
+    """The problem document for an error; None if the error is a fault of this service."""
     if isinstance(error, UnknownPipeline):
         return Problem(HTTPStatus.NOT_FOUND, "unknown-pipeline", str(error), {"known_pipelines": list(error.known)})
     if isinstance(error, PromptRequired):
@@ -152,7 +152,7 @@ def problem_of(error: Exception) -> Problem | None:
     if isinstance(error, OSError) and error.errno in USED_UP:
         return overloaded("too many files are open")
     if isinstance(error, StoreUnavailable):
-        # Without the cause, which names addresses; the log and /healthz have it.
+        # The cause names addresses, so the response omits the cause. The log and /healthz have it.
         state = "refuses" if error.answered else "is out of reach"
         return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", f"{error.store} {state}", retry=True)
     if isinstance(error, StoreError | SupervisionError | ClocksDiffer) and error.retryable:
@@ -169,7 +169,7 @@ _OF_AIOHTTP: Mapping[int, tuple[Kind, str]] = {
 
 
 def from_aiohttp(error: web.HTTPException) -> Problem:
-    """The problem for what aiohttp itself refuses."""
+    """The problem for a request that aiohttp refuses."""
     status = HTTPStatus(error.status)
     kind, detail = _OF_AIOHTTP.get(error.status, ("http-error", status.description))
     problem = Problem(status, kind, detail)

@@ -17,7 +17,7 @@ def reply_json(
     content_type: str = "application/json",
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
-    """A document as JSON."""
+    """A response with a document as JSON."""
     return reply_encoded(to_json(document), status, content_type=content_type, headers=headers)
 
 
@@ -28,5 +28,5 @@ def reply_encoded(
     content_type: str = "application/json",
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
-    """What is JSON already, with a newline at its end for those who read it in a terminal."""
+    """A response with encoded JSON. A newline is added, for people who read the response in a terminal."""
     return web.Response(status=status, body=encoded + b"\n", content_type=content_type, headers=headers)

@@ -1,4 +1,4 @@
-"""The HTTP bodies, as the orchestrator sends and reads them."""
+"""The HTTP bodies that the orchestrator sends and reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bcs.errors import BcsError
 from bcs.http.misspelt import Fields, misspelt_fields
 from bcs.wire.events import MOST_ID_CHARACTERS, Identifier
 
-# Between `bcs dlq replay` and the service, for a resolution that is asked again.
+# Headers between `bcs dlq replay` and the service, for a resolution that is requested again.
 FAILURES_SAID = "X-BCS-Failures"
 FIRST_FAILURE_SAID = "X-BCS-First-Failure"
 LETTER_WRITTEN = "X-BCS-Dead-Letter"
@@ -31,14 +31,14 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     fields: ClassVar[Fields] = {}
-    """The fields that callers may send, those included that BCS does not need."""
+    """The fields that callers may send. Some of them are not needed by BCS."""
 
 
 BodyT = TypeVar("BodyT", bound=Body)
 
 
 class BatchMetadata(Body):
-    """What the orchestrator knows of a batch; only the prompt matters here."""
+    """What the orchestrator knows about a batch; BCS uses only the prompt."""
 
     prompt_attached: StrictBool | None = None
 
@@ -69,7 +69,7 @@ class CompletePhase(Body):
 
 @dataclass(frozen=True, slots=True)
 class InvalidField:
-    """What is wrong with one field.
+    """A field of a request, and the problem with this field.
 
     :param field: dotted path; `body` for the document as a whole.
     """
@@ -79,9 +79,9 @@ class InvalidField:
 
 
 class InvalidRequest(BcsError):
-    """A request that is not what the path takes.
+    """The request is invalid.
 
-    :param problems: each field that is wrong.
+    :param problems: one for each invalid field.
     """
 
     def __init__(self, problems: tuple[InvalidField, ...]) -> None:
@@ -90,11 +90,11 @@ class InvalidRequest(BcsError):
 
 
 class InvalidBody(InvalidRequest):
-    """Its body is not.
+    """The request body is invalid.
 
-    :ivar warnings: about fields that are not read, and look like one that is.
-    :ivar correlation_id: of the body, where it has one.
-    :ivar batch_id: the same.
+    :ivar warnings: about unknown fields whose names are similar to the name of a known field.
+    :ivar correlation_id: of the body; None if the body has none.
+    :ivar batch_id: of the body; None if the body has none.
     """
 
     warnings: Sequence[str] = ()
@@ -103,11 +103,11 @@ class InvalidBody(InvalidRequest):
 
 
 class InvalidParameters(InvalidRequest):
-    """What stands in its path or its query is not."""
+    """The path or the query of the request is invalid."""
 
 
 def pipeline_answer(batch_id: str, resolution: Resolution) -> dict[str, Any]:
-    """The body of the answer to `DefinePipeline`."""
+    """The body of the response to `DefinePipeline`."""
     return {
         "batch_id": batch_id,
         "final_pipeline": resolution.to_run,
@@ -136,9 +136,9 @@ def pipeline_answer(batch_id: str, resolution: Resolution) -> dict[str, Any]:
 class ParsedBody(Generic[BodyT]):
     """A request body that is valid.
 
-    :param raw: the body as BCS understood it.
-    :param correlation_id: of the body, or that which stood in for it; None where neither has one.
-    :param warnings: about fields that are not read, and look like one that is.
+    :param raw: the body, with the correlation id that BCS uses.
+    :param correlation_id: of the body, or else of the header; None if neither has one.
+    :param warnings: about unknown fields whose names are similar to the name of a known field.
     """
 
     body: BodyT
@@ -148,12 +148,12 @@ class ParsedBody(Generic[BodyT]):
 
 
 def parse_body(model: type[BodyT], raw: bytes, correlation_id: str | None = None) -> ParsedBody[BodyT]:
-    """A request body.
+    """Parse a request body.
 
-    :param correlation_id: stands in where the body has none.
-    :raises InvalidBody: naming each field, without the caller's text.
+    :param correlation_id: used if the body has none.
+    :raises InvalidBody: the body is invalid. The error names each field, and does not repeat the text of the caller.
     """
-    # Of a large body that would be many objects.
+    # Python would make very many objects of a large body.
     document = _fields_of(raw) if len(raw) <= _MOST_READ_BYTES else {}
     warnings = misspelt_fields(document, model.fields)
     given = _as_correlation_id(document.get("correlation_id"))
@@ -185,9 +185,9 @@ def _as_id(value: object) -> str | None:
 
 
 def named_fields(error: ValidationError, whole: str) -> tuple[InvalidField, ...]:
-    """Each field that is wrong, without the caller's text.
+    """The invalid fields, without the text of the caller.
 
-    :param whole: names what has no field of its own.
+    :param whole: the name for a problem that belongs to no single field.
     """
     return tuple(
         InvalidField(".".join(map(str, problem["loc"])) or whole, problem["msg"])

@@ -1,4 +1,4 @@
-"""The HTTP actor: serves connections from a socket that outlives it."""
+"""The HTTP actor: serves connections from a listening socket that outlives the actor."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
 from bcs.supervision import ActorContext
 
-# What aiohttp itself logs is about bytes that are no HTTP, with a traceback for each: a port scan would flood the log.
-# The errors of handlers are caught and logged by the guard.
+# aiohttp logs a traceback for bytes that are not HTTP, so a port scan would flood the log. RequestGuard catches and
+# logs the errors of handlers.
 _PROTOCOL_LOG = logging.getLogger("bcs.http.protocol")
 _PROTOCOL_LOG.setLevel(logging.CRITICAL)
-# At a stop, every connection that is open gets this long to ask once more: a caller may be just about to, and slow.
+# At a stop, each open connection may send one more request for this long: a slow caller may be about to send one.
 _LAST_REQUESTS_SECONDS = 1.0
 _LOOK_SECONDS = 0.01
-# Who has knocked is connected by then.
+# A TCP handshake that has begun is complete after this time.
 _HANDSHAKE_SECONDS = 0.05
 
 
 def open_listener(settings: Settings) -> socket.socket:
-    """The listening socket. It belongs to the process: while the HTTP actor restarts, connections wait in its backlog.
+    """Open the listening socket.
 
-    :raises AddressUnavailable: it can't be had.
+    The process owns the socket, so connections wait in its backlog while the HTTP actor restarts.
+
+    :raises AddressUnavailable: the service can't listen at the address.
     """
     host, port = settings.http_host, settings.http_port
     version_6 = ":" in host
@@ -53,7 +55,7 @@ def open_listener(settings: Settings) -> socket.socket:
             (host, port),
             family=socket.AF_INET6 if version_6 else socket.AF_INET,
             backlog=settings.http_backlog_connections,
-            # "::" means every address, as "0.0.0.0" does.
+            # "::" must mean every address, including IPv4, as "0.0.0.0" means every IPv4 address.
             dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
         )
     except OSError as error:
@@ -63,9 +65,9 @@ def open_listener(settings: Settings) -> socket.socket:
 
 
 class AddressUnavailable(BcsError):
-    """The service can't listen where it should.
+    """The service can't listen at the configured address.
 
-    :param problem: the operating system's reason.
+    :param problem: the reason from the operating system.
     """
 
     def __init__(self, host: str, port: int, problem: str) -> None:
@@ -88,7 +90,7 @@ class HttpServer:
     actors: ActorHandlers
 
     async def run(self, context: ActorContext[Any]) -> None:
-        """Serve until asked to stop; then answer what was accepted."""
+        """Serve until the actor must stop, then answer all requests on accepted connections."""
         await hit(FailPoint.STARTING, context.name)
         settings, callers = self.settings, Callers(self.settings, self.telemetry, most=most_connections(self.settings))
         bodies = Bodies(callers.bodies, callers.held, settings.http_max_body_bytes)
@@ -107,7 +109,7 @@ class HttpServer:
         runner = web.AppRunner(
             self._application(guard),
             handle_signals=False,
-            # aiohttp waits a minute by default, twice as long as Kubernetes does. By then requests are done anyway.
+            # By default aiohttp waits for a minute, twice as long as Kubernetes. The requests are done before that.
             shutdown_timeout=self.settings.http_kill_grace_seconds,
         )
         await runner.setup()
@@ -134,7 +136,7 @@ class HttpServer:
                 context.ready()
                 await context.wait_stopping()
                 guard.close_after_response()
-                # Readiness is off by now: whoever balances the load gets this long to see it.
+                # /readyz already answers 503. The load balancer needs this time to notice.
                 await anyio.sleep(self.settings.shutdown_drain_seconds)
                 acceptor.reject_new_connections()
                 await anyio.sleep(_HANDSHAKE_SECONDS)
@@ -146,14 +148,15 @@ class HttpServer:
             await guard.idle()
             stopped = True
         finally:
-            # The sum of what is in it, or something would be left half closed: aiohttp waits twice for its timeout.
+            # The sum of the waits inside the block; aiohttp alone waits twice for its timeout. A shorter time would
+            # leave connections half closed.
             acceptor.close()
             linger_seconds = self.settings.http_linger_seconds
             grace_seconds = self.settings.http_kill_grace_seconds
             with anyio.move_on_after(linger_seconds + grace_seconds * 4, shield=True):
                 guard.close_after_response()
                 if not stopped:
-                    # Who has connected just now is about to send a request.
+                    # A caller that has just connected is about to send a request.
                     await anyio.sleep(linger_seconds)
                     with anyio.move_on_after(grace_seconds):
                         await guard.idle()
@@ -172,7 +175,7 @@ class HttpServer:
 
         add("POST", "/internal/v1/pipelines/define", self.pipelines.define, reads_body=True)
         add("POST", "/internal/v1/phases/complete", self.pipelines.complete, reads_body=True)
-        # Not "{id}" alone: that would not take braces.
+        # The pattern is needed: "{id}" alone does not match braces.
         add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show)
         add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history)
         add("GET", "/internal/v1/actors", self.actors.show)
@@ -186,7 +189,7 @@ class HttpServer:
 
 
 def _expecting(refuse: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
-    """What answers an `Expect` header; aiohttp's own answer to one that it does not know is no problem document."""
+    """Make a handler for the `Expect` header, because aiohttp does not refuse with a problem document."""
 
     async def expect(request: web.Request) -> web.StreamResponse | None:
         if request.version < HttpVersion11:
@@ -194,7 +197,7 @@ def _expecting(refuse: Handler) -> Callable[[web.Request], Awaitable[web.StreamR
         if request.headers["Expect"].lower() != "100-continue":
             return await refuse(request)
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # of the answer, which has not begun
+        request.writer.output_size = 0  # it counts the bytes of the response, which has not begun
         return None
 
     return expect

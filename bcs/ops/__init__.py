@@ -1,1 +1,1 @@
-"""What operators do beside the service, without a command line."""
+"""The operations of operators, without a command line."""

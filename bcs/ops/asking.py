@@ -1,4 +1,4 @@
-"""Asks a running service over HTTP, and makes one readable line of whatever goes wrong."""
+"""Sends requests to a running service over HTTP. Each error is one readable line."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bcs.errors import BcsError
 from bcs.ops.wording import printable
 from bcs.runtime import running
 
-# What the orchestrator, the usual caller, waits as well; the service itself answers sooner.
+# The timeout of the orchestrator, which is the usual caller. The service itself answers sooner.
 _TIMEOUT_SECONDS = 30.0
 _LONGEST_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 class ServiceUnreachable(BcsError):
-    """Nobody answered.
+    """There was no response.
 
-    :param url: who was asked.
-    :param cause: why not, in a few words.
-    :param late: True where somebody may listen, and does not answer in time.
+    :param url: the URL of the request.
+    :param cause: the reason, in a few words.
+    :param late: True if a process may listen there, but did not answer in time.
     """
 
     retryable = True
@@ -36,9 +36,9 @@ class ServiceUnreachable(BcsError):
 
 
 class NotThisService(BcsError):
-    """Somebody answered, but not as BCS does.
+    """The response is not one of BCS.
 
-    :param url: who was asked.
+    :param url: the URL of the request.
     """
 
     def __init__(self, url: str, status: int) -> None:
@@ -52,7 +52,7 @@ class RequestFailed(BcsError):
 
     :param status: the HTTP status.
     :param problem: the document.
-    :param retry_after: what the service says about trying again.
+    :param retry_after: the `Retry-After` header; None if there is none.
     """
 
     def __init__(self, status: int, problem: Mapping[str, Any], retry_after: str | None) -> None:
@@ -74,17 +74,17 @@ def ask(
     expecting: Collection[str],
     timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> dict[str, Any]:
-    """GET a document, or POST one and get another.
+    """GET a document, or POST a document and get another.
 
-    :param body: POST this; none means GET.
-    :param expecting: the members that an answer of BCS's has, whatever its status is.
-    :raises ServiceUnreachable: nobody answered.
-    :raises RequestFailed: the service refused.
-    :raises NotThisService: something else answered.
+    :param body: the document to POST; None for a GET.
+    :param expecting: the members that every response of BCS has, for any status.
+    :raises ServiceUnreachable: there was no response.
+    :raises RequestFailed: the service refused the request.
+    :raises NotThisService: the response is not one of BCS.
     """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 (options check it)
-    # The service is next door: a proxy for the way out would look for it outside.
+    # No proxy: the service is on this machine or network, and a proxy would look for it outside.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def answer() -> tuple[int, bytes]:
@@ -92,7 +92,7 @@ def ask(
             return response.status, response.read(_LONGEST_ANSWER_BYTES)
 
     try:
-        # The timeout of a socket does not bound how long its name is looked up.
+        # The timeout of a socket does not bound the lookup of its name.
         status, raw = running.in_time(answer, timeout_seconds)
     except TimeoutError:
         raise ServiceUnreachable(url, f"nothing in {timeout_seconds:.0f} s", late=True) from None

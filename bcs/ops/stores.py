@@ -1,4 +1,4 @@
-"""Reads the store as the service has it, without a service."""
+"""Reads the state store of the service, without a running service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bcs.storage.redis.errors import reason
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.stored_batches import StoredBatches
 
-# A command asks once: there is nobody to be spared by a circuit breaker.
+# A command sends each request once, so a circuit breaker has nothing to protect.
 _NEVER = 1_000_000
 
 
@@ -31,9 +31,9 @@ class StateInMemory(ConfigurationError):
 
 @asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[RedisGateway]:
-    """The Redis that the settings name.
+    """A connection to the Redis in the settings.
 
-    :raises StoreUnavailable: also where something answers that is no Redis, or has no such database.
+    :raises StoreUnavailable: Redis does not answer, or the server is not Redis, or it has no such database.
     """
     gateway = RedisGateway(
         settings.redis_url,
@@ -51,11 +51,11 @@ async def connected(settings: Settings) -> AsyncIterator[RedisGateway]:
 
 
 def read_batch(settings: Settings, batch_id: str) -> tuple[BatchState, int]:
-    """A batch's state and version; nothing is written.
+    """Read the state and the version of a batch, and write nothing.
 
-    :raises StateInMemory: there is no store that this process can read.
-    :raises StoreUnavailable: no answer, and never a guess.
-    :raises StoreCorrupted: what is stored is not what BCS writes.
+    :raises StateInMemory: this process can't read the store.
+    :raises StoreUnavailable: Redis does not answer.
+    :raises StoreCorrupted: the stored data was not written by BCS.
     """
     if settings.use_mock_repository:
         raise StateInMemory
@@ -65,6 +65,6 @@ def read_batch(settings: Settings, batch_id: str) -> tuple[BatchState, int]:
             stored = await StoredBatches(gateway, key_prefix=settings.redis_key_prefix).read(batch_id)
             return stored.state, stored.version
 
-    # The error says all that there is to say.
+    # The error says everything; log lines would only repeat it.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     return running.run(read)

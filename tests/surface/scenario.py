@@ -39,6 +39,7 @@ _BATCHES = "/internal/v1/batches"
 _TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 _TRACE = {"traceparent": f"00-{_TRACE_ID}-00f067aa0ba902b7-01", "tracestate": "a=b"}
 _NO_JSON = b"no JSON"
+_VERSION_AT_LAST = b"7"  # of the batch, after the last event of the story
 _DEAD = topics.dead_letter_topic(topics.ESSAYS_REGISTERED)
 _SETTINGS: dict[str, object] = {
     "instance_name": "surface",
@@ -272,6 +273,8 @@ class _Story:
                 await platform.send_raw((topics.ESSAYS_REGISTERED, batch.encode(), _NO_JSON))
                 wanted = {"{outbox}": 2, "{outbox}:record": 1, "{outbox}:explanations": 1}
                 await wait_until(lambda: self._waits(redis, wanted))
+                # The queue has a fact before Redis has it.
+                await wait_until(lambda: self._is_committed(redis, _VERSION_AT_LAST))
                 self._redis += await facts_of_redis(redis, self._prefix, "others are away", self._words)
         await wait_until(lambda: self._nothing_waits(redis))
 
@@ -317,9 +320,11 @@ class _Story:
         return bool((await calls.look("/healthz"))["status"] == "healthy")
 
     async def _noticed(self, calls: Calls) -> bool:
-        """Whether the service knows that PostgreSQL is away, and waits for it."""
+        """Whether the service knows that PostgreSQL has no such database, and waits for it."""
         said = await calls.look("/healthz")
-        return said["dependencies"]["postgresql"]["status"] == "unhealthy" and bool(said["waits"]["archive"])
+        # Connections that end in the middle of something are another cause, for a moment.
+        causes = [said["dependencies"]["postgresql"]["message"], *(wait["cause"] for wait in said["waits"]["archive"])]
+        return len(causes) > 1 and all("InvalidCatalogName" in cause for cause in causes)
 
     async def _has_entries(self, calls: Calls, count: int) -> bool:
         return len((await calls.look(f"{_BATCHES}/{self._batch}/history")).get("entries", [])) >= count
@@ -327,6 +332,11 @@ class _Story:
     async def _waits(self, redis: Client, wanted: dict[str, int]) -> bool:
         found = await waiting(redis, self._prefix)
         return all(found.get(name) == count for name, count in wanted.items())
+
+    async def _is_committed(self, redis: Client, version: bytes) -> bool:
+        """Whether the batch has this version in Redis."""
+        [key] = [key for key in await keys_under(redis, f"{self._prefix}{{{self._batch}}}") if key.endswith(b":batch")]
+        return bool(await redis.hget(key, "version") == version)
 
     async def _nothing_waits(self, redis: Client) -> bool:
         return not {name for name in await waiting(redis, self._prefix) if not name.endswith(("parked", "history"))}

@@ -1,4 +1,4 @@
-"""The supervision tree over HTTP: to look at it, and, where chaos is enabled, to kill a part of it."""
+"""The supervision tree over HTTP: shows the tree, and kills an actor if chaos is enabled."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
 @dataclass(frozen=True, slots=True)
 class ActorHandlers:
-    """Handlers with what they need.
+    """The handlers of the actors' routes.
 
-    :param chaos_enabled: whether callers may kill.
-    :param snapshot: a picture of the supervision tree.
-    :param cancel: kills the actor with a path; False when it does not run at the moment.
+    :param chaos_enabled: True if callers may kill actors.
+    :param snapshot: takes a snapshot of the supervision tree.
+    :param cancel: kills the actor at a path; False if the actor does not run now.
     """
 
     chaos_enabled: bool
@@ -36,9 +36,9 @@ class ActorHandlers:
         return reply_json(_node("", self.snapshot()))
 
     async def kill(self, request: web.Request) -> web.Response:
-        """POST /internal/v1/actors/{name}/kill. The name is a path in the tree, a batch's id as part of it included.
+        """POST /internal/v1/actors/{name}/kill. The name is a path in the tree, and may contain the id of a batch.
 
-        The HTTP actor may kill itself: it answers what it has accepted before it goes.
+        The HTTP actor may kill itself. It answers all accepted requests before it ends.
         """
         if not self.chaos_enabled:
             raise Problem(HTTPStatus.FORBIDDEN, "chaos-disabled", "BCS_CHAOS_ENABLED is not set")

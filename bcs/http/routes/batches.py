@@ -1,4 +1,4 @@
-"""What is known of a batch, and how it came to be known."""
+"""The state of a batch, and its history."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _ID_SEGMENT = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchHandlers:
-    """Handlers with what they need.
+    """The handlers of the batches' routes.
 
-    :param record: None where none is kept.
-    :param reading: so many batches and histories may be in memory at a time.
-    :param page_bytes: about so large is an answer about a batch, however many essays it has.
+    :param record: None if no archive is kept.
+    :param reading: bounds the number of batches and histories that are in memory at the same time.
+    :param page_bytes: the approximate size of a response about a batch, for any number of essays.
     """
 
     definitions: PipelineDefinitions
@@ -83,7 +83,8 @@ class BatchHandlers:
 
 
 def _batch_id(request: web.Request) -> str:
-    # From the path as it was sent: aiohttp leaves what is no UTF-8 encoded, like an id that has such text in it.
+    # The raw path is needed. In the decoded path, bytes that are not UTF-8 stay percent-encoded, so an id that contains
+    # "%FF" as text would look the same.
     segment = request.rel_url.raw_path.split("/")[_ID_SEGMENT]
     request[BATCH_ID] = batch_id = parse_batch_id(segment.encode(errors="surrogateescape"))
     return batch_id

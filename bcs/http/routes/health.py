@@ -1,6 +1,6 @@
-"""Probes: is the process worth keeping, may it get traffic, and what do the metrics say.
+"""Health routes: liveness, readiness, and metrics.
 
-They answer from what is known and wait for nothing: a fleet must not be restarted for an outage of Redis.
+The handlers use only known facts and wait for nothing. An outage of Redis must not restart all replicas.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from bcs.storage.ports import StateStore
 from bcs.supervision import Snapshot, State
 from bcs.wire.published import SERVICE, rfc3339
 
-# States of an actor in which its callers wait for it.
+# The states in which an actor lets its callers wait.
 _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.UNRESPONSIVE, State.ENDED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthHandlers:
-    """Handlers with what they need.
+    """The handlers of the health routes.
 
-    :param archive: None where there is no record.
-    :param redis: what the last look at Redis has found.
-    :param waits: what the actors wait for.
-    :param render_metrics: the metrics as text.
-    :param snapshot: a picture of the supervision tree.
-    :param draining: whether a stop was asked for.
+    :param archive: None if no archive is kept.
+    :param redis: the result of the last check of Redis.
+    :param waits: the current waits of the actors.
+    :param render_metrics: renders the metrics as text.
+    :param snapshot: takes a snapshot of the supervision tree.
+    :param draining: returns True once the service must stop.
     """
 
     settings: Settings
@@ -52,7 +52,7 @@ class HealthHandlers:
     draining: Callable[[], bool]
 
     async def healthz(self, _: web.Request) -> web.Response:
-        """GET /healthz: liveness. A dependency that is away is no reason to restart this process."""
+        """GET /healthz: liveness. The outage of a dependency is no reason to restart this process."""
         tree = self.snapshot()
         redis = self._redis()
         servers = f"{self.settings.kafka_bootstrap_servers} (BCS_KAFKA_BOOTSTRAP_SERVERS)"
@@ -86,7 +86,7 @@ class HealthHandlers:
         return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """GET /readyz: 503 while draining, or while neither the state store nor the record can answer."""
+        """GET /readyz: 503 while draining, or while neither the state store nor the archive can answer."""
         if self.draining():
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
         failure = failure_of_redis(self.redis, self.store)
@@ -99,17 +99,17 @@ class HealthHandlers:
         return web.Response(body=self.render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def _problem_of_kafka(self) -> str:
-        """The most that is known of what is wrong with Kafka; empty where that is nothing."""
+        """The most specific known problem with Kafka; empty if there is none."""
         kafka = self.kafka
         if kafka.connected is False:
             return kafka.problem
         if kafka.connected is None:
-            # A client of the publisher may have been refused before anybody else has heard of Kafka.
+            # Kafka may have refused a client of the publisher before any other client was connected.
             return self._refused_by_kafka() or kafka.problem
         return kafka.trouble or self._refused_by_kafka()
 
     def _refused_by_kafka(self) -> str:
-        """What intake and publisher may not do at all, although Kafka answers; empty where that is nothing."""
+        """The reason why Kafka refuses the intake or the publisher; empty if Kafka refuses neither."""
         waits = [*self.waits.of("intake"), *self.waits.of("publisher")]
         return "; ".join(wait.cause for wait in waits if wait.doing in (READ_KAFKA, CONNECT_PRODUCER))
 

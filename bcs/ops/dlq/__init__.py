@@ -1,1 +1,1 @@
-"""Dead letters, looked at and put back by an operator."""
+"""Reading, replaying and purging dead letters, for operators."""

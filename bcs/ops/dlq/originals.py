@@ -1,4 +1,4 @@
-"""What was dead, as it came: put back where it came from, or asked again."""
+"""The originals of dead letters: republished to their topics, or requested again from the service."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _DEFINE = "/internal/v1/pipelines/define"
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A message as it came.
+    """The original message of a dead letter.
 
-    :param timestamp_ms: Kafka's time of it; None where it had none.
+    :param timestamp_ms: the time of the Kafka record; None if the record had none.
     """
 
     key: bytes | None
@@ -45,9 +45,11 @@ class Original:
 
 
 async def original_of(dead_letter: DeadLetter, source: DeadLetterReader) -> Original:
-    """The original of a letter, from where it lay if the letter has only its beginning, or nothing of it.
+    """The original of a dead letter.
 
-    :raises OriginalGone: it no longer lies there, or can't be read there.
+    If the dead letter does not contain the whole original, the original is read from its source topic.
+
+    :raises OriginalGone: the original is no longer in its source topic, or can't be read there.
     """
     if not dead_letter.truncated:
         return Original(dead_letter.key, dead_letter.value, dead_letter.headers, dead_letter.source_timestamp_ms)
@@ -79,14 +81,15 @@ async def original_of(dead_letter: DeadLetter, source: DeadLetterReader) -> Orig
 async def republish(
     producer: AIOKafkaProducer, dead_letter: DeadLetter, original: Original, *, as_new: bool = False
 ) -> asyncio.Future[object]:
-    """Hand an original to the producer, for the partition where it lay, with the time that it had.
+    """Give an original to the producer, for its source partition and with its own time.
 
-    Its time can be what orders it among other facts, so it must not become a newer one. Should it fail again, its new
-    letter goes on counting.
+    The time may order the original among other facts, so the time must not change. If the original fails again, the new
+    dead letter continues the count of failures.
 
-    :param as_new: Kafka's time of it is now, for a topic that refuses old ones. A header has the original's time.
-    :returns: the acknowledgement to come; of an original that is too large for the producer, one that failed.
-    :raises ReplayFailed: it was not taken.
+    :param as_new: the Kafka record gets the present time, for a topic that refuses old times. A header has the time of
+        the original.
+    :returns: the future acknowledgement. If the original is too large for the producer, this future has failed.
+    :raises ReplayFailed: the producer did not take the original.
     """
     headers = [
         *original.headers,
@@ -96,16 +99,17 @@ async def republish(
     ]
     topic, partition, time_ms = dead_letter.source_topic, dead_letter.source_partition, original.timestamp_ms
     if time_ms is not None and time_ms >= 0:
-        # A topic with LogAppendTime stamps it anew.
+        # A topic with LogAppendTime replaces the time of the record.
         headers.append((ORIGINAL_TIMESTAMP, str(time_ms).encode()))
     if as_new:
         time_ms = None
     try:
         known = await producer.partitions_for(topic)
         if partition not in known:
-            partition = None  # there are fewer now
+            partition = None  # the topic has fewer partitions now
         if original.key is None and original.value is None:
-            # aiokafka refuses to send() what Kafka and its own batches take: a message with neither key nor value.
+            # aiokafka does not send() a message without key and value, although Kafka and the batches of aiokafka take
+            # such messages.
             batch = producer.create_batch()
             batch.append(timestamp=time_ms, key=None, value=None, headers=headers)
             sending = producer.send_batch(batch, topic, partition=min(known) if partition is None else partition)
@@ -121,11 +125,11 @@ async def republish(
 
 
 async def republish_alone(producer: AIOKafkaProducer, dead_letter: DeadLetter, original: Original) -> None:
-    """Put back an original in a batch of its own, and wait for the acknowledgement.
+    """Republish an original in a batch of its own, and wait for the acknowledgement.
 
-    :param producer: is not idempotent, or what was refused would leave it out of step.
-    :raises ReplayFailed: it was not taken.
-    :raises KafkaError: the broker refuses it, or gives no answer.
+    :param producer: must not be idempotent, because a refusal would break the sequence of an idempotent producer.
+    :raises ReplayFailed: the producer did not take the original.
+    :raises KafkaError: the broker refuses the original, or does not answer.
     """
     try:
         await (await republish(producer, dead_letter, original))
@@ -134,12 +138,13 @@ async def republish_alone(producer: AIOKafkaProducer, dead_letter: DeadLetter, o
 
 
 async def resolve_again(session: aiohttp.ClientSession, url: str, dead_letter: DeadLetter, original: Original) -> None:
-    """Have the running service resolve a request once more that it could not.
+    """Send a failed resolution to the running service again.
 
-    It is told how often that failed before. If it fails again the service writes a letter that goes on counting, and
-    says so; then this one has done its duty, as one has whose message fails again after it was put back.
+    The headers contain the number of failures before. If the resolution fails again, the service writes a new dead
+    letter that continues the count, and says so in a header. Then this dead letter counts as replayed, as it does if a
+    republished message fails again.
 
-    :raises ReplayFailed: nobody resolved it, nor wrote a letter.
+    :raises ReplayFailed: the service did not resolve the request, and did not write a dead letter.
     """
     headers = {
         "Content-Type": "application/json",
@@ -148,7 +153,7 @@ async def resolve_again(session: aiohttp.ClientSession, url: str, dead_letter: D
     }
     where = str(dead_letter.position)
     try:
-        # Redirected, it would be asked of somebody else.
+        # A redirect would send the request to another service.
         async with session.post(
             f"{url.rstrip('/')}{_DEFINE}", data=original.value, headers=headers, allow_redirects=False
         ) as response:

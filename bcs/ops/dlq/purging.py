@@ -1,4 +1,4 @@
-"""Deletes dead letters for good: whole partitions up to a point, since Kafka deletes nothing else."""
+"""Deletes dead letters for good, up to an offset of each partition, because Kafka can delete nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bcs.ops.dlq.selection import parse_timestamp
 from bcs.wire.dead_letters.decode import DeadLetterPosition, purge_key
 from bcs.wire.published import SERVICE
 
-# A connection may break for other reasons, too.
+# The second attempt is for connections that break for other reasons.
 _TRIES = 2
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_MS = 253_402_300_799_999  # the end of the year 9999; Kafka takes any number
@@ -27,12 +27,12 @@ _LATEST_MS = 253_402_300_799_999  # the end of the year 9999; Kafka takes any nu
 def last_to_purge(
     index: DeadLetterIndex, before: datetime | None, services: Collection[str] = (SERVICE,)
 ) -> dict[tuple[str, int], int]:
-    """Up to which offset each partition can be deleted: nothing behind a letter that is to stay.
+    """The last offset to delete in each partition. A dead letter that stays keeps everything after it.
 
-    What can't be read has only Kafka's time.
+    An unreadable record has only the time of the Kafka record.
 
-    :param before: what was written then or later stays; None lets nothing stay.
-    :param services: letters that others wrote stay.
+    :param before: dead letters from this time or later stay; None deletes all times.
+    :param services: dead letters of other services stay.
     """
     stays: dict[tuple[str, int], int] = {}
     times = {position: parse_timestamp(dead_letter.timestamp) for position, dead_letter in index.dead_letters.items()}
@@ -53,17 +53,17 @@ def last_to_purge(
 
 
 def purged(positions: Iterable[DeadLetterPosition], last: dict[tuple[str, int], int]) -> list[DeadLetterPosition]:
-    """Which of these would be deleted."""
+    """The positions that would be deleted."""
     return [each for each in positions if each.offset <= last.get((each.topic, each.partition), -1)]
 
 
 async def purge(settings: Settings, last: dict[tuple[str, int], int]) -> bool:
-    """Delete everything up to these offsets, which are deleted too.
+    """Delete everything up to and including these offsets.
 
-    A broker that can't delete records, such as the one of `bcs dev`, gets marks instead: then nobody reads what lies up
-    to them as a letter any more.
+    Some brokers, such as the one of `bcs dev`, can't delete records. They get purge markers, and readers ignore all
+    dead letters up to the offset in such a marker.
 
-    :returns: False where the broker got marks.
+    :returns: False if purge markers were written.
     :raises KafkaUnavailable: Kafka does not answer, or can't delete.
     """
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
@@ -82,7 +82,7 @@ async def purge(settings: Settings, last: dict[tuple[str, int], int]) -> bool:
 
 
 async def _delete(admin: AIOKafkaAdminClient, last: Mapping[tuple[str, int], int]) -> bool:
-    """Delete; False where the broker does not know how."""
+    """Delete records; False if the broker does not support this."""
     wanted = {TopicPartition(*place): RecordsToDelete(offset + 1) for place, offset in last.items()}
     for _ in range(_TRIES):
         try:
@@ -90,7 +90,7 @@ async def _delete(admin: AIOKafkaAdminClient, last: Mapping[tuple[str, int], int
         except (NotImplementedError, UnsupportedVersionError):
             return False
         except (KafkaConnectionError, NodeNotReadyError):
-            # The embedded broker closes the connection, for it does not know the request. It answers others as before.
+            # The embedded broker does not know the request, and closes the connection. Other requests still work.
             await admin.list_topics()
         else:
             return True

@@ -1,4 +1,4 @@
-"""Reads dead-letter topics from their beginning to where they end now, without being a member of any group."""
+"""Reads dead-letter topics from their beginning to their present end, without a consumer group."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _CLOSE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Junk:
-    """What lies on a dead-letter topic and is no letter.
+    """A record on a dead-letter topic that is not a readable dead letter.
 
-    :param problem: what is wrong with it.
-    :param timestamp_ms: Kafka's time of it.
+    :param problem: the reason.
+    :param timestamp_ms: the time of the Kafka record.
     """
 
     problem: str
@@ -39,13 +39,13 @@ class Junk:
 
 @dataclass(slots=True)
 class DeadLetterIndex:
-    """What lies on the topics.
+    """The contents of dead-letter topics.
 
-    :param dead_letters: those that can be read, without their originals' values: there may be many, and large ones.
-    :param unreadable: what is no letter.
-    :param replayed: letters that were put back.
+    :param dead_letters: the readable dead letters, without the values of their originals, which may be many and large.
+    :param unreadable: the records that are not readable dead letters.
+    :param replayed: the dead letters with a replay marker.
     :param stalled: the partitions that could not be read to their ends.
-    :param total: how much lies there that is no marker, selected or not.
+    :param total: the number of records that are not markers, selected or not.
     """
 
     dead_letters: dict[DeadLetterPosition, DeadLetter] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class DeadLetterIndex:
     total: int = 0
 
     def take(self, record: ConsumerRecord) -> None:
-        """Add what lies there; each partition is told in its order."""
+        """Add a record. The records of a partition must be added in their order."""
         marked = marked_offset(record.key, record.value)
         purged = purged_offset(record.key, record.value)
         if marked is not None:
@@ -74,7 +74,7 @@ class DeadLetterIndex:
                 self.unreadable[position] = Junk(error.problem, record.timestamp)
 
     def of(self, selection: Selection) -> DeadLetterIndex:
-        """The part of it that is selected. What can't be read has no reason, batch, time or service to select it by."""
+        """The selected part of the index. Unreadable records have no reason, batch, time or service to select by."""
         dead_letters = {
             where: dead_letter for where, dead_letter in self.dead_letters.items() if selection.takes(dead_letter)
         }
@@ -97,7 +97,7 @@ class DeadLetterReader:
         self._timeout_seconds = request_timeout_seconds
 
     async def index(self, topics: Collection[str]) -> DeadLetterIndex:
-        """Look at everything once.
+        """Read the topics once, and index all records.
 
         :raises KafkaUnavailable: Kafka does not answer.
         """
@@ -114,7 +114,7 @@ class DeadLetterReader:
         return tuple(starmap(_stalled, sorted(self._consumer.stalled.items())))
 
     async def records(self, topics: Collection[str]) -> AsyncIterator[ConsumerRecord]:
-        """Everything on these topics, each partition in its order, as far as it can be read.
+        """All readable records of these topics, each partition in its order.
 
         :raises KafkaUnavailable: Kafka does not answer.
         """
@@ -126,7 +126,7 @@ class DeadLetterReader:
                 self._consumer.assign(partitions)
                 first = await self._consumer.beginning_offsets(partitions)
                 ends = await self._consumer.end_offsets(partitions)
-            # To find that nothing comes from an empty partition takes as long as a poll waits.
+            # Empty partitions are left out, because a poll of an empty partition waits for its full time.
             ends = {key: end for key, end in ends.items() if first[key] < end}
             if not ends:
                 return
@@ -142,8 +142,8 @@ class DeadLetterReader:
                 for record in records:
                     yield record
             if reached:
-                # One look more than the ends ask for, since the embedded broker tells some that are too low. Not for
-                # as long as there is more: somebody may be writing all the time.
+                # This poll comes after the ends, because the embedded broker reports some ends that are too low. There
+                # is only one such poll, because a producer may be writing all the time.
                 return
             with kafka_answers(), anyio.fail_after(self._timeout_seconds):
                 stalled = self._consumer.stalled
@@ -153,14 +153,14 @@ class DeadLetterReader:
             if polled or reached:
                 heard_at = anyio.current_time()
             elif anyio.current_time() > heard_at + self._timeout_seconds:
-                # aiokafka itself waits for ever for a broker to come back.
+                # aiokafka itself would wait forever for a broker.
                 raise KafkaUnavailable(f"no message came for {self._timeout_seconds:g} s, and there are more")
 
     async def record_at(self, topic: str, partition: int, offset: int) -> ConsumerRecord | None:
-        """The message at a position; None where there is none any more.
+        """The record at a position; None if the record no longer exists.
 
         :raises KafkaUnavailable: Kafka does not answer.
-        :raises PartitionStalled: it can't be read.
+        :raises PartitionStalled: the record can't be read.
         """
         place = TopicPartition(topic, partition)
         if place not in await self.partitions([topic]):
@@ -175,7 +175,7 @@ class DeadLetterReader:
                 return None
             self._consumer.seek(place, offset)
             polled: list[ConsumerRecord] = []
-            # What an aborted transaction left there is never given out; the consumer passes over it.
+            # The consumer passes over a record of an aborted transaction, and never returns it.
             while not polled and await self._consumer.position(place) <= offset:
                 polled = (await self._consumer.getmany(place, timeout_ms=_POLL_MS, max_records=1)).get(place, [])
                 if place in self._consumer.stalled:
@@ -183,14 +183,14 @@ class DeadLetterReader:
         return polled[0] if polled and polled[0].offset == offset else None
 
     async def partitions(self, topics: Collection[str]) -> list[TopicPartition]:
-        """Those of the topics that exist."""
+        """The partitions of the existing topics."""
         with kafka_answers(), anyio.fail_after(self._timeout_seconds):
             return await existing_partitions(self._admin, topics)
 
 
 async def existing_partitions(admin: AIOKafkaAdminClient, topics: Collection[str]) -> list[TopicPartition]:
-    """The partitions of those of the topics that exist; the consumer tells only those of topics it is subscribed to."""
-    # To ask about one that does not exist would create it on a broker that does so.
+    """The partitions of the existing topics. A consumer would know only the topics of its subscription."""
+    # Some brokers create a missing topic if a client asks about it.
     existing = set(topics) & set(await admin.list_topics())
     described = await admin.describe_topics(sorted(existing)) if existing else []
     return [
@@ -203,9 +203,9 @@ async def existing_partitions(admin: AIOKafkaAdminClient, topics: Collection[str
 
 @contextmanager
 def kafka_answers() -> Iterator[None]:
-    """A block in which Kafka has to answer.
+    """A block in which Kafka must answer.
 
-    :raises KafkaUnavailable: it does not, or refuses.
+    :raises KafkaUnavailable: Kafka does not answer, or refuses.
     """
     try:
         yield
@@ -215,7 +215,7 @@ def kafka_answers() -> Iterator[None]:
 
 @asynccontextmanager
 async def dead_letter_reader(settings: Settings) -> AsyncIterator[DeadLetterReader]:
-    """A reader, connected.
+    """A connected reader.
 
     :raises KafkaUnavailable: Kafka does not answer.
     """
@@ -227,7 +227,7 @@ async def dead_letter_reader(settings: Settings) -> AsyncIterator[DeadLetterRead
 async def reading_clients(
     settings: Settings, client_id: str
 ) -> AsyncIterator[tuple[IsolatingConsumer, AIOKafkaAdminClient]]:
-    """A consumer that is a member of no group, and who knows which topics there are; both connected.
+    """A consumer without a group, and an admin client, both connected.
 
     :raises KafkaUnavailable: Kafka does not answer.
     """
@@ -238,7 +238,7 @@ async def reading_clients(
         auto_offset_reset="earliest",
         enable_auto_commit=False,
         isolation_level="read_committed",
-        # What waits at the end of one partition holds up the others at the same broker for as long.
+        # A fetch that waits at the end of one partition delays the other partitions of the same broker.
         fetch_max_wait_ms=_FETCH_WAIT_MS,
         max_partition_fetch_bytes=max(1024 * 1024, 2 * settings.kafka_max_message_bytes),
     )
@@ -250,7 +250,7 @@ async def reading_clients(
         yield consumer, admin
     finally:
         with anyio.CancelScope(shield=True):
-            # Its own stop lets cancellations out where the broker went away.
+            # The stop of the consumer itself lets cancellations escape if the broker is down.
             await close(consumer, _CLOSE_SECONDS)
             await admin.close()
 
@@ -260,23 +260,23 @@ def _stalled(key: TopicPartition, stall: Stall) -> PartitionStalled:
 
 
 def ensure_none_stalled(consumer: IsolatingConsumer) -> None:
-    """For readers that must have everything.
+    """Make sure that a reader can read all records.
 
-    :raises PartitionStalled: a partition can't be read on.
+    :raises PartitionStalled: a partition can't be read further.
     """
     for key, stall in sorted(consumer.stalled.items()):
         raise _stalled(key, stall)
 
 
 def position_of(record: ConsumerRecord) -> DeadLetterPosition:
-    """Where a record lies."""
+    """The position of a record."""
     return DeadLetterPosition(record.topic, record.partition, record.offset)
 
 
 def dead_letter_of(record: ConsumerRecord) -> DeadLetter:
-    """The letter in a record.
+    """The dead letter in a record.
 
-    :raises UnreadableLetter: it is none of ours.
+    :raises UnreadableLetter: the record is not a readable dead letter.
     """
     return read_dead_letter(position_of(record), record.key, record.value, record.headers)
 

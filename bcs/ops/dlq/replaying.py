@@ -1,10 +1,10 @@
-"""Puts dead letters back: publishes, waits for the acknowledgement, and only then marks the letter as replayed.
+"""Replays dead letters: republishes an original, waits for the acknowledgement, then writes a replay marker.
 
-The mark lies beside the letter, in the same partition, so the two live and die together. To stop at any point loses
-nothing: what was published when the process was killed and not yet marked, at most one group, is published again by the
-next run, and means the same as before, since facts merge. Asked to stop, it marks what is acknowledged first.
+The marker is in the same partition as the dead letter, so both exist equally long. A stop at any point loses nothing.
+If the process is killed, at most one group is published and not marked. The next run publishes this group again, which
+changes nothing, because facts merge. An orderly stop first writes the markers of all acknowledged originals.
 
-The broker takes or refuses a batch as a whole. What it refused in a batch is put back once more, each original alone.
+The broker takes or refuses a batch as a whole. The originals of a refused batch are republished again, each one alone.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _NO_LIMIT_BYTES = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What became of a letter.
+    """The result for a dead letter.
 
-    :param problem: why it could not be put back; None when it was.
-    :param away: because Kafka did not answer, as it would not for the next one either.
+    :param problem: the reason why the replay failed; None if the dead letter was replayed.
+    :param away: True if Kafka did not answer, so the next dead letter would fail too.
     """
 
     dead_letter: DeadLetter
@@ -47,9 +47,9 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A letter whose original is on its way.
+    """A dead letter whose original is sent.
 
-    :param acknowledgement: to come; None where there is nothing to wait for.
+    :param acknowledgement: the future acknowledgement; None if there is nothing to wait for.
     """
 
     dead_letter: DeadLetter
@@ -58,13 +58,13 @@ class _Sent:
 
 
 class Replayer:
-    """Puts letters back.
+    """Replays dead letters.
 
-    :param dead_letters: reads them.
-    :param source: reads originals that a letter has only the beginning of.
-    :param url: of the running service, which is asked again what it could not resolve.
-    :param rate: at most so many a second; None for no limit.
-    :param notify: is told of each letter once it is decided.
+    :param dead_letters: reads the dead letters.
+    :param source: reads originals that a dead letter does not contain.
+    :param url: of the running service, for failed resolutions.
+    :param rate: the most dead letters in a second; None for no limit.
+    :param notify: called with the result of each dead letter.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Replayer:
         self._begun = 0
 
     async def replay(self, wanted: Collection[DeadLetterPosition]) -> None:
-        """Put these back, in the order in which they lie.
+        """Replay these dead letters, in the order of their partitions.
 
-        Cancellation leaves letters either marked or to be replayed again.
+        After a cancellation, a dead letter is either marked or can be replayed again.
 
         :raises KafkaUnavailable: Kafka does not answer.
         """
@@ -106,7 +106,7 @@ class Replayer:
                 continue
             dead_letter = dead_letter_of(record)
             group.append(dead_letter)
-            # What a letter has only the beginning of may be of any size.
+            # If the dead letter is truncated, the original may have any size.
             size += _GROUP_BYTES if dead_letter.truncated else len(record.value or b"")
             left -= 1
             if len(group) == most or size >= _GROUP_BYTES or not left:
@@ -128,8 +128,8 @@ class Replayer:
                 except DeadLetterError as error:
                     over.append(Replayed(dead_letter, error.problem))
         finally:
-            # Also when it is stopped: what is acknowledged has to be marked, or it would be replayed twice. Longer than
-            # the producer itself waits for an acknowledgement.
+            # A stop must not skip this: acknowledged originals without a marker would be replayed twice. The time is
+            # longer than the producer itself waits for an acknowledgement.
             longest_seconds = 2 * self._settings.kafka_request_timeout_seconds
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + longest_seconds):
                 refused: list[_Sent] = []
@@ -163,7 +163,7 @@ class Replayer:
         try:
             return _Sent(dead_letter, original, await republish(self._producer, dead_letter, original))
         except ReplayFailed as error:
-            # To find out about a topic takes until a deadline: once is enough.
+            # A failed lookup of a topic takes until a deadline, so each topic is looked up only once.
             self._unwritable[dead_letter.source_topic] = error.problem
             raise
 
@@ -219,10 +219,11 @@ def _not_taken(dead_letter: DeadLetter, error: KafkaError | OSError) -> Replayed
 
 @asynccontextmanager
 async def operators_producer(settings: Settings, *, each_alone: bool = False) -> AsyncIterator[AIOKafkaProducer]:
-    """A producer, connected.
+    """A connected producer.
 
-    :param each_alone: for what was refused in a batch. It is not idempotent, and so stays in step whatever is refused;
-        what it sends is compressed, as what is larger than `BCS_KAFKA_MAX_MESSAGE_BYTES` must have been when it came.
+    :param each_alone: True for originals of a refused batch. The producer is not idempotent, so a refusal does not
+        break its sequence. The producer compresses, because an original above `BCS_KAFKA_MAX_MESSAGE_BYTES` must have
+        been compressed when it came.
     :raises KafkaUnavailable: Kafka does not answer.
     """
     producer = AIOKafkaProducer(

@@ -1,4 +1,4 @@
-"""Which dead letters an operator means."""
+"""Selects dead letters by the conditions of an operator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RANGE = re.compile(r"(?P<topic>[^/]+)/(?P<partition>[0-9]+)/(?P<first>[0-9]+)(?
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterRange:
-    """Letters that lie one behind the other."""
+    """Dead letters at consecutive offsets of a partition."""
 
     topic: str
     partition: int
@@ -24,9 +24,9 @@ class DeadLetterRange:
 
     @classmethod
     def parse(cls, text: str) -> DeadLetterRange:
-        """From `topic/partition/offset` or `topic/partition/first-last`; the topic with or without its `.DLQ`.
+        """Parse `topic/partition/offset` or `topic/partition/first-last`; the topic may lack its `.DLQ`.
 
-        :raises ValueError: it is neither.
+        :raises ValueError: the text has neither form.
         """
         match = _RANGE.fullmatch(text)
         if match is None:
@@ -38,7 +38,7 @@ class DeadLetterRange:
         return cls(dead_letter_topic_of(match["topic"]), int(match["partition"]), first, last)
 
     def holds(self, position: DeadLetterPosition) -> bool:
-        """Whether a letter lies in it."""
+        """True if a position is in the range."""
         return (
             self.topic == position.topic
             and self.partition == position.partition
@@ -48,15 +48,15 @@ class DeadLetterRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Letters that meet all conditions that there are; without one, all letters.
+    """Dead letters that meet all given conditions. Without conditions, all dead letters are selected.
 
-    :param ranges: lie in one of these.
-    :param topics: lie on one of these.
-    :param reasons: have one of these.
-    :param batches: are about one of these.
-    :param since: were written then or later.
-    :param until: were written before.
-    :param services: were written by one of these.
+    :param ranges: the position is in one of these ranges.
+    :param topics: the dead-letter topic is one of these.
+    :param reasons: the reason is one of these.
+    :param batches: the batch is one of these.
+    :param since: written at this time or later.
+    :param until: written before this time.
+    :param services: the writing service is one of these.
     """
 
     ranges: tuple[DeadLetterRange, ...] = ()
@@ -69,11 +69,11 @@ class Selection:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is asked of a letter."""
+        """True if there is no condition."""
         return self == Selection()
 
     def takes(self, dead_letter: DeadLetter) -> bool:
-        """Whether a letter is meant."""
+        """True if a dead letter is selected."""
         return (
             (not self.ranges or any(each.holds(dead_letter.position) for each in self.ranges))
             and (not self.topics or dead_letter.position.topic in self.topics)
@@ -86,19 +86,19 @@ class Selection:
 
 
 def dead_letter_topic_of(topic: str) -> str:
-    """The dead-letter topic, given that or its source."""
+    """The dead-letter topic for a topic that is a source topic or already a dead-letter topic."""
     return topic if topic.endswith(dead_letter_topic("")) else dead_letter_topic(topic)
 
 
 def dead_letter_topics_of(topics: Iterable[str]) -> frozenset[str]:
-    """The same for several."""
+    """The dead-letter topics for several topics."""
     return frozenset(map(dead_letter_topic_of, topics))
 
 
 def parse_timestamp(text: str) -> datetime:
-    """A time from RFC 3339; without a zone it is UTC.
+    """Parse a time in RFC 3339; a time without a zone is UTC.
 
-    :raises ValueError: it is none.
+    :raises ValueError: the text is not a time.
     """
     parsed = datetime.fromisoformat(text)
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

@@ -1,1 +1,1 @@
-"""What `bcs doctor` looks at. Judging is pure and apart from asking."""
+"""The checks of `bcs doctor`. The modules that judge are pure; other modules ask the servers."""

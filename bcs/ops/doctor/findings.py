@@ -1,4 +1,4 @@
-"""What a check found, and what to do about it."""
+"""The result of a check, and its fix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MOST_SKEW_SECONDS = 1.0
 
 
 class Status(StrEnum):
-    """How bad it is. With a warning the service works, for now or perhaps."""
+    """The severity of a finding. With a warning the service works, at least for now."""
 
     OK = "ok"
     WARNING = "warning"
@@ -20,8 +20,8 @@ class Status(StrEnum):
 class Finding:
     """The outcome of one check.
 
-    :param found: what was found, as part of a sentence.
-    :param fix: what to do about it; empty where nothing is to be done.
+    :param found: the result, as part of a sentence.
+    :param fix: the instruction for the operator; empty if there is nothing to do.
     """
 
     check: str
@@ -31,7 +31,7 @@ class Finding:
 
 
 def ok(check: str, found: str) -> Finding:
-    """As it should be."""
+    """The check passed."""
     return Finding(check, Status.OK, found)
 
 
@@ -46,18 +46,18 @@ def failed(check: str, found: str, fix: str) -> Finding:
 
 
 def brief(error: BaseException) -> str:
-    """An error as part of a sentence. Kafka's begin with their own names."""
+    """An error as part of a sentence, with the name of its class. The texts of Kafka's errors already have the name."""
     name, text = type(error).__name__, str(error).rstrip(". ")
     return text if text.startswith(name) else f"{name}: {text}" if text else name
 
 
 def unknown(check: str, problem: str) -> Finding:
-    """Whether it is as it should be could not be found out: no failure, but nothing to rely on either."""
+    """The check has no result: the service may work or fail."""
     return warning(check, f"could not be found out: {problem}", "look at it with the server's own tools")
 
 
 def clock_of(check: str, server: str, ahead_seconds: float) -> Finding:
-    """Whether this machine and a server agree on the time.
+    """Checks that this machine and a server agree on the time.
 
     :param ahead_seconds: how far the server is ahead of this machine.
     """

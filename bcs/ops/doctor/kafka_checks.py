@@ -1,4 +1,4 @@
-"""Asks Kafka what `bcs doctor` wants to know of it. Some brokers lack some of the answers."""
+"""Asks Kafka for the checks of `bcs doctor`. Some brokers do not answer all requests."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ _RETRY_SECONDS = 1.0
 _POLL_MS = 100
 _CREATES_TOPICS = "auto.create.topics.enable"
 _OURS = (*topics.CONSUMED, *topics.PUBLISHED)
-# Besides Kafka's own errors: no answer in time, and a broker that knows no version of a request that aiokafka speaks.
+# Errors of Kafka, no answer in time, and a broker that knows no version of a request that aiokafka can send.
 _NO_ANSWER = (KafkaError, OSError, TimeoutError, NotImplementedError)
 
 
 async def look_at_kafka(settings: Settings, service: str | None) -> list[Finding]:
-    """Everything about Kafka; each question has a deadline of its own, and each may remain without an answer.
+    """All checks of Kafka. Each check has its own deadline, and may end without a result.
 
-    :param service: the URL of a service that answers on this machine; None where none does.
+    :param service: the URL of the service that answers on this machine; None if no service answers.
     """
-    # What goes wrong becomes a finding; aiokafka would tell it to standard error as well.
+    # Errors become findings; aiokafka would print them to standard error as well.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL + 1)
     servers = settings.kafka_bootstrap_servers
     try:
@@ -58,7 +58,7 @@ async def look_at_kafka(settings: Settings, service: str | None) -> list[Finding
             unreachable = await _unreachable(brokers)
             findings += judgement.listeners(unreachable)
             if len(unreachable) == len(brokers):
-                return findings  # each other question would go to one of them, and wait in vain
+                return findings  # all other requests would go to these brokers, and time out
             partitions: dict[str, dict[int, bool]] = {}
 
             async def look_at_topics() -> list[Finding]:
@@ -67,7 +67,7 @@ async def look_at_kafka(settings: Settings, service: str | None) -> list[Finding
 
             findings += await _step("topics", look_at_topics)
             consumed = {name: tuple(partitions[name]) for name in topics.CONSUMED if name in partitions}
-            # One after the other: some brokers close the connection over a question that they do not know.
+            # The checks run one after the other, because some brokers close the connection after an unknown request.
             findings += await _creation(admin, brokers)
             findings += await _step("topic settings", lambda: _configs(admin, partitions, settings))
             findings += await _step("dead letters", lambda: _letters(settings, partitions))
@@ -84,7 +84,7 @@ async def _step(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> lis
     try:
         with anyio.fail_after(_STEP_SECONDS):
             return await look()
-    except Exception as error:  # noqa: BLE001 (on answers that it does not expect, aiokafka fails with anything)
+    except Exception as error:  # noqa: BLE001 (aiokafka raises any error if a response is unexpected)
         return [unknown(check, cause_of(error))]
 
 
@@ -103,9 +103,9 @@ async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
 
 
 async def _partitions(admin: AIOKafkaAdminClient) -> dict[str, dict[int, bool]]:
-    """All topics, each with its partitions and whether they have a leader.
+    """All topics with their partitions. The value of a partition is True if the partition has a leader.
 
-    Of all, since to ask for one that is not there would create it on a broker that does so by itself.
+    The request is for all topics, because some brokers create a missing topic if a client asks about it.
     """
     return {
         topic["topic"]: {partition["partition"]: partition["leader"] >= 0 for partition in topic["partitions"]}
@@ -119,7 +119,7 @@ def _topics(partitions: Mapping[str, Mapping[int, bool]]) -> list[Finding]:
 
 
 async def _unreachable(brokers: Iterable[Broker]) -> dict[Broker, str]:
-    """The brokers that can't be reached where they say that they listen, and why not."""
+    """The brokers that can't be reached at their advertised addresses, with the reasons."""
     problems: dict[Broker, str] = {}
 
     async def connect(broker: Broker) -> None:
@@ -130,7 +130,7 @@ async def _unreachable(brokers: Iterable[Broker]) -> dict[Broker, str]:
         except TimeoutError:
             problems[broker] = f"no answer in {_STEP_SECONDS:.0f} s"
         except OSError as error:
-            number = error.errno or 0  # that of a name which can't be looked up is negative
+            number = error.errno or 0  # the number is negative if the lookup of a name fails
             problems[broker] = os.strerror(number) if number > 0 else error.strerror or str(error)
 
     async with anyio.create_task_group() as group:
@@ -140,7 +140,7 @@ async def _unreachable(brokers: Iterable[Broker]) -> dict[Broker, str]:
 
 
 async def _creation(admin: AIOKafkaAdminClient, brokers: Iterable[Broker]) -> list[Finding]:
-    """Whether the brokers create topics; nothing where they do not say."""
+    """Checks if the brokers create topics; no finding if the brokers do not tell."""
     asked = [
         ConfigResource(ConfigResourceType.BROKER, str(broker.node_id), {_CREATES_TOPICS: None}) for broker in brokers
     ]
@@ -164,7 +164,7 @@ async def _configs(admin: AIOKafkaAdminClient, names: Collection[str], settings:
 
 
 async def _described(admin: AIOKafkaAdminClient, asked: list[ConfigResource]) -> dict[str, dict[str, str]]:
-    """By the name of each resource the settings that the broker tells."""
+    """The settings from the broker, by the name of each resource."""
     described: dict[str, dict[str, str]] = {}
     for response in await admin.describe_configs(asked) if asked else []:
         for resource in response.to_object()["resources"]:
@@ -179,7 +179,7 @@ async def _described(admin: AIOKafkaAdminClient, asked: list[ConfigResource]) ->
 
 async def _letters(settings: Settings, names: Collection[str]) -> list[Finding]:
     index, complete = DeadLetterIndex(), False
-    # There may be very many. Some seconds less than the step has, for what is known by then to be told.
+    # There may be very many dead letters. The time is shorter than that of the step, so a partial result is reported.
     with anyio.move_on_after(_DEAD_LETTERS_SECONDS):
         async with dead_letter_reader(settings) as reader:
             async for record in reader.records([name for name in topics.DEAD_LETTERS if name in names]):
@@ -205,7 +205,7 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
     if not keys:
         return [unknown("lag", "no consumed topic was found")]
     committed = await admin.list_consumer_group_offsets(settings.kafka_consumer_group_id, partitions=keys)
-    # Without a group it disturbs nobody in ours.
+    # The consumer has no group, so the group of the service is not rebalanced.
     consumer = IsolatingConsumer(
         partition_retry_maximum_seconds=_RETRY_SECONDS,
         bootstrap_servers=settings.kafka_bootstrap_servers,
@@ -249,14 +249,14 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
 async def _stalled(
     consumer: IsolatingConsumer, next_to_read: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, Stall]:
-    """Those of these partitions whose next message can't be read."""
+    """The partitions whose next message can't be read."""
     if not next_to_read:
-        return {}  # to be assigned nothing, aiokafka would wait for ever
+        return {}  # without an assignment, aiokafka would wait forever
     consumer.assign(list(next_to_read))
     for key, offset in next_to_read.items():
         consumer.seek(key, offset)
     unheard = set(next_to_read)
-    # Where only markers of transactions are left to read, nothing is ever heard.
+    # If only transaction markers are left, no message ever arrives.
     with anyio.move_on_after(_READ_SECONDS):
         while unheard:
             polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=len(next_to_read))

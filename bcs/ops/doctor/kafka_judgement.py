@@ -1,4 +1,4 @@
-"""From what Kafka says of topics and the consumer group to findings. Pure."""
+"""Judges the answers of Kafka about topics and the consumer group. Pure."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _STAMPED_BY_BROKER = "LogAppendTime"
 
 @dataclass(frozen=True, slots=True)
 class TopicConfig:
-    """What a broker says of a topic.
+    """The settings of a topic.
 
-    :param retention_ms: None for no limit, or where the broker does not say.
-    :param retention_bytes: the same.
+    :param retention_ms: None for no limit, or if the broker does not tell.
+    :param retention_bytes: None for no limit, or if the broker does not tell.
     """
 
     cleanup_policy: str
@@ -30,7 +30,7 @@ class TopicConfig:
 
     @classmethod
     def read(cls, said: Mapping[str, str]) -> TopicConfig:
-        """From a topic's settings by their names."""
+        """Read the settings of a topic by their names."""
         return cls(
             said.get("cleanup.policy", ""),
             _limit(said.get("retention.ms")),
@@ -40,9 +40,9 @@ class TopicConfig:
 
 
 def listeners(unreachable: Mapping[Broker, str]) -> list[Finding]:
-    """Whether each broker can be reached where it tells clients to connect.
+    """Checks that clients can reach each broker at its advertised address.
 
-    :param unreachable: those that can't be, and why not.
+    :param unreachable: the brokers that can't be reached, with the reasons.
     """
     fix = "set advertised.listeners of the broker to an address that this machine and the service reach"
     return [
@@ -52,7 +52,7 @@ def listeners(unreachable: Mapping[Broker, str]) -> list[Finding]:
 
 
 def creation(creates: bool) -> list[Finding]:
-    """Whether a broker creates topics that somebody only names. BCS's own clients ask it not to."""
+    """Checks if a broker creates a topic when a client names it. The clients of BCS ask the broker not to do so."""
     if not creates:
         return []
     found = "auto.create.topics.enable is on: a client that names a topic too early creates it with the defaults"
@@ -62,10 +62,10 @@ def creation(creates: bool) -> list[Finding]:
 
 
 def topic(use: str, name: str, leaders: Iterable[bool] | None) -> Finding:
-    """Whether a topic is there.
+    """Checks that a topic exists.
 
     :param use: `consumed` or `published`.
-    :param leaders: for each partition whether it has a leader; None where there is no such topic.
+    :param leaders: True for each partition with a leader; None if the topic does not exist.
     """
     check = f"topic {use}"
     if leaders is None:
@@ -78,9 +78,9 @@ def topic(use: str, name: str, leaders: Iterable[bool] | None) -> Finding:
 
 
 def compaction(cleanup_policies: Mapping[str, str]) -> Finding:
-    """Whether Kafka keeps every dead letter.
+    """Checks that Kafka keeps every dead letter.
 
-    :param cleanup_policies: of the topics of dead letters that exist; empty where the broker does not say.
+    :param cleanup_policies: of the existing dead-letter topics; empty if the broker does not tell.
     """
     check = "letter topics"
     compacted = [name for name, policy in cleanup_policies.items() if "compact" in policy]
@@ -93,11 +93,11 @@ def compaction(cleanup_policies: Mapping[str, str]) -> Finding:
 def retention(
     letters: Mapping[str, TopicConfig], sources: Mapping[str, TopicConfig | None], *, kept_ms: int
 ) -> list[Finding]:
-    """Whether a dead letter, and what its replay needs, is kept for as long as there is use for it.
+    """Checks that dead letters and their originals are kept for as long as a replay may need them.
 
-    :param letters: the topics of dead letters.
-    :param sources: for each of them the topic of the originals; None where that is not known.
-    :param kept_ms: how long a batch is kept.
+    :param letters: the dead-letter topics.
+    :param sources: the topic of the originals for each dead-letter topic; None if that is unknown.
+    :param kept_ms: the time for which a batch is kept.
     """
     check = "letter topics"
     findings = []
@@ -119,11 +119,11 @@ def retention(
 
 
 def letters(waiting: Mapping[str, int], *, of_others: int, complete: bool) -> Finding:
-    """Whether dead letters wait for a person.
+    """Checks if dead letters wait for an operator.
 
-    :param waiting: by their topic, those that were not replayed.
-    :param of_others: letters of other services on these topics; they are not counted in the others.
-    :param complete: False where a part of the topics could not be read, or not in time.
+    :param waiting: the number of dead letters without a replay, by topic.
+    :param of_others: the number of dead letters of other services, which `waiting` does not count.
+    :param complete: False if a part of the topics could not be read in time.
     """
     check, count = "dead letters", sum(waiting.values())
     others = f"; {of_others} of other services lie beside them" if of_others else ""
@@ -139,10 +139,10 @@ def letters(waiting: Mapping[str, int], *, of_others: int, complete: bool) -> Fi
 
 
 def group(name: str, state: str, members: int, service: str | None) -> Finding:
-    """Whether anybody reads.
+    """Checks that the consumer group has members.
 
-    :param state: Kafka's word for it.
-    :param service: the URL of a service that answers on this machine; None where none does.
+    :param state: the state of the group, as Kafka names it.
+    :param service: the URL of the service that answers on this machine; None if no service answers.
     """
     if not members and service is not None:
         found = f"{name}: no members ({state or 'no state'}), although a service runs at {service}"
@@ -158,9 +158,9 @@ def group(name: str, state: str, members: int, service: str | None) -> Finding:
 
 
 def lag(name: str, partitions: Mapping[int, Offsets], *, from_earliest: bool, many: int) -> Finding:
-    """How far behind the group is on a topic.
+    """Checks the lag of the group on a topic.
 
-    :param many: with more than so many to be read, one replica can't have them all under way.
+    :param many: the most messages that one replica has in flight.
     """
     behind = sum(offsets.lag(from_earliest=from_earliest) for offsets in partitions.values())
     found = f"{name}: {behind} message{'' if behind == 1 else 's'} to be read"
@@ -170,7 +170,7 @@ def lag(name: str, partitions: Mapping[int, Offsets], *, from_earliest: bool, ma
 
 
 def missed(name: str, partitions: Mapping[int, Offsets], *, now_ms: int) -> list[Finding]:
-    """Whether events of a topic were gone before the group had read them, now or within the last day.
+    """Checks if Kafka removed events before the group had read them, now or within the last day.
 
     :param now_ms: milliseconds since 1970 UTC.
     """
@@ -185,19 +185,19 @@ def missed(name: str, partitions: Mapping[int, Offsets], *, now_ms: int) -> list
 
 
 def reading(stalled: Iterable[PartitionStalled]) -> list[Finding]:
-    """Whether the next message of each partition can be read.
+    """Checks that the next message of each partition can be read.
 
-    :param stalled: those where it can't.
+    :param stalled: the partitions whose next message can't be read.
     """
     fix = "see to what is named; `bcs intake skip` passes over a message that stays unreadable"
     return [failed("events", str(error), fix) for error in stalled]
 
 
 def registration(*, required: bool, seen: bool) -> Finding:
-    """Whether a batch can be complete before its registration was read.
+    """Checks if a batch can be complete before its registration was read.
 
     :param required: `BCS_REQUIRE_REGISTRATION`.
-    :param seen: whether the topic of registrations ever had a message.
+    :param seen: True if the topic of registrations ever had a message.
     """
     check = "registration"
     if required and not seen:
@@ -212,7 +212,7 @@ def registration(*, required: bool, seen: bool) -> Finding:
 
 
 def _limit(text: str | None) -> int | None:
-    """A limit as Kafka tells it; -1 means none."""
+    """A limit from Kafka; -1 means no limit."""
     return int(text) if text is not None and text.isdecimal() else None
 
 

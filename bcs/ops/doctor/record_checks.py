@@ -1,4 +1,4 @@
-"""Asks PostgreSQL what `bcs doctor` wants to know of the permanent record."""
+"""Asks PostgreSQL for the checks of `bcs doctor`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bcs.storage.postgres.opening import NoDatabaseNamed, PostgresClientMissing,
 
 
 async def look_at_record(settings: Settings) -> list[Finding]:
-    """Everything about PostgreSQL, over connections and with deadlines as the service has them."""
+    """All checks of PostgreSQL, with the connections and deadlines of the service."""
     check = "postgresql"
     try:
         url = named_database(settings)

@@ -1,4 +1,4 @@
-"""From what is found of the permanent record, and of what waits for it, to findings. Pure."""
+"""Judges the state of the archive, and of the entries that wait for it. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OLD_SECONDS = 60.0
 
 
 def schema(version: str | None, problem: str | None) -> Finding:
-    """Whether the tables are those of this release, or the service can make them so.
+    """Checks that the tables have the schema of this release, or that the service can upgrade them.
 
     :param version: of the schema; None where there is none.
     :param problem: why the service's user can't upgrade the schema; None where nothing is known to be in the way.
@@ -28,7 +28,7 @@ def schema(version: str | None, problem: str | None) -> Finding:
 
 
 def writes(problem: str | None) -> list[Finding]:
-    """Whether anything can be written.
+    """Checks that the service can write.
 
     :param problem: why not; None where nothing is known to be in the way.
     """
@@ -37,7 +37,7 @@ def writes(problem: str | None) -> list[Finding]:
 
 
 def connections(allowed: int | None, needed: int) -> list[Finding]:
-    """Whether a replica gets the connections that it may open.
+    """Checks that a replica gets its connections.
 
     :param allowed: how many there may be; None for no limit.
     :param needed: how many one replica opens.
@@ -50,7 +50,7 @@ def connections(allowed: int | None, needed: int) -> list[Finding]:
 
 
 def backlog(length: int, oldest_seconds: float | None, limit: int) -> Finding:
-    """Whether entries get to the record.
+    """Checks that entries reach the archive.
 
     :param oldest_seconds: for how long the oldest has been waiting; None where that is not known.
     :param limit: how many may wait.
@@ -69,13 +69,13 @@ def backlog(length: int, oldest_seconds: float | None, limit: int) -> Finding:
 
 
 def left_behind(length: int) -> Finding:
-    """Entries wait for a record that the settings do not name."""
+    """Reports entries that wait for an archive, although the settings name none."""
     found = f"{_entries(length)} for a record that the settings do not name"
     return warning("record backlog", found, "set BCS_DATABASE_URL again: what these say may be nowhere else for long")
 
 
 def parked(length: int, key: str) -> Finding:
-    """Entries that the record will never take."""
+    """Reports entries that the archive will never take."""
     check = "record parked"
     if not length:
         return ok(check, "no entry is set aside")

@@ -1,4 +1,4 @@
-"""Asks Redis what `bcs doctor` wants to know of it. Managed ones refuse some of the questions."""
+"""Asks Redis for the checks of `bcs doctor`. Managed servers refuse some of the requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _QUESTIONS = 3
 
 
 async def look_at_redis(settings: Settings) -> list[Finding]:
-    """Everything about Redis, under the settings' own deadline."""
+    """All checks of Redis, with the deadline in the settings."""
     if settings.use_mock_repository:
         found = "not looked at: BCS_USE_MOCK_REPOSITORY keeps the state in the service's memory"
         return [warning("redis", found, "unset it wherever the state has to outlive the process")]
@@ -35,7 +35,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
             [clock] = await session.exchange([("TIME",)])
             told_at = time.time()
             prefix = settings.redis_key_prefix
-            # Ahead of the others, which are discarded: that ends a WATCH, too.
+            # WATCH comes before the other commands. These are discarded, which ends the WATCH, too.
             tried = await session.exchange([("WATCH", watched(prefix))])
             tried += await session.try_out([*reading(prefix), *writing(prefix)])
             server, memory, persistence, save, *queues = await session.exchange(
@@ -49,7 +49,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
                 ]
             )
     except StoreUnavailable as error:
-        # What answered is not out of reach.
+        # A server that answered is not out of reach.
         if isinstance(error.__cause__, Unfit):
             state = "can't be used"
         else:
@@ -97,7 +97,7 @@ def _record(replies: list[Any], clock: Any, settings: Settings) -> list[Finding]
 
 
 def _age(entries: Any, clock: Any) -> float | None:
-    """For how many seconds the first entry has been there: its id begins with Redis's own time, in milliseconds."""
+    """The age of the first entry in seconds. The id of an entry begins with the time of Redis in milliseconds."""
     if not entries or isinstance(clock, RedisError):
         return None
     return _seconds(clock) - int(entries[0][0].partition(b"-")[0]) / 1000
@@ -122,7 +122,7 @@ def _refusal(reply: Any) -> str:
 
 
 def _setting(reply: Any) -> str | None:
-    """A setting's value; None where Redis refuses to tell it, as managed ones do, or has none of this name."""
+    """The value of a setting; None if Redis refuses to tell, as managed servers do, or has no such setting."""
     if isinstance(reply, RedisError) or len(reply) != 2:
         return None
     value: str = reply[1].decode(errors="replace")

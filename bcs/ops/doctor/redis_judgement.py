@@ -1,4 +1,4 @@
-"""From what Redis says of itself to findings. Pure."""
+"""Judges the answers of Redis. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MEBIBYTE = 1024 * 1024
 
 
 def version(server: Mapping[str, str]) -> Finding:
-    """Which server it is. One that is known to be too old has refused the connection already."""
+    """Reports the server and its version. BCS has already refused a server that is known to be too old."""
     if "redis_version" not in server:
         found = f"reachable, but INFO does not tell its version; BCS needs {LEAST_VERSION} or newer"
         return warning("redis", found, "allow the user of BCS_REDIS_URL the command INFO (+info)")
@@ -21,10 +21,10 @@ def version(server: Mapping[str, str]) -> Finding:
 
 
 def identity(known: str, refusal: str) -> Finding:
-    """Whether a Redis that has lost something can be told from the one before, where there is a permanent record.
+    """Checks that BCS can detect a Redis that has lost data. This matters only with an archive.
 
-    :param known: the identity; empty where Redis does not tell it.
-    :param refusal: why not.
+    :param known: the identity; empty if Redis does not tell.
+    :param refusal: the reason why Redis does not tell.
     """
     if known:
         return ok("redis identity", f"{known}: the service will notice a restart or a failover")
@@ -33,9 +33,9 @@ def identity(known: str, refusal: str) -> Finding:
 
 
 def commands(refused: Sequence[str]) -> Finding:
-    """Whether Redis would take every command that the service sends.
+    """Checks that Redis takes every command that the service sends.
 
-    :param refused: why it would not, for each command that it would refuse.
+    :param refused: the reason for each command that Redis would refuse.
     """
     if not refused:
         return ok("redis commands", "all that the service sends are accepted")
@@ -45,7 +45,7 @@ def commands(refused: Sequence[str]) -> Finding:
 
 
 def eviction(memory: Mapping[str, str]) -> Finding:
-    """Whether Redis may drop keys of its own accord."""
+    """Checks that Redis does not evict keys."""
     limit, policy = _number(memory, "maxmemory"), memory.get("maxmemory_policy")
     if limit is None or policy is None:
         return unknown("redis eviction", "INFO does not tell maxmemory and its policy")
@@ -56,7 +56,7 @@ def eviction(memory: Mapping[str, str]) -> Finding:
 
 
 def memory_left(memory: Mapping[str, str]) -> Finding:
-    """How much of its memory Redis uses."""
+    """Checks how much of its memory Redis uses."""
     limit, used = _number(memory, "maxmemory"), _number(memory, "used_memory")
     if limit is None or used is None:
         return unknown("redis memory", "INFO does not tell maxmemory and what is used")
@@ -71,7 +71,7 @@ def memory_left(memory: Mapping[str, str]) -> Finding:
 
 
 def persistence(info: Mapping[str, str], save: str | None) -> Finding:
-    """Whether what Redis holds outlives it.
+    """Checks that the data of Redis survives a restart.
 
     :param info: the section of INFO.
     :param save: the setting of the same name, which says when RDB snapshots are made; None where it is not told.
@@ -91,7 +91,7 @@ def persistence(info: Mapping[str, str], save: str | None) -> Finding:
 
 
 def outbox(length: int, oldest_seconds: float | None, limit: int) -> Finding:
-    """Whether messages for Kafka get away.
+    """Checks that messages leave the outbox.
 
     :param oldest_seconds: for how long the oldest has been waiting; None where that is not known.
     :param limit: how many may wait.
@@ -109,7 +109,7 @@ def outbox(length: int, oldest_seconds: float | None, limit: int) -> Finding:
 
 
 def parked(length: int, key: str) -> Finding:
-    """Messages that Kafka will never take."""
+    """Reports messages that Kafka will never take."""
     if not length:
         return ok("outbox parked", "no message is set aside")
     found = f"{length} set aside, since Kafka will never take them"
@@ -117,7 +117,7 @@ def parked(length: int, key: str) -> Finding:
 
 
 def clock(ahead_seconds: float) -> Finding:
-    """Whether this machine and Redis agree on the time.
+    """Checks that this machine and Redis agree on the time.
 
     :param ahead_seconds: how far Redis is ahead of this machine.
     """

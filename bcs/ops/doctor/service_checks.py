@@ -1,4 +1,4 @@
-"""Asks a service on this machine how it is: its own words say more than any look from outside."""
+"""Asks the service on this machine for its health, because the service knows more than a check from outside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECONDS = 5.0
 
 
 def look_at_service(settings: Settings) -> tuple[str | None, Finding]:
-    """The URL of the service that answers on this machine, None where none does, and what the service says."""
+    """The URL of the service that answers on this machine, or None; and the finding about this service."""
     url = settings.local_url
     if url is None:
         return None, ok(_CHECK, "not looked at: BCS_HTTP_PORT is 0, so its port is not known")
@@ -31,7 +31,7 @@ def look_at_service(settings: Settings) -> tuple[str | None, Finding]:
 
 
 def judged(url: str, health: Mapping[str, Any]) -> Finding:
-    """What a service says of itself."""
+    """Judges the health document of a service."""
     if health["status"] == "healthy":
         return ok(_CHECK, f"at {url}: {health['message']}")
     problems = [

@@ -1,4 +1,4 @@
-"""From the settings and the environment to findings. Pure."""
+"""Judges the settings and the environment. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from bcs.ops.doctor.findings import Finding, failed, warning
 
 
 def unknown(variables: Iterable[UnknownVariable]) -> list[Finding]:
-    """Variables that have no effect. One that is near a setting was meant to have an effect.
+    """Reports variables without effect. A name that is similar to a setting is probably misspelt.
 
-    :param variables: begin with `BCS_`, and are no settings.
+    :param variables: the variables that begin with `BCS_` and are not settings.
     """
     return [
         failed("settings", variable.problem, f"rename it to {variable.near}, or remove it")
@@ -22,7 +22,7 @@ def unknown(variables: Iterable[UnknownVariable]) -> list[Finding]:
 
 
 def for_drills_only(settings: Settings) -> list[Finding]:
-    """Settings that have no place in production."""
+    """Reports settings that must not be used in production."""
     if settings.environment is not Environment.PRODUCTION:
         return []
     findings = []

@@ -1,1 +1,1 @@
-"""The permanent record, made anew from what Kafka still has."""
+"""Rebuilds the archive from the messages that Kafka still has."""

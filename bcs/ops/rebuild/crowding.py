@@ -1,4 +1,4 @@
-"""Leaves out what the service refused, since it would have given a batch too many essays."""
+"""Leaves out events that the service refused because the batch would have had too many essays."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 class Crowding:
-    """Counts the essays of batches, as far as that is needed.
+    """Counts the essays of batches.
 
-    :param most: how many a batch may have.
+    :param most: the most essays of a batch.
     """
 
     def __init__(self, record: PostgresArchive, most: int) -> None:
         self._record = record
         self._most = most
-        # More than there are, since an essay is named many times. Only of a batch for which that is too many the
-        # essays are looked at.
+        # An upper bound, because an essay may be named many times. The exact essays are read only for a batch whose
+        # bound is above the limit.
         self._named: Counter[str] = Counter()
         self._essays: dict[str, set[str]] = {}
 
     async def admits(self, entry: FactsRecorded, write_what_waits: Callable[[], Awaitable[None]]) -> bool:
-        """True if the batch has room for the essays of an entry; then they count as its own.
+        """True if the batch has room for the essays of an entry; then these essays count as known.
 
-        :param write_what_waits: puts into the record what was admitted before.
-        :raises StoreUnavailable: the record does not answer.
+        :param write_what_waits: writes the entries that were admitted before to the archive.
+        :raises StoreUnavailable: the archive does not answer.
         """
         named, batch_id = delta_of(entry.facts).first_seen_us.keys(), entry.batch_id
         self._named[batch_id] += len(named)

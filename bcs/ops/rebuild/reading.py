@@ -1,4 +1,4 @@
-"""Reads topics from their beginning to where they end now, in the order of time across all partitions."""
+"""Reads topics from their beginning to their present end, ordered by time across all partitions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _RECORDS_PER_POLL = 1000
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What is read of a partition.
+    """The offsets to read of a partition.
 
     :param first: the offset of the first message.
-    :param end: the offset behind the last one.
+    :param end: the offset after the last message.
     """
 
     first: int
@@ -33,10 +33,10 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class TimedRecord:
-    """A message, and when it was written.
+    """A message with the time at which it was written.
 
-    :param at_ms: the Kafka record's time, or where it has none that of the one before it in its partition: never later
-        than when it was first read, and the same each time.
+    :param at_ms: the time of the Kafka record. A record without a time has the time of the record before it in the
+        partition, so the time is the same at each rebuild, and not later than the first reading.
     """
 
     record: ConsumerRecord
@@ -44,9 +44,9 @@ class TimedRecord:
 
 
 class OrderedTopicReader:
-    """A view of topics as they are when it is opened. It holds at most a poll and a fetch of each partition.
+    """Reads topics up to their ends at the time of `open`. At most a poll and a fetch of each partition are in memory.
 
-    :param consumer: started, and in no group.
+    :param consumer: started, without a group.
     :param admin: started.
     """
 
@@ -59,10 +59,10 @@ class OrderedTopicReader:
         self._at_ms: dict[TopicPartition, int] = {}
 
     async def open(self, topics: Collection[str]) -> None:
-        """Find out what there is to read.
+        """Find the offsets to read.
 
         :raises KafkaUnavailable: Kafka does not answer.
-        :raises UnknownTopic: it lacks a topic.
+        :raises UnknownTopic: Kafka does not have a topic.
         """
         with kafka_answers(), anyio.fail_after(self._timeout_seconds):
             partitions = await existing_partitions(self._admin, topics)
@@ -76,17 +76,17 @@ class OrderedTopicReader:
 
     @property
     def total(self) -> int:
-        """How many messages there are at most: of some, only the offset may be left."""
+        """The largest possible number of messages. Some offsets may have no message any more."""
         return sum(each.end - each.first for each in self.ranges.values())
 
     async def portions(self) -> AsyncIterator[list[TimedRecord]]:
-        """All messages, older ones first, each partition in its order.
+        """All messages, older messages first, each partition in its order.
 
-        So at any time the ones that were read are a past that there was: a roster comes before the outcomes of its
-        essays, and a failure before the success that followed.
+        So the messages that were read so far always form a real past: a roster comes before the outcomes of its essays,
+        and a failure comes before the success that followed.
 
         :raises KafkaUnavailable: Kafka does not answer.
-        :raises PartitionStalled: a part of it can't be read.
+        :raises PartitionStalled: a partition can't be read.
         """
         for partition, extent in self.ranges.items():
             self._held[partition], self._at_ms[partition] = deque(), 0
@@ -118,14 +118,14 @@ class OrderedTopicReader:
             yield portion
 
     async def _fill(self, starving: Collection[TopicPartition]) -> set[TopicPartition]:
-        """Read on in these partitions until each has a message; return those that have been read to their end."""
+        """Read these partitions until each has a message, and return the partitions that are read to their ends."""
         finished: set[TopicPartition] = set()
         lacking = set(starving)
         heard_at = anyio.current_time()
         while True:
             with kafka_answers(), anyio.fail_after(self._timeout_seconds):
                 for partition in [each for each in lacking if await self._is_read(each)]:
-                    # What waits for news there would hold up the others.
+                    # A fetch that waits for new messages of this partition would delay the others.
                     self._consumer.pause(partition)
                     lacking.discard(partition)
                     finished.add(partition)
@@ -141,7 +141,7 @@ class OrderedTopicReader:
             if polled:
                 heard_at = anyio.current_time()
             elif anyio.current_time() > heard_at + self._timeout_seconds:
-                # aiokafka itself waits for ever for a broker to come back.
+                # aiokafka itself would wait forever for a broker.
                 raise KafkaUnavailable(f"no message came for {self._timeout_seconds:g} s, and there are more")
 
     async def _is_read(self, partition: TopicPartition) -> bool:
@@ -150,7 +150,7 @@ class OrderedTopicReader:
     def _hold(self, partition: TopicPartition, records: list[ConsumerRecord]) -> None:
         extent = self.ranges[partition]
         if records[0].offset == extent.first:
-            # The embedded broker tells ends that are too low, but with the first messages the right ones.
+            # The embedded broker at first reports ends that are too low. The first messages bring the right ends.
             end = max(extent.end, self._consumer.highwater(partition) or 0)
             extent = self.ranges[partition] = replace(extent, end=end)
         held, at_ms = self._held[partition], self._at_ms[partition]

@@ -1,4 +1,4 @@
-"""Projects what Kafka has into the record again, beside services that do the same with what comes."""
+"""Writes the facts in Kafka to the archive again, while services write the facts of new messages."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     # It takes the extra `postgres`.
     from bcs.storage.postgres.archive import PostgresArchive
 
-# A statement holds up the services' own as long as it takes.
+# A large statement would delay the statements of the services.
 _FACTS_PER_WRITE = 300
 _WRITE_SECONDS = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
 class RebuildStats:
-    """What became of the messages so far.
+    """Counts of a rebuild so far.
 
-    :param messages: that were dealt with.
-    :param facts: that the record has now.
-    :param undecodable: messages that became dead letters when they came.
-    :param without_facts: messages that change nothing, such as that a phase has begun.
-    :param refused: messages whose facts can't be stored, now or later.
+    :param messages: the processed messages.
+    :param facts: the facts that were written to the archive.
+    :param undecodable: the messages that the service made dead letters of.
+    :param without_facts: the messages that change nothing, such as the start of a phase.
+    :param refused: the messages whose facts can never be stored.
     """
 
     messages: int = 0
@@ -47,14 +47,14 @@ class RebuildStats:
 
 @dataclass(slots=True, kw_only=True)
 class Rebuilder:
-    """Writes the facts of messages to the record.
+    """Writes the facts of messages to the archive.
 
-    :param stored: is told of each batch that Redis may lack something.
-    :param notify: is called after each portion.
+    :param stored: Redis. The copy of each written batch is invalidated, because it may lack facts.
+    :param notify: called after each portion.
     :param now_us: microseconds since 1970 UTC.
-    :param max_skew_us: what claims to be later than it was written, by more than this, is not projected: the service
-        refused it when it came.
-    :param crowding: tells what the service refused since a batch had no room; None where a batch always has.
+    :param max_skew_us: an event is left out if its time is later than its Kafka record by more than this, because the
+        service refused this event.
+    :param crowding: finds the events that the service refused because the batch had no room; None for no limit.
     """
 
     decoder: EventDecoder
@@ -70,10 +70,10 @@ class Rebuilder:
     _facts: int = field(default=0, init=False)
 
     async def rebuild(self, reader: OrderedTopicReader) -> None:
-        """Project all of it. Cancellation leaves whole portions; to do all of it again changes nothing.
+        """Write the facts of all messages. A cancellation leaves complete portions, and a repetition changes nothing.
 
         :raises KafkaUnavailable: Kafka does not answer.
-        :raises StoreUnavailable: the record does not, or Redis.
+        :raises StoreUnavailable: the archive or Redis does not answer.
         """
         async for portion in reader.portions():
             for timed in portion:
@@ -93,13 +93,13 @@ class Rebuilder:
         if not event.facts:
             self.stats.without_facts += 1
             return
-        # The time of a replay is not known: what was refused at first may have been taken then.
+        # The time of a replay is unknown: the service may have refused the event at first, and taken the replay.
         replayed = original_time_ms(record.headers) is not None
         read_at_us = self.now_us if replayed else min(self.now_us, timed.at_ms * 1000)
         if event.at_us > read_at_us + self.max_skew_us:
             self.stats.undecodable += 1
             return
-        # Nobody knows any more when it became known here; when it was written is as near as can be.
+        # The time at which the service read the event is lost. The time of the Kafka record is the nearest.
         at_us = min(timed.at_ms * 1000, LATEST_US)
         entry = consumed_entry(message, event, at_us)
         if self.crowding and not await self.crowding.admits(entry, self._keep):
@@ -111,7 +111,7 @@ class Rebuilder:
     async def _keep(self) -> None:
         entries, self._entries = self._entries, []
         batches = {entry.batch_id for entry in entries}
-        # Whatever happens: what the record may have now, Redis must not be taken to have too.
+        # The archive may have more facts than Redis now, so the copies in Redis are invalidated in any case.
         with anyio.CancelScope(shield=True):
             try:
                 await self._write(entries)
@@ -131,7 +131,7 @@ class Rebuilder:
             if len(entries) == 1:
                 self.stats.refused += 1
                 return
-            # One of them spoils the statement for all.
+            # One entry makes the whole statement fail. Halving the entries finds this entry.
             middle = len(entries) // 2
             await self._write(entries[:middle])
             await self._write(entries[middle:])
