@@ -64,7 +64,8 @@ class Bodies:
         :returns: False if the body is incomplete, large, or unreadable.
         """
         content = request.content
-        if not content.is_eof() or content.total_bytes > _SMALL_BYTES or content.exception():
+        small_bytes = min(_SMALL_BYTES, self._most_bytes)
+        if not content.is_eof() or content.total_bytes > small_bytes or content.exception():
             return False
         request[BODY] = content.read_nowait()
         return True

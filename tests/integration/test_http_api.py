@@ -10,7 +10,7 @@ import pytest
 
 from bcs import __version__
 from bcs.http.problems import TITLES
-from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService
+from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -172,6 +172,19 @@ async def test_a_body_beyond_one_mebibyte_is_too_large(bos: Orchestrator, batch:
         yield b" "
 
     problem(await bos.request("POST", DEFINE, data=chunks(), headers=headers), 413)
+
+
+async def test_a_limit_for_bodies_below_a_packet_holds_too(batch: str) -> None:
+    body = {**GOOD, "batch_id": batch}
+    limit = len(json.dumps(body)) + 10
+    async with (
+        running_service(
+            use_mock_repository=True, kafka_bootstrap_servers="127.0.0.1:1", http_max_body_bytes=limit
+        ) as service,
+        Orchestrator(service.base) as bos,
+    ):
+        assert (await bos.request("POST", DEFINE, json=body)).status == 200
+        problem(await bos.request("POST", DEFINE, json={**body, "padding": "x" * 20}), 413)
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/xml"])

@@ -215,3 +215,29 @@ async def test_a_database_that_takes_no_writes_is_named(
     found = await look_at_record(load_settings(database_url=named_database(load_settings(database_url=url))))
     assert any(READ_ONLY in finding.found for finding in found if finding.status is Status.FAILED)
     await record.aclose()
+
+
+async def test_a_database_that_accepts_no_connections_counts_as_away(database_url: str, postgres_url: str) -> None:
+    name = urlsplit(database_url).path[1:]
+    record = unprobed_record(database_url)
+    admin = await asyncpg.connect(postgres_url)
+    try:
+        await record.probe(5)
+        assert record.reachable
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        await admin.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+
+        async def refuses() -> bool:
+            with pytest.raises(StoreUnavailable) as refused:
+                await record.probe(5)
+            return "not currently accepting connections" in refused.value.cause
+
+        await wait_until(refuses)
+        assert not record.reachable
+        assert "not currently accepting connections" in record.problem
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await record.probe(5)
+        assert record.reachable
+    finally:
+        await record.aclose()
+        await admin.close()

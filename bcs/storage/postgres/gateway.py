@@ -34,7 +34,7 @@ _REFUSED = ("22", "23", "54")
 # But for a character that the database's encoding lacks: another database may have it.
 _UNTRANSLATABLE = "22P05"
 # A deadlock, a lock or a connection that was not to be had: the database is well, and asked again it may do it.
-_ONLY_THIS_TIME = ("40", "53", "55")
+_ONLY_THIS_TIME = ("40", "53", "55006", "55P03")
 # Of these a full disk passes only when a person sees to it, and a probe does not notice.
 _SHORT = "53"
 # A limit on the time of a statement, ours or the database's own, or an administrator who ends what takes long.
