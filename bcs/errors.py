@@ -107,10 +107,10 @@ class DependenciesDiffer(ConfigurationError):
     """
 
     def __init__(self, phase: str, first: tuple[str, tuple[str, ...]], second: tuple[str, tuple[str, ...]]) -> None:
-        said = " and ".join(
+        requirements = " and ".join(
             f"on {', '.join(names) or 'nothing'} in pipeline {pipeline!r}" for pipeline, names in (first, second)
         )
-        super().__init__(f"the phase {phase!r} depends {said}; both have to say the same")
+        super().__init__(f"the phase {phase!r} depends {requirements}; both have to say the same")
         self.phase = phase
         self.first = first
         self.second = second
@@ -274,17 +274,17 @@ class UnknownTopic(BcsError):
 class DeadLetterError(BcsError):
     """A dead letter can't be dealt with.
 
-    :param letter: where it lies.
+    :param position: where it lies.
     :param problem: why not.
     """
 
-    def __init__(self, letter: str, problem: str) -> None:
-        super().__init__(f"{letter}: {problem}")
-        self.letter = letter
+    def __init__(self, position: str, problem: str) -> None:
+        super().__init__(f"{position}: {problem}")
+        self.position = position
         self.problem = problem
 
 
-class UnreadableLetter(DeadLetterError):
+class UnreadableDeadLetter(DeadLetterError):
     """What lies there is no letter of ours."""
 
 

@@ -26,7 +26,7 @@ from bcs.cli.dlq_selecting import (
 from bcs.cli.dlq_show import NotADeadLetter, say_dead_letter, say_junk
 from bcs.cli.options import PANEL, URL_OF_SETTINGS, AsJson, ServiceUrl, command_group
 from bcs.cli.output import print_json
-from bcs.errors import UnknownTopic, UnreadableLetter
+from bcs.errors import UnknownTopic, UnreadableDeadLetter
 from bcs.ops.dlq.selection import DeadLetterRange, Selection
 from bcs.ops.wording import counted, printable
 from bcs.runtime import running
@@ -230,7 +230,7 @@ async def _look_up(settings: Settings, position: DeadLetterPosition) -> tuple[De
             return NotADeadLetter(f"this marks all letters up to offset {purged} as purged", record.key, record.value)
         try:
             dead_letter = dead_letter_of(record)
-        except UnreadableLetter as error:
+        except UnreadableDeadLetter as error:
             return NotADeadLetter(error.problem, record.key, record.value)
         index = await reader.index([position.topic])
     return dead_letter, position in index.replayed

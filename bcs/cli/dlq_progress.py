@@ -18,7 +18,7 @@ from bcs.wire.dead_letters.decode import DeadLetterPosition
 if TYPE_CHECKING:
     from bcs.ops.dlq.replaying import Replayed
 
-_SAID_EVERY = 1000
+_PRINTED_EVERY = 1000
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Outcome:
         decided = self.replayed + len(self.failed)
         if self.progress:
             self.progress.advance(self.progress.task_ids[0])
-        elif not self.quiet and decided % _SAID_EVERY == 0:
+        elif not self.quiet and decided % _PRINTED_EVERY == 0:
             typer.echo(f"{decided} of {self.wanted}")
 
 

@@ -93,12 +93,12 @@ async def tail(settings: Settings, options: TailOptions) -> AsyncGenerator[Consu
         there = await _until(consumer, ends, timeout_seconds)
         for record in sorted(there, key=lambda record: record.timestamp)[-options.last :] if options.last else ():
             yield record
-        said: set[TopicPartition] = set()
+        event: set[TopicPartition] = set()
         while True:
-            for partition in sorted(consumer.stalled.keys() - said):
+            for partition in sorted(consumer.stalled.keys() - event):
                 stall = consumer.stalled[partition]
                 yield PartitionStalled(partition.topic, partition.partition, stall.offset, stall.cause)
-            said = set(consumer.stalled)
+            event = set(consumer.stalled)
             if not options.follow:
                 return
             for record in await _next(consumer, admin, timeout_seconds):

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bcs.cli.output import plain
 from bcs.domain.times import format_timestamp
-from bcs.errors import UnreadableLetter
+from bcs.errors import UnreadableDeadLetter
 from bcs.wire import topics
 from bcs.wire.dead_letters.decode import DeadLetterPosition, marked_offset, purged_offset, read_dead_letter
 
@@ -64,7 +64,7 @@ def _content(record: ConsumerRecord) -> dict[str, Any]:
         return {"kind": "purge_marker", "letter": str(last)}
     try:
         dead = read_dead_letter(place, record.key, record.value, record.headers)
-    except UnreadableLetter as error:
+    except UnreadableDeadLetter as error:
         return {"kind": "unknown", "problem": error.problem}
     return {
         "kind": "dead_letter",

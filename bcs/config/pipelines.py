@@ -141,20 +141,20 @@ def _platform_definitions(file: _PlatformFile) -> PipelineDefinitions:
 
     The platform decides in code, and not in this file, which phases need a prompt; BCS has that in what it ships.
     """
-    said_in: dict[str, tuple[str, tuple[str, ...]]] = {}
+    stated_in: dict[str, tuple[str, tuple[str, ...]]] = {}
     for name, pipeline in file.pipelines.items():
         steps = [step.name for step in pipeline.steps]
         if twice := _repeated(steps):
             raise DuplicateName(twice, f"the steps of pipeline {name!r}")
         for step in pipeline.steps:
             here = (name, tuple(step.depends_on))
-            before = said_in.setdefault(step.name, here)
+            before = stated_in.setdefault(step.name, here)
             if set(before[1]) != set(here[1]):
                 raise DependenciesDiffer(step.name, before, here)
     shipped = load_pipelines(None).phases
     phases = PipelineDefinitions(
         Phase(name, requires, needs_prompt=name in shipped and shipped[name].needs_prompt)
-        for name, (_, requires) in said_in.items()
+        for name, (_, requires) in stated_in.items()
     )
     pipelines = [
         Pipeline(name, tuple(step.name for step in pipeline.steps)) for name, pipeline in file.pipelines.items()

@@ -156,7 +156,7 @@ class _Runs:
         if self.demo:
             batch_id = f"demo-{uuid.uuid4().hex[:8]}"
             await play(base, self.settings.kafka_bootstrap_servers, batch_id)
-        _say_what_to_try(base, exports(variables), batch_id, told=self.demo)
+        _say_what_to_try(base, exports(variables), batch_id, played=self.demo)
 
     def _definitions_now(self, before: PipelineDefinitions) -> PipelineDefinitions:
         try:
@@ -179,7 +179,7 @@ BCS is running.
     )
 
 
-def _say_what_to_try(base: str, variables: str, batch_id: str, *, told: bool) -> None:
+def _say_what_to_try(base: str, variables: str, batch_id: str, *, played: bool) -> None:
     commands = {
         f"bcs batches show {batch_id}": "what holds its phases back",
         f"bcs batches history {batch_id}": "how that came to be, and why",
@@ -191,7 +191,7 @@ def _say_what_to_try(base: str, variables: str, batch_id: str, *, told: bool) ->
     explained = "\n".join(f"  {command:{width}}  # {what}" for command, what in commands.items())
     keys = f"{_RESTART_KEY} restarts the service and leaves the servers running; " if at_keyboard() else ""
     echo(
-        f"""{"That was the story; BCS keeps running. " if told else ""}What to try next:
+        f"""{"That was the story; BCS keeps running. " if played else ""}What to try next:
   curl -s {base}/healthz
   curl -s {base}/internal/v1/pipelines/define \\
     -H 'Content-Type: application/json' -d '{{"batch_id": "{batch_id}",

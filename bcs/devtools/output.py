@@ -29,9 +29,9 @@ def echo(text: Text | str = "", *, err: bool = False, newline: bool = True) -> N
         stream.flush()
     except OSError:
         # What is left unwritten Python would try again at its end, and exit with a code of its own.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def say(text: str, *, indent: int = 0, style: str = "", marked: str | None = None) -> None:

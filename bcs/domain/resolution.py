@@ -148,8 +148,8 @@ def _why_incomplete(phase: Phase, summary: BatchSummary, progress: PhaseProgress
     elif progress.failed:
         return Reason.ESSAYS_FAILED, f"{progress.failed} of {_essays(total)} failed in it"
     elif progress.left_out and progress.outcome_at_us is not None:
-        said = format_timestamp(progress.outcome_at_us)
-        others = f", and {progress.left_out} {_are(progress.left_out)} not in the outcome of {said}"
+        when = format_timestamp(progress.outcome_at_us)
+        others = f", and {progress.left_out} {_are(progress.left_out)} not in the outcome of {when}"
         return Reason.ESSAYS_LEFT_OUT, _have_completed(progress.completed, total) + others
     if done < summary.known:
         before = f", and {progress.failed_before} failed before it" if progress.failed_before else ""
@@ -179,8 +179,8 @@ def _why_complete(summary: BatchSummary, progress: PhaseProgress) -> tuple[Reaso
         (progress.failed_before, "failed before it"),
         (progress.left_out, f"{'was' if progress.left_out == 1 else 'were'} left out of its outcome"),
     ]
-    told = ", ".join(f"{count} {what}" for count, what in others if count)
-    return Reason.SETTLED, f"{progress.completed} of {_essays(known)}{seen} completed it, {told}{addition}"
+    counts = ", ".join(f"{count} {what}" for count, what in others if count)
+    return Reason.SETTLED, f"{progress.completed} of {_essays(known)}{seen} completed it, {counts}{addition}"
 
 
 def _essays(count: int) -> str:

@@ -20,7 +20,7 @@ from bcs.config.settings import Settings
 from bcs.http.bodies import Bodies, CallerLeft, Reading
 from bcs.http.deadlines import Deadlines
 from bcs.http.problems import Problem, fault, from_aiohttp, invalid_fields, overloaded, problem_of
-from bcs.http.requests import LETTER_WRITTEN, InvalidRequest
+from bcs.http.requests import DEAD_LETTER_WRITTEN, InvalidRequest
 from bcs.observability.telemetry import Telemetry
 from bcs.supervision import describe
 from bcs.wire.events import MOST_ID_CHARACTERS
@@ -207,7 +207,7 @@ class RequestGuard:
     def _refuse(self, request: web.Request, problem: Problem) -> web.Response:
         response = problem.response(correlation_id_of(request), self._settings.retry_after_seconds)
         if DEAD_LETTER in request:
-            response.headers[LETTER_WRITTEN] = request[DEAD_LETTER]
+            response.headers[DEAD_LETTER_WRITTEN] = request[DEAD_LETTER]
         if "allowed_methods" in problem.extensions:
             response.headers["Allow"] = ", ".join(problem.extensions["allowed_methods"])
         return response
@@ -230,14 +230,14 @@ def correlation_id_of(request: web.Request) -> str:
     """The correlation id of a request: from the body, or else from the header, or else a new one."""
     known = request.get(CORRELATION_ID)
     if known is None:
-        known = request[CORRELATION_ID] = correlation_id_said(request) or secrets.token_hex(16)
+        known = request[CORRELATION_ID] = correlation_id_sent(request) or secrets.token_hex(16)
     return known
 
 
-def correlation_id_said(request: web.Request) -> str | None:
+def correlation_id_sent(request: web.Request) -> str | None:
     """The correlation id in the header of a request; None if the header has no usable one."""
-    said = request.headers.get(CORRELATION_HEADER)
-    return said if said and len(said) <= MOST_ID_CHARACTERS and said.isascii() and said.isprintable() else None
+    sent = request.headers.get(CORRELATION_HEADER)
+    return sent if sent and len(sent) <= MOST_ID_CHARACTERS and sent.isascii() and sent.isprintable() else None
 
 
 def asked_by(request: web.Request) -> str:

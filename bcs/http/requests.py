@@ -15,9 +15,9 @@ from bcs.http.misspelt import Fields, misspelt_fields
 from bcs.wire.events import MOST_ID_CHARACTERS, Identifier
 
 # Headers between `bcs dlq replay` and the service, for a resolution that is requested again.
-FAILURES_SAID = "X-BCS-Failures"
-FIRST_FAILURE_SAID = "X-BCS-First-Failure"
-LETTER_WRITTEN = "X-BCS-Dead-Letter"
+FAILURES_HEADER = "X-BCS-Failures"
+FIRST_FAILURE_HEADER = "X-BCS-First-Failure"
+DEAD_LETTER_WRITTEN = "X-BCS-Dead-Letter"
 
 _MOST_READ_BYTES = 64 * 1024
 _MOST_ID_CHARACTERS = 255

@@ -173,9 +173,9 @@ class OffsetReader:
         answer = await self._client.send(node, OffsetRequest(-1, _READ_UNCOMMITTED, asked))
         offsets: dict[TopicPartition, int] = {}
         for topic, partitions in answer.topics:
-            for partition, code, *rest in partitions:
+            for partition, code, *others in partitions:
                 # The oldest version answers with a list.
-                found = rest[0][0] if answer.API_VERSION == 0 and rest[0] else rest[-1]
+                found = others[0][0] if answer.API_VERSION == 0 and others[0] else others[-1]
                 if for_code(code) is NoError and isinstance(found, int) and found >= 0:
                     offsets[TopicPartition(topic, partition)] = found
                 else:

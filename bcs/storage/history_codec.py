@@ -160,12 +160,12 @@ def _fact(fact: Fact) -> list[Any]:
 
 
 def _fact_from(parts: list[Any]) -> Fact:
-    kind, *rest = parts
+    kind, *fields = parts
     if kind == "essay":
-        phase, essay_id, outcome, at_us = rest
+        phase, essay_id, outcome, at_us = fields
         return EssayPhaseEnded(phase, essay_id, Outcome(outcome), at_us)
     if kind == "outcome":
-        phase, status, completed, failed, speaks_for_all, at_us, repeat_key = rest
+        phase, status, completed, failed, speaks_for_all, at_us, repeat_key = fields
         return PhaseOutcome(
             phase,
             status,
@@ -176,13 +176,13 @@ def _fact_from(parts: list[Any]) -> Fact:
             repeat_key=repeat_key,
         )
     if kind == "report":
-        phase, outcome, at_us = rest
+        phase, outcome, at_us = fields
         return PhaseReported(phase, Outcome(outcome), at_us)
     if kind == "invalid":
-        phase, essay_id, at_us = rest
+        phase, essay_id, at_us = fields
         return PhaseInvalidated(phase, essay_id, at_us)
     if kind == "roster":
-        essay_ids, expected_count, at_us = rest
+        essay_ids, expected_count, at_us = fields
         return EssaysRegistered(tuple(essay_ids), expected_count, at_us)
     raise ValueError(f"a fact of the kind {kind!r}")
 
@@ -198,13 +198,13 @@ def _facts_of_old(event_type: str, correlation_id: str | None, written: Sequence
     essays: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"c": [], "f": []})
     batch: dict[str, str] = {}
     times: dict[str, int] = {}
-    for kind, phase, *rest in written:
-        times[phase] = rest[-1]
+    for kind, phase, *fields in written:
+        times[phase] = fields[-1]
         if kind == "essay":
-            essay_id, outcome, _ = rest
+            essay_id, outcome, _ = fields
             essays[phase][outcome].append(essay_id)
         else:
-            batch[phase], _ = rest
+            batch[phase], _ = fields
     facts: list[Fact] = []
     for phase, at_us in times.items():
         completed, failed = tuple(essays[phase]["c"]), tuple(essays[phase]["f"])

@@ -223,7 +223,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         self._last_error = child.last_error or self._last_error
         self._attempts.discard(attempt)
         if not child.own_mailbox.depth:
-            self._children.retire(child)
+            self._children.remove(child)
 
     def _follow_up(self, attempt: Attempt, ended: Exit) -> None:
         child = self._children.by_key.get(attempt.context.name)

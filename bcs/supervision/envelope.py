@@ -14,10 +14,10 @@ T = TypeVar("T")
 class Reply(Generic[T]):
     """The slot for one answer: the first answer wins, later answers are ignored."""
 
-    __slots__ = ("_error", "_event", "_settled", "_value")
+    __slots__ = ("_error", "_event", "_resolved", "_value")
 
     def __init__(self) -> None:
-        self._settled = False
+        self._resolved = False
         self._value: T | None = None
         self._error: BaseException | None = None
         self._event: anyio.Event | None = None
@@ -25,7 +25,7 @@ class Reply(Generic[T]):
     @property
     def settled(self) -> bool:
         """True if the reply has an answer or an error; also after the ask timed out or was cancelled."""
-        return self._settled
+        return self._resolved
 
     def send(self, value: T) -> bool:
         """Set the answer.
@@ -33,10 +33,10 @@ class Reply(Generic[T]):
         :param value: the answer
         :returns: False when the reply was already settled
         """
-        if self._settled:
+        if self._resolved:
             return False
         self._value = value
-        self._settle()
+        self._resolve()
         return True
 
     def fail(self, error: BaseException) -> bool:
@@ -45,10 +45,10 @@ class Reply(Generic[T]):
         :param error: the error
         :returns: False when the reply was already settled
         """
-        if self._settled:
+        if self._resolved:
             return False
         self._error = error
-        self._settle()
+        self._resolve()
         return True
 
     async def wait(self) -> T:
@@ -58,7 +58,7 @@ class Reply(Generic[T]):
 
         :raises BaseException: the error that was set with `fail`
         """
-        if not self._settled:
+        if not self._resolved:
             if self._event is None:
                 self._event = anyio.Event()
             await self._event.wait()
@@ -70,14 +70,14 @@ class Reply(Generic[T]):
         :raises BaseException: the error that was set with `fail`
         :raises RuntimeError: when the reply is not settled
         """
-        if not self._settled:
+        if not self._resolved:
             raise RuntimeError("the reply is not settled")
         if self._error is not None:
             raise self._error
         return cast("T", self._value)
 
-    def _settle(self) -> None:
-        self._settled = True
+    def _resolve(self) -> None:
+        self._resolved = True
         if self._event is not None:
             self._event.set()
 

@@ -103,7 +103,7 @@ class KeyedChildren(Generic[M]):
         except BaseException:
             # `build` failed: if the child was made for this message, the child has no work.
             if not child.own_mailbox.depth and child.attempt is None:
-                self.retire(child)
+                self.remove(child)
             raise
         self._wake(child)
         return await child.own_mailbox.answer(reply, timeout_seconds)
@@ -121,7 +121,7 @@ class KeyedChildren(Generic[M]):
             for child in children
         )
 
-    def retire(self, child: KeyedChild[M]) -> None:
+    def remove(self, child: KeyedChild[M]) -> None:
         """Remove a child whose mailbox is empty.
 
         :param child: the child

@@ -23,7 +23,7 @@ class Queue(Generic[T]):
         self._sender, self._receiver = anyio.create_memory_object_stream[T](capacity)
         # The stream gives no access to its head, so this deque mirrors the stream, with the waiting senders' items.
         self._order: deque[T] = deque()
-        self._rest: deque[T] | None = None
+        self._remaining: deque[T] | None = None
 
     def __del__(self) -> None:
         # A queue that was never closed holds only memory, so anyio's ResourceWarning would be noise.
@@ -33,16 +33,16 @@ class Queue(Generic[T]):
                 stream.close()
 
     def __len__(self) -> int:
-        return self._receiver.statistics().current_buffer_used if self._rest is None else len(self._rest)
+        return self._receiver.statistics().current_buffer_used if self._remaining is None else len(self._remaining)
 
     @property
     def closed(self) -> bool:
         """True if the queue accepts no more items."""
-        return self._rest is not None
+        return self._remaining is not None
 
     def peek(self) -> T | None:
         """The next item, which stays in the queue; None when the queue is empty."""
-        items = self._order if self._rest is None else self._rest
+        items = self._order if self._remaining is None else self._remaining
         return items[0] if items else None
 
     def put_nowait(self, item: T) -> None:
@@ -70,8 +70,8 @@ class Queue(Generic[T]):
 
     def take_nowait(self) -> T | None:
         """Take the next item; None when the queue is empty."""
-        if self._rest is not None:
-            return self._rest.popleft() if self._rest else None
+        if self._remaining is not None:
+            return self._remaining.popleft() if self._remaining else None
         try:
             item = self._receiver.receive_nowait()
         except (anyio.WouldBlock, anyio.EndOfStream):
@@ -81,13 +81,13 @@ class Queue(Generic[T]):
 
     def close(self) -> None:
         """Accept no more items. The remaining items can still be taken."""
-        if self._rest is None:
+        if self._remaining is None:
             self._sender.close()
             rest: deque[T] = deque()
             while (item := self.take_nowait()) is not None:
                 rest.append(item)
             self._receiver.close()
-            self._rest = rest
+            self._remaining = rest
 
     def _forget(self, item: T) -> None:
         if self._order and self._order[0] is item:

@@ -103,7 +103,7 @@ class PipelineResolver:
 
         :returns: False where the outbox did not take the dead letter, which is lost then, and logged.
         """
-        letter = failed_resolution(
+        dead_letter = failed_resolution(
             original.body,
             command.batch_id,
             command.pipeline,
@@ -113,7 +113,7 @@ class PipelineResolver:
             understood=original.understood(),
         )
         try:
-            await self.announcer.outbox.append([letter])
+            await self.announcer.outbox.append([dead_letter])
         except StoreError as problem:
             log.exception("dead_letter_lost", correlation_id=command.correlation_id, error=str(problem))
             return False

@@ -147,13 +147,13 @@ class EventDecoder:
         named = bool(data.processed_essays or data.failed_essay_ids)
         completed = tuple(essay["essay_id"] for essay in data.processed_essays)
         failed = tuple(essay for essay in data.failed_essay_ids if essay)
-        said = correlation_id or data.correlation_id or ""
+        stated = correlation_id or data.correlation_id or ""
         # A null names nobody, and still tells this list from an empty one.
         listed_failed = [essay or "" for essay in data.failed_essay_ids]
         status = data.phase_status
         # Without a correlation id nothing tells a copy from another outcome.
-        timed = data.timestamp is not None or not said
-        key = TIMED if timed else repeat_key_of(data.phase_name, said, status, completed, listed_failed)
+        timed = data.timestamp is not None or not stated
+        key = TIMED if timed else repeat_key_of(data.phase_name, stated, status, completed, listed_failed)
         return (
             PhaseOutcome(
                 data.phase_name,
@@ -188,22 +188,22 @@ class _Route:
         self.state_facts = state_facts
 
 
-def microseconds(moment: datetime) -> int:
+def microseconds(time: datetime) -> int:
     """Microseconds since 1970 UTC; a time without a zone is UTC, as all producers write it."""
-    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
+    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
     # Integers throughout: a float of microseconds loses the last digit, and with it the order of two facts.
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-def shortened(said: str | None) -> str | None:
+def shortened(stated: str | None) -> str | None:
     """An id that only informs, as it is kept: with a digest at its end where it was too long.
 
     So the history stays small, and two ids stay apart.
     """
-    if said is None or len(said) <= MOST_ID_CHARACTERS:
-        return said
-    digest = blake2b(said.encode(), digest_size=_DIGEST_BYTES).hexdigest()
-    return f"{said[: MOST_ID_CHARACTERS - len(digest) - 1]}~{digest}"
+    if stated is None or len(stated) <= MOST_ID_CHARACTERS:
+        return stated
+    digest = blake2b(stated.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return f"{stated[: MOST_ID_CHARACTERS - len(digest) - 1]}~{digest}"
 
 
 def _spellcheck_completed(data: SpellcheckPhaseCompletedV1, at_us: int, _: str | None) -> tuple[Fact, ...]:
@@ -265,9 +265,9 @@ def _refuse(value: bytes, error: ValidationError, route: _Route) -> NoReturn:
         named = route.glimpse.validate_json(value)
     else:
         raise UndecodableMessage("not_an_object", "the message is JSON, but not an object") from None
-    said = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'message'}: {one['msg']}" for one in problems)
+    stated = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'message'}: {one['msg']}" for one in problems)
     batch_id = getattr(named.data, route.batch_field, None)
-    raise UndecodableMessage("invalid_event", said, batch_id, shortened(named.correlation_id)) from None
+    raise UndecodableMessage("invalid_event", stated, batch_id, shortened(named.correlation_id)) from None
 
 
 def _glimpse_of_what_python_reads(value: bytes, route: _Route) -> Glimpse[Any] | None:

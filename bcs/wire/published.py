@@ -55,10 +55,10 @@ class OutboundMessage:
         """Of the message itself, or of the original in a dead letter; None where neither says one."""
         try:
             document = from_json(self.value)
-            said = document.get("failed_event_envelope", document).get("correlation_id")
+            stated = document.get("failed_event_envelope", document).get("correlation_id")
         except (ValueError, AttributeError):
             return None
-        return said if isinstance(said, str) else None
+        return stated if isinstance(stated, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,5 +161,5 @@ def as_uuid(correlation_id: str) -> str:
         return str(uuid.uuid5(_NAMESPACE, correlation_id))
 
 
-def rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+def rfc3339(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -247,7 +247,7 @@ def test_letters_are_kept_for_as_long_as_somebody_may_replay_them(
 def test_letters_that_wait_need_a_person(
     waiting: dict[str, int], of_others: int, complete: bool, status: Status, said: str
 ) -> None:
-    assert_finding(kafka.letters(waiting, of_others=of_others, complete=complete), status, said)
+    assert_finding(kafka.dead_letters(waiting, of_others=of_others, complete=complete), status, said)
 
 
 def test_a_broker_that_creates_topics_is_warned_of() -> None:

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bcs.cli.dlq_listing import nothing_selected
-from bcs.errors import UnreadableLetter
+from bcs.errors import UnreadableDeadLetter
 from bcs.ops.dlq.purging import last_to_purge, purged
 from bcs.ops.dlq.reading import DeadLetterIndex, Junk
 from bcs.ops.dlq.selection import DeadLetterRange, Selection, dead_letter_topics_of
@@ -238,13 +238,13 @@ def test_a_resolution_s_letter_that_is_too_large_has_what_counts_of_the_request(
     ],
 )
 def test_what_is_no_letter_is_told(value: bytes | None) -> None:
-    with pytest.raises(UnreadableLetter):
+    with pytest.raises(UnreadableDeadLetter):
         read_dead_letter(WHERE, b"key", value, ())
 
 
 def test_a_letter_whose_original_was_changed_on_the_way_is_told() -> None:
     message = dead_letter(consumed(b'{"a": 1}'), "not_json", DETAIL, NOW, None)
-    with pytest.raises(UnreadableLetter, match="digest"):
+    with pytest.raises(UnreadableDeadLetter, match="digest"):
         read(replace(message, value=message.value.replace(b'{"a": 1}', b'{"raw_base64": "AAAA"}')))
 
 

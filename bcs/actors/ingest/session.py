@@ -253,7 +253,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                     # Handed out before we were told of the assignment: passed over now, it would be lost.
                     self._consumer.seek(key, record.offset)
                 return False
-            if not await self._hand_over(record, epoch):
+            if not await self._deliver(record, epoch):
                 # A rebalance may have come meanwhile: of a new ownership nothing may be passed over.
                 if self._is_owned(record, epoch):
                     self._consumer.seek(key, record.offset)
@@ -262,7 +262,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 await anyio.lowlevel.checkpoint()
         return True
 
-    async def _hand_over(self, record: ConsumerRecord, epoch: int) -> bool:
+    async def _deliver(self, record: ConsumerRecord, epoch: int) -> bool:
         """Hand a message's facts to its batch; False where it is to be read again later."""
         message = message_of(record)
         event_type = self._reader.event_type(record.topic)

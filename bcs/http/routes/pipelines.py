@@ -17,12 +17,12 @@ from bcs.http.guard import (
     DEAD_LETTER,
     asked_by,
     correlation_id_of,
-    correlation_id_said,
+    correlation_id_sent,
 )
 from bcs.http.replies import reply_json
 from bcs.http.requests import (
-    FAILURES_SAID,
-    FIRST_FAILURE_SAID,
+    FAILURES_HEADER,
+    FIRST_FAILURE_HEADER,
     BodyT,
     CompletePhase,
     DefinePipeline,
@@ -94,7 +94,7 @@ class PipelineHandlers:
 def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:
     failures = tuple(
         (name, request.headers[header].encode(errors="replace"))
-        for name, header in ((FAILURES, FAILURES_SAID), (FIRST_FAILURE, FIRST_FAILURE_SAID))
+        for name, header in ((FAILURES, FAILURES_HEADER), (FIRST_FAILURE, FIRST_FAILURE_HEADER))
         if header in request.headers
     )
     return OriginalRequest(
@@ -106,7 +106,7 @@ def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:
 
 def _parsed(request: web.Request, model: type[BodyT]) -> ParsedBody[BodyT]:
     try:
-        parsed = parse_body(model, request[BODY], correlation_id_said(request))
+        parsed = parse_body(model, request[BODY], correlation_id_sent(request))
     except InvalidBody as error:
         if error.correlation_id is not None:
             request[CORRELATION_ID] = error.correlation_id

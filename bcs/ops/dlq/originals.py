@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import InvalidTimestampError, KafkaError
 
 from bcs.errors import OriginalGone, PartitionStalled, ReplayFailed
-from bcs.http.requests import FAILURES_SAID, FIRST_FAILURE_SAID, LETTER_WRITTEN
+from bcs.http.requests import DEAD_LETTER_WRITTEN, FAILURES_HEADER, FIRST_FAILURE_HEADER
 from bcs.kafka.broker_errors import TOO_LARGE
 from bcs.kafka.causes import cause_of
 from bcs.ops.dlq.reading import DeadLetterReader
@@ -148,8 +148,8 @@ async def resolve_again(session: aiohttp.ClientSession, url: str, dead_letter: D
     """
     headers = {
         "Content-Type": "application/json",
-        FAILURES_SAID: str(dead_letter.failures),
-        FIRST_FAILURE_SAID: dead_letter.first_failure,
+        FAILURES_HEADER: str(dead_letter.failures),
+        FIRST_FAILURE_HEADER: dead_letter.first_failure,
     }
     where = str(dead_letter.position)
     try:
@@ -158,10 +158,10 @@ async def resolve_again(session: aiohttp.ClientSession, url: str, dead_letter: D
             f"{url.rstrip('/')}{_DEFINE}", data=original.value, headers=headers, allow_redirects=False
         ) as response:
             body = await response.read()
-            if response.headers.get(LETTER_WRITTEN) or (response.status == HTTPStatus.OK and _is_answer(body)):
+            if response.headers.get(DEAD_LETTER_WRITTEN) or (response.status == HTTPStatus.OK and _is_answer(body)):
                 return
-            said = body[:300].decode(errors="replace").strip()
-            raise ReplayFailed(where, f"{url} answered {response.status}: {said}")
+            answered = body[:300].decode(errors="replace").strip()
+            raise ReplayFailed(where, f"{url} answered {response.status}: {answered}")
     except (aiohttp.ClientError, TimeoutError) as error:
         raise ReplayFailed(where, f"{url}: {type(error).__name__}: {error}") from error
 

@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from bcs.config.settings import Settings
-from bcs.errors import KafkaUnavailable, PartitionStalled, UnreadableLetter
+from bcs.errors import KafkaUnavailable, PartitionStalled, UnreadableDeadLetter
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.kafka.status import close
@@ -70,7 +70,7 @@ class DeadLetterIndex:
             position = position_of(record)
             try:
                 self.dead_letters[position] = _without_value(dead_letter_of(record))
-            except UnreadableLetter as error:
+            except UnreadableDeadLetter as error:
                 self.unreadable[position] = Junk(error.problem, record.timestamp)
 
     def of(self, selection: Selection) -> DeadLetterIndex:

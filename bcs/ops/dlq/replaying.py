@@ -85,7 +85,7 @@ class Replayer:
         self._session = session
         self._url = url
         self._rate = rate
-        self._tell = notify
+        self._notify = notify
         self._settings = settings
         self._unwritable: dict[str, str] = {}
         self._began: float | None = None
@@ -124,7 +124,7 @@ class Replayer:
             for dead_letter in group:
                 await self._keep_to_rate()
                 try:
-                    taken.append(await self._hand_over(dead_letter))
+                    taken.append(await self._send(dead_letter))
                 except DeadLetterError as error:
                     over.append(Replayed(dead_letter, error.problem))
         finally:
@@ -149,11 +149,11 @@ class Replayer:
             late = [sent.dead_letter for sent in taken if sent.dead_letter.position not in decided]
             over += [Replayed(dead_letter, "no acknowledgement in time", away=True) for dead_letter in late]
             for replayed in over:
-                self._tell(replayed)
+                self._notify(replayed)
         if group and all(replayed.away for replayed in over):
             raise KafkaUnavailable(over[-1].problem or "")
 
-    async def _hand_over(self, dead_letter: DeadLetter) -> _Sent:
+    async def _send(self, dead_letter: DeadLetter) -> _Sent:
         if dead_letter.source_topic in self._unwritable:
             raise ReplayFailed(str(dead_letter.position), self._unwritable[dead_letter.source_topic])
         original = await original_of(dead_letter, self._source)

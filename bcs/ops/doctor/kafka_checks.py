@@ -70,7 +70,7 @@ async def look_at_kafka(settings: Settings, service: str | None) -> list[Finding
             # The checks run one after the other, because some brokers close the connection after an unknown request.
             findings += await _creation(admin, brokers)
             findings += await _step("topic settings", lambda: _configs(admin, partitions, settings))
-            findings += await _step("dead letters", lambda: _letters(settings, partitions))
+            findings += await _step("dead letters", lambda: _dead_letters(settings, partitions))
             findings += await _step("consumer group", lambda: _group(admin, settings.kafka_consumer_group_id, service))
             findings += await _step("lag", lambda: _lag(admin, settings, consumed))
     except _NO_ANSWER as error:
@@ -146,20 +146,20 @@ async def _creation(admin: AIOKafkaAdminClient, brokers: Iterable[Broker]) -> li
     ]
     try:
         with anyio.fail_after(_STEP_SECONDS):
-            said = await _described(admin, asked)
+            answered = await _described(admin, asked)
     except _NO_ANSWER:
         return []
-    return judgement.creation(any(config.get(_CREATES_TOPICS) == "true" for config in said.values()))
+    return judgement.creation(any(config.get(_CREATES_TOPICS) == "true" for config in answered.values()))
 
 
 async def _configs(admin: AIOKafkaAdminClient, names: Collection[str], settings: Settings) -> list[Finding]:
     asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in _OURS if name in names]
-    configs = {name: TopicConfig.read(said) for name, said in (await _described(admin, asked)).items()}
+    configs = {name: TopicConfig.read(answered) for name, answered in (await _described(admin, asked)).items()}
     sources = {dead_letter_topic(name): configs.get(name) for name in topics.CONSUMED}
-    letters = {name: config for name, config in configs.items() if name in topics.DEAD_LETTERS}
+    dead_letters = {name: config for name, config in configs.items() if name in topics.DEAD_LETTERS}
     return [
-        judgement.compaction({name: config.cleanup_policy for name, config in letters.items()}),
-        *judgement.retention(letters, sources, kept_ms=settings.redis_ttl_seconds * 1000),
+        judgement.compaction({name: config.cleanup_policy for name, config in dead_letters.items()}),
+        *judgement.retention(dead_letters, sources, kept_ms=settings.redis_ttl_seconds * 1000),
     ]
 
 
@@ -177,7 +177,7 @@ async def _described(admin: AIOKafkaAdminClient, asked: list[ConfigResource]) ->
     return described
 
 
-async def _letters(settings: Settings, names: Collection[str]) -> list[Finding]:
+async def _dead_letters(settings: Settings, names: Collection[str]) -> list[Finding]:
     index, complete = DeadLetterIndex(), False
     # There may be very many dead letters. The time is shorter than that of the step, so a partial result is reported.
     with anyio.move_on_after(_DEAD_LETTERS_SECONDS):
@@ -188,7 +188,7 @@ async def _letters(settings: Settings, names: Collection[str]) -> list[Finding]:
     waiting = {*index.dead_letters, *index.unreadable} - index.replayed
     of_others = {where for where in waiting if where in index.dead_letters and not index.dead_letters[where].is_ours}
     by_topic = Counter(where.topic for where in sorted(waiting - of_others))
-    return [judgement.letters(by_topic, of_others=len(of_others), complete=complete)]
+    return [judgement.dead_letters(by_topic, of_others=len(of_others), complete=complete)]
 
 
 async def _group(admin: AIOKafkaAdminClient, name: str, service: str | None) -> list[Finding]:

@@ -29,13 +29,13 @@ class TopicConfig:
     timestamp_type: str
 
     @classmethod
-    def read(cls, said: Mapping[str, str]) -> TopicConfig:
+    def read(cls, answered: Mapping[str, str]) -> TopicConfig:
         """Read the settings of a topic by their names."""
         return cls(
-            said.get("cleanup.policy", ""),
-            _limit(said.get("retention.ms")),
-            _limit(said.get("retention.bytes")),
-            said.get("message.timestamp.type", ""),
+            answered.get("cleanup.policy", ""),
+            _limit(answered.get("retention.ms")),
+            _limit(answered.get("retention.bytes")),
+            answered.get("message.timestamp.type", ""),
         )
 
 
@@ -91,17 +91,17 @@ def compaction(cleanup_policies: Mapping[str, str]) -> Finding:
 
 
 def retention(
-    letters: Mapping[str, TopicConfig], sources: Mapping[str, TopicConfig | None], *, kept_ms: int
+    dead_letters: Mapping[str, TopicConfig], sources: Mapping[str, TopicConfig | None], *, kept_ms: int
 ) -> list[Finding]:
     """Checks that dead letters and their originals are kept for as long as a replay may need them.
 
-    :param letters: the dead-letter topics.
+    :param dead_letters: the dead-letter topics.
     :param sources: the topic of the originals for each dead-letter topic; None if that is unknown.
     :param kept_ms: the time for which a batch is kept.
     """
     check = "letter topics"
     findings = []
-    for name, config in letters.items():
+    for name, config in dead_letters.items():
         if config.retention_ms is not None and config.retention_ms < kept_ms:
             found = f"{name} keeps a letter for {_time(config.retention_ms)}, and Redis a batch for {_time(kept_ms)}"
             fix = "raise retention.ms: what is removed before somebody replays it is lost to its batch"
@@ -118,7 +118,7 @@ def retention(
     return findings
 
 
-def letters(waiting: Mapping[str, int], *, of_others: int, complete: bool) -> Finding:
+def dead_letters(waiting: Mapping[str, int], *, of_others: int, complete: bool) -> Finding:
     """Checks if dead letters wait for an operator.
 
     :param waiting: the number of dead letters without a replay, by topic.

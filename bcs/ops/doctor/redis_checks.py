@@ -33,7 +33,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
             identity = session.peer.identity
             asked_at = time.time()
             [clock] = await session.exchange([("TIME",)])
-            told_at = time.time()
+            answered_at = time.time()
             prefix = settings.redis_key_prefix
             # WATCH comes before the other commands. These are discarded, which ends the WATCH, too.
             tried = await session.exchange([("WATCH", watched(prefix))])
@@ -64,7 +64,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
         judgement.persistence(_section(persistence), _setting(save)),
         *_outbox(queues[:_QUESTIONS], clock, settings),
         *_record(queues[_QUESTIONS:], clock, settings),
-        _clock(clock, (asked_at + told_at) / 2),
+        _clock(clock, (asked_at + answered_at) / 2),
     ]
 
 

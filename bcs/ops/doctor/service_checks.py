@@ -35,9 +35,9 @@ def judged(url: str, health: Mapping[str, Any]) -> Finding:
     if health["status"] == "healthy":
         return ok(_CHECK, f"at {url}: {health['message']}")
     problems = [
-        f"{name}: {said.get('message')}"
-        for name, said in health["dependencies"].items()
-        if said.get("status") == "unhealthy"
+        f"{name}: {answered.get('message')}"
+        for name, answered in health["dependencies"].items()
+        if answered.get("status") == "unhealthy"
     ]
     found = f"at {url}, {health['status']}: {'; '.join([health['message'], *problems])}"
     return failed(_CHECK, found, f"mend what it names; {url}{_PATH} and its log have more")

@@ -85,7 +85,7 @@ class ArchiveGateway:
         self.reachable = False
         self.identity: str | None = None
         self._upgrade_after = 0.0
-        self._said: str | None = None
+        self._logged: str | None = None
         self._causes_logged = LoggedCauses()
         self._shortage, self._short_until = "", 0.0
         self._say_after = 0.0
@@ -267,14 +267,14 @@ class ArchiveGateway:
 
         :param kind: the same for all problems of a kind, whatever they name.
         """
-        if kind != self._said:
-            self._said = kind
+        if kind != self._logged:
+            self._logged = kind
             log.warning("record_unusable", address=self.address, problem=problem)
         self._fail(problem, self._generation)
         return StoreUnavailable(_STORE, problem, address=self.address)
 
     def _succeed(self) -> None:
-        self._said = None
+        self._logged = None
         self._causes_logged.clear()
         if not self.reachable:
             self.reachable = True
@@ -287,7 +287,7 @@ class ArchiveGateway:
         self.problem = problem
         # An outage may begin with one cause, such as a cut connection, and last for another one.
         was_reachable, self.reachable = self.reachable, False
-        if self._causes_logged.note(problem) and (was_reachable or self._said is None):
+        if self._causes_logged.note(problem) and (was_reachable or self._logged is None):
             log.warning("record_unreachable", address=self.address, problem=problem)
         # Others on its connections would each have to find out for themselves.
         pool, self._pool = self._pool, None
@@ -303,10 +303,10 @@ def brief(error: BaseException) -> str:
     """Why, in a few words, without statement, parameters or password."""
     if isinstance(error, TargetServerAttributeNotMatched):
         return TAKES_NO_WRITES
-    said = str(error).splitlines()[0] if str(error) else ""
+    logged = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, OSError):
         # What asyncio and asyncpg say repeats the address, and may say it twice.
-        said = os.strerror(error.errno) if error.errno and error.errno > 0 else said
-    named = said if said and isinstance(error, OSError) else f"{type(error).__name__}: {said}".rstrip(": ")
+        logged = os.strerror(error.errno) if error.errno and error.errno > 0 else logged
+    named = logged if logged and isinstance(error, OSError) else f"{type(error).__name__}: {logged}".rstrip(": ")
     mend = next((mend for kind, mend in _MENDS.items() if isinstance(error, kind)), "")
     return named + (f"; {mend}" if mend else "")

@@ -66,5 +66,5 @@ async def _connections(connection: asyncpg.Connection) -> int | None:
 
 async def _ahead_seconds(connection: asyncpg.Connection) -> float:
     asked_at = time.time()
-    told: float = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
-    return told - (asked_at + time.time()) / 2
+    server_time: float = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+    return server_time - (asked_at + time.time()) / 2

@@ -45,7 +45,7 @@ _MARK_BYTES = 9
 _NEVER_JOINED = 2**64 - 1
 _EMPTY = b"-"
 _OUTCOMES = {outcome.encode(): outcome for outcome in Outcome}
-_LETTERS = {outcome: letter for letter, outcome in _OUTCOMES.items()}
+_OUTCOME_CODES = {outcome: code for code, outcome in _OUTCOMES.items()}
 _NO_MARK = (_EMPTY, 0)
 _NOTHING: Mapping[Any, Any] = {}
 _SPEAKS = {"0": False, "1": True}
@@ -137,9 +137,9 @@ def encoding_essays(state: BatchState, essay_ids: Iterable[str], slots: Sequence
             for marks, outcomes in zip(timed, listed, strict=True):
                 mark, outcome = marks.get(essay_id), outcomes.get(essay_id)
                 if mark is not None:
-                    parts += (_LETTERS[mark.outcome], mark.at_us)
+                    parts += (_OUTCOME_CODES[mark.outcome], mark.at_us)
                 elif outcome is not None:
-                    parts += (_LETTERS[outcome], 0)
+                    parts += (_OUTCOME_CODES[outcome], 0)
                 else:
                     parts += _NO_MARK
                     continue

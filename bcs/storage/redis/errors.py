@@ -146,13 +146,13 @@ def reason(error: Exception) -> str:
         if text.startswith(beginning):
             return _explained(plain, text[:_CAUSE_CHARACTERS])
     named = code or f"{type(error).__name__}:"
-    said = (text if text.startswith(named) else f"{named} {text}")[:_CAUSE_CHARACTERS]
-    return _explained(_REASONS[code], said) if code in _REASONS else said
+    text = (text if text.startswith(named) else f"{named} {text}")[:_CAUSE_CHARACTERS]
+    return _explained(_REASONS[code], text) if code in _REASONS else text
 
 
-def _explained(plain: str, said: str) -> str:
+def _explained(plain: str, text: str) -> str:
     mend = _MENDS.get(plain)
-    return f"{plain} ({said})" + (f"; {mend}" if mend else "")
+    return f"{plain} ({text})" + (f"; {mend}" if mend else "")
 
 
 def may_be_elsewhere(error: RedisError) -> bool:

@@ -144,13 +144,13 @@ class RedisGateway:
             self._note_failure(failure)
             if lost.first or lost.late:
                 # A reset counts once, whoever was on the connection: it is no outage. Silence counts for each caller.
-                await self._tell(breaker, failure)
+                await self._record_failure(breaker, failure)
             raise failure from None
         for reply in replies:
             if isinstance(reply, (RedisError, list)):
                 await self._inspect(breaker, replies)
                 break
-        await self._tell(breaker)
+        await self._record_failure(breaker)
         return replies
 
     async def _inspect(self, breaker: AsyncCircuitBreaker, replies: Replies) -> None:
@@ -161,10 +161,10 @@ class RedisGateway:
             if isinstance(failure.__cause__, RedisError) and may_be_elsewhere(failure.__cause__):
                 self._identity.renew(replies.peer)
             self._note_failure(failure)
-            await self._tell(breaker, None if failure.answered else failure)
+            await self._record_failure(breaker, None if failure.answered else failure)
             raise
 
-    async def _tell(self, breaker: AsyncCircuitBreaker, failure: StoreUnavailable | None = None) -> None:
+    async def _record_failure(self, breaker: AsyncCircuitBreaker, failure: StoreUnavailable | None = None) -> None:
         """Tell the circuit breaker of an answer, or of a failure."""
         try:
             async with breaker:
@@ -209,7 +209,7 @@ class RedisGateway:
                     yield session
                 if self.circuit == "opened":
                     # Somebody else failed meanwhile, perhaps with what had begun before Redis was back.
-                    await self._tell(breaker)
+                    await self._record_failure(breaker)
             except OpenedState as opened:
                 self._unstick(opened)
                 raise self._refusal() from None
@@ -365,8 +365,8 @@ class RedisSession:
         if self._check is None:
             return await exchange(self._connection, commands)
         check, self._check = self._check, None
-        told, *replies = await exchange(self._connection, [check, *commands])
-        self.peer.learn(told)
+        answer, *replies = await exchange(self._connection, [check, *commands])
+        self.peer.learn(answer)
         return replies
 
     async def try_out(self, commands: Sequence[Command]) -> list[Any]:

@@ -47,7 +47,7 @@ class RedisIdentity:
         self._needed = needed
         self._new_token = new_token
         self._peers: WeakKeyDictionary[Connection, Peer] = WeakKeyDictionary()
-        self._told = ""
+        self._reported = ""
         self._identity = ""
         self._left: dict[str, None] = {}
 
@@ -84,19 +84,19 @@ class RedisIdentity:
         """Who is at the other end of a connection that is open."""
         return self._peers[connection]
 
-    def arrive(self, peer: Peer, told: str) -> None:
+    def arrive(self, peer: Peer, reported: str) -> None:
         """A server has told its identity, or has not, where it is empty."""
-        if told and told != self._told:
-            if self._told:
-                log.warning("redis_changed", before=self._told, now=told)
+        if reported and reported != self._reported:
+            if self._reported:
+                log.warning("redis_changed", before=self._reported, now=reported)
                 self.generation += 1
-                self._left[self._told] = None
+                self._left[self._reported] = None
                 if len(self._left) > _LEFT:
                     del self._left[next(iter(self._left))]
             # What such a server has from before may lack what was acknowledged elsewhere meanwhile.
-            self._identity = f"{told}-{self._new_token()}" if told in self._left else told
-            self._told = told
-        peer.told, peer.identity = told, self._identity if told else ""
+            self._identity = f"{reported}-{self._new_token()}" if reported in self._left else reported
+            self._reported = reported
+        peer.reported, peer.identity = reported, self._identity if reported else ""
         peer.generation = self.generation
 
     def renew(self, peer: Peer) -> None:
@@ -121,10 +121,10 @@ class Peer:
     :param check: what asks again; None where Redis allows neither INFO nor ROLE.
     """
 
-    __slots__ = ("_asked_at", "_check", "_everyone", "_run_id", "generation", "identity", "told")
+    __slots__ = ("_asked_at", "_check", "_everyone", "_run_id", "generation", "identity", "reported")
 
     def __init__(self, everyone: RedisIdentity, run_id: str, check: Command | None) -> None:
-        self.identity = self.told = ""
+        self.identity = self.reported = ""
         self.generation = everyone.generation
         self._everyone = everyone
         self._run_id = run_id
@@ -157,9 +157,9 @@ class Peer:
         if is_replica(info.get("role")):
             self._everyone.renew(self)
             raise Unfit("it is no longer the master, but a replica")
-        if (told := identity_of(info)) != self.told:
+        if (reported := identity_of(info)) != self.reported:
             # The same server, with another history: it got a replica, or was promoted again.
-            self._everyone.arrive(self, told)
+            self._everyone.arrive(self, reported)
 
 
 async def _ask(connection: Connection) -> tuple[dict[str, str], str]:

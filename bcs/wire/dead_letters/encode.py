@@ -181,8 +181,8 @@ def as_truncated(message: OutboundMessage) -> OutboundMessage | None:
     own = tuple(header for header in message.headers if header[0] in OWN_HEADERS and header[0] != ORIGINAL_KEY)
     key = message.key
     if key is None or len(key) > _LARGE_KEY_BYTES:
-        said = {name: (value or b"").decode() for name, value in own}
-        key = _position(said[ORIGINAL_TOPIC], said[ORIGINAL_PARTITION], said[ORIGINAL_OFFSET])
+        stated = {name: (value or b"").decode() for name, value in own}
+        key = _position(stated[ORIGINAL_TOPIC], stated[ORIGINAL_PARTITION], stated[ORIGINAL_OFFSET])
     return replace(message, key=key, value=message.reduced, reduced=None, headers=own)
 
 
