@@ -729,7 +729,7 @@ _ARCHIVE = (
         "What was stamped complete in a Redis is not trusted once another one was in its place.",
         "bcs/storage/redis/identity.py",
         'f"{reported}-{self._new_token()}" if reported in self._left else reported',
-        "told",
+        "reported",
         _in("integration/test_redis_failover", "test_a_server_that_was_left_is_not_trusted_when_it_is_back"),
     ),
     Mutation(
