@@ -18,8 +18,13 @@ def cpu_seconds(process_id: int) -> float:
 
 def family_cpu_seconds(process_id: int) -> float:
     """The same for a process and all children that it has or had."""
-    children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
-    return sum(_ticks(process_id)) / _TICKS + sum(map(cpu_seconds, map(int, children)))
+    while True:
+        own = sum(_ticks(process_id)) / _TICKS
+        children = Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
+        try:
+            return own + sum(map(cpu_seconds, map(int, children)))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a child has ended since, and counts to its parent now
 
 
 def per_operation(before: dict[str, float], after: dict[str, float], operations: int) -> dict[str, float]:

@@ -22,6 +22,7 @@ def run(*arguments: object) -> str:
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=120, text=True).stdout
 
 
+@pytest.mark.serial  # beside other tests it is measured how busy these are
 @pytest.mark.release
 def test_a_short_run_measures_every_path_and_can_be_kept_drawn_and_compared(tmp_path: Path) -> None:
     kept, chart = tmp_path / "run.json", tmp_path / "chart.svg"
