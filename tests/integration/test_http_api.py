@@ -10,6 +10,8 @@ import pytest
 
 from bcs import __version__
 from bcs.http.problems import TITLES
+from bcs.http.requests import DEAD_LETTER_WRITTEN
+from bcs.wire import topics
 from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -135,6 +137,15 @@ async def test_an_unknown_pipeline_is_not_found_and_the_known_ones_are_named(bos
     document = problem(await bos.define(batch, PRIVATE, correlation_id=CORRELATION_ID), 404)
     assert document["correlation_id"] == CORRELATION_ID
     assert "comprehensive" in document["detail"]
+
+
+async def test_what_is_refused_makes_no_dead_letter(service: RunningService, bos: Orchestrator, batch: str) -> None:
+    written = await bos.metric("bcs_dead_letters_total", topic=topics.RESOLUTION, reason="resolution_failed")
+    answer = await bos.define(batch, PRIVATE)
+    assert answer.status == 404
+    assert DEAD_LETTER_WRITTEN not in answer.headers
+    after = await bos.metric("bcs_dead_letters_total", topic=topics.RESOLUTION, reason="resolution_failed")
+    assert after == written
 
 
 async def test_student_matching_is_reported_but_is_no_pipeline(bos: Orchestrator, batch: str) -> None:

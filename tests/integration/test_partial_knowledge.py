@@ -10,11 +10,14 @@ import pytest
 from bcs.domain.state import BatchState
 from bcs.errors import StoreUnavailable
 from bcs.storage.backfill import ArchiveBackfill
+from bcs.storage.ports import REDIS
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
+from bcs.usecases.batch_reader import BatchReader
 from tests.chaos.history import told
 from tests.integration.stores import BREAKER_FAILURES, MakeStore
 from tests.support.events import Event, registered, spellchecked
+from tests.support.laws import LAW
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +58,14 @@ async def test_one_essay_that_came_after_redis_forgot_thirty_completes_nothing(s
 async def test_a_batch_that_was_registered_meanwhile_is_known(store: RedisStateStore) -> None:
     await commit(store, registered("batch", ["e1"]), spellchecked("batch", "e1"))
     assert (await store.summary("batch")).expected == 1
+
+
+async def test_a_report_is_accepted_on_what_redis_alone_knows(store: RedisStateStore) -> None:
+    await commit(store, spellchecked("batch", "e1"))
+    reader = BatchReader(store=store, store_name=REDIS, archive=None, law=LAW)
+    assert (await reader.state_for_report("batch")).first_seen_us.keys() == {"e1"}
+    with pytest.raises(StoreUnavailable, match="postgresql"):
+        await reader.state("batch")
 
 
 async def test_to_refuse_says_nothing_about_redis(store: RedisStateStore, gateway: RedisGateway) -> None:

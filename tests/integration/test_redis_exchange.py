@@ -46,5 +46,7 @@ async def test_a_refusal_in_the_middle_leaves_no_reply_to_the_next_round_trip(
     said = b"$26\r\nabcdefghijklmnopqrstuvwxyz\r\n"
     proxy.edit_replies({said: b"-LOADING ".ljust(len(said) - 2, b".") + b"\r\n"})
     with pytest.raises(StoreUnavailable, match="LOADING"):
-        await gateway.call(("ECHO", "first"), ("ECHO", "abcdefghijklmnopqrstuvwxyz"), ("ECHO", "last"))
+        async with gateway.session() as session:
+            # What is refused of a command stands among the replies; this is about the connection.
+            await session.exchange([("ECHO", "first"), ("ECHO", "abcdefghijklmnopqrstuvwxyz"), ("ECHO", "last")])
     assert await gateway.call(("ECHO", "next")) == [b"next"]

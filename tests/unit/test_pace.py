@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from statistics import median
 from typing import TypeVar
 from uuid import UUID
 
@@ -38,6 +40,7 @@ pytestmark = pytest.mark.anyio
 T = TypeVar("T")
 
 TURN_SECONDS = 0.005
+MOST_ROUNDS_WITHOUT_A_PAUSE = 5
 ESSAYS = tuple(f"essay-{number:05}" for number in range(5 * SLICE))
 KEYS = BatchKeys("test:", "batch")
 LAW = CompletionLaw(
@@ -167,6 +170,9 @@ async def test_of_many_calculations_one_goes_on_in_a_turn_of_the_loop() -> None:
     # But for the first turn of each, which most calculations end in.
     later = seen[3:]
     assert len({at for _, at in later}) == len(later)
+    # Behind each turn others have time for more than the one round in which the next one could begin.
+    rounds = [at - before for (_, before), (_, at) in pairwise(later)]
+    assert median(rounds) > MOST_ROUNDS_WITHOUT_A_PAUSE
     assert [name for name, _ in later[:6]] == ["a", "b", "c"] * 2
 
 
