@@ -7,8 +7,26 @@ from contextlib import suppress
 from typing import Generic, TypeVar
 
 import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 T = TypeVar("T")
+
+
+class _Sender(MemoryObjectSendStream[T]):
+    """A send stream that may be dropped open without a ResourceWarning, since an open queue holds only memory.
+
+    The queue's own finalizer could be too late: the garbage collector finalizes the members of a cycle in any order.
+    """
+
+    def __del__(self) -> None:
+        pass
+
+
+class _Receiver(MemoryObjectReceiveStream[T]):
+    """A receive stream that may be dropped open, for the same reason."""
+
+    def __del__(self) -> None:
+        pass
 
 
 class Queue(Generic[T]):
@@ -20,17 +38,12 @@ class Queue(Generic[T]):
     """
 
     def __init__(self, capacity: float) -> None:
-        self._sender, self._receiver = anyio.create_memory_object_stream[T](capacity)
+        sender, receiver = anyio.create_memory_object_stream[T](capacity)
+        with sender, receiver:  # anyio has no other way to make streams of our own classes
+            self._sender, self._receiver = _Sender(sender._state), _Receiver(receiver._state)
         # The stream gives no access to its head, so this deque mirrors the stream, with the waiting senders' items.
         self._order: deque[T] = deque()
         self._remaining: deque[T] | None = None
-
-    def __del__(self) -> None:
-        # A queue that was never closed holds only memory, so anyio's ResourceWarning would be noise.
-        for name in ("_sender", "_receiver"):
-            stream = getattr(self, name, None)
-            if stream is not None:
-                stream.close()
 
     def __len__(self) -> int:
         return self._receiver.statistics().current_buffer_used if self._remaining is None else len(self._remaining)
