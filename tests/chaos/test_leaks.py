@@ -161,7 +161,7 @@ def holdings(service: RunningService, ports: dict[int | None, str]) -> Counter[s
     """What the service has at present, and what there is of each kind of object."""
     gc.collect()
     objects = gc.get_objects()
-    alive = Counter(type(one) for one in objects)
+    alive = Counter(kind for one in objects for kind in type(one).__mro__)  # a queue's streams are of its own classes
     held = Counter({kind.__name__: alive[kind] for kind in OBJECTS})
     held["tasks"] = service.call(lambda: len(asyncio.all_tasks()))
     held["envelopes"] = sum(child.mailbox_depth for child in service.snapshot().children)
