@@ -286,15 +286,15 @@ _INTAKE = (
         "The actor of a batch reports a message as finished only behind the commit of its facts.",
         "bcs/actors/batches.py",
         """\
-            try:
-                await make_durable(group)
+        try:
+            await make_durable(group)
 """,
         """\
-            for command in group:
-                if command.token:
-                    self.finished(MessageAcked(command.token))
-            try:
-                await make_durable(group)
+        for command in group:
+            if command.token:
+                self.finished(MessageAcked(command.token))
+        try:
+            await make_durable(group)
 """,
         _in("integration/test_batch_actor", "test_a_message_counts_as_finished_only_behind_its_commit"),
     ),
@@ -587,13 +587,13 @@ _ARCHIVE = (
         "A fact is in the permanent record, or in the queue to it, before it is in Redis.",
         "bcs/actors/batches.py",
         """\
-                await self.archive_client.keep([command.entry(now_us) for command in group])
+                await self.archive_client.write_durably([command.entry(now_us) for command in group])
                 archived = True
             await self._commit(context, group, delta)
 """,
         """\
                 await self._commit(context, group, delta)
-                await self.archive_client.keep([command.entry(now_us) for command in group])
+                await self.archive_client.write_durably([command.entry(now_us) for command in group])
                 archived = True
             await self._commit(context, group, delta)
 """,
@@ -613,12 +613,12 @@ _ARCHIVE = (
         "bcs/actors/archive/drain.py",
         """\
         try:
-            await self.record.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
+            await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,
         """\
         await queue.ack([entry.entry_id for entry in portion])
         try:
-            await self.record.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
+            await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,
         _in("integration/test_record_queue", "test_what_waits_stays_until_the_record_has_it"),
     ),
@@ -702,17 +702,17 @@ _ARCHIVE = (
     Mutation(
         "refused-entry-alone",
         "An entry that PostgreSQL refuses spoils no other.",
-        "bcs/actors/archive/writer.py",
+        "bcs/actors/isolate.py",
         """\
-            if len(commands) == 1:
-                self._give_up(commands[0], error)
-                return
+        if len(items) == 1:
+            await on_refused(items[0], error)
+            return
 """,
         """\
-            if True:
-                for command in commands:
-                    self._give_up(command, error)
-                return
+        if True:
+            for item in items:
+                await on_refused(item, error)
+            return
 """,
         _in("integration/test_record_path", "test_an_entry_that_the_record_refuses_spoils_no_other"),
     ),

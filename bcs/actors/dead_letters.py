@@ -1,40 +1,151 @@
-"""Makes dead letters of consumed messages, and holds up nothing else in this process over a large one."""
+"""Dead letters: made, stored in the outbox, counted and logged in one place, whoever gave the message up."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import anyio.lowlevel
 import anyio.to_thread
+import structlog
 
-from bcs.wire.dead_letters.encode import dead_letter
-from bcs.wire.published import ConsumedMessage, OutboundMessage
+from bcs.actors.messages import DeliveryToken
+from bcs.actors.runtime import Runtime
+from bcs.domain.history import Position
+from bcs.errors import DeadLetterReason, UndecodableMessage
+from bcs.storage.ports import OutboxEntrance
+from bcs.wire import topics
+from bcs.wire.dead_letters.encode import RESOLUTION_FAILED, dead_letter, unread_dead_letter
+from bcs.wire.published import OutboundMessage
+
+log = structlog.stdlib.get_logger("bcs.dead_letters")
 
 _LARGE_BYTES = 1024 * 1024
 
 
-async def dead_letter_of(
-    failed: ConsumedMessage,
-    reason: str,
-    detail: Mapping[str, Any],
-    now: datetime,
-    batch_id: str | None,
-    *,
-    limit_bytes: int,
-) -> OutboundMessage:
-    """See `dead_letter`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedEvent:
+    """A consumed event that becomes a dead letter, and the reason.
 
-    :param limit_bytes: the largest message that the broker takes.
+    :param attempts: how often the event was tried.
     """
-    digest = None
-    if failed.value is not None and len(failed.value) > _LARGE_BYTES:
-        digest = await anyio.to_thread.run_sync(_sha256, failed.value)
-    else:
-        await anyio.lowlevel.checkpoint()
-    return dead_letter(failed, reason, detail, now, batch_id, limit_bytes=limit_bytes, value_sha256=digest)
+
+    token: DeliveryToken
+    reason: DeadLetterReason
+    error_type: str
+    error_message: str
+    batch_id: str | None
+    attempts: int = 1
+
+    @classmethod
+    def undecodable(cls, token: DeliveryToken, error: UndecodableMessage) -> FailedEvent:
+        """An event that the intake could not decode, or refused."""
+        return cls(
+            token=token,
+            reason=error.reason,
+            error_type=type(error).__name__,
+            error_message=error.detail,
+            batch_id=error.batch_id,
+        )
+
+    @property
+    def detail(self) -> dict[str, object]:
+        """What the dead letter says of the failure."""
+        return {"attempts": self.attempts, "error_type": self.error_type, "error_message": self.error_message}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A dead letter that is ready for the outbox.
+
+    :param topic: the topic of the original.
+    :param event: the event that failed; None for a skip order and for a request, which have log lines
+        of their own.
+    """
+
+    message: OutboundMessage
+    topic: str
+    reason: str
+    event: FailedEvent | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetters:
+    """Makes dead letters and stores them."""
+
+    outbox: OutboxEntrance
+    runtime: Runtime
+
+    async def encode(self, failed: FailedEvent, at: datetime | None = None) -> DeadLetter:
+        """The dead letter of an event. A large event holds up nothing else in this process.
+
+        :param at: the time of the failure; None for the present. The outbox knows a repeated dead letter by its bytes,
+            so a dead letter that is encoded again needs the same time.
+        """
+        original = failed.token.message
+        digest = None
+        if original.value is not None and len(original.value) > _LARGE_BYTES:
+            digest = await anyio.to_thread.run_sync(_sha256, original.value)
+        else:
+            await anyio.lowlevel.checkpoint()
+        message = dead_letter(
+            original,
+            failed.reason,
+            failed.detail,
+            at or self.runtime.now(),
+            failed.batch_id,
+            limit_bytes=self.runtime.settings.kafka_max_message_bytes,
+            value_sha256=digest,
+        )
+        return DeadLetter(message=message, topic=original.topic, reason=failed.reason, event=failed)
+
+    @staticmethod
+    def encode_unread(
+        at: Position, reason: DeadLetterReason, detail: dict[str, object], failed_at: datetime
+    ) -> DeadLetter:
+        """The dead letter of a message whose bytes could not be read."""
+        message = unread_dead_letter(at.topic, at.partition, at.offset, reason, detail, failed_at)
+        return DeadLetter(message=message, topic=at.topic, reason=reason)
+
+    @staticmethod
+    def of_request(message: OutboundMessage) -> DeadLetter:
+        """The dead letter of a request to resolve a pipeline."""
+        return DeadLetter(message=message, topic=topics.RESOLUTION, reason=RESOLUTION_FAILED)
+
+    async def store(self, dead_letters: Sequence[DeadLetter]) -> None:
+        """Store dead letters in the outbox; then count and log them.
+
+        Cancellation leaves open whether they are stored. Storing them again adds nothing twice.
+
+        :raises StoreError: the outbox did not take them; they are neither counted nor logged.
+        """
+        await self.outbox.append([one.message for one in dead_letters])
+        for one in dead_letters:
+            self.runtime.telemetry.dead_letters.labels(one.topic, one.reason).inc()
+            if one.event:
+                self._note(one.event)
+
+    def _note(self, failed: FailedEvent) -> None:
+        token, message = failed.token, failed.token.message
+        self.runtime.telemetry.events(token.event_type, "dead_lettered").inc()
+        fields = {
+            "topic": message.topic,
+            "partition": message.partition,
+            "offset": message.offset,
+            "reason": failed.reason,
+            "batch_id": failed.batch_id,
+            "correlation_id": token.correlation_id,
+            "attempts": failed.attempts,
+            "error_type": failed.error_type,
+            "error_message": failed.error_message,
+        }
+        if failed.reason == "processing_failed":
+            # The event is valid, so BCS or one of its stores is at fault.
+            log.error("message_dead_lettered", **fields, summed_by=("topic", "reason"))
+        else:
+            log.warning("message_dead_lettered", **fields, summed_by=("topic", "reason"))
 
 
 def _sha256(value: bytes) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 import anyio
 
-from bcs.config.settings import Settings
+from bcs.actors.runtime import Runtime
 from bcs.kafka.offsets import OffsetReader
 from bcs.kafka.status import KafkaStatus
 from bcs.wire import topics
@@ -16,20 +14,18 @@ from bcs.wire import topics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaWatch:
-    """Keeps what is known of Kafka up to date.
+    """Keeps the status of Kafka up to date.
 
-    Of all partitions of the consumed topics, also those that other replicas have: what nobody reads is behind, too.
-
-    :param now: wall-clock time.
+    It covers all partitions of the consumed topics, also those of other replicas: a partition that no replica reads has
+    a lag, too.
     """
 
-    settings: Settings
+    runtime: Runtime
     status: KafkaStatus
-    now: Callable[[], datetime]
 
     async def run(self) -> None:
         """Look at intervals until cancelled."""
-        settings = self.settings
+        settings = self.runtime.settings
         reader = OffsetReader(
             bootstrap_servers=settings.kafka_bootstrap_servers,
             client_id="batch-conductor-service",
@@ -44,14 +40,14 @@ class KafkaWatch:
             await reader.aclose()
 
     async def _look(self, reader: OffsetReader) -> None:
-        settings = self.settings
+        settings = self.runtime.settings
         try:
             with anyio.fail_after(settings.kafka_request_timeout_seconds):
                 look = await reader.look(settings.kafka_consumer_group_id, topics.CONSUMED, topics.DEAD_LETTERS)
-        except Exception as error:  # noqa: BLE001 (a look that can't be made has failed; to die of it would help nobody)
+        except Exception as error:  # noqa: BLE001 (a failed look is a result; a crash would not help)
             await reader.aclose()
             self.status.down(error)
             return
         self.status.up()
         self.status.miss(frozenset(topics.CONSUMED) - look.topics)
-        self.status.measured(look, int(self.now().timestamp() * 1000))
+        self.status.measured(look, int(self.runtime.now().timestamp() * 1000))

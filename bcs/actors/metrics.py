@@ -13,12 +13,12 @@ from prometheus_client import generate_latest
 from bcs.actors.kafka_watch import KafkaWatch
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.redis_probe import RedisStatus, probe_redis
-from bcs.config.settings import Settings
+from bcs.actors.runtime import Runtime
 from bcs.errors import StoreError
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.failpoints import FailPoint, hit
-from bcs.observability.telemetry import CIRCUIT_STATES, Telemetry
-from bcs.observability.waits import WAITING_ACTORS, Waits
+from bcs.observability.telemetry import CIRCUIT_STATES
+from bcs.observability.waits import WAITING_ACTORS
 from bcs.storage.archive import Archive
 from bcs.storage.ports import StateStore
 from bcs.supervision import ActorContext, Snapshot
@@ -37,24 +37,23 @@ class MetricsPage:
     :param redis_problem: why Redis counts as away; None where there is no Redis.
     """
 
-    telemetry: Telemetry
+    runtime: Runtime
     archive: Archive | None
     kafka: KafkaStatus
     outbox: OutboxWatch
     in_flight: Callable[[], int]
     snapshot: Callable[[], Snapshot]
     circuit: Callable[[], str]
-    waits: Waits
     redis_problem: Callable[[], str] | None
 
     def render(self) -> bytes:
         """What is cheap to know is as fresh as the request for it; the rest is the metrics actor's last sample."""
         self._sample_now()
-        return generate_latest(self.telemetry.registry)
+        return generate_latest(self.runtime.telemetry.registry)
 
     def _sample_now(self) -> None:
         """What is cheap to know is as fresh as the request for it."""
-        telemetry = self.telemetry
+        telemetry = self.runtime.telemetry
         for path, node in self.snapshot().iter_flat():
             if node.kind == "dynamic":
                 telemetry.batch_actors.set(node.total_children)
@@ -71,11 +70,11 @@ class MetricsPage:
         if self.redis_problem:
             telemetry.redis_up.labels("redis").set(not self.redis_problem())
         for actor in WAITING_ACTORS:
-            telemetry.actor_waits.labels(actor).set(self.waits.longest_seconds(actor))
+            telemetry.actor_waits.labels(actor).set(self.runtime.waits.longest_seconds(actor))
         telemetry.circuit.labels("redis").set(CIRCUIT_STATES[self.circuit()])
 
     def _sample_kafka(self) -> None:
-        telemetry, kafka = self.telemetry, self.kafka
+        telemetry, kafka = self.runtime.telemetry, self.kafka
         telemetry.kafka_up.set(kafka.measured_now)
         for key, lag in kafka.lag().items():
             telemetry.consumer_lag.labels(*key).set(lag)
@@ -98,8 +97,7 @@ class MetricsActor:
     :param kafka: keeps what is known of Kafka up to date.
     """
 
-    settings: Settings
-    telemetry: Telemetry
+    runtime: Runtime
     store: StateStore
     outbox: OutboxWatch
     archive: Archive | None
@@ -111,7 +109,7 @@ class MetricsActor:
         await hit(FailPoint.STARTING, context.name)
         looked = anyio.Event()
         async with anyio.create_task_group() as group:
-            interval_seconds = self.settings.redis_probe_interval_seconds
+            interval_seconds = self.runtime.settings.redis_probe_interval_seconds
             group.start_soon(probe_redis, self.store, self.redis, interval_seconds, looked.set)
             # So that readiness is known when the process has started; it starts all the same where Redis is silent.
             with anyio.move_on_after(_FIRST_LOOK_SECONDS):
@@ -130,11 +128,11 @@ class MetricsActor:
                 # While the store is away the last figure stands; the circuit breaker's state tells why.
                 with suppress(StoreError):
                     backlog, explanations = self.archive.backlog, self.archive.explanations
-                    self.telemetry.archive_backlog.set(await backlog.backlog() + await explanations.backlog())
-            await anyio.sleep(self.settings.metrics_interval_seconds)
+                    self.runtime.telemetry.archive_backlog.set(await backlog.backlog() + await explanations.backlog())
+            await anyio.sleep(self.runtime.settings.metrics_interval_seconds)
 
     async def _measure_loop_lag(self) -> None:
         while True:
-            due = anyio.current_time() + self.settings.metrics_interval_seconds
+            due = anyio.current_time() + self.runtime.settings.metrics_interval_seconds
             await anyio.sleep_until(due)
-            self.telemetry.event_loop_lag.set(max(0.0, anyio.current_time() - due))
+            self.runtime.telemetry.event_loop_lag.set(max(0.0, anyio.current_time() - due))

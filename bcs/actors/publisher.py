@@ -15,14 +15,13 @@ from aiokafka.errors import KafkaError
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.publishing import publish_all
 from bcs.actors.retry import retry
-from bcs.config.settings import Settings
+from bcs.actors.runtime import Runtime
 from bcs.errors import StoreError, StoreUnavailable
 from bcs.kafka.broker_errors import REFUSED_FOR_GOOD, TOO_LARGE, may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
 from bcs.kafka.status import KafkaStatus, close
 from bcs.observability.failpoints import FailPoint, hit
-from bcs.observability.telemetry import Telemetry
-from bcs.observability.waits import CONNECT_PRODUCER, Waits
+from bcs.observability.waits import CONNECT_PRODUCER
 from bcs.storage.ports import LeasedMessage, Outbox
 from bcs.supervision import ActorContext
 from bcs.wire.dead_letters.encode import as_truncated
@@ -56,20 +55,17 @@ class _Outcome:
     parked: list[tuple[LeasedMessage, str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Publisher:
     """Publishes what is in the outbox. One instance serves all incarnations of the actor.
 
-    What one incarnation had in hand when it died, the next one publishes again: every copy carries the same event id.
-
-    :param waits: is told what the publisher waits for.
+    The messages that one incarnation had leased when it died, the next one publishes again: every copy carries the same
+    event id.
     """
 
-    settings: Settings
+    runtime: Runtime
     outbox: Outbox
-    telemetry: Telemetry
     status: KafkaStatus
-    waits: Waits
 
     async def run(self, context: ActorContext[OutboxGrew]) -> None:
         """Publish until asked to stop; then until the outbox is empty, or Kafka turns out to be away.
@@ -114,7 +110,7 @@ class Publisher:
             if now >= takeover_at:
                 # By the clock, not when there is nothing else: what a dead replica held must not wait for a quiet hour.
                 leased += await self._take_over(context)
-                takeover_at = now + self.settings.outbox_takeover_seconds / 2
+                takeover_at = now + self.runtime.settings.outbox_takeover_seconds / 2
             leased = leased or await self._persist(context, self.outbox.lease, _LEASE_LIMIT)
             held = [entry for entry in leased if unwritable.get(entry.message.topic, now) > now]
             if held:
@@ -127,7 +123,7 @@ class Publisher:
                     if context.stopping:
                         return True
                     if outcome.delivered:
-                        retry_at = anyio.current_time() + self.settings.outbox_unwritable_seconds
+                        retry_at = anyio.current_time() + self.runtime.settings.outbox_unwritable_seconds
                         failed_topics = (entry.message.topic for entry in outcome.failed)
                         unwritable.update(dict.fromkeys(failed_topics, retry_at))
                     else:
@@ -142,31 +138,31 @@ class Publisher:
 
     async def _take_over(self, context: ActorContext[OutboxGrew]) -> list[LeasedMessage]:
         """What dead replicas held. Where Redis refuses only this, as without XAUTOCLAIM, all else goes on."""
-        take_over = partial(self.outbox.recover, self.settings.outbox_takeover_seconds, _LEASE_LIMIT)
+        take_over = partial(self.outbox.recover, self.runtime.settings.outbox_takeover_seconds, _LEASE_LIMIT)
         try:
             taken = await take_over()
         except StoreUnavailable as error:
             if error.answered:
-                self.waits.begin(_ACTOR, _TAKE_OVER, str(error))
+                self.runtime.waits.begin(_ACTOR, _TAKE_OVER, str(error))
                 return []
             taken = await self._persist(context, take_over)
-        self.waits.end(_ACTOR, _TAKE_OVER)
+        self.runtime.waits.end(_ACTOR, _TAKE_OVER)
         return taken
 
     async def _connect(self, context: ActorContext[OutboxGrew]) -> AIOKafkaProducer:
         return await retry(
             context,
-            partial(self._start_producer, idempotent=self.settings.kafka_enable_idempotence),
+            partial(self._start_producer, idempotent=self.runtime.settings.kafka_enable_idempotence),
             KafkaError,
             OSError,
-            waits=self.waits,
+            waits=self.runtime.waits,
             actor=_ACTOR,
             doing=CONNECT_PRODUCER,
-            maximum_seconds=self.settings.retry_maximum_seconds,
+            maximum_seconds=self.runtime.settings.retry_maximum_seconds,
         )
 
     async def _start_producer(self, *, idempotent: bool) -> AIOKafkaProducer:
-        settings = self.settings
+        settings = self.runtime.settings
         producer = AIOKafkaProducer(
             bootstrap_servers=settings.kafka_bootstrap_servers,
             client_id="batch-conductor-service",
@@ -187,7 +183,7 @@ class Publisher:
         return producer
 
     async def _wait_for_more(self, context: ActorContext[OutboxGrew]) -> None:
-        with anyio.move_on_after(self.settings.outbox_poll_interval_seconds):
+        with anyio.move_on_after(self.runtime.settings.outbox_poll_interval_seconds):
             context.ack(await context.receive())
 
     async def _publish(
@@ -206,7 +202,7 @@ class Publisher:
                 self._note(outcome, entry, error)
 
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
-        await publish_all(producer, leased, self.settings.kafka_request_timeout_seconds, note)
+        await publish_all(producer, leased, self.runtime.settings.kafka_request_timeout_seconds, note)
         if outcome.refused:
             context.heartbeat()
             await self._publish_each_alone(context, outcome)
@@ -214,7 +210,7 @@ class Publisher:
         await self._persist(context, self.outbox.ack, [entry.entry_id for entry in outcome.delivered])
         for entry, problem in outcome.parked:
             await self._persist(context, self.outbox.park, entry, problem)
-            self.telemetry.parked.labels(entry.message.kind).inc()
+            self.runtime.telemetry.parked.labels(entry.message.kind).inc()
             log.error(
                 "message_parked",
                 topic=entry.message.topic,
@@ -230,7 +226,7 @@ class Publisher:
 
         One that is too large is published reduced, where there is something smaller to stand in for it.
         """
-        timeout_seconds = self.settings.kafka_request_timeout_seconds
+        timeout_seconds = self.runtime.settings.kafka_request_timeout_seconds
         originals = {entry.entry_id: entry for entry in outcome.refused}
         too_large: list[LeasedMessage] = []
 
@@ -261,13 +257,13 @@ class Publisher:
         if error is None:
             outcome.delivered.append(entry)
             self.status.written(message.topic)
-            self.waits.end(_ACTOR, _publish_to(message.topic))
-            self.telemetry.published(message.kind).inc()
+            self.runtime.waits.end(_ACTOR, _publish_to(message.topic))
+            self.runtime.telemetry.published(message.kind).inc()
         else:
             outcome.failed.append(entry)
-            self.telemetry.publish_failures.labels(message.kind).inc()
+            self.runtime.telemetry.publish_failures.labels(message.kind).inc()
             self.status.write_failed(message.topic, error)
-            self.waits.begin(_ACTOR, _publish_to(message.topic), self.status.unwritable[message.topic])
+            self.runtime.waits.begin(_ACTOR, _publish_to(message.topic), self.status.unwritable[message.topic])
 
     async def _persist(
         self, context: ActorContext[OutboxGrew], change: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -282,10 +278,10 @@ class Publisher:
             context,
             partial(change, *args, **kwargs),
             StoreError,
-            waits=self.waits,
+            waits=self.runtime.waits,
             actor=_ACTOR,
             doing=_USE_OUTBOX,
-            maximum_seconds=self.settings.retry_maximum_seconds,
+            maximum_seconds=self.runtime.settings.retry_maximum_seconds,
         )
 
 

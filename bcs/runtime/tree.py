@@ -13,6 +13,7 @@ import anyio
 
 from bcs.actors.batches import BatchActor
 from bcs.actors.clocks import Clocks
+from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.intake import Intake
 from bcs.actors.ingest.reading import EventReader
@@ -23,6 +24,7 @@ from bcs.actors.metrics import MetricsActor, MetricsPage
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.publisher import Publisher
 from bcs.actors.redis_probe import RedisStatus, problem_of_redis
+from bcs.actors.runtime import Runtime
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
@@ -35,7 +37,7 @@ from bcs.kafka.status import KafkaStatus
 from bcs.observability.telemetry import Telemetry
 from bcs.observability.tree_observer import TreeObserver, count_restarts_from_zero
 from bcs.observability.waits import Waits
-from bcs.runtime.archive import FIRST_LOOKS, ArchiveParts, archive_parts
+from bcs.runtime.archive import FIRST_PROBES, ArchiveParts, archive_parts
 from bcs.storage.factory import open_persistence
 from bcs.supervision import (
     Backoff,
@@ -78,8 +80,10 @@ class Service:
         self.telemetry = Telemetry()
         self.kafka = KafkaStatus(from_earliest=settings.kafka_auto_offset_reset == "earliest")
         self.kafka.servers = settings.kafka_bootstrap_servers
-        self._now = now
         self.waits = Waits(now)
+        self._runtime = Runtime(
+            settings=settings, telemetry=self.telemetry, waits=self.waits, now=now, new_id=uuid.uuid4
+        )
         self._gave_up = gave_up
         self._definitions = definitions
         self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
@@ -90,12 +94,13 @@ class Service:
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._entrance = WakingOutbox(self.outbox, self._wake_publisher)
+        self._dead_letters = DeadLetters(outbox=self._entrance, runtime=self._runtime)
         self._intake_mailbox: Mailbox[MessageAcked] = Mailbox("intake", inf)
-        self._under_way = (
+        self._max_in_flight = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
         )
         self._stop: anyio.Event | None = None
-        self._archive_parts = self._with_record()
+        self._archive_parts = self._with_archive()
         self._archive_client = self._archive_parts.archive_client if self._archive_parts else None
         self.batches = self._batches()
         self.root = self._root()
@@ -118,46 +123,34 @@ class Service:
             if self.persistence.gateway:
                 await self.persistence.gateway.ensure_usable()
             if archive:
-                await archive.postgres.ensure_usable(self.settings.database_first_probe_seconds / FIRST_LOOKS)
+                await archive.postgres.ensure_usable(self.settings.database_first_probe_seconds / FIRST_PROBES)
             return await run_tree(self.root, stop, shutdown_seconds=self.settings.shutdown_seconds, started=started)
         finally:
             self.listener.close()
             await self.persistence.aclose()
 
-    def _with_record(self) -> ArchiveParts | None:
+    def _with_archive(self) -> ArchiveParts | None:
         archive = self.persistence.archive
         if archive is None:
             return None
-        return archive_parts(
-            settings=self.settings,
-            archive=archive,
-            outbox=self._entrance,
-            telemetry=self.telemetry,
-            now=self._now,
-            waits=self.waits,
-            asks=self._under_way,
-        )
+        return archive_parts(runtime=self._runtime, archive=archive, outbox=self._entrance, asks=self._max_in_flight)
 
     def _batches(self) -> DynamicSupervisor[ApplyFacts]:
         settings = self.settings
         actor = BatchActor(
+            runtime=self._runtime,
             store=self.store,
-            outbox=self._entrance,
             archive_client=self._archive_client,
-            telemetry=self.telemetry,
+            dead_letters=self._dead_letters,
             finished=self._intake_mailbox.send_nowait,
-            now=self._now,
-            waits=self.waits,
-            retry_maximum_seconds=settings.retry_maximum_seconds,
             commit_slots=anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
-            dead_letter_limit_bytes=settings.kafka_max_message_bytes,
         )
         return DynamicSupervisor(
             "batches",
             actor.run,
-            # Everything that is under way may be about one batch, and the senders' own limits hold it back.
-            mailbox_capacity=self._under_way,
-            max_children=self._under_way,
+            # All messages in flight may be about one batch, and the senders' own limits bound them.
+            mailbox_capacity=self._max_in_flight,
+            max_children=self._max_in_flight,
             max_deliveries=settings.message_max_deliveries,
             shutdown_seconds=settings.shutdown_seconds / 2,
             hang_seconds=settings.hang_seconds,
@@ -175,65 +168,53 @@ class Service:
             trusted_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
             clock=time.monotonic,
         )
-        outbox = OutboxWatch(outbox=self.outbox, archive=archive, now=self._now, clock=time.monotonic)
+        outbox = OutboxWatch(outbox=self.outbox, archive=archive, now=self._runtime.now, clock=time.monotonic)
         metrics = MetricsActor(
-            settings=settings,
-            telemetry=self.telemetry,
+            runtime=self._runtime,
             store=self.store,
             outbox=outbox,
             archive=archive,
             redis=redis,
-            kafka=KafkaWatch(settings=settings, status=self.kafka, now=self._now),
+            kafka=KafkaWatch(runtime=self._runtime, status=self.kafka),
         )
         in_flight = InFlight(settings=settings, deliver=self.batches.deliver)
         page = MetricsPage(
-            telemetry=self.telemetry,
+            runtime=self._runtime,
             archive=archive,
             kafka=self.kafka,
             outbox=outbox,
             in_flight=lambda: in_flight.messages,
             snapshot=lambda: self.root.snapshot(),
             circuit=self.persistence.circuit,
-            waits=self.waits,
             redis_problem=None if settings.use_mock_repository else partial(problem_of_redis, redis, self.store),
         )
-        publisher = Publisher(settings, self.outbox, self.telemetry, self.kafka, self.waits)
+        publisher = Publisher(runtime=self._runtime, outbox=self.outbox, status=self.kafka)
         clocks = Clocks(
-            now=self._now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
+            now=self._runtime.now, store_time_us=self.store.time_us, max_skew_seconds=settings.max_clock_skew_seconds
         )
         events = EventReader(
             decoder=EventDecoder(
                 self._phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
             ),
             clocks=clocks,
-            skips=Skips(store=self.persistence.skips, instance=settings.instance, now=self._now),
-            now=self._now,
+            skips=Skips(store=self.persistence.skips, instance=settings.instance, now=self._runtime.now),
+            now=self._runtime.now,
         )
         intake = Intake(
-            settings=settings,
+            runtime=self._runtime,
             reader=events,
             in_flight=in_flight,
-            outbox=self._entrance,
+            dead_letters=self._dead_letters,
             status=self.kafka,
-            telemetry=self.telemetry,
-            waits=self.waits,
-            now=self._now,
         )
         resolver = PipelineResolver(
+            runtime=self._runtime,
             definitions=self._definitions,
             reader=reader,
             announcer=Announcer(outbox=self._entrance, archive=archive, archive_client=self._archive_client),
-            telemetry=self.telemetry,
-            now=self._now,
-            new_id=uuid.uuid4,
+            dead_letters=self._dead_letters,
         )
-        reporter = PhaseReporter(
-            reader=reader,
-            batches=self.batches,
-            clocks=clocks,
-            new_id=uuid.uuid4,
-            deadline_seconds=settings.request_deadline_seconds,
-        )
+        reporter = PhaseReporter(runtime=self._runtime, reader=reader, batches=self.batches, clocks=clocks)
         pipelines = PipelineHandlers(resolver, reporter, self._phases)
         health = HealthHandlers(
             settings=settings,

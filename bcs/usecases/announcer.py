@@ -1,11 +1,11 @@
-"""Announces what was pruned, and keeps why: in the outbox, or in the archive while Redis is away."""
+"""Announces pruned phases with their reasons: in the outbox, or in the archive while Redis is away."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bcs.actors.archive.writer import ArchiveClient
+from bcs.actors.archive.client import ArchiveClient
 from bcs.domain.history import PipelineResolved
 from bcs.errors import StoreUnavailable
 from bcs.storage.archive import Archive
@@ -17,8 +17,8 @@ from bcs.wire.published import OutboundMessage
 class Announcer:
     """Makes announcements durable before the caller gets an answer.
 
-    :param archive: None where there is no archive.
-    :param archive_client: the way to the archive's actor; None where there is no archive.
+    :param archive: None if there is no archive.
+    :param archive_client: None if there is no archive.
     """
 
     outbox: OutboxEntrance
@@ -26,10 +26,10 @@ class Announcer:
     archive_client: ArchiveClient | None
 
     async def announce(self, messages: Sequence[OutboundMessage], resolved: PipelineResolved) -> None:
-        """Have pruned phases announced, and the reasons kept. When this returns, both are durable.
+        """Store the announcements of pruned phases, and the reasons. When this returns, both are durable.
 
-        :raises OutboxFull: neither was taken.
-        :raises StoreUnavailable: whether they were taken is unknown.
+        :raises OutboxFull: neither was stored.
+        :raises StoreUnavailable: they may be stored or not.
         """
         if resolved.source != POSTGRESQL:
             try:
@@ -44,7 +44,7 @@ class Announcer:
         assert self.archive is not None  # noqa: S101 (the source is PostgreSQL only where there is an archive)
         await self.archive.postgres.keep(messages, resolved)
 
-    def note(self, resolved: PipelineResolved) -> None:
-        """Have an answer kept by which nothing was pruned. It waits in memory, and no caller waits for it."""
+    def write_soon(self, resolved: PipelineResolved) -> None:
+        """Store a resolution that pruned nothing. The entry waits in memory, and the caller does not wait for it."""
         if self.archive_client:
-            self.archive_client.note(resolved)
+            self.archive_client.write_soon(resolved)

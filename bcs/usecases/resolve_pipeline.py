@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 import structlog
 
+from bcs.actors.dead_letters import DeadLetters
+from bcs.actors.runtime import Runtime
 from bcs.domain.history import PhaseDecided, PipelineResolved
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.resolution import Resolution, resolve, validate_request
 from bcs.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
 from bcs.observability.failpoints import FailPoint, hit
-from bcs.observability.telemetry import Telemetry
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
-from bcs.wire import topics
-from bcs.wire.dead_letters.encode import RESOLUTION_FAILED, earlier_failures, failed_resolution
+from bcs.wire.dead_letters.encode import earlier_failures, failed_resolution
 from bcs.wire.decoding import microseconds
 from bcs.wire.published import Headers, phases_skipped
 from bcs.wire.tracing import Trace
@@ -64,18 +63,13 @@ class OriginalRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineResolver:
-    """Admits a request, reads the batch, resolves, announces what is pruned, and keeps the decision.
+    """Validates a request, reads the batch, resolves, announces what is pruned, and keeps the decision."""
 
-    :param now: wall-clock time.
-    :param new_id: makes ids of entries in the history.
-    """
-
+    runtime: Runtime
     definitions: PipelineDefinitions
     reader: BatchReader
     announcer: Announcer
-    telemetry: Telemetry
-    now: Callable[[], datetime]
-    new_id: Callable[[], UUID]
+    dead_letters: DeadLetters
 
     async def resolve(self, command: ResolvePipeline) -> tuple[Resolution, str]:
         """Resolve a pipeline. When this returns, each pruned phase will be announced.
@@ -92,10 +86,10 @@ class PipelineResolver:
             resolved = await self._resolve(command)
             outcome = "success"
         except RequestRefused as error:
-            self.telemetry.refusals.labels(_REFUSALS[type(error)]).inc()
+            self.runtime.telemetry.refusals.labels(_REFUSALS[type(error)]).inc()
             raise
         finally:
-            self.telemetry.resolutions(outcome).inc()
+            self.runtime.telemetry.resolutions(outcome).inc()
         return resolved
 
     async def keep_failure(self, command: ResolvePipeline, error: BcsError, original: OriginalRequest) -> bool:
@@ -103,28 +97,27 @@ class PipelineResolver:
 
         :returns: False where the outbox did not take the dead letter, which is lost then, and logged.
         """
-        dead_letter = failed_resolution(
+        message = failed_resolution(
             original.body,
             command.batch_id,
             command.pipeline,
             error,
-            self.now(),
+            self.runtime.now(),
             earlier_failures(original.failures),
             understood=original.understood(),
         )
         try:
-            await self.announcer.outbox.append([dead_letter])
+            await self.dead_letters.store([self.dead_letters.of_request(message)])
         except StoreError as problem:
             log.exception("dead_letter_lost", correlation_id=command.correlation_id, error=str(problem))
             return False
-        self.telemetry.dead_letters.labels(topics.RESOLUTION, RESOLUTION_FAILED).inc()
         return True
 
     async def _resolve(self, command: ResolvePipeline) -> tuple[Resolution, str]:
         validate_request(self.definitions, command.pipeline, prompt_attached=command.prompt_attached)
         summary, source = await self.reader.summary(command.batch_id)
         resolution = resolve(self.definitions, command.pipeline, summary)
-        pruned, now = resolution.pruned, self.now()
+        pruned, now = resolution.pruned, self.runtime.now()
         entry = self._entry(command, resolution, version=summary.version, source=source, now=now)
         if pruned:
             # Durable before the answer: once the caller knows of a pruning, it will be announced.
@@ -132,9 +125,9 @@ class PipelineResolver:
             await self.announcer.announce(skipped, entry)
             await hit(FailPoint.HTTP_BEFORE_REPLY, command.batch_id)
             for phase in pruned:
-                self.telemetry.phases_pruned(phase).inc()
+                self.runtime.telemetry.phases_pruned(phase).inc()
         else:
-            self.announcer.note(entry)
+            self.announcer.write_soon(entry)
         return resolution, source
 
     def _entry(
@@ -144,7 +137,7 @@ class PipelineResolver:
             PhaseDecided(one.phase, one.runs, one.reason.value, one.reason_text) for one in resolution.decisions
         )
         return PipelineResolved(
-            self.new_id(),
+            self.runtime.new_id(),
             command.batch_id,
             microseconds(now),
             correlation_id=command.correlation_id,

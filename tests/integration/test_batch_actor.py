@@ -7,21 +7,19 @@ import time
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 import pytest
 
 from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
+from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.messages import ApplyFacts, DeliveryToken, MessageAcked, Report
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
 from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.state import BatchState
 from bcs.errors import StoreCorrupted, StoreUnavailable
-from bcs.observability.telemetry import Telemetry
-from bcs.observability.waits import Waits
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import Committed
 from bcs.supervision import AskTimeout, DynamicSupervisor
@@ -30,6 +28,7 @@ from bcs.wire.published import ConsumedMessage
 from tests.supervision.harness import AT_ONCE, OFTEN, Recorder, running
 from tests.support.events import spellchecked
 from tests.support.laws import LAW
+from tests.support.runtimes import runtime_with
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +53,7 @@ class Kept:
     def __init__(self) -> None:
         self.entries: list[HistoryEntry] = []
 
-    async def keep(self, entries: Sequence[HistoryEntry]) -> None:
+    async def write_durably(self, entries: Sequence[HistoryEntry]) -> None:
         self.entries.extend(entries)
 
 
@@ -94,17 +93,14 @@ def supervisor_of(
     archive_client: Any = None,
     observer: Recorder | None = None,
 ) -> DynamicSupervisor[ApplyFacts]:
+    runtime = runtime_with(retry_maximum_seconds=0.1)
     actor = BatchActor(
+        runtime=runtime,
         store=store,
-        outbox=WakingOutbox(outbox, lambda: nudges.append(None)),
         archive_client=archive_client,
-        telemetry=Telemetry(),
+        dead_letters=DeadLetters(outbox=WakingOutbox(outbox, lambda: nudges.append(None)), runtime=runtime),
         finished=finished.append,
-        now=lambda: datetime.now(UTC),
-        waits=Waits(lambda: datetime.now(UTC)),
-        retry_maximum_seconds=0.1,
         commit_slots=anyio.CapacityLimiter(1),
-        dead_letter_limit_bytes=1_000_000,
     )
     return DynamicSupervisor(
         "batches",
@@ -196,7 +192,7 @@ async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known
     class ArchiveClient:
         """Loses the first reply."""
 
-        async def keep(self, kept: Sequence[HistoryEntry]) -> None:
+        async def write_durably(self, kept: Sequence[HistoryEntry]) -> None:
             entries.extend(kept)
             if len(entries) == 1:
                 raise StoreUnavailable("archive", "the test says so")

@@ -238,13 +238,13 @@ async def test_an_entry_that_the_record_refuses_spoils_no_other(
     async def keep_both() -> list[KeptEntry]:
         async def keep_impossible() -> None:
             try:
-                await client.keep([impossible])
+                await client.write_durably([impossible])
             except StoreRefused as error:
                 refused.append(error)
 
         async with anyio.create_task_group() as group:  # at once, so that they go into one statement
             group.start_soon(keep_impossible)
-            group.start_soon(client.keep, [good])
+            group.start_soon(client.write_durably, [good])
         return await archive.postgres.history(batch, limit=9)
 
     kept = await anyio.to_thread.run_sync(service.run, keep_both)

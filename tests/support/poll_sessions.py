@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
 from aiokafka import TopicPartition
 
 from bcs.actors.clocks import Clocks
+from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.intake import Intake
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.session import PollSession
 from bcs.actors.ingest.skips import Skips
 from bcs.actors.messages import ApplyFacts
-from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.kafka.status import KafkaStatus
-from bcs.observability.telemetry import Telemetry
-from bcs.observability.waits import Waits
 from bcs.storage.memory import MemoryOutbox
 from bcs.wire.decoding import EventDecoder
+from tests.support.runtimes import runtime_with
 
 
 class Consumer:
@@ -56,25 +54,18 @@ def session_of(
         assert command.token
         delivered.append(command.token.message.offset)
 
-    def now() -> datetime:
-        return datetime.now(UTC)
-
-    settings = Settings.model_validate(overrides)
-    telemetry = Telemetry()
+    runtime = runtime_with(**overrides)
     intake = Intake(
-        settings=settings,
+        runtime=runtime,
         reader=EventReader(
             decoder=EventDecoder(PLATFORM_PHASES),
-            clocks=Clocks(now=now, store_time_us=store_time_us, max_skew_seconds=600),
-            skips=Skips(store=None, instance="test", now=now),
-            now=now,
+            clocks=Clocks(now=runtime.now, store_time_us=store_time_us, max_skew_seconds=600),
+            skips=Skips(store=None, instance="test", now=runtime.now),
+            now=runtime.now,
         ),
-        in_flight=InFlight(settings=settings, deliver=deliver),
-        outbox=MemoryOutbox(100, time.monotonic),
+        in_flight=InFlight(settings=runtime.settings, deliver=deliver),
+        dead_letters=DeadLetters(outbox=MemoryOutbox(100, time.monotonic), runtime=runtime),
         status=KafkaStatus(),
-        telemetry=telemetry,
-        waits=Waits(now),
-        now=now,
     )
     context = SimpleNamespace(heartbeat=lambda: None, name="intake")
     return intake.session(cast("Any", context), cast("Any", consumer))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+import time
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from bcs.actors.dead_letters import dead_letter_of
+from bcs.actors.dead_letters import DeadLetters, FailedEvent
+from bcs.actors.messages import DeliveryToken
+from bcs.storage.memory import MemoryOutbox
 from bcs.wire import topics
 from bcs.wire.dead_letters.decode import DeadLetterPosition, read_dead_letter
 from bcs.wire.published import ConsumedMessage
+from tests.support.runtimes import runtime_with
 
 pytestmark = pytest.mark.anyio
-
-NOW = datetime(2026, 5, 3, 8, tzinfo=UTC)
 
 
 async def test_others_run_while_a_large_value_is_digested() -> None:
@@ -29,12 +30,20 @@ async def test_others_run_while_a_large_value_is_digested() -> None:
             turns += 1
             await anyio.lowlevel.checkpoint()
 
-    failed = ConsumedMessage(topics.CJ_COMPLETED, 0, 7, timestamp_ms=1, key=None, value=value)
+    message = ConsumedMessage(topics.CJ_COMPLETED, 0, 7, timestamp_ms=1, key=None, value=value)
+    failed = FailedEvent(
+        token=DeliveryToken(message, "CJAssessmentCompletedV1", None, 1),
+        reason="too_large",
+        error_type="UndecodableMessage",
+        error_message="",
+        batch_id=None,
+    )
+    dead_letters = DeadLetters(outbox=MemoryOutbox(1, time.monotonic), runtime=runtime_with())
     async with anyio.create_task_group() as group:
         group.start_soon(others)
         await anyio.lowlevel.checkpoint()
         before = turns
-        letter = await dead_letter_of(failed, "too_large", {}, NOW, None, limit_bytes=1_000_000)
+        letter = (await dead_letters.encode(failed)).message
         meanwhile = turns - before
         over.set()
     assert meanwhile > 20

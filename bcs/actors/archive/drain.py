@@ -1,19 +1,21 @@
-"""Writes to the permanent record what waits for it in Redis, as much at a time as PostgreSQL takes in time."""
+"""Writes the entries that wait in Redis to the archive, as many at a time as PostgreSQL takes before its deadline."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import anyio
 import structlog
 
+from bcs.actors.isolate import isolate
 from bcs.actors.portions import Amount, portions
+from bcs.actors.runtime import Runtime
 from bcs.domain.history import HistoryEntry, weight
 from bcs.errors import StoreRefused, StoreUnavailable
-from bcs.observability.telemetry import Telemetry
 from bcs.storage.ports import Leased
 from bcs.storage.redis.archive_queue import ArchiveQueue
 
@@ -42,46 +44,43 @@ class _Late:
 
 @dataclass(slots=True, kw_only=True)
 class Drain:
-    """Drains the queues before the record. The queues always move: nothing holds up what is behind it for ever.
+    """Drains the queues before the archive. No entry blocks the entries behind it for ever.
 
-    :param queues: what waits for the record.
-    :param facts_at_a_time: how much is written by one statement, see `bcs.domain.history.weight`.
-    :param deadline_seconds: how long that may take; then half as much is tried.
-    :param takeover_seconds: entries in a silent replica's hand for so long are taken over.
+    A statement that misses its deadline is tried again with half as many facts.
+
+    :param queues: of entries that wait for the archive.
     """
 
-    record: PostgresArchive
+    runtime: Runtime
+    archive: PostgresArchive
     queues: Sequence[ArchiveQueue]
-    telemetry: Telemetry
-    facts_at_a_time: int
-    deadline_seconds: float
-    takeover_seconds: float
     _amount: Amount = field(init=False)
     _late: dict[UUID, _Late] = field(default_factory=dict, init=False)
     _written: int = field(default=0, init=False)
     _takeover_at: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self._amount = Amount(self.facts_at_a_time)
+        self._amount = Amount(self.runtime.settings.archive_facts_per_write)
 
     async def drain(self) -> None:
-        """Write what waits, until nothing does.
+        """Write the entries that wait, until the queues are empty.
 
-        :raises StoreUnavailable: the record failed, or Redis; what is left is tried again by the next call.
+        :raises StoreUnavailable: the archive or Redis failed; the next call tries the rest again.
         """
-        if not self.record.reachable:
+        if not self.archive.reachable:
             return
         takeover = anyio.current_time() >= self._takeover_at
         if takeover:
-            self._takeover_at = anyio.current_time() + self.takeover_seconds / 2
+            self._takeover_at = anyio.current_time() + self.runtime.settings.outbox_takeover_seconds / 2
         for queue in self.queues:
             await self._drain_one(queue, takeover=takeover)
 
     async def _drain_one(self, queue: ArchiveQueue, *, takeover: bool) -> None:
-        # What this process had in hand when it failed, what a dead one had, and then the rest.
+        # First what this process had leased when it failed, then what a dead one had leased, then the rest.
         while leased := await queue.resume(_LEASED_AT_A_TIME):
             await self._write_all(queue, leased)
-        while takeover and (leased := await queue.recover(self.takeover_seconds, _LEASED_AT_A_TIME)):
+        takeover_seconds = self.runtime.settings.outbox_takeover_seconds
+        while takeover and (leased := await queue.recover(takeover_seconds, _LEASED_AT_A_TIME)):
             await self._write_all(queue, leased)
         while leased := await queue.lease(_LEASED_AT_A_TIME):
             await self._write_all(queue, leased)
@@ -93,30 +92,26 @@ class Drain:
             leased = leased[len(portion) :]
 
     async def _write(self, queue: ArchiveQueue, portion: Sequence[Leased[HistoryEntry]]) -> None:
+        await isolate(portion, partial(self._try_to_write, queue), partial(self._park, queue))
+
+    async def _try_to_write(self, queue: ArchiveQueue, portion: Sequence[Leased[HistoryEntry]]) -> None:
         first = portion[0]
         late = self._late.get(first.message.entry_id) if len(portion) == 1 else None
-        deadline_seconds = self.deadline_seconds * 2 ** (late.times if late else 0)
+        deadline_seconds = self.runtime.settings.archive_drain_deadline_seconds * 2 ** (late.times if late else 0)
         try:
-            await self.record.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
-        except StoreRefused as error:
-            if len(portion) > 1:
-                for entry in portion:
-                    await self._write(queue, [entry])
-                return
-            await self._park(queue, first, str(error))
+            await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
         except StoreUnavailable as error:
             if len(portion) > 1:
                 self._amount.was_too_much(sum(map(_weight_of, portion)))
             else:
                 await self._let_others_pass(queue, first, late, error)
             raise
-        else:
-            await queue.ack([entry.entry_id for entry in portion])
-            self.telemetry.archive_written.inc(len(portion))
-            self._written += 1
-            self._amount.was_taken()
-            if late:
-                del self._late[first.message.entry_id]
+        await queue.ack([entry.entry_id for entry in portion])
+        self.runtime.telemetry.archive_written.inc(len(portion))
+        self._written += 1
+        self._amount.was_taken()
+        if late:
+            del self._late[first.message.entry_id]
 
     async def _let_others_pass(
         self, queue: ArchiveQueue, entry: Leased[HistoryEntry], late: _Late | None, error: StoreUnavailable
@@ -126,14 +121,16 @@ class Drain:
             self._late[entry.message.entry_id] = late
             # PostgreSQL takes others, or it may be at fault.
             if late.times >= _TRIES_ALONE and self._written > late.written_before:
-                await self._park(queue, entry, f"PostgreSQL did not take it in time, {late.times} times")
+                problem = StoreRefused("postgresql", f"the entry missed the deadline {late.times} times")
+                await self._park(queue, entry, problem)
                 return
         await queue.requeue([entry])
 
-    async def _park(self, queue: ArchiveQueue, entry: Leased[HistoryEntry], problem: str) -> None:
+    async def _park(self, queue: ArchiveQueue, entry: Leased[HistoryEntry], error: StoreRefused) -> None:
+        problem = str(error)
         await queue.park(entry, problem)
         self._late.pop(entry.message.entry_id, None)
-        self.telemetry.archive_parked.inc()
+        self.runtime.telemetry.archive_parked.inc()
         message = entry.message
         log.error(
             "entry_parked",

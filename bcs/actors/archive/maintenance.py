@@ -1,10 +1,9 @@
-"""What the archive does beside writing: finds the record again, has what waits drained, forgets what is too old."""
+"""What the archive's actor does beside writing: reconnects, drains the queues, and deletes what has expired."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,8 +11,8 @@ import structlog
 
 from bcs.actors.archive.drain import Drain
 from bcs.actors.portions import Amount
+from bcs.actors.runtime import Runtime
 from bcs.errors import StoreError, StoreUnavailable
-from bcs.observability.waits import Waits
 from bcs.storage.ports import OutboxEntrance
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ _PROBE_DEADLINE_SECONDS = 5.0
 _LINGER_SECONDS = 0.02
 _FINISH_SECONDS = 3.0
 _ANNOUNCEMENTS_LIMIT = 100
-# Nobody waits for that.
+# No caller waits for such a step.
 _STEP_DEADLINE_SECONDS = 60.0
 _RETENTION_INTERVAL_SECONDS = 3600.0
 _RETENTION_STEP = 1000
@@ -36,70 +35,63 @@ _ACTOR = "archive"
 _CONNECT = "reach PostgreSQL"
 _DELIVER = "move announcements from PostgreSQL to the outbox"
 _DRAIN = "write to PostgreSQL what waits in Redis"
-_FORGET = "delete from PostgreSQL what is too old"
+_DELETE = "delete from PostgreSQL what is too old"
 
 
 @dataclass(slots=True, kw_only=True)
-class Upkeep:
-    """Serves all incarnations of the archive actor.
+class ArchiveMaintenance:
+    """Serves all incarnations of the archive's actor.
 
-    :param now: wall-clock time.
-    :param waits: is told what the archive waits for.
-    :param probe_interval_seconds: the time between questions whether the record is there.
     :param first_probe_seconds: how long a start waits for the first answer.
-    :param retention: how long history and batches are kept.
     """
 
-    record: PostgresArchive
+    runtime: Runtime
+    archive: PostgresArchive
     drain: Drain
     outbox: OutboxEntrance
-    now: Callable[[], datetime]
-    waits: Waits
-    probe_interval_seconds: float
     first_probe_seconds: float
-    retention: timedelta
-    _news: anyio.Event = field(default_factory=anyio.Event, init=False)
-    _looked: anyio.Event = field(default_factory=anyio.Event, init=False)
-    _forgotten_at_a_time: Amount = field(default_factory=lambda: Amount(_RETENTION_STEP), init=False)
+    _work: anyio.Event = field(default_factory=anyio.Event, init=False)
+    _probed: anyio.Event = field(default_factory=anyio.Event, init=False)
+    _deleted_at_a_time: Amount = field(default_factory=lambda: Amount(_RETENTION_STEP), init=False)
 
     def wake(self) -> None:
-        """Something waits for the record."""
-        self._news.set()
+        """Have the queues drained soon: something waits for the archive."""
+        self._work.set()
 
-    async def first_look(self) -> None:
-        """Wait until the record was looked for once, found or not; no longer than a start may take for it."""
+    async def wait_first_probe(self) -> None:
+        """Wait until the archive was probed once, with or without success; no longer than a start may take for that."""
         # Another replica may be upgrading the schema, which can take much longer; liveness must not wait for that.
         with anyio.move_on_after(self.first_probe_seconds):
-            await self._looked.wait()
+            await self._probed.wait()
 
     async def run(self) -> None:
-        """Look after the record without end."""
+        """Maintain the archive without end."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self._find_again)
-            group.start_soon(self._drain_on_news)
-            group.start_soon(self._forget_hourly)
+            group.start_soon(self._probe)
+            group.start_soon(self._drain_when_woken)
+            group.start_soon(self._delete_expired_hourly)
 
     async def finish(self) -> None:
-        """Drain once more, before a stop; what is left waits for another process."""
+        """Drain once more, before a stop; the rest waits for another process."""
         with anyio.move_on_after(_FINISH_SECONDS):
             try:
                 await self.drain.drain()
             except StoreError as error:
                 log.debug("backlog_left_for_later", problem=str(error))
 
-    async def _find_again(self) -> None:
+    async def _probe(self) -> None:
         while True:
             try:
-                await self.record.probe(_PROBE_DEADLINE_SECONDS)
+                await self.archive.probe(_PROBE_DEADLINE_SECONDS)
             except StoreError as error:
                 self._wait(_CONNECT, error)
             else:
-                self.waits.end(_ACTOR, _CONNECT)
-                self._looked.set()
+                self.runtime.waits.end(_ACTOR, _CONNECT)
+                self._probed.set()
                 self.wake()
                 await self._try_to_deliver()
-            self._looked.set()
-            await anyio.sleep(self.probe_interval_seconds)
+            self._probed.set()
+            await anyio.sleep(self.runtime.settings.database_probe_interval_seconds)
 
     async def _try_to_deliver(self) -> None:
         try:
@@ -107,45 +99,46 @@ class Upkeep:
         except StoreError as error:
             self._wait(_DELIVER, error)
         else:
-            self.waits.end(_ACTOR, _DELIVER)
+            self.runtime.waits.end(_ACTOR, _DELIVER)
 
     def _wait(self, doing: str, error: StoreError) -> None:
-        # That PostgreSQL is away stands in the log already.
+        # The log already says that PostgreSQL is away.
         of_postgresql = isinstance(error, StoreUnavailable) and error.store == "postgresql"
-        self.waits.begin(_ACTOR, doing, str(error), aloud=not of_postgresql)
+        self.runtime.waits.begin(_ACTOR, doing, str(error), aloud=not of_postgresql)
 
     async def _deliver_announcements(self) -> None:
-        """Move to the outbox what was announced while Redis was away."""
-        while await self.record.deliver_announcements(
+        """Move the announcements that were made while Redis was away to the outbox."""
+        while await self.archive.deliver_announcements(
             self.outbox.append, limit=_ANNOUNCEMENTS_LIMIT, deadline_seconds=_STEP_DEADLINE_SECONDS
         ):
             pass
 
-    async def _drain_on_news(self) -> None:
+    async def _drain_when_woken(self) -> None:
         while True:
-            await self._news.wait()
-            # What comes at the same time is written by one statement.
+            await self._work.wait()
+            # Entries that come at the same time are written by one statement.
             await anyio.sleep(_LINGER_SECONDS)
-            self._news = anyio.Event()
+            self._work = anyio.Event()
             try:
                 await self.drain.drain()
             except StoreError as error:
                 self._wait(_DRAIN, error)
             else:
-                self.waits.end(_ACTOR, _DRAIN)
+                self.runtime.waits.end(_ACTOR, _DRAIN)
 
-    async def _forget_hourly(self) -> None:
+    async def _delete_expired_hourly(self) -> None:
+        retention = timedelta(days=self.runtime.settings.record_retention_days)
         while True:
-            before, step = self.now() - self.retention, self._forgotten_at_a_time.now
+            before, step = self.runtime.now() - retention, self._deleted_at_a_time.now
             try:
-                forgotten = await self.record.forget(before, step, _STEP_DEADLINE_SECONDS)
+                deleted = await self.archive.forget(before, step, _STEP_DEADLINE_SECONDS)
             except StoreError as error:
                 # A thousand batches may have millions of rows.
                 if isinstance(error, StoreUnavailable) and error.late:
-                    self._forgotten_at_a_time.was_too_much(step)
-                self._wait(_FORGET, error)
-                await anyio.sleep(self.probe_interval_seconds)
+                    self._deleted_at_a_time.was_too_much(step)
+                self._wait(_DELETE, error)
+                await anyio.sleep(self.runtime.settings.database_probe_interval_seconds)
             else:
-                self.waits.end(_ACTOR, _FORGET)
-                self._forgotten_at_a_time.was_taken()
-                await anyio.sleep(_RETENTION_PAUSE_SECONDS if forgotten else _RETENTION_INTERVAL_SECONDS)
+                self.runtime.waits.end(_ACTOR, _DELETE)
+                self._deleted_at_a_time.was_taken()
+                await anyio.sleep(_RETENTION_PAUSE_SECONDS if deleted else _RETENTION_INTERVAL_SECONDS)

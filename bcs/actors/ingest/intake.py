@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import count
 
 import anyio
 import structlog
 from aiokafka.errors import KafkaError
 
+from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.ingest.commits import OffsetCommits
 from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.offsets import OffsetTracker
@@ -19,14 +19,12 @@ from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.refused import RefusedMessages
 from bcs.actors.ingest.session import PollSession
 from bcs.actors.messages import MessageAcked
-from bcs.config.settings import Settings
+from bcs.actors.runtime import Runtime
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.kafka.status import KafkaStatus, close
 from bcs.observability.failpoints import FailPoint, hit
-from bcs.observability.telemetry import Telemetry
-from bcs.observability.waits import INTAKE, READ_KAFKA, Waits
-from bcs.storage.ports import OutboxEntrance
+from bcs.observability.waits import INTAKE, READ_KAFKA
 from bcs.supervision import ActorContext
 
 log = structlog.stdlib.get_logger("bcs.intake")
@@ -38,21 +36,13 @@ _REBALANCE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intake:
-    """The Kafka intake. One instance serves all incarnations of the actor, whose mailbox gets the finished messages.
+    """The Kafka intake. One instance serves all incarnations of the actor, whose mailbox gets the finished messages."""
 
-    :param outbox: takes the dead letters.
-    :param waits: is told what the intake waits for.
-    :param now: wall-clock time.
-    """
-
-    settings: Settings
+    runtime: Runtime
     reader: EventReader
     in_flight: InFlight
-    outbox: OutboxEntrance
+    dead_letters: DeadLetters
     status: KafkaStatus
-    telemetry: Telemetry
-    waits: Waits
-    now: Callable[[], datetime]
     _epochs: Iterator[int] = field(default_factory=lambda: count(1), init=False)
 
     async def run(self, context: ActorContext[MessageAcked]) -> None:
@@ -67,27 +57,21 @@ class Intake:
                     await self.session(context, consumer).run()
             except* (KafkaError, OSError) as group:
                 # That Kafka is away stands in the log already.
-                self.waits.begin(INTAKE, READ_KAFKA, cause_of(group), aloud=is_refusal(group))
+                self.runtime.waits.begin(INTAKE, READ_KAFKA, cause_of(group), aloud=is_refusal(group))
                 context.heartbeat()
             finally:
                 context.mark_idle()  # to close has a budget of its own
                 await close(consumer, _CLOSE_SECONDS)
-            with anyio.move_on_after(self.settings.intake_retry_seconds):
+            with anyio.move_on_after(self.runtime.settings.intake_retry_seconds):
                 await context.wait_stopping()
 
     def session(self, context: ActorContext[MessageAcked], consumer: IsolatingConsumer) -> PollSession:
         """A membership in the group, for a consumer that is connected."""
-        settings = self.settings
+        settings = self.runtime.settings
         tracker = OffsetTracker(self._epochs)
-        refused = RefusedMessages(
-            outbox=self.outbox,
-            telemetry=self.telemetry,
-            waits=self.waits,
-            now=self.now,
-            dead_letter_limit_bytes=settings.kafka_max_message_bytes,
-        )
+        refused = RefusedMessages(dead_letters=self.dead_letters, waits=self.runtime.waits)
         return PollSession(
-            settings=settings,
+            runtime=self.runtime,
             context=context,
             consumer=consumer,
             reader=self.reader,
@@ -108,9 +92,6 @@ class Intake:
                 timeout_seconds=settings.kafka_request_timeout_seconds,
             ),
             status=self.status,
-            waits=self.waits,
-            telemetry=self.telemetry,
-            now=self.now,
         )
 
     async def _connect(self, context: ActorContext[MessageAcked], consumer: IsolatingConsumer) -> bool:
@@ -124,14 +105,14 @@ class Intake:
                 group.cancel_scope.cancel()
 
             group.start_soon(give_up_on_stop)
-            settings = self.settings
+            settings = self.runtime.settings
             await start(consumer, settings.kafka_bootstrap_servers, settings.kafka_request_timeout_seconds)
             connected = True
             group.cancel_scope.cancel()
         return connected
 
     def _consumer(self) -> IsolatingConsumer:
-        settings = self.settings
+        settings = self.runtime.settings
         rebalance_ms = int(max(settings.kafka_session_timeout_seconds, _REBALANCE_SECONDS) * 1000)
         # Subscribing, and with it joining the group, comes in the session, which listens to rebalances.
         return IsolatingConsumer(

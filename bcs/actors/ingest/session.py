@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -21,14 +20,13 @@ from bcs.actors.ingest.refused import RefusedMessages
 from bcs.actors.ingest.turns import Turns
 from bcs.actors.messages import ApplyFacts, DeliveryToken, MessageAcked, message_of, position_of
 from bcs.actors.portions import Amount
-from bcs.config.settings import Settings
+from bcs.actors.runtime import Runtime
 from bcs.domain.skips import SkipOutcome
 from bcs.errors import ClocksDiffer, StoreUnavailable, UndecodableMessage
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.failpoints import FailPoint, hit
-from bcs.observability.telemetry import Telemetry
-from bcs.observability.waits import INTAKE, READ_KAFKA, Waits
+from bcs.observability.waits import INTAKE, READ_KAFKA
 from bcs.supervision import ActorContext
 from bcs.wire import topics
 
@@ -62,13 +60,12 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     :param consumer: connected, and not yet in the group.
     :param tracker: of this session alone.
     :param in_flight: of all sessions.
-    :param now: wall-clock time.
     """
 
     def __init__(
         self,
         *,
-        settings: Settings,
+        runtime: Runtime,
         context: ActorContext[MessageAcked],
         consumer: IsolatingConsumer,
         reader: EventReader,
@@ -78,11 +75,8 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         passing_over: PassingOver,
         commits: OffsetCommits,
         status: KafkaStatus,
-        waits: Waits,
-        telemetry: Telemetry,
-        now: Callable[[], datetime],
     ) -> None:
-        self._settings = settings
+        self._settings = runtime.settings
         self._context = context
         self._consumer = consumer
         self._reader = reader
@@ -92,11 +86,11 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._passing_over = passing_over
         self._commits = commits
         self._status = status
-        self._waits = waits
-        self._telemetry = telemetry
-        self._now = now
+        self._waits = runtime.waits
+        self._telemetry = runtime.telemetry
+        self._now = runtime.now
         self._turns = Turns(messages=_MESSAGES_PER_TURN, size_bytes=_BYTES_PER_TURN)
-        self._per_poll = Amount(settings.kafka_max_poll_records)
+        self._per_poll = Amount(self._settings.kafka_max_poll_records)
         self._progress = anyio.Event()
         self._over = False
         self._read_again_at = 0.0
