@@ -301,7 +301,7 @@ _INTAKE = (
     Mutation(
         "delivered-is-not-durable",
         "A message that a batch was given does not count as finished for that.",
-        "bcs/actors/ingest/session.py",
+        "bcs/actors/ingest/delivery.py",
         """\
             await self._in_flight.deliver(ApplyFacts(event.batch_id, event.facts, token), token)
 """,
@@ -314,7 +314,7 @@ _INTAKE = (
     Mutation(
         "dead-letter-durable",
         "A message that can't be decoded counts as finished only once its dead letter is stored.",
-        "bcs/actors/ingest/session.py",
+        "bcs/actors/ingest/delivery.py",
         """\
             self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
 """,
@@ -351,8 +351,8 @@ _INTAKE = (
     Mutation(
         "remembered-bound",
         "Reading pauses while too many finished offsets wait behind an unfinished one.",
-        "bcs/actors/ingest/session.py",
-        "            or self._tracker.remembered >= self._settings.intake_max_in_flight * _REMEMBERED_FACTOR\n",
+        "bcs/actors/ingest/delivery.py",
+        "            or self._tracker.remembered >= self._runtime.settings.intake_max_in_flight * _REMEMBERED_FACTOR\n",
         "",
         _in("integration/test_under_way", "test_what_is_finished_behind_a_stuck_message_is_bounded"),
     ),

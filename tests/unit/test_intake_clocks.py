@@ -45,12 +45,12 @@ async def test_a_rebalance_while_the_store_is_asked_passes_nothing_over(away: bo
     consumer, store, delivered = Consumer(KEY, AHEAD + 1), Asked(away=away), list[int]()
     session = session_of(consumer, delivered, store.time_us)
     await session.on_partitions_assigned([KEY])
-    tracker, taken = session._tracker, list[bool]()
+    tracker, taken = session.tracker, list[bool]()
     messages = [message(offset, "2026-01-01T00:00:00Z") for offset in range(FIRST, AHEAD)]
     messages.append(message(AHEAD, "2031-01-01T00:00:00Z"))
 
     async def take() -> None:
-        taken.append(await session._take(KEY, messages, tracker.epoch(*KEY)))
+        taken.append(await session.delivery.take(KEY, messages, tracker.epoch(*KEY)))
 
     async with anyio.create_task_group() as group:
         group.start_soon(take)
@@ -63,7 +63,7 @@ async def test_a_rebalance_while_the_store_is_asked_passes_nothing_over(away: bo
     assert delivered == list(range(FIRST, AHEAD))
     assert taken == [False]
     assert consumer.position == (FIRST if comes_back else AHEAD + 1), "nobody jumps over what is to be read again"
-    assert len(session._refused) == 0
+    assert len(session.delivery._refused) == 0
     assert tracker.in_flight == 0
     assert tracker.to_commit() == {}
 
@@ -73,7 +73,7 @@ async def test_a_message_that_waits_for_the_clocks_is_read_again() -> None:
     session = session_of(consumer, delivered, store.time_us)
     await session.on_partitions_assigned([KEY])
     store.go_on.set()
-    epoch = session._tracker.epoch(*KEY)
-    assert await session._take(KEY, [message(AHEAD, "2031-01-01T00:00:00Z")], epoch) is False
+    epoch = session.tracker.epoch(*KEY)
+    assert await session.delivery.take(KEY, [message(AHEAD, "2031-01-01T00:00:00Z")], epoch) is False
     assert consumer.position == AHEAD
     assert delivered == []

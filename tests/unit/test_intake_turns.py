@@ -44,7 +44,7 @@ async def test_a_poll_gives_way_between_large_messages_and_many_small_ones(size_
     async with anyio.create_task_group() as group:
         group.start_soon(others)
         records = [record(offset, size_bytes=size_bytes) for offset in range(messages)]
-        await session._take(KEY, records, session._tracker.epoch(*KEY))
+        await session.delivery.take(KEY, records, session.tracker.epoch(*KEY))
     assert delivered == list(range(messages))
     assert seen == [messages // 9 * turn for turn in range(1, 9)]
 
@@ -70,8 +70,8 @@ async def test_reading_waits_while_as_much_is_under_way_as_the_budget_allows(bud
         session = session_of(Consumer(KEY, 0), [], store_time_us, **{budget: limit})
         key = TopicPartition(topics.ESSAYS_REGISTERED, 0)
         await session.on_partitions_assigned([key])
-        await session._take(key, [first], session._tracker.epoch(*key))
-        assert session._must_wait() == waits
+        await session.delivery.take(key, [first], session.tracker.epoch(*key))
+        assert session.delivery.must_pause == waits
 
 
 def test_a_message_keeps_the_first_thousand_of_its_headers() -> None:

@@ -51,7 +51,7 @@ class OffsetCommits:
         self._committing = anyio.Lock()
 
     @property
-    def under_way(self) -> bool:
+    def in_progress(self) -> bool:
         """True while a commit has not ended."""
         return self._committing.locked()
 

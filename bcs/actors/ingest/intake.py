@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 
 from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.ingest.commits import OffsetCommits
+from bcs.actors.ingest.delivery import Delivery
 from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.offsets import OffsetTracker
 from bcs.actors.ingest.passing_over import PassingOver
@@ -70,21 +71,22 @@ class Intake:
         settings = self.runtime.settings
         tracker = OffsetTracker(self._epochs)
         refused = RefusedMessages(dead_letters=self.dead_letters, waits=self.runtime.waits)
+        passing_over = PassingOver(
+            skips=self.reader.skips, consumer=consumer, tracker=tracker, in_flight=self.in_flight, refused=refused
+        )
         return PollSession(
             runtime=self.runtime,
             context=context,
             consumer=consumer,
-            reader=self.reader,
-            in_flight=self.in_flight,
-            tracker=tracker,
-            refused=refused,
-            passing_over=PassingOver(
-                skips=self.reader.skips,
+            delivery=Delivery(
+                runtime=self.runtime,
                 consumer=consumer,
-                tracker=tracker,
+                reader=self.reader,
                 in_flight=self.in_flight,
-                refused=refused,
+                passing_over=passing_over,
+                status=self.status,
             ),
+            passing_over=passing_over,
             commits=OffsetCommits(
                 consumer=consumer,
                 tracker=tracker,

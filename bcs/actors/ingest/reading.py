@@ -19,10 +19,10 @@ from bcs.wire.published import ConsumedMessage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventReader:
-    """Decodes events, and refuses those that are to be passed over or ahead of time.
+    """Decodes events, and refuses the events that operators ordered to skip.
 
-    :param clocks: tell an event that is ahead of time.
-    :param skips: the messages that operators ordered to pass over.
+    :param clocks: for events that are ahead of time.
+    :param skips: the orders of operators.
     :param now: wall-clock time.
     """
 
@@ -30,10 +30,6 @@ class EventReader:
     clocks: Clocks
     skips: Skips
     now: Callable[[], datetime]
-
-    def event_type(self, topic: str) -> str:
-        """The name of the events on a topic."""
-        return self.decoder.event_type(topic)
 
     def read(self, record: ConsumerRecord, message: ConsumedMessage) -> DecodedEvent:
         """The event in a record.
@@ -48,14 +44,6 @@ class EventReader:
     def seems_ahead(self, event: DecodedEvent) -> bool:
         """True if an event is ahead of time by our clock, which may be wrong."""
         return bool(event.facts) and self.clocks.seems_ahead(event.at_us)
-
-    async def is_ahead(self, event: DecodedEvent) -> bool:
-        """True if it is ahead of time by the store's clock as well.
-
-        :raises ClocksDiffer: it can't be said which clock is right.
-        :raises StoreUnavailable: the store did not tell its time.
-        """
-        return await self.clocks.is_ahead(event.at_us)
 
     def _event_time_ms(self, record: ConsumerRecord) -> int:
         event_time_ms = written_at_ms(record)
