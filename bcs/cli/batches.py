@@ -86,7 +86,8 @@ def show(
     """
     settings = load_settings()
     definitions = pipelines_of(settings)
-    known = read_known(settings, batch_id)
+    law = definitions.law(require_registration=settings.require_registration)
+    known = read_known(settings, batch_id, law)
     state = known.state
     if state.empty:
         raise UnknownBatch(batch_id)
@@ -95,7 +96,7 @@ def show(
         if phase not in {*phases, *PLATFORM_PHASES}:
             raise typer.BadParameter(f"there is no such phase; there are: {', '.join(phases)}", param_hint="--phase")
         phases = [phase]
-    evaluation = Evaluation(state, definitions.law(require_registration=settings.require_registration))
+    evaluation = Evaluation(state, law)
     reports = [evaluation.explain(name) for name in phases]
     if as_json:
         extent = Extent(after, limit)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bcs.cli.records import read_recorded
+import structlog
+
 from bcs.config.settings import Settings
+from bcs.domain.law import CompletionLaw
 from bcs.domain.state import BatchState
-from bcs.errors import StoreUnavailable
-from bcs.ops.stores import read_batch
-from bcs.storage.ports import POSTGRESQL, REDIS
+from bcs.ops.read_only import batch_reader
+from bcs.runtime import running
+from bcs.storage.ports import POSTGRESQL
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class KnownBatch:
     """The state of a batch.
 
     :param version: None if the source counts no versions.
-    :param source: `REDIS`, or `POSTGRESQL` if Redis does not know the batch or is down.
+    :param source: the name of the store that answered.
     """
 
     state: BatchState
@@ -25,29 +27,20 @@ class KnownBatch:
     source: str
 
 
-def read_known(settings: Settings, batch_id: str) -> KnownBatch:
-    """The merged state of a batch in Redis and the archive, as the service sees it. Nothing is written.
-
-    One of the two may be away, as long as the other knows something.
+def read_known(settings: Settings, batch_id: str, law: CompletionLaw) -> KnownBatch:
+    """The state of a batch as the service reads it. Nothing is written.
 
     :raises StateInMemory: this process can't read the store.
     :raises StoreError: the state can't be read. The result is never a guess.
     """
-    if settings.database_url is None:
-        return KnownBatch(*read_batch(settings, batch_id), REDIS)
-    try:
-        state, version = read_batch(settings, batch_id)
-    except StoreUnavailable:
-        recorded = read_recorded(settings, batch_id)
-        if recorded.expected is None:
-            raise  # the service does the same: Redis may know more about the batch
-        return KnownBatch(recorded, None, POSTGRESQL)
-    if state.empty:
-        return KnownBatch(read_recorded(settings, batch_id), None, POSTGRESQL)
-    try:
-        state.merge(read_recorded(settings, batch_id))
-    except StoreUnavailable:
-        # The service, too, uses the state in Redis if it has a registration. Without one, it may be a part only.
-        if state.expected is None:
-            raise
-    return KnownBatch(state, version, REDIS)
+
+    async def read() -> KnownBatch:
+        async with batch_reader(settings, law) as reader:
+            state, version, source = await reader.state(batch_id)
+        if version == 0 and not state.empty:
+            return KnownBatch(state, None, POSTGRESQL)  # Redis has no copy
+        return KnownBatch(state, version, source)
+
+    # The error says everything; log lines would only repeat it.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    return running.run(read)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from bcs.config.settings import Settings
-from bcs.domain.state import BatchState
 from bcs.runtime import running
 from bcs.storage.postgres.history_reader import HistoryPage, read_page
 from bcs.storage.postgres.opening import open_record
@@ -17,16 +16,6 @@ if TYPE_CHECKING:
     from bcs.storage.postgres.archive import PostgresArchive
 
 T = TypeVar("T")
-
-
-def read_recorded(settings: Settings, batch_id: str) -> BatchState:
-    """The state of a batch in the archive.
-
-    :raises ConfigurationError: there is no archive.
-    :raises StoreUnavailable: the archive does not answer.
-    :raises SchemaOutdated: this release can't read the schema yet.
-    """
-    return _reading(settings, lambda record: record.state(batch_id))
 
 
 def read_history(settings: Settings, batch_id: str, *, before: int | None, limit: int) -> HistoryPage | None:

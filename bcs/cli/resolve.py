@@ -75,8 +75,8 @@ def _from_the_store(batch_id: str, pipeline: str, prompt_attached: bool | None) 
     settings = load_settings()
     definitions = pipelines_of(settings)
     validate_request(definitions, pipeline, prompt_attached=prompt_attached)
-    known = read_known(settings, batch_id)
     law = definitions.law(require_registration=settings.require_registration)
+    known = read_known(settings, batch_id, law)
     answer = pipeline_answer(batch_id, resolve(definitions, pipeline, summarize(known.state, law, known.version or 0)))
     return {"correlation_id": None, "announced_phases": [], **answer, "source": known.source}
 

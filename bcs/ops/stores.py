@@ -1,20 +1,16 @@
-"""Reads the state store of the service, without a running service."""
+"""Connects commands to the state store of the service."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import structlog
 from redis.exceptions import RedisError
 
 from bcs.config.settings import Settings
-from bcs.domain.state import BatchState
 from bcs.errors import ConfigurationError, StoreUnavailable
-from bcs.runtime import running
 from bcs.storage.redis.errors import reason
 from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.stored_batches import StoredBatches
 
 # A command sends each request once, so a circuit breaker has nothing to protect.
 _NEVER = 1_000_000
@@ -30,9 +26,10 @@ class StateInMemory(ConfigurationError):
 
 
 @asynccontextmanager
-async def connected(settings: Settings) -> AsyncIterator[RedisGateway]:
+async def connected(settings: Settings, *, needs_identity: bool = False) -> AsyncIterator[RedisGateway]:
     """A connection to the Redis in the settings.
 
+    :param needs_identity: True to learn which server answers.
     :raises StoreUnavailable: Redis does not answer, or the server is not Redis, or it has no such database.
     """
     gateway = RedisGateway(
@@ -41,6 +38,7 @@ async def connected(settings: Settings) -> AsyncIterator[RedisGateway]:
         deadline_seconds=settings.redis_deadline_seconds,
         breaker_failures=_NEVER,
         breaker_open_seconds=settings.redis_breaker_open_seconds,
+        needs_identity=needs_identity,
     )
     try:
         yield gateway
@@ -48,23 +46,3 @@ async def connected(settings: Settings) -> AsyncIterator[RedisGateway]:
         raise StoreUnavailable("redis", reason(error)) from error
     finally:
         await gateway.aclose()
-
-
-def read_batch(settings: Settings, batch_id: str) -> tuple[BatchState, int]:
-    """Read the state and the version of a batch, and write nothing.
-
-    :raises StateInMemory: this process can't read the store.
-    :raises StoreUnavailable: Redis does not answer.
-    :raises StoreCorrupted: the stored data was not written by BCS.
-    """
-    if settings.use_mock_repository:
-        raise StateInMemory
-
-    async def read() -> tuple[BatchState, int]:
-        async with connected(settings) as gateway:
-            stored = await StoredBatches(gateway, key_prefix=settings.redis_key_prefix).read(batch_id)
-            return stored.state, stored.version
-
-    # The error says everything; log lines would only repeat it.
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    return running.run(read)

@@ -214,7 +214,9 @@ class Service:
             announcer=Announcer(outbox=self._entrance, archive=archive, archive_client=self._archive_client),
             dead_letters=self._dead_letters,
         )
-        reporter = PhaseReporter(runtime=self._runtime, reader=reader, batches=self.batches, clocks=clocks)
+        reporter = PhaseReporter(
+            runtime=self._runtime, store=self.store, reader=reader, batches=self.batches, clocks=clocks
+        )
         pipelines = PipelineHandlers(resolver, reporter, self._phases)
         health = HealthHandlers(
             settings=settings,

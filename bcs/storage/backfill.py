@@ -86,6 +86,26 @@ class ArchiveBackfill:
             return Backfilled(recorded, None)
         return Backfilled(recorded, None if waiting else stamp)
 
+    async def complete(
+        self, batch_id: str, known: BatchState, stamp: str | None, redis: str
+    ) -> tuple[BatchState, str | None]:
+        """Make a copy of a batch complete, or decide that the copy is enough while the archive is away.
+
+        :param known: the copy in Redis. It gets the facts that only the archive has.
+        :param stamp: the complete stamp of the copy.
+        :param redis: as for `is_complete`.
+        :returns: the facts that the copy got, and the complete stamp if the copy is complete now.
+        :raises StoreUnavailable: the archive is away, and the copy may be a part of the batch.
+        """
+        if self.is_complete(stamp, redis):
+            return BatchState(), stamp
+        backfilled = await self.backfill(batch_id, known, redis)
+        if backfilled is None:
+            self.ensure_same_redis(stamp, redis)
+            self.require_registered(known.expected is not None)
+            return BatchState(), None
+        return await paced(known.merging(backfilled.state)), backfilled.stamp
+
     def require_registered(self, registered: bool) -> None:
         """Refuse to answer from Redis alone for a batch that is not registered there, while the archive is away.
 

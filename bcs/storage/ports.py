@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 from bcs.domain.history import HistoryEntry
 from bcs.domain.progress import BatchSummary
 from bcs.domain.state import BatchState
+from bcs.errors import StoreUnavailable
 from bcs.wire.published import OutboundMessage
 
 REDIS, POSTGRESQL, MEMORY = "redis", "postgresql", "memory"
@@ -29,7 +30,32 @@ class Committed:
     fallback: bool = False
 
 
-class StateStore(Protocol):
+class BatchSource(Protocol):
+    """Where the state of batches is read."""
+
+    async def summary(self, batch_id: str) -> BatchSummary:
+        """How far the batch is, by the law of the source; an unknown batch has an empty summary.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        ...
+
+    async def state(self, batch_id: str) -> BatchState:
+        """The complete state of a batch.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        ...
+
+    async def partial_state(self, batch_id: str) -> BatchState:
+        """The copy in the store itself, without the archive, which may have more.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        ...
+
+
+class StateStore(BatchSource, Protocol):
     """The state of batches. Every method may be repeated without harm, also when its outcome is unknown."""
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
@@ -50,27 +76,6 @@ class StateStore(Protocol):
 
         :raises TooManyEssays: they are too many.
         :raises StoreUnavailable: no answer.
-        """
-        ...
-
-    async def summary(self, batch_id: str) -> BatchSummary:
-        """How far the batch is, by the store's law; of an unknown batch it is empty.
-
-        :raises StoreUnavailable: no answer, and never a guess.
-        """
-        ...
-
-    async def state(self, batch_id: str) -> BatchState:
-        """Everything known of a batch.
-
-        :raises StoreUnavailable: no answer, and never a guess.
-        """
-        ...
-
-    async def partial_state(self, batch_id: str) -> BatchState:
-        """What the store itself has of a batch; the record behind it is not asked, and may have more.
-
-        :raises StoreUnavailable: no answer, and never a guess.
         """
         ...
 
@@ -134,6 +139,19 @@ class Record(Protocol):
         :raises StoreUnavailable: whether it was written is unknown.
         :raises StoreRefused: it can't be stored, now or later.
         """
+        ...
+
+
+class AnsweringArchive(Protocol):
+    """An archive that can answer instead of the state store."""
+
+    @property
+    def postgres(self) -> Record:
+        """The archive's tables."""
+        ...
+
+    def can_answer_for_redis(self, error: StoreUnavailable) -> bool:
+        """True if the archive can answer after this failure of the state store."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Reads what is known of a batch: from the state store, or from the archive while Redis is away."""
+"""Reads a batch from the state store, or from the archive while Redis is away, for the service and for commands."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
 from bcs.errors import StoreUnavailable
-from bcs.storage.archive import Archive
 from bcs.storage.pace import paced
-from bcs.storage.ports import POSTGRESQL, StateStore
+from bcs.storage.ports import POSTGRESQL, AnsweringArchive, BatchSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchReader:
-    """Decides who answers for a batch, and whether what they know is enough for an answer.
+    """Decides which store answers for a batch, and whether its copy is enough for an answer.
 
-    :param store_name: what the store is called in answers.
-    :param archive: None where there is no archive.
-    :param law: judges what only the archive knows; the store has it already.
+    Whether a copy in Redis is complete, and enough while the archive is away, is decided in
+    `bcs.storage.backfill.ArchiveBackfill.complete`.
+
+    :param store_name: the name of the store in answers.
+    :param archive: None if there is no archive.
+    :param law: for a summary of a state from the archive; the store has the law already.
     """
 
-    store: StateStore
+    store: BatchSource
     store_name: str
-    archive: Archive | None
+    archive: AnsweringArchive | None
     law: CompletionLaw
 
     async def summary(self, batch_id: str) -> tuple[BatchSummary, str]:
-        """How far the batch is, and who knew it.
+        """How far the batch is, and the name of the store that answered.
 
         :raises StoreUnavailable: no answer, and never a guess.
         """
@@ -41,12 +43,12 @@ class BatchReader:
             return await paced(summarizing(state, self.law, 0)), POSTGRESQL
 
     async def state(self, batch_id: str) -> tuple[BatchState, int | None, str]:
-        """Everything known of the batch, its version where the store had it, and who had it.
+        """The state of the batch, its version if the store has it, and the name of the store that answered.
 
         :raises StoreUnavailable: no answer, and never a guess.
         """
         try:
-            # In this order the state has at least what the version counts.
+            # In this order the state has at least the facts that the version counts.
             summary = await self.store.summary(batch_id)
             return await self.store.state(batch_id), summary.version, self.store_name
         except StoreUnavailable as error:
@@ -55,9 +57,9 @@ class BatchReader:
             return await self._from_the_archive(batch_id, error), None, POSTGRESQL
 
     async def state_for_report(self, batch_id: str) -> BatchState:
-        """Everything known of the batch; while the archive is away, only what Redis has.
+        """The state of the batch; while the archive is away, only the copy in Redis.
 
-        A report must be accepted in that case too: it adds a fact, and decides nothing.
+        A report must be accepted then, too: it adds a fact, and decides nothing.
 
         :raises StoreUnavailable: Redis gave no answer.
         """
@@ -72,6 +74,6 @@ class BatchReader:
         assert self.archive is not None  # noqa: S101 (`can_answer_for_redis` was asked)
         state = await self.archive.postgres.state(batch_id)
         if state.expected is None:
-            # The batch may have begun before the archive, or while it was made anew: Redis may know more of the batch.
+            # The batch may be older than the archive, or than its last rebuild: Redis may have more facts.
             raise error
         return state

@@ -10,6 +10,7 @@ from bcs.actors.messages import ApplyFacts, Report
 from bcs.actors.runtime import Runtime
 from bcs.domain.facts import Outcome, PhaseReported
 from bcs.domain.reporting import report_time_us
+from bcs.storage.ports import StateStore
 from bcs.supervision import DynamicSupervisor
 from bcs.usecases.batch_reader import BatchReader
 
@@ -38,6 +39,7 @@ class PhaseReporter:
     """
 
     runtime: Runtime
+    store: StateStore
     reader: BatchReader
     batches: DynamicSupervisor[ApplyFacts]
     clocks: Clocks
@@ -51,7 +53,7 @@ class PhaseReporter:
         :raises StoreUnavailable: the report may be stored or not.
         """
         # A batch's actor waits for the store, as events from Kafka need it. A caller gets the error at once.
-        self.reader.store.ensure_writable()
+        self.store.ensure_writable()
         now_us = await self.clocks.agreed_now_us()
         # The state of a large batch is in memory for this call only.
         at_us = report_time_us(

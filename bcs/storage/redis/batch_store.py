@@ -213,14 +213,7 @@ class RedisStateStore:
         """Backfill a batch; return what that changed, and the complete stamp if the batch is complete now."""
         if self._backfill is None:
             return BatchState(), None
-        if self._backfill.is_complete(stored.stamp, stored.redis):
-            return BatchState(), stored.stamp
-        backfilled = await self._backfill.backfill(batch_id, stored.state, stored.redis)
-        if backfilled is None:
-            self._backfill.ensure_same_redis(stored.stamp, stored.redis)
-            self._backfill.require_registered(stored.state.expected is not None)
-            return BatchState(), None
-        return await paced(stored.state.merging(backfilled.state)), backfilled.stamp
+        return await self._backfill.complete(batch_id, stored.state, stored.stamp, stored.redis)
 
     async def _write(
         self,

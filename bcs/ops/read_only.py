@@ -1,0 +1,113 @@
+"""Reads batches for commands: with the service's own policy, and without writing anything."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bcs.config.settings import Settings
+from bcs.domain.law import CompletionLaw
+from bcs.domain.progress import BatchSummary, summarizing
+from bcs.domain.state import BatchState
+from bcs.errors import StoreUnavailable
+from bcs.ops.stores import StateInMemory, connected
+from bcs.storage.backfill import ArchiveBackfill
+from bcs.storage.pace import paced
+from bcs.storage.ports import REDIS
+from bcs.storage.postgres.opening import open_record
+from bcs.storage.redis.batch_commands import StoredBatch
+from bcs.storage.redis.stored_batches import StoredBatches
+from bcs.usecases.batch_reader import BatchReader
+
+if TYPE_CHECKING:
+    # It needs the extra `postgres`.
+    from bcs.storage.postgres.archive import PostgresArchive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOnlyStore:
+    """The batches in Redis, completed from the archive in memory only; a `BatchSource`.
+
+    :param backfill: None if there is no archive.
+    """
+
+    batches: StoredBatches
+    backfill: ArchiveBackfill | None
+    law: CompletionLaw
+
+    async def summary(self, batch_id: str) -> BatchSummary:
+        """See `BatchSource.summary`."""
+        stored = await self._complete(batch_id)
+        return await paced(summarizing(stored.state, self.law, stored.version))
+
+    async def state(self, batch_id: str) -> BatchState:
+        """See `BatchSource.state`."""
+        return (await self._complete(batch_id)).state
+
+    async def partial_state(self, batch_id: str) -> BatchState:
+        """See `BatchSource.partial_state`."""
+        return (await self.batches.read(batch_id)).state
+
+    async def _complete(self, batch_id: str) -> StoredBatch:
+        stored = await self.batches.read(batch_id)
+        if self.backfill:
+            await self.backfill.complete(batch_id, stored.state, stored.stamp, stored.redis)
+        return stored
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOnlyArchive:
+    """The archive of the service; facts that only Redis has are not written to it."""
+
+    postgres: PostgresArchive
+
+    @property
+    def reachable(self) -> bool:
+        """See `Record.reachable`."""
+        return self.postgres.reachable
+
+    @property
+    def identity(self) -> str | None:
+        """See `Record.identity`."""
+        return self.postgres.identity
+
+    async def state(self, batch_id: str) -> BatchState:
+        """See `Record.state`."""
+        return await self.postgres.state(batch_id)
+
+    async def add_states(self, states: Mapping[str, BatchState]) -> None:
+        """Do nothing: the service adds them when it reads the batch."""
+
+    def can_answer_for_redis(self, error: StoreUnavailable) -> bool:
+        """True while PostgreSQL answers. A command can't know how many entries wait in a Redis that is away."""
+        return error.store == REDIS and self.reachable
+
+
+@asynccontextmanager
+async def batch_reader(settings: Settings, law: CompletionLaw) -> AsyncIterator[BatchReader]:
+    """The reader of batches for a command.
+
+    :raises StateInMemory: this process can't read the store.
+    :raises ConfigurationError: the archive in the settings can't be opened.
+    :raises SchemaOutdated: this release can't read the schema yet.
+    """
+    if settings.use_mock_repository:
+        raise StateInMemory
+
+    async def unknown() -> int:
+        return 1  # no stamp is made from it
+
+    async with AsyncExitStack() as stack:
+        archive, backfill = None, None
+        if settings.database_url is not None:
+            archive = ReadOnlyArchive(open_record(settings))
+            stack.push_async_callback(archive.postgres.aclose)
+            backfill = ArchiveBackfill(archive, unknown)
+            with suppress(StoreUnavailable):  # then the archive counts as away
+                await archive.postgres.probe_unchanged(settings.database_deadline_seconds)
+        gateway = await stack.enter_async_context(connected(settings, needs_identity=archive is not None))
+        batches = StoredBatches(gateway, key_prefix=settings.redis_key_prefix)
+        store = ReadOnlyStore(batches=batches, backfill=backfill, law=law)
+        yield BatchReader(store=store, store_name=REDIS, archive=archive, law=law)
