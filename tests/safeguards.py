@@ -410,8 +410,8 @@ _REDIS = (
         "circuit-breaker",
         "After failures in a row, the circuit breaker refuses callers at once.",
         "bcs/storage/redis/gateway.py",
-        "default_threshold=breaker_failures,",
-        "default_threshold=10**9,",
+        "CircuitBreaker(breaker_failures,",
+        "CircuitBreaker(10**9,",
         _in("integration/test_redis_circuit", "test_the_circuit_opens_refuses_at_once_half_opens_and_closes"),
     ),
     Mutation(

@@ -23,7 +23,7 @@ LOG_RECORDS_DROPPED = Counter(
 )
 """Of the whole process: its log is one."""
 
-CIRCUIT_STATES = {"closed": 0, "half-opened": 1, "opened": 2}
+CIRCUIT_STATES = {"closed": 0, "half_open": 1, "open": 2}
 
 
 class Telemetry:

@@ -181,7 +181,7 @@ async def test_silence_counts_for_each_caller_and_a_refused_connection_once(
     proxy.accept()
     proxy.freeze()
     await all_fail(gateway)
-    assert gateway.circuit == "opened"
+    assert gateway.circuit == "open"
     accepted = proxy.connections_accepted
     await fails(gateway)
     assert proxy.connections_accepted == accepted, "it is left alone"
@@ -214,7 +214,7 @@ async def test_a_server_that_takes_no_writes_any_more_is_looked_for_anew(
             with pytest.raises(StoreUnavailable):
                 await gateway.call_multiplexed(("SET", "a", "2"))
         assert proxy.connections_accepted == accepted + 1, "the second one asked on a new connection"
-        assert gateway.circuit == "opened"
+        assert gateway.circuit == "open"
         await wait_until(lambda: proxy.connections_open == 0, description="those before are closed")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -34,7 +33,7 @@ async def test_the_circuit_opens_refuses_at_once_half_opens_and_closes(
     assert gateway.circuit == "closed"
     gateway.ensure_reachable()
     await fails(gateway)
-    assert gateway.circuit == "opened"
+    assert gateway.circuit == "open"
 
     proxy.accept()
     accepted = proxy.connections_accepted
@@ -43,13 +42,13 @@ async def test_the_circuit_opens_refuses_at_once_half_opens_and_closes(
         gateway.ensure_reachable()
     assert proxy.connections_accepted == accepted
     await gateway.ping()  # asks all the same
-    assert gateway.circuit == "opened"
+    assert gateway.circuit == "open"
 
     proxy.freeze()
     await proxy.cut()
     async with anyio.create_task_group() as group:
         group.start_soon(until_it_answers, gateway)
-        await wait_until(lambda: gateway.circuit == "half-opened")
+        await wait_until(lambda: gateway.circuit == "half_open")
         gateway.ensure_reachable()
         proxy.thaw()
     assert gateway.circuit == "closed"
@@ -69,21 +68,20 @@ async def test_one_failure_opens_a_half_open_circuit_again(make_gateway: MakeGat
         return proxy.connections_accepted > accepted
 
     await wait_until(tried_again)
-    assert gateway.circuit == "opened"
+    assert gateway.circuit == "open"
 
 
 async def open_the_circuit(gateway: RedisGateway, proxy: FaultProxy) -> None:
     """By one failure; then the proxy lets connections through again."""
     proxy.refuse()
     await fails(gateway)
-    assert gateway.circuit == "opened"
+    assert gateway.circuit == "open"
     proxy.accept()
 
 
 def set_the_wall_clock(monkeypatch: pytest.MonkeyPatch, hours: float) -> None:
-    """As the circuit breaker's library sees it."""
-    moved = SimpleNamespace(time=lambda: time.time() + hours * 3600)
-    monkeypatch.setattr("purgatory.domain.model.time", moved)
+    wall_clock = time.time
+    monkeypatch.setattr(time, "time", lambda: wall_clock() + hours * 3600)
 
 
 async def test_a_wall_clock_that_is_set_back_does_not_lengthen_the_pause(
@@ -124,7 +122,7 @@ async def test_failures_must_come_in_a_row_to_open_the_circuit(make_gateway: Mak
 async def fail_once(gateway: RedisGateway, proxy: FaultProxy) -> None:
     proxy.refuse()
     await fails(gateway)
-    assert gateway.circuit == "opened"
+    assert gateway.circuit == "open"
     proxy.accept()
 
 
@@ -155,21 +153,45 @@ async def test_an_answer_on_the_connection_in_common_ends_the_pause(
     assert await echo(gateway)
 
 
+async def test_a_late_failure_does_not_lengthen_the_pause(
+    make_gateway: MakeGateway, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+    monkeypatch.setattr("circuitbreaker.monotonic", lambda: seconds)
+    gateway = make_gateway(proxy.address, failures=1, open_seconds=60, deadline=20)
+
+    async def fail_late() -> None:
+        nonlocal seconds
+        async with gateway.session() as session:
+            # In progress when the circuit opens, and cut off shortly before the end of the pause.
+            await fail_once(gateway, proxy)
+            seconds = 59
+            await proxy.cut()
+            await session.call(("ECHO", "x"))
+
+    with pytest.raises(StoreUnavailable):
+        await fail_late()
+    assert gateway.circuit == "open"
+    seconds = 60
+    assert gateway.circuit == "half_open"
+
+
 async def test_a_caller_that_is_cancelled_does_not_close_the_circuit(
     make_gateway: MakeGateway, proxy: FaultProxy
 ) -> None:
     gateway = make_gateway(proxy.address, failures=1, open_seconds=0.05, deadline=20)
     await fail_once(gateway, proxy)
     proxy.freeze()
+    accepted = proxy.connections_accepted
 
     async def ask() -> None:
         await wait_until(lambda: echo(gateway), ignoring=(StoreUnavailable,))
 
     task = asyncio.create_task(ask())
-    await wait_until(lambda: gateway.circuit == "half-opened")
+    await wait_until(lambda: proxy.connections_accepted > accepted)
     task.cancel()
     await asyncio.wait([task])
-    assert gateway.circuit == "opened"
+    assert gateway.circuit == "half_open"
 
 
 async def fail_inside_a_transaction(gateway: RedisGateway) -> None:

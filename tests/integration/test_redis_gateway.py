@@ -134,7 +134,7 @@ async def test_everyone_who_waits_for_a_frozen_server_is_told_soon(
         async with anyio.create_task_group() as group:
             for _ in range(100):
                 group.start_soon(fails, gateway)
-    assert gateway.circuit == "opened"
+    assert gateway.circuit == "open"
 
 
 async def test_who_waits_for_a_turn_can_be_cancelled_at_once(make_gateway: MakeGateway, proxy: FaultProxy) -> None:

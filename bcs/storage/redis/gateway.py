@@ -9,17 +9,13 @@ own accord, and leaks the connection when a deadline strikes inside `reset()`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from math import inf
 from typing import Any
 
 import anyio
 import structlog
-from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.messages.base import Event
-from purgatory.domain.messages.events import ContextChanged
-from purgatory.domain.model import OpenedState
-from purgatory.service._async.circuitbreaker import AsyncCircuitBreaker
+from circuitbreaker import CircuitBreaker
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -38,11 +34,14 @@ from bcs.storage.redis.multiplexer import ConnectionLost, Multiplexer, Replies
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
-_BREAKER = "redis"
 # A probe must neither wait behind a full house nor take a place in it.
 _CONNECTIONS_FOR_PING = 1
 # What was refused is tried again sooner than that, as long as anybody needs it.
 _REFUSAL_SECONDS = 5.0
+
+
+class _NoAnswer(Exception):
+    """What the circuit breaker counts: no answer from Redis in time."""
 
 
 class RedisGateway:
@@ -85,24 +84,18 @@ class RedisGateway:
         self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
         self._ping_slots = anyio.Semaphore(_CONNECTIONS_FOR_PING, fast_acquire=True)
         self._deadline_seconds = deadline_seconds
-        self._breakers = AsyncCircuitBreakerFactory(
-            default_threshold=breaker_failures, default_ttl=breaker_open_seconds
-        )
-        self._breakers.add_listener(self._note_change)
+        self._breaker = CircuitBreaker(breaker_failures, breaker_open_seconds, _NoAnswer, "redis")
         self._known_away = False
         self._last_cause = ""
         self._problem = ""
         self._refused_at = -inf
-        self._opened_at = -inf
-        self._open_seconds = breaker_open_seconds
-        self._breaker: AsyncCircuitBreaker | None = None
         # Outside the pool, which would take it back.
         self._shared = Multiplexer(self._pool.make_connection, self._identity.peer, deadline_seconds)
 
     @property
     def circuit(self) -> str:
-        """The circuit breaker's state: `closed`, `opened` or `half-opened`."""
-        return self._breaker.context.state if self._breaker else "closed"
+        """The circuit breaker's state: `closed`, `open` or `half_open`."""
+        return str(self._breaker.state)
 
     @property
     def problem(self) -> str:
@@ -114,8 +107,9 @@ class RedisGateway:
 
         :raises StoreUnavailable: it is.
         """
-        if self.circuit == "opened" and self._is_left_alone():
-            raise self._refusal()
+        if self._breaker.opened:
+            cause = f"circuit breaker open; retry later: {self._last_cause}"
+            raise StoreUnavailable("redis", cause, address=self.address)
 
     async def call(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their replies.
@@ -135,7 +129,6 @@ class RedisGateway:
         :raises StoreUnavailable: as for `call`.
         :raises ResponseError: as for `call`.
         """
-        breaker = self._breaker or await self._make_breaker()
         self.ensure_reachable()
         try:
             replies = await self._shared.send(commands)
@@ -144,16 +137,16 @@ class RedisGateway:
             self._note_failure(failure)
             if lost.first or lost.late:
                 # A reset counts once, whoever was on the connection: it is no outage. Silence counts for each caller.
-                await self._record_failure(breaker, failure)
+                self._record(answered=False)
             raise failure from None
         for reply in replies:
             if isinstance(reply, (RedisError, list)):
-                await self._inspect(breaker, replies)
+                self._inspect(replies)
                 break
-        await self._record_failure(breaker)
+        self._record(answered=True)
         return replies
 
-    async def _inspect(self, breaker: AsyncCircuitBreaker, replies: Replies) -> None:
+    def _inspect(self, replies: Replies) -> None:
         try:
             with translated():
                 raise_first(replies)
@@ -161,35 +154,25 @@ class RedisGateway:
             if isinstance(failure.__cause__, RedisError) and may_be_elsewhere(failure.__cause__):
                 self._identity.renew(replies.peer)
             self._note_failure(failure)
-            await self._record_failure(breaker, None if failure.answered else failure)
+            self._record(answered=failure.answered)
             raise
 
-    async def _record_failure(self, breaker: AsyncCircuitBreaker, failure: StoreUnavailable | None = None) -> None:
-        """Tell the circuit breaker of an answer, or of a failure."""
-        try:
-            async with breaker:
-                if failure:
-                    raise failure
-        except StoreUnavailable:
-            failure.__traceback__ = None  # type: ignore[union-attr] # it is raised again, from where it belongs
-        except OpenedState as opened:
-            self._unstick(opened)
-            if failure is None:
-                # An answer ends the pause.
-                opened.opened_at = 0.0
-                async with breaker:
-                    pass
+    def _record(self, *, answered: bool) -> None:
+        """Tell the circuit breaker that Redis answered, or did not; log that Redis is away, and that it is back.
 
-    async def _make_breaker(self) -> AsyncCircuitBreaker:
-        self._breaker = await self._breakers.get_breaker(_BREAKER, exclude=[(BaseException, self._answered)])
-        return self._breaker
-
-    def _unstick(self, opened: OpenedState) -> None:
-        # purgatory raises one and the same exception for every refusal, whose traceback would grow for ever.
-        opened.__traceback__ = None
-        if not self._is_left_alone():
-            # The wall clock, by which purgatory goes, was set back: then the pause is ended here.
-            opened.opened_at = 0.0
+        An answer closes the circuit at once, also one to a command that was sent before it opened.
+        """
+        if not answered and self._breaker.opened:
+            return  # a command that was sent before; it must not make the pause longer
+        with suppress(_NoAnswer), self._breaker:
+            if not answered:
+                raise _NoAnswer
+        if self._breaker.opened and not self._known_away:
+            self._known_away = True
+            log.warning("redis_unreachable", circuit=self.circuit, address=self.address, cause=self._last_cause)
+        elif answered and self._known_away:
+            self._known_away = False
+            log.warning("redis_reachable_again", circuit=self.circuit)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[RedisSession]:
@@ -200,19 +183,20 @@ class RedisGateway:
 
         :raises StoreUnavailable: as for `call`.
         """
-        breaker = self._breaker or await self._make_breaker()
         async with self._slots:
-            # purgatory measures the pause by the wall clock, which may have been set forward.
             self.ensure_reachable()
             try:
-                async with breaker, self._connected() as session:
+                async with self._connected() as session:
                     yield session
-                if self.circuit == "opened":
-                    # Somebody else failed meanwhile, perhaps with what had begun before Redis was back.
-                    await self._record_failure(breaker)
-            except OpenedState as opened:
-                self._unstick(opened)
-                raise self._refusal() from None
+            except StoreUnavailable as failure:
+                # The block may have failed over another store. Then Redis did answer.
+                self._record(answered=failure.store != "redis" or failure.answered)
+                raise
+            except Exception:
+                self._record(answered=True)
+                raise
+            # A cancellation is not recorded: it says nothing about Redis.
+            self._record(answered=True)
 
     async def ping(self, *, reads: Sequence[Command] = (), writes: Sequence[Command] = ()) -> None:
         """Ask for a sign of life, whatever the circuit breaker says, and whether Redis would take these commands.
@@ -252,19 +236,6 @@ class RedisGateway:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds):
             await self._pool.disconnect()
 
-    def _note_change(self, circuit: str, change: str, event: Event) -> None:
-        """Say once that Redis is away, and once that it is back; in between the circuit opens and half-opens."""
-        if not isinstance(event, ContextChanged):
-            return
-        if event.state == "opened":
-            self._opened_at = anyio.current_time()
-        if event.state == "opened" and not self._known_away:
-            self._known_away = True
-            log.warning("redis_unreachable", circuit=event.state, address=self.address, cause=self._last_cause)
-        elif event.state == "closed":
-            self._known_away = False
-            log.warning("redis_reachable_again", circuit=event.state)
-
     def _note_failure(self, failure: StoreUnavailable) -> None:
         """Say once what Redis refuses, though it answers: the circuit breaker does not open for that."""
         failure.address = self.address
@@ -281,20 +252,6 @@ class RedisGateway:
         if self._problem and anyio.current_time() >= self._refused_at + _REFUSAL_SECONDS:
             log.warning("redis_refuses_nothing_any_more", problem=self._problem)
             self._problem = ""
-
-    def _refusal(self) -> StoreUnavailable:
-        return StoreUnavailable("redis", f"it is left alone for a moment: {self._last_cause}", address=self.address)
-
-    def _answered(self, error: BaseException) -> bool:
-        """Whether the circuit breaker should overlook an error, because Redis did answer."""
-        # A caller that was cancelled says nothing about Redis; what is half open must not close for that.
-        cancelled = not isinstance(error, Exception) and self.circuit == "half-opened"
-        # Nor does what came of asking somebody else in the middle of it.
-        of_redis = isinstance(error, StoreUnavailable) and error.store == _BREAKER and not error.answered
-        return not of_redis and not cancelled
-
-    def _is_left_alone(self) -> bool:
-        return anyio.current_time() < self._opened_at + self._open_seconds
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[RedisSession]:
