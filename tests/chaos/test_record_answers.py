@@ -87,6 +87,7 @@ async def test_without_redis_postgresql_answers(
     settings: dict[str, Any] = {
         "BCS_REDIS_DEADLINE_SECONDS": REDIS_DEADLINE_SECONDS,
         "BCS_REDIS_BREAKER_OPEN_SECONDS": 0.2,
+        "BCS_DATABASE_DEADLINE_SECONDS": 4,  # a slow machine must not look like a second outage
     }
     during: dict[str, list[Asked]] = {DEFINE: [], COMPLETE: []}
     edges, back_after = list[Asked](), list[float]()
