@@ -9,12 +9,17 @@ import pytest
 
 from bcs.supervision import ActorContext, ChildSpec, DynamicSupervisor, Envelope, Mailbox, Strategy, Supervisor
 from tests.supervision.harness import AT_ONCE, OFTEN, Context, Puppet, Recorder, running, until
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 LIMIT_SECONDS = 0.02
 
 
+@guarantees("A hang counts too", topic="Unacked envelopes and redelivery")
+@guarantees(
+    "A kill never counts, nor does a start timeout or a shutdown timeout", topic="Unacked envelopes and redelivery"
+)
 @pytest.mark.parametrize(("how", "counted"), [("start timeout", 0), ("shutdown timeout", 0), ("shot", 0), ("hung", 1)])
 async def test_only_a_hang_counts_against_envelopes_not_other_cancellations(how: str, counted: int) -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
@@ -63,6 +68,7 @@ async def test_only_a_hang_counts_against_envelopes_not_other_cancellations(how:
     assert seen == [("x", counted, "m: died (hung)" if counted else "None")]
 
 
+@guarantees("The same holds for a dynamic child", topic="Unacked envelopes and redelivery")
 @pytest.mark.parametrize(("how", "counted"), [("shutdown timeout", 0), ("shot", 0), ("cancelled", 0), ("hung", 1)])
 async def test_only_a_hang_counts_for_a_dynamic_child_too(how: str, counted: int) -> None:
     observer = Recorder()
@@ -111,6 +117,11 @@ async def test_only_a_hang_counts_for_a_dynamic_child_too(how: str, counted: int
     assert seen == [counted]
 
 
+@guarantees(
+    "After a crash each unacked envelope counts as a possible cause (a delivery is counted, the error kept) and "
+    "comes alone",
+    topic="Unacked envelopes and redelivery",
+)
 async def test_the_error_of_a_crash_is_kept_with_the_envelope() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", 5)
     counted: list[BaseException | None] = []

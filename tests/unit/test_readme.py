@@ -15,7 +15,7 @@ from tests.support.law_stories import STORIES, Story, stories_table
 from tests.support.settings_table import settings_table
 
 ROOT = Path(__file__).parent.parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_readme_is_short() -> None:
@@ -47,7 +47,7 @@ def test_what_is_looked_for_is_found(pattern: str, least: int) -> None:
     assert len(re.findall(pattern, text)) >= least
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_test_that_a_document_names_exists(document: Path) -> None:
     for path, name in re.findall(TESTS, document.read_text()):
         assert (ROOT / path).is_file(), path
@@ -55,20 +55,20 @@ def test_every_test_that_a_document_names_exists(document: Path) -> None:
             assert re.search(rf"def {name}\(", (ROOT / path).read_text()), f"{path}::{name}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_variable_that_a_document_names_exists(document: Path) -> None:
     known = {f"BCS_{name.upper()}" for name in Settings.model_fields}
     named = {name for name in re.findall(VARIABLES, document.read_text()) if not name.startswith("BCS_TEST_")}
     assert named <= known | {"BCS_"}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(LINKS, document.read_text()):
         assert (document.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_metric_that_a_document_names_exists(document: Path) -> None:
     known = {sample.name for family in Telemetry().registry.collect() for sample in family.samples}
     known |= {f"{family.name}{end}" for family in Telemetry().registry.collect() for end in ("", "_total", "_bucket")}
