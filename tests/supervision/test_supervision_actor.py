@@ -25,7 +25,7 @@ async def test_ready_is_reported_once() -> None:
     assert reports == ["ready"]
 
 
-@guarantees("An actor whose spec has no mailbox gets an error when it asks for envelopes", topic="Mailboxes")
+@guarantees("An actor whose spec has no mailbox gets a RuntimeError when it uses its mailbox", topic="Mailboxes")
 async def test_the_mailbox_of_an_actor_without_one_raises() -> None:
     context: Context = ActorContext("a")
     with pytest.raises(RuntimeError, match="no mailbox"):
@@ -33,7 +33,7 @@ async def test_the_mailbox_of_an_actor_without_one_raises() -> None:
 
 
 @guarantees(
-    "To receive envelopes counts as a heartbeat; to wait for them marks the actor idle",
+    "Receiving envelopes counts as a heartbeat; waiting for envelopes marks the actor idle",
     topic="Watchdog and unresponsive attempts",
 )
 async def test_receive_sends_a_heartbeat_with_envelopes_and_is_idle_without() -> None:
@@ -76,7 +76,7 @@ async def test_a_stop_wakes_a_waiting_receive() -> None:
     assert context.stopping
 
 
-@guarantees("A stop lets children empty their mailboxes, then closes them", topic="Start and stop")
+@guarantees("A stop lets the children empty their mailboxes, and then closes the mailboxes", topic="Start and stop")
 async def test_a_stop_drains_the_mailbox_first() -> None:
     mailbox: Mailbox[int] = Mailbox("m", 10)
     context = ActorContext("a", mailbox=mailbox)
@@ -91,7 +91,7 @@ async def test_a_stop_drains_the_mailbox_first() -> None:
     assert drained == [0, 1, 2, 3, 4]
 
 
-@guarantees("Closing ends the wait of a receiver", topic="Mailboxes")
+@guarantees("Closing a mailbox ends the wait of its receiver", topic="Mailboxes")
 async def test_a_closed_mailbox_ends_receive_when_it_is_empty() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     context = ActorContext("a", mailbox=mailbox)
@@ -103,7 +103,7 @@ async def test_a_closed_mailbox_ends_receive_when_it_is_empty() -> None:
 
 
 @guarantees(
-    "A handler gets what waits as one list, up to a limit, and may ack envelopes as it goes",
+    "A handler receives all waiting envelopes as one list, up to a limit, and may ack some of them before it returns",
     topic="Unacked envelopes and redelivery",
 )
 async def test_serve_passes_the_waiting_envelopes_as_one_list() -> None:
@@ -149,17 +149,17 @@ async def test_an_envelope_delivered_too_often_is_given_up_unhandled() -> None:
 
 
 @guarantees(
-    "After a crash each unacked envelope counts as a possible cause (a delivery is counted, the error kept) and "
-    "comes alone",
+    "After a crash each unacked envelope may be the cause: its failed delivery is counted, the error is kept with "
+    "it, and it is redelivered alone",
     topic="Unacked envelopes and redelivery",
 )
 @guarantees(
-    "After `max_deliveries` deliveries that ended in a crash or a hang `serve` gives an envelope to "
-    "`on_max_deliveries`, alone, with the last error",
+    "After `max_deliveries` deliveries that ended in a crash or a hang, `serve` passes the envelope alone, with the"
+    " last error, to `on_max_deliveries`",
     topic="Giving up after N deliveries",
 )
 @guarantees(
-    "With two or more deliveries the envelopes that were unacked with it are handled",
+    "If `max_deliveries` is at least two, the envelopes that were unacked together with a poisonous one are handled",
     topic="Giving up after N deliveries",
 )
 @pytest.mark.parametrize("deliveries", [1, 2, 5])
@@ -223,9 +223,10 @@ async def test_giving_up_is_retried_after_a_failure() -> None:
 
 
 @guarantees(
-    "A kill never counts, nor does a start timeout or a shutdown timeout", topic="Unacked envelopes and redelivery"
+    "A kill, a start timeout and a shutdown timeout never count as a failed delivery",
+    topic="Unacked envelopes and redelivery",
 )
-@guarantees("Kills do not count", topic="Giving up after N deliveries")
+@guarantees("Kills do not count towards `max_deliveries`", topic="Giving up after N deliveries")
 async def test_an_envelope_is_never_given_up_for_kills() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=1)
     taken: list[int] = []

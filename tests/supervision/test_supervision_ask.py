@@ -75,7 +75,7 @@ async def test_an_ask_returns_the_reply() -> None:
         assert mailbox.pending_asks == 0
 
 
-@guarantees("An ask raises the error that the actor set; that is no crash", topic="Asks")
+@guarantees("An ask raises the error that the actor set with `Reply.fail`; the actor does not crash", topic="Asks")
 async def test_an_ask_raises_the_error_that_the_actor_set() -> None:
     root, mailbox = oracle()
     async with running(root):
@@ -127,7 +127,7 @@ async def test_a_cancelled_ask_leaves_an_envelope_without_caller() -> None:
     mailbox.redeliver(DIED, failure_cause=Boom())  # nobody waits: nothing to fail, nothing raised
 
 
-@guarantees("An ask raises MailboxFull at once", topic="Asks")
+@guarantees("An ask of a full mailbox raises MailboxFull at once", topic="Asks")
 async def test_an_ask_of_a_full_mailbox_fails_at_once() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", 1)
     mailbox.send_nowait("a")
@@ -136,7 +136,7 @@ async def test_an_ask_of_a_full_mailbox_fails_at_once() -> None:
     assert mailbox.depth == 1
 
 
-@guarantees("An ask raises MailboxClosed, before or while it waits", topic="Asks")
+@guarantees("An ask raises MailboxClosed if the mailbox is closed before the ask, or while the ask waits", topic="Asks")
 async def test_an_ask_fails_when_the_mailbox_closes_before_or_during_it() -> None:
     mailbox: Mailbox[Question] = Mailbox("m", 1)
     with raises_one(MailboxClosed):
@@ -149,12 +149,14 @@ async def test_an_ask_fails_when_the_mailbox_closes_before_or_during_it() -> Non
 
 
 @guarantees(
-    "An ask raises ActorDied when the actor or its supervisor is killed, or when the tree's time to stop is over; "
-    "also if the ask was only queued",
+    "An ask raises ActorDied when the actor or its supervisor is killed, and when the tree's time to stop is over; "
+    "also if the actor has not received the envelope yet",
     topic="Asks",
 )
 @guarantees(
-    "All asks fail at once: five hundred have raised ActorDied when the end of the actor is reported", topic="Asks"
+    "All pending asks fail together: when the observer is notified of the actor's end, five hundred asks have "
+    "raised ActorDied",
+    topic="Asks",
 )
 @guarantees("ActorDied names the actor by its path", topic="Asks")
 @pytest.mark.parametrize("end", ["crash", "kill", "kill parent", "tree"])
@@ -209,7 +211,7 @@ async def test_five_hundred_asks_all_end_with_their_actor_at_once(end: str) -> N
     assert {(kind, actor) for kind, actor, _ in ended} == {(ActorDied, "inner/oracle")}
 
 
-@guarantees("An ask raises MailboxClosed, before or while it waits", topic="Asks")
+@guarantees("An ask raises MailboxClosed if the mailbox is closed before the ask, or while the ask waits", topic="Asks")
 async def test_an_ask_of_a_tree_that_ended_is_refused() -> None:
     root, mailbox = oracle()
     async with running(root):

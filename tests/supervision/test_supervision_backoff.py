@@ -35,7 +35,7 @@ from tests.support.guarantees import guarantees
 pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
-@guarantees("The `random` argument of a supervisor, of either kind, is what makes the jitter", topic="Back-off")
+@guarantees("Both kinds of supervisor take the jitter from their argument `random`", topic="Back-off")
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
 async def test_the_given_random_numbers_make_the_jitter(kind: str) -> None:
     observer = Timed()

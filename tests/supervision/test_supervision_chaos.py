@@ -174,8 +174,9 @@ class Tree:
 
 
 @guarantees(
-    "Whatever disturbs a tree: a child has one attempt at a time, which starts when those after it have stopped "
-    "(one_for_all, rest_for_one) and ends before its supervisor does; the tree recovers",
+    "Under random crashes, kills and hangs a child has only one attempt at a time. Under one_for_all and "
+    "rest_for_one that attempt starts after the later children have stopped. Every attempt ends before its "
+    "supervisor ends, and the tree recovers",
     topic="Strategies",
 )
 @guarantees("Every message is handled, whichever actors are killed", topic="Mailboxes")

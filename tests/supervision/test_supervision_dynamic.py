@@ -28,7 +28,8 @@ pytestmark = pytest.mark.anyio
 
 
 @guarantees(
-    "A message makes the child, and an empty mailbox retires it; the next child for that key counts from 1",
+    "A message makes the child; the child ends when its mailbox is empty; the incarnations of the next child for "
+    "that key count from 1 again",
     topic="Dynamic supervisors",
 )
 async def test_a_message_makes_a_child_and_an_empty_mailbox_retires_it() -> None:
@@ -50,7 +51,7 @@ async def test_a_message_makes_a_child_and_an_empty_mailbox_retires_it() -> None
     assert not workers.observer.of("restarting")
 
 
-@guarantees("An ask makes a child too; its name is the key", topic="Dynamic supervisors")
+@guarantees("An ask makes a child, too; the name of the child is the key", topic="Dynamic supervisors")
 async def test_an_ask_makes_a_child_and_gets_its_answer() -> None:
     workers = Workers()
     async with running(workers.root):
@@ -58,8 +59,8 @@ async def test_an_ask_makes_a_child_and_gets_its_answer() -> None:
         await until(lambda: workers.alive == 0)
 
 
-@guarantees("`serve_until_empty` gives up in the same way", topic="Giving up after N deliveries")
-@guarantees("A crash restarts the child of this key alone", topic="Dynamic supervisors")
+@guarantees("`serve_until_empty` gives envelopes up in the same way as `serve`", topic="Giving up after N deliveries")
+@guarantees("After a crash only the child of that key restarts", topic="Dynamic supervisors")
 async def test_a_crash_is_followed_by_a_restart_for_this_key_alone() -> None:
     workers = Workers(max_deliveries=2)
     async with running(workers.root):
@@ -77,7 +78,7 @@ async def test_a_crash_is_followed_by_a_restart_for_this_key_alone() -> None:
     assert workers.observer.reasons("workers") == ["stopped"]
 
 
-@guarantees("Messages wait while the supervisor does not run", topic="Dynamic supervisors")
+@guarantees("While the supervisor does not run, messages wait in the mailboxes", topic="Dynamic supervisors")
 async def test_messages_wait_while_it_does_not_run() -> None:
     workers = Workers()
     workers.supervisor.deliver_nowait("a", 1)

@@ -38,7 +38,10 @@ from tests.support.guarantees import guarantees
 pytestmark = pytest.mark.anyio
 
 
-@guarantees("A full mailbox of a child refuses a message, or lets the sender wait", topic="Dynamic supervisors")
+@guarantees(
+    "If the mailbox of a child is full, `deliver_nowait` refuses the message and `deliver` waits",
+    topic="Dynamic supervisors",
+)
 async def test_a_full_mailbox_refuses_or_makes_wait() -> None:
     workers = Workers(mailbox_capacity=1)
     async with running(workers.root), anyio.create_task_group() as tasks:
@@ -59,7 +62,8 @@ async def test_a_full_mailbox_refuses_or_makes_wait() -> None:
 
 
 @guarantees(
-    "At `max_children` a new child is refused, or the sender waits; a sender that stops waiting leaves nothing behind",
+    "If there are `max_children` children, `deliver_nowait` refuses a new child and `deliver` waits; a sender that "
+    "stops waiting leaves nothing behind",
     topic="Dynamic supervisors",
 )
 async def test_too_many_children_refuse_or_make_wait() -> None:
@@ -94,7 +98,10 @@ async def test_too_many_children_refuse_or_make_wait() -> None:
     assert "f" not in dict(workers.got)
 
 
-@guarantees("A wait for a place ends when another sender makes the child", topic="Dynamic supervisors")
+@guarantees(
+    "A sender that waits for a place for a new child stops waiting when another sender makes that child",
+    topic="Dynamic supervisors",
+)
 @pytest.mark.parametrize("together", [True, False])
 async def test_a_wait_for_a_place_ends_when_another_sender_makes_the_child(together: bool) -> None:
     workers = Workers(max_children=2)
@@ -127,8 +134,8 @@ async def test_a_wait_for_a_place_ends_when_another_sender_makes_the_child(toget
 
 
 @guarantees(
-    "A return with envelopes left, and none acked, counts as a failed attempt, so the intensity limit prevents an "
-    "endless loop",
+    "A child that returns with envelopes left and acked none counts as crashed, so the restart intensity prevents "
+    "an endless loop",
     topic="Dynamic supervisors",
 )
 async def test_returning_with_envelopes_left_counts_as_a_crash() -> None:
@@ -147,7 +154,8 @@ async def test_returning_with_envelopes_left_counts_as_a_crash() -> None:
 
 
 @guarantees(
-    "A crash with an empty mailbox counts, although no child restarts", topic="Restart intensity and escalation"
+    "A crash of a dynamic child counts, also if its mailbox is empty and so no child restarts",
+    topic="Restart intensity and escalation",
 )
 async def test_a_crash_with_an_empty_mailbox_counts_without_a_restart() -> None:
     attempts: list[str] = []
@@ -168,7 +176,7 @@ async def test_a_crash_with_an_empty_mailbox_counts_without_a_restart() -> None:
     assert pool.snapshot().total_children == 0
 
 
-@guarantees("No message is lost while a child retires", topic="Dynamic supervisors")
+@guarantees("No message is lost that arrives while a child ends", topic="Dynamic supervisors")
 @pytest.mark.parametrize("pause", [True, False])
 async def test_no_message_slips_through_as_a_child_retires(pause: bool) -> None:
     got: list[int] = []
@@ -203,7 +211,7 @@ async def test_no_message_slips_through_as_a_child_retires(pause: bool) -> None:
             assert own == sorted(own)
 
 
-@guarantees("The end of the tree ends all waits for a place", topic="Dynamic supervisors")
+@guarantees("The end of the tree ends the wait of every sender for a place", topic="Dynamic supervisors")
 async def test_closing_ends_the_waits_for_a_place() -> None:
     pool: DynamicSupervisor[int] = DynamicSupervisor("pool", anyio.sleep_forever, mailbox_capacity=1, max_children=1)  # type: ignore[arg-type]
     pool.deliver_nowait("a", 1)
@@ -224,7 +232,7 @@ async def test_closing_ends_the_waits_for_a_place() -> None:
     assert sorted(refused) == ["a", "a", "b", "c"]
 
 
-@guarantees("Of a dynamic supervisor it lists a hundred children and counts all", topic="Snapshot")
+@guarantees("A snapshot of a dynamic supervisor lists at most a hundred children and counts all", topic="Snapshot")
 async def test_a_snapshot_lists_a_hundred_and_counts_all() -> None:
     workers = Workers(max_children=300)
     for number in range(250):

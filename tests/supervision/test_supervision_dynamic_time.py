@@ -89,12 +89,14 @@ async def test_a_crash_backs_off_for_its_key_alone() -> None:
 
 
 @guarantees(
-    "All children of a dynamic supervisor share one time to stop; the remaining envelopes stay in the mailboxes",
+    "All children of a dynamic supervisor share one time to stop; afterwards the remaining envelopes stay in the "
+    "mailboxes",
     topic="Shutdown budgets",
 )
-@guarantees("Within that time the supervisor serves new messages", topic="Shutdown budgets")
+@guarantees("Within its time to stop a dynamic supervisor still serves new messages", topic="Shutdown budgets")
 @guarantees(
-    "The cancellation of a dynamic child at the end of that time does not count as a restart", topic="Shutdown budgets"
+    "The cancellation of a dynamic child at the end of the time to stop does not count as a restart",
+    topic="Shutdown budgets",
 )
 async def test_a_stop_is_bounded_and_the_envelopes_stay() -> None:
     async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
@@ -118,10 +120,14 @@ async def test_a_stop_is_bounded_and_the_envelopes_stay() -> None:
 
 
 @guarantees(
-    "A stop waits for an unresponsive attempt only during its grace, but the run ends only when that attempt ends",
+    "A stop waits for an unresponsive attempt only during the grace, but the run of the tree ends only when that "
+    "attempt ends",
     topic="Watchdog and unresponsive attempts",
 )
-@guarantees("It lists unresponsive children first, so that health is seen among any number", topic="Snapshot")
+@guarantees(
+    "A snapshot lists unresponsive children first, so that they are seen among any number of children",
+    topic="Snapshot",
+)
 async def test_an_unresponsive_child_is_listed_and_delays_a_stop_by_its_grace_only() -> None:
     async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
         if envelopes[0].message == "ignore cancellation":
@@ -164,7 +170,10 @@ async def test_a_stop_takes_no_longer_than_the_children_do() -> None:
         assert anyio.current_time() == pytest.approx(2, abs=0.1)
 
 
-@guarantees("The clock of a dynamic child runs from its start", topic="Watchdog and unresponsive attempts")
+@guarantees(
+    "The watchdog of a dynamic child runs from the start of the attempt",
+    topic="Watchdog and unresponsive attempts",
+)
 async def test_a_child_that_hangs_before_its_first_receive_is_cancelled() -> None:
     async def start(context: Context) -> None:
         await anyio.sleep_forever()
@@ -178,12 +187,12 @@ async def test_a_child_that_hangs_before_its_first_receive_is_cancelled() -> Non
         assert observer.reasons("pool/a") == ["hung"]
 
 
-@guarantees("A back-off of a dynamic child ends with the run of its supervisor", topic="Back-off")
+@guarantees("The back-off of a dynamic child ends with the run of its supervisor", topic="Back-off")
 @guarantees(
-    "A return with envelopes left, and some acked, restarts the child at once, without back-off",
+    "A child that returns with envelopes left and acked some restarts at once, without back-off",
     topic="Dynamic supervisors",
 )
-@guarantees("Between two runs of the supervisor no child backs off", topic="Snapshot")
+@guarantees("A snapshot between two runs of a supervisor shows no child as backing off", topic="Snapshot")
 async def test_a_back_off_ends_with_the_run() -> None:
     got: list[str] = []
 

@@ -48,7 +48,8 @@ async def test_the_root_gives_up_after_too_many_restarts(strategy: Strategy) -> 
 
 
 @guarantees(
-    "The parent handles that as a crash and restarts the supervisor, with a fresh count",
+    "A parent handles the end of a supervisor that gave up as a crash, and restarts that supervisor with a count of"
+    " zero",
     topic="Restart intensity and escalation",
 )
 @guarantees("A supervisor that is restarted starts all its children again", topic="Nested trees")
@@ -69,7 +70,10 @@ async def test_giving_up_escalates_and_the_parent_restarts_with_a_fresh_count() 
     assert diary[:9] == ["+o", "+a", "+b", "-b", "+b", "-b", "-a", "+a", "+b"]
 
 
-@guarantees("The failure escalates level by level to the root", topic="Restart intensity and escalation")
+@guarantees(
+    "The failure of a supervisor that gives up escalates level by level to the root",
+    topic="Restart intensity and escalation",
+)
 async def test_escalation_reaches_the_root_through_every_level() -> None:
     _, (a,) = puppets("a")
     a.crash_on_start = 1000
@@ -84,7 +88,7 @@ async def test_escalation_reaches_the_root_through_every_level() -> None:
     assert a.attempts == 2**3
 
 
-@guarantees("A mailbox outlives its actor, with the queued and the unacked envelopes", topic="Mailboxes")
+@guarantees("A mailbox outlives its actor and keeps the queued and the unacked envelopes", topic="Mailboxes")
 async def test_the_mailbox_keeps_queued_and_unacked_envelopes_after_a_crash() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10)
     seen: list[tuple[str, int, int]] = []

@@ -74,7 +74,8 @@ async def cancelled_error_in_a_group(context: Context) -> None:
 
 
 @guarantees(
-    "An exception counts as a crash, also an exception group from a task group inside the actor", topic="Restart kinds"
+    "Every exception counts as a crash, also the exception group of a task group inside the actor",
+    topic="Restart kinds",
 )
 @pytest.mark.anyio
 @pytest.mark.parametrize(("act", "error"), [(crash, Boom), (in_a_group, ExceptionGroup)])
@@ -85,7 +86,8 @@ async def test_every_kind_of_exception_counts_as_a_crash(
 
 
 @guarantees(
-    "A native cancellation that comes out of an actor though nothing cancelled it is a crash, not a silent end",
+    "A native cancellation that leaks out of an actor, although nothing cancelled the actor, counts as a crash and "
+    "not as a silent end",
     topic="Unexpected cancellation",
 )
 @pytest.mark.anyio
@@ -121,9 +123,12 @@ async def _crash_and_look(act: Callable[[Context], Any], error: type[BaseExcepti
     assert observer.reasons("a") == ["crashed", "stopped"]
 
 
-@guarantees("An unexpected cancellation counts too", topic="Unacked envelopes and redelivery")
-@guarantees("The envelope of an ask whose actor died is redelivered, although its caller is gone", topic="Asks")
-@guarantees("Unacked envelopes are redelivered, and asks fail", topic="Unexpected cancellation")
+@guarantees("An unexpected cancellation counts as a failed delivery", topic="Unacked envelopes and redelivery")
+@guarantees("If the actor dies, the envelope of an ask is redelivered, although the caller is gone", topic="Asks")
+@guarantees(
+    "After an unexpected cancellation unacked envelopes are redelivered, and asks fail",
+    topic="Unexpected cancellation",
+)
 @pytest.mark.anyio
 @ON_ASYNCIO
 async def test_unacked_envelopes_are_redelivered_after_an_unexpected_cancellation() -> None:
@@ -147,8 +152,8 @@ async def test_unacked_envelopes_are_redelivered_after_an_unexpected_cancellatio
 
 
 @guarantees(
-    "SystemExit and KeyboardInterrupt, of a dynamic child too, are not handled: siblings are cleaned up, then it "
-    "leaves the root as it is",
+    "SystemExit and KeyboardInterrupt of any child are not handled: the siblings are cancelled, and then the root "
+    "raises the same exception",
     topic="SystemExit",
 )
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
@@ -204,9 +209,10 @@ def test_system_exit_and_keyboard_interrupt_end_the_program(
 
 
 @guarantees(
-    "Cancellation from outside ends all children, restarts none, and keeps the envelopes", topic="Start and stop"
+    "A cancellation from outside ends all children, restarts none, and keeps the envelopes",
+    topic="Start and stop",
 )
-@guarantees("A cancellation from outside never counts", topic="Unacked envelopes and redelivery")
+@guarantees("A cancellation from outside never counts as a failed delivery", topic="Unacked envelopes and redelivery")
 @pytest.mark.anyio
 async def test_cancellation_from_outside_ends_all_and_keeps_the_envelopes() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)

@@ -62,7 +62,7 @@ async def test_kills_count_towards_the_intensity(target: str) -> None:
     assert observer.started("a") == 3
 
 
-@guarantees("Kills of its children count too", topic="Restart intensity and escalation")
+@guarantees("A dynamic supervisor counts the kills of its children, too", topic="Restart intensity and escalation")
 async def test_kills_of_dynamic_children_count_together() -> None:
     workers = Workers(intensity=RestartIntensity(2, 1_000.0))
     workers.hold("a", "b", "c")
@@ -97,7 +97,10 @@ class Assassin(Recorder):
             self.hits.append(self.root.kill(self.victim, "at birth"))
 
 
-@guarantees("A kill by the observer during the report of a start loses nothing", topic="Kill by path")
+@guarantees(
+    "If the observer kills a child while it is notified of that child's start, nothing is lost",
+    topic="Kill by path",
+)
 @pytest.mark.parametrize("strategy", list(Strategy))
 @pytest.mark.parametrize(
     ("victim", "when"),
@@ -169,7 +172,7 @@ async def test_a_supervisor_that_is_cancelled_starts_nothing_more(strategy: Stra
     assert started == [("in", 1), ("in/a", 1), ("in/b", 1), ("in", 2), ("in/a", 2), ("in/b", 2)]
 
 
-@guarantees("A path with a slash at the end is another path", topic="Kill by path")
+@guarantees("A path with a slash at the end is unknown", topic="Kill by path")
 async def test_a_path_with_a_slash_at_the_end_is_unknown() -> None:
     workers = Workers()
     workers.hold("")

@@ -15,7 +15,7 @@ from tests.support.guarantees import guarantees
 pytestmark = pytest.mark.anyio
 
 
-@guarantees("`send_nowait` raises an error when the mailbox is full", topic="Mailboxes")
+@guarantees("`send_nowait` raises MailboxFull when the mailbox is full", topic="Mailboxes")
 async def test_send_nowait_raises_when_the_mailbox_is_full() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 2)
     mailbox.send_nowait("a")
@@ -26,7 +26,7 @@ async def test_send_nowait_raises_when_the_mailbox_is_full() -> None:
     assert texts(mailbox) == ["a", "b"]
 
 
-@guarantees("The capacity may be infinite, and is at least one", topic="Mailboxes")
+@guarantees("The capacity is at least one, and may be infinite", topic="Mailboxes")
 async def test_an_unbounded_mailbox_is_never_full() -> None:
     mailbox: Mailbox[int] = Mailbox("m", math.inf)
     for number in range(10_000):
@@ -34,7 +34,7 @@ async def test_an_unbounded_mailbox_is_never_full() -> None:
     assert mailbox.depth == 10_000
 
 
-@guarantees("The capacity may be infinite, and is at least one", topic="Mailboxes")
+@guarantees("The capacity is at least one, and may be infinite", topic="Mailboxes")
 @pytest.mark.parametrize(("capacity", "deliveries"), [(0, 3), (3, 0)])
 async def test_a_capacity_below_one_is_refused(capacity: int, deliveries: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
@@ -77,7 +77,7 @@ async def test_a_sender_that_gives_up_leaves_nothing_behind() -> None:
     assert mailbox.oldest_age_seconds(anyio.current_time() + 5) == 0.0
 
 
-@guarantees("An envelope that found room while its sender yielded wakes the receiver", topic="Mailboxes")
+@guarantees("An envelope that gets room only after its sender waited wakes the receiver", topic="Mailboxes")
 async def test_an_envelope_that_got_room_late_wakes_the_receiver() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 1)
     mailbox.send_nowait("a")
@@ -104,7 +104,7 @@ async def test_an_arrival_wakes_every_waiter() -> None:
 
 
 @guarantees(
-    "One list is unacked at a time; the next receive needs all envelopes of the last one acked",
+    "An actor must ack all envelopes of one receive before the next receive",
     topic="Unacked envelopes and redelivery",
 )
 async def test_receive_raises_while_envelopes_are_unacked() -> None:
@@ -131,8 +131,8 @@ async def test_receive_raises_while_envelopes_are_unacked() -> None:
     topic="Unacked envelopes and redelivery",
 )
 @guarantees(
-    "After a crash each unacked envelope counts as a possible cause (a delivery is counted, the error kept) and "
-    "comes alone",
+    "After a crash each unacked envelope may be the cause: its failed delivery is counted, the error is kept with "
+    "it, and it is redelivered alone",
     topic="Unacked envelopes and redelivery",
 )
 async def test_unacked_envelopes_are_redelivered_first_and_one_at_a_time() -> None:
@@ -159,7 +159,7 @@ async def test_unacked_envelopes_are_redelivered_first_and_one_at_a_time() -> No
 
 
 @guarantees(
-    "Envelopes that caused no failure are redelivered together, and with new envelopes",
+    "Unacked envelopes that cannot have caused the end are redelivered together, and with new envelopes",
     topic="Unacked envelopes and redelivery",
 )
 async def test_unacked_envelopes_are_redelivered_together_after_a_kill() -> None:
@@ -175,7 +175,7 @@ async def test_unacked_envelopes_are_redelivered_together_after_a_kill() -> None
 
 
 @guarantees(
-    "An envelope that may have caused a failure comes alone, also after a kill",
+    "An envelope that may have caused a failure is redelivered alone, also after a later kill",
     topic="Unacked envelopes and redelivery",
 )
 async def test_an_envelope_that_may_have_caused_a_failure_comes_alone() -> None:
@@ -204,7 +204,8 @@ async def test_redelivery_does_not_need_room() -> None:
 
 
 @guarantees(
-    "The age is that of the oldest envelope wherever it is: queued, unacked, or to come again", topic="Snapshot"
+    "The age of a mailbox is that of its oldest envelope, whether queued, unacked or waiting for redelivery",
+    topic="Snapshot",
 )
 async def test_the_age_is_that_of_the_oldest_envelope() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.anyio
 
 
 @guarantees(
-    "A closed mailbox refuses envelopes, also from waiting senders, and delivers the remaining ones", topic="Mailboxes"
+    "A closed mailbox refuses new envelopes, also those of waiting senders, and still delivers the remaining ones",
+    topic="Mailboxes",
 )
 async def test_a_closed_mailbox_refuses_envelopes_and_delivers_the_rest() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 2)
@@ -51,7 +52,7 @@ async def test_a_closed_mailbox_refuses_envelopes_and_delivers_the_rest() -> Non
         await mailbox.receive()
 
 
-@guarantees("Closing ends the wait of a receiver", topic="Mailboxes")
+@guarantees("Closing a mailbox ends the wait of its receiver", topic="Mailboxes")
 async def test_closing_ends_a_waiting_receive() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 2)
     async with anyio.create_task_group() as tasks:

@@ -21,7 +21,10 @@ from tests.support.guarantees import guarantees
 pytestmark = pytest.mark.anyio
 
 
-@guarantees("A supervisor keeps its own observer, and passes it to the supervisors below", topic="Observer")
+@guarantees(
+    "A supervisor uses its own observer if it has one, and passes it to the supervisors below",
+    topic="Observer",
+)
 async def test_a_supervisor_keeps_its_own_observer_and_passes_it_on() -> None:
     outer, middle, below = Recorder(), Recorder(), Recorder()
     a, b, c = Puppet("a"), Puppet("b"), Puppet("c")
@@ -50,7 +53,7 @@ async def test_a_supervisor_keeps_its_own_observer_and_passes_it_on() -> None:
     assert [path for path, _ in below.of("started")] == ["mid/pool/k"]
 
 
-@guarantees("An observer that is falsy is used", topic="Observer")
+@guarantees("An observer whose truth value is false is used all the same", topic="Observer")
 async def test_an_observer_that_is_falsy_is_used() -> None:
     class Silent(Recorder):
         def __len__(self) -> int:
@@ -62,7 +65,7 @@ async def test_an_observer_that_is_falsy_is_used() -> None:
     assert observer.reasons("a") == ["stopped"]
 
 
-@guarantees("Errors of an observer are logged and stop nothing", topic="Observer")
+@guarantees("Errors of an observer are logged and stop no actor", topic="Observer")
 async def test_an_observer_that_always_raises_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[str] = []
 

@@ -23,20 +23,20 @@ from bcs.supervision import (
 from tests.support.guarantees import guarantees
 
 
-@guarantees("The wait grows by a factor up to a cap", topic="Back-off")
+@guarantees("The wait grows by a factor up to a maximum", topic="Back-off")
 def test_backoff_grows_by_its_factor_up_to_the_cap() -> None:
     backoff = Backoff(initial_seconds=0.1, factor=3.0, maximum_seconds=2.0, jitter=0.0)
     assert [backoff.delay(step, lambda: 0.5) for step in range(5)] == pytest.approx([0.1, 0.3, 0.9, 2.0, 2.0])
 
 
-@guarantees("The wait never overflows", topic="Back-off")
+@guarantees("The calculation of the wait never overflows", topic="Back-off")
 @pytest.mark.parametrize("step", [1_000, 10**9, 10**400])
 def test_backoff_never_overflows(step: int) -> None:
     assert Backoff(jitter=0.0).delay(step, lambda: 0.0) == 5.0
     assert Backoff(initial_seconds=0.0).delay(step, lambda: 0.0) == 0.0
 
 
-@guarantees("Jitter only shortens the wait: the cap holds", topic="Back-off")
+@guarantees("Jitter only shortens the wait, so no wait exceeds the maximum", topic="Back-off")
 def test_jitter_shortens_the_wait_and_never_exceeds_the_cap() -> None:
     backoff = Backoff(initial_seconds=1.0, maximum_seconds=1.0, jitter=0.25)
     assert backoff.delay(7, lambda: 0.0) == 1.0
@@ -64,7 +64,7 @@ def test_the_window_slides() -> None:
     assert window.allow(19.0)
 
 
-@guarantees("The number of allowed restarts may be zero", topic="Restart intensity and escalation")
+@guarantees("An intensity may allow no restart at all", topic="Restart intensity and escalation")
 def test_no_restart_may_be_allowed() -> None:
     assert not RestartWindow(RestartIntensity(max_restarts=0)).allow(0.0)
 
@@ -94,7 +94,7 @@ def test_errors_say_what_happened_and_whether_to_retry(error: SupervisionError, 
     assert str(error).startswith(text)
 
 
-@guarantees("An error is kept as one line, a group with its leaves", topic="Snapshot")
+@guarantees("A snapshot keeps an error as one line; the line of an exception group names its leaves", topic="Snapshot")
 def test_an_error_group_is_described_with_its_leaves() -> None:
     group = ExceptionGroup("g", [ValueError("x"), ExceptionGroup("h", [KeyError()])])
     assert describe(group) == "ExceptionGroup(ValueError: x; ExceptionGroup(KeyError))"

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.anyio
 
 
 @guarantees(
-    "Children start in order, each after the previous child is ready, and stop in reverse order, each after the "
-    "next child has ended",
+    "Children start in order, each after the previous child is ready. They stop in reverse order, each after the "
+    "later child has ended",
     topic="Start and stop",
 )
 @guarantees("A supervisor is ready when all its children are", topic="Readiness")
@@ -62,8 +62,8 @@ async def test_children_start_in_order_when_ready_and_stop_in_reverse() -> None:
 )
 @guarantees("A child that ended for good can't be killed", topic="Kill by path")
 @guarantees(
-    "Incarnations count all attempts; restarts those that followed another one within a run of the supervisor, "
-    "after a return too",
+    "`incarnation` counts all attempts; `restarts` counts the attempts that followed another attempt in the same "
+    "run of the supervisor, also after a return",
     topic="Snapshot",
 )
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ async def test_a_child_that_ends_for_good_before_ready_delays_no_sibling(restart
         assert root.snapshot().children[0].state is State.ENDED
 
 
-@guarantees("one_for_one: only the child restarts", topic="Strategies")
+@guarantees("one_for_one: only the child that failed restarts", topic="Strategies")
 async def test_one_for_one_restarts_the_child_alone() -> None:
     diary, (_, b, _) = children = puppets("abc")
     root = Supervisor("root", [child.spec() for child in children[1]], backoff=AT_ONCE)
@@ -128,8 +128,8 @@ async def test_one_for_one_restarts_the_child_alone() -> None:
         assert diary == ["+a", "+b", "+c", "-b", "+b"]
 
 
-@guarantees("one_for_all: every child stops, in reverse order, and starts, in order", topic="Strategies")
-@guarantees("An observer is notified of each restart with its delay, once for a group", topic="Observer")
+@guarantees("one_for_all: all children stop in reverse order, and then start in order", topic="Strategies")
+@guarantees("An observer is notified of each restart and its delay, once for a group", topic="Observer")
 async def test_one_for_all_restarts_all_in_order() -> None:
     diary, children = puppets("abc")
     observer = Recorder()
@@ -149,7 +149,7 @@ async def test_one_for_all_restarts_all_in_order() -> None:
     assert observer.reasons("a") == ["stopped", "stopped"]
 
 
-@guarantees("rest_for_one: the child and the children after it restart", topic="Strategies")
+@guarantees("rest_for_one: the child that failed and the children after it restart", topic="Strategies")
 async def test_rest_for_one_restarts_the_child_and_those_after_it() -> None:
     diary, children = puppets("abcd")
     specs = [child.spec() for child in children]
@@ -194,9 +194,9 @@ async def test_a_crash_of_an_earlier_child_widens_a_running_restart() -> None:
         assert diary == ["+a", "+b", "+c", "-b", "-a", "-c", "+a", "+b", "+c"]
 
 
-@guarantees("The return of a transient child restarts no sibling, also under one_for_all", topic="Restart kinds")
+@guarantees("When a transient child returns, no sibling restarts, also under one_for_all", topic="Restart kinds")
 @guarantees(
-    "A group restart does not start temporary children again, but starts transient children that had returned",
+    "A group restart does not restart temporary children, but starts transient children that had returned",
     topic="Restart kinds",
 )
 async def test_a_group_restart_drops_temporary_and_restarts_transient_children() -> None:

@@ -50,7 +50,7 @@ class Chatty(Recorder):
 
 
 @guarantees(
-    "An observer may send messages: there is still one attempt at a time, and no back-off is shortened",
+    "An observer may send messages; a child still has one attempt at a time, and no back-off becomes shorter",
     topic="Observer",
 )
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
 @guarantees("After an attempt that was ready for long enough, the next wait is the initial one again", topic="Back-off")
-@guarantees("An observer is notified of each restart with its delay, once for a group", topic="Observer")
+@guarantees("An observer is notified of each restart and its delay, once for a group", topic="Observer")
 @pytest.mark.parametrize("strategy", list(Strategy))
 async def test_restart_delays_grow_and_a_healthy_period_resets_them(strategy: Strategy) -> None:
     observer = Timed()
@@ -58,7 +58,10 @@ async def test_one_back_off_delays_no_other_restart() -> None:
         assert anyio.current_time() - began == pytest.approx(1.9, abs=0.02)
 
 
-@guarantees("Restarts that are spread over time never exceed the limit", topic="Restart intensity and escalation")
+@guarantees(
+    "Restarts that are older than the period no longer count",
+    topic="Restart intensity and escalation",
+)
 async def test_restarts_spread_over_time_never_add_up_to_too_many() -> None:
     puppet = Puppet("a")
     root = Supervisor("root", [puppet.spec()], intensity=RestartIntensity(2, 30.0), backoff=PLAIN)
@@ -80,8 +83,8 @@ async def test_restarts_spread_over_time_never_add_up_to_too_many() -> None:
 )
 @guarantees("An idle actor is never hung", topic="Watchdog and unresponsive attempts")
 @guarantees(
-    "A mailbox's depth counts what is queued and unacked; its capacity, the oldest envelope's age and the busy time"
-    " are there",
+    "A snapshot has each mailbox's depth (queued and unacked envelopes), its capacity, the age of its oldest "
+    "envelope, and the actor's busy time",
     topic="Snapshot",
 )
 async def test_a_hung_attempt_is_cancelled_and_restarted() -> None:
@@ -110,7 +113,7 @@ async def test_a_hung_attempt_is_cancelled_and_restarted() -> None:
 
 
 @guarantees(
-    "An actor that sends heartbeats is not hung; a child that never sent one has no watchdog",
+    "An actor that sends heartbeats is not hung; a child that never sent a heartbeat has no watchdog",
     topic="Watchdog and unresponsive attempts",
 )
 async def test_heartbeats_prevent_a_hang_and_no_heartbeat_means_no_watchdog() -> None:
@@ -134,12 +137,13 @@ async def test_heartbeats_prevent_a_hang_and_no_heartbeat_means_no_watchdog() ->
 
 
 @guarantees(
-    "An attempt that ignores its cancellation beyond the grace is unresponsive, makes the tree unhealthy, and can't"
-    " be killed again",
+    "An attempt that ignores its cancellation for longer than the grace is unresponsive: the tree is unhealthy, and"
+    " the attempt can't be killed again",
     topic="Watchdog and unresponsive attempts",
 )
 @guarantees(
-    "After its end a new attempt starts, and the tree is healthy again", topic="Watchdog and unresponsive attempts"
+    "After the end of an unresponsive attempt a new attempt starts, and the tree is healthy again",
+    topic="Watchdog and unresponsive attempts",
 )
 @guarantees("An observer is notified once of an unresponsive attempt", topic="Observer")
 async def test_an_attempt_that_ignores_cancellation_is_unresponsive_until_it_ends() -> None:

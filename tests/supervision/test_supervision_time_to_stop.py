@@ -24,11 +24,11 @@ pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
 @guarantees(
-    "A group continues to stop when a member is unresponsive; that member and the members after it start only after"
-    " its end",
+    "If a member is unresponsive, the other members of its group still stop; that member and the members after it "
+    "start only after its end",
     topic="Strategies",
 )
-@guarantees("A group's back-off begins when its members have stopped (or are unresponsive)", topic="Back-off")
+@guarantees("A group's back-off begins when its members have stopped, or are unresponsive", topic="Back-off")
 async def test_a_group_starts_only_after_its_unresponsive_member_has_ended() -> None:
     a, c = Puppet("a"), Puppet("c")
 
@@ -56,8 +56,8 @@ async def test_a_group_starts_only_after_its_unresponsive_member_has_ended() -> 
 
 
 @guarantees(
-    "A member that was unresponsive before its group restarted belongs to that restart: it restarts after its end, "
-    "and is not counted again",
+    "A member that was unresponsive before its group restarted restarts after its end, and this restart is not "
+    "counted again",
     topic="Strategies",
 )
 async def test_an_unresponsive_member_rejoins_its_group_without_another_restart() -> None:
@@ -93,7 +93,8 @@ async def test_an_unresponsive_member_rejoins_its_group_without_another_restart(
 
 @guarantees("Each child has its own time to stop; after that it is cancelled", topic="Shutdown budgets")
 @guarantees(
-    "A stop waits for an unresponsive attempt only during its grace, but the run ends only when that attempt ends",
+    "A stop waits for an unresponsive attempt only during the grace, but the run of the tree ends only when that "
+    "attempt ends",
     topic="Watchdog and unresponsive attempts",
 )
 async def test_each_child_has_its_own_time_to_stop() -> None:

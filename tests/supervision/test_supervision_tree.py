@@ -36,10 +36,10 @@ class Forest:
 
 
 @guarantees("A path consists of the names below the root", topic="Nested trees")
-@guarantees("It shows every node with kind, state and path", topic="Snapshot")
+@guarantees("A snapshot has every node with kind, state and path", topic="Snapshot")
 @guarantees(
-    "An observer is notified of starts and ends, with path and reason; a supervisor without an observer uses its "
-    "parent's",
+    "An observer is notified of starts and ends, with path and reason; a supervisor without an observer uses the "
+    "observer of its parent",
     topic="Observer",
 )
 async def test_paths_lead_from_below_the_root_to_every_node() -> None:
@@ -63,8 +63,8 @@ async def test_paths_lead_from_below_the_root_to_every_node() -> None:
 @guarantees("A kill deep down leaves the rest of the tree alone", topic="Nested trees")
 @guarantees("A kill ends one attempt; a second kill of the same attempt returns False", topic="Kill by path")
 @guarantees(
-    "An observer is notified of starts and ends, with path and reason; a supervisor without an observer uses its "
-    "parent's",
+    "An observer is notified of starts and ends, with path and reason; a supervisor without an observer uses the "
+    "observer of its parent",
     topic="Observer",
 )
 async def test_kill_by_path_hits_one_actor() -> None:
@@ -79,7 +79,7 @@ async def test_kill_by_path_hits_one_actor() -> None:
 
 
 @guarantees("A supervisor that is restarted starts all its children again", topic="Nested trees")
-@guarantees("A killed supervisor ends everything below it, and all of it restarts", topic="Kill by path")
+@guarantees("A kill of a supervisor ends all actors below it, and all of them restart", topic="Kill by path")
 async def test_killing_a_supervisor_restarts_everything_below_it() -> None:
     forest = Forest()
     async with running(forest.root):
@@ -93,7 +93,10 @@ async def test_killing_a_supervisor_restarts_everything_below_it() -> None:
     assert forest.observer.reasons("mid/low/c") == ["cancelled", "stopped"]
 
 
-@guarantees("An unknown path is an error; a known one that does not run returns False", topic="Kill by path")
+@guarantees(
+    "A kill of an unknown path raises UnknownChild; a kill of a known child that does not run returns False",
+    topic="Kill by path",
+)
 @pytest.mark.parametrize("path", ["", "x", "a/x", "a/", "mid/", "mid/x", "mid/low/x", "mid/low/c/x"])
 async def test_an_unknown_path_is_an_error(path: str) -> None:
     forest = Forest()
@@ -121,8 +124,8 @@ async def test_children_share_no_name_mailbox_or_supervisor() -> None:
 
 @guarantees("A supervisor runs once at a time, and may run again after its end", topic="Start and stop")
 @guarantees(
-    "Incarnations count all attempts; restarts those that followed another one within a run of the supervisor, "
-    "after a return too",
+    "`incarnation` counts all attempts; `restarts` counts the attempts that followed another attempt in the same "
+    "run of the supervisor, also after a return",
     topic="Snapshot",
 )
 async def test_a_supervisor_runs_once_at_a_time_and_again_after_its_end() -> None:
@@ -142,8 +145,8 @@ async def test_a_supervisor_runs_once_at_a_time_and_again_after_its_end() -> Non
 
 
 @guarantees(
-    "A mailbox's depth counts what is queued and unacked; its capacity, the oldest envelope's age and the busy time"
-    " are there",
+    "A snapshot has each mailbox's depth (queued and unacked envelopes), its capacity, the age of its oldest "
+    "envelope, and the actor's busy time",
     topic="Snapshot",
 )
 async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
@@ -175,8 +178,8 @@ async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
         await until(at_rest)
 
 
-@guarantees("A stop lets children empty their mailboxes, then closes them", topic="Start and stop")
-@guarantees("A stop reaches through all levels", topic="Nested trees")
+@guarantees("A stop lets the children empty their mailboxes, and then closes the mailboxes", topic="Start and stop")
+@guarantees("A stop reaches the actors of all levels", topic="Nested trees")
 async def test_a_stop_drains_the_mailboxes_and_then_closes_them() -> None:
     mailbox: Mailbox[int] = Mailbox("m", 50)
     got: list[int] = []

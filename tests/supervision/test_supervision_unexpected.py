@@ -125,8 +125,8 @@ class Tree:
 
 
 @guarantees(
-    "A native cancellation of one of the library's own tasks is no silent end: the supervisor restarts, or "
-    "`run_tree` raises if no supervisor can restart it",
+    "After a native cancellation of one of the library's own tasks the supervisor restarts, or `run_tree` raises if"
+    " no supervisor can restart that task",
     topic="Unexpected cancellation",
 )
 async def test_a_tree_hit_by_a_native_cancellation_recovers_or_raises() -> None:

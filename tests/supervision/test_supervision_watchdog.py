@@ -36,8 +36,8 @@ async def test_the_watchdog_cancels_hung_and_unready_attempts(reason: str) -> No
         assert observer.reasons("a")[0] == reason
 
 
-@guarantees("A hang counts too", topic="Unacked envelopes and redelivery")
-@guarantees("Hangs count", topic="Giving up after N deliveries")
+@guarantees("A hang counts as a failed delivery", topic="Unacked envelopes and redelivery")
+@guarantees("Hangs count towards `max_deliveries`", topic="Giving up after N deliveries")
 async def test_an_envelope_whose_actor_hangs_is_given_up() -> None:
     mailbox: Mailbox[str] = Mailbox("a", 5, max_deliveries=2)
     given_up: list[tuple[str, int]] = []
@@ -61,7 +61,8 @@ async def test_an_envelope_whose_actor_hangs_is_given_up() -> None:
 
 
 @guarantees(
-    "After its end a new attempt starts, and the tree is healthy again", topic="Watchdog and unresponsive attempts"
+    "After the end of an unresponsive attempt a new attempt starts, and the tree is healthy again",
+    topic="Watchdog and unresponsive attempts",
 )
 async def test_an_unresponsive_attempt_is_reported_and_may_still_end() -> None:
     observer = Recorder()

@@ -68,6 +68,18 @@ def test_every_relative_link_leads_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_to_a_heading_leads_to_one(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text()):
+        assert anchor in anchors(document.parent / target if target else document), f"{target}#{anchor}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_metric_that_a_document_names_exists(document: Path) -> None:
     known = {sample.name for family in Telemetry().registry.collect() for sample in family.samples}
