@@ -38,10 +38,11 @@ def test_each_story_ends_as_it_is_told(story: Story) -> None:
 TESTS = r"`(tests/[\w/]+\.py)(?:::(\w+))?`"
 VARIABLES = r"\bBCS_[A-Z_]+\b"
 METRICS = r"\bbcs_[a-z_]+\b"
+PATHS = r"`(?:bcs/)?((?:[a-z_]+/)+[a-z_]+\.(?:py|yml|yaml)|[a-z_]+/(?:[a-z_]+/)*)`"
 LINKS = r"\]\(([^)#:]+)(?:#[^)]*)?\)"
 
 
-@pytest.mark.parametrize(("pattern", "least"), [(TESTS, 50), (VARIABLES, 50), (LINKS, 10), (METRICS, 20)])
+@pytest.mark.parametrize(("pattern", "least"), [(TESTS, 50), (VARIABLES, 50), (LINKS, 10), (METRICS, 20), (PATHS, 50)])
 def test_what_is_looked_for_is_found(pattern: str, least: int) -> None:
     text = "".join(document.read_text() for document in DOCUMENTS)
     assert len(re.findall(pattern, text)) >= least
@@ -66,6 +67,12 @@ def test_every_variable_that_a_document_names_exists(document: Path) -> None:
 def test_every_relative_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(LINKS, document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_that_a_document_names_exists(document: Path) -> None:
+    for path in re.findall(PATHS, document.read_text()):
+        assert any((folder / path).exists() for folder in (ROOT, ROOT / "bcs", ROOT / "bcs/actors")), path
 
 
 def anchors(document: Path) -> set[str]:
