@@ -55,35 +55,41 @@ STEPS = [
         (r"BatchEssaysRegistered sent to huleedu\S+, key mine",),
     ),
     Step(
-        "Its essays are spellchecked.",
+        "Send the events of its spellcheck.",
         "bcs events sample SpellcheckPhaseCompletedV1 --batch mine | bcs events send -",
         (r"key essay_1", r"key essay_2", r"key essay_3"),
     ),
-    Step("What is known of it?", "bcs batches show mine", (r"3 essays known, 3 expected", r"spellcheck +complete")),
     Step(
-        "What is still to run? Spellcheck is pruned, and that is announced.",
+        "What does BCS know of the batch?",
+        "bcs batches show mine",
+        (r"3 essays known, 3 expected", r"spellcheck +complete"),
+    ),
+    Step(
+        "Which phases are still to run? Spellcheck is pruned, and BCS announces that.",
         "bcs resolve mine ai_feedback",
         (r"spellcheck +pruned", r"ai_feedback +run"),
     ),
-    Step("Why?", "bcs batches history mine --limit 1", (r"pruned spellcheck",)),
+    Step("Why was it pruned?", "bcs batches history mine --limit 1", (r"pruned spellcheck",)),
     Step(
         "What did BCS publish?",
         "bcs events tail --skipped --no-follow --last 1",
         (r"phase skipped: spellcheck of batch\s+mine",),
     ),
     Step(
-        "Another service reports on a phase that BCS does not know.",
+        "Send an event about a phase that BCS does not know.",
         "bcs events sample ELSBatchPhaseOutcomeV1 --batch mine --phase grammar > e.json; bcs events send e.json",
         (r"unknown_phase: phase_name 'grammar' is not a known phase",),
         exit_code=1,
     ),
-    Step("A real producer would not have asked.", "bcs events send --unchecked e.json", (r"key mine",)),
+    Step("Send it unchecked, as a real producer would.", "bcs events send --unchecked e.json", (r"key mine",)),
     Step(
         "Find the dead letter.",
         "bcs dlq list --each",
         (r"unknown_phase, batch mine", r"(huleedu\S+\.DLQ/\d+/\d+)"),
     ),
-    Step("Look into it.", "bcs dlq show LETTER", (r"phase_name 'grammar' is not a known phase", r"(?s)\"mine\"")),
+    Step(
+        "Show the dead letter.", "bcs dlq show LETTER", (r"phase_name 'grammar' is not a known phase", r"(?s)\"mine\"")
+    ),
     Step(
         "Mend the cause: define the phase, and press r where `bcs dev` runs.",
         r"sed -i 's/^pipelines:/  - {name: grammar, requires: [spellcheck]}\n\n&/' pipelines.yaml",
@@ -91,11 +97,11 @@ STEPS = [
     ),
     Step("Put the message back.", "bcs dlq replay --all", (r"1 of 1 letters? put back",)),
     Step(
-        "Now it counts.",
+        "Now BCS has applied the event.",
         "bcs batches show mine --phase grammar",
         (r"grammar +complete",),
     ),
-    Step("Is everything there?", "bcs doctor | grep -v ^ok", ()),
+    Step("Does everything work?", "bcs doctor | grep -v ^ok", ()),
 ]
 MENDED = "Mend the cause"
 
@@ -221,11 +227,11 @@ def _document(sections: list[str], seconds: float) -> str:
     head = f"""\
 # The first ten minutes
 
-Played by `python -m tests.e2e.first_ten_minutes`, which writes this file, and by a test of the release tier
-(`tests/e2e/test_first_ten_minutes.py`). It took {seconds:.0f} seconds on two cores, after the command in the README
-that installs BCS (about a minute). `bcs dev --demo` runs in one terminal, with a copy of
-[config/pipelines.yaml](../config/pipelines.yaml) that `BCS_PIPELINE_CONFIG_PATH` names; all other commands run in
-another terminal, with the variables that it prints.
+`python -m tests.e2e.first_ten_minutes` runs these commands and writes this file; a test of the release tier
+(`tests/e2e/test_first_ten_minutes.py`) runs them, too. They took {seconds:.0f} seconds on two cores, after the
+README's command that installs BCS (about a minute). `bcs dev --demo` runs in one terminal, with a copy of
+[config/pipelines.yaml](../config/pipelines.yaml) that `BCS_PIPELINE_CONFIG_PATH` names. All other commands run in
+another terminal, with the variables that `bcs dev` prints.
 """
     return "\n".join([head, *sections])
 

@@ -10,10 +10,12 @@ import pytest
 
 from bcs.supervision import ActorContext, ChildSpec, Envelope, Mailbox, Supervisor, serve
 from tests.supervision.harness import AT_ONCE, DIED, OFTEN, Boom, Context, fail_on_max_deliveries, running, until
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 
+@guarantees("An attempt reports ready once; a second report has no effect", topic="Readiness")
 async def test_ready_is_reported_once() -> None:
     reports: list[str] = []
     context: Context = ActorContext("a", on_ready=lambda: reports.append("ready"))
@@ -23,12 +25,17 @@ async def test_ready_is_reported_once() -> None:
     assert reports == ["ready"]
 
 
+@guarantees("An actor whose spec has no mailbox gets a RuntimeError when it uses its mailbox", topic="Mailboxes")
 async def test_the_mailbox_of_an_actor_without_one_raises() -> None:
     context: Context = ActorContext("a")
     with pytest.raises(RuntimeError, match="no mailbox"):
         await context.receive()
 
 
+@guarantees(
+    "Receiving envelopes counts as a heartbeat; waiting for envelopes marks the actor idle",
+    topic="Watchdog and unresponsive attempts",
+)
 async def test_receive_sends_a_heartbeat_with_envelopes_and_is_idle_without() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     context = ActorContext("a", mailbox=mailbox)
@@ -50,6 +57,7 @@ async def test_receive_sends_a_heartbeat_with_envelopes_and_is_idle_without() ->
     assert context.busy_since is None
 
 
+@guarantees("A stop wakes an actor that waits for envelopes", topic="Start and stop")
 async def test_a_stop_wakes_a_waiting_receive() -> None:
     context: Context = ActorContext("a", mailbox=Mailbox("m", 5))
     async with anyio.create_task_group() as tasks:
@@ -68,6 +76,7 @@ async def test_a_stop_wakes_a_waiting_receive() -> None:
     assert context.stopping
 
 
+@guarantees("A stop lets the children empty their mailboxes, and then closes the mailboxes", topic="Start and stop")
 async def test_a_stop_drains_the_mailbox_first() -> None:
     mailbox: Mailbox[int] = Mailbox("m", 10)
     context = ActorContext("a", mailbox=mailbox)
@@ -82,6 +91,7 @@ async def test_a_stop_drains_the_mailbox_first() -> None:
     assert drained == [0, 1, 2, 3, 4]
 
 
+@guarantees("Closing a mailbox ends the wait of its receiver", topic="Mailboxes")
 async def test_a_closed_mailbox_ends_receive_when_it_is_empty() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     context = ActorContext("a", mailbox=mailbox)
@@ -92,6 +102,10 @@ async def test_a_closed_mailbox_ends_receive_when_it_is_empty() -> None:
         assert await context.receive() == []
 
 
+@guarantees(
+    "A handler receives all waiting envelopes as one list, up to a limit, and may ack some of them before it returns",
+    topic="Unacked envelopes and redelivery",
+)
 async def test_serve_passes_the_waiting_envelopes_as_one_list() -> None:
     mailbox: Mailbox[int] = Mailbox("m", 10)
     context = ActorContext("a", mailbox=mailbox)
@@ -134,6 +148,20 @@ async def test_an_envelope_delivered_too_often_is_given_up_unhandled() -> None:
     assert (handled, given_up) == (["good"], ["poison"])
 
 
+@guarantees(
+    "After a crash each unacked envelope may be the cause: its failed delivery is counted, the error is kept with "
+    "it, and it is redelivered alone",
+    topic="Unacked envelopes and redelivery",
+)
+@guarantees(
+    "After `max_deliveries` deliveries that ended in a crash or a hang, `serve` passes the envelope alone, with the"
+    " last error, to `on_max_deliveries`",
+    topic="Giving up after N deliveries",
+)
+@guarantees(
+    "If `max_deliveries` is at least two, the envelopes that were unacked together with a poisonous one are handled",
+    topic="Giving up after N deliveries",
+)
 @pytest.mark.parametrize("deliveries", [1, 2, 5])
 async def test_a_poisonous_envelope_comes_alone_and_is_given_up(deliveries: int) -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=deliveries)
@@ -171,6 +199,7 @@ async def test_a_poisonous_envelope_comes_alone_and_is_given_up(deliveries: int)
         assert len(given_up) == 1
 
 
+@guarantees("If `on_max_deliveries` fails, it is called again", topic="Giving up after N deliveries")
 async def test_giving_up_is_retried_after_a_failure() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=1)
     tries: list[int] = []
@@ -193,6 +222,11 @@ async def test_giving_up_is_retried_after_a_failure() -> None:
     assert tries == [1, 2, 3]
 
 
+@guarantees(
+    "A kill, a start timeout and a shutdown timeout never count as a failed delivery",
+    topic="Unacked envelopes and redelivery",
+)
+@guarantees("Kills do not count towards `max_deliveries`", topic="Giving up after N deliveries")
 async def test_an_envelope_is_never_given_up_for_kills() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10, max_deliveries=1)
     taken: list[int] = []

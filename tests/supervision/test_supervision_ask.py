@@ -34,6 +34,7 @@ from tests.supervision.harness import (
     running,
     until,
 )
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +67,7 @@ def oracle() -> tuple[Supervisor, Mailbox[Question]]:
     return Supervisor("root", [oracle_spec(mailbox)], backoff=AT_ONCE, intensity=OFTEN), mailbox
 
 
+@guarantees("An ask returns the reply", topic="Asks")
 async def test_an_ask_returns_the_reply() -> None:
     root, mailbox = oracle()
     async with running(root):
@@ -73,6 +75,7 @@ async def test_an_ask_returns_the_reply() -> None:
         assert mailbox.pending_asks == 0
 
 
+@guarantees("An ask raises the error that the actor set with `Reply.fail`; the actor does not crash", topic="Asks")
 async def test_an_ask_raises_the_error_that_the_actor_set() -> None:
     root, mailbox = oracle()
     async with running(root):
@@ -81,6 +84,7 @@ async def test_an_ask_raises_the_error_that_the_actor_set() -> None:
         assert root.snapshot().children[0].restarts == 0
 
 
+@guarantees("An ask raises ActorDied when the actor crashes; the next attempt answers again", topic="Asks")
 async def test_an_ask_fails_when_the_actor_dies_and_the_next_attempt_answers() -> None:
     root, mailbox = oracle()
     async with running(root):
@@ -90,6 +94,10 @@ async def test_an_ask_fails_when_the_actor_dies_and_the_next_attempt_answers() -
         assert await mailbox.ask(question("hello"), PATIENCE_SECONDS) == "HELLO"
 
 
+@guarantees(
+    "An ask raises AskTimeout after the deadline; the envelope stays with `caller_gone`, and a late reply is ignored",
+    topic="Asks",
+)
 async def test_an_ask_that_times_out_leaves_an_envelope_without_caller() -> None:
     root, mailbox = oracle()
     async with running(root):
@@ -104,6 +112,7 @@ async def test_an_ask_that_times_out_leaves_an_envelope_without_caller() -> None
     assert not envelope.message.reply.send("too late")
 
 
+@guarantees("The caller's cancellation ends an ask, and leaves the envelope with `caller_gone`", topic="Asks")
 async def test_a_cancelled_ask_leaves_an_envelope_without_caller() -> None:
     mailbox: Mailbox[Question] = Mailbox("m", 5)
     async with anyio.create_task_group() as tasks:
@@ -118,6 +127,7 @@ async def test_a_cancelled_ask_leaves_an_envelope_without_caller() -> None:
     mailbox.redeliver(DIED, failure_cause=Boom())  # nobody waits: nothing to fail, nothing raised
 
 
+@guarantees("An ask of a full mailbox raises MailboxFull at once", topic="Asks")
 async def test_an_ask_of_a_full_mailbox_fails_at_once() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", 1)
     mailbox.send_nowait("a")
@@ -126,6 +136,7 @@ async def test_an_ask_of_a_full_mailbox_fails_at_once() -> None:
     assert mailbox.depth == 1
 
 
+@guarantees("An ask raises MailboxClosed if the mailbox is closed before the ask, or while the ask waits", topic="Asks")
 async def test_an_ask_fails_when_the_mailbox_closes_before_or_during_it() -> None:
     mailbox: Mailbox[Question] = Mailbox("m", 1)
     with raises_one(MailboxClosed):
@@ -137,6 +148,17 @@ async def test_an_ask_fails_when_the_mailbox_closes_before_or_during_it() -> Non
         await mailbox.ask(question("x"), PATIENCE_SECONDS)
 
 
+@guarantees(
+    "An ask raises ActorDied when the actor or its supervisor is killed, and when the tree's time to stop is over; "
+    "also if the actor has not received the envelope yet",
+    topic="Asks",
+)
+@guarantees(
+    "All pending asks fail together: when the observer is notified of the actor's end, five hundred asks have "
+    "raised ActorDied",
+    topic="Asks",
+)
+@guarantees("ActorDied names the actor by its path", topic="Asks")
 @pytest.mark.parametrize("end", ["crash", "kill", "kill parent", "tree"])
 async def test_five_hundred_asks_all_end_with_their_actor_at_once(end: str) -> None:
     mailbox: Mailbox[Question] = Mailbox("oracle", 1_000)
@@ -189,6 +211,7 @@ async def test_five_hundred_asks_all_end_with_their_actor_at_once(end: str) -> N
     assert {(kind, actor) for kind, actor, _ in ended} == {(ActorDied, "inner/oracle")}
 
 
+@guarantees("An ask raises MailboxClosed if the mailbox is closed before the ask, or while the ask waits", topic="Asks")
 async def test_an_ask_of_a_tree_that_ended_is_refused() -> None:
     root, mailbox = oracle()
     async with running(root):
@@ -197,6 +220,7 @@ async def test_an_ask_of_a_tree_that_ended_is_refused() -> None:
         await mailbox.ask(question("x"), PATIENCE_SECONDS)
 
 
+@guarantees("The first answer wins", topic="Asks")
 async def test_the_first_answer_wins() -> None:
     reply: Reply[int] = Reply()
     with pytest.raises(RuntimeError, match="not settled"):
@@ -214,6 +238,7 @@ async def test_the_first_answer_wins() -> None:
         await failed.wait()
 
 
+@guarantees("Several tasks may wait for one reply", topic="Asks")
 async def test_several_may_wait_for_one_reply() -> None:
     reply: Reply[int] = Reply()
     got: list[int] = []

@@ -20,6 +20,7 @@ from bcs.supervision import (
 )
 from tests.supervision.harness import Boom, Context, Question, fail_on_max_deliveries, question, running
 from tests.supervision.timed import ON_TRIO
+from tests.support.guarantees import guarantees
 
 pytestmark = [pytest.mark.anyio, ON_TRIO]
 
@@ -70,6 +71,8 @@ class Answerers:
         return dict(self.root.snapshot().iter_flat())[where].state
 
 
+@guarantees("ActorDied names the actor by its path", topic="Asks")
+@guarantees("An ask during a back-off is answered by the next attempt, or ends at its deadline", topic="Asks")
 @pytest.mark.parametrize("where", ["oracle", "pool/key"])
 async def test_an_ask_during_a_back_off_gets_an_answer_or_times_out(where: str) -> None:
     answerers = Answerers()

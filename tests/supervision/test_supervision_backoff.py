@@ -30,10 +30,12 @@ from tests.supervision.harness import (
     running,
 )
 from tests.supervision.timed import ON_TRIO, PLAIN, Timed, later
+from tests.support.guarantees import guarantees
 
 pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
+@guarantees("Both kinds of supervisor take the jitter from their argument `random`", topic="Back-off")
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
 async def test_the_given_random_numbers_make_the_jitter(kind: str) -> None:
     observer = Timed()
@@ -63,6 +65,7 @@ async def test_the_given_random_numbers_make_the_jitter(kind: str) -> None:
     assert observer.times("started")[:4] == [0, 8, 15, 19]
 
 
+@guarantees("Each key has its own back-off; a healthy period or an empty mailbox resets it", topic="Back-off")
 async def test_each_key_has_its_own_back_off_which_health_or_emptiness_resets() -> None:
     observer = Recorder()
     lives = {"a": [0.0, 0.0, 9.9, 10.0, 0.0], "b": [0.0, 0.0]}
@@ -97,6 +100,7 @@ async def test_each_key_has_its_own_back_off_which_health_or_emptiness_resets() 
     assert [delay for key, delay in observer.of("restarting") if key == "b"] == [1, 2]
 
 
+@guarantees("A group restart from an earlier child shortens no member's back-off", topic="Back-off")
 async def test_a_group_restart_cuts_no_member_s_back_off_short() -> None:
     a, b = Puppet("a"), Puppet("b")
     observer = Timed()
@@ -117,6 +121,7 @@ async def test_a_group_restart_cuts_no_member_s_back_off_short() -> None:
         assert anyio.current_time() - began == pytest.approx(4.0, abs=0.02)
 
 
+@guarantees("A group's back-off ends with the run of its supervisor", topic="Back-off")
 async def test_the_back_off_of_a_group_ends_with_the_run() -> None:
     a, b = Puppet("a"), Puppet("b")
 
@@ -142,6 +147,9 @@ async def test_the_back_off_of_a_group_ends_with_the_run() -> None:
         assert anyio.current_time() - began == pytest.approx(1.0, abs=0.02)
 
 
+@guarantees(
+    "Messages, waiting senders and asks between two runs are served by the next run", topic="Dynamic supervisors"
+)
 async def test_envelopes_sent_between_two_runs_are_served_by_the_next_run() -> None:
     got: list[tuple[str, str, float]] = []
 

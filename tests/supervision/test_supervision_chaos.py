@@ -26,6 +26,7 @@ from bcs.supervision import (
     serve_until_empty,
 )
 from tests.supervision.harness import OFTEN, Boom, Context, Recorder, fail_on_max_deliveries, question, running, until
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
@@ -172,6 +173,13 @@ class Tree:
             await anyio.sleep(throw * TICK_SECONDS)
 
 
+@guarantees(
+    "Under random crashes, kills and hangs a child has only one attempt at a time. Under one_for_all and "
+    "rest_for_one that attempt starts after the later children have stopped. Every attempt ends before its "
+    "supervisor ends, and the tree recovers",
+    topic="Strategies",
+)
+@guarantees("Every message is handled, whichever actors are killed", topic="Mailboxes")
 @pytest.mark.parametrize("seed", range(12))
 async def test_a_disturbed_tree_keeps_its_order_loses_nothing_and_recovers(seed: int) -> None:
     tree = Tree(seed)

@@ -22,10 +22,16 @@ from tests.supervision.harness import (
     until,
 )
 from tests.supervision.workers import Workers
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 
+@guarantees(
+    "A message makes the child; the child ends when its mailbox is empty; the incarnations of the next child for "
+    "that key count from 1 again",
+    topic="Dynamic supervisors",
+)
 async def test_a_message_makes_a_child_and_an_empty_mailbox_retires_it() -> None:
     workers = Workers()
     async with running(workers.root):
@@ -45,6 +51,7 @@ async def test_a_message_makes_a_child_and_an_empty_mailbox_retires_it() -> None
     assert not workers.observer.of("restarting")
 
 
+@guarantees("An ask makes a child, too; the name of the child is the key", topic="Dynamic supervisors")
 async def test_an_ask_makes_a_child_and_gets_its_answer() -> None:
     workers = Workers()
     async with running(workers.root):
@@ -52,6 +59,8 @@ async def test_an_ask_makes_a_child_and_gets_its_answer() -> None:
         await until(lambda: workers.alive == 0)
 
 
+@guarantees("`serve_until_empty` gives envelopes up in the same way as `serve`", topic="Giving up after N deliveries")
+@guarantees("After a crash only the child of that key restarts", topic="Dynamic supervisors")
 async def test_a_crash_is_followed_by_a_restart_for_this_key_alone() -> None:
     workers = Workers(max_deliveries=2)
     async with running(workers.root):
@@ -69,6 +78,7 @@ async def test_a_crash_is_followed_by_a_restart_for_this_key_alone() -> None:
     assert workers.observer.reasons("workers") == ["stopped"]
 
 
+@guarantees("While the supervisor does not run, messages wait in the mailboxes", topic="Dynamic supervisors")
 async def test_messages_wait_while_it_does_not_run() -> None:
     workers = Workers()
     workers.supervisor.deliver_nowait("a", 1)
@@ -80,6 +90,13 @@ async def test_messages_wait_while_it_does_not_run() -> None:
     assert sorted(workers.got) == [("a", 1), ("b", 2)]
 
 
+@guarantees(
+    "A dynamic supervisor counts the restarts of all its children together", topic="Restart intensity and escalation"
+)
+@guarantees(
+    "When the supervisor gives up, running children finish; the next run serves the remaining messages",
+    topic="Dynamic supervisors",
+)
 async def test_a_dynamic_supervisor_gives_up_and_serves_the_rest_in_its_next_run() -> None:
     workers = Workers(intensity=RestartIntensity(2, 60.0), max_deliveries=5)
     for key in "abc":
@@ -105,6 +122,11 @@ async def test_a_dynamic_supervisor_gives_up_and_serves_the_rest_in_its_next_run
     assert workers.given_up == ["poison"] * 3
 
 
+@guarantees("Below a dynamic supervisor the rest of the path is the key, including slashes", topic="Kill by path")
+@guarantees(
+    'The observer receives the reason of a kill; the reason of actors below a killed supervisor is "cancelled"',
+    topic="Observer",
+)
 async def test_killing_a_child_and_killing_them_all() -> None:
     workers = Workers()
     async with running(workers.root):
@@ -125,6 +147,7 @@ async def test_killing_a_child_and_killing_them_all() -> None:
     assert workers.observer.reasons("workers/a/b") == ["shot", "cancelled", "returned"]
 
 
+@guarantees("An ask raises ActorDied when a dynamic child is killed", topic="Asks")
 async def test_an_ask_ends_with_the_child() -> None:
     workers = Workers()
     workers.hold("a")
@@ -140,6 +163,7 @@ async def test_an_ask_ends_with_the_child() -> None:
         workers.release()
 
 
+@guarantees("A stop lets all children finish; then messages are refused", topic="Dynamic supervisors")
 async def test_a_stop_lets_all_children_finish() -> None:
     workers = Workers()
     workers.hold(*"abc")

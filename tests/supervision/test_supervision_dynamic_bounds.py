@@ -33,10 +33,15 @@ from tests.supervision.harness import (
     until,
 )
 from tests.supervision.workers import Workers
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 
+@guarantees(
+    "If the mailbox of a child is full, `deliver_nowait` refuses the message and `deliver` waits",
+    topic="Dynamic supervisors",
+)
 async def test_a_full_mailbox_refuses_or_makes_wait() -> None:
     workers = Workers(mailbox_capacity=1)
     async with running(workers.root), anyio.create_task_group() as tasks:
@@ -56,6 +61,11 @@ async def test_a_full_mailbox_refuses_or_makes_wait() -> None:
     assert workers.got == [("a", 0), ("a", 1), ("a", 3)]
 
 
+@guarantees(
+    "If there are `max_children` children, `deliver_nowait` refuses a new child and `deliver` waits; a sender that "
+    "stops waiting leaves nothing behind",
+    topic="Dynamic supervisors",
+)
 async def test_too_many_children_refuse_or_make_wait() -> None:
     workers = Workers(max_children=2)
     done: list[str] = []
@@ -88,6 +98,10 @@ async def test_too_many_children_refuse_or_make_wait() -> None:
     assert "f" not in dict(workers.got)
 
 
+@guarantees(
+    "A sender that waits for a place for a new child stops waiting when another sender makes that child",
+    topic="Dynamic supervisors",
+)
 @pytest.mark.parametrize("together", [True, False])
 async def test_a_wait_for_a_place_ends_when_another_sender_makes_the_child(together: bool) -> None:
     workers = Workers(max_children=2)
@@ -119,6 +133,11 @@ async def test_a_wait_for_a_place_ends_when_another_sender_makes_the_child(toget
     assert sorted(workers.got) == [("a", 0), ("b", 0), ("c", 1), ("c", 2), ("c", 3), ("d", 4), ("e", 4)]
 
 
+@guarantees(
+    "A child that returns with envelopes left and acked none counts as crashed, so the restart intensity prevents "
+    "an endless loop",
+    topic="Dynamic supervisors",
+)
 async def test_returning_with_envelopes_left_counts_as_a_crash() -> None:
     attempts: list[int] = []
 
@@ -134,6 +153,10 @@ async def test_returning_with_envelopes_left_counts_as_a_crash() -> None:
     assert attempts == [1, 2, 3, 4]
 
 
+@guarantees(
+    "A crash of a dynamic child counts, also if its mailbox is empty and so no child restarts",
+    topic="Restart intensity and escalation",
+)
 async def test_a_crash_with_an_empty_mailbox_counts_without_a_restart() -> None:
     attempts: list[str] = []
 
@@ -153,6 +176,7 @@ async def test_a_crash_with_an_empty_mailbox_counts_without_a_restart() -> None:
     assert pool.snapshot().total_children == 0
 
 
+@guarantees("No message is lost that arrives while a child ends", topic="Dynamic supervisors")
 @pytest.mark.parametrize("pause", [True, False])
 async def test_no_message_slips_through_as_a_child_retires(pause: bool) -> None:
     got: list[int] = []
@@ -187,6 +211,7 @@ async def test_no_message_slips_through_as_a_child_retires(pause: bool) -> None:
             assert own == sorted(own)
 
 
+@guarantees("The end of the tree ends the wait of every sender for a place", topic="Dynamic supervisors")
 async def test_closing_ends_the_waits_for_a_place() -> None:
     pool: DynamicSupervisor[int] = DynamicSupervisor("pool", anyio.sleep_forever, mailbox_capacity=1, max_children=1)  # type: ignore[arg-type]
     pool.deliver_nowait("a", 1)
@@ -207,6 +232,7 @@ async def test_closing_ends_the_waits_for_a_place() -> None:
     assert sorted(refused) == ["a", "a", "b", "c"]
 
 
+@guarantees("A snapshot of a dynamic supervisor lists at most a hundred children and counts all", topic="Snapshot")
 async def test_a_snapshot_lists_a_hundred_and_counts_all() -> None:
     workers = Workers(max_children=300)
     for number in range(250):
@@ -216,6 +242,7 @@ async def test_a_snapshot_lists_a_hundred_and_counts_all() -> None:
     assert snapshot.kind == "dynamic"
 
 
+@guarantees("Limits below one are refused", topic="Dynamic supervisors")
 @pytest.mark.parametrize("bounds", [{"max_children": 0}, {"mailbox_capacity": 0}, {"max_deliveries": 0}])
 async def test_bounds_below_one_are_refused_at_once(bounds: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"mailbox_capacity": 1, "max_children": 1, **bounds}

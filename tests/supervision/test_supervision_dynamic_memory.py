@@ -32,10 +32,12 @@ from tests.supervision.harness import (
     until,
 )
 from tests.supervision.workers import Workers
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 
+@guarantees("If `build` raises an error, the ask raises the same error, and no child is made", topic="Asks")
 @pytest.mark.parametrize("runs", [True, False])
 async def test_an_ask_that_cannot_be_built_makes_no_child_and_takes_no_place(runs: bool) -> None:
     workers = Workers(max_children=1)
@@ -57,6 +59,7 @@ async def test_an_ask_that_cannot_be_built_makes_no_child_and_takes_no_place(run
     assert workers.got == ([("b", 1)] if runs else [])
 
 
+@guarantees("A supervisor keeps nothing in memory for a key without a child", topic="Dynamic supervisors")
 async def test_nothing_is_kept_of_a_finished_key() -> None:
     mailboxes: weakref.WeakSet[Mailbox[Any]] = weakref.WeakSet()
 

@@ -19,6 +19,7 @@ from bcs.supervision import (
 )
 from tests.supervision.harness import Boom, Context, Recorder, fail_on_max_deliveries, running, until
 from tests.supervision.timed import ON_TRIO, PLAIN
+from tests.support.guarantees import guarantees
 
 pytestmark = [pytest.mark.anyio, ON_TRIO]
 
@@ -37,6 +38,9 @@ def pool_of(handle: Any, **options: Any) -> tuple[DynamicSupervisor[Any], Superv
     return pool, Supervisor("root", [spec], observer=observer), observer
 
 
+@guarantees(
+    "A hung dynamic child is found at most a tenth of the limit late", topic="Watchdog and unresponsive attempts"
+)
 async def test_a_hung_child_is_cancelled_whenever_it_started() -> None:
     ended: dict[str, float] = {}
 
@@ -61,6 +65,10 @@ async def test_a_hung_child_is_cancelled_whenever_it_started() -> None:
         assert observer.reasons(f"pool/works {number}") == ["returned"]
 
 
+@guarantees(
+    "A child of a dynamic supervisor backs off too, and a message for it does not shorten the wait", topic="Back-off"
+)
+@guarantees("A dynamic child that backs off can't be killed", topic="Kill by path")
 async def test_a_crash_backs_off_for_its_key_alone() -> None:
     async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
         if envelopes[0].attempts < 2:
@@ -80,6 +88,16 @@ async def test_a_crash_backs_off_for_its_key_alone() -> None:
     assert observer.of("restarting")[:2] == [("pool/a", 1.0), ("pool/a", 2.0)]
 
 
+@guarantees(
+    "All children of a dynamic supervisor share one time to stop; afterwards the remaining envelopes stay in the "
+    "mailboxes",
+    topic="Shutdown budgets",
+)
+@guarantees("Within its time to stop a dynamic supervisor still serves new messages", topic="Shutdown budgets")
+@guarantees(
+    "The cancellation of a dynamic child at the end of the time to stop does not count as a restart",
+    topic="Shutdown budgets",
+)
 async def test_a_stop_is_bounded_and_the_envelopes_stay() -> None:
     async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
         await anyio.sleep(envelopes[0].message)  # type: ignore[arg-type]
@@ -101,6 +119,15 @@ async def test_a_stop_is_bounded_and_the_envelopes_stay() -> None:
     assert [(child.name, child.mailbox_depth) for child in pool.snapshot().children] == [("slow", 1)]
 
 
+@guarantees(
+    "A stop waits for an unresponsive attempt only during the grace, but the run of the tree ends only when that "
+    "attempt ends",
+    topic="Watchdog and unresponsive attempts",
+)
+@guarantees(
+    "A snapshot lists unresponsive children first, so that they are seen among any number of children",
+    topic="Snapshot",
+)
 async def test_an_unresponsive_child_is_listed_and_delays_a_stop_by_its_grace_only() -> None:
     async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
         if envelopes[0].message == "ignore cancellation":
@@ -129,6 +156,7 @@ async def test_an_unresponsive_child_is_listed_and_delays_a_stop_by_its_grace_on
     assert observer.of("unresponsive") == [("pool/w",)]
 
 
+@guarantees("A stop takes no longer than the children need", topic="Shutdown budgets")
 async def test_a_stop_takes_no_longer_than_the_children_do() -> None:
     async def handle(context: Context, envelopes: list[Envelope[str]]) -> None:
         await anyio.sleep(2)
@@ -142,6 +170,10 @@ async def test_a_stop_takes_no_longer_than_the_children_do() -> None:
         assert anyio.current_time() == pytest.approx(2, abs=0.1)
 
 
+@guarantees(
+    "The watchdog of a dynamic child runs from the start of the attempt",
+    topic="Watchdog and unresponsive attempts",
+)
 async def test_a_child_that_hangs_before_its_first_receive_is_cancelled() -> None:
     async def start(context: Context) -> None:
         await anyio.sleep_forever()
@@ -155,6 +187,12 @@ async def test_a_child_that_hangs_before_its_first_receive_is_cancelled() -> Non
         assert observer.reasons("pool/a") == ["hung"]
 
 
+@guarantees("The back-off of a dynamic child ends with the run of its supervisor", topic="Back-off")
+@guarantees(
+    "A child that returns with envelopes left and acked some restarts at once, without back-off",
+    topic="Dynamic supervisors",
+)
+@guarantees("A snapshot between two runs of a supervisor shows no child as backing off", topic="Snapshot")
 async def test_a_back_off_ends_with_the_run() -> None:
     got: list[str] = []
 

@@ -21,8 +21,14 @@ from tests.supervision.harness import (
     running,
     until,
 )
+from tests.support.guarantees import guarantees
 
 
+@guarantees(
+    "The unacked envelopes are queued for redelivery before the observer is notified of the end",
+    topic="Unacked envelopes and redelivery",
+)
+@guarantees("A kill ends one attempt; a second kill of the same attempt returns False", topic="Kill by path")
 @pytest.mark.anyio
 async def test_envelopes_are_requeued_and_asks_fail_before_the_end_is_reported() -> None:
     mailbox: Mailbox[Question] = Mailbox("m", 5)
@@ -55,6 +61,7 @@ async def test_envelopes_are_requeued_and_asks_fail_before_the_end_is_reported()
     assert seen[0] == (0, True)
 
 
+@guarantees("Errors of an observer are logged and stop no actor", topic="Observer")
 @pytest.mark.anyio
 async def test_an_observer_that_fails_takes_nothing_down(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Recorder):
@@ -72,6 +79,7 @@ async def test_an_observer_that_fails_takes_nothing_down(caplog: pytest.LogCaptu
     assert caplog.text.count("an observer failed") == 4
 
 
+@guarantees("An attempt that is killed before it began receives no envelope", topic="Unacked envelopes and redelivery")
 @pytest.mark.anyio
 async def test_an_attempt_killed_before_it_began_receives_nothing() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)

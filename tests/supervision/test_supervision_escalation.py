@@ -13,10 +13,16 @@ from bcs.supervision import (
     Supervisor,
 )
 from tests.supervision.harness import AT_ONCE, OFTEN, Boom, Context, Recorder, puppets, running, until
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 
+@guarantees(
+    "A supervisor that gives up stops its children and raises RestartIntensityExceeded with the last error",
+    topic="Restart intensity and escalation",
+)
+@guarantees('An observer is notified when a supervisor gives up; the root\'s path is ""', topic="Observer")
 @pytest.mark.parametrize("strategy", list(Strategy))
 async def test_the_root_gives_up_after_too_many_restarts(strategy: Strategy) -> None:
     diary, (a, b, c) = puppets("abc")
@@ -41,6 +47,12 @@ async def test_the_root_gives_up_after_too_many_restarts(strategy: Strategy) -> 
     assert "RestartIntensityExceeded" in (root.snapshot().last_error or "")
 
 
+@guarantees(
+    "A parent handles the end of a supervisor that gave up as a crash, and restarts that supervisor with a count of"
+    " zero",
+    topic="Restart intensity and escalation",
+)
+@guarantees("A supervisor that is restarted starts all its children again", topic="Nested trees")
 async def test_giving_up_escalates_and_the_parent_restarts_with_a_fresh_count() -> None:
     diary, (outside, a, b) = puppets("oab")
     b.crash_on_start = 5
@@ -58,6 +70,10 @@ async def test_giving_up_escalates_and_the_parent_restarts_with_a_fresh_count() 
     assert diary[:9] == ["+o", "+a", "+b", "-b", "+b", "-b", "-a", "+a", "+b"]
 
 
+@guarantees(
+    "The failure of a supervisor that gives up escalates level by level to the root",
+    topic="Restart intensity and escalation",
+)
 async def test_escalation_reaches_the_root_through_every_level() -> None:
     _, (a,) = puppets("a")
     a.crash_on_start = 1000
@@ -72,6 +88,7 @@ async def test_escalation_reaches_the_root_through_every_level() -> None:
     assert a.attempts == 2**3
 
 
+@guarantees("A mailbox outlives its actor and keeps the queued and the unacked envelopes", topic="Mailboxes")
 async def test_the_mailbox_keeps_queued_and_unacked_envelopes_after_a_crash() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 10)
     seen: list[tuple[str, int, int]] = []

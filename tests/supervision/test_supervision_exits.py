@@ -32,6 +32,7 @@ from tests.supervision.harness import (
     running,
     until,
 )
+from tests.support.guarantees import guarantees
 
 
 def once(act: Callable[[Context], Any]) -> Callable[[Context], Any]:
@@ -72,6 +73,10 @@ async def cancelled_error_in_a_group(context: Context) -> None:
     raise BaseExceptionGroup("g", [asyncio.CancelledError(), Boom()])
 
 
+@guarantees(
+    "Every exception counts as a crash, also the exception group of a task group inside the actor",
+    topic="Restart kinds",
+)
 @pytest.mark.anyio
 @pytest.mark.parametrize(("act", "error"), [(crash, Boom), (in_a_group, ExceptionGroup)])
 async def test_every_kind_of_exception_counts_as_a_crash(
@@ -80,6 +85,11 @@ async def test_every_kind_of_exception_counts_as_a_crash(
     await _crash_and_look(act, error)
 
 
+@guarantees(
+    "A native cancellation that leaks out of an actor, although nothing cancelled the actor, counts as a crash and "
+    "not as a silent end",
+    topic="Unexpected cancellation",
+)
 @pytest.mark.anyio
 @ON_ASYNCIO
 @pytest.mark.parametrize(
@@ -113,6 +123,12 @@ async def _crash_and_look(act: Callable[[Context], Any], error: type[BaseExcepti
     assert observer.reasons("a") == ["crashed", "stopped"]
 
 
+@guarantees("An unexpected cancellation counts as a failed delivery", topic="Unacked envelopes and redelivery")
+@guarantees("If the actor dies, the envelope of an ask is redelivered, although the caller is gone", topic="Asks")
+@guarantees(
+    "After an unexpected cancellation unacked envelopes are redelivered, and asks fail",
+    topic="Unexpected cancellation",
+)
 @pytest.mark.anyio
 @ON_ASYNCIO
 async def test_unacked_envelopes_are_redelivered_after_an_unexpected_cancellation() -> None:
@@ -135,6 +151,11 @@ async def test_unacked_envelopes_are_redelivered_after_an_unexpected_cancellatio
     assert attempts == [0, 1]
 
 
+@guarantees(
+    "SystemExit and KeyboardInterrupt of any child are not handled: the siblings are cancelled, and then the root "
+    "raises the same exception",
+    topic="SystemExit",
+)
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("where", ["static", "dynamic"])
@@ -187,6 +208,11 @@ def test_system_exit_and_keyboard_interrupt_end_the_program(
     assert observer.of("restarting") == []
 
 
+@guarantees(
+    "A cancellation from outside ends all children, restarts none, and keeps the envelopes",
+    topic="Start and stop",
+)
+@guarantees("A cancellation from outside never counts as a failed delivery", topic="Unacked envelopes and redelivery")
 @pytest.mark.anyio
 async def test_cancellation_from_outside_ends_all_and_keeps_the_envelopes() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)

@@ -9,12 +9,18 @@ import pytest
 
 from bcs.supervision import ActorContext, ChildSpec, DynamicSupervisor, Envelope, Mailbox, Strategy, Supervisor
 from tests.supervision.harness import AT_ONCE, OFTEN, Context, Puppet, Recorder, running, until
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 LIMIT_SECONDS = 0.02
 
 
+@guarantees("A hang counts as a failed delivery", topic="Unacked envelopes and redelivery")
+@guarantees(
+    "A kill, a start timeout and a shutdown timeout never count as a failed delivery",
+    topic="Unacked envelopes and redelivery",
+)
 @pytest.mark.parametrize(("how", "counted"), [("start timeout", 0), ("shutdown timeout", 0), ("shot", 0), ("hung", 1)])
 async def test_only_a_hang_counts_against_envelopes_not_other_cancellations(how: str, counted: int) -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
@@ -63,6 +69,10 @@ async def test_only_a_hang_counts_against_envelopes_not_other_cancellations(how:
     assert seen == [("x", counted, "m: died (hung)" if counted else "None")]
 
 
+@guarantees(
+    "For a dynamic child, too, only a hang counts, and no kill, shutdown timeout or cancellation from outside",
+    topic="Unacked envelopes and redelivery",
+)
 @pytest.mark.parametrize(("how", "counted"), [("shutdown timeout", 0), ("shot", 0), ("cancelled", 0), ("hung", 1)])
 async def test_only_a_hang_counts_for_a_dynamic_child_too(how: str, counted: int) -> None:
     observer = Recorder()
@@ -111,6 +121,11 @@ async def test_only_a_hang_counts_for_a_dynamic_child_too(how: str, counted: int
     assert seen == [counted]
 
 
+@guarantees(
+    "After a crash each unacked envelope may be the cause: its failed delivery is counted, the error is kept with "
+    "it, and it is redelivered alone",
+    topic="Unacked envelopes and redelivery",
+)
 async def test_the_error_of_a_crash_is_kept_with_the_envelope() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", 5)
     counted: list[BaseException | None] = []

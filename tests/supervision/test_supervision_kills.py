@@ -34,6 +34,7 @@ from tests.supervision.harness import (
     until,
 )
 from tests.supervision.workers import Workers
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +43,7 @@ def reached(count: int, started: Callable[[], int]) -> Callable[[], bool]:
     return lambda: started() >= count
 
 
+@guarantees("A kill counts as a crash, also the kill of a supervisor", topic="Restart intensity and escalation")
 @pytest.mark.parametrize("target", ["actor", "supervisor"])
 async def test_kills_count_towards_the_intensity(target: str) -> None:
     observer = Recorder()
@@ -60,6 +62,7 @@ async def test_kills_count_towards_the_intensity(target: str) -> None:
     assert observer.started("a") == 3
 
 
+@guarantees("A dynamic supervisor counts the kills of its children, too", topic="Restart intensity and escalation")
 async def test_kills_of_dynamic_children_count_together() -> None:
     workers = Workers(intensity=RestartIntensity(2, 1_000.0))
     workers.hold("a", "b", "c")
@@ -94,6 +97,10 @@ class Assassin(Recorder):
             self.hits.append(self.root.kill(self.victim, "at birth"))
 
 
+@guarantees(
+    "If the observer kills a child while it is notified of that child's start, nothing is lost",
+    topic="Kill by path",
+)
 @pytest.mark.parametrize("strategy", list(Strategy))
 @pytest.mark.parametrize(
     ("victim", "when"),
@@ -140,6 +147,7 @@ async def test_a_kill_at_the_moment_of_a_start_loses_nothing(victim: str, when: 
     assert sorted(handled) == [("more", 0), ("more", 0), ("to k", 0), ("to m", 0)]
 
 
+@guarantees("A cancelled supervisor starts no further child", topic="Start and stop")
 @pytest.mark.parametrize("strategy", list(Strategy))
 async def test_a_supervisor_that_is_cancelled_starts_nothing_more(strategy: Strategy) -> None:
     observer = Recorder()
@@ -164,6 +172,7 @@ async def test_a_supervisor_that_is_cancelled_starts_nothing_more(strategy: Stra
     assert started == [("in", 1), ("in/a", 1), ("in/b", 1), ("in", 2), ("in/a", 2), ("in/b", 2)]
 
 
+@guarantees("A path with a slash at the end is unknown", topic="Kill by path")
 async def test_a_path_with_a_slash_at_the_end_is_unknown() -> None:
     workers = Workers()
     workers.hold("")

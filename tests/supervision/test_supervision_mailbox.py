@@ -10,10 +10,12 @@ import pytest
 
 from bcs.supervision import Mailbox, MailboxFull
 from tests.supervision.harness import DIED, Boom, texts
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 
+@guarantees("`send_nowait` raises MailboxFull when the mailbox is full", topic="Mailboxes")
 async def test_send_nowait_raises_when_the_mailbox_is_full() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 2)
     mailbox.send_nowait("a")
@@ -24,6 +26,7 @@ async def test_send_nowait_raises_when_the_mailbox_is_full() -> None:
     assert texts(mailbox) == ["a", "b"]
 
 
+@guarantees("The capacity is at least one, and may be infinite", topic="Mailboxes")
 async def test_an_unbounded_mailbox_is_never_full() -> None:
     mailbox: Mailbox[int] = Mailbox("m", math.inf)
     for number in range(10_000):
@@ -31,12 +34,14 @@ async def test_an_unbounded_mailbox_is_never_full() -> None:
     assert mailbox.depth == 10_000
 
 
+@guarantees("The capacity is at least one, and may be infinite", topic="Mailboxes")
 @pytest.mark.parametrize(("capacity", "deliveries"), [(0, 3), (3, 0)])
 async def test_a_capacity_below_one_is_refused(capacity: int, deliveries: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Mailbox("m", capacity, deliveries)
 
 
+@guarantees("`send` waits for room (back-pressure), and a sender's envelopes keep their order", topic="Mailboxes")
 async def test_a_sender_waits_for_room_and_keeps_its_order() -> None:
     mailbox: Mailbox[int] = Mailbox("m", 2)
     received: list[int] = []
@@ -59,6 +64,7 @@ async def test_a_sender_waits_for_room_and_keeps_its_order() -> None:
     assert mailbox.oldest_age_seconds(anyio.current_time()) == 0.0
 
 
+@guarantees("A sender that gives up leaves nothing behind", topic="Mailboxes")
 async def test_a_sender_that_gives_up_leaves_nothing_behind() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 1)
     mailbox.send_nowait("a")
@@ -71,6 +77,7 @@ async def test_a_sender_that_gives_up_leaves_nothing_behind() -> None:
     assert mailbox.oldest_age_seconds(anyio.current_time() + 5) == 0.0
 
 
+@guarantees("An envelope that gets room only after its sender waited wakes the receiver", topic="Mailboxes")
 async def test_an_envelope_that_got_room_late_wakes_the_receiver() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 1)
     mailbox.send_nowait("a")
@@ -84,6 +91,7 @@ async def test_an_envelope_that_got_room_late_wakes_the_receiver() -> None:
         assert texts(mailbox) == ["b"]
 
 
+@guarantees("An arrival wakes every task that waits for the mailbox", topic="Mailboxes")
 async def test_an_arrival_wakes_every_waiter() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 1)
     with anyio.fail_after(5):
@@ -95,6 +103,10 @@ async def test_an_arrival_wakes_every_waiter() -> None:
                 news()
 
 
+@guarantees(
+    "An actor must ack all envelopes of one receive before the next receive",
+    topic="Unacked envelopes and redelivery",
+)
 async def test_receive_raises_while_envelopes_are_unacked() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     for text in "abc":
@@ -114,6 +126,15 @@ async def test_receive_raises_while_envelopes_are_unacked() -> None:
         mailbox.receive_nowait(0)
 
 
+@guarantees(
+    "Unacked envelopes are redelivered before new envelopes, with their old time of sending",
+    topic="Unacked envelopes and redelivery",
+)
+@guarantees(
+    "After a crash each unacked envelope may be the cause: its failed delivery is counted, the error is kept with "
+    "it, and it is redelivered alone",
+    topic="Unacked envelopes and redelivery",
+)
 async def test_unacked_envelopes_are_redelivered_first_and_one_at_a_time() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     for text in "abcd":
@@ -137,6 +158,10 @@ async def test_unacked_envelopes_are_redelivered_first_and_one_at_a_time() -> No
     assert (fresh.message, fresh.attempts, fresh.last_error) == ("d", 0, None)
 
 
+@guarantees(
+    "Unacked envelopes that cannot have caused the end are redelivered together, and with new envelopes",
+    topic="Unacked envelopes and redelivery",
+)
 async def test_unacked_envelopes_are_redelivered_together_after_a_kill() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     for text in "abc":
@@ -149,6 +174,10 @@ async def test_unacked_envelopes_are_redelivered_together_after_a_kill() -> None
     assert [envelope.message for envelope in mailbox.receive_nowait(3)] == ["a", "b", "c"]
 
 
+@guarantees(
+    "An envelope that may have caused a failure is redelivered alone, also after a later kill",
+    topic="Unacked envelopes and redelivery",
+)
 async def test_an_envelope_that_may_have_caused_a_failure_comes_alone() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     for text in "ab":
@@ -163,6 +192,7 @@ async def test_an_envelope_that_may_have_caused_a_failure_comes_alone() -> None:
     assert first.message == "a"
 
 
+@guarantees("Unacked and redelivered envelopes do not count against the capacity", topic="Mailboxes")
 async def test_redelivery_does_not_need_room() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 1)
     mailbox.send_nowait("a")
@@ -173,6 +203,10 @@ async def test_redelivery_does_not_need_room() -> None:
     assert texts(mailbox) + texts(mailbox) == ["a", "b"]
 
 
+@guarantees(
+    "The age of a mailbox is that of its oldest envelope, whether queued, unacked or waiting for redelivery",
+    topic="Snapshot",
+)
 async def test_the_age_is_that_of_the_oldest_envelope() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 5)
     mailbox.send_nowait("a")

@@ -12,10 +12,15 @@ import pytest
 
 from bcs.supervision import Mailbox, MailboxClosed
 from tests.supervision.harness import DIED, Boom, texts, until
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 
+@guarantees(
+    "A closed mailbox refuses new envelopes, also those of waiting senders, and still delivers the remaining ones",
+    topic="Mailboxes",
+)
 async def test_a_closed_mailbox_refuses_envelopes_and_delivers_the_rest() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 2)
     mailbox.send_nowait("a")
@@ -47,6 +52,7 @@ async def test_a_closed_mailbox_refuses_envelopes_and_delivers_the_rest() -> Non
         await mailbox.receive()
 
 
+@guarantees("Closing a mailbox ends the wait of its receiver", topic="Mailboxes")
 async def test_closing_ends_a_waiting_receive() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 2)
     async with anyio.create_task_group() as tasks:
@@ -71,6 +77,7 @@ def own_garbage() -> Iterator[None]:
 
 
 # A collection in the middle of the construction changes the order in which the collector finalizes the cycle.
+@guarantees("A mailbox causes no warning when it is garbage-collected, closed or not", topic="Mailboxes")
 @pytest.mark.usefixtures("own_garbage")
 @pytest.mark.parametrize("objects", [700, *range(1, 12)])
 @pytest.mark.parametrize("closed", [True, False])
@@ -87,6 +94,7 @@ async def test_dropping_a_mailbox_warns_of_nothing(closed: bool, objects: int) -
     assert not [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)]
 
 
+@guarantees("Cancelled sends and receives lose and duplicate nothing", topic="Mailboxes")
 @pytest.mark.parametrize("seed", range(5))
 async def test_cancelled_receives_and_sends_lose_and_duplicate_nothing(seed: int) -> None:
     chance = random.Random(seed)

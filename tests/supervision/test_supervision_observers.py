@@ -16,10 +16,15 @@ from bcs.supervision import (
 )
 from tests.supervision.harness import AT_ONCE, Boom, Context, Puppet, Recorder, running, until
 from tests.supervision.workers import Workers
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 
+@guarantees(
+    "A supervisor uses its own observer if it has one, and passes it to the supervisors below",
+    topic="Observer",
+)
 async def test_a_supervisor_keeps_its_own_observer_and_passes_it_on() -> None:
     outer, middle, below = Recorder(), Recorder(), Recorder()
     a, b, c = Puppet("a"), Puppet("b"), Puppet("c")
@@ -48,6 +53,7 @@ async def test_a_supervisor_keeps_its_own_observer_and_passes_it_on() -> None:
     assert [path for path, _ in below.of("started")] == ["mid/pool/k"]
 
 
+@guarantees("An observer whose truth value is false is used all the same", topic="Observer")
 async def test_an_observer_that_is_falsy_is_used() -> None:
     class Silent(Recorder):
         def __len__(self) -> int:
@@ -59,6 +65,7 @@ async def test_an_observer_that_is_falsy_is_used() -> None:
     assert observer.reasons("a") == ["stopped"]
 
 
+@guarantees("Errors of an observer are logged and stop no actor", topic="Observer")
 async def test_an_observer_that_always_raises_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[str] = []
 
@@ -108,6 +115,10 @@ async def test_an_observer_that_always_raises_harms_nothing(caplog: pytest.LogCa
     assert caplog.text.count("an observer failed") == len(heard)
 
 
+@guarantees(
+    "A supervisor gives up once, at the first restart above the limit, also if many children crash at the same time",
+    topic="Restart intensity and escalation",
+)
 async def test_a_supervisor_reports_once_that_it_gives_up() -> None:
     observer = Recorder()
     go = anyio.Event()
@@ -127,6 +138,7 @@ async def test_a_supervisor_reports_once_that_it_gives_up() -> None:
     assert tree.error.last_error == f"Boom: {observer.of('ended')[0][0]}"
 
 
+@guarantees("A crash after a stop request causes no restart, and is not counted", topic="Start and stop")
 async def test_a_crash_after_a_stop_request_causes_no_restart() -> None:
     observer = Recorder()
     go = anyio.Event()

@@ -14,10 +14,17 @@ from bcs.supervision import (
     Supervisor,
 )
 from tests.supervision.harness import AT_ONCE, Boom, Context, Recorder, puppets, running, until
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 
+@guarantees(
+    "Children start in order, each after the previous child is ready. They stop in reverse order, each after the "
+    "later child has ended",
+    topic="Start and stop",
+)
+@guarantees("A supervisor is ready when all its children are", topic="Readiness")
 async def test_children_start_in_order_when_ready_and_stop_in_reverse() -> None:
     diary: list[str] = []
     gates = {name: anyio.Event() for name in "abc"}
@@ -48,6 +55,17 @@ async def test_children_start_in_order_when_ready_and_stop_in_reverse() -> None:
     assert root.snapshot().state is State.IDLE
 
 
+@guarantees(
+    "A permanent child always restarts; a transient child restarts after a crash or a kill; a temporary child never"
+    " restarts",
+    topic="Restart kinds",
+)
+@guarantees("A child that ended for good can't be killed", topic="Kill by path")
+@guarantees(
+    "`incarnation` counts all attempts; `restarts` counts the attempts that followed another attempt in the same "
+    "run of the supervisor, also after a return",
+    topic="Snapshot",
+)
 @pytest.mark.parametrize(
     ("restart", "after_return", "after_crash"),
     [(Restart.PERMANENT, True, True), (Restart.TRANSIENT, False, True), (Restart.TEMPORARY, False, False)],
@@ -74,6 +92,7 @@ async def test_whether_a_child_is_restarted(restart: Restart, after_return: bool
         assert root.kill("a") is expected
 
 
+@guarantees("After a crash before ready the child restarts, and the next child waits", topic="Readiness")
 async def test_a_crash_before_ready_is_retried_and_the_next_child_waits() -> None:
     diary, (first, second) = puppets("ab")
     first.crash_on_start = 3
@@ -85,6 +104,7 @@ async def test_a_crash_before_ready_is_retried_and_the_next_child_waits() -> Non
     assert observer.of("restarting") == [("a", 0.0)] * 3
 
 
+@guarantees("A child that ended for good before it was ready delays no sibling", topic="Readiness")
 @pytest.mark.parametrize("restart", [Restart.TEMPORARY, Restart.TRANSIENT])
 async def test_a_child_that_ends_for_good_before_ready_delays_no_sibling(restart: Restart) -> None:
     async def start(context: Context) -> None:
@@ -98,6 +118,7 @@ async def test_a_child_that_ends_for_good_before_ready_delays_no_sibling(restart
         assert root.snapshot().children[0].state is State.ENDED
 
 
+@guarantees("one_for_one: only the child that failed restarts", topic="Strategies")
 async def test_one_for_one_restarts_the_child_alone() -> None:
     diary, (_, b, _) = children = puppets("abc")
     root = Supervisor("root", [child.spec() for child in children[1]], backoff=AT_ONCE)
@@ -107,6 +128,8 @@ async def test_one_for_one_restarts_the_child_alone() -> None:
         assert diary == ["+a", "+b", "+c", "-b", "+b"]
 
 
+@guarantees("one_for_all: all children stop in reverse order, and then start in order", topic="Strategies")
+@guarantees("An observer is notified of each restart and its delay, once for a group", topic="Observer")
 async def test_one_for_all_restarts_all_in_order() -> None:
     diary, children = puppets("abc")
     observer = Recorder()
@@ -126,6 +149,7 @@ async def test_one_for_all_restarts_all_in_order() -> None:
     assert observer.reasons("a") == ["stopped", "stopped"]
 
 
+@guarantees("rest_for_one: the child that failed and the children after it restart", topic="Strategies")
 async def test_rest_for_one_restarts_the_child_and_those_after_it() -> None:
     diary, children = puppets("abcd")
     specs = [child.spec() for child in children]
@@ -136,6 +160,7 @@ async def test_rest_for_one_restarts_the_child_and_those_after_it() -> None:
         assert diary == ["+a", "+b", "+c", "+d", "-b", "-d", "-c", "+b", "+c", "+d"]
 
 
+@guarantees("A group starts over when a member crashes during the start", topic="Strategies")
 async def test_a_group_that_crashes_during_its_start_starts_over() -> None:
     diary, children = puppets("abc")
     children[1].crash_on_start = 2
@@ -145,6 +170,7 @@ async def test_a_group_that_crashes_during_its_start_starts_over() -> None:
         assert diary == ["+a", "+b", "-b", "-a"] * 2 + ["+a", "+b", "+c"]
 
 
+@guarantees("A crash of an earlier child widens a rest_for_one restart that is in progress", topic="Strategies")
 async def test_a_crash_of_an_earlier_child_widens_a_running_restart() -> None:
     diary, children = puppets("ab")
     held = anyio.Event()
@@ -168,6 +194,11 @@ async def test_a_crash_of_an_earlier_child_widens_a_running_restart() -> None:
         assert diary == ["+a", "+b", "+c", "-b", "-a", "-c", "+a", "+b", "+c"]
 
 
+@guarantees("When a transient child returns, no sibling restarts, also under one_for_all", topic="Restart kinds")
+@guarantees(
+    "A group restart does not restart temporary children, but starts transient children that had returned",
+    topic="Restart kinds",
+)
 async def test_a_group_restart_drops_temporary_and_restarts_transient_children() -> None:
     _, (a, b, c) = puppets("abc")
     specs = [a.spec(), b.spec(restart=Restart.TEMPORARY), c.spec(restart=Restart.TRANSIENT)]
@@ -182,6 +213,10 @@ async def test_a_group_restart_drops_temporary_and_restarts_transient_children()
         assert root.snapshot().children[1].state is State.ENDED
 
 
+@guarantees(
+    "A group restart counts once; a further crash of a child that already restarts does not count",
+    topic="Restart intensity and escalation",
+)
 async def test_a_crash_of_a_child_that_already_restarts_is_not_counted() -> None:
     _, (a, b) = puppets("ab")
     held = anyio.Event()

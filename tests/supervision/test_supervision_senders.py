@@ -16,6 +16,7 @@ from bcs.supervision import (
     serve_until_empty,
 )
 from tests.supervision.harness import AT_ONCE, Boom, Context, Recorder, fail_on_max_deliveries, running, until
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +49,10 @@ class Chatty(Recorder):
         self._hear("restarting", path)
 
 
+@guarantees(
+    "An observer may send messages; a child still has one attempt at a time, and no back-off becomes shorter",
+    topic="Observer",
+)
 @pytest.mark.parametrize(
     ("kind", "path", "key"),
     [
@@ -110,6 +115,10 @@ async def test_an_observer_may_send_messages(kind: str, path: str, key: str) -> 
 WHO: ContextVar[str] = ContextVar("who", default="the supervisor")
 
 
+@guarantees(
+    "A child inherits the context variables of the supervisor, not of a sender or of its last attempt",
+    topic="Dynamic supervisors",
+)
 async def test_an_attempt_has_the_context_of_its_supervisor_not_of_a_sender() -> None:
     seen: list[tuple[str, int, str]] = []
 

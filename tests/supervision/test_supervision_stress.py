@@ -31,6 +31,7 @@ from tests.supervision.harness import (
     running,
     until,
 )
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
@@ -38,6 +39,7 @@ MESSAGES = 150
 KILLS = 60
 
 
+@guarantees("Every message is handled, whichever actors are killed", topic="Mailboxes")
 @pytest.mark.parametrize(("seed", "strategy"), list(enumerate(Strategy)))
 async def test_actors_killed_at_random_lose_nothing(seed: int, strategy: Strategy) -> None:
     chance = random.Random(seed)

@@ -15,10 +15,13 @@ from bcs.supervision import (
 )
 from tests.supervision.harness import Boom, Context, Puppet, running
 from tests.supervision.timed import ON_TRIO, PLAIN, Timed, ignore_cancellation, later
+from tests.support.guarantees import guarantees
 
 pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
+@guarantees("After an attempt that was ready for long enough, the next wait is the initial one again", topic="Back-off")
+@guarantees("An observer is notified of each restart and its delay, once for a group", topic="Observer")
 @pytest.mark.parametrize("strategy", list(Strategy))
 async def test_restart_delays_grow_and_a_healthy_period_resets_them(strategy: Strategy) -> None:
     observer = Timed()
@@ -38,6 +41,7 @@ async def test_restart_delays_grow_and_a_healthy_period_resets_them(strategy: St
     assert observer.times("started") == [0, 1, 3, 7, 12, 26.9, 37.9, 39.9]
 
 
+@guarantees("Under one_for_one the back-off of one child delays no other restart", topic="Back-off")
 async def test_one_back_off_delays_no_other_restart() -> None:
     slow, quick = Puppet("slow"), Puppet("quick")
     slow.crash_on_start = 0
@@ -54,6 +58,10 @@ async def test_one_back_off_delays_no_other_restart() -> None:
         assert anyio.current_time() - began == pytest.approx(1.9, abs=0.02)
 
 
+@guarantees(
+    "Restarts that are older than the period no longer count",
+    topic="Restart intensity and escalation",
+)
 async def test_restarts_spread_over_time_never_add_up_to_too_many() -> None:
     puppet = Puppet("a")
     root = Supervisor("root", [puppet.spec()], intensity=RestartIntensity(2, 30.0), backoff=PLAIN)
@@ -69,6 +77,16 @@ async def test_restarts_spread_over_time_never_add_up_to_too_many() -> None:
         await later(tree.ended.is_set)
 
 
+@guarantees(
+    "An attempt that is busy for too long without a heartbeat is cancelled and restarted",
+    topic="Watchdog and unresponsive attempts",
+)
+@guarantees("An idle actor is never hung", topic="Watchdog and unresponsive attempts")
+@guarantees(
+    "A snapshot has each mailbox's depth (queued and unacked envelopes), its capacity, the age of its oldest "
+    "envelope, and the actor's busy time",
+    topic="Snapshot",
+)
 async def test_a_hung_attempt_is_cancelled_and_restarted() -> None:
     mailbox: Mailbox[float] = Mailbox("m", 10)
     observer = Timed()
@@ -94,6 +112,10 @@ async def test_a_hung_attempt_is_cancelled_and_restarted() -> None:
     assert observer.times("ended")[0] == pytest.approx(100 + 2.9 + 2.9 + 3.0)
 
 
+@guarantees(
+    "An actor that sends heartbeats is not hung; a child that never sent a heartbeat has no watchdog",
+    topic="Watchdog and unresponsive attempts",
+)
 async def test_heartbeats_prevent_a_hang_and_no_heartbeat_means_no_watchdog() -> None:
     async def works(context: Context) -> None:
         context.ready()
@@ -114,6 +136,16 @@ async def test_heartbeats_prevent_a_hang_and_no_heartbeat_means_no_watchdog() ->
         assert [node.incarnation for node in root.snapshot().children] == [1, 1]
 
 
+@guarantees(
+    "An attempt that ignores its cancellation for longer than the grace is unresponsive: the tree is unhealthy, and"
+    " the attempt can't be killed again",
+    topic="Watchdog and unresponsive attempts",
+)
+@guarantees(
+    "After the end of an unresponsive attempt a new attempt starts, and the tree is healthy again",
+    topic="Watchdog and unresponsive attempts",
+)
+@guarantees("An observer is notified once of an unresponsive attempt", topic="Observer")
 async def test_an_attempt_that_ignores_cancellation_is_unresponsive_until_it_ends() -> None:
     observer = Timed()
 
@@ -143,6 +175,7 @@ async def test_an_attempt_that_ignores_cancellation_is_unresponsive_until_it_end
     assert observer.reasons("inner/a") == ["hung", "stopped"]
 
 
+@guarantees("An attempt that is not ready in time is cancelled and restarted", topic="Readiness")
 async def test_an_attempt_that_never_gets_ready_is_restarted() -> None:
     observer = Timed()
 

@@ -18,10 +18,17 @@ from bcs.supervision import (
 )
 from tests.supervision.harness import Context, Puppet, puppets, question, running
 from tests.supervision.timed import ON_TRIO, PLAIN, Timed, ignore_cancellation, later
+from tests.support.guarantees import guarantees
 
 pytestmark = [pytest.mark.anyio, ON_TRIO]
 
 
+@guarantees(
+    "If a member is unresponsive, the other members of its group still stop; that member and the members after it "
+    "start only after its end",
+    topic="Strategies",
+)
+@guarantees("A group's back-off begins when its members have stopped, or are unresponsive", topic="Back-off")
 async def test_a_group_starts_only_after_its_unresponsive_member_has_ended() -> None:
     a, c = Puppet("a"), Puppet("c")
 
@@ -48,6 +55,11 @@ async def test_a_group_starts_only_after_its_unresponsive_member_has_ended() -> 
         assert [node.restarts for node in root.snapshot().children] == [1, 1, 1]
 
 
+@guarantees(
+    "A member that was unresponsive before its group restarted restarts after its end, and this restart is not "
+    "counted again",
+    topic="Strategies",
+)
 async def test_an_unresponsive_member_rejoins_its_group_without_another_restart() -> None:
     _, (a, b, c) = puppets("abc")
     observer = Timed()
@@ -79,6 +91,12 @@ async def test_an_unresponsive_member_rejoins_its_group_without_another_restart(
     assert observer.reasons("b") == ["killed", "stopped"]
 
 
+@guarantees("Each child has its own time to stop; after that it is cancelled", topic="Shutdown budgets")
+@guarantees(
+    "A stop waits for an unresponsive attempt only during the grace, but the run of the tree ends only when that "
+    "attempt ends",
+    topic="Watchdog and unresponsive attempts",
+)
 async def test_each_child_has_its_own_time_to_stop() -> None:
     observer = Timed()
 
@@ -108,6 +126,10 @@ async def test_each_child_has_its_own_time_to_stop() -> None:
     assert tree.in_time
 
 
+@guarantees(
+    "The whole tree has a time to stop; after that the remaining actors are cancelled, and `run_tree` returns False",
+    topic="Shutdown budgets",
+)
 async def test_a_stop_is_bounded_as_a_whole() -> None:
     observer = Timed()
 
@@ -123,6 +145,7 @@ async def test_a_stop_is_bounded_as_a_whole() -> None:
     assert tree.in_time is False
 
 
+@guarantees("The whole ask has one deadline", topic="Asks")
 async def test_an_ask_has_one_deadline() -> None:
     mailbox: Mailbox[Any] = Mailbox("m", math.inf)
     began = anyio.current_time()

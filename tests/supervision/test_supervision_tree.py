@@ -17,6 +17,7 @@ from bcs.supervision import (
     serve,
 )
 from tests.supervision.harness import AT_ONCE, Context, Puppet, Recorder, fail_on_max_deliveries, running, until
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +35,13 @@ class Forest:
         self.root = Supervisor("root", children, backoff=AT_ONCE, observer=self.observer)
 
 
+@guarantees("A path consists of the names below the root", topic="Nested trees")
+@guarantees("A snapshot has every node with kind, state and path", topic="Snapshot")
+@guarantees(
+    "An observer is notified of starts and ends, with path and reason; a supervisor without an observer uses the "
+    "observer of its parent",
+    topic="Observer",
+)
 async def test_paths_lead_from_below_the_root_to_every_node() -> None:
     forest = Forest()
     async with running(forest.root):
@@ -52,6 +60,13 @@ async def test_paths_lead_from_below_the_root_to_every_node() -> None:
     assert {node.state for _, node in forest.root.snapshot().iter_flat()} == {State.IDLE}
 
 
+@guarantees("A kill deep down leaves the rest of the tree alone", topic="Nested trees")
+@guarantees("A kill ends one attempt; a second kill of the same attempt returns False", topic="Kill by path")
+@guarantees(
+    "An observer is notified of starts and ends, with path and reason; a supervisor without an observer uses the "
+    "observer of its parent",
+    topic="Observer",
+)
 async def test_kill_by_path_hits_one_actor() -> None:
     forest = Forest()
     async with running(forest.root):
@@ -63,6 +78,8 @@ async def test_kill_by_path_hits_one_actor() -> None:
     assert forest.observer.reasons("mid/low") == ["stopped"]
 
 
+@guarantees("A supervisor that is restarted starts all its children again", topic="Nested trees")
+@guarantees("A kill of a supervisor ends all actors below it, and all of them restart", topic="Kill by path")
 async def test_killing_a_supervisor_restarts_everything_below_it() -> None:
     forest = Forest()
     async with running(forest.root):
@@ -76,6 +93,10 @@ async def test_killing_a_supervisor_restarts_everything_below_it() -> None:
     assert forest.observer.reasons("mid/low/c") == ["cancelled", "stopped"]
 
 
+@guarantees(
+    "A kill of an unknown path raises UnknownChild; a kill of a known child that does not run returns False",
+    topic="Kill by path",
+)
 @pytest.mark.parametrize("path", ["", "x", "a/x", "a/", "mid/", "mid/x", "mid/low/x", "mid/low/c/x"])
 async def test_an_unknown_path_is_an_error(path: str) -> None:
     forest = Forest()
@@ -84,6 +105,8 @@ async def test_an_unknown_path_is_an_error(path: str) -> None:
     assert not forest.root.kill("mid/low/c")  # known, but nothing runs
 
 
+@guarantees("Two children of a supervisor can't share a mailbox or a supervisor", topic="Mailboxes")
+@guarantees('A name is unique among siblings, not empty, and has no "/"', topic="Nested trees")
 async def test_children_share_no_name_mailbox_or_supervisor() -> None:
     puppet = Puppet("a")
     mailbox: Mailbox[str] = Mailbox("m", 1)
@@ -99,6 +122,12 @@ async def test_children_share_no_name_mailbox_or_supervisor() -> None:
             Supervisor("root", [ChildSpec(name, puppet.start)])
 
 
+@guarantees("A supervisor runs once at a time, and may run again after its end", topic="Start and stop")
+@guarantees(
+    "`incarnation` counts all attempts; `restarts` counts the attempts that followed another attempt in the same "
+    "run of the supervisor, also after a return",
+    topic="Snapshot",
+)
 async def test_a_supervisor_runs_once_at_a_time_and_again_after_its_end() -> None:
     puppet = Puppet("a")
     root = Supervisor("root", [puppet.spec()])
@@ -115,6 +144,11 @@ async def test_a_supervisor_runs_once_at_a_time_and_again_after_its_end() -> Non
     assert (node.incarnation, node.restarts) == (2, 0)
 
 
+@guarantees(
+    "A snapshot has each mailbox's depth (queued and unacked envelopes), its capacity, the age of its oldest "
+    "envelope, and the actor's busy time",
+    topic="Snapshot",
+)
 async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
     mailbox: Mailbox[str] = Mailbox("m", 7)
     gate = anyio.Event()
@@ -144,6 +178,8 @@ async def test_a_snapshot_shows_what_is_in_a_mailbox() -> None:
         await until(at_rest)
 
 
+@guarantees("A stop lets the children empty their mailboxes, and then closes the mailboxes", topic="Start and stop")
+@guarantees("A stop reaches the actors of all levels", topic="Nested trees")
 async def test_a_stop_drains_the_mailboxes_and_then_closes_them() -> None:
     mailbox: Mailbox[int] = Mailbox("m", 50)
     got: list[int] = []
@@ -166,6 +202,7 @@ async def test_a_stop_drains_the_mailboxes_and_then_closes_them() -> None:
         mailbox.send_nowait(1)
 
 
+@guarantees("A stop before the start starts nothing", topic="Start and stop")
 async def test_a_stop_before_the_start_starts_nothing() -> None:
     puppet = Puppet("a")
     async with running(Supervisor("root", [puppet.spec()]), wait_started=False) as tree:
@@ -173,6 +210,9 @@ async def test_a_stop_before_the_start_starts_nothing() -> None:
     assert (puppet.attempts, tree.in_time, tree.error) == (0, True, None)
 
 
+@guarantees(
+    "A stop while a child starts or backs off ends the tree, and starts no further child", topic="Start and stop"
+)
 async def test_a_stop_while_a_child_starts_or_backs_off_ends_at_once() -> None:
     async def never_ready(context: Context) -> None:
         await context.wait_stopping()

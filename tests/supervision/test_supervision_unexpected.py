@@ -40,6 +40,7 @@ from tests.supervision.harness import (
     question,
     until,
 )
+from tests.support.guarantees import guarantees
 
 pytestmark = [
     pytest.mark.anyio,
@@ -123,6 +124,11 @@ class Tree:
         return len(self.observer.of("restarting")) > 1 and fixed == [State.RUNNING] * 3
 
 
+@guarantees(
+    "After a native cancellation of one of the library's own tasks the supervisor restarts, or `run_tree` raises if"
+    " no supervisor can restart that task",
+    topic="Unexpected cancellation",
+)
 async def test_a_tree_hit_by_a_native_cancellation_recovers_or_raises() -> None:
     outcomes: dict[str, str] = {}
     victims: list[str] = [""]
@@ -153,6 +159,7 @@ async def test_a_tree_hit_by_a_native_cancellation_recovers_or_raises() -> None:
 
 
 # anyio leaves the coroutine of such a task alone.
+@guarantees("An attempt whose task is cancelled before it began is restarted", topic="Unexpected cancellation")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_an_attempt_cancelled_before_it_began_is_restarted() -> None:
     tree = Tree()

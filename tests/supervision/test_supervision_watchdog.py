@@ -7,10 +7,16 @@ import pytest
 
 from bcs.supervision import ChildSpec, Envelope, Mailbox, State, Supervisor, serve
 from tests.supervision.harness import AT_ONCE, Context, Recorder, running, until
+from tests.support.guarantees import guarantees
 
 pytestmark = pytest.mark.anyio
 
 
+@guarantees("An attempt that is not ready in time is cancelled and restarted", topic="Readiness")
+@guarantees(
+    "An attempt that is busy for too long without a heartbeat is cancelled and restarted",
+    topic="Watchdog and unresponsive attempts",
+)
 @pytest.mark.parametrize("reason", ["hung", "start timeout"])
 async def test_the_watchdog_cancels_hung_and_unready_attempts(reason: str) -> None:
     observer = Recorder()
@@ -30,6 +36,8 @@ async def test_the_watchdog_cancels_hung_and_unready_attempts(reason: str) -> No
         assert observer.reasons("a")[0] == reason
 
 
+@guarantees("A hang counts as a failed delivery", topic="Unacked envelopes and redelivery")
+@guarantees("Hangs count towards `max_deliveries`", topic="Giving up after N deliveries")
 async def test_an_envelope_whose_actor_hangs_is_given_up() -> None:
     mailbox: Mailbox[str] = Mailbox("a", 5, max_deliveries=2)
     given_up: list[tuple[str, int]] = []
@@ -52,6 +60,10 @@ async def test_an_envelope_whose_actor_hangs_is_given_up() -> None:
     assert given_up == [("tar", 2)]
 
 
+@guarantees(
+    "After the end of an unresponsive attempt a new attempt starts, and the tree is healthy again",
+    topic="Watchdog and unresponsive attempts",
+)
 async def test_an_unresponsive_attempt_is_reported_and_may_still_end() -> None:
     observer = Recorder()
     release = anyio.Event()
