@@ -96,7 +96,14 @@ async def test_the_first_line_of_help_says_what_a_command_does_to_others() -> No
     assert "announce" in resolve
 
 
-@pytest.mark.parametrize("group", sorted({command[0] for command in COMMANDS} | {"dlq"}))
+# At a commit those that import most and least. Each start takes a second of CPU.
+AT_A_COMMIT = {"doctor", "pipelines"}
+GROUPS = sorted({command[0] for command in COMMANDS} | {"dlq"})
+
+
+@pytest.mark.parametrize(
+    "group", [group if group in AT_A_COMMIT else pytest.param(group, marks=pytest.mark.release) for group in GROUPS]
+)
 async def test_the_installed_command_starts_into_a_pipe_and_at_a_terminal(group: str) -> None:
     """All other tests fork their commands from a process that has imported everything, whatever they need."""
     piped, shown = await installed_bcs(group, "--help"), await installed_bcs_at_terminal(80, group, "--help")

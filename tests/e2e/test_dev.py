@@ -97,7 +97,10 @@ async def test_dev_on_a_taken_port_says_so_in_one_line_and_leaves_nothing(tmp_pa
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("BCS_KAFKA_BOOTSTRAP_SERVERS", "foo:bar"), ("BCS_PIPELINE_CONFIG_PATH", "/nonexistent")],
+    [
+        ("BCS_KAFKA_BOOTSTRAP_SERVERS", "foo:bar"),
+        pytest.param("BCS_PIPELINE_CONFIG_PATH", "/nonexistent", marks=pytest.mark.release),
+    ],
 )
 async def test_a_setting_that_cannot_be_is_named(tmp_path: Path, variable: str, value: str) -> None:
     environment = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_HOST": "127.0.0.1", "BCS_HTTP_PORT": free_port()}

@@ -55,14 +55,16 @@ def prefix(unique_name: Callable[[str], str]) -> str:
             {"BCS_HTTP_PORT": "http", "BCS_ENVIRONMENT": "live", "BCS_REDIS_TTL_SECONDS": "-1"},
             ["BCS_HTTP_PORT", "BCS_ENVIRONMENT", "BCS_REDIS_TTL_SECONDS"],
         ),
-        ({"BCS_REDIS_URL": "localhost:6379"}, ["BCS_REDIS_URL"]),
-        (
+        # A process for each: the messages themselves are tested in tests/unit/test_settings.py.
+        pytest.param({"BCS_REDIS_URL": "localhost:6379"}, ["BCS_REDIS_URL"], marks=pytest.mark.release),
+        pytest.param(
             {
                 "BCS_REDIS_URL": "rediss://127.0.0.1?ssl_cert_reqs=CERT_NONE",
                 "BCS_DATABASE_URL": "postgresql://u:a#b@127.0.0.1/db",
                 "BCS_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9092/",
             },
             ["BCS_REDIS_URL", "BCS_DATABASE_URL", "BCS_KAFKA_BOOTSTRAP_SERVERS"],
+            marks=pytest.mark.release,
         ),
         ({"BCS_PIPELINE_CONFIG_PATH": "/nowhere.yaml"}, ["/nowhere.yaml"]),
     ],

@@ -57,6 +57,7 @@ def shared(service: RunningService, other: AIOKafkaConsumer) -> bool:
     return bool(ours and theirs and not ours & theirs and ours | theirs == everything)
 
 
+@pytest.mark.release
 async def test_an_intake_killed_while_it_hands_partitions_over_leaves_no_ghost(
     kafka_bootstrap_servers: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,7 +148,7 @@ class Offsets(RuleBasedStateMachine):
 
 
 TestOffsetTracker = Offsets.TestCase
-TestOffsetTracker.settings = settings(deadline=None, max_examples=120, stateful_step_count=30)
+TestOffsetTracker.settings = settings(deadline=None, max_examples=70, stateful_step_count=30)
 
 
 def test_what_is_unfinished_when_a_partition_is_revoked_is_counted_once() -> None:
