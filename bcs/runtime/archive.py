@@ -51,6 +51,7 @@ def archive_parts(
     drain = Drain(
         record=archive.postgres,
         queues=(archive.backlog, archive.explanations),
+        former_queue=archive.former_backlog,
         telemetry=telemetry,
         facts_at_a_time=settings.archive_facts_per_write,
         deadline_seconds=settings.archive_drain_deadline_seconds,
@@ -64,7 +65,7 @@ def archive_parts(
         waits=waits,
         probe_interval_seconds=settings.database_probe_interval_seconds,
         first_probe_seconds=settings.database_first_probe_seconds / FIRST_LOOKS,
-        retention=timedelta(days=settings.record_retention_days),
+        retention=timedelta(days=settings.archive_retention_days),
     )
     mailbox = archive_mailbox(asks)
     # The actor tries the record first and then Redis.

@@ -45,6 +45,7 @@ class Drain:
     """Drains the queues before the record. The queues always move: nothing holds up what is behind it for ever.
 
     :param queues: what waits for the record.
+    :param former_queue: the queue of facts of releases before 0.2.0, which may still add to it during an upgrade.
     :param facts_at_a_time: how much is written by one statement, see `bcs.domain.history.weight`.
     :param deadline_seconds: how long that may take; then half as much is tried.
     :param takeover_seconds: entries in a silent replica's hand for so long are taken over.
@@ -52,6 +53,7 @@ class Drain:
 
     record: PostgresArchive
     queues: Sequence[ArchiveQueue]
+    former_queue: ArchiveQueue
     telemetry: Telemetry
     facts_at_a_time: int
     deadline_seconds: float
@@ -74,7 +76,9 @@ class Drain:
         takeover = anyio.current_time() >= self._takeover_at
         if takeover:
             self._takeover_at = anyio.current_time() + self.takeover_seconds / 2
-        for queue in self.queues:
+        # To ask first leaves no empty stream of the former name behind.
+        former = (self.former_queue,) if await self.former_queue.waiting() else ()
+        for queue in (*former, *self.queues):
             await self._drain_one(queue, takeover=takeover)
 
     async def _drain_one(self, queue: ArchiveQueue, *, takeover: bool) -> None:

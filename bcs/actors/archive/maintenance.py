@@ -33,10 +33,10 @@ _RETENTION_STEP = 1000
 _RETENTION_PAUSE_SECONDS = 0.1
 _ACTOR = "archive"
 # What the archive may wait to do.
-_CONNECT = "reach PostgreSQL"
+_CONNECT = "connect to PostgreSQL"
 _DELIVER = "move announcements from PostgreSQL to the outbox"
-_DRAIN = "write to PostgreSQL what waits in Redis"
-_FORGET = "delete from PostgreSQL what is too old"
+_DRAIN = "write to PostgreSQL the entries that wait in Redis"
+_FORGET = "delete old entries from PostgreSQL"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class Upkeep:
             try:
                 await self.drain.drain()
             except StoreError as error:
-                log.debug("backlog_left_for_later", problem=str(error))
+                log.debug("archive_backlog_not_drained", problem=str(error))
 
     async def _find_again(self) -> None:
         while True:

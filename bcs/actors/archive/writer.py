@@ -110,7 +110,7 @@ class ArchiveWriter:
         async def on_max_deliveries(envelope: Envelope[KeepEntries]) -> None:
             ids = {entry.correlation_id for entry in envelope.message.entries if entry.correlation_id}
             log.error(
-                "entries_given_up",
+                "archive_entries_dropped",
                 error=repr(envelope.last_error),
                 correlation_ids=sorted(ids)[:_IDS_LOGGED],
                 summed_by=(),
@@ -166,7 +166,7 @@ class ArchiveWriter:
         # What only explains an answer must not take the room of facts, nor look like facts that the record lacks.
         facts = [entry for entry in entries if isinstance(entry, FactsRecorded)]
         explanations = [entry for entry in entries if not isinstance(entry, FactsRecorded)]
-        await self.archive.backlog.append(facts)
+        await self.archive.fact_queue.append(facts)
         self.telemetry.archive_queued.inc(len(facts))
         try:
             await self.archive.explanations.append(explanations)

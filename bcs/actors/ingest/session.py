@@ -149,7 +149,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _drain(self) -> None:
         """Let what was read become durable, for as long as that goes on: the next process reads the rest again."""
-        drain_seconds = self._settings.intake_drain_patience_seconds
+        drain_seconds = self._settings.intake_drain_timeout_seconds
         drain_ends = anyio.current_time() + drain_seconds
         while (before := self._tracker.in_flight) and anyio.current_time() < drain_ends:
             await self._wait_for_progress()
