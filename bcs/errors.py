@@ -354,7 +354,7 @@ class OutboxFull(StoreError):
 
 
 class BacklogFull(StoreError):
-    """So many facts wait for the permanent record that no more are accepted.
+    """So many facts wait for the archive that no more are accepted.
 
     :param limit: the number of entries that may wait.
     """
@@ -362,7 +362,7 @@ class BacklogFull(StoreError):
     retryable = True
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} entries wait for the record; no more are accepted until some are written")
+        super().__init__(f"{limit} entries wait for the archive; no more are accepted until some are written")
         self.limit = limit
 
 
@@ -397,10 +397,10 @@ class TooManyEssays(StoreError):
 
 
 class SchemaOutdated(StoreError):
-    """The record's tables are missing or of an older release, and whoever found out must not change them."""
+    """The archive's tables are missing or of an older release, and whoever found out must not change them."""
 
     def __init__(self) -> None:
-        super().__init__("the record's tables are missing or of an older release: run `bcs db upgrade`")
+        super().__init__("the archive's tables are missing or of an older release: run `bcs db upgrade`")
 
 
 @dataclass(frozen=True, slots=True)

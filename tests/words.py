@@ -65,18 +65,12 @@ REPLACED: Mapping[str, str] = {
 TERM = re.compile(r"(?<![a-z])dead_letters?(?![a-z])")
 """The field's own term for what a letter is not."""
 
-_PUBLIC = "public: to be renamed together with all that is public or stored"
 KEPT: Mapping[str, str] = {
     "PERMANENT": "how OTP calls a child that is always restarted",
     "REST_FOR_ONE": "how OTP calls a strategy",
     "_not_letters": "letters of the alphabet",
     "rest": "in a migration, which never changes again",
     "tell": "a method of Python's files",
-    "intake_drain_patience_seconds": _PUBLIC,
-    "actor_wedged": _PUBLIC,
-    "bcs_batch_actors": _PUBLIC,
-    "bcs_kafka_up": _PUBLIC,
-    "bcs_mailbox_depth": _PUBLIC,
 }
 
 
@@ -107,7 +101,7 @@ def findings() -> dict[str, str]:
         if name not in KEPT and name not in found and (words := replaced_in(name)):
             found[name] = f"{_instead_of(words)} ({file.relative_to(ROOT)})"
     for fact in [*facts_of_log_events(ROOT), *facts_of_metrics(Telemetry().registry)]:
-        text = re.sub(r"dead[ _]letters?", "", fact.lower())
+        text = re.sub(r"dead[ _-]letters?", "", fact.lower())
         if any(re.search(rf"\b{name}\b", fact) for name in KEPT):
             continue
         if words := [word for word in re.findall(r"[a-z]+", text) if word in REPLACED]:

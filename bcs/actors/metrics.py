@@ -66,7 +66,7 @@ class MetricsPage:
         telemetry.outbox_oldest.set(self.outbox.oldest_seconds)
         telemetry.intake_in_flight.set(self.in_flight())
         if self.archive:
-            telemetry.record_up.labels("postgresql").set(self.archive.postgres.reachable)
+            telemetry.archive_up.labels("postgresql").set(self.archive.postgres.reachable)
         if self.redis_problem:
             telemetry.redis_up.labels("redis").set(not self.redis_problem())
         for actor in WAITING_ACTORS:
@@ -127,8 +127,8 @@ class MetricsActor:
             if self.archive:
                 # While the store is away the last figure stands; the circuit breaker's state tells why.
                 with suppress(StoreError):
-                    backlog, explanations = self.archive.backlog, self.archive.explanations
-                    self.runtime.telemetry.archive_backlog.set(await backlog.backlog() + await explanations.backlog())
+                    waiting = await self.archive.waiting() + await self.archive.explanations.backlog()
+                    self.runtime.telemetry.archive_backlog.set(waiting)
             await anyio.sleep(self.runtime.settings.metrics_interval_seconds)
 
     async def _measure_loop_lag(self) -> None:

@@ -36,8 +36,8 @@ _CLOSE_SECONDS = 1.0
 _FRUITLESS_SECONDS = 0.5
 _ACTOR = "publisher"
 # What the publisher may wait to do.
-_TAKE_OVER = "take over from the outbox what another replica left"
-_USE_OUTBOX = "reach the outbox"
+_TAKE_OVER = "take over the outbox entries of another replica"
+_USE_OUTBOX = "access the outbox"
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ class Publisher:
         except (KafkaError, OSError, StoreError):
             if not context.stopping:
                 raise
-            log.info("outbox_left_for_later")
+            log.info("outbox_not_drained")
 
     async def _drain(
         self,

@@ -128,7 +128,7 @@ def history(
 ) -> None:
     """Show what became known of a batch and what was answered because of it, newest first.
 
-    Reads the record in PostgreSQL that BCS_DATABASE_URL names; the service need not run. Essays are counted where an
+    Reads the archive in PostgreSQL that BCS_DATABASE_URL names; the service need not run. Essays are counted where an
     event is about several. With --json all are named, with the time of each fact.
     """
     below = None if before is None else min(before, HIGHEST_NUMBER)
@@ -146,7 +146,7 @@ def _page(
 ) -> RenderableType:
     expected = f"{state.expected.count} expected" if state.expected else "not registered"
     known = counted(len(state.first_seen_us), "essay")
-    origin = "from the record (PostgreSQL)" if version is None else f"version {version}"
+    origin = "from the archive (PostgreSQL)" if version is None else f"version {version}"
     parts: list[RenderableType] = [
         Text.assemble("Batch ", plain(batch_id, "bold"), f": {known} known, {expected}, {origin}"),
         Text(),
@@ -160,7 +160,7 @@ def _page(
         if not of.progress.complete and of.phase not in unmarked:
             parts += [Text(), *_explanation(of, registered=state.expected is not None)]
     if unmarked:
-        parts += [Text(), Text.assemble("Nothing known at all yet: ", plain(", ".join(unmarked), "bold"))]
+        parts += [Text(), Text.assemble("No data yet: ", plain(", ".join(unmarked), "bold"))]
     return Group(*parts)
 
 
@@ -192,7 +192,7 @@ def _explanation(of: PhaseExplanation, *, registered: bool) -> list[RenderableTy
     lines: list[RenderableType] = []
     if held_back_by:
         lines.append(Text.assemble(plain(of.phase, "bold"), f" is held back by {counted(len(held_back_by), 'essay')}:"))
-        essays = table("essay", "why")
+        essays = table("essay", "reason")
         for essay in held_back_by[:_LISTED]:
             essays.add_row(plain(essay.essay_id), _why(essay, of))
         lines.append(Padding(essays, (0, 0, 0, 2), expand=False))
@@ -204,7 +204,11 @@ def _explanation(of: PhaseExplanation, *, registered: bool) -> list[RenderableTy
     if not lines and of.progress.completed and not registered:
         lines.append(Text.assemble(plain(of.phase, "bold"), " is not complete, because the batch is not registered"))
     if not lines:
-        lines.append(Text.assemble(plain(of.phase, "bold"), ": no essay is known, and nothing speaks for the batch"))
+        lines.append(
+            Text.assemble(
+                plain(of.phase, "bold"), ": no essay is known, and no phase report or outcome covers the batch"
+            )
+        )
     return lines
 
 
@@ -217,5 +221,5 @@ def _why(essay: BlockingEssay, of: PhaseExplanation) -> str:
     if essay.why is Standing.LEFT_OUT and of.outcome:
         return f"not in the outcome of {format_timestamp(of.outcome.at_us)}"
     if essay.why is Standing.JOINED_AFTER_REPORT:
-        return f"joined after the report, at {format_timestamp(essay.first_seen_us)}"
-    return "never recorded"
+        return f"joined after the phase report, at {format_timestamp(essay.first_seen_us)}"
+    return "no mark"

@@ -35,15 +35,15 @@ WaitSeconds = Annotated[
 
 @app.callback(rich_help_panel=PANEL)
 def db() -> None:
-    """The permanent record in PostgreSQL."""
+    """The archive in PostgreSQL."""
 
 
 @app.command()
 def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
-    """Bring the record's schema up to date.
+    """Upgrade the schema of the archive.
 
-    The service does the same at its start, if its user may. Several may do it at once, beside services that run: one
-    after the other, and only the first has something to do.
+    The service does the same at its start, if its user has the rights. Several upgrades may start at once, beside
+    running services: they wait for each other, and only the first one changes anything.
     """
     # The error says everything, and the output may have to be JSON.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
@@ -81,12 +81,12 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
 
 @app.command()
 def rebuild(as_json: AsJson = False) -> None:
-    """Project what Kafka still has into the record again, while the service runs.
+    """Write the facts that Kafka still has to the archive again, while the service runs.
 
-    Reads the consumed topics from their beginning to where they end now, older messages first, and has what Redis knows
-    of these batches compared with the record. For a record that was lost, or begun late. What is there already stays as
-    it is, so it can be stopped and run again. What is not in Kafka does not come back: phases that were reported over
-    HTTP, and answers.
+    Reads the consumed topics from their beginning to their present end, older messages first, and invalidates the
+    copies of these batches in Redis. For an archive that was lost, or begun late. Existing rows stay as they are, so
+    the command can be stopped and run again. What is not in Kafka does not come back: phase reports over HTTP, and
+    answers.
     """
     settings = load_settings()
     named_database(settings)

@@ -62,7 +62,7 @@ class RebuildOutput:
         extent = "" if self.complete else f" of {reader.total}"
         typer.echo(f"{stats.messages}{extent} messages read in {seconds:.1f} s, {rate:.0f} a second:")
         facts = f"{counted(stats.facts, 'fact')} of {counted(len(stats.batches), 'batch', 'batches')}"
-        typer.echo(f"  {facts} are in the record")
+        typer.echo(f"  {facts} are in the archive")
         typer.echo(f"  {counted(stats.without_facts, 'message')} had no facts, {stats.undecodable} were undecodable")
         if stats.refused:
             typer.echo(f"  {counted(stats.refused, 'message')} can't be stored")

@@ -17,7 +17,7 @@ from bcs.wire.published import SERVICE
 if TYPE_CHECKING:
     from bcs.ops.dlq.reading import DeadLetterIndex
 
-_UNREADABLE = "(no letter of ours)"
+_UNREADABLE = "(not of BCS)"
 _SECONDS_CHARACTERS = 19
 
 
@@ -75,7 +75,7 @@ def say_index(index: DeadLetterIndex, *, each: bool, as_json: bool) -> None:
 def _say_each(index: DeadLetterIndex, *, as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
-            "letter": str(position),
+            "position": str(position),
             "reason": dead_letter.reason,
             "batch": dead_letter.batch_id,
             "time": dead_letter.timestamp,
@@ -87,21 +87,21 @@ def _say_each(index: DeadLetterIndex, *, as_json: bool) -> None:
     ]
     unreadable = {str(position): junk.problem for position, junk in sorted(index.unreadable.items())}
     if as_json:
-        print_json({"letters": rows, "unreadable": unreadable})
+        print_json({"dead_letters": rows, "unreadable": unreadable})
         return
     if on_terminal():
         for row in rows:
             state = "replayed" if row["replayed"] else "waits"
-            typer.echo(row["letter"])
+            typer.echo(row["position"])
             about = f"  {row['reason']}, batch {text_of(row['batch'])}, {_seconds(row['time'])}"
             writer = "" if row["service"] == SERVICE else f", of {row['service']}"
             typer.echo(printable(f"{about}, {counted(row['failures'], 'failure')}, {state}{writer}"))
     elif rows or unreadable:
-        _say_rows(("letter", "reason", "batch", "time", "failures", "replayed", "service"), rows)
+        _say_rows(("position", "reason", "batch", "time", "failures", "replayed", "service"), rows)
     if not rows and not unreadable:
         typer.echo(nothing_selected(index.total))
     for position, problem in unreadable.items():
-        typer.echo(f"{position}: not a letter of ours: {problem}", err=True)
+        typer.echo(f"{position}: not a dead letter of BCS: {problem}", err=True)
 
 
 def nothing_selected(total: int) -> str:
@@ -118,7 +118,7 @@ def say_plan(dead_letters: Sequence[DeadLetter], *, as_json: bool) -> None:
     """Print the target of each dead letter."""
     rows: list[dict[str, Any]] = [
         {
-            "letter": str(dead_letter.position),
+            "position": str(dead_letter.position),
             "goes_to": "the service"
             if dead_letter.is_resolution
             else f"{dead_letter.source_topic}/{dead_letter.source_partition}",
@@ -133,11 +133,11 @@ def say_plan(dead_letters: Sequence[DeadLetter], *, as_json: bool) -> None:
         return
     if on_terminal():
         for row in rows:
-            typer.echo(row["letter"])
+            typer.echo(row["position"])
             typer.echo(printable(f"  to {row['goes_to']}; {row['reason']}, batch {text_of(row['batch'])}"))
     else:
-        _say_rows(("letter", "goes_to", "reason", "batch", "failures"), rows)
-    typer.echo(f"{counted(len(rows), 'letter')} would be put back; nothing was done.")
+        _say_rows(("position", "goes_to", "reason", "batch", "failures"), rows)
+    typer.echo(f"{counted(len(rows), 'dead letter')} would be replayed; nothing was done.")
 
 
 def _say_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

@@ -31,14 +31,14 @@ def one_position(text: str) -> str:
     """One position, from the command line."""
     place = DeadLetterRange.parse(position_or_range(text))
     if place.first != place.last:
-        raise typer.BadParameter("one letter, not a range")
+        raise typer.BadParameter("one dead letter, not a range")
     return text
 
 
 DeadLetters = Annotated[
     list[str] | None,
     typer.Argument(
-        parser=position_or_range, metavar="[LETTER]...", help="topic/partition/offset or topic/partition/first-last."
+        parser=position_or_range, metavar="[POSITION]...", help="topic/partition/offset or topic/partition/first-last."
     ),
 ]
 Topics = Annotated[list[str] | None, typer.Option("--topic", help="A source's or a dead-letter topic; repeatable.")]
@@ -48,7 +48,9 @@ Since = Annotated[
     datetime | None,
     typer.Option(parser=a_timestamp, metavar="TIME", help="Written then or later: 2026-05-03T08:00:00Z."),
 ]
-Services = Annotated[list[str] | None, typer.Option("--service", help="The service that wrote the letter; repeatable.")]
+Services = Annotated[
+    list[str] | None, typer.Option("--service", help="The service that wrote the dead letter; repeatable.")
+]
 Until = Annotated[datetime | None, typer.Option(parser=a_timestamp, metavar="TIME", help="Written before.")]
 
 

@@ -38,11 +38,11 @@ def as_text(record: ConsumerRecord) -> Text:
         case "dead_letter":
             what, style = "dead letter", "red"
             about = f"{content['reason']}, batch {content['batch'] or 'unknown'}: {content['error']}"
-            about += f"; bcs dlq show {content['letter']}"
+            about += f"; bcs dlq show {content['position']}"
         case "replay_marker":
-            what, style, about = "replayed", "cyan", content["letter"]
+            what, style, about = "replayed", "cyan", content["position"]
         case "purge_marker":
-            what, style, about = "purged", "cyan", f"everything up to {content['letter']}"
+            what, style, about = "purged", "cyan", f"everything up to {content['position']}"
         case _:
             what, style = "unknown", "yellow"
             about = f"{record.topic}/{record.partition}/{record.offset}: {content['problem']}"
@@ -56,19 +56,19 @@ def _content(record: ConsumerRecord) -> dict[str, Any]:
     marked = marked_offset(record.key, record.value)
     if marked is not None:
         position = DeadLetterPosition(record.topic, record.partition, marked)
-        return {"kind": "replay_marker", "letter": str(position)}
+        return {"kind": "replay_marker", "position": str(position)}
     place = DeadLetterPosition(record.topic, record.partition, record.offset)
     purged = purged_offset(record.key, record.value)
     if purged is not None:
         last = DeadLetterPosition(record.topic, record.partition, purged)
-        return {"kind": "purge_marker", "letter": str(last)}
+        return {"kind": "purge_marker", "position": str(last)}
     try:
         dead = read_dead_letter(place, record.key, record.value, record.headers)
     except UnreadableDeadLetter as error:
         return {"kind": "unknown", "problem": error.problem}
     return {
         "kind": "dead_letter",
-        "letter": str(place),
+        "position": str(place),
         "reason": dead.reason,
         "error": dead.error_message,
         "batch": dead.batch_id,

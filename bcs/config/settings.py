@@ -89,188 +89,210 @@ class Settings(BaseSettings):
         Environment.DEVELOPMENT, description="`testing`, `development` or `production`; production logs JSON"
     )
     log_level: LogLevel = Field("INFO", description="the least severe level that is logged")
-    pipeline_config_path: Path | None = Field(None, description="pipeline definitions; none means those that ship")
+    pipeline_config_path: Path | None = Field(
+        None, description="the file of pipelines; if unset, those that ship with BCS"
+    )
     use_mock_repository: bool = Field(
         False, description="keep state in this process's memory instead of Redis, for development"
     )
     require_registration: bool = Field(
-        False, description="a batch that is not registered is never complete by counting the essays seen"
+        False,
+        description="an unregistered batch is never complete by the essays seen so far; a phase report still counts",
     )
     instance_name: str | None = Field(
-        None, min_length=1, description="this replica's name in logs and in the outbox; none means the host's"
+        None,
+        min_length=1,
+        description="the name of this replica in logs and in the outbox; if unset, the name of the host",
     )
     chaos_enabled: bool = Field(False, description="let `POST /internal/v1/actors/{name}/kill` kill actors")
 
     http_host: str = Field("0.0.0.0", description="the address to listen on")  # noqa: S104 (as the brief has it)
     http_port: Port = Field(4002, description="the port to listen on; 0 takes a free one")
     http_timeout: Seconds = Field(
-        30.0, description="how long callers wait, in seconds; a request that has come whole is answered before"
+        30.0,
+        description="how long callers wait, in seconds; a complete request is answered earlier",
     )
     http_backlog_connections: Count = Field(1024, description="connections that wait while the HTTP actor restarts")
     http_max_connections: Count | None = Field(
-        None, description="open connections; none means what the limit of open files leaves, 2048 at most"
+        None,
+        description="the maximum number of connections; if unset, what the limit of open files leaves, 2048 at most",
     )
     http_max_concurrent_requests: Count = Field(
-        512, description="more are refused with 503; a request counts once its body has come"
+        512,
+        description="the maximum number of requests at a time whose body was received; more are refused with 503",
     )
     http_max_body_bytes: Count = Field(1024 * 1024, description="a larger request body is refused with 413")
     http_max_held_bytes: Count = Field(
         64 * 1024 * 1024,
-        description="bodies that come in and answers that go out, together; beyond it the slowest callers are dropped",
+        description="the maximum size of all bodies and responses in memory; beyond it the slowest callers are dropped",
     )
     http_max_concurrent_reads: Count = Field(
-        4, description="batches and histories read for callers at a time; more wait for their turn"
+        4,
+        description="the maximum number of batches and histories read at a time for callers; more wait for their turn",
     )
     http_page_bytes: Annotated[int, Field(ge=10_000)] = Field(
         1024 * 1024,
-        description="about so large is an answer about a batch; a larger batch takes several pages",
+        description="the approximate maximum size of a response about a batch; a larger batch takes several pages",
     )
     http_head_seconds: Seconds = Field(
-        5.0, description="the head of a request comes in this time, or the connection is closed"
+        5.0, description="how long the head of a request may take; then the connection is closed"
     )
     http_body_seconds: Seconds = Field(
-        5.0, description="a body comes in this time after its head, or is refused with 408"
+        5.0, description="how long the body of a request may take after its head; then the request is refused with 408"
     )
-    http_idle_seconds: Seconds = Field(75.0, description="a connection without a request for so long is closed")
+    http_idle_seconds: Seconds = Field(
+        75.0, description="how long a connection may stay without a request; then it is closed"
+    )
     http_send_seconds: Seconds = Field(
-        10.0, description="a caller takes its answer in this time, or the connection is closed"
+        10.0, description="how long a caller may take to read its response; then the connection is closed"
     )
     http_access_log: bool = Field(False, description="log every request")
     http_linger_seconds: Seconds = Field(
-        0.1, description="after a kill of HTTP an accepted connection may send its request for so long"
+        0.1, description="how long an accepted connection may take to send its request after a kill of the HTTP actor"
     )
     http_kill_grace_seconds: Seconds = Field(
-        1.0, description="after a kill of HTTP the requests in hand get so long to end"
+        1.0, description="how long requests in flight may take to end after a kill of the HTTP actor"
     )
     request_deadline_seconds: Seconds = Field(
         default_factory=_at_most(5.0, 0.8, "http_timeout"),
-        description="a request whose body has come gets its answer, or a 503, in this time; "
+        description="how long a request may take once its body was received; then it gets a 503; "
         "by default at most 0.8 of `BCS_HTTP_TIMEOUT`",
     )
-    retry_after_seconds: Count = Field(1, description="what `Retry-After` tells callers")
+    retry_after_seconds: Count = Field(1, description="the value of the header `Retry-After`")
 
     kafka_bootstrap_servers: Address = Field("kafka:9092", description="host:port, comma separated")
     kafka_consumer_group_id: str = Field("bcs-event-consumer", min_length=1, description="the consumer group")
     kafka_auto_offset_reset: Literal["earliest", "latest"] = Field(
         "earliest", description="where a new group begins; `earliest` misses nothing that happened before it"
     )
-    kafka_enable_idempotence: bool = Field(True, description="produce idempotently; some brokers can't")
+    kafka_enable_idempotence: bool = Field(
+        True, description="use the idempotent producer; some brokers do not support it"
+    )
     kafka_session_timeout_seconds: Seconds = Field(
-        30.0, description="a replica unheard for so long loses its partitions"
+        30.0, description="how long a replica may be silent before it loses its partitions"
     )
     kafka_heartbeat_interval_seconds: Seconds = Field(
         default_factory=_at_most(3.0, 1 / 3, "kafka_session_timeout_seconds"),
-        description="the time between signs of life to the group; "
+        description="the time between heartbeats to the consumer group; "
         "by default at most a third of `BCS_KAFKA_SESSION_TIMEOUT_SECONDS`",
     )
     kafka_request_timeout_seconds: Seconds = Field(10.0, description="how long one request to a broker may take")
     kafka_metadata_max_age_seconds: Seconds = Field(30.0, description="how soon new topics and partitions are noticed")
     kafka_probe_interval_seconds: Seconds = Field(
-        2.0, description="the time between questions whether Kafka is there and how large the lag is"
+        2.0, description="the time between probes of Kafka, which also measure the lag"
     )
     kafka_partition_retry_maximum_seconds: Seconds = Field(
-        30.0, description="the longest wait before a partition that can't be read is tried again"
+        30.0, description="the longest wait before a partition that can't be read is retried"
     )
     kafka_max_poll_records: Count = Field(500, description="messages taken from Kafka at a time")
     kafka_max_message_bytes: Annotated[int, Field(ge=100_000)] = Field(
-        1_000_000, description="the largest message that the broker takes"
+        1_000_000, description="the largest message that the broker accepts"
     )
-    intake_max_in_flight: Count = Field(5000, description="messages read but not yet durable; then reading pauses")
+    intake_max_in_flight: Count = Field(
+        5000, description="the maximum number of messages that are read and not yet durable; then reading pauses"
+    )
     intake_max_in_flight_bytes: Count = Field(64 * 1024 * 1024, description="the same, in bytes")
     intake_max_in_flight_facts: Count = Field(
         250_000, description="the same, in facts: an event that names 100 essays has about 100"
     )
     max_event_bytes: Annotated[int, Field(ge=1024)] = Field(
-        1024 * 1024, description="a larger event, decompressed, becomes a dead letter unparsed"
+        1024 * 1024, description="an event that is larger, decompressed, becomes a dead letter without being parsed"
     )
     max_essays_per_batch: Count = Field(
         20_000, description="an event that would give a batch more essays becomes a dead letter"
     )
     max_clock_skew_seconds: Seconds = Field(
-        600.0, description="an event further ahead of BCS's clock and of Redis's becomes a dead letter"
+        600.0, description="an event whose time is further ahead of the clocks of BCS and Redis becomes a dead letter"
     )
     intake_commit_interval_seconds: Seconds = Field(0.5, description="the time between offset commits")
-    intake_retry_seconds: Seconds = Field(1.0, description="the wait before the intake connects to Kafka anew")
-    intake_drain_patience_seconds: Seconds = Field(
-        5.0, description="a stop waits so long for the next message to become durable, then leaves the rest to others"
+    intake_retry_seconds: Seconds = Field(1.0, description="the wait before the intake reconnects to Kafka")
+    intake_drain_timeout_seconds: Seconds = Field(
+        5.0,
+        description="how long a stop waits for the next message to become durable; the rest is left to other replicas",
     )
 
     redis_url: Address = Field("redis://localhost:6379", description="`redis://`, `rediss://` or `unix://`")
     redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
         604_800, description="how long a batch is kept after its last event"
     )
-    redis_key_prefix: str = Field("bcs:", description="stands before every key")
-    redis_max_connections: Count = Field(32, description="round trips to Redis at a time")
+    redis_key_prefix: str = Field("bcs:", description="the prefix of every key")
+    redis_max_connections: Count = Field(32, description="the maximum number of concurrent round trips to Redis")
     redis_deadline_seconds: Seconds = Field(
         default_factory=_at_most(2.0, 0.5, "request_deadline_seconds"),
         description="how long a round trip to Redis may take; "
         "by default at most half of `BCS_REQUEST_DEADLINE_SECONDS`",
     )
-    redis_breaker_failures: Count = Field(5, description="failures in a row after which Redis is left alone")
-    redis_breaker_open_seconds: Seconds = Field(1.0, description="for how long it is left alone")
-    redis_probe_interval_seconds: Seconds = Field(
-        1.0, description="the time between questions whether Redis is there; liveness and readiness never ask it"
+    redis_breaker_failures: Count = Field(5, description="consecutive failures that open the circuit breaker")
+    redis_breaker_open_seconds: Seconds = Field(
+        1.0, description="how long the circuit breaker stays open before Redis is tried again"
     )
-    redis_commit_attempts: Count = Field(5, description="optimistic commits before the fallback")
-    outbox_max_messages: Count = Field(1_000_000, description="messages that may wait for Kafka")
-    outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between looks at an idle outbox")
+    redis_probe_interval_seconds: Seconds = Field(
+        1.0, description="the time between probes of Redis; liveness and readiness use the result of the last one"
+    )
+    redis_commit_attempts: Count = Field(5, description="optimistic commits that are tried before the fallback")
+    outbox_max_messages: Count = Field(1_000_000, description="the maximum number of messages that wait for Kafka")
+    outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between polls of an idle outbox")
     outbox_unwritable_seconds: Seconds = Field(
-        5.0, description="for how long a topic that could not be written is left alone"
+        5.0, description="the wait before a topic that could not be written is retried"
     )
     outbox_takeover_seconds: Seconds = Field(
-        60.0, description="messages in a silent replica's hand for so long are taken over"
+        60.0, description="how long another replica may hold unacked messages before they are taken over"
     )
 
     database_url: Annotated[str | None, BeforeValidator(lambda value: _trimmed(value) or None)] = Field(
-        None, description="`postgresql://…`: the permanent record behind Redis; none keeps none"
+        None, description="`postgresql://…`: the archive behind Redis; if unset, there is no archive"
     )
-    database_max_connections: Count = Field(8, description="statements to PostgreSQL at a time")
+    database_max_connections: Count = Field(8, description="the maximum number of concurrent statements to PostgreSQL")
     database_deadline_seconds: Seconds = Field(
         default_factory=_at_most(1.0, 0.5, "request_deadline_seconds"),
-        description="how long a statement may take before PostgreSQL counts as away; "
+        description="how long a statement may take before PostgreSQL counts as unreachable; "
         "by default at most half of `BCS_REQUEST_DEADLINE_SECONDS`",
     )
-    database_probe_interval_seconds: Seconds = Field(
-        1.0, description="the time between questions whether PostgreSQL is there"
-    )
+    database_probe_interval_seconds: Seconds = Field(1.0, description="the time between probes of PostgreSQL")
     database_first_probe_seconds: Seconds = Field(
-        2.0, description="how long a start waits for the first answer of PostgreSQL"
+        2.0, description="how long a start waits for the first response of PostgreSQL"
     )
-    archive_max_entries: Count = Field(1_000_000, description="entries that may wait in Redis for PostgreSQL")
+    archive_max_entries: Count = Field(
+        1_000_000, description="the maximum number of entries that wait in Redis for PostgreSQL"
+    )
     archive_facts_per_write: Count = Field(
         500, description="facts written to PostgreSQL at a time; 1,024 characters of text count as a fact"
     )
     archive_drain_deadline_seconds: Seconds = Field(
-        20.0, description="how long PostgreSQL may take for what waited in Redis; then half as much is tried"
+        20.0, description="how long PostgreSQL may take for entries that waited in Redis; then half as many are tried"
     )
-    history_page_bytes: Count = Field(1024 * 1024, description="a page of a batch's history ends before it gets larger")
-    record_retention_days: Annotated[int, Field(ge=1)] = Field(
+    history_page_bytes: Count = Field(1024 * 1024, description="the maximum size of a page of a batch's history")
+    archive_retention_days: Annotated[int, Field(ge=1)] = Field(
         default_factory=lambda known: max(400, known["redis_ttl_seconds"] // _DAY_SECONDS + 3),
-        description="how long the record keeps a batch after its last event, and each entry of its history; "
+        description="how long the archive keeps a batch after its last event, and each entry of its history; "
         "by default more than `BCS_REDIS_TTL_SECONDS`",
     )
 
-    message_max_deliveries: Count = Field(3, description="crashes over one message before it becomes a dead letter")
-    restart_max: Count = Field(10, description="with more restarts than these within the period a supervisor gives up")
+    message_max_deliveries: Count = Field(
+        3, description="crashes of its actor after which a message becomes a dead letter"
+    )
+    restart_max: Count = Field(
+        10, description="the maximum number of restarts within the period; with more, a supervisor stops and escalates"
+    )
     restart_period_seconds: Seconds = Field(60.0, description="the period in which restarts are counted")
-    batch_restart_max: Count = Field(300, description="the same for all per-batch actors together")
-    restart_backoff_initial_seconds: Seconds = Field(0.05, description="the wait before a first restart")
+    batch_restart_max: Count = Field(300, description="the same for all actors of batches together")
+    restart_backoff_initial_seconds: Seconds = Field(0.05, description="the wait before the first restart")
     restart_backoff_maximum_seconds: Seconds = Field(5.0, description="the longest wait before a restart")
     retry_maximum_seconds: Seconds = Field(
-        2.0, description="the longest wait between tries while Redis or Kafka is away"
+        2.0, description="the longest wait between retries while Redis or Kafka is unreachable"
     )
     hang_seconds: Seconds = Field(
         default_factory=lambda known: max(30.0, _HANG_FACTOR * known["kafka_request_timeout_seconds"]),
-        description="an actor without progress for so long is restarted; "
+        description="how long an actor may be without progress before it is restarted; "
         "by default at least 2.5 times `BCS_KAFKA_REQUEST_TIMEOUT_SECONDS`",
     )
     kill_grace_seconds: Seconds = Field(
         5.0,
-        description="a cancelled actor may take so long, and both stores' deadlines, before the process is unhealthy",
+        description="how long a cancelled actor may take, beside both stores' deadlines; then the process is unhealthy",
     )
-    shutdown_seconds: Seconds = Field(25.0, description="the budget of a graceful stop")
+    shutdown_seconds: Seconds = Field(25.0, description="how long a graceful stop may take")
     shutdown_drain_seconds: Annotated[float, BeforeValidator(_without_unit), Field(ge=0, allow_inf_nan=False)] = Field(
-        1.0, description="how long requests are still taken after readiness went off"
+        1.0, description="how long requests are still accepted after readiness ended"
     )
     metrics_interval_seconds: Seconds = Field(1.0, description="the time between samples of depths, lag and backlog")
 
@@ -324,7 +346,10 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
         )
     if settings.redis_deadline_seconds >= settings.request_deadline_seconds:
         problems.append(
-            ("BCS_REDIS_DEADLINE_SECONDS", "must be below BCS_REQUEST_DEADLINE_SECONDS, or the reason is never told")
+            (
+                "BCS_REDIS_DEADLINE_SECONDS",
+                "must be below BCS_REQUEST_DEADLINE_SECONDS, or the reason is never returned",
+            )
         )
     if settings.kafka_heartbeat_interval_seconds * 2 > settings.kafka_session_timeout_seconds:
         problems.append(
@@ -341,18 +366,18 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
     if check_addresses:
         problems += _address_problems(settings)
     if settings.database_url is not None:
-        if settings.record_retention_days * _DAY_SECONDS <= settings.redis_ttl_seconds + _DAY_SECONDS:
+        if settings.archive_retention_days * _DAY_SECONDS <= settings.redis_ttl_seconds + _DAY_SECONDS:
             problems.append(
                 (
-                    "BCS_RECORD_RETENTION_DAYS",
-                    "must be over a day more than BCS_REDIS_TTL_SECONDS, or the record forgets what Redis goes by",
+                    "BCS_ARCHIVE_RETENTION_DAYS",
+                    "must be over a day more than BCS_REDIS_TTL_SECONDS, or the archive deletes what Redis still uses",
                 )
             )
         if settings.database_deadline_seconds >= settings.request_deadline_seconds:
             problems.append(
                 (
                     "BCS_DATABASE_DEADLINE_SECONDS",
-                    "must be below BCS_REQUEST_DEADLINE_SECONDS, or the reason is never told",
+                    "must be below BCS_REQUEST_DEADLINE_SECONDS, or the reason is never returned",
                 )
             )
     if problems:

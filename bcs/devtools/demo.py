@@ -107,7 +107,7 @@ def _recount(entries: Sequence[dict[str, Any]]) -> None:
         if entry["kind"] == "facts":
             say(f"{entry['recorded_at']}  {entry['event_type']}", indent=3)
         elif _PHASE in entry["pruned_phases"]:
-            [why] = [decision["because"] for decision in entry["decisions"] if decision["phase"] == _PHASE]
+            [why] = [decision["reason_text"] for decision in entry["decisions"] if decision["phase"] == _PHASE]
             say(f"{entry['recorded_at']}  {_PHASE} pruned: {why}", indent=3, marked=rf"{_PHASE} pruned")
     echo()
 

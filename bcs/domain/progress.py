@@ -76,7 +76,7 @@ class Standing(StrEnum):
     FAILED_BEFORE = "failed_before"
     LEFT_OUT = "not_in_outcome"
     JOINED_AFTER_REPORT = "joined_after_report"
-    NOT_KNOWN = "never_recorded"
+    NOT_KNOWN = "no_mark"
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def encoding_state(
 
 
 def _known_essay(state: BatchState, essay: str) -> dict[str, Any]:
-    return {"essay_id": essay, "known_since": format_timestamp(state.first_seen_us[essay])}
+    return {"essay_id": essay, "first_seen": format_timestamp(state.first_seen_us[essay])}
 
 
 def _batch_without_essays(
@@ -158,13 +158,16 @@ def phase_document(of: PhaseExplanation, extent: Extent) -> dict[str, Any]:
     The document contains the first blocking essays after `extent.after`, as many as a page has essays. So it contains
     each blocking essay on the page, and all pages together contain each blocking essay at least once.
     """
-    return {**_phase_without_essays(of), "held_back_by": list(map(_held_back, extent.of(of.held_back_by, _essay_id)))}
+    return {
+        **_phase_without_essays(of),
+        "blocking_essays": list(map(_held_back, extent.of(of.held_back_by, _essay_id))),
+    }
 
 
 def encoding_phase(of: PhaseExplanation, extent: Extent) -> Sliced[bytes]:
     """The document of a phase as JSON, encoded in slices."""
     encoded = yield from _encoding(extent.of(of.held_back_by, _essay_id), _held_back)
-    return _with_list(_phase_without_essays(of), "held_back_by", encoded)
+    return _with_list(_phase_without_essays(of), "blocking_essays", encoded)
 
 
 def _encoding(items: Iterable[T], document: Callable[[T], dict[str, Any]], *, length: int = SLICE) -> Sliced[bytes]:
@@ -188,8 +191,8 @@ def _with_list(document: dict[str, Any], member: str, encoded: bytes) -> bytes:
 def _held_back(essay: BlockingEssay) -> dict[str, Any]:
     return {
         "essay_id": essay.essay_id,
-        "why": essay.why.value,
-        "known_since": format_timestamp(essay.first_seen_us),
+        "reason": essay.why.value,
+        "first_seen": format_timestamp(essay.first_seen_us),
         "mark": _mark(essay.mark),
     }
 
@@ -209,8 +212,8 @@ def _phase_without_essays(of: PhaseExplanation) -> dict[str, Any]:
         "newest_mark_at": format_timestamp(of.newest.at_us) if of.newest else None,
         "report": _mark(of.report),
         "outcome": _ending(of.outcome),
-        "essays_holding_back": len(of.held_back_by),
-        "held_back_by": [],
+        "blocking_essays_total": len(of.held_back_by),
+        "blocking_essays": [],
     }
 
 
@@ -252,7 +255,7 @@ def _recorded(entry: FactsRecorded) -> dict[str, Any]:
 
 def _resolution(entry: PipelineResolved) -> dict[str, Any]:
     return {
-        "asked_by": entry.asked_by,
+        "requested_by": entry.asked_by,
         "pipeline": entry.pipeline,
         "final_pipeline": [decision.phase for decision in entry.decisions if decision.runs],
         "pruned_phases": [decision.phase for decision in entry.decisions if not decision.runs],
@@ -261,7 +264,7 @@ def _resolution(entry: PipelineResolved) -> dict[str, Any]:
                 "phase": decision.phase,
                 "runs": decision.runs,
                 "reason": decision.reason,
-                "because": decision.reason_text,
+                "reason_text": decision.reason_text,
             }
             for decision in entry.decisions
         ],

@@ -147,7 +147,7 @@ class RequestGuard:
         elif problem is None or status == HTTPStatus.INTERNAL_SERVER_ERROR:
             pass  # the fault is already in the log
         elif status == HTTPStatus.NOT_FOUND and method in _LOOKS and route != _UNMATCHED:
-            log.debug("nothing_found", route=route, kind=problem.kind, **_about(request, seconds))
+            log.debug("not_found", route=route, kind=problem.kind, **_about(request, seconds))
         else:
             log.info(
                 "request_refused",
@@ -191,7 +191,7 @@ class RequestGuard:
                 raise
             problem = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "no answer in time", retry=True)
         except CallerLeft:
-            log.debug("caller_left", correlation_id=correlation_id_of(request))
+            log.debug("client_disconnected", correlation_id=correlation_id_of(request))
             return web.Response(status=CALLER_LEFT), None
         except InvalidRequest as error:
             problem = invalid_fields(error)
@@ -252,7 +252,7 @@ def _about(request: web.Request, seconds: float) -> dict[str, object]:
     return {
         "correlation_id": correlation_id_of(request),
         "batch_id": request.get(BATCH_ID),
-        "asked_by": asked_by(request),
+        "requested_by": asked_by(request),
         "seconds": round(seconds, 6),
     }
 

@@ -121,7 +121,7 @@ def pipeline_answer(batch_id: str, resolution: Resolution) -> dict[str, Any]:
                 "phase": decision.phase,
                 "runs": decision.runs,
                 "reason": decision.reason.value,
-                "because": decision.reason_text,
+                "reason_text": decision.reason_text,
                 "complete_when": decision.complete_when.value,
                 "completed": decision.completed,
                 "failed": decision.failed,

@@ -130,9 +130,9 @@ class KafkaStatus:
         # A leader that moves is refused once, too. What lasts longer is said once.
         lasts = problem is not None and problem == self.unmeasured
         if lasts and not self._lack_logged:
-            log.warning("lag_not_measured", problem=problem)
+            log.warning("lag_measurement_failed", problem=problem)
         elif problem is None and self._lack_logged:
-            log.info("lag_measured_again")
+            log.info("lag_measurement_resumed")
         self._lack_logged = lasts or (problem is not None and self._lack_logged)
         self.unmeasured = problem
 
@@ -171,7 +171,7 @@ class KafkaStatus:
                     cause=stall.cause,
                 )
         for topic, partition in self.stalled.keys() - stalled.keys():
-            log.info("partition_goes_on", topic=topic, partition=partition)
+            log.info("partition_resumed", topic=topic, partition=partition)
         self.stalled = {(topic, partition): stall for (topic, partition), stall in stalled.items()}
 
     def wait_for(self, problem: str) -> None:
@@ -183,7 +183,7 @@ class KafkaStatus:
     def go_on(self) -> None:
         """The intake reads again."""
         if self.waits_for is not None:
-            log.info("intake_goes_on")
+            log.info("intake_resumed")
         self.waits_for = None
 
     def down(self, error: BaseException) -> None:

@@ -19,7 +19,9 @@ from bcs.wire.dead_letters.encode import RESOLUTION_FAILED
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 LOG_RECORDS_DROPPED = Counter(
-    "bcs_log_records_dropped_total", "Log records dropped, as nobody read them or the disk was full.", registry=None
+    "bcs_log_records_dropped_total",
+    "Log records dropped because the reader was too slow or the disk was full.",
+    registry=None,
 )
 """Of the whole process: its log is one."""
 
@@ -42,11 +44,14 @@ class Telemetry:
             ).labels
         )
         self.refusals = Counter(
-            "bcs_pipeline_refusals_total", "Resolutions refused to the caller.", ["reason"], registry=registry
+            "bcs_pipeline_refusals_total", "Pipeline resolutions that were refused.", ["reason"], registry=registry
         )
         self.phases_pruned = cache(
             Counter(
-                "bcs_phases_pruned_total", "Phases left out of a pipeline as complete.", ["phase"], registry=registry
+                "bcs_phases_pruned_total",
+                "Phases pruned from a pipeline because they are complete.",
+                ["phase"],
+                registry=registry,
             ).labels
         )
         self.http_requests = Counter(
@@ -54,47 +59,54 @@ class Telemetry:
         )
         self.http_duration = Histogram(
             "bcs_http_request_duration_seconds",
-            "Time from request to response.",
+            "Time from the request to its response.",
             ["method", "endpoint"],
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=registry,
         )
         self.http_in_flight = Gauge(
             "bcs_http_requests_in_flight",
-            "Requests that have no answer yet, from their head on.",
+            "Requests whose head was received and that have no response yet.",
             registry=registry,
         )
-        self.http_connections = Gauge("bcs_http_connections", "Open connections of callers.", registry=registry)
+        self.http_connections = Gauge("bcs_http_connections", "Open HTTP connections.", registry=registry)
         self.http_bodies_awaited = Gauge(
             "bcs_http_bodies_awaited",
-            "Of them, those whose body has not come yet.",
+            "Requests in flight whose body was not received yet.",
             registry=registry,
         )
         self.http_held_bytes = Gauge(
-            "bcs_http_held_bytes", "Bytes of bodies, and of answers that callers have not taken.", registry=registry
+            "bcs_http_held_bytes",
+            "Bytes of request bodies, and of responses that callers have not read yet.",
+            registry=registry,
         )
         self.http_callers_dropped = Counter(
             "bcs_http_callers_dropped_total",
-            "Callers given up, by what they were waited for: a request, its head, its body, the taking of an answer.",
+            "Callers whose connection was closed, by what was waited for: a request, its head, its body, or the "
+            "reading of a response.",
             ["waited_for", "reason"],
             registry=registry,
         )
         self.events = cache(
             Counter(
                 "bcs_events_processed_total",
-                "Kafka messages that are done.",
+                "Kafka messages processed.",
                 ["event_type", "outcome"],
                 registry=registry,
             ).labels
         )
         self.commit_conflicts = Counter(
-            "bcs_redis_commit_conflicts_total", "Commits lost against another writer.", registry=registry
+            "bcs_redis_commit_conflicts_total",
+            "Commit attempts that failed because of another writer.",
+            registry=registry,
         )
         self.commit_fallbacks = Counter(
-            "bcs_redis_commit_fallbacks_total", "Commits written register by register.", registry=registry
+            "bcs_redis_commit_fallbacks_total",
+            "Commits that were merged register by register after all attempts failed.",
+            registry=registry,
         )
         self.dead_letters = Counter(
-            "bcs_dead_letters_total", "Messages given up on, by source topic.", ["topic", "reason"], registry=registry
+            "bcs_dead_letters_total", "Dead letters written, by source topic.", ["topic", "reason"], registry=registry
         )
         self.published = cache(
             Counter(
@@ -102,104 +114,116 @@ class Telemetry:
             ).labels
         )
         self.parked = Counter(
-            "bcs_outbox_parked_total", "Messages that Kafka will never take.", ["kind"], registry=registry
+            "bcs_outbox_parked_total",
+            "Messages set aside because Kafka will never accept them.",
+            ["kind"],
+            registry=registry,
         )
         self.publish_failures = Counter(
             "bcs_outbox_publish_failures_total", "Attempts to publish that failed.", ["kind"], registry=registry
         )
         self.outbox_backlog = Gauge(
             "bcs_outbox_backlog",
-            "Messages that wait for Kafka, in Redis and PostgreSQL; the last known number while these can't be asked.",
+            "Messages that wait for Kafka, in Redis and PostgreSQL; the last known number while these are unreachable.",
             registry=registry,
         )
         self.outbox_oldest = Gauge(
             "bcs_outbox_oldest_seconds",
-            "How long ago the oldest message that waits for Kafka was accepted, however often it was tried since.",
+            "Time since the oldest message that waits for Kafka was accepted; retries do not reset it.",
             registry=registry,
         )
         self.archive_backlog = Gauge(
             "bcs_archive_backlog", "Entries that wait in Redis for PostgreSQL.", registry=registry
         )
         self.archive_written = Counter(
-            "bcs_archive_entries_written_total", "Entries that PostgreSQL has.", registry=registry
+            "bcs_archive_entries_written_total", "Entries written to PostgreSQL.", registry=registry
         )
         self.archive_queued = Counter(
-            "bcs_archive_entries_queued_total", "Entries queued while PostgreSQL was away.", registry=registry
+            "bcs_archive_entries_queued_total",
+            "Entries queued in Redis while PostgreSQL was unreachable.",
+            registry=registry,
         )
         self.archive_parked = Counter(
-            "bcs_archive_entries_parked_total", "Entries that PostgreSQL will never take.", registry=registry
+            "bcs_archive_entries_parked_total",
+            "Entries set aside because PostgreSQL will never accept them.",
+            registry=registry,
         )
         self.history_dropped = Counter(
             "bcs_history_entries_dropped_total",
-            "History entries of resolutions that were dropped, because too many waited for PostgreSQL.",
+            "History entries of resolutions dropped because too many entries waited for PostgreSQL.",
             registry=registry,
         )
         self.actor_waits = Gauge(
             "bcs_actor_waits_seconds",
-            "For how long an actor has waited for a dependency; 0 while it waits for nothing.",
+            "How long an actor has been waiting for a dependency; 0 if it is not waiting.",
             ["actor"],
             registry=registry,
         )
         self.redis_up = Gauge(
-            "bcs_redis_up", "1 while Redis answers and refuses nothing that BCS needs.", ["store"], registry=registry
+            "bcs_redis_up", "1 if Redis responds and refuses no command that BCS needs.", ["store"], registry=registry
         )
-        # Labelled so that it is not there where no record is: an alert on 0 must not fire for that.
-        self.record_up = Gauge("bcs_record_up", "Whether PostgreSQL answers.", ["store"], registry=registry)
+        # The label keeps the series away where no archive is configured: an alert on 0 must not fire then.
+        self.archive_up = Gauge(
+            "bcs_archive_up", "1 if PostgreSQL responds and takes writes.", ["store"], registry=registry
+        )
         self.actor_restarts = Counter("bcs_actor_restarts_total", "Restarts of an actor.", ["actor"], registry=registry)
         self.mailbox_depth = Gauge(
-            "bcs_mailbox_depth", "Messages that wait for an actor or are in its hand.", ["actor"], registry=registry
+            "bcs_mailbox_depth", "Messages in an actor's mailbox, unacked ones included.", ["actor"], registry=registry
         )
         self.mailbox_oldest = Gauge(
             "bcs_mailbox_oldest_message_seconds",
-            "Age of the oldest message that an actor has not finished.",
+            "Age of the oldest message that an actor has not acked.",
             ["actor"],
             registry=registry,
         )
-        self.batch_actors = Gauge("bcs_batch_actors", "Batches being written at the moment.", registry=registry)
+        self.batch_actors = Gauge("bcs_batch_actors", "Batches that are being written.", registry=registry)
         self.kafka_up = Gauge(
             "bcs_kafka_up",
-            "1 while the brokers tell how far the consumer group has come; while 0, bcs_kafka_consumer_lag, "
+            "1 if the brokers report the offsets of the consumer group; while 0, bcs_kafka_consumer_lag, "
             "bcs_kafka_committed_timestamp_seconds and bcs_dead_letters_waiting keep their last values.",
             registry=registry,
         )
         self.consumer_lag = Gauge(
             "bcs_kafka_consumer_lag",
-            "Messages behind the consumer group's committed offset. Every replica tells all partitions: "
-            "take the maximum over the replicas.",
+            "Messages after the committed offset of the consumer group. Each replica reports all partitions: "
+            "use the maximum over the replicas.",
             ["topic", "partition"],
             registry=registry,
         )
         self.committed_timestamp = Gauge(
             "bcs_kafka_committed_timestamp_seconds",
-            "Kafka's time of the last message that the consumer group committed. Every replica tells all partitions.",
+            "Kafka timestamp of the last message that the consumer group committed. Each replica reports all "
+            "partitions.",
             ["topic", "partition"],
             registry=registry,
         )
         self.partition_stalled = Gauge(
             "bcs_kafka_partition_stalled",
-            "1 for each partition that this replica has and can't read on, 0 for each other one that it has.",
+            "1 for each partition of this replica that can't be read, 0 for its other partitions.",
             ["topic", "partition"],
             registry=registry,
         )
         self.events_missed = Counter(
             "bcs_kafka_events_missed_total",
-            "Messages that Kafka had removed before they were read.",
+            "Messages that Kafka removed before they were read.",
             ["topic"],
             registry=registry,
         )
         self.dead_letters_waiting = Gauge(
             "bcs_dead_letters_waiting",
-            "Messages on a topic of dead letters: those that wait for a replay, and those that were replayed, with a "
-            "marker each, until they are purged or expire. Every replica tells all topics.",
+            "Messages on a dead-letter topic: waiting dead letters, and replayed ones with a marker each, until they "
+            "are purged or expire. Each replica reports all topics.",
             ["topic"],
             registry=registry,
         )
-        self.intake_in_flight = Gauge("bcs_intake_in_flight", "Messages read and not yet durable.", registry=registry)
+        self.intake_in_flight = Gauge(
+            "bcs_intake_in_flight", "Messages that are read and not yet durable.", registry=registry
+        )
         self.circuit = Gauge(
             "bcs_circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["dependency"], registry=registry
         )
         self.event_loop_lag = Gauge(
-            "bcs_event_loop_lag_seconds", "How late a timer fired, last time.", registry=registry
+            "bcs_event_loop_lag_seconds", "Delay of the last timer of the event loop.", registry=registry
         )
         # Series that alerts look at exist from the start: an increase from nothing to one would not be seen.
         for status in ("success", "failure"):

@@ -42,7 +42,7 @@ class TreeObserver:
 
     def actor_unresponsive(self, path: str) -> None:
         """See `Observer`."""
-        log.critical("actor_wedged", actor=path)
+        log.critical("actor_unresponsive", actor=path)
 
     def intensity_exceeded(self, path: str) -> None:
         """See `Observer`."""

@@ -67,7 +67,7 @@ class Waits:
         kept.holders.add(holder)
         kept.cause = cause
         if aloud and kept.logged.note(cause):
-            log.warning("waiting_for_dependency", actor=actor, doing=doing, error=cause)
+            log.warning("waiting_for_dependency", actor=actor, operation=doing, error=cause)
 
     def end(self, actor: str, doing: str, *, holder: object = None) -> None:
         """The try succeeded, or nobody tries any more. Nothing happens where nobody waited."""
@@ -80,7 +80,7 @@ class Waits:
         del self._kept[actor, doing]
         if kept.logged.clear():
             seconds = (self._now() - kept.since).total_seconds()
-            log.info("waited_for_dependency", actor=actor, doing=doing, seconds=round(seconds, 3))
+            log.info("dependency_wait_ended", actor=actor, operation=doing, seconds=round(seconds, 3))
 
     def longest_seconds(self, actor: str) -> float:
         """For how long an actor has waited; 0 while it waits for nothing."""

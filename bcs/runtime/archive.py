@@ -35,7 +35,12 @@ def archive_parts(*, runtime: Runtime, archive: Archive, outbox: OutboxEntrance,
     :param asks: how many asks may wait for it at a time.
     """
     settings = runtime.settings
-    drain = Drain(runtime=runtime, archive=archive.postgres, queues=(archive.backlog, archive.explanations))
+    drain = Drain(
+        runtime=runtime,
+        archive=archive.postgres,
+        queues=(archive.backlog, archive.explanations),
+        former_queue=archive.former_backlog,
+    )
     maintenance = ArchiveMaintenance(
         runtime=runtime,
         archive=archive.postgres,

@@ -69,14 +69,14 @@ async def run_until_signalled(
     last_resorts: list[threading.Timer] = []
 
     def end_by_force_after(seconds: float, exit_code: int) -> None:
-        last_resorts.append(exit_after(seconds, exit_code, event="exit_by_force"))
+        last_resorts.append(exit_after(seconds, exit_code, event="forced_exit"))
 
     service = Service(settings, definitions, gave_up=lambda: end_by_force_after(_GIVING_UP_SECONDS, EXIT_FAILED))
     async with anyio.create_task_group() as group:
 
         def hear(received: signal.Signals) -> None:
             if stop.is_set():
-                log.warning("stopping_at_once", signal=received.name)
+                log.warning("stopping_immediately", signal=received.name)
                 end_by_force_after(_LAST_RESORT_EXTRA_SECONDS, EXIT_STOPPED_AT_ONCE)
                 group.cancel_scope.cancel()
                 return
@@ -119,7 +119,7 @@ async def run_until_signalled(
             in_time = await service.run(stop, announce)
             exit_code = EXIT_STOPPED if in_time else EXIT_FAILED
         except RestartIntensityExceeded as error:
-            log.critical("gave_up", error=str(error))
+            log.critical("supervision_failed", error=str(error))
             exit_code = EXIT_FAILED
         except (DatabaseUnusable, RedisUnusable) as error:
             refusal = error  # raised below: from here it would come in a group

@@ -13,18 +13,44 @@ if TYPE_CHECKING:
     from bcs.storage.postgres.archive import PostgresArchive
 
 
+# So long after entries of the former release were last seen, no replica of that release counts as running.
+_UPGRADE_SECONDS = 600.0
+
+
 @dataclass(frozen=True, slots=True)
 class Archive:
     """The archive behind the state store.
 
     :param backlog: the queue of facts that wait for PostgreSQL.
+    :param former_backlog: the same queue of releases before 0.2.0.
     :param explanations: the queue of entries that only explain announcements. No answer depends on these.
     """
 
     postgres: PostgresArchive
     backlog: ArchiveQueue
+    former_backlog: ArchiveQueue
     explanations: ArchiveQueue
+
+    @property
+    def fact_queue(self) -> ArchiveQueue:
+        """The queue that takes facts now.
+
+        A replica of a release before 0.2.0 counts only the former queue before it stamps a batch as complete. It can do
+        that while the tables have the former schema. So the former queue takes the facts until this process has reached
+        PostgreSQL, which upgrades the schema.
+        """
+        return self.backlog if self.postgres.was_reached else self.former_backlog
+
+    async def waiting(self) -> int:
+        """The number of facts of all replicas that wait for PostgreSQL, asked in one round trip."""
+        return await self.backlog.waiting(self.former_backlog)
 
     def can_answer_for_redis(self, error: StoreUnavailable) -> bool:
         """True if PostgreSQL can answer instead of Redis: it is reachable, and no facts wait for it."""
-        return error.store == "redis" and self.postgres.reachable and self.backlog.last_known == 0
+        return error.store == "redis" and self.postgres.reachable and self._nothing_waits
+
+    @property
+    def _nothing_waits(self) -> bool:
+        former = self.former_backlog
+        # During an upgrade a replica of the former release may add more at any time, and PostgreSQL lacks it at first.
+        return self.backlog.last_known == 0 and former.last_known == 0 and former.idle_seconds >= _UPGRADE_SECONDS

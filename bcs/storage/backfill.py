@@ -50,8 +50,8 @@ class ArchiveBackfill:
         """
         if stamp is None or not redis:
             return False
-        stamped, _, making = stamp.partition("/")
-        return stamped == redis and self.record.identity in (making, None)
+        stamped, names_archive, archive = stamp.partition("/")
+        return stamped == redis and bool(names_archive) and self.record.identity in (archive, None)
 
     def ensure_same_redis(self, stamp: str | None, redis: str) -> None:
         """Refuse to answer from a copy that another Redis wrote, while the archive is away.
@@ -60,9 +60,14 @@ class ArchiveBackfill:
         :raises StoreUnavailable: the copy is stamped by another Redis, or this Redis does not tell its identity.
         """
         if not redis:
-            raise StoreUnavailable("postgresql", "Redis tells no identity, and only the record knows what it may lack")
+            raise StoreUnavailable(
+                "postgresql", "Redis has no known identity, and only the archive knows what may be missing in it"
+            )
         if stamp is not None and stamp.partition("/")[0] != redis:
-            raise StoreUnavailable("postgresql", "Redis is another one, and only the record knows what it may lack")
+            raise StoreUnavailable(
+                "postgresql",
+                "Redis is another server than before, and only the archive knows what may be missing in it",
+            )
 
     async def backfill(self, batch_id: str, known: BatchState, redis: str) -> Backfilled | None:
         """Read a batch from the archive, and give the archive what only Redis has; None while the archive is away.
@@ -115,7 +120,7 @@ class ArchiveBackfill:
         :raises StoreUnavailable: the batch is not registered in Redis.
         """
         if not registered:
-            raise StoreUnavailable("postgresql", "the batch may have a past that only the record knows")
+            raise StoreUnavailable("postgresql", "only the archive knows the whole history of the batch")
 
 
 def _missing_in(recorded: BatchState, known: BatchState) -> Sliced[BatchState]:

@@ -15,7 +15,7 @@ from bcs.storage.committing import CommitPolicy
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import MEMORY, REDIS, Outbox, StateStore
 from bcs.storage.postgres.opening import open_record
-from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, ArchiveQueue
+from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, FORMER_FACTS, ArchiveQueue
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.outbox import RedisOutbox
@@ -75,7 +75,7 @@ def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
     # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
     consumer = f"{settings.instance}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     archive = _archive(settings, gateway, consumer)
-    backfill = ArchiveBackfill(archive.postgres, archive.backlog.waiting) if archive else None
+    backfill = ArchiveBackfill(archive.postgres, archive.waiting) if archive else None
     store = RedisStateStore(
         gateway,
         law=law,
@@ -112,8 +112,8 @@ def redis_gateway(settings: Settings) -> RedisGateway:
 def _archive(settings: Settings, gateway: RedisGateway, consumer: str) -> Archive | None:
     if settings.database_url is None:
         return None
-    # Two, since something nearly always waits to be explained, and would look like facts that the record lacks.
-    backlog, explanations = (
+    # Explanations have a queue of their own: one nearly always waits, and would look like facts that the archive lacks.
+    backlog, former_backlog, explanations = (
         ArchiveQueue(
             gateway,
             key_prefix=settings.redis_key_prefix,
@@ -121,6 +121,6 @@ def _archive(settings: Settings, gateway: RedisGateway, consumer: str) -> Archiv
             consumer=consumer,
             limit=settings.archive_max_entries,
         )
-        for name in (FACTS, EXPLANATIONS)
+        for name in (FACTS, FORMER_FACTS, EXPLANATIONS)
     )
-    return Archive(open_record(settings), backlog, explanations)
+    return Archive(open_record(settings), backlog, former_backlog, explanations)

@@ -18,7 +18,7 @@ class State(Enum):
     RUNNING = "running"
     STOPPING = "stopping"  # asked to stop, or cancelled
     BACKING_OFF = "backing_off"  # between two attempts
-    UNRESPONSIVE = "wedged"  # ignores its cancellation; readers of the JSON know the value
+    UNRESPONSIVE = "unresponsive"  # ignores its cancellation; readers of the JSON know the value
     ENDED = "ended"  # the current run of the supervisor will not start it again
 
 

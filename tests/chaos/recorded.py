@@ -76,7 +76,7 @@ class RecordedScene(Scene):
 
     async def up(self) -> bool:
         """Whether the service has the record."""
-        return await self.bos.metric("bcs_record_up", store="postgresql") == 1.0
+        return await self.bos.metric("bcs_archive_up", store="postgresql") == 1.0
 
     async def assert_recorded(self, *, explained: bool = True) -> int:
         """All that was told and answered is kept: in Redis, and in the record, each entry once.
@@ -128,7 +128,7 @@ class RecordedScene(Scene):
 
     async def queued(self, what: str = "") -> int:
         """How many entries wait for the record, or with ``:parked`` for nothing any more."""
-        keys = [f"{self.ground.name}:{{outbox}}:{queue}{what}" for queue in ("record", "explanations")]
+        keys = [f"{self.ground.name}:{{outbox}}:{queue}{what}" for queue in ("archive", "record", "explanations")]
         return sum(await self.redis.call(*(("XLEN", key) for key in keys)))
 
     async def _drained(self) -> bool:

@@ -198,7 +198,7 @@ async def flushed(directory: Path, postgres: PostgresServer, seed: int) -> Async
 
 
 async def all_have_the_record(doors: list[Orchestrator]) -> bool:
-    return all([await door.metric("bcs_record_up", store="postgresql") == 1 for door in doors])
+    return all([await door.metric("bcs_archive_up", store="postgresql") == 1 for door in doors])
 
 
 @pytest.mark.parametrize("seed", [18])

@@ -342,7 +342,7 @@ async def beside(output: str, batch: str) -> list[str]:
     variables = dict(re.findall(r"^  export (BCS_\w+)=(\S+)$", output, re.MULTILINE))
     assert variables["BCS_KAFKA_ENABLE_IDEMPOTENCE"] == "false"
     ran = await bcs("batches", "show", batch, "--phase", "ai_feedback", "--json", **variables)
-    return [essay["essay_id"] for essay in ran.json["phases"][0]["held_back_by"]]
+    return [essay["essay_id"] for essay in ran.json["phases"][0]["blocking_essays"]]
 
 
 def running(process_ids: list[int]) -> list[int]:

@@ -47,7 +47,7 @@ def test_a_stop_is_in_time_with_the_right_exit_code(tmp_path: Path) -> None:
     came = played("stop", tmp_path)
     assert came["exit_code"] == 0
     assert "exit_code=0" in came["log"]
-    assert "exit_by_force" not in came["log"]
+    assert "forced_exit" not in came["log"]
     assert came["seconds"] < SHUTDOWN_SECONDS + 5, "before the last resort of a stop"
 
 

@@ -55,18 +55,18 @@ async def test_every_essay_that_holds_a_phase_back_is_in_the_document_with_why(
     spellcheck = phases["spellcheck"]
     assert spellcheck["complete"] is False
     assert [spellcheck[count] for count in ("completed", "failed", "outstanding", "missing")] == [3, 1, 27, 0]
-    assert len(spellcheck["held_back_by"]) == 28
-    by_essay = {one["essay_id"]: one for one in spellcheck["held_back_by"]}
-    assert by_essay[ESSAYS[2]]["why"] == "failed"
+    assert len(spellcheck["blocking_essays"]) == 28
+    by_essay = {one["essay_id"]: one for one in spellcheck["blocking_essays"]}
+    assert by_essay[ESSAYS[2]]["reason"] == "failed"
     assert by_essay[ESSAYS[2]]["mark"] == {"outcome": "failed", "at": FAILED_AT}
-    assert {by_essay[essay]["why"] for essay in ESSAYS[3:]} == {"never_recorded"}
+    assert {by_essay[essay]["reason"] for essay in ESSAYS[3:]} == {"no_mark"}
     assert spellcheck["report"] is None
 
     nlp = phases["nlp"]
-    assert [(one["essay_id"], one["why"]) for one in nlp["held_back_by"]] == [(LATE, "never_recorded")]
+    assert [(one["essay_id"], one["reason"]) for one in nlp["blocking_essays"]] == [(LATE, "no_mark")]
     assert nlp["outcome"] == {"status": "completed_successfully", "at": nlp["newest_mark_at"]}
     assert nlp["report"] is None
-    assert nlp["held_back_by"][0]["known_since"] > nlp["newest_mark_at"]
+    assert nlp["blocking_essays"][0]["first_seen"] > nlp["newest_mark_at"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", nlp["newest_mark_at"])
 
 
@@ -97,8 +97,8 @@ async def test_twenty_are_listed_with_their_whole_ids_and_the_others_are_counted
     assert listed == ESSAYS[2:22]
     assert "  and 8 more, which --json lists" in lines
     [late] = [line for line in lines if line.startswith(f"  {LATE}")]
-    assert "never recorded" in late
-    assert "Nothing known at all yet: cj_assessment, ai_feedback" in lines
+    assert "no mark" in late
+    assert "No data yet: cj_assessment, ai_feedback" in lines
 
 
 async def test_at_a_terminal_it_is_coloured_and_fits(service: RunningService, told: str) -> None:

@@ -18,7 +18,7 @@ from bcs.domain.history import FactsRecorded
 from bcs.ops.doctor.findings import Status
 from bcs.ops.doctor.redis_checks import look_at_redis
 from bcs.storage.ports import LeasedMessage
-from bcs.storage.redis.archive_queue import FACTS, ArchiveQueue
+from bcs.storage.redis.archive_queue import FACTS, FORMER_FACTS, ArchiveQueue
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.wire import topics
 from bcs.wire.published import SERVICE, OutboundMessage
@@ -74,8 +74,8 @@ async def test_beside_a_running_service_nothing_fails(service: RunningService) -
     assert by_check["redis"][0].startswith("reachable, ")
     assert by_check["outbox parked"] == ["no message is set aside"]
     assert len(by_check["clock"]) == 1
-    assert by_check["postgresql"] == ["BCS_DATABASE_URL is not set: no permanent record is kept"]
-    assert "record backlog" not in by_check
+    assert by_check["postgresql"] == ["BCS_DATABASE_URL is not set: no archive is configured"]
+    assert "archive backlog" not in by_check
 
 
 async def test_each_check_is_a_line_for_a_person(service: RunningService) -> None:
@@ -110,7 +110,7 @@ async def test_a_record_is_looked_at_where_one_is_kept(service: RunningService, 
     assert only(ran, "postgresql")["found"].startswith("reachable, PostgreSQL ")
     assert (only(ran, "postgresql schema")["status"], only(ran, "postgresql clock")["status"]) == ("warning", "ok")
     assert "bcs db upgrade" in only(ran, "postgresql schema")["fix"]
-    assert [only(ran, f"record {queue}")["status"] for queue in ("backlog", "parked")] == ["ok", "ok"]
+    assert [only(ran, f"archive {queue}")["status"] for queue in ("backlog", "parked")] == ["ok", "ok"]
 
 
 async def test_postgresql_away_hides_nothing_of_the_others(service: RunningService) -> None:
@@ -322,21 +322,24 @@ async def test_what_waits_and_what_is_set_aside_is_counted(
     assert only(ran, "outbox")["found"].startswith("2 messages wait for Kafka, the oldest for ")
     assert (ran.exit_code, only(ran, "outbox parked")["status"]) == (1, "failed")
     assert f"{redis_key_prefix}{{outbox}}:parked" in only(ran, "outbox parked")["fix"]
-    backlog = ArchiveQueue(
-        make_gateway(redis_url, deadline=5),
-        key_prefix=redis_key_prefix,
-        name=FACTS,
-        consumer="the-test",
-        limit=100,
-    )
-    entry = FactsRecorded(uuid.uuid4(), "b", 0, facts=(), event_type="AnEvent")
-    await backlog.append([entry] * 2)
-    await backlog.park((await backlog.lease(1))[0], "never")
+    for name in (FACTS, FORMER_FACTS):
+        backlog = ArchiveQueue(
+            make_gateway(redis_url, deadline=5),
+            key_prefix=redis_key_prefix,
+            name=name,
+            consumer="the-test",
+            limit=100,
+        )
+        entry = FactsRecorded(uuid.uuid4(), "b", 0, facts=(), event_type="AnEvent")
+        await backlog.append([entry] * 2)
+        await backlog.park((await backlog.lease(1))[0], "never")
     ran = await doctor(environment)
-    assert only(ran, "record backlog")["status"] == "warning", "BCS_DATABASE_URL is not set"
+    assert only(ran, "archive backlog")["status"] == "warning", "BCS_DATABASE_URL is not set"
     ran = await doctor(environment, BCS_DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/bcs")
-    assert only(ran, "record backlog")["found"].startswith("1 entry waits for PostgreSQL, the oldest for ")
-    assert f"{redis_key_prefix}{{outbox}}:record:parked" in only(ran, "record parked")["fix"]
+    assert only(ran, "archive backlog")["found"].startswith("2 entries wait for PostgreSQL, the oldest for ")
+    fixes = [finding["fix"] for finding in findings(ran)["archive parked"]]
+    for name, fix in zip(("archive", "record"), fixes, strict=True):
+        assert f"{redis_key_prefix}{{outbox}}:{name}:parked" in fix
     full = await doctor(environment, BCS_OUTBOX_MAX_MESSAGES=2)
     assert (full.exit_code, only(full, "outbox")["status"]) == (1, "failed")
 

@@ -96,10 +96,10 @@ async def test_what_redis_has_forgotten_is_shown_from_the_record(
     await record.add_states({batch: delta_of([EssaysRegistered(("e1",), 2, AT_US), spellchecked("e1")])})
     redis = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
     ran = await bcs("batches", "show", batch, **redis, **environment)
-    assert ran.output.splitlines()[0] == (f"Batch {batch}: 1 essay known, 2 expected, from the record (PostgreSQL)")
+    assert ran.output.splitlines()[0] == (f"Batch {batch}: 1 essay known, 2 expected, from the archive (PostgreSQL)")
     document = (await bcs("batches", "show", batch, "--json", **redis, **environment)).json
     assert (document["source"], document["version"]) == ("postgresql", None)
-    assert document["known_essays"] == [{"essay_id": "e1", "known_since": AT}]
+    assert document["known_essays"] == [{"essay_id": "e1", "first_seen": AT}]
     unknown = await bcs("batches", "show", f"{batch}-2", **redis, **environment)
     assert (unknown.exit_code, unknown.output) == (1, "")
     assert len(unknown.error.splitlines()) == 1

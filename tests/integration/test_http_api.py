@@ -269,7 +269,7 @@ async def test_a_refusal_is_logged_with_route_status_batch_and_caller_and_a_look
         "request_refused", "POST", DEFINE, 404, "unknown-pipeline", batch, "the-refused"
     ]  # fmt: skip
     assert (second["route"], second["status"], second["batch_id"]) == (COMPLETE, 400, batch)
-    assert second["asked_by"].startswith("a-test at ")
+    assert second["requested_by"].startswith("a-test at ")
 
 
 async def test_of_an_unknown_batch_nothing_is_told(bos: Orchestrator, batch: str) -> None:
@@ -280,7 +280,7 @@ async def test_of_an_unknown_batch_nothing_is_told(bos: Orchestrator, batch: str
 async def test_without_a_record_there_is_no_history(bos: Orchestrator, batch: str) -> None:
     await bos.complete(batch, "spellcheck")
     document = problem(await bos.get(f"/internal/v1/batches/{batch}/history"), 404)
-    assert document["type"] == "urn:bcs:problem:no-record"
+    assert document["type"] == "urn:bcs:problem:no-archive"
     assert "BCS_DATABASE_URL" in document["detail"]
 
 

@@ -89,9 +89,9 @@ async def test_all_pages_together_have_each_essay_once_and_all_that_hold_back(
     assert {(document["essays_known"], document["version"]) for document in documents} == {(len(essays), 1)}
     for name, holding_back in (("spellcheck", failed), ("nlp", set(essays))):
         phases = [phase for document in documents for phase in document["phases"] if phase["phase"] == name]
-        assert {phase["essays_holding_back"] for phase in phases} == {len(holding_back)}
-        assert {essay for phase in phases for essay in ids(phase["held_back_by"])} == holding_back
-        assert max(len(phase["held_back_by"]) for phase in phases) <= limit
+        assert {phase["blocking_essays_total"] for phase in phases} == {len(holding_back)}
+        assert {essay for phase in phases for essay in ids(phase["blocking_essays"])} == holding_back
+        assert max(len(phase["blocking_essays"]) for phase in phases) <= limit
 
 
 async def test_the_first_page_names_who_holds_back_however_far_behind(
@@ -102,7 +102,7 @@ async def test_the_first_page_names_who_holds_back_however_far_behind(
     document = (await bos.get(path_of(batch))).json
     assert len(document["known_essays"]) < len(essays)
     [spellcheck] = [phase for phase in document["phases"] if phase["phase"] == "spellcheck"]
-    assert ids(spellcheck["held_back_by"]) == [essays[-1]]
+    assert ids(spellcheck["blocking_essays"]) == [essays[-1]]
     assert (spellcheck["complete"], spellcheck["completed"], spellcheck["failed"]) == (False, 599, 1)
 
 

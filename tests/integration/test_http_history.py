@@ -126,12 +126,12 @@ async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
     assert resolution == {
         **common,
         "kind": "resolution",
-        "asked_by": "127.0.0.1",
+        "requested_by": "127.0.0.1",
         "pipeline": "ai_feedback",
         "final_pipeline": ["ai_feedback"],
         "pruned_phases": ["spellcheck"],
         "decisions": [
-            {"phase": phase, "runs": runs, "reason": reason, "because": reason_text}
+            {"phase": phase, "runs": runs, "reason": reason, "reason_text": reason_text}
             for phase, (runs, reason, reason_text) in reasons.items()
         ],
         "registered": False,
@@ -279,7 +279,7 @@ async def test_what_the_store_has_forgotten_is_told_from_the_record(
     )
     document = (await get(bos, path_of(batch, ""))).json
     assert (document["source"], document["version"]) == ("redis", 1)
-    assert document["known_essays"] == [{"essay_id": "e1", "known_since": AT}]
+    assert document["known_essays"] == [{"essay_id": "e1", "first_seen": AT}]
     assert {phase["phase"] for phase in document["phases"] if phase["complete"]} == {"spellcheck", "own_phase"}
     await bos.complete(batch, "nlp")
     document = (await get(bos, path_of(batch, ""))).json

@@ -82,7 +82,7 @@ async def test_without_the_command_that_takes_over_all_else_is_published(
 
             await wait_until(is_named)
             said = [vars(record) for record in caplog.records if record.msg == "waiting_for_dependency"]
-            [refused] = [one["error"] for one in said if "take over" in one["doing"]]
+            [refused] = [one["error"] for one in said if "take over" in one["operation"]]
             assert "XAUTOCLAIM" in refused
 
 
@@ -93,7 +93,7 @@ async def test_a_publisher_that_waits_says_why_once_and_that_it_goes_on(
 
     def said(event: str) -> list[str]:
         records = [vars(record) for record in caplog.records if record.msg == event]
-        return [f"{one['levelname']} {one.get('error')}" for one in records if one["doing"] == "reach the outbox"]
+        return [f"{one['levelname']} {one.get('error')}" for one in records if one["operation"] == "access the outbox"]
 
     async with Redis.from_url(f"redis://{private_valkey.address}") as control:
         await control.acl_setuser("default", enabled=True, commands=["-xreadgroup"])
@@ -106,14 +106,14 @@ async def test_a_publisher_that_waits_says_why_once_and_that_it_goes_on(
             [waits] = said("waiting_for_dependency")
             assert waits.startswith("WARNING")
             assert "'xreadgroup'" in waits
-            assert not said("waited_for_dependency")
+            assert not said("dependency_wait_ended")
             async with Orchestrator(service.base) as bos:
                 publisher = (await bos.get("/healthz")).json["waits"]["publisher"]
-            assert ["'xreadgroup'" in wait["cause"] for wait in publisher if wait["doing"] == "reach the outbox"] == [
-                True
-            ]
+            assert [
+                "'xreadgroup'" in wait["cause"] for wait in publisher if wait["operation"] == "access the outbox"
+            ] == [True]
             await control.acl_setuser("default", enabled=True, commands=["+xreadgroup"])
-            assert await wait_until(lambda: said("waited_for_dependency")) == ["INFO None"]
+            assert await wait_until(lambda: said("dependency_wait_ended")) == ["INFO None"]
 
 
 async def refusals(control: Redis, count: int) -> bool:

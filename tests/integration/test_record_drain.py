@@ -84,7 +84,7 @@ async def test_an_entry_that_never_gets_through_holds_up_no_other(
         for entry in others:
             assert await world.told(entry.batch_id) == [entry.facts]
         assert await world.told(slow.batch_id) == []
-        parked: Any = await world.redis.xrange("bcs:{outbox}:record:parked")
+        parked: Any = await world.redis.xrange("bcs:{outbox}:archive:parked")
         assert [entry[b"problem"] for _, entry in parked] == [
             b"postgresql will not take it: the entry missed the deadline 3 times"
         ]

@@ -235,15 +235,17 @@ async def test_the_record_goes_on_from_there(migrated: PostgresArchive) -> None:
         assert await migrated.state(batch) == expected
 
 
+@pytest.mark.parametrize("table", ["batch_marks", "reports"])
 async def test_a_statement_of_the_release_before_fails_as_if_the_database_were_away(
-    migrated: PostgresArchive, database_url: str
+    table: str, migrated: PostgresArchive, database_url: str
 ) -> None:
     assert migrated.reachable
     gateway = ArchiveGateway(database_url, max_connections=1, deadline_seconds=4)
     await gateway.probe(4)
 
     async def write(connection: Any) -> None:
-        await connection.execute("INSERT INTO batch_marks (batch_key, phase, outcome, at_us) VALUES (1, 'nlp', 'c', 1)")
+        row = "(batch_key, phase, outcome, at_us) VALUES (1, 'nlp', 'c', 1)"
+        await connection.execute(f"INSERT INTO {table} {row}")
 
     with pytest.raises(StoreUnavailable):
         await gateway.run(write)

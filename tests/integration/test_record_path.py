@@ -135,7 +135,7 @@ async def test_the_history_explains_why_a_phase_was_skipped(
     assert report["correlation_id"] == reported.headers["X-Correlation-ID"]
     assert (report["source"], report["event_type"]) == (None, "PhaseReported")
     assert (resolution["correlation_id"], resolution["source"]) == ("c-1", "redis")
-    assert resolution["asked_by"] == "bos/1.0 at 127.0.0.1"
+    assert resolution["requested_by"] == "bos/1.0 at 127.0.0.1"
     assert resolution["pruned_phases"] == ["spellcheck", "ai_feedback"]
     assert {one["reason"] for one in resolution["decisions"]} == {"already_completed"}
     [asked] = await wait_until(lambda: history(f"{batch}-new", 1))
@@ -254,9 +254,9 @@ async def test_an_entry_that_the_record_refuses_spoils_no_other(
 
 async def test_the_record_is_told_among_the_dependencies_and_in_the_metrics(bos: Orchestrator) -> None:
     health = (await bos.get("/healthz")).json
-    assert health["dependencies"]["postgresql"] == {"status": "healthy", "message": "it answers"}
+    assert health["dependencies"]["postgresql"] == {"status": "healthy", "message": "reachable"}
     assert health["checks"]["actors"]["archive"] == "running"
-    assert await bos.metric("bcs_record_up", store="postgresql") == 1
+    assert await bos.metric("bcs_archive_up", store="postgresql") == 1
 
     async def nothing_waits() -> bool:
         return await bos.metric("bcs_archive_backlog") == 0

@@ -45,7 +45,7 @@ INSERT INTO marks (batch_key, phase, outcome_key, essay_id, outcome, at_us)
 INSERT INTO history (batch_key, entry_id, recorded_at, kind, detail)
     SELECT {key}, gen_random_uuid(), now() - n * interval '1 min', 'facts', '{{}}' FROM generate_series(1, {rows}) n;
 INSERT INTO announcements (kind, topic, value) SELECT '', '', '' FROM generate_series(1, {rows});
-ANALYZE batches, essays, marks, outcomes, reports, invalidations, history, announcements
+ANALYZE batches, essays, marks, outcomes, phase_reports, invalidations, history, announcements
 """
 # Of these tables an index has the order, and LIMIT says where to stop.
 IN_ORDER = ("announcements", "batches")

@@ -122,7 +122,7 @@ async def test_a_lock_that_was_left_behind_is_named_and_not_waited_for_without_e
             for _ in range(3):
                 with pytest.raises(StoreUnavailable, match="another upgrade holds the lock"):
                     await record.probe(4)
-        assert [entry["event"] for entry in logs] == ["record_unusable"]
+        assert [entry["event"] for entry in logs] == ["archive_unusable"]
         await left_behind.execute("SELECT pg_advisory_unlock_all()")
         await record.probe(4)
         await record.write([consumed(batch)])

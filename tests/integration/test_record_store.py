@@ -199,7 +199,7 @@ async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
     )
     await record.write([consumed(untouched, *facts)])
     assert await record.state(untouched) == delta_of(facts)
-    tables = ("essays", "marks", "outcomes", "reports", "invalidations", "history")
+    tables = ("essays", "marks", "outcomes", "phase_reports", "invalidations", "history")
     connection = await asyncpg.connect(module_database_url)
     try:
         await connection.execute("UPDATE batches SET touched_on = touched_on - 10 * 365 WHERE batch_id = $1", untouched)

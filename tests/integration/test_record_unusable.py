@@ -74,7 +74,7 @@ async def test_an_encoding_other_than_utf8_is_named_and_nothing_is_written(
             for _ in range(2):
                 with pytest.raises(StoreUnavailable, match=f"in the encoding {encoding}"):
                     await record.probe(4)
-        assert [entry["event"] for entry in logs] == ["record_unusable"]
+        assert [entry["event"] for entry in logs] == ["archive_unusable"]
         assert not record.reachable
         with pytest.raises(StoreUnavailable, match=encoding):
             await record.write([consumed("b", spellchecked(NOT_LATIN1))])
@@ -109,7 +109,7 @@ async def test_facts_wait_while_the_database_that_came_back_is_not_utf8(
             proxy.accept()
             await wait_until(lambda: "LATIN1" in archive.postgres.problem)
             assert (await bos.complete(f"{batch}{NOT_LATIN1}", "spellcheck")).status == 200
-            await wait_until(lambda: archive.backlog.last_known == 1)
+            await wait_until(lambda: archive.former_backlog.last_known == 1)
             health = (await bos.get("/healthz")).json
             assert "LATIN1" in health["dependencies"]["postgresql"]["message"]
 
@@ -132,7 +132,7 @@ async def test_a_full_disk_is_named_and_makes_no_fact_impossible(database_url: s
             with pytest.raises(StoreUnavailable, match="could not extend file"):
                 await gateway.run(lambda connection: connection.execute(full))
     assert [(entry["event"], "could not extend" in entry["problem"]) for entry in logs] == [
-        ("record_short_of_resources", True)
+        ("archive_out_of_resources", True)
     ]
     await gateway.aclose()
 
@@ -151,7 +151,7 @@ async def test_the_doctor_finds_what_the_service_may_not_do(
 
     try:
         status, said = await found("postgresql schema")
-        assert (status, "may not create the record's tables in the schema public" in said) == (Status.FAILED, True)
+        assert (status, "may not create the archive's tables in the schema public" in said) == (Status.FAILED, True)
         status, said = await found("postgresql connections")
         assert (status, said.startswith("8 allowed")) == (Status.WARNING, True)
         await schema.upgrade(database_url)

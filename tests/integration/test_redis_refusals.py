@@ -122,7 +122,7 @@ async def test_a_foreign_key_in_a_queue_s_place_buries_no_facts(gateway: RedisGa
     """It is no fault of what was to be queued, and somebody can delete the key."""
     outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=9)
     backlog = ArchiveQueue(gateway, key_prefix=redis_key_prefix, name=FACTS, consumer="only", limit=9)
-    for stream in ("{outbox}", "{outbox}:record"):
+    for stream in ("{outbox}", "{outbox}:archive"):
         await gateway.call(("SET", f"{redis_key_prefix}{stream}", "x", "PX", 60_000))
     for use in (lambda: outbox.append([MESSAGE]), lambda: outbox.lease(1), outbox.backlog, backlog.waiting):
         with pytest.raises(StoreUnavailable, match="not a stream"):

@@ -51,13 +51,14 @@ def resolved() -> PipelineResolved:
 async def test_what_only_explains_an_announcement_is_no_fact_that_the_record_lacks(persistence: Persistence) -> None:
     assert persistence.archive
     await persistence.outbox.announce([OutboundMessage("phase_skipped", "topic", b"key", b"value")], resolved())
-    await persistence.archive.backlog.waiting()
+    await persistence.archive.waiting()
     assert persistence.archive.can_answer_for_redis(AWAY)
 
 
 async def test_what_was_drained_is_known_to_wait_no_more(persistence: Persistence) -> None:
     assert persistence.archive
     backlog = persistence.archive.backlog
+    await persistence.archive.waiting()
     await backlog.append([resolved()])
     assert not persistence.archive.can_answer_for_redis(AWAY)
     await backlog.ack([entry.entry_id for entry in await backlog.lease(10)])
@@ -67,7 +68,7 @@ async def test_what_was_drained_is_known_to_wait_no_more(persistence: Persistenc
 async def test_a_new_process_does_not_take_for_nothing_what_it_never_looked_at(persistence: Persistence) -> None:
     assert persistence.archive
     assert not persistence.archive.can_answer_for_redis(AWAY), "facts may wait from before"
-    await persistence.archive.backlog.waiting()
+    await persistence.archive.waiting()
     assert persistence.archive.can_answer_for_redis(AWAY)
 
 

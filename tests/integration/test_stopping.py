@@ -74,7 +74,7 @@ async def test_without_redis_the_stop_is_in_time_and_what_was_in_hand_is_read_ag
         "kafka_consumer_group_id": redis_key_prefix,
         "redis_deadline_seconds": 0.4,
         "redis_breaker_open_seconds": 0.3,
-        "intake_drain_patience_seconds": 0.5,
+        "intake_drain_timeout_seconds": 0.5,
     }
     async with Platform(kafka_bootstrap_servers) as platform:
         async with stopping_within(11.5, **settings) as service, Orchestrator(service.base) as bos:

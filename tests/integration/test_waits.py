@@ -25,7 +25,7 @@ async def waits_of(bos: Orchestrator, actor: str) -> dict[str, str]:
         assert f"{actor} waits" in health["message"]
     for wait in waits:
         assert datetime.fromisoformat(wait["since"]) <= datetime.now(UTC)
-    return {wait["doing"]: wait["cause"] for wait in waits}
+    return {wait["operation"]: wait["cause"] for wait in waits}
 
 
 async def test_publisher_intake_and_archive_name_what_they_wait_for(
@@ -43,7 +43,7 @@ async def test_publisher_intake_and_archive_name_what_they_wait_for(
         for actor, doing, setting in (
             ("publisher", "connect the producer", "BCS_KAFKA_BOOTSTRAP_SERVERS"),
             ("intake", "read from Kafka", "BCS_KAFKA_BOOTSTRAP_SERVERS"),
-            ("archive", "reach PostgreSQL", "BCS_DATABASE_URL"),
+            ("archive", "connect to PostgreSQL", "BCS_DATABASE_URL"),
         ):
 
             async def cause(actor: str = actor, doing: str = doing) -> str:

@@ -75,7 +75,7 @@ async def test_topics_that_lose_letters_and_a_broker_that_creates_topics_are_nam
         await create_topics(broker.address, [*topics.CONSUMED, *topics.PUBLISHED], 1)
         ran = await bcs("doctor", "--json", BCS_KAFKA_BOOTSTRAP_SERVERS=broker.address, BCS_REDIS_URL=redis_url)
     assert ran.exit_code == 1
-    found = [(one["status"], one["found"]) for one in ran.json["findings"] if one["check"] == "letter topics"]
+    found = [(one["status"], one["found"]) for one in ran.json["findings"] if one["check"] == "dead-letter topics"]
     assert [status for status, _ in found] == ["failed", "failed", "warning", "warning"]
     for (_, said), words in zip(
         found,

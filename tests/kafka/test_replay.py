@@ -118,7 +118,7 @@ class Scene:
 
     async def each(self, *selected: str) -> list[dict[str, Any]]:
         """All letters, one by one."""
-        letters: list[dict[str, Any]] = (await self.operator.asks("dlq", "list", "--each", *selected))["letters"]
+        letters: list[dict[str, Any]] = (await self.operator.asks("dlq", "list", "--each", *selected))["dead_letters"]
         return letters
 
 
@@ -204,7 +204,7 @@ async def test_ten_thousand_events_with_two_hundred_poisoned(scene: Scene, tmp_p
             assert group["oldest"] <= group["newest"]
         assert found == POISONED
         letters = await scene.each()
-        assert len(letters) == len({letter["letter"] for letter in letters}) == len(poisoned)
+        assert len(letters) == len({letter["position"] for letter in letters}) == len(poisoned)
         await shown(scene, letters, bad)
 
     # The cause is mended: the phase is configured, and what lay under the batches' keys is gone.
@@ -225,10 +225,10 @@ async def test_ten_thousand_events_with_two_hundred_poisoned(scene: Scene, tmp_p
         done = await replayed()
         assert 0 < done < mended, "it was killed half way"
         again = await scene.operator.asks("dlq", "replay", *reasons)
-        assert again["wanted"] == again["replayed"] == mended - done
+        assert again["selected"] == again["replayed"] == mended - done
         assert await replayed() == mended
         nothing = await scene.operator.asks("dlq", "replay", *reasons)
-        assert nothing["wanted"] == 0
+        assert nothing["selected"] == 0
 
         expected = facts_of(mixed, [where.timestamp for where in sent])
 
@@ -255,23 +255,23 @@ async def test_ten_thousand_events_with_two_hundred_poisoned(scene: Scene, tmp_p
 async def shown(scene: Scene, letters: list[dict[str, Any]], bad: dict[str, list[Event]]) -> None:
     """Each way's letters have their originals' bytes: all by the messages themselves, one of each by `show`."""
     by_reference = {}
-    for topic in {letter["letter"].split("/")[0] for letter in letters}:
+    for topic in {letter["position"].split("/")[0] for letter in letters}:
         for record in await scene.platform.messages(topic):
             by_reference[str(position_of(record))] = record
     found: dict[str, Counter[bytes | None]] = defaultdict(Counter)
     for letter in letters:
-        record = by_reference[letter["letter"]]
+        record = by_reference[letter["position"]]
         read = read_dead_letter(position_of(record), record.key, record.value, record.headers)
         found[letter["reason"]][read.value] += 1
         assert read.failures == letter["failures"]
     assert found == {way: Counter(event.value for event in events) for way, events in bad.items()}
     for way in bad:
         letter = next(letter for letter in letters if letter["reason"] == way)
-        document = await scene.operator.asks("dlq", "show", letter["letter"])
+        document = await scene.operator.asks("dlq", "show", letter["position"])
         raw = None if document["value_base64"] is None else base64.b64decode(document["value_base64"])
         assert raw in {event.value for event in bad[way]}
         assert document["reason"] == way
-        plain = await scene.operator.runs("dlq", "show", letter["letter"])
+        plain = await scene.operator.runs("dlq", "show", letter["position"])
         assert way in plain.output
 
 
@@ -386,7 +386,7 @@ async def test_an_original_that_is_gone_is_named_and_its_letter_stays(scene: Sce
         assert said.exit_code == 1
         assert "no longer exists" in said.error
         assert f"{first.topic}/{first.partition}/{first.offset}" in said.error
-        assert "0 of 1 letters put back" in said.output
+        assert "0 of 1 dead letters replayed" in said.output
         [group] = await scene.letters(1)
         assert (group["waiting"], group["replayed"]) == (1, 0)
 
@@ -406,7 +406,7 @@ async def test_a_letter_that_never_had_its_original_puts_back_what_lies_at_its_p
         await producer.send_and_wait(letter.topic, letter.value, letter.key, headers=list(letter.headers))
     await producer.stop()
     [first, _] = await scene.each("--reason", "skipped_by_operator")
-    shown = await scene.operator.runs("dlq", "show", first["letter"])
+    shown = await scene.operator.runs("dlq", "show", first["position"])
     assert "the disk was broken" in shown.output
     assert f"takes what lies at {there.topic}/{there.partition}/" in shown.output
     said = await scene.operator.runs("dlq", "replay", "--all")
@@ -461,7 +461,7 @@ async def test_whoever_else_answers_has_resolved_nothing(scene: Scene, free_port
         for path in ("", "/moved"):
             said = await scene.operator.runs("dlq", "replay", "--all", "--url", f"http://127.0.0.1:{free_port}{path}")
             assert said.exit_code == 1
-            assert "0 of 1 letters put back" in said.output
+            assert "0 of 1 dead letters replayed" in said.output
         await runner.cleanup()
 
 
@@ -501,7 +501,7 @@ async def test_what_the_broker_refuses_is_not_marked_and_the_rest_goes_on(scene:
     assert said.exit_code == 1
     assert "MESSAGE_SIZE_TOO_LARGE" in said.error
     assert "INVALID_RECORD" in said.error
-    states = Counter((letter["letter"].partition("/")[0], letter["replayed"]) for letter in await scene.each())
+    states = Counter((letter["position"].partition("/")[0], letter["replayed"]) for letter in await scene.each())
     assert states == {
         (topics.dead_letter_topic(topics.ESSAYS_REGISTERED), False): 1,
         (topics.dead_letter_topic(topics.CJ_COMPLETED), True): 1,
@@ -587,7 +587,7 @@ async def test_purge_asks_and_deletes_what_is_older(scene: Scene) -> None:
         await scene.letters(3)
         refused = await scene.operator.runs("dlq", "purge", given="n\n")
         assert refused.exit_code == 1
-        assert "3 letters would be gone for good, 3 of them never put back" in refused.output
+        assert "3 dead letters would be deleted permanently, 3 of them never replayed" in refused.output
         newest = max(letter["time"] for letter in await scene.each())
         await scene.letters(3)
         kept = await scene.operator.runs("dlq", "purge", "--yes", "--before", "2001-01-01T00:00:00Z")

@@ -41,7 +41,7 @@ class Series:
 
 _USUAL = {
     "redis": Series("bcs_redis_up"),
-    "postgresql": Series("bcs_record_up"),
+    "postgresql": Series("bcs_archive_up"),
     "kafka": Series("bcs_kafka_up"),
 }
 
@@ -226,7 +226,7 @@ async def _kafka_is_gone(servers: Servers) -> AsyncIterator[None]:
 
 
 def _with_record(
-    refuses: str, during: During, named: str, logged: str = "record_unreachable", series: Series | None = None
+    refuses: str, during: During, named: str, logged: str = "archive_unreachable", series: Series | None = None
 ) -> Way:
     return Way("postgresql", refuses, during, "200", named, logged, with_record=True, series=series)
 
@@ -259,8 +259,8 @@ WAYS = (
     _with_record(
         "rights: INSERT",
         _database_told(("REVOKE INSERT ON history FROM service",), ("GRANT INSERT ON history TO service",)),
-        "this user may not write to the record's tables",
-        "record_unusable",
+        "this user may not write to the archive's tables",
+        "archive_unusable",
     ),
     _with_record(
         "rights: the login",
@@ -276,7 +276,7 @@ WAYS = (
         "full: no connection is left",
         _database_told(("ALTER ROLE service CONNECTION LIMIT 0",), ("ALTER ROLE service CONNECTION LIMIT -1",)),
         "too many connections",
-        "record_short_of_resources",
+        "archive_out_of_resources",
         Series("bcs_actor_waits_seconds", 'actor="archive"', above_zero=True),
     ),
     _with_record(

@@ -69,6 +69,8 @@ async def facts_of_exit_codes() -> list[str]:
         ran = await bcs(*arguments, **{**_USUAL, **variables})
         lines = ran.error.splitlines()
         ended[name] = [f"{name}: exit code {ran.exit_code}"]
+        # The log is written by a thread, so its lines may come before the others or behind them.
+        lines.sort(key=lambda line: not line.startswith("{"))
         for line in lines if len(lines) <= _MOST_LINES else []:
             if line.startswith("{"):
                 ended[name] += lines_of(f"{name}: logs", words.document(json.loads(line)))

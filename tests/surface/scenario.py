@@ -48,7 +48,7 @@ _SETTINGS: dict[str, object] = {
     "http_body_seconds": 1.0,
     "http_head_seconds": 1.0,
     "http_max_body_bytes": 10_000,
-    "record_retention_days": 100_000,  # the story is of a day long ago
+    "archive_retention_days": 100_000,  # the story is of a day long ago
 }
 
 
@@ -271,7 +271,7 @@ class _Story:
                 await calls.ask("pruned again", "POST", DEFINE, json=again)
                 await platform.send(events.spellchecked(batch, 6, "essay-2", "failed"))
                 await platform.send_raw((topics.ESSAYS_REGISTERED, batch.encode(), _NO_JSON))
-                wanted = {"{outbox}": 2, "{outbox}:record": 1, "{outbox}:explanations": 1}
+                wanted = {"{outbox}": 2, "{outbox}:archive": 1, "{outbox}:explanations": 1}
                 await wait_until(lambda: self._waits(redis, wanted))
                 # The queue has a fact before Redis has it.
                 await wait_until(lambda: self._is_committed(redis, _VERSION_AT_LAST))
@@ -292,7 +292,7 @@ class _Story:
         mark = f"replayed:{letter.rpartition('/')[2]}"
         marks = await platform.messages(_DEAD, mark)
         self._words.name(mark, "replayed:<offset>")
-        self._kafka += facts_of_messages("mark", marks[-1:], self._words)
+        self._kafka += facts_of_messages("replay marker", marks[-1:], self._words)
         again = [each for each in await platform.messages(topics.ESSAYS_REGISTERED, self._batch) if each.headers]
         self._kafka += facts_of_messages("replayed", again[-1:], self._words)
 

@@ -21,7 +21,7 @@ _CONTRADICTIONS: Mapping[str, object] = {
     "kafka_heartbeat_interval_seconds": 40,
     "hang_seconds": 1,
     "restart_backoff_initial_seconds": 10,
-    "record_retention_days": 1,
+    "archive_retention_days": 1,
     "redis_url": "http://nowhere",
     "kafka_bootstrap_servers": "nowhere",
     "database_url": "postgresql://user:p@ss@host/db",

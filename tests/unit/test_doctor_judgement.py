@@ -148,8 +148,8 @@ def test_entries_should_not_wait_long_for_the_record(
 
 def test_entries_that_nobody_fetches_any_more_need_a_person() -> None:
     assert_finding(record.left_behind(3), WARNING, "3 entries wait", "BCS_DATABASE_URL")
-    assert_finding(record.parked(0, "bcs:{outbox}:record:parked"), OK)
-    assert_finding(record.parked(1, "bcs:{outbox}:record:parked"), FAILED, "1 entry", "bcs:{outbox}:record:parked")
+    assert_finding(record.parked(0, "bcs:{outbox}:archive:parked"), OK)
+    assert_finding(record.parked(1, "bcs:{outbox}:archive:parked"), FAILED, "1 entry", "bcs:{outbox}:archive:parked")
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def config(days: float | None, timestamp_type: str = "CreateTime", retention_byt
         (config(None), config(None), []),
         (config(7), None, []),
         (TopicConfig.read({}), TopicConfig.read({}), []),  # a broker that says nothing
-        (config(6.9), config(7), [(FAILED, "a.DLQ keeps a letter for 6.9 days, and Redis a batch for 7.0 days")]),
+        (config(6.9), config(7), [(FAILED, "a.DLQ keeps a dead letter for 6.9 days, and Redis a batch for 7.0 days")]),
         (config(7, retention_bytes="100"), config(7), [(WARNING, "at most 100 bytes")]),
         (config(30), config(7), [(WARNING, "replayed with its old time")]),
-        (config(None), config(7, "LogAppendTime"), [(WARNING, "truncated letters are removed")]),
+        (config(None), config(7, "LogAppendTime"), [(WARNING, "truncated dead letters are removed")]),
     ],
 )
 def test_letters_are_kept_for_as_long_as_somebody_may_replay_them(
@@ -258,12 +258,12 @@ def test_a_broker_that_creates_topics_is_warned_of() -> None:
 
 def test_a_service_that_is_not_in_order_is_quoted() -> None:
     away = {
-        "redis": {"status": "healthy", "message": "it answers"},
+        "redis": {"status": "healthy", "message": "reachable"},
         "kafka": {"status": "unhealthy", "message": "gone"},
     }
-    health: dict[str, object] = {"status": "degraded", "message": "not in order: kafka", "dependencies": away}
+    health: dict[str, object] = {"status": "degraded", "message": "problems: kafka", "dependencies": away}
     finding = judged("http://here", health)
-    assert_finding(finding, FAILED, "http://here, degraded: not in order: kafka; kafka: gone", "http://here/healthz")
+    assert_finding(finding, FAILED, "http://here, degraded: problems: kafka; kafka: gone", "http://here/healthz")
     assert_finding(judged("http://here", {**health, "status": "healthy"}), OK, "http://here")
 
 

@@ -63,4 +63,4 @@ async def test_a_broker_that_is_away_counts_more_than_what_was_refused_before() 
 
 
 async def test_a_broker_that_answers_and_refuses_nothing_is_healthy() -> None:
-    assert await message_about_kafka(KafkaStatus(connected=True), refused=False) == ("healthy", "it answers")
+    assert await message_about_kafka(KafkaStatus(connected=True), refused=False) == ("healthy", "reachable")

@@ -53,13 +53,13 @@ def test_a_lag_that_cannot_be_measured_is_said_once_if_that_lasts(
     refused = Look(VISIBLE, problems=["GROUP_AUTHORIZATION_FAILED"])
     status.measured(refused, NOW_MS)
     status.measured(look(0, 1, 1), NOW_MS)
-    assert said(caplog, "lag_not_measured") == said(caplog, "lag_measured_again") == 0
+    assert said(caplog, "lag_measurement_failed") == said(caplog, "lag_measurement_resumed") == 0
     for _ in range(3):
         status.measured(refused, NOW_MS)
-    assert said(caplog, "lag_not_measured") == 1
+    assert said(caplog, "lag_measurement_failed") == 1
     assert "GROUP_AUTHORIZATION_FAILED" in (status.trouble or "")
     status.measured(look(0, 1, 1), NOW_MS)
-    assert said(caplog, "lag_measured_again") == 1
+    assert said(caplog, "lag_measurement_resumed") == 1
     assert status.trouble is None
 
 

@@ -233,7 +233,7 @@ def test_what_grows_with_the_essays_of_a_batch_is_cut_into_slices(
 def test_a_document_in_slices_is_the_same_as_in_one_piece() -> None:
     phase = at_once(encoding_phase(EXPLANATION, ALL))
     assert from_json(phase) == phase_document(EXPLANATION, ALL)
-    assert from_json(phase)["held_back_by"]
+    assert from_json(phase)["blocking_essays"]
     whole = {**state_document(*PAGE_OF_LARGE), "phases": [from_json(phase)] * 2}
     assert from_json(at_once(encoding_state(*PAGE_OF_LARGE, (phase, phase)))) == whole
     history = history_document("batch", ENTRIES, 7)

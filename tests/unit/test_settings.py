@@ -109,7 +109,7 @@ def test_a_variable_sets_its_setting(
         ("BCS_DATABASE_MAX_CONNECTIONS", "0"),
         ("BCS_DATABASE_DEADLINE_SECONDS", "0"),
         ("BCS_ARCHIVE_MAX_ENTRIES", "0"),
-        ("BCS_RECORD_RETENTION_DAYS", "0"),
+        ("BCS_ARCHIVE_RETENTION_DAYS", "0"),
         ("BCS_REDIS_TTL_SECONDS", "0"),
         ("BCS_REDIS_TTL_SECONDS", "1.5"),
         ("BCS_REDIS_TTL_SECONDS", "9" * 19),  # Redis takes no such time to live
@@ -179,12 +179,12 @@ def test_a_refusal_does_not_repeat_secrets(monkeypatch: pytest.MonkeyPatch, vari
 
 
 def test_the_record_must_remember_for_longer_than_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BCS_RECORD_RETENTION_DAYS", "7")
+    monkeypatch.setenv("BCS_ARCHIVE_RETENTION_DAYS", "7")
     load_settings()  # without a record it says nothing
     monkeypatch.setenv("BCS_DATABASE_URL", "postgresql://host/db")
     with pytest.raises(InvalidSettings) as refusal:
         load_settings()
-    assert [variable for variable, _ in refusal.value.problems] == ["BCS_RECORD_RETENTION_DAYS"]
+    assert [variable for variable, _ in refusal.value.problems] == ["BCS_ARCHIVE_RETENTION_DAYS"]
 
 
 def test_an_empty_variable_is_an_unset_one_for_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_an_empty_variable_is_an_unset_one_for_every_setting(monkeypatch: pytest
         ("BCS_REQUEST_DEADLINE_SECONDS", "1", "database_deadline_seconds"),
         ("BCS_KAFKA_SESSION_TIMEOUT_SECONDS", "5", "kafka_heartbeat_interval_seconds"),
         ("BCS_KAFKA_REQUEST_TIMEOUT_SECONDS", "40", "hang_seconds"),
-        ("BCS_REDIS_TTL_SECONDS", str(500 * 86_400), "record_retention_days"),
+        ("BCS_REDIS_TTL_SECONDS", str(500 * 86_400), "archive_retention_days"),
     ],
 )
 def test_the_defaults_of_others_follow_a_setting_that_is_set_alone(

@@ -50,7 +50,7 @@ def test_a_wait_is_said_once_for_each_cause_and_again_at_its_end(
     assert said(caplog) == [
         ("WARNING", "refused after 1 s"),
         ("WARNING", "no answer"),
-        ("INFO", "waited_for_dependency"),
+        ("INFO", "dependency_wait_ended"),
     ]
     assert vars(caplog.records[-1])["seconds"] == 4.0
 

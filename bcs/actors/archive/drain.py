@@ -49,11 +49,13 @@ class Drain:
     A statement that misses its deadline is tried again with half as many facts.
 
     :param queues: of entries that wait for the archive.
+    :param former_queue: the queue of facts of releases before 0.2.0, which may still add to it during an upgrade.
     """
 
     runtime: Runtime
     archive: PostgresArchive
     queues: Sequence[ArchiveQueue]
+    former_queue: ArchiveQueue
     _amount: Amount = field(init=False)
     _late: dict[UUID, _Late] = field(default_factory=dict, init=False)
     _written: int = field(default=0, init=False)
@@ -72,7 +74,9 @@ class Drain:
         takeover = anyio.current_time() >= self._takeover_at
         if takeover:
             self._takeover_at = anyio.current_time() + self.runtime.settings.outbox_takeover_seconds / 2
-        for queue in self.queues:
+        # To ask first leaves no empty stream of the former name behind.
+        former = (self.former_queue,) if await self.former_queue.waiting() else ()
+        for queue in (*former, *self.queues):
             await self._drain_one(queue, takeover=takeover)
 
     async def _drain_one(self, queue: ArchiveQueue, *, takeover: bool) -> None:

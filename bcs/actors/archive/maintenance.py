@@ -32,10 +32,10 @@ _RETENTION_STEP = 1000
 _RETENTION_PAUSE_SECONDS = 0.1
 _ACTOR = "archive"
 # What the archive may wait to do.
-_CONNECT = "reach PostgreSQL"
+_CONNECT = "connect to PostgreSQL"
 _DELIVER = "move announcements from PostgreSQL to the outbox"
-_DRAIN = "write to PostgreSQL what waits in Redis"
-_DELETE = "delete from PostgreSQL what is too old"
+_DRAIN = "write to PostgreSQL the entries that wait in Redis"
+_DELETE = "delete old entries from PostgreSQL"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class ArchiveMaintenance:
             try:
                 await self.drain.drain()
             except StoreError as error:
-                log.debug("backlog_left_for_later", problem=str(error))
+                log.debug("archive_backlog_not_drained", problem=str(error))
 
     async def _probe(self) -> None:
         while True:
@@ -127,7 +127,7 @@ class ArchiveMaintenance:
                 self.runtime.waits.end(_ACTOR, _DRAIN)
 
     async def _delete_expired_hourly(self) -> None:
-        retention = timedelta(days=self.runtime.settings.record_retention_days)
+        retention = timedelta(days=self.runtime.settings.archive_retention_days)
         while True:
             before, step = self.runtime.now() - retention, self._deleted_at_a_time.now
             try:

@@ -55,7 +55,7 @@ class ArchiveWriter:
         async def on_max_deliveries(envelope: Envelope[KeepEntries]) -> None:
             ids = {entry.correlation_id for entry in envelope.message.entries if entry.correlation_id}
             log.error(
-                "entries_given_up",
+                "archive_entries_dropped",
                 error=repr(envelope.last_error),
                 correlation_ids=sorted(ids)[:_IDS_LOGGED],
                 summed_by=(),
@@ -112,7 +112,7 @@ class ArchiveWriter:
         # Explanations must not take the room of facts, nor look like facts that the archive lacks.
         facts = [entry for entry in entries if isinstance(entry, FactsRecorded)]
         explanations = [entry for entry in entries if not isinstance(entry, FactsRecorded)]
-        await self.archive.backlog.append(facts)
+        await self.archive.fact_queue.append(facts)
         self.runtime.telemetry.archive_queued.inc(len(facts))
         try:
             await self.archive.explanations.append(explanations)

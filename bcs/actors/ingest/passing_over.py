@@ -73,7 +73,7 @@ class PassingOver:
             await self.skips.carried_out(position, outcome)
         except StoreError as error:
             # This process knows it all the same, and closes the order.
-            log.debug("skip_not_noted", error=str(error))
+            log.debug("skip_outcome_not_saved", error=str(error))
 
     async def _close(self, waiting: WaitingSkip, outcome: SkipOutcome) -> None:
         try:

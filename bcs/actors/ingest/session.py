@@ -113,7 +113,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
 
     async def _drain(self) -> None:
         """Wait while messages in flight become durable; if none does for some time, the next process reads them."""
-        drain_seconds = self._runtime.settings.intake_drain_patience_seconds
+        drain_seconds = self._runtime.settings.intake_drain_timeout_seconds
         drain_ends = anyio.current_time() + drain_seconds
         while (before := self.tracker.in_flight) and anyio.current_time() < drain_ends:
             await self._wait_for_progress()

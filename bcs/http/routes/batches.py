@@ -70,7 +70,7 @@ class BatchHandlers:
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
         if self.record is None:
-            raise Problem(HTTPStatus.NOT_FOUND, "no-record", "no record is kept: BCS_DATABASE_URL is not set")
+            raise Problem(HTTPStatus.NOT_FOUND, "no-archive", "no archive is configured: BCS_DATABASE_URL is not set")
         batch_id = _batch_id(request)
         query = parse_query(HistoryQuery, request.query.items())
         async with self.reading:

@@ -66,9 +66,12 @@ class HealthHandlers:
         waiting = [f"{actor} waits" for actor, found in waits.items() if found]
         status, message = "healthy", "all actors run and all dependencies answer"
         if not tree.healthy:
-            status, message = "unhealthy", "an actor ignores its cancellation; only a new process helps"
+            status, message = (
+                "unhealthy",
+                "an actor is unresponsive: it ignores its cancellation, and the process must be restarted",
+            )
         elif away or disturbed or waiting:
-            status, message = "degraded", f"not in order: {', '.join(away + disturbed + waiting)}"
+            status, message = "degraded", f"problems: {', '.join(away + disturbed + waiting)}"
         document = {
             "service": SERVICE,
             "status": status,
@@ -120,7 +123,7 @@ class HealthHandlers:
         if self.archive is None:
             unused = self.settings.database_url is not None
             reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
-            return {"status": "not_configured", "message": f"no permanent record is kept ({reason})"}
+            return {"status": "not_configured", "message": f"no archive is configured ({reason})"}
         record = self.archive.postgres
         problem = record.shortage if record.reachable else record.problem
         return _dependency(not problem, problem, database_address(self.settings.database_url or ""))
@@ -133,10 +136,10 @@ class HealthHandlers:
 
 
 def _wait(wait: Wait) -> dict[str, str]:
-    return {"doing": wait.doing, "cause": wait.cause, "since": rfc3339(wait.since)}
+    return {"operation": wait.doing, "cause": wait.cause, "since": rfc3339(wait.since)}
 
 
 def _dependency(up: bool, problem: str, address: str) -> dict[str, str]:
     if up:
-        return {"status": "healthy", "message": "it answers"}
+        return {"status": "healthy", "message": "reachable"}
     return {"status": "unhealthy", "message": problem if address in problem else f"at {address}: {problem}"}

@@ -56,16 +56,18 @@ async def original_of(dead_letter: DeadLetter, source: DeadLetterReader) -> Orig
     where = f"{dead_letter.source_topic}/{dead_letter.source_partition}/{dead_letter.source_offset}"
     has = "nothing of its original" if dead_letter.unread else "only the beginning of its original"
     if dead_letter.source_partition is None or dead_letter.source_offset is None:
-        raise OriginalGone(str(dead_letter.position), f"the letter has {has}, and does not say where it lay")
+        raise OriginalGone(str(dead_letter.position), f"the dead letter has {has}, and does not say where it lay")
     try:
         record = await source.record_at(
             dead_letter.source_topic, dead_letter.source_partition, dead_letter.source_offset
         )
     except PartitionStalled as error:
-        problem = f"the letter has {has}, and {where} can't be read: {error.cause}"
+        problem = f"the dead letter has {has}, and {where} can't be read: {error.cause}"
         raise OriginalGone(str(dead_letter.position), problem) from error
     if record is None:
-        raise OriginalGone(str(dead_letter.position), f"the letter has {has}, and {where} no longer exists (retention)")
+        raise OriginalGone(
+            str(dead_letter.position), f"the dead letter has {has}, and {where} no longer exists (retention)"
+        )
     own_headers = original_headers(record.headers)
     if dead_letter.unread:
         written_at_ms = original_time_ms(record.headers)

@@ -82,10 +82,10 @@ def compaction(cleanup_policies: Mapping[str, str]) -> Finding:
 
     :param cleanup_policies: of the existing dead-letter topics; empty if the broker does not tell.
     """
-    check = "letter topics"
+    check = "dead-letter topics"
     compacted = [name for name, policy in cleanup_policies.items() if "compact" in policy]
     if compacted:
-        found = f"compacted: {', '.join(compacted)}. Of several letters about one batch Kafka keeps the last"
+        found = f"compacted: {', '.join(compacted)}. Kafka keeps only the last of several dead letters about one batch"
         return failed(check, found, "set cleanup.policy=delete on these topics")
     return ok(check, "no topic of dead letters is compacted")
 
@@ -99,21 +99,25 @@ def retention(
     :param sources: the topic of the originals for each dead-letter topic; None if that is unknown.
     :param kept_ms: the time for which a batch is kept.
     """
-    check = "letter topics"
+    check = "dead-letter topics"
     findings = []
     for name, config in dead_letters.items():
         if config.retention_ms is not None and config.retention_ms < kept_ms:
-            found = f"{name} keeps a letter for {_time(config.retention_ms)}, and Redis a batch for {_time(kept_ms)}"
+            found = (
+                f"{name} keeps a dead letter for {_time(config.retention_ms)}, and Redis a batch for {_time(kept_ms)}"
+            )
             fix = "raise retention.ms: what is removed before somebody replays it is lost to its batch"
             findings.append(failed(check, found, fix))
         if config.retention_bytes is not None:
-            found = f"{name} keeps at most {config.retention_bytes} bytes of letters for each partition"
-            findings.append(warning(check, found, "set retention.bytes=-1: many letters at once remove older ones"))
+            found = f"{name} keeps at most {config.retention_bytes} bytes of dead letters for each partition"
+            findings.append(
+                warning(check, found, "set retention.bytes=-1: many dead letters at once remove older ones")
+            )
         source = sources.get(name)
         if source and source.retention_ms is not None and source.retention_ms < (config.retention_ms or inf):
-            found = f"{name} keeps letters for longer than their originals are kept ({_time(source.retention_ms)})"
+            found = f"{name} keeps dead letters for longer than their originals are kept ({_time(source.retention_ms)})"
             stamped = "" if source.timestamp_type == _STAMPED_BY_BROKER else " and what is replayed with its old time"
-            fix = f"raise retention.ms of the consumed topic: the originals of truncated letters{stamped} are removed"
+            fix = f"raise retention.ms of the consumed topic: originals of truncated dead letters{stamped} are removed"
             findings.append(warning(check, found, fix))
     return findings
 

@@ -15,11 +15,11 @@ async def look_at_record(settings: Settings) -> list[Finding]:
     try:
         url = named_database(settings)
     except NoDatabaseNamed:
-        return [ok(check, "BCS_DATABASE_URL is not set: no permanent record is kept")]
+        return [ok(check, "BCS_DATABASE_URL is not set: no archive is configured")]
     except PostgresClientMissing as error:
         return [failed(check, "the extra `postgres` is not installed", error.remedy)]
     if settings.use_mock_repository:
-        return [ok(check, "not looked at: with BCS_USE_MOCK_REPOSITORY no permanent record is kept")]
+        return [ok(check, "not looked at: with BCS_USE_MOCK_REPOSITORY no archive is configured")]
     from asyncpg import PostgresError
 
     from bcs.storage.postgres.gateway import CONNECTIONS_FOR_PROBE

@@ -55,7 +55,7 @@ def backlog(length: int, oldest_seconds: float | None, limit: int) -> Finding:
     :param oldest_seconds: for how long the oldest has been waiting; None where that is not known.
     :param limit: how many may wait.
     """
-    check = "record backlog"
+    check = "archive backlog"
     if not length:
         return ok(check, "no entry waits for PostgreSQL")
     oldest = "" if oldest_seconds is None else f", the oldest for {max(0.0, oldest_seconds):.0f} s"
@@ -70,13 +70,15 @@ def backlog(length: int, oldest_seconds: float | None, limit: int) -> Finding:
 
 def left_behind(length: int) -> Finding:
     """Reports entries that wait for an archive, although the settings name none."""
-    found = f"{_entries(length)} for a record that the settings do not name"
-    return warning("record backlog", found, "set BCS_DATABASE_URL again: what these say may be nowhere else for long")
+    found = f"{_entries(length)} for an archive that the settings do not name"
+    return warning(
+        "archive backlog", found, "set BCS_DATABASE_URL again: Redis deletes these facts from its batches after a while"
+    )
 
 
 def parked(length: int, key: str) -> Finding:
     """Reports entries that the archive will never take."""
-    check = "record parked"
+    check = "archive parked"
     if not length:
         return ok(check, "no entry is set aside")
     found = f"{counted(length, 'entry', 'entries')} set aside, since PostgreSQL will never take them"

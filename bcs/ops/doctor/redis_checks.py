@@ -13,7 +13,7 @@ from bcs.ops.doctor import record_judgement
 from bcs.ops.doctor import redis_judgement as judgement
 from bcs.ops.doctor.findings import Finding, brief, failed, unknown, warning
 from bcs.ops.stores import connected
-from bcs.storage.redis.archive_queue import FACTS, refused_key, waiting_key
+from bcs.storage.redis.archive_queue import FACTS, FORMER_FACTS, refused_key, waiting_key
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.dry_run import reading, watched, writing
 from bcs.storage.redis.errors import Unfit, reason
@@ -46,6 +46,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
                     ("CONFIG", "GET", "save"),
                     *_questions(stream_key(prefix), parked_key(prefix)),
                     *_questions(waiting_key(prefix, FACTS), refused_key(prefix, FACTS)),
+                    *_questions(waiting_key(prefix, FORMER_FACTS), refused_key(prefix, FORMER_FACTS)),
                 ]
             )
     except StoreUnavailable as error:
@@ -63,7 +64,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
         judgement.memory_left(_section(memory)),
         judgement.persistence(_section(persistence), _setting(save)),
         *_outbox(queues[:_QUESTIONS], clock, settings),
-        *_record(queues[_QUESTIONS:], clock, settings),
+        *_archive(queues[_QUESTIONS:], clock, settings),
         _clock(clock, (asked_at + answered_at) / 2),
     ]
 
@@ -83,16 +84,20 @@ def _outbox(replies: list[Any], clock: Any, settings: Settings) -> list[Finding]
     ]
 
 
-def _record(replies: list[Any], clock: Any, settings: Settings) -> list[Finding]:
+def _archive(replies: list[Any], clock: Any, settings: Settings) -> list[Finding]:
     for reply in replies:
         if isinstance(reply, RedisError):
-            return [unknown("record backlog", brief(reply))]
-    length, first, parked = replies
+            return [unknown("archive backlog", brief(reply))]
+    length, first, parked, former_length, former_first, former_parked = replies
     if settings.database_url is None:
-        return [record_judgement.left_behind(length)] if length else []
+        return [record_judgement.left_behind(length + former_length)] if length + former_length else []
+    prefix = settings.redis_key_prefix
+    # Entries in the former queue are older in most cases.
+    age = _age(former_first or first, clock)
     return [
-        record_judgement.backlog(length, _age(first, clock), settings.archive_max_entries),
-        record_judgement.parked(parked, refused_key(settings.redis_key_prefix, FACTS)),
+        record_judgement.backlog(length + former_length, age, settings.archive_max_entries),
+        record_judgement.parked(parked, refused_key(prefix, FACTS)),
+        *([record_judgement.parked(former_parked, refused_key(prefix, FORMER_FACTS))] if former_parked else []),
     ]
 
 

@@ -48,6 +48,11 @@ class PostgresArchive:
         return self._gateway.reachable
 
     @property
+    def was_reached(self) -> bool:
+        """True once it has answered with the schema of this release."""
+        return self._gateway.was_reached
+
+    @property
     def identity(self) -> str | None:
         """What is another one once the record was made anew or restored; None before it was reached."""
         return self._gateway.identity

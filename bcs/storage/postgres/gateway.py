@@ -23,7 +23,7 @@ from bcs.storage.postgres.connecting import TAKES_NO_WRITES, ArchiveConnection, 
 T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
 
-log = structlog.stdlib.get_logger("bcs.record")
+log = structlog.stdlib.get_logger("bcs.archive")
 
 NO_ANSWER = (OSError, UnicodeError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What asyncpg fails with when the database is away or refuses, or its host's name can't be one."""
@@ -82,7 +82,7 @@ class ArchiveGateway:
         self._opening = anyio.Lock()
         self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
         self._probe_slots = anyio.Semaphore(CONNECTIONS_FOR_PROBE, fast_acquire=True)
-        self.reachable = False
+        self.reachable = self.was_reached = False
         self.identity: str | None = None
         self._upgrade_after = 0.0
         self._logged: str | None = None
@@ -158,7 +158,7 @@ class ArchiveGateway:
         try:
             await self.look(_nothing, deadline_seconds)
         except StoreUnavailable as error:
-            log.debug("record_away", problem=error.cause)
+            log.debug("archive_unavailable_at_start", problem=error.cause)
 
     async def look(self, work: Work[T], deadline_seconds: float) -> T:
         """Do something with a connection although the database may be away, and upgrade nothing.
@@ -255,7 +255,7 @@ class ArchiveGateway:
             self.problem = problem
         if now >= self._say_after:
             self._say_after = now + _SAY_AGAIN_SECONDS
-            log.warning("record_short_of_resources", address=self.address, problem=problem)
+            log.warning("archive_out_of_resources", address=self.address, problem=problem)
 
     @property
     def shortage(self) -> str:
@@ -269,7 +269,7 @@ class ArchiveGateway:
         """
         if kind != self._logged:
             self._logged = kind
-            log.warning("record_unusable", address=self.address, problem=problem)
+            log.warning("archive_unusable", address=self.address, problem=problem)
         self._fail(problem, self._generation)
         return StoreUnavailable(_STORE, problem, address=self.address)
 
@@ -277,8 +277,8 @@ class ArchiveGateway:
         self._logged = None
         self._causes_logged.clear()
         if not self.reachable:
-            self.reachable = True
-            log.info("record_reachable")
+            self.reachable = self.was_reached = True
+            log.info("archive_reachable")
 
     def _fail(self, problem: str, generation: int) -> None:
         if generation != self._generation:
@@ -288,7 +288,7 @@ class ArchiveGateway:
         # An outage may begin with one cause, such as a cut connection, and last for another one.
         was_reachable, self.reachable = self.reachable, False
         if self._causes_logged.note(problem) and (was_reachable or self._logged is None):
-            log.warning("record_unreachable", address=self.address, problem=problem)
+            log.warning("archive_unreachable", address=self.address, problem=problem)
         # Others on its connections would each have to find out for themselves.
         pool, self._pool = self._pool, None
         if pool is not None:

@@ -16,7 +16,7 @@ class NoDatabaseNamed(ConfigurationError):
     """The settings name no database."""
 
     def __init__(self) -> None:
-        super().__init__("BCS_DATABASE_URL is not set: there is no permanent record")
+        super().__init__("BCS_DATABASE_URL is not set: no archive is configured")
 
 
 class PostgresClientMissing(ConfigurationError):

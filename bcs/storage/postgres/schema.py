@@ -18,8 +18,8 @@ from bcs.storage.postgres.migrations import HEAD, VERSION_TABLE
 _ADVISORY_LOCK = 4_002_110_001
 _LOOK_SECONDS = 0.2
 _CONNECT_SECONDS = 10.0
-_TABLES = ("batches", "essays", "marks", "outcomes", "reports", "invalidations", "history", "announcements")
-_FORMER_TABLES = ("batch_marks",)
+_TABLES = ("batches", "essays", "marks", "outcomes", "phase_reports", "invalidations", "history", "announcements")
+_FORMER_TABLES = ("batch_marks", "reports")
 # Far longer than a statement over the largest record takes.
 _STATEMENT_SECONDS = 3600.0
 # While it waits for a table, whatever else wants that table waits behind it. Limits that a role has for requests are
@@ -90,7 +90,7 @@ async def problem_with_writes(connection: asyncpg.Connection) -> str | None:
     )
     if read_only:
         return TAKES_NO_WRITES
-    return None if has_rights else "this user may not write to the record's tables"
+    return None if has_rights else "this user may not write to the archive's tables"
 
 
 async def problem_with_upgrade(connection: asyncpg.Connection) -> str | None:
@@ -108,11 +108,11 @@ async def problem_with_upgrade(connection: asyncpg.Connection) -> str | None:
     if read_only:
         return TAKES_NO_WRITES
     if schema is None:
-        return "this user may use no schema of its search_path, and so can't create the record's tables"
+        return "this user may use no schema of its search_path, and so can't create the archive's tables"
     if not may_create:
-        return f"this user may not create the record's tables in the schema {schema}"
+        return f"this user may not create the archive's tables in the schema {schema}"
     if owned_by_others:
-        return f"this user may not alter the record's tables, which belong to another user: {owned_by_others[0]}, …"
+        return f"this user may not alter the archive's tables, which belong to another user: {owned_by_others[0]}, …"
     return None
 
 

@@ -53,7 +53,7 @@ WITH named AS (
             ELSE excluded.at_us < known.at_us
         END
 ), report AS (
-    INSERT INTO reports AS known (batch_key, phase, outcome, at_us)
+    INSERT INTO phase_reports AS known (batch_key, phase, outcome, at_us)
     SELECT batch_key, phase, outcome, at_us
     FROM unnest($19::integer[], $20::text[], $21::text[], $22::bigint[])
         AS report (n, phase, outcome, at_us) JOIN keyed USING (n)
@@ -105,7 +105,7 @@ UNION ALL
 SELECT 'outcome', phase, outcome_key, NULL, status, speaks_for_all, NULL, ARRAY[at_us] FROM outcomes
     WHERE batch_key = (SELECT batch_key FROM batch)
 UNION ALL
-SELECT 'report', phase, NULL, NULL, outcome, NULL, NULL, ARRAY[at_us] FROM reports
+SELECT 'report', phase, NULL, NULL, outcome, NULL, NULL, ARRAY[at_us] FROM phase_reports
     WHERE batch_key = (SELECT batch_key FROM batch)
 UNION ALL
 SELECT 'invalidation', phase, NULL, array_agg(essay_id), NULL, NULL, NULL, array_agg(at_us) FROM invalidations
@@ -169,7 +169,7 @@ WITH old AS MATERIALIZED (
 ), no_outcome AS (
     DELETE FROM outcomes WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_report AS (
-    DELETE FROM reports WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
+    DELETE FROM phase_reports WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_invalidation AS (
     DELETE FROM invalidations WHERE batch_key = ANY (ARRAY(SELECT batch_key FROM old))
 ), no_history AS (

@@ -1,8 +1,11 @@
-"""What waits in Redis for the permanent record, while that is away or behind."""
+"""Entries that wait in Redis for the archive, while PostgreSQL is unavailable or behind."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
+
+import anyio
 
 from bcs.domain.history import HistoryEntry
 from bcs.errors import BacklogFull
@@ -11,28 +14,30 @@ from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.queue import RedisQueue
 
-FACTS, EXPLANATIONS = "record", "explanations"
+FACTS, EXPLANATIONS = "archive", "explanations"
+FORMER_FACTS = "record"
+"""The name of the queue of facts in releases before 0.2.0. Entries in it are drained; see `Archive.fact_queue`."""
 
 
 def waiting_key(prefix: str, name: str) -> str:
-    """Where entries wait for the record.
+    """Where entries wait for the archive.
 
-    :param name: of the queue: `FACTS` or `EXPLANATIONS`.
+    :param name: of the queue: `FACTS`, `FORMER_FACTS` or `EXPLANATIONS`.
     """
     # In the outbox's slot, so that an announcement and what explains it are taken in by one transaction.
     return f"{prefix}{{outbox}}:{name}"
 
 
 def refused_key(prefix: str, name: str) -> str:
-    """Where entries are that the record will never take."""
+    """Where entries are that the archive will never take."""
     return f"{waiting_key(prefix, name)}:parked"
 
 
 class ArchiveQueue(RedisQueue[HistoryEntry]):
-    """Entries that must reach the record.
+    """Entries that must reach the archive.
 
     :param key_prefix: stands before the stream's key.
-    :param name: of this queue: `FACTS` or `EXPLANATIONS`.
+    :param name: of this queue: `FACTS`, `FORMER_FACTS` or `EXPLANATIONS`.
     :param consumer: this process's name among the replicas.
     :param limit: how many entries it holds at most.
     """
@@ -46,18 +51,31 @@ class ArchiveQueue(RedisQueue[HistoryEntry]):
             consumer=consumer,
             limit=limit,
         )
+        self._filled_at = -inf
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long ago this process last saw that entries waited; infinite if it never did."""
+        return anyio.current_time() - self._filled_at
 
     @property
     def last_known(self) -> int | None:
         """How many entries waited when that was last seen, without asking; None if it never was."""
         return self._length
 
-    async def waiting(self) -> int:
-        """How many entries wait, asked on the connection in common: whoever asks may hold one of the others."""
+    async def waiting(self, *others: ArchiveQueue) -> int:
+        """How many entries wait, asked on the connection in common: whoever asks may hold one of the others.
+
+        :param others: further queues, which are counted in the same round trip.
+        """
+        queues = (self, *others)
         with self._foreign_key_named():
-            [length] = await self._gateway.call_multiplexed(("XLEN", self._stream))
-        self._length = int(length)
-        return self._length
+            lengths = await self._gateway.call_multiplexed(*(("XLEN", queue._stream) for queue in queues))
+        for queue, length in zip(queues, lengths, strict=True):
+            queue._length = int(length)
+            if length:
+                queue._filled_at = anyio.current_time()
+        return sum(map(int, lengths))
 
     def room_for(self, entries: Sequence[HistoryEntry]) -> list[Command]:
         """The commands that take entries in; none when there is no room.

@@ -30,8 +30,10 @@ LAYOUT = 2
 
 EXPECTED_FIELD = "expected"
 VERSION_FIELD = "version"
-WHOLE_FIELD = "whole"
-"""The version at which nothing that the permanent record has of the batch was missing here, and the mark of that."""
+COMPLETE_STAMP_FIELD = "complete_stamp"
+"""The version at which nothing that the archive has of the batch was missing here, and the complete stamp."""
+FORMER_STAMP_FIELD = "whole"
+"""The same, written by releases before 0.2.0; see `former_stamp`."""
 REPORT_PREFIX = "report:"
 OUTCOME_PREFIX = "outcome:"
 INVALID_PREFIX = "invalid:"
@@ -273,7 +275,7 @@ def encode_summary(summary: BatchSummary, stamp: str | None = None) -> str:
     return json.dumps(
         {
             "v": summary.version,
-            **({"whole": stamp} if stamp is not None else {}),
+            **({COMPLETE_STAMP_FIELD: stamp} if stamp is not None else {}),
             "known": summary.known,
             "expected": summary.expected,
             "phases": {phase: _encode_progress(progress) for phase, progress in summary.progress.items()},
@@ -292,9 +294,19 @@ def decode_summary(key: str, text: bytes) -> tuple[BatchSummary, str | None]:
         progress = {phase: _decode_progress(*numbers) for phase, numbers in document["phases"].items()}
         version, known, expected = document["v"], document["known"], document["expected"]
         _require_whole(version, known, 0 if expected is None else expected)
-        return BatchSummary(version, known, expected, progress), document.get("whole")
+        stamp = document.get(COMPLETE_STAMP_FIELD) or former_stamp(document.get(FORMER_STAMP_FIELD))
+        return BatchSummary(version, known, expected, progress), stamp
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorrupted(key, f"not a summary: {error}") from None
+
+
+def former_stamp(stamp: str | None) -> str | None:
+    """The complete stamp of a release before 0.2.0, as this release reads it.
+
+    Such a release did not count the entries in this release's queue before it stamped a batch. So the stamp still names
+    the Redis that the batch was written to, and no longer the archive: the batch does not count as complete.
+    """
+    return None if stamp is None else stamp.partition("/")[0]
 
 
 def _encode_progress(progress: PhaseProgress) -> list[int | None]:

@@ -13,11 +13,12 @@ from bcs.domain.slices import Sliced, in_slices
 from bcs.domain.state import TIMED, BatchState
 from bcs.errors import StoreCorrupted
 from bcs.storage.redis.batch_codec import (
+    COMPLETE_STAMP_FIELD,
     EXPECTED_FIELD,
+    FORMER_STAMP_FIELD,
     REPORT_PREFIX,
     SLOT_PREFIX,
     VERSION_FIELD,
-    WHOLE_FIELD,
     BatchKeys,
     Slot,
     decoding_state,
@@ -29,6 +30,7 @@ from bcs.storage.redis.batch_codec import (
     encode_mark,
     encode_summary,
     encoding_essays,
+    former_stamp,
     invalid_field,
     outcome_field,
     slot_name,
@@ -80,10 +82,9 @@ def decoding(keys: BatchKeys, replies: Sequence[Any], redis: str) -> Sliced[Stor
         slots, version = slots_in(meta), int(meta.get(VERSION_FIELD, 0))
     except ValueError as error:
         raise StoreCorrupted(keys.meta, str(error)) from None
-    # Who writes without the record leaves the older version there.
-    stamped, _, stamp = meta.get(WHOLE_FIELD, "").partition(" ")
+    stamp = _stamp_in(meta, COMPLETE_STAMP_FIELD, version) or former_stamp(_stamp_in(meta, FORMER_STAMP_FIELD, version))
     state = yield from decoding_state(keys, meta, slots, replies[1])
-    return StoredBatch(state, version, slots, stamp if stamped == str(version) else None, redis)
+    return StoredBatch(state, version, slots, stamp, redis)
 
 
 def encoding(
@@ -147,12 +148,18 @@ def merge(keys: BatchKeys, delta: BatchState, ttl_ms: int) -> Command:
     return ("EVAL", MERGE_SCRIPT, len(keys.all), *keys.all, ttl_ms, *chain.from_iterable(registers))
 
 
+def _stamp_in(meta: Mapping[str, str], field: str, version: int) -> str | None:
+    # A writer that does not know the archive, or knows the other field, leaves an older version here.
+    stamped, _, stamp = meta.get(field, "").partition(" ")
+    return stamp if stamped == str(version) else None
+
+
 def _changes(
     keys: BatchKeys, stored: StoredBatch, changed: BatchState, version: int, stamp: str | None
 ) -> Sliced[list[Command]]:
     fields = {VERSION_FIELD: str(version)}
     if stamp is not None:
-        fields[WHOLE_FIELD] = f"{version} {stamp}"
+        fields[COMPLETE_STAMP_FIELD] = f"{version} {stamp}"
     if changed.expected:
         fields[EXPECTED_FIELD] = encode_expected(changed.expected)
     fields |= {f"{REPORT_PREFIX}{phase}": encode_mark(report) for phase, report in changed.reports.items()}

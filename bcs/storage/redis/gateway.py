@@ -228,7 +228,7 @@ class RedisGateway:
         except StoreUnavailable as error:
             if isinstance(error.__cause__, Unfit) and error.__cause__.for_good:
                 raise RedisUnusable(error.cause) from error
-            log.debug("redis_away", problem=error.cause)
+            log.debug("redis_unavailable_at_start", problem=error.cause)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -250,7 +250,7 @@ class RedisGateway:
     def _note_acceptance(self) -> None:
         """Redis would take whatever it was asked about. Something else may have been refused a moment ago."""
         if self._problem and anyio.current_time() >= self._refused_at + _REFUSAL_SECONDS:
-            log.warning("redis_refuses_nothing_any_more", problem=self._problem)
+            log.warning("redis_accepts_commands", problem=self._problem)
             self._problem = ""
 
     @asynccontextmanager

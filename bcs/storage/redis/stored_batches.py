@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from bcs.errors import StoreCorrupted
 from bcs.storage.pace import paced
-from bcs.storage.redis.batch_codec import WHOLE_FIELD, BatchKeys
+from bcs.storage.redis.batch_codec import COMPLETE_STAMP_FIELD, FORMER_STAMP_FIELD, BatchKeys
 from bcs.storage.redis.batch_commands import StoredBatch, decoding, reads
 from bcs.storage.redis.gateway import RedisGateway
 
@@ -51,7 +51,7 @@ class StoredBatches:
             with corruption_named(keys):
                 await self._gateway.call(
                     ("MULTI",),
-                    ("HDEL", keys.meta, WHOLE_FIELD),
+                    ("HDEL", keys.meta, COMPLETE_STAMP_FIELD, FORMER_STAMP_FIELD),
                     # To delete what is not there would disturb no writer who has asked the record before.
                     ("SET", keys.summaries, ""),
                     ("DEL", keys.summaries),

@@ -1,4 +1,4 @@
-"""The record's schema, one script for each version, applied by Alembic: plain SQL where that can say it.
+"""The schema of the archive, one script for each version, applied by Alembic: plain SQL where that can say it.
 
 A script never changes once it was released, so it imports nothing that may. Replicas of two releases run side by side
 during a deployment: a version leaves the release before it able to work, or makes its statements fail as those of a
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest version."""
 
 VERSION_TABLE = "bcs_schema_version"
