@@ -136,7 +136,7 @@ _DOMAIN = (
         "invalidated",
         "What is older than an invalidation does not count.",
         "bcs/domain/progress.py",
-        "            if word is not None and word.at_us < at_least_us:\n",
+        "            if mark is not None and mark.at_us < at_least_us:\n",
         "            if False:\n",
         _in("unit/test_law_stories", "TestInvalidation::test_what_is_older_than_an_invalidation_does_not_count"),
     ),

@@ -54,10 +54,10 @@ def test_the_numbers_of_an_explanation_are_those_of_the_state(case: Case) -> Non
     known, expected = len(state.first_seen_us), state.expected.count if state.expected else 0
     for of in explained:
         assert of.progress == evaluation.progress(of.phase)
-        assert of.outstanding == known - len(evaluation.words(of.phase))
+        assert of.outstanding == known - len(evaluation.marks(of.phase))
         assert of.missing == (0 if of.progress.covered else max(0, expected - known))
         assert of.progress.outcome_at_us == (of.outcome.at_us if of.outcome else None)
-        times = [word.at_us for word in evaluation.words(of.phase).values()]
+        times = [mark.at_us for mark in evaluation.marks(of.phase).values()]
         times += [of.report.at_us] if of.report else []
         assert (of.newest.at_us if of.newest else None) == max(times, default=None)
 

@@ -167,7 +167,7 @@ def test_dependencies_that_differ_between_pipelines_name_both(file: Path) -> Non
     assert (refusal.phase, refusal.first, refusal.second) == ("nlp", ("short", ()), ("long", ("spellcheck",)))
     assert str(refusal) == (
         "the phase 'nlp' depends on nothing in pipeline 'short' and on spellcheck in pipeline 'long'; "
-        "both have to say the same"
+        "both must be the same"
     )
 
 
