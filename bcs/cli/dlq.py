@@ -31,7 +31,7 @@ from bcs.ops.dlq.selection import DeadLetterRange, Selection
 from bcs.ops.wording import counted, printable
 from bcs.runtime import running
 from bcs.wire import topics
-from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, marked_offset, purged_offset
+from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, purged_offset, replayed_offset
 from bcs.wire.published import SERVICE
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ async def _look_up(settings: Settings, position: DeadLetterPosition) -> tuple[De
         record = await reader.record_at(position.topic, position.partition, position.offset)
         if record is None:
             return None
-        marked = marked_offset(record.key, record.value)
+        marked = replayed_offset(record.key, record.value)
         if marked is not None:
             return NotADeadLetter(f"this marks the letter at offset {marked} as replayed", record.key, record.value)
         purged = purged_offset(record.key, record.value)

@@ -12,7 +12,7 @@ from bcs.cli.output import plain
 from bcs.domain.times import format_timestamp
 from bcs.errors import UnreadableDeadLetter
 from bcs.wire import topics
-from bcs.wire.dead_letters.decode import DeadLetterPosition, marked_offset, purged_offset, read_dead_letter
+from bcs.wire.dead_letters.decode import DeadLetterPosition, purged_offset, read_dead_letter, replayed_offset
 
 
 def as_document(record: ConsumerRecord) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def as_text(record: ConsumerRecord) -> Text:
 def _content(record: ConsumerRecord) -> dict[str, Any]:
     if record.topic == topics.PHASE_SKIPPED:
         return _skipped(record.value)
-    marked = marked_offset(record.key, record.value)
+    marked = replayed_offset(record.key, record.value)
     if marked is not None:
         position = DeadLetterPosition(record.topic, record.partition, marked)
         return {"kind": "replay_marker", "letter": str(position)}

@@ -72,7 +72,7 @@ async def until_recovered(outbox: Outbox, count: int, idle_seconds: float = 0.05
 async def test_everything_of_a_set_asideis_kept(outbox: Outbox) -> None:
     headers = (("a", b"1"), ("ä", b"\xff"), ("a", None), ("", b""))
     messages = [
-        OutboundMessage("dead_letter", "t", None, b"\xff", reduced=b"less", headers=headers),
+        OutboundMessage("dead_letter", "t", None, b"\xff", truncated=b"less", headers=headers),
         OutboundMessage("phase_skipped", "t", b"", b""),
     ]
     await outbox.append(messages)
@@ -125,9 +125,9 @@ async def test_resuming_gives_back_what_was_leased_under_the_same_id(outbox: Out
 @pytest.mark.parametrize(
     "sent",
     [
-        OutboundMessage("dead_letter", "t.DLQ", ALL_BYTES, ALL_BYTES * 3, reduced=ALL_BYTES[::-1]),
+        OutboundMessage("dead_letter", "t.DLQ", ALL_BYTES, ALL_BYTES * 3, truncated=ALL_BYTES[::-1]),
         OutboundMessage("dead_letter", "t.DLQ", None, b""),
-        OutboundMessage("phase_skipped", "t", b"", b"v", reduced=b""),
+        OutboundMessage("phase_skipped", "t", b"", b"v", truncated=b""),
         OutboundMessage("phase_skipped", "t", "é😀".encode(), b"\r\n$3\r\n" * 9),
         OutboundMessage("dead_letter", "t.DLQ", b"k", ALL_BYTES * 4096),
     ],

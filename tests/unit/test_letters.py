@@ -23,11 +23,11 @@ from bcs.wire.dead_letters import encode as names
 from bcs.wire.dead_letters.decode import (
     DeadLetter,
     DeadLetterPosition,
-    mark_key,
-    marked_offset,
     purge_key,
     purged_offset,
     read_dead_letter,
+    replay_marker_key,
+    replayed_offset,
 )
 from bcs.wire.dead_letters.encode import (
     LARGE_DEAD_LETTER_BYTES,
@@ -147,7 +147,7 @@ def test_a_letter_that_would_be_too_large_is_made_reduced_at_once(
     value: bytes, key: bytes | None, headers: Headers
 ) -> None:
     message = dead_letter(consumed(value, key, headers), "not_json", DETAIL, NOW, None, limit_bytes=1_000_000)
-    assert message.reduced is None
+    assert message.truncated is None
     assert message.size_bytes < 2 * LARGE_DEAD_LETTER_BYTES
     found = read(message)
     assert (found.truncated, found.value, found.source_offset) == (True, None, 77)
@@ -249,15 +249,15 @@ def test_a_letter_whose_original_was_changed_on_the_way_is_told() -> None:
 
 
 def test_a_mark_names_its_letter_and_nothing_else_is_one() -> None:
-    assert marked_offset(mark_key(WHERE), None) == WHERE.offset
+    assert replayed_offset(replay_marker_key(WHERE), None) == WHERE.offset
     for key, value in (
-        (mark_key(WHERE), b"x"),
+        (replay_marker_key(WHERE), b"x"),
         (b"7", None),
         (None, None),
         (b"replayed:x", None),
         (b"replayed:" + b"9" * 5000, None),
     ):
-        assert marked_offset(key, value) is None
+        assert replayed_offset(key, value) is None
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_mark_of_a_purge_takes_out_what_lies_before_it() -> None:
             index.take(ConsumerRecord("t.DLQ", partition, offset, 0, 0, key, value, 0, 0, 0, ()))
     assert sorted(map(str, index.dead_letters)) == ["t.DLQ/0/2", "t.DLQ/1/0", "t.DLQ/1/2"]
     assert list(map(str, index.unreadable)) == ["t.DLQ/1/1"]
-    assert [purged_offset(b"purged:x", None), purged_offset(b"purged:1", b""), marked_offset(purge_key(1), None)] == [
+    assert [purged_offset(b"purged:x", None), purged_offset(b"purged:1", b""), replayed_offset(purge_key(1), None)] == [
         None,
         None,
         None,

@@ -92,7 +92,7 @@ def test_phase_skipped_has_exactly_the_fields_of_the_contract() -> None:
         "metadata": {"partition_key": "batch é"},
     }
     assert (message.kind, message.topic) == ("phase_skipped", "huleedu.batch.phase.skipped.v1")
-    assert (message.key, message.reduced) == ("batch é".encode(), None)
+    assert (message.key, message.truncated) == ("batch é".encode(), None)
 
 
 def event_ids(batch_id: str, phases: list[str], correlation_id: str, now: datetime = NOW) -> list[str]:
@@ -196,7 +196,7 @@ def test_a_dead_letter_has_exactly_the_fields_of_the_contract() -> None:
         },
     }
     assert (written.kind, written.topic) == ("dead_letter", f"{topics.SPELLCHECK_COMPLETED}.DLQ")
-    assert (written.key, written.reduced) == (b"batch-1", None)
+    assert (written.key, written.truncated) == (b"batch-1", None)
 
 
 def test_without_a_batch_the_letter_has_the_message_s_own_key_or_its_position() -> None:
@@ -329,8 +329,8 @@ def test_a_large_message_has_a_reduced_letter_besides_the_whole_one(start: bytes
     raw = start + b"x" * LARGE_DEAD_LETTER_BYTES + b'"}'
     written = letter(raw, "batch-1")
     assert original(written) == raw
-    assert written.reduced is not None
-    whole, reduced = strict(written.value), strict(written.reduced)
+    assert written.truncated is not None
+    whole, reduced = strict(written.value), strict(written.truncated)
     envelope = reduced.pop("failed_event_envelope")
     assert base64.b64decode(envelope.pop("raw_base64")) == raw[: 64 * 1024]
     assert envelope == {"truncated": True}
@@ -344,8 +344,8 @@ def test_a_large_message_has_a_reduced_letter_besides_the_whole_one(start: bytes
 
 
 def test_only_a_message_over_the_limit_has_a_reduced_letter() -> None:
-    assert letter(b"x" * LARGE_DEAD_LETTER_BYTES).reduced is None
-    assert letter(b"x" * (LARGE_DEAD_LETTER_BYTES + 1)).reduced is not None
+    assert letter(b"x" * LARGE_DEAD_LETTER_BYTES).truncated is None
+    assert letter(b"x" * (LARGE_DEAD_LETTER_BYTES + 1)).truncated is not None
 
 
 def test_a_failed_resolution_s_letter_carries_request_and_error() -> None:

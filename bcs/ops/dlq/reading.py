@@ -18,7 +18,13 @@ from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.kafka.status import close
 from bcs.ops.dlq.selection import Selection
-from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, marked_offset, purged_offset, read_dead_letter
+from bcs.wire.dead_letters.decode import (
+    DeadLetter,
+    DeadLetterPosition,
+    purged_offset,
+    read_dead_letter,
+    replayed_offset,
+)
 
 _POLL_MS = 300
 _FETCH_WAIT_MS = 50
@@ -56,7 +62,7 @@ class DeadLetterIndex:
 
     def take(self, record: ConsumerRecord) -> None:
         """Add a record. The records of a partition must be added in their order."""
-        marked = marked_offset(record.key, record.value)
+        marked = replayed_offset(record.key, record.value)
         purged = purged_offset(record.key, record.value)
         if marked is not None:
             self.replayed.add(DeadLetterPosition(record.topic, record.partition, marked))

@@ -25,7 +25,7 @@ from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
 from bcs.ops.dlq.originals import Original, original_of, republish, republish_alone, resolve_again
 from bcs.ops.dlq.reading import DeadLetterReader, dead_letter_of, kafka_answers, position_of
-from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, mark_key
+from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, replay_marker_key
 
 _GROUP = 100
 _GROUP_BYTES = 4 * 1024 * 1024
@@ -188,7 +188,10 @@ class Replayer:
         with kafka_answers():
             markers = [
                 await self._producer.send(
-                    dead_letter.position.topic, None, mark_key(dead_letter.position), dead_letter.position.partition
+                    dead_letter.position.topic,
+                    None,
+                    replay_marker_key(dead_letter.position),
+                    dead_letter.position.partition,
                 )
                 for dead_letter in done
             ]

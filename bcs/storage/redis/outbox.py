@@ -62,8 +62,8 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
         fields: list[str | bytes] = ["kind", message.kind, "topic", message.topic, "value", message.value]
         if message.key is not None:
             fields += ["key", message.key]
-        if message.reduced is not None:
-            fields += ["reduced", message.reduced]
+        if message.truncated is not None:
+            fields += ["reduced", message.truncated]
         if message.headers:
             fields += ["headers", to_json([(name, _text(value)) for name, value in message.headers])]
         return fields
@@ -74,7 +74,7 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
             fields[b"topic"].decode(),
             fields.get(b"key"),
             fields[b"value"],
-            reduced=fields.get(b"reduced"),
+            truncated=fields.get(b"reduced"),
             headers=tuple(
                 (name, None if value is None else base64.b64decode(value))
                 for name, value in from_json(fields.get(b"headers", b"[]"))
