@@ -91,7 +91,7 @@ async def test_a_silent_listener_is_told_from_a_closed_port() -> None:
         server = f"127.0.0.1:{listener.getsockname()[1]}"
         producer = AIOKafkaProducer(bootstrap_servers=server)
         try:
-            with pytest.raises(errors.KafkaConnectionError, match="something listens there"):
+            with pytest.raises(errors.KafkaConnectionError, match="a process listens there"):
                 await start(producer, server, 0.05)
         finally:
             await producer.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiokafka import TopicPartition
 
-from bcs.kafka.offsets import CommitNote, Look
+from bcs.kafka.offsets import CommitNote, OffsetsMeasurement
 from bcs.kafka.status import KafkaStatus
 from bcs.wire import topics
 
@@ -18,8 +18,8 @@ NOW_MS = 500_000 * HOUR_MS
 NO_NOTE = CommitNote()
 
 
-def look(first: int, end: int, committed: int | None, note: CommitNote = NO_NOTE) -> Look:
-    return Look(VISIBLE, bounds={KEY: (first, end)}, committed={KEY: (committed, note)})
+def look(first: int, end: int, committed: int | None, note: CommitNote = NO_NOTE) -> OffsetsMeasurement:
+    return OffsetsMeasurement(VISIBLE, bounds={KEY: (first, end)}, committed={KEY: (committed, note)})
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def said(caplog: pytest.LogCaptureFixture, event: str) -> int:
 def test_what_the_brokers_did_not_tell_stays_as_it_was(status: KafkaStatus) -> None:
     status.measured(look(0, 10, 4), NOW_MS)
     assert (status.lag(), status.measured_now) == ({KEY: 6}, True)
-    status.measured(Look(VISIBLE, bounds={KEY: (0, 15)}, problems=["the group is refused"]), NOW_MS)
+    status.measured(OffsetsMeasurement(VISIBLE, bounds={KEY: (0, 15)}, problems=["the group is refused"]), NOW_MS)
     assert (status.lag(), status.measured_now) == ({KEY: 11}, False)
-    status.measured(Look(VISIBLE, problems=["no leader"]), NOW_MS)
+    status.measured(OffsetsMeasurement(VISIBLE, problems=["no leader"]), NOW_MS)
     assert (status.lag(), status.measured_now) == ({KEY: 11}, False)
     status.measured(look(0, 15, 15), NOW_MS)
     assert (status.lag(), status.measured_now) == ({KEY: 0}, True)
@@ -50,7 +50,7 @@ def test_a_lag_that_cannot_be_measured_is_said_once_if_that_lasts(
     status: KafkaStatus, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    refused = Look(VISIBLE, problems=["GROUP_AUTHORIZATION_FAILED"])
+    refused = OffsetsMeasurement(VISIBLE, problems=["GROUP_AUTHORIZATION_FAILED"])
     status.measured(refused, NOW_MS)
     status.measured(look(0, 1, 1), NOW_MS)
     assert said(caplog, "lag_not_measured") == said(caplog, "lag_measured_again") == 0
@@ -78,6 +78,6 @@ def test_messages_that_were_removed_unread_are_said_once_and_told_for_a_day(
 
 def test_the_letters_of_a_topic_are_counted_over_its_partitions(status: KafkaStatus) -> None:
     bounds = {TopicPartition(LETTERS, 0): (5, 9), TopicPartition(LETTERS, 1): (0, 1)}
-    status.measured(Look(VISIBLE, bounds=bounds), NOW_MS)
+    status.measured(OffsetsMeasurement(VISIBLE, bounds=bounds), NOW_MS)
     assert status.dead_letters_waiting() == {LETTERS: 5}
     assert status.lag() == {}
