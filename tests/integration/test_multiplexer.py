@@ -194,7 +194,7 @@ async def test_a_server_that_falls_silent_after_a_quiet_time_is_given_up_in_time
     assert await echo(gateway)
     shared = gateway._shared._shared
     assert shared is not None
-    await wait_until(lambda: not shared._watched)
+    await wait_until(lambda: not shared._timer_is_set)
     proxy.freeze()
     with anyio.fail_after(5):
         await fails(gateway)
@@ -229,7 +229,7 @@ async def test_who_waits_on_a_connection_that_is_given_up_still_gets_an_answer(
         await wait_until(lambda: waiting(gateway) == 1)
         given_up = gateway._shared._shared
         assert given_up is not None
-        gateway._identity.renew(given_up.peer)
+        gateway._identity.replace_connections(given_up.peer)
         group.start_soon(echo, gateway)
         await wait_until(lambda: proxy.connections_accepted == 2)
         proxy.thaw()
@@ -348,7 +348,7 @@ async def test_more_than_the_kernel_takes_at_a_time_arrives_in_full(
 
 @asynccontextmanager
 async def talkative(says: bytes) -> AsyncIterator[str]:
-    """A server that answers every command with OK, and then says something that nobody asked for."""
+    """A server that answers every command with OK, and then sends a reply without a command."""
 
     async def serve(stream: anyio.abc.SocketStream) -> None:
         async with stream:

@@ -48,7 +48,7 @@ async def test_a_database_that_is_not_there_is_named(make_gateway: MakeGateway, 
 @pytest.mark.parametrize(
     ("login", "database", "reason"),
     [
-        ("", 0, "it wants a password"),
+        ("", 0, "it requires a password"),
         (":wrong@", 0, "does not accept the user or the password"),
         (":secret@", 1, "no database of the number"),
     ],
@@ -65,7 +65,7 @@ async def test_a_server_that_refuses_to_connect_opens_the_circuit(make_gateway: 
         with pytest.raises(StoreUnavailable) as raised:
             await gateway.call(("GET", "x"))
     assert gateway.circuit == "opened"
-    assert "left alone" in raised.value.cause
+    assert "circuit breaker open" in raised.value.cause
     assert "no database" in raised.value.cause
 
 

@@ -16,7 +16,7 @@ from bcs.ops.stores import connected
 from bcs.storage.redis.archive_queue import FACTS, refused_key, waiting_key
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.dry_run import reading, watched, writing
-from bcs.storage.redis.errors import Unfit, reason
+from bcs.storage.redis.errors import UnusableServer, reason
 from bcs.storage.redis.outbox import parked_key, stream_key
 from bcs.storage.redis.server import fields_of
 
@@ -37,7 +37,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
             prefix = settings.redis_key_prefix
             # WATCH comes before the other commands. These are discarded, which ends the WATCH, too.
             tried = await session.exchange([("WATCH", watched(prefix))])
-            tried += await session.try_out([*reading(prefix), *writing(prefix)])
+            tried += await session.dry_run([*reading(prefix), *writing(prefix)])
             server, memory, persistence, save, *queues = await session.exchange(
                 [
                     ("INFO", "server"),
@@ -50,7 +50,7 @@ async def look_at_redis(settings: Settings) -> list[Finding]:
             )
     except StoreUnavailable as error:
         # A server that answered is not out of reach.
-        if isinstance(error.__cause__, Unfit):
+        if isinstance(error.__cause__, UnusableServer):
             state = "can't be used"
         else:
             state = "it answers, and refuses" if error.answered else "out of reach"

@@ -1,4 +1,4 @@
-"""What waits in Redis for the permanent record, while that is away or behind."""
+"""The queues in Redis in which entries wait for the archive while PostgreSQL is away or slow."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ FACTS, EXPLANATIONS = "record", "explanations"
 
 
 def waiting_key(prefix: str, name: str) -> str:
-    """Where entries wait for the record.
+    """The key of the stream in which entries wait for the archive.
 
-    :param name: of the queue: `FACTS` or `EXPLANATIONS`.
+    :param name: the queue's name, `FACTS` or `EXPLANATIONS`.
     """
-    # In the outbox's slot, so that an announcement and what explains it are taken in by one transaction.
+    # In the outbox's slot, so that one transaction can add an announcement and its explanation.
     return f"{prefix}{{outbox}}:{name}"
 
 
 def refused_key(prefix: str, name: str) -> str:
-    """Where entries are that the record will never take."""
+    """The key of the stream of entries that PostgreSQL will never accept."""
     return f"{waiting_key(prefix, name)}:parked"
 
 
 class ArchiveQueue(RedisQueue[HistoryEntry]):
-    """Entries that must reach the record.
+    """A queue of entries that must reach the archive.
 
-    :param key_prefix: stands before the stream's key.
-    :param name: of this queue: `FACTS` or `EXPLANATIONS`.
+    :param key_prefix: the prefix of the stream's key.
+    :param name: the queue's name, `FACTS` or `EXPLANATIONS`.
     :param consumer: this process's name among the replicas.
-    :param limit: how many entries it holds at most.
+    :param limit: how many entries the queue holds at most.
     """
 
     def __init__(self, gateway: RedisGateway, *, key_prefix: str, name: str, consumer: str, limit: int) -> None:
@@ -49,20 +49,23 @@ class ArchiveQueue(RedisQueue[HistoryEntry]):
 
     @property
     def last_known(self) -> int | None:
-        """How many entries waited when that was last seen, without asking; None if it never was."""
+        """How many entries waited at the last call to Redis; None before the first call."""
         return self._length
 
     async def waiting(self) -> int:
-        """How many entries wait, asked on the connection in common: whoever asks may hold one of the others."""
-        with self._foreign_key_named():
+        """How many entries wait. Uses the shared connection, because the caller may hold one of the others.
+
+        :raises StoreUnavailable: no answer.
+        """
+        with self._wrong_type_as_outage():
             [length] = await self._gateway.call_multiplexed(("XLEN", self._stream))
         self._length = int(length)
         return self._length
 
-    def room_for(self, entries: Sequence[HistoryEntry]) -> list[Command]:
-        """The commands that take entries in; none when there is no room.
+    def additions_if_room(self, entries: Sequence[HistoryEntry]) -> list[Command]:
+        """The commands that add entries, for another transaction; empty when the queue is full.
 
-        What only explains an answer must not stand in its way.
+        A full queue of explanations must not keep an answer from being sent.
         """
         return [] if (self._length or 0) >= self._limit else self.additions(entries)
 
@@ -72,5 +75,5 @@ class ArchiveQueue(RedisQueue[HistoryEntry]):
     def _item(self, fields: dict[bytes, bytes]) -> HistoryEntry:
         return decode_entry(fields[b"entry"])
 
-    def _full(self, limit: int) -> Exception:
+    def _full_error(self, limit: int) -> Exception:
         return BacklogFull(limit)
