@@ -720,8 +720,8 @@ _ARCHIVE = (
         "run-id",
         "What an earlier run of Redis was stamped complete in is not trusted after a restart.",
         "bcs/storage/backfill.py",
-        "return stamped == redis and self.record.identity in (making, None)",
-        "return bool(stamped) and self.record.identity in (making, None)",
+        "return stamped_redis == redis and self.archive.identity in (stamped_archive, None)",
+        "return bool(stamped_redis) and self.archive.identity in (stamped_archive, None)",
         _in("integration/test_rolled_back", "test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledged"),
     ),
     Mutation(
@@ -744,8 +744,8 @@ _ARCHIVE = (
         "making-id",
         "What was stamped complete with other tables in PostgreSQL is not trusted.",
         "bcs/storage/backfill.py",
-        "return stamped == redis and self.record.identity in (making, None)",
-        "return stamped == redis and making is not None",
+        "return stamped_redis == redis and self.archive.identity in (stamped_archive, None)",
+        "return stamped_redis == redis and stamped_archive is not None",
         _in("integration/test_rolled_back", "test_a_record_that_was_made_anew_gets_what_redis_knows"),
     ),
     Mutation(
@@ -763,8 +763,8 @@ _ARCHIVE = (
         "stamp-while-waiting",
         "A batch is not stamped complete while facts wait for PostgreSQL.",
         "bcs/storage/backfill.py",
-        "return Backfilled(recorded, None if waiting else stamp)",
-        "return Backfilled(recorded, stamp)",
+        "return Backfilled(archived, None if waiting else stamp)",
+        "return Backfilled(archived, stamp)",
         _in("integration/test_invalidate", "test_nothing_is_taken_for_complete_while_facts_wait_for_the_record"),
     ),
     Mutation(

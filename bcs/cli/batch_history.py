@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bcs.cli.output import plain
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
-from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved
+from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved
 from bcs.domain.times import format_timestamp
 from bcs.http.documents import OUTCOMES
 from bcs.ops.wording import counted
@@ -30,7 +30,7 @@ def history_page(batch_id: str, page: HistoryPage) -> RenderableType:
     return Group(*parts)
 
 
-def _printed_line(kept: KeptEntry) -> list[RenderableType]:
+def _printed_line(kept: ArchivedEntry) -> list[RenderableType]:
     entry = kept.entry
     if isinstance(entry, PipelineResolved):
         origin = f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"

@@ -50,7 +50,7 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
     settings = load_settings()
     url = named_database(settings)
     from bcs.storage.postgres import schema
-    from bcs.storage.postgres.gateway import NO_ANSWER, brief
+    from bcs.storage.postgres.gateway import NO_ANSWER, cause_of
     from bcs.storage.postgres.inspecting import inspect
 
     shown: set[tuple[int, ...]] = set()
@@ -67,7 +67,7 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
         try:
             return await schema.upgrade(url, wait_seconds=wait_seconds, waiting=waiting)
         except NO_ANSWER as error:
-            raise StoreRefused("postgresql", brief(error)) from error
+            raise StoreRefused("postgresql", cause_of(error)) from error
 
     outcome = running.run(upgraded)
     if as_json:

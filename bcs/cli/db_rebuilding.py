@@ -19,7 +19,7 @@ from bcs.ops.rebuild.reading import OrderedTopicReader
 from bcs.ops.rebuild.rebuilder import Rebuilder, RebuildStats
 from bcs.ops.stores import StateInMemory, connected
 from bcs.runtime.signals import stop_signals
-from bcs.storage.postgres.opening import open_record
+from bcs.storage.postgres.opening import open_archive
 from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.wire import topics
 from bcs.wire.decoding import EventDecoder, microseconds
@@ -74,7 +74,7 @@ async def _rebuild(
     begun: Callable[[OrderedTopicReader, RebuildStats], Callable[[], None]],
 ) -> None:
     async with AsyncExitStack() as stack:
-        record = open_record(settings)
+        record = open_archive(settings)
         stack.push_async_callback(record.aclose)
         await record.ensure_usable(_PROBE_SECONDS)
         await record.probe(_PROBE_SECONDS)

@@ -11,7 +11,7 @@ from bcs.config.settings import Settings
 from bcs.domain.state import BatchState
 from bcs.runtime import running
 from bcs.storage.postgres.history_reader import HistoryPage, read_page
-from bcs.storage.postgres.opening import open_record
+from bcs.storage.postgres.opening import open_archive
 
 if TYPE_CHECKING:
     from bcs.storage.postgres.archive import PostgresArchive
@@ -46,7 +46,7 @@ def _reading(settings: Settings, read: Callable[[PostgresArchive], Awaitable[T]]
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
 
     async def run() -> T:
-        record = open_record(settings)
+        record = open_archive(settings)
         try:
             await record.probe_unchanged(settings.database_deadline_seconds)
             return await read(record)

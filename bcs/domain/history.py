@@ -125,7 +125,7 @@ def _characters_in(fact: Fact) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptEntry:
+class ArchivedEntry:
     """An entry as the archive stores it.
 
     :param number: rises with every entry in the archive; a newer entry has a higher number.

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic_core import to_json
 
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
-from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved, Position
+from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved, Position
 from bcs.domain.progress import BlockingEssay, PhaseExplanation
 from bcs.domain.slices import SLICE, Sliced, in_slices
 from bcs.domain.state import BatchState, Ending, Mark
@@ -138,7 +138,7 @@ def _batch_without_essays(
     }
 
 
-def history_document(batch_id: str, entries: Iterable[KeptEntry], following: str | int | None) -> dict[str, Any]:
+def history_document(batch_id: str, entries: Iterable[ArchivedEntry], following: str | int | None) -> dict[str, Any]:
     """A page of a batch's history.
 
     :param following: the `next` member, which names the page with older entries; None if there are none.
@@ -146,7 +146,7 @@ def history_document(batch_id: str, entries: Iterable[KeptEntry], following: str
     return {"batch_id": batch_id, "entries": [_entry(kept) for kept in entries], "next": following}
 
 
-def encoding_history(batch_id: str, entries: Sequence[KeptEntry], following: str | int | None) -> Sliced[bytes]:
+def encoding_history(batch_id: str, entries: Sequence[ArchivedEntry], following: str | int | None) -> Sliced[bytes]:
     """A page of a batch's history as JSON, encoded in slices, because an entry may name thousands of essays."""
     encoded = yield from _encoding(entries, _entry, length=1)
     return _with_list(history_document(batch_id, (), following), "entries", encoded)
@@ -226,7 +226,7 @@ def _ending(ending: Ending | None) -> dict[str, str] | None:
     return {"status": ending.status, "at": format_timestamp(ending.at_us)} if ending else None
 
 
-def _entry(kept: KeptEntry) -> dict[str, Any]:
+def _entry(kept: ArchivedEntry) -> dict[str, Any]:
     entry = kept.entry
     kind, particulars = (
         ("resolution", _resolution(entry)) if isinstance(entry, PipelineResolved) else ("facts", _recorded(entry))

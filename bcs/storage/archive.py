@@ -9,7 +9,7 @@ from bcs.errors import StoreUnavailable
 from bcs.storage.redis.archive_queue import ArchiveQueue
 
 if TYPE_CHECKING:
-    # It takes the extra `postgres`.
+    # This module needs the extra `postgres`.
     from bcs.storage.postgres.archive import PostgresArchive
 
 
@@ -18,7 +18,7 @@ class Archive:
     """The archive behind the state store.
 
     :param backlog: the queue of facts that wait for PostgreSQL.
-    :param explanations: the queue of entries that only explain announcements. No answer depends on these.
+    :param explanations: the queue of entries that only explain announcements; no answer depends on these.
     """
 
     postgres: PostgresArchive

@@ -74,7 +74,7 @@ async def test_beside_a_running_service_nothing_fails(service: RunningService) -
     assert by_check["redis"][0].startswith("reachable, ")
     assert by_check["outbox parked"] == ["no message is set aside"]
     assert len(by_check["clock"]) == 1
-    assert by_check["postgresql"] == ["BCS_DATABASE_URL is not set: no permanent record is kept"]
+    assert by_check["postgresql"] == ["BCS_DATABASE_URL is not set: there is no archive"]
     assert "record backlog" not in by_check
 
 

@@ -149,7 +149,7 @@ async def test_entries_whose_reply_was_lost_are_leased_again_at_once(
 async def test_what_is_remembered_of_appends_is_bounded(
     other: RedisOutbox, gateway: RedisGateway, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_queue, "_REMEMBERED", 10)
+    monkeypatch.setattr(redis_queue, "_KEPT_IDENTITIES", 10)
     for number in range(35):
         await other.append([message(number)])
         [now, before] = await gateway.call(("SCARD", f"{stream}:taken"), ("SCARD", f"{stream}:taken:before"))

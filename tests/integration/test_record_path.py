@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from bcs.devtools.servers.embedded import EmbeddedServer
-from bcs.domain.history import HistoryEntry, KeptEntry, Position
+from bcs.domain.history import ArchivedEntry, HistoryEntry, Position
 from bcs.domain.state import BatchState
 from bcs.errors import StoreRefused
 from bcs.storage.archive import Archive
@@ -235,7 +235,7 @@ async def test_an_entry_that_the_record_refuses_spoils_no_other(
     good, impossible = consumed(batch), replace(consumed(batch), position=Position("t", 2**31, 1))
     refused: list[StoreRefused] = []
 
-    async def keep_both() -> list[KeptEntry]:
+    async def keep_both() -> list[ArchivedEntry]:
         async def keep_impossible() -> None:
             try:
                 await client.keep([impossible])

@@ -29,7 +29,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 NOT_LATIN1 = "☃"
-READ_ONLY = "takes no writes"
+READ_ONLY = "accepts no writes"
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ async def test_the_doctor_finds_what_the_service_may_not_do(
 
     try:
         status, said = await found("postgresql schema")
-        assert (status, "may not create the record's tables in the schema public" in said) == (Status.FAILED, True)
+        assert (status, "may not create the archive's tables in the schema public" in said) == (Status.FAILED, True)
         status, said = await found("postgresql connections")
         assert (status, said.startswith("8 allowed")) == (Status.WARNING, True)
         await schema.upgrade(database_url)

@@ -261,7 +261,7 @@ WAYS = (
     _with_record(
         "rights: INSERT",
         _database_told(("REVOKE INSERT ON history FROM service",), ("GRANT INSERT ON history TO service",)),
-        "this user may not write to the record's tables",
+        "this user may not write to the archive's tables",
         "record_unusable",
     ),
     _with_record(
@@ -287,7 +287,7 @@ WAYS = (
             ("ALTER ROLE service SET default_transaction_read_only = on",),
             ("ALTER ROLE service RESET default_transaction_read_only",),
         ),
-        "takes no writes",
+        "accepts no writes",
     ),
     _with_record("slow", _database_is_slow, "no answer in time"),
     _with_record("silent", _database_is_silent, "no answer in time"),

@@ -14,7 +14,7 @@ from bcs.config.addresses import database_address, redis_address
 from bcs.errors import KafkaUnavailable, StoreUnavailable
 from bcs.kafka.causes import ProducerRefused, cause_of, is_refusal, start
 from bcs.ops.dlq.reading import kafka_answers
-from bcs.storage.postgres.gateway import brief
+from bcs.storage.postgres.gateway import cause_of as pg_cause_of
 from bcs.storage.redis.errors import unavailable
 
 pytestmark = pytest.mark.anyio
@@ -128,7 +128,7 @@ def test_what_redis_refuses_names_what_mends_it(error: Exception, said: list[str
 )
 def test_what_postgresql_refuses_names_what_mends_it(error: Exception, said: str) -> None:
     failure = StoreUnavailable(
-        "postgresql", brief(error), address=database_address("postgresql://u:secret@db:5432/bcs")
+        "postgresql", pg_cause_of(error), address=database_address("postgresql://u:secret@db:5432/bcs")
     )
     assert str(failure).startswith("postgresql is out of reach at db:5432/bcs (BCS_DATABASE_URL): ")
     assert said in str(failure)

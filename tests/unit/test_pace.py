@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 from pydantic_core import from_json, to_json
 
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseInvalidated, PhaseOutcome
-from bcs.domain.history import FactsRecorded, KeptEntry
+from bcs.domain.history import ArchivedEntry, FactsRecorded
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import Evaluation, summarizing
 from bcs.domain.slices import SLICE, Sliced, at_once
@@ -86,7 +86,7 @@ EXPLANATION = Evaluation(LARGE, LAW).explain("ai_feedback")
 ALL = Extent()
 PAGE_OF_LARGE = ("batch", LARGE, 1, "redis", ESSAYS, ALL, str)
 ENTRIES = tuple(
-    KeptEntry(
+    ArchivedEntry(
         number,
         FactsRecorded(
             UUID(int=number),

@@ -120,7 +120,7 @@ class HealthHandlers:
         if self.archive is None:
             unused = self.settings.database_url is not None
             reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
-            return {"status": "not_configured", "message": f"no permanent record is kept ({reason})"}
+            return {"status": "not_configured", "message": f"there is no archive ({reason})"}
         record = self.archive.postgres
         problem = record.shortage if record.reachable else record.problem
         return _dependency(not problem, problem, database_address(self.settings.database_url or ""))

@@ -15,16 +15,16 @@ async def look_at_record(settings: Settings) -> list[Finding]:
     try:
         url = named_database(settings)
     except NoDatabaseNamed:
-        return [ok(check, "BCS_DATABASE_URL is not set: no permanent record is kept")]
+        return [ok(check, "BCS_DATABASE_URL is not set: there is no archive")]
     except PostgresClientMissing as error:
         return [failed(check, "the extra `postgres` is not installed", error.remedy)]
     if settings.use_mock_repository:
-        return [ok(check, "not looked at: with BCS_USE_MOCK_REPOSITORY no permanent record is kept")]
+        return [ok(check, "not checked: with BCS_USE_MOCK_REPOSITORY there is no archive")]
     from asyncpg import PostgresError
 
     from bcs.storage.postgres.gateway import CONNECTIONS_FOR_PROBE
     from bcs.storage.postgres.inspecting import inspect
-    from bcs.storage.postgres.schema import is_enough
+    from bcs.storage.postgres.schema import is_new_enough
 
     try:
         inspected = await inspect(url, settings.database_deadline_seconds)
@@ -36,7 +36,7 @@ async def look_at_record(settings: Settings) -> list[Finding]:
         return [failed(check, f"out of reach: {cause}", "see to PostgreSQL, and to BCS_DATABASE_URL")]
     except DatabaseUnusable as error:
         return [failed(check, f"it is {error.problem}", error.fix)]
-    is_current = is_enough(inspected.schema)
+    is_current = is_new_enough(inspected.schema)
     return [
         ok(check, f"reachable, PostgreSQL {inspected.server}"),
         judgement.schema(inspected.schema, None if is_current else inspected.problem),

@@ -96,7 +96,7 @@ class RedisStateStore:
                 await hit(FailPoint.AFTER_EXEC, batch_id)
             if not written:
                 raise CommitConflict(batch_id)
-            self._roster.note(batch_id, len(stored.state.first_seen_us))
+            self._roster.note_size(batch_id, len(stored.state.first_seen_us))
 
         async def register_by_register() -> None:
             # Each register is merged inside Redis, so nothing is overwritten unread. The summary would need all
@@ -120,7 +120,7 @@ class RedisStateStore:
         keys = self._batches.keys(batch_id)
         with as_corruption(keys):
             [size] = await self._gateway.call_multiplexed(("HLEN", keys.essays))
-            self._roster.note(batch_id, size)
+            self._roster.note_size(batch_id, size)
             if self._roster.has_room(batch_id, len(essays)):
                 return
             ids = list(essays)
@@ -139,7 +139,7 @@ class RedisStateStore:
             redis = replies.peer.identity
             if self._backfill is None or self._backfill.is_complete(stamp, redis):
                 return summary
-            if not self._backfill.record.reachable:
+            if not self._backfill.archive.reachable:
                 self._backfill.ensure_same_redis(stamp, redis)
                 self._backfill.require_registered(summary.registered)
                 return summary

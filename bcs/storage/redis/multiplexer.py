@@ -268,7 +268,7 @@ class _SharedConnection(asyncio.Protocol):
             self._timer_is_set = False
             return
         due, now = self._pending[0].due, self._loop.time()
-        if due.at <= now and not due.put_off(now):
+        if due.at <= now and not due.postpone(now):
             self.fail(_LATE, late=True)
         else:
             self._loop.call_at(due.at, self._check_deadline)
