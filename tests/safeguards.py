@@ -522,7 +522,7 @@ _OUTBOX = (
         "What many batches wait for is said to be over when the last of them has it.",
         "bcs/observability/waits.py",
         """\
-        if kept.holders:
+        if wait.holders:
             return
         del""",
         "        del",

@@ -1,4 +1,4 @@
-"""Settings, from environment variables with the prefix `BCS_`. docs/settings.md is made from this module."""
+"""The settings, from environment variables with the prefix `BCS_`. docs/settings.md is generated from this module."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _without_unit(value: object) -> object:
 
 
 def _trimmed(value: object) -> object:
-    # What comes from a file often ends with a line break.
+    # Values from files often end with a line break.
     return value.strip() if isinstance(value, str) else value
 
 
@@ -59,16 +59,16 @@ LogLevel = Annotated[
 
 
 def _at_most(default: float, share: float, other: str) -> Callable[[dict[str, Any]], float]:
-    """A default that gives way where another setting is small, so that the other one alone can be set.
+    """A default that is limited by another setting, so that the other setting can be lowered alone.
 
-    :param share: of the other setting; the default is no more than this.
-    :param other: the name of the other setting, which stands above.
+    :param share: the default is at most this share of the other setting.
+    :param other: the name of the other setting, which must be declared before.
     """
     return lambda known: min(default, share * known[other])
 
 
 _DAY_SECONDS = 86_400
-# Where a service that listens at every address of its machine can be reached from there.
+# The address for local callers of a service that listens at all addresses.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _HANG_FACTOR = 2.5
 
@@ -78,7 +78,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="BCS_",
-        # Deployments pass on variables that they do not have themselves: `BCS_X=${X:-}`.
+        # Deployments pass on variables that may be empty: `BCS_X=${X:-}`.
         env_ignore_empty=True,
         frozen=True,
         extra="ignore",
@@ -89,96 +89,102 @@ class Settings(BaseSettings):
         Environment.DEVELOPMENT, description="`testing`, `development` or `production`; production logs JSON"
     )
     log_level: LogLevel = Field("INFO", description="the least severe level that is logged")
-    pipeline_config_path: Path | None = Field(None, description="pipeline definitions; none means those that ship")
+    pipeline_config_path: Path | None = Field(
+        None, description="the pipeline file; if not set, the definitions that are part of BCS"
+    )
     use_mock_repository: bool = Field(
-        False, description="keep state in this process's memory instead of Redis, for development"
+        False, description="for development: keep the state in this process's memory instead of Redis"
     )
     require_registration: bool = Field(
-        False, description="a batch that is not registered is never complete by counting the essays seen"
+        False, description="the essays of a batch that is not registered never make a phase complete"
     )
     instance_name: str | None = Field(
-        None, min_length=1, description="this replica's name in logs and in the outbox; none means the host's"
+        None, min_length=1, description="this replica's name in logs and in the outbox; if not set, the host's name"
     )
     chaos_enabled: bool = Field(False, description="let `POST /internal/v1/actors/{name}/kill` kill actors")
 
     http_host: str = Field("0.0.0.0", description="the address to listen on")  # noqa: S104 (as the brief has it)
-    http_port: Port = Field(4002, description="the port to listen on; 0 takes a free one")
+    http_port: Port = Field(4002, description="the port to listen on; 0 for any free port")
     http_timeout: Seconds = Field(
-        30.0, description="how long callers wait, in seconds; a request that has come whole is answered before"
+        30.0, description="how long callers wait, in seconds; a complete request is answered before"
     )
     http_backlog_connections: Count = Field(1024, description="connections that wait while the HTTP actor restarts")
     http_max_connections: Count | None = Field(
-        None, description="open connections; none means what the limit of open files leaves, 2048 at most"
+        None, description="open connections; if not set, what the limit of open files allows, at most 2048"
     )
     http_max_concurrent_requests: Count = Field(
-        512, description="more are refused with 503; a request counts once its body has come"
+        512, description="requests at a time; more are refused with 503; a request counts once its body has arrived"
     )
     http_max_body_bytes: Count = Field(1024 * 1024, description="a larger request body is refused with 413")
     http_max_held_bytes: Count = Field(
         64 * 1024 * 1024,
-        description="bodies that come in and answers that go out, together; beyond it the slowest callers are dropped",
+        description="bytes of request bodies and answers together; above this, the slowest callers are dropped",
     )
     http_max_concurrent_reads: Count = Field(
-        4, description="batches and histories read for callers at a time; more wait for their turn"
+        4, description="batches and histories that are read for callers at a time; more wait for their turn"
     )
     http_page_bytes: Annotated[int, Field(ge=10_000)] = Field(
         1024 * 1024,
-        description="about so large is an answer about a batch; a larger batch takes several pages",
+        description="the approximate size of an answer about a batch; a larger batch has several pages",
     )
     http_head_seconds: Seconds = Field(
-        5.0, description="the head of a request comes in this time, or the connection is closed"
+        5.0, description="the time for the head of a request to arrive; else the connection is closed"
     )
     http_body_seconds: Seconds = Field(
-        5.0, description="a body comes in this time after its head, or is refused with 408"
+        5.0, description="the time for a body to arrive after its head; else the request is refused with 408"
     )
-    http_idle_seconds: Seconds = Field(75.0, description="a connection without a request for so long is closed")
+    http_idle_seconds: Seconds = Field(75.0, description="a connection without a request for this time is closed")
     http_send_seconds: Seconds = Field(
-        10.0, description="a caller takes its answer in this time, or the connection is closed"
+        10.0, description="the time for a caller to receive its answer; else the connection is closed"
     )
     http_access_log: bool = Field(False, description="log every request")
     http_linger_seconds: Seconds = Field(
-        0.1, description="after a kill of HTTP an accepted connection may send its request for so long"
+        0.1, description="after a kill of HTTP, how long an accepted connection may send its request"
     )
     http_kill_grace_seconds: Seconds = Field(
-        1.0, description="after a kill of HTTP the requests in hand get so long to end"
+        1.0, description="after a kill of HTTP, how long requests in progress may take to end"
     )
     request_deadline_seconds: Seconds = Field(
         default_factory=_at_most(5.0, 0.8, "http_timeout"),
-        description="a request whose body has come gets its answer, or a 503, in this time; "
+        description="a request whose body has arrived gets its answer, or a 503, in this time; "
         "by default at most 0.8 of `BCS_HTTP_TIMEOUT`",
     )
-    retry_after_seconds: Count = Field(1, description="what `Retry-After` tells callers")
+    retry_after_seconds: Count = Field(1, description="the value of `Retry-After`")
 
     kafka_bootstrap_servers: Address = Field("kafka:9092", description="host:port, comma separated")
     kafka_consumer_group_id: str = Field("bcs-event-consumer", min_length=1, description="the consumer group")
     kafka_auto_offset_reset: Literal["earliest", "latest"] = Field(
-        "earliest", description="where a new group begins; `earliest` misses nothing that happened before it"
+        "earliest", description="where a new group begins; with `earliest`, it reads all messages that Kafka still has"
     )
-    kafka_enable_idempotence: bool = Field(True, description="produce idempotently; some brokers can't")
+    kafka_enable_idempotence: bool = Field(True, description="produce idempotently; some brokers do not support this")
     kafka_session_timeout_seconds: Seconds = Field(
-        30.0, description="a replica unheard for so long loses its partitions"
+        30.0, description="a replica without a heartbeat for this time loses its partitions"
     )
     kafka_heartbeat_interval_seconds: Seconds = Field(
         default_factory=_at_most(3.0, 1 / 3, "kafka_session_timeout_seconds"),
-        description="the time between signs of life to the group; "
+        description="the time between heartbeats to the group; "
         "by default at most a third of `BCS_KAFKA_SESSION_TIMEOUT_SECONDS`",
     )
     kafka_request_timeout_seconds: Seconds = Field(10.0, description="how long one request to a broker may take")
-    kafka_metadata_max_age_seconds: Seconds = Field(30.0, description="how soon new topics and partitions are noticed")
+    kafka_metadata_max_age_seconds: Seconds = Field(
+        30.0, description="how long it takes at most to notice new topics and partitions"
+    )
     kafka_probe_interval_seconds: Seconds = Field(
-        2.0, description="the time between questions whether Kafka is there and how large the lag is"
+        2.0, description="the time between probes of Kafka, which also measure the lag"
     )
     kafka_partition_retry_maximum_seconds: Seconds = Field(
-        30.0, description="the longest wait before a partition that can't be read is tried again"
+        30.0, description="the longest wait before a partition that can't be read is retried"
     )
     kafka_max_poll_records: Count = Field(500, description="messages taken from Kafka at a time")
     kafka_max_message_bytes: Annotated[int, Field(ge=100_000)] = Field(
-        1_000_000, description="the largest message that the broker takes"
+        1_000_000, description="the largest message that the broker accepts"
     )
-    intake_max_in_flight: Count = Field(5000, description="messages read but not yet durable; then reading pauses")
+    intake_max_in_flight: Count = Field(
+        5000, description="messages that are read and not durable yet; above this, reading pauses"
+    )
     intake_max_in_flight_bytes: Count = Field(64 * 1024 * 1024, description="the same, in bytes")
     intake_max_in_flight_facts: Count = Field(
-        250_000, description="the same, in facts: an event that names 100 essays has about 100"
+        250_000, description="the same, in facts: an event that lists 100 essays has about 100"
     )
     max_event_bytes: Annotated[int, Field(ge=1024)] = Field(
         1024 * 1024, description="a larger event, decompressed, becomes a dead letter unparsed"
@@ -187,42 +193,43 @@ class Settings(BaseSettings):
         20_000, description="an event that would give a batch more essays becomes a dead letter"
     )
     max_clock_skew_seconds: Seconds = Field(
-        600.0, description="an event further ahead of BCS's clock and of Redis's becomes a dead letter"
+        600.0, description="an event that is further ahead of BCS's clock and of Redis's clock becomes a dead letter"
     )
     intake_commit_interval_seconds: Seconds = Field(0.5, description="the time between offset commits")
-    intake_retry_seconds: Seconds = Field(1.0, description="the wait before the intake connects to Kafka anew")
+    intake_retry_seconds: Seconds = Field(1.0, description="the wait before the intake connects to Kafka again")
     intake_drain_patience_seconds: Seconds = Field(
-        5.0, description="a stop waits so long for the next message to become durable, then leaves the rest to others"
+        5.0,
+        description="how long a stop waits for the next message to become durable; other replicas read the rest again",
     )
 
     redis_url: Address = Field("redis://localhost:6379", description="`redis://`, `rediss://` or `unix://`")
     redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
         604_800, description="how long a batch is kept after its last event"
     )
-    redis_key_prefix: str = Field("bcs:", description="stands before every key")
+    redis_key_prefix: str = Field("bcs:", description="the prefix of every key")
     redis_max_connections: Count = Field(32, description="round trips to Redis at a time")
     redis_deadline_seconds: Seconds = Field(
         default_factory=_at_most(2.0, 0.5, "request_deadline_seconds"),
         description="how long a round trip to Redis may take; "
         "by default at most half of `BCS_REQUEST_DEADLINE_SECONDS`",
     )
-    redis_breaker_failures: Count = Field(5, description="failures in a row after which Redis is left alone")
-    redis_breaker_open_seconds: Seconds = Field(1.0, description="for how long it is left alone")
+    redis_breaker_failures: Count = Field(5, description="failures in a row after which the circuit breaker opens")
+    redis_breaker_open_seconds: Seconds = Field(1.0, description="how long the circuit breaker stays open")
     redis_probe_interval_seconds: Seconds = Field(
-        1.0, description="the time between questions whether Redis is there; liveness and readiness never ask it"
+        1.0, description="the time between probes of Redis; liveness and readiness use the last result"
     )
     redis_commit_attempts: Count = Field(5, description="optimistic commits before the fallback")
     outbox_max_messages: Count = Field(1_000_000, description="messages that may wait for Kafka")
-    outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between looks at an idle outbox")
+    outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between checks of an idle outbox")
     outbox_unwritable_seconds: Seconds = Field(
-        5.0, description="for how long a topic that could not be written is left alone"
+        5.0, description="the wait before a topic that could not be written is retried"
     )
     outbox_takeover_seconds: Seconds = Field(
-        60.0, description="messages in a silent replica's hand for so long are taken over"
+        60.0, description="unacked messages of a replica that was silent for this time are taken over"
     )
 
     database_url: Annotated[str | None, BeforeValidator(lambda value: _trimmed(value) or None)] = Field(
-        None, description="`postgresql://…`: the permanent record behind Redis; none keeps none"
+        None, description="`postgresql://…`: the archive behind Redis; if not set, there is no archive"
     )
     database_max_connections: Count = Field(8, description="statements to PostgreSQL at a time")
     database_deadline_seconds: Seconds = Field(
@@ -230,9 +237,7 @@ class Settings(BaseSettings):
         description="how long a statement may take before PostgreSQL counts as away; "
         "by default at most half of `BCS_REQUEST_DEADLINE_SECONDS`",
     )
-    database_probe_interval_seconds: Seconds = Field(
-        1.0, description="the time between questions whether PostgreSQL is there"
-    )
+    database_probe_interval_seconds: Seconds = Field(1.0, description="the time between probes of PostgreSQL")
     database_first_probe_seconds: Seconds = Field(
         2.0, description="how long a start waits for the first answer of PostgreSQL"
     )
@@ -241,36 +246,38 @@ class Settings(BaseSettings):
         500, description="facts written to PostgreSQL at a time; 1,024 characters of text count as a fact"
     )
     archive_drain_deadline_seconds: Seconds = Field(
-        20.0, description="how long PostgreSQL may take for what waited in Redis; then half as much is tried"
+        20.0, description="how long PostgreSQL may take for entries that waited in Redis; then half as many are tried"
     )
-    history_page_bytes: Count = Field(1024 * 1024, description="a page of a batch's history ends before it gets larger")
+    history_page_bytes: Count = Field(
+        1024 * 1024, description="the largest page of a batch's history, except for a single larger entry"
+    )
     record_retention_days: Annotated[int, Field(ge=1)] = Field(
         default_factory=lambda known: max(400, known["redis_ttl_seconds"] // _DAY_SECONDS + 3),
-        description="how long the record keeps a batch after its last event, and each entry of its history; "
+        description="how long the archive keeps a batch after its last event, and each entry of its history; "
         "by default more than `BCS_REDIS_TTL_SECONDS`",
     )
 
     message_max_deliveries: Count = Field(3, description="crashes over one message before it becomes a dead letter")
-    restart_max: Count = Field(10, description="with more restarts than these within the period a supervisor gives up")
+    restart_max: Count = Field(10, description="a supervisor gives up after more restarts within the period")
     restart_period_seconds: Seconds = Field(60.0, description="the period in which restarts are counted")
     batch_restart_max: Count = Field(300, description="the same for all per-batch actors together")
-    restart_backoff_initial_seconds: Seconds = Field(0.05, description="the wait before a first restart")
+    restart_backoff_initial_seconds: Seconds = Field(0.05, description="the wait before the first restart")
     restart_backoff_maximum_seconds: Seconds = Field(5.0, description="the longest wait before a restart")
     retry_maximum_seconds: Seconds = Field(
-        2.0, description="the longest wait between tries while Redis or Kafka is away"
+        2.0, description="the longest wait between retries while Redis or Kafka is away"
     )
     hang_seconds: Seconds = Field(
         default_factory=lambda known: max(30.0, _HANG_FACTOR * known["kafka_request_timeout_seconds"]),
-        description="an actor without progress for so long is restarted; "
+        description="an actor without progress for this time is restarted; "
         "by default at least 2.5 times `BCS_KAFKA_REQUEST_TIMEOUT_SECONDS`",
     )
     kill_grace_seconds: Seconds = Field(
         5.0,
-        description="a cancelled actor may take so long, and both stores' deadlines, before the process is unhealthy",
+        description="how long a cancelled actor may take, plus both stores' deadlines, before the process is unhealthy",
     )
     shutdown_seconds: Seconds = Field(25.0, description="the budget of a graceful stop")
     shutdown_drain_seconds: Annotated[float, BeforeValidator(_without_unit), Field(ge=0, allow_inf_nan=False)] = Field(
-        1.0, description="how long requests are still taken after readiness went off"
+        1.0, description="how long requests are still accepted after readiness has ended"
     )
     metrics_interval_seconds: Seconds = Field(1.0, description="the time between samples of depths, lag and backlog")
 
@@ -281,7 +288,7 @@ class Settings(BaseSettings):
 
     @property
     def local_url(self) -> str | None:
-        """Where the service of this machine listens; None where it takes a free port, which is known to it alone."""
+        """The service's URL for local callers; None where the service listens on any free port."""
         host = _LOOPBACK.get(self.http_host, self.http_host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.http_port}" if self.http_port else None
 
@@ -289,16 +296,16 @@ class Settings(BaseSettings):
 def load_settings(**overrides: object) -> Settings:
     """The settings of this process.
 
-    :param overrides: stand above the environment.
-    :raises InvalidSettings: with every variable that is wrong.
+    :param overrides: values that replace those of the environment.
+    :raises InvalidSettings: with every invalid variable.
     """
     return _load(overrides, check_addresses=True)
 
 
 def load_settings_for_health_check() -> Settings:
-    """The settings of this process, without a check of the addresses, which would load the clients.
+    """The settings of this process, without a check of the addresses, which would import the clients.
 
-    :raises InvalidSettings: with every variable that is wrong.
+    :raises InvalidSettings: with every invalid variable.
     """
     return _load({}, check_addresses=False)
 
@@ -311,7 +318,7 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
             tuple(
                 (_variable(problem["loc"]), str(problem["msg"]))
                 for problem in error.errors(include_url=False, include_input=False, include_context=False)
-                # A default that follows a setting which is wrong itself is not named beside that setting.
+                # The default depends on another invalid setting, which is reported itself.
                 if problem["type"] != "default_factory_not_called"
             )
         ) from None
@@ -324,7 +331,10 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
         )
     if settings.redis_deadline_seconds >= settings.request_deadline_seconds:
         problems.append(
-            ("BCS_REDIS_DEADLINE_SECONDS", "must be below BCS_REQUEST_DEADLINE_SECONDS, or the reason is never told")
+            (
+                "BCS_REDIS_DEADLINE_SECONDS",
+                "must be below BCS_REQUEST_DEADLINE_SECONDS, or callers never get the reason",
+            )
         )
     if settings.kafka_heartbeat_interval_seconds * 2 > settings.kafka_session_timeout_seconds:
         problems.append(
@@ -332,7 +342,10 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
         )
     if settings.hang_seconds < _HANG_FACTOR * settings.kafka_request_timeout_seconds:
         problems.append(
-            ("BCS_HANG_SECONDS", "must be at least 2.5 times BCS_KAFKA_REQUEST_TIMEOUT_SECONDS, or waiting looks hung")
+            (
+                "BCS_HANG_SECONDS",
+                "must be at least 2.5 times BCS_KAFKA_REQUEST_TIMEOUT_SECONDS, or an actor that waits looks hung",
+            )
         )
     if settings.restart_backoff_initial_seconds > settings.restart_backoff_maximum_seconds:
         problems.append(
@@ -345,14 +358,14 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
             problems.append(
                 (
                     "BCS_RECORD_RETENTION_DAYS",
-                    "must be over a day more than BCS_REDIS_TTL_SECONDS, or the record forgets what Redis goes by",
+                    "must be over a day more than BCS_REDIS_TTL_SECONDS, or the archive deletes what Redis still has",
                 )
             )
         if settings.database_deadline_seconds >= settings.request_deadline_seconds:
             problems.append(
                 (
                     "BCS_DATABASE_DEADLINE_SECONDS",
-                    "must be below BCS_REQUEST_DEADLINE_SECONDS, or the reason is never told",
+                    "must be below BCS_REQUEST_DEADLINE_SECONDS, or callers never get the reason",
                 )
             )
     if problems:
@@ -371,9 +384,9 @@ def _address_problems(settings: Settings) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class UnknownVariable:
-    """A variable of the environment that begins like those of BCS, and is no setting.
+    """A variable of the environment with the prefix of BCS that is not a setting.
 
-    :param near: the variable that was probably meant; None where no name is near.
+    :param near: the variable that was probably meant; None where no name is similar.
     """
 
     name: str
@@ -381,14 +394,14 @@ class UnknownVariable:
 
     @property
     def problem(self) -> str:
-        """What is wrong with it."""
+        """The problem in one line."""
         return f"{self.name} is not a setting of BCS, and has no effect"
 
     def __str__(self) -> str:
         return f"{self.problem}; did you mean {self.near}?" if self.near else self.problem
 
 
-# Kubernetes tells the pods of a namespace about a service `bcs` or `bcs-…` with variables of these forms.
+# For a service `bcs` or `bcs-…`, Kubernetes sets variables of these forms in the pods of its namespace.
 _OF_KUBERNETES = re.compile(
     r"BCS(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)"
 )
@@ -397,7 +410,7 @@ _NEAR_ENOUGH = 0.6
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[UnknownVariable]:
-    """The variables that begin with `BCS_` and are no settings, except those of the test suite and of Kubernetes.
+    """The variables with the prefix `BCS_` that are not settings, except those of the test suite and of Kubernetes.
 
     :param environment: names to values.
     """
@@ -415,7 +428,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[UnknownVariable]:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is meant by another one; empty where none is near."""
+    """The known name that is most similar to a name; empty where none is similar."""
     longer = [each for each in known if each.startswith(f"{name}_") or each.endswith(f"_{name}")]
     near = longer if len(longer) == 1 else get_close_matches(name, known, 1, _NEAR_ENOUGH)
     return near[0] if near else ""

@@ -15,19 +15,21 @@ from bcs.errors import DeadLetterReason
 from bcs.wire import topics
 from bcs.wire.dead_letters.encode import RESOLUTION_FAILED
 
-# The time at which each series began, for every counter: nothing here reads it.
+# Without a second series for each counter with its creation time, which no dashboard or alert uses.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 LOG_RECORDS_DROPPED = Counter(
-    "bcs_log_records_dropped_total", "Log records dropped, as nobody read them or the disk was full.", registry=None
+    "bcs_log_records_dropped_total",
+    "Log records dropped, because they were not read in time or the disk was full.",
+    registry=None,
 )
-"""Of the whole process: its log is one."""
+"""One counter for the whole process, because it has one log."""
 
 CIRCUIT_STATES = {"closed": 0, "half-opened": 1, "opened": 2}
 
 
 class Telemetry:
-    """All metrics, in a registry of their own, which outlives every actor."""
+    """All metrics, in their own registry, which outlives every actor."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -35,7 +37,7 @@ class Telemetry:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         registry.register(LOG_RECORDS_DROPPED)
-        # Where it is counted often, by a function: to look a series up by its labels costs more than to count in it.
+        # Frequent counters are cached functions, because looking up a series by its labels costs more than counting.
         self.resolutions = cache(
             Counter(
                 "bcs_pipeline_resolutions_total", "Pipeline resolutions by outcome.", ["status"], registry=registry
@@ -61,40 +63,45 @@ class Telemetry:
         )
         self.http_in_flight = Gauge(
             "bcs_http_requests_in_flight",
-            "Requests that have no answer yet, from their head on.",
+            "Requests without an answer yet; a request counts once its head has arrived.",
             registry=registry,
         )
         self.http_connections = Gauge("bcs_http_connections", "Open connections of callers.", registry=registry)
         self.http_bodies_awaited = Gauge(
             "bcs_http_bodies_awaited",
-            "Of them, those whose body has not come yet.",
+            "Requests in flight whose body has not arrived yet.",
             registry=registry,
         )
         self.http_held_bytes = Gauge(
-            "bcs_http_held_bytes", "Bytes of bodies, and of answers that callers have not taken.", registry=registry
+            "bcs_http_held_bytes",
+            "Bytes of request bodies, and of answers that callers have not received.",
+            registry=registry,
         )
         self.http_callers_dropped = Counter(
             "bcs_http_callers_dropped_total",
-            "Callers given up, by what they were waited for: a request, its head, its body, the taking of an answer.",
+            "Callers dropped, by what BCS waited for: a request, its head, its body, or the sending of an answer.",
             ["waited_for", "reason"],
             registry=registry,
         )
         self.events = cache(
             Counter(
                 "bcs_events_processed_total",
-                "Kafka messages that are done.",
+                "Kafka messages that are processed.",
                 ["event_type", "outcome"],
                 registry=registry,
             ).labels
         )
         self.commit_conflicts = Counter(
-            "bcs_redis_commit_conflicts_total", "Commits lost against another writer.", registry=registry
+            "bcs_redis_commit_conflicts_total", "Commits that conflicted with another writer.", registry=registry
         )
         self.commit_fallbacks = Counter(
             "bcs_redis_commit_fallbacks_total", "Commits written register by register.", registry=registry
         )
         self.dead_letters = Counter(
-            "bcs_dead_letters_total", "Messages given up on, by source topic.", ["topic", "reason"], registry=registry
+            "bcs_dead_letters_total",
+            "Messages that became dead letters, by source topic.",
+            ["topic", "reason"],
+            registry=registry,
         )
         self.published = cache(
             Counter(
@@ -102,32 +109,32 @@ class Telemetry:
             ).labels
         )
         self.parked = Counter(
-            "bcs_outbox_parked_total", "Messages that Kafka will never take.", ["kind"], registry=registry
+            "bcs_outbox_parked_total", "Messages that Kafka will never accept.", ["kind"], registry=registry
         )
         self.publish_failures = Counter(
             "bcs_outbox_publish_failures_total", "Attempts to publish that failed.", ["kind"], registry=registry
         )
         self.outbox_backlog = Gauge(
             "bcs_outbox_backlog",
-            "Messages that wait for Kafka, in Redis and PostgreSQL; the last known number while these can't be asked.",
+            "Messages that wait for Kafka, in Redis and PostgreSQL; the last known number while these are away.",
             registry=registry,
         )
         self.outbox_oldest = Gauge(
             "bcs_outbox_oldest_seconds",
-            "How long ago the oldest message that waits for Kafka was accepted, however often it was tried since.",
+            "How long ago the oldest message that waits for Kafka was accepted; retries do not change this.",
             registry=registry,
         )
         self.archive_backlog = Gauge(
             "bcs_archive_backlog", "Entries that wait in Redis for PostgreSQL.", registry=registry
         )
         self.archive_written = Counter(
-            "bcs_archive_entries_written_total", "Entries that PostgreSQL has.", registry=registry
+            "bcs_archive_entries_written_total", "Entries written to PostgreSQL.", registry=registry
         )
         self.archive_queued = Counter(
             "bcs_archive_entries_queued_total", "Entries queued while PostgreSQL was away.", registry=registry
         )
         self.archive_parked = Counter(
-            "bcs_archive_entries_parked_total", "Entries that PostgreSQL will never take.", registry=registry
+            "bcs_archive_entries_parked_total", "Entries that PostgreSQL will never accept.", registry=registry
         )
         self.history_dropped = Counter(
             "bcs_history_entries_dropped_total",
@@ -136,72 +143,73 @@ class Telemetry:
         )
         self.actor_waits = Gauge(
             "bcs_actor_waits_seconds",
-            "For how long an actor has waited for a dependency; 0 while it waits for nothing.",
+            "How long an actor has waited for a dependency; 0 while it does not wait.",
             ["actor"],
             registry=registry,
         )
         self.redis_up = Gauge(
             "bcs_redis_up", "1 while Redis answers and refuses nothing that BCS needs.", ["store"], registry=registry
         )
-        # Labelled so that it is not there where no record is: an alert on 0 must not fire for that.
+        # With a label, so that the series is missing without an archive, and an alert on 0 does not fire.
         self.record_up = Gauge("bcs_record_up", "Whether PostgreSQL answers.", ["store"], registry=registry)
         self.actor_restarts = Counter("bcs_actor_restarts_total", "Restarts of an actor.", ["actor"], registry=registry)
         self.mailbox_depth = Gauge(
-            "bcs_mailbox_depth", "Messages that wait for an actor or are in its hand.", ["actor"], registry=registry
+            "bcs_mailbox_depth", "Messages that wait for an actor or that it processes.", ["actor"], registry=registry
         )
         self.mailbox_oldest = Gauge(
             "bcs_mailbox_oldest_message_seconds",
-            "Age of the oldest message that an actor has not finished.",
+            "Age of the oldest message that an actor has not processed.",
             ["actor"],
             registry=registry,
         )
-        self.batch_actors = Gauge("bcs_batch_actors", "Batches being written at the moment.", registry=registry)
+        self.batch_actors = Gauge("bcs_batch_actors", "Batches that are being written now.", registry=registry)
         self.kafka_up = Gauge(
             "bcs_kafka_up",
-            "1 while the brokers tell how far the consumer group has come; while 0, bcs_kafka_consumer_lag, "
+            "1 while the brokers report the consumer group's offsets; while 0, bcs_kafka_consumer_lag, "
             "bcs_kafka_committed_timestamp_seconds and bcs_dead_letters_waiting keep their last values.",
             registry=registry,
         )
         self.consumer_lag = Gauge(
             "bcs_kafka_consumer_lag",
-            "Messages behind the consumer group's committed offset. Every replica tells all partitions: "
+            "Messages after the consumer group's committed offset. Every replica reports all partitions: "
             "take the maximum over the replicas.",
             ["topic", "partition"],
             registry=registry,
         )
         self.committed_timestamp = Gauge(
             "bcs_kafka_committed_timestamp_seconds",
-            "Kafka's time of the last message that the consumer group committed. Every replica tells all partitions.",
+            "Kafka's time of the last message that the consumer group committed. Every replica reports all partitions.",
             ["topic", "partition"],
             registry=registry,
         )
         self.partition_stalled = Gauge(
             "bcs_kafka_partition_stalled",
-            "1 for each partition that this replica has and can't read on, 0 for each other one that it has.",
+            "1 for each partition of this replica that it can't read on, 0 for each other partition of this replica.",
             ["topic", "partition"],
             registry=registry,
         )
         self.events_missed = Counter(
             "bcs_kafka_events_missed_total",
-            "Messages that Kafka had removed before they were read.",
+            "Messages that Kafka removed before BCS read them.",
             ["topic"],
             registry=registry,
         )
         self.dead_letters_waiting = Gauge(
             "bcs_dead_letters_waiting",
-            "Messages on a topic of dead letters: those that wait for a replay, and those that were replayed, with a "
-            "marker each, until they are purged or expire. Every replica tells all topics.",
+            "Messages on a topic of dead letters: dead letters that wait for a replay, and replayed ones with a "
+            "marker each, until they are purged or expire. Every replica reports all topics.",
             ["topic"],
             registry=registry,
         )
-        self.intake_in_flight = Gauge("bcs_intake_in_flight", "Messages read and not yet durable.", registry=registry)
+        self.intake_in_flight = Gauge(
+            "bcs_intake_in_flight", "Messages that are read and not durable yet.", registry=registry
+        )
         self.circuit = Gauge(
             "bcs_circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["dependency"], registry=registry
         )
-        self.event_loop_lag = Gauge(
-            "bcs_event_loop_lag_seconds", "How late a timer fired, last time.", registry=registry
-        )
-        # Series that alerts look at exist from the start: an increase from nothing to one would not be seen.
+        self.event_loop_lag = Gauge("bcs_event_loop_lag_seconds", "How late the last timer fired.", registry=registry)
+        # The series of alerts exist from the start, because an alert does not notice an increase from a missing series
+        # to 1.
         for status in ("success", "failure"):
             self.resolutions(status)
         for topic in topics.CONSUMED:
@@ -214,6 +222,6 @@ class Telemetry:
             self.publish_failures.labels(kind)
             self.published(kind)
         self.circuit.labels("redis").set(0)
-        # Until it was asked for, nobody knows.
+        # Unknown until the first measurement.
         self.outbox_backlog.set(nan)
         self.outbox_oldest.set(nan)
