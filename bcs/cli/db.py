@@ -27,7 +27,7 @@ WaitSeconds = Annotated[
         "--wait",
         metavar="SECONDS",
         min=0,
-        help="How long to wait while another session is in the way; default 60",
+        help="How long to wait while another session blocks the upgrade; default 60",
         show_default=False,
     ),
 ]
@@ -35,17 +35,17 @@ WaitSeconds = Annotated[
 
 @app.callback(rich_help_panel=PANEL)
 def db() -> None:
-    """The permanent record in PostgreSQL."""
+    """The archive in PostgreSQL."""
 
 
 @app.command()
 def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
-    """Bring the record's schema up to date.
+    """Upgrade the archive's schema.
 
-    The service does the same at its start, if its user may. Several may do it at once, beside services that run: one
-    after the other, and only the first has something to do.
+    The service does the same at its start, if its user may. Several processes may run this at the same time, also while
+    services run: they upgrade one after the other, and only the first finds something to upgrade.
     """
-    # The error says everything, and the output may have to be JSON.
+    # The error has all details, and the output may have to be JSON.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     settings = load_settings()
     url = named_database(settings)
@@ -62,7 +62,7 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
             typer.echo(f"Waiting for up to {wait_seconds:g} s: {locked}", err=True)
 
     async def upgraded() -> schema.Upgraded:
-        # The inspection comes first, because connecting may take longer in the upgrade.
+        # The inspection comes first, because its deadlines are shorter than those of the upgrade.
         await inspect(url, settings.database_deadline_seconds)
         try:
             return await schema.upgrade(url, wait_seconds=wait_seconds, waiting=waiting)
@@ -81,12 +81,12 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
 
 @app.command()
 def rebuild(as_json: AsJson = False) -> None:
-    """Project what Kafka still has into the record again, while the service runs.
+    """Write the facts that Kafka still has to the archive again; the service may run meanwhile.
 
-    Reads the consumed topics from their beginning to where they end now, older messages first, and has what Redis knows
-    of these batches compared with the record. For a record that was lost, or begun late. What is there already stays as
-    it is, so it can be stopped and run again. What is not in Kafka does not come back: phases that were reported over
-    HTTP, and answers.
+    For an archive that was lost, or added late. Reads the consumed topics from their beginning to their present end,
+    older messages first, and invalidates the copies of these batches in Redis. Facts that the archive has already do
+    not change, so the command can be stopped and run again. Phase reports and answers are not in Kafka, so they are not
+    restored.
     """
     settings = load_settings()
     named_database(settings)

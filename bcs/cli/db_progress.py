@@ -62,12 +62,14 @@ class RebuildOutput:
         extent = "" if self.complete else f" of {reader.total}"
         typer.echo(f"{stats.messages}{extent} messages read in {seconds:.1f} s, {rate:.0f} a second:")
         facts = f"{counted(stats.facts, 'fact')} of {counted(len(stats.batches), 'batch', 'batches')}"
-        typer.echo(f"  {facts} are in the record")
+        typer.echo(f"  {facts} are in the archive")
         typer.echo(f"  {counted(stats.without_facts, 'message')} had no facts, {stats.undecodable} were undecodable")
         if stats.refused:
             typer.echo(f"  {counted(stats.refused, 'message')} can't be stored")
         if not self.complete:
-            typer.echo("It was stopped. Run it again to begin anew; what is done twice changes nothing.")
+            typer.echo(
+                "The rebuild was stopped. Run it again from the beginning; facts that are written twice change nothing."
+            )
 
     def _document(self, reader: OrderedTopicReader, stats: RebuildStats, seconds: float, rate: float) -> dict[str, Any]:
         return {

@@ -50,7 +50,7 @@ async def rebuild_until_signalled(
     async with anyio.create_task_group() as group:
 
         async def listen() -> None:
-            # Only the first signal is handled here: the sender of a second signal does not want to wait.
+            # Only the first signal is handled here. A second signal ends the process at once.
             with anyio.open_signal_receiver(*stop_signals()) as signals:
                 async for number in signals:
                     received.append(number)
@@ -74,10 +74,10 @@ async def _rebuild(
     begun: Callable[[OrderedTopicReader, RebuildStats], Callable[[], None]],
 ) -> None:
     async with AsyncExitStack() as stack:
-        record = open_archive(settings)
-        stack.push_async_callback(record.aclose)
-        await record.ensure_usable(_PROBE_SECONDS)
-        await record.probe(_PROBE_SECONDS)
+        archive = open_archive(settings)
+        stack.push_async_callback(archive.aclose)
+        await archive.ensure_usable(_PROBE_SECONDS)
+        await archive.probe(_PROBE_SECONDS)
         gateway = await stack.enter_async_context(connected(settings))
         await gateway.ping()
         stored = StoredBatches(gateway, key_prefix=settings.redis_key_prefix)
@@ -90,11 +90,11 @@ async def _rebuild(
             phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
         )
         now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
-        crowding = Crowding(record, settings.max_essays_per_batch)
+        crowding = Crowding(archive, settings.max_essays_per_batch)
         notify = begun(reader, stats)
         await Rebuilder(
             decoder=decoder,
-            record=record,
+            archive=archive,
             stored=stored,
             notify=notify,
             now_us=now_us,

@@ -44,7 +44,7 @@ app = command_group("dlq")
 
 @app.callback(rich_help_panel=PANEL)
 def dlq() -> None:
-    """Dead letters: what could not be processed, and the way back."""
+    """Dead letters: messages that could not be processed. List, show, replay and delete them."""
 
 
 _FAILED = 1
@@ -58,10 +58,10 @@ def list_dead_letters(
     since: Since = None,
     until: Until = None,
     service: Services = None,
-    each: Annotated[bool, typer.Option("--each", help="Every letter, not only how many.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="List every dead letter, not only the counts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count letters by topic, reason and service: those that wait, and those that were put back; oldest and newest."""
+    """Count dead letters by topic, reason and service: how many wait, how many were replayed; oldest and newest."""
     settings = _settings()
     selection = selection_of(None, topic, reason, batch, since, until, service)
     index = running.run(_read_index, settings, selection)
@@ -77,13 +77,13 @@ def show(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show one letter: its envelope, why it is dead, its headers, and its bytes where they are no JSON."""
+    """Show one dead letter: its envelope, its reason, its headers, and its bytes where they are not JSON."""
     settings = _settings()
     place = DeadLetterRange.parse(dead_letter)
     found = running.run(_look_up, settings, DeadLetterPosition(place.topic, place.partition, place.first))
     if found is None:
-        why = "it was deleted, is still to come, or is a transaction's marker"
-        typer.echo(f"bcs: there is no letter at {dead_letter}: {why}", err=True)
+        why = "it was deleted, is not written yet, or is a transaction's marker"
+        typer.echo(f"bcs: there is no dead letter at {dead_letter}: {why}", err=True)
         raise typer.Exit(_FAILED)
     if isinstance(found, tuple):
         say_dead_letter(found[0], replayed=found[1], as_json=as_json)
@@ -101,21 +101,25 @@ def replay(
     since: Since = None,
     until: Until = None,
     service: Services = None,
-    everything: Annotated[bool, typer.Option("--all", help="All letters of BCS that were not put back yet.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Also those that were put back before.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go where.")] = False,
-    rate: Annotated[float | None, typer.Option(min=0.001, max=1e6, help="At most so many letters a second.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All dead letters of BCS that were not replayed yet.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Include dead letters that were replayed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which dead letter would go where.")] = False,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, max=1e6, help="How many dead letters a second at most.")
+    ] = None,
     url: ServiceUrl = URL_OF_SETTINGS,
     as_json: AsJson = False,
 ) -> None:
-    """Put letters back: messages where they came from, resolutions to the service. Exits 1 if one could not be.
+    """Replay dead letters: messages to their source topics, resolutions to the service. Exits 1 if one fails.
 
-    A letter is marked as replayed once its original is acknowledged. What was stopped half way is simply run again.
-    Letters that another service wrote are put back only where they are named, or with --service.
+    A dead letter is marked as replayed once its original is acknowledged. If the command was stopped, run it again.
+    Dead letters of other services are replayed only if they are named, or with --service.
     """
     selection = selection_of(dead_letters, topic, reason, batch, since, until, service)
     if selection.empty and not everything:
-        raise typer.BadParameter("say which letters, or --all for every one that was not put back yet")
+        raise typer.BadParameter("name dead letters, or use --all for all that were not replayed yet")
     settings = _settings()
     index = running.run(_read_index, settings, selection)
     chosen = {
@@ -138,15 +142,15 @@ def replay(
 def purge_dead_letters(
     topic: Topics = None,
     before: Annotated[
-        datetime | None, typer.Option(parser=a_timestamp, metavar="TIME", help="What is newer stays.")
+        datetime | None, typer.Option(parser=a_timestamp, metavar="TIME", help="Newer dead letters stay.")
     ] = None,
     service: Services = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete letters for good, replayed or not. Asks before it does.
+    """Delete dead letters for good, replayed or not, after a confirmation.
 
-    Letters that another service wrote stay, unless --service names that service, and so do those that lie behind them.
+    Dead letters of other services stay, unless --service names that service, and so do all dead letters after them.
     """
     from bcs.ops.dlq.purging import last_to_purge, purge, purged
 
@@ -157,20 +161,22 @@ def purge_dead_letters(
     gone = purged([*index.dead_letters, *index.unreadable], last)
     waiting = [position for position in gone if position not in index.replayed]
     if gone and not yes:
-        many = counted(len(gone), "letter")
-        typer.echo(f"{many} would be gone for good, {len(waiting)} of them never put back.", err=as_json)
+        many = counted(len(gone), "dead letter")
+        typer.echo(f"{many} would be deleted for good, {len(waiting)} of them never replayed.", err=as_json)
         typer.confirm("Delete them?", abort=True, err=as_json)
     deleted = running.run(purge, settings, last) if gone else True
     stay = sum(dead_letter.service not in services for dead_letter in index.dead_letters.values())
     if as_json:
         print_json({"deleted": len(gone), "never_replayed": len(waiting), "of_other_services": stay})
     else:
-        typer.echo(f"{counted(len(gone), 'letter')} deleted." if gone else "There is nothing to delete.")
+        typer.echo(f"{counted(len(gone), 'dead letter')} deleted." if gone else "There is nothing to delete.")
         if not deleted:
-            typer.echo("This broker can't delete records: the letters are marked as purged, and shown no more.")
+            typer.echo(
+                "This broker can't delete records: the dead letters are marked as purged, and not shown any more."
+            )
         if stay:
-            many = f"{counted(stay, 'letter')} of other services {'stays' if stay == 1 else 'stay'}"
-            typer.echo(f"{many}, with what lies behind them: see `bcs dlq list`, and --service.")
+            many = f"{counted(stay, 'dead letter')} of other services {'stays' if stay == 1 else 'stay'}"
+            typer.echo(f"{many}, with all dead letters after them: see `bcs dlq list`, and --service.")
     _exit_if_stalled(index)
 
 
@@ -179,10 +185,12 @@ def _say_left_out(index: DeadLetterIndex, chosen: set[DeadLetterPosition], wante
     others = {where: dead_letter.service for where, dead_letter in index.dead_letters.items() if where not in chosen}
     if waiting := {where for where in others if where not in index.replayed}:
         names = ", ".join(sorted({others[where] for where in waiting}))
-        many = f"{counted(len(waiting), 'letter')} of other services {'is' if len(waiting) == 1 else 'are'} left out"
-        typer.echo(printable(f"{many} ({names}); --service takes them."), err=True)
+        many = (
+            f"{counted(len(waiting), 'dead letter')} of other services {'is' if len(waiting) == 1 else 'are'} left out"
+        )
+        typer.echo(printable(f"{many} ({names}); --service includes them."), err=True)
     if chosen and not wanted:
-        typer.echo("All of these letters were put back before; --again puts them back once more.", err=True)
+        typer.echo("All of these dead letters were replayed before; --again replays them once more.", err=True)
     if not index.dead_letters:
         typer.echo(nothing_selected(index.total), err=True)
 
@@ -224,10 +232,14 @@ async def _look_up(settings: Settings, position: DeadLetterPosition) -> tuple[De
             return None
         marked = replayed_offset(record.key, record.value)
         if marked is not None:
-            return NotADeadLetter(f"this marks the letter at offset {marked} as replayed", record.key, record.value)
+            return NotADeadLetter(
+                f"this marks the dead letter at offset {marked} as replayed", record.key, record.value
+            )
         purged = purged_offset(record.key, record.value)
         if purged is not None:
-            return NotADeadLetter(f"this marks all letters up to offset {purged} as purged", record.key, record.value)
+            return NotADeadLetter(
+                f"this marks all dead letters up to offset {purged} as purged", record.key, record.value
+            )
         try:
             dead_letter = dead_letter_of(record)
         except UnreadableDeadLetter as error:

@@ -17,7 +17,7 @@ from bcs.wire.published import SERVICE
 if TYPE_CHECKING:
     from bcs.ops.dlq.reading import DeadLetterIndex
 
-_UNREADABLE = "(no letter of ours)"
+_UNREADABLE = "(not a dead letter of BCS)"
 _SECONDS_CHARACTERS = 19
 
 
@@ -93,15 +93,15 @@ def _say_each(index: DeadLetterIndex, *, as_json: bool) -> None:
         for row in rows:
             state = "replayed" if row["replayed"] else "waits"
             typer.echo(row["letter"])
-            about = f"  {row['reason']}, batch {text_of(row['batch'])}, {_seconds(row['time'])}"
-            writer = "" if row["service"] == SERVICE else f", of {row['service']}"
-            typer.echo(printable(f"{about}, {counted(row['failures'], 'failure')}, {state}{writer}"))
+            summary = f"  {row['reason']}, batch {text_of(row['batch'])}, {_seconds(row['time'])}"
+            writer = "" if row["service"] == SERVICE else f", from {row['service']}"
+            typer.echo(printable(f"{summary}, {counted(row['failures'], 'failure')}, {state}{writer}"))
     elif rows or unreadable:
         _say_rows(("letter", "reason", "batch", "time", "failures", "replayed", "service"), rows)
     if not rows and not unreadable:
         typer.echo(nothing_selected(index.total))
     for position, problem in unreadable.items():
-        typer.echo(f"{position}: not a letter of ours: {problem}", err=True)
+        typer.echo(f"{position}: not a dead letter of BCS: {problem}", err=True)
 
 
 def nothing_selected(total: int) -> str:
@@ -137,7 +137,7 @@ def say_plan(dead_letters: Sequence[DeadLetter], *, as_json: bool) -> None:
             typer.echo(printable(f"  to {row['goes_to']}; {row['reason']}, batch {text_of(row['batch'])}"))
     else:
         _say_rows(("letter", "goes_to", "reason", "batch", "failures"), rows)
-    typer.echo(f"{counted(len(rows), 'letter')} would be put back; nothing was done.")
+    typer.echo(f"{counted(len(rows), 'dead letter')} would be replayed; nothing was done.")
 
 
 def _say_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

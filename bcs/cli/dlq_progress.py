@@ -38,7 +38,7 @@ class Outcome:
         else:
             self.failed[replayed.dead_letter.position] = replayed.problem
             if not self.quiet:
-                typer.echo(printable(f"{replayed.dead_letter.position}: not put back: {replayed.problem}"), err=True)
+                typer.echo(printable(f"{replayed.dead_letter.position}: not replayed: {replayed.problem}"), err=True)
         decided = self.replayed + len(self.failed)
         if self.progress:
             self.progress.advance(self.progress.task_ids[0])
@@ -62,4 +62,4 @@ def say_progress(wanted: int, *, as_json: bool) -> Iterator[Outcome]:
         failed = {str(position): problem for position, problem in sorted(outcome.failed.items())}
         print_json({"wanted": wanted, "replayed": outcome.replayed, "failed": failed})
     else:
-        typer.echo(f"{outcome.replayed} of {wanted} letters put back, {len(outcome.failed)} could not be.")
+        typer.echo(f"{outcome.replayed} of {wanted} dead letters replayed, {len(outcome.failed)} failed.")

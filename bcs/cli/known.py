@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bcs.cli.records import read_recorded
+from bcs.cli.archive_reading import read_archived
 from bcs.config.settings import Settings
 from bcs.domain.state import BatchState
 from bcs.errors import StoreUnavailable
@@ -16,8 +16,8 @@ from bcs.storage.ports import POSTGRESQL, REDIS
 class KnownBatch:
     """The state of a batch.
 
-    :param version: None if the source counts no versions.
-    :param source: `REDIS`, or `POSTGRESQL` if Redis does not know the batch or is down.
+    :param version: None if the source has no versions.
+    :param source: `REDIS`, or `POSTGRESQL` if Redis does not have the batch or is down.
     """
 
     state: BatchState
@@ -28,26 +28,27 @@ class KnownBatch:
 def read_known(settings: Settings, batch_id: str) -> KnownBatch:
     """The merged state of a batch in Redis and the archive, as the service sees it. Nothing is written.
 
-    One of the two may be away, as long as the other knows something.
+    One of the two may be away, as long as the other has something of the batch.
 
     :raises StateInMemory: this process can't read the store.
-    :raises StoreError: the state can't be read. The result is never a guess.
+    :raises StoreError: the state can't be read.
     """
     if settings.database_url is None:
         return KnownBatch(*read_batch(settings, batch_id), REDIS)
     try:
         state, version = read_batch(settings, batch_id)
     except StoreUnavailable:
-        recorded = read_recorded(settings, batch_id)
-        if recorded.expected is None:
-            raise  # the service does the same: Redis may know more about the batch
-        return KnownBatch(recorded, None, POSTGRESQL)
+        archived = read_archived(settings, batch_id)
+        if archived.expected is None:
+            raise  # like the service, because Redis may have more of the batch
+        return KnownBatch(archived, None, POSTGRESQL)
     if state.empty:
-        return KnownBatch(read_recorded(settings, batch_id), None, POSTGRESQL)
+        return KnownBatch(read_archived(settings, batch_id), None, POSTGRESQL)
     try:
-        state.merge(read_recorded(settings, batch_id))
+        state.merge(read_archived(settings, batch_id))
     except StoreUnavailable:
-        # The service, too, uses the state in Redis if it has a registration. Without one, it may be a part only.
+        # Like the service, this uses the state in Redis only if it has the registration. Otherwise the state may be a
+        # part only.
         if state.expected is None:
             raise
     return KnownBatch(state, version, REDIS)

@@ -25,7 +25,7 @@ class StateInMemory(ConfigurationError):
 
     def __init__(self) -> None:
         super().__init__(
-            "BCS_USE_MOCK_REPOSITORY is set: the state is in the service's memory, and only it can read it"
+            "BCS_USE_MOCK_REPOSITORY is set: the state is in the service's memory, and only the service can read it"
         )
 
 
@@ -65,6 +65,6 @@ def read_batch(settings: Settings, batch_id: str) -> tuple[BatchState, int]:
             stored = await StoredBatches(gateway, key_prefix=settings.redis_key_prefix).read(batch_id)
             return stored.state, stored.version
 
-    # The error says everything; log lines would only repeat it.
+    # The error has all details; log lines would only repeat them.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     return running.run(read)

@@ -89,7 +89,7 @@ STEPS = [
         r"sed -i 's/^pipelines:/  - {name: grammar, requires: [spellcheck]}\n\n&/' pipelines.yaml",
         (),
     ),
-    Step("Put the message back.", "bcs dlq replay --all", (r"1 of 1 letters? put back",)),
+    Step("Put the message back.", "bcs dlq replay --all", (r"1 of 1 dead letters replayed",)),
     Step(
         "Now it counts.",
         "bcs batches show mine --phase grammar",

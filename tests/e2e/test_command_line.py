@@ -253,7 +253,7 @@ async def test_a_pipeline_is_a_tree_in_the_order_in_which_it_runs(defined: Path)
         "└── 2. second",
         "    ├── requires: first",
         "    ├── refused without a prompt",
-        "    └── runs again when a phase that it requires does",
+        "    └── runs again when a phase that it requires runs again",
     ]
     document = (await bcs("pipelines", "show", "second", "--json", BCS_PIPELINE_CONFIG_PATH=defined)).json
     usual = {"complete_when": "every_essay_completed"}

@@ -54,8 +54,8 @@ async def test_letters_of_another_service_are_shown_and_left_alone(environment: 
     assert line == "None of the 3 dead letters matches."
 
     output = said(await bcs("dlq", "replay", "--all", **environment))
-    assert "2 of 2 letters put back, 0 could not be." in output
-    assert f"1 letter of other services is left out ({OTHERS}); --service takes them." in output
+    assert "2 of 2 dead letters replayed, 0 failed." in output
+    assert f"1 dead letter of other services is left out ({OTHERS}); --service includes them." in output
     each = (await bcs("dlq", "list", "--each", "--json", **environment)).json["letters"]
     assert [(one["service"], one["replayed"]) for one in each] == [(SERVICE, True), (OTHERS, False), (SERVICE, True)]
 
@@ -71,9 +71,9 @@ async def test_letters_of_another_service_are_put_back_where_that_service_is_nam
 @pytest.mark.release
 async def test_letters_are_purged_beside_the_embedded_broker(environment: dict[str, str]) -> None:
     purged = await bcs("dlq", "purge", "--yes", **environment)
-    assert said(purged)[0] == "1 letter deleted."
+    assert said(purged)[0] == "1 dead letter deleted."
     purged = await bcs("dlq", "purge", "--yes", "--service", OTHERS, "--service", SERVICE, **environment)
-    assert said(purged)[0] == "2 letters deleted."
+    assert said(purged)[0] == "2 dead letters deleted."
     assert said(await bcs("dlq", "list", **environment)) == ["There are no dead letters."]
     shown = await bcs("dlq", "show", f"{LETTERS}/0/3", **environment)
-    assert (shown.exit_code, "marks all letters up to offset 0 as purged" in shown.error) == (1, True)
+    assert (shown.exit_code, "marks all dead letters up to offset 0 as purged" in shown.error) == (1, True)

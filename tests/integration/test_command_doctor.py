@@ -16,7 +16,7 @@ from bcs.config.settings import load_settings
 from bcs.devtools.servers.embedded import EmbeddedServer, create_topics, free_port, kafka
 from bcs.domain.history import FactsRecorded
 from bcs.ops.doctor.findings import Status
-from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.ports import LeasedMessage
 from bcs.storage.redis.archive_queue import FACTS, ArchiveQueue
 from bcs.storage.redis.outbox import RedisOutbox
@@ -72,7 +72,7 @@ async def test_beside_a_running_service_nothing_fails(service: RunningService) -
     assert by_check["service"] == [f"at {service.base}: all actors run and all dependencies answer"]
     assert by_check["dead letters"] == ["none waits"]
     assert by_check["redis"][0].startswith("reachable, ")
-    assert by_check["outbox parked"] == ["no message is set aside"]
+    assert by_check["outbox parked"] == ["no message is parked"]
     assert len(by_check["clock"]) == 1
     assert by_check["postgresql"] == ["BCS_DATABASE_URL is not set: there is no archive"]
     assert "record backlog" not in by_check
@@ -290,7 +290,7 @@ async def test_a_redis_that_forbids_config_is_no_crash(
     assert "RDB snapshots" in only(managed, "redis persistence")["found"]
     assert only(managed, "redis eviction")["status"] == "ok"
     settings = load_settings(redis_url=f"redis://unwatched:secret@{private_valkey.address}")
-    [unwatched] = [finding for finding in await look_at_redis(settings) if finding.check == "redis commands"]
+    [unwatched] = [finding for finding in await check_redis(settings) if finding.check == "redis commands"]
     assert (unwatched.status, "'watch'" in unwatched.found) == (Status.FAILED, True)
     narrow = await seen_as("narrow")
     assert only(narrow, "redis commands")["status"] == "failed"

@@ -67,7 +67,7 @@ async def test_who_said_what_and_what_was_answered_is_told_newest_first(
     assert "\x1b[31m" not in at_terminal.output
     assert max(map(len, at_terminal.uncoloured.splitlines())) <= 80
     assert at_terminal.uncoloured.count(CORRELATION_ID) == 6
-    assert at_terminal.uncoloured.splitlines()[-1] == f"There are older ones: --before {numbers[5]}"
+    assert at_terminal.uncoloured.splitlines()[-1] == f"There are older entries: --before {numbers[5]}"
 
 
 async def test_pages_follow_each_other(record: PostgresArchive, environment: dict[str, object], batch: str) -> None:
@@ -96,7 +96,7 @@ async def test_what_redis_has_forgotten_is_shown_from_the_record(
     await record.add_states({batch: delta_of([EssaysRegistered(("e1",), 2, AT_US), spellchecked("e1")])})
     redis = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
     ran = await bcs("batches", "show", batch, **redis, **environment)
-    assert ran.output.splitlines()[0] == (f"Batch {batch}: 1 essay known, 2 expected, from the record (PostgreSQL)")
+    assert ran.output.splitlines()[0] == (f"Batch {batch}: 1 essay known, 2 expected, from the archive (PostgreSQL)")
     document = (await bcs("batches", "show", batch, "--json", **redis, **environment)).json
     assert (document["source"], document["version"]) == ("postgresql", None)
     assert document["known_essays"] == [{"essay_id": "e1", "known_since": AT}]

@@ -11,7 +11,7 @@ import pytest
 from bcs.devtools.servers.embedded import EmbeddedServer, free_port
 from bcs.errors import StoreUnavailable
 from bcs.ops.doctor.findings import Status
-from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import MakeGateway
 from tests.support.fault_proxy import FaultProxy
@@ -116,7 +116,7 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
         await wait_until(lambda: proxy.connections_accepted > 20)
         await wait_until(is_named)
         assert len(await wait_until(lambda: causes("redis_unreachable", "cause"))) == 1
-        [finding] = await look_at_redis(service.service.settings)
+        [finding] = await check_redis(service.service.settings)
         assert finding.status is Status.FAILED
         assert TOO_OLD.search(finding.found)
         assert await wait_until(lambda: causes("waiting_for_dependency", "error"))

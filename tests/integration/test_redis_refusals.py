@@ -16,7 +16,7 @@ from bcs.devtools.servers.embedded import HOST, EmbeddedServer, free_port
 from bcs.domain.state import delta_of
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.ops.doctor.findings import Finding, Status
-from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.redis.archive_queue import FACTS, ArchiveQueue
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
@@ -179,7 +179,7 @@ async def is_well(bos: Orchestrator) -> bool:
 
 async def findings(service: RunningService) -> list[Finding]:
     """What doctor says about the service's Redis."""
-    return await look_at_redis(service.service.settings)
+    return await check_redis(service.service.settings)
 
 
 async def test_facts_wait_while_redis_refuses_them_and_the_reason_is_named(

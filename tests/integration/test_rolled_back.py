@@ -12,7 +12,7 @@ import pytest
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.state import delta_of
 from bcs.ops.doctor.findings import Status
-from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.ops.doctor.redis_checks import check_redis
 from tests.integration.record_world import RecordWorld
 from tests.support.past import AT_US
 from tests.support.waiting import wait_until
@@ -124,9 +124,7 @@ async def test_a_redis_that_tells_no_identity_is_never_trusted(
         [cause] = [vars(record)["cause"] for record in caplog.records if record.msg == "redis_identity_unknown"]
         # It asks nobody: what the rollback's restart cut off stands there until the next look.
         await wait_until(partial(tells, world, "'info'"))
-        [finding] = [
-            one for one in await look_at_redis(world.running.service.settings) if one.check == "redis identity"
-        ]
+        [finding] = [one for one in await check_redis(world.running.service.settings) if one.check == "redis identity"]
         assert finding.status is Status.WARNING
         assert "'info'" in cause
         assert "'info'" in finding.found

@@ -386,7 +386,7 @@ async def test_an_original_that_is_gone_is_named_and_its_letter_stays(scene: Sce
         assert said.exit_code == 1
         assert "no longer exists" in said.error
         assert f"{first.topic}/{first.partition}/{first.offset}" in said.error
-        assert "0 of 1 letters put back" in said.output
+        assert "0 of 1 dead letters replayed" in said.output
         [group] = await scene.letters(1)
         assert (group["waiting"], group["replayed"]) == (1, 0)
 
@@ -461,7 +461,7 @@ async def test_whoever_else_answers_has_resolved_nothing(scene: Scene, free_port
         for path in ("", "/moved"):
             said = await scene.operator.runs("dlq", "replay", "--all", "--url", f"http://127.0.0.1:{free_port}{path}")
             assert said.exit_code == 1
-            assert "0 of 1 letters put back" in said.output
+            assert "0 of 1 dead letters replayed" in said.output
         await runner.cleanup()
 
 
@@ -587,7 +587,7 @@ async def test_purge_asks_and_deletes_what_is_older(scene: Scene) -> None:
         await scene.letters(3)
         refused = await scene.operator.runs("dlq", "purge", given="n\n")
         assert refused.exit_code == 1
-        assert "3 letters would be gone for good, 3 of them never put back" in refused.output
+        assert "3 dead letters would be deleted for good, 3 of them never replayed" in refused.output
         newest = max(letter["time"] for letter in await scene.each())
         await scene.letters(3)
         kept = await scene.operator.runs("dlq", "purge", "--yes", "--before", "2001-01-01T00:00:00Z")

@@ -73,7 +73,7 @@ def rebuilder_of(record: Record, store: Store, max_skew_us: int = LATEST_US) -> 
     decoder, now_us = EventDecoder(PLATFORM_PHASES), microseconds(datetime(2026, 12, 1, tzinfo=UTC))
     return Rebuilder(
         decoder=decoder,
-        record=cast("Any", record),
+        archive=cast("Any", record),
         stored=cast("Any", store),
         notify=lambda: None,
         now_us=now_us,

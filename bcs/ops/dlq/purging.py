@@ -21,7 +21,7 @@ from bcs.wire.published import SERVICE
 # The second attempt is for connections that break for other reasons.
 _TRIES = 2
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST_MS = 253_402_300_799_999  # the end of the year 9999; Kafka takes any number
+_LATEST_MS = 253_402_300_799_999  # the end of the year 9999; Kafka accepts any number
 
 
 def last_to_purge(
@@ -90,7 +90,7 @@ async def _delete(admin: AIOKafkaAdminClient, last: Mapping[tuple[str, int], int
         except (NotImplementedError, UnsupportedVersionError):
             return False
         except (KafkaConnectionError, NodeNotReadyError):
-            # The embedded broker does not know the request, and closes the connection. Other requests still work.
+            # The embedded broker does not support the request, and closes the connection. Other requests still work.
             await admin.list_topics()
         else:
             return True

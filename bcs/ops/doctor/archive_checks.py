@@ -1,15 +1,15 @@
-"""Asks PostgreSQL for the checks of `bcs doctor`."""
+"""Queries PostgreSQL for the checks of `bcs doctor`."""
 
 from __future__ import annotations
 
 from bcs.config.settings import Settings
 from bcs.errors import DatabaseUnusable, StoreUnavailable
-from bcs.ops.doctor import record_judgement as judgement
+from bcs.ops.doctor import archive_findings as findings_of
 from bcs.ops.doctor.findings import Finding, clock_of, failed, ok
 from bcs.storage.postgres.opening import NoDatabaseNamed, PostgresClientMissing, named_database
 
 
-async def look_at_record(settings: Settings) -> list[Finding]:
+async def check_archive(settings: Settings) -> list[Finding]:
     """All checks of PostgreSQL, with the connections and deadlines of the service."""
     check = "postgresql"
     try:
@@ -31,16 +31,16 @@ async def look_at_record(settings: Settings) -> list[Finding]:
     except StoreUnavailable as error:
         cause = error.cause.rstrip(". ")
         if isinstance(error.__cause__, PostgresError):
-            fix = "see to the user in BCS_DATABASE_URL, and GRANT that user what the service needs (docs/deploying.md)"
+            fix = "check the user in BCS_DATABASE_URL, and GRANT that user what the service needs (docs/deploying.md)"
             return [failed(check, f"it answers, and refuses: {cause}", fix)]
-        return [failed(check, f"out of reach: {cause}", "see to PostgreSQL, and to BCS_DATABASE_URL")]
+        return [failed(check, f"out of reach: {cause}", "check PostgreSQL, and BCS_DATABASE_URL")]
     except DatabaseUnusable as error:
         return [failed(check, f"it is {error.problem}", error.fix)]
     is_current = is_new_enough(inspected.schema)
     return [
         ok(check, f"reachable, PostgreSQL {inspected.server}"),
-        judgement.schema(inspected.schema, None if is_current else inspected.problem),
-        *judgement.writes(inspected.problem if is_current else None),
-        *judgement.connections(inspected.connections, settings.database_max_connections + CONNECTIONS_FOR_PROBE),
+        findings_of.schema(inspected.schema, None if is_current else inspected.problem),
+        *findings_of.writes(inspected.problem if is_current else None),
+        *findings_of.connections(inspected.connections, settings.database_max_connections + CONNECTIONS_FOR_PROBE),
         clock_of("postgresql clock", "PostgreSQL", inspected.ahead_seconds),
     ]
