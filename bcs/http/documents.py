@@ -36,8 +36,8 @@ def phases_to_show(state: BatchState, configured: Iterable[str]) -> list[str]:
 class Extent:
     """The essays that a document contains, both in the list of all essays and in the lists of blocking essays.
 
-    :param after: only essays whose ids come after this one.
-    :param limit: the most essays in a list; None for no limit.
+    :param after: only essays whose ids come after this id.
+    :param limit: how many essays a list has at most; None for no limit.
     :param list_bytes: the approximate size of a list; None for no limit. A list has at least one essay.
     """
 
@@ -50,8 +50,8 @@ class Extent:
 
         :param essays: in the order of their ids.
         """
-        behind = islice(essays, bisect_right(essays, self.after, key=essay_id), None)
-        listed = list(islice(behind, self.limit))
+        following = islice(essays, bisect_right(essays, self.after, key=essay_id), None)
+        listed = list(islice(following, self.limit))
         if self.list_bytes is None:
             return listed
         left = self.list_bytes
@@ -143,7 +143,7 @@ def history_document(batch_id: str, entries: Iterable[ArchivedEntry], following:
 
     :param following: the `next` member, which names the page with older entries; None if there are none.
     """
-    return {"batch_id": batch_id, "entries": [_entry(kept) for kept in entries], "next": following}
+    return {"batch_id": batch_id, "entries": [_entry(archived) for archived in entries], "next": following}
 
 
 def encoding_history(batch_id: str, entries: Sequence[ArchivedEntry], following: str | int | None) -> Sliced[bytes]:
@@ -153,7 +153,7 @@ def encoding_history(batch_id: str, entries: Sequence[ArchivedEntry], following:
 
 
 def phase_document(of: PhaseExplanation, extent: Extent) -> dict[str, Any]:
-    """The progress of a phase, and the essays that hold the phase back.
+    """The progress of a phase, and the essays that block the phase.
 
     The document contains the first blocking essays after `extent.after`, as many as a page has essays. So it contains
     each blocking essay on the page, and all pages together contain each blocking essay at least once.
@@ -226,21 +226,21 @@ def _ending(ending: Ending | None) -> dict[str, str] | None:
     return {"status": ending.status, "at": format_timestamp(ending.at_us)} if ending else None
 
 
-def _entry(kept: ArchivedEntry) -> dict[str, Any]:
-    entry = kept.entry
-    kind, particulars = (
-        ("resolution", _resolution(entry)) if isinstance(entry, PipelineResolved) else ("facts", _recorded(entry))
+def _entry(archived: ArchivedEntry) -> dict[str, Any]:
+    entry = archived.entry
+    kind, members = (
+        ("resolution", _resolution(entry)) if isinstance(entry, PipelineResolved) else ("facts", _facts(entry))
     )
     return {
-        "number": kept.number,
+        "number": archived.number,
         "recorded_at": format_timestamp(entry.at_us),
         "kind": kind,
         "correlation_id": entry.correlation_id,
-        **particulars,
+        **members,
     }
 
 
-def _recorded(entry: FactsRecorded) -> dict[str, Any]:
+def _facts(entry: FactsRecorded) -> dict[str, Any]:
     return {
         "event_type": entry.event_type,
         "event_id": entry.event_id,

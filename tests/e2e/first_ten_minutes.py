@@ -143,7 +143,7 @@ def play() -> str:
         }
         with at_a_terminal("dev", "--demo", **settings) as (process, descriptor):
             terminal = Terminal(descriptor)
-            story = terminal.wait_for("Ctrl-C stops all of it.")
+            story = terminal.wait_for("Ctrl-C stops everything.")
             variables = dict(re.findall(r"^  export (BCS_\w+)=(\S+)$", story, re.MULTILINE))
             sections = [_section("The story", begun, f"$ bcs dev --demo\n{story.strip()}")]
             sections += _steps(begun, terminal, directory, {**variables, "PYTHONPATH": str(ROOT)})

@@ -113,7 +113,7 @@ async def test_whoever_else_cancels_a_request_ends_it(answer: Answer, deadlines:
     await started.wait()
     if overdue:  # both at once
         [(watched, _)] = deadlines._began.items()
-        deadlines.forget(watched)
+        deadlines.unwatch(watched)
         watched.cancel()
     task.cancel()
     await asyncio.wait([task])

@@ -35,8 +35,8 @@ _ID_SEGMENT = 4
 class BatchHandlers:
     """The handlers of the batches' routes.
 
-    :param record: None if no archive is kept.
-    :param reading: bounds the number of batches and histories that are in memory at the same time.
+    :param record: reads the archive; None without an archive.
+    :param reading: limits the number of batches and histories that are in memory at the same time.
     :param page_bytes: the approximate size of a response about a batch, for any number of essays.
     """
 
@@ -70,7 +70,7 @@ class BatchHandlers:
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
         if self.record is None:
-            raise Problem(HTTPStatus.NOT_FOUND, "no-record", "no record is kept: BCS_DATABASE_URL is not set")
+            raise Problem(HTTPStatus.NOT_FOUND, "no-record", "there is no archive: BCS_DATABASE_URL is not set")
         batch_id = _batch_id(request)
         query = parse_query(HistoryQuery, request.query.items())
         async with self.reading:
@@ -91,6 +91,4 @@ def _batch_id(request: web.Request) -> str:
 
 
 def _unknown_batch() -> Problem:
-    return Problem(
-        HTTPStatus.NOT_FOUND, "unknown-batch", "nothing is known of the batch: no event named it, or it has expired"
-    )
+    return Problem(HTTPStatus.NOT_FOUND, "unknown-batch", "the batch is unknown: no event named it, or it has expired")
