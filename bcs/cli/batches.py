@@ -24,6 +24,7 @@ from bcs.domain.times import format_timestamp
 from bcs.errors import BcsError
 from bcs.http.documents import (
     OUTCOMES,
+    BatchPage,
     Extent,
     history_document,
     phase_document,
@@ -102,8 +103,16 @@ def show(
     if as_json:
         extent = Extent(after, limit)
         explained = [phase_document(of, extent) for of in reports]
-        essays = evaluation.essays
-        document = state_document(batch_id, state, known.version, known.source, essays, extent, str)
+        page = BatchPage(
+            batch_id=batch_id,
+            state=state,
+            version=known.version,
+            source=known.source,
+            essays=evaluation.essays,
+            extent=extent,
+            next_after=str,
+        )
+        document = state_document(page)
         print_json({**document, "phases": explained})
     else:
         present(_page(batch_id, state, known.version, reports, in_full=phase is not None))

@@ -67,47 +67,43 @@ def extent_of(after: str | None, limit: int, *, page_bytes: int, phases: int) ->
     return Extent(after or "", limit, page_bytes // (1 + phases))
 
 
-def state_document(
-    batch_id: str,
-    state: BatchState,
-    version: int | None,
-    source: str,
-    essays: Sequence[str],
-    extent: Extent,
-    next_after: Callable[[str], str],
-) -> dict[str, Any]:
-    """The state of a batch without its phases; for these see `phase_document`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPage:
+    """The state of a batch, and the essays of it that a document contains.
 
-    :param version: None if the source counts no versions.
+    :param version: None if the source has no versions.
     :param source: `REDIS`, `POSTGRESQL` or `MEMORY`.
     :param essays: the essays of the state, sorted.
     :param extent: the essays that the document contains.
     :param next_after: makes the `next` member from the last essay in the document.
     """
-    listed = extent.of(essays, str)
+
+    batch_id: str
+    state: BatchState
+    version: int | None
+    source: str
+    essays: Sequence[str]
+    extent: Extent
+    next_after: Callable[[str], str]
+
+
+def state_document(page: BatchPage) -> dict[str, Any]:
+    """The state of a batch without its phases; for these see `phase_document`."""
+    listed = page.extent.of(page.essays, str)
     return {
-        **_batch_without_essays(batch_id, state, version, source, essays, listed, next_after),
-        "known_essays": [_known_essay(state, essay) for essay in listed],
+        **_batch_without_essays(page, listed),
+        "known_essays": [_known_essay(page.state, essay) for essay in listed],
     }
 
 
-def encoding_state(
-    batch_id: str,
-    state: BatchState,
-    version: int | None,
-    source: str,
-    essays: Sequence[str],
-    extent: Extent,
-    next_after: Callable[[str], str],
-    phases: Sequence[bytes],
-) -> Sliced[bytes]:
+def encoding_state(page: BatchPage, phases: Sequence[bytes]) -> Sliced[bytes]:
     """The state of a batch with its phases, as JSON, encoded in slices.
 
     :param phases: the JSON of each phase, from `encoding_phase`.
     """
-    listed = extent.of(essays, str)
-    encoded = yield from _encoding(listed, partial(_known_essay, state))
-    document = _batch_without_essays(batch_id, state, version, source, essays, listed, next_after)
+    listed = page.extent.of(page.essays, str)
+    encoded = yield from _encoding(listed, partial(_known_essay, page.state))
+    document = _batch_without_essays(page, listed)
     return _with_list(document, "known_essays", encoded)[:-1] + b',"phases":[%s]}' % b",".join(phases)
 
 
@@ -115,26 +111,18 @@ def _known_essay(state: BatchState, essay: str) -> dict[str, Any]:
     return {"essay_id": essay, "known_since": format_timestamp(state.first_seen_us[essay])}
 
 
-def _batch_without_essays(
-    batch_id: str,
-    state: BatchState,
-    version: int | None,
-    source: str,
-    essays: Sequence[str],
-    listed: Sequence[str],
-    next_after: Callable[[str], str],
-) -> dict[str, Any]:
-    expected = state.expected
+def _batch_without_essays(page: BatchPage, listed: Sequence[str]) -> dict[str, Any]:
+    expected, essays = page.state.expected, page.essays
     ended = not listed or listed[-1] == essays[-1]
     return {
-        "batch_id": batch_id,
-        "version": version,
-        "source": source,
+        "batch_id": page.batch_id,
+        "version": page.version,
+        "source": page.source,
         "registered": expected is not None,
         "expected": {"count": expected.count, "at": format_timestamp(expected.at_us)} if expected else None,
         "essays_known": len(essays),
         "known_essays": [],
-        "next": None if ended else next_after(listed[-1]),
+        "next": None if ended else page.next_after(listed[-1]),
     }
 
 

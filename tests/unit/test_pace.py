@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from statistics import median
@@ -22,6 +22,7 @@ from bcs.domain.progress import Evaluation, summarizing
 from bcs.domain.slices import SLICE, Sliced, at_once
 from bcs.domain.state import BatchState, delta_of
 from bcs.http.documents import (
+    BatchPage,
     Extent,
     encoding_history,
     encoding_phase,
@@ -84,7 +85,15 @@ LARGE = delta_of(
 )
 EXPLANATION = Evaluation(LARGE, LAW).explain("ai_feedback")
 ALL = Extent()
-PAGE_OF_LARGE = ("batch", LARGE, 1, "redis", ESSAYS, ALL, str)
+
+
+def page_of(state: BatchState, essays: Sequence[str]) -> BatchPage:
+    return BatchPage(
+        batch_id="batch", state=state, version=None, source="redis", essays=essays, extent=ALL, next_after=str
+    )
+
+
+PAGE_OF_LARGE = page_of(LARGE, ESSAYS)
 ENTRIES = tuple(
     ArchivedEntry(
         number,
@@ -219,7 +228,7 @@ def run(calculation: Sliced[T]) -> tuple[T, int]:
         (lambda: decoding(KEYS, stored(LARGE), ""), 5),
         (lambda: encoding(KEYS, StoredBatch(LARGE, 0, [], None, ""), LARGE, 1, 1000, None, LAW), 5 * 5),
         (lambda: encoding_phase(EXPLANATION, ALL), 5),
-        (lambda: encoding_state(*PAGE_OF_LARGE, ()), 5),
+        (lambda: encoding_state(PAGE_OF_LARGE, ()), 5),
         (lambda: encoding_history("batch", ENTRIES, None), len(ENTRIES)),
     ],
     ids=["merge", "summary", "explanation", "decode", "encode", "phase", "batch", "history"],
@@ -234,16 +243,16 @@ def test_a_document_in_slices_is_the_same_as_in_one_piece() -> None:
     phase = at_once(encoding_phase(EXPLANATION, ALL))
     assert from_json(phase) == phase_document(EXPLANATION, ALL)
     assert from_json(phase)["held_back_by"]
-    whole = {**state_document(*PAGE_OF_LARGE), "phases": [from_json(phase)] * 2}
-    assert from_json(at_once(encoding_state(*PAGE_OF_LARGE, (phase, phase)))) == whole
+    whole = {**state_document(PAGE_OF_LARGE), "phases": [from_json(phase)] * 2}
+    assert from_json(at_once(encoding_state(PAGE_OF_LARGE, (phase, phase)))) == whole
     history = history_document("batch", ENTRIES, 7)
     assert from_json(at_once(encoding_history("batch", ENTRIES, 7))) == from_json(to_json(history))
 
 
 def test_a_document_without_essays_has_empty_lists() -> None:
     nothing = BatchState()
-    page = ("batch", nothing, None, "redis", (), ALL, str)
-    assert from_json(at_once(encoding_state(*page, ()))) == {**state_document(*page), "phases": []}
+    page = page_of(nothing, ())
+    assert from_json(at_once(encoding_state(page, ()))) == {**state_document(page), "phases": []}
     explanation = Evaluation(nothing, LAW).explain("nlp")
     assert from_json(at_once(encoding_phase(explanation, ALL))) == phase_document(explanation, ALL)
     assert from_json(at_once(encoding_history("batch", (), None))) == history_document("batch", (), None)

@@ -12,7 +12,7 @@ from aiohttp import web
 from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import Evaluation
-from bcs.http.documents import encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
+from bcs.http.documents import BatchPage, encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
 from bcs.http.guard import BATCH_ID
 from bcs.http.parameters import (
     EssaysQuery,
@@ -62,10 +62,16 @@ class BatchHandlers:
             for name in names:
                 explanation = await paced(evaluation.explaining(name))
                 phases.append(await paced(encoding_phase(explanation, extent)))
-            following = partial(essays_path, batch_id, query.limit)
-            essays = evaluation.essays
-            encoding = encoding_state(batch_id, state, version, source, essays, extent, following, phases)
-            return reply_encoded(await paced(encoding))
+            page = BatchPage(
+                batch_id=batch_id,
+                state=state,
+                version=version,
+                source=source,
+                essays=evaluation.essays,
+                extent=extent,
+                next_after=partial(essays_path, batch_id, query.limit),
+            )
+            return reply_encoded(await paced(encoding_state(page, phases)))
 
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
