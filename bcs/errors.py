@@ -38,6 +38,7 @@ One tree; each leaf carries its facts as typed fields, and `retryable` is True w
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -57,6 +58,13 @@ DeadLetterReason = Literal[
     "unknown_phase",
 ]
 """Why a consumed message became a dead letter. Metrics start a counter at zero for each, so the list is complete."""
+
+
+def os_reason(error: OSError) -> str:
+    """The operating system's reason for an error, without the address or the file, which callers add themselves."""
+    # asyncio puts addresses into strerror, so the text of the number is better. A failed lookup has a negative number.
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or str(error)
 
 
 class BcsError(Exception):

@@ -11,6 +11,7 @@ from rich.text import Text
 from bcs.cli.output import plain
 from bcs.domain.times import format_timestamp
 from bcs.errors import UnreadableDeadLetter
+from bcs.supervision.errors import describe
 from bcs.wire import topics
 from bcs.wire.dead_letters.decode import DeadLetterPosition, purged_offset, read_dead_letter, replayed_offset
 
@@ -85,5 +86,5 @@ def _skipped(value: bytes | None) -> dict[str, Any]:
         data = event["data"]
         _ = data["phase_name"], data["batch_id"], data["skip_reason"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        return {"kind": "unknown", "problem": f"not a PhaseSkippedV1: {type(error).__name__}: {error}"}
+        return {"kind": "unknown", "problem": f"not a PhaseSkippedV1: {describe(error)}"}
     return {"kind": "phase_skipped", "event": event}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bcs.config.settings import InvalidSettings, Settings
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
-from bcs.errors import ConfigurationError, DependenciesDiffer, DuplicateName, UnreadableConfiguration
+from bcs.errors import ConfigurationError, DependenciesDiffer, DuplicateName, UnreadableConfiguration, os_reason
 
 # Phase names become parts of keys, labels and file names.
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -88,7 +88,7 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
             return _platform_definitions(_PlatformFile.model_validate(document))
         return _definitions(_File.model_validate(document))
     except OSError as error:
-        raise UnreadableConfiguration(str(path), error.strerror or str(error)) from None
+        raise UnreadableConfiguration(str(path), os_reason(error)) from None
     except ValidationError as error:
         problems = (
             f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"

@@ -22,7 +22,7 @@ from bcs.devtools.output import echo, progress
 from bcs.devtools.servers import embedded
 from bcs.devtools.servers.postgres import postgres
 from bcs.domain.pipelines import PipelineDefinitions
-from bcs.errors import ConfigurationError, UnreadableConfiguration
+from bcs.errors import ConfigurationError, UnreadableConfiguration, os_reason
 from bcs.observability.logs import configure_logging
 from bcs.runtime.process import EXIT_STOPPED, run_until_signalled
 from bcs.runtime.signals import held
@@ -102,7 +102,7 @@ def _send_log_to(log_file: Path | None, settings: Settings) -> None:
     try:
         descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
-        raise UnreadableConfiguration(str(log_file), error.strerror or str(error)) from None
+        raise UnreadableConfiguration(str(log_file), os_reason(error)) from None
     # Never closed, because the log writes to this descriptor until the end of the process.
     with redirect_stderr(os.fdopen(descriptor, "a", closefd=False)):
         configure_logging(settings)

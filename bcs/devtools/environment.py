@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bcs.config.settings import Settings
-from bcs.errors import ConfigurationError
+from bcs.errors import ConfigurationError, os_reason
 
 # Always included, also with default values, because the operator's shell may have other values.
 _ALWAYS = ("http_port", "redis_url", "kafka_bootstrap_servers", "kafka_enable_idempotence", "database_url")
@@ -78,7 +78,7 @@ class EnvFile:
         try:
             self._path.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
         except OSError as error:
-            raise FileUnwritable(self._path, error.strerror or str(error)) from error
+            raise FileUnwritable(self._path, os_reason(error)) from error
 
 
 def _text(value: object) -> str:

@@ -15,6 +15,7 @@ from math import inf
 import anyio
 import structlog
 
+from bcs.errors import os_reason
 from bcs.http.callers import Callers
 from bcs.http.descriptors import USED_UP, Reserve
 
@@ -81,7 +82,7 @@ class Acceptor:
                 except OSError as error:
                     if error.errno in _BROKEN:
                         raise
-                    self._warn(error.strerror or str(error))
+                    self._warn(os_reason(error))
                     taken = []
                 for connection, crowded in taken:
                     group.start_soon(self._serve, connection, crowded)
@@ -156,7 +157,7 @@ class Acceptor:
         except OSError as error:
             if error.errno not in USED_UP:
                 raise
-            self._warn(error.strerror or str(error))
+            self._warn(os_reason(error))
             if not self._reserve.give_up():
                 self._callers.make_room()  # for the next attempt
                 raise

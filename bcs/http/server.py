@@ -13,7 +13,7 @@ import anyio
 from aiohttp import HttpVersion11, web
 
 from bcs.config.settings import Settings
-from bcs.errors import BcsError
+from bcs.errors import BcsError, os_reason
 from bcs.http.acceptor import Acceptor
 from bcs.http.bodies import Bodies
 from bcs.http.callers import Callers
@@ -59,7 +59,7 @@ def open_listener(settings: Settings) -> socket.socket:
             dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
         )
     except OSError as error:
-        raise AddressUnavailable(host, port, error.strerror or str(error)) from error
+        raise AddressUnavailable(host, port, os_reason(error)) from error
     listener.setblocking(False)
     return listener
 

@@ -7,7 +7,6 @@ The texts of this module are in the log, in `/healthz` and in the errors of comm
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from typing import Any, Protocol
 
@@ -26,6 +25,8 @@ from aiokafka.errors import (
     UnsupportedCodecError,
     for_code,
 )
+
+from bcs.errors import os_reason
 
 _MOST_CHARACTERS = 300
 _CONNECT_SECONDS = 1.0
@@ -157,6 +158,6 @@ async def _try_to_connect(host: str, port: int) -> str:
     except TimeoutError:
         return "no answer in time"
     except OSError as error:
-        return os.strerror(error.errno).lower() if error.errno else str(error)
+        return os_reason(error).lower()
     writer.transport.abort()
     return "no answer in time; a process listens there, but is frozen, expects TLS, or is not a Kafka broker"

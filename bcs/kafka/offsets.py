@@ -22,6 +22,7 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
 import bcs.kafka.connecting  # noqa: F401 (a look that is cancelled leaves no connection behind)
+from bcs.kafka.causes import cause_of
 
 _CLOSE_SECONDS = 1.0
 _READ_UNCOMMITTED = 0  # messages after an open transaction count as waiting, too
@@ -213,7 +214,7 @@ def _as_problem(measurement: OffsetsMeasurement) -> Iterator[None]:
     try:
         yield
     except (KafkaError, OSError, NotImplementedError) as error:
-        measurement.problems.append(f"{type(error).__name__}: {error}"[:300])
+        measurement.problems.append(cause_of(error))
         # aiokafka makes a broker's response of a request that had no response in time.
         measurement.lost |= not isinstance(error, BrokerResponseError) or isinstance(error, RequestTimedOutError)
 

@@ -13,6 +13,8 @@ from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c, decode_varint
 
+from bcs.supervision.errors import describe
+
 # The header of a record batch of format 2 (Kafka's protocol guide, "Record Batch"): base offset, length, leader epoch,
 # magic, CRC, attributes, last offset delta, first and last timestamp, producer's id, epoch and sequence, records.
 _HEADER = struct.Struct(">qiibIhiqqqhii")
@@ -160,7 +162,7 @@ def _records(
     except UnsupportedCodecError as error:
         raise UnreadableBatch(str(error), last_offset) from error
     except Exception as error:  # each codec fails with errors of its own
-        raise UnreadableBatch(f"a record batch is corrupt: {type(error).__name__}: {error}", last_offset) from error
+        raise UnreadableBatch(f"a record batch is corrupt: {describe(error)}", last_offset) from error
 
 
 def _decompressed(payload: bytes, codec: int) -> bytes:

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bcs.errors import BcsError
+from bcs.errors import BcsError, os_reason
 from bcs.ops.wording import printable
 from bcs.runtime import running
 
@@ -127,6 +127,6 @@ def _document(raw: bytes) -> dict[str, Any]:
 
 
 def _cause(reason: object) -> str:
-    if isinstance(reason, OSError) and reason.strerror:
-        return reason.strerror
+    if isinstance(reason, OSError):
+        return os_reason(reason) or type(reason).__name__
     return str(reason) or type(reason).__name__

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, repeat_key_of
 from bcs.domain.state import TIMED
 from bcs.errors import UndecodableMessage
+from bcs.supervision.errors import describe
 from bcs.wire import topics
 from bcs.wire.events import (
     CJ_ENDED,
@@ -100,8 +101,7 @@ class EventDecoder:
             raise
         except Exception as error:
             # Otherwise one message that triggers a bug of ours would crash the intake, again after every restart.
-            problem = f"{type(error).__name__}: {error}"[:_MOST_DETAIL_CHARACTERS]
-            raise UndecodableMessage("decoder_failed", problem) from error
+            raise UndecodableMessage("decoder_failed", describe(error)[:_MOST_DETAIL_CHARACTERS]) from error
 
     def _decode(self, route: _Route, value: bytes | None, record_timestamp_ms: int) -> DecodedEvent:
         if value is None:

@@ -227,7 +227,7 @@ async def test_letters_that_wait_are_counted_apart_from_those_of_other_services(
         await platform.send_raw((letters, b"replayed:0", None))
         environment = {"BCS_KAFKA_BOOTSTRAP_SERVERS": private_kafka.address, "BCS_REDIS_URL": redis_url}
         ran = await doctor(environment)
-        assert only(ran, "dead letters")["found"] == f"1 waits: 1 on {letters}; 1 of other services lie beside them"
+        assert only(ran, "dead letters")["found"] == f"1 waits: 1 on {letters}; 1 more of other services"
         assert only(ran, "dead letters")["status"] == "failed"
 
 

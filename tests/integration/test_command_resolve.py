@@ -127,7 +127,7 @@ async def stranger() -> AsyncIterator[str]:
 
 
 async def test_another_service_at_the_address_is_noticed(stranger: str) -> None:
-    assert "not as BCS does" in failure(await bcs("actors", "--url", stranger))
+    assert "not like BCS" in failure(await bcs("actors", "--url", stranger))
 
 
 async def test_a_path_that_bcs_does_not_have_is_its_own_problem(service: RunningService) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from aiokafka import AIOKafkaProducer, errors
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from bcs.config.addresses import database_address, redis_address
-from bcs.errors import KafkaUnavailable, StoreUnavailable
+from bcs.errors import KafkaUnavailable, StoreUnavailable, os_reason
 from bcs.kafka.causes import ProducerRefused, cause_of, is_refusal, start
 from bcs.ops.dlq.reading import kafka_answers
 from bcs.storage.postgres.gateway import cause_of as pg_cause_of
@@ -133,3 +134,15 @@ def test_what_postgresql_refuses_names_what_mends_it(error: Exception, said: str
     assert str(failure).startswith("postgresql is out of reach at db:5432/bcs (BCS_DATABASE_URL): ")
     assert said in str(failure)
     assert "secret" not in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 9)"), "Connection refused"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (OSError("no number"), "no number"),
+    ],
+)
+def test_the_reason_of_an_os_error_names_no_address(error: OSError, reason: str) -> None:
+    assert os_reason(error) == reason

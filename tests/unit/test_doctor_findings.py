@@ -238,7 +238,7 @@ def test_letters_are_kept_for_as_long_as_somebody_may_replay_them(
     ("waiting", "of_others", "complete", "status", "said"),
     [
         ({}, 0, True, OK, "none waits"),
-        ({}, 2, True, OK, "none waits; there are 2 of other services"),
+        ({}, 2, True, OK, "none waits; 2 more of other services"),
         ({}, 0, False, WARNING, "not all could be read"),
         ({"a.DLQ": 1}, 0, True, FAILED, "1 waits: 1 on a.DLQ"),
         ({"a.DLQ": 1, "b.DLQ": 2}, 0, False, FAILED, "at least 3 wait: 1 on a.DLQ, 2 on b.DLQ"),

@@ -17,6 +17,7 @@ from bcs.http.requests import DEAD_LETTER_WRITTEN, FAILURES_HEADER, FIRST_FAILUR
 from bcs.kafka.broker_errors import TOO_LARGE
 from bcs.kafka.causes import cause_of
 from bcs.ops.dlq.reading import DeadLetterReader
+from bcs.supervision.errors import describe
 from bcs.wire.dead_letters.decode import DeadLetter
 from bcs.wire.dead_letters.encode import (
     FAILURES,
@@ -165,7 +166,7 @@ async def resolve_again(session: aiohttp.ClientSession, url: str, dead_letter: D
             answered = body[:300].decode(errors="replace").strip()
             raise ReplayFailed(where, f"{url} answered {response.status}: {answered}")
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise ReplayFailed(where, f"{url}: {type(error).__name__}: {error}") from error
+        raise ReplayFailed(where, f"{url}: {describe(error)}") from error
 
 
 def _is_answer(body: bytes) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
@@ -18,7 +17,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, NoError, for_code
 
 from bcs.config.settings import Settings
-from bcs.errors import PartitionStalled
+from bcs.errors import PartitionStalled, os_reason
 from bcs.kafka.brokers import Broker, advertised_brokers
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer, Stall
@@ -132,8 +131,7 @@ async def _unreachable(brokers: Iterable[Broker]) -> dict[Broker, str]:
         except TimeoutError:
             problems[broker] = f"no answer in {_STEP_SECONDS:.0f} s"
         except OSError as error:
-            number = error.errno or 0  # the number is negative if the lookup of a name fails
-            problems[broker] = os.strerror(number) if number > 0 else error.strerror or str(error)
+            problems[broker] = os_reason(error)
 
     async with anyio.create_task_group() as group:
         for broker in brokers:

@@ -132,7 +132,7 @@ def dead_letters(waiting: Mapping[str, int], *, of_others: int, complete: bool) 
     :param complete: False if a part of the topics could not be read in time.
     """
     check, count = "dead letters", sum(waiting.values())
-    others = f"; there are {of_others} of other services, too" if of_others else ""
+    others = f"; {of_others} more of other services" if of_others else ""
     least = "" if complete else "at least "
     if not count:
         found = "none waits" if complete else "not all could be read; of those that were read, none waits"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -14,11 +13,12 @@ import structlog
 from asyncpg.exceptions import TargetServerAttributeNotMatched
 
 from bcs.config.addresses import database_address
-from bcs.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable
+from bcs.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable, os_reason
 from bcs.observability.logged_causes import LoggedCauses
 from bcs.storage.deadlines import Deadline
 from bcs.storage.postgres import schema
 from bcs.storage.postgres.connecting import ACCEPTS_NO_WRITES, ArchiveConnection, Connector, perform
+from bcs.supervision.errors import describe
 
 T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
@@ -304,10 +304,8 @@ def cause_of(error: BaseException) -> str:
     """The cause of an error in one line, without statement, parameters or password."""
     if isinstance(error, TargetServerAttributeNotMatched):
         return ACCEPTS_NO_WRITES
-    text = str(error).splitlines()[0] if str(error) else ""
-    if isinstance(error, OSError):
-        # The texts of asyncio and asyncpg repeat the address.
-        text = os.strerror(error.errno) if error.errno and error.errno > 0 else text
-    cause = text if text and isinstance(error, OSError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    # The further lines of a text, such as hints, can repeat parts of the statement.
+    cause = (os_reason(error) if isinstance(error, OSError) else "") or describe(error)
+    cause = cause.splitlines()[0].rstrip(": ")
     remedy = next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), "")
     return cause + (f"; {remedy}" if remedy else "")

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from bcs.errors import UnreadableDeadLetter
+from bcs.supervision.errors import describe
 from bcs.wire import topics
 from bcs.wire.dead_letters import encode as names
 from bcs.wire.dead_letters.encode import DEAD_LETTER_START, original_headers
@@ -160,7 +161,7 @@ def read_dead_letter(
             service=_text(document.get("service")) or "unknown",
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UnreadableDeadLetter(str(position), f"{type(error).__name__}: {error}") from None
+        raise UnreadableDeadLetter(str(position), describe(error)) from None
 
 
 def _original(dead_letter: bytes, document: Mapping[str, Any], metadata: Mapping[str, Any]) -> bytes | None:
