@@ -55,7 +55,7 @@ _DOMAIN = (
         "        speaks = ending is not None\n",
         _in(
             "unit/test_law_stories",
-            "TestAListSpeaksForThoseWhomItNames::test_cj_runs_again_for_an_essay_that_its_success_does_not_name",
+            "TestOutcomeLists::test_cj_runs_again_for_an_essay_that_its_success_does_not_name",
         ),
     ),
     Mutation(
@@ -66,7 +66,7 @@ _DOMAIN = (
         "all_done = completed > 0",
         _in(
             "unit/test_law_stories",
-            "TestAListSpeaksForThoseWhomItNames::test_one_spellchecked_essay_of_a_registered_thirty_completes_nothing",
+            "TestOutcomeLists::test_one_spellchecked_essay_of_a_registered_thirty_completes_nothing",
         ),
     ),
     Mutation(
@@ -77,7 +77,7 @@ _DOMAIN = (
         "        return True\n",
         _in(
             "unit/test_law_stories",
-            "TestAListSpeaksForThoseWhomItNames::test_an_outcome_for_the_three_known_of_five_registered_completes_nothing",
+            "TestOutcomeLists::test_an_outcome_for_three_of_five_registered_completes_nothing",
         ),
     ),
     Mutation(
@@ -99,7 +99,7 @@ _DOMAIN = (
         "                    if True:\n",
         _in(
             "unit/test_law_stories",
-            "TestWhoSpeaksForTheWholeBatch::test_a_nameless_success_does_not_speak_for_an_essay_that_did_not_complete_what_nlp_requires",
+            "TestWhoSpeaksForTheWholeBatch::test_a_success_without_a_list_needs_the_required_phases",
         ),
     ),
     Mutation(
@@ -129,7 +129,7 @@ _DOMAIN = (
         "            return True\n",
         _in(
             "unit/test_law_stories",
-            "TestRegistration::test_an_unregistered_batch_is_not_complete_by_counting_where_registration_is_required",
+            "TestRegistration::test_where_registration_is_required_counting_seen_essays_is_not_enough",
         ),
     ),
     Mutation(
@@ -428,7 +428,7 @@ _REDIS = (
         "bcs/storage/redis/identity.py",
         "if self._check is None or now < self._asked_at + CHECK_SECONDS:",
         "if True:",
-        _in("integration/test_redis_failover", "test_a_demoted_master_is_left_though_nobody_writes"),
+        _in("integration/test_redis_failover", "test_a_demoted_master_is_left_without_a_write"),
     ),
     Mutation(
         "watch",
@@ -536,7 +536,7 @@ _OUTBOX = (
         "",
         _in(
             "integration/test_outbox_takeover",
-            "test_what_a_dead_replica_leased_is_published_though_fresh_entries_keep_coming",
+            "test_a_dead_replica_s_entries_are_published_beside_new_entries",
         ),
     ),
     Mutation(
@@ -722,7 +722,7 @@ _ARCHIVE = (
         "bcs/storage/backfill.py",
         "return stamped_redis == redis and self.archive.identity in (stamped_archive, None)",
         "return bool(stamped_redis) and self.archive.identity in (stamped_archive, None)",
-        _in("integration/test_rolled_back", "test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledged"),
+        _in("integration/test_rolled_back", "test_a_redis_that_lost_its_last_seconds_is_backfilled"),
     ),
     Mutation(
         "left-server",
@@ -756,7 +756,7 @@ _ARCHIVE = (
         "        if False:\n",
         _in(
             "integration/test_rolled_back",
-            "test_of_a_redis_that_lost_its_last_seconds_nothing_is_said_while_the_record_is_away",
+            "test_a_redis_that_lost_data_gives_no_answers_without_the_archive",
         ),
     ),
     Mutation(
@@ -773,7 +773,7 @@ _ARCHIVE = (
         "bcs/storage/redis/stored_batches.py",
         '                    ("SET", keys.summaries, ""),\n',
         "",
-        _in("integration/test_invalidate", "test_a_writer_who_asked_the_record_before_asks_again"),
+        _in("integration/test_invalidate", "test_a_writer_that_read_the_archive_before_reads_it_again"),
     ),
     Mutation(
         "partial-batch",
@@ -844,7 +844,7 @@ _HTTP = (
         "lambda task, _: None",
         _in(
             "integration/test_http_deadlines",
-            "test_a_request_that_takes_too_long_is_told_so_and_its_connection_goes_on",
+            "test_a_late_request_is_answered_with_503_on_the_same_connection",
         ),
     ),
     Mutation(

@@ -118,7 +118,7 @@ def supervisor_of(
     )
 
 
-async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_applied() -> None:
+async def test_a_poison_message_becomes_a_dead_letter_and_others_are_applied() -> None:
     store, outbox = PoisonableStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
     finished: list[MessageAcked] = []
     nudges: list[None] = []
@@ -163,7 +163,7 @@ class CorruptedStore(MemoryStateStore):
         raise StoreCorrupted(batch_id, "the test says so")
 
 
-async def test_what_a_store_refuses_for_good_after_an_outage_becomes_a_dead_letter_without_a_crash() -> None:
+async def test_a_final_refusal_after_an_outage_makes_a_dead_letter_and_no_crash() -> None:
     store, outbox = CorruptedStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
     finished: list[MessageAcked] = []
     observed = Recorder()
@@ -244,7 +244,7 @@ async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(a
         assert [position.offset for position in positions if position] == [0, 1, 3, 5], "no fact of a dead letter"
 
 
-async def test_while_redis_can_not_be_asked_for_its_room_facts_get_into_the_record() -> None:
+async def test_facts_reach_the_archive_while_redis_can_not_report_its_room() -> None:
     class Away(MemoryStateStore):
         """Answers once the record has what came."""
 
@@ -263,7 +263,7 @@ async def test_while_redis_can_not_be_asked_for_its_room_facts_get_into_the_reco
         await wait_until(lambda: finished)
 
 
-async def test_a_transaction_has_no_more_facts_than_it_should_unless_one_event_has() -> None:
+async def test_a_transaction_exceeds_its_facts_only_for_a_single_event() -> None:
     class Weighing(MemoryStateStore):
         """Notes how many essays each commit is about."""
 

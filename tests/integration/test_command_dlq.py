@@ -61,7 +61,7 @@ async def test_letters_of_another_service_are_shown_and_left_alone(environment: 
 
 
 @pytest.mark.release
-async def test_letters_of_another_service_are_put_back_where_that_service_is_named(environment: dict[str, str]) -> None:
+async def test_dead_letters_of_a_named_service_are_replayed(environment: dict[str, str]) -> None:
     listed = (await bcs("dlq", "list", "--json", **environment)).json["groups"]
     assert [(group["service"], group["waiting"]) for group in listed] == [(OTHERS, 1), (SERVICE, 2)]
     chosen = (await bcs("dlq", "replay", "--service", OTHERS, "--json", **environment)).json

@@ -213,7 +213,7 @@ async def test_a_listener_that_is_out_of_reach_and_settings_for_drills_are_named
     assert "consumer group" not in findings(ran)
 
 
-async def test_letters_that_wait_are_counted_apart_from_those_of_other_services(
+async def test_waiting_dead_letters_of_other_services_are_counted_apart(
     private_kafka: EmbeddedServer, redis_url: str
 ) -> None:
     letters = topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED)
@@ -364,7 +364,7 @@ async def test_a_wrong_setting_and_a_broken_file_are_findings(
     assert only(ran, "redis")["status"] == only(ran, "kafka")["status"] == "ok"
 
 
-async def test_without_a_redis_to_look_at_it_says_so(service: RunningService) -> None:
+async def test_without_a_redis_to_check_doctor_says_so(service: RunningService) -> None:
     ran = await doctor(settings_of(service), BCS_USE_MOCK_REPOSITORY="true")
     assert ran.exit_code == 0
     assert only(ran, "redis")["status"] == "warning"

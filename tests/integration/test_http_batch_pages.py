@@ -142,7 +142,7 @@ async def test_a_caller_that_takes_no_answer_is_dropped_with_its_memory(
 
 @pytest.mark.release
 @pytest.mark.serial
-async def test_the_largest_batch_holds_up_nobody_and_eight_slow_readers_no_memory(redis_url: str) -> None:
+async def test_the_largest_batch_delays_nobody_and_slow_readers_hold_no_memory(redis_url: str) -> None:
     """It is in Redis, as large as `BCS_MAX_ESSAYS_PER_BATCH` allows, and four phases have a mark for each essay."""
     essays = [str(UUID(int=number)) for number in range(LARGE)]
     batch = "the-largest"

@@ -60,7 +60,7 @@ async def answer(clock: LoopClock, deadlines: TaskDeadlines) -> AsyncIterator[An
         group.cancel_scope.cancel()
 
 
-async def test_a_request_that_takes_too_long_is_told_so_and_its_connection_goes_on(answer: Answer) -> None:
+async def test_a_late_request_is_answered_with_503_on_the_same_connection(answer: Answer) -> None:
     began = anyio.current_time()
     response = await answer(anyio.sleep_forever)
     assert response.status == 503

@@ -51,7 +51,7 @@ def waiting(gateway: RedisGateway) -> int:
     return len(shared._pending) if shared else 0
 
 
-async def test_who_comes_in_one_turn_goes_together_and_nobody_waits_for_the_answers_of_others(
+async def test_calls_of_one_turn_share_a_write_and_wait_for_no_other_answer(
     make_gateway: MakeGateway, proxy: FaultProxy, together: list[int]
 ) -> None:
     gateway = make_gateway(proxy.address, deadline=20)
@@ -118,7 +118,7 @@ async def test_a_lost_connection_is_told_to_each_counted_once_and_replaced(
     assert await echo(gateway)
 
 
-async def test_a_server_that_says_nothing_is_given_up_after_the_deadline_and_asked_anew(
+async def test_a_silent_server_fails_at_the_deadline_and_is_reconnected(
     make_gateway: MakeGateway, private_valkey: EmbeddedServer
 ) -> None:
     gateway = make_gateway(private_valkey.address, deadline=0.2, failures=1000)

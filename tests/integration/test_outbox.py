@@ -294,7 +294,7 @@ async def test_a_replica_resumes_only_what_is_its_own(replica: Replica) -> None:
     assert await replica("a").resume(9) == [mine]  # a new incarnation of the same name
 
 
-async def test_one_replica_takes_over_from_a_dead_one_and_the_dead_one_has_it_no_more(replica: Replica) -> None:
+async def test_a_replica_takes_over_an_entry_and_the_dead_one_loses_it(replica: Replica) -> None:
     dead, living = replica("dead"), replica("living")
     await dead.append([message(0), message(1)])
     held = await dead.lease(2)
@@ -323,7 +323,7 @@ async def test_only_one_of_several_replicas_takes_over(replica: Replica) -> None
     assert sorted(ids(taken)) == sorted(ids(held))
 
 
-async def test_a_dead_replica_s_entry_is_found_behind_many_that_are_in_living_hands(replica: Replica) -> None:
+async def test_a_dead_replica_s_entry_is_found_after_many_live_leases(replica: Replica) -> None:
     living, dead, other = replica("living", 100), replica("dead"), replica("other")
     await living.append([message(number) for number in range(31)])
     assert len(await living.lease(30)) == 30

@@ -146,7 +146,7 @@ async def test_entries_whose_reply_was_lost_are_leased_again_at_once(
         await cut_off.ack([entry.entry_id for entry in leased])
 
 
-async def test_what_is_remembered_of_appends_is_bounded(
+async def test_the_kept_identities_of_appends_are_limited(
     other: RedisOutbox, gateway: RedisGateway, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_queue, "_KEPT_IDENTITIES", 10)

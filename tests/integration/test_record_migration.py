@@ -235,7 +235,7 @@ async def test_the_record_goes_on_from_there(migrated: PostgresArchive) -> None:
         assert await migrated.state(batch) == expected
 
 
-async def test_a_statement_of_the_release_before_fails_as_if_the_database_were_away(
+async def test_a_statement_of_the_previous_release_fails_like_an_outage(
     migrated: PostgresArchive, database_url: str
 ) -> None:
     assert migrated.reachable

@@ -105,7 +105,7 @@ async def test_a_service_works_through_a_pooler(
         assert (await record.state(batch)).reports.keys() == {"spellcheck", "nlp", "cj_assessment", "ai_feedback"}
 
 
-async def test_a_lock_that_was_left_behind_is_named_and_not_waited_for_without_end(
+async def test_a_lock_left_behind_is_named_and_the_wait_for_it_ends(
     pooled_url: str, database_url: str, batch: str
 ) -> None:
     record = unprobed_record(pooled_url)

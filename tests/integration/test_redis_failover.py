@@ -95,7 +95,7 @@ async def all_answering(gateway: RedisGateway, address: Address) -> set[int]:
     return answering | {await address.answering(gateway.call_multiplexed)}
 
 
-async def test_a_demoted_master_is_left_though_nobody_writes(
+async def test_a_demoted_master_is_left_without_a_write(
     address: Address, make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_every(monkeypatch, 0.05)
@@ -214,7 +214,7 @@ async def in_the_end(do: Callable[[], Awaitable[Any]]) -> Any:
     return outcome
 
 
-async def test_a_server_that_was_demoted_and_promoted_behind_an_open_connection_is_not_trusted(
+async def test_a_server_demoted_and_promoted_again_gets_a_new_identity(
     address: Address, store: RedisStateStore, record: PostgresArchive, monkeypatch: pytest.MonkeyPatch, batch: str
 ) -> None:
     check_every(monkeypatch, 0)

@@ -71,7 +71,7 @@ async def test_a_refusal_counts_as_unavailable_with_its_reason(gateway: RedisGat
             assert raised.value.store == "redis"
 
 
-async def test_a_command_that_the_server_does_not_know_is_named_without_its_arguments(gateway: RedisGateway) -> None:
+async def test_an_unknown_command_is_named_without_its_arguments(gateway: RedisGateway) -> None:
     with pytest.raises(StoreUnavailable) as raised:
         await gateway.call(("NOSUCHCOMMAND", "an argument"))
     assert "NOSUCHCOMMAND" in raised.value.cause
@@ -280,7 +280,7 @@ async def half_a_cluster(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
 
 @pytest.mark.release
 @pytest.mark.parametrize("may_tell", [True, False])
-async def test_of_one_node_of_a_cluster_the_reason_is_named_and_no_fact_is_buried(
+async def test_a_cluster_node_is_named_as_the_cause_and_no_fact_is_lost(
     half_a_cluster: EmbeddedServer,
     make_gateway: MakeGateway,
     module_kafka: str,

@@ -40,9 +40,7 @@ async def to_run(world: RecordWorld, batch: str) -> list[str]:
     return phases
 
 
-async def test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledged(
-    world: RecordWorld, batch: str
-) -> None:
+async def test_a_redis_that_lost_its_last_seconds_is_backfilled(world: RecordWorld, batch: str) -> None:
     await world.notify(batch, BEGUN)
     lagging = await world.snapshot()
     await world.notify(batch, DONE)
@@ -51,9 +49,7 @@ async def test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledg
     assert await to_run(world, batch) == ["ai_feedback"]
 
 
-async def test_of_a_redis_that_lost_its_last_seconds_nothing_is_said_while_the_record_is_away(
-    world: RecordWorld, batch: str
-) -> None:
+async def test_a_redis_that_lost_data_gives_no_answers_without_the_archive(world: RecordWorld, batch: str) -> None:
     await world.notify(batch, [*BEGUN, *DONE])
     lagging = await world.snapshot()
     await world.notify(batch, UNDONE)

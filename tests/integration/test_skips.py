@@ -124,7 +124,7 @@ async def test_an_operator_withdraws_an_order_that_nobody_has_carried_out(
     assert await outcome_of(skips, order(7)) is SkipOutcome.WITHDRAWN
 
 
-async def test_an_order_is_closed_only_once_the_offset_behind_its_message_is_committed(
+async def test_an_order_closes_only_once_the_offset_after_it_is_committed(
     settings: dict[str, str], skips: RedisSkips, unique_name: Callable[[str], str]
 ) -> None:
     batch = unique_name("batch")

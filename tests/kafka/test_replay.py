@@ -392,7 +392,7 @@ async def test_an_original_that_is_gone_is_named_and_its_letter_stays(scene: Sce
 
 
 @pytest.mark.release
-async def test_a_letter_that_never_had_its_original_puts_back_what_lies_at_its_position(scene: Scene) -> None:
+async def test_a_dead_letter_without_its_original_replays_from_its_position(scene: Scene) -> None:
     await produced(scene, "headers with one name, and with none")
     [there] = await scene.platform.messages(topics.SPELLCHECK_COMPLETED)
     gone = there.offset + 5

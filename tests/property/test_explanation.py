@@ -20,7 +20,7 @@ def explanations(case: Case) -> tuple[BatchState, Evaluation, list[PhaseExplanat
 
 @some_cases
 @given(cases())
-def test_a_phase_with_known_essays_is_complete_exactly_when_nothing_holds_it_back(case: Case) -> None:
+def test_a_phase_with_essays_is_complete_exactly_when_none_blocks_it(case: Case) -> None:
     state, _, explained = explanations(case)
     may_count = state.expected is not None or not case.require_registration
     for of in explained:
@@ -34,7 +34,7 @@ def test_a_phase_with_known_essays_is_complete_exactly_when_nothing_holds_it_bac
 
 @some_cases
 @given(cases())
-def test_the_essays_that_hold_a_phase_back_are_those_that_its_policy_does_not_accept(case: Case) -> None:
+def test_blocking_essays_are_those_that_the_policy_does_not_accept(case: Case) -> None:
     state, evaluation, explained = explanations(case)
     for of in explained:
         accepted = {Standing.COMPLETED}

@@ -87,7 +87,7 @@ async def test_a_broker_that_is_not_there_is_named_with_the_reason(closed_port: 
     assert cause_of(raised.value) == (f"can't connect to {server} (BCS_KAFKA_BOOTSTRAP_SERVERS): connection refused")
 
 
-async def test_a_silent_listener_is_told_from_a_closed_port() -> None:
+async def test_a_silent_listener_is_not_reported_as_a_closed_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = f"127.0.0.1:{listener.getsockname()[1]}"
         producer = AIOKafkaProducer(bootstrap_servers=server)

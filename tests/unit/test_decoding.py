@@ -186,7 +186,7 @@ def test_a_cj_completion_that_names_nobody_never_speaks_for_the_batch(status: st
     )
 
 
-def test_a_cancelled_cj_completion_marks_those_that_it_names_and_leaves_nobody_out() -> None:
+def test_a_cancelled_cj_completion_marks_only_its_listed_essays() -> None:
     assert cj("cancelled", successful_essay_ids=["a"], failed_essay_ids=["b"]) == {
         essay("cj_assessment", "a"),
         essay("cj_assessment", "b", FAILED),
@@ -350,7 +350,7 @@ def test_unknown_extra_fields_are_ignored(topic: str) -> None:
 
 
 @every_topic
-def test_the_data_s_own_time_goes_before_the_envelope_s_and_that_before_the_record_s(topic: str) -> None:
+def test_the_time_is_that_of_the_data_else_the_envelope_else_the_record(topic: str) -> None:
     data = {name: value for name, value in EVENTS[topic].items() if name != "timestamp"}
     assert {fact.at_us for fact in decode(topic, {**data, "timestamp": AT}).facts} == {AT_US}
     for absent in (data, {**data, "timestamp": None}):

@@ -193,7 +193,7 @@ def test_groups(state: str, members: int, status: Status) -> None:
     assert_finding(kafka.group("a-group", state, members, None), status, "a-group", state)
 
 
-def test_a_group_without_members_beside_a_running_service_is_a_stuck_intake() -> None:
+def test_a_running_service_without_group_members_is_a_failure() -> None:
     finding = kafka.group("a-group", "Empty", 0, "http://127.0.0.1:4002")
     assert_finding(finding, FAILED, "although a service runs at http://127.0.0.1:4002", "/healthz")
     assert "start the service" not in finding.fix
@@ -225,7 +225,7 @@ def config(days: float | None, timestamp_type: str = "CreateTime", retention_byt
         (config(None), config(7, "LogAppendTime"), [(WARNING, "truncated dead letters are removed")]),
     ],
 )
-def test_letters_are_kept_for_as_long_as_somebody_may_replay_them(
+def test_dead_letters_are_kept_as_long_as_a_replay_may_need_them(
     letters: TopicConfig, source: TopicConfig | None, said: list[tuple[Status, str]]
 ) -> None:
     findings = kafka.retention({"a.DLQ": letters}, {"a.DLQ": source}, kept_ms=7 * DAY_MS)

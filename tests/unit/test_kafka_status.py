@@ -33,7 +33,7 @@ def said(caplog: pytest.LogCaptureFixture, event: str) -> int:
     return sum(record.msg == event for record in caplog.records)
 
 
-def test_what_the_brokers_did_not_tell_stays_as_it_was(status: KafkaStatus) -> None:
+def test_values_that_a_measurement_lacks_stay_as_they_were(status: KafkaStatus) -> None:
     status.measured(look(0, 10, 4), NOW_MS)
     assert (status.lag(), status.measured_now) == ({KEY: 6}, True)
     status.measured(OffsetsMeasurement(VISIBLE, bounds={KEY: (0, 15)}, problems=["the group is refused"]), NOW_MS)
@@ -46,7 +46,7 @@ def test_what_the_brokers_did_not_tell_stays_as_it_was(status: KafkaStatus) -> N
     assert not status.measured_now, "a topic that is not shown any more can't be measured"
 
 
-def test_a_lag_that_cannot_be_measured_is_said_once_if_that_lasts(
+def test_a_lag_that_can_not_be_measured_is_logged_once_if_that_lasts(
     status: KafkaStatus, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -63,7 +63,7 @@ def test_a_lag_that_cannot_be_measured_is_said_once_if_that_lasts(
     assert status.trouble is None
 
 
-def test_messages_that_were_removed_unread_are_said_once_and_told_for_a_day(
+def test_messages_removed_unread_are_logged_once_and_shown_for_a_day(
     status: KafkaStatus, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):

@@ -213,7 +213,7 @@ def test_a_resolution_s_letter_has_the_request() -> None:
     assert (found.value, found.batch_id, found.source_partition) == (b'{"batch_id": "b", "more": 1}', "b", None)
 
 
-def test_a_resolution_s_letter_that_is_too_large_has_what_counts_of_the_request() -> None:
+def test_a_large_resolution_s_dead_letter_has_the_used_fields() -> None:
     request = b'{"batch_id": "b", "more": "' + b"x" * 1_000_000 + b'"}'
     message = failed_resolution(request, "b", "nlp", ValueError("x"), NOW, understood=b'{"batch_id":"b"}')
     assert read(message, DeadLetterPosition(message.topic, 0, 0)).value == json.dumps(json.loads(request)).encode()
@@ -362,7 +362,7 @@ def test_that_nothing_was_selected_is_no_empty_topic() -> None:
     assert nothing_selected(1009) == "None of the 1,009 dead letters matches."
 
 
-def test_a_replayed_message_that_fails_again_keeps_the_time_of_its_original() -> None:
+def test_a_replayed_message_that_fails_again_keeps_its_first_time() -> None:
     replayed = ((ORIGINAL_TIMESTAMP, b"1000"), (REPLAYED_FROM, b"topic.DLQ/0/1"))
     for headers, time_ms in ((replayed, 1000), (replayed[:1], 5000), ((), 5000)):
         failed = ConsumedMessage(topics.CJ_COMPLETED, 0, 7, timestamp_ms=5000, key=b"key", value=b"{", headers=headers)

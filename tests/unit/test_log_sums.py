@@ -75,7 +75,7 @@ def test_a_thousand_lines_of_a_kind_are_the_first_and_a_count(
     assert lines(caplog) == said
 
 
-def test_what_goes_on_makes_a_line_a_minute_and_what_comes_again_is_said_at_once(
+def test_a_lasting_condition_logs_each_minute_and_a_new_one_at_once(
     sums: LogSums, timers: Timers, caplog: pytest.LogCaptureFixture
 ) -> None:
     for minute in range(3):

@@ -70,7 +70,7 @@ def test_lines_are_written_in_their_order(tmp_path: Path, make_writer: Callable[
         assert (tmp_path / "log").read_text().splitlines() == [f"line {number} \\udcff" for number in range(1000)]
 
 
-async def test_a_reader_that_stands_still_holds_up_nobody_and_learns_what_was_dropped(
+async def test_a_stuck_reader_blocks_nobody_and_gets_the_count_of_dropped_lines(
     make_writer: Callable[[int], LogWriter], drops: Drops
 ) -> None:
     with closing(Reader()) as reader:

@@ -167,7 +167,7 @@ class PlatformEnvelope(BaseModel):
 @example("req-1")
 @example(CORRELATION)
 @settings(deadline=None)
-def test_the_platform_s_model_takes_an_announcement_whatever_the_request_s_correlation_id(text: str) -> None:
+def test_the_platform_s_model_accepts_announcements_for_any_correlation_id(text: str) -> None:
     first, again = phases_skipped("b", ["nlp"], text, NOW) + phases_skipped("b", ["nlp"], text, NOW)
     event = PlatformEnvelope.model_validate_json(first.value)
     assert str(event.correlation_id) == str(event.data.correlation_id) == as_uuid(text)
@@ -199,7 +199,7 @@ def test_a_dead_letter_has_exactly_the_fields_of_the_contract() -> None:
     assert (written.key, written.truncated) == (b"batch-1", None)
 
 
-def test_without_a_batch_the_letter_has_the_message_s_own_key_or_its_position() -> None:
+def test_without_a_batch_the_key_is_the_message_s_key_or_position() -> None:
     assert letter(b"x").key == b"essay-1"
     keyless = dead_letter(replace(consumed(b"x"), key=None), "not_json", {}, NOW, None)
     assert keyless.key == b"huleedu.batch.spellcheck.phase.completed.v1/4/77"

@@ -124,7 +124,7 @@ async def test_what_claims_to_be_in_the_future_is_left_out_as_the_service_does()
     assert rebuilder.stats.undecodable == 1
 
 
-async def test_what_would_give_a_batch_too_many_essays_is_left_out_as_the_service_does() -> None:
+async def test_an_event_with_too_many_essays_is_left_out_as_in_the_service() -> None:
     record = Record()
     rebuilder = replace(rebuilder_of(record, Store()), crowding=Crowding(cast("Any", record), 3))
     past = HistoryReader(
