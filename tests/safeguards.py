@@ -49,10 +49,10 @@ _DOMAIN = (
     ),
     Mutation(
         "list-names",
-        "A list speaks for the essays that it names, and for nobody else.",
+        "A list counts for the essays that it names, and for no other essay.",
         "bcs/domain/progress.py",
-        "        speaks = ending is not None and ending.speaks_for_all\n",
-        "        speaks = ending is not None\n",
+        "        covers_due = ending is not None and ending.speaks_for_all\n",
+        "        covers_due = ending is not None\n",
         _in(
             "unit/test_law_stories",
             "TestOutcomeLists::test_cj_runs_again_for_an_essay_that_its_success_does_not_name",
@@ -82,7 +82,7 @@ _DOMAIN = (
     ),
     Mutation(
         "joined",
-        "A report or an outcome speaks only for the essays that had joined by then.",
+        "A report or an outcome counts only for the essays that had joined by then.",
         "bcs/domain/progress.py",
         "if since_us > other.at_us or other.at_us < at_least_us:",
         "if other.at_us < at_least_us:",
@@ -93,7 +93,7 @@ _DOMAIN = (
     ),
     Mutation(
         "was-due",
-        "An outcome that names nobody speaks only for essays that completed what the phase requires.",
+        "An outcome without lists counts only for essays that completed the required phases.",
         "bcs/domain/progress.py",
         "                    if not for_those_due or _completed_in_all(due, essay_id):\n",
         "                    if True:\n",

@@ -275,13 +275,13 @@ class Evaluation:
         invalidated = state.invalidations.get(phase)
         report, ending = self.report(phase), self.outcome(phase)
         own = yield from self._own_marks(phase)
-        speaks = ending is not None and ending.speaks_for_all
-        if invalidated is None and report is None and not speaks and own.keys() <= state.first_seen_us.keys():
+        covers_due = ending is not None and ending.speaks_for_all
+        if invalidated is None and report is None and not covers_due and own.keys() <= state.first_seen_us.keys():
             self._marks[phase] = own
             return
         others: list[tuple[Mark, bool]] = [] if report is None else [(report, False)]
         due: list[Mapping[str, Mark]] = []
-        if ending is not None and speaks:
+        if ending is not None and covers_due:
             others.append((Mark(Outcome.COMPLETED, ending.at_us), True))
             for required in self._law.requires(phase):
                 yield from self._finding_marks(required)

@@ -167,10 +167,8 @@ def _why_complete(summary: BatchSummary, progress: PhaseProgress) -> tuple[Reaso
         return Reason.ALREADY_COMPLETED, "it was reported complete, and no essay of the batch is known"
     counted = not summary.registered and not progress.covered
     seen = " seen so far" if counted or missing else ""
-    if missing:
-        addition = f"; a report speaks for {missing} more"
-    else:
-        addition = "; the batch is not registered" if counted else ""
+    without_report = "; the batch is not registered" if counted else ""
+    addition = f"; a report covers {missing} more" if missing else without_report
     if progress.completed == known:
         everyone = f"the only essay{seen} has" if known == 1 else f"all {known} essays{seen} have"
         return Reason.ALREADY_COMPLETED, f"{everyone} completed it{addition}"

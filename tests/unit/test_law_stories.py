@@ -167,7 +167,7 @@ class TestWhoSpeaksForTheWholeBatch:
     def test_a_report_also_speaks_for_expected_essays_that_nobody_has_named(self) -> None:
         decision = decided(SPELLCHECK, EssaysRegistered(ESSAYS, 5, 10), PhaseReported(SPELLCHECK, COMPLETED, 20))
         assert not decision.runs
-        assert decision.reason_text == "all 3 essays seen so far have completed it; a report speaks for 2 more"
+        assert decision.reason_text == "all 3 essays seen so far have completed it; a report covers 2 more"
         assert complete(SPELLCHECK, EssaysRegistered(ESSAYS, 5, 10), PhaseReported(SPELLCHECK, COMPLETED, 10))
 
     def test_a_report_before_an_essay_does_not_cover_expected_essays(self) -> None:
