@@ -14,7 +14,7 @@ from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.errors import BcsError
 from bcs.ops.dlq.reading import reading_clients
-from bcs.ops.rebuild.crowding import Crowding
+from bcs.ops.rebuild.essay_limit import EssayLimit
 from bcs.ops.rebuild.reading import OrderedTopicReader
 from bcs.ops.rebuild.rebuilder import Rebuilder, RebuildStats
 from bcs.ops.stores import StateInMemory, connected
@@ -90,7 +90,7 @@ async def _rebuild(
             phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
         )
         now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
-        crowding = Crowding(archive, settings.max_essays_per_batch)
+        essay_limit = EssayLimit(archive, settings.max_essays_per_batch)
         notify = begun(reader, stats)
         await Rebuilder(
             decoder=decoder,
@@ -100,5 +100,5 @@ async def _rebuild(
             now_us=now_us,
             max_skew_us=max_skew_us,
             stats=stats,
-            crowding=crowding,
+            essay_limit=essay_limit,
         ).rebuild(reader)

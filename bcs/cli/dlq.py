@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcs.cli.dlq_listing import nothing_selected, say_index, say_plan
-from bcs.cli.dlq_progress import say_progress
+from bcs.cli.dlq_listing import nothing_selected, print_index, print_plan
+from bcs.cli.dlq_progress import print_progress
 from bcs.cli.dlq_selecting import (
     Batches,
     DeadLetters,
@@ -23,7 +23,7 @@ from bcs.cli.dlq_selecting import (
     one_position,
     selection_of,
 )
-from bcs.cli.dlq_show import NotADeadLetter, say_dead_letter, say_junk
+from bcs.cli.dlq_show import NotADeadLetter, print_dead_letter, print_junk
 from bcs.cli.options import PANEL, URL_OF_SETTINGS, AsJson, ServiceUrl, command_group
 from bcs.cli.output import print_json
 from bcs.errors import UnknownTopic, UnreadableDeadLetter
@@ -65,7 +65,7 @@ def list_dead_letters(
     settings = _settings()
     selection = selection_of(None, topic, reason, batch, since, until, service)
     index = running.run(_read_index, settings, selection)
-    say_index(index, each=each, as_json=as_json)
+    print_index(index, each=each, as_json=as_json)
     _exit_if_stalled(index)
 
 
@@ -86,9 +86,9 @@ def show(
         typer.echo(f"bcs: there is no dead letter at {dead_letter}: {why}", err=True)
         raise typer.Exit(_FAILED)
     if isinstance(found, tuple):
-        say_dead_letter(found[0], replayed=found[1], as_json=as_json)
+        print_dead_letter(found[0], replayed=found[1], as_json=as_json)
         return
-    say_junk(found, as_json=as_json)
+    print_junk(found, as_json=as_json)
     raise typer.Exit(_FAILED)
 
 
@@ -127,11 +127,11 @@ def replay(
     }
     wanted = sorted(position for position in chosen if again or position not in index.replayed)
     if not as_json:
-        _say_left_out(index, chosen, wanted)
+        _print_left_out(index, chosen, wanted)
     if dry_run:
-        say_plan([index.dead_letters[position] for position in wanted], as_json=as_json)
+        print_plan([index.dead_letters[position] for position in wanted], as_json=as_json)
         return
-    with say_progress(len(wanted), as_json=as_json) as outcome:
+    with print_progress(len(wanted), as_json=as_json) as outcome:
         running.run(_replay, settings, wanted, url, rate, outcome.notify)
     if outcome.failed:
         raise typer.Exit(_FAILED)
@@ -180,7 +180,7 @@ def purge_dead_letters(
     _exit_if_stalled(index)
 
 
-def _say_left_out(index: DeadLetterIndex, chosen: set[DeadLetterPosition], wanted: list[DeadLetterPosition]) -> None:
+def _print_left_out(index: DeadLetterIndex, chosen: set[DeadLetterPosition], wanted: list[DeadLetterPosition]) -> None:
     """Print the reasons why some dead letters are not replayed."""
     others = {where: dead_letter.service for where, dead_letter in index.dead_letters.items() if where not in chosen}
     if waiting := {where for where in others if where not in index.replayed}:

@@ -19,7 +19,7 @@ _LIMIT_BYTES = 1024
 _PRINTABLE = range(32, 127)
 
 
-def say_dead_letter(dead_letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
+def print_dead_letter(dead_letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
     """Print a decoded dead letter."""
     details: dict[str, Any] = {
         "letter": str(dead_letter.position),
@@ -76,7 +76,7 @@ class NotADeadLetter:
     value: bytes | None
 
 
-def say_junk(junk: NotADeadLetter, *, as_json: bool) -> None:
+def print_junk(junk: NotADeadLetter, *, as_json: bool) -> None:
     """Print a record that is not a dead letter, as bytes."""
     if as_json:
         raw = None if junk.value is None else base64.b64encode(junk.value).decode()

@@ -87,7 +87,7 @@ def skip(
         typer.confirm(f"Skip {counted(len(positions), 'message')}?", abort=True, err=as_json)
     orders = [SkipOrder(position, reason.strip(), _operator(), rfc3339(datetime.now(UTC))) for position in positions]
     events = running.run(_order, settings, orders, wait)
-    _say(events, as_json=as_json)
+    _print_events(events, as_json=as_json)
     if any(event.outcome not in (SkipOutcome.SKIPPED, SkipOutcome.SKIPPED_UNREAD) for event in events):
         raise typer.Exit(_FAILED)
 
@@ -128,7 +128,7 @@ def history(
     if not events and not as_json:
         typer.echo("There was never an order to skip a message.")
         return
-    _say(events, as_json=as_json)
+    _print_events(events, as_json=as_json)
 
 
 def _operator() -> str:
@@ -220,7 +220,7 @@ async def _history(settings: Settings, limit: int) -> list[SkipEvent]:
         return await RedisSkips(gateway, key_prefix=settings.redis_key_prefix).history(limit)
 
 
-def _say(events: Sequence[SkipEvent], *, as_json: bool) -> None:
+def _print_events(events: Sequence[SkipEvent], *, as_json: bool) -> None:
     rows = [
         {
             "topic": event.order.position.topic,

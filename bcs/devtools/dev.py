@@ -140,12 +140,12 @@ class _Runs:
         self._number += 1
         base = f"http://{service.address[0]}:{service.address[1]}"
         async with anyio.create_task_group() as group:
-            group.start_soon(self._say, base, service.address[1])
+            group.start_soon(self._print_start, base, service.address[1])
             await key_press(_RESTART_KEY)
             self._restart = stop()
             echo("Restarting BCS; the servers keep running ...")
 
-    async def _say(self, base: str, port: int) -> None:
+    async def _print_start(self, base: str, port: int) -> None:
         variables = variables_of(self.settings, port)
         self.env_file.write(variables)
         if self._number > 1:
@@ -156,7 +156,7 @@ class _Runs:
         if self.demo:
             batch_id = f"demo-{uuid.uuid4().hex[:8]}"
             await play(base, self.settings.kafka_bootstrap_servers, batch_id)
-        _say_what_to_try(base, exports(variables), batch_id, played=self.demo)
+        _print_next_steps(base, exports(variables), batch_id, played=self.demo)
 
     def _definitions_now(self, before: PipelineDefinitions) -> PipelineDefinitions:
         try:
@@ -179,7 +179,7 @@ BCS is running.
     )
 
 
-def _say_what_to_try(base: str, variables: str, batch_id: str, *, played: bool) -> None:
+def _print_next_steps(base: str, variables: str, batch_id: str, *, played: bool) -> None:
     commands = {
         f"bcs batches show {batch_id}": "which essays block its phases",
         f"bcs batches history {batch_id}": "which facts and answers led to this",

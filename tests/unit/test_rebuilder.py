@@ -15,7 +15,7 @@ from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState, delta_of
 from bcs.errors import StoreRefused, StoreUnavailable
-from bcs.ops.rebuild.crowding import Crowding
+from bcs.ops.rebuild.essay_limit import EssayLimit
 from bcs.ops.rebuild.reading import TimedRecord
 from bcs.ops.rebuild.rebuilder import Rebuilder
 from bcs.wire.decoding import LATEST_US, EventDecoder, microseconds
@@ -126,7 +126,7 @@ async def test_what_claims_to_be_in_the_future_is_left_out_as_the_service_does()
 
 async def test_an_event_with_too_many_essays_is_left_out_as_in_the_service() -> None:
     record = Record()
-    rebuilder = replace(rebuilder_of(record, Store()), crowding=Crowding(cast("Any", record), 3))
+    rebuilder = replace(rebuilder_of(record, Store()), essay_limit=EssayLimit(cast("Any", record), 3))
     past = HistoryReader(
         registered("a", ["1", "2"]),
         spellchecked("a", "1"),

@@ -11,7 +11,7 @@ import anyio
 from bcs.actors.messages import consumed_entry, decoded, message_of, written_at_ms
 from bcs.domain.history import FactsRecorded, weight
 from bcs.errors import StoreRefused, UndecodableMessage
-from bcs.ops.rebuild.crowding import Crowding
+from bcs.ops.rebuild.essay_limit import EssayLimit
 from bcs.ops.rebuild.reading import OrderedTopicReader, TimedRecord
 from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.wire.dead_letters.encode import original_time_ms
@@ -54,7 +54,7 @@ class Rebuilder:
     :param now_us: the time of the start, in microseconds since 1970 UTC.
     :param max_skew_us: an event is left out if its time is later than its Kafka record by more than this, because the
         service refused this event.
-    :param crowding: finds the events that the service refused because the batch had no room; None for no limit.
+    :param essay_limit: finds the events that the service refused because the batch had no room; None for no limit.
     """
 
     decoder: EventDecoder
@@ -64,7 +64,7 @@ class Rebuilder:
     now_us: int
     max_skew_us: int
     stats: RebuildStats = field(default_factory=RebuildStats)
-    crowding: Crowding | None = None
+    essay_limit: EssayLimit | None = None
     _entries: list[FactsRecorded] = field(default_factory=list, init=False)
     _messages: int = field(default=0, init=False)
     _facts: int = field(default=0, init=False)
@@ -102,7 +102,7 @@ class Rebuilder:
         # The time at which the service read the event is lost. The time of the Kafka record is the nearest.
         at_us = min(timed.at_ms * 1000, LATEST_US)
         entry = consumed_entry(message, event, at_us)
-        if self.crowding and not await self.crowding.has_room_for(entry, self._write_pending):
+        if self.essay_limit and not await self.essay_limit.has_room_for(entry, self._write_pending):
             self.stats.undecodable += 1
             return
         self._entries.append(entry)

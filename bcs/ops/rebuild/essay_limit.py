@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bcs.storage.postgres.archive import PostgresArchive
 
 
-class Crowding:
+class EssayLimit:
     """Counts the essays of batches during a rebuild.
 
     :param most: how many essays a batch may have.
