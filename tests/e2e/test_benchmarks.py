@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say; how fast it is here and now is no test's business."""
+"""The benchmarks run and measure each path; no test depends on their speed."""
 
 import subprocess
 import sys

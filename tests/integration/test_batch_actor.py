@@ -1,4 +1,4 @@
-"""The actor of a batch under its supervisor: what it applies, what it reports, and what it gives up."""
+"""The actor of a batch under its supervisor: applied facts, replies, and dead letters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class PoisonableStore(MemoryStateStore):
 
 
 class Kept:
-    """An archive that notes what it keeps."""
+    """An archive that remembers its entries."""
 
     def __init__(self) -> None:
         self.entries: list[HistoryEntry] = []
@@ -190,7 +190,7 @@ async def test_a_message_counts_as_finished_only_behind_its_commit() -> None:
 
 
 async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known() -> None:
-    """By that the queue before the record knows it again."""
+    """The archive queue recognizes the entry by its id."""
     entries: list[HistoryEntry] = []
 
     class ArchiveClient:
@@ -246,7 +246,7 @@ async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(a
 
 async def test_facts_reach_the_archive_while_redis_can_not_report_its_room() -> None:
     class Away(MemoryStateStore):
-        """Answers once the record has what came."""
+        """Answers once the archive has the entries."""
 
         async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
             raise StoreUnavailable("redis", "the test says so")

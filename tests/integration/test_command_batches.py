@@ -25,7 +25,7 @@ FAILED_AT = "2026-01-01T12:00:00.654321Z"
 
 @pytest.fixture
 async def told(service: RunningService, platform: Platform, batch: str) -> str:
-    """A batch of thirty: two spellchecked and one failed, all done with nlp but for one who came late."""
+    """A batch of thirty: two spellchecked and one failed; nlp is done for all but one late essay."""
     await platform.send(
         registered(batch, ESSAYS),
         *(spellchecked(batch, essay) for essay in ESSAYS[:2]),

@@ -35,7 +35,7 @@ def letter(service: str) -> bytes:
 
 @pytest.fixture
 async def environment(private_kafka: EmbeddedServer) -> dict[str, str]:
-    """The variables of `bcs dev`, with two letters of BCS and one of another service between them."""
+    """The variables of `bcs dev`, with two dead letters of BCS and one of another service between them."""
     await create_topics(private_kafka.address, [*topics.CONSUMED, *topics.PUBLISHED], 1)
     async with Platform(private_kafka.address) as platform:
         for service in (SERVICE, OTHERS, SERVICE):

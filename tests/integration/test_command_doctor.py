@@ -35,7 +35,7 @@ NO_KAFKA_CHECKS = {"kafka", "topic consumed", "topic published", "consumer group
 
 
 def findings(ran: Ran) -> dict[str, list[dict[str, str]]]:
-    """What was found, by the name of the check."""
+    """The findings by the name of the check."""
     by_check: dict[str, list[dict[str, str]]] = {}
     for finding in ran.json["findings"]:
         by_check.setdefault(finding["check"], []).append(finding)

@@ -22,7 +22,7 @@ PATIENT: dict[str, object] = {"BCS_DATABASE_DEADLINE_SECONDS": 4}  # the machine
 
 @pytest.fixture
 def environment(module_database_url: str) -> dict[str, object]:
-    """Where the commands find the record."""
+    """The variables with which the commands find the archive."""
     return {**PATIENT, "BCS_DATABASE_URL": module_database_url}
 
 

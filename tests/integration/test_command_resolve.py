@@ -29,7 +29,7 @@ async def told(service: RunningService, platform: Platform, batch: str) -> str:
 
 
 def failure(ran: Ran, exit_code: int = 1) -> str:
-    """The one line that a command says when it fails."""
+    """The error line of a failed command."""
     assert (ran.exit_code, ran.output) == (exit_code, ""), ran
     [line] = ran.error.splitlines()
     return line

@@ -1,4 +1,4 @@
-"""A batch under whose keys someone else wrote: it is refused and reported at once, and holds up no other."""
+"""A batch with foreign data under its keys is refused and reported at once, and blocks no other."""
 
 from __future__ import annotations
 

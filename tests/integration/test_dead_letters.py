@@ -1,4 +1,4 @@
-"""What can't be applied ends on <topic>.DLQ with its bytes intact, and holds up nothing."""
+"""A message that can't be applied goes to <topic>.DLQ with its bytes, and blocks nothing."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The deadline of a request: told from every other cancellation, and gone with the request."""
+"""The deadline of a request: distinguished from other cancellations, and ended with the request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def deadlines(clock: LoopClock) -> TaskDeadlines:
 
 @pytest.fixture
 async def answer(clock: LoopClock, deadlines: TaskDeadlines) -> AsyncIterator[Answer]:
-    """Answers a request whose handler does what it is given."""
+    """Answers a request with a given handler."""
     settings, telemetry = load_settings(), Telemetry()
     callers = Callers(settings, telemetry, most=1)
     guard = RequestGuard(settings, telemetry, Bodies(callers.bodies, callers.held, most_bytes=1), deadlines, set())

@@ -1,4 +1,4 @@
-"""What the record gets past Redis, Redis is not taken to have."""
+"""After a rebuild, Redis does not count as complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One connection to Redis for many: whoever is there shares its round trips, and nobody suffers for another."""
+"""The shared connection to Redis: callers share round trips, and no caller affects another."""
 
 from __future__ import annotations
 

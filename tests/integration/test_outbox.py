@@ -1,4 +1,4 @@
-"""One contract for the outbox, in memory and in Redis; and what several replicas may expect of each other."""
+"""One contract for the outbox, in memory and in Redis, and between replicas."""
 
 from __future__ import annotations
 

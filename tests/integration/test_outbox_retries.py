@@ -1,4 +1,4 @@
-"""What is tried again at the outbox, because its outcome is unknown, adds nothing twice and leaves nothing behind."""
+"""A repeated write to the outbox adds nothing twice and leaves nothing behind."""
 
 from __future__ import annotations
 

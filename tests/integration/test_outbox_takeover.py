@@ -1,4 +1,4 @@
-"""What a dead replica or a stranger left in the outbox, and a publisher that always has something else to do."""
+"""Entries of a dead replica or of another program, beside a publisher that is always busy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Liveness, readiness and metrics answer from what is known: they never wait for what hangs."""
+"""Liveness, readiness and metrics answer from the last status, and never wait."""
 
 from __future__ import annotations
 

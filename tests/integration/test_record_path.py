@@ -1,4 +1,4 @@
-"""With a permanent record: Redis may forget at any time, and the past is explained."""
+"""With an archive: Redis may lose data at any time, and the history is explained."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def archive(service: RunningService) -> Archive:
 
 @pytest.fixture
 async def flush(own_valkey: EmbeddedServer) -> AsyncIterator[Callable[[], Any]]:
-    """Makes Redis forget everything."""
+    """Deletes all data in Redis."""
     async with Redis.from_url(f"redis://{own_valkey.address}") as redis:
         yield redis.flushall
 
@@ -198,7 +198,7 @@ async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
     own_valkey: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Else Redis could forget it before the record has it, and be read again without it."""
+    """Otherwise Redis could lose the fact before the archive has it."""
     writing, go_on = threading.Event(), service.call(anyio.Event)
     write = archive.postgres.write
 

@@ -1,4 +1,4 @@
-"""The record behind PgBouncer in transaction mode, and upgrades that others are in the way of."""
+"""The archive behind PgBouncer in transaction mode, and upgrades that other sessions block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits in Redis for the record: facts have a queue of their own, which nothing else fills."""
+"""The archive queues in Redis: explanations never fill the queue of facts."""
 
 from __future__ import annotations
 

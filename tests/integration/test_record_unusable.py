@@ -1,4 +1,4 @@
-"""Databases that answer and can't keep the record: named at the start, and nothing is lost to them later."""
+"""Databases that answer and can't hold the archive are named at the start, and later lose no facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers at the address is not of the kind that BCS needs: its reason is named, and it counts as out of reach."""
+"""A server that BCS does not support counts as out of reach, with the reason."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
     ):
 
         def causes(event: str, key: str) -> list[str]:
-            """What was said of its age: a connection that is cut may be a cause of its own before."""
+            """The causes in the log; the cut of a connection may be a cause before."""
             said = [str(vars(record)[key]) for record in caplog.records if record.msg == event]
             return [cause for cause in said if TOO_OLD.search(cause)]
 
@@ -128,7 +128,7 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
 async def test_a_cluster_whose_slots_lie_elsewhere_is_refused_and_named(
     make_gateway: MakeGateway, locked_cluster: EmbeddedServer
 ) -> None:
-    """Valkey tells so before it is asked for any key."""
+    """Valkey reports this before any key is used."""
     await assert_out_of_reach(make_gateway(f"redis://:secret@{locked_cluster.address}"), "Redis Cluster")
 
 

@@ -1,4 +1,4 @@
-"""One of the two stores goes back to an earlier time: the other one knows better, and is asked."""
+"""One of the two stores goes back to earlier data, and is completed from the other."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_a_record_that_was_made_anew_gets_what_redis_knows(
 
 
 async def tells(world: RecordWorld, cause: str) -> bool:
-    """Whether `/healthz` names this as what is wrong with Redis."""
+    """True if `/healthz` names this problem of Redis."""
     redis = (await world.bos.get("/healthz")).json["dependencies"]["redis"]
     return redis["status"] == "unhealthy" and cause in redis["message"]
 

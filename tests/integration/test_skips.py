@@ -1,4 +1,4 @@
-"""What an operator ordered to be passed over becomes a dead letter, in whatever state the message is."""
+"""A message that an operator orders to skip becomes a dead letter, in any state of the message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the state store in Redis can get wrong: rivals, expiry, foreign keys, lost summaries."""
+"""Special cases of the state store in Redis: other writers, expiry, foreign keys, lost summaries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stop in order takes as long as what it is for, and not longer because a dependency is away."""
+"""A graceful stop does not take longer because a dependency is away."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ async def test_a_report_that_would_not_count_is_refused_with_the_later_fact(
 
 
 class SlowClock:
-    """A clock that is two hours slow, until it is mended."""
+    """A clock that is two hours slow, until it is corrected."""
 
     def __init__(self) -> None:
         self.slow = timedelta(hours=2)

@@ -1,4 +1,4 @@
-"""The service on an Apache Kafka that dies, loses its answers, refuses what is too large, and lacks a topic."""
+"""The service on an Apache Kafka that dies, loses responses, refuses large messages, and lacks a topic."""
 
 from contextlib import AsyncExitStack
 from functools import partial

@@ -1,4 +1,4 @@
-"""Dead letters on Apache Kafka: all of them listed, shown, and put back as they came."""
+"""Dead letters on Apache Kafka are listed, shown, and replayed byte for byte."""
 
 import base64
 import json
@@ -77,7 +77,7 @@ class Scene:
 
     @property
     def store(self) -> RedisStateStore:
-        """What the service knows."""
+        """The service's state store."""
         return RedisStateStore(self.gateway, law=LAW, key_prefix=self.prefix, ttl_seconds=1000)
 
     @property
@@ -105,7 +105,7 @@ class Scene:
         return await self.platform.caught_up(self.prefix)
 
     async def letters(self, waiting: int, *selected: str) -> list[dict[str, Any]]:
-        """The groups of letters, once so many wait."""
+        """The groups of dead letters, once so many wait."""
 
         groups: list[dict[str, Any]] = []
 
@@ -117,7 +117,7 @@ class Scene:
         return groups
 
     async def each(self, *selected: str) -> list[dict[str, Any]]:
-        """All letters, one by one."""
+        """All dead letters, one by one."""
         letters: list[dict[str, Any]] = (await self.operator.asks("dlq", "list", "--each", *selected))["letters"]
         return letters
 
@@ -253,7 +253,7 @@ async def test_ten_thousand_events_with_two_hundred_poisoned(scene: Scene, tmp_p
 
 
 async def shown(scene: Scene, letters: list[dict[str, Any]], bad: dict[str, list[Event]]) -> None:
-    """Each way's letters have their originals' bytes: all by the messages themselves, one of each by `show`."""
+    """All dead letters have the bytes of their originals; `show` is checked for one of each kind."""
     by_reference = {}
     for topic in {letter["letter"].split("/")[0] for letter in letters}:
         for record in await scene.platform.messages(topic):
@@ -276,7 +276,7 @@ async def shown(scene: Scene, letters: list[dict[str, Any]], bad: dict[str, list
 
 
 def facts_of(events: list[Event], times_ms: list[int]) -> dict[str, list[Fact]]:
-    """What these say to a service that knows the new phase."""
+    """The facts of these events for a service with the new phase."""
     decoder = EventDecoder(PLATFORM_PHASES | {NEW_PHASE})
     facts: dict[str, list[Fact]] = defaultdict(list)
     for event, time_ms in zip(events, times_ms, strict=True):
@@ -316,7 +316,7 @@ async def produced(scene: Scene, *originals: str, topic: str = topics.SPELLCHECK
 
 
 def as_they_were(records: list[ConsumerRecord]) -> list[tuple[object, ...]]:
-    """In an order that does not depend on who was first."""
+    """Sorted, so that the order of arrival does not matter."""
     seen = [
         (record.key, record.value, [header for header in record.headers if not header[0].startswith("dlt-")])
         for record in records

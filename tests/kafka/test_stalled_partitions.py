@@ -1,4 +1,4 @@
-"""What can't be read of one partition of Apache Kafka holds up no other, is named, and is read once it can be."""
+"""An unreadable partition of Apache Kafka blocks no other, is reported, and is read once it can be."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,7 +29,7 @@ QUICK = {"kafka_partition_retry_maximum_seconds": 0.3, "kafka_metadata_max_age_s
 
 @pytest.fixture(autouse=True)
 async def _nothing_is_left(own_kafka: OwnKafka) -> AsyncIterator[None]:
-    """What these tests put on the topics is read by no test that comes after them."""
+    """Remove the messages of these tests, so that no later test reads them."""
     yield
     admin = AIOKafkaAdminClient(bootstrap_servers=own_kafka.address)
     await admin.start()

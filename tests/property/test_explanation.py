@@ -1,4 +1,4 @@
-"""What holds a phase back is explained essay by essay, and agrees with the phase's progress."""
+"""The explanation lists each blocking essay, and agrees with the phase's progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a dependency failed, in one line: what was tried, at which address, why, and what mends it."""
+"""The cause of a dependency's failure is one line with the address, the reason and the remedy."""
 
 from __future__ import annotations
 

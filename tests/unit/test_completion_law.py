@@ -1,4 +1,4 @@
-"""The chosen part of the law of completion: requirements, policies, and what names a law."""
+"""The configurable part of the completion law: requirements, policies, and the fingerprint."""
 
 from __future__ import annotations
 

@@ -392,7 +392,7 @@ def test_ids_that_only_inform_are_kept_short_and_stay_apart(topic: str, field: s
 
 
 def test_a_long_correlation_id_tells_outcomes_apart_as_a_whole() -> None:
-    """What is kept of it is cut; the key by which a copy is known is not."""
+    """The stored id is shortened; the repeat key is computed from the whole id."""
     said = ["x" * 200 + end for end in ("", "a", "b")]
     facts = [fact for one in said for fact in decode(topics.PHASE_OUTCOME, OUTCOME, correlation_id=one).facts]
     keys = [fact.repeat_key for fact in facts if isinstance(fact, PhaseOutcome)]

@@ -1,4 +1,4 @@
-"""What `bcs doctor` makes of what the servers say."""
+"""The findings of `bcs doctor` from the servers' answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds a phase back is explained essay by essay."""
+"""The essays that block a phase are explained one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of Kafka, from what the brokers say at each look."""
+"""The status of Kafka after measurements of the brokers."""
 
 from __future__ import annotations
 

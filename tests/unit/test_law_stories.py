@@ -1,4 +1,4 @@
-"""When is a phase complete? The law of completion, told as the stories of single batches."""
+"""The completion law, in stories of single batches."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def checked(*essays: str, at_us: int = 20) -> list[Fact]:
 
 
 def cj(completed: tuple[str, ...], failed: tuple[str, ...] = (), at_us: int = 30) -> PhaseOutcome:
-    """A CJ completion; it carries a time of its own, and says success as soon as one essay succeeded."""
+    """A CJ completion, with its own time; its status is success as soon as one essay succeeded."""
     return PhaseOutcome(CJ, SUCCESS, completed=completed, failed=failed, speaks_for_all=False, at_us=at_us)
 
 
@@ -73,7 +73,7 @@ def els(
     status: str = SUCCESS,
     at_us: int = 30,
 ) -> PhaseOutcome:
-    """An ELS outcome; it carries no time of its own, and a success that names nobody speaks for all."""
+    """An ELS outcome, without its own time; a success without lists covers all essays."""
     speaks_for_all = status == SUCCESS and not completed and not failed
     key = repeat_key_of(phase, "one request", status, completed, failed)
     return PhaseOutcome(

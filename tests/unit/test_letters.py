@@ -1,4 +1,4 @@
-"""Dead letters as they are read back, and which of them an operator means."""
+"""Decoding of dead letters, and the selection of dead letters by operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the log says again and again becomes one line, and then a count a minute."""
+"""Repeated log lines become one line, then a count each minute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bcs.observability.log_sums import LogSums
 
 
 class Timers:
-    """Calls what was ordered for later when a test says so."""
+    """Timers that the test fires."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], None]] = []

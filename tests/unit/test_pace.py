@@ -1,4 +1,4 @@
-"""Long calculations run beside everything else, and come to what they would come to at once."""
+"""Long calculations run in slices, with the same results as in one piece."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ async def test_a_long_calculation_does_not_count_to_a_deadline() -> None:
 
 
 def stored(state: BatchState) -> tuple[list[bytes], list[bytes]]:
-    """What Redis would return of a state."""
+    """The replies of Redis for a stored state."""
     changed = state.copy()
     commands, _ = run(encoding(KEYS, StoredBatch(state, 0, [], None, ""), changed, 1, 1000, None, LAW))
     hashes: dict[object, list[bytes]] = {KEYS.meta: [], KEYS.essays: []}

@@ -1,4 +1,4 @@
-"""What BCS publishes: PhaseSkippedV1 with repeatable ids, and dead letters that keep every byte."""
+"""Published messages: PhaseSkippedV1 with repeatable ids, and dead letters that keep every byte."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def is_json_object(raw: bytes) -> bool:
 
 
 def original(written: OutboundMessage) -> bytes | None:
-    """The consumed value, as someone who replays the letter gets it back."""
+    """The consumed value, as a replay restores it."""
     document = strict(written.value)
     size = document["additional_metadata"]["value_bytes"]
     envelope = document["failed_event_envelope"]
@@ -134,7 +134,7 @@ class PlatformMetadata(BaseModel):
 
 
 class PlatformPhaseSkipped(BaseModel):
-    """What the platform's own model takes."""
+    """The platform's model of the event."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""What a rebuild makes of messages, whatever the record says to them."""
+"""How a rebuild processes messages, also when the archive refuses entries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 class HistoryReader:
-    """Stands for what a reader reads."""
+    """A reader with prepared messages."""
 
     def __init__(self, *events: Event, at_ms: int = 7) -> None:
         self._events = events
@@ -60,7 +60,7 @@ class Record:
 
 
 class Store:
-    """Stands for Redis, and remembers what it is told."""
+    """A fake of Redis that remembers its calls."""
 
     def __init__(self) -> None:
         self.distrusted: set[str] = set()

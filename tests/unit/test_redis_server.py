@@ -1,4 +1,4 @@
-"""What BCS makes of what a Redis says of itself."""
+"""Decisions from a Redis server's INFO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many ask, one finds out; and nobody gets an answer that is older than the question."""
+"""Concurrent callers share one call, and no caller gets a result of a call that began before."""
 
 from __future__ import annotations
 

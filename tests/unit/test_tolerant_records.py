@@ -1,4 +1,4 @@
-"""What was fetched of a partition is read as far as it can be, and what can't be read is named."""
+"""The readable records of a fetch are read, and unreadable ones are reported."""
 
 import gzip
 from typing import Any
