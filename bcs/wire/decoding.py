@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, repeat_key_of
 from bcs.domain.state import TIMED
+from bcs.domain.times import EPOCH
 from bcs.errors import UndecodableMessage
 from bcs.supervision.errors import describe
 from bcs.wire import topics
@@ -34,8 +35,7 @@ from bcs.wire.events import (
     SpellcheckPhaseCompletedV1,
 )
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LATEST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+LATEST_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 """The latest time that an event may have; Kafka itself accepts any number."""
 
 # Python's JSON parser creates an object for each value, which takes ten times as long as validating the document.
@@ -190,7 +190,7 @@ class _Route:
 
 def microseconds(time: datetime) -> int:
     """Microseconds since 1970 UTC; a time without a zone is UTC, as all producers write it."""
-    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
+    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - EPOCH
     # Integers only: as a float, microseconds lose the last digit, and two facts could change their order.
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 

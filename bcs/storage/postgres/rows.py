@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -13,9 +13,8 @@ from bcs.domain.facts import Outcome
 from bcs.domain.history import ArchivedEntry, FactsRecorded, HistoryEntry, PipelineResolved, Position
 from bcs.domain.slices import Sliced
 from bcs.domain.state import TIMED, BatchState, Ending, Expected, Mark
+from bcs.domain.times import EPOCH, datetime_of
 from bcs.storage.history_codec import decode_detail, encode_detail
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 FACTS, RESOLUTION = "facts", "resolution"
 
@@ -145,7 +144,7 @@ def archived_entry(batch_id: str, row: Mapping[str, Any]) -> ArchivedEntry:
         row["detail"],
         entry_id=row["entry_id"],
         batch_id=batch_id,
-        at_us=(row["recorded_at"] - _EPOCH) // timedelta(microseconds=1),
+        at_us=(row["recorded_at"] - EPOCH) // timedelta(microseconds=1),
         correlation_id=correlation_id,
         event_id=event_id,
         position=position,
@@ -163,7 +162,7 @@ def archived_entries(batch_id: str, rows: Iterable[Mapping[str, Any]]) -> Sliced
 
 
 def _history_row(number: int, entry: HistoryEntry) -> tuple[Any, ...]:
-    at = _EPOCH + timedelta(microseconds=entry.at_us)
+    at = datetime_of(entry.at_us)
     detail = encode_detail(entry)
     if isinstance(entry, PipelineResolved):
         return number, entry.entry_id, at, RESOLUTION, to_text(entry.correlation_id), None, None, None, None, detail
