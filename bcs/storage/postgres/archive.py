@@ -161,7 +161,7 @@ class PostgresArchive:
             async with connection.transaction():
                 for part in _parts_of([entry], _facts_of([entry])):
                     await connection.execute(statements.MERGE, *merge_arguments(*part))
-                await connection.executemany(statements.KEEP_ANNOUNCEMENTS, rows)
+                await connection.executemany(statements.INSERT_ANNOUNCEMENTS, rows)
 
         await self._gateway.run(insert)
 
@@ -184,7 +184,7 @@ class PostgresArchive:
                 if rows:
                     await take([_announcement(row) for row in rows])
                     ids = [row["announcement_id"] for row in rows]
-                    await connection.execute(statements.FORGET_ANNOUNCEMENTS, ids)
+                    await connection.execute(statements.DELETE_ANNOUNCEMENTS, ids)
             return len(rows)
 
         return await self._gateway.run(move, deadline_seconds=deadline_seconds)
@@ -213,8 +213,8 @@ class PostgresArchive:
         """
 
         async def delete(connection: Any) -> int:
-            entries = await connection.execute(statements.FORGET_HISTORY, before, limit)
-            batches = await connection.execute(statements.FORGET_BATCHES, before.date(), limit)
+            entries = await connection.execute(statements.DELETE_EXPIRED_HISTORY, before, limit)
+            batches = await connection.execute(statements.DELETE_EXPIRED_BATCHES, before.date(), limit)
             return sum(int(tag.split()[-1]) for tag in (entries, batches))
 
         return await self._gateway.run(delete, deadline_seconds=deadline_seconds)

@@ -137,7 +137,7 @@ SELECT number, entry_id, recorded_at, kind, correlation_id, event_id,
 FROM page WHERE place = 1 OR (place > 1 AND bytes <= $4) ORDER BY place
 """
 
-KEEP_ANNOUNCEMENTS = "INSERT INTO announcements (kind, topic, key, value) VALUES ($1, $2, $3, $4)"
+INSERT_ANNOUNCEMENTS = "INSERT INTO announcements (kind, topic, key, value) VALUES ($1, $2, $3, $4)"
 
 # Rows that another replica has locked are skipped.
 TAKE_ANNOUNCEMENTS = """
@@ -151,15 +151,15 @@ SELECT (SELECT count(*) FROM (SELECT FROM announcements LIMIT $1) AS first) AS c
     (SELECT value FROM announcements ORDER BY announcement_id LIMIT 1) AS oldest
 """
 
-FORGET_ANNOUNCEMENTS = "DELETE FROM announcements WHERE announcement_id = ANY ($1::bigint[])"
+DELETE_ANNOUNCEMENTS = "DELETE FROM announcements WHERE announcement_id = ANY ($1::bigint[])"
 
-FORGET_HISTORY = """
+DELETE_EXPIRED_HISTORY = """
 DELETE FROM history
 WHERE ctid = ANY (ARRAY(SELECT ctid FROM history WHERE recorded_at < $1 ORDER BY recorded_at LIMIT $2))
 """
 
 # An array instead of a join, because a join may read a whole table.
-FORGET_BATCHES = """
+DELETE_EXPIRED_BATCHES = """
 WITH old AS MATERIALIZED (
     SELECT batch_key FROM batches WHERE touched_on < $1 ORDER BY batch_id LIMIT $2 FOR UPDATE SKIP LOCKED
 ), no_essay AS (
