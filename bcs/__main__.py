@@ -4,7 +4,7 @@ from bcs.runtime.signals import hold
 
 
 def main() -> None:
-    """Listen for signals first: to import all the rest takes most of a second."""
+    """Handle signals first, because importing the other modules takes most of a second."""
     hold()
     from bcs.cli.main import main as run
 

@@ -1,43 +1,44 @@
 """The errors of BCS.
 
-One tree; each leaf carries its facts as typed fields and says whether trying again can help::
+One tree; each leaf carries its facts as typed fields, and `retryable` is True where a retry can help::
 
     BcsError
-    ├── ConfigurationError           the service must not start like this
+    ├── ConfigurationError           the service must not start with these settings
     │   ├── DependencyCycle
     │   ├── UnknownDependency
     │   ├── DuplicateName
-    │   ├── DependenciesDiffer       two pipelines of one file say different things about a phase
+    │   ├── DependenciesDiffer       two pipelines of one file give a phase different dependencies
     │   ├── UnreadableConfiguration
-    │   ├── RedisUnusable            it answers, and is none that BCS supports
-    │   └── DatabaseUnusable         it answers, and can't keep the record
+    │   ├── RedisUnusable            the server answers, but BCS does not support it
+    │   └── DatabaseUnusable         the database answers, but can't hold the archive
     ├── RequestRefused               the caller asked for something that will not be done
     │   ├── UnknownPipeline
     │   ├── PromptRequired
-    │   └── ReportOutdated           what is known lies so far ahead that a report would not count
+    │   └── ReportOutdated           a known fact lies so far in the future that a phase report would not count
     ├── UndecodableMessage           a Kafka message that can never be applied
     ├── ClocksDiffer                 retryable: this machine's clock or the store's is wrong
-    ├── KafkaUnavailable             retryable: no broker answers an operator's command
+    ├── KafkaUnavailable             retryable: Kafka did not do what a command needs
     ├── PartitionStalled             retryable: a part of a topic can't be read
     ├── UnknownTopic                 an operator named a topic that Kafka does not have
     ├── DeadLetterError
-    │   ├── UnreadableLetter         what lies on a dead-letter topic is no letter of ours
-    │   ├── OriginalGone             the letter has only its beginning, and the source no longer has the rest
-    │   └── ReplayFailed             retryable: nobody took it
+    │   ├── UnreadableDeadLetter     the message on a dead-letter topic was not written by BCS
+    │   ├── OriginalGone             the dead letter is truncated, and the source topic no longer has the message
+    │   └── ReplayFailed             retryable: the original could not be delivered
     └── StoreError
-        ├── StoreUnavailable         retryable: out of reach, too slow, refuses for now, or the circuit is open
-        ├── CommitConflict           retryable: another writer was faster
-        ├── OutboxFull               retryable: the announcements wait for Kafka
-        ├── BacklogFull              retryable: the facts wait for the record
-        ├── StoreRefused             what was to be written can't be stored, now or later
+        ├── StoreUnavailable         retryable: out of reach, too slow, refuses for now, or the circuit breaker is open
+        ├── CommitConflict           retryable: another writer changed the batch first
+        ├── OutboxFull               retryable: too many messages wait for Kafka
+        ├── BacklogFull              retryable: too many entries wait for PostgreSQL
+        ├── StoreRefused             the store will never accept this write
         ├── TooManyEssays            a batch would have more essays than it may have
-        ├── SchemaOutdated           the record's tables are missing, or of an older release
-        ├── SchemaLocked             retryable: another session is in the way of the schema's upgrade
-        └── StoreCorrupted           what is stored under a batch's keys is not what BCS writes
+        ├── SchemaOutdated           the archive's tables are missing, or of an older release
+        ├── SchemaLocked             retryable: another session blocks the upgrade of the schema
+        └── StoreCorrupted           a batch's keys hold data that BCS does not write
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -56,7 +57,14 @@ DeadLetterReason = Literal[
     "too_many_essays",
     "unknown_phase",
 ]
-"""Why a consumed message became a dead letter: all that there is, as metrics count each of them from zero."""
+"""Why a consumed message became a dead letter. Metrics start a counter at zero for each, so the list is complete."""
+
+
+def os_reason(error: OSError) -> str:
+    """The operating system's reason for an error, without the address or the file, which callers add themselves."""
+    # asyncio puts addresses into strerror, so the text of the number is better. A failed lookup has a negative number.
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or str(error)
 
 
 class BcsError(Exception):
@@ -70,7 +78,7 @@ class ConfigurationError(BcsError):
 
 
 class DependencyCycle(ConfigurationError):
-    """Phases that wait for each other.
+    """Phases depend on each other in a cycle.
 
     :param phases: the cycle, first phase repeated at the end.
     """
@@ -90,7 +98,7 @@ class UnknownDependency(ConfigurationError):
 
 
 class DuplicateName(ConfigurationError):
-    """One name stands for two things."""
+    """One name is defined twice."""
 
     def __init__(self, name: str, where: str) -> None:
         super().__init__(f"{name!r} is defined twice in {where}")
@@ -99,18 +107,18 @@ class DuplicateName(ConfigurationError):
 
 
 class DependenciesDiffer(ConfigurationError):
-    """In two pipelines of a file a phase depends on different phases; BCS has one rule for each phase.
+    """In two pipelines of one file a phase has different dependencies; BCS has one list of dependencies for each phase.
 
     :param phase: the phase.
-    :param first: the pipeline that says so first, and what the phase depends on there.
-    :param second: the pipeline that says otherwise, and what the phase depends on there.
+    :param first: the first pipeline, and the phases that the phase depends on there.
+    :param second: the pipeline that differs, and the phases that the phase depends on there.
     """
 
     def __init__(self, phase: str, first: tuple[str, tuple[str, ...]], second: tuple[str, tuple[str, ...]]) -> None:
         requirements = " and ".join(
             f"on {', '.join(names) or 'nothing'} in pipeline {pipeline!r}" for pipeline, names in (first, second)
         )
-        super().__init__(f"the phase {phase!r} depends {requirements}; both have to say the same")
+        super().__init__(f"the phase {phase!r} depends {requirements}; both must be the same")
         self.phase = phase
         self.first = first
         self.second = second
@@ -130,10 +138,10 @@ class UnreadableConfiguration(ConfigurationError):
 
 
 class DatabaseUnusable(ConfigurationError):
-    """The database that the settings name answers, and can't keep the permanent record as it is.
+    """The database in the settings answers, but can't hold the archive as it is.
 
-    :param problem: what is wrong with it.
-    :param fix: what to do about it.
+    :param problem: what is wrong with the database.
+    :param fix: what the operator has to do.
     """
 
     def __init__(self, problem: str, fix: str) -> None:
@@ -143,9 +151,9 @@ class DatabaseUnusable(ConfigurationError):
 
 
 class RedisUnusable(ConfigurationError):
-    """The server that the settings name answers, and is none that BCS supports.
+    """The Redis server in the settings answers, but BCS does not support it.
 
-    :param problem: what is wrong with it.
+    :param problem: what is wrong with the server.
     """
 
     def __init__(self, problem: str) -> None:
@@ -154,13 +162,13 @@ class RedisUnusable(ConfigurationError):
 
 
 class RequestRefused(BcsError):
-    """The caller asked for something that will not be done, now or later."""
+    """The request will not be carried out, now or later."""
 
 
 class UnknownPipeline(RequestRefused):
     """The requested pipeline is neither a phase nor a configured pipeline.
 
-    The message leaves out what was asked for: it is the caller's text.
+    The message leaves out the requested name, because that is the caller's text.
     """
 
     def __init__(self, requested: str, known: tuple[str, ...]) -> None:
@@ -170,7 +178,7 @@ class UnknownPipeline(RequestRefused):
 
 
 class PromptRequired(RequestRefused):
-    """The pipeline has phases that need the essay prompt, and the batch has none attached."""
+    """The pipeline has phases that need the essay prompt, and no prompt is attached to the batch."""
 
     def __init__(self, phases: tuple[str, ...]) -> None:
         super().__init__(f"no prompt is attached to the batch, and these phases need one: {', '.join(phases)}")
@@ -178,16 +186,16 @@ class PromptRequired(RequestRefused):
 
 
 class ReportOutdated(RequestRefused):
-    """Something is known of the phase, or of an essay, whose time lies further ahead than clocks may differ.
+    """A known fact about the phase, or about an essay, lies further in the future than clocks may differ.
 
-    :param phase: the phase of the report.
-    :param fact: the kind of the fact in the way.
-    :param essay_id: the essay that the fact is about; None where it is about all.
+    :param phase: the phase of the phase report.
+    :param fact: the kind of that fact.
+    :param essay_id: the essay of that fact; None where the fact is about all essays.
     :param at_us: the time of that fact, in microseconds since 1970 UTC.
     """
 
     def __init__(self, phase: str, fact: str, essay_id: str | None, at_us: int) -> None:
-        super().__init__(f"a fact that is known ({fact}) lies in the future, so a report on {phase} would not count")
+        super().__init__(f"a known fact ({fact}) lies in the future, so a report on {phase} would not count")
         self.phase = phase
         self.fact = fact
         self.essay_id = essay_id
@@ -195,9 +203,9 @@ class ReportOutdated(RequestRefused):
 
 
 class ClocksDiffer(BcsError):
-    """Nobody can say whether an event is ahead of time while the two clocks that are asked disagree.
+    """The clocks of this machine and of the store differ, so nobody can say whether an event lies in the future.
 
-    :param seconds: by how much.
+    :param seconds: the difference.
     """
 
     retryable = True
@@ -208,12 +216,12 @@ class ClocksDiffer(BcsError):
 
 
 class UndecodableMessage(BcsError):
-    """A message that can never be applied, however often it is tried.
+    """A message that can never be applied, however often it is retried.
 
-    :param reason: a short code, also a metric's label.
+    :param reason: a short code, which is also a metric's label.
     :param detail: what exactly is wrong, for the person who reads the dead letter.
-    :param batch_id: the batch, where the message named one.
-    :param correlation_id: of the envelope, where it could be read.
+    :param batch_id: the batch, where the message names one.
+    :param correlation_id: the event envelope's, where it could be read.
     """
 
     def __init__(
@@ -231,10 +239,10 @@ class UndecodableMessage(BcsError):
 
 
 class KafkaUnavailable(BcsError):
-    """Kafka did not do what a command needs. The service itself waits for it; this ends a command.
+    """Kafka did not do what a command needs. This error ends a command; the service waits for Kafka instead.
 
     :param cause: why, in a few words.
-    :param answered: a broker answered, and refuses.
+    :param answered: True if a broker answered and refused.
     """
 
     retryable = True
@@ -246,9 +254,9 @@ class KafkaUnavailable(BcsError):
 
 
 class PartitionStalled(BcsError):
-    """A partition can't be read on: its bytes are damaged, or the broker refuses it.
+    """A partition can't be read any further: its bytes are damaged, or the broker refuses the reads.
 
-    :param offset: the first offset that can't be read; None where that is the whole partition.
+    :param offset: the first offset that can't be read; None where no offset of the partition can be read.
     :param cause: why, in a few words.
     """
 
@@ -272,10 +280,10 @@ class UnknownTopic(BcsError):
 
 
 class DeadLetterError(BcsError):
-    """A dead letter can't be dealt with.
+    """A dead letter can't be read or replayed.
 
-    :param position: where it lies.
-    :param problem: why not.
+    :param position: the dead letter's topic, partition and offset.
+    :param problem: what is wrong.
     """
 
     def __init__(self, position: str, problem: str) -> None:
@@ -285,31 +293,31 @@ class DeadLetterError(BcsError):
 
 
 class UnreadableDeadLetter(DeadLetterError):
-    """What lies there is no letter of ours."""
+    """The message at this position is not a dead letter that BCS wrote."""
 
 
 class OriginalGone(DeadLetterError):
-    """The letter does not have all of its original, and at its source the original is gone, or can't be read."""
+    """The dead letter is truncated, and its original is gone from the source topic or can't be read there."""
 
 
 class ReplayFailed(DeadLetterError):
-    """Whoever was to take the original did not; the letter stays as it is."""
+    """The original could not be delivered; the dead letter stays as it is."""
 
     retryable = True
 
 
 class StoreError(BcsError):
-    """The state store did not do what was asked."""
+    """A store did not carry out a call."""
 
 
 class StoreUnavailable(StoreError):
-    """The state store is out of reach; whether a write happened is unknown.
+    """A store is out of reach, or refuses for now; whether a write happened is unknown.
 
-    :param store: which store.
+    :param store: the store's name.
     :param cause: why, in a few words.
-    :param answered: the store does answer: it refused this, and may do other things.
-    :param late: there was no answer in time: the store may be well, and this too much for it.
-    :param address: where the store was tried, and the setting that says so; empty where nothing was tried.
+    :param answered: True if the store answered and refused this call; other calls may succeed.
+    :param late: True if no answer came before the deadline: the store may be healthy, and this call too large.
+    :param address: the address that was tried, with its setting; empty where no connection was tried.
     """
 
     retryable = True
@@ -325,7 +333,7 @@ class StoreUnavailable(StoreError):
         self.address = address
 
     def __str__(self) -> str:
-        """What was tried, where, and why it failed."""
+        """The store, its address and the cause in one line."""
         at = f" at {self.address}" if self.address else ""
         return f"{self.store} {'refuses' if self.answered else 'is out of reach'}{at}: {self.cause}"
 
@@ -354,7 +362,7 @@ class OutboxFull(StoreError):
 
 
 class BacklogFull(StoreError):
-    """So many facts wait for the archive that no more are accepted.
+    """So many entries wait for PostgreSQL that no more are accepted.
 
     :param limit: the number of entries that may wait.
     """
@@ -362,19 +370,19 @@ class BacklogFull(StoreError):
     retryable = True
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} entries wait for the archive; no more are accepted until some are written")
+        super().__init__(f"{limit} entries wait for PostgreSQL; no more are accepted until some are written")
         self.limit = limit
 
 
 class StoreRefused(StoreError):
-    """What was to be written can't be stored, however often it is tried.
+    """The store will never accept this write, however often it is retried.
 
-    :param store: which store.
-    :param problem: its reason.
+    :param store: the store's name.
+    :param problem: the store's reason.
     """
 
     def __init__(self, store: str, problem: str) -> None:
-        super().__init__(f"{store} will not take it: {problem}")
+        super().__init__(f"{store} does not accept this write: {problem}")
         self.store = store
         self.problem = problem
 
@@ -382,9 +390,9 @@ class StoreRefused(StoreError):
 class TooManyEssays(StoreError):
     """With these facts a batch would have more essays than a batch may have; nothing was written.
 
-    :param limit: how many it may have.
-    :param known: how many it has.
-    :param strangers: the essays among these that it does not have yet.
+    :param limit: how many essays a batch may have.
+    :param known: how many essays the batch has.
+    :param strangers: the essays of these facts that the batch does not have yet.
     """
 
     def __init__(self, limit: int, known: int, strangers: frozenset[str]) -> None:
@@ -397,7 +405,7 @@ class TooManyEssays(StoreError):
 
 
 class SchemaOutdated(StoreError):
-    """The archive's tables are missing or of an older release, and whoever found out must not change them."""
+    """The archive's tables are missing or of an older release, and this process must not change them."""
 
     def __init__(self) -> None:
         super().__init__("the archive's tables are missing or of an older release: run `bcs db upgrade`")
@@ -405,11 +413,11 @@ class SchemaOutdated(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session of the database.
+    """A session of the database server.
 
-    :param pid: the id of its process.
-    :param application: the name that its client gave itself.
-    :param state: as PostgreSQL names it; None where it does not tell.
+    :param pid: the id of the session's process.
+    :param application: the application name that the client sent.
+    :param state: the state that PostgreSQL reports; None where PostgreSQL does not report one.
     """
 
     pid: int
@@ -422,9 +430,9 @@ class Session:
 
 
 class SchemaLocked(StoreError):
-    """The record's schema can't be upgraded now, and nothing was changed: other sessions hold what it takes.
+    """The archive's schema can't be upgraded now, and nothing was changed: other sessions hold the locks.
 
-    :param sessions: those; none where the database does not tell, or where they have just ended.
+    :param sessions: these sessions; empty where PostgreSQL does not report them, or where they have just ended.
     :param upgrading: True if they hold the lock of an upgrade, False if they use the tables.
     """
 
@@ -433,7 +441,7 @@ class SchemaLocked(StoreError):
     def __init__(self, sessions: tuple[Session, ...], *, upgrading: bool) -> None:
         reason = "another upgrade holds the lock" if upgrading else "the tables are in use"
         by = f": {', '.join(map(str, sessions))}" if sessions else ""
-        # One that has ended its work and kept the lock: an earlier release, through a pooler.
+        # An idle session that still holds the lock: an earlier release leaves one behind when it runs through a pooler.
         left = [session for session in sessions if upgrading and session.state == "idle"]
         fix = f"; SELECT pg_terminate_backend({left[0].pid}) ends an idle one" if left else ""
         super().__init__(f"the schema can't be upgraded now, {reason}{by}{fix}")
@@ -442,10 +450,10 @@ class SchemaLocked(StoreError):
 
 
 class StoreCorrupted(StoreError):
-    """What is stored under a batch's keys is not what BCS writes.
+    """A batch's keys hold data that BCS does not write.
 
-    :param key: the key.
-    :param problem: what was found there.
+    :param key: the Redis key.
+    :param problem: what the key holds.
     """
 
     def __init__(self, key: str, problem: str) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bcs.cli.output import plain
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
-from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved
+from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved
 from bcs.domain.times import format_timestamp
 from bcs.http.documents import OUTCOMES
 from bcs.ops.wording import counted
@@ -23,15 +23,15 @@ def history_page(batch_id: str, page: HistoryPage) -> RenderableType:
     count = len(page.entries)
     shown = f": {count} {'entry' if count == 1 else 'entries'}, newest first" if count else ": no such entry"
     parts: list[RenderableType] = [Text.assemble("Batch ", plain(batch_id, "bold"), shown)]
-    for kept in page.entries:
-        parts += [Text(), *_printed_line(kept)]
+    for archived in page.entries:
+        parts += [Text(), *_printed_lines(archived)]
     if page.continues_before is not None:
-        parts += [Text(), Text(f"There are older ones: --before {page.continues_before}")]
+        parts += [Text(), Text(f"There are older entries: --before {page.continues_before}")]
     return Group(*parts)
 
 
-def _printed_line(kept: KeptEntry) -> list[RenderableType]:
-    entry = kept.entry
+def _printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
+    entry = archived.entry
     if isinstance(entry, PipelineResolved):
         origin = f"asked by {entry.asked_by}; read from {entry.source}, version {entry.version}"
         lines = [_answer(entry), origin]
@@ -39,7 +39,7 @@ def _printed_line(kept: KeptEntry) -> list[RenderableType]:
         lines = [*_sentences(entry.facts), *_origin(entry)]
     if entry.correlation_id:
         lines.append(f"correlation id {entry.correlation_id}")
-    heading = Text.assemble((format_timestamp(entry.at_us), "bold"), f"  number {kept.number}")
+    heading = Text.assemble((format_timestamp(entry.at_us), "bold"), f"  number {archived.number}")
     return [heading, *(Padding(plain(line), (0, 0, 0, 2), expand=False) for line in lines)]
 
 
@@ -59,15 +59,15 @@ def _sentences(facts: Sequence[Fact]) -> list[str]:
     for fact in facts:
         if isinstance(fact, EssayPhaseEnded):
             count = essays[fact.phase, fact.outcome]
-            whom = f"essay {fact.essay_id}" if count == 1 else f"{count} essays"
-            sentences[f"{fact.phase} {OUTCOMES[fact.outcome]} for {whom}"] = None
+            essays_text = f"essay {fact.essay_id}" if count == 1 else f"{count} essays"
+            sentences[f"{fact.phase} {OUTCOMES[fact.outcome]} for {essays_text}"] = None
         elif isinstance(fact, PhaseOutcome):
             sentences[_outcome(fact)] = None
         elif isinstance(fact, PhaseReported):
             sentences[f"{fact.phase} reported {OUTCOMES[fact.outcome]} for the whole batch"] = None
         elif isinstance(fact, PhaseInvalidated):
-            whom = "all essays" if fact.essay_id is None else f"essay {fact.essay_id}"
-            sentences[f"what was known of {fact.phase} invalidated for {whom}"] = None
+            scope = "all essays" if fact.essay_id is None else f"essay {fact.essay_id}"
+            sentences[f"{fact.phase} invalidated for {scope}"] = None
         else:
             named = counted(len(fact.essay_ids), "essay")
             sentences[f"{named} registered, {fact.expected_count} expected"] = None
@@ -81,7 +81,9 @@ def _outcome(fact: PhaseOutcome) -> str:
         for outcome, essays in ((Outcome.COMPLETED, fact.completed), (Outcome.FAILED, fact.failed))
         if essays
     ]
-    return f"{fact.phase} {', '.join(lists)}" if lists else f"{fact.phase} ended ({fact.status}), and names no essay"
+    return (
+        f"{fact.phase} {', '.join(lists)}" if lists else f"{fact.phase} ended ({fact.status}), without a list of essays"
+    )
 
 
 def _origin(entry: FactsRecorded) -> list[str]:

@@ -1,4 +1,4 @@
-"""`bcs batches`: the state of a batch, the essays that hold its phases back, and its history."""
+"""`bcs batches`: the state of a batch, the essays that block its phases, and its history."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from bcs.cli.archive_reading import read_history
 from bcs.cli.batch_history import history_page
 from bcs.cli.known import read_known
 from bcs.cli.options import PANEL, AsJson, BatchId, command_group
 from bcs.cli.output import plain, present, print_json, table
-from bcs.cli.records import read_history
 from bcs.config.pipelines import pipelines_of
 from bcs.config.settings import load_settings
 from bcs.domain.pipelines import PLATFORM_PHASES
@@ -24,6 +24,7 @@ from bcs.domain.times import format_timestamp
 from bcs.errors import BcsError
 from bcs.http.documents import (
     OUTCOMES,
+    BatchPage,
     Extent,
     history_document,
     phase_document,
@@ -39,16 +40,16 @@ app = command_group("batches")
 
 
 class UnknownBatch(BcsError):
-    """BCS does not know the batch."""
+    """Neither Redis nor the archive has the batch."""
 
     def __init__(self, batch_id: str) -> None:
-        super().__init__(f"nothing is known of the batch {printable(batch_id)}: no event named it, or it has expired")
+        super().__init__(f"the batch {printable(batch_id)} is unknown: no event named it, or it has expired")
         self.batch_id = batch_id
 
 
 @app.callback(rich_help_panel=PANEL)
 def batches() -> None:
-    """Look at batches."""
+    """Show the state and the history of batches."""
 
 
 @app.command()
@@ -63,7 +64,7 @@ def show(
             "--limit",
             metavar="N",
             min=1,
-            help="With --json, at most so many essays in a list. [default: all]",
+            help="With --json, how many essays a list has at most. [default: all]",
             show_default=False,
         ),
     ] = None,
@@ -72,17 +73,17 @@ def show(
         typer.Option(
             "--after",
             metavar="ESSAY",
-            help="With --json, only essays whose ids come behind this one. [default: begin with the first]",
+            help="With --json, only essays whose ids come after this id. [default: begin with the first]",
             show_default=False,
         ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show which phases of a batch are complete, and which essays keep each other phase from being complete.
+    """Show which phases of a batch are complete, and which essays block the other phases.
 
     Reads Redis and, where BCS_DATABASE_URL is set, the archive in PostgreSQL. The service need not run, and nothing is
-    written. A phase lists 20 essays at most, and a phase of which nothing is known lists none. `--phase` lists the
-    essays of that phase in any case. `--json` lists all essays, or as many as `--limit` says.
+    written. A phase lists 20 essays at most, and a phase without any facts lists none. `--phase` lists the essays of
+    that phase in any case. `--json` lists all essays, or as many as `--limit` allows.
     """
     settings = load_settings()
     definitions = pipelines_of(settings)
@@ -94,15 +95,25 @@ def show(
     phases = phases_to_show(state, definitions.phases)
     if phase is not None:
         if phase not in {*phases, *PLATFORM_PHASES}:
-            raise typer.BadParameter(f"there is no such phase; there are: {', '.join(phases)}", param_hint="--phase")
+            raise typer.BadParameter(
+                f"there is no such phase; the phases are: {', '.join(phases)}", param_hint="--phase"
+            )
         phases = [phase]
     evaluation = Evaluation(state, law)
     reports = [evaluation.explain(name) for name in phases]
     if as_json:
         extent = Extent(after, limit)
         explained = [phase_document(of, extent) for of in reports]
-        essays = evaluation.essays
-        document = state_document(batch_id, state, known.version, known.source, essays, extent, str)
+        page = BatchPage(
+            batch_id=batch_id,
+            state=state,
+            version=known.version,
+            source=known.source,
+            essays=evaluation.essays,
+            extent=extent,
+            next_after=str,
+        )
+        document = state_document(page)
         print_json({**document, "phases": explained})
     else:
         present(_page(batch_id, state, known.version, reports, in_full=phase is not None))
@@ -112,7 +123,7 @@ def show(
 def history(
     batch_id: BatchId,
     limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=1, max=MOST_ENTRIES, help="At most so many entries.")
+        int, typer.Option("--limit", metavar="N", min=1, max=MOST_ENTRIES, help="How many entries at most.")
     ] = USUAL_ENTRIES,
     before: Annotated[
         int | None,
@@ -126,10 +137,10 @@ def history(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what became known of a batch and what was answered because of it, newest first.
+    """Show the facts that arrived about a batch, and the answers about it, newest first.
 
-    Reads the archive in PostgreSQL that BCS_DATABASE_URL names; the service need not run. Essays are counted where an
-    event is about several. With --json all are named, with the time of each fact.
+    Reads the archive in PostgreSQL (BCS_DATABASE_URL); the service need not run. Where an event is about several
+    essays, their number is shown. With --json each essay is listed, with the time of each fact.
     """
     below = None if before is None else min(before, HIGHEST_NUMBER)
     page = read_history(load_settings(), batch_id, before=below, limit=limit)
@@ -154,13 +165,13 @@ def _page(
         Text(),
         _times(reports),
     ]
-    # For a phase that has not begun, a list of all essays would hide the other phases.
+    # The essays of a phase that has not begun are not listed, because they would hide the other phases.
     unmarked = [of.phase for of in reports if of.newest is None and of.outcome is None and not in_full]
     for of in reports:
         if not of.progress.complete and of.phase not in unmarked:
             parts += [Text(), *_explanation(of, registered=state.expected is not None)]
     if unmarked:
-        parts += [Text(), Text.assemble("No data yet: ", plain(", ".join(unmarked), "bold"))]
+        parts += [Text(), Text.assemble("No facts yet about: ", plain(", ".join(unmarked), "bold"))]
     return Group(*parts)
 
 
@@ -180,10 +191,10 @@ def _times(reports: Sequence[PhaseExplanation]) -> RenderableType:
     for of in reports:
         known = [("newest mark", of.newest)] if of.newest else []
         known += [(f"reported {OUTCOMES[of.report.outcome]}", of.report)] if of.report else []
-        rows = [(what, mark.at_us) for what, mark in known]
+        rows = [(label, mark.at_us) for label, mark in known]
         rows += [(f"outcome {of.outcome.status}", of.outcome.at_us)] if of.outcome else []
-        for what, at_us in rows:
-            times.add_row(plain(of.phase), plain(what), format_timestamp(at_us))
+        for label, at_us in rows:
+            times.add_row(plain(of.phase), plain(label), format_timestamp(at_us))
     return times
 
 
@@ -191,8 +202,8 @@ def _explanation(of: PhaseExplanation, *, registered: bool) -> list[RenderableTy
     held_back_by = of.held_back_by
     lines: list[RenderableType] = []
     if held_back_by:
-        lines.append(Text.assemble(plain(of.phase, "bold"), f" is held back by {counted(len(held_back_by), 'essay')}:"))
-        essays = table("essay", "reason")
+        lines.append(Text.assemble(plain(of.phase, "bold"), f" is blocked by {counted(len(held_back_by), 'essay')}:"))
+        essays = table("essay", "why")
         for essay in held_back_by[:_LISTED]:
             essays.add_row(plain(essay.essay_id), _why(essay, of))
         lines.append(Padding(essays, (0, 0, 0, 2), expand=False))
@@ -204,11 +215,7 @@ def _explanation(of: PhaseExplanation, *, registered: bool) -> list[RenderableTy
     if not lines and of.progress.completed and not registered:
         lines.append(Text.assemble(plain(of.phase, "bold"), " is not complete, because the batch is not registered"))
     if not lines:
-        lines.append(
-            Text.assemble(
-                plain(of.phase, "bold"), ": no essay is known, and no phase report or outcome covers the batch"
-            )
-        )
+        lines.append(Text.assemble(plain(of.phase, "bold"), ": no essay is known, and no report covers the batch"))
     return lines
 
 

@@ -27,7 +27,7 @@ WaitSeconds = Annotated[
         "--wait",
         metavar="SECONDS",
         min=0,
-        help="How long to wait while another session is in the way; default 60",
+        help="How long to wait while another session blocks the upgrade; default 60",
         show_default=False,
     ),
 ]
@@ -40,17 +40,17 @@ def db() -> None:
 
 @app.command()
 def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
-    """Upgrade the schema of the archive.
+    """Upgrade the archive's schema.
 
-    The service does the same at its start, if its user has the rights. Several upgrades may start at once, beside
-    running services: they wait for each other, and only the first one changes anything.
+    The service does the same at its start, if its user may. Several processes may run this at the same time, also while
+    services run: they upgrade one after the other, and only the first finds something to upgrade.
     """
-    # The error says everything, and the output may have to be JSON.
+    # The error has all details, and the output may have to be JSON.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     settings = load_settings()
     url = named_database(settings)
     from bcs.storage.postgres import schema
-    from bcs.storage.postgres.gateway import NO_ANSWER, brief
+    from bcs.storage.postgres.gateway import NO_ANSWER, cause_of
     from bcs.storage.postgres.inspecting import inspect
 
     shown: set[tuple[int, ...]] = set()
@@ -62,12 +62,12 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
             typer.echo(f"Waiting for up to {wait_seconds:g} s: {locked}", err=True)
 
     async def upgraded() -> schema.Upgraded:
-        # The inspection comes first, because connecting may take longer in the upgrade.
+        # The inspection comes first, because its deadlines are shorter than those of the upgrade.
         await inspect(url, settings.database_deadline_seconds)
         try:
             return await schema.upgrade(url, wait_seconds=wait_seconds, waiting=waiting)
         except NO_ANSWER as error:
-            raise StoreRefused("postgresql", brief(error)) from error
+            raise StoreRefused("postgresql", cause_of(error)) from error
 
     outcome = running.run(upgraded)
     if as_json:
@@ -81,12 +81,12 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
 
 @app.command()
 def rebuild(as_json: AsJson = False) -> None:
-    """Write the facts that Kafka still has to the archive again, while the service runs.
+    """Write the facts that Kafka still has to the archive again; the service may run meanwhile.
 
-    Reads the consumed topics from their beginning to their present end, older messages first, and invalidates the
-    copies of these batches in Redis. For an archive that was lost, or begun late. Existing rows stay as they are, so
-    the command can be stopped and run again. What is not in Kafka does not come back: phase reports over HTTP, and
-    answers.
+    For an archive that was lost, or added late. Reads the consumed topics from their beginning to their present end,
+    older messages first, and invalidates the copies of these batches in Redis. Facts that the archive has already do
+    not change, so the command can be stopped and run again. Phase reports and answers are not in Kafka, so they are not
+    restored.
     """
     settings = load_settings()
     named_database(settings)

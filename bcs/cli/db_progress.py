@@ -67,7 +67,9 @@ class RebuildOutput:
         if stats.refused:
             typer.echo(f"  {counted(stats.refused, 'message')} can't be stored")
         if not self.complete:
-            typer.echo("It was stopped. Run it again to begin anew; what is done twice changes nothing.")
+            typer.echo(
+                "The rebuild was stopped. Run it again from the beginning; facts that are written twice change nothing."
+            )
 
     def _document(self, reader: OrderedTopicReader, stats: RebuildStats, seconds: float, rate: float) -> dict[str, Any]:
         return {

@@ -14,12 +14,12 @@ from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.errors import BcsError
 from bcs.ops.dlq.reading import reading_clients
-from bcs.ops.rebuild.crowding import Crowding
+from bcs.ops.rebuild.essay_limit import EssayLimit
 from bcs.ops.rebuild.reading import OrderedTopicReader
 from bcs.ops.rebuild.rebuilder import Rebuilder, RebuildStats
 from bcs.ops.stores import StateInMemory, connected
 from bcs.runtime.signals import stop_signals
-from bcs.storage.postgres.opening import open_record
+from bcs.storage.postgres.opening import open_archive
 from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.wire import topics
 from bcs.wire.decoding import EventDecoder, microseconds
@@ -50,7 +50,7 @@ async def rebuild_until_signalled(
     async with anyio.create_task_group() as group:
 
         async def listen() -> None:
-            # Only the first signal is handled here: the sender of a second signal does not want to wait.
+            # Only the first signal is handled here. A second signal ends the process at once.
             with anyio.open_signal_receiver(*stop_signals()) as signals:
                 async for number in signals:
                     received.append(number)
@@ -74,10 +74,10 @@ async def _rebuild(
     begun: Callable[[OrderedTopicReader, RebuildStats], Callable[[], None]],
 ) -> None:
     async with AsyncExitStack() as stack:
-        record = open_record(settings)
-        stack.push_async_callback(record.aclose)
-        await record.ensure_usable(_PROBE_SECONDS)
-        await record.probe(_PROBE_SECONDS)
+        archive = open_archive(settings)
+        stack.push_async_callback(archive.aclose)
+        await archive.ensure_usable(_PROBE_SECONDS)
+        await archive.probe(_PROBE_SECONDS)
         gateway = await stack.enter_async_context(connected(settings))
         await gateway.ping()
         stored = StoredBatches(gateway, key_prefix=settings.redis_key_prefix)
@@ -90,15 +90,15 @@ async def _rebuild(
             phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
         )
         now_us, max_skew_us = microseconds(datetime.now(UTC)), int(settings.max_clock_skew_seconds * 1_000_000)
-        crowding = Crowding(record, settings.max_essays_per_batch)
+        essay_limit = EssayLimit(archive, settings.max_essays_per_batch)
         notify = begun(reader, stats)
         await Rebuilder(
             decoder=decoder,
-            record=record,
+            archive=archive,
             stored=stored,
             notify=notify,
             now_us=now_us,
             max_skew_us=max_skew_us,
             stats=stats,
-            crowding=crowding,
+            essay_limit=essay_limit,
         ).rebuild(reader)

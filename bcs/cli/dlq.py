@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcs.cli.dlq_listing import nothing_selected, say_index, say_plan
-from bcs.cli.dlq_progress import say_progress
+from bcs.cli.dlq_listing import nothing_selected, print_index, print_plan
+from bcs.cli.dlq_progress import print_progress
 from bcs.cli.dlq_selecting import (
     Batches,
     DeadLetters,
@@ -23,7 +23,7 @@ from bcs.cli.dlq_selecting import (
     one_position,
     selection_of,
 )
-from bcs.cli.dlq_show import NotADeadLetter, say_dead_letter, say_junk
+from bcs.cli.dlq_show import NotADeadLetter, print_dead_letter, print_junk
 from bcs.cli.options import PANEL, URL_OF_SETTINGS, AsJson, ServiceUrl, command_group
 from bcs.cli.output import print_json
 from bcs.errors import UnknownTopic, UnreadableDeadLetter
@@ -31,7 +31,7 @@ from bcs.ops.dlq.selection import DeadLetterRange, Selection
 from bcs.ops.wording import counted, printable
 from bcs.runtime import running
 from bcs.wire import topics
-from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, marked_offset, purged_offset
+from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, purged_offset, replayed_offset
 from bcs.wire.published import SERVICE
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ app = command_group("dlq")
 
 @app.callback(rich_help_panel=PANEL)
 def dlq() -> None:
-    """Dead letters: list, show, replay and delete the messages that could not be processed."""
+    """Dead letters: messages that could not be processed. List, show, replay and delete them."""
 
 
 _FAILED = 1
@@ -58,14 +58,14 @@ def list_dead_letters(
     since: Since = None,
     until: Until = None,
     service: Services = None,
-    each: Annotated[bool, typer.Option("--each", help="List each dead letter, not only the counts.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="List every dead letter, not only the counts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count dead letters by topic, reason and service: waiting and replayed ones, with the oldest and newest time."""
+    """Count dead letters by topic, reason and service: how many wait, how many were replayed; oldest and newest."""
     settings = _settings()
     selection = selection_of(None, topic, reason, batch, since, until, service)
     index = running.run(_read_index, settings, selection)
-    say_index(index, each=each, as_json=as_json)
+    print_index(index, each=each, as_json=as_json)
     _exit_if_stalled(index)
 
 
@@ -77,18 +77,18 @@ def show(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show a dead letter: its envelope, the reason, its headers, and its bytes if they are not JSON."""
+    """Show one dead letter: its envelope, its reason, its headers, and its bytes where they are not JSON."""
     settings = _settings()
     place = DeadLetterRange.parse(dead_letter)
     found = running.run(_look_up, settings, DeadLetterPosition(place.topic, place.partition, place.first))
     if found is None:
-        why = "it was deleted, is still to come, or is a transaction's marker"
+        why = "it was deleted, is not written yet, or is a transaction's marker"
         typer.echo(f"bcs: there is no dead letter at {dead_letter}: {why}", err=True)
         raise typer.Exit(_FAILED)
     if isinstance(found, tuple):
-        say_dead_letter(found[0], replayed=found[1], as_json=as_json)
+        print_dead_letter(found[0], replayed=found[1], as_json=as_json)
         return
-    say_junk(found, as_json=as_json)
+    print_junk(found, as_json=as_json)
     raise typer.Exit(_FAILED)
 
 
@@ -104,22 +104,22 @@ def replay(
     everything: Annotated[
         bool, typer.Option("--all", help="All dead letters of BCS that were not replayed yet.")
     ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Also those that were replayed before.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be replayed, and where to.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Include dead letters that were replayed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print which dead letter would go where.")] = False,
     rate: Annotated[
-        float | None, typer.Option(min=0.001, max=1e6, help="At most so many dead letters a second.")
+        float | None, typer.Option(min=0.001, max=1e6, help="How many dead letters a second at most.")
     ] = None,
     url: ServiceUrl = URL_OF_SETTINGS,
     as_json: AsJson = False,
 ) -> None:
-    """Replay dead letters: messages to their topic, resolutions to the service. Exits with 1 if one failed.
+    """Replay dead letters: messages to their source topics, resolutions to the service. Exits 1 if one fails.
 
-    A dead letter is marked as replayed once the broker has acknowledged its original. After an interruption, run the
-    command again. Dead letters of another service are replayed only if they are named, or with --service.
+    A dead letter is marked as replayed once its original is acknowledged. If the command was stopped, run it again.
+    Dead letters of other services are replayed only if they are named, or with --service.
     """
     selection = selection_of(dead_letters, topic, reason, batch, since, until, service)
     if selection.empty and not everything:
-        raise typer.BadParameter("say which dead letters, or --all for all that were not replayed yet")
+        raise typer.BadParameter("name dead letters, or use --all for all that were not replayed yet")
     settings = _settings()
     index = running.run(_read_index, settings, selection)
     chosen = {
@@ -127,11 +127,11 @@ def replay(
     }
     wanted = sorted(position for position in chosen if again or position not in index.replayed)
     if not as_json:
-        _say_left_out(index, chosen, wanted)
+        _print_left_out(index, chosen, wanted)
     if dry_run:
-        say_plan([index.dead_letters[position] for position in wanted], as_json=as_json)
+        print_plan([index.dead_letters[position] for position in wanted], as_json=as_json)
         return
-    with say_progress(len(wanted), as_json=as_json) as outcome:
+    with print_progress(len(wanted), as_json=as_json) as outcome:
         running.run(_replay, settings, wanted, url, rate, outcome.notify)
     if outcome.failed:
         raise typer.Exit(_FAILED)
@@ -142,15 +142,15 @@ def replay(
 def purge_dead_letters(
     topic: Topics = None,
     before: Annotated[
-        datetime | None, typer.Option(parser=a_timestamp, metavar="TIME", help="What is newer stays.")
+        datetime | None, typer.Option(parser=a_timestamp, metavar="TIME", help="Newer dead letters stay.")
     ] = None,
     service: Services = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete dead letters permanently, replayed or not. Asks for confirmation.
+    """Delete dead letters for good, replayed or not, after a confirmation.
 
-    Dead letters of another service stay unless --service names that service, and so do all dead letters after them.
+    Dead letters of other services stay, unless --service names that service, and so do all dead letters after them.
     """
     from bcs.ops.dlq.purging import last_to_purge, purge, purged
 
@@ -162,7 +162,7 @@ def purge_dead_letters(
     waiting = [position for position in gone if position not in index.replayed]
     if gone and not yes:
         many = counted(len(gone), "dead letter")
-        typer.echo(f"{many} would be deleted permanently, {len(waiting)} of them never replayed.", err=as_json)
+        typer.echo(f"{many} would be deleted for good, {len(waiting)} of them never replayed.", err=as_json)
         typer.confirm("Delete them?", abort=True, err=as_json)
     deleted = running.run(purge, settings, last) if gone else True
     stay = sum(dead_letter.service not in services for dead_letter in index.dead_letters.values())
@@ -171,14 +171,16 @@ def purge_dead_letters(
     else:
         typer.echo(f"{counted(len(gone), 'dead letter')} deleted." if gone else "There is nothing to delete.")
         if not deleted:
-            typer.echo("This broker can't delete records: the dead letters are marked as purged, and no longer listed.")
+            typer.echo(
+                "This broker can't delete records: the dead letters are marked as purged, and not shown any more."
+            )
         if stay:
             many = f"{counted(stay, 'dead letter')} of other services {'stays' if stay == 1 else 'stay'}"
-            typer.echo(f"{many}, with those after them: see `bcs dlq list`, and --service.")
+            typer.echo(f"{many}, with all dead letters after them: see `bcs dlq list`, and --service.")
     _exit_if_stalled(index)
 
 
-def _say_left_out(index: DeadLetterIndex, chosen: set[DeadLetterPosition], wanted: list[DeadLetterPosition]) -> None:
+def _print_left_out(index: DeadLetterIndex, chosen: set[DeadLetterPosition], wanted: list[DeadLetterPosition]) -> None:
     """Print the reasons why some dead letters are not replayed."""
     others = {where: dead_letter.service for where, dead_letter in index.dead_letters.items() if where not in chosen}
     if waiting := {where for where in others if where not in index.replayed}:
@@ -186,7 +188,7 @@ def _say_left_out(index: DeadLetterIndex, chosen: set[DeadLetterPosition], wante
         many = (
             f"{counted(len(waiting), 'dead letter')} of other services {'is' if len(waiting) == 1 else 'are'} left out"
         )
-        typer.echo(printable(f"{many} ({names}); --service takes them."), err=True)
+        typer.echo(printable(f"{many} ({names}); --service includes them."), err=True)
     if chosen and not wanted:
         typer.echo("All of these dead letters were replayed before; --again replays them once more.", err=True)
     if not index.dead_letters:
@@ -228,7 +230,7 @@ async def _look_up(settings: Settings, position: DeadLetterPosition) -> tuple[De
         record = await reader.record_at(position.topic, position.partition, position.offset)
         if record is None:
             return None
-        marked = marked_offset(record.key, record.value)
+        marked = replayed_offset(record.key, record.value)
         if marked is not None:
             return NotADeadLetter(
                 f"this marks the dead letter at offset {marked} as replayed", record.key, record.value

@@ -17,7 +17,7 @@ from bcs.wire.published import SERVICE
 if TYPE_CHECKING:
     from bcs.ops.dlq.reading import DeadLetterIndex
 
-_UNREADABLE = "(not of BCS)"
+_UNREADABLE = "(not a dead letter of BCS)"
 _SECONDS_CHARACTERS = 19
 
 
@@ -30,10 +30,10 @@ class Group:
     times: list[str] = field(default_factory=list)
 
 
-def say_index(index: DeadLetterIndex, *, each: bool, as_json: bool) -> None:
+def print_index(index: DeadLetterIndex, *, each: bool, as_json: bool) -> None:
     """Print counts by topic, reason and service; with `each`, print every dead letter."""
     if each:
-        _say_each(index, as_json=as_json)
+        _print_each(index, as_json=as_json)
         return
     groups: dict[tuple[str, str, str], Group] = {}
     for position, dead_letter in index.dead_letters.items():
@@ -67,12 +67,12 @@ def say_index(index: DeadLetterIndex, *, each: bool, as_json: bool) -> None:
             typer.echo(printable(topic))
             short = [{**row, "oldest": _seconds(row["oldest"]), "newest": _seconds(row["newest"])} for row in of_topic]
             shared = any(row["service"] not in (None, SERVICE) for row in short)
-            _say_rows(("reason", "waiting", "replayed", "oldest", "newest", *(["service"] if shared else [])), short)
+            _print_rows(("reason", "waiting", "replayed", "oldest", "newest", *(["service"] if shared else [])), short)
     else:
-        _say_rows(("topic", "reason", "waiting", "replayed", "oldest", "newest", "service"), rows)
+        _print_rows(("topic", "reason", "waiting", "replayed", "oldest", "newest", "service"), rows)
 
 
-def _say_each(index: DeadLetterIndex, *, as_json: bool) -> None:
+def _print_each(index: DeadLetterIndex, *, as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "position": str(position),
@@ -93,11 +93,11 @@ def _say_each(index: DeadLetterIndex, *, as_json: bool) -> None:
         for row in rows:
             state = "replayed" if row["replayed"] else "waits"
             typer.echo(row["position"])
-            about = f"  {row['reason']}, batch {text_of(row['batch'])}, {_seconds(row['time'])}"
-            writer = "" if row["service"] == SERVICE else f", of {row['service']}"
-            typer.echo(printable(f"{about}, {counted(row['failures'], 'failure')}, {state}{writer}"))
+            summary = f"  {row['reason']}, batch {text_of(row['batch'])}, {_seconds(row['time'])}"
+            writer = "" if row["service"] == SERVICE else f", from {row['service']}"
+            typer.echo(printable(f"{summary}, {counted(row['failures'], 'failure')}, {state}{writer}"))
     elif rows or unreadable:
-        _say_rows(("position", "reason", "batch", "time", "failures", "replayed", "service"), rows)
+        _print_rows(("position", "reason", "batch", "time", "failures", "replayed", "service"), rows)
     if not rows and not unreadable:
         typer.echo(nothing_selected(index.total))
     for position, problem in unreadable.items():
@@ -114,7 +114,7 @@ def nothing_selected(total: int) -> str:
     return f"None of the {total:,} dead letters matches." if total > 1 else "The only dead letter does not match."
 
 
-def say_plan(dead_letters: Sequence[DeadLetter], *, as_json: bool) -> None:
+def print_plan(dead_letters: Sequence[DeadLetter], *, as_json: bool) -> None:
     """Print the target of each dead letter."""
     rows: list[dict[str, Any]] = [
         {
@@ -136,11 +136,11 @@ def say_plan(dead_letters: Sequence[DeadLetter], *, as_json: bool) -> None:
             typer.echo(row["position"])
             typer.echo(printable(f"  to {row['goes_to']}; {row['reason']}, batch {text_of(row['batch'])}"))
     else:
-        _say_rows(("position", "goes_to", "reason", "batch", "failures"), rows)
+        _print_rows(("position", "goes_to", "reason", "batch", "failures"), rows)
     typer.echo(f"{counted(len(rows), 'dead letter')} would be replayed; nothing was done.")
 
 
-def _say_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+def _print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     if not on_terminal():
         # The columns are not aligned, because there may be very many rows.
         for line in (dict(zip(columns, columns, strict=True)), *rows):

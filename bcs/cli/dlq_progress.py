@@ -47,7 +47,7 @@ class Outcome:
 
 
 @contextmanager
-def say_progress(wanted: int, *, as_json: bool) -> Iterator[Outcome]:
+def print_progress(wanted: int, *, as_json: bool) -> Iterator[Outcome]:
     """Print a progress bar on a terminal, or a line from time to time elsewhere; at the end, print the result."""
     if on_terminal() and not as_json:
         columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

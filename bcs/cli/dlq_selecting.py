@@ -41,17 +41,19 @@ DeadLetters = Annotated[
         parser=position_or_range, metavar="[POSITION]...", help="topic/partition/offset or topic/partition/first-last."
     ),
 ]
-Topics = Annotated[list[str] | None, typer.Option("--topic", help="A source's or a dead-letter topic; repeatable.")]
-Reasons = Annotated[list[str] | None, typer.Option("--reason", help="As `list` shows it; repeatable.")]
+Topics = Annotated[list[str] | None, typer.Option("--topic", help="A source topic or a dead-letter topic; repeatable.")]
+Reasons = Annotated[list[str] | None, typer.Option("--reason", help="A reason as `list` shows it; repeatable.")]
 Batches = Annotated[list[str] | None, typer.Option("--batch", help="A batch's id; repeatable.")]
 Since = Annotated[
     datetime | None,
-    typer.Option(parser=a_timestamp, metavar="TIME", help="Written then or later: 2026-05-03T08:00:00Z."),
+    typer.Option(
+        parser=a_timestamp, metavar="TIME", help="Written at this time or later, such as 2026-05-03T08:00:00Z."
+    ),
 ]
 Services = Annotated[
     list[str] | None, typer.Option("--service", help="The service that wrote the dead letter; repeatable.")
 ]
-Until = Annotated[datetime | None, typer.Option(parser=a_timestamp, metavar="TIME", help="Written before.")]
+Until = Annotated[datetime | None, typer.Option(parser=a_timestamp, metavar="TIME", help="Written before this time.")]
 
 
 def selection_of(

@@ -19,9 +19,9 @@ _LIMIT_BYTES = 1024
 _PRINTABLE = range(32, 127)
 
 
-def say_dead_letter(dead_letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
+def print_dead_letter(dead_letter: DeadLetter, *, replayed: bool, as_json: bool) -> None:
     """Print a decoded dead letter."""
-    about: dict[str, Any] = {
+    details: dict[str, Any] = {
         "position": str(dead_letter.position),
         "replayed": replayed,
         "reason": dead_letter.reason,
@@ -41,21 +41,19 @@ def say_dead_letter(dead_letter: DeadLetter, *, replayed: bool, as_json: bool) -
     envelope = _as_json(dead_letter.value)
     if as_json:
         raw = None if dead_letter.value is None else base64.b64encode(dead_letter.value).decode()
-        print_json({**about, "envelope": envelope, "value_base64": raw})
+        print_json({**details, "envelope": envelope, "value_base64": raw})
         return
-    for name, value in about.items():
+    for name, value in details.items():
         if name == "headers":
-            for header, text in about["headers"]:
+            for header, text in details["headers"]:
                 typer.echo(printable(f"{'header':20}{header}: {text}"))
         else:
             typer.echo(printable(f"{name:20}{text_of(value)}"))
     typer.echo("")
     if dead_letter.unread:
-        typer.echo(f"The original could not be read; `replay` takes what lies at {_source(dead_letter)}.")
+        typer.echo(f"The original could not be read; `replay` reads the message at {_source(dead_letter)}.")
     elif dead_letter.truncated:
-        typer.echo(
-            f"The dead letter has only the beginning of the original; `replay` takes it from {_source(dead_letter)}."
-        )
+        typer.echo(f"The dead letter is truncated; `replay` reads the original from {_source(dead_letter)}.")
         typer.echo(_hex_dump(dead_letter.beginning or b""))
     elif dead_letter.value is None:
         typer.echo("The original has no value (null).")
@@ -78,7 +76,7 @@ class NotADeadLetter:
     value: bytes | None
 
 
-def say_junk(junk: NotADeadLetter, *, as_json: bool) -> None:
+def print_junk(junk: NotADeadLetter, *, as_json: bool) -> None:
     """Print a record that is not a dead letter, as bytes."""
     if as_json:
         raw = None if junk.value is None else base64.b64encode(junk.value).decode()
@@ -86,7 +84,7 @@ def say_junk(junk: NotADeadLetter, *, as_json: bool) -> None:
         return
     typer.echo(printable(f"not a dead letter: {junk.problem}"), err=True)
     typer.echo(printable(f"{'key':20}{text_of(_readable(junk.key))}"))
-    typer.echo("It has no value (null)." if junk.value is None else _hex_dump(junk.value))
+    typer.echo("The message has no value (null)." if junk.value is None else _hex_dump(junk.value))
 
 
 def _source(dead_letter: DeadLetter) -> str:

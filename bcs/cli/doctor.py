@@ -18,12 +18,12 @@ from bcs.cli.output import plain, present, print_json, table
 from bcs.config.pipelines import pipelines_of
 from bcs.config.settings import InvalidSettings, Settings, load_settings, unknown_variables
 from bcs.errors import ConfigurationError
-from bcs.ops.doctor import settings_judgement
+from bcs.ops.doctor import settings_findings
+from bcs.ops.doctor.archive_checks import check_archive
 from bcs.ops.doctor.findings import Finding, Status, failed, ok
-from bcs.ops.doctor.kafka_checks import look_at_kafka
-from bcs.ops.doctor.record_checks import look_at_record
-from bcs.ops.doctor.redis_checks import look_at_redis
-from bcs.ops.doctor.service_checks import look_at_service
+from bcs.ops.doctor.kafka_checks import check_kafka
+from bcs.ops.doctor.redis_checks import check_redis
+from bcs.ops.doctor.service_checks import check_service
 from bcs.ops.wording import counted
 from bcs.runtime import running
 
@@ -35,12 +35,12 @@ app = single_command()
 
 @app.command(rich_help_panel=PANEL)
 def doctor(as_json: AsJson = False) -> None:
-    """Check settings, Redis, PostgreSQL, Kafka and the clocks, and say how to mend what is wrong.
+    """Check settings, Redis, PostgreSQL, Kafka and the clocks, and show how to fix each problem.
 
-    Looks at the servers that the BCS_* environment variables name, and changes nothing. Exits 0 when nothing failed,
-    warnings or not, else 1.
+    Uses the servers in the BCS_* environment variables, and changes nothing. Exits 1 if a check failed, else 0, also
+    with warnings.
     """
-    # The findings say everything; log lines would only repeat them.
+    # The findings have all details; log lines would only repeat them.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     findings = examine()
     healthy = all(finding.status is not Status.FAILED for finding in findings)
@@ -54,26 +54,23 @@ def doctor(as_json: AsJson = False) -> None:
 
 def examine() -> list[Finding]:
     """Run all checks. A failed check prevents another check only if that one needs its result."""
-    unknown = settings_judgement.unknown(unknown_variables(os.environ))
+    unknown = settings_findings.unknown(unknown_variables(os.environ))
     try:
         settings = load_settings()
     except InvalidSettings as error:
         wrong = [
-            failed("settings", f"{variable}: {problem}", f"set {variable} right")
-            for variable, problem in error.problems
+            failed("settings", f"{variable}: {problem}", f"correct {variable}") for variable, problem in error.problems
         ]
         return [
             *wrong,
             *unknown,
-            failed(
-                "redis, postgresql, kafka", "not looked at: the settings do not say where", "mend the settings first"
-            ),
+            failed("redis, postgresql, kafka", "not checked: the settings are invalid", "correct the settings first"),
         ]
-    url, service = look_at_service(settings)
+    url, service = check_service(settings)
     return [
         ok("settings", f"valid, for {settings.environment}"),
         *unknown,
-        *settings_judgement.for_drills_only(settings),
+        *settings_findings.for_drills_only(settings),
         _pipelines(settings),
         service,
         *running.run(_servers, settings, url),
@@ -85,7 +82,7 @@ def _pipelines(settings: Settings) -> Finding:
         definitions = pipelines_of(settings)
     except ConfigurationError as error:
         problem = "; ".join(text for _, text in error.problems) if isinstance(error, InvalidSettings) else str(error)
-        return failed("pipelines", problem, "mend the file; `bcs pipelines validate` checks it")
+        return failed("pipelines", problem, "correct the file; `bcs pipelines validate` checks it")
     return ok(
         "pipelines", f"{counted(len(definitions.names), 'name')} can be requested: {', '.join(definitions.names)}"
     )
@@ -93,23 +90,23 @@ def _pipelines(settings: Settings) -> Finding:
 
 async def _servers(settings: Settings, service: str | None) -> list[Finding]:
     redis: list[Finding] = []
-    record: list[Finding] = []
+    archive: list[Finding] = []
     kafka: list[Finding] = []
 
     async def ask_redis() -> None:
-        redis.extend(await look_at_redis(settings))
+        redis.extend(await check_redis(settings))
 
     async def ask_postgresql() -> None:
-        record.extend(await look_at_record(settings))
+        archive.extend(await check_archive(settings))
 
     async def ask_kafka() -> None:
-        kafka.extend(await look_at_kafka(settings, service))
+        kafka.extend(await check_kafka(settings, service))
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask_redis)
         group.start_soon(ask_postgresql)
         group.start_soon(ask_kafka)
-    return redis + record + kafka
+    return redis + archive + kafka
 
 
 def _page(findings: Sequence[Finding]) -> RenderableType:

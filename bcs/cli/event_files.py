@@ -73,16 +73,16 @@ def messages_in(
             raise UnusableEvent(problem) from None
         return [EventMessage(event_type, key, content)]
     if not documents:
-        raise UnusableEvent("there is no event in it")
+        raise UnusableEvent("the file has no event")
     messages = []
     for number, document in enumerate(documents, 1):
         envelope = json.loads(document)
-        named = envelope if isinstance(envelope, dict) else {}
-        its_type = event_type or event_type_of(named.get("event_type"))
-        if its_type is None:
+        fields = envelope if isinstance(envelope, dict) else {}
+        message_type = event_type or event_type_of(fields.get("event_type"))
+        if message_type is None:
             known = ", ".join(known.topic for known in EventType)
-            raise UnusableEvent(f"event {number}: its event_type names none of {known}; --topic names one")
-        message = EventMessage(its_type, its_type.key(named) if key is None else key, document)
+            raise UnusableEvent(f"event {number}: its event_type is none of {known}; --topic can set one")
+        message = EventMessage(message_type, message_type.key(fields) if key is None else key, document)
         if check is not None:
             try:
                 check(message)

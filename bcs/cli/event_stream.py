@@ -28,7 +28,7 @@ async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[
 
     :returns: the position of each message.
     :raises UnknownTopic: Kafka does not have a topic; nothing was sent.
-    :raises KafkaUnavailable: Kafka does not answer, or does not take a message.
+    :raises KafkaUnavailable: Kafka does not answer, or refuses a message.
     """
     timeout_seconds = settings.kafka_request_timeout_seconds
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers, client_id=_CLIENT_ID)
@@ -64,7 +64,7 @@ async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[
 class TailOptions:
     """The messages that `tail` shows.
 
-    :param last: the number of existing messages.
+    :param last: how many existing messages are shown.
     :param follow: True to wait for new messages.
     """
 
@@ -90,15 +90,15 @@ async def tail(settings: Settings, options: TailOptions) -> AsyncGenerator[Consu
             firsts = await consumer.beginning_offsets(partitions)
             for partition in partitions:
                 consumer.seek(partition, max(firsts[partition], ends[partition] - options.last))
-        there = await _until(consumer, ends, timeout_seconds)
-        for record in sorted(there, key=lambda record: record.timestamp)[-options.last :] if options.last else ():
+        existing = await _until(consumer, ends, timeout_seconds)
+        for record in sorted(existing, key=lambda record: record.timestamp)[-options.last :] if options.last else ():
             yield record
-        event: set[TopicPartition] = set()
+        reported: set[TopicPartition] = set()
         while True:
-            for partition in sorted(consumer.stalled.keys() - event):
+            for partition in sorted(consumer.stalled.keys() - reported):
                 stall = consumer.stalled[partition]
                 yield PartitionStalled(partition.topic, partition.partition, stall.offset, stall.cause)
-            event = set(consumer.stalled)
+            reported = set(consumer.stalled)
             if not options.follow:
                 return
             for record in await _next(consumer, admin, timeout_seconds):
@@ -110,7 +110,7 @@ async def _until(
 ) -> list[ConsumerRecord]:
     """All messages from the positions of the consumer to the ends."""
     read: list[ConsumerRecord] = []
-    heard_at, reached = anyio.current_time(), False
+    last_progress_at, reached = anyio.current_time(), False
     while True:
         with kafka_answers(), anyio.fail_after(timeout_seconds):
             polled = await consumer.getmany(timeout_ms=_POLL_MS)
@@ -122,10 +122,10 @@ async def _until(
         with kafka_answers(), anyio.fail_after(timeout_seconds):
             reached = all([key in consumer.stalled or await consumer.position(key) >= end for key, end in ends.items()])
         if polled or reached:
-            heard_at = anyio.current_time()
-        elif anyio.current_time() > heard_at + timeout_seconds:
+            last_progress_at = anyio.current_time()
+        elif anyio.current_time() > last_progress_at + timeout_seconds:
             # The consumer itself would wait forever for a broker.
-            raise KafkaUnavailable(f"no message came for {timeout_seconds:g} s, and there are more")
+            raise KafkaUnavailable(f"no message arrived for {timeout_seconds:g} s, although there are more")
 
 
 async def _next(

@@ -44,7 +44,7 @@ def _an_event_type(text: str, parameter: str) -> EventType:
 
 @app.callback(rich_help_panel=PANEL)
 def events() -> None:
-    """Events: make a sample, send events as the platform does, and watch what BCS publishes."""
+    """Events: make samples, send events as the platform does, and watch the messages that BCS publishes."""
 
 
 @app.command()
@@ -67,7 +67,7 @@ def sample(
         str, typer.Option("--phase", help="The phase of an ELSBatchPhaseOutcomeV1; other types ignore it.")
     ] = "spellcheck",
 ) -> None:
-    """Print a valid event with fresh ids and the present time. A type about one essay gives an event for each essay.
+    """Print a valid event with new ids and the present time. A type about one essay gives an event for each essay.
 
     `bcs events sample BatchEssaysRegistered --batch b1 | bcs events send -` registers a batch.
     """
@@ -94,11 +94,11 @@ def send(
     ] = None,
     key: Annotated[str | None, typer.Option("--key", help="The Kafka key. [default: as the producers set it]")] = None,
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Send also what is not valid: the service makes a dead letter of it.")
+        bool, typer.Option("--unchecked", help="Send invalid events, too: the service turns them into dead letters.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send events to Kafka as the platform's producers do. Exits with 1, and sends nothing, if one is not valid."""
+    """Send events to Kafka as the platform's producers do. Exits with 1, and sends nothing, if an event is invalid."""
     from bcs.cli.event_stream import produce
 
     event_type = None if topic is None else _an_event_type(topic, "--topic")
@@ -127,11 +127,11 @@ def send(
 def tail(
     skipped: Annotated[bool, typer.Option("--skipped", help="Show only pruned phases.")] = False,
     dlq: Annotated[bool, typer.Option("--dlq", help="Show only dead letters.")] = False,
-    last: Annotated[int, typer.Option("--last", min=0, help="Begin with so many messages that exist already.")] = 10,
+    last: Annotated[int, typer.Option("--last", min=0, help="How many existing messages to show first.")] = 10,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for new messages, and show them.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")] = False,
 ) -> None:
-    """Show what BCS publishes, decoded: the newest messages, then each new message, until Ctrl-C."""
+    """Show the messages that BCS publishes, decoded: the newest ones, then each new message, until Ctrl-C."""
     from bcs.cli.event_stream import TailOptions
 
     wanted = [topics.PHASE_SKIPPED] if skipped or not dlq else []
@@ -182,7 +182,7 @@ def _validity(settings: Settings) -> Callable[[EventMessage], None]:
         try:
             decoder.decode(message.event_type.topic, message.value, int(time.time() * 1000))
         except UndecodableMessage as error:
-            raise UnusableEvent(f"{error}; --unchecked sends it all the same") from None
+            raise UnusableEvent(f"{error}; --unchecked sends it anyway") from None
 
     return check
 

@@ -8,9 +8,9 @@ from bcs.domain.pipelines import Phase
 
 
 def mermaid(phases: Iterable[Phase]) -> str:
-    """A Mermaid flowchart; an arrow leads from a phase to one that requires it.
+    """A Mermaid flowchart; an arrow leads from a phase to a phase that requires it.
 
-    Nodes get ids of their own, since a phase may have a name that Mermaid takes for a word of its language, as `end`.
+    The nodes have generated ids, because the name of a phase can be a keyword of Mermaid, such as `end`.
     """
     phases = tuple(phases)
     lines = ["flowchart LR"]

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 app = command_group("intake")
 
 _FAILED = 1
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 _MOST_AT_A_TIME = 1000
 
 
 @app.callback(rich_help_panel=PANEL)
 def intake() -> None:
-    """The intake of Kafka events: pass over a message that holds up its partition."""
+    """The intake of Kafka events: skip a message that blocks its partition."""
 
 
 def _consumed(topic: str) -> str:
@@ -50,20 +50,21 @@ def skip(
     topic: Annotated[str, typer.Argument(callback=_consumed, help="A topic that BCS consumes.", show_default=False)],
     partition: Annotated[int, typer.Argument(min=0, show_default=False)],
     offset: Annotated[int, typer.Argument(min=0, show_default=False)],
-    reason: Annotated[str, typer.Option(help="Why; it stands in the dead letter and in the history.")],
+    reason: Annotated[str, typer.Option(help="The reason, for the dead letter and the history.")],
     through: Annotated[
-        int | None, typer.Option(min=0, metavar="OFFSET", help="All messages up to this one, too.")
+        int | None, typer.Option(min=0, metavar="OFFSET", help="Skip all messages up to this offset, too.")
     ] = None,
     wait: Annotated[
-        float, typer.Option(min=0, max=3600, metavar="SECONDS", help="How long to wait for the service to do it.")
+        float, typer.Option(min=0, max=3600, metavar="SECONDS", help="How long to wait for the service to skip it.")
     ] = 30.0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pass over a message: it becomes a dead letter, and its partition goes on behind it. Asks before it does.
+    """Skip a message, after a confirmation: it becomes a dead letter, and the intake reads on after it.
 
-    The replica that has the partition does it within a second or two; without one, the next that starts does it. The
-    dead letter has the message's bytes, or its position where they can't be read. `bcs dlq replay` puts it back.
+    The replica that has the partition does this within a second or two; if no replica runs, the next one that starts
+    does it. The dead letter has the message's bytes, or only its position where they can't be read. `bcs dlq replay`
+    replays it.
     """
     from bcs.config.settings import load_settings
     from bcs.ops.stores import StateInMemory
@@ -72,7 +73,7 @@ def skip(
     if settings.use_mock_repository:
         raise StateInMemory
     if not reason.strip():
-        raise typer.BadParameter("say why", param_hint="--reason")
+        raise typer.BadParameter("a reason is required", param_hint="--reason")
     last = offset if through is None else through
     if not offset <= last < offset + _MOST_AT_A_TIME:
         raise typer.BadParameter(
@@ -83,10 +84,10 @@ def skip(
     positions = [Position(topic, partition, each) for each in range(offset, last + 1)]
     typer.echo(running.run(_description, settings, positions), err=as_json)
     if not yes:
-        typer.confirm(f"Pass over {counted(len(positions), 'message')}?", abort=True, err=as_json)
+        typer.confirm(f"Skip {counted(len(positions), 'message')}?", abort=True, err=as_json)
     orders = [SkipOrder(position, reason.strip(), _operator(), rfc3339(datetime.now(UTC))) for position in positions]
     events = running.run(_order, settings, orders, wait)
-    _say(events, as_json=as_json)
+    _print_events(events, as_json=as_json)
     if any(event.outcome not in (SkipOutcome.SKIPPED, SkipOutcome.SKIPPED_UNREAD) for event in events):
         raise typer.Exit(_FAILED)
 
@@ -97,7 +98,7 @@ def withdraw(
     partition: Annotated[int, typer.Argument(min=0, show_default=False)],
     offset: Annotated[int, typer.Argument(min=0, show_default=False)],
 ) -> None:
-    """Withdraw an order to pass over a message that no replica has carried out yet. Exits with 1 where none waits."""
+    """Withdraw an order to skip a message, before a replica has carried it out. Exits with 1 if no order waits."""
     from bcs.config.settings import load_settings
     from bcs.ops.stores import StateInMemory
 
@@ -108,15 +109,15 @@ def withdraw(
     if order is None:
         typer.echo(f"No order waits for {topic}/{partition}/{offset}.", err=True)
         raise typer.Exit(_FAILED)
-    typer.echo(f"Withdrawn: to pass over {topic}/{partition}/{offset} ({printable(order.reason)}).")
+    typer.echo(f"Withdrawn: the order to skip {topic}/{partition}/{offset} ({printable(order.reason)}).")
 
 
 @app.command()
 def history(
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many entries.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many entries at most.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Show which messages were ordered to be passed over, by whom and why, and what became of that; newest first."""
+    """Show the orders to skip messages, with operator, reason and outcome; newest first."""
     from bcs.config.settings import load_settings
     from bcs.ops.stores import StateInMemory
 
@@ -125,9 +126,9 @@ def history(
         raise StateInMemory
     events = running.run(_history, settings, limit)
     if not events and not as_json:
-        typer.echo("No message was ever ordered to be passed over.")
+        typer.echo("There was never an order to skip a message.")
         return
-    _say(events, as_json=as_json)
+    _print_events(events, as_json=as_json)
 
 
 def _operator() -> str:
@@ -138,7 +139,7 @@ async def _description(settings: Settings, positions: Sequence[Position]) -> str
     """Describe the message at the first of these positions.
 
     :raises UnknownTopic: the topic does not have such a partition.
-    :raises NothingThere: there is no message, or the message was passed already.
+    :raises NothingThere: there is no message at the position.
     """
     from bcs.ops.dlq.reading import dead_letter_reader
 
@@ -150,7 +151,7 @@ async def _description(settings: Settings, positions: Sequence[Position]) -> str
         try:
             record = await reader.record_at(first.topic, first.partition, first.offset)
         except PartitionStalled as error:
-            return f"{place} can't be read: {error.cause}. Its dead letter will have its position only."
+            return f"{place} can't be read: {error.cause}. Its dead letter will only have its position."
         if record is not None and len(positions) > 1:
             await _ensure_there(reader, positions[-1])
     if record is None:
@@ -161,7 +162,7 @@ async def _description(settings: Settings, positions: Sequence[Position]) -> str
 
 
 async def _ensure_there(reader: DeadLetterReader, position: Position) -> None:
-    # An order for a future message would make a dead letter of a good message.
+    # An order for a future message could turn a valid message into a dead letter.
     try:
         record = await reader.record_at(position.topic, position.partition, position.offset)
     except PartitionStalled:
@@ -177,12 +178,14 @@ class NothingThere(BcsError):
     """
 
     def __init__(self, place: str) -> None:
-        super().__init__(f"no message lies at {place}: it was deleted, is still to come, or is a transaction's marker")
+        super().__init__(
+            f"there is no message at {place}: it was deleted, is not written yet, or is a transaction's marker"
+        )
         self.place = place
 
 
 async def _order(settings: Settings, orders: Sequence[SkipOrder], wait_seconds: float) -> list[SkipEvent]:
-    """Give the orders, and wait for their outcomes; the outcome of an order that still waits is `ORDERED`."""
+    """Place the orders, and wait for their outcomes; the outcome of an order that still waits is `ORDERED`."""
     from bcs.ops.stores import connected
     from bcs.storage.redis.skips import RedisSkips
 
@@ -193,7 +196,7 @@ async def _order(settings: Settings, orders: Sequence[SkipOrder], wait_seconds: 
         with anyio.move_on_after(wait_seconds):
             places = {order.position for order in orders}
             while places & {each.order.position for each in await skips.waiting()}:  # noqa: ASYNC110 (another process acts)
-                await anyio.sleep(_LOOK_SECONDS)
+                await anyio.sleep(_POLL_SECONDS)
         wanted = set(orders)
         newest = await skips.history(10 * len(orders) + 100)
     events = {event.order: event for event in reversed(newest) if event.order in wanted}
@@ -217,7 +220,7 @@ async def _history(settings: Settings, limit: int) -> list[SkipEvent]:
         return await RedisSkips(gateway, key_prefix=settings.redis_key_prefix).history(limit)
 
 
-def _say(events: Sequence[SkipEvent], *, as_json: bool) -> None:
+def _print_events(events: Sequence[SkipEvent], *, as_json: bool) -> None:
     rows = [
         {
             "topic": event.order.position.topic,

@@ -31,7 +31,7 @@ def read_known(settings: Settings, batch_id: str, law: CompletionLaw) -> KnownBa
     """The state of a batch as the service reads it. Nothing is written.
 
     :raises StateInMemory: this process can't read the store.
-    :raises StoreError: the state can't be read. The result is never a guess.
+    :raises StoreError: the state can't be read.
     """
 
     async def read() -> KnownBatch:

@@ -32,7 +32,7 @@ HEALTH_SECONDS = 5.0
 _STDOUT = 1
 # The errors of a failed write to a pipe, a file or a terminal.
 _OF_THE_OUTPUT = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-# All work is done and all output is written by then. Hanging threads may keep the process for this long.
+# How long hanging threads may keep the process after all work is done and all output is written.
 _THREADS_SECONDS = 2.0
 _UVLOOP_THREADS = "64"
 # The commands whose services stop in order.
@@ -62,7 +62,7 @@ cli = typer.Typer(
 )
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
         raise typer.Exit
@@ -72,7 +72,7 @@ def _say_version(wanted: bool) -> None:
 def listen(
     context: typer.Context,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Let signals end a command; services are stopped in order."""
@@ -82,7 +82,7 @@ def listen(
 
 @cli.command()
 def serve() -> None:
-    """Run the service against the servers that the BCS_* environment variables name."""
+    """Run the service with the servers in the BCS_* environment variables."""
     leave_at_once(EXIT_STOPPED)  # no work has begun yet
     from bcs.config.pipelines import pipelines_of
     from bcs.config.settings import load_settings
@@ -97,13 +97,13 @@ def serve() -> None:
 
 @cli.command()
 def dev(
-    demo: Annotated[bool, typer.Option("--demo", help="Play a small story and show the answers changing.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Play a short story that shows how answers change.")] = False,
     log_file: Annotated[
         Path | None,
         typer.Option(
             "--log-file",
             dir_okay=False,
-            help="Write the log to this file. Without it: to standard error, or with --demo to a file that is removed.",
+            help="Write the log to this file. [default: standard error, or with --demo a file that is removed]",
         ),
     ] = None,
     env_file: Annotated[
@@ -117,7 +117,8 @@ def dev(
 ) -> None:
     """Run everything on this machine: the service, PostgreSQL, and servers that speak Redis's and Kafka's protocols.
 
-    Ctrl-C stops all of it. At a terminal the key r restarts the service alone, with the pipeline file as it is by then.
+    Ctrl-C stops everything. At a terminal, the key r restarts only the service, which then reads the pipeline file
+    again.
     """
     hold()
     from bcs.devtools.dev import run_dev
@@ -127,12 +128,12 @@ def dev(
 
 @cli.command()
 def healthcheck() -> None:
-    """Ask the service on this machine whether it is alive; for Docker. Exits 0 if it is, else 1."""
+    """Check whether the service on this machine is alive; for Docker. Exits 0 if it is, else 1."""
     from bcs.config.settings import load_settings_for_health_check
 
     url = load_settings_for_health_check().local_url
     if url is None:
-        typer.echo("not healthy: BCS_HTTP_PORT is 0, so the port of the service is not known", err=True)
+        typer.echo("not healthy: BCS_HTTP_PORT is 0, so the port of the service is unknown", err=True)
         raise typer.Exit(EXIT_FAILED)
     try:
         in_time(lambda: _open(f"{url}/healthz"), HEALTH_SECONDS)
@@ -190,9 +191,9 @@ def _unwritten_output() -> OSError | None:
 def _discard_output() -> None:
     # Otherwise Python would try to write the rest at its end, and exit with its own code.
     with suppress(OSError):
-        not_found = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(not_found, _STDOUT)
-        os.close(not_found)
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, _STDOUT)
+        os.close(null_device)
 
 
 def _carried_out() -> int:
@@ -224,7 +225,7 @@ def _open(url: str) -> None:
 
 
 def _run(main_task: Callable[..., Awaitable[int]], *arguments: Any) -> int:
-    """Run a service, and make sure that the process ends soon after it."""
+    """Run a service, and make sure that the process ends soon after the service."""
 
     async def service() -> int:
         exit_code = EXIT_FAILED

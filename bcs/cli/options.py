@@ -23,7 +23,7 @@ def single_command() -> typer.Typer:
 def command_group(name: str) -> typer.Typer:
     """An application with a group of commands.
 
-    :param name: of the group.
+    :param name: the name of the group.
     """
     return typer.Typer(name=name, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
 
@@ -34,7 +34,7 @@ def _checked_batch_id(batch_id: str) -> str:
     try:
         batch_id.encode()
     except UnicodeEncodeError:
-        raise typer.BadParameter("it is no UTF-8 text") from None
+        raise typer.BadParameter("it is not UTF-8 text") from None
     return batch_id
 
 
@@ -56,11 +56,11 @@ def _local_url() -> str:
 
     url = load_settings_for_health_check().local_url
     if url is None:
-        raise typer.BadParameter("BCS_HTTP_PORT is 0, so say where the service listens")
+        raise typer.BadParameter("BCS_HTTP_PORT is 0, so --url is required")
     return url
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 BatchId = Annotated[
     str, typer.Argument(metavar="BATCH", callback=_checked_batch_id, help="The batch's id.", show_default=False)
 ]
@@ -70,7 +70,7 @@ ServiceUrl = Annotated[
         "--url",
         metavar="URL",
         callback=_checked_url,
-        help="Where the service listens; default: on this machine, by BCS_HTTP_HOST and BCS_HTTP_PORT (4002)",
+        help="The URL of the service; default: this machine, with BCS_HTTP_HOST and BCS_HTTP_PORT (4002)",
         show_default=False,
     ),
 ]

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from bcs.ops.wording import printable
 
-# This width prevents wrapping and cutting, because the reader of a pipe needs complete lines and complete ids.
+# Wide enough that no line is wrapped or cut, because the reader of a pipe needs complete lines and ids.
 _PIPE_COLUMNS = 100_000
 _INDENT = 2
 
@@ -38,9 +38,9 @@ def present(page: RenderableType) -> None:
 
 
 class _Rows(Table):
-    """A table where its words fit side by side. Where they do not, each row is a block with a line for each cell.
+    """A table if its words fit side by side. Otherwise each row is a block with a line for each cell.
 
-    rich would break words in their middle instead.
+    rich itself would break words in the middle.
     """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -77,7 +77,7 @@ def table(*columns: str, right: Iterable[str] = ()) -> Table:
     """A table without lines, which a narrow terminal shows as blocks.
 
     :param columns: the headings.
-    :param right: the columns of numbers.
+    :param right: the columns that are aligned to the right.
     """
     made = _Rows(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in columns:

@@ -46,15 +46,15 @@ _WRITERS: dict[GraphFormat, Callable[[Iterable[Phase]], str]] = {GraphFormat.MER
 
 @app.callback(rich_help_panel=PANEL)
 def pipelines() -> None:
-    """Look at the pipelines, and check or convert a file of them.
+    """Show the pipelines, and check or convert a file of pipelines.
 
-    They come from the file that BCS_PIPELINE_CONFIG_PATH names, else from the one that ships with BCS.
+    The pipelines come from the file in BCS_PIPELINE_CONFIG_PATH, else from the file that is part of BCS.
     """
 
 
 @app.command("list")
 def list_all(as_json: AsJson = False) -> None:
-    """List everything that can be requested: the pipelines, and each phase with what it requires."""
+    """List all names that can be requested: the pipelines and the phases, each with its phases in order."""
     definitions = _definitions()
     if as_json:
         print_json({"pipelines": [_document(definitions, name) for name in definitions.names]})
@@ -68,7 +68,7 @@ def list_all(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(name: PipelineName, as_json: AsJson = False) -> None:
-    """Show the phases of a pipeline in the order in which they run, with what each one requires."""
+    """Show the phases of a pipeline in the order in which they run, with their dependencies."""
     definitions = _definitions()
     plan = definitions.plan(name)
     if as_json:
@@ -85,7 +85,7 @@ def show(name: PipelineName, as_json: AsJson = False) -> None:
         if phase.needs_prompt:
             branch.add("refused without a prompt")
         if phase.rerun_with_dependencies:
-            branch.add("runs again when a phase that it requires does")
+            branch.add("runs again when a phase that it requires runs again")
     present(tree)
 
 
@@ -113,10 +113,10 @@ def validate(file: PipelineFile, as_json: AsJson = False) -> None:
 
 @app.command()
 def convert(file: PipelineFile) -> None:
-    """Print a file of pipelines, such as the platform's with its `steps`, in the form of BCS.
+    """Convert a file of pipelines, such as the platform's with its `steps`, to BCS's format, and print it.
 
-    The service reads both forms. Descriptions, services and event types of the platform's file are left out, since BCS
-    does not use them.
+    The service reads both formats. Descriptions, services and event types of the platform's file are left out, because
+    BCS does not use them.
     """
     typer.echo(pipelines_yaml(load_pipelines(file)), nl=False)
 
@@ -127,9 +127,9 @@ def graph(
         str | None,
         typer.Argument(metavar="NAME", help="A pipeline or a phase. [default: all phases]", show_default=False),
     ] = None,
-    form: Annotated[GraphFormat, typer.Option("--format", help="The language to write it in.")] = GraphFormat.MERMAID,
+    form: Annotated[GraphFormat, typer.Option("--format", help="The language of the graph.")] = GraphFormat.MERMAID,
 ) -> None:
-    """Write phases, and which requires which, as a graph: text for Mermaid or Graphviz."""
+    """Print phases and their dependencies as a graph: text for Mermaid or Graphviz."""
     definitions = _definitions()
     phases = definitions.phases.values() if name is None else definitions.plan(name)
     typer.echo(_WRITERS[form](phases))

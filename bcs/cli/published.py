@@ -11,8 +11,9 @@ from rich.text import Text
 from bcs.cli.output import plain
 from bcs.domain.times import format_timestamp
 from bcs.errors import UnreadableDeadLetter
+from bcs.supervision.errors import describe
 from bcs.wire import topics
-from bcs.wire.dead_letters.decode import DeadLetterPosition, marked_offset, purged_offset, read_dead_letter
+from bcs.wire.dead_letters.decode import DeadLetterPosition, purged_offset, read_dead_letter, replayed_offset
 
 
 def as_document(record: ConsumerRecord) -> dict[str, Any]:
@@ -32,28 +33,28 @@ def as_text(record: ConsumerRecord) -> Text:
     match content["kind"]:
         case "phase_skipped":
             data = content["event"]["data"]
-            what, style = "phase skipped", "green"
-            about = f"{data['phase_name']} of batch {data['batch_id']}, {str(data['skip_reason']).replace('_', ' ')}"
-            about += f"; correlation id {content['event'].get('correlation_id')}"
+            label, style = "phase skipped", "green"
+            summary = f"{data['phase_name']} of batch {data['batch_id']}, {str(data['skip_reason']).replace('_', ' ')}"
+            summary += f"; correlation id {content['event'].get('correlation_id')}"
         case "dead_letter":
-            what, style = "dead letter", "red"
-            about = f"{content['reason']}, batch {content['batch'] or 'unknown'}: {content['error']}"
-            about += f"; bcs dlq show {content['position']}"
+            label, style = "dead letter", "red"
+            summary = f"{content['reason']}, batch {content['batch'] or 'unknown'}: {content['error']}"
+            summary += f"; bcs dlq show {content['position']}"
         case "replay_marker":
-            what, style, about = "replayed", "cyan", content["position"]
+            label, style, summary = "replayed", "cyan", content["position"]
         case "purge_marker":
-            what, style, about = "purged", "cyan", f"everything up to {content['position']}"
+            label, style, summary = "purged", "cyan", f"everything up to {content['position']}"
         case _:
-            what, style = "unknown", "yellow"
-            about = f"{record.topic}/{record.partition}/{record.offset}: {content['problem']}"
+            label, style = "unknown", "yellow"
+            summary = f"{record.topic}/{record.partition}/{record.offset}: {content['problem']}"
     time = format_timestamp(record.timestamp * 1000)
-    return Text.assemble((time, "dim"), "  ", (what, style), ": ", plain(about))
+    return Text.assemble((time, "dim"), "  ", (label, style), ": ", plain(summary))
 
 
 def _content(record: ConsumerRecord) -> dict[str, Any]:
     if record.topic == topics.PHASE_SKIPPED:
         return _skipped(record.value)
-    marked = marked_offset(record.key, record.value)
+    marked = replayed_offset(record.key, record.value)
     if marked is not None:
         position = DeadLetterPosition(record.topic, record.partition, marked)
         return {"kind": "replay_marker", "position": str(position)}
@@ -63,19 +64,19 @@ def _content(record: ConsumerRecord) -> dict[str, Any]:
         last = DeadLetterPosition(record.topic, record.partition, purged)
         return {"kind": "purge_marker", "position": str(last)}
     try:
-        dead = read_dead_letter(place, record.key, record.value, record.headers)
+        dead_letter = read_dead_letter(place, record.key, record.value, record.headers)
     except UnreadableDeadLetter as error:
         return {"kind": "unknown", "problem": error.problem}
     return {
         "kind": "dead_letter",
         "position": str(place),
-        "reason": dead.reason,
-        "error": dead.error_message,
-        "batch": dead.batch_id,
-        "source_topic": dead.source_topic,
-        "source_partition": dead.source_partition,
-        "source_offset": dead.source_offset,
-        "failures": dead.failures,
+        "reason": dead_letter.reason,
+        "error": dead_letter.error_message,
+        "batch": dead_letter.batch_id,
+        "source_topic": dead_letter.source_topic,
+        "source_partition": dead_letter.source_partition,
+        "source_offset": dead_letter.source_offset,
+        "failures": dead_letter.failures,
     }
 
 
@@ -85,5 +86,5 @@ def _skipped(value: bytes | None) -> dict[str, Any]:
         data = event["data"]
         _ = data["phase_name"], data["batch_id"], data["skip_reason"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        return {"kind": "unknown", "problem": f"no PhaseSkippedV1: {type(error).__name__}: {error}"}
+        return {"kind": "unknown", "problem": f"not a PhaseSkippedV1: {describe(error)}"}
     return {"kind": "phase_skipped", "event": event}

@@ -1,4 +1,4 @@
-"""`bcs resolve`: which phases of a pipeline a batch still needs, from the service or straight from the stores."""
+"""`bcs resolve`: which phases of a pipeline a batch still needs, from the service or directly from the stores."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def resolve_pipeline(
         bool | None,
         typer.Option(
             "--prompt-attached/--no-prompt-attached",
-            help="Say whether the batch has an essay prompt. [default: say nothing]",
+            help="Whether the batch has an essay prompt. [default: not part of the request]",
             show_default=False,
         ),
     ] = None,
     offline: Annotated[
         bool,
-        typer.Option("--offline", help="Read the stores that BCS_* variables name; announce nothing."),
+        typer.Option("--offline", help="Read the stores in the BCS_* variables directly; announce nothing."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Resolve a pipeline for a batch, announce its pruned phases, and show what is still to run and why.
+    """Resolve a pipeline for a batch, announce its pruned phases, and show which phases are still to run and why.
 
-    The running service answers, as it answers the orchestrator: it publishes a PhaseSkipped event for each phase that
-    is pruned. With `--offline` this command reads Redis and the archive itself, and announces nothing.
+    The running service answers, as it answers the orchestrator: it publishes a PhaseSkipped event for each pruned
+    phase. With `--offline` this command reads Redis and the archive itself, and announces nothing.
     """
     if offline:
         answer = _from_the_store(batch_id, pipeline, prompt_attached)

@@ -1,1 +1,1 @@
-"""What is configured: settings, and the pipelines."""
+"""The settings, and the pipeline file."""

@@ -1,6 +1,6 @@
-"""Whether the clients can use the addresses in the settings. Nothing is connected.
+"""Checks whether the clients can use the addresses in the settings, without a connection.
 
-No answer repeats any part of an address, for what looks like a port or an option may be half a password.
+No problem repeats a part of an address, because a part that looks like a port or an option may be half a password.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ ASYNCPG_OPTIONS = (
     *("sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslnegotiation"),
     *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs", "krbsrvname", "gsslib"),
 )
-"""What asyncpg reads in a URL. Whatever else stands there it sends to the server, as a setting."""
+"""The options of a URL that asyncpg uses. asyncpg sends every other option to the server as a setting."""
 
 SERVER_SETTINGS = ("application_name", "options", "search_path")
-"""What may be sent to the server. It would refuse libpq's own options, and others have settings of BCS's."""
+"""The options that may be sent to the server. It would refuse libpq's options; others have their own BCS settings."""
 
-_PERCENT_ENCODE = "percent-encode what is special in a name or a password"
+_PERCENT_ENCODE = "percent-encode special characters in a name or a password"
 _UNREADABLE = f"can't be read as a URL; {_PERCENT_ENCODE}"
-_NO_HOST = "names no host, or a host with an impossible name"
-_NO_PORT = f"has a port that is no number from 1 to 65535; {_PERCENT_ENCODE}"
+_NO_HOST = "has no host, or a host with an invalid name"
+_NO_PORT = f"has a port that is not a number from 1 to 65535; {_PERCENT_ENCODE}"
 
 _LARGEST_PORT = 65_535
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
@@ -34,7 +34,7 @@ _HOST = r"\[(?P<v6>[^\[\]\s]+)\]|(?P<name>[^\s:/?#@\[\]]*)"
 _SERVER = re.compile(rf"(?:{_HOST}):(?P<port>[0-9]{{1,5}})")
 _SERVER_OR_HOST = re.compile(rf"(?:{_HOST})(?::(?P<port>[0-9]*))?")
 
-# What may stand behind an option that a client refuses, where its own words would repeat what stands there.
+# The valid values of an option that a client refuses. The client's own text would repeat the invalid value.
 _VALUES = {
     "ssl_cert_reqs": "one of none, optional, required",
     "ssl_min_version": "a number as Python's ssl.TLSVersion has it, such as 771 for TLS 1.2",
@@ -48,38 +48,38 @@ _VALUES = {
 
 
 def redis_problem(url: str) -> str | None:
-    """What is wrong with the URL of a Redis; None where redis-py can use it."""
+    """What is wrong with a Redis URL; None where redis-py can use it."""
     if not url.startswith(("redis://", "rediss://", "unix://")):
         return "must begin with redis://, rediss:// or unix://"
-    problem, parts, options = _read(url)
+    problem, parts, options = _split(url)
     if parts is None:
         return problem
     names = [name for name, _ in options]
     if any(name != "db" and not name.startswith("ssl_") for name in names):
-        # Others would override the deadlines and limits that have settings of their own.
-        return f"only db and ssl_* may stand behind the question mark; {_PERCENT_ENCODE}"
+        # Other options would override deadlines and limits that have their own settings.
+        return f"only db and ssl_* are allowed after the question mark; {_PERCENT_ENCODE}"
     if names != ["db"] * len(names) and parts.scheme != "rediss":
         return "only rediss:// connections have ssl_* options"
-    if place_problem := _redis_place_problem(parts):
-        return place_problem
+    if host_problem := _redis_host_problem(parts):
+        return host_problem
     database = "" if parts.scheme == "unix" else parts.path.strip("/")
     if database and "db" in names:
-        return "names the database twice"
+        return "has the database twice"
     if any(text and not text.isdecimal() for text in (database, dict(options).get("db", ""))):
         return "the database must be a number"
     return _redis_client_problem(url, names)
 
 
-def _redis_place_problem(parts: SplitResult) -> str | None:
+def _redis_host_problem(parts: SplitResult) -> str | None:
     if parts.scheme == "unix":
         if parts.hostname:
             return "must have three slashes before the path of a socket: unix:///"
-        return None if parts.path.strip("/") else "names no path of a socket"
+        return None if parts.path.strip("/") else "has no path of a socket"
     try:
         port = parts.port
     except ValueError:
         port = 0
-    # redis-py takes 0 for none.
+    # redis-py treats 0 as a missing port.
     if port is not None and not 1 <= port <= _LARGEST_PORT:
         return _NO_PORT
     return None if _is_host(unquote(parts.hostname or "")) else _NO_HOST
@@ -91,31 +91,31 @@ def _redis_client_problem(url: str, options: list[str]) -> str | None:
 
     known = [name for name in signature(SSLConnection).parameters if name.startswith("ssl_")]
     if not {"db", *known}.issuperset(options):
-        return f"has an ssl_ option that redis-py does not know; there are {', '.join(known)}"
+        return f"has an unknown ssl_ option; redis-py has {', '.join(known)}"
 
     def use(url: str) -> None:
         connection = ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
         if isinstance(connection, SSLConnection):
-            connection.ssl_context.get()  # as the first attempt to connect would
+            connection.ssl_context.get()  # the first attempt to connect does the same
 
     return _refusal("redis-py", url, options, use)
 
 
 def database_problem(url: str) -> str | None:
-    """What is wrong with the URL of a PostgreSQL; None where asyncpg can use it, or is not installed."""
+    """What is wrong with a PostgreSQL URL; None where asyncpg can use it, or is not installed."""
     if not url.startswith(("postgresql://", "postgres://")):
         return "must begin with postgresql:// or postgres://"
-    problem, parts, options = _read(url)
+    problem, parts, options = _split(url)
     if parts is None:
         return problem
     names = [name for name, _ in options]
     allowed = (*ASYNCPG_OPTIONS, *SERVER_SETTINGS)
     if not set(allowed).issuperset(names):
-        return f"only {', '.join(allowed)} may stand behind the question mark; {_PERCENT_ENCODE}"
+        return f"only {', '.join(allowed)} are allowed after the question mark; {_PERCENT_ENCODE}"
     login, _, hosts = parts.netloc.rpartition("@")
     if "@" in login:
-        return _UNREADABLE  # asyncpg takes the first one for the end of the login
-    # Several hosts may be named, for servers that take over from each other.
+        return _UNREADABLE  # for asyncpg the first @ ends the login
+    # A URL may have several hosts, for servers that take over from each other.
     for host in hosts.split(",") if hosts else ():
         match = _SERVER_OR_HOST.fullmatch(host)
         if match is None:
@@ -132,18 +132,18 @@ def _database_client_problem(url: str, options: list[str]) -> str | None:
         addresses, _ = parse_as_asyncpg(url)
         for address in addresses:
             if isinstance(address, tuple) and not 1 <= address[1] <= _LARGEST_PORT:
-                raise ValueError("a port that is none")
+                raise ValueError("not a port")
 
-    beside = ", or a PG* variable of this process" if any(name.startswith("PG") for name in os.environ) else ""
-    return _refusal("asyncpg", url, options, use, beside)
+    variables = ", or a PG* variable of this process" if any(name.startswith("PG") for name in os.environ) else ""
+    return _refusal("asyncpg", url, options, use, variables)
 
 
 def parse_as_asyncpg(url: str) -> tuple[list[str | tuple[str, int]], Mapping[str, str]]:
-    """What asyncpg reads in a URL, with the variables that it goes by: addresses, and settings for the server.
+    """Parse a URL as asyncpg does, with its environment variables: addresses, and settings for the server.
 
-    :raises Exception: of any kind, where it can't use the URL.
+    :raises Exception: an error of any kind, where asyncpg can't use the URL.
     """
-    # There is no public way to ask that connects to nothing. A test fails where a release changes this one.
+    # asyncpg has no public function that only parses. A test fails when a release changes this one.
     from asyncpg.connect_utils import _parse_connect_dsn_and_args as parse  # type: ignore[attr-defined]
 
     addresses, parameters = parse(**{**dict.fromkeys(signature(parse).parameters), "dsn": url})
@@ -151,14 +151,14 @@ def parse_as_asyncpg(url: str) -> tuple[list[str | tuple[str, int]], Mapping[str
 
 
 def redis_address(url: str) -> str:
-    """Where a URL of a Redis leads to, and the setting that it is the value of; without login and password."""
+    """The address of a Redis URL without login and password, with the name of its setting."""
     parts = urlsplit(url)
     place = parts.path if parts.scheme == "unix" else _host_in(parts.netloc)
     return f"{place} (BCS_REDIS_URL)"
 
 
 def database_address(url: str) -> str:
-    """Where a URL of a PostgreSQL leads to, and the setting that it is the value of; without login and password."""
+    """The address of a PostgreSQL URL without login and password, with the name of its setting."""
     parts = urlsplit(url)
     return f"{_host_in(parts.netloc) or 'the default host'}{parts.path} (BCS_DATABASE_URL)"
 
@@ -168,7 +168,7 @@ def _host_in(netloc: str) -> str:
 
 
 def bootstrap_servers_problem(servers: str) -> str | None:
-    """What is wrong with the addresses of Kafka's brokers; None where aiokafka understands them as they are meant."""
+    """What is wrong with the addresses of Kafka's brokers; None where aiokafka can use them."""
     for server in servers.split(","):
         match = _SERVER.fullmatch(server.strip())
         if match is None or not _is_port(match["port"]) or not _is_host(match["v6"] or match["name"]):
@@ -178,18 +178,21 @@ def bootstrap_servers_problem(servers: str) -> str | None:
     return None
 
 
-def _read(url: str) -> tuple[str, SplitResult | None, list[tuple[str, str]]]:
-    """A URL in parts and its options, or what is wrong with any URL of this kind."""
+def _split(url: str) -> tuple[str, SplitResult | None, list[tuple[str, str]]]:
+    """Split a URL into its parts and options.
+
+    :returns: the problem, or an empty text; the parts, which are None with a problem; the options.
+    """
     if not url.isprintable() or " " in url:
         return "has spaces or control characters; " + _PERCENT_ENCODE, None, []
     if "#" in url:
         return "has a #, and clients ignore what follows it; write %23 for it", None, []
     if _BAD_ESCAPE.search(url):
-        return "has a % without two hexadecimal digits behind it; write %25 for it", None, []
+        return "has a % without two hexadecimal digits after it; write %25 for it", None, []
     try:
         unquote(url, errors="strict")
     except UnicodeDecodeError:
-        return "has percent-encoded bytes that are no UTF-8", None, []
+        return "has percent-encoded bytes that are not UTF-8", None, []
     try:
         parts = urlsplit(url)
         blank = any(option.endswith("=") for option in parts.query.split("&"))
@@ -203,16 +206,19 @@ def _read(url: str) -> tuple[str, SplitResult | None, list[tuple[str, str]]]:
     return "", parts, options
 
 
-def _refusal(client: str, url: str, options: list[str], use: Callable[[str], None], beside: str = "") -> str | None:
-    """Which options a client refuses; their values it would repeat itself."""
+def _refusal(client: str, url: str, options: list[str], use: Callable[[str], None], variables: str = "") -> str | None:
+    """Which options a client refuses, without the client's own text, which could repeat their values.
+
+    :param variables: an addition to the options: other possible causes.
+    """
     problem = _failure(use, url)
     if problem is None:
         return None
     if not options:
-        return f"{client} can't use the URL{beside}{problem}"
-    blamed = [name for name in options if _failure(use, _without(url, name)) is None] or options
-    values = [f"; {name} is {_VALUES[name]}" for name in blamed if name in _VALUES]
-    return f"{client} can't use {', '.join(blamed)}{beside}{problem}{''.join(values)}"
+        return f"{client} can't use the URL{variables}{problem}"
+    refused = [name for name in options if _failure(use, _without(url, name)) is None] or options
+    values = [f"; {name} is {_VALUES[name]}" for name in refused if name in _VALUES]
+    return f"{client} can't use {', '.join(refused)}{variables}{problem}{''.join(values)}"
 
 
 def _failure(use: Callable[[str], None], url: str) -> str | None:
@@ -220,7 +226,7 @@ def _failure(use: Callable[[str], None], url: str) -> str | None:
         use(url)
     except OSError as error:  # a file, or TLS
         return f": {error.strerror}" if error.strerror else ""
-    except Exception:  # noqa: BLE001 (what a client fails with on what it does not expect)
+    except Exception:  # noqa: BLE001 (clients raise many kinds of errors for unexpected values)
         return ""
     return None
 
@@ -235,7 +241,7 @@ def _is_port(text: str) -> bool:
 
 
 def _is_host(name: str) -> bool:
-    """Whether a name can be looked up at all: Python can't even ask for some."""
+    """True if Python can look up the name; for some names it can't encode the query."""
     try:
         return bool(name.encode("idna"))
     except UnicodeError:

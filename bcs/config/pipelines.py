@@ -1,4 +1,4 @@
-"""Reads the pipeline definitions from YAML, in the form of BCS and in that of the platform; writes the former."""
+"""Reads the pipeline definitions from YAML, in BCS's format and in the platform's; writes BCS's format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bcs.config.settings import InvalidSettings, Settings
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, Pipeline, PipelineDefinitions
-from bcs.errors import ConfigurationError, DependenciesDiffer, DuplicateName, UnreadableConfiguration
+from bcs.errors import ConfigurationError, DependenciesDiffer, DuplicateName, UnreadableConfiguration, os_reason
 
 # Phase names become parts of keys, labels and file names.
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -28,7 +28,7 @@ class _Phase(_Strict):
     requires: list[Name] = []
     needs_prompt: bool = False
     rerun_with_dependencies: bool = False
-    # Not strict, as YAML has no enumerations.
+    # Not strict, because YAML has no enumerations.
     complete_when: Annotated[CompleteWhen, Field(strict=False)] = CompleteWhen.EVERY_ESSAY_COMPLETED
 
 
@@ -62,22 +62,22 @@ class _PlatformFile(_Strict):
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML lets a later key replace an earlier one without a word."""
+    """Refuses a key that occurs twice; in PyYAML's own loader the later key replaces the earlier one silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep)
         if len(mapping) != len(node.value):
             names = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next(name for position, name in enumerate(names) if name in names[:position])
-            raise DuplicateName(str(twice), f"the mapping at line {node.start_mark.line + 1}")
+            repeated = next(name for position, name in enumerate(names) if name in names[:position])
+            raise DuplicateName(str(repeated), f"the mapping at line {node.start_mark.line + 1}")
         return mapping
 
 
 def load_pipelines(path: Path | None) -> PipelineDefinitions:
-    """The pipeline definitions in a file, of BCS's own form or of the platform's.
+    """The pipeline definitions in a file, in BCS's format or in the platform's.
 
-    :param path: none means the definitions that ship with BCS.
-    :raises ConfigurationError: the file can't be read, or contradicts itself; the phases are named.
+    :param path: the file; None for the definitions that are part of BCS.
+    :raises ConfigurationError: the file can't be read, or contradicts itself; the text names the phases.
     """
     try:
         text = _shipped() if path is None else path.read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
             return _platform_definitions(_PlatformFile.model_validate(document))
         return _definitions(_File.model_validate(document))
     except OSError as error:
-        raise UnreadableConfiguration(str(path), error.strerror or str(error)) from None
+        raise UnreadableConfiguration(str(path), os_reason(error)) from None
     except ValidationError as error:
         problems = (
             f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
@@ -96,12 +96,12 @@ def load_pipelines(path: Path | None) -> PipelineDefinitions:
         )
         raise UnreadableConfiguration(str(path), *problems) from None
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
-        # PyYAML lets the errors of Python's own constructors through.
+        # PyYAML also raises errors of Python's own constructors.
         raise UnreadableConfiguration(str(path), " ".join(str(error).split())) from None
 
 
 def pipelines_yaml(definitions: PipelineDefinitions) -> str:
-    """The definitions as a file of BCS's own form; what has its default is left out."""
+    """The definitions in BCS's format; default values are left out."""
     phases = [
         _Phase.model_validate(
             {
@@ -137,33 +137,34 @@ def _definitions(file: _File) -> PipelineDefinitions:
 
 
 def _platform_definitions(file: _PlatformFile) -> PipelineDefinitions:
-    """The same phases and pipelines as the platform's file has.
+    """The phases and pipelines of the platform's file.
 
-    The platform decides in code, and not in this file, which phases need a prompt; BCS has that in what it ships.
+    The platform decides in code, and not in this file, which phases need a prompt; BCS takes this from its own
+    definitions.
     """
-    stated_in: dict[str, tuple[str, tuple[str, ...]]] = {}
+    first_seen: dict[str, tuple[str, tuple[str, ...]]] = {}
     for name, pipeline in file.pipelines.items():
         steps = [step.name for step in pipeline.steps]
         if twice := _repeated(steps):
             raise DuplicateName(twice, f"the steps of pipeline {name!r}")
         for step in pipeline.steps:
-            here = (name, tuple(step.depends_on))
-            before = stated_in.setdefault(step.name, here)
-            if set(before[1]) != set(here[1]):
-                raise DependenciesDiffer(step.name, before, here)
+            current = (name, tuple(step.depends_on))
+            first = first_seen.setdefault(step.name, current)
+            if set(first[1]) != set(current[1]):
+                raise DependenciesDiffer(step.name, first, current)
     shipped = load_pipelines(None).phases
     phases = PipelineDefinitions(
         Phase(name, requires, needs_prompt=name in shipped and shipped[name].needs_prompt)
-        for name, (_, requires) in stated_in.items()
+        for name, (_, requires) in first_seen.items()
     )
     pipelines = [
         Pipeline(name, tuple(step.name for step in pipeline.steps)) for name, pipeline in file.pipelines.items()
     ]
-    # A phase is a pipeline of its own name already: one that says no more than that is left out.
-    return PipelineDefinitions(phases.phases.values(), [one for one in pipelines if not _says_the_same(phases, one)])
+    # A phase is a pipeline of its own name already, so an equal pipeline is left out.
+    return PipelineDefinitions(phases.phases.values(), [one for one in pipelines if not _equals_phase(phases, one)])
 
 
-def _says_the_same(phases: PipelineDefinitions, pipeline: Pipeline) -> bool:
+def _equals_phase(phases: PipelineDefinitions, pipeline: Pipeline) -> bool:
     return pipeline.name in phases.phases and {phase.name for phase in phases.plan(pipeline.name)} == set(
         pipeline.phases
     )
@@ -179,9 +180,9 @@ def _repeated(names: Iterable[str]) -> str | None:
 
 
 def pipelines_of(settings: Settings) -> PipelineDefinitions:
-    """The pipelines that the settings name.
+    """The pipeline definitions of the settings.
 
-    :raises InvalidSettings: with everything that `load_pipelines` says, and the variable that led there.
+    :raises InvalidSettings: with the error of `load_pipelines`, and the name of the variable.
     """
     path = settings.pipeline_config_path
     try:
@@ -196,5 +197,5 @@ def _shipped() -> str:
     packaged = resources.files("bcs") / "config" / "pipelines.yaml"
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
-    # An editable install or a checkout: the file is not copied into the package.
+    # In an editable install or a checkout, the file is not in the package.
     return (Path(__file__).parents[2] / "config" / "pipelines.yaml").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Settings, from environment variables with the prefix `BCS_`. docs/settings.md is made from this module."""
+"""The settings, from environment variables with the prefix `BCS_`. docs/settings.md is generated from this module."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _without_unit(value: object) -> object:
 
 
 def _trimmed(value: object) -> object:
-    # What comes from a file often ends with a line break.
+    # Values from files often end with a line break.
     return value.strip() if isinstance(value, str) else value
 
 
@@ -59,16 +59,16 @@ LogLevel = Annotated[
 
 
 def _at_most(default: float, share: float, other: str) -> Callable[[dict[str, Any]], float]:
-    """A default that gives way where another setting is small, so that the other one alone can be set.
+    """A default that is limited by another setting, so that the other setting can be lowered alone.
 
-    :param share: of the other setting; the default is no more than this.
-    :param other: the name of the other setting, which stands above.
+    :param share: the default is at most this share of the other setting.
+    :param other: the name of the other setting, which must be declared before.
     """
     return lambda known: min(default, share * known[other])
 
 
 _DAY_SECONDS = 86_400
-# Where a service that listens at every address of its machine can be reached from there.
+# The address for local callers of a service that listens at all addresses.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _HANG_FACTOR = 2.5
 
@@ -78,7 +78,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="BCS_",
-        # Deployments pass on variables that they do not have themselves: `BCS_X=${X:-}`.
+        # Deployments pass on variables that may be empty: `BCS_X=${X:-}`.
         env_ignore_empty=True,
         frozen=True,
         extra="ignore",
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         None, description="the file of pipelines; if unset, those that ship with BCS"
     )
     use_mock_repository: bool = Field(
-        False, description="keep state in this process's memory instead of Redis, for development"
+        False, description="for development: keep the state in this process's memory instead of Redis"
     )
     require_registration: bool = Field(
         False,
@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     chaos_enabled: bool = Field(False, description="let `POST /internal/v1/actors/{name}/kill` kill actors")
 
     http_host: str = Field("0.0.0.0", description="the address to listen on")  # noqa: S104 (as the brief has it)
-    http_port: Port = Field(4002, description="the port to listen on; 0 takes a free one")
+    http_port: Port = Field(4002, description="the port to listen on; 0 for any free port")
     http_timeout: Seconds = Field(
         30.0,
         description="how long callers wait, in seconds; a complete request is answered earlier",
@@ -163,7 +163,7 @@ class Settings(BaseSettings):
     kafka_bootstrap_servers: Address = Field("kafka:9092", description="host:port, comma separated")
     kafka_consumer_group_id: str = Field("bcs-event-consumer", min_length=1, description="the consumer group")
     kafka_auto_offset_reset: Literal["earliest", "latest"] = Field(
-        "earliest", description="where a new group begins; `earliest` misses nothing that happened before it"
+        "earliest", description="where a new group begins; with `earliest`, it reads all messages that Kafka still has"
     )
     kafka_enable_idempotence: bool = Field(
         True, description="use the idempotent producer; some brokers do not support it"
@@ -177,7 +177,9 @@ class Settings(BaseSettings):
         "by default at most a third of `BCS_KAFKA_SESSION_TIMEOUT_SECONDS`",
     )
     kafka_request_timeout_seconds: Seconds = Field(10.0, description="how long one request to a broker may take")
-    kafka_metadata_max_age_seconds: Seconds = Field(30.0, description="how soon new topics and partitions are noticed")
+    kafka_metadata_max_age_seconds: Seconds = Field(
+        30.0, description="how long it takes at most to notice new topics and partitions"
+    )
     kafka_probe_interval_seconds: Seconds = Field(
         2.0, description="the time between probes of Kafka, which also measure the lag"
     )
@@ -193,7 +195,7 @@ class Settings(BaseSettings):
     )
     intake_max_in_flight_bytes: Count = Field(64 * 1024 * 1024, description="the same, in bytes")
     intake_max_in_flight_facts: Count = Field(
-        250_000, description="the same, in facts: an event that names 100 essays has about 100"
+        250_000, description="the same, in facts: an event that lists 100 essays has about 100"
     )
     max_event_bytes: Annotated[int, Field(ge=1024)] = Field(
         1024 * 1024, description="an event that is larger, decompressed, becomes a dead letter without being parsed"
@@ -303,7 +305,7 @@ class Settings(BaseSettings):
 
     @property
     def local_url(self) -> str | None:
-        """Where the service of this machine listens; None where it takes a free port, which is known to it alone."""
+        """The service's URL for local callers; None where the service listens on any free port."""
         host = _LOOPBACK.get(self.http_host, self.http_host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.http_port}" if self.http_port else None
 
@@ -311,16 +313,16 @@ class Settings(BaseSettings):
 def load_settings(**overrides: object) -> Settings:
     """The settings of this process.
 
-    :param overrides: stand above the environment.
-    :raises InvalidSettings: with every variable that is wrong.
+    :param overrides: values that replace those of the environment.
+    :raises InvalidSettings: with every invalid variable.
     """
     return _load(overrides, check_addresses=True)
 
 
 def load_settings_for_health_check() -> Settings:
-    """The settings of this process, without a check of the addresses, which would load the clients.
+    """The settings of this process, without a check of the addresses, which would import the clients.
 
-    :raises InvalidSettings: with every variable that is wrong.
+    :raises InvalidSettings: with every invalid variable.
     """
     return _load({}, check_addresses=False)
 
@@ -333,7 +335,7 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
             tuple(
                 (_variable(problem["loc"]), str(problem["msg"]))
                 for problem in error.errors(include_url=False, include_input=False, include_context=False)
-                # A default that follows a setting which is wrong itself is not named beside that setting.
+                # The default depends on another invalid setting, which is reported itself.
                 if problem["type"] != "default_factory_not_called"
             )
         ) from None
@@ -357,7 +359,10 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
         )
     if settings.hang_seconds < _HANG_FACTOR * settings.kafka_request_timeout_seconds:
         problems.append(
-            ("BCS_HANG_SECONDS", "must be at least 2.5 times BCS_KAFKA_REQUEST_TIMEOUT_SECONDS, or waiting looks hung")
+            (
+                "BCS_HANG_SECONDS",
+                "must be at least 2.5 times BCS_KAFKA_REQUEST_TIMEOUT_SECONDS, or an actor that waits looks hung",
+            )
         )
     if settings.restart_backoff_initial_seconds > settings.restart_backoff_maximum_seconds:
         problems.append(
@@ -396,9 +401,9 @@ def _address_problems(settings: Settings) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class UnknownVariable:
-    """A variable of the environment that begins like those of BCS, and is no setting.
+    """A variable of the environment with the prefix of BCS that is not a setting.
 
-    :param near: the variable that was probably meant; None where no name is near.
+    :param near: the variable that was probably meant; None where no name is similar.
     """
 
     name: str
@@ -406,14 +411,14 @@ class UnknownVariable:
 
     @property
     def problem(self) -> str:
-        """What is wrong with it."""
+        """The problem in one line."""
         return f"{self.name} is not a setting of BCS, and has no effect"
 
     def __str__(self) -> str:
         return f"{self.problem}; did you mean {self.near}?" if self.near else self.problem
 
 
-# Kubernetes tells the pods of a namespace about a service `bcs` or `bcs-…` with variables of these forms.
+# For a service `bcs` or `bcs-…`, Kubernetes sets variables of these forms in the pods of its namespace.
 _OF_KUBERNETES = re.compile(
     r"BCS(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)"
 )
@@ -422,7 +427,7 @@ _NEAR_ENOUGH = 0.6
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[UnknownVariable]:
-    """The variables that begin with `BCS_` and are no settings, except those of the test suite and of Kubernetes.
+    """The variables with the prefix `BCS_` that are not settings, except those of the test suite and of Kubernetes.
 
     :param environment: names to values.
     """
@@ -440,7 +445,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[UnknownVariable]:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is meant by another one; empty where none is near."""
+    """The known name that is most similar to a name; empty where none is similar."""
     longer = [each for each in known if each.startswith(f"{name}_") or each.endswith(f"_{name}")]
     near = longer if len(longer) == 1 else get_close_matches(name, known, 1, _NEAR_ENOUGH)
     return near[0] if near else ""

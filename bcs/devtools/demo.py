@@ -1,4 +1,4 @@
-"""The story that `bcs dev --demo` plays: a batch of three essays, and how the answer changes as events come in."""
+"""The story of `bcs dev --demo`: a batch of three essays, and how the answer changes as events arrive."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError
 
 from bcs.devtools.output import echo, say
 from bcs.http.parameters import MOST_ENTRIES
+from bcs.supervision.errors import describe
 from bcs.wire import topics
 from bcs.wire.producing import EventType, Sample, sample_events
 
@@ -26,20 +27,20 @@ _PIPELINE = "ai_feedback"
 _ESSAYS = ("anna", "ben", "chloe")
 
 
-class _OtherwiseError(Exception):
-    """The service answered otherwise than the story has it."""
+class _UnexpectedAnswerError(Exception):
+    """The service did not answer as the story expects."""
 
 
 async def play(base: str, bootstrap_servers: str, batch_id: str) -> None:
-    """Tell the story once, and say so in one line if something comes in between.
+    """Play the story once; a failure ends the story with one line.
 
-    :param base: where the service listens.
-    :param batch_id: of the batch that the story is about.
+    :param base: the URL of the service.
+    :param batch_id: the id of the story's batch.
     """
     try:
         await _play(base, bootstrap_servers, batch_id)
-    except (aiohttp.ClientError, KafkaError, TimeoutError, _OtherwiseError) as error:
-        echo(f"The story ends here: {type(error).__name__} {error}", err=True)
+    except (aiohttp.ClientError, KafkaError, TimeoutError, _UnexpectedAnswerError) as error:
+        echo(f"The story ends here: {describe(error)}", err=True)
 
 
 async def _play(base: str, bootstrap_servers: str, batch_id: str) -> None:
@@ -51,31 +52,31 @@ async def _play(base: str, bootstrap_servers: str, batch_id: str) -> None:
             say("(The first event takes a few seconds.)", indent=3, style="dim")
             await _publish(producer, EventType.ESSAYS_REGISTERED, batch_id, _ESSAYS)
             _show(await _define_until(client, batch_id, (_PHASE, _PIPELINE), f"0 of {len(_ESSAYS)}"))
-            _chapter("2. Two of them are spellchecked: that completes nothing.")
+            _chapter("2. Two of the essays are spellchecked; the phase is not complete yet.")
             await _publish(producer, EventType.SPELLCHECK_COMPLETED, batch_id, _ESSAYS[:2])
             _show(await _define_until(client, batch_id, (_PHASE, _PIPELINE), f"2 of {len(_ESSAYS)}"))
-            _chapter("3. So is the third, and the phase is pruned.")
+            _chapter("3. The third essay is spellchecked, and the phase is pruned.")
             await _publish(producer, EventType.SPELLCHECK_COMPLETED, batch_id, _ESSAYS[2:])
             _show(
                 await _define_until(client, batch_id, (_PIPELINE,)),
                 f"The pruning is announced on {topics.PHASE_SKIPPED}.",
             )
-            _chapter("4. Why was it pruned? The batch's history tells, newest first:")
-            _recount(await _history_until_pruned(client, batch_id))
+            _chapter("4. Why was the phase pruned? The batch's history shows it, newest first:")
+            _show_history(await _history_until_pruned(client, batch_id))
     finally:
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await producer.stop()
 
 
 async def _define_until(
-    client: aiohttp.ClientSession, batch_id: str, expected: Sequence[str], saying: str = ""
+    client: aiohttp.ClientSession, batch_id: str, expected: Sequence[str], summary_part: str = ""
 ) -> dict[str, Any]:
-    """Ask until the events have arrived: they take a moment from Kafka to Redis."""
+    """Repeat the request until the events have arrived in Redis, which takes a short time."""
     last_seen = ""
     body = {"batch_id": batch_id, "requested_pipeline": _PIPELINE, "correlation_id": str(uuid.uuid4())}
     with anyio.fail_after(_TIMEOUT_SECONDS):
         while True:
-            # To look leaves nothing in the history; to ask does, each time.
+            # Polls with GET, because each resolution would add an entry to the history.
             async with client.get(f"/internal/v1/batches/{batch_id}") as response:
                 known, seen = response.status == HTTPStatus.OK, await response.text()
             if known and seen != last_seen:
@@ -83,14 +84,14 @@ async def _define_until(
                 async with client.post("/internal/v1/pipelines/define", json=body) as response:
                     answer: dict[str, Any] = await response.json(content_type=None)
                 if response.status != HTTPStatus.OK:
-                    raise _OtherwiseError(answer.get("detail", response.status))
-                if answer["final_pipeline"] == list(expected) and saying in answer["analysis_summary"]:
+                    raise _UnexpectedAnswerError(answer.get("detail", response.status))
+                if answer["final_pipeline"] == list(expected) and summary_part in answer["analysis_summary"]:
                     return answer
             await anyio.sleep(0.1)
 
 
 async def _history_until_pruned(client: aiohttp.ClientSession, batch_id: str) -> list[dict[str, Any]]:
-    """Ask until the explanation of the pruning has arrived: it takes a moment from Redis to PostgreSQL."""
+    """Repeat the request until the explanation of the pruning has arrived in PostgreSQL, which takes a short time."""
     with anyio.fail_after(_TIMEOUT_SECONDS):
         while True:
             async with client.get(f"/internal/v1/batches/{batch_id}/history?limit={MOST_ENTRIES}") as response:
@@ -101,8 +102,8 @@ async def _history_until_pruned(client: aiohttp.ClientSession, batch_id: str) ->
             await anyio.sleep(0.1)
 
 
-def _recount(entries: Sequence[dict[str, Any]]) -> None:
-    """The pruning with its reason, and the events before it."""
+def _show_history(entries: Sequence[dict[str, Any]]) -> None:
+    """Print the pruning with its reason, and the events before it."""
     for entry in entries:
         if entry["kind"] == "facts":
             say(f"{entry['recorded_at']}  {entry['event_type']}", indent=3)

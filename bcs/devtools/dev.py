@@ -1,4 +1,4 @@
-"""`bcs dev`: the whole service on one machine, with servers of its own."""
+"""`bcs dev`: the whole service on one machine, with its own servers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bcs.config.pipelines import pipelines_of
 from bcs.config.settings import Settings, load_settings
 from bcs.devtools.demo import play
 from bcs.devtools.environment import EnvFile, env_file, exports, variables_of
-from bcs.devtools.keyboard import at_keyboard, pressed, single_keys
+from bcs.devtools.keyboard import at_keyboard, key_press, single_keys
 from bcs.devtools.output import echo, progress
 from bcs.devtools.servers import embedded
 from bcs.devtools.servers.postgres import postgres
 from bcs.domain.pipelines import PipelineDefinitions
-from bcs.errors import ConfigurationError, UnreadableConfiguration
+from bcs.errors import ConfigurationError, UnreadableConfiguration, os_reason
 from bcs.observability.logs import configure_logging
 from bcs.runtime.process import EXIT_STOPPED, run_until_signalled
 from bcs.runtime.signals import held
@@ -37,8 +37,8 @@ _LOG_TAIL_BYTES = 4000
 async def run_dev(demo: bool, log_file: Path | None = None, env_path: Path | None = None) -> int:
     """Start the servers, create the topics, run the service until a signal, and stop everything.
 
-    :param demo: also play a small story.
-    :param log_file: where the log goes; None for standard error, or with the story for a file that is removed.
+    :param demo: True to play a short story.
+    :param log_file: the file for the log; None for standard error, or with the story for a file that is removed.
     :param env_path: a file that gets the variables for other commands; None for no file.
     :returns: the exit code.
     :raises EmbeddedServersMissing: the extra `embedded` is not installed.
@@ -46,7 +46,7 @@ async def run_dev(demo: bool, log_file: Path | None = None, env_path: Path | Non
     try:
         exit_code = await _run(demo, log_file, env_path)
     except embedded.EmbeddedServerFailed:
-        # Ctrl-C, and a terminal that is closed, end also what the start of a server runs beside this process.
+        # Ctrl-C and the closing of the terminal also end the programs that the start of a server runs.
         if not held():
             raise
         exit_code = EXIT_STOPPED
@@ -86,10 +86,10 @@ def _settings(redis_url: str, bootstrap_servers: str, database_url: str) -> Sett
         redis_url=redis_url,
         database_url=database_url,
         kafka_bootstrap_servers=bootstrap_servers,
-        # The embedded broker can't.
+        # The embedded broker does not support idempotent producers.
         kafka_enable_idempotence=False,
         use_mock_repository=False,
-        # One member in the group, on one machine: what is slow over a network would only be slow to stop here.
+        # Short times, because the group has one member on this machine; long times would only make the stop slow.
         kafka_session_timeout_seconds=6.0,
         kafka_heartbeat_interval_seconds=1.0,
     )
@@ -102,17 +102,17 @@ def _send_log_to(log_file: Path | None, settings: Settings) -> None:
     try:
         descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
-        raise UnreadableConfiguration(str(log_file), error.strerror or str(error)) from None
-    # The log goes to what standard error is now, to the very end of the process: so this is never closed.
+        raise UnreadableConfiguration(str(log_file), os_reason(error)) from None
+    # Never closed, because the log writes to this descriptor until the end of the process.
     with redirect_stderr(os.fdopen(descriptor, "a", closefd=False)):
         configure_logging(settings)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Runs:
-    """The service, run once and, after each `r`, once more.
+    """Runs the service, and runs it again after each `r`.
 
-    :param env_file: gets the variables for other commands.
+    :param env_file: the file with the variables for other commands.
     :param log_file: None where the log goes to standard error.
     """
 
@@ -124,7 +124,7 @@ class _Runs:
     _number: int = 0
 
     async def until_signalled(self, definitions: PipelineDefinitions) -> int:
-        """Run it until a signal.
+        """Run the service until a signal.
 
         :returns: the exit code.
         """
@@ -140,12 +140,12 @@ class _Runs:
         self._number += 1
         base = f"http://{service.address[0]}:{service.address[1]}"
         async with anyio.create_task_group() as group:
-            group.start_soon(self._say, base, service.address[1])
-            await pressed(_RESTART_KEY)
+            group.start_soon(self._print_start, base, service.address[1])
+            await key_press(_RESTART_KEY)
             self._restart = stop()
-            echo("Restarting BCS; the servers run on ...")
+            echo("Restarting BCS; the servers keep running ...")
 
-    async def _say(self, base: str, port: int) -> None:
+    async def _print_start(self, base: str, port: int) -> None:
         variables = variables_of(self.settings, port)
         self.env_file.write(variables)
         if self._number > 1:
@@ -156,7 +156,7 @@ class _Runs:
         if self.demo:
             batch_id = f"demo-{uuid.uuid4().hex[:8]}"
             await play(base, self.settings.kafka_bootstrap_servers, batch_id)
-        _say_what_to_try(base, exports(variables), batch_id, played=self.demo)
+        _print_next_steps(base, exports(variables), batch_id, played=self.demo)
 
     def _definitions_now(self, before: PipelineDefinitions) -> PipelineDefinitions:
         try:
@@ -179,16 +179,16 @@ BCS is running.
     )
 
 
-def _say_what_to_try(base: str, variables: str, batch_id: str, *, played: bool) -> None:
+def _print_next_steps(base: str, variables: str, batch_id: str, *, played: bool) -> None:
     commands = {
-        f"bcs batches show {batch_id}": "what holds its phases back",
-        f"bcs batches history {batch_id}": "how that came to be, and why",
-        "bcs events tail": "what BCS publishes",
-        "bcs dlq list": "what could not be processed",
-        "bcs doctor": "whether everything is there",
+        f"bcs batches show {batch_id}": "which essays block its phases",
+        f"bcs batches history {batch_id}": "which facts and answers led to this",
+        "bcs events tail": "the messages that BCS publishes",
+        "bcs dlq list": "the messages that could not be processed",
+        "bcs doctor": "checks of all servers and settings",
     }
     width = max(map(len, commands))
-    explained = "\n".join(f"  {command:{width}}  # {what}" for command, what in commands.items())
+    explained = "\n".join(f"  {command:{width}}  # {text}" for command, text in commands.items())
     keys = f"{_RESTART_KEY} restarts the service and leaves the servers running; " if at_keyboard() else ""
     echo(
         f"""{"That was the story; BCS keeps running. " if played else ""}What to try next:
@@ -202,6 +202,6 @@ In another terminal, with these variables (or: bcs dev --env-file FILE):
 {explained}
   bcs events sample BatchEssaysRegistered --batch mine | bcs events send -
 
-{keys}Ctrl-C stops all of it.
+{keys}Ctrl-C stops everything.
 """
     )

@@ -1,4 +1,4 @@
-"""The BCS_* variables that the commands need beside a service that `bcs dev` runs: printed, and as a file."""
+"""The BCS_* variables with which other commands find the servers of `bcs dev`: printed, and as a file."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bcs.config.settings import Settings
-from bcs.errors import ConfigurationError
+from bcs.errors import ConfigurationError, os_reason
 
-# Whether or not they differ from their defaults: an operator's shell may have others.
+# Always included, also with default values, because the operator's shell may have other values.
 _ALWAYS = ("http_port", "redis_url", "kafka_bootstrap_servers", "kafka_enable_idempotence", "database_url")
 
 
 class FileUnwritable(ConfigurationError):
     """The file for the variables can't be written.
 
-    :param path: of the file.
+    :param path: the path of the file.
     :param cause: why, in a few words.
     """
 
@@ -28,9 +28,9 @@ class FileUnwritable(ConfigurationError):
 
 
 def variables_of(settings: Settings, http_port: int) -> dict[str, str]:
-    """The variables with which a command finds the same servers as the service, and treats them as the service does.
+    """The variables with which a command uses the same servers and options as the service.
 
-    :param http_port: at which the service listens; the setting may say 0.
+    :param http_port: the port at which the service listens; the setting may be 0.
     """
     used = settings.model_copy(update={"http_port": http_port})
     given = [name for name in Settings.model_fields if os.environ.get(f"BCS_{name.upper()}")]
@@ -38,16 +38,16 @@ def variables_of(settings: Settings, http_port: int) -> dict[str, str]:
 
 
 def exports(variables: Mapping[str, str]) -> str:
-    """Lines for a shell."""
+    """The variables as lines for a shell."""
     return "\n".join(f"export {name}={value}" for name, value in variables.items())
 
 
 @contextmanager
 def env_file(path: Path | None) -> Iterator[EnvFile]:
-    """A file with the variables, which is there as long as the service is.
+    """A file with the variables, which exists while the service runs.
 
     :param path: None for no file.
-    :raises FileUnwritable: it can't be written.
+    :raises FileUnwritable: the file can't be written.
     """
     file = EnvFile(path)
     file.write({})
@@ -69,16 +69,16 @@ class EnvFile:
         self._path = path
 
     def write(self, variables: Mapping[str, str]) -> None:
-        """Write these, and nothing else.
+        """Replace the content of the file by these variables.
 
-        :raises FileUnwritable: that is not possible.
+        :raises FileUnwritable: the file can't be written.
         """
         if self._path is None:
             return
         try:
             self._path.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
         except OSError as error:
-            raise FileUnwritable(self._path, error.strerror or str(error)) from error
+            raise FileUnwritable(self._path, os_reason(error)) from error
 
 
 def _text(value: object) -> str:

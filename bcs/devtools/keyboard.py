@@ -1,4 +1,4 @@
-"""Single keys that somebody presses at the terminal of a process."""
+"""Single key presses at the terminal of a process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _IN_BACKGROUND_SECONDS = 0.5
 
 
 def at_keyboard() -> bool:
-    """Whether standard input is a terminal, and this process the one that its keys go to."""
+    """True if standard input is a terminal, and this process receives its keys."""
     try:
         return sys.stdin is not None and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     except (OSError, ValueError):
@@ -24,9 +24,9 @@ def at_keyboard() -> bool:
 
 @contextmanager
 def single_keys() -> Iterator[None]:
-    """A block in which the terminal hands out each key at once, and shows none. Ctrl-C stays a signal.
+    """A block in which the terminal delivers each key at once, and does not show it. Ctrl-C stays a signal.
 
-    Nothing changes where nobody is at a keyboard.
+    Without a keyboard this does nothing.
     """
     if not at_keyboard():
         yield
@@ -41,15 +41,15 @@ def single_keys() -> Iterator[None]:
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
-async def pressed(key: str) -> None:
-    """Wait until a key is pressed; for ever where nobody is at a keyboard."""
+async def key_press(key: str) -> None:
+    """Wait until a key is pressed; without a keyboard, wait for ever."""
     if not at_keyboard():
         await anyio.sleep_forever()
     descriptor = sys.stdin.fileno()
     while True:
         await anyio.wait_readable(descriptor)
         if not at_keyboard():
-            # To read in the background would stop the process.
+            # Reading in the background would stop the process.
             await anyio.sleep(_IN_BACKGROUND_SECONDS)
             continue
         try:

@@ -1,4 +1,4 @@
-"""What `bcs dev` and its story print: in colours at a terminal, plain into a pipe, and no more once it is closed."""
+"""The output of `bcs dev` and its story: in colours at a terminal, plain into a pipe, dropped once that is closed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MOST_COLUMNS = 80
 
 
 def echo(text: Text | str = "", *, err: bool = False, newline: bool = True) -> None:
-    """Print text as it is; nothing any more once the terminal is closed."""
+    """Print a text unchanged; once the terminal is closed, drop it."""
     stream = sys.stderr if err else sys.stdout
-    # Rendered aside: where the output can't be written, rich would end the process in its own way.
+    # Rendered into memory first, because rich would end the process if the output can't be written.
     rendered = StringIO()
     console = Console(file=rendered, force_terminal=stream.isatty(), highlight=False)
     console.print(text, soft_wrap=True, markup=False, end="\n" if newline else "")
@@ -28,7 +28,7 @@ def echo(text: Text | str = "", *, err: bool = False, newline: bool = True) -> N
         stream.write(rendered.getvalue())
         stream.flush()
     except OSError:
-        # What is left unwritten Python would try again at its end, and exit with a code of its own.
+        # Otherwise Python would try to write the rest at its end, and exit with its own code.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
@@ -37,8 +37,8 @@ def echo(text: Text | str = "", *, err: bool = False, newline: bool = True) -> N
 def say(text: str, *, indent: int = 0, style: str = "", marked: str | None = None) -> None:
     """Print a paragraph, wrapped between words to the width of the terminal, 80 columns at most.
 
-    :param style: of the whole paragraph.
-    :param marked: a regular expression; what it finds is printed in bold green.
+    :param style: the style of the whole paragraph.
+    :param marked: a regular expression; its matches are printed in bold green.
     """
     columns = min(_MOST_COLUMNS, shutil.get_terminal_size().columns)
     wrapped = fill(
@@ -57,7 +57,7 @@ def say(text: str, *, indent: int = 0, style: str = "", marked: str | None = Non
 
 @contextmanager
 def progress(name: str) -> Iterator[None]:
-    """A block that starts something: one line, which says so at once, and in the end how long it took."""
+    """Print that a server starts, and at the end of the block how long this took, in one line."""
     begun = time.monotonic()
     echo(f"Starting {name} ... ", newline=False)
     ended = Text("stopped", "yellow")

@@ -1,1 +1,1 @@
-"""What BCS knows about batches, phases and pipelines: pure, synchronous, no I/O."""
+"""Batches, phases and pipelines: pure, synchronous, without I/O."""

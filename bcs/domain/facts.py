@@ -1,4 +1,4 @@
-"""What can become known about a batch. Facts are never taken back; a newer one supersedes an older one."""
+"""The facts about a batch. A fact is never taken back; a newer fact supersedes an older one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 
 class Outcome(StrEnum):
-    """How a phase ended, for an essay or for a whole batch. The values are what the store keeps."""
+    """How a phase ended, for an essay or for a whole batch. The values are written to the stores."""
 
     COMPLETED = "c"
     FAILED = "f"
@@ -31,14 +31,14 @@ class EssayPhaseEnded:
 
 @dataclass(frozen=True, slots=True)
 class PhaseOutcome:
-    """A service said how a phase ended for the essays that it names. It says nothing of any other essay.
+    """A service's event about how a phase ended for the essays that the event lists, and for no other essay.
 
-    :param status: as the service gave it.
+    :param status: the status in the event.
     :param completed: ids of essays that completed the phase.
     :param failed: ids of essays that failed in it.
-    :param speaks_for_all: it is ELS's success that names nobody; it speaks for every essay that was due.
+    :param speaks_for_all: True for a success of ELS that lists no essay: it covers every essay that was due.
     :param at_us: when, in microseconds since 1970 UTC; from 0 to the end of the year 9999.
-    :param repeat_key: see `repeat_key_of`; empty where the event carries a time of its own.
+    :param repeat_key: see `repeat_key_of`; empty where the event carries its own time.
     """
 
     phase: str
@@ -53,7 +53,7 @@ class PhaseOutcome:
 
 @dataclass(frozen=True, slots=True)
 class PhaseReported:
-    """Someone reported how a phase ended for every essay that had joined the batch by then.
+    """A phase report: how a phase ended for every essay that had joined the batch by then.
 
     :param at_us: when, in microseconds since 1970 UTC; from 0 to the end of the year 9999.
     """
@@ -65,10 +65,10 @@ class PhaseReported:
 
 @dataclass(frozen=True, slots=True)
 class PhaseInvalidated:
-    """What was known of a phase before a certain time no longer counts.
+    """Older facts about a phase no longer count.
 
-    :param essay_id: for this essay alone; None for all of them.
-    :param at_us: what is older does not count; microseconds since 1970 UTC.
+    :param essay_id: the only essay whose facts are meant; None for all essays.
+    :param at_us: facts older than this time do not count; microseconds since 1970 UTC.
     """
 
     phase: str
@@ -78,7 +78,7 @@ class PhaseInvalidated:
 
 @dataclass(frozen=True, slots=True)
 class EssaysRegistered:
-    """Essays belong to the batch, and so many are expected in all.
+    """The essays of a batch were registered, with the number of essays that are expected in all.
 
     :param at_us: when, in microseconds since 1970 UTC; from 0 to the end of the year 9999.
     """
@@ -92,9 +92,9 @@ Fact = EssayPhaseEnded | PhaseOutcome | PhaseReported | PhaseInvalidated | Essay
 
 
 def parts_of(fact: Fact, essays: int) -> Iterator[Fact]:
-    """A fact as several facts, which say together what the whole says. No part says it alone.
+    """Split a fact into smaller facts that have the same effect together, and never all of the effect alone.
 
-    :param essays: how many essays a part names at most.
+    :param essays: how many essays a part lists at most.
     """
     if isinstance(fact, EssaysRegistered) and len(fact.essay_ids) > essays:
         for names in _slices(fact.essay_ids, essays):
@@ -113,15 +113,15 @@ def _slices(names: tuple[str, ...], length: int) -> Iterator[tuple[str, ...]]:
 
 
 def repeat_key_of(phase: str, correlation_id: str, status: str, completed: Iterable[str], failed: Iterable[str]) -> str:
-    """The same text for every copy of an outcome that carries no time of its own, 16 hexadecimal digits.
+    """A key that is the same for every copy of an outcome that carries no time of its own: 16 hexadecimal digits.
 
-    The producers' relay stamps each copy anew, so the times of two copies say nothing. The status counts only where
-    nobody is named: elsewhere it changes nothing.
+    The producers' relay gives each copy a new time, so the times of copies can't be compared. The status is part of
+    the key only where the lists are empty, because elsewhere the status changes nothing.
 
     :param completed: ids in any order.
     :param failed: ids in any order.
     """
     lists = [sorted(set(completed)), sorted(set(failed))]
-    # As JSON, so that no id can be taken for two, whatever characters it has.
+    # As JSON, so that one id can't look like two ids, whatever characters it has.
     parts = json.dumps([phase, correlation_id, "" if lists[0] or lists[1] else status, *lists])
     return blake2b(parts.encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""What is kept of the past of a batch: the facts that became known, and what was answered because of them."""
+"""The entries of a batch's history: the facts that arrived, and the answers that BCS gave."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from uuid import UUID
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, PhaseInvalidated, PhaseOutcome
 
 REPORTED = "PhaseReported"
-"""The event type of a phase that was reported over HTTP."""
+"""The event type of a phase report, which comes over HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a message lies in Kafka."""
+    """The place of a message in Kafka."""
 
     topic: str
     partition: int
@@ -23,14 +23,14 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class FactsRecorded:
-    """Facts became known.
+    """Facts arrived, from Kafka or over HTTP.
 
-    :param entry_id: the same however often the same message is consumed, so that it is kept once.
-    :param at_us: when they became known here, in microseconds since 1970 UTC; each fact has a time of its own.
-    :param event_type: the model's name, or `REPORTED`.
-    :param event_id: of the envelope, where it has one.
-    :param position: None for what was reported over HTTP.
-    :param asked_by: who reported it; None for what came from Kafka.
+    :param entry_id: the same each time the same message is consumed, so that the archive stores the entry once.
+    :param at_us: when BCS received the facts, in microseconds since 1970 UTC; each fact has its own time besides.
+    :param event_type: the name of the event's model, or `REPORTED`.
+    :param event_id: the event envelope's, where it has one.
+    :param position: the message in Kafka; None for a phase report.
+    :param asked_by: the caller of a phase report; None for a message from Kafka.
     """
 
     entry_id: UUID
@@ -47,7 +47,7 @@ class FactsRecorded:
 
 @dataclass(frozen=True, slots=True)
 class PhaseDecided:
-    """What was answered about one phase.
+    """The answer about one phase.
 
     :param reason: a `Reason`'s value.
     :param reason_text: the reason as part of a sentence.
@@ -61,14 +61,14 @@ class PhaseDecided:
 
 @dataclass(frozen=True, slots=True)
 class PipelineResolved:
-    """Someone asked which phases of a pipeline are still to run, and was answered.
+    """A resolution: a caller asked which phases of a pipeline are still to run, and BCS answered.
 
     :param at_us: when, in microseconds since 1970 UTC.
-    :param asked_by: the caller, as far as the request tells.
-    :param pipeline: what was asked for.
-    :param version: of the summary that was read.
+    :param asked_by: the caller, as far as the request identifies the caller.
+    :param pipeline: the requested pipeline.
+    :param version: the version of the summary that was read.
     :param source: where the summary was read: `redis` or `postgresql`.
-    :param registered: whether the batch was registered; None in entries that did not keep it.
+    :param registered: whether the batch was registered; None in older entries, which do not have this field.
     """
 
     entry_id: UUID
@@ -90,7 +90,7 @@ _CHARACTERS_OF_A_FACT = 1024
 
 
 def weight(entry: HistoryEntry) -> int:
-    """How much there is to keep of an entry: about as many facts, where a long text counts as several."""
+    """The size of an entry for the archive, as a number of facts; long texts count as additional facts."""
     characters = len(entry.batch_id) + len(entry.correlation_id or "") + len(entry.asked_by or "")
     if isinstance(entry, PipelineResolved):
         characters += len(entry.pipeline) + sum(len(one.phase) + len(one.reason_text) for one in entry.decisions)
@@ -108,7 +108,7 @@ def weight(entry: HistoryEntry) -> int:
 
 
 def facts_in(fact: Fact) -> int:
-    """As how many facts one counts that names many essays."""
+    """How many facts a fact counts as: a fact that lists essays counts one more for each essay."""
     if isinstance(fact, PhaseOutcome):
         return 1 + len(fact.completed) + len(fact.failed)
     if isinstance(fact, EssaysRegistered):
@@ -125,10 +125,10 @@ def _characters_in(fact: Fact) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptEntry:
-    """An entry as it stands in the record.
+class ArchivedEntry:
+    """An entry as the archive stores it.
 
-    :param number: rises with every entry of the record; newer ones have higher ones.
+    :param number: rises with every entry in the archive; a newer entry has a higher number.
     """
 
     number: int
@@ -138,9 +138,9 @@ class KeptEntry:
 def consumed_entry_id(topic: str, partition: int, offset: int, timestamp_ms: int) -> UUID:
     """The id of the entry for a Kafka message.
 
-    A topic that was deleted and made anew counts its offsets from 0 again; the time keeps its messages apart.
+    The offsets of a topic that was deleted and created again start at 0; the time distinguishes the new messages.
 
-    :param timestamp_ms: the Kafka record's own time.
+    :param timestamp_ms: the Kafka record's timestamp, in milliseconds since 1970 UTC.
     """
     name = f"{topic}\0{partition}\0{offset}\0{timestamp_ms}".encode()
     return UUID(bytes=blake2b(name, digest_size=16).digest())

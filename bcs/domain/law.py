@@ -1,4 +1,4 @@
-"""The law of completion, as far as it is chosen: what each phase requires, when it counts as complete, and for whom."""
+"""The configurable part of the completion rules: what each phase requires, and when a phase counts as complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hashlib import blake2b
 from types import MappingProxyType
 
 LAW_VERSION = 2
-"""Rises when the same state may come to another answer; stored summaries of another version are not used."""
+"""Rises when the same state can lead to another answer; stored summaries of another version are not used."""
 
 
 class CompleteWhen(StrEnum):
@@ -20,11 +20,11 @@ class CompleteWhen(StrEnum):
 
 
 class CompletionLaw:
-    """What a batch's state is judged by.
+    """The rules that decide from a batch's state which phases are complete.
 
     :param requires: phase to the phases that it requires directly; without a cycle.
-    :param complete_when: phase to its policy; `EVERY_ESSAY_COMPLETED` where it is not named.
-    :param require_registration: a batch that is not registered is never complete by counting its essays.
+    :param complete_when: phase to its policy; `EVERY_ESSAY_COMPLETED` for a phase that is not in the mapping.
+    :param require_registration: the essays of a batch that is not registered never make a phase complete.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class CompletionLaw:
         self.require_registration = require_registration
         parts = [LAW_VERSION, require_registration, sorted((p, sorted(r), self.policy(p)) for p, r in direct.items())]
         self.fingerprint = blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
-        """Names the summaries that hold under this law, 16 hexadecimal digits."""
+        """Identifies the stored summaries that were made under this law; 16 hexadecimal digits."""
 
     def requires(self, phase: str) -> tuple[str, ...]:
         """The phases that a phase requires directly."""
         return self._requires.get(phase, ())
 
     def upstream(self, phase: str) -> tuple[str, ...]:
-        """The phases that a phase requires, directly or not."""
+        """The phases that a phase requires, directly or indirectly."""
         return self._upstream.get(phase, ())
 
     def policy(self, phase: str) -> CompleteWhen:

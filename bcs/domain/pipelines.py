@@ -1,4 +1,4 @@
-"""Pipeline definitions: which phases there are, what each needs, and in which order they run."""
+"""Pipeline definitions: the phases, their dependencies, and the order in which they run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PLATFORM_PHASES = frozenset({"spellcheck", "nlp", "cj_assessment", "ai_feedback"
 class Phase:
     """One step of work on a batch.
 
-    :param name: the platform's name for it.
-    :param requires: the phases that have to be complete before this one can run.
-    :param needs_prompt: refuse it for a batch without an essay prompt.
-    :param rerun_with_dependencies: run it again, although complete, when a phase that it requires runs again.
-    :param complete_when: the policy by which it counts as complete.
+    :param name: the platform's name for the phase.
+    :param requires: the phases that must be complete before this phase can run.
+    :param needs_prompt: requests for this phase are refused for a batch without an essay prompt.
+    :param rerun_with_dependencies: the phase runs again, although complete, when a phase that it requires runs again.
+    :param complete_when: the policy that decides when the phase counts as complete.
     """
 
     name: str
@@ -35,21 +35,21 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A named set of phases; what they require is added when it is resolved."""
+    """A named list of phases; resolution adds the phases that these require."""
 
     name: str
     phases: tuple[str, ...]
 
 
 class PipelineDefinitions:
-    """All phases and pipelines, checked once, with the order of each pipeline worked out.
+    """All phases and pipelines, validated, with the order of each pipeline computed.
 
-    :param phases: in the order that breaks ties.
-    :param pipelines: besides these, every phase is a pipeline of its own name. One that has a phase's name stands for
-        that name then, and has to contain the phase.
-    :raises DuplicateName: a name stands for two things.
-    :raises UnknownDependency: a phase that is not defined is named.
-    :raises DependencyCycle: phases wait for each other.
+    :param phases: their order breaks ties between phases that could run next.
+    :param pipelines: besides these, every phase is a pipeline of its own name. A pipeline with a phase's name
+        replaces that one, and must contain the phase.
+    :raises DuplicateName: a name is defined twice.
+    :raises UnknownDependency: a phase or pipeline names a phase that is not defined.
+    :raises DependencyCycle: phases depend on each other in a cycle.
     """
 
     def __init__(self, phases: Iterable[Phase], pipelines: Iterable[Pipeline] = ()) -> None:
@@ -83,7 +83,7 @@ class PipelineDefinitions:
         return tuple(self._plans)
 
     def law(self, *, require_registration: bool) -> CompletionLaw:
-        """The law of completion under these definitions.
+        """The completion law of these definitions.
 
         :param require_registration: see `CompletionLaw`.
         """
@@ -95,10 +95,10 @@ class PipelineDefinitions:
         )
 
     def plan(self, requested: str) -> tuple[Phase, ...]:
-        """The phases of a pipeline with everything that they require, in an order in which they can run.
+        """The phases of a pipeline with all phases that they require, in an order in which they can run.
 
         :param requested: a pipeline's or a phase's name.
-        :raises UnknownPipeline: it is neither.
+        :raises UnknownPipeline: nothing is defined under that name.
         """
         try:
             return self._plans[requested]
@@ -118,10 +118,10 @@ class PipelineDefinitions:
             raise DependencyCycle(tuple(error.args[1])) from None
 
     def _order(self, wanted: tuple[str, ...]) -> tuple[Phase, ...]:
-        """Kahn's algorithm; of the phases that could come next, the one that is named first does.
+        """Kahn's algorithm; of the phases that could run next, the first in the configuration runs next.
 
-        "Named first" means in the pipeline's own list, then in the list of all phases: the same request always gives
-        the same order, and it is the order that the author of the configuration wrote wherever dependencies allow it.
+        "First" means in the pipeline's own list, then in the list of all phases. So the same request always gets the
+        same order, and it is the order in the configuration wherever dependencies allow that.
         """
         needed: set[str] = set()
         unvisited = list(wanted)

@@ -1,7 +1,7 @@
-"""From a batch's state to the progress of each phase, and to the compact summary that resolution reads.
+"""Computes the progress of each phase from a batch's state, and the compact summary that resolution reads.
 
-The rules are those of the project's design, "Batch state": a list speaks for the essays that it names; a report speaks
-for every essay that had joined by then; an outcome that names nobody speaks for the essays that were due.
+The rules are those of `docs/completion.md`: an outcome with lists counts for the essays that it lists; a report counts
+for every essay that had joined by then; an outcome without lists counts for the essays that were due.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _NEVER = -1
 class PhaseProgress:
     """How far a phase is for a batch. Each known essay is counted at most once.
 
-    :param complete: by the phase's policy.
-    :param completed: essays that completed it.
-    :param failed: essays that failed in it.
-    :param failed_before: essays of which nothing is known here, and that failed in a phase that this one requires.
-    :param left_out: other essays of which nothing is known here, and that had joined before the newest outcome.
-    :param covered: a report speaks for every known essay, and for those that nobody has named.
-    :param outcome_at_us: when the newest outcome that still counts was said; None where there is none.
+    :param complete: whether the phase is complete under its policy.
+    :param completed: essays that completed the phase.
+    :param failed: essays that failed in the phase.
+    :param failed_before: essays without a mark for this phase that failed in a phase that it requires.
+    :param left_out: other essays without a mark for this phase that had joined before the newest outcome.
+    :param covered: a report counts for every known essay, and for the expected essays that no event has named.
+    :param outcome_at_us: the time of the newest outcome that still counts; None where there is none.
     """
 
     complete: bool
@@ -44,12 +44,12 @@ class PhaseProgress:
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:
-    """All that resolution needs to know of a batch; its size does not grow with the number of essays.
+    """All that resolution needs of a batch; its size does not grow with the number of essays.
 
     :param version: rises with every commit to the batch.
     :param known: how many essays are known to belong to the batch.
-    :param expected: how many it was registered with; None when it never was.
-    :param progress: of the phases that anything is known about. All others are incomplete.
+    :param expected: how many essays the batch was registered with; None where it was not registered.
+    :param progress: phase to its progress. A phase that is not in the mapping is incomplete.
     """
 
     version: int = 0
@@ -69,7 +69,7 @@ class BatchSummary:
 
 
 class Standing(StrEnum):
-    """How one essay stands in one phase; all but `COMPLETED` can hold the phase back."""
+    """The standing of one essay in one phase; each value but `COMPLETED` can block the phase."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -81,10 +81,11 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BlockingEssay:
-    """An essay that holds a phase back.
+    """An essay that keeps a phase from being complete.
 
-    :param first_seen_us: when the essay became known, in microseconds since 1970 UTC.
-    :param mark: the one that says "failed"; None when nothing speaks for the essay.
+    :param why: its standing in the phase.
+    :param first_seen_us: when the essay was first seen, in microseconds since 1970 UTC.
+    :param mark: the mark with the outcome "failed"; None when no mark counts for the essay.
     """
 
     essay_id: str
@@ -95,15 +96,15 @@ class BlockingEssay:
 
 @dataclass(frozen=True, slots=True)
 class PhaseExplanation:
-    """A phase's progress with all that led to it.
+    """A phase's progress with the facts behind it.
 
     :param complete_when: the phase's policy.
-    :param outstanding: known essays of which nothing is known here, for whatever reason.
-    :param missing: expected essays that nobody has named, and for which no report speaks.
-    :param held_back_by: in the order of their ids.
-    :param report: the newest report, where it still counts.
-    :param outcome: the newest outcome, where it still counts.
-    :param newest: the newest mark of all: an essay's, or the report.
+    :param outstanding: how many known essays have no mark for this phase.
+    :param missing: how many expected essays no event has named and no report covers.
+    :param held_back_by: the blocking essays, in the order of their ids.
+    :param report: the newest report; None where it no longer counts.
+    :param outcome: the newest outcome; None where it no longer counts.
+    :param newest: the newest mark: an essay's, or the report.
     """
 
     phase: str
@@ -119,15 +120,16 @@ class PhaseExplanation:
 
 
 class Evaluation:
-    """One state under one law. Each phase is worked out once, so the state must not change meanwhile.
+    """Evaluates one state under one law. Each phase is computed once, so the state must not change meanwhile.
 
-    What is asked of a phase first may take as long as its essays are many. `preparing` does that in slices beforehand.
+    The first call about a phase takes time in proportion to the number of essays. `preparing` does this work in slices
+    beforehand.
     """
 
     def __init__(self, state: BatchState, law: CompletionLaw) -> None:
         self._state = state
         self._law = law
-        self._words: dict[str, Mapping[str, Mark]] = {}
+        self._marks: dict[str, Mapping[str, Mark]] = {}
 
     @cached_property
     def essays(self) -> list[str]:
@@ -135,34 +137,34 @@ class Evaluation:
         return sorted(self._state.first_seen_us)
 
     def preparing(self, phase: str) -> Sliced[None]:
-        """Find the words on a phase, and on those that it requires."""
+        """Compute the marks of a phase, and of the phases that it requires."""
         for required in self._law.upstream(phase):
-            yield from self._finding_words(required)
-        yield from self._finding_words(phase)
+            yield from self._finding_marks(required)
+        yield from self._finding_marks(phase)
 
-    def words(self, phase: str) -> Mapping[str, Mark]:
-        """The newest word on each known essay that is not invalidated; none for an essay of which nothing is known."""
-        if phase not in self._words:
-            at_once(self._finding_words(phase))
-        return self._words[phase]
+    def marks(self, phase: str) -> Mapping[str, Mark]:
+        """Essay to the newest mark that counts for it and is not invalidated; other essays are left out."""
+        if phase not in self._marks:
+            at_once(self._finding_marks(phase))
+        return self._marks[phase]
 
     def standings(self, phase: str) -> Callable[[str], Standing]:
-        """Tells of a known essay how it stands in a phase."""
+        """A function from a known essay to its standing in a phase."""
         first_seen_us, times = self._state.first_seen_us, self._state.invalidations.get(phase, {})
-        own_words = self.words(phase)
-        upstream = [words for required in self._law.upstream(phase) if (words := self.words(required))]
+        own_marks = self.marks(phase)
+        upstream = [marks for required in self._law.upstream(phase) if (marks := self.marks(required))]
         ending, report = self.outcome(phase), self.report(phase)
 
         def standing(essay_id: str) -> Standing:
-            word = own_words.get(essay_id)
-            if word is not None:
-                return Standing.COMPLETED if word.outcome is Outcome.COMPLETED else Standing.FAILED
-            for words in upstream:
-                word = words.get(essay_id)
-                if word is not None and word.outcome is Outcome.FAILED:
+            mark = own_marks.get(essay_id)
+            if mark is not None:
+                return Standing.COMPLETED if mark.outcome is Outcome.COMPLETED else Standing.FAILED
+            for marks in upstream:
+                mark = marks.get(essay_id)
+                if mark is not None and mark.outcome is Outcome.FAILED:
                     return Standing.FAILED_BEFORE
             since_us = first_seen_us[essay_id]
-            # `outcome` knows of what is invalidated for all.
+            # `outcome` has checked the invalidation for all essays.
             if ending is not None and since_us < ending.at_us and times.get(essay_id, _NEVER) <= ending.at_us:
                 return Standing.LEFT_OUT
             if report is not None and since_us > report.at_us:
@@ -172,12 +174,15 @@ class Evaluation:
         return standing
 
     def report(self, phase: str) -> Mark | None:
-        """The report on a phase, where it still counts."""
+        """The report on a phase; None where it no longer counts."""
         report = self._state.reports.get(phase)
         return report if report is not None and report.at_us >= self._invalidated_at(phase, ALL_ESSAYS) else None
 
     def outcome(self, phase: str) -> Ending | None:
-        """The newest outcome of a phase, where it still counts; at the same instant one that speaks for nobody."""
+        """The newest outcome of a phase; None where it no longer counts.
+
+        At the same instant, an outcome without `speaks_for_all` wins.
+        """
         endings = self._state.outcomes.get(phase)
         if not endings:
             return None
@@ -185,26 +190,26 @@ class Evaluation:
         return newest if newest.at_us >= self._invalidated_at(phase, ALL_ESSAYS) else None
 
     def progress(self, phase: str) -> PhaseProgress:
-        """How far a phase is."""
+        """The progress of a phase."""
         return at_once(self.progressing(phase))
 
     def progressing(self, phase: str) -> Sliced[PhaseProgress]:
-        """The same in slices."""
+        """`progress` in slices."""
         state, ending = self._state, self.outcome(phase)
         outcome_at_us = ending.at_us if ending else None
         known = state.first_seen_us
         if not known:
             return PhaseProgress(self._complete_without_essays(phase), 0, 0, outcome_at_us=outcome_at_us)
-        yield from self._finding_words(phase)
-        words = self.words(phase)
-        completed = sum(word.outcome is Outcome.COMPLETED for word in words.values())
-        failed = len(words) - completed
+        yield from self._finding_marks(phase)
+        marks = self.marks(phase)
+        completed = sum(mark.outcome is Outcome.COMPLETED for mark in marks.values())
+        failed = len(marks) - completed
         before = left_out = 0
-        if len(words) < len(known):
+        if len(marks) < len(known):
             yield from self.preparing(phase)
             standing = self.standings(phase)
             for essays in in_slices(known):
-                standings = [standing(essay) for essay in essays if essay not in words]
+                standings = [standing(essay) for essay in essays if essay not in marks]
                 before += standings.count(Standing.FAILED_BEFORE)
                 left_out += standings.count(Standing.LEFT_OUT)
                 yield
@@ -225,16 +230,16 @@ class Evaluation:
         )
 
     def explain(self, phase: str) -> PhaseExplanation:
-        """What is known of a phase, and what keeps it from being complete."""
+        """A phase's progress, the facts behind it, and the essays that keep it from being complete."""
         return at_once(self.explaining(phase))
 
     def explaining(self, phase: str) -> Sliced[PhaseExplanation]:
-        """The same in slices."""
+        """`explain` in slices."""
         yield from self.preparing(phase)
         progress = yield from self.progressing(phase)
         blocking = yield from self._blocking(phase, progress)
         state, report = self._state, self.report(phase)
-        marks = [*self.words(phase).values(), *([report] if report else [])]
+        candidates = [*self.marks(phase).values(), *([report] if report else [])]
         expected = state.expected.count if state.expected else 0
         return PhaseExplanation(
             phase,
@@ -245,61 +250,61 @@ class Evaluation:
             held_back_by=tuple(blocking),
             report=report,
             outcome=self.outcome(phase),
-            newest=max(marks, key=lambda mark: mark.at_us, default=None),
+            newest=max(candidates, key=lambda mark: mark.at_us, default=None),
         )
 
     def _blocking(self, phase: str, progress: PhaseProgress) -> Sliced[list[BlockingEssay]]:
         settled = {Standing.COMPLETED}
         if self._law.policy(phase) is CompleteWhen.EVERY_ESSAY_SETTLED and progress.completed:
             settled |= {Standing.FAILED, Standing.FAILED_BEFORE, Standing.LEFT_OUT}
-        first_seen_us, words = self._state.first_seen_us, self.words(phase)
+        first_seen_us, marks = self._state.first_seen_us, self.marks(phase)
         standing = self.standings(phase)
         blocking: list[BlockingEssay] = []
         for essays in in_slices(self.essays):
             for essay_id in essays:
                 why = standing(essay_id)
                 if why not in settled:
-                    blocking.append(BlockingEssay(essay_id, why, first_seen_us[essay_id], words.get(essay_id)))
+                    blocking.append(BlockingEssay(essay_id, why, first_seen_us[essay_id], marks.get(essay_id)))
             yield
         return blocking
 
-    def _finding_words(self, phase: str) -> Sliced[None]:
-        if phase in self._words:
+    def _finding_marks(self, phase: str) -> Sliced[None]:
+        if phase in self._marks:
             return
         state = self._state
         invalidated = state.invalidations.get(phase)
         report, ending = self.report(phase), self.outcome(phase)
         own = yield from self._own_marks(phase)
-        speaks = ending is not None and ending.speaks_for_all
-        if invalidated is None and report is None and not speaks and own.keys() <= state.first_seen_us.keys():
-            self._words[phase] = own
+        covers_due = ending is not None and ending.speaks_for_all
+        if invalidated is None and report is None and not covers_due and own.keys() <= state.first_seen_us.keys():
+            self._marks[phase] = own
             return
         others: list[tuple[Mark, bool]] = [] if report is None else [(report, False)]
         due: list[Mapping[str, Mark]] = []
-        if ending is not None and speaks:
+        if ending is not None and covers_due:
             others.append((Mark(Outcome.COMPLETED, ending.at_us), True))
             for required in self._law.requires(phase):
-                yield from self._finding_words(required)
-                due.append(self.words(required))
-        words: dict[str, Mark] = {}
+                yield from self._finding_marks(required)
+                due.append(self.marks(required))
+        marks: dict[str, Mark] = {}
         for essays in in_slices(state.first_seen_us.items()):
             for essay_id, since_us in essays:
                 at_least_us = self._invalidated_at(phase, essay_id) if invalidated else _NEVER
-                word = own.get(essay_id)
-                if word is not None and word.at_us < at_least_us:
-                    word = None
+                mark = own.get(essay_id)
+                if mark is not None and mark.at_us < at_least_us:
+                    mark = None
                 # On a tie the essay's own mark counts, then the report.
                 for other, for_those_due in others:
                     if since_us > other.at_us or other.at_us < at_least_us:
                         continue
-                    if word is not None and other.at_us <= word.at_us:
+                    if mark is not None and other.at_us <= mark.at_us:
                         continue
                     if not for_those_due or _completed_in_all(due, essay_id):
-                        word = other
-                if word is not None:
-                    words[essay_id] = word
+                        mark = other
+                if mark is not None:
+                    marks[essay_id] = mark
             yield
-        self._words[phase] = words
+        self._marks[phase] = marks
 
     def _own_marks(self, phase: str) -> Sliced[Mapping[str, Mark]]:
         state = self._state
@@ -328,7 +333,7 @@ class Evaluation:
         report = self.report(phase)
         if report is None or report.outcome is not Outcome.COMPLETED:
             return False
-        # One that joined later shows that the batch was still growing when the report was made.
+        # An essay that joined later shows that the batch was still growing when the report was made.
         return max(self._state.first_seen_us.values()) <= report.at_us
 
     def _enough_known(self) -> bool:
@@ -350,7 +355,7 @@ def summarize(state: BatchState, law: CompletionLaw, version: int) -> BatchSumma
 
 
 def summarizing(state: BatchState, law: CompletionLaw, version: int) -> Sliced[BatchSummary]:
-    """The same in slices."""
+    """`summarize` in slices."""
     evaluation = Evaluation(state, law)
     progress: dict[str, PhaseProgress] = {}
     for phase in sorted(state.phases):
@@ -362,10 +367,10 @@ def summarizing(state: BatchState, law: CompletionLaw, version: int) -> Sliced[B
 def _completed_in_all(due: Iterable[Mapping[str, Mark]], essay_id: str) -> bool:
     """True if the essay completed every phase that this one requires.
 
-    :param due: the words on each of these phases.
+    :param due: the marks of each of these phases.
     """
-    for words in due:
-        word = words.get(essay_id)
-        if word is None or word.outcome is not Outcome.COMPLETED:
+    for marks in due:
+        mark = marks.get(essay_id)
+        if mark is None or mark.outcome is not Outcome.COMPLETED:
             return False
     return True

@@ -28,13 +28,13 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What happens to one phase of the pipeline, and why.
+    """The decision about one phase of the pipeline, and its reason.
 
     :param reason_text: the reason as part of a sentence.
     :param complete_when: the phase's policy.
     :param completed: how many essays completed the phase.
-    :param failed: how many failed in it, or in a phase that it requires.
-    :param left_out: how many its newest outcome left out.
+    :param failed: how many essays failed in the phase, or in a phase that it requires.
+    :param left_out: how many essays the phase's newest outcome does not list.
     """
 
     phase: str
@@ -50,11 +50,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The answer to "what is still to run?"; decisions are in the order of the pipeline.
+    """The answer to "which phases are still to run?"; the decisions are in the order of the pipeline.
 
-    :param registered: the batch was registered; else only the essays seen so far can be counted.
+    :param registered: True if the batch was registered; else only the essays seen so far can be counted.
     :param known: how many essays are known.
-    :param expected: how many the batch was registered with.
+    :param expected: how many essays the batch was registered with; None where it was not registered.
     """
 
     pipeline: str
@@ -70,7 +70,7 @@ class Resolution:
 
     @property
     def pruned(self) -> tuple[str, ...]:
-        """The phases that need not run."""
+        """The complete phases, which need not run."""
         return tuple(decision.phase for decision in self.decisions if not decision.runs)
 
     @property
@@ -86,12 +86,12 @@ class Resolution:
 
 
 def validate_request(definitions: PipelineDefinitions, requested: str, *, prompt_attached: bool | None) -> None:
-    """Refuse what can't be resolved, whatever the batch's state.
+    """Refuse a request that can't be resolved, whatever the batch's state.
 
     :param requested: a pipeline's or a phase's name.
-    :param prompt_attached: whether the batch has an essay prompt; None when the caller did not say.
+    :param prompt_attached: whether the batch has an essay prompt; None when the request does not include it.
     :raises UnknownPipeline: nothing is defined under that name.
-    :raises PromptRequired: a phase needs a prompt, and the caller said that there is none.
+    :raises PromptRequired: a phase needs a prompt, and the request says that there is none.
     """
     gated = tuple(phase.name for phase in definitions.plan(requested) if phase.needs_prompt)
     if prompt_attached is False and gated:
@@ -143,7 +143,7 @@ def _why_incomplete(phase: Phase, summary: BatchSummary, progress: PhaseProgress
         return Reason.NOTHING_KNOWN, "nothing is known of any essay in it"
     done = progress.completed
     if phase.complete_when is CompleteWhen.EVERY_ESSAY_SETTLED and done:
-        # Failed and left-out essays hold nothing back here; they are not why it runs.
+        # Under this policy failed and left-out essays do not block the phase, so they are not the reason.
         done += progress.failed + progress.failed_before + progress.left_out
     elif progress.failed:
         return Reason.ESSAYS_FAILED, f"{progress.failed} of {_essays(total)} failed in it"
@@ -167,10 +167,8 @@ def _why_complete(summary: BatchSummary, progress: PhaseProgress) -> tuple[Reaso
         return Reason.ALREADY_COMPLETED, "it was reported complete, and no essay of the batch is known"
     counted = not summary.registered and not progress.covered
     seen = " seen so far" if counted or missing else ""
-    if missing:
-        addition = f"; a report speaks for {missing} more"
-    else:
-        addition = "; the batch is not registered" if counted else ""
+    without_report = "; the batch is not registered" if counted else ""
+    addition = f"; a report covers {missing} more" if missing else without_report
     if progress.completed == known:
         everyone = f"the only essay{seen} has" if known == 1 else f"all {known} essays{seen} have"
         return Reason.ALREADY_COMPLETED, f"{everyone} completed it{addition}"
@@ -179,7 +177,7 @@ def _why_complete(summary: BatchSummary, progress: PhaseProgress) -> tuple[Reaso
         (progress.failed_before, "failed before it"),
         (progress.left_out, f"{'was' if progress.left_out == 1 else 'were'} left out of its outcome"),
     ]
-    counts = ", ".join(f"{count} {what}" for count, what in others if count)
+    counts = ", ".join(f"{count} {text}" for count, text in others if count)
     return Reason.SETTLED, f"{progress.completed} of {_essays(known)}{seen} completed it, {counts}{addition}"
 
 

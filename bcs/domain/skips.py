@@ -1,4 +1,4 @@
-"""Offsets that an operator orders the intake to pass over, and what became of the orders."""
+"""Operators' orders to skip a Kafka message, and how each order ended."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bcs.domain.history import Position
 
 @dataclass(frozen=True, slots=True)
 class SkipOrder:
-    """An operator wants the intake to pass over one message.
+    """An operator's order that the intake skips one message.
 
-    :param ordered_by: who, as far as the command can tell.
+    :param ordered_by: the operator, as far as the command can identify them.
     :param ordered_at: when, in RFC 3339.
     """
 
@@ -23,7 +23,7 @@ class SkipOrder:
 
 
 class SkipOutcome(StrEnum):
-    """What became of an order."""
+    """How an order ended, or that it was placed."""
 
     ORDERED = "ordered"
     WITHDRAWN = "withdrawn"
@@ -36,8 +36,8 @@ class SkipOutcome(StrEnum):
 class WaitingSkip:
     """An order that is not closed yet.
 
-    :param outcome: what a replica did for it. The order is closed once the offset behind its message is committed;
-        until then the message may be read again, and is passed over again.
+    :param outcome: what a replica did with the message. The order is closed once the offset after the message is
+        committed; until then the message may be read again, and is skipped again.
     """
 
     order: SkipOrder
@@ -49,7 +49,7 @@ class SkipEvent:
     """An entry of the history of orders.
 
     :param at: when, in RFC 3339.
-    :param by: who did it: the operator, or the replica that carried the order out.
+    :param by: the operator, or the replica that carried out the order.
     """
 
     order: SkipOrder

@@ -1,7 +1,7 @@
-"""Long calculations that can be left and gone on with, for whoever has other things to do meanwhile.
+"""Long calculations in short slices, so that the event loop can do other work between the slices.
 
-Such a calculation is a generator: it yields, at most some milliseconds after it yielded before, and returns its result.
-What it reads must not change before it has ended.
+Such a calculation is a generator: it yields every few milliseconds, and returns its result. The values that it reads
+must not change before it has ended.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ T = TypeVar("T")
 Sliced = Generator[None, None, T]
 
 SLICE = 250
-"""About so many essays are a slice."""
+"""How many essays a slice works on, about."""
 
 
 def at_once(calculation: Sliced[T]) -> T:
-    """Run a calculation to its end."""
+    """Run a calculation to its end without a pause, and return its result."""
     try:
         while True:
             next(calculation)
@@ -29,7 +29,7 @@ def at_once(calculation: Sliced[T]) -> T:
 
 
 def in_slices(items: Iterable[T], length: int = SLICE) -> Iterator[list[T]]:
-    """Items in lists of so many at most."""
+    """The items in lists of at most `length`."""
     waiting = iter(items)
     while some := list(islice(waiting, length)):
         yield some

@@ -1,4 +1,4 @@
-"""The state of a batch: registers that merge, so that neither order nor repetition of facts can matter.
+"""The state of a batch: registers that merge, so that neither the order nor the repetition of facts matters.
 
 Every register has a join that is commutative, associative and idempotent, which makes the whole state a join
 semilattice (Shapiro et al., "Conflict-free Replicated Data Types", 2011): replicas and retries that see the same facts
@@ -27,10 +27,10 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 TIMED = ""
-"""The key of the register for the outcomes that carry a time of their own."""
+"""The repeat key of the register for outcomes that carry their own time."""
 
 ALL_ESSAYS = None
-"""The key of an invalidation that is about all essays."""
+"""The key of an invalidation for all essays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """How many essays the batch was registered with, and when that was said.
+    """How many essays the batch was registered with.
 
-    :param at_us: microseconds since 1970 UTC.
+    :param at_us: the time of the registration, in microseconds since 1970 UTC.
     """
 
     count: int
@@ -69,7 +69,7 @@ class Expected:
 class Ending:
     """An outcome without its lists: that a phase ended, how, and when.
 
-    :param status: as the service gave it.
+    :param status: the status in the event.
     :param speaks_for_all: see `PhaseOutcome`.
     :param at_us: microseconds since 1970 UTC.
     """
@@ -79,10 +79,10 @@ class Ending:
     at_us: int
 
     def supersedes(self, other: Ending, key: str) -> bool:
-        """True if this ending replaces the other in the register of that key.
+        """True if this ending replaces the other in the register with this repeat key.
 
-        Copies of one outcome keep the earliest time. Of outcomes with times of their own the newest is kept. At the
-        same instant, one that speaks for nobody replaces one that speaks for all.
+        Of copies of one outcome the earliest wins. Of outcomes with their own times the newest wins. At the same
+        instant, an ending without `speaks_for_all` replaces an ending with it.
         """
         if self.at_us != other.at_us:
             return self.at_us > other.at_us if key == TIMED else self.at_us < other.at_us
@@ -91,15 +91,15 @@ class Ending:
 
 @dataclass(slots=True, kw_only=True)
 class BatchState:
-    """Everything that is known about a batch. The same shape serves as a delta: a small state to be merged.
+    """Everything that is known about a batch. A delta, a small state to be merged, has the same type.
 
-    :param essay_marks: phase to essay to mark, from what carries a time of its own.
-    :param outcome_marks: phase to an outcome's repeat key to essay to how it ended; the time is the outcome's.
-    :param outcomes: phase to repeat key to ending; under `TIMED` the newest of those that carry their own time.
-    :param reports: phase to the report that stands for the whole batch.
+    :param essay_marks: phase to essay to mark, from facts that carry their own time.
+    :param outcome_marks: phase to an outcome's repeat key to essay to its outcome; the time is that of the ending.
+    :param outcomes: phase to repeat key to ending; under `TIMED` the newest ending that carries its own time.
+    :param reports: phase to the newest phase report.
     :param invalidations: phase to essay, or `ALL_ESSAYS`, to the time before which nothing counts.
-    :param first_seen_us: every essay that is known to belong to the batch, with the earliest time it was known.
-    :param expected: how many essays the batch was registered with, where it was.
+    :param first_seen_us: every known essay of the batch to the earliest time of a fact that names it.
+    :param expected: how many essays the batch was registered with; None where it was not registered.
     """
 
     essay_marks: dict[str, dict[str, Mark]] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class BatchState:
 
     @property
     def empty(self) -> bool:
-        """True if nothing at all is known."""
+        """True if no register has a value."""
         return not (
             self.essay_marks
             or self.outcome_marks
@@ -125,7 +125,7 @@ class BatchState:
 
     @property
     def phases(self) -> set[str]:
-        """The phases that anything is known about."""
+        """The phases that any register has a value for."""
         return (
             self.essay_marks.keys()
             | self.outcome_marks.keys()
@@ -136,7 +136,7 @@ class BatchState:
 
     @property
     def size(self) -> int:
-        """How many registers of essays there are."""
+        """How many registers hold one essay's value."""
         count = len(self.first_seen_us)
         count += sum(len(marks) for marks in self.essay_marks.values())
         count += sum(len(times) for times in self.invalidations.values())
@@ -150,7 +150,7 @@ class BatchState:
         return at_once(self.merging(delta))
 
     def merging(self, delta: BatchState) -> Sliced[BatchState]:
-        """The same in slices: a list of essays, in one of the registers, is a slice."""
+        """`merge` in slices; a slice is one mapping of essays."""
         changed = BatchState()
         for phase, marks in delta.essay_marks.items():
             mine = self.essay_marks.setdefault(phase, {})
@@ -188,19 +188,19 @@ class BatchState:
         return changed
 
     def copy(self) -> BatchState:
-        """An independent state with the same content."""
+        """An independent state with the same registers."""
         return at_once(self.copying())
 
     def copying(self) -> Sliced[BatchState]:
-        """The same in slices."""
+        """`copy` in slices."""
         copied = BatchState()
         yield from copied.merging(self)
         return copied
 
     def parts(self, registers: int) -> Iterator[BatchState]:
-        """This state as several states, which are the whole when they are merged.
+        """Split this state into smaller states that merge to this state.
 
-        :param registers: how many registers of essays a part has at most. Those that are no essay's are in the first.
+        :param registers: how many registers of essays a part has at most. The first part has all other registers.
         """
         yield BatchState(outcomes=self.outcomes, reports=self.reports, expected=self.expected)
         for seen in _slices(self.first_seen_us, registers):
@@ -224,7 +224,7 @@ def _slices(registers: dict[K, V], length: int) -> Iterator[dict[K, V]]:
 
 
 def delta_of(facts: Iterable[Fact]) -> BatchState:
-    """What a set of facts, in any order, adds to a state."""
+    """The delta that a set of facts, in any order, adds to a state."""
     delta = BatchState()
     for fact in facts:
         if isinstance(fact, EssayPhaseEnded):
@@ -253,7 +253,7 @@ def _mark(delta: BatchState, phase: str, essay_id: str, mark: Mark) -> None:
 
 
 def _see(delta: BatchState, essay_id: str, at_us: int) -> None:
-    # An essay that an event names belongs to the batch from then on, registered or not.
+    # An essay that an event names belongs to the batch from that time on, registered or not.
     delta.first_seen_us[essay_id] = min(at_us, delta.first_seen_us.get(essay_id, at_us))
 
 

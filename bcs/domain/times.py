@@ -1,18 +1,27 @@
-"""How times are written in answers."""
+"""Times as microseconds since 1970 UTC, and their format in answers."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def datetime_of(at_us: int) -> datetime:
+    """The date and time of a stored time.
+
+    :param at_us: microseconds since 1970 UTC.
+    :raises OverflowError: the time is before the year 1 or after 9999.
+    """
+    return EPOCH + timedelta(microseconds=at_us)
 
 
 def format_timestamp(at_us: int) -> str:
-    """A time of the store's in RFC 3339.
+    """A stored time in RFC 3339.
 
     :param at_us: microseconds since 1970 UTC.
     """
     try:
-        return (_EPOCH + timedelta(microseconds=at_us)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return datetime_of(at_us).isoformat(timespec="microseconds").replace("+00:00", "Z")
     except OverflowError:
-        return f"{at_us} us after 1970"  # nothing of BCS's wrote that
+        return f"{at_us} us after 1970"  # BCS never wrote that

@@ -15,14 +15,15 @@ from math import inf
 import anyio
 import structlog
 
+from bcs.errors import os_reason
 from bcs.http.callers import Callers
 from bcs.http.descriptors import USED_UP, Reserve
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
-# The most connections that are accepted in one turn of the event loop. Open connections need their turns, too.
+# How many connections are accepted in one turn of the event loop at most, so that open connections get turns, too.
 _AT_A_TIME = 64
-# The most connections above the limit, and the number of descriptors in the reserve.
+# How many connections above the limit are accepted at most; also the number of descriptors in the reserve.
 _MOST_CROWDED = 8
 # The shortest time between two equal warnings in the log.
 _WARNING_SECONDS = 10.0
@@ -30,12 +31,12 @@ _WARNING_SECONDS = 10.0
 # that accept(2) reports; connections wait in the backlog meanwhile.
 _BROKEN = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.EFAULT})
 _SO_ATTACH_FILTER = 26
-# Classic BPF (linux/filter.h): code, two jumps, operand. A socket's filter sees the packet from its TCP header on.
+# Classic BPF (linux/filter.h): code, two jumps, operand. A socket's filter gets the packet from its TCP header on.
 _PASS_ALL_BUT_SYN = (
     (0x30, 0, 0, 13),  # load the byte with the flags
-    (0x45, 0, 1, 0x02),  # SYN?
-    (0x06, 0, 0, 0),  # drop it
-    (0x06, 0, 0, 0xFFFFFFFF),  # pass all of it
+    (0x45, 0, 1, 0x02),  # test for SYN
+    (0x06, 0, 0, 0),  # with SYN: drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # without SYN: pass the packet
 )
 
 
@@ -48,8 +49,9 @@ class Acceptor:
     If the number of connections is at its limit, or no file can be opened, each new connection replaces that of an idle
     or slow caller. If there is no such caller, a few more connections are accepted, so that probes are answered.
 
-    :param listener: `run` does not close it, so other connections wait in the backlog.
-    :param make_protocol: makes the protocol of a connection. The argument is True if there is no room for it.
+    :param listener: the listening socket. `run` does not close it, so other connections wait in the backlog.
+    :param make_protocol: makes the protocol of a connection. The argument is True if there is no room for the
+        connection.
     :param callers: all open connections.
     :param pause_seconds: the pause after a temporary error.
     """
@@ -80,7 +82,7 @@ class Acceptor:
                 except OSError as error:
                     if error.errno in _BROKEN:
                         raise
-                    self._warn(error.strerror or str(error))
+                    self._warn(os_reason(error))
                     taken = []
                 for connection, crowded in taken:
                     group.start_soon(self._serve, connection, crowded)
@@ -95,8 +97,8 @@ class Acceptor:
         """Reject new connections. Connections that have begun can still be accepted.
 
         Closing a listening socket resets the connections in its backlog and those in the middle of a handshake. So the
-        kernel first drops the first packet of new connections (SO_ATTACH_FILTER on Linux). The callers send this packet
-        again a second later, and are refused. On other systems, some connections may be reset.
+        kernel is told first to drop the first packet of new connections (SO_ATTACH_FILTER on Linux). The callers send
+        this packet again a second later, and are refused. On other systems, some connections may be reset.
         """
         if sys.platform == "linux":
             instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in _PASS_ALL_BUT_SYN)
@@ -155,7 +157,7 @@ class Acceptor:
         except OSError as error:
             if error.errno not in USED_UP:
                 raise
-            self._warn(error.strerror or str(error))
+            self._warn(os_reason(error))
             if not self._reserve.give_up():
                 self._callers.make_room()  # for the next attempt
                 raise

@@ -59,7 +59,7 @@ class Bodies:
         self._most_bytes = most_bytes
 
     def take_small(self, request: web.Request) -> bool:
-        """Take a small body that arrived together with its head, as most bodies do. Small bodies are not counted.
+        """Take a small body that arrived together with its head, like most bodies. Small bodies are not counted.
 
         :returns: False if the body is incomplete, large, or unreadable.
         """
@@ -83,7 +83,7 @@ class Bodies:
                 raise CallerLeft
             self._awaited.watch(reading)
         try:
-            request[BODY] = await self._whole(content, reading)
+            request[BODY] = await self._complete_body(content, reading)
         except web.RequestPayloadError as error:
             raise unreadable() from error
         except OSError as error:
@@ -95,13 +95,13 @@ class Bodies:
                 raise
             raise reading.problem from None
         finally:
-            self._awaited.forget(reading)
+            self._awaited.unwatch(reading)
 
     def release(self, reading: Reading) -> None:
         """Release the bytes of a body, because the request is answered."""
         self._held.release(reading)
 
-    async def _whole(self, content: StreamReader, reading: Reading) -> bytes:
+    async def _complete_body(self, content: StreamReader, reading: Reading) -> bytes:
         body = bytearray()
         while more := await content.readany():
             self._hold(reading, len(more))
@@ -120,12 +120,12 @@ class Bodies:
 
 def unreadable() -> Problem:
     """400: the bytes are not HTTP, or the encoding of the body is not the one in the headers."""
-    detail = "the request can't be read: it is not HTTP, or its body is not in the encoding that its headers name"
+    detail = "the request can't be read: it is not HTTP, or its body does not have the encoding of its headers"
     return Problem(HTTPStatus.BAD_REQUEST, "unreadable-request", detail)
 
 
 def _too_late() -> Problem:
-    return Problem(HTTPStatus.REQUEST_TIMEOUT, "body-too-late", "the request body did not come in time", retry=True)
+    return Problem(HTTPStatus.REQUEST_TIMEOUT, "body-too-late", "the request body did not arrive in time", retry=True)
 
 
 def _no_room() -> Problem:

@@ -10,8 +10,8 @@ from bcs.http.deadlines import Deadlines, LoopClock
 from bcs.http.held import HeldBytes
 from bcs.observability.telemetry import Telemetry
 
-# If the service has waited for less than this, the caller is not slow, because packets may be on their way. A loop that
-# was held up adds less than this to the clock.
+# A caller that the service has waited for less long is not slow, because its packets may be on their way. A blocked
+# event loop adds less than this to the clock.
 _SLOW_SECONDS = 1.0
 
 
@@ -37,7 +37,7 @@ class Callers:
     """The waits for callers, each with a time limit: next request, head, body, and sending the response.
 
     :param most: the largest number of open connections. If there are more, idle and slow callers are ended first.
-    :ivar clock: the owner of this object runs the clock.
+    :ivar clock: the clock of the time limits; the owner of this object runs the clock.
     :ivar held: the bytes of bodies, and of responses that are not sent yet.
     :ivar connected: all open connections.
     :ivar crowded: the open connections without room; only probes are answered on them.

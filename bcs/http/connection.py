@@ -18,7 +18,7 @@ from bcs.http.callers import Caller, Callers
 from bcs.http.deadlines import Deadlines
 from bcs.http.problems import Problem, fault, overloaded
 
-# The most bytes of an incomplete head, and of requests that arrive while another request is answered.
+# How many bytes an incomplete head may have, and requests that arrive while another request is answered.
 _MOST_BYTES_AHEAD = 64 * 1024
 # aiohttp buffers up to twice this many bytes of a body before the handler reads them.
 _READ_BYTES = 64 * 1024
@@ -30,11 +30,11 @@ class Connection(web.RequestHandler):
     """A connection with time limits, on which an unreadable request fails at once.
 
     aiohttp has no time limit for a head or for sending a response, and no size limit for requests that arrive early. If
-    a chunk is invalid, the C parser of aiohttp tells only the connection. The request keeps waiting for its body, and
-    the caller would seem to be slow. If the bytes are not HTTP, aiohttp answers with text that repeats the text of the
-    caller; this class answers with a problem document. No other module uses the internals of aiohttp.
+    a chunk is invalid, the C parser of aiohttp notifies only the connection. The request keeps waiting for its body,
+    and the caller would seem to be slow. If the bytes are not HTTP, aiohttp answers with text that repeats the text of
+    the caller; this class answers with a problem document. No other module uses the internals of aiohttp.
 
-    :param settings: of the service.
+    :param settings: the settings of the service.
     :param callers: watches all connections.
     :param crowded: True if there was no room for this connection. BCS closes the connection after its first response.
     """
@@ -62,7 +62,7 @@ class Connection(web.RequestHandler):
         self._retry_after_seconds = settings.retry_after_seconds
         self._callers = callers
         self._crowded = crowded
-        self._waiting: Deadlines[Caller] | None = None  # for a request
+        self._waiting: Deadlines[Caller] | None = None  # the wait for a request
         self._arrived_bytes = 0
         self._refused_body: StreamReader | None = None
         self._wire: Any = None
@@ -83,7 +83,7 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """End all waiting for this caller."""
         self._wait(None)
-        self._taken()
+        self._release_sending()
         self._callers.connected.discard(self)
         self._callers.crowded.discard(self)
         super().connection_lost(exc)
@@ -117,7 +117,7 @@ class Connection(web.RequestHandler):
 
     def resume_writing(self) -> None:
         """The caller has received all bytes."""
-        self._taken()
+        self._release_sending()
         super().resume_writing()
 
     async def finish_response(
@@ -151,7 +151,7 @@ class Connection(web.RequestHandler):
 
     def end_sending(self) -> None:
         """Close a connection whose caller does not receive the response."""
-        self._taken()
+        self._release_sending()
         self._wire.abort()
 
     def handle_error(
@@ -186,13 +186,13 @@ class Connection(web.RequestHandler):
     def _wait(self, waiting: Deadlines[Caller] | None) -> None:
         """Start to wait with a time limit, and end the wait before; None only ends the wait before."""
         if self._waiting is not None:
-            self._waiting.forget(self)
+            self._waiting.unwatch(self)
         if waiting is not None:
             waiting.watch(self)
         self._waiting = waiting
 
-    def _taken(self) -> None:
-        self._callers.sendings.forget(self)
+    def _release_sending(self) -> None:
+        self._callers.sendings.unwatch(self)
         self._callers.held.release(self)
 
     def _last_body(self) -> Any:
@@ -206,7 +206,7 @@ class Connection(web.RequestHandler):
 _PROBLEMS: dict[int, Callable[[], Problem]] = {
     HTTPStatus.BAD_REQUEST: unreadable,
     HTTPStatus.REQUEST_TIMEOUT: lambda: Problem(
-        HTTPStatus.REQUEST_TIMEOUT, "head-too-late", "the head of the request did not come in time", retry=True
+        HTTPStatus.REQUEST_TIMEOUT, "head-too-late", "the head of the request did not arrive in time", retry=True
     ),
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: lambda: Problem(
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "the head of the request is too large"

@@ -13,30 +13,30 @@ import anyio.lowlevel
 T = TypeVar("T")
 
 # A limit is checked this many times within its time. Two checks are at most this far apart.
-_LOOKS_PER_LIMIT = 50
+_CHECKS_PER_LIMIT = 50
 _LONGEST_STEP_SECONDS = 0.1
-# If the loop was held up for more steps than this, the loop was late, and the callers were not.
+# A longer delay of the event loop does not count as the callers' time.
 _STEPS_COUNTED = 5
 # Thousands of idle connections may be overdue at once.
 _ENDED_AT_A_TIME = 50
 
 
 class LoopClock:
-    """A clock that runs only while the event loop runs.
+    """A clock that stops while the event loop is blocked.
 
-    The loop reads nothing while it is held up, so that time must not make a caller late.
+    A blocked loop does not read from sockets, so this time must not make a caller late.
 
     :param shortest_seconds: the shortest time limit that uses this clock.
     """
 
     def __init__(self, shortest_seconds: float) -> None:
         self.now = 0.0
-        self.step_seconds = min(shortest_seconds / _LOOKS_PER_LIMIT, _LONGEST_STEP_SECONDS)
+        self.step_seconds = min(shortest_seconds / _CHECKS_PER_LIMIT, _LONGEST_STEP_SECONDS)
         self._at_each_step: list[Callable[[], bool]] = []
 
-    def at_each_step(self, look: Callable[[], bool]) -> None:
-        """Call `look` at each step of the clock, and again after other tasks had a turn while `look` returns True."""
-        self._at_each_step.append(look)
+    def at_each_step(self, check: Callable[[], bool]) -> None:
+        """Call `check` at each step of the clock, and again after other tasks had a turn while `check` returns True."""
+        self._at_each_step.append(check)
 
     async def run(self) -> None:
         """Run the clock until the task is cancelled."""
@@ -44,8 +44,8 @@ class LoopClock:
             began = time.perf_counter()
             await anyio.sleep(self.step_seconds)
             self.now += min(time.perf_counter() - began, self.step_seconds * _STEPS_COUNTED)
-            for look in self._at_each_step:
-                while look():
+            for check in self._at_each_step:
+                while check():
                     await anyio.lowlevel.checkpoint()
 
 
@@ -62,21 +62,21 @@ class Deadlines(Generic[T]):
         self._seconds = seconds + clock.step_seconds
         self._end = end
         self._began: dict[T, float] = {}
-        clock.at_each_step(self._look)
+        clock.at_each_step(self._end_overdue)
 
     def __len__(self) -> int:
         return len(self._began)
 
-    def watch(self, one: T) -> None:
+    def watch(self, item: T) -> None:
         """Start the time of an item now."""
-        self._began[one] = self._clock.now
+        self._began[item] = self._clock.now
 
-    def forget(self, one: T) -> bool:
+    def unwatch(self, item: T) -> bool:
         """Stop watching an item, because the item was in time.
 
         :returns: False if the item is not watched, because it was ended before.
         """
-        return self._began.pop(one, None) is not None
+        return self._began.pop(item, None) is not None
 
     def waited_seconds(self) -> float:
         """How long the oldest item has been watched; -1 if no item is watched."""
@@ -92,7 +92,7 @@ class Deadlines(Generic[T]):
         self._end(oldest, early)
         return oldest
 
-    def _look(self) -> bool:
+    def _end_overdue(self) -> bool:
         """End some of the overdue items; True if more items are overdue."""
         for _ in range(_ENDED_AT_A_TIME):
             if self.waited_seconds() < self._seconds:

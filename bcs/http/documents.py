@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic_core import to_json
 
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
-from bcs.domain.history import FactsRecorded, KeptEntry, PipelineResolved, Position
+from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved, Position
 from bcs.domain.progress import BlockingEssay, PhaseExplanation
 from bcs.domain.slices import SLICE, Sliced, in_slices
 from bcs.domain.state import BatchState, Ending, Mark
@@ -36,8 +36,8 @@ def phases_to_show(state: BatchState, configured: Iterable[str]) -> list[str]:
 class Extent:
     """The essays that a document contains, both in the list of all essays and in the lists of blocking essays.
 
-    :param after: only essays whose ids come after this one.
-    :param limit: the most essays in a list; None for no limit.
+    :param after: only essays whose ids come after this id.
+    :param limit: how many essays a list has at most; None for no limit.
     :param list_bytes: the approximate size of a list; None for no limit. A list has at least one essay.
     """
 
@@ -50,8 +50,8 @@ class Extent:
 
         :param essays: in the order of their ids.
         """
-        behind = islice(essays, bisect_right(essays, self.after, key=essay_id), None)
-        listed = list(islice(behind, self.limit))
+        following = islice(essays, bisect_right(essays, self.after, key=essay_id), None)
+        listed = list(islice(following, self.limit))
         if self.list_bytes is None:
             return listed
         left = self.list_bytes
@@ -67,47 +67,43 @@ def extent_of(after: str | None, limit: int, *, page_bytes: int, phases: int) ->
     return Extent(after or "", limit, page_bytes // (1 + phases))
 
 
-def state_document(
-    batch_id: str,
-    state: BatchState,
-    version: int | None,
-    source: str,
-    essays: Sequence[str],
-    extent: Extent,
-    next_after: Callable[[str], str],
-) -> dict[str, Any]:
-    """The state of a batch without its phases; for these see `phase_document`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPage:
+    """The state of a batch, and the essays of it that a document contains.
 
-    :param version: None if the source counts no versions.
+    :param version: None if the source has no versions.
     :param source: `REDIS`, `POSTGRESQL` or `MEMORY`.
     :param essays: the essays of the state, sorted.
     :param extent: the essays that the document contains.
     :param next_after: makes the `next` member from the last essay in the document.
     """
-    listed = extent.of(essays, str)
+
+    batch_id: str
+    state: BatchState
+    version: int | None
+    source: str
+    essays: Sequence[str]
+    extent: Extent
+    next_after: Callable[[str], str]
+
+
+def state_document(page: BatchPage) -> dict[str, Any]:
+    """The state of a batch without its phases; for these see `phase_document`."""
+    listed = page.extent.of(page.essays, str)
     return {
-        **_batch_without_essays(batch_id, state, version, source, essays, listed, next_after),
-        "known_essays": [_known_essay(state, essay) for essay in listed],
+        **_batch_without_essays(page, listed),
+        "known_essays": [_known_essay(page.state, essay) for essay in listed],
     }
 
 
-def encoding_state(
-    batch_id: str,
-    state: BatchState,
-    version: int | None,
-    source: str,
-    essays: Sequence[str],
-    extent: Extent,
-    next_after: Callable[[str], str],
-    phases: Sequence[bytes],
-) -> Sliced[bytes]:
+def encoding_state(page: BatchPage, phases: Sequence[bytes]) -> Sliced[bytes]:
     """The state of a batch with its phases, as JSON, encoded in slices.
 
     :param phases: the JSON of each phase, from `encoding_phase`.
     """
-    listed = extent.of(essays, str)
-    encoded = yield from _encoding(listed, partial(_known_essay, state))
-    document = _batch_without_essays(batch_id, state, version, source, essays, listed, next_after)
+    listed = page.extent.of(page.essays, str)
+    encoded = yield from _encoding(listed, partial(_known_essay, page.state))
+    document = _batch_without_essays(page, listed)
     return _with_list(document, "known_essays", encoded)[:-1] + b',"phases":[%s]}' % b",".join(phases)
 
 
@@ -115,45 +111,37 @@ def _known_essay(state: BatchState, essay: str) -> dict[str, Any]:
     return {"essay_id": essay, "first_seen": format_timestamp(state.first_seen_us[essay])}
 
 
-def _batch_without_essays(
-    batch_id: str,
-    state: BatchState,
-    version: int | None,
-    source: str,
-    essays: Sequence[str],
-    listed: Sequence[str],
-    next_after: Callable[[str], str],
-) -> dict[str, Any]:
-    expected = state.expected
+def _batch_without_essays(page: BatchPage, listed: Sequence[str]) -> dict[str, Any]:
+    expected, essays = page.state.expected, page.essays
     ended = not listed or listed[-1] == essays[-1]
     return {
-        "batch_id": batch_id,
-        "version": version,
-        "source": source,
+        "batch_id": page.batch_id,
+        "version": page.version,
+        "source": page.source,
         "registered": expected is not None,
         "expected": {"count": expected.count, "at": format_timestamp(expected.at_us)} if expected else None,
         "essays_known": len(essays),
         "known_essays": [],
-        "next": None if ended else next_after(listed[-1]),
+        "next": None if ended else page.next_after(listed[-1]),
     }
 
 
-def history_document(batch_id: str, entries: Iterable[KeptEntry], following: str | int | None) -> dict[str, Any]:
+def history_document(batch_id: str, entries: Iterable[ArchivedEntry], following: str | int | None) -> dict[str, Any]:
     """A page of a batch's history.
 
     :param following: the `next` member, which names the page with older entries; None if there are none.
     """
-    return {"batch_id": batch_id, "entries": [_entry(kept) for kept in entries], "next": following}
+    return {"batch_id": batch_id, "entries": [_entry(archived) for archived in entries], "next": following}
 
 
-def encoding_history(batch_id: str, entries: Sequence[KeptEntry], following: str | int | None) -> Sliced[bytes]:
+def encoding_history(batch_id: str, entries: Sequence[ArchivedEntry], following: str | int | None) -> Sliced[bytes]:
     """A page of a batch's history as JSON, encoded in slices, because an entry may name thousands of essays."""
     encoded = yield from _encoding(entries, _entry, length=1)
     return _with_list(history_document(batch_id, (), following), "entries", encoded)
 
 
 def phase_document(of: PhaseExplanation, extent: Extent) -> dict[str, Any]:
-    """The progress of a phase, and the essays that hold the phase back.
+    """The progress of a phase, and the essays that block the phase.
 
     The document contains the first blocking essays after `extent.after`, as many as a page has essays. So it contains
     each blocking essay on the page, and all pages together contain each blocking essay at least once.
@@ -229,21 +217,21 @@ def _ending(ending: Ending | None) -> dict[str, str] | None:
     return {"status": ending.status, "at": format_timestamp(ending.at_us)} if ending else None
 
 
-def _entry(kept: KeptEntry) -> dict[str, Any]:
-    entry = kept.entry
-    kind, particulars = (
-        ("resolution", _resolution(entry)) if isinstance(entry, PipelineResolved) else ("facts", _recorded(entry))
+def _entry(archived: ArchivedEntry) -> dict[str, Any]:
+    entry = archived.entry
+    kind, members = (
+        ("resolution", _resolution(entry)) if isinstance(entry, PipelineResolved) else ("facts", _facts(entry))
     )
     return {
-        "number": kept.number,
+        "number": archived.number,
         "recorded_at": format_timestamp(entry.at_us),
         "kind": kind,
         "correlation_id": entry.correlation_id,
-        **particulars,
+        **members,
     }
 
 
-def _recorded(entry: FactsRecorded) -> dict[str, Any]:
+def _facts(entry: FactsRecorded) -> dict[str, Any]:
     return {
         "event_type": entry.event_type,
         "event_id": entry.event_id,

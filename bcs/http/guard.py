@@ -1,4 +1,4 @@
-"""The work around every request: body, place, deadline, metrics, and a well-formed response."""
+"""The work around every request: body, limit of requests, deadline, metrics, and a well-formed response."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BATCH_ID: Final = web.RequestKey("batch_id", str)
 """The batch of the request, for the log. Set once the batch is known."""
 
 CALLER_LEFT: Final = 499
-"""The status in the metrics if the caller left before the body was complete. Other servers use this number too."""
+"""The status in the metrics if the caller left before the body was complete. Other servers use this number, too."""
 
 CORRELATION_HEADER: Final = "X-Correlation-ID"
 ANYWHERE: Final = "/{path}"
@@ -46,18 +46,19 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _is_header_safe = re.compile(r"[ -$&-~]*").fullmatch
 _AGENT_CHARACTERS = 100
-_LOOKS = frozenset({"GET", "HEAD"})
+_READING_METHODS = frozenset({"GET", "HEAD"})
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class RequestGuard:
     """Answers every request in time, and counts the requests.
 
-    A request takes a place only after its body is complete, so slow callers take no places from others.
+    A request counts against the limit of concurrent requests only after its body is complete, so slow callers do not
+    use up the limit.
 
     :param bodies: reads the bodies.
-    :param deadlines: of requests whose bodies are complete.
-    :param crowded: connections on which only probes are answered.
+    :param deadlines: the deadlines of requests whose bodies are complete.
+    :param crowded: the connections on which only probes are answered.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class RequestGuard:
         self._deadlines = deadlines
         self._crowded = crowded
         self._in_flight = 0
-        self._places_taken = 0
+        self._concurrent = 0
         telemetry.http_in_flight.set_function(lambda: self._in_flight)
         self._closes_after_response = False
         self._all_answered: anyio.Event | None = None
@@ -146,7 +147,7 @@ class RequestGuard:
             log.info("request", method=method, route=route, status=status, **refused, **_about(request, seconds))
         elif problem is None or status == HTTPStatus.INTERNAL_SERVER_ERROR:
             pass  # the fault is already in the log
-        elif status == HTTPStatus.NOT_FOUND and method in _LOOKS and route != _UNMATCHED:
+        elif status == HTTPStatus.NOT_FOUND and method in _READING_METHODS and route != _UNMATCHED:
             log.debug("not_found", route=route, kind=problem.kind, **_about(request, seconds))
         else:
             log.info(
@@ -173,16 +174,16 @@ class RequestGuard:
                 if not self._bodies.take_small(request):
                     reading = Reading(task)
                     await self._bodies.read(request, reading)
-            # Probes never wait for a place: the platform would kill an overloaded service that seems dead.
-            if self._places_taken >= self._settings.http_max_concurrent_requests and request.path not in _PROBES:
+            # Probes do not count: the platform would kill an overloaded service whose probes fail.
+            if self._concurrent >= self._settings.http_max_concurrent_requests and request.path not in _PROBES:
                 raise overloaded("too many requests at a time")
-            self._places_taken += 1
+            self._concurrent += 1
             self._deadlines.watch(task)
             try:
                 return await handler(request), None
             finally:
-                late = not self._deadlines.forget(task)
-                self._places_taken -= 1
+                late = not self._deadlines.unwatch(task)
+                self._concurrent -= 1
         except Problem as error:
             problem = error
         except asyncio.CancelledError:
@@ -241,8 +242,8 @@ def correlation_id_sent(request: web.Request) -> str | None:
 
 
 def asked_by(request: web.Request) -> str:
-    """The caller, as far as the request names the caller."""
-    # aiohttp keeps bytes that are no UTF-8 as lone surrogates, which no store accepts.
+    """The caller, as far as the request identifies the caller."""
+    # aiohttp turns bytes that are not UTF-8 into lone surrogates, which no store accepts.
     agent = request.headers.get("User-Agent", "unknown").encode(errors="replace").decode()
     return f"{agent[:_AGENT_CHARACTERS]} at {request.remote}"
 

@@ -1,4 +1,4 @@
-"""Warnings about misspelt fields of a request. Without a warning, a misspelt field would silently count as unset."""
+"""Warnings about misspelt fields of a request, which would silently count as unset otherwise."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _identifier: TypeAdapter[str] = TypeAdapter(Identifier)
 class HistoryQuery(Body):
     """The page of a history that the caller requests.
 
-    :param before: only entries with lower numbers than this one; None begins with the newest entry.
+    :param before: only entries with lower numbers; None begins with the newest entry.
     """
 
     limit: Annotated[int, Field(ge=1, le=MOST_ENTRIES)] = USUAL_ENTRIES
@@ -34,7 +34,7 @@ class HistoryQuery(Body):
 class EssaysQuery(Body):
     """The essays of a batch that the caller requests, in the order of their ids.
 
-    :param after: only essays whose ids come after this one; None begins with the first essay.
+    :param after: only essays whose ids come after this id; None begins with the first essay.
     """
 
     limit: Annotated[int, Field(ge=1, le=MOST_ESSAYS)] = USUAL_ESSAYS
@@ -50,7 +50,7 @@ def parse_query(model: type[BodyT], query: Iterable[tuple[str, str]]) -> BodyT:
     given: dict[str, str] = {}
     for name, value in query:
         if name in given and name in model.model_fields:
-            raise InvalidParameters((InvalidField(name, "it must stand there once"),))
+            raise InvalidParameters((InvalidField(name, "it must occur only once"),))
         given[name] = value
     try:
         return model.model_validate(given)
@@ -67,7 +67,7 @@ def parse_batch_id(segment: bytes) -> str:
     try:
         return _identifier.validate_python(unquote_to_bytes(segment).decode())
     except UnicodeDecodeError:
-        raise InvalidParameters((InvalidField("batch_id", "it is no UTF-8 text"),)) from None
+        raise InvalidParameters((InvalidField("batch_id", "it is not UTF-8 text"),)) from None
     except ValidationError as error:
         raise InvalidParameters(named_fields(error, "batch_id")) from None
 

@@ -49,28 +49,28 @@ Kind = Literal[
     "unsupported-media-type",
 ]
 TITLES: Mapping[Kind, str] = {
-    "body-too-late": "The request body did not come in time",
+    "body-too-late": "The request body did not arrive in time",
     "chaos-disabled": "Actors may not be killed",
     "content-too-large": "The request body is too large",
     "deadline": "No answer in time",
     "draining": "The service is stopping",
     "expectation-failed": "The expectation is not supported",
     "head-too-large": "The head of the request is too large",
-    "head-too-late": "The head of the request did not come in time",
+    "head-too-late": "The head of the request did not arrive in time",
     "http-error": "The request can't be answered",
     "internal": "A fault in this service",
-    "invalid-request": "A field of the request is not valid",
-    "method-not-allowed": "The path does not take this method",
-    "no-archive": "No archive is configured",
+    "invalid-request": "A field of the request is invalid",
+    "method-not-allowed": "The path does not support this method",
+    "no-archive": "There is no archive",
     "not-found": "There is nothing at this path",
     "not-running": "The actor is not running",
     "overloaded": "The service is overloaded",
     "prompt-required": "The pipeline needs a prompt",
     "report-outdated": "The phase report is outdated",
     "unavailable": "A dependency is out of reach or refuses",
-    "unknown-actor": "The actor is not known",
-    "unknown-batch": "The batch is not known",
-    "unknown-pipeline": "The pipeline is not known",
+    "unknown-actor": "The actor is unknown",
+    "unknown-batch": "The batch is unknown",
+    "unknown-pipeline": "The pipeline is unknown",
     "unreadable-request": "The request can't be read",
     "unsupported-media-type": "The request body is not JSON",
 }
@@ -84,7 +84,7 @@ class Problem(Exception):
     :param kind: a short name; the `type` of the document ends with it.
     :param detail: an explanation for a person, which never repeats the text of the caller.
     :param extensions: further members.
-    :param retry: True if the caller may soon try again.
+    :param retry: True if the caller may retry soon.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ def invalid_fields(error: InvalidRequest) -> Problem:
     }
     if isinstance(error, InvalidBody) and error.warnings:
         extensions["warnings"] = list(error.warnings)
-    return Problem(HTTPStatus.BAD_REQUEST, "invalid-request", f"not valid: {named}", extensions)
+    return Problem(HTTPStatus.BAD_REQUEST, "invalid-request", f"invalid: {named}", extensions)
 
 
 def fault() -> Problem:
@@ -164,7 +164,7 @@ _OF_AIOHTTP: Mapping[int, tuple[Kind, str]] = {
     404: ("not-found", "there is nothing at this path"),
     405: ("method-not-allowed", ""),
     413: ("content-too-large", "the request body is too large"),
-    417: ("expectation-failed", "only 100-continue may be expected"),
+    417: ("expectation-failed", "the only supported expectation is 100-continue"),
 }
 
 
@@ -175,6 +175,6 @@ def from_aiohttp(error: web.HTTPException) -> Problem:
     problem = Problem(status, kind, detail)
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = sorted(error.allowed_methods)
-        problem.detail = f"only {', '.join(allowed)} is possible here"
+        problem.detail = f"this path supports only {', '.join(allowed)}"
         problem.extensions["allowed_methods"] = allowed
     return problem

@@ -1,4 +1,4 @@
-"""The HTTP bodies that the orchestrator sends and reads."""
+"""The bodies of HTTP requests and responses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bcs.errors import BcsError
 from bcs.http.misspelt import Fields, misspelt_fields
 from bcs.wire.events import MOST_ID_CHARACTERS, Identifier
 
-# Headers between `bcs dlq replay` and the service, for a resolution that is requested again.
+# Headers between `bcs dlq replay` and the service, for a resolution that is replayed.
 FAILURES_HEADER = "X-BCS-Failures"
 FIRST_FAILURE_HEADER = "X-BCS-First-Failure"
 DEAD_LETTER_WRITTEN = "X-BCS-Dead-Letter"
 
-_MOST_READ_BYTES = 64 * 1024
+_MOST_PARSED_BYTES = 64 * 1024
 _MOST_ID_CHARACTERS = 255
 
 CorrelationId = Annotated[str, Field(min_length=1, max_length=MOST_ID_CHARACTERS)]
@@ -31,14 +31,14 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     fields: ClassVar[Fields] = {}
-    """The fields that callers may send. Some of them are not needed by BCS."""
+    """The fields that callers may send, including fields that BCS does not use."""
 
 
 BodyT = TypeVar("BodyT", bound=Body)
 
 
 class BatchMetadata(Body):
-    """What the orchestrator knows about a batch; BCS uses only the prompt."""
+    """The orchestrator's data about a batch; BCS uses only the prompt."""
 
     prompt_attached: StrictBool | None = None
 
@@ -93,8 +93,8 @@ class InvalidBody(InvalidRequest):
     """The request body is invalid.
 
     :ivar warnings: about unknown fields whose names are similar to the name of a known field.
-    :ivar correlation_id: of the body; None if the body has none.
-    :ivar batch_id: of the body; None if the body has none.
+    :ivar correlation_id: the body's correlation id; None if the body has none.
+    :ivar batch_id: the body's batch id; None if the body has none.
     """
 
     warnings: Sequence[str] = ()
@@ -137,7 +137,7 @@ class ParsedBody(Generic[BodyT]):
     """A request body that is valid.
 
     :param raw: the body, with the correlation id that BCS uses.
-    :param correlation_id: of the body, or else of the header; None if neither has one.
+    :param correlation_id: from the body, or else from the header; None if neither has one.
     :param warnings: about unknown fields whose names are similar to the name of a known field.
     """
 
@@ -153,8 +153,8 @@ def parse_body(model: type[BodyT], raw: bytes, correlation_id: str | None = None
     :param correlation_id: used if the body has none.
     :raises InvalidBody: the body is invalid. The error names each field, and does not repeat the text of the caller.
     """
-    # Python would make very many objects of a large body.
-    document = _fields_of(raw) if len(raw) <= _MOST_READ_BYTES else {}
+    # A large body is not parsed here, because parsing could create very many Python objects.
+    document = _fields_of(raw) if len(raw) <= _MOST_PARSED_BYTES else {}
     warnings = misspelt_fields(document, model.fields)
     given = _as_correlation_id(document.get("correlation_id"))
     if document and document.get("correlation_id") is None and correlation_id is not None:

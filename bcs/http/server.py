@@ -13,7 +13,7 @@ import anyio
 from aiohttp import HttpVersion11, web
 
 from bcs.config.settings import Settings
-from bcs.errors import BcsError
+from bcs.errors import BcsError, os_reason
 from bcs.http.acceptor import Acceptor
 from bcs.http.bodies import Bodies
 from bcs.http.callers import Callers
@@ -36,7 +36,7 @@ _PROTOCOL_LOG = logging.getLogger("bcs.http.protocol")
 _PROTOCOL_LOG.setLevel(logging.CRITICAL)
 # At a stop, each open connection may send one more request for this long: a slow caller may be about to send one.
 _LAST_REQUESTS_SECONDS = 1.0
-_LOOK_SECONDS = 0.01
+_POLL_SECONDS = 0.01
 # A TCP handshake that has begun is complete after this time.
 _HANDSHAKE_SECONDS = 0.05
 
@@ -59,7 +59,7 @@ def open_listener(settings: Settings) -> socket.socket:
             dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
         )
     except OSError as error:
-        raise AddressUnavailable(host, port, error.strerror or str(error)) from error
+        raise AddressUnavailable(host, port, os_reason(error)) from error
     listener.setblocking(False)
     return listener
 
@@ -144,12 +144,12 @@ class HttpServer:
             await acceptor.accept_remaining_and_close()
             with anyio.move_on_after(_LAST_REQUESTS_SECONDS):
                 while server.connections:  # noqa: ASYNC110 (aiohttp has no event for it)
-                    await anyio.sleep(_LOOK_SECONDS)
+                    await anyio.sleep(_POLL_SECONDS)
             await guard.idle()
             stopped = True
         finally:
-            # The sum of the waits inside the block; aiohttp alone waits twice for its timeout. A shorter time would
-            # leave connections half closed.
+            # The sum of all waits in the block; aiohttp alone waits for its timeout twice. A shorter time would leave
+            # connections half closed.
             acceptor.close()
             linger_seconds = self.settings.http_linger_seconds
             grace_seconds = self.settings.http_kill_grace_seconds
@@ -170,8 +170,8 @@ class HttpServer:
             resource = router.add_resource(path)
             guarded = guard.wrap(handler, resource.canonical, reads_body=reads_body)
             expect = _expecting(guard.wrap(unexpected, resource.canonical))
-            for taken in (method, "HEAD") if method == "GET" else (method,):
-                resource.add_route(taken, guarded, expect_handler=expect)
+            for accepted in (method, "HEAD") if method == "GET" else (method,):
+                resource.add_route(accepted, guarded, expect_handler=expect)
 
         add("POST", "/internal/v1/pipelines/define", self.pipelines.define, reads_body=True)
         add("POST", "/internal/v1/phases/complete", self.pipelines.complete, reads_body=True)
@@ -189,7 +189,7 @@ class HttpServer:
 
 
 def _expecting(refuse: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
-    """Make a handler for the `Expect` header, because aiohttp does not refuse with a problem document."""
+    """Make a handler for the `Expect` header, because aiohttp's own handler does not answer with a problem document."""
 
     async def expect(request: web.Request) -> web.StreamResponse | None:
         if request.version < HttpVersion11:
@@ -197,7 +197,7 @@ def _expecting(refuse: Handler) -> Callable[[web.Request], Awaitable[web.StreamR
         if request.headers["Expect"].lower() != "100-continue":
             return await refuse(request)
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # it counts the bytes of the response, which has not begun
+        request.writer.output_size = 0  # this counts the bytes of the response, which has not begun
         return None
 
     return expect

@@ -1,1 +1,1 @@
-"""Everything that knows the inside of aiokafka's consumer."""
+"""All code that depends on aiokafka's internals."""

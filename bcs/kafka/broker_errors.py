@@ -1,4 +1,4 @@
-"""What an error of the broker is about, one record or the whole topic; and the codes that aiokafka has no class for."""
+"""Classifies broker errors: about one record, or the whole topic. Adds error codes for which aiokafka has no class."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class InvalidRecordError(BrokerResponseError):  # type: ignore[misc] # aiokafka 
 
 
 class _EveryCode(dict[int, type[BrokerResponseError]]):
-    """Broker error codes to classes; a code that is not known gets a class of its own."""
+    """Broker error codes to classes; an unknown code gets its own class."""
 
     def get(self, code: int, _: Any = None) -> type[BrokerResponseError]:
         if code not in self:
@@ -40,22 +40,23 @@ class _EveryCode(dict[int, type[BrokerResponseError]]):
         return self[code]
 
 
-# aiokafka 0.14 knows the codes up to 72, and 79. It makes an UnknownError of every other code, and forgets the code.
+# aiokafka 0.14 has classes for the codes up to 72, and 79. It turns every other code into an UnknownError without the
+# code.
 errors.kafka_errors = _EveryCode({InvalidRecordError.errno: InvalidRecordError, **errors.kafka_errors})
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
-"""A record is too large, or all records of a batch together."""
+"""One record is too large, or all records of a batch together are."""
 
 REFUSED_FOR_GOOD = (
     *TOO_LARGE,
     InvalidRecordError,
     InvalidTimestampError,
-    # Brokers before 2.4 say CORRUPT_MESSAGE where later ones say INVALID_RECORD (KIP-467).
+    # Brokers before 2.4 send CORRUPT_MESSAGE where later brokers send INVALID_RECORD (KIP-467).
     CorruptRecordException,
     UnsupportedForMessageFormatError,
     PolicyViolationError,
 )
-"""To send the same record again will not help."""
+"""The broker will never accept the same record, so a retry does not help."""
 
 _OF_THE_TOPIC = (
     TopicAuthorizationFailedError,
@@ -67,10 +68,10 @@ _OF_THE_TOPIC = (
 
 
 def may_be_about_one_record(error: BaseException) -> bool:
-    """True where the batch was refused because of one of its records, or may have been.
+    """True if one record of the batch may be the reason for the refusal.
 
-    The broker refuses a batch as a whole, so only a record that was sent alone is known to be the cause. A refused
-    batch also leaves a gap in the sequence of an idempotent producer, and what comes behind the gap is refused, too.
+    The broker refuses a batch as a whole, so only a record that was sent alone is certainly the cause. A refused batch
+    also leaves a gap in the sequence of an idempotent producer, and the broker refuses everything after the gap, too.
     """
     if isinstance(error, ProducerFenced):
         return True

@@ -1,4 +1,4 @@
-"""The brokers of a cluster, at the addresses that they tell their clients."""
+"""The brokers of a cluster, with the addresses that they advertise to clients."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 class Broker:
     """One broker.
 
-    :param host: of the listener that the broker advertises.
-    :param port: of the same.
+    :param host: the advertised host.
+    :param port: the advertised port.
     """
 
     node_id: int
@@ -21,6 +21,6 @@ class Broker:
 
 
 def advertised_brokers(admin: AIOKafkaAdminClient) -> list[Broker]:
-    """The brokers that a client which has started was told of. Its own connection may lead to another address."""
+    """The brokers in the metadata of a started client. The client's own connection may use another address."""
     brokers = admin._client.cluster.brokers()
     return sorted(Broker(broker.nodeId, broker.host, broker.port) for broker in brokers)

@@ -1,13 +1,12 @@
-"""Why Kafka did not do what was tried: in one line, with the address, and with the setting or the right that mends it.
+"""Turns an error of aiokafka into one line with the cause, the address, and the setting or the right that helps.
 
-aiokafka names the class of an error, and not what an operator has to do; why a connection failed it tells only to its
-own log. The words that are made here stand in the log, in `/healthz` and in the errors of commands.
+aiokafka's errors name a class, not what an operator has to do; the reason of a failed connection is only in its log.
+The texts of this module are in the log, in `/healthz` and in the errors of commands.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from typing import Any, Protocol
 
@@ -27,11 +26,13 @@ from aiokafka.errors import (
     for_code,
 )
 
+from bcs.errors import os_reason
+
 _MOST_CHARACTERS = 300
-_KNOCK_SECONDS = 1.0
+_CONNECT_SECONDS = 1.0
 _TOO_LARGE = "raise max.message.bytes of the topic, or lower BCS_KAFKA_MAX_MESSAGE_BYTES"
 _REPLICAS = "bring back the topic's replicas, or lower its min.insync.replicas"
-_MENDS = {
+_REMEDIES = {
     "TOPIC_AUTHORIZATION_FAILED": "grant DESCRIBE on the topic, and READ (consumed) or WRITE (published)",
     "GROUP_AUTHORIZATION_FAILED": "grant READ on the group that BCS_KAFKA_CONSUMER_GROUP_ID names",
     "CLUSTER_AUTHORIZATION_FAILED": "grant IDEMPOTENT_WRITE on the cluster, or set BCS_KAFKA_ENABLE_IDEMPOTENCE=false",
@@ -40,22 +41,22 @@ _MENDS = {
     "RECORD_LIST_TOO_LARGE": _TOO_LARGE,
     "NOT_ENOUGH_REPLICAS": _REPLICAS,
     "NOT_ENOUGH_REPLICAS_AFTER_APPEND": _REPLICAS,
-    "INVALID_RECORD": "a compacted topic takes no message without a key",
+    "INVALID_RECORD": "a compacted topic accepts no message without a key",
     "INVALID_TIMESTAMP": "see message.timestamp.before.max.ms and message.timestamp.after.max.ms of the topic",
     "POLICY_VIOLATION": "the log of the broker names the policy",
-    "UNKNOWN": "the log of the broker says why",
+    "UNKNOWN": "the log of the broker has the reason",
     "UNSUPPORTED_VERSION": "the broker is too old, or lacks a part of Kafka's protocol",
 }
-"""By the broker's name of an error what an operator can do."""
+"""The broker's name of an error to what an operator can do."""
 
-_NOT_IDEMPOTENT = "where the broker has no idempotent producers, set BCS_KAFKA_ENABLE_IDEMPOTENCE=false"
+_NOT_IDEMPOTENT = "where the broker does not support idempotent producers, set BCS_KAFKA_ENABLE_IDEMPOTENCE=false"
 _REFUSALS = (
     BrokerResponseError,
     AuthenticationFailedError,
     AuthenticationMethodNotSupported,
     IncompatibleBrokerVersion,
     UnsupportedCodecError,
-    NotImplementedError,  # aiokafka's, for a broker that speaks none of the versions of a request that it knows
+    NotImplementedError,  # aiokafka raises this for a broker that supports none of its versions of a request
 )
 
 
@@ -70,9 +71,9 @@ class _Client(Protocol):
 async def start(client: _Client, servers: str, timeout_seconds: float, *, idempotent: bool = False) -> None:
     """Start a client of aiokafka.
 
-    :param servers: its bootstrap servers, for the error.
-    :param idempotent: whether it is an idempotent producer.
-    :raises KafkaConnectionError: no broker answered; it says where and why.
+    :param servers: the client's bootstrap servers, for the error's text.
+    :param idempotent: whether the client is an idempotent producer.
+    :raises KafkaConnectionError: no broker answered; the text has the address and the reason.
     :raises ProducerRefused: a broker refused the idempotent producer.
     :raises KafkaError: a broker refused something else.
     """
@@ -80,7 +81,7 @@ async def start(client: _Client, servers: str, timeout_seconds: float, *, idempo
         with anyio.fail_after(timeout_seconds):
             await client.start()
     except (KafkaConnectionError, KafkaTimeoutError, OSError) as error:
-        raise KafkaConnectionError(f"can't connect to {_at(servers)}: {await _why(servers)}") from error
+        raise KafkaConnectionError(f"can't connect to {_at(servers)}: {await _connection_problem(servers)}") from error
     except _REFUSALS as error:
         if not idempotent:
             raise
@@ -91,7 +92,7 @@ async def start(client: _Client, servers: str, timeout_seconds: float, *, idempo
 
 
 def cause_of(error: BaseException) -> str:
-    """Why something failed, in one line that is not too long; of a group the first error counts."""
+    """The cause of an error in one line of limited length; of an exception group the first error counts."""
     error = _first(error)
     if isinstance(error, RequestTimedOutError | KafkaTimeoutError | TimeoutError):
         return _plain(error) if _plain(error) and isinstance(error, TimeoutError) else "no answer in time"
@@ -106,19 +107,19 @@ def cause_of(error: BaseException) -> str:
 
 
 def refusal_of(code: int, *, detail: str = "") -> str:
-    """What a broker's error code means; aiokafka gives all codes that it does not know the same class.
+    """A broker's error code in one line, with its name and what an operator can do.
 
-    :param detail: what the broker said it about.
+    :param detail: the topic, group or other thing that the broker refused; empty where it is not known.
     """
     error: Any = for_code(code)
     name = error.message if error.errno == code else "error"
     about = f" for {detail}" if detail else ""
-    mend = _MENDS.get(name, "")
-    return f"the broker refuses it{about[: _MOST_CHARACTERS // 2]}: {name} ({code})" + (f"; {mend}" if mend else "")
+    remedy = _REMEDIES.get(name, "")
+    return f"the broker refuses{about[: _MOST_CHARACTERS // 2]}: {name} ({code})" + (f"; {remedy}" if remedy else "")
 
 
 def is_refusal(error: BaseException) -> bool:
-    """True if a broker answered: Kafka is not out of reach."""
+    """True if a broker answered with a refusal, so Kafka is not out of reach."""
     return isinstance(_first(error), (*_REFUSALS, ProducerRefused))
 
 
@@ -129,7 +130,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _plain(error: BaseException) -> str:
-    # str() of aiokafka's errors begins with class and code.
+    # str() of an aiokafka error begins with the class and the code.
     text = " ".join(str(argument) for argument in error.args)
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
@@ -140,23 +141,23 @@ def _at(servers: str) -> str:
     return f"{servers} (BCS_KAFKA_BOOTSTRAP_SERVERS)"
 
 
-async def _why(servers: str) -> str:
-    """Why no broker answers, found out by knocking at each address."""
+async def _connection_problem(servers: str) -> str:
+    """Why no broker answers, found out by a connection to each address."""
     found: dict[str, None] = {}
     for host, port, _family in collect_hosts(servers):
-        found.setdefault(await _knock(host, port))
+        found.setdefault(await _try_to_connect(host, port))
     return ", or ".join(found)
 
 
-async def _knock(host: str, port: int) -> str:
+async def _try_to_connect(host: str, port: int) -> str:
     try:
-        with anyio.fail_after(_KNOCK_SECONDS):
+        with anyio.fail_after(_CONNECT_SECONDS):
             _, writer = await asyncio.open_connection(host, port)
     except socket.gaierror:
-        return "the name is not known"
+        return "the host name is unknown"
     except TimeoutError:
         return "no answer in time"
     except OSError as error:
-        return os.strerror(error.errno).lower() if error.errno else str(error)
+        return os_reason(error).lower()
     writer.transport.abort()
-    return "no answer in time; something listens there, and is frozen, wants TLS, or is no Kafka broker"
+    return "no answer in time; a process listens there, but is frozen, expects TLS, or is not a Kafka broker"

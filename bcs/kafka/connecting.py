@@ -1,8 +1,8 @@
-"""Lets no client of Kafka leave a connection open when it is cancelled while it connects. To import this is enough.
+"""Closes the connection of a Kafka client that is cancelled while it connects. Importing this module is enough.
 
-`AIOKafkaClient.bootstrap` closes its connection when a broker fails, and not when it is cancelled while it waits for
-the metadata (aiokafka 0.14). Nobody knows of that connection then. It stays open for as long as the process lives. A
-process that gave up at such a moment did not end by itself, but two seconds later by force.
+`AIOKafkaClient.bootstrap` closes its connection when a broker fails, but not when it is cancelled while it waits for
+the metadata (aiokafka 0.14). No object refers to that connection afterwards, and it stays open as long as the process
+runs: a process that stopped at such a time did not end by itself, but two seconds later by force.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiokafka.conn import AIOKafkaConnection
 
 @dataclass(slots=True)
 class _Bootstrap:
-    """One run of it, with the connections that it has made."""
+    """One run of `bootstrap`, with the connections that it made."""
 
     connections: list[AIOKafkaConnection] = field(default_factory=list)
     is_over: bool = False
@@ -33,7 +33,7 @@ _create_conn_of_aiokafka = aiokafka.client.create_conn
 async def _create_conn(*arguments: Any, **options: Any) -> AIOKafkaConnection:
     connection = await _create_conn_of_aiokafka(*arguments, **options)
     current = _current.get()
-    # The task that keeps the metadata up to date begins within a bootstrap, so it has its context for ever.
+    # The task that refreshes the metadata starts within a bootstrap, so it keeps the context of this bootstrap.
     if current is not None and not current.is_over:
         current.connections.append(connection)
     return connection

@@ -1,9 +1,9 @@
-"""A consumer in which the trouble of one partition stays with that partition.
+"""A consumer in which a problem of one partition affects only that partition.
 
-aiokafka's own consumer stops reading all partitions for the trouble of one: it raises out of the poll where a record
-can't be decoded or a topic may not be read, asks for the starting positions of all partitions of a broker at once, and
-fails for all of them where one is refused (aiokafka 0.14, `consumer/fetcher.py`). Here such a partition stalls: it is
-left alone, and tried again with exponential back-off.
+aiokafka's own consumer stops reading all partitions because of one: its poll raises where a record can't be decoded or
+a topic may not be read, and it requests the starting positions of all partitions of a broker at once, which fails for
+all of them where one is refused (aiokafka 0.14, `consumer/fetcher.py`). In this consumer such a partition stalls: it is
+not read, and is retried with exponential back-off.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from bcs.kafka.causes import refusal_of
 from bcs.kafka.records import TolerantRecords
 
 _FIRST_RETRY_SECONDS = 0.5
-# A leader that moves is refused a few times, too; whoever looks wants to hear only of what lasts.
-_TRIES_BEFORE_LOGGED = 4
+# Reads are also refused a few times while a leader moves; only a stall that lasts is reported.
+_TRIES_BEFORE_REPORTED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """A partition that can't be read on.
+    """A partition that can't be read any further.
 
     :param offset: the first offset that can't be read; None where the broker refuses the partition as a whole.
-    :param last_offset: the last offset of the unreadable batch, where that is known.
+    :param last_offset: the last offset of the unreadable record batch; None where that is unknown.
     :param cause: why, in a few words.
-    :param lasting: True if trying again alone is not expected to help, or did not help for some time.
-    :param tries: how often it was tried.
-    :param retry_at: when it is tried again, by the event loop's clock in seconds.
+    :param lasting: True if a retry alone is not expected to help, or several retries did not help.
+    :param tries: how often the read was tried.
+    :param retry_at: the time of the next retry, in seconds of the event loop's clock.
     """
 
     offset: int | None
@@ -64,10 +64,10 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """A part of a partition that was not read, and never will be: Kafka had removed it by then.
+    """A range of a partition that was never read, because Kafka removed it before.
 
     :param from_offset: the first offset that was not read.
-    :param to_offset: where reading goes on.
+    :param to_offset: the offset at which reading continues.
     """
 
     topic: str
@@ -77,11 +77,11 @@ class Missed:
 
 
 class IsolatingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has no types
-    """A consumer whose partitions stall one by one; it subscribes or is assigned partitions after `start`.
+    """A consumer in which each partition stalls alone. Call `start` before you subscribe or assign partitions.
 
-    :param partition_retry_maximum_seconds: the longest wait before a stalled partition is tried again.
-    :param jitter: random numbers from 0 to 1.
-    :param options: of `AIOKafkaConsumer`.
+    :param partition_retry_maximum_seconds: the longest wait before a stalled partition is retried.
+    :param jitter: returns random numbers from 0 to 1.
+    :param options: the options of `AIOKafkaConsumer`.
     """
 
     _fetcher: Any
@@ -100,13 +100,13 @@ class IsolatingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has 
     async def start(self) -> None:
         """See `AIOKafkaConsumer.start`."""
         await super().start()
-        # Nothing is assigned yet, so aiokafka's own fetcher has not begun to work.
+        # No partition is assigned yet, so aiokafka's own fetcher has not started its work.
         await self._fetcher.close()
         self._fetcher = _IsolatingFetcher(self, self._coordinator, self._retry_maximum_seconds, self._jitter)
 
     @property
     def stalled(self) -> dict[TopicPartition, Stall]:
-        """The partitions that can't be read on now, and why."""
+        """The partitions that are stalled for a lasting reason."""
         subscription = self._subscription.subscription
         if self._fetcher is None or subscription is None or subscription.assignment is None:
             return {}
@@ -118,23 +118,23 @@ class IsolatingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has 
         }
 
     def take_missed(self) -> list[Missed]:
-        """What could not be read any more when its turn came; each part is told once."""
+        """The ranges that were missed since the last call."""
         missed, self._fetcher.missed = self._fetcher.missed, []
         return list(missed)
 
     def committed_metadata(self, partition: TopicPartition) -> str | None:
-        """What stood beside the group's offset when this member began to read the partition."""
+        """The metadata of the group's committed offset when this member started to read the partition."""
         metadata: str | None = self._fetcher.committed_metadata.get(partition)
         return metadata
 
     def pass_over(self, partition: TopicPartition, offset: int) -> None:
-        """Go on behind an offset that can't be read."""
+        """Continue after an offset that can't be read."""
         self.seek(partition, offset + 1)
         self._fetcher.stalled.pop(partition, None)
 
 
 class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
-    """aiokafka's fetcher, but for what it does with errors."""
+    """aiokafka's fetcher with its own handling of errors."""
 
     def __init__(
         self,
@@ -146,16 +146,16 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         self.stalled: dict[TopicPartition, Stall] = {}
         self.missed: list[Missed] = []
         self.committed_metadata: dict[TopicPartition, str | None] = {}
-        # Offsets that lie outside of their partitions, until it is known where to go on.
+        # Positions outside their partitions, until the broker has sent the new positions.
         self._out_of_range: dict[TopicPartition, int] = {}
-        # A consumer without a group has another one, which knows no committed offsets.
+        # A consumer without a group has another kind of coordinator, which has no committed offsets.
         self._coordinator: Any = coordinator if isinstance(coordinator, GroupCoordinator) else None
         self._retry_maximum_seconds = retry_maximum_seconds
         self._jitter = jitter
-        self._answers: dict[int, Any] = {}
-        self._passed_over: list[tuple[Any, int]] = []
+        self._responses: dict[int, Any] = {}
+        self._skipped_by_aiokafka: list[tuple[Any, int]] = []
         super().__init__(
-            _OverheardClient(consumer._client, self._hear),
+            _ObservedClient(consumer._client, self._observe),
             consumer._subscription,
             fetch_min_bytes=consumer._fetch_min_bytes,
             fetch_max_bytes=consumer._fetch_max_bytes,
@@ -172,17 +172,17 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
     def _get_actions_per_node(self, assignment: Any) -> Any:
         now = self._loop.time()
         self.stalled = {key: stall for key, stall in self.stalled.items() if not _is_over(stall, key, assignment)}
-        left_alone = {key for key, stall in self.stalled.items() if stall.retry_at > now}
-        return super()._get_actions_per_node(_Without(assignment, left_alone) if left_alone else assignment)
+        excluded = {key for key, stall in self.stalled.items() if stall.retry_at > now}
+        return super()._get_actions_per_node(_Without(assignment, excluded) if excluded else assignment)
 
     async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> Any:
         try:
             woken = await super()._proc_fetch_request(assignment, node_id, request)
         finally:
-            answer = self._answers.pop(id(request), None)
-            self._go_back()
-        # Nothing else has run since the answer came, so nobody has begun to read these records.
-        for topic, partitions in answer.topics if answer else ():
+            response = self._responses.pop(id(request), None)
+            self._undo_skips()
+        # No other task has run since the response came, so no task has started to read these records.
+        for topic, partitions in response.topics if response else ():
             for partition, _code, _highwater, *parts in partitions:
                 self._make_tolerant(TopicPartition(topic, partition), parts)
         return woken
@@ -206,19 +206,19 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         self._stall(key, _plain(error), offset=offset, last_offset=last_offset)
 
     def _set_error(self, tp: TopicPartition, error: Exception) -> None:
-        # aiokafka would raise it out of the next poll. What the broker refused was heard, and has stalled already.
+        # aiokafka would raise this error from the next poll. `_observe` has already stalled what the broker refused.
         if isinstance(error, RecordTooLargeError):
-            # Its batch has no end, and aiokafka goes on behind its first record as soon as this returns.
+            # The batch has no end, and aiokafka continues after its first record when this method returns.
             state = self._subscriptions.subscription.assignment.state_value(tp)
-            self._passed_over.append((state, state.position))
+            self._skipped_by_aiokafka.append((state, state.position))
             self._stall(tp, "a record batch does not end where it should", offset=state.position)
 
-    def _go_back(self) -> None:
-        # Before anybody else runs, who would take what was passed over for read.
-        for state, offset in self._passed_over:
+    def _undo_skips(self) -> None:
+        # Before another task runs, because it would treat the skipped records as read.
+        for state, offset in self._skipped_by_aiokafka:
             if state.has_valid_position and state.position == offset + 1:
                 state.seek(offset)
-        self._passed_over.clear()
+        self._skipped_by_aiokafka.clear()
 
     async def _update_fetch_positions(self, assignment: Any, node_id: int, tps: Iterable[TopicPartition]) -> Any:
         new = [
@@ -229,43 +229,46 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         if new and self._coordinator is not None:
             if not await self._take_committed(assignment, new):
                 return False
-            # aiokafka would ask once more for those that were refused, and wait for ever.
+            # aiokafka would request the refused partitions once more, and wait for ever.
             tps = [
                 key for key in tps if (state := assignment.state_value(key)).has_valid_position or state.awaiting_reset
             ]
         reset = [key for key in tps if assignment.state_value(key).awaiting_reset]
         woken = await super()._update_fetch_positions(assignment, node_id, tps)
-        # Nothing else has run since the answer came, so no record was read from the new positions.
+        # No other task has run since the response came, so no record was read from the new positions.
         for key in reset if assignment.active else ():
             self._note_missed(key, assignment.state_value(key))
         return woken
 
     def _note_missed(self, key: TopicPartition, state: Any) -> None:
         if not state.has_valid_position:
-            return  # it is asked again
+            return  # aiokafka requests the position again
         wanted = self._out_of_range.pop(key, None)
-        # Beyond the end lies nothing to miss: the partition was made anew, or cut off.
+        # A position after the end has missed nothing: the partition was created again, or truncated.
         if wanted is not None and wanted < state.position:
             self.missed.append(Missed(key.topic, key.partition, wanted, state.position))
 
     async def _take_committed(self, assignment: Any, keys: Iterable[TopicPartition]) -> bool:
-        """Begin each partition where the group has come to; False where that has to be asked again."""
+        """Start each partition at the group's committed offset.
+
+        :returns: False if the request has to be repeated.
+        """
         by_topic: dict[str, list[int]] = defaultdict(list)
         for key in keys:
             by_topic[key.topic].append(key.partition)
         try:
             request = OffsetFetchRequest(self._coordinator.group_id, list(by_topic.items()))
-            answer = await self._coordinator._send_req(request)
+            response = await self._coordinator._send_req(request)
         except KafkaError:
             await asyncio.sleep(self._retry_backoff)
             return False
-        if code := getattr(answer, "error_code", 0):
-            # Of the whole group, where newer versions of the request have a place for that.
+        if code := getattr(response, "error_code", 0):
+            # The error of the whole group; only newer versions of the response have this field.
             if for_code(code) is not GroupLoadInProgressError:
                 self._coordinator.coordinator_dead()
             await asyncio.sleep(self._retry_backoff)
             return False
-        for topic, partitions in answer.topics:
+        for topic, partitions in response.topics:
             for partition, offset, metadata, code in partitions:
                 key, error = TopicPartition(topic, partition), for_code(code)
                 state = assignment.state_value(key)
@@ -277,7 +280,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
                 if error is not NoError:
                     self._stall(key, refusal_of(code), retriable=error.retriable)
                 elif state.has_valid_position or state.awaiting_reset:
-                    pass  # somebody sought a position meanwhile
+                    pass  # another task has set a position meanwhile
                 elif offset != UNKNOWN_OFFSET:
                     self.committed_metadata[key] = metadata
                     self._out_of_range.pop(key, None)
@@ -286,28 +289,28 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
                     state.await_reset(self._default_reset_strategy)
         return True
 
-    def _hear(self, request: Any, answer: Any) -> None:
-        """Note what a broker refuses, partition by partition."""
+    def _observe(self, request: Any, response: Any) -> None:
+        """Stall each partition that a broker refuses, and note positions that are out of range."""
         if isinstance(request, FetchRequest):
-            self._answers[id(request)] = answer
-            for topic, partitions in answer.topics:
+            self._responses[id(request)] = response
+            for topic, partitions in response.topics:
                 for partition, code, *_ in partitions:
                     key = TopicPartition(topic, partition)
                     if for_code(code) is OffsetOutOfRangeError:
                         self._out_of_range[key] = _fetched_from(request, key)
-                    self._answered(key, code)
+                    self._stall_or_clear(key, code)
         elif isinstance(request, OffsetRequest):
-            for topic, partitions in answer.topics:
+            for topic, partitions in response.topics:
                 for partition, code, *_ in partitions:
-                    self._answered(TopicPartition(topic, partition), code)
+                    self._stall_or_clear(TopicPartition(topic, partition), code)
 
-    def _answered(self, key: TopicPartition, code: int) -> None:
+    def _stall_or_clear(self, key: TopicPartition, code: int) -> None:
         error = for_code(code)
         if error is NoError:
             stall = self.stalled.get(key)
             if stall and stall.offset is None:
                 del self.stalled[key]
-        elif error is not OffsetOutOfRangeError:  # aiokafka looks for another position
+        elif error is not OffsetOutOfRangeError:  # aiokafka requests another position
             self._stall(key, refusal_of(code), retriable=error.retriable)
 
     def _stall(
@@ -322,7 +325,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         before = self.stalled.get(key)
         tries = before.tries + 1 if before and before.offset == offset else 1
         wait_seconds = min(self._retry_maximum_seconds, _FIRST_RETRY_SECONDS * 2 ** min(tries - 1, 20))
-        lasting = not retriable or tries >= _TRIES_BEFORE_LOGGED
+        lasting = not retriable or tries >= _TRIES_BEFORE_REPORTED
         self.stalled[key] = Stall(
             offset=offset,
             last_offset=last_offset,
@@ -333,34 +336,37 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         )
 
 
-class _OverheardClient:
-    """aiokafka's client, and who hears its answers before the fetcher does."""
+class _ObservedClient:
+    """aiokafka's client; passes each response to an observer before the fetcher gets it.
 
-    def __init__(self, client: Any, hear: Callable[[Any, Any], None]) -> None:
+    :param observe: gets a request and its response.
+    """
+
+    def __init__(self, client: Any, observe: Callable[[Any, Any], None]) -> None:
         self._client = client
-        self._hear = hear
+        self._observe = observe
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
     async def send(self, node_id: int, request: Any) -> Any:
-        answer = await self._client.send(node_id, request)
-        self._hear(request, answer)
-        return answer
+        response = await self._client.send(node_id, request)
+        self._observe(request, response)
+        return response
 
 
 class _Without:
-    """An assignment, without some of its partitions."""
+    """An assignment without some of its partitions."""
 
-    def __init__(self, assignment: Any, left_alone: set[TopicPartition]) -> None:
-        self.tps = assignment.tps - left_alone
+    def __init__(self, assignment: Any, excluded: set[TopicPartition]) -> None:
+        self.tps = assignment.tps - excluded
         self.state_value = assignment.state_value
 
 
 def _is_over(stall: Stall, key: TopicPartition, assignment: Any) -> bool:
-    """True if the partition was taken away, or is to be read from another offset than the one that can't be read.
+    """True if the partition was revoked, or its position is not the unreadable offset any more.
 
-    So it is after a rebalance, too: what was not committed before the stall is read again first.
+    This is also the case after a rebalance, when uncommitted messages before the stall are read again first.
     """
     if key not in assignment.tps:
         return True
@@ -371,11 +377,11 @@ def _is_over(stall: Stall, key: TopicPartition, assignment: Any) -> bool:
 
 
 def _fetched_from(request: FetchRequest, key: TopicPartition) -> int:
-    """From which offset a request asked for a partition's records."""
+    """The offset from which a request fetched a partition's records."""
     offsets = {(topic, partition): offset for topic, asked in request.topics for partition, offset, _ in asked}
     return int(offsets[key])
 
 
 def _plain(error: Exception) -> str:
-    """Why bytes can't be read, without the class and number that aiokafka puts in front."""
+    """The text of an error without the class and the number that aiokafka puts before it."""
     return (str(error.args[0]) if error.args else type(error).__name__)[:300]

@@ -1,4 +1,4 @@
-"""Records of one fetched partition, as far as they can be read: what can't be read ends the partition, nothing else."""
+"""The readable records of one fetched partition: an unreadable record ends only the reading of this partition."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from aiokafka.errors import CorruptRecordException, UnsupportedCodecError
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c, decode_varint
 
+from bcs.supervision.errors import describe
+
 # The header of a record batch of format 2 (Kafka's protocol guide, "Record Batch"): base offset, length, leader epoch,
 # magic, CRC, attributes, last offset delta, first and last timestamp, producer's id, epoch and sequence, records.
 _HEADER = struct.Struct(">qiibIhiqqqhii")
-_LENGTH_END = 12  # the length counts from here on
+_LENGTH_END = 12  # the length field counts the bytes after this one
 _CRC_FROM = 21
 _MAGIC = 2
 _CODEC, _LOG_APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
@@ -28,7 +30,7 @@ _DECODERS: dict[int, tuple[str, Callable[[bytes], bytes]]] = {
 }
 
 Failed = Callable[[TopicPartition, int, int | None, Exception], None]
-"""Gets the partition, the first offset that can't be read, the last one of its batch if that is known, and why."""
+"""Gets the partition, the first unreadable offset, the last offset of its batch or None, and the error."""
 
 
 class UnreadableBatch(CorruptRecordException):  # type: ignore[misc] # aiokafka has no types
@@ -43,17 +45,17 @@ class UnreadableBatch(CorruptRecordException):  # type: ignore[misc] # aiokafka 
 
 
 class TolerantRecords(PartitionRecords):  # type: ignore[misc] # aiokafka has no types
-    """What was fetched of a partition.
+    """The records that were fetched of one partition.
 
-    aiokafka's own raises out of the iteration, and then the poll of all partitions fails, with the records of the
-    others lost that it had taken already. Here the iteration ends in front of what can't be read, and says so.
+    The iteration of aiokafka's own class raises. Then the poll fails for all partitions, and the records of others that
+    it had already taken are lost. This iteration ends before an unreadable record, and calls `failed`.
 
-    A header's name may be no UTF-8, since brokers do not look at it. Such a record can be read all the same: each byte
-    of the name that is none stands there as a lone surrogate ("surrogateescape").
+    A header's name can be invalid UTF-8, because brokers do not check it. Such a record is readable here: each invalid
+    byte of the name becomes a lone surrogate ("surrogateescape").
 
-    :param data: record batches, the last one perhaps incomplete.
-    :param aborted: of transactions: producer and first offset.
-    :param failed: is told of what can't be read.
+    :param data: record batches; the last batch may be incomplete.
+    :param aborted: the aborted transactions: the producer's id and the first offset of each.
+    :param failed: called when a record is unreadable.
     """
 
     next_fetch_offset: int
@@ -71,21 +73,21 @@ class TolerantRecords(PartitionRecords):  # type: ignore[misc] # aiokafka has no
     ) -> None:
         super().__init__(partition, MemoryRecords(data), aborted, fetch_offset, None, None, check_crcs, isolation_level)
         self._data = data
-        self._scanned = 0  # to where the batches are behind us
+        self._scanned = 0  # all batches before this position are read
         self._failed = failed
 
     def __next__(self) -> ConsumerRecord:
         """The next record.
 
-        :raises StopIteration: there is none, or the next one can't be read.
+        :raises StopIteration: there is no more record, or the next record is unreadable.
         """
         try:
             try:
                 return super().__next__()
             except StopIteration:
                 raise
-            except Exception:  # noqa: BLE001 (bytes from outside make the parsers of aiokafka raise many things)
-                # The generator has ended with that. By hand its batch may be readable.
+            except Exception:  # noqa: BLE001 (on bytes from outside, aiokafka's parsers raise many kinds of errors)
+                # aiokafka's generator has ended with the error. Our own parser may be able to read the batch.
                 self._records_iterator = self._from_here_on()
                 return super().__next__()
         except StopIteration:
@@ -96,7 +98,7 @@ class TolerantRecords(PartitionRecords):  # type: ignore[misc] # aiokafka has no
             raise StopIteration from None
 
     def _from_here_on(self) -> Iterator[ConsumerRecord]:
-        """The rest of the batch that aiokafka could not read, and what follows."""
+        """The rest of the batch that aiokafka could not read, and the following batches."""
         while True:
             begin, end, base_offset, last_offset = self._batch_at(self.next_fetch_offset)
             for record in _records(self._tp, memoryview(self._data)[begin:end], base_offset, last_offset):
@@ -104,14 +106,15 @@ class TolerantRecords(PartitionRecords):  # type: ignore[misc] # aiokafka has no
                     self.next_fetch_offset = record.offset + 1
                     yield record
             self.next_fetch_offset, self._scanned = last_offset + 1, end
-            # Whoever wrote one such batch wrote more. To hand each back to aiokafka would copy all the rest each time.
+            # The producer of one such batch has often written more. Returning to aiokafka after each would copy all
+            # remaining bytes each time.
             if not _is_plain(self._data, end):
                 break
         self._records = MemoryRecords(self._data[self._scanned :])
         yield from self._unpack_records()
 
     def _batch_at(self, offset: int) -> tuple[int, int, int, int]:
-        """Where the batch with an offset begins and ends, and its first and last offset."""
+        """The first and the last position of the batch with an offset, and its first and last offset."""
         position = self._scanned
         while position + _HEADER.size <= len(self._data):
             base_offset, length, _, magic, _, _, last_delta, *_ = _HEADER.unpack_from(self._data, position)
@@ -127,7 +130,7 @@ class TolerantRecords(PartitionRecords):  # type: ignore[misc] # aiokafka has no
 
 
 def _is_plain(data: bytes, position: int) -> bool:
-    """True if a whole batch is there that belongs to no transaction: it can be read without knowing of aborted ones."""
+    """True if a complete batch outside of transactions follows, which can be read without the aborted transactions."""
     if position + _HEADER.size > len(data):
         return False
     _, length, _, magic, _, attributes, *_ = _HEADER.unpack_from(data, position)
@@ -138,9 +141,9 @@ def _is_plain(data: bytes, position: int) -> bool:
 def _records(
     partition: TopicPartition, batch: memoryview, base_offset: int, last_offset: int
 ) -> Iterator[ConsumerRecord]:
-    """The records of a batch, whatever its headers are called.
+    """The records of a batch, also with header names that are not UTF-8.
 
-    :raises UnreadableBatch: it can't be read.
+    :raises UnreadableBatch: the batch can't be read.
     """
     _, _, _, _, crc, attributes, _, first_ms, last_ms, _, _, _, count = _HEADER.unpack_from(batch)
     if calc_crc32c(bytes(batch[_CRC_FROM:])) != crc:
@@ -159,7 +162,7 @@ def _records(
     except UnsupportedCodecError as error:
         raise UnreadableBatch(str(error), last_offset) from error
     except Exception as error:  # each codec fails with errors of its own
-        raise UnreadableBatch(f"a record batch is corrupt: {type(error).__name__}: {error}", last_offset) from error
+        raise UnreadableBatch(f"a record batch is corrupt: {describe(error)}", last_offset) from error
 
 
 def _decompressed(payload: bytes, codec: int) -> bytes:
@@ -182,7 +185,7 @@ def _record(
     first_ms: int,
     append_ms: int | None,
 ) -> tuple[ConsumerRecord, int]:
-    """A record, and where the next one begins (Kafka's protocol guide, "Record")."""
+    """A record, and the position of the next record (Kafka's protocol guide, "Record")."""
     buffer: Any = payload
     length, position = decode_varint(buffer, position)
     end = position + length

@@ -1,4 +1,4 @@
-"""What intake and publisher share of aiokafka: closing a client for certain, and knowing whether Kafka is there."""
+"""The status of Kafka for health and metrics, and a reliable way to close a client of aiokafka."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import bcs.kafka.connecting
 import bcs.kafka.topic_creation  # noqa: F401 (no producer creates topics)
 from bcs.kafka.causes import cause_of, is_refusal
 from bcs.kafka.isolation import Stall
-from bcs.kafka.offsets import Look, Offsets
+from bcs.kafka.offsets import Offsets, OffsetsMeasurement
 from bcs.observability.logged_causes import LoggedCauses
 from bcs.supervision import describe
 from bcs.wire import topics
@@ -30,21 +30,20 @@ _MOST_PROBLEMS = 5
 
 @dataclass(slots=True, kw_only=True)
 class KafkaStatus:
-    """What is known of Kafka, for health and metrics. Written by the intake and the publisher, read by others.
+    """The status of Kafka, for health and metrics. The intake, the publisher and the metrics actor write it.
 
-    :param connected: whether the last sign of life came; None before the first attempt.
-    :param problem: why not, in a few words.
-    :param from_earliest: where a group that has committed nothing begins: at the first message, else at the end.
-    :param offsets: topic and partition of what is consumed to where it begins and ends, and how far the group has come;
-        while Kafka can't be asked, what was known last.
-    :param unmeasured: why some of these are older than the last sign of life; None where none is.
-    :param dead_letters: topic and partition of dead letters to how many messages lie there.
-    :param assigned: the partitions that this replica has.
-    :param stalled: topic and partition to what keeps the intake from reading on there.
-    :param unwritable: topic to why messages for it wait in the outbox.
-    :param missing: topics that the intake reads, and that Kafka does not have or does not show.
-    :param waits_for: what the intake waits for although Kafka answers; None where it waits for nothing.
-    :param servers: where the brokers are looked for.
+    :param connected: whether the last probe succeeded; None before the first probe.
+    :param problem: why Kafka is not connected, in a few words.
+    :param from_earliest: a group that has committed nothing starts at the first message; if False, at the end.
+    :param offsets: topic and partition, consumed ones only, to their last measured offsets.
+    :param unmeasured: why some of these offsets are older than the last probe; None where all are new.
+    :param dead_letters: topic and partition of dead letters to their number of messages.
+    :param assigned: the partitions that are assigned to this replica.
+    :param stalled: topic and partition to the reason why the intake can't read on there.
+    :param unwritable: topic to the reason why messages for it wait in the outbox.
+    :param missing: consumed topics that Kafka does not have or does not show.
+    :param waits_for: why the intake waits although Kafka answers; None where it does not wait.
+    :param servers: the bootstrap servers.
     """
 
     connected: bool | None = None
@@ -61,12 +60,12 @@ class KafkaStatus:
     servers: str = ""
     _missed: dict[tuple[str, int], int] = field(default_factory=dict, init=False)
     _removal_logged: set[tuple[str, int]] = field(default_factory=set, init=False)
-    _lack_logged: bool = field(default=False, init=False)
+    _unmeasured_logged: bool = field(default=False, init=False)
     _causes_logged: LoggedCauses = field(default_factory=LoggedCauses, init=False)
 
     @property
     def trouble(self) -> str | None:
-        """What can't be read or written, although Kafka answers; None where that is nothing."""
+        """What can't be read or written although Kafka answers; None without such a problem."""
         stalled = self.stalled.items()
         problems = [f"{topic}/{partition}{_at(stall)}: {stall.cause}" for (topic, partition), stall in stalled]
         problems += [
@@ -83,32 +82,32 @@ class KafkaStatus:
 
     @property
     def measured_now(self) -> bool:
-        """True if the last look told everything about the partitions that are known."""
+        """True if the last measurement included all known partitions."""
         seen = {topic for topic, _ in self.offsets}
         return bool(self.connected) and self.unmeasured is None and not seen & self.missing
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Topic and partition to how many messages the group has still to read and to make durable."""
+        """Topic and partition to the number of messages that are not durable in BCS yet."""
         return {key: offsets.lag(from_earliest=self.from_earliest) for key, offsets in self.offsets.items()}
 
     def dead_letters_waiting(self) -> dict[str, int]:
-        """Topic of dead letters to how many messages lie there."""
+        """Topic of dead letters to its number of messages."""
         waiting: dict[str, int] = {}
         for (topic, _), count in self.dead_letters.items():
             waiting[topic] = waiting.get(topic, 0) + count
         return waiting
 
-    def measured(self, look: Look, now_ms: int) -> None:
-        """The brokers have told this. What they did not tell stays as it was."""
-        for key, (first, end) in look.bounds.items():
+    def measured(self, measurement: OffsetsMeasurement, now_ms: int) -> None:
+        """Take over a new measurement. Values that it lacks stay as they are."""
+        for key, (first, end) in measurement.bounds.items():
             known = self.offsets.get(key)
-            if key in look.committed:
-                self.offsets[key] = Offsets(first, end, *look.committed[key])
+            if key in measurement.committed:
+                self.offsets[key] = Offsets(first, end, *measurement.committed[key])
             elif known is not None:
                 self.offsets[key] = Offsets(first, end, known.committed, known.note)
             elif key.topic in topics.DEAD_LETTERS:
                 self.dead_letters[key] = end - first
-        self._lack("; ".join(look.problems[:_MOST_PROBLEMS]) or None)
+        self._set_unmeasured("; ".join(measurement.problems[:_MOST_PROBLEMS]) or None)
         self._missed = {
             key: missed
             for key, offsets in self.offsets.items()
@@ -126,39 +125,39 @@ class KafkaStatus:
                 )
         self._removal_logged = set(removed)
 
-    def _lack(self, problem: str | None) -> None:
-        # A leader that moves is refused once, too. What lasts longer is said once.
+    def _set_unmeasured(self, problem: str | None) -> None:
+        # A request is also refused while a leader moves. Only a problem that lasts longer is logged, and once.
         lasts = problem is not None and problem == self.unmeasured
-        if lasts and not self._lack_logged:
+        if lasts and not self._unmeasured_logged:
             log.warning("lag_measurement_failed", problem=problem)
-        elif problem is None and self._lack_logged:
+        elif problem is None and self._unmeasured_logged:
             log.info("lag_measurement_resumed")
-        self._lack_logged = lasts or (problem is not None and self._lack_logged)
+        self._unmeasured_logged = lasts or (problem is not None and self._unmeasured_logged)
         self.unmeasured = problem
 
     def write_failed(self, topic: str, error: BaseException) -> None:
-        """A message could not be published."""
+        """Note that a message for a topic could not be published."""
         self.unwritable[topic] = cause_of(error)
 
     def written(self, topic: str) -> None:
-        """A message was published."""
+        """Note that a message for a topic was published."""
         self.unwritable.pop(topic, None)
 
     def miss(self, missing: frozenset[str]) -> None:
-        """Kafka shows all consumed topics but these. Said once for each."""
+        """Set the consumed topics that Kafka does not show; each is logged once."""
         if added := missing - self.missing:
             log.warning("topics_missing", topics=sorted(added))
         self.missing = missing
 
     def up(self) -> None:
-        """Kafka answered."""
+        """Note that Kafka answered."""
         if not self.connected:
             log.info("kafka_connected")
             self._causes_logged.clear()
         self.connected, self.problem = True, ""
 
     def stall(self, stalled: Mapping[TopicPartition, Stall]) -> None:
-        """These partitions can't be read on, and no others. Said once for each partition and reason."""
+        """Set the stalled partitions; each partition and cause is logged once."""
         for (topic, partition), stall in stalled.items():
             before = self.stalled.get((topic, partition))
             if before is None or (before.offset, before.cause) != (stall.offset, stall.cause):
@@ -175,19 +174,19 @@ class KafkaStatus:
         self.stalled = {(topic, partition): stall for (topic, partition), stall in stalled.items()}
 
     def wait_for(self, problem: str) -> None:
-        """The intake reads nothing for now. Said once for each reason."""
+        """Note that the intake waits; each reason is logged once."""
         if self.waits_for != problem:
             log.warning("intake_waits", problem=problem)
         self.waits_for = problem
 
     def go_on(self) -> None:
-        """The intake reads again."""
+        """Note that the intake reads again."""
         if self.waits_for is not None:
             log.info("intake_resumed")
         self.waits_for = None
 
     def down(self, error: BaseException) -> None:
-        """Kafka did not answer."""
+        """Note that Kafka did not answer, or refused; each cause is logged once."""
         problem = cause_of(error)
         if self._causes_logged.note(problem):
             event = "kafka_refuses" if is_refusal(error) else "kafka_unreachable"
@@ -207,33 +206,33 @@ def _send(connection: AIOKafkaConnection, request: Any, expect_response: bool = 
     try:
         return _send_of_aiokafka(connection, request, expect_response)
     except (KafkaError, NotImplementedError):
-        raise  # aiokafka's own errors, and a broker that speaks none of its versions, are RuntimeErrors too
+        raise  # RuntimeErrors, too: aiokafka's own errors, and that for a broker without a common version
     except RuntimeError as error:
         connection.close(reason=CloseReason.CONNECTION_BROKEN)
         raise KafkaConnectionError(f"connection to {connection.host}:{connection.port} is lost: {error}") from error
 
 
-# Where asyncio drops what is written to a connection that is lost, uvloop raises RuntimeError. That ends aiokafka's own
-# tasks for good: without its fetcher a consumer waits for messages for ever, as a member of the group in good standing.
+# On a write to a lost connection asyncio does nothing, but uvloop raises RuntimeError, which ends aiokafka's own tasks
+# for good: without its fetcher a consumer waits for messages for ever, and stays a member of the group.
 _send_of_aiokafka = AIOKafkaConnection.send
 AIOKafkaConnection.send = _send
 
 
 async def close(client: AIOKafkaConsumer | AIOKafkaProducer, budget_seconds: float) -> None:
-    """Stop a consumer or producer, whatever state it is in, within a budget.
+    """Stop a consumer or producer in any state, within a budget.
 
-    Shielded, since an unfinished stop would leave connections and tasks behind: cancellation waits for it.
+    Cancellation waits until this is done, because an unfinished stop would leave connections and tasks behind.
     """
     if await _done_within(budget_seconds, client.stop):
         return
-    # Half stopped, aiokafka's tasks live on and open new connections: a heartbeat would keep the partitions of a member
-    # that polls no more. It offers no way to end them but these.
+    # The tasks of a half-stopped client go on and open new connections: a heartbeat would keep the partitions of a
+    # member that does not poll any more. aiokafka has no other way to end these tasks.
     for step in _remaining_steps(client):
         await _done_within(_STEP_SECONDS, step)
 
 
 def _remaining_steps(client: AIOKafkaConsumer | AIOKafkaProducer) -> list[Callable[[], Awaitable[None]]]:
-    """What `stop` would have gone on to do, in its order."""
+    """The remaining steps of `stop`, in its order."""
     inner: Any = client
     if isinstance(client, AIOKafkaProducer):
         return [*([inner._sender.close] if inner._sender else []), inner.client.close]
@@ -253,12 +252,12 @@ async def _done_within(seconds: float, step: Callable[[], Awaitable[None]]) -> b
     with anyio.move_on_after(seconds, shield=True) as scope:
         try:
             await step()
-        except Exception as error:  # noqa: BLE001 (whatever it is, the other steps must follow)
+        except Exception as error:  # noqa: BLE001 (the other steps must follow after any error)
             log.debug("kafka_client_stop_failed", error=describe(error))
             return False
         except anyio.get_cancelled_exc_class():
-            # With the broker away, aiokafka cancels tasks of its own and lets their cancellation out of stop(). Nothing
-            # from outside gets in here, so all but our own deadline is such a leak, and not ours to pass on.
+            # While the broker is away, aiokafka cancels its own tasks, and stop() raises their cancellation. No
+            # cancellation from outside gets through the shield, so any but that of our deadline must be swallowed.
             if scope.cancel_called:
                 raise
             return False

@@ -1,9 +1,9 @@
-"""Lets no client of BCS create a topic. To import this module is enough.
+"""Keeps the Kafka clients of BCS from creating topics. Importing this module is enough.
 
-A broker with `auto.create.topics.enable` creates a topic when a client asks for its metadata, unless the request says
-that the client does not want that. aiokafka always lets the broker create topics, and has no option against that
-(aiokafka 0.14, `MetadataRequest.build`). A topic that is created in this way has the broker's default number of
-partitions and its default retention, and nobody is told that the topic was forgotten.
+A broker with `auto.create.topics.enable` creates a topic when a client requests its metadata, unless the request
+forbids that. aiokafka always allows it, and has no option for this (aiokafka 0.14, `MetadataRequest.build`). A topic
+that is created in this way has the broker's default number of partitions and default retention, and no operator
+notices that the topic was missing.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""How the service tells what it does: log, metrics, waits; and the fail points of chaos tests."""
+"""The log, the metrics, the actors' waits, and the fail points of chaos tests."""

@@ -1,7 +1,7 @@
-"""Named places at which chaos tests make things go wrong; in production nothing listens there.
+"""Named places at which chaos tests inject failures; in production they do nothing.
 
-The idea is that of FreeBSD's fail(9) and TiKV's fail-rs: a crash that a test places by name comes exactly there, while
-one that comes at a random moment seldom meets the few instructions that matter.
+Like FreeBSD's fail(9) and TiKV's fail-rs: with a name, a test places a crash exactly where it matters. A crash at a
+random time seldom hits these few instructions.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from enum import StrEnum
 
 
 class FailPoint(StrEnum):
-    """Where something may go wrong. The subject that comes along is the actor, the batch, or the topic it is about."""
+    """A place at which a failure can be injected. Its subject is the actor, the batch or the topic."""
 
-    STARTING = "starting"  # an attempt of an actor begins, the first one or after a restart
-    INTAKE_RECEIVED = "intake.received"  # messages were polled, and none handed over
-    BATCH_RECEIVED = "batch.received"  # a batch's actor has messages in hand
-    BEFORE_EXEC = "store.before_exec"  # the batch was read and is watched; EXEC was not sent
-    AFTER_EXEC = "store.after_exec"  # EXEC was carried out; nobody has been told
-    ARCHIVE_RECEIVED = "archive.received"  # the archive has entries in hand
-    ARCHIVE_WRITTEN = "archive.written"  # they are durable; nobody has been told
-    BEFORE_REPLY = "batch.before_reply"  # facts are durable; neither caller nor intake has been told
+    STARTING = "starting"  # an attempt of an actor begins, first or after a restart
+    INTAKE_RECEIVED = "intake.received"  # messages were polled, and none was delivered
+    BATCH_RECEIVED = "batch.received"  # a batch's actor has unacked messages
+    BEFORE_EXEC = "store.before_exec"  # the batch was read under WATCH; EXEC was not sent
+    AFTER_EXEC = "store.after_exec"  # EXEC was carried out; no caller knows yet
+    ARCHIVE_RECEIVED = "archive.received"  # the archive writer has entries that are not written
+    ARCHIVE_WRITTEN = "archive.written"  # the entries are durable; no caller knows yet
+    BEFORE_REPLY = "batch.before_reply"  # facts are durable; neither caller nor intake knows yet
     BEFORE_OFFSET_COMMIT = "intake.before_offset_commit"
     AFTER_OFFSET_COMMIT = "intake.after_offset_commit"
     PUBLISHER_LEASED = "publisher.leased"  # messages were taken from the outbox and not sent
@@ -31,13 +31,13 @@ class FailPoint(StrEnum):
 
 
 FailPointHook = Callable[[FailPoint, str], Awaitable[None]]
-"""What a chaos test does at fail points; the second argument is the subject."""
+"""The function that a chaos test runs at fail points; the second argument is the subject."""
 
 _hook: ContextVar[FailPointHook | None] = ContextVar("fail_point_hook", default=None)
 
 
 async def hit(point: FailPoint, subject: str) -> None:
-    """Let the hook do what it does here. Without a hook nothing happens, and nobody else gets a turn."""
+    """Run the hook. Without a hook nothing happens, and no other task runs."""
     hook = _hook.get()
     if hook is not None:
         await hook(point, subject)
@@ -45,7 +45,7 @@ async def hit(point: FailPoint, subject: str) -> None:
 
 @contextmanager
 def fail_points(hook: FailPointHook | None) -> Iterator[None]:
-    """Call a hook at all fail points in here, and in all tasks that are started in here."""
+    """Run a hook at all fail points in the block, and in all tasks that are started in the block."""
     token = _hook.set(hook)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Sums up what the log says again and again: the first line is written, and then a count a minute."""
+"""Sums up repeated log lines: the first line is written, then one line with a count each minute."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import structlog
 INTERVAL_SECONDS = 60.0
 
 SUMMED_BY = "summed_by"
-"""With this keyword a line names those of its fields by which lines are the same. Their values must be few."""
+"""The keyword with the names of the fields that make two lines equal. These fields must have few different values."""
 
 
 @dataclass(slots=True)
 class _Sum:
-    """Lines that are the same.
+    """The equal lines of a minute.
 
-    :param last: the fields of the newest.
-    :param count: how many were not written.
+    :param last: the fields of the newest line.
+    :param count: how many lines were not written.
     """
 
     logger: str
@@ -31,12 +31,12 @@ class _Sum:
 
 
 class LogSums:
-    """A processor of structlog: it drops a line that says the same as one of the last minute, and counts it.
+    """A processor of structlog that drops a line equal to one of the last minute, and counts it.
 
-    At the end of the minute one line tells how many there were (`repeated`), with the fields of the newest. So what
-    goes on makes one line a minute, and what has ended is told at once when it comes again.
+    At the end of the minute one line has the number of dropped lines (`repeated`), with the fields of the newest. So
+    a lasting condition makes one line a minute, and a condition that comes back after its end is logged at once.
 
-    :param call_later: has a function called after so many seconds.
+    :param call_later: calls a function after so many seconds.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class LogSums:
     def __call__(self, logger: Any, level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         """Pass a line on, or count it.
 
-        :raises DropEvent: it is counted.
+        :raises DropEvent: the line is counted.
         """
         same_by = event.pop(SUMMED_BY, None)
         if same_by is None:
@@ -64,9 +64,9 @@ class LogSums:
         raise structlog.DropEvent
 
     def flush(self) -> None:
-        """Say all counts now, before the end of the process."""
+        """Log all counts now, before the end of the process."""
         for known in self._sums.values():
-            self._say(known)
+            self._log(known)
         self._sums.clear()
 
     def _begin(self, key: tuple[object, ...], known: _Sum) -> None:
@@ -77,18 +77,18 @@ class LogSums:
         if self._sums.get(key) is not known:
             return
         if known.count:
-            self._say(known)
+            self._log(known)
             self._begin(key, _Sum(known.logger, known.level))
         else:
             del self._sums[key]
 
-    def _say(self, known: _Sum) -> None:
+    def _log(self, known: _Sum) -> None:
         if known.count:
-            say = getattr(structlog.stdlib.get_logger(known.logger), known.level)
-            say(**known.last, repeated=known.count)
+            log = getattr(structlog.stdlib.get_logger(known.logger), known.level)
+            log(**known.last, repeated=known.count)
 
 
 def _call_later(seconds: float, call: Callable[[], None]) -> None:
-    # Without an event loop, as at the end of the process, `flush` says what is left.
+    # Without an event loop, as at the end of the process, `flush` logs the rest.
     with suppress(RuntimeError):
         asyncio.get_running_loop().call_later(seconds, call)

@@ -1,4 +1,4 @@
-"""Writes the lines of the log in a thread of its own: a reader that stands still holds up nobody but that thread."""
+"""Writes the lines of the log in a separate thread, so that a stuck reader of the log blocks only this thread."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from itertools import accumulate
 
 
 class LogWriter:
-    """Takes lines without waiting, and writes them in their order; what does not fit is dropped and counted.
+    """Accepts lines without waiting, and writes them in order; lines that do not fit are dropped and counted.
 
-    The file descriptor is written directly. A thread that hangs in a write to `sys.stderr` would hold its lock, for
-    which Python waits at the end of the process.
+    The file descriptor is written directly: a thread that hangs in a write to `sys.stderr` would hold the lock of
+    `sys.stderr`, for which Python waits at the end of the process.
 
-    :param descriptor: where the lines go.
-    :param limit_bytes: so much may wait, and so much more may be in a write that hangs.
-    :param dropped: is told how many lines were dropped.
-    :param notice: makes the line that says how many were dropped before it.
+    :param descriptor: the file descriptor for the lines.
+    :param limit_bytes: how many bytes may wait; as many more may be in a write that hangs.
+    :param dropped: called with the number of dropped lines.
+    :param notice: makes the line with the number of lines that were dropped before it.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class LogWriter:
         self._changed = threading.Condition()
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
-        self._missing = 0  # lines that would stand behind those which wait
+        self._missing = 0  # lines that were dropped after the waiting lines
         self._writing = False
-        self._unsaid = 0  # dropped lines that no notice has told of yet
+        self._unreported = 0  # dropped lines that no notice has reported yet
         threading.Thread(target=self._run, name="log writer", daemon=True).start()
 
     def put(self, line: str) -> None:
-        """Have a line written, or drop it. Returns at once."""
+        """Pass a line to the thread, or drop it. Returns at once."""
         data = f"{line}\n".encode(errors="backslashreplace")
         with self._changed:
             if self._waiting_bytes + len(data) <= self._limit_bytes:
@@ -49,7 +49,7 @@ class LogWriter:
         self._dropped(1)
 
     def flush(self, timeout_seconds: float) -> None:
-        """Wait until all is written, but no longer than that."""
+        """Wait until all lines are written, but no longer than the timeout."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting and not self._writing, timeout_seconds)
 
@@ -62,23 +62,23 @@ class LogWriter:
                 lines, self._waiting, self._waiting_bytes = self._waiting, [], 0
                 missing, self._missing = self._missing, 0
                 self._writing = True
-            self._say()
-            # All at once: between two writes other threads have the interpreter, under load for milliseconds.
+            self._write_notice()
+            # In one write: between two writes other threads run, under load for milliseconds.
             lost = len(lines) - self._write(lines)
             if lost:
                 self._dropped(lost)
-            self._unsaid += lost + missing
+            self._unreported += lost + missing
             if not lost:
-                self._say()
+                self._write_notice()
 
-    def _say(self) -> None:
-        if self._unsaid and self._write([f"{self._notice(self._unsaid)}\n".encode()]):
-            self._unsaid = 0
+    def _write_notice(self) -> None:
+        if self._unreported and self._write([f"{self._notice(self._unreported)}\n".encode()]):
+            self._unreported = 0
 
     def _write(self, lines: Sequence[bytes]) -> int:
         """Write lines.
 
-        :returns: how many were written; fewer than all when there is nowhere to write to, as on a full disk.
+        :returns: how many lines were written; fewer than all where writing fails, as on a full disk.
         """
         data = memoryview(b"".join(lines))
         done = 0
@@ -86,7 +86,7 @@ class LogWriter:
             while done < len(data):
                 try:
                     done += os.write(self._descriptor, data[done:])
-                except BlockingIOError:  # whoever shares the descriptor has made it one that does not wait
+                except BlockingIOError:  # another process that shares the descriptor has made it non-blocking
                     select.select([], [self._descriptor], [])
         except (OSError, ValueError):
             ends = accumulate(map(len, lines))

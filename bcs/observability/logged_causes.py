@@ -1,4 +1,4 @@
-"""The causes of an outage that were logged already."""
+"""Keeps each cause of an outage from being logged more than once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _number = re.compile(r"\d+")
 
 @dataclass(slots=True)
 class LoggedCauses:
-    """The causes of one outage. Each is logged once, whatever numbers are in its text."""
+    """The logged causes of one outage. Causes whose texts differ only in numbers count as equal."""
 
     _kinds: set[str] = field(default_factory=set, init=False)
 
@@ -25,7 +25,7 @@ class LoggedCauses:
         return True
 
     def clear(self) -> bool:
-        """The outage is over; True if a cause of it was logged."""
+        """End the outage; True if a cause was logged."""
         logged = bool(self._kinds)
         self._kinds.clear()
         return logged

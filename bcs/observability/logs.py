@@ -1,4 +1,4 @@
-"""Structured logs: JSON in production, readable elsewhere; the libraries' own records come out the same way."""
+"""Structured logs, for BCS and its libraries: JSON in production, readable text elsewhere."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bcs.observability.telemetry import LOG_RECORDS_DROPPED
 
 log = structlog.stdlib.get_logger("bcs.logs")
 
-# So much may wait for whoever reads the log; then records are dropped.
+# How much may wait for the reader of the log; more is dropped.
 _LIMIT_BYTES = 4 * 1024 * 1024
-# The end of the process waits so long for what is not written yet.
+# How long the end of the process waits for lines that are not written yet.
 _FLUSH_SECONDS = 1.0
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send all logs of this process to standard error, without ever waiting for whoever reads them."""
+    """Send all logs of this process to standard error, without ever waiting for their reader."""
 
     def name_instance(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         event["instance"] = settings.instance
@@ -46,7 +46,7 @@ def configure_logging(settings: Settings) -> None:
             structlog.processors.JSONRenderer(),
         ]
     else:
-        # Without local variables, here as in JSON: they would put pupils' data into the logs.
+        # Without local variables, as in JSON, because they could put pupils' data into the log.
         rendering = [
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr is not None and sys.stderr.isatty(),
@@ -68,16 +68,16 @@ def configure_logging(settings: Settings) -> None:
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
     )
     root = logging.getLogger()
-    # Where standard error was closed before the start, its file descriptor may be a socket by now.
+    # Where standard error was closed before the start, its file descriptor may be a socket now.
     root.handlers[:] = [logging.NullHandler() if sys.stderr is None else _BackgroundHandler(formatter, sums)]
     root.setLevel(settings.log_level)
-    # aiokafka reports every failed reconnection as an error; our own actors say once that Kafka is away.
+    # aiokafka logs every failed reconnection as an error; our own actors log once that Kafka is away.
     logging.getLogger("aiokafka").setLevel(logging.INFO if settings.log_level == "DEBUG" else logging.CRITICAL)
     _log_what_python_would_print()
 
 
 class _BackgroundHandler(logging.Handler):
-    """Makes lines of records, and leaves them to the thread that writes them to standard error."""
+    """Formats log records, and passes the lines to the thread that writes to standard error."""
 
     def __init__(self, formatter: logging.Formatter, sums: LogSums) -> None:
         super().__init__()
@@ -91,26 +91,26 @@ class _BackgroundHandler(logging.Handler):
         """Never wait, and never fail."""
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001 (whatever a record has in it, it must not break what it tells of)
+        except Exception:  # noqa: BLE001 (a bad log record must not break the code that logs it)
             LOG_RECORDS_DROPPED.inc()
             return
         self._writer.put(line)
 
     def flush(self) -> None:
-        """Wait until all is written, within bounds. `logging.shutdown`, which Python calls at its end, does this."""
+        """Wait a limited time until all lines are written. `logging.shutdown` calls this at the end of Python."""
         self._sums.flush()
         self._writer.flush(_FLUSH_SECONDS)
 
     def _notice(self, count: int) -> str:
-        message = "%d log records were dropped: nobody read them in time, or the disk was full"
+        message = "%d log records were dropped: they were not read in time, or the disk was full"
         return self.format(logging.LogRecord(log.name, logging.WARNING, __file__, 0, message, (count,), None))
 
 
 def _log_what_python_would_print() -> None:
-    """Keep Python from writing to standard error by itself: the thread that does would wait for its reader."""
+    """Log the errors that Python itself would write to standard error, where a write waits for the reader."""
 
     def unraisable(hook: Any) -> None:
-        # Not as it prints itself: that might have pupils' data in it.
+        # Without the object's own text, which could have pupils' data in it.
         where = getattr(hook.object, "__qualname__", type(hook.object).__qualname__)
         log.error("error_ignored", where=where, exc_info=hook.exc_value)
 

@@ -15,7 +15,7 @@ from bcs.errors import DeadLetterReason
 from bcs.wire import topics
 from bcs.wire.dead_letters.encode import RESOLUTION_FAILED
 
-# The time at which each series began, for every counter: nothing here reads it.
+# Without a second series for each counter with its creation time, which no dashboard or alert uses.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 LOG_RECORDS_DROPPED = Counter(
@@ -23,13 +23,13 @@ LOG_RECORDS_DROPPED = Counter(
     "Log records dropped because the reader was too slow or the disk was full.",
     registry=None,
 )
-"""Of the whole process: its log is one."""
+"""One counter for the whole process, because it has one log."""
 
 CIRCUIT_STATES = {"closed": 0, "half_open": 1, "open": 2}
 
 
 class Telemetry:
-    """All metrics, in a registry of their own, which outlives every actor."""
+    """All metrics, in their own registry, which outlives every actor."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -37,7 +37,7 @@ class Telemetry:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         registry.register(LOG_RECORDS_DROPPED)
-        # Where it is counted often, by a function: to look a series up by its labels costs more than to count in it.
+        # Frequent counters are cached functions, because looking up a series by its labels costs more than counting.
         self.resolutions = cache(
             Counter(
                 "bcs_pipeline_resolutions_total", "Pipeline resolutions by outcome.", ["status"], registry=registry
@@ -238,6 +238,6 @@ class Telemetry:
             self.publish_failures.labels(kind)
             self.published(kind)
         self.circuit.labels("redis").set(0)
-        # Until it was asked for, nobody knows.
+        # Unknown until the first measurement.
         self.outbox_backlog.set(nan)
         self.outbox_oldest.set(nan)

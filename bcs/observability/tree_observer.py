@@ -1,4 +1,4 @@
-"""What happens in the supervision tree, as logs and metrics."""
+"""Turns the events of the supervision tree into logs and metrics."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _EXPECTED_ENDS = frozenset({"returned", "stopped", "cancelled"})
 
 
 class TreeObserver:
-    """An observer of the tree. Batch ids go into logs, never into labels.
+    """An observer of the tree. Batch ids go into the log, never into labels.
 
-    :param gave_up: called when the root gives up.
+    :param gave_up: called when the root supervisor gives up.
     """
 
     def __init__(self, telemetry: Telemetry, gave_up: Callable[[], None]) -> None:
@@ -52,7 +52,7 @@ class TreeObserver:
 
 
 def count_restarts_from_zero(telemetry: Telemetry, tree: Snapshot) -> None:
-    """Show a count of restarts for each actor that the tree has or may have: an alert sees no rise from nothing to one.
+    """Start a restart counter at zero for each actor, because an alert does not notice a new series with the value 1.
 
     :param tree: the tree before its start.
     """

@@ -1,4 +1,4 @@
-"""What the actors wait for, and since when: for the log, and for `/healthz`."""
+"""The dependencies that actors wait for, and since when, for the log and for `/healthz`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WAITING_ACTORS = ("publisher", "archive", "batches", INTAKE)
 
 READ_KAFKA = "read from Kafka"
 CONNECT_PRODUCER = "connect the producer"
-"""What intake and publisher can't do while no broker lets them."""
+"""The two tries of intake and publisher that fail while Kafka is away or refuses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Something that an actor tries again and again.
+    """A retry that an actor waits for.
 
-    :param doing: what is being tried, in words that follow "waits to".
+    :param doing: the action that is retried, in words that follow "waits to".
     :param cause: why the last try failed.
     :param since: when the first try failed.
     """
@@ -37,7 +37,7 @@ class Wait:
 
 
 @dataclass(slots=True)
-class _Kept:
+class _OpenWait:
     since: datetime
     cause: str
     holders: set[object]
@@ -45,49 +45,50 @@ class _Kept:
 
 
 class Waits:
-    """What each actor waits for. Outlives the actors; said once for each cause, and again when the wait ends.
+    """The waits of all actors, which outlive the actors. Each cause is logged once, and the end of each wait.
 
-    :param now: wall-clock time.
+    :param now: returns the wall-clock time.
     """
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
-        self._kept: dict[tuple[str, str], _Kept] = {}
+        self._open: dict[tuple[str, str], _OpenWait] = {}
 
     def begin(self, actor: str, doing: str, cause: str, *, holder: object = None, aloud: bool = True) -> None:
-        """An actor's try has failed, and the actor will try again.
+        """Note that an actor's try has failed, and that the actor will retry.
 
-        :param actor: a name without a batch's id.
-        :param holder: one of several that wait for the same at a time; the wait ends with the last of them.
-        :param aloud: False where the dependency itself says in the log that it is away.
+        :param actor: the actor's name, without a batch's id.
+        :param holder: identifies one of several concurrent tries of the same action; the wait ends with the last of
+            them.
+        :param aloud: False where the client of the dependency logs the outage itself.
         """
-        kept = self._kept.get((actor, doing))
-        if kept is None:
-            kept = self._kept[actor, doing] = _Kept(self._now(), cause, set())
-        kept.holders.add(holder)
-        kept.cause = cause
-        if aloud and kept.logged.note(cause):
+        wait = self._open.get((actor, doing))
+        if wait is None:
+            wait = self._open[actor, doing] = _OpenWait(self._now(), cause, set())
+        wait.holders.add(holder)
+        wait.cause = cause
+        if aloud and wait.logged.note(cause):
             log.warning("waiting_for_dependency", actor=actor, operation=doing, error=cause)
 
     def end(self, actor: str, doing: str, *, holder: object = None) -> None:
-        """The try succeeded, or nobody tries any more. Nothing happens where nobody waited."""
-        kept = self._kept.get((actor, doing))
-        if kept is None:
+        """Note that a try succeeded, or that no task retries any more. Without a wait this does nothing."""
+        wait = self._open.get((actor, doing))
+        if wait is None:
             return
-        kept.holders.discard(holder)
-        if kept.holders:
+        wait.holders.discard(holder)
+        if wait.holders:
             return
-        del self._kept[actor, doing]
-        if kept.logged.clear():
-            seconds = (self._now() - kept.since).total_seconds()
+        del self._open[actor, doing]
+        if wait.logged.clear():
+            seconds = (self._now() - wait.since).total_seconds()
             log.info("dependency_wait_ended", actor=actor, operation=doing, seconds=round(seconds, 3))
 
     def longest_seconds(self, actor: str) -> float:
-        """For how long an actor has waited; 0 while it waits for nothing."""
+        """How long an actor has waited; 0 while it does not wait."""
         waits = self.of(actor)
         return (self._now() - waits[0].since).total_seconds() if waits else 0.0
 
     def of(self, actor: str) -> list[Wait]:
-        """What an actor waits for now, the longest wait first."""
-        waits = [Wait(doing, kept.cause, kept.since) for (name, doing), kept in self._kept.items() if name == actor]
+        """The present waits of an actor, the longest wait first."""
+        waits = [Wait(doing, wait.cause, wait.since) for (name, doing), wait in self._open.items() if name == actor]
         return sorted(waits, key=lambda wait: wait.since)

@@ -1,1 +1,1 @@
-"""The operations of operators, without a command line."""
+"""The operators' tasks, without a command line."""

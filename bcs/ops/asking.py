@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bcs.errors import BcsError
+from bcs.errors import BcsError, os_reason
 from bcs.ops.wording import printable
 from bcs.runtime import running
 
@@ -19,7 +19,7 @@ _LONGEST_ANSWER_BYTES = 64 * 1024 * 1024
 
 
 class ServiceUnreachable(BcsError):
-    """There was no response.
+    """The service did not respond.
 
     :param url: the URL of the request.
     :param cause: the reason, in a few words.
@@ -36,13 +36,13 @@ class ServiceUnreachable(BcsError):
 
 
 class NotThisService(BcsError):
-    """The response is not one of BCS.
+    """The response is not from BCS.
 
     :param url: the URL of the request.
     """
 
     def __init__(self, url: str, status: int) -> None:
-        super().__init__(f"{url} answered {status}, but not as BCS does: is it the right address?")
+        super().__init__(f"{url} answered {status}, but not like BCS: is the address right?")
         self.url = url
         self.status = status
 
@@ -74,17 +74,17 @@ def ask(
     expecting: Collection[str],
     timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> dict[str, Any]:
-    """GET a document, or POST a document and get another.
+    """GET a document, or POST a document and return the response.
 
     :param body: the document to POST; None for a GET.
     :param expecting: the members that every response of BCS has, for any status.
-    :raises ServiceUnreachable: there was no response.
+    :raises ServiceUnreachable: the service did not respond.
     :raises RequestFailed: the service refused the request.
-    :raises NotThisService: the response is not one of BCS.
+    :raises NotThisService: the response is not from BCS.
     """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 (options check it)
-    # No proxy: the service is on this machine or network, and a proxy would look for it outside.
+    # Without a proxy, because the service is on this machine or network, and a proxy would search for it outside.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def answer() -> tuple[int, bytes]:
@@ -92,7 +92,7 @@ def ask(
             return response.status, response.read(_LONGEST_ANSWER_BYTES)
 
     try:
-        # The timeout of a socket does not bound the lookup of its name.
+        # The timeout of a socket does not limit the lookup of its host name.
         status, raw = running.in_time(answer, timeout_seconds)
     except TimeoutError:
         raise ServiceUnreachable(url, f"nothing in {timeout_seconds:.0f} s", late=True) from None
@@ -127,6 +127,6 @@ def _document(raw: bytes) -> dict[str, Any]:
 
 
 def _cause(reason: object) -> str:
-    if isinstance(reason, OSError) and reason.strerror:
-        return reason.strerror
+    if isinstance(reason, OSError):
+        return os_reason(reason) or type(reason).__name__
     return str(reason) or type(reason).__name__

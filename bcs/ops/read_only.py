@@ -16,7 +16,7 @@ from bcs.ops.stores import StateInMemory, connected
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.pace import paced
 from bcs.storage.ports import REDIS
-from bcs.storage.postgres.opening import open_record
+from bcs.storage.postgres.opening import open_archive
 from bcs.storage.redis.batch_commands import StoredBatch
 from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.usecases.batch_reader import BatchReader
@@ -102,7 +102,7 @@ async def batch_reader(settings: Settings, law: CompletionLaw) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         archive, backfill = None, None
         if settings.database_url is not None:
-            archive = ReadOnlyArchive(open_record(settings))
+            archive = ReadOnlyArchive(open_archive(settings))
             stack.push_async_callback(archive.postgres.aclose)
             backfill = ArchiveBackfill(archive, unknown)
             with suppress(StoreUnavailable):  # then the archive counts as away

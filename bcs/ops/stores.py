@@ -21,7 +21,7 @@ class StateInMemory(ConfigurationError):
 
     def __init__(self) -> None:
         super().__init__(
-            "BCS_USE_MOCK_REPOSITORY is set: the state is in the service's memory, and only it can read it"
+            "BCS_USE_MOCK_REPOSITORY is set: the state is in the service's memory, and only the service can read it"
         )
 
 

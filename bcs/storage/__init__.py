@@ -1,1 +1,1 @@
-"""State, outbox and archive, behind Protocols: Redis, PostgreSQL, or memory for development."""
+"""State, outbox and archive behind Protocols, in Redis, PostgreSQL, or memory for development."""

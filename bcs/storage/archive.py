@@ -9,7 +9,7 @@ from bcs.errors import StoreUnavailable
 from bcs.storage.redis.archive_queue import ArchiveQueue
 
 if TYPE_CHECKING:
-    # It takes the extra `postgres`.
+    # This module needs the extra `postgres`.
     from bcs.storage.postgres.archive import PostgresArchive
 
 

@@ -1,4 +1,4 @@
-"""Fills a batch in Redis up with what the archive has: Redis may have lost something."""
+"""Backfills a batch in Redis from the archive, because Redis may have lost data."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bcs.storage.ports import Record
 
 @dataclass(frozen=True, slots=True)
 class Backfilled:
-    """What the archive has of a batch.
+    """A batch's state in the archive.
 
-    :param stamp: the complete stamp; None where facts may still wait for the archive.
+    :param stamp: the complete stamp for the copy in Redis; None where facts may still wait for the archive.
     """
 
     state: BatchState
@@ -25,71 +25,69 @@ class Backfilled:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveBackfill:
-    """Reads a batch from the archive, and says whether the copy in Redis is complete.
+    """Reads a batch from the archive, and decides whether the copy in Redis is complete.
 
-    After a backfill the copy in Redis gets a complete stamp: the identity of that Redis, and that of the archive's
-    tables. After a restart or a failover Redis may have less than it had acknowledged, and so may an archive that was
-    restored or made anew. Then the identity differs, the stamp is no longer valid, and the next read of the batch is
-    backfilled again. A Redis that does not tell its identity may be another server at any time: its copies are never
-    complete.
+    After a backfill the copy in Redis gets a complete stamp: the identity of that Redis, and the identity of the
+    archive's tables. Redis may lose acknowledged data in a restart or a failover, and so may an archive that is
+    restored or created again. Then the identity changes, the stamp is not valid any more, and the next read backfills
+    the batch again. A Redis that does not report its identity may be another server at any time, so its copies are
+    never complete.
 
     The identity of Redis is always that of the server from which the copy was read; see `bcs.storage.redis.identity`.
 
-    :param waiting: asks how many entries of all replicas wait for the archive.
+    :param archive: the archive.
+    :param waiting: returns how many entries of all replicas wait for the archive.
     """
 
-    record: Record
+    archive: Record
     waiting: Callable[[], Awaitable[int]]
 
     def is_complete(self, stamp: str | None, redis: str) -> bool:
         """True if the copy in Redis is known to be complete.
 
-        An archive that was never reached has no identity yet; then the identity of Redis decides alone.
+        Before the first probe the archive has no identity; then the identity of Redis decides alone.
 
-        :param redis: the identity of the server that the copy was read from; empty where the server does not tell.
+        :param redis: the identity of the server that the copy was read from; empty where the server does not report
+            one.
         """
         if stamp is None or not redis:
             return False
-        stamped, names_archive, archive = stamp.partition("/")
-        return stamped == redis and bool(names_archive) and self.record.identity in (archive, None)
+        stamped_redis, slash, stamped_archive = stamp.partition("/")
+        return stamped_redis == redis and bool(slash) and self.archive.identity in (stamped_archive, None)
 
     def ensure_same_redis(self, stamp: str | None, redis: str) -> None:
-        """Refuse to answer from a copy that another Redis wrote, while the archive is away.
+        """Refuse to answer from a copy with the stamp of another Redis, while the archive is away.
 
         :param redis: as for `is_complete`.
-        :raises StoreUnavailable: the copy is stamped by another Redis, or this Redis does not tell its identity.
+        :raises StoreUnavailable: the copy has the stamp of another Redis, or this Redis does not report its identity.
         """
         if not redis:
-            raise StoreUnavailable(
-                "postgresql", "Redis has no known identity, and only the archive knows what may be missing in it"
-            )
+            raise StoreUnavailable("postgresql", "Redis does not report its identity, and may lack facts of the batch")
         if stamp is not None and stamp.partition("/")[0] != redis:
-            raise StoreUnavailable(
-                "postgresql",
-                "Redis is another server than before, and only the archive knows what may be missing in it",
-            )
+            raise StoreUnavailable("postgresql", "Redis has changed, and may lack facts of the batch")
 
     async def backfill(self, batch_id: str, known: BatchState, redis: str) -> Backfilled | None:
-        """Read a batch from the archive, and give the archive what only Redis has; None while the archive is away.
+        """Read a batch from the archive, and add to the archive what only Redis has; None while the archive is away.
 
-        :param known: the copy in Redis. It may have facts from a time when there was no archive.
-        :param redis: the identity of the server that the copy was read from; empty where the server does not tell.
+        :param known: the copy in Redis. It may have facts from a time without an archive.
+        :param redis: the identity of the server that the copy was read from; empty where the server does not report
+            one.
         """
-        if not self.record.reachable:
+        if not self.archive.reachable:
             return None
-        stamp = f"{redis}/{self.record.identity}" if redis else None
+        stamp = f"{redis}/{self.archive.identity}" if redis else None
         try:
-            # In this order: an entry leaves the queue only once the archive has it.
+            # The queue is counted before the read, because an entry leaves the queue only once the archive has it.
             waiting = await self.waiting()
-            recorded = await self.record.state(batch_id)
-            missing = await paced(_missing_in(recorded, known))
+            archived = await self.archive.state(batch_id)
+            missing = await paced(_missing_in(archived, known))
             if not missing.empty:
-                await self.record.add_states({batch_id: missing})
+                await self.archive.add_states({batch_id: missing})
         except StoreUnavailable:
             return None
         except StoreRefused:
-            return Backfilled(recorded, None)
-        return Backfilled(recorded, None if waiting else stamp)
+            return Backfilled(archived, None)
+        return Backfilled(archived, None if waiting else stamp)
 
     async def complete(
         self, batch_id: str, known: BatchState, stamp: str | None, redis: str
@@ -114,19 +112,19 @@ class ArchiveBackfill:
     def require_registered(self, registered: bool) -> None:
         """Refuse to answer from Redis alone for a batch that is not registered there, while the archive is away.
 
-        Redis may have forgotten nearly all of such a batch, and the rest would look complete: one spellchecked essay,
-        where thirty were registered.
+        Redis may have lost nearly all of such a batch, and the rest would look complete: one spellchecked essay of a
+        batch for which thirty essays were registered.
 
         :raises StoreUnavailable: the batch is not registered in Redis.
         """
         if not registered:
-            raise StoreUnavailable("postgresql", "only the archive knows the whole history of the batch")
+            raise StoreUnavailable("postgresql", "Redis may lack facts of the batch")
 
 
-def _missing_in(recorded: BatchState, known: BatchState) -> Sliced[BatchState]:
-    backfilled = yield from recorded.copying()
+def _missing_in(archived: BatchState, known: BatchState) -> Sliced[BatchState]:
+    backfilled = yield from archived.copying()
     missing = yield from backfilled.merging(known)
-    # The archive may delete the batch before it gets these facts, and a list means nothing without its outcome.
+    # The archive may delete the expired batch before it gets these facts, and a list needs its outcome.
     for phase, by_key in missing.outcome_marks.items():
         for key in by_key:
             missing.outcomes.setdefault(phase, {}).setdefault(key, known.outcomes[phase][key])

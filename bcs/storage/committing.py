@@ -1,4 +1,4 @@
-"""How a commit is tried: optimistically, then by the fallback. The same for every store."""
+"""Tries a commit optimistically, then by the fallback. All stores share this module."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bcs.storage.ports import Committed
 
 @dataclass(frozen=True, slots=True)
 class CommitPolicy:
-    """How often and how patiently a commit is tried.
+    """How often a commit is tried, and how long it waits in between.
 
-    :param attempts: optimistic attempts before the fallback.
-    :param first_wait_seconds: the upper end of the first wait; each further one doubles it. Jitter is full, so that
-        writers who met once do not meet again.
-    :param longest_wait_seconds: the upper end of any wait.
+    :param attempts: how many optimistic attempts come before the fallback.
+    :param first_wait_seconds: the upper limit of the first wait; each further wait doubles it. Jitter is full, so that
+        writers which conflicted once do not conflict again.
+    :param longest_wait_seconds: the upper limit of any wait.
     """
 
     attempts: int = 5
@@ -30,22 +30,22 @@ class CommitPolicy:
 async def commit_with(
     policy: CommitPolicy, attempt: Callable[[], Awaitable[None]], fallback: Callable[[], Awaitable[None]]
 ) -> Committed:
-    """Try a commit until it succeeds without a conflict, at most so many times, then fall back.
+    """Try a commit until an attempt has no conflict, at most `policy.attempts` times, then call the fallback.
 
-    :param attempt: reads, merges and writes, or raises CommitConflict having written nothing.
-    :param fallback: merges each register on its own, which no other writer can make fail.
+    :param attempt: reads, merges and writes; raises CommitConflict if nothing was written because of another writer.
+    :param fallback: merges each register alone, which no other writer can make fail.
     """
     try:
-        # Mostly there is no rival; to set up the retries would then cost a tenth of the commit.
+        # Mostly there is no conflict, and the setup of the retries would cost a tenth of the commit.
         await attempt()
     except CommitConflict as conflict:
         lost: list[CommitConflict] = [conflict]
     else:
         return Committed()
 
-    async def again() -> None:
+    async def retry() -> None:
         if lost:
-            raise lost.pop()  # the attempt that was made already is the first of them, and is waited after
+            raise lost.pop()  # the attempt above counts as the first one, and is followed by a wait
         await attempt()
 
     retrying = AsyncRetrying(
@@ -55,7 +55,7 @@ async def commit_with(
         sleep=anyio.sleep,
     )
     try:
-        await retrying(again)
+        await retrying(retry)
     except RetryError:
         await fallback()
         return Committed(conflicts=policy.attempts, fallback=True)

@@ -1,8 +1,8 @@
-"""Deadlines for the answers of others, to which this process's own slowness does not count.
+"""Deadlines for answers over the network, which do not count the time for which this process itself was blocked.
 
-While the event loop is busy with one thing, or the machine with other processes, an answer may lie in the socket's
-buffer unread. When the loop goes on at last, timers may run before sockets are read: whoever goes by the clock alone
-then declares away what answered long ago. So the time for which the loop stood still is measured and given back.
+While the event loop is blocked, or the machine is busy with other processes, an answer may be unread in the socket's
+buffer. When the loop continues, timers may run before sockets are read, so a deadline by the clock alone would expire
+although the answer is there. So the time for which the loop was blocked is measured, and added to the deadline.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import anyio
 _TICK_SECONDS = 0.05
 # Timers are never quite on time.
 _SLACK_SECONDS = 0.01
-# To read what has come while the loop stood still. The beat, by which that is measured, may have missed so much.
+# Time to read answers that arrived while the loop was blocked. The measurement may be wrong by one tick.
 _GRACE_SECONDS = 0.05
 
 
 class LoopLag:
-    """How much time an event loop lost: it was late by so much, over all beats of a timer."""
+    """Measures how long an event loop was blocked: the sum of the delays of a periodic timer."""
 
     def __init__(self) -> None:
         self._lost_seconds = 0.0
         self._wait(asyncio.get_running_loop())
 
     def lost_seconds(self, now: float) -> float:
-        """How much until now. Only the difference of two of these means anything.
+        """The time lost until now, in seconds. Only the difference of two results has a meaning.
 
-        :param now: of the loop's clock.
+        :param now: the time of the loop's clock.
         """
         return self._lost_seconds + max(0.0, now - self._due - _SLACK_SECONDS)
 
@@ -43,7 +43,7 @@ class LoopLag:
         self._wait(loop)
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The loop is not kept in here: then it could never be freed.
+        # This object must not refer to the loop, or the loop could never be freed.
         self._due = loop.time() + _TICK_SECONDS
         loop.call_at(self._due, self._tick)
 
@@ -59,10 +59,10 @@ def _lag_of(loop: asyncio.AbstractEventLoop) -> LoopLag:
 
 
 class Due:
-    """When an answer is due.
+    """The time at which an answer is due.
 
-    :param seconds: from now.
-    :param at: the time at which to look whether it is over, of the loop's clock.
+    :param seconds: how long from now.
+    :ivar at: when to call `postpone`, by the loop's clock.
     """
 
     __slots__ = ("_lag", "_lost_seconds", "_was_late", "at")
@@ -74,40 +74,41 @@ class Due:
         self._lost_seconds = lag.lost_seconds(now)
         self._was_late = False
 
-    def put_off(self, now: float) -> bool:
-        """Called when it is due: True if the loop lost time since, and `at` is later by that.
+    def postpone(self, now: float) -> bool:
+        """Add the time that the loop has lost to `at`. Call this when `at` is reached.
 
-        :param now: of the loop's clock.
+        :param now: the time of the loop's clock.
+        :returns: False if the answer is overdue.
         """
         late = now - self.at > _SLACK_SECONDS
-        self._give_back(now)
+        self._add_lost_time(now)
         if late and not self._was_late:
-            # Once only: a loop that is always late would put it off for ever.
+            # Once only, because a loop that is always late would postpone the deadline for ever.
             self._was_late = True
             self.at = max(self.at, now + _GRACE_SECONDS)
         return self.at > now
 
     def left_seconds(self, now: float) -> float:
-        """How much time is left.
+        """How many seconds are left.
 
-        :param now: of the loop's clock.
+        :param now: the time of the loop's clock.
         """
-        self._give_back(now)
+        self._add_lost_time(now)
         return self.at - now
 
-    def _give_back(self, now: float) -> None:
+    def _add_lost_time(self, now: float) -> None:
         lost_seconds = self._lag.lost_seconds(now)
         self.at += lost_seconds - self._lost_seconds
         self._lost_seconds = lost_seconds
 
 
 class Deadline:
-    """Ends a block by cancellation once its time is over, without an error; see `expired`.
+    """Cancels a block once its time is over, without an error; see `expired`.
 
-    For asyncio only. Not `anyio.CancelScope` with a deadline, which goes by the clock alone.
+    For asyncio only. The deadline of `anyio.CancelScope` uses the clock alone, so it is not used here.
 
-    :param seconds: for the block.
-    :param shield: cancellation from outside waits until the block has ended.
+    :param seconds: the time for the block.
+    :param shield: True if cancellation from outside waits until the block has ended.
     """
 
     __slots__ = ("_due", "_loop", "_scope", "_seconds", "_timer")
@@ -120,7 +121,7 @@ class Deadline:
         self._loop = asyncio.get_running_loop()
         self._due = Due(self._loop, self._seconds)
         self._scope.__enter__()
-        self._timer = self._loop.call_at(self._due.at, self._look)
+        self._timer = self._loop.call_at(self._due.at, self._check)
         return self
 
     def __exit__(
@@ -131,22 +132,22 @@ class Deadline:
 
     @property
     def expired(self) -> bool:
-        """True once the block was ended because its time was over."""
+        """True if the block was cancelled because its time was over."""
         return self._scope.cancelled_caught
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that passes in here does not count."""
+        """A block whose time does not count."""
         self._timer.cancel()
         left_seconds = self._due.left_seconds(self._loop.time())
         try:
             yield
         finally:
             self._due = Due(self._loop, left_seconds)
-            self._timer = self._loop.call_at(self._due.at, self._look)
+            self._timer = self._loop.call_at(self._due.at, self._check)
 
-    def _look(self) -> None:
-        if self._due.put_off(self._loop.time()):
-            self._timer = self._loop.call_at(self._due.at, self._look)
+    def _check(self) -> None:
+        if self._due.postpone(self._loop.time()):
+            self._timer = self._loop.call_at(self._due.at, self._check)
         else:
             self._scope.cancel()

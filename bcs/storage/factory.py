@@ -1,4 +1,4 @@
-"""What a service keeps, and where: the state of batches, the outbox, and the permanent record behind them."""
+"""Opens the stores of a process: the state of batches, the outbox, and the archive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import MEMORY, REDIS, Outbox, StateStore
-from bcs.storage.postgres.opening import open_record
+from bcs.storage.postgres.opening import open_archive
 from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, FORMER_FACTS, ArchiveQueue
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
@@ -26,10 +26,10 @@ from bcs.storage.redis.skips import RedisSkips
 class Persistence:
     """The stores of one process, and the connections behind them.
 
-    :param store_name: what the state store is called in answers.
-    :param gateway: None where state is kept in memory.
-    :param archive: None where there is no permanent record.
-    :param skips: the orders of operators; None where there is nothing that an operator could write to.
+    :param store_name: the name of the state store in answers.
+    :param gateway: the connections to Redis; None where the state is in memory.
+    :param archive: None without an archive.
+    :param skips: operators' orders to skip messages; None where the state is in memory.
     """
 
     store_name: str
@@ -52,10 +52,10 @@ class Persistence:
 
 
 def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
-    """The stores that the settings name; nothing is connected before it is needed.
+    """Open the stores of the settings; each connects when it is first used.
 
-    :param law: what summaries are made by.
-    :raises PostgresClientMissing: a database is named, and this installation can't ask it.
+    :param law: the law of the summaries.
+    :raises PostgresClientMissing: a database is set, and the packages for PostgreSQL are not installed.
     """
     policy = CommitPolicy(settings.redis_commit_attempts)
     if settings.use_mock_repository:
@@ -72,7 +72,7 @@ def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
             outbox=MemoryOutbox(settings.outbox_max_messages, monotonic),
         )
     gateway = redis_gateway(settings)
-    # Unlike any other process, earlier ones of this replica included: what they held is taken over by time.
+    # Different from any other process, including earlier ones of this replica, whose leases expire by time.
     consumer = f"{settings.instance}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     archive = _archive(settings, gateway, consumer)
     backfill = ArchiveBackfill(archive.postgres, archive.waiting) if archive else None
@@ -97,14 +97,14 @@ def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
 
 
 def redis_gateway(settings: Settings) -> RedisGateway:
-    """The way to the Redis that the settings name."""
+    """The connections to the Redis of the settings."""
     return RedisGateway(
         settings.redis_url,
         max_connections=settings.redis_max_connections,
         deadline_seconds=settings.redis_deadline_seconds,
         breaker_failures=settings.redis_breaker_failures,
         breaker_open_seconds=settings.redis_breaker_open_seconds,
-        # To see that Redis may have less than the record.
+        # To notice that Redis may lack data that the archive has.
         needs_identity=settings.database_url is not None,
     )
 
@@ -123,4 +123,4 @@ def _archive(settings: Settings, gateway: RedisGateway, consumer: str) -> Archiv
         )
         for name in (FACTS, FORMER_FACTS, EXPLANATIONS)
     )
-    return Archive(open_record(settings), backlog, former_backlog, explanations)
+    return Archive(open_archive(settings), backlog, former_backlog, explanations)

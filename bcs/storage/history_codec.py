@@ -1,7 +1,7 @@
-"""How an entry of the history is written down: in the queue before the record as a whole, in the record its details.
+"""Encodes entries of the history: whole entries for the archive queue, their details for a column of the archive.
 
-An entry of the release before, which knew no outcomes with their lists, is read as what this release would have written
-(`_facts_of_old`): such entries stand in the record, and may still wait before it.
+Entries of the previous release, which had no outcomes with lists, are decoded as this release would have written them
+(`_facts_of_old`): the archive has such entries, and some may still wait in the queue.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, PhaseDecid
 from bcs.domain.state import TIMED
 
 _FORM = 2
-"""Of the facts; the release before wrote none."""
+"""The format of the facts; the previous release did not write a format."""
 
 _ELS_OUTCOME, _CJ_OUTCOME = "ELSBatchPhaseOutcomeV1", "CJAssessmentCompletedV1"
 
 
 def encode_detail(entry: HistoryEntry) -> str:
-    """What has no column of its own, as JSON; it holds `\\u0000` as it is written, never a NUL.
+    """The parts of an entry without a column of their own, as JSON; a NUL is written as `\\u0000`.
 
-    :raises ValueError: a text in it can't be written.
+    :raises ValueError: a text can't be encoded.
     """
     if isinstance(entry, PipelineResolved):
         return to_json(
@@ -69,9 +69,9 @@ def decode_detail(
     event_id: str | None,
     position: Position | None,
 ) -> HistoryEntry:
-    """An entry from its details and what stands beside them.
+    """An entry from its details and its columns.
 
-    :raises ValueError: it was not written by `encode_detail`.
+    :raises ValueError: `encode_detail` did not write these details.
     """
     document = from_json(detail, cache_strings="keys")
     try:
@@ -108,7 +108,7 @@ def decode_detail(
 
 
 def encode_entry(entry: HistoryEntry) -> bytes:
-    """An entry as a whole, as JSON."""
+    """A whole entry as JSON."""
     resolution = isinstance(entry, PipelineResolved)
     position = None if isinstance(entry, PipelineResolved) else entry.position
     return to_json(
@@ -126,9 +126,9 @@ def encode_entry(entry: HistoryEntry) -> bytes:
 
 
 def decode_entry(raw: bytes) -> HistoryEntry:
-    """What `encode_entry` was given.
+    """The entry that `encode_entry` encoded.
 
-    :raises ValueError: it was not written by it.
+    :raises ValueError: `encode_entry` did not write this text.
     """
     try:
         resolution, entry_id, batch_id, at_us, correlation_id, event_id, position, detail = from_json(raw)
@@ -188,10 +188,10 @@ def _fact_from(parts: list[Any]) -> Fact:
 
 
 def _facts_of_old(event_type: str, correlation_id: str | None, written: Sequence[list[Any]]) -> tuple[Fact, ...]:
-    """The facts of an entry that the release before wrote.
+    """The facts of an entry that the previous release wrote.
 
-    It made an outcome into one fact for each essay, and one for the batch where it believed that nobody was left out or
-    where nobody was named. Of an entry as a whole it can be told what the outcome said.
+    That release turned an outcome into one fact for each essay, and one for the batch where it believed that no essay
+    was left out, or where no essay was listed. All facts of the entry together show what the outcome was.
     """
     if event_type not in (_ELS_OUTCOME, _CJ_OUTCOME):
         return tuple(_old_fact_from(event_type, parts) for parts in written)
@@ -222,7 +222,7 @@ def _facts_of_old(event_type: str, correlation_id: str | None, written: Sequence
                 )
             )
         else:
-            nameless = batch.get(phase) == "c" and not completed and not failed
+            without_lists = batch.get(phase) == "c" and not completed and not failed
             key = repeat_key_of(phase, correlation_id, status, completed, failed) if correlation_id else TIMED
             facts.append(
                 PhaseOutcome(
@@ -230,7 +230,7 @@ def _facts_of_old(event_type: str, correlation_id: str | None, written: Sequence
                     status,
                     completed=completed,
                     failed=failed,
-                    speaks_for_all=nameless,
+                    speaks_for_all=without_lists,
                     at_us=at_us,
                     repeat_key=key,
                 )
@@ -247,7 +247,7 @@ def _old_fact_from(event_type: str, parts: list[Any]) -> Fact:
 
 
 def _old_status(batch: str | None, completed: Sequence[str], failed: Sequence[str]) -> str:
-    """The likeliest one; the release before did not keep it."""
+    """The most probable status, because the previous release did not store it."""
     if batch == "c":
         return "completed_successfully"
     return "completed_with_failures" if completed else "failed_critically"

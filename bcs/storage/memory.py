@@ -1,4 +1,4 @@
-"""The development store: state and outbox in this process's memory, with conflicts and time to live as in Redis."""
+"""The stores for development: state and outbox in memory, with conflicts and time to live as in Redis."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class _Batch:
 
 
 class MemoryStateStore:
-    """The state store without a server. Nothing survives the process.
+    """The state store without a server. All data is lost when the process ends.
 
-    :param law: what summaries are made by.
+    :param law: the law of the summaries.
     :param ttl_seconds: how long a batch is kept after its last write.
-    :param clock: monotonic seconds.
-    :param max_essays: how many a batch may have; None for any number.
+    :param clock: returns monotonic seconds.
+    :param max_essays: how many essays a batch may have; None for no limit.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MemoryStateStore:
             version = before.version if before else 0
             self._roster.ensure_room_among(state.first_seen_us, delta.first_seen_us)
             state.merge(delta)
-            # Others run here, as they do between Redis's WATCH and EXEC.
+            # Other tasks run here, as they do between WATCH and EXEC of Redis.
             await anyio.lowlevel.checkpoint()
             now = self._live(batch_id)
             if (now.version if now else 0) != version:
@@ -91,25 +91,25 @@ class MemoryStateStore:
         return batch.state.copy() if batch else BatchState()
 
     async def partial_state(self, batch_id: str) -> BatchState:
-        """All there is: no record stands behind it."""
+        """See `StateStore.partial_state`; there is no archive, so this is the whole state."""
         return await self.state(batch_id)
 
     def ensure_reachable(self) -> None:
-        """Memory is always there."""
+        """See `StateStore.ensure_reachable`; memory is always reachable."""
 
     def ensure_writable(self) -> None:
-        """Memory takes everything."""
+        """See `StateStore.ensure_writable`; memory accepts all writes."""
 
     async def time_us(self) -> int:
-        """This machine's time: there is no other."""
+        """See `StateStore.time_us`; the store's clock is this machine's clock."""
         return time.time_ns() // 1000
 
     async def ping(self) -> None:
-        """Memory is always there."""
+        """See `StateStore.ping`; memory is always reachable."""
 
     @property
     def problem(self) -> str:
-        """Nothing is ever wrong with memory."""
+        """See `StateStore.problem`; always empty."""
         return ""
 
     def _live(self, batch_id: str) -> _Batch | None:
@@ -120,16 +120,16 @@ class MemoryStateStore:
         now = self._clock()
         self._batches[batch_id] = _Batch(now + self._ttl_seconds, version, state)
         self._batches.move_to_end(batch_id)
-        # Every write renews the same time to live, so the batches stand in the order in which they expire.
+        # All batches have the same time to live, so they are in the order in which they expire.
         while next(iter(self._batches.values())).expires_at <= now:
             self._batches.popitem(last=False)
 
 
 class MemoryOutbox:
-    """The outbox without a server. Nothing survives the process.
+    """The outbox without a server. All messages are lost when the process ends.
 
-    :param limit: how many messages it holds at most.
-    :param clock: monotonic seconds.
+    :param limit: how many messages the outbox holds at most.
+    :param clock: returns monotonic seconds.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
@@ -138,7 +138,7 @@ class MemoryOutbox:
         self._waiting: deque[LeasedMessage] = deque()
         self._leased: dict[str, tuple[float, LeasedMessage]] = {}
         self._appended = 0
-        # In the order in which they were appended, whatever is given back.
+        # In the order in which the messages were appended, also after a requeue.
         self._since: dict[str, float] = {}
         self.parked: deque[tuple[OutboundMessage, str]] = deque(maxlen=1000)
 
@@ -153,7 +153,7 @@ class MemoryOutbox:
             self._waiting.append(entry)
 
     async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
-        """See `Outbox.announce`; there is no record behind it."""
+        """See `Outbox.announce`; there is no archive, so the explanation is dropped."""
         await self.append(messages)
 
     async def lease(self, limit: int) -> list[LeasedMessage]:

@@ -1,4 +1,4 @@
-"""Runs long calculations beside everything else that the event loop has to do."""
+"""Runs long calculations without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from bcs.domain.slices import Sliced
 
 T = TypeVar("T")
 
-# An answer takes several rounds of the event loop, and may wait for a turn in each. So a turn is short, and others have
-# as much time behind it. With a longer rest large batches took twice as long, and answers about small ones no less.
+# An HTTP answer takes several rounds of the event loop, and may wait for a turn in each. So a turn is short, and other
+# tasks get as much time after it. With longer pauses, answers about large batches took twice as long, and answers about
+# small ones were not faster.
 _TURN_SECONDS = 0.001
 _PAUSE_SECONDS = 0.001
 
-# All calculations of a loop share it, whoever runs them.
+# All calculations of an event loop share this lock.
 _turns: RunVar[anyio.Lock] = RunVar("turns")
 
 
 async def paced(calculation: Sliced[T], paused: Callable[[], AbstractContextManager[None]] = nullcontext) -> T:
-    """Run a calculation in turns of a millisecond, with a rest for all else behind each.
+    """Run a calculation in turns of a millisecond, with a pause for other tasks after each.
 
-    However many calculations there are, one of them goes on in such a turn. Most are short, and over in their first.
+    Only one calculation of the event loop runs in a turn. Most calculations end in their first turn.
 
-    :param paused: entered where it takes longer, for a deadline that does not count this.
+    :param paused: a context for the further turns, which stops a deadline.
     """
     try:
         _work(calculation)
@@ -55,9 +56,9 @@ async def _finish(calculation: Sliced[T]) -> T:
 
 
 def _work(calculation: Sliced[T]) -> None:
-    """Work for a turn.
+    """Work for one turn.
 
-    :raises StopIteration: it has ended, with its result.
+    :raises StopIteration: the calculation has ended; the value is its result.
     """
     turn_ends = perf_counter() + _TURN_SECONDS
     next(calculation)

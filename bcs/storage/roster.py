@@ -1,4 +1,4 @@
-"""How many essays a batch may have, and what is known of that without asking."""
+"""Limits how many essays a batch may have, and caches the sizes of batches."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _MOST_BATCHES = 10_000
 
 
 class Roster:
-    """Refuses what would give a batch too many essays. Facts about essays that the batch has are never refused.
+    """Refuses facts that would give a batch too many essays. Facts about essays that the batch has are never refused.
 
-    :param limit: how many a batch may have; None for any number.
+    :param limit: how many essays a batch may have; None for no limit.
     """
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
         self._sizes: dict[str, int] = {}
 
-    def note(self, batch_id: str, essays: int) -> None:
-        """A batch was seen to have so many essays."""
+    def note_size(self, batch_id: str, essays: int) -> None:
+        """Remember how many essays a batch has."""
         if self._limit is None:
             return
         self._sizes.pop(batch_id, None)
@@ -29,33 +29,34 @@ class Roster:
             del self._sizes[next(iter(self._sizes))]
 
     def has_room(self, batch_id: str, essays: int) -> bool:
-        """True if it is known that so many essays are not too many, by what the batch was last seen to have.
+        """True if the batch has room for so many more essays, by its last known size.
 
-        Another process may have given it more since.
+        Another process may have added essays since then.
         """
         if self._limit is None or not essays:
             return True
         size = self._sizes.get(batch_id)
         return size is not None and size + essays <= self._limit
 
-    def ensure_room(self, size: int, strangers: Iterable[str]) -> None:
-        """Refuse essays that a batch does not have yet, where they are too many.
+    def ensure_room(self, size: int, new_essays: Iterable[str]) -> None:
+        """Refuse too many new essays.
 
         :param size: how many essays the batch has.
-        :raises TooManyEssays: they are.
+        :param new_essays: essays that the batch does not have yet.
+        :raises TooManyEssays: the batch would have more essays than the limit.
         """
-        new = frozenset(strangers)
+        new = frozenset(new_essays)
         if self._limit is not None and new and size + len(new) > self._limit:
             raise TooManyEssays(self._limit, size, new)
 
     def ensure_room_among(self, known: Collection[str], essays: Collection[str]) -> None:
-        """The same, by the ids of the essays that a batch has.
+        """Refuse too many new essays, by the ids of the known essays.
 
-        :raises TooManyEssays: they are too many.
+        :raises TooManyEssays: the batch would have more essays than the limit.
         """
         if self._limit is not None and len(known) + len(essays) > self._limit:
-            self.ensure_room(len(known), _strangers(known, essays))
+            self.ensure_room(len(known), _new_in(known, essays))
 
 
-def _strangers(known: Container[str], essays: Iterable[str]) -> Iterable[str]:
+def _new_in(known: Container[str], essays: Iterable[str]) -> Iterable[str]:
     return (essay for essay in essays if essay not in known)

@@ -1,7 +1,4 @@
-"""Many ask for the same at the same time, and one of them finds it out for all.
-
-The idea and the name are those of Go's `golang.org/x/sync/singleflight`.
-"""
+"""Shares the result of one call among concurrent callers, like Go's `golang.org/x/sync/singleflight`."""
 
 from __future__ import annotations
 
@@ -24,21 +21,21 @@ class _Flight(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """Runs one call at a time for each key, and gives its outcome to all who came before it began."""
+    """Runs one call at a time for each key, and gives its result to all callers that arrived before it began."""
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[T]] = {}
         self._begun = 0
 
     async def do(self, key: Hashable, call: Callable[[], Awaitable[T]]) -> T:
-        """Call, or wait for the outcome of somebody else's call, which begins after this.
+        """Call, or wait for the result of another caller's call that begins after this.
 
-        One that has begun already may have seen an earlier state of things than whoever comes now. So of all who come
-        during a call one makes the next, and the others share it.
+        A call that has begun already may have read an older state, so its result is not good for a new caller. Of all
+        callers that arrive during a call, one makes the next call, and the others share its result.
 
-        Cancellation of the one who calls ends the call, and the next of those who wait takes over.
+        Cancellation of the caller that makes the call ends the call, and the next waiting caller takes over.
 
-        :raises Exception: what the call raised, for each who waited.
+        :raises Exception: the error of the call, for each caller that waited for it.
         """
         begun_before = self._begun
         while (flight := self._flights.get(key)) is not None:

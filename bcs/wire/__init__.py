@@ -1,1 +1,1 @@
-"""What goes over Kafka: events, messages that are published, dead letters. pydantic stays at this edge."""
+"""The messages that go over Kafka: consumed events, published messages, dead letters."""

@@ -1,4 +1,4 @@
-"""From the bytes of a Kafka message to the facts that it states."""
+"""Decodes the bytes of a Kafka message into facts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, repeat_key_of
 from bcs.domain.state import TIMED
+from bcs.domain.times import EPOCH
 from bcs.errors import UndecodableMessage
+from bcs.supervision.errors import describe
 from bcs.wire import topics
 from bcs.wire.events import (
     CJ_ENDED,
@@ -27,18 +29,17 @@ from bcs.wire.events import (
     Envelope,
     EssayStatus,
     EventData,
-    Glimpse,
     NamesBatchId,
     NamesEntityId,
+    PartialEvent,
     SpellcheckPhaseCompletedV1,
 )
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LATEST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-"""The last time that an event may have; Kafka itself takes any number."""
+LATEST_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+"""The latest time that an event may have; Kafka itself accepts any number."""
 
-# Python makes an object of everything that a document has, which takes ten times as long as to check it.
-_READ_BY_PYTHON_BYTES = 64 * 1024
+# Python's JSON parser creates an object for each value, which takes ten times as long as validating the document.
+_PARSED_BY_PYTHON_BYTES = 64 * 1024
 _MOST_DETAIL_CHARACTERS = 1000
 _MOST_NAME_CHARACTERS = 100
 _DIGEST_BYTES = 8
@@ -46,10 +47,10 @@ _DIGEST_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class DecodedEvent:
-    """What a message says.
+    """The content of a message.
 
-    :param event_type: the model's name, fit for a metric's label.
-    :param facts: none when the event changes nothing, such as a phase that has only begun.
+    :param event_type: the name of the event's model; short enough for a metric's label.
+    :param facts: empty when the event changes nothing, such as a phase that has only begun.
     :param at_us: the event's time, in microseconds since 1970 UTC.
     """
 
@@ -65,10 +66,10 @@ class DecodedEvent:
 class EventDecoder:
     """Decodes the messages of the consumed topics.
 
-    :param phases: the phase names that an outcome may be about.
-    :param max_event_bytes: what is larger is refused unparsed, since to parse it would hold up all else in this
-        process; None for no limit.
-    :param max_essays: how many a batch may have; None for any number.
+    :param phases: the phase names that an outcome may have.
+    :param max_event_bytes: a larger message is refused unparsed, because parsing it would block the event loop; None
+        for no limit.
+    :param max_essays: how many essays a batch may have; None for no limit.
     """
 
     def __init__(
@@ -85,23 +86,22 @@ class EventDecoder:
         }
 
     def event_type(self, topic: str) -> str:
-        """The name of the events on a topic, also of those that can't be decoded."""
+        """The event type of a topic, which is also that of messages that can't be decoded."""
         return self._routes[topic].event_type
 
     def decode(self, topic: str, value: bytes | None, record_timestamp_ms: int) -> DecodedEvent:
-        """Decode one message. The topic decides what it is: older producers put other names into `event_type`.
+        """Decode one message. The topic decides its type, because older producers put other names into `event_type`.
 
-        :param record_timestamp_ms: the Kafka record's own time, used when the message carries none.
-        :raises UndecodableMessage: it is not what the topic promises.
+        :param record_timestamp_ms: the Kafka record's timestamp, used when the message carries no time.
+        :raises UndecodableMessage: the message is not a valid event of the topic.
         """
         try:
             return self._decode(self._routes[topic], value, record_timestamp_ms)
         except (UndecodableMessage, MemoryError):
             raise
         except Exception as error:
-            # A fault of ours over one message would otherwise end the intake, and at every start again.
-            problem = f"{type(error).__name__}: {error}"[:_MOST_DETAIL_CHARACTERS]
-            raise UndecodableMessage("decoder_failed", problem) from error
+            # Otherwise one message that triggers a bug of ours would crash the intake, again after every restart.
+            raise UndecodableMessage("decoder_failed", describe(error)[:_MOST_DETAIL_CHARACTERS]) from error
 
     def _decode(self, route: _Route, value: bytes | None, record_timestamp_ms: int) -> DecodedEvent:
         if value is None:
@@ -126,7 +126,7 @@ class EventDecoder:
         if not 0 <= at_us <= LATEST_US:
             problem = "the event's time lies before 1970 or after 9999"
             raise UndecodableMessage("invalid_event", problem, batch_id, correlation_id)
-        # These go by the whole correlation id, as it was sent.
+        # The facts' repeat keys are computed from the whole correlation id, as it was sent.
         facts = route.state_facts(envelope.data, at_us, envelope.correlation_id)
         return DecodedEvent(
             route.event_type,
@@ -147,13 +147,13 @@ class EventDecoder:
         named = bool(data.processed_essays or data.failed_essay_ids)
         completed = tuple(essay["essay_id"] for essay in data.processed_essays)
         failed = tuple(essay for essay in data.failed_essay_ids if essay)
-        stated = correlation_id or data.correlation_id or ""
-        # A null names nobody, and still tells this list from an empty one.
+        outcome_id = correlation_id or data.correlation_id or ""
+        # A null names no essay, but a list with a null must not look like an empty list.
         listed_failed = [essay or "" for essay in data.failed_essay_ids]
         status = data.phase_status
-        # Without a correlation id nothing tells a copy from another outcome.
-        timed = data.timestamp is not None or not stated
-        key = TIMED if timed else repeat_key_of(data.phase_name, stated, status, completed, listed_failed)
+        # Without a correlation id a copy can't be distinguished from another outcome.
+        timed = data.timestamp is not None or not outcome_id
+        key = TIMED if timed else repeat_key_of(data.phase_name, outcome_id, status, completed, listed_failed)
         return (
             PhaseOutcome(
                 data.phase_name,
@@ -168,12 +168,12 @@ class EventDecoder:
 
 
 class _Route:
-    """How the events of one topic are read.
+    """How the events of one topic are decoded.
 
-    :param names_batch: its one field is that of the data which names the batch.
+    :param names_batch: a model with one field: the field of the event's data that holds the batch id.
     """
 
-    __slots__ = ("adapter", "batch_field", "event_type", "glimpse", "state_facts")
+    __slots__ = ("adapter", "batch_field", "event_type", "partial_event", "state_facts")
 
     def __init__(
         self,
@@ -183,27 +183,27 @@ class _Route:
     ) -> None:
         self.event_type = model.__name__
         self.adapter: TypeAdapter[Envelope[Any]] = TypeAdapter(Envelope[model])  # type: ignore[valid-type]
-        self.glimpse: TypeAdapter[Glimpse[Any]] = TypeAdapter(Glimpse[names_batch])  # type: ignore[valid-type]
+        self.partial_event: TypeAdapter[PartialEvent[Any]] = TypeAdapter(PartialEvent[names_batch])  # type: ignore[valid-type]
         [self.batch_field] = names_batch.model_fields
         self.state_facts = state_facts
 
 
 def microseconds(time: datetime) -> int:
     """Microseconds since 1970 UTC; a time without a zone is UTC, as all producers write it."""
-    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
-    # Integers throughout: a float of microseconds loses the last digit, and with it the order of two facts.
+    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - EPOCH
+    # Integers only: as a float, microseconds lose the last digit, and two facts could change their order.
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-def shortened(stated: str | None) -> str | None:
-    """An id that only informs, as it is kept: with a digest at its end where it was too long.
+def shortened(identifier: str | None) -> str | None:
+    """An id for the history, shortened where it is too long.
 
-    So the history stays small, and two ids stay apart.
+    A digest at its end keeps two shortened ids different. Only ids that no decision depends on may be shortened.
     """
-    if stated is None or len(stated) <= MOST_ID_CHARACTERS:
-        return stated
-    digest = blake2b(stated.encode(), digest_size=_DIGEST_BYTES).hexdigest()
-    return f"{stated[: MOST_ID_CHARACTERS - len(digest) - 1]}~{digest}"
+    if identifier is None or len(identifier) <= MOST_ID_CHARACTERS:
+        return identifier
+    digest = blake2b(identifier.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return f"{identifier[: MOST_ID_CHARACTERS - len(digest) - 1]}~{digest}"
 
 
 def _spellcheck_completed(data: SpellcheckPhaseCompletedV1, at_us: int, _: str | None) -> tuple[Fact, ...]:
@@ -217,17 +217,17 @@ def _spellcheck_completed(data: SpellcheckPhaseCompletedV1, at_us: int, _: str |
 
 
 def _cj_completed(data: CJAssessmentCompletedV1, at_us: int, correlation_id: str | None) -> tuple[Fact, ...]:
-    """The facts in its lists: the producer says "completed_successfully" as soon as one essay succeeded."""
+    """The facts of the lists; the status alone says little: one essay's success makes it "completed_successfully"."""
     phase, summary = "cj_assessment", data.processing_summary
     completed = tuple(essay for essay in summary.successful_essay_ids or () if essay)
     failed = tuple(essay for essay in summary.failed_essay_ids or () if essay)
     if data.status is BatchStatus.CANCELLED:
-        # Those that it names are assessed, or not; those that it leaves out are still to be.
+        # The listed essays have ended; the essays that are not listed still have to be assessed.
         marks = [(essay, Outcome.COMPLETED) for essay in completed] + [(essay, Outcome.FAILED) for essay in failed]
         return tuple(EssayPhaseEnded(phase, essay, outcome, at_us) for essay, outcome in marks)
     if data.status not in CJ_ENDED:
         return ()
-    # Another name than ELS's: what CJ says never speaks for all, so neither is a copy of the other.
+    # With a prefix, so that CJ's outcome never counts as a copy of ELS's: only ELS's can speak for all essays.
     timed = data.timestamp is not None or not correlation_id
     key = TIMED if timed else repeat_key_of(phase, f"cj {correlation_id}", data.status, completed, failed)
     return (
@@ -248,34 +248,37 @@ def _essays_registered(data: BatchEssaysRegistered, at_us: int, _: str | None) -
 
 
 def _refuse(value: bytes, error: ValidationError, route: _Route) -> NoReturn:
-    """Say what is wrong with a message, in about the time that it took to find out."""
+    """Raise `UndecodableMessage` with the reason; this takes about as long as the failed validation.
+
+    :raises UndecodableMessage: always.
+    """
     try:
         value.decode()
     except UnicodeDecodeError as problem:
         raise UndecodableMessage("not_utf8", f"byte {problem.start} is not UTF-8") from None
-    # At most as many as the event has fields: its lists end at their first error.
+    # At most one error for each field of the event: validation of a list ends at its first error.
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     kind, location = problems[0]["type"], problems[0]["loc"]
-    named: Glimpse[Any] | None
+    partial: PartialEvent[Any] | None
     if kind == "json_invalid":
-        named = _glimpse_of_what_python_reads(value, route)
-        if named is None:
+        partial = _partial_event_by_python(value, route)
+        if partial is None:
             raise UndecodableMessage("not_json", problems[0]["msg"]) from None
     elif location:
-        named = route.glimpse.validate_json(value)
+        partial = route.partial_event.validate_json(value)
     else:
         raise UndecodableMessage("not_an_object", "the message is JSON, but not an object") from None
-    stated = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'message'}: {one['msg']}" for one in problems)
-    batch_id = getattr(named.data, route.batch_field, None)
-    raise UndecodableMessage("invalid_event", stated, batch_id, shortened(named.correlation_id)) from None
+    detail = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'message'}: {one['msg']}" for one in problems)
+    batch_id = getattr(partial.data, route.batch_field, None)
+    raise UndecodableMessage("invalid_event", detail, batch_id, shortened(partial.correlation_id)) from None
 
 
-def _glimpse_of_what_python_reads(value: bytes, route: _Route) -> Glimpse[Any] | None:
-    """What a message tells that is JSON for Python alone: half a surrogate pair, or deep nesting. None for no JSON."""
-    if len(value) > _READ_BY_PYTHON_BYTES:
+def _partial_event_by_python(value: bytes, route: _Route) -> PartialEvent[Any] | None:
+    """The ids in a message that only Python's parser accepts (lone surrogate, deep nesting); None if it is not JSON."""
+    if len(value) > _PARSED_BY_PYTHON_BYTES:
         return None
     try:
         document = json.loads(value.decode())
     except (ValueError, RecursionError):
         return None
-    return route.glimpse.validate_python(document) if isinstance(document, dict) else None
+    return route.partial_event.validate_python(document) if isinstance(document, dict) else None

@@ -15,35 +15,36 @@ if sys.version_info >= (3, 12):
 else:
     from typing_extensions import TypedDict  # pydantic takes no other
 
-# Neither blank nor with blanks around: two ids that look the same must not be two batches.
+# Not blank, and no blanks at either end: two ids that look the same must not be two batches.
 Identifier = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^\S(?s:.*\S)?$")]
 MOST_ID_CHARACTERS = 100
-"""Of a correlation id, and of an event's id; both are UUIDs in practice."""
+"""The longest correlation id and event id that are stored; both are UUIDs in practice."""
 
 DataT = TypeVar("DataT", bound="EventData")
 
 
 NO_TIME: Final = datetime.min.replace(tzinfo=UTC)
-"""Stands for what is no time. No event can have it, since it lies before 1970."""
+"""The value for an invalid time. No valid event has it, because it lies before 1970."""
 
 
 def _or_else(default: object) -> GetPydanticSchema:
-    """Put a default for what is no valid value; unlike `Any`, it makes no objects of what stands there."""
+    """Replace an invalid value by a default; unlike `Any`, this creates no Python objects for the invalid value."""
     return GetPydanticSchema(
         lambda source, handler: core_schema.with_default_schema(handler(source), default=default, on_error="default")
     )
 
 
 OptionalText = Annotated[str | None, _or_else(None)]
-"""A text; None where there is something else."""
+"""A text; None where the value is not a text."""
 
-# An error for each of 475,000 ids would take seconds and some hundred megabytes: a list ends at its first error.
+# An error for each of 475,000 ids would take seconds and hundreds of megabytes, so validation of a list ends at its
+# first error.
 EssayIds = Annotated[tuple[Identifier, ...], Field(fail_fast=True)]
 NullableEssayIds = Annotated[tuple[Identifier | None, ...], Field(fail_fast=True)]
 
 
 class EventData(BaseModel):
-    """What the data of all four events has in common."""
+    """The common part of the data of all four events."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -51,29 +52,29 @@ class EventData(BaseModel):
 
     @property
     def essays(self) -> int:
-        """How many essays it is about: the entries of its lists, repeats and nulls included, or a count if larger."""
+        """How many essays the event has: the entries of its lists, repeats and nulls included, or a larger count."""
         return 0
 
 
 class Envelope(BaseModel, Generic[DataT]):
     """The envelope around every event.
 
-    Only what BCS uses is checked: a repeat carries fresh ids and times, so neither is needed to apply the event, and a
-    producer's slip in a field that nobody reads must not cost a batch its completion.
+    Only the fields that BCS uses are validated: a producer's mistake in another field must not keep a batch from being
+    complete. Ids and times are optional: a repeated event has new ones, and BCS can apply an event without them.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", cache_strings="keys")
 
-    # Nothing but the history ever shows it. It may be of any length, as may the correlation id.
+    # Only the history shows this id. Like the correlation id, it may have any length.
     event_id: OptionalText = None
-    # It counts only where the data has no time.
+    # Used only where the data has no time.
     event_timestamp: Annotated[datetime | None, _or_else(NO_TIME)] = None
     correlation_id: OptionalText = None
     data: DataT
 
 
-class Glimpse(BaseModel, Generic[DataT]):
-    """What can be told of an event that is not valid as a whole."""
+class PartialEvent(BaseModel, Generic[DataT]):
+    """The ids of an event that is not valid as a whole."""
 
     correlation_id: OptionalText = None
     data: Annotated[DataT | None, _or_else(None)] = None
@@ -118,7 +119,7 @@ class BatchStatus(StrEnum):
 
 
 class CJEssayStatus(StrEnum):
-    """The statuses of an essay that a comparative judgement may carry instead of a batch's."""
+    """The statuses of an essay, which an event of comparative judgement may carry instead of a batch's status."""
 
     AWAITING = "awaiting_cj_assessment"
     IN_PROGRESS = "cj_assessment_in_progress"
@@ -144,7 +145,7 @@ CJ_ENDED = PHASE_ENDED | {
 
 
 class SpellcheckPhaseCompletedV1(EventData):
-    """One essay's spellcheck ended, or only moved on."""
+    """One essay's spellcheck ended, or made progress."""
 
     entity_id: Identifier
     batch_id: Identifier
@@ -152,7 +153,7 @@ class SpellcheckPhaseCompletedV1(EventData):
 
 
 class ProcessingSummary(BaseModel):
-    """The lists count, not the status; an id in them can be null, and a list that is absent names nobody."""
+    """The lists of essays. An id can be null, and an absent list names no essay."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -175,7 +176,7 @@ class CJAssessmentCompletedV1(EventData):
 
 
 class ProcessedEssay(TypedDict):
-    """An essay that came out of a phase. Not a model: there are thousands of these in one event."""
+    """An essay that completed a phase. Not a pydantic model, because one event has thousands of these."""
 
     essay_id: Identifier
 
@@ -200,7 +201,7 @@ class BatchEssaysRegistered(EventData):
     """These essays belong to the batch."""
 
     entity_id: Identifier
-    # Strict, because `true` is no number.
+    # Strict, because `true` must not count as 1.
     expected_essay_count: Annotated[int, Field(ge=0, strict=True)]
     essay_ids: EssayIds
 

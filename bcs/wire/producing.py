@@ -30,7 +30,7 @@ class EventType(StrEnum):
         return _TOPICS[self]
 
     def key(self, envelope: Mapping[str, Any]) -> bytes | None:
-        """The Kafka key that the producer of such an event gives to it.
+        """The Kafka key that the platform's producer uses for such an event.
 
         :returns: None where the event does not have the field.
         """
@@ -45,7 +45,7 @@ _TOPICS = {
     EventType.PHASE_OUTCOME: topics.PHASE_OUTCOME,
     EventType.ESSAYS_REGISTERED: topics.ESSAYS_REGISTERED,
 }
-# Spellcheck's key is the essay's id, and so the events of one batch are spread over all partitions.
+# The key of a spellcheck event is the essay's id, so the events of one batch are spread over all partitions.
 _KEY_FIELDS = {
     EventType.SPELLCHECK_COMPLETED: "entity_id",
     EventType.CJ_COMPLETED: "entity_id",
@@ -55,9 +55,9 @@ _KEY_FIELDS = {
 
 
 def event_type_of(name: object) -> EventType | None:
-    """The event type that a topic's name or a model's name stands for; None where it is neither.
+    """The event type of a topic's name or a model's name; None where the name is neither.
 
-    Producers put the topic's name into `event_type`, older ones the model's name.
+    Producers put the topic's name into `event_type`; older producers put the model's name there.
     """
     for event_type in EventType:
         if name in (event_type.topic, event_type.value):
@@ -67,11 +67,11 @@ def event_type_of(name: object) -> EventType | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What a sample is about.
+    """The batch, essays and phase of a sample event.
 
     :param completed: the ids of the essays that completed the phase.
-    :param failed: the ids of the essays that failed in it.
-    :param phase: the phase of an outcome; the other events have a phase of their own or none.
+    :param failed: the ids of the essays that failed in the phase.
+    :param phase: the phase of an outcome; the other events have a fixed phase or none.
     """
 
     batch_id: str
@@ -86,8 +86,8 @@ def sample_events(
     """Valid events in their envelopes, as the platform's producers write them.
 
     :param now: the time of the events.
-    :param new_id: makes the ids of events and of what caused them.
-    :returns: one event for each essay where the type is about one essay, else one event.
+    :param new_id: makes event ids and correlation ids.
+    :returns: one event for each essay where the event type is about one essay, else one event.
     """
     when = rfc3339(now)
     return [_envelope(event_type, data, when, new_id) for data in _DATA[event_type](about, when, new_id)]
@@ -138,7 +138,7 @@ def _cj_completed(about: Sample, when: str, new_id: Callable[[], uuid.UUID]) -> 
             "entity_type": "batch",
             "parent_id": None,
             "timestamp": when,
-            # The producer says so as soon as one essay succeeded.
+            # The producer sends this status as soon as one essay succeeded.
             "status": "completed_successfully" if successful else "failed_critically",
             "system_metadata": {"entity_id": about.batch_id, "entity_type": "batch"},
             "cj_assessment_job_id": str(new_id()),

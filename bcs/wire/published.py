@@ -1,4 +1,4 @@
-"""What BCS publishes, ready for the outbox: messages in general, and PhaseSkippedV1."""
+"""The messages that BCS publishes, ready for the outbox, and PhaseSkippedV1."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bcs.wire import topics
 from bcs.wire.tracing import NO_TRACE, Trace
 
 SERVICE = "batch_conductor_service"
-# Any fixed namespace serves; it must never change, or a repeated request would announce under other ids.
+# Any fixed namespace is good. It must never change, or a repeated request would announce with other event ids.
 _NAMESPACE = uuid.UUID("6f0ff5e0-4a52-5b8f-9d33-2b1a7c9f5d10")
 _quoted = json.encoder.encode_basestring_ascii
 _is_canonical_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
 Headers = tuple[tuple[str, bytes | None], ...]
-"""Names can stand twice, and values can be null."""
+"""Names can occur twice, and values can be null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class OutboundMessage:
     """A message for Kafka.
 
     :param kind: `phase_skipped` or `dead_letter`.
-    :param reduced: a smaller value that stands in when the broker finds the message too large; only our own headers go
-        with it.
-    :param waits_since_ms: since when it has waited, in milliseconds since 1970 UTC, where that is longer than in the
-        outbox, or than at the place there where it is now.
+    :param truncated: a smaller value that is sent, with our own headers only, when the broker refuses the message as
+        too large; None where there is none.
+    :param waits_since_ms: since when the message has waited, in milliseconds since 1970 UTC, where it waited already
+        before its present entry in the outbox was made; else None.
     """
 
     kind: str
@@ -41,34 +41,34 @@ class OutboundMessage:
     key: bytes | None
     value: bytes
     _: KW_ONLY
-    reduced: bytes | None = None
+    truncated: bytes | None = None
     headers: Headers = ()
     waits_since_ms: int | None = field(default=None, compare=False)
 
     @property
     def size_bytes(self) -> int:
-        """What the broker gets, but for what Kafka adds."""
+        """The size of value, key and headers, without Kafka's overhead."""
         return len(self.value) + len(self.key or b"") + header_bytes(self.headers)
 
     @property
     def correlation_id(self) -> str | None:
-        """Of the message itself, or of the original in a dead letter; None where neither says one."""
+        """The correlation id of the message, or of the original in a dead letter; None where there is none."""
         try:
             document = from_json(self.value)
-            stated = document.get("failed_event_envelope", document).get("correlation_id")
+            correlation_id = document.get("failed_event_envelope", document).get("correlation_id")
         except (ValueError, AttributeError):
             return None
-        return stated if isinstance(stated, str) else None
+        return correlation_id if isinstance(correlation_id, str) else None
 
 
 @dataclass(frozen=True, slots=True)
 class ConsumedMessage:
     """A message as it came from Kafka.
 
-    :param timestamp_ms: the Kafka record's own time.
-    :param headers: the first of them; nothing goes by them but a replay.
-    :param unreadable_headers: those whose names are no UTF-8, with the bytes of their names.
-    :param headers_left_out: how many more there were.
+    :param timestamp_ms: the Kafka record's timestamp.
+    :param headers: the first headers; only replays use them.
+    :param unreadable_headers: the headers whose names are not UTF-8, with the bytes of their names.
+    :param headers_left_out: how many more headers the message had.
     """
 
     topic: str
@@ -84,7 +84,7 @@ class ConsumedMessage:
 
     @property
     def size_bytes(self) -> int:
-        """What it takes to keep it, but for what Python adds."""
+        """The size of value, key and headers, without Python's overhead."""
         size = len(self.value or b"") + len(self.key or b"")
         if self.unreadable_headers:
             size += sum(len(name) + len(value or b"") for name, value in self.unreadable_headers)
@@ -92,7 +92,7 @@ class ConsumedMessage:
 
 
 def header_bytes(headers: Headers) -> int:
-    """The size of names and values."""
+    """The size of the headers' names and values."""
     return sum(len(name.encode()) + len(value or b"") for name, value in headers)
 
 
@@ -103,16 +103,16 @@ def phases_skipped(
 
     The event ids are derived from request, batch and phase, so that a repeated request announces nothing new.
 
-    :param correlation_id: the request's own. Where it is no UUID, the event carries one that is derived from it: the
-        platform's model takes nothing else.
-    :param trace: goes into the envelope's metadata, where the platform has it.
+    :param correlation_id: the request's. Where it is not a UUID, the event carries a UUID that is derived from it,
+        because the platform's model accepts only UUIDs.
+    :param trace: the trace context for the envelope's metadata, which is its place on the platform.
     """
     when = rfc3339(now)
     return tuple(_phase_skipped(batch_id, phase, correlation_id, when, trace) for phase in phases)
 
 
 def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, trace: Trace) -> OutboundMessage:
-    # As json.dumps() writes a list; it is part of the ids for good.
+    # The same text as json.dumps() of a list. It must never change, because the event ids depend on it.
     identity = f"[{_quoted(correlation_id)}, {_quoted(batch_id)}, {_quoted(phase)}]"
     correlation_uuid = as_uuid(correlation_id)
     envelope = {
@@ -143,7 +143,7 @@ def _phase_skipped(batch_id: str, phase: str, correlation_id: str, when: str, tr
 
 
 def announced_ms(value: bytes) -> int | None:
-    """When an announcement was made, in milliseconds since 1970 UTC; None where it does not say so."""
+    """When an announcement was made, in milliseconds since 1970 UTC; None where the value has no valid time."""
     try:
         announced = datetime.fromisoformat(from_json(value)["event_timestamp"])
     except (ValueError, TypeError, KeyError):
@@ -152,7 +152,7 @@ def announced_ms(value: bytes) -> int | None:
 
 
 def as_uuid(correlation_id: str) -> str:
-    """The correlation id itself if it is a UUID, else one that is always the same for it."""
+    """The correlation id itself if it is a UUID, else a UUID that is derived from it."""
     if _is_canonical_uuid(correlation_id):
         return correlation_id
     try:

@@ -13,7 +13,7 @@ RESOLUTION = "huleedu.pipelines.resolution"
 
 
 def dead_letter_topic(source: str) -> str:
-    """Where the dead letters of a source topic go."""
+    """The topic for the dead letters of a source topic."""
     return f"{source}.DLQ"
 
 

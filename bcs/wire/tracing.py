@@ -1,4 +1,4 @@
-"""Trace context as the W3C has it (https://www.w3.org/TR/trace-context), passed on and not looked into."""
+"""The trace context of W3C (https://www.w3.org/TR/trace-context), which BCS passes on and does not use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 _MOST_STATE_CHARACTERS = 512
 
 Trace = Mapping[str, str]
-"""`traceparent`, and `tracestate` where there is one; empty where nothing is traced."""
+"""`traceparent`, and `tracestate` where there is one; empty without a trace."""
 
 NO_TRACE: Trace = MappingProxyType({})
 
@@ -18,7 +18,7 @@ _is_traceparent = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})
 
 
 def trace_of(headers: Mapping[str, str]) -> Trace:
-    """The trace that a request belongs to; what is not valid is left out, as the standard says."""
+    """The trace of a request; invalid parts are left out, as the standard requires."""
     parent = headers.get(TRACEPARENT)
     if parent is None or not _is_traceparent(parent):
         return {}

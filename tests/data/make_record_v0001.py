@@ -25,7 +25,7 @@ from bcs.devtools.servers.postgres import postgres
 from bcs.domain.facts import Outcome
 from bcs.domain.history import REPORTED, FactsRecorded, PhaseDecided, PipelineResolved
 from bcs.domain.state import BatchState, Expected, Mark
-from bcs.storage.postgres.opening import open_record
+from bcs.storage.postgres.opening import open_archive
 from bcs.wire import topics
 from bcs.wire.decoding import EventDecoder
 
@@ -187,7 +187,7 @@ def write_histories() -> dict[str, Any]:
 
 
 async def write(url: str) -> None:
-    record = open_record(load_settings(database_url=url, database_deadline_seconds=4))
+    record = open_archive(load_settings(database_url=url, database_deadline_seconds=4))
     await record.probe(5)
     adopted = write_histories()
     await record.write(entries)

@@ -149,7 +149,7 @@ def play() -> str:
         }
         with at_a_terminal("dev", "--demo", **settings) as (process, descriptor):
             terminal = Terminal(descriptor)
-            story = terminal.wait_for("Ctrl-C stops all of it.")
+            story = terminal.wait_for("Ctrl-C stops everything.")
             variables = dict(re.findall(r"^  export (BCS_\w+)=(\S+)$", story, re.MULTILINE))
             sections = [_section("The story", begun, f"$ bcs dev --demo\n{story.strip()}")]
             sections += _steps(begun, terminal, directory, {**variables, "PYTHONPATH": str(ROOT)})
@@ -184,7 +184,7 @@ def _steps(begun: float, terminal: Terminal, directory: Path, variables: dict[st
 
 
 def _run(step: Step, command: str, directory: Path, variables: dict[str, str]) -> str:
-    """Type a command, again and again until it shows what it has to: events take a moment."""
+    """Run a command, and repeat it until the output is as expected, because events take time."""
     bcs = f'bcs() {{ {shlex.quote(sys.executable)} -m bcs "$@"; }}; '
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("BCS_")}
 
@@ -213,7 +213,7 @@ def _run(step: Step, command: str, directory: Path, variables: dict[str, str]) -
 
 
 def _as_seen(output: str) -> str:
-    """What is left on the terminal of an output: no colours, and of a line that was drawn anew the last drawing."""
+    """The output as a terminal shows it: without colours, and with the last state of each line."""
     lines = [line.rpartition("\r")[2].rstrip() for line in _ESCAPES.sub("", output).splitlines()]
     bars = [line for line in lines if _BAR in line]
     return "\n".join(line for line in lines if _BAR not in line or line == bars[-1])

@@ -1,4 +1,4 @@
-"""What runs on this machine, as Linux tells it; and processes at terminals of their own."""
+"""The processes of this machine, and processes at their own terminals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def servers_in(directory: Path) -> list[str]:
-    """The process ids of what runs in a directory or below it."""
+    """The ids of processes that run in a directory or below it."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

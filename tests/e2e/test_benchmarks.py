@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say; how fast it is here and now is no test's business."""
+"""The benchmarks run and measure each path; no test depends on their speed."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def run(*arguments: object) -> str:
 
 @pytest.mark.serial  # beside other tests it is measured how busy these are
 @pytest.mark.release
-def test_a_short_run_measures_every_path_and_can_be_kept_drawn_and_compared(tmp_path: Path) -> None:
+def test_a_short_run_measures_every_path_and_is_kept_and_compared(tmp_path: Path) -> None:
     kept, chart = tmp_path / "run.json", tmp_path / "chart.svg"
     sizes = ("--seconds", SECONDS, "--rounds", 1, "--events", EVENTS, "--memory-events", 100, "--no-apache")
     told = run(*sizes, *SCALING_AND_RECORD, "--json", kept, "--chart", chart)

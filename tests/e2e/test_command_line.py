@@ -170,7 +170,7 @@ async def test_the_version_is_an_option_and_a_command() -> None:
         assert (ran.exit_code, ran.output, ran.error) == (0, f"{__version__}\n", "")
 
 
-async def test_a_command_asks_the_service_at_the_port_of_the_settings_and_no_proxy(tmp_path: Path) -> None:
+async def test_a_command_uses_the_port_of_the_settings_and_no_proxy(tmp_path: Path) -> None:
     port, proxy = free_port(), f"http://127.0.0.1:{free_port()}"
     environment = {"BCS_HTTP_PORT": port, "http_proxy": proxy, "HTTP_PROXY": proxy}
     for command in (("actors",), ("resolve", "b", "nlp"), ("healthcheck",)):
@@ -260,7 +260,7 @@ async def test_a_pipeline_is_a_tree_in_the_order_in_which_it_runs(defined: Path)
         "└── 2. second",
         "    ├── requires: first",
         "    ├── refused without a prompt",
-        "    └── runs again when a phase that it requires does",
+        "    └── runs again when a phase that it requires runs again",
     ]
     document = (await bcs("pipelines", "show", "second", "--json", BCS_PIPELINE_CONFIG_PATH=defined)).json
     usual = {"complete_when": "every_essay_completed"}

@@ -206,7 +206,7 @@ async def test_a_log_that_nobody_reads_holds_up_neither_answers_nor_the_stop(tmp
 
 
 class Callers:
-    """Requests without end, until nobody listens any more."""
+    """Sends requests until the service does not listen any more."""
 
     def __init__(self, bos: Orchestrator, prefix: str) -> None:
         self.bos, self.prefix = bos, prefix
@@ -338,7 +338,7 @@ def text_of(path: str) -> str:
 
 
 async def beside(output: str, batch: str) -> list[str]:
-    """The essays of a batch, as a command tells them that has the variables that `bcs dev` printed."""
+    """The essays of a batch from a command with the variables of `bcs dev`."""
     variables = dict(re.findall(r"^  export (BCS_\w+)=(\S+)$", output, re.MULTILINE))
     assert variables["BCS_KAFKA_ENABLE_IDEMPOTENCE"] == "false"
     ran = await bcs("batches", "show", batch, "--phase", "ai_feedback", "--json", **variables)

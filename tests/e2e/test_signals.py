@@ -34,7 +34,7 @@ MEMORY = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_HOST": "127.0.0.1", "BCS_
 
 @pytest.fixture
 def signals_as_at_a_terminal() -> Iterator[None]:
-    """Processes inherit what is ignored, as where the suite runs in the background."""
+    """Restores default signal handling, because processes inherit ignored signals."""
     before = {number: signal.getsignal(number) for number in STOPS}
     for number, handler in before.items():
         if handler == signal.SIG_IGN:

@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def played(scenario: str, directory: Path) -> Any:
-    """What came of a scenario of `without_names`."""
+    """The result of a scenario of `without_names`."""
     done = subprocess.run(
         [*NAMESPACES, sys.executable, "-m", "tests.e2e.without_names", scenario, directory],
         check=False,

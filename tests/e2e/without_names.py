@@ -1,4 +1,4 @@
-"""What BCS does where no name can be looked up, since the name service never answers (Linux).
+"""BCS without a name service that answers (Linux).
 
 ``unshare --map-root-user --mount --net python -m tests.e2e.without_names SCENARIO DIRECTORY`` plays a scenario in
 namespaces of its own, and prints what came of it as JSON. That is no way to make one name's server silent and not the

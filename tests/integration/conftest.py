@@ -1,4 +1,4 @@
-"""What several modules share: a broker with the platform's topics, a service, its callers, and ways to the store."""
+"""Shared fixtures: a broker with the platform's topics, a service, its callers, and the stores."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def service(redis_url: str, kafka_bootstrap_servers: str) -> Iterator[RunningSer
 
 @pytest.fixture(scope="module")
 def service_settings() -> dict[str, object]:
-    """What the module wants to be other than usual in `own_service`."""
+    """The module's settings for `own_service` that differ from the usual ones."""
     return {}
 
 
@@ -72,7 +72,7 @@ async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
 
 @pytest.fixture
 def batch(unique_name: Callable[[str], str]) -> str:
-    """The id of a batch that nobody else uses."""
+    """The id of a batch that no other test uses."""
     return unique_name("batch")
 
 
@@ -86,14 +86,14 @@ async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
 
 @pytest.fixture
 async def record(module_database_url: str) -> AsyncIterator[PostgresArchive]:
-    """The record in the module's database."""
+    """The archive in the module's database."""
     async with record_in(module_database_url) as record:
         yield record
 
 
 @pytest.fixture
 async def make_gateway() -> AsyncIterator[MakeGateway]:
-    """Makes gateways to an address or a URL, and closes them; no circuit breaker opens unless it is told when."""
+    """Makes gateways to an address or a URL, and closes them; the circuit breaker opens only where configured."""
     made: list[RedisGateway] = []
 
     def make(

@@ -1,4 +1,4 @@
-"""A service with its own Redis and a PostgreSQL behind a proxy, where everything can be made to fail and to forget."""
+"""A service with its own Redis and a PostgreSQL behind a proxy; both can be made to fail or to lose data."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ class RecordWorld:
         await wait_until(lambda: self._on_its_loop(ask), ignoring=(StoreUnavailable, ActorDied))
 
     async def resolve(self, batch_id: str) -> Answer:
-        """Ask what is still to run."""
+        """Resolve a pipeline."""
         return await self.bos.define(batch_id, "ai_feedback")
 
     async def resolve_in_the_end(self, batch_id: str) -> Answer:
-        """Ask what is still to run, until there is an answer."""
+        """Resolve a pipeline, and retry until there is an answer."""
 
         async def answered() -> Answer | None:
             answer = await self.resolve(batch_id)
@@ -114,7 +114,7 @@ class RecordWorld:
         return answer
 
     async def redis_found(self) -> None:
-        """Wait until the service answers by what Redis knows."""
+        """Wait until the service answers from Redis."""
 
         async def by_redis() -> bool:
             answer = await self.resolve("nobody's")
@@ -123,7 +123,7 @@ class RecordWorld:
         await wait_until(by_redis)
 
     async def flush(self) -> None:
-        """Redis forgets everything."""
+        """Delete all data in Redis."""
         await self.redis.flushall()
 
     async def snapshot(self) -> dict[bytes, tuple[int, bytes]]:
@@ -132,7 +132,7 @@ class RecordWorld:
         return {key: (await self.redis.pttl(key), dumped) for key in keys if (dumped := await self.redis.dump(key))}
 
     async def roll_back(self, snapshot: dict[bytes, tuple[int, bytes]], *, wait: bool = True) -> None:
-        """Restart Redis, and let it have what it had then: so does one that lost its last seconds, or a replica."""
+        """Restart Redis with earlier data, like a Redis that lost its last seconds, or a replica."""
         # Nobody may write to it before it has what it had.
         self.redis_proxy.refuse()
         await self.redis_proxy.cut()
@@ -167,7 +167,7 @@ class RecordWorld:
         await wait_until(drained, ignoring=(StoreUnavailable,))
 
     async def stored(self, batch_id: str) -> BatchState:
-        """What the service knows of a batch."""
+        """The service's state of a batch."""
 
         async def read() -> list[BatchState]:
             return [await self.running.service.store.state(batch_id)]
@@ -176,7 +176,7 @@ class RecordWorld:
         return state
 
     async def told(self, batch_id: str) -> list[tuple[Fact, ...]]:
-        """What the history says was recorded, oldest first."""
+        """The facts in the history, oldest first."""
         entries = [kept.entry for kept in await self.record.history(batch_id, limit=10_000)]
         return [entry.facts for entry in reversed(entries) if isinstance(entry, FactsRecorded)]
 

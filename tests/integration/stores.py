@@ -1,4 +1,4 @@
-"""What tests of the store tell it, and how they look at a gateway."""
+"""Facts for tests of the stores, and views of a gateway."""
 
 from __future__ import annotations
 

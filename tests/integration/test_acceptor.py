@@ -36,7 +36,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 class Greeter(asyncio.Protocol):
-    """Says hello."""
+    """Greets each connection."""
 
     served = 0
 
@@ -156,7 +156,7 @@ async def test_without_files_connections_are_accepted_by_those_that_were_kept(
 
 
 class Unlucky(socket.socket):
-    """Tells once, as Linux does, of a network error that a new connection met with."""
+    """Raises once, like Linux, the network error of a new connection."""
 
     unlucky = True
 
@@ -180,7 +180,7 @@ async def test_a_network_error_of_one_connection_ends_nothing(greeter: type[Gree
 
 
 class Answerer(asyncio.Protocol):
-    """Says hello to who speaks first."""
+    """Greets each caller that sends bytes first."""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport

@@ -1,4 +1,4 @@
-"""Each actor is killed once, in the middle of traffic; nobody else notices, and nothing is lost."""
+"""Each actor is killed once during traffic; no other actor notices, and nothing is lost."""
 
 import asyncio
 from collections import Counter
@@ -37,7 +37,7 @@ def service(own_service: RunningService) -> RunningService:
 
 @dataclass
 class Traffic:
-    """Events and requests about some batches, and what came of them."""
+    """Events and requests about some batches, and their results."""
 
     bos: Orchestrator
     platform: Platform

@@ -1,4 +1,4 @@
-"""The actor of a batch under its supervisor: what it applies, what it reports, and what it gives up."""
+"""The actor of a batch under its supervisor: applied facts, replies, and dead letters."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PoisonableStore(MemoryStateStore):
 
 
 class Kept:
-    """An archive that notes what it keeps."""
+    """An archive that remembers its entries."""
 
     def __init__(self) -> None:
         self.entries: list[HistoryEntry] = []
@@ -114,7 +114,7 @@ def supervisor_of(
     )
 
 
-async def test_a_poison_message_becomes_one_dead_letter_and_its_neighbours_are_applied() -> None:
+async def test_a_poison_message_becomes_a_dead_letter_and_others_are_applied() -> None:
     store, outbox = PoisonableStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
     finished: list[MessageAcked] = []
     nudges: list[None] = []
@@ -159,7 +159,7 @@ class CorruptedStore(MemoryStateStore):
         raise StoreCorrupted(batch_id, "the test says so")
 
 
-async def test_what_a_store_refuses_for_good_after_an_outage_becomes_a_dead_letter_without_a_crash() -> None:
+async def test_a_final_refusal_after_an_outage_makes_a_dead_letter_and_no_crash() -> None:
     store, outbox = CorruptedStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
     finished: list[MessageAcked] = []
     observed = Recorder()
@@ -186,7 +186,7 @@ async def test_a_message_counts_as_finished_only_behind_its_commit() -> None:
 
 
 async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known() -> None:
-    """By that the queue before the record knows it again."""
+    """The archive queue recognizes the entry by its id."""
     entries: list[HistoryEntry] = []
 
     class ArchiveClient:
@@ -240,9 +240,9 @@ async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(a
         assert [position.offset for position in positions if position] == [0, 1, 3, 5], "no fact of a dead letter"
 
 
-async def test_while_redis_can_not_be_asked_for_its_room_facts_get_into_the_record() -> None:
+async def test_facts_reach_the_archive_while_redis_can_not_report_its_room() -> None:
     class Away(MemoryStateStore):
-        """Answers once the record has what came."""
+        """Answers once the archive has the entries."""
 
         async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
             raise StoreUnavailable("redis", "the test says so")
@@ -259,7 +259,7 @@ async def test_while_redis_can_not_be_asked_for_its_room_facts_get_into_the_reco
         await wait_until(lambda: finished)
 
 
-async def test_a_transaction_has_no_more_facts_than_it_should_unless_one_event_has() -> None:
+async def test_a_transaction_exceeds_its_facts_only_for_a_single_event() -> None:
     class Weighing(MemoryStateStore):
         """Notes how many essays each commit is about."""
 

@@ -85,7 +85,7 @@ async def test_an_actor_is_killed_and_comes_back(bos: Orchestrator, name: str) -
     assert (await bos.get("/healthz")).status == 200
 
 
-async def test_http_killed_by_itself_answers_and_leaves_the_next_connection_in_the_backlog(bos: Orchestrator) -> None:
+async def test_http_that_kills_itself_answers_and_keeps_its_backlog(bos: Orchestrator) -> None:
     for _ in range(5):
         # Each call has a connection of its own. The second one comes while HTTP is away: it waits, and is served.
         assert (await kill(bos, "http")).status == 202

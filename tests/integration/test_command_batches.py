@@ -25,7 +25,7 @@ FAILED_AT = "2026-01-01T12:00:00.654321Z"
 
 @pytest.fixture
 async def told(service: RunningService, platform: Platform, batch: str) -> str:
-    """A batch of thirty: two spellchecked and one failed, all done with nlp but for one who came late."""
+    """A batch of thirty: two spellchecked and one failed; nlp is done for all but one late essay."""
     await platform.send(
         registered(batch, ESSAYS),
         *(spellchecked(batch, essay) for essay in ESSAYS[:2]),
@@ -98,7 +98,7 @@ async def test_twenty_are_listed_with_their_whole_ids_and_the_others_are_counted
     assert "  and 8 more, which --json lists" in lines
     [late] = [line for line in lines if line.startswith(f"  {LATE}")]
     assert "no mark" in late
-    assert "No data yet: cj_assessment, ai_feedback" in lines
+    assert "No facts yet about: cj_assessment, ai_feedback" in lines
 
 
 async def test_at_a_terminal_it_is_coloured_and_fits(service: RunningService, told: str) -> None:
@@ -112,7 +112,7 @@ async def test_at_a_terminal_it_is_coloured_and_fits(service: RunningService, to
 
 async def test_one_phase_alone_lists_its_essays_even_before_its_first_mark(service: RunningService, told: str) -> None:
     ran = await bcs("batches", "show", told, "--phase", "student_matching", **settings_of(service))
-    assert "student_matching is held back by 31 essays:" in ran.output
+    assert "student_matching is blocked by 31 essays:" in ran.output
     assert "spellcheck" not in ran.output
     ran = await bcs("batches", "show", told, "--phase", "spelchek", **settings_of(service))
     assert (ran.exit_code, ran.output) == (2, "")

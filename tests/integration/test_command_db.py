@@ -112,7 +112,7 @@ async def test_a_database_that_does_not_answer_is_given_up_in_time() -> None:
 async def test_without_a_database_in_the_settings_there_is_nothing_to_do(command: str) -> None:
     ran = await bcs("db", command)
     assert (ran.exit_code, ran.output) == (2, "")
-    assert ran.error == "bcs: BCS_DATABASE_URL is not set: no archive is configured\n"
+    assert ran.error == "bcs: BCS_DATABASE_URL is not set: there is no archive\n"
 
 
 def test_a_client_that_is_not_installed_is_told_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def letter(service: str) -> bytes:
 
 @pytest.fixture
 async def environment(private_kafka: EmbeddedServer) -> dict[str, str]:
-    """The variables of `bcs dev`, with two letters of BCS and one of another service between them."""
+    """The variables of `bcs dev`, with two dead letters of BCS and one of another service between them."""
     await create_topics(private_kafka.address, [*topics.CONSUMED, *topics.PUBLISHED], 1)
     async with Platform(private_kafka.address) as platform:
         for service in (SERVICE, OTHERS, SERVICE):
@@ -55,13 +55,13 @@ async def test_letters_of_another_service_are_shown_and_left_alone(environment: 
 
     output = said(await bcs("dlq", "replay", "--all", **environment))
     assert "2 of 2 dead letters replayed, 0 failed." in output
-    assert f"1 dead letter of other services is left out ({OTHERS}); --service takes them." in output
+    assert f"1 dead letter of other services is left out ({OTHERS}); --service includes them." in output
     each = (await bcs("dlq", "list", "--each", "--json", **environment)).json["dead_letters"]
     assert [(one["service"], one["replayed"]) for one in each] == [(SERVICE, True), (OTHERS, False), (SERVICE, True)]
 
 
 @pytest.mark.release
-async def test_letters_of_another_service_are_put_back_where_that_service_is_named(environment: dict[str, str]) -> None:
+async def test_dead_letters_of_a_named_service_are_replayed(environment: dict[str, str]) -> None:
     listed = (await bcs("dlq", "list", "--json", **environment)).json["groups"]
     assert [(group["service"], group["waiting"]) for group in listed] == [(OTHERS, 1), (SERVICE, 2)]
     chosen = (await bcs("dlq", "replay", "--service", OTHERS, "--json", **environment)).json

@@ -16,7 +16,7 @@ from bcs.config.settings import load_settings
 from bcs.devtools.servers.embedded import EmbeddedServer, create_topics, free_port, kafka
 from bcs.domain.history import FactsRecorded
 from bcs.ops.doctor.findings import Status
-from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.ports import LeasedMessage
 from bcs.storage.redis.archive_queue import FACTS, FORMER_FACTS, ArchiveQueue
 from bcs.storage.redis.outbox import RedisOutbox
@@ -35,7 +35,7 @@ NO_KAFKA_CHECKS = {"kafka", "topic consumed", "topic published", "consumer group
 
 
 def findings(ran: Ran) -> dict[str, list[dict[str, str]]]:
-    """What was found, by the name of the check."""
+    """The findings by the name of the check."""
     by_check: dict[str, list[dict[str, str]]] = {}
     for finding in ran.json["findings"]:
         by_check.setdefault(finding["check"], []).append(finding)
@@ -72,9 +72,9 @@ async def test_beside_a_running_service_nothing_fails(service: RunningService) -
     assert by_check["service"] == [f"at {service.base}: all actors run and all dependencies answer"]
     assert by_check["dead letters"] == ["none waits"]
     assert by_check["redis"][0].startswith("reachable, ")
-    assert by_check["outbox parked"] == ["no message is set aside"]
+    assert by_check["outbox parked"] == ["no message is parked"]
     assert len(by_check["clock"]) == 1
-    assert by_check["postgresql"] == ["BCS_DATABASE_URL is not set: no archive is configured"]
+    assert by_check["postgresql"] == ["BCS_DATABASE_URL is not set: there is no archive"]
     assert "archive backlog" not in by_check
 
 
@@ -213,7 +213,7 @@ async def test_a_listener_that_is_out_of_reach_and_settings_for_drills_are_named
     assert "consumer group" not in findings(ran)
 
 
-async def test_letters_that_wait_are_counted_apart_from_those_of_other_services(
+async def test_waiting_dead_letters_of_other_services_are_counted_apart(
     private_kafka: EmbeddedServer, redis_url: str
 ) -> None:
     letters = topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED)
@@ -227,7 +227,7 @@ async def test_letters_that_wait_are_counted_apart_from_those_of_other_services(
         await platform.send_raw((letters, b"replayed:0", None))
         environment = {"BCS_KAFKA_BOOTSTRAP_SERVERS": private_kafka.address, "BCS_REDIS_URL": redis_url}
         ran = await doctor(environment)
-        assert only(ran, "dead letters")["found"] == f"1 waits: 1 on {letters}; 1 of other services lie beside them"
+        assert only(ran, "dead letters")["found"] == f"1 waits: 1 on {letters}; 1 more of other services"
         assert only(ran, "dead letters")["status"] == "failed"
 
 
@@ -290,7 +290,7 @@ async def test_a_redis_that_forbids_config_is_no_crash(
     assert "RDB snapshots" in only(managed, "redis persistence")["found"]
     assert only(managed, "redis eviction")["status"] == "ok"
     settings = load_settings(redis_url=f"redis://unwatched:secret@{private_valkey.address}")
-    [unwatched] = [finding for finding in await look_at_redis(settings) if finding.check == "redis commands"]
+    [unwatched] = [finding for finding in await check_redis(settings) if finding.check == "redis commands"]
     assert (unwatched.status, "'watch'" in unwatched.found) == (Status.FAILED, True)
     narrow = await seen_as("narrow")
     assert only(narrow, "redis commands")["status"] == "failed"
@@ -367,7 +367,7 @@ async def test_a_wrong_setting_and_a_broken_file_are_findings(
     assert only(ran, "redis")["status"] == only(ran, "kafka")["status"] == "ok"
 
 
-async def test_without_a_redis_to_look_at_it_says_so(service: RunningService) -> None:
+async def test_without_a_redis_to_check_doctor_says_so(service: RunningService) -> None:
     ran = await doctor(settings_of(service), BCS_USE_MOCK_REPOSITORY="true")
     assert ran.exit_code == 0
     assert only(ran, "redis")["status"] == "warning"

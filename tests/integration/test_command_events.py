@@ -1,4 +1,4 @@
-"""`bcs events`: a new operator registers a batch, breaks an event, and watches what comes of both."""
+"""`bcs events`: an operator registers a batch, sends an invalid event, and watches the results."""
 
 from __future__ import annotations
 

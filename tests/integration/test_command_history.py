@@ -22,7 +22,7 @@ PATIENT: dict[str, object] = {"BCS_DATABASE_DEADLINE_SECONDS": 4}  # the machine
 
 @pytest.fixture
 def environment(module_database_url: str) -> dict[str, object]:
-    """Where the commands find the record."""
+    """The variables with which the commands find the archive."""
     return {**PATIENT, "BCS_DATABASE_URL": module_database_url}
 
 
@@ -67,7 +67,7 @@ async def test_who_said_what_and_what_was_answered_is_told_newest_first(
     assert "\x1b[31m" not in at_terminal.output
     assert max(map(len, at_terminal.uncoloured.splitlines())) <= 80
     assert at_terminal.uncoloured.count(CORRELATION_ID) == 6
-    assert at_terminal.uncoloured.splitlines()[-1] == f"There are older ones: --before {numbers[5]}"
+    assert at_terminal.uncoloured.splitlines()[-1] == f"There are older entries: --before {numbers[5]}"
 
 
 async def test_pages_follow_each_other(record: PostgresArchive, environment: dict[str, object], batch: str) -> None:

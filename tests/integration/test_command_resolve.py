@@ -29,7 +29,7 @@ async def told(service: RunningService, platform: Platform, batch: str) -> str:
 
 
 def failure(ran: Ran, exit_code: int = 1) -> str:
-    """The one line that a command says when it fails."""
+    """The error line of a failed command."""
     assert (ran.exit_code, ran.output) == (exit_code, ""), ran
     [line] = ran.error.splitlines()
     return line
@@ -127,7 +127,7 @@ async def stranger() -> AsyncIterator[str]:
 
 
 async def test_another_service_at_the_address_is_noticed(stranger: str) -> None:
-    assert "not as BCS does" in failure(await bcs("actors", "--url", stranger))
+    assert "not like BCS" in failure(await bcs("actors", "--url", stranger))
 
 
 async def test_a_path_that_bcs_does_not_have_is_its_own_problem(service: RunningService) -> None:

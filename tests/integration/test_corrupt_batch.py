@@ -1,4 +1,4 @@
-"""A batch under whose keys someone else wrote: it is refused and reported at once, and holds up no other."""
+"""A batch with foreign data under its keys is refused and reported at once, and blocks no other."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_a_report_on_it_is_answered_at_once(bos: Orchestrator, bad: str) -
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-async def test_a_resolution_of_it_fails_and_leaves_the_request_itself_as_a_dead_letter(
+async def test_a_resolution_of_it_fails_and_becomes_a_dead_letter(
     kafka_bootstrap_servers: str, bos: Orchestrator, bad: str
 ) -> None:
     request = {

@@ -1,4 +1,4 @@
-"""What work costs, in round trips, commands and bytes: figures that no busy machine changes, unlike times."""
+"""The cost of work in round trips, commands and bytes, which do not depend on the machine's load."""
 
 from __future__ import annotations
 

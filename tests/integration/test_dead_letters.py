@@ -1,4 +1,4 @@
-"""What can't be applied ends on <topic>.DLQ with its bytes intact, and holds up nothing."""
+"""A message that can't be applied goes to <topic>.DLQ with its bytes, and blocks nothing."""
 
 import base64
 import hashlib
@@ -266,7 +266,7 @@ async def test_a_record_that_decompresses_to_much_takes_little_room_in_the_store
     append = service.service.outbox.append
 
     async def noted(messages: Sequence[OutboundMessage]) -> None:
-        appended.append([message.size_bytes + len(message.reduced or b"") for message in messages])
+        appended.append([message.size_bytes + len(message.truncated or b"") for message in messages])
         await append(messages)
 
     topic = topics.SPELLCHECK_COMPLETED

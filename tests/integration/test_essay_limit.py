@@ -1,4 +1,4 @@
-"""A batch has a number of essays that it may not exceed: what would give it more becomes a dead letter, alone."""
+"""The number of a batch's essays is limited: only the events that would exceed it become dead letters."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ async def test_a_phase_is_pruned_once_the_last_of_30_essays_has_completed_it(
     }
 
 
-async def test_the_same_request_again_announces_the_same_event_and_another_one_another(
+async def test_a_repeated_request_announces_the_same_event_a_new_one_another(
     platform: Platform, bos: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     await apply(spellchecked(batch, "essay"))
@@ -125,7 +125,7 @@ async def test_the_outcome_of_a_whole_phase_prunes_it(bos: Orchestrator, apply: 
     assert await bos.to_run(batch, "nlp") == []
 
 
-async def test_an_outcome_that_failed_for_every_essay_takes_back_an_older_success(
+async def test_a_newer_failure_of_every_essay_replaces_an_older_success(
     bos: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     await apply(phase_outcome(batch, "spellcheck", ["a"]))
@@ -144,7 +144,7 @@ async def test_a_comparative_judgement_with_a_failed_essay_is_not_complete(
     assert await bos.to_run(batch, "cj_assessment") == []
 
 
-async def test_a_batch_that_was_never_registered_counts_the_essays_that_were_seen(
+async def test_an_unregistered_batch_counts_the_essays_that_were_seen(
     bos: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     assert await bos.to_run(batch) == BOTH

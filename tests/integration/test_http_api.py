@@ -257,7 +257,7 @@ async def test_the_state_of_a_batch_is_told_with_where_it_was_read(
     assert phases["nlp"]["report"] == {"outcome": "failed", "at": phases["nlp"]["newest_mark_at"]}
 
 
-async def test_a_refusal_is_logged_with_route_status_batch_and_caller_and_a_look_is_none(
+async def test_a_refusal_is_logged_with_its_caller_and_a_failed_read_is_not(
     bos: Orchestrator, batch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "bcs.http")

@@ -1,4 +1,4 @@
-"""What is known of a large batch is had page by page, and callers that take no answer hold no memory for long."""
+"""A large batch is read page by page, and callers that do not receive their answer hold no memory for long."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def path_of(batch: str, **query: object) -> str:
 
 
 def known(service: RunningService, batch: str, essays: list[str], failed: set[str], phase: str = "spellcheck") -> None:
-    """The service knows of these essays, and how a phase ended for each."""
+    """Give the service these essays, and an outcome for each."""
     marks = {essay: Mark(Outcome.FAILED if essay in failed else Outcome.COMPLETED, 2) for essay in essays}
     state = BatchState(
         first_seen_us=dict.fromkeys(essays, 1), essay_marks={phase: marks}, expected=Expected(len(essays), 1)
@@ -142,7 +142,7 @@ async def test_a_caller_that_takes_no_answer_is_dropped_with_its_memory(
 
 @pytest.mark.release
 @pytest.mark.serial
-async def test_the_largest_batch_holds_up_nobody_and_eight_slow_readers_no_memory(redis_url: str) -> None:
+async def test_the_largest_batch_delays_nobody_and_slow_readers_hold_no_memory(redis_url: str) -> None:
     """It is in Redis, as large as `BCS_MAX_ESSAYS_PER_BATCH` allows, and four phases have a mark for each essay."""
     essays = [str(UUID(int=number)) for number in range(LARGE)]
     batch = "the-largest"
@@ -175,7 +175,7 @@ async def test_the_largest_batch_holds_up_nobody_and_eight_slow_readers_no_memor
 
 
 async def watch_loop(gaps: list[float]) -> None:
-    """Note how long the loop was held up, until somebody notes a time below 0."""
+    """Note how long the loop was blocked, until a time below 0 is noted."""
     while not gaps or gaps[-1] >= 0:
         began = perf_counter()
         await anyio.sleep(0.005)

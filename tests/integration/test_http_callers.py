@@ -1,4 +1,4 @@
-"""What callers do wrong with a body or a connection: a 400, or nothing where nobody is left; never a fault of ours."""
+"""Callers' errors with a body or a connection are a 400, or no answer without a caller; never a 500."""
 
 from __future__ import annotations
 

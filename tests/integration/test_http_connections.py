@@ -1,4 +1,4 @@
-"""Connections, and the files that they need, are bounded: probes get through, and nobody gets a 500."""
+"""Connections and their files are limited: probes are answered, and no caller gets a 500."""
 
 from __future__ import annotations
 

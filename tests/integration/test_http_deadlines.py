@@ -1,4 +1,4 @@
-"""The deadline of a request: told from every other cancellation, and gone with the request."""
+"""The deadline of a request: distinguished from other cancellations, and ended with the request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def deadlines(clock: LoopClock) -> TaskDeadlines:
 
 @pytest.fixture
 async def answer(clock: LoopClock, deadlines: TaskDeadlines) -> AsyncIterator[Answer]:
-    """Answers a request whose handler does what it is given."""
+    """Answers a request with a given handler."""
     settings, telemetry = load_settings(), Telemetry()
     callers = Callers(settings, telemetry, most=1)
     guard = RequestGuard(settings, telemetry, Bodies(callers.bodies, callers.held, most_bytes=1), deadlines, set())
@@ -60,7 +60,7 @@ async def answer(clock: LoopClock, deadlines: TaskDeadlines) -> AsyncIterator[An
         group.cancel_scope.cancel()
 
 
-async def test_a_request_that_takes_too_long_is_told_so_and_its_connection_goes_on(answer: Answer) -> None:
+async def test_a_late_request_is_answered_with_503_on_the_same_connection(answer: Answer) -> None:
     began = anyio.current_time()
     response = await answer(anyio.sleep_forever)
     assert response.status == 503
@@ -113,7 +113,7 @@ async def test_whoever_else_cancels_a_request_ends_it(answer: Answer, deadlines:
     await started.wait()
     if overdue:  # both at once
         [(watched, _)] = deadlines._began.items()
-        deadlines.forget(watched)
+        deadlines.unwatch(watched)
         watched.cancel()
     task.cancel()
     await asyncio.wait([task])

@@ -1,4 +1,4 @@
-"""The edges of the HTTP interface: ids that are no header, refusals that tell no secrets, and how they are counted."""
+"""Edge cases of HTTP: ids that can't be headers, refusals without secrets, and their metrics."""
 
 from __future__ import annotations
 

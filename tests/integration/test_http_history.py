@@ -1,4 +1,4 @@
-"""The past of a batch over HTTP, from a record in a real PostgreSQL."""
+"""The history of a batch over HTTP, from an archive in a real PostgreSQL."""
 
 from __future__ import annotations
 

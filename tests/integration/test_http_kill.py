@@ -1,4 +1,4 @@
-"""A killed HTTP actor leaves nobody whom it has accepted without an answer."""
+"""A killed HTTP actor answers all accepted callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the record gets past Redis, Redis is not taken to have."""
+"""After a rebuild, Redis does not count as complete."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def nothing_waits() -> int:
     return 0
 
 
-async def test_a_writer_who_asked_the_record_before_asks_again(
+async def test_a_writer_that_read_the_archive_before_reads_it_again(
     record: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, batch: str
 ) -> None:
     """Of a batch that Redis has nothing of, so that there is nothing to delete there."""

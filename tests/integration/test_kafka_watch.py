@@ -1,4 +1,4 @@
-"""What the metrics say of Kafka and of the outbox while the intake is paused and Kafka is frozen."""
+"""The metrics of Kafka and the outbox while the intake is paused and Kafka is frozen."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ async def test_an_intake_killed_while_it_hands_partitions_over_leaves_no_ghost(
         await wait_until(partial(platform.caught_up, service.group))
 
 
-async def test_a_client_that_fails_in_the_middle_of_its_stop_is_closed_all_the_same(
+async def test_a_client_that_fails_during_its_stop_is_closed_anyway(
     kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consumer = AIOKafkaConsumer(

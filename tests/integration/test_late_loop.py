@@ -1,4 +1,4 @@
-"""A late event loop is not a late dependency: what answered in time is not declared away for our own slowness."""
+"""A blocked event loop does not count as a late dependency."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def postgresql(url: str) -> AsyncIterator[Ask]:
 def dependency(
     request: pytest.FixtureRequest, redis_url: str, redis_key_prefix: str, module_database_url: str
 ) -> AbstractAsyncContextManager[Ask]:
-    """What answers after so many seconds."""
+    """A dependency that answers after so many seconds."""
     if request.param == "postgresql":
         return postgresql(module_database_url)
     return redis(redis_url, redis_key_prefix, shared=request.param == "redis shared")

@@ -1,4 +1,4 @@
-"""One merge law, wherever facts are merged: in Python, in memory, in Redis in two ways, and in SQL.
+"""One merge law in Python, in memory, in Redis in two ways, and in SQL.
 
 `RULES` says the law in cases, and so holds the Python model itself. What is made up from many facts at once is held to
 the model: whatever their order, however often they come, and in whatever groups.

@@ -1,4 +1,4 @@
-"""One connection to Redis for many: whoever is there shares its round trips, and nobody suffers for another."""
+"""The shared connection to Redis: callers share round trips, and no caller affects another."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def waiting(gateway: RedisGateway) -> int:
     return len(shared._pending) if shared else 0
 
 
-async def test_who_comes_in_one_turn_goes_together_and_nobody_waits_for_the_answers_of_others(
+async def test_calls_of_one_turn_share_a_write_and_wait_for_no_other_answer(
     make_gateway: MakeGateway, proxy: FaultProxy, together: list[int]
 ) -> None:
     gateway = make_gateway(proxy.address, deadline=20)
@@ -121,7 +121,7 @@ async def test_a_lost_connection_is_told_to_each_counted_once_and_replaced(
     assert await echo(gateway)
 
 
-async def test_a_server_that_says_nothing_is_given_up_after_the_deadline_and_asked_anew(
+async def test_a_silent_server_fails_at_the_deadline_and_is_reconnected(
     make_gateway: MakeGateway, private_valkey: EmbeddedServer
 ) -> None:
     gateway = make_gateway(private_valkey.address, deadline=0.2, failures=1000)
@@ -197,7 +197,7 @@ async def test_a_server_that_falls_silent_after_a_quiet_time_is_given_up_in_time
     assert await echo(gateway)
     shared = gateway._shared._shared
     assert shared is not None
-    await wait_until(lambda: not shared._watched)
+    await wait_until(lambda: not shared._timer_is_set)
     proxy.freeze()
     with anyio.fail_after(5):
         await fails(gateway)
@@ -232,7 +232,7 @@ async def test_who_waits_on_a_connection_that_is_given_up_still_gets_an_answer(
         await wait_until(lambda: waiting(gateway) == 1)
         given_up = gateway._shared._shared
         assert given_up is not None
-        gateway._identity.renew(given_up.peer)
+        gateway._identity.replace_connections(given_up.peer)
         group.start_soon(echo, gateway)
         await wait_until(lambda: proxy.connections_accepted == 2)
         proxy.thaw()
@@ -351,7 +351,7 @@ async def test_more_than_the_kernel_takes_at_a_time_arrives_in_full(
 
 @asynccontextmanager
 async def talkative(says: bytes) -> AsyncIterator[str]:
-    """A server that answers every command with OK, and then says something that nobody asked for."""
+    """A server that answers every command with OK, and then sends a reply without a command."""
 
     async def serve(stream: anyio.abc.SocketStream) -> None:
         async with stream:

@@ -1,4 +1,4 @@
-"""Redis and Kafka go away and come back; the process stays, says so, and loses nothing."""
+"""Outages of Redis and Kafka: the process stays, reports them, and loses nothing."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -271,7 +271,7 @@ async def test_health_says_in_words_why_kafka_is_away(free_port: int) -> None:
 
 
 async def waits(bos: Orchestrator, actor: str) -> bool:
-    """Whether an actor is said to wait for something."""
+    """True if `/healthz` shows a wait of the actor."""
     return bool((await bos.get("/healthz")).json["waits"][actor])
 
 

@@ -1,4 +1,4 @@
-"""One contract for the outbox, in memory and in Redis; and what several replicas may expect of each other."""
+"""One contract for the outbox, in memory and in Redis, and between replicas."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def until_recovered(outbox: Outbox, count: int, idle_seconds: float = 0.05
 async def test_everything_of_a_set_asideis_kept(outbox: Outbox) -> None:
     headers = (("a", b"1"), ("ä", b"\xff"), ("a", None), ("", b""))
     messages = [
-        OutboundMessage("dead_letter", "t", None, b"\xff", reduced=b"less", headers=headers),
+        OutboundMessage("dead_letter", "t", None, b"\xff", truncated=b"less", headers=headers),
         OutboundMessage("phase_skipped", "t", b"", b""),
     ]
     await outbox.append(messages)
@@ -125,9 +125,9 @@ async def test_resuming_gives_back_what_was_leased_under_the_same_id(outbox: Out
 @pytest.mark.parametrize(
     "sent",
     [
-        OutboundMessage("dead_letter", "t.DLQ", ALL_BYTES, ALL_BYTES * 3, reduced=ALL_BYTES[::-1]),
+        OutboundMessage("dead_letter", "t.DLQ", ALL_BYTES, ALL_BYTES * 3, truncated=ALL_BYTES[::-1]),
         OutboundMessage("dead_letter", "t.DLQ", None, b""),
-        OutboundMessage("phase_skipped", "t", b"", b"v", reduced=b""),
+        OutboundMessage("phase_skipped", "t", b"", b"v", truncated=b""),
         OutboundMessage("phase_skipped", "t", "é😀".encode(), b"\r\n$3\r\n" * 9),
         OutboundMessage("dead_letter", "t.DLQ", b"k", ALL_BYTES * 4096),
     ],
@@ -294,7 +294,7 @@ async def test_a_replica_resumes_only_what_is_its_own(replica: Replica) -> None:
     assert await replica("a").resume(9) == [mine]  # a new incarnation of the same name
 
 
-async def test_one_replica_takes_over_from_a_dead_one_and_the_dead_one_has_it_no_more(replica: Replica) -> None:
+async def test_a_replica_takes_over_an_entry_and_the_dead_one_loses_it(replica: Replica) -> None:
     dead, living = replica("dead"), replica("living")
     await dead.append([message(0), message(1)])
     held = await dead.lease(2)
@@ -323,7 +323,7 @@ async def test_only_one_of_several_replicas_takes_over(replica: Replica) -> None
     assert sorted(ids(taken)) == sorted(ids(held))
 
 
-async def test_a_dead_replica_s_entry_is_found_behind_many_that_are_in_living_hands(replica: Replica) -> None:
+async def test_a_dead_replica_s_entry_is_found_after_many_live_leases(replica: Replica) -> None:
     living, dead, other = replica("living", 100), replica("dead"), replica("other")
     await living.append([message(number) for number in range(31)])
     assert len(await living.lease(30)) == 30

@@ -1,4 +1,4 @@
-"""What is tried again at the outbox, because its outcome is unknown, adds nothing twice and leaves nothing behind."""
+"""A repeated write to the outbox adds nothing twice and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -146,10 +146,10 @@ async def test_entries_whose_reply_was_lost_are_leased_again_at_once(
         await cut_off.ack([entry.entry_id for entry in leased])
 
 
-async def test_what_is_remembered_of_appends_is_bounded(
+async def test_the_kept_identities_of_appends_are_limited(
     other: RedisOutbox, gateway: RedisGateway, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_queue, "_REMEMBERED", 10)
+    monkeypatch.setattr(redis_queue, "_KEPT_IDENTITIES", 10)
     for number in range(35):
         await other.append([message(number)])
         [now, before] = await gateway.call(("SCARD", f"{stream}:taken"), ("SCARD", f"{stream}:taken:before"))

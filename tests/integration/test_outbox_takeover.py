@@ -1,4 +1,4 @@
-"""What a dead replica or a stranger left in the outbox, and a publisher that always has something else to do."""
+"""Entries of a dead replica or of another program, beside a publisher that is always busy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def messages(topic: str, key: str, count: int) -> list[OutboundMessage]:
     ]
 
 
-async def test_what_a_dead_replica_leased_is_published_though_fresh_entries_keep_coming(
+async def test_a_dead_replica_s_entries_are_published_beside_new_entries(
     redis_url: str,
     redis_key_prefix: str,
     kafka_bootstrap_servers: str,
@@ -86,7 +86,7 @@ async def test_what_a_dead_replica_leased_is_published_though_fresh_entries_keep
     assert {record.value for record in records} == {message.value for message in left}
 
 
-async def test_a_strangers_entry_is_set_aside_and_blocks_nothing(
+async def test_an_entry_of_another_program_is_parked_and_blocks_nothing(
     redis_url: str,
     redis_key_prefix: str,
     kafka_bootstrap_servers: str,

@@ -1,4 +1,4 @@
-"""While the record is away: what Redis has of a batch since it forgot the rest is no ground for an answer."""
+"""While the archive is away, a batch that Redis has only in part gets no answer."""
 
 from __future__ import annotations
 

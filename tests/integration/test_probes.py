@@ -1,4 +1,4 @@
-"""Liveness, readiness and metrics answer from what is known: they never wait for what hangs."""
+"""Liveness, readiness and metrics answer from the last status, and never wait."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_probes_answer_while_all_dependencies_hang(
             server.thaw()
 
 
-async def test_a_failed_request_puts_readiness_off_before_the_next_look_at_redis(
+async def test_a_failed_request_ends_readiness_before_the_next_probe(
     private_valkey: EmbeddedServer,
 ) -> None:
     async with (

@@ -1,4 +1,4 @@
-"""Prometheus' own tool takes what BCS exposes, and the alert rules that BCS brings."""
+"""Prometheus' own tool accepts the metrics and the alert rules of BCS."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def promtool() -> str:
 
 
 async def output_of(*command: str, given: bytes = b"") -> tuple[int, str]:
-    """The exit code of a command, and what it says."""
+    """The exit code and the output of a command."""
     ran = await anyio.run_process(command, input=given, stderr=subprocess.STDOUT, check=False)
     return ran.returncode, ran.stdout.decode()
 

@@ -1,4 +1,4 @@
-"""The publisher crashes with messages of the outbox in hand, or Redis refuses to hand them out."""
+"""The publisher crashes with unacked messages, or Redis refuses to lease messages."""
 
 from __future__ import annotations
 

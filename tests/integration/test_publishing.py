@@ -1,4 +1,4 @@
-"""Messages that are handed to the producer: none holds up those of another partition, and each is told of."""
+"""Messages in the producer: none delays other partitions, and each is reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Leaderless(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no type
 
 
 def leased(name: str, count: int) -> list[LeasedMessage]:
-    """Messages whose keys begin with a name that nobody else uses."""
+    """Messages whose keys begin with a unique name."""
     keys = [f"{name}-{number}".encode() for number in range(count)]
     return [
         Leased(str(number), OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, key, b"x"))

@@ -1,4 +1,4 @@
-"""`bcs db rebuild`: the record made anew from Kafka, while the service runs."""
+"""`bcs db rebuild`: the archive is rebuilt from Kafka while the service runs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def record(service: RunningService) -> PostgresArchive:
 
 
 def story(batch_id: str, *, lost: int = 0) -> list[Event]:
-    """All that may happen to a batch, with twins, and what no one can read or nothing comes of."""
+    """All kinds of events of a batch, with copies, undecodable messages and events without effect."""
     twin = spellchecked(batch_id, ESSAYS[0])
     return [
         registered(batch_id, ESSAYS[: len(ESSAYS) - lost], len(ESSAYS)),
@@ -108,7 +108,7 @@ async def known_to_kafka(platform: Platform) -> dict[str, dict[Position, tuple[F
 
 
 async def history(service: RunningService, record: PostgresArchive, batch_id: str) -> list[FactsRecorded]:
-    """What the record tells of events, oldest first."""
+    """The archive's entries of events, oldest first."""
 
     async def read() -> list[FactsRecorded]:
         kept = await record.history(batch_id, limit=1000)
@@ -118,7 +118,7 @@ async def history(service: RunningService, record: PostgresArchive, batch_id: st
 
 
 async def states(service: RunningService, record: PostgresArchive, batch_id: str) -> list[BatchState]:
-    """What Redis and the record have of a batch."""
+    """The states of a batch in Redis and in the archive."""
 
     async def read() -> list[BatchState]:
         return [await service.service.store.state(batch_id), await record.state(batch_id)]

@@ -1,4 +1,4 @@
-"""What waits in Redis gets into PostgreSQL, however slow PostgreSQL is and however large the entries are."""
+"""Entries that wait in Redis reach a slow PostgreSQL, also large ones."""
 
 from __future__ import annotations
 

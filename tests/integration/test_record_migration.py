@@ -157,7 +157,7 @@ async def load(url: str) -> None:
 
 @pytest.fixture
 async def migrated(database_url: str) -> AsyncIterator[PostgresArchive]:
-    """The record of the release before, after the upgrade that the service makes when it starts."""
+    """The previous release's archive, after the upgrade at the start of the service."""
     await load(database_url)
     record = unprobed_record(database_url)
     await record.probe(10)

@@ -40,7 +40,7 @@ batches = st.sampled_from(["a", "b"])
 
 
 class Machine(RuleBasedStateMachine):
-    """One service, which is never told that a test has begun anew: only the batches are others."""
+    """One service for all examples; each example has its own batches."""
 
     portal: ClassVar[BlockingPortal]
     world: ClassVar[RecordWorld]

@@ -1,4 +1,4 @@
-"""With a permanent record: Redis may forget at any time, and the past is explained."""
+"""With an archive: Redis may lose data at any time, and the history is explained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from bcs.devtools.servers.embedded import EmbeddedServer
-from bcs.domain.history import HistoryEntry, KeptEntry, Position
+from bcs.domain.history import ArchivedEntry, HistoryEntry, Position
 from bcs.domain.state import BatchState
 from bcs.errors import StoreRefused
 from bcs.storage.archive import Archive
@@ -57,7 +57,7 @@ async def archive(service: RunningService) -> Archive:
 
 @pytest.fixture
 async def flush(own_valkey: EmbeddedServer) -> AsyncIterator[Callable[[], Any]]:
-    """Makes Redis forget everything."""
+    """Deletes all data in Redis."""
     async with Redis.from_url(f"redis://{own_valkey.address}") as redis:
         yield redis.flushall
 
@@ -198,7 +198,7 @@ async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
     own_valkey: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Else Redis could forget it before the record has it, and be read again without it."""
+    """Otherwise Redis could lose the fact before the archive has it."""
     writing, go_on = threading.Event(), service.call(anyio.Event)
     write = archive.postgres.write
 
@@ -235,7 +235,7 @@ async def test_an_entry_that_the_record_refuses_spoils_no_other(
     good, impossible = consumed(batch), replace(consumed(batch), position=Position("t", 2**31, 1))
     refused: list[StoreRefused] = []
 
-    async def keep_both() -> list[KeptEntry]:
+    async def keep_both() -> list[ArchivedEntry]:
         async def keep_impossible() -> None:
             try:
                 await client.write_durably([impossible])

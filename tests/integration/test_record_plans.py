@@ -69,10 +69,10 @@ def statements_and_arguments(*batches: str) -> Iterator[tuple[str, tuple[Any, ..
         yield statements.STATE, (batch,)
         yield statements.PAGE, (batch, 2**63 - 1, 50, 1_000_000)
     for before in (LONG_AGO, FAR_AHEAD):
-        yield statements.FORGET_HISTORY, (before, 1000)
-        yield statements.FORGET_BATCHES, (before.date(), 1000)
+        yield statements.DELETE_EXPIRED_HISTORY, (before, 1000)
+        yield statements.DELETE_EXPIRED_BATCHES, (before.date(), 1000)
     yield statements.TAKE_ANNOUNCEMENTS, (100,)
-    yield statements.FORGET_ANNOUNCEMENTS, ([1, 2, 3],)
+    yield statements.DELETE_ANNOUNCEMENTS, ([1, 2, 3],)
     yield statements.COUNT_ANNOUNCEMENTS, (100,)
 
 

@@ -1,4 +1,4 @@
-"""The record behind PgBouncer in transaction mode, and upgrades that others are in the way of."""
+"""The archive behind PgBouncer in transaction mode, and upgrades that other sessions block."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from bcs.config.settings import load_settings
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.errors import SchemaLocked, StoreUnavailable
+from bcs.ops.doctor.archive_checks import check_archive
 from bcs.ops.doctor.findings import Status
-from bcs.ops.doctor.record_checks import look_at_record
 from bcs.storage.postgres import schema
 from bcs.storage.postgres.migrations import HEAD
 from bcs.wire.published import OutboundMessage, phases_skipped
@@ -68,7 +68,7 @@ async def test_work_through_a_pooler_leaves_nothing_on_its_connections(pooled_ur
         await record.keep(phases_skipped(batch, ["nlp"], "c", datetime.now(UTC)), answered(batch))
         assert await record.deliver_announcements(take, limit=9, deadline_seconds=5) == 1
         assert await record.forget(datetime.now(UTC), 9, 5)
-        found = await look_at_record(load_settings(database_url=pooled_url))
+        found = await check_archive(load_settings(database_url=pooled_url))
         assert {finding.status for finding in found} == {Status.OK}
         async with AsyncExitStack() as stack:
             # Two transactions at a time, so that they have both of its connections to the server.
@@ -105,7 +105,7 @@ async def test_a_service_works_through_a_pooler(
         assert (await record.state(batch)).reports.keys() == {"spellcheck", "nlp", "cj_assessment", "ai_feedback"}
 
 
-async def test_a_lock_that_was_left_behind_is_named_and_not_waited_for_without_end(
+async def test_a_lock_left_behind_is_named_and_the_wait_for_it_ends(
     pooled_url: str, database_url: str, batch: str
 ) -> None:
     record = unprobed_record(pooled_url)

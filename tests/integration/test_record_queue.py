@@ -1,4 +1,4 @@
-"""What waits in Redis for the record: facts have a queue of their own, which nothing else fills."""
+"""The archive queues in Redis: explanations never fill the queue of facts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_what_waits_stays_until_the_record_has_it(
         assert await world.told(batch) == [(fact,) for fact in facts]
 
 
-async def test_a_report_on_a_batch_that_nobody_knows_is_taken_while_the_record_is_away(
+async def test_a_report_on_an_unknown_batch_is_accepted_without_the_archive(
     tmp_path: Path, database_url: str, batch: str
 ) -> None:
     async with RecordWorld(tmp_path, database_url) as world:

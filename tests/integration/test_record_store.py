@@ -1,4 +1,4 @@
-"""The record itself, on a real PostgreSQL: what it refuses, what it keeps once, and what it forgets."""
+"""The archive on a real PostgreSQL: refusals, repeated writes, and retention."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DAY_US = 86_400_000_000
 
 @pytest.fixture(params=["direct", "pooled"])
 async def record(request: pytest.FixtureRequest, module_database_url: str) -> AsyncIterator[PostgresArchive]:
-    """The record in the module's database: straight, and through PgBouncer in transaction mode."""
+    """The archive in the module's database, directly and through PgBouncer in transaction mode."""
     url = module_database_url
     if request.param == "pooled":
         url = behind(request.getfixturevalue("pooler"), url)

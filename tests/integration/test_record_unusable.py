@@ -1,4 +1,4 @@
-"""Databases that answer and can't keep the record: named at the start, and nothing is lost to them later."""
+"""Databases that answer and can't hold the archive are named at the start, and later lose no facts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from bcs.config.settings import load_settings
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.errors import StoreUnavailable
+from bcs.ops.doctor.archive_checks import check_archive
 from bcs.ops.doctor.findings import Status
-from bcs.ops.doctor.record_checks import look_at_record
 from bcs.storage.postgres import schema
 from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.opening import named_database
@@ -29,7 +29,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 NOT_LATIN1 = "☃"
-READ_ONLY = "takes no writes"
+READ_ONLY = "accepts no writes"
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ async def test_an_encoding_other_than_utf8_is_named_and_nothing_is_written(
         with pytest.raises(StoreUnavailable, match=encoding):
             await record.write([consumed("b", spellchecked(NOT_LATIN1))])
         await record.aclose()
-        [found] = await look_at_record(load_settings(database_url=there))
+        [found] = await check_archive(load_settings(database_url=there))
         assert (found.status, f"encoding {encoding}" in found.found, "UTF8" in found.fix) == (Status.FAILED, True, True)
 
 
@@ -146,7 +146,7 @@ async def test_the_doctor_finds_what_the_service_may_not_do(
     settings = load_settings(database_url=parts._replace(netloc=f"{role}@{parts.hostname}:{parts.port}").geturl())
 
     async def found(check: str) -> tuple[Status, str]:
-        [finding] = [each for each in await look_at_record(settings) if each.check == check]
+        [finding] = [each for each in await check_archive(settings) if each.check == check]
         return finding.status, finding.found
 
     try:
@@ -212,7 +212,7 @@ async def test_a_database_that_takes_no_writes_is_named(
 
     await wait_until(named)
     assert not record.reachable
-    found = await look_at_record(load_settings(database_url=named_database(load_settings(database_url=url))))
+    found = await check_archive(load_settings(database_url=named_database(load_settings(database_url=url))))
     assert any(READ_ONLY in finding.found for finding in found if finding.status is Status.FAILED)
     await record.aclose()
 

@@ -231,7 +231,7 @@ async def make_locked(control: RedisGateway) -> None:
     ("spoil", "fallback"),
     [(make_replica, False), (make_replica, True), (make_full, False), (make_locked, False), (make_locked, True)],
 )
-async def test_a_server_that_refuses_writes_for_now_is_out_of_reach_and_not_corrupted(
+async def test_a_server_that_refuses_writes_is_unavailable_and_not_corrupt(
     make_gateway: MakeGateway,
     private_valkey: EmbeddedServer,
     in_redis: MakeStore,

@@ -1,4 +1,4 @@
-"""What answers at the address is not of the kind that BCS needs: its reason is named, and it counts as out of reach."""
+"""A server that BCS does not support counts as out of reach, with the reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from bcs.devtools.servers.embedded import EmbeddedServer, free_port
 from bcs.errors import StoreUnavailable
 from bcs.ops.doctor.findings import Status
-from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import MakeGateway
 from tests.support.fault_proxy import FaultProxy
@@ -48,7 +48,7 @@ async def test_a_database_that_is_not_there_is_named(make_gateway: MakeGateway, 
 @pytest.mark.parametrize(
     ("login", "database", "reason"),
     [
-        ("", 0, "it wants a password"),
+        ("", 0, "it requires a password"),
         (":wrong@", 0, "does not accept the user or the password"),
         (":secret@", 1, "no database of the number"),
     ],
@@ -101,7 +101,7 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
     ):
 
         def causes(event: str, key: str) -> list[str]:
-            """What was said of its age: a connection that is cut may be a cause of its own before."""
+            """The causes in the log; the cut of a connection may be a cause before."""
             said = [str(vars(record)[key]) for record in caplog.records if record.msg == event]
             return [cause for cause in said if TOO_OLD.search(cause)]
 
@@ -116,7 +116,7 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
         await wait_until(lambda: proxy.connections_accepted > 20)
         await wait_until(is_named)
         assert len(await wait_until(lambda: causes("redis_unreachable", "cause"))) == 1
-        [finding] = await look_at_redis(service.service.settings)
+        [finding] = await check_redis(service.service.settings)
         assert finding.status is Status.FAILED
         assert TOO_OLD.search(finding.found)
         assert await wait_until(lambda: causes("waiting_for_dependency", "error"))
@@ -128,7 +128,7 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
 async def test_a_cluster_whose_slots_lie_elsewhere_is_refused_and_named(
     make_gateway: MakeGateway, locked_cluster: EmbeddedServer
 ) -> None:
-    """Valkey tells so before it is asked for any key."""
+    """Valkey reports this before any key is used."""
     await assert_out_of_reach(make_gateway(f"redis://:secret@{locked_cluster.address}"), "Redis Cluster")
 
 

@@ -42,7 +42,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[EmbeddedS
 
 
 class Address:
-    """Leads to the first of two masters, or to the second. What is connected already stays where it is."""
+    """An address that leads to one of two masters. Existing connections stay where they are."""
 
     def __init__(self, proxy: FaultProxy, servers: list[EmbeddedServer], controls: list[Redis]) -> None:
         self.proxy = proxy
@@ -54,7 +54,7 @@ class Address:
         self.proxy.target = (HOST, self._servers[server].port)
 
     async def fail_over(self) -> None:
-        """To the second server. The first one is demoted, and goes on answering those who are connected to it."""
+        """Fail over to the second server. The first server is demoted, and still answers its connections."""
         await self.demote(FIRST)
         self.lead_to(SECOND)
 
@@ -95,7 +95,7 @@ async def all_answering(gateway: RedisGateway, address: Address) -> set[int]:
     return answering | {await address.answering(gateway.call_multiplexed)}
 
 
-async def test_a_demoted_master_is_left_though_nobody_writes(
+async def test_a_demoted_master_is_left_without_a_write(
     address: Address, make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_every(monkeypatch, 0.05)
@@ -183,7 +183,7 @@ async def test_a_server_that_was_left_is_not_trusted_when_it_is_back(
     batch: str,
     meanwhile: str,
 ) -> None:
-    """What was stamped complete there lacks what the other server took meanwhile."""
+    """A copy with a stamp of the first server lacks facts that the second server got meanwhile."""
     check_every(monkeypatch, 1000)
     await store.commit(batch, delta_of(BEGUN))
     assert (await store.summary(batch)).complete("spellcheck")
@@ -214,7 +214,7 @@ async def in_the_end(do: Callable[[], Awaitable[Any]]) -> Any:
     return outcome
 
 
-async def test_a_server_that_was_demoted_and_promoted_behind_an_open_connection_is_not_trusted(
+async def test_a_server_demoted_and_promoted_again_gets_a_new_identity(
     address: Address, store: RedisStateStore, record: PostgresArchive, monkeypatch: pytest.MonkeyPatch, batch: str
 ) -> None:
     check_every(monkeypatch, 0)

@@ -90,7 +90,7 @@ async def test_a_killed_server_is_noticed_and_so_is_its_return(
     await all_connections_work(gateway)
 
 
-async def test_a_connection_that_breaks_in_the_middle_of_a_call_is_told_at_once(
+async def test_a_connection_that_breaks_during_a_call_fails_at_once(
     make_gateway: MakeGateway, proxy: FaultProxy
 ) -> None:
     gateway = make_gateway(proxy.address, deadline=20)
@@ -109,7 +109,7 @@ def gateway_is_busy(gateway: RedisGateway) -> bool:
     return gateway._slots.value < (gateway._slots.max_value or 0)
 
 
-async def test_a_frozen_server_is_told_within_the_deadline_and_answers_correctly_afterwards(
+async def test_a_frozen_server_fails_in_time_and_answers_correctly_afterwards(
     make_gateway: MakeGateway, private_valkey: EmbeddedServer
 ) -> None:
     gateway = make_gateway(private_valkey.address)
@@ -137,7 +137,9 @@ async def test_everyone_who_waits_for_a_frozen_server_is_told_soon(
     assert gateway.circuit == "open"
 
 
-async def test_who_waits_for_a_turn_can_be_cancelled_at_once(make_gateway: MakeGateway, proxy: FaultProxy) -> None:
+async def test_a_caller_waiting_for_its_turn_can_be_cancelled_at_once(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
     gateway = make_gateway(proxy.address, deadline=5, connections=1)
     assert await echo(gateway)
     proxy.freeze()

@@ -1,4 +1,4 @@
-"""Redis answers, and refuses: its reason is named, nothing is buried for it, and whatever it does take goes on."""
+"""Redis refuses commands: the reason is named, no dead letter is written, and accepted commands go on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bcs.devtools.servers.embedded import HOST, EmbeddedServer, free_port
 from bcs.domain.state import delta_of
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.ops.doctor.findings import Finding, Status
-from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.redis.archive_queue import FACTS, ArchiveQueue
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
@@ -71,7 +71,7 @@ async def test_a_refusal_counts_as_unavailable_with_its_reason(gateway: RedisGat
             assert raised.value.store == "redis"
 
 
-async def test_a_command_that_the_server_does_not_know_is_named_without_its_arguments(gateway: RedisGateway) -> None:
+async def test_an_unknown_command_is_named_without_its_arguments(gateway: RedisGateway) -> None:
     with pytest.raises(StoreUnavailable) as raised:
         await gateway.call(("NOSUCHCOMMAND", "an argument"))
     assert "NOSUCHCOMMAND" in raised.value.cause
@@ -80,7 +80,7 @@ async def test_a_command_that_the_server_does_not_know_is_named_without_its_argu
 
 @pytest.fixture
 async def control(private_valkey: EmbeddedServer, make_gateway: MakeGateway) -> RedisGateway:
-    """To the same server as `limited`, as a user who may do everything."""
+    """A gateway to the server of `limited`, as a user with all rights."""
     gateway = make_gateway(private_valkey.address, deadline=5)
     await gateway.call(USER)
     return gateway
@@ -88,7 +88,7 @@ async def control(private_valkey: EmbeddedServer, make_gateway: MakeGateway) -> 
 
 @pytest.fixture
 def limited(private_valkey: EmbeddedServer, make_gateway: MakeGateway, control: RedisGateway) -> RedisGateway:
-    """As a user from whom rights can be taken."""
+    """A gateway as a user whose rights can be removed."""
     return make_gateway(url_of(private_valkey), deadline=5, failures=BREAKER_FAILURES)
 
 
@@ -119,7 +119,7 @@ async def test_a_refused_command_does_not_stop_the_others(control: RedisGateway,
 
 
 async def test_a_foreign_key_in_a_queue_s_place_buries_no_facts(gateway: RedisGateway, redis_key_prefix: str) -> None:
-    """It is no fault of what was to be queued, and somebody can delete the key."""
+    """The items are valid, and an operator can delete the key."""
     outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=9)
     backlog = ArchiveQueue(gateway, key_prefix=redis_key_prefix, name=FACTS, consumer="only", limit=9)
     for stream in ("{outbox}", "{outbox}:archive"):
@@ -131,7 +131,7 @@ async def test_a_foreign_key_in_a_queue_s_place_buries_no_facts(gateway: RedisGa
 
 @dataclass(frozen=True)
 class Way:
-    """A way to refuse facts.
+    """A way in which Redis refuses facts.
 
     :param begin: has the server refuse them.
     :param end: has the server take them again.
@@ -162,7 +162,7 @@ WAYS = {
 
 
 async def redis_problem(bos: Orchestrator) -> str:
-    """What /healthz says is wrong with Redis; nothing where all is well."""
+    """The problem with Redis in /healthz; empty without a problem."""
     answer = await bos.get("/healthz")
     assert answer.status == 200
     redis = answer.json["dependencies"]["redis"]
@@ -178,8 +178,8 @@ async def is_well(bos: Orchestrator) -> bool:
 
 
 async def findings(service: RunningService) -> list[Finding]:
-    """What doctor says about the service's Redis."""
-    return await look_at_redis(service.service.settings)
+    """Doctor's findings about the service's Redis."""
+    return await check_redis(service.service.settings)
 
 
 async def test_facts_wait_while_redis_refuses_them_and_the_reason_is_named(
@@ -280,14 +280,14 @@ async def half_a_cluster(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
 
 @pytest.mark.release
 @pytest.mark.parametrize("may_tell", [True, False])
-async def test_of_one_node_of_a_cluster_the_reason_is_named_and_no_fact_is_buried(
+async def test_a_cluster_node_is_named_as_the_cause_and_no_fact_is_lost(
     half_a_cluster: EmbeddedServer,
     make_gateway: MakeGateway,
     module_kafka: str,
     unique_name: Callable[[str], str],
     may_tell: bool,
 ) -> None:
-    """A start is refused. Where the node may not tell that it is one, its redirections are named later."""
+    """The start is refused. A node that may not report its mode is found later by its redirections."""
     async with (
         Redis.from_url(f"redis://{half_a_cluster.address}") as control,
         Platform(module_kafka) as platform,

@@ -1,4 +1,4 @@
-"""One of the two stores goes back to an earlier time: the other one knows better, and is asked."""
+"""One of the two stores goes back to earlier data, and is completed from the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome
 from bcs.domain.state import delta_of
 from bcs.ops.doctor.findings import Status
-from bcs.ops.doctor.redis_checks import look_at_redis
+from bcs.ops.doctor.redis_checks import check_redis
 from tests.integration.record_world import RecordWorld
 from tests.support.past import AT_US
 from tests.support.waiting import wait_until
@@ -40,9 +40,7 @@ async def to_run(world: RecordWorld, batch: str) -> list[str]:
     return phases
 
 
-async def test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledged(
-    world: RecordWorld, batch: str
-) -> None:
+async def test_a_redis_that_lost_its_last_seconds_is_backfilled(world: RecordWorld, batch: str) -> None:
     await world.notify(batch, BEGUN)
     lagging = await world.snapshot()
     await world.notify(batch, DONE)
@@ -51,9 +49,7 @@ async def test_a_redis_that_lost_its_last_seconds_is_told_what_it_had_acknowledg
     assert await to_run(world, batch) == ["ai_feedback"]
 
 
-async def test_of_a_redis_that_lost_its_last_seconds_nothing_is_said_while_the_record_is_away(
-    world: RecordWorld, batch: str
-) -> None:
+async def test_a_redis_that_lost_data_gives_no_answers_without_the_archive(world: RecordWorld, batch: str) -> None:
     await world.notify(batch, [*BEGUN, *DONE])
     lagging = await world.snapshot()
     await world.notify(batch, UNDONE)
@@ -102,7 +98,7 @@ async def test_a_record_that_was_made_anew_gets_what_redis_knows(
 
 
 async def tells(world: RecordWorld, cause: str) -> bool:
-    """Whether `/healthz` names this as what is wrong with Redis."""
+    """True if `/healthz` names this problem of Redis."""
     redis = (await world.bos.get("/healthz")).json["dependencies"]["redis"]
     return redis["status"] == "unhealthy" and cause in redis["message"]
 
@@ -124,9 +120,7 @@ async def test_a_redis_that_tells_no_identity_is_never_trusted(
         [cause] = [vars(record)["cause"] for record in caplog.records if record.msg == "redis_identity_unknown"]
         # It asks nobody: what the rollback's restart cut off stands there until the next look.
         await wait_until(partial(tells, world, "'info'"))
-        [finding] = [
-            one for one in await look_at_redis(world.running.service.settings) if one.check == "redis identity"
-        ]
+        [finding] = [one for one in await check_redis(world.running.service.settings) if one.check == "redis identity"]
         assert finding.status is Status.WARNING
         assert "'info'" in cause
         assert "'info'" in finding.found

@@ -1,4 +1,4 @@
-"""What an operator ordered to be passed over becomes a dead letter, in whatever state the message is."""
+"""A message that an operator orders to skip becomes a dead letter, in any state of the message."""
 
 from __future__ import annotations
 
@@ -118,13 +118,13 @@ async def test_an_operator_withdraws_an_order_that_nobody_has_carried_out(
     variables = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
     await skips.order(order(7))
     withdrawn = await bcs("intake", "withdraw", TOPIC, "0", "7", **variables)
-    assert (withdrawn.exit_code, withdrawn.output) == (0, f"Withdrawn: to pass over {TOPIC}/0/7 (it is wrong).\n")
+    assert (withdrawn.exit_code, withdrawn.output) == (0, f"Withdrawn: the order to skip {TOPIC}/0/7 (it is wrong).\n")
     again = await bcs("intake", "withdraw", TOPIC, "0", "7", **variables)
     assert (again.exit_code, again.error) == (1, f"No order waits for {TOPIC}/0/7.\n")
     assert await outcome_of(skips, order(7)) is SkipOutcome.WITHDRAWN
 
 
-async def test_an_order_is_closed_only_once_the_offset_behind_its_message_is_committed(
+async def test_an_order_closes_only_once_the_offset_after_it_is_committed(
     settings: dict[str, str], skips: RedisSkips, unique_name: Callable[[str], str]
 ) -> None:
     batch = unique_name("batch")

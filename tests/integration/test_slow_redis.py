@@ -1,4 +1,4 @@
-"""A Redis that answers, but slowly, with more to do than it can: everyone waits in line, and nobody counts as hung."""
+"""A slow and overloaded Redis: actors wait, and none counts as hung."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def resolved() -> PipelineResolved:
     )
 
 
-async def test_what_only_explains_an_announcement_is_no_fact_that_the_record_lacks(persistence: Persistence) -> None:
+async def test_an_explanation_does_not_count_as_a_missing_fact(persistence: Persistence) -> None:
     assert persistence.archive
     await persistence.outbox.announce([OutboundMessage("phase_skipped", "topic", b"key", b"value")], resolved())
     await persistence.archive.waiting()

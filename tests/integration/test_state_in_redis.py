@@ -1,4 +1,4 @@
-"""What only the state store in Redis can get wrong: rivals, expiry, foreign keys, lost summaries."""
+"""Special cases of the state store in Redis: other writers, expiry, foreign keys, lost summaries."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ async def test_a_rebuilt_summary_expires_with_the_rest_of_the_batch(redis: InRed
     assert max(ttls) - min(ttls) < 1000, ttls
 
 
-async def test_a_batch_that_expires_while_its_summary_is_rebuilt_leaves_nothing_for_ever(redis: InRedis) -> None:
+async def test_a_batch_that_expires_during_a_summary_leaves_no_keys(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
     await redis.run(("DEL", redis.keys("b").summaries))
 
@@ -287,9 +287,7 @@ async def test_what_bcs_did_not_write_is_reported_and_harms_no_other_batch(redis
     ],
     ids=lambda text: repr(text[:60]),
 )
-async def test_a_summary_that_bcs_did_not_write_is_reported_and_mended_by_the_next_commit(
-    redis: InRedis, text: bytes
-) -> None:
+async def test_a_foreign_summary_is_reported_and_replaced_by_the_next_commit(redis: InRedis, text: bytes) -> None:
     await redis.store.commit("b", EVERYTHING)
     await redis.run(("HSET", redis.keys("b").summaries, LAW.fingerprint, text))
     for _ in range(BREAKER_FAILURES + 1):
@@ -300,7 +298,7 @@ async def test_a_summary_that_bcs_did_not_write_is_reported_and_mended_by_the_ne
     assert await redis.store.summary("b") == summarize(EVERYTHING, LAW, 2)
 
 
-async def test_summaries_that_are_no_hash_are_reported_and_mended_by_the_next_commit(redis: InRedis) -> None:
+async def test_summaries_that_are_no_hash_are_reported_and_replaced(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
     await redis.run(("SET", redis.keys("b").summaries, "x", "PX", 60_000))
     with pytest.raises(StoreCorrupted):
@@ -389,7 +387,7 @@ async def test_batches_may_have_their_phases_in_different_orders(redis: InRedis)
         assert await redis.store.state(batch) == known
 
 
-async def test_a_fallback_that_meets_a_foreign_key_leaves_no_summary_that_is_out_of_date(redis: InRedis) -> None:
+async def test_a_fallback_with_a_foreign_key_leaves_no_outdated_summary(redis: InRedis) -> None:
     await redis.store.commit("b", delta_of([completed("a")]))
     foreign = redis.keys("b").essays
     store = redis.fall_back()
@@ -414,7 +412,7 @@ async def test_a_fallback_that_meets_a_foreign_key_leaves_no_summary_that_is_out
     ("suffix", "field", "value"),
     [("batch", "version", "new"), ("batch", "version", "1" * 19), ("essays", "a", "short")],
 )
-async def test_the_script_says_with_a_code_of_its_own_that_something_else_is_stored(
+async def test_the_script_has_its_own_error_code_for_foreign_data(
     redis: InRedis, suffix: str, field: str, value: str
 ) -> None:
     keys = redis.keys("b")

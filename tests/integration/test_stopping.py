@@ -1,4 +1,4 @@
-"""A stop in order takes as long as what it is for, and not longer because a dependency is away."""
+"""A graceful stop does not take longer because a dependency is away."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_without_kafka_the_stop_is_quick(
     assert ("actor_failed", "intake") not in told
 
 
-async def test_without_redis_the_stop_is_in_time_and_what_was_in_hand_is_read_again(
+async def test_without_redis_the_stop_is_in_time_and_unacked_events_are_reread(
     kafka_bootstrap_servers: str,
     private_valkey: EmbeddedServer,
     redis_key_prefix: str,

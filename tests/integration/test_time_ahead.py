@@ -50,7 +50,7 @@ async def test_a_report_counts_over_an_event_that_is_a_little_ahead(
     assert await bos.to_run(batch) == ["ai_feedback"]
 
 
-async def test_a_report_that_could_not_count_is_refused_and_names_what_is_in_the_way(
+async def test_a_report_that_would_not_count_is_refused_with_the_later_fact(
     bos: Orchestrator, service: RunningService, batch: str
 ) -> None:
     far = delta_of([EssayPhaseEnded("spellcheck", "essay 1", Outcome.COMPLETED, IN_2031_US)])
@@ -67,7 +67,7 @@ async def test_a_report_that_could_not_count_is_refused_and_names_what_is_in_the
 
 
 class SlowClock:
-    """A clock that is two hours slow, until it is mended."""
+    """A clock that is two hours slow, until it is corrected."""
 
     def __init__(self) -> None:
         self.slow = timedelta(hours=2)

@@ -1,4 +1,4 @@
-"""What the intake holds is bounded: what is under way, over all its starts, and what it must remember as finished."""
+"""The intake's memory is limited: messages in flight, over all restarts, and finished offsets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an actor waits for is named in `/healthz` with the time when it began, and said once in the log."""
+"""An actor's wait is in `/healthz` with its start, and once in the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 async def waits_of(bos: Orchestrator, actor: str) -> dict[str, str]:
-    """What an actor waits to do, and why."""
+    """The waits of an actor with their causes."""
     health = (await bos.get("/healthz")).json
     waits = health["waits"][actor]
     if waits:

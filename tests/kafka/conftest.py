@@ -46,7 +46,7 @@ def _own_server(
 
 @pytest.fixture
 async def own_kafka(_own_server: tuple[EmbeddedServer, int]) -> AsyncIterator[OwnKafka]:
-    """One to be killed, reached through us; it takes smaller messages than the service is told, and lacks a topic."""
+    """A broker to be killed, behind a proxy; it accepts only smaller messages than configured, and lacks a topic."""
     server, advertised = _own_server
     server.start()  # unless it runs: a test that failed may have left it dead
     kafka = OwnKafka(server, f"{HOST}:{advertised}", LostAnswers(), _LIMIT_BYTES)

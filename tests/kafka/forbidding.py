@@ -15,7 +15,7 @@ _ALLOW, _ALL = 3, 2
 
 @asynccontextmanager
 async def forbidden(kafka: str, kind: int, name: str, operation: int) -> AsyncIterator[None]:
-    """Nobody may do this while the block lasts, and everything else."""
+    """Forbid this during the block, and allow everything else."""
     rules = [
         (kind, name, _LITERAL, _ANYBODY, _ANYWHERE, _ALL, _ALLOW),
         (kind, name, _LITERAL, _ANYBODY, _ANYWHERE, operation, _DENY),

@@ -40,7 +40,7 @@ class Group:
         await self._admin.close()
 
     async def is_stable_with(self, members: int) -> bool:
-        """Whether it has so many members, and each knows its partitions."""
+        """True if the group has so many members, and each has its partitions."""
         [response] = await self._admin.describe_consumer_groups([self.name])
         [(_, _, state, _, _, present, *_)] = response.groups
         return bool(state == ("Stable" if members else "Empty") and len(present) == members)
@@ -52,7 +52,7 @@ class Group:
         await wait_until(partial(self.is_stable_with, members), IN_TIME_SECONDS, ignoring=missing)
 
     async def committed(self) -> dict[TopicPartition, int]:
-        """What is committed; each look is kept in ``history``."""
+        """The committed offsets; each result is kept in ``history``."""
         found = {}
         for partition in self._partitions:
             offset = await self._watcher.committed(partition)

@@ -1,4 +1,4 @@
-"""Services on Apache Kafka, in a thread and as processes, and what is asked of them."""
+"""Services on Apache Kafka, in a thread and as processes, and requests to them."""
 
 import base64
 import os
@@ -25,7 +25,7 @@ SESSION_SECONDS = 6.0 if os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS") else
 
 
 class LostAnswers:
-    """Conversations with a broker in which one answer is lost: what was asked for is done by then.
+    """Connections to a broker on which one response is lost after its request was carried out.
 
     :param lost: how many answers were.
     """
@@ -39,7 +39,7 @@ class LostAnswers:
         self.about = about
 
     def conversation(self, _port: int) -> "_Conversation":
-        """What one client says."""
+        """Handles one client connection."""
         return _Conversation(self)
 
 
@@ -78,7 +78,7 @@ class OwnKafka:
 
 @asynccontextmanager
 async def service_on(kafka: str, redis_url: str, **overrides: object) -> AsyncIterator[RunningService]:
-    """A service that produces idempotently, as it does unless told otherwise."""
+    """A service that produces idempotently, which is the default."""
     settings = {
         "kafka_enable_idempotence": True,
         "kafka_session_timeout_seconds": SESSION_SECONDS,
@@ -100,7 +100,7 @@ def replica(directory: Path, kafka: str, redis_url: str, name: str, of: dict[str
 
 
 def shared_names(unique: str) -> dict[str, str]:
-    """What replicas have in common, as environment variables."""
+    """The shared environment variables of replicas."""
     return {"BCS_REDIS_KEY_PREFIX": f"{unique}:", "BCS_KAFKA_CONSUMER_GROUP_ID": unique}
 
 
@@ -133,7 +133,7 @@ def original(letter: dict[str, Any]) -> bytes:
 
 
 async def has_status(bos: Orchestrator, dependency: str, status: str) -> bool:
-    """Whether the service says so of a dependency."""
+    """True if `/healthz` has this status for a dependency."""
     answer = await bos.get("/healthz")
     assert answer.status == 200
     return bool(answer.json["dependencies"][dependency]["status"] == status)

@@ -59,7 +59,7 @@ async def has_member(environment: dict[str, object]) -> bool:
 
 
 @pytest.mark.release
-async def test_topics_that_lose_letters_and_a_broker_that_creates_topics_are_named(
+async def test_topics_that_lose_dead_letters_or_are_created_are_reported(
     apache_kafka_jars: Path, tmp_path: Path, redis_url: str
 ) -> None:
     letters = topics.dead_letter_topic(topics.CJ_COMPLETED)

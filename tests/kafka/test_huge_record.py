@@ -1,4 +1,4 @@
-"""A record of 200 MB of junk, which Kafka holds in 200 kB: its letter is written once, in little room."""
+"""A record of 200 MB that Kafka stores in 200 kB: its dead letter is written once, with little memory."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from bcs.ops.doctor.findings import Status
-from bcs.ops.doctor.kafka_checks import look_at_kafka
+from bcs.ops.doctor.kafka_checks import check_kafka
 from bcs.wire import topics
 from tests.kafka.services import IN_TIME_SECONDS, OwnKafka, assert_nothing_crashed, service_on
 from tests.support.events import registered, spellchecked
@@ -74,7 +74,7 @@ async def test_events_that_were_removed_while_bcs_was_away_are_counted_and_named
             [missed] = [record for record in caplog.records if record.msg == "events_missed"]
             assert missed.levelname == "WARNING"
             assert (missed.__dict__["from_offset"], missed.__dict__["count"]) == (sent[0].offset, 40)
-            findings = await look_at_kafka(service.service.settings, None)
+            findings = await check_kafka(service.service.settings, None)
             [finding] = [finding for finding in findings if finding.check == "missed events"]
             assert finding.status is Status.FAILED
             assert finding.found.startswith(f"{place}: 40 messages")

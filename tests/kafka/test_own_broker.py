@@ -1,4 +1,4 @@
-"""The service on an Apache Kafka that dies, loses its answers, refuses what is too large, and lacks a topic."""
+"""The service on an Apache Kafka that dies, loses responses, refuses large messages, and lacks a topic."""
 
 from contextlib import AsyncExitStack
 from functools import partial
@@ -29,7 +29,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 
-async def test_an_announcement_whose_acknowledgement_is_lost_lies_on_the_topic_once(
+async def test_an_announcement_with_a_lost_acknowledgement_is_published_once(
     own_kafka: OwnKafka, redis_url: str, batch: str
 ) -> None:
     async with (
@@ -95,7 +95,7 @@ async def test_a_letter_that_only_the_broker_finds_too_large_arrives_reduced(
         await assert_nothing_crashed(service, bos)
 
 
-async def test_letters_for_a_topic_that_does_not_exist_wait_for_it_and_hold_up_no_others(
+async def test_dead_letters_for_a_missing_topic_wait_and_delay_no_others(
     own_kafka: OwnKafka, redis_url: str, batch: str
 ) -> None:
     kafka = own_kafka.address

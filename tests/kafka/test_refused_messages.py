@@ -100,7 +100,7 @@ async def publish(service: RunningService, messages: Sequence[OutboundMessage]) 
 
 
 def message(topic: str, key: bytes | None, value: bytes = b"value", reduced: bytes | None = None) -> OutboundMessage:
-    return OutboundMessage("dead_letter", topic, key, value, reduced=reduced)
+    return OutboundMessage("dead_letter", topic, key, value, truncated=reduced)
 
 
 async def test_a_record_that_a_compacted_topic_refuses_is_set_aside_alone(

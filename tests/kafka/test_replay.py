@@ -1,4 +1,4 @@
-"""Dead letters on Apache Kafka: all of them listed, shown, and put back as they came."""
+"""Dead letters on Apache Kafka are listed, shown, and replayed byte for byte."""
 
 import base64
 import json
@@ -77,7 +77,7 @@ class Scene:
 
     @property
     def store(self) -> RedisStateStore:
-        """What the service knows."""
+        """The service's state store."""
         return RedisStateStore(self.gateway, law=LAW, key_prefix=self.prefix, ttl_seconds=1000)
 
     @property
@@ -105,7 +105,7 @@ class Scene:
         return await self.platform.caught_up(self.prefix)
 
     async def letters(self, waiting: int, *selected: str) -> list[dict[str, Any]]:
-        """The groups of letters, once so many wait."""
+        """The groups of dead letters, once so many wait."""
 
         groups: list[dict[str, Any]] = []
 
@@ -117,7 +117,7 @@ class Scene:
         return groups
 
     async def each(self, *selected: str) -> list[dict[str, Any]]:
-        """All letters, one by one."""
+        """All dead letters, one by one."""
         letters: list[dict[str, Any]] = (await self.operator.asks("dlq", "list", "--each", *selected))["dead_letters"]
         return letters
 
@@ -253,7 +253,7 @@ async def test_ten_thousand_events_with_two_hundred_poisoned(scene: Scene, tmp_p
 
 
 async def shown(scene: Scene, letters: list[dict[str, Any]], bad: dict[str, list[Event]]) -> None:
-    """Each way's letters have their originals' bytes: all by the messages themselves, one of each by `show`."""
+    """All dead letters have the bytes of their originals; `show` is checked for one of each kind."""
     by_reference = {}
     for topic in {letter["position"].split("/")[0] for letter in letters}:
         for record in await scene.platform.messages(topic):
@@ -276,7 +276,7 @@ async def shown(scene: Scene, letters: list[dict[str, Any]], bad: dict[str, list
 
 
 def facts_of(events: list[Event], times_ms: list[int]) -> dict[str, list[Fact]]:
-    """What these say to a service that knows the new phase."""
+    """The facts of these events for a service with the new phase."""
     decoder = EventDecoder(PLATFORM_PHASES | {NEW_PHASE})
     facts: dict[str, list[Fact]] = defaultdict(list)
     for event, time_ms in zip(events, times_ms, strict=True):
@@ -316,7 +316,7 @@ async def produced(scene: Scene, *originals: str, topic: str = topics.SPELLCHECK
 
 
 def as_they_were(records: list[ConsumerRecord]) -> list[tuple[object, ...]]:
-    """In an order that does not depend on who was first."""
+    """Sorted, so that the order of arrival does not matter."""
     seen = [
         (record.key, record.value, [header for header in record.headers if not header[0].startswith("dlt-")])
         for record in records
@@ -392,7 +392,7 @@ async def test_an_original_that_is_gone_is_named_and_its_letter_stays(scene: Sce
 
 
 @pytest.mark.release
-async def test_a_letter_that_never_had_its_original_puts_back_what_lies_at_its_position(scene: Scene) -> None:
+async def test_a_dead_letter_without_its_original_replays_from_its_position(scene: Scene) -> None:
     await produced(scene, "headers with one name, and with none")
     [there] = await scene.platform.messages(topics.SPELLCHECK_COMPLETED)
     gone = there.offset + 5
@@ -587,7 +587,7 @@ async def test_purge_asks_and_deletes_what_is_older(scene: Scene) -> None:
         await scene.letters(3)
         refused = await scene.operator.runs("dlq", "purge", given="n\n")
         assert refused.exit_code == 1
-        assert "3 dead letters would be deleted permanently, 3 of them never replayed" in refused.output
+        assert "3 dead letters would be deleted for good, 3 of them never replayed" in refused.output
         newest = max(letter["time"] for letter in await scene.each())
         await scene.letters(3)
         kept = await scene.operator.runs("dlq", "purge", "--yes", "--before", "2001-01-01T00:00:00Z")

@@ -1,4 +1,4 @@
-"""What can't be read of one partition of Apache Kafka holds up no other, is named, and is read once it can be."""
+"""An unreadable partition of Apache Kafka blocks no other, is reported, and is read once it can be."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from bcs.ops.doctor.findings import Finding
-from bcs.ops.doctor.kafka_checks import look_at_kafka
+from bcs.ops.doctor.kafka_checks import check_kafka
 from bcs.wire import topics
 from tests.kafka.forbidding import DESCRIBE, READ, TOPIC, forbidden
 from tests.kafka.group import Group
@@ -29,7 +29,7 @@ QUICK = {"kafka_partition_retry_maximum_seconds": 0.3, "kafka_metadata_max_age_s
 
 @pytest.fixture(autouse=True)
 async def _nothing_is_left(own_kafka: OwnKafka) -> AsyncIterator[None]:
-    """What these tests put on the topics is read by no test that comes after them."""
+    """Remove the messages of these tests, so that no later test reads them."""
     yield
     admin = AIOKafkaAdminClient(bootstrap_servers=own_kafka.address)
     await admin.start()
@@ -119,7 +119,7 @@ async def test_a_batch_with_a_wrong_checksum_stops_its_own_partition_only(
             assert "checksum" in said
             labels = {"topic": TOPIC_NAME, "partition": str(PARTITION)}
             assert await bos.metric("bcs_kafka_partition_stalled", **labels) == 1
-            [finding] = await look_at_kafka_for("events", own_kafka, service)
+            [finding] = await check_kafka_for("events", own_kafka, service)
             assert f"{TOPIC_NAME}/{PARTITION} can't be read from offset" in finding.found
             stuck = TopicPartition(TOPIC_NAME, PARTITION)
             await wait_until(partial(has_committed_all_but, group, stuck), description="what is finished is committed")
@@ -129,9 +129,9 @@ async def test_a_batch_with_a_wrong_checksum_stops_its_own_partition_only(
             await wait_until(partial(has_letters_of, platform, junk))
 
 
-async def look_at_kafka_for(check: str, own_kafka: OwnKafka, service: RunningService) -> list[Finding]:
+async def check_kafka_for(check: str, own_kafka: OwnKafka, service: RunningService) -> list[Finding]:
     settings = service.service.settings.model_copy(update={"kafka_bootstrap_servers": own_kafka.address})
-    return [finding for finding in await look_at_kafka(settings, None) if finding.check == check]
+    return [finding for finding in await check_kafka(settings, None) if finding.check == check]
 
 
 async def has_letters_of(platform: Platform, junk: list[bytes]) -> bool:

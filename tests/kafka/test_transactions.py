@@ -91,7 +91,7 @@ async def test_an_open_transaction_holds_its_own_partition_up_until_it_ends(
         await group.caught_up()
 
 
-async def test_neither_a_rebuild_nor_a_list_of_dead_letters_reads_what_was_aborted(
+async def test_aborted_messages_are_not_read_by_rebuild_or_dlq_list(
     kafka: str, redis_url: str, batch: str, database_url: str, redis_key_prefix: str, unique_name: Callable[[str], str]
 ) -> None:
     dead_letters = topics.dead_letter_topic(topics.CJ_COMPLETED)

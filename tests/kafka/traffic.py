@@ -16,7 +16,7 @@ _ASKERS = 2
 
 
 class Traffic:
-    """What is sent and asked, and what came of it."""
+    """Events and requests, with their results."""
 
     def __init__(self, platform: Platform, bos: Orchestrator, name: str) -> None:
         self.batches = [f"{name}-{number}" for number in range(5)]

@@ -33,7 +33,7 @@ SUCCESS = "completed_successfully"
 
 @dataclass(frozen=True)
 class Case:
-    """Definitions, a setting, and what became known of a batch."""
+    """Definitions, a setting, and the facts of a batch."""
 
     phases: tuple[Phase, ...]
     require_registration: bool
@@ -75,7 +75,7 @@ def definitions_of(names: tuple[str, ...]) -> st.SearchStrategy[tuple[Phase, ...
 def outcome(
     phase: str, completed: tuple[str, ...], failed: tuple[str, ...], both: bool, status: str, at_us: int, source: str
 ) -> PhaseOutcome:
-    """A CJ outcome has a time of its own; an ELS outcome has none as a rule, and alone can speak for all."""
+    """A CJ outcome has its own time; an ELS outcome mostly has none, and only it can cover all essays."""
     if not both:
         failed = tuple(essay for essay in failed if essay not in completed)
     # Lists with nothing but nulls name nobody either, and do not speak for all.

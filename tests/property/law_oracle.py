@@ -34,7 +34,7 @@ class Expected(StrEnum):
 
 @dataclass(frozen=True)
 class Ruling:
-    """What the law says of one phase of a batch."""
+    """The completion law's result for one phase of a batch."""
 
     complete: bool
     covered: bool
@@ -117,12 +117,12 @@ class LawOracle:
         return Expected.NOTHING_KNOWN
 
     def newest_outcome(self, phase: str) -> PhaseOutcome | None:
-        """The newest outcome of all; at the same instant one that speaks for nobody wins."""
+        """The newest outcome; at the same instant one without `speaks_for_all` wins."""
         outcomes = [fact for fact in self.facts if isinstance(fact, PhaseOutcome) and fact.phase == phase]
         return max(outcomes, key=lambda outcome: (outcome.at_us, not outcome.speaks_for_all), default=None)
 
     def all_required(self, phase: str) -> set[str]:
-        """What the phase requires, directly or not."""
+        """The phases that a phase requires, directly or indirectly."""
         found = set(self.requires[phase])
         for required in self.requires[phase]:
             found |= self.all_required(required)
@@ -148,7 +148,7 @@ class LawOracle:
         return essays >= expected
 
     def has_covering_report(self, phase: str) -> bool:
-        """True if the newest report says completed, and every known essay had joined by then."""
+        """True if the newest report is "completed", and every known essay had joined by then."""
         reports = self._reports(phase)
         if not reports:
             return False
@@ -206,7 +206,7 @@ def _with_earliest_time(fact: Fact, facts: Sequence[Fact]) -> Fact:
 
 
 def _essays_named_by(fact: Fact) -> tuple[str, ...]:
-    """An invalidation says nothing of who belongs to the batch."""
+    """An invalidation does not add essays to the batch."""
     if isinstance(fact, EssayPhaseEnded):
         return (fact.essay_id,)
     if isinstance(fact, PhaseOutcome):

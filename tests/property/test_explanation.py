@@ -1,4 +1,4 @@
-"""What holds a phase back is explained essay by essay, and agrees with the phase's progress."""
+"""The explanation lists each blocking essay, and agrees with the phase's progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def explanations(case: Case) -> tuple[BatchState, Evaluation, list[PhaseExplanat
 
 @some_cases
 @given(cases())
-def test_a_phase_with_known_essays_is_complete_exactly_when_nothing_holds_it_back(case: Case) -> None:
+def test_a_phase_with_essays_is_complete_exactly_when_none_blocks_it(case: Case) -> None:
     state, _, explained = explanations(case)
     may_count = state.expected is not None or not case.require_registration
     for of in explained:
@@ -34,7 +34,7 @@ def test_a_phase_with_known_essays_is_complete_exactly_when_nothing_holds_it_bac
 
 @some_cases
 @given(cases())
-def test_the_essays_that_hold_a_phase_back_are_those_that_its_policy_does_not_accept(case: Case) -> None:
+def test_blocking_essays_are_those_that_the_policy_does_not_accept(case: Case) -> None:
     state, evaluation, explained = explanations(case)
     for of in explained:
         accepted = {Standing.COMPLETED}
@@ -54,10 +54,10 @@ def test_the_numbers_of_an_explanation_are_those_of_the_state(case: Case) -> Non
     known, expected = len(state.first_seen_us), state.expected.count if state.expected else 0
     for of in explained:
         assert of.progress == evaluation.progress(of.phase)
-        assert of.outstanding == known - len(evaluation.words(of.phase))
+        assert of.outstanding == known - len(evaluation.marks(of.phase))
         assert of.missing == (0 if of.progress.covered else max(0, expected - known))
         assert of.progress.outcome_at_us == (of.outcome.at_us if of.outcome else None)
-        times = [word.at_us for word in evaluation.words(of.phase).values()]
+        times = [mark.at_us for mark in evaluation.marks(of.phase).values()]
         times += [of.report.at_us] if of.report else []
         assert (of.newest.at_us if of.newest else None) == max(times, default=None)
 

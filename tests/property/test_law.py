@@ -33,7 +33,7 @@ def cases_to_try(call_multiplexed: int = 1) -> settings:
 
 @cases_to_try()
 @given(cases())
-def test_a_phase_is_complete_exactly_when_the_law_says_so_and_each_essay_stands_where_it_says(case: Case) -> None:
+def test_completeness_and_standings_are_those_of_the_oracle(case: Case) -> None:
     state = delta_of(case.facts)
     evaluation = Evaluation(state, case.law)
     for name, ruling in case.rulings().items():

@@ -19,7 +19,7 @@ Key = tuple[str, int]
 
 @dataclass
 class Ownership:
-    """What is known of one partition between assign and revoke: every message read, and whether it is durable."""
+    """A naive model of one partition between assign and revoke: each message read, and whether it is durable."""
 
     epoch: int
     offsets: list[int] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Offsets(RuleBasedStateMachine):
     @precondition(lambda self: self.owned)
     @rule(choice=choices)
     def read_again_from_the_beginning(self, choice: int) -> None:
-        """What a new owner does, for whom nothing was committed."""
+        """The start of a new owner without a committed offset."""
         key = sorted(self.owned)[choice % len(self.owned)]
         self.assign({key})
         self.next_offset[key] = 0

@@ -233,7 +233,9 @@ def _with_record(
 
 WAYS = (
     Way("redis", "rights: EVAL, HSET and XADD", _redis_lacks_rights, "503", "lacks a right", "redis_refuses"),
-    Way("redis", "rights: another password", _redis_wants_a_password, "503", "wants a password", "redis_probe_failed"),
+    Way(
+        "redis", "rights: another password", _redis_wants_a_password, "503", "requires a password", "redis_probe_failed"
+    ),
     Way(
         "redis",
         "version: no XAUTOCLAIM",
@@ -285,7 +287,7 @@ WAYS = (
             ("ALTER ROLE service SET default_transaction_read_only = on",),
             ("ALTER ROLE service RESET default_transaction_read_only",),
         ),
-        "takes no writes",
+        "accepts no writes",
     ),
     _with_record("slow", _database_is_slow, "no answer in time"),
     _with_record("silent", _database_is_silent, "no answer in time"),

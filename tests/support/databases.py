@@ -12,7 +12,7 @@ import asyncpg
 
 from bcs.config.settings import load_settings
 from bcs.storage.postgres.archive import PostgresArchive
-from bcs.storage.postgres.opening import open_record
+from bcs.storage.postgres.opening import open_archive
 
 # Far longer than any statement takes, also on a machine that has much to do.
 _DEADLINE_SECONDS = 4.0
@@ -44,7 +44,7 @@ def database(postgres_url: str, options: str = "") -> Iterator[str]:
 
 def unprobed_record(database_url: str, *, deadline_seconds: float = _DEADLINE_SECONDS) -> PostgresArchive:
     """A record that counts as out of reach until it is probed."""
-    return open_record(load_settings(database_url=database_url, database_deadline_seconds=deadline_seconds))
+    return open_archive(load_settings(database_url=database_url, database_deadline_seconds=deadline_seconds))
 
 
 @asynccontextmanager

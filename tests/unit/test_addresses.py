@@ -1,4 +1,4 @@
-"""Addresses in the settings: what a client can't use is refused before anything starts, and never repeated."""
+"""Addresses in the settings: an unusable address is refused at the start, without repeating it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Redis knows and the record does not is given to the record, in a form that says something by itself."""
+"""Facts that only Redis has are added to the archive, together with what makes them complete."""
 
 from __future__ import annotations
 

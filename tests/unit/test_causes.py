@@ -1,7 +1,8 @@
-"""Why a dependency failed, in one line: what was tried, at which address, why, and what mends it."""
+"""The cause of a dependency's failure is one line with the address, the reason and the remedy."""
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 
@@ -11,10 +12,10 @@ from aiokafka import AIOKafkaProducer, errors
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from bcs.config.addresses import database_address, redis_address
-from bcs.errors import KafkaUnavailable, StoreUnavailable
+from bcs.errors import KafkaUnavailable, StoreUnavailable, os_reason
 from bcs.kafka.causes import ProducerRefused, cause_of, is_refusal, start
 from bcs.ops.dlq.reading import kafka_answers
-from bcs.storage.postgres.gateway import brief
+from bcs.storage.postgres.gateway import cause_of as pg_cause_of
 from bcs.storage.redis.errors import unavailable
 
 pytestmark = pytest.mark.anyio
@@ -86,12 +87,12 @@ async def test_a_broker_that_is_not_there_is_named_with_the_reason(closed_port: 
     assert cause_of(raised.value) == (f"can't connect to {server} (BCS_KAFKA_BOOTSTRAP_SERVERS): connection refused")
 
 
-async def test_a_silent_listener_is_told_from_a_closed_port() -> None:
+async def test_a_silent_listener_is_not_reported_as_a_closed_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = f"127.0.0.1:{listener.getsockname()[1]}"
         producer = AIOKafkaProducer(bootstrap_servers=server)
         try:
-            with pytest.raises(errors.KafkaConnectionError, match="something listens there"):
+            with pytest.raises(errors.KafkaConnectionError, match="a process listens there"):
                 await start(producer, server, 0.05)
         finally:
             await producer.stop()
@@ -128,8 +129,20 @@ def test_what_redis_refuses_names_what_mends_it(error: Exception, said: list[str
 )
 def test_what_postgresql_refuses_names_what_mends_it(error: Exception, said: str) -> None:
     failure = StoreUnavailable(
-        "postgresql", brief(error), address=database_address("postgresql://u:secret@db:5432/bcs")
+        "postgresql", pg_cause_of(error), address=database_address("postgresql://u:secret@db:5432/bcs")
     )
     assert str(failure).startswith("postgresql is out of reach at db:5432/bcs (BCS_DATABASE_URL): ")
     assert said in str(failure)
     assert "secret" not in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 9)"), "Connection refused"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (OSError("no number"), "no number"),
+    ],
+)
+def test_the_reason_of_an_os_error_names_no_address(error: OSError, reason: str) -> None:
+    assert os_reason(error) == reason

@@ -1,4 +1,4 @@
-"""What commands print is safe for a terminal, and exact."""
+"""The output of commands is safe for a terminal, and exact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands beside a committed offset."""
+"""The note in the metadata of a committed offset."""
 
 from __future__ import annotations
 

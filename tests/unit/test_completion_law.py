@@ -1,4 +1,4 @@
-"""The chosen part of the law of completion: requirements, policies, and what names a law."""
+"""The configurable part of the completion law: requirements, policies, and the fingerprint."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def test_each_choice_that_may_change_an_answer_changes_the_fingerprint() -> None
     assert len({law.fingerprint for law in laws}) == len(laws)
 
 
-def test_the_order_of_phases_and_requirements_does_not_change_the_fingerprint() -> None:
+def test_the_fingerprint_does_not_depend_on_the_order_of_phases() -> None:
     turned = {phase: required[::-1] for phase, required in reversed(REQUIRES.items())}
     assert CompletionLaw(turned).fingerprint == CompletionLaw(REQUIRES).fingerprint

@@ -186,7 +186,7 @@ def test_a_cj_completion_that_names_nobody_never_speaks_for_the_batch(status: st
     )
 
 
-def test_a_cancelled_cj_completion_marks_those_that_it_names_and_leaves_nobody_out() -> None:
+def test_a_cancelled_cj_completion_marks_only_its_listed_essays() -> None:
     assert cj("cancelled", successful_essay_ids=["a"], failed_essay_ids=["b"]) == {
         essay("cj_assessment", "a"),
         essay("cj_assessment", "b", FAILED),
@@ -350,7 +350,7 @@ def test_unknown_extra_fields_are_ignored(topic: str) -> None:
 
 
 @every_topic
-def test_the_data_s_own_time_goes_before_the_envelope_s_and_that_before_the_record_s(topic: str) -> None:
+def test_the_time_is_that_of_the_data_else_the_envelope_else_the_record(topic: str) -> None:
     data = {name: value for name, value in EVENTS[topic].items() if name != "timestamp"}
     assert {fact.at_us for fact in decode(topic, {**data, "timestamp": AT}).facts} == {AT_US}
     for absent in (data, {**data, "timestamp": None}):
@@ -392,7 +392,7 @@ def test_ids_that_only_inform_are_kept_short_and_stay_apart(topic: str, field: s
 
 
 def test_a_long_correlation_id_tells_outcomes_apart_as_a_whole() -> None:
-    """What is kept of it is cut; the key by which a copy is known is not."""
+    """The stored id is shortened; the repeat key is computed from the whole id."""
     said = ["x" * 200 + end for end in ("", "a", "b")]
     facts = [fact for one in said for fact in decode(topics.PHASE_OUTCOME, OUTCOME, correlation_id=one).facts]
     keys = [fact.repeat_key for fact in facts if isinstance(fact, PhaseOutcome)]

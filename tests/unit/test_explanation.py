@@ -1,4 +1,4 @@
-"""What holds a phase back is explained essay by essay."""
+"""The essays that block a phase are explained one by one."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_an_invalidated_report_and_outcome_are_no_part_of_the_explanation() -> N
     assert reasons(of) == {"a": Standing.NOT_KNOWN}
 
 
-def test_expected_essays_that_nobody_named_are_missing_unless_a_report_speaks_for_them() -> None:
+def test_unnamed_expected_essays_are_missing_unless_a_report_covers_them() -> None:
     registered, one_done = EssaysRegistered(("a",), 3, 1), EssayPhaseEnded(PHASE, "a", COMPLETED, 2)
     assert explain(registered, one_done).missing == 2
     assert explain(registered, one_done, PhaseReported(PHASE, COMPLETED, 5)).missing == 0

@@ -1,4 +1,4 @@
-"""`/healthz` says the most that is known of Kafka, whichever actor has heard it first."""
+"""`/healthz` has the most specific problem with Kafka, whichever actor found it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written of an entry is what is read of it, whatever its texts are."""
+"""An encoded entry is decoded to the same entry, with any texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callers send over HTTP: correlation ids, fields with misspelt names, traces, and problems that have a page."""
+"""Parts of HTTP requests: correlation ids, misspelt fields, traces; and the page of each problem."""
 
 from __future__ import annotations
 

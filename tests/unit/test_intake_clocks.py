@@ -20,7 +20,7 @@ FIRST, AHEAD = 100, 103
 
 
 class Asked:
-    """A store that tells its time once the test lets it."""
+    """A store whose clock answers once the test allows it."""
 
     def __init__(self, *, away: bool) -> None:
         self.away, self.asked, self.go_on = away, anyio.Event(), anyio.Event()

@@ -1,4 +1,4 @@
-"""A poll of large messages does not hold up the rest of the process until it has taken all of them."""
+"""A poll of large messages does not block the event loop."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What is known of Kafka, from what the brokers say at each look."""
+"""The status of Kafka after measurements of the brokers."""
 
 from __future__ import annotations
 
 import pytest
 from aiokafka import TopicPartition
 
-from bcs.kafka.offsets import CommitNote, Look
+from bcs.kafka.offsets import CommitNote, OffsetsMeasurement
 from bcs.kafka.status import KafkaStatus
 from bcs.wire import topics
 
@@ -18,8 +18,8 @@ NOW_MS = 500_000 * HOUR_MS
 NO_NOTE = CommitNote()
 
 
-def look(first: int, end: int, committed: int | None, note: CommitNote = NO_NOTE) -> Look:
-    return Look(VISIBLE, bounds={KEY: (first, end)}, committed={KEY: (committed, note)})
+def look(first: int, end: int, committed: int | None, note: CommitNote = NO_NOTE) -> OffsetsMeasurement:
+    return OffsetsMeasurement(VISIBLE, bounds={KEY: (first, end)}, committed={KEY: (committed, note)})
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def said(caplog: pytest.LogCaptureFixture, event: str) -> int:
     return sum(record.msg == event for record in caplog.records)
 
 
-def test_what_the_brokers_did_not_tell_stays_as_it_was(status: KafkaStatus) -> None:
+def test_values_that_a_measurement_lacks_stay_as_they_were(status: KafkaStatus) -> None:
     status.measured(look(0, 10, 4), NOW_MS)
     assert (status.lag(), status.measured_now) == ({KEY: 6}, True)
-    status.measured(Look(VISIBLE, bounds={KEY: (0, 15)}, problems=["the group is refused"]), NOW_MS)
+    status.measured(OffsetsMeasurement(VISIBLE, bounds={KEY: (0, 15)}, problems=["the group is refused"]), NOW_MS)
     assert (status.lag(), status.measured_now) == ({KEY: 11}, False)
-    status.measured(Look(VISIBLE, problems=["no leader"]), NOW_MS)
+    status.measured(OffsetsMeasurement(VISIBLE, problems=["no leader"]), NOW_MS)
     assert (status.lag(), status.measured_now) == ({KEY: 11}, False)
     status.measured(look(0, 15, 15), NOW_MS)
     assert (status.lag(), status.measured_now) == ({KEY: 0}, True)
@@ -46,11 +46,11 @@ def test_what_the_brokers_did_not_tell_stays_as_it_was(status: KafkaStatus) -> N
     assert not status.measured_now, "a topic that is not shown any more can't be measured"
 
 
-def test_a_lag_that_cannot_be_measured_is_said_once_if_that_lasts(
+def test_a_lag_that_can_not_be_measured_is_logged_once_if_that_lasts(
     status: KafkaStatus, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    refused = Look(VISIBLE, problems=["GROUP_AUTHORIZATION_FAILED"])
+    refused = OffsetsMeasurement(VISIBLE, problems=["GROUP_AUTHORIZATION_FAILED"])
     status.measured(refused, NOW_MS)
     status.measured(look(0, 1, 1), NOW_MS)
     assert said(caplog, "lag_measurement_failed") == said(caplog, "lag_measurement_resumed") == 0
@@ -63,7 +63,7 @@ def test_a_lag_that_cannot_be_measured_is_said_once_if_that_lasts(
     assert status.trouble is None
 
 
-def test_messages_that_were_removed_unread_are_said_once_and_told_for_a_day(
+def test_messages_removed_unread_are_logged_once_and_shown_for_a_day(
     status: KafkaStatus, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -78,6 +78,6 @@ def test_messages_that_were_removed_unread_are_said_once_and_told_for_a_day(
 
 def test_the_letters_of_a_topic_are_counted_over_its_partitions(status: KafkaStatus) -> None:
     bounds = {TopicPartition(LETTERS, 0): (5, 9), TopicPartition(LETTERS, 1): (0, 1)}
-    status.measured(Look(VISIBLE, bounds=bounds), NOW_MS)
+    status.measured(OffsetsMeasurement(VISIBLE, bounds=bounds), NOW_MS)
     assert status.dead_letters_waiting() == {LETTERS: 5}
     assert status.lag() == {}

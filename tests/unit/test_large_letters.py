@@ -1,4 +1,4 @@
-"""Over a large dead letter nothing else in the process is held up."""
+"""A large dead letter does not block the event loop."""
 
 from __future__ import annotations
 

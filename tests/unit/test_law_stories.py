@@ -1,4 +1,4 @@
-"""When is a phase complete? The law of completion, told as the stories of single batches."""
+"""The completion law, in stories of single batches."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def checked(*essays: str, at_us: int = 20) -> list[Fact]:
 
 
 def cj(completed: tuple[str, ...], failed: tuple[str, ...] = (), at_us: int = 30) -> PhaseOutcome:
-    """A CJ completion; it carries a time of its own, and says success as soon as one essay succeeded."""
+    """A CJ completion, with its own time; its status is success as soon as one essay succeeded."""
     return PhaseOutcome(CJ, SUCCESS, completed=completed, failed=failed, speaks_for_all=False, at_us=at_us)
 
 
@@ -73,7 +73,7 @@ def els(
     status: str = SUCCESS,
     at_us: int = 30,
 ) -> PhaseOutcome:
-    """An ELS outcome; it carries no time of its own, and a success that names nobody speaks for all."""
+    """An ELS outcome, without its own time; a success without lists covers all essays."""
     speaks_for_all = status == SUCCESS and not completed and not failed
     key = repeat_key_of(phase, "one request", status, completed, failed)
     return PhaseOutcome(
@@ -81,7 +81,7 @@ def els(
     )
 
 
-class TestAListSpeaksForThoseWhomItNames:
+class TestOutcomeLists:
     def test_cj_runs_again_for_an_essay_that_its_success_does_not_name(self) -> None:
         resolution = resolved(CJ, REGISTERED, *checked(*ESSAYS), cj(("e0", "e1")))
         assert (resolution.to_run, resolution.pruned) == ((CJ,), (SPELLCHECK,))
@@ -99,12 +99,12 @@ class TestAListSpeaksForThoseWhomItNames:
     def test_nlp_is_pruned_once_its_outcome_names_every_essay(self) -> None:
         assert resolved(NLP, REGISTERED, *checked(*ESSAYS), els(NLP, ESSAYS)).to_run == ()
 
-    def test_an_outcome_for_the_three_known_of_five_registered_completes_nothing(self) -> None:
+    def test_an_outcome_for_three_of_five_registered_completes_nothing(self) -> None:
         decision = decided(NLP, EssaysRegistered(ESSAYS, 5, 10), *checked(*ESSAYS), els(NLP, ESSAYS))
         assert (decision.runs, decision.reason) == (True, Reason.ESSAYS_MISSING)
         assert decision.reason_text == "only 3 of 5 expected essays have been seen"
 
-    def test_spellcheck_and_nlp_both_run_for_an_essay_that_failed_spellcheck_and_is_not_in_the_nlp_outcome(
+    def test_both_phases_run_for_an_essay_that_failed_the_first(
         self,
     ) -> None:
         failed = EssayPhaseEnded(SPELLCHECK, "e2", FAILED, 20)
@@ -144,7 +144,7 @@ class TestAnEssaysOwnMark:
         assert complete(SPELLCHECK, *checked("e0"), PhaseReported(SPELLCHECK, FAILED, 20))
         assert not complete(SPELLCHECK, failed, els(SPELLCHECK, at_us=20))
 
-    def test_an_essay_that_an_outcome_without_a_time_names_joined_when_it_says_so(self) -> None:
+    def test_an_essay_in_an_outcome_without_a_time_joins_at_the_outcome(self) -> None:
         assert complete(SPELLCHECK, els(SPELLCHECK, ("e0",), at_us=30), EssaysRegistered((), 1, 10))
         assert not complete(NLP, els(SPELLCHECK, ("e0",), at_us=30), PhaseReported(NLP, COMPLETED, 29))
 
@@ -167,10 +167,10 @@ class TestWhoSpeaksForTheWholeBatch:
     def test_a_report_also_speaks_for_expected_essays_that_nobody_has_named(self) -> None:
         decision = decided(SPELLCHECK, EssaysRegistered(ESSAYS, 5, 10), PhaseReported(SPELLCHECK, COMPLETED, 20))
         assert not decision.runs
-        assert decision.reason_text == "all 3 essays seen so far have completed it; a report speaks for 2 more"
+        assert decision.reason_text == "all 3 essays seen so far have completed it; a report covers 2 more"
         assert complete(SPELLCHECK, EssaysRegistered(ESSAYS, 5, 10), PhaseReported(SPELLCHECK, COMPLETED, 10))
 
-    def test_a_report_that_came_before_an_essay_does_not_speak_for_expected_ones(self) -> None:
+    def test_a_report_before_an_essay_does_not_cover_expected_essays(self) -> None:
         registered = EssaysRegistered(("e0",), 3, 10)
         reported = PhaseReported(SPELLCHECK, COMPLETED, 20)
         assert complete(SPELLCHECK, registered, reported)
@@ -184,7 +184,7 @@ class TestWhoSpeaksForTheWholeBatch:
         assert not complete(NLP, REGISTERED, *checked(*ESSAYS, "e3", at_us=31), later, els(NLP))
         assert complete(NLP, REGISTERED, *checked(*ESSAYS, at_us=30), els(NLP))
 
-    def test_a_nameless_success_does_not_speak_for_an_essay_that_did_not_complete_what_nlp_requires(self) -> None:
+    def test_a_success_without_a_list_needs_the_required_phases(self) -> None:
         failed = EssayPhaseEnded(SPELLCHECK, "e2", FAILED, 20)
         assert not complete(NLP, REGISTERED, *checked("e0", "e1"), els(NLP))
         assert not complete(NLP, REGISTERED, *checked("e0", "e1"), failed, els(NLP))
@@ -192,7 +192,7 @@ class TestWhoSpeaksForTheWholeBatch:
     def test_a_report_on_what_nlp_requires_makes_its_nameless_success_speak(self) -> None:
         assert complete(NLP, REGISTERED, PhaseReported(SPELLCHECK, COMPLETED, 20), els(NLP))
 
-    def test_a_nameless_success_asks_only_for_the_phases_that_are_required_directly(self) -> None:
+    def test_a_success_without_a_list_needs_only_direct_requirements(self) -> None:
         analysed = [EssayPhaseEnded(NLP, essay, COMPLETED, 20) for essay in ESSAYS]
         assert complete("ranking", REGISTERED, *analysed, els("ranking"))
 
@@ -209,7 +209,7 @@ class TestWhoSpeaksForTheWholeBatch:
         assert not complete(NLP, REGISTERED, *checked(*ESSAYS), els(NLP), named)
         assert complete(NLP, REGISTERED, *checked(*ESSAYS), els(NLP, at_us=32), named)
 
-    def test_of_two_outcomes_at_the_same_instant_the_one_that_speaks_for_nobody_counts(self) -> None:
+    def test_at_the_same_instant_the_outcome_for_nobody_counts(self) -> None:
         assert not complete(NLP, REGISTERED, *checked(*ESSAYS), els(NLP), els(NLP, ("e0",)))
         timed = [
             PhaseOutcome(NLP, SUCCESS, completed=named, failed=(), speaks_for_all=not named, at_us=30)
@@ -235,7 +235,7 @@ class TestWhoSpeaksForTheWholeBatch:
         )
         assert not complete(SPELLCHECK, PhaseReported(SPELLCHECK, COMPLETED, 20), PhaseReported(SPELLCHECK, FAILED, 21))
 
-    def test_the_newest_of_report_and_nameless_success_counts_while_no_essay_is_known(self) -> None:
+    def test_without_essays_the_newer_of_report_and_success_counts(self) -> None:
         assert complete(NLP, els(NLP))
         assert complete(NLP, els(NLP), PhaseReported(NLP, FAILED, 29))
         assert not complete(NLP, els(NLP), PhaseReported(NLP, FAILED, 30))
@@ -257,7 +257,7 @@ class TestSettled:
         assert (decision.runs, decision.failed) == (False, 1)
         assert decision.reason_text == "2 of 3 essays completed it, 1 failed before it"
 
-    def test_an_essay_that_failed_in_an_indirectly_required_phase_counts_as_settled(self) -> None:
+    def test_an_essay_that_failed_in_an_indirect_requirement_is_settled(self) -> None:
         ranked = [EssayPhaseEnded("ranking", essay, COMPLETED, 30) for essay in ("e0", "e1")]
         assert not settled("ranking", REGISTERED, *ranked, EssayPhaseEnded(SPELLCHECK, "e2", FAILED, 20)).runs
         assert settled("ranking", REGISTERED, *ranked, EssayPhaseEnded(CJ, "e2", FAILED, 20)).runs
@@ -267,7 +267,7 @@ class TestSettled:
         assert (decision.runs, decision.left_out) == (False, 1)
         assert decision.reason_text == "2 of 3 essays completed it, 1 was left out of its outcome"
 
-    def test_an_essay_that_joined_when_the_outcome_was_made_or_later_was_not_left_out(self) -> None:
+    def test_an_essay_that_joined_with_the_outcome_was_not_left_out(self) -> None:
         def joined(at_us: int) -> bool:
             registered = (EssaysRegistered(("e0", "e1"), 3, 10), EssaysRegistered(("e2",), 3, at_us))
             return not settled(CJ, *registered, cj(("e0", "e1"), at_us=30)).runs
@@ -317,7 +317,7 @@ class TestSettled:
 
 
 class TestRegistration:
-    def test_what_was_seen_of_an_unregistered_batch_counts_and_the_sentence_says_so(self) -> None:
+    def test_seen_essays_of_an_unregistered_batch_count_and_are_explained(self) -> None:
         resolution = resolved(SPELLCHECK, *checked("e0"))
         assert (resolution.to_run, resolution.registered) == ((), False)
         assert resolution.decisions[0].reason_text == (
@@ -327,16 +327,16 @@ class TestRegistration:
             "all 2 essays seen so far have completed it; the batch is not registered"
         )
 
-    def test_an_unregistered_batch_is_not_complete_by_counting_where_registration_is_required(self) -> None:
+    def test_where_registration_is_required_counting_seen_essays_is_not_enough(self) -> None:
         decision = decided(SPELLCHECK, *checked("e0"), require_registration=True)
         assert (decision.runs, decision.reason) == (True, Reason.NOT_REGISTERED)
         assert decision.reason_text == "the batch is not registered, and may have more than 1 essay"
 
-    def test_a_registered_batch_is_complete_by_counting_where_registration_is_required(self) -> None:
+    def test_where_registration_is_required_a_registered_batch_completes(self) -> None:
         assert complete(SPELLCHECK, REGISTERED, *checked(*ESSAYS), require_registration=True)
         assert not complete(SPELLCHECK, REGISTERED, *checked("e0"), require_registration=True)
 
-    def test_a_report_that_covers_every_known_essay_completes_an_unregistered_batch(self) -> None:
+    def test_a_report_for_all_known_essays_completes_an_unregistered_batch(self) -> None:
         report = PhaseReported(SPELLCHECK, COMPLETED, 30)
         assert complete(SPELLCHECK, *checked("e0"), report, require_registration=True)
         assert not complete(SPELLCHECK, *checked("e0", at_us=31), report, require_registration=True)
@@ -377,7 +377,7 @@ class TestRepeatsWithoutATime:
         assert not complete(NLP, *facts, els(NLP, ESSAYS, at_us=50))
         assert not complete(NLP, els(NLP, ESSAYS, at_us=50), *facts)
 
-    def test_a_late_copy_of_a_nameless_success_does_not_undo_a_report_of_failure(self) -> None:
+    def test_a_late_copy_of_a_success_does_not_undo_a_failure_report(self) -> None:
         facts = (REGISTERED, *checked(*ESSAYS), els(NLP, at_us=30), PhaseReported(NLP, FAILED, 40))
         assert not complete(NLP, *facts, els(NLP, at_us=50))
 

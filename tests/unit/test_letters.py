@@ -1,4 +1,4 @@
-"""Dead letters as they are read back, and which of them an operator means."""
+"""Decoding of dead letters, and the selection of dead letters by operators."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from bcs.wire.dead_letters import encode as names
 from bcs.wire.dead_letters.decode import (
     DeadLetter,
     DeadLetterPosition,
-    mark_key,
-    marked_offset,
     purge_key,
     purged_offset,
     read_dead_letter,
+    replay_marker_key,
+    replayed_offset,
 )
 from bcs.wire.dead_letters.encode import (
     LARGE_DEAD_LETTER_BYTES,
@@ -147,7 +147,7 @@ def test_a_letter_that_would_be_too_large_is_made_reduced_at_once(
     value: bytes, key: bytes | None, headers: Headers
 ) -> None:
     message = dead_letter(consumed(value, key, headers), "not_json", DETAIL, NOW, None, limit_bytes=1_000_000)
-    assert message.reduced is None
+    assert message.truncated is None
     assert message.size_bytes < 2 * LARGE_DEAD_LETTER_BYTES
     found = read(message)
     assert (found.truncated, found.value, found.source_offset) == (True, None, 77)
@@ -213,7 +213,7 @@ def test_a_resolution_s_letter_has_the_request() -> None:
     assert (found.value, found.batch_id, found.source_partition) == (b'{"batch_id": "b", "more": 1}', "b", None)
 
 
-def test_a_resolution_s_letter_that_is_too_large_has_what_counts_of_the_request() -> None:
+def test_a_large_resolution_s_dead_letter_has_the_used_fields() -> None:
     request = b'{"batch_id": "b", "more": "' + b"x" * 1_000_000 + b'"}'
     message = failed_resolution(request, "b", "nlp", ValueError("x"), NOW, understood=b'{"batch_id":"b"}')
     assert read(message, DeadLetterPosition(message.topic, 0, 0)).value == json.dumps(json.loads(request)).encode()
@@ -249,15 +249,15 @@ def test_a_letter_whose_original_was_changed_on_the_way_is_told() -> None:
 
 
 def test_a_mark_names_its_letter_and_nothing_else_is_one() -> None:
-    assert marked_offset(mark_key(WHERE), None) == WHERE.offset
+    assert replayed_offset(replay_marker_key(WHERE), None) == WHERE.offset
     for key, value in (
-        (mark_key(WHERE), b"x"),
+        (replay_marker_key(WHERE), b"x"),
         (b"7", None),
         (None, None),
         (b"replayed:x", None),
         (b"replayed:" + b"9" * 5000, None),
     ):
-        assert marked_offset(key, value) is None
+        assert replayed_offset(key, value) is None
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_mark_of_a_purge_takes_out_what_lies_before_it() -> None:
             index.take(ConsumerRecord("t.DLQ", partition, offset, 0, 0, key, value, 0, 0, 0, ()))
     assert sorted(map(str, index.dead_letters)) == ["t.DLQ/0/2", "t.DLQ/1/0", "t.DLQ/1/2"]
     assert list(map(str, index.unreadable)) == ["t.DLQ/1/1"]
-    assert [purged_offset(b"purged:x", None), purged_offset(b"purged:1", b""), marked_offset(purge_key(1), None)] == [
+    assert [purged_offset(b"purged:x", None), purged_offset(b"purged:1", b""), replayed_offset(purge_key(1), None)] == [
         None,
         None,
         None,
@@ -362,7 +362,7 @@ def test_that_nothing_was_selected_is_no_empty_topic() -> None:
     assert nothing_selected(1009) == "None of the 1,009 dead letters matches."
 
 
-def test_a_replayed_message_that_fails_again_keeps_the_time_of_its_original() -> None:
+def test_a_replayed_message_that_fails_again_keeps_its_first_time() -> None:
     replayed = ((ORIGINAL_TIMESTAMP, b"1000"), (REPLAYED_FROM, b"topic.DLQ/0/1"))
     for headers, time_ms in ((replayed, 1000), (replayed[:1], 5000), ((), 5000)):
         failed = ConsumedMessage(topics.CJ_COMPLETED, 0, 7, timestamp_ms=5000, key=b"key", value=b"{", headers=headers)

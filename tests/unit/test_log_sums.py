@@ -1,4 +1,4 @@
-"""What the log says again and again becomes one line, and then a count a minute."""
+"""Repeated log lines become one line, then a count each minute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bcs.observability.log_sums import LogSums
 
 
 class Timers:
-    """Calls what was ordered for later when a test says so."""
+    """Timers that the test fires."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], None]] = []
@@ -75,7 +75,7 @@ def test_a_thousand_lines_of_a_kind_are_the_first_and_a_count(
     assert lines(caplog) == said
 
 
-def test_what_goes_on_makes_a_line_a_minute_and_what_comes_again_is_said_at_once(
+def test_a_lasting_condition_logs_each_minute_and_a_new_one_at_once(
     sums: LogSums, timers: Timers, caplog: pytest.LogCaptureFixture
 ) -> None:
     for minute in range(3):

@@ -1,4 +1,4 @@
-"""The log's lines on their way out: nobody who logs waits, their order is kept, and what is dropped is told."""
+"""The log writer: logging never waits, the order is kept, and dropped lines are counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINE = "x" * 999
 
 
 class Drops:
-    """Counts what is dropped."""
+    """Counts dropped lines."""
 
     count = 0
 
@@ -70,7 +70,7 @@ def test_lines_are_written_in_their_order(tmp_path: Path, make_writer: Callable[
         assert (tmp_path / "log").read_text().splitlines() == [f"line {number} \\udcff" for number in range(1000)]
 
 
-async def test_a_reader_that_stands_still_holds_up_nobody_and_learns_what_was_dropped(
+async def test_a_stuck_reader_blocks_nobody_and_gets_the_count_of_dropped_lines(
     make_writer: Callable[[int], LogWriter], drops: Drops
 ) -> None:
     with closing(Reader()) as reader:
@@ -85,7 +85,7 @@ async def test_a_reader_that_stands_still_holds_up_nobody_and_learns_what_was_dr
 
 
 def accounted_for(lines: Sequence[str]) -> int:
-    """How many lines were written, or told to be dropped where they would have stood."""
+    """How many lines were written, or reported as dropped at their place."""
     count = 0
     for line in lines:
         number, _, rest = line.partition(" ")

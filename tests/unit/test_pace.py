@@ -1,9 +1,9 @@
-"""Long calculations run beside everything else, and come to what they would come to at once."""
+"""Long calculations run in slices, with the same results as in one piece."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from statistics import median
@@ -16,12 +16,13 @@ from anyio.lowlevel import checkpoint
 from pydantic_core import from_json, to_json
 
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseInvalidated, PhaseOutcome
-from bcs.domain.history import FactsRecorded, KeptEntry
+from bcs.domain.history import ArchivedEntry, FactsRecorded
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import Evaluation, summarizing
 from bcs.domain.slices import SLICE, Sliced, at_once
 from bcs.domain.state import BatchState, delta_of
 from bcs.http.documents import (
+    BatchPage,
     Extent,
     encoding_history,
     encoding_phase,
@@ -84,9 +85,17 @@ LARGE = delta_of(
 )
 EXPLANATION = Evaluation(LARGE, LAW).explain("ai_feedback")
 ALL = Extent()
-PAGE_OF_LARGE = ("batch", LARGE, 1, "redis", ESSAYS, ALL, str)
+
+
+def page_of(state: BatchState, essays: Sequence[str]) -> BatchPage:
+    return BatchPage(
+        batch_id="batch", state=state, version=None, source="redis", essays=essays, extent=ALL, next_after=str
+    )
+
+
+PAGE_OF_LARGE = page_of(LARGE, ESSAYS)
 ENTRIES = tuple(
-    KeptEntry(
+    ArchivedEntry(
         number,
         FactsRecorded(
             UUID(int=number),
@@ -187,7 +196,7 @@ async def test_a_long_calculation_does_not_count_to_a_deadline() -> None:
 
 
 def stored(state: BatchState) -> tuple[list[bytes], list[bytes]]:
-    """What Redis would return of a state."""
+    """The replies of Redis for a stored state."""
     changed = state.copy()
     commands, _ = run(encoding(KEYS, StoredBatch(state, 0, [], None, ""), changed, 1, 1000, None, LAW))
     hashes: dict[object, list[bytes]] = {KEYS.meta: [], KEYS.essays: []}
@@ -219,7 +228,7 @@ def run(calculation: Sliced[T]) -> tuple[T, int]:
         (lambda: decoding(KEYS, stored(LARGE), ""), 5),
         (lambda: encoding(KEYS, StoredBatch(LARGE, 0, [], None, ""), LARGE, 1, 1000, None, LAW), 5 * 5),
         (lambda: encoding_phase(EXPLANATION, ALL), 5),
-        (lambda: encoding_state(*PAGE_OF_LARGE, ()), 5),
+        (lambda: encoding_state(PAGE_OF_LARGE, ()), 5),
         (lambda: encoding_history("batch", ENTRIES, None), len(ENTRIES)),
     ],
     ids=["merge", "summary", "explanation", "decode", "encode", "phase", "batch", "history"],
@@ -234,16 +243,16 @@ def test_a_document_in_slices_is_the_same_as_in_one_piece() -> None:
     phase = at_once(encoding_phase(EXPLANATION, ALL))
     assert from_json(phase) == phase_document(EXPLANATION, ALL)
     assert from_json(phase)["blocking_essays"]
-    whole = {**state_document(*PAGE_OF_LARGE), "phases": [from_json(phase)] * 2}
-    assert from_json(at_once(encoding_state(*PAGE_OF_LARGE, (phase, phase)))) == whole
+    whole = {**state_document(PAGE_OF_LARGE), "phases": [from_json(phase)] * 2}
+    assert from_json(at_once(encoding_state(PAGE_OF_LARGE, (phase, phase)))) == whole
     history = history_document("batch", ENTRIES, 7)
     assert from_json(at_once(encoding_history("batch", ENTRIES, 7))) == from_json(to_json(history))
 
 
 def test_a_document_without_essays_has_empty_lists() -> None:
     nothing = BatchState()
-    page = ("batch", nothing, None, "redis", (), ALL, str)
-    assert from_json(at_once(encoding_state(*page, ()))) == {**state_document(*page), "phases": []}
+    page = page_of(nothing, ())
+    assert from_json(at_once(encoding_state(page, ()))) == {**state_document(page), "phases": []}
     explanation = Evaluation(nothing, LAW).explain("nlp")
     assert from_json(at_once(encoding_phase(explanation, ALL))) == phase_document(explanation, ALL)
     assert from_json(at_once(encoding_history("batch", (), None))) == history_document("batch", (), None)

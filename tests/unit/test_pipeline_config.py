@@ -167,7 +167,7 @@ def test_dependencies_that_differ_between_pipelines_name_both(file: Path) -> Non
     assert (refusal.phase, refusal.first, refusal.second) == ("nlp", ("short", ()), ("long", ("spellcheck",)))
     assert str(refusal) == (
         "the phase 'nlp' depends on nothing in pipeline 'short' and on spellcheck in pipeline 'long'; "
-        "both have to say the same"
+        "both must be the same"
     )
 
 
@@ -293,7 +293,7 @@ def test_a_file_of_another_form_is_refused_where_it_differs(file: Path, text: st
     assert f"{named}: " in refusal.problem
 
 
-def test_all_that_is_wrong_is_told_at_once(file: Path) -> None:
+def test_all_problems_are_reported_at_once(file: Path) -> None:
     refusal = refusal_of(file, "{phases: [{name: A}, {name: b, requires: c}], more: 1}")
     assert isinstance(refusal, UnreadableConfiguration)
     assert all(named in refusal.problem for named in ("phases.0.name", "phases.1.requires", "more"))

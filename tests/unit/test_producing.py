@@ -80,9 +80,9 @@ def refuse(_: EventMessage) -> None:
 @pytest.mark.parametrize(
     ("content", "check", "said"),
     [
-        (b"  \n", None, "there is no event in it"),
-        (b'{"event_type": "other"}', None, "event 1: its event_type names none of huleedu."),
-        (b"[]", None, "event 1: its event_type names none of"),
+        (b"  \n", None, "the file has no event"),
+        (b'{"event_type": "other"}', None, "event 1: its event_type is none of huleedu."),
+        (b"[]", None, "event 1: its event_type is none of"),
         (b'{"event_type": "BatchEssaysRegistered"}', refuse, "event 1: not like this"),
         (b"{half", refuse, "this is not JSON in UTF-8"),
         (b"\xff", None, "--unchecked with --topic sends it"),

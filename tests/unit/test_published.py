@@ -1,4 +1,4 @@
-"""What BCS publishes: PhaseSkippedV1 with repeatable ids, and dead letters that keep every byte."""
+"""Published messages: PhaseSkippedV1 with repeatable ids, and dead letters that keep every byte."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def is_json_object(raw: bytes) -> bool:
 
 
 def original(written: OutboundMessage) -> bytes | None:
-    """The consumed value, as someone who replays the letter gets it back."""
+    """The consumed value, as a replay restores it."""
     document = strict(written.value)
     size = document["additional_metadata"]["value_bytes"]
     envelope = document["failed_event_envelope"]
@@ -92,7 +92,7 @@ def test_phase_skipped_has_exactly_the_fields_of_the_contract() -> None:
         "metadata": {"partition_key": "batch é"},
     }
     assert (message.kind, message.topic) == ("phase_skipped", "huleedu.batch.phase.skipped.v1")
-    assert (message.key, message.reduced) == ("batch é".encode(), None)
+    assert (message.key, message.truncated) == ("batch é".encode(), None)
 
 
 def event_ids(batch_id: str, phases: list[str], correlation_id: str, now: datetime = NOW) -> list[str]:
@@ -134,7 +134,7 @@ class PlatformMetadata(BaseModel):
 
 
 class PlatformPhaseSkipped(BaseModel):
-    """What the platform's own model takes."""
+    """The platform's model of the event."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -167,7 +167,7 @@ class PlatformEnvelope(BaseModel):
 @example("req-1")
 @example(CORRELATION)
 @settings(deadline=None)
-def test_the_platform_s_model_takes_an_announcement_whatever_the_request_s_correlation_id(text: str) -> None:
+def test_the_platform_s_model_accepts_announcements_for_any_correlation_id(text: str) -> None:
     first, again = phases_skipped("b", ["nlp"], text, NOW) + phases_skipped("b", ["nlp"], text, NOW)
     event = PlatformEnvelope.model_validate_json(first.value)
     assert str(event.correlation_id) == str(event.data.correlation_id) == as_uuid(text)
@@ -196,10 +196,10 @@ def test_a_dead_letter_has_exactly_the_fields_of_the_contract() -> None:
         },
     }
     assert (written.kind, written.topic) == ("dead_letter", f"{topics.SPELLCHECK_COMPLETED}.DLQ")
-    assert (written.key, written.reduced) == (b"batch-1", None)
+    assert (written.key, written.truncated) == (b"batch-1", None)
 
 
-def test_without_a_batch_the_letter_has_the_message_s_own_key_or_its_position() -> None:
+def test_without_a_batch_the_key_is_the_message_s_key_or_position() -> None:
     assert letter(b"x").key == b"essay-1"
     keyless = dead_letter(replace(consumed(b"x"), key=None), "not_json", {}, NOW, None)
     assert keyless.key == b"huleedu.batch.spellcheck.phase.completed.v1/4/77"
@@ -329,8 +329,8 @@ def test_a_large_message_has_a_reduced_letter_besides_the_whole_one(start: bytes
     raw = start + b"x" * LARGE_DEAD_LETTER_BYTES + b'"}'
     written = letter(raw, "batch-1")
     assert original(written) == raw
-    assert written.reduced is not None
-    whole, reduced = strict(written.value), strict(written.reduced)
+    assert written.truncated is not None
+    whole, reduced = strict(written.value), strict(written.truncated)
     envelope = reduced.pop("failed_event_envelope")
     assert base64.b64decode(envelope.pop("raw_base64")) == raw[: 64 * 1024]
     assert envelope == {"truncated": True}
@@ -344,8 +344,8 @@ def test_a_large_message_has_a_reduced_letter_besides_the_whole_one(start: bytes
 
 
 def test_only_a_message_over_the_limit_has_a_reduced_letter() -> None:
-    assert letter(b"x" * LARGE_DEAD_LETTER_BYTES).reduced is None
-    assert letter(b"x" * (LARGE_DEAD_LETTER_BYTES + 1)).reduced is not None
+    assert letter(b"x" * LARGE_DEAD_LETTER_BYTES).truncated is None
+    assert letter(b"x" * (LARGE_DEAD_LETTER_BYTES + 1)).truncated is not None
 
 
 def test_a_failed_resolution_s_letter_carries_request_and_error() -> None:

@@ -1,4 +1,4 @@
-"""The README and the documents say what is true."""
+"""The README and the documents agree with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rebuild makes of messages, whatever the record says to them."""
+"""How a rebuild processes messages, also when the archive refuses entries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState, delta_of
 from bcs.errors import StoreRefused, StoreUnavailable
-from bcs.ops.rebuild.crowding import Crowding
+from bcs.ops.rebuild.essay_limit import EssayLimit
 from bcs.ops.rebuild.reading import TimedRecord
 from bcs.ops.rebuild.rebuilder import Rebuilder
 from bcs.wire.decoding import LATEST_US, EventDecoder, microseconds
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 class HistoryReader:
-    """Stands for what a reader reads."""
+    """A reader with prepared messages."""
 
     def __init__(self, *events: Event, at_ms: int = 7) -> None:
         self._events = events
@@ -60,7 +60,7 @@ class Record:
 
 
 class Store:
-    """Stands for Redis, and remembers what it is told."""
+    """A fake of Redis that remembers its calls."""
 
     def __init__(self) -> None:
         self.distrusted: set[str] = set()
@@ -73,7 +73,7 @@ def rebuilder_of(record: Record, store: Store, max_skew_us: int = LATEST_US) -> 
     decoder, now_us = EventDecoder(PLATFORM_PHASES), microseconds(datetime(2026, 12, 1, tzinfo=UTC))
     return Rebuilder(
         decoder=decoder,
-        record=cast("Any", record),
+        archive=cast("Any", record),
         stored=cast("Any", store),
         notify=lambda: None,
         now_us=now_us,
@@ -124,9 +124,9 @@ async def test_what_claims_to_be_in_the_future_is_left_out_as_the_service_does()
     assert rebuilder.stats.undecodable == 1
 
 
-async def test_what_would_give_a_batch_too_many_essays_is_left_out_as_the_service_does() -> None:
+async def test_an_event_with_too_many_essays_is_left_out_as_in_the_service() -> None:
     record = Record()
-    rebuilder = replace(rebuilder_of(record, Store()), crowding=Crowding(cast("Any", record), 3))
+    rebuilder = replace(rebuilder_of(record, Store()), essay_limit=EssayLimit(cast("Any", record), 3))
     past = HistoryReader(
         registered("a", ["1", "2"]),
         spellchecked("a", "1"),

@@ -1,4 +1,4 @@
-"""Which databases can't keep the record."""
+"""Databases that can't hold the archive."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What BCS makes of what a Redis says of itself."""
+"""Decisions from a Redis server's INFO."""
 
 from __future__ import annotations
 
 import pytest
 
-from bcs.storage.redis.server import fields_of, identity_of, product_of, unfit, unfit_cluster
+from bcs.storage.redis.server import cluster_problem, fields_of, identity_of, product_of, server_problem
 
 RUN, DATA = "0123456789abcdef", "fedcba9876543210"
 
@@ -28,15 +28,15 @@ RUN, DATA = "0123456789abcdef", "fedcba9876543210"
     ],
 )
 def test_what_can_not_be_used_is_named(info: dict[str, str], reason: str) -> None:
-    assert unfit(info) == reason
+    assert server_problem(info) == reason
 
 
 @pytest.mark.parametrize(
     ("size", "slots", "fit"), [("1", "16384", True), ("3", "16384", False), ("1", "8192", False), ("0", "0", False)]
 )
 def test_of_a_cluster_only_a_node_with_all_slots_can_be_used(size: str, slots: str, fit: bool) -> None:
-    assert bool(unfit_cluster({"cluster_size": size, "cluster_slots_assigned": slots})) is not fit
-    assert unfit_cluster({}), "it does not tell"
+    assert bool(cluster_problem({"cluster_size": size, "cluster_slots_assigned": slots})) is not fit
+    assert cluster_problem({}), "it does not tell"
 
 
 def test_an_identity_holds_the_ids_of_run_and_data_or_is_none() -> None:

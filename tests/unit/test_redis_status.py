@@ -1,4 +1,4 @@
-"""What liveness and readiness know of Redis, and for how long."""
+"""The status of Redis for liveness and readiness, and its age."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_a_report_comes_after_now_where_all_that_is_known_is_older() -> None:
 
 
 @pytest.mark.parametrize(("fact", "kind", "essay_id"), IN_THE_WAY, ids=[kind for _, kind, _ in IN_THE_WAY])
-def test_a_report_comes_after_what_is_known_up_to_the_skew_and_is_refused_beyond(
+def test_a_report_follows_known_facts_and_is_refused_beyond_the_skew(
     fact: Fact, kind: str, essay_id: str | None
 ) -> None:
     assert time_of(fact) == AHEAD + 1

@@ -14,7 +14,7 @@ from bcs.runtime.running import in_time, run
 
 @pytest.fixture
 def silence() -> Iterator[threading.Event]:
-    """What a thread waits for in vain, as for a name service that does not answer; it comes after the test."""
+    """Blocks a thread like a silent name service, until the end of the test."""
     event = threading.Event()
     yield event
     event.set()

@@ -150,7 +150,7 @@ def test_values_that_contradict_each_other_are_all_named_at_once(monkeypatch: py
     assert {variable for variable, _ in refusal.value.problems} == wrong.keys()
 
 
-def test_a_statement_must_end_before_the_request_that_waits_for_it_where_there_is_a_database(
+def test_the_database_deadline_must_be_below_the_request_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BCS_DATABASE_DEADLINE_SECONDS", "5")

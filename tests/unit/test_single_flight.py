@@ -1,4 +1,4 @@
-"""Many ask, one finds out; and nobody gets an answer that is older than the question."""
+"""Concurrent callers share one call, and no caller gets a result of a call that began before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bcs.storage.single_flight import SingleFlight
 pytestmark = pytest.mark.anyio
 
 
-async def test_who_comes_while_somebody_finds_out_gets_what_was_found_out_after_that() -> None:
+async def test_a_caller_during_a_call_gets_the_result_of_the_next_call() -> None:
     flights: SingleFlight[int] = SingleFlight()
     world, calls = 1, 0
     looking, go_on = anyio.Event(), anyio.Event()

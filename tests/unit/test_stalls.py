@@ -10,7 +10,7 @@ from bcs.kafka.isolation import Stall, _is_over
 
 KEY = TopicPartition("topic", 0)
 UNREADABLE = Stall(offset=20, last_offset=None, cause="the checksum is wrong", lasting=True, tries=1, retry_at=0.0)
-REFUSED = Stall(offset=None, last_offset=None, cause="the broker refuses it", lasting=True, tries=1, retry_at=0.0)
+REFUSED = Stall(offset=None, last_offset=None, cause="the broker refuses", lasting=True, tries=1, retry_at=0.0)
 
 
 def assignment(position: int | None) -> Any:

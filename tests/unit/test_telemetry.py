@@ -1,4 +1,4 @@
-"""What `/metrics` shows before anything has happened."""
+"""The metrics of a new process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was fetched of a partition is read as far as it can be, and what can't be read is named."""
+"""The readable records of a fetch are read, and unreadable ones are reported."""
 
 import gzip
 from typing import Any
@@ -101,7 +101,7 @@ def test_no_compressed_bytes_make_it_raise(junk: bytes) -> None:
         read(data[:8] + (len(data) - 12).to_bytes(4, "big") + data[12:])
 
 
-def test_many_batches_with_such_records_are_read_in_one_pass_over_the_bytes() -> None:
+def test_many_batches_with_such_records_are_read_in_one_pass() -> None:
     bad = RawRecord(b"v", None, ((BAD_NAME, b""),))
     data = b"".join(record_batch([bad], base_offset=number) for number in range(300))
     records = TolerantRecords(PARTITION, data, None, 0, check_crcs=True, isolation_level=1, failed=lambda *_: None)

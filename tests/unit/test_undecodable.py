@@ -1,4 +1,4 @@
-"""What cannot be decoded is refused with a typed reason, and with its batch where that is known."""
+"""Undecodable messages are refused with a typed reason, and with the batch where it is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the actors wait for: said once for each cause, and kept with the time when it began."""
+"""The actors' waits: logged once for each cause, and kept with their start."""
 
 from __future__ import annotations
 

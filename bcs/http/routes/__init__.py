@@ -1,1 +1,1 @@
-"""The routes: each parses a request, and renders an answer."""
+"""The routes: each parses a request, and renders a response."""

@@ -48,10 +48,10 @@ class ActorHandlers:
         except UnknownChild:
             known = [known for known, _ in self.snapshot().iter_flat() if "/" not in known]
             raise Problem(
-                HTTPStatus.NOT_FOUND, "unknown-actor", "no actor has this name now", {"known_actors": known}
+                HTTPStatus.NOT_FOUND, "unknown-actor", "there is no actor with this name now", {"known_actors": known}
             ) from None
         if not runs:
-            raise Problem(HTTPStatus.CONFLICT, "not-running", "the actor does not run at the moment", retry=True)
+            raise Problem(HTTPStatus.CONFLICT, "not-running", "the actor does not run now", retry=True)
         log.warning("actor_killed_on_request", actor=path)
         return reply_json({"status": "killed", "actor": path}, HTTPStatus.ACCEPTED)
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from bcs.domain.law import CompletionLaw
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.progress import Evaluation
-from bcs.http.documents import encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
+from bcs.http.documents import BatchPage, encoding_history, encoding_phase, encoding_state, extent_of, phases_to_show
 from bcs.http.guard import BATCH_ID
 from bcs.http.parameters import (
     EssaysQuery,
@@ -35,8 +35,8 @@ _ID_SEGMENT = 4
 class BatchHandlers:
     """The handlers of the batches' routes.
 
-    :param record: None if no archive is kept.
-    :param reading: bounds the number of batches and histories that are in memory at the same time.
+    :param record: reads the archive; None without an archive.
+    :param reading: limits the number of batches and histories that are in memory at the same time.
     :param page_bytes: the approximate size of a response about a batch, for any number of essays.
     """
 
@@ -62,15 +62,21 @@ class BatchHandlers:
             for name in names:
                 explanation = await paced(evaluation.explaining(name))
                 phases.append(await paced(encoding_phase(explanation, extent)))
-            following = partial(essays_path, batch_id, query.limit)
-            essays = evaluation.essays
-            encoding = encoding_state(batch_id, state, version, source, essays, extent, following, phases)
-            return reply_encoded(await paced(encoding))
+            page = BatchPage(
+                batch_id=batch_id,
+                state=state,
+                version=version,
+                source=source,
+                essays=evaluation.essays,
+                extent=extent,
+                next_after=partial(essays_path, batch_id, query.limit),
+            )
+            return reply_encoded(await paced(encoding_state(page, phases)))
 
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
         if self.record is None:
-            raise Problem(HTTPStatus.NOT_FOUND, "no-archive", "no archive is configured: BCS_DATABASE_URL is not set")
+            raise Problem(HTTPStatus.NOT_FOUND, "no-archive", "there is no archive: BCS_DATABASE_URL is not set")
         batch_id = _batch_id(request)
         query = parse_query(HistoryQuery, request.query.items())
         async with self.reading:
@@ -91,6 +97,4 @@ def _batch_id(request: web.Request) -> str:
 
 
 def _unknown_batch() -> Problem:
-    return Problem(
-        HTTPStatus.NOT_FOUND, "unknown-batch", "nothing is known of the batch: no event named it, or it has expired"
-    )
+    return Problem(HTTPStatus.NOT_FOUND, "unknown-batch", "the batch is unknown: no event named it, or it has expired")

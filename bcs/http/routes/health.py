@@ -1,6 +1,6 @@
 """Health routes: liveness, readiness, and metrics.
 
-The handlers use only known facts and wait for nothing. An outage of Redis must not restart all replicas.
+The handlers use the last known status and wait for nothing: an outage of Redis must not restart all replicas.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bcs.storage.ports import StateStore
 from bcs.supervision import Snapshot, State
 from bcs.wire.published import SERVICE, rfc3339
 
-# The states in which an actor lets its callers wait.
+# The states in which an actor's callers have to wait.
 _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.UNRESPONSIVE, State.ENDED})
 
 
@@ -33,7 +33,7 @@ _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.UNRESPONSIVE, S
 class HealthHandlers:
     """The handlers of the health routes.
 
-    :param archive: None if no archive is kept.
+    :param archive: None without an archive.
     :param redis: the result of the last check of Redis.
     :param waits: the current waits of the actors.
     :param render_metrics: renders the metrics as text.
@@ -66,10 +66,7 @@ class HealthHandlers:
         waiting = [f"{actor} waits" for actor, found in waits.items() if found]
         status, message = "healthy", "all actors run and all dependencies answer"
         if not tree.healthy:
-            status, message = (
-                "unhealthy",
-                "an actor is unresponsive: it ignores its cancellation, and the process must be restarted",
-            )
+            status, message = "unhealthy", "an actor ignores its cancellation; the process must be restarted"
         elif away or disturbed or waiting:
             status, message = "degraded", f"problems: {', '.join(away + disturbed + waiting)}"
         document = {
@@ -123,14 +120,14 @@ class HealthHandlers:
         if self.archive is None:
             unused = self.settings.database_url is not None
             reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
-            return {"status": "not_configured", "message": f"no archive is configured ({reason})"}
-        record = self.archive.postgres
-        problem = record.shortage if record.reachable else record.problem
+            return {"status": "not_configured", "message": f"there is no archive ({reason})"}
+        archive = self.archive.postgres
+        problem = archive.shortage if archive.reachable else archive.problem
         return _dependency(not problem, problem, database_address(self.settings.database_url or ""))
 
     def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:
-            return {"status": "not_configured", "message": "state is kept in memory (BCS_USE_MOCK_REPOSITORY)"}
+            return {"status": "not_configured", "message": "the state is in memory (BCS_USE_MOCK_REPOSITORY)"}
         problem = problem_of_redis(self.redis, self.store)
         return _dependency(not problem, problem, redis_address(self.settings.redis_url))
 

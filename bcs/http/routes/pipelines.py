@@ -40,9 +40,9 @@ from bcs.wire.tracing import trace_of
 
 @dataclass(frozen=True, slots=True)
 class PipelineHandlers:
-    """Handlers with the use cases that they call.
+    """The handlers of the orchestrator's routes.
 
-    :param phases: the phase names that a caller may report on.
+    :param phases: the phase names that a phase report may have.
     """
 
     resolver: PipelineResolver

@@ -17,6 +17,7 @@ from bcs.http.requests import DEAD_LETTER_WRITTEN, FAILURES_HEADER, FIRST_FAILUR
 from bcs.kafka.broker_errors import TOO_LARGE
 from bcs.kafka.causes import cause_of
 from bcs.ops.dlq.reading import DeadLetterReader
+from bcs.supervision.errors import describe
 from bcs.wire.dead_letters.decode import DeadLetter
 from bcs.wire.dead_letters.encode import (
     FAILURES,
@@ -56,7 +57,7 @@ async def original_of(dead_letter: DeadLetter, source: DeadLetterReader) -> Orig
     where = f"{dead_letter.source_topic}/{dead_letter.source_partition}/{dead_letter.source_offset}"
     has = "nothing of its original" if dead_letter.unread else "only the beginning of its original"
     if dead_letter.source_partition is None or dead_letter.source_offset is None:
-        raise OriginalGone(str(dead_letter.position), f"the dead letter has {has}, and does not say where it lay")
+        raise OriginalGone(str(dead_letter.position), f"the dead letter has {has}, and does not have its position")
     try:
         record = await source.record_at(
             dead_letter.source_topic, dead_letter.source_partition, dead_letter.source_offset
@@ -76,7 +77,7 @@ async def original_of(dead_letter: DeadLetter, source: DeadLetterReader) -> Orig
         )
     digest = None if record.value is None else hashlib.sha256(record.value).hexdigest()
     if digest != dead_letter.value_sha256:
-        raise OriginalGone(str(dead_letter.position), f"what lies at {where} now is another message")
+        raise OriginalGone(str(dead_letter.position), f"there is another message at {where} now")
     return Original(record.key, record.value, own_headers, dead_letter.source_timestamp_ms)
 
 
@@ -91,7 +92,7 @@ async def republish(
     :param as_new: the Kafka record gets the present time, for a topic that refuses old times. A header has the time of
         the original.
     :returns: the future acknowledgement. If the original is too large for the producer, this future has failed.
-    :raises ReplayFailed: the producer did not take the original.
+    :raises ReplayFailed: the producer did not accept the original.
     """
     headers = [
         *original.headers,
@@ -110,7 +111,7 @@ async def republish(
         if partition not in known:
             partition = None  # the topic has fewer partitions now
         if original.key is None and original.value is None:
-            # aiokafka does not send() a message without key and value, although Kafka and the batches of aiokafka take
+            # aiokafka's send() refuses a message without key and value, although Kafka and aiokafka's batches accept
             # such messages.
             batch = producer.create_batch()
             batch.append(timestamp=time_ms, key=None, value=None, headers=headers)
@@ -130,7 +131,7 @@ async def republish_alone(producer: AIOKafkaProducer, dead_letter: DeadLetter, o
     """Republish an original in a batch of its own, and wait for the acknowledgement.
 
     :param producer: must not be idempotent, because a refusal would break the sequence of an idempotent producer.
-    :raises ReplayFailed: the producer did not take the original.
+    :raises ReplayFailed: the producer did not accept the original.
     :raises KafkaError: the broker refuses the original, or does not answer.
     """
     try:
@@ -142,9 +143,9 @@ async def republish_alone(producer: AIOKafkaProducer, dead_letter: DeadLetter, o
 async def resolve_again(session: aiohttp.ClientSession, url: str, dead_letter: DeadLetter, original: Original) -> None:
     """Send a failed resolution to the running service again.
 
-    The headers contain the number of failures before. If the resolution fails again, the service writes a new dead
-    letter that continues the count, and says so in a header. Then this dead letter counts as replayed, as it does if a
-    republished message fails again.
+    The headers contain the number of earlier failures. If the resolution fails again, the service writes a new dead
+    letter that continues the count, and sets a header in its response. Then this dead letter counts as replayed, like
+    the dead letter of a republished message that fails again.
 
     :raises ReplayFailed: the service did not resolve the request, and did not write a dead letter.
     """
@@ -165,7 +166,7 @@ async def resolve_again(session: aiohttp.ClientSession, url: str, dead_letter: D
             answered = body[:300].decode(errors="replace").strip()
             raise ReplayFailed(where, f"{url} answered {response.status}: {answered}")
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise ReplayFailed(where, f"{url}: {type(error).__name__}: {error}") from error
+        raise ReplayFailed(where, f"{url}: {describe(error)}") from error
 
 
 def _is_answer(body: bytes) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import anyio
 from aiokafka import TopicPartition
@@ -11,6 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, UnsupportedVersionError
 
 from bcs.config.settings import Settings
+from bcs.domain.times import datetime_of
 from bcs.kafka.causes import start
 from bcs.ops.dlq.reading import DeadLetterIndex, kafka_answers
 from bcs.ops.dlq.replaying import operators_producer
@@ -20,8 +21,7 @@ from bcs.wire.published import SERVICE
 
 # The second attempt is for connections that break for other reasons.
 _TRIES = 2
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST_MS = 253_402_300_799_999  # the end of the year 9999; Kafka takes any number
+_LATEST_MS = 253_402_300_799_999  # the end of the year 9999; Kafka accepts any number
 
 
 def last_to_purge(
@@ -37,7 +37,7 @@ def last_to_purge(
     stays: dict[tuple[str, int], int] = {}
     times = {position: parse_timestamp(dead_letter.timestamp) for position, dead_letter in index.dead_letters.items()}
     for position, junk in index.unreadable.items():
-        times[position] = _EPOCH + timedelta(milliseconds=min(max(junk.timestamp_ms, 0), _LATEST_MS))
+        times[position] = datetime_of(min(max(junk.timestamp_ms, 0), _LATEST_MS) * 1000)
     for position, time in times.items():
         dead_letter = index.dead_letters.get(position)
         of_others = dead_letter is not None and dead_letter.service not in services
@@ -90,7 +90,7 @@ async def _delete(admin: AIOKafkaAdminClient, last: Mapping[tuple[str, int], int
         except (NotImplementedError, UnsupportedVersionError):
             return False
         except (KafkaConnectionError, NodeNotReadyError):
-            # The embedded broker does not know the request, and closes the connection. Other requests still work.
+            # The embedded broker does not support the request, and closes the connection. Other requests still work.
             await admin.list_topics()
         else:
             return True

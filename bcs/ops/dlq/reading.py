@@ -18,7 +18,13 @@ from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.kafka.status import close
 from bcs.ops.dlq.selection import Selection
-from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, marked_offset, purged_offset, read_dead_letter
+from bcs.wire.dead_letters.decode import (
+    DeadLetter,
+    DeadLetterPosition,
+    purged_offset,
+    read_dead_letter,
+    replayed_offset,
+)
 
 _POLL_MS = 300
 _FETCH_WAIT_MS = 50
@@ -56,7 +62,7 @@ class DeadLetterIndex:
 
     def take(self, record: ConsumerRecord) -> None:
         """Add a record. The records of a partition must be added in their order."""
-        marked = marked_offset(record.key, record.value)
+        marked = replayed_offset(record.key, record.value)
         purged = purged_offset(record.key, record.value)
         if marked is not None:
             self.replayed.add(DeadLetterPosition(record.topic, record.partition, marked))
@@ -74,21 +80,21 @@ class DeadLetterIndex:
                 self.unreadable[position] = Junk(error.problem, record.timestamp)
 
     def of(self, selection: Selection) -> DeadLetterIndex:
-        """The selected part of the index. Unreadable records have no reason, batch, time or service to select by."""
+        """The selected part of the index. Unreadable records can only be selected by their topic."""
         dead_letters = {
             where: dead_letter for where, dead_letter in self.dead_letters.items() if selection.takes(dead_letter)
         }
-        plain = replace(selection, topics=frozenset()).empty
+        by_topic_only = replace(selection, topics=frozenset()).empty
         return DeadLetterIndex(
-            dead_letters, dict(self.unreadable) if plain else {}, self.replayed, self.stalled, self.total
+            dead_letters, dict(self.unreadable) if by_topic_only else {}, self.replayed, self.stalled, self.total
         )
 
 
 class DeadLetterReader:
-    """A view of dead-letter topics.
+    """Reads dead-letter topics.
 
-    :param consumer: started, and in no group.
-    :param admin: started.
+    :param consumer: a started consumer without a group.
+    :param admin: a started admin client.
     """
 
     def __init__(self, consumer: IsolatingConsumer, admin: AIOKafkaAdminClient, request_timeout_seconds: float) -> None:
@@ -133,7 +139,7 @@ class DeadLetterReader:
             self._consumer.assign(list(ends))
             with anyio.fail_after(self._timeout_seconds):
                 await self._consumer.seek_to_beginning(*ends)
-        heard_at = anyio.current_time()
+        last_progress_at = anyio.current_time()
         reached = False
         while True:
             with kafka_answers():
@@ -151,10 +157,10 @@ class DeadLetterReader:
                     [key in stalled or await self._consumer.position(key) >= end for key, end in ends.items()]
                 )
             if polled or reached:
-                heard_at = anyio.current_time()
-            elif anyio.current_time() > heard_at + self._timeout_seconds:
+                last_progress_at = anyio.current_time()
+            elif anyio.current_time() > last_progress_at + self._timeout_seconds:
                 # aiokafka itself would wait forever for a broker.
-                raise KafkaUnavailable(f"no message came for {self._timeout_seconds:g} s, and there are more")
+                raise KafkaUnavailable(f"no message arrived for {self._timeout_seconds:g} s, although there are more")
 
     async def record_at(self, topic: str, partition: int, offset: int) -> ConsumerRecord | None:
         """The record at a position; None if the record no longer exists.
@@ -175,7 +181,7 @@ class DeadLetterReader:
                 return None
             self._consumer.seek(place, offset)
             polled: list[ConsumerRecord] = []
-            # The consumer passes over a record of an aborted transaction, and never returns it.
+            # The consumer skips a record of an aborted transaction, and never returns it.
             while not polled and await self._consumer.position(place) <= offset:
                 polled = (await self._consumer.getmany(place, timeout_ms=_POLL_MS, max_records=1)).get(place, [])
                 if place in self._consumer.stalled:
@@ -276,13 +282,13 @@ def position_of(record: ConsumerRecord) -> DeadLetterPosition:
 def dead_letter_of(record: ConsumerRecord) -> DeadLetter:
     """The dead letter in a record.
 
-    :raises UnreadableLetter: the record is not a readable dead letter.
+    :raises UnreadableDeadLetter: the record is not a readable dead letter.
     """
     return read_dead_letter(position_of(record), record.key, record.value, record.headers)
 
 
-def _is_purged(position: DeadLetterPosition, mark: ConsumerRecord, last: int) -> bool:
-    return (position.topic, position.partition) == (mark.topic, mark.partition) and position.offset <= last
+def _is_purged(position: DeadLetterPosition, marker: ConsumerRecord, last: int) -> bool:
+    return (position.topic, position.partition) == (marker.topic, marker.partition) and position.offset <= last
 
 
 def _without_value(dead_letter: DeadLetter) -> DeadLetter:

@@ -4,7 +4,8 @@ The marker is in the same partition as the dead letter, so both exist equally lo
 If the process is killed, at most one group is published and not marked. The next run publishes this group again, which
 changes nothing, because facts merge. An orderly stop first writes the markers of all acknowledged originals.
 
-The broker takes or refuses a batch as a whole. The originals of a refused batch are republished again, each one alone.
+The broker accepts or refuses a batch as a whole. The originals of a refused batch are republished again, each one
+alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
 from bcs.ops.dlq.originals import Original, original_of, republish, republish_alone, resolve_again
 from bcs.ops.dlq.reading import DeadLetterReader, dead_letter_of, kafka_answers, position_of
-from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, mark_key
+from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, replay_marker_key
 
 _GROUP = 100
 _GROUP_BYTES = 4 * 1024 * 1024
@@ -62,8 +63,8 @@ class Replayer:
 
     :param dead_letters: reads the dead letters.
     :param source: reads originals that a dead letter does not contain.
-    :param url: of the running service, for failed resolutions.
-    :param rate: the most dead letters in a second; None for no limit.
+    :param url: the URL of the running service, for failed resolutions.
+    :param rate: how many dead letters in a second at most; None for no limit.
     :param notify: called with the result of each dead letter.
     """
 
@@ -88,8 +89,8 @@ class Replayer:
         self._notify = notify
         self._settings = settings
         self._unwritable: dict[str, str] = {}
-        self._began: float | None = None
-        self._begun = 0
+        self._started_at: float | None = None
+        self._started = 0
 
     async def replay(self, wanted: Collection[DeadLetterPosition]) -> None:
         """Replay these dead letters, in the order of their partitions.
@@ -117,41 +118,41 @@ class Replayer:
         await self._replay_group(group)
 
     async def _replay_group(self, group: list[DeadLetter]) -> None:
-        taken: list[_Sent] = []
-        over: list[Replayed] = []
-        done: list[DeadLetter] = []
+        in_flight: list[_Sent] = []
+        results: list[Replayed] = []
+        acknowledged: list[DeadLetter] = []
         try:
             for dead_letter in group:
                 await self._keep_to_rate()
                 try:
-                    taken.append(await self._send(dead_letter))
+                    in_flight.append(await self._send(dead_letter))
                 except DeadLetterError as error:
-                    over.append(Replayed(dead_letter, error.problem))
+                    results.append(Replayed(dead_letter, error.problem))
         finally:
             # A stop must not skip this: acknowledged originals without a marker would be replayed twice. The time is
             # longer than the producer itself waits for an acknowledgement.
             longest_seconds = 2 * self._settings.kafka_request_timeout_seconds
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + longest_seconds):
                 refused: list[_Sent] = []
-                for sent in taken:
+                for sent in in_flight:
                     problem = await _failure_of(sent)
                     if problem is None:
-                        done.append(sent.dead_letter)
+                        acknowledged.append(sent.dead_letter)
                     elif may_be_about_one_record(problem):
                         refused.append(sent)
                     else:
-                        over.append(_not_taken(sent.dead_letter, problem))
+                        results.append(_not_accepted(sent.dead_letter, problem))
                 if refused:
-                    await self._republish_each_alone(refused, done, over)
-                await self._mark(done)
-                over += map(Replayed, done)
-            decided = {replayed.dead_letter.position for replayed in over}
-            late = [sent.dead_letter for sent in taken if sent.dead_letter.position not in decided]
-            over += [Replayed(dead_letter, "no acknowledgement in time", away=True) for dead_letter in late]
-            for replayed in over:
+                    await self._republish_each_alone(refused, acknowledged, results)
+                await self._mark(acknowledged)
+                results += map(Replayed, acknowledged)
+            decided = {replayed.dead_letter.position for replayed in results}
+            late = [sent.dead_letter for sent in in_flight if sent.dead_letter.position not in decided]
+            results += [Replayed(dead_letter, "no acknowledgement in time", away=True) for dead_letter in late]
+            for replayed in results:
                 self._notify(replayed)
-        if group and all(replayed.away for replayed in over):
-            raise KafkaUnavailable(over[-1].problem or "")
+        if group and all(replayed.away for replayed in results):
+            raise KafkaUnavailable(results[-1].problem or "")
 
     async def _send(self, dead_letter: DeadLetter) -> _Sent:
         if dead_letter.source_topic in self._unwritable:
@@ -168,7 +169,7 @@ class Replayer:
             raise
 
     async def _republish_each_alone(
-        self, refused: Sequence[_Sent], done: list[DeadLetter], over: list[Replayed]
+        self, refused: Sequence[_Sent], acknowledged: list[DeadLetter], results: list[Replayed]
     ) -> None:
         try:
             async with operators_producer(self._settings, each_alone=True) as producer:
@@ -176,32 +177,35 @@ class Replayer:
                     try:
                         await republish_alone(producer, sent.dead_letter, sent.original)
                     except DeadLetterError as error:
-                        over.append(Replayed(sent.dead_letter, error.problem))
+                        results.append(Replayed(sent.dead_letter, error.problem))
                     except (KafkaError, OSError) as error:
-                        over.append(_not_taken(sent.dead_letter, error))
+                        results.append(_not_accepted(sent.dead_letter, error))
                     else:
-                        done.append(sent.dead_letter)
+                        acknowledged.append(sent.dead_letter)
         except KafkaUnavailable as error:
-            over += [Replayed(sent.dead_letter, error.cause, away=True) for sent in refused]
+            results += [Replayed(sent.dead_letter, error.cause, away=True) for sent in refused]
 
-    async def _mark(self, done: list[DeadLetter]) -> None:
+    async def _mark(self, acknowledged: list[DeadLetter]) -> None:
         with kafka_answers():
             markers = [
                 await self._producer.send(
-                    dead_letter.position.topic, None, mark_key(dead_letter.position), dead_letter.position.partition
+                    dead_letter.position.topic,
+                    None,
+                    replay_marker_key(dead_letter.position),
+                    dead_letter.position.partition,
                 )
-                for dead_letter in done
+                for dead_letter in acknowledged
             ]
             for marker in markers:
                 await marker
 
     async def _keep_to_rate(self) -> None:
         now = anyio.current_time()
-        if self._began is None:
-            self._began = now
+        if self._started_at is None:
+            self._started_at = now
         if self._rate is not None:
-            await anyio.sleep_until(self._began + self._begun / self._rate)
-        self._begun += 1
+            await anyio.sleep_until(self._started_at + self._started / self._rate)
+        self._started += 1
 
 
 async def _failure_of(sent: _Sent) -> KafkaError | OSError | None:
@@ -213,7 +217,7 @@ async def _failure_of(sent: _Sent) -> KafkaError | OSError | None:
     return None
 
 
-def _not_taken(dead_letter: DeadLetter, error: KafkaError | OSError) -> Replayed:
+def _not_accepted(dead_letter: DeadLetter, error: KafkaError | OSError) -> Replayed:
     return Replayed(dead_letter, cause_of(error), away=isinstance(error, KafkaTimeoutError))
 
 

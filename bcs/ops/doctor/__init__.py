@@ -1,1 +1,1 @@
-"""The checks of `bcs doctor`. The modules that judge are pure; other modules ask the servers."""
+"""The checks of `bcs doctor`. The modules `*_checks` query the servers; the modules `*_findings` are pure."""

@@ -53,7 +53,7 @@ def brief(error: BaseException) -> str:
 
 def unknown(check: str, problem: str) -> Finding:
     """The check has no result: the service may work or fail."""
-    return warning(check, f"could not be found out: {problem}", "look at it with the server's own tools")
+    return warning(check, f"no result: {problem}", "check it with the server's own tools")
 
 
 def clock_of(check: str, server: str, ahead_seconds: float) -> Finding:

@@ -1,10 +1,9 @@
-"""Asks Kafka for the checks of `bcs doctor`. Some brokers do not answer all requests."""
+"""Queries Kafka for the checks of `bcs doctor`. Some brokers do not answer all requests."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
@@ -18,16 +17,16 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, NoError, for_code
 
 from bcs.config.settings import Settings
-from bcs.errors import PartitionStalled
+from bcs.errors import PartitionStalled, os_reason
 from bcs.kafka.brokers import Broker, advertised_brokers
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.kafka.offsets import CommitNote, Offsets
 from bcs.kafka.status import close
 from bcs.ops.dlq.reading import DeadLetterIndex, dead_letter_reader
-from bcs.ops.doctor import kafka_judgement as judgement
+from bcs.ops.doctor import kafka_findings as findings_of
 from bcs.ops.doctor.findings import Finding, failed, ok, unknown
-from bcs.ops.doctor.kafka_judgement import TopicConfig
+from bcs.ops.doctor.kafka_findings import TopicConfig
 from bcs.wire import topics
 from bcs.wire.topics import dead_letter_topic
 
@@ -39,11 +38,11 @@ _RETRY_SECONDS = 1.0
 _POLL_MS = 100
 _CREATES_TOPICS = "auto.create.topics.enable"
 _OURS = (*topics.CONSUMED, *topics.PUBLISHED)
-# Errors of Kafka, no answer in time, and a broker that knows no version of a request that aiokafka can send.
+# Errors of Kafka, no answer in time, and a broker that supports none of aiokafka's versions of a request.
 _NO_ANSWER = (KafkaError, OSError, TimeoutError, NotImplementedError)
 
 
-async def look_at_kafka(settings: Settings, service: str | None) -> list[Finding]:
+async def check_kafka(settings: Settings, service: str | None) -> list[Finding]:
     """All checks of Kafka. Each check has its own deadline, and may end without a result.
 
     :param service: the URL of the service that answers on this machine; None if no service answers.
@@ -56,16 +55,16 @@ async def look_at_kafka(settings: Settings, service: str | None) -> list[Finding
             brokers = advertised_brokers(admin)
             findings = [ok("kafka", f"reachable at {servers}")]
             unreachable = await _unreachable(brokers)
-            findings += judgement.listeners(unreachable)
+            findings += findings_of.listeners(unreachable)
             if len(unreachable) == len(brokers):
                 return findings  # all other requests would go to these brokers, and time out
             partitions: dict[str, dict[int, bool]] = {}
 
-            async def look_at_topics() -> list[Finding]:
+            async def check_topics() -> list[Finding]:
                 partitions.update(await _partitions(admin))
                 return _topics(partitions)
 
-            findings += await _step("topics", look_at_topics)
+            findings += await _step("topics", check_topics)
             consumed = {name: tuple(partitions[name]) for name in topics.CONSUMED if name in partitions}
             # The checks run one after the other, because some brokers close the connection after an unknown request.
             findings += await _creation(admin, brokers)
@@ -74,16 +73,16 @@ async def look_at_kafka(settings: Settings, service: str | None) -> list[Finding
             findings += await _step("consumer group", lambda: _group(admin, settings.kafka_consumer_group_id, service))
             findings += await _step("lag", lambda: _lag(admin, settings, consumed))
     except _NO_ANSWER as error:
-        fix = "see to Kafka, and to BCS_KAFKA_BOOTSTRAP_SERVERS"
+        fix = "check Kafka, and BCS_KAFKA_BOOTSTRAP_SERVERS"
         state = f"refuses at {servers}" if is_refusal(error) else "out of reach"
         return [failed("kafka", f"{state}: {cause_of(error)}", fix)]
     return findings
 
 
-async def _step(check: str, look: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+async def _step(check: str, query: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
     try:
         with anyio.fail_after(_STEP_SECONDS):
-            return await look()
+            return await query()
     except Exception as error:  # noqa: BLE001 (aiokafka raises any error if a response is unexpected)
         return [unknown(check, cause_of(error))]
 
@@ -115,7 +114,9 @@ async def _partitions(admin: AIOKafkaAdminClient) -> dict[str, dict[int, bool]]:
 
 def _topics(partitions: Mapping[str, Mapping[int, bool]]) -> list[Finding]:
     uses = [("consumed", name) for name in topics.CONSUMED] + [("published", name) for name in topics.PUBLISHED]
-    return [judgement.topic(use, name, partitions[name].values() if name in partitions else None) for use, name in uses]
+    return [
+        findings_of.topic(use, name, partitions[name].values() if name in partitions else None) for use, name in uses
+    ]
 
 
 async def _unreachable(brokers: Iterable[Broker]) -> dict[Broker, str]:
@@ -130,8 +131,7 @@ async def _unreachable(brokers: Iterable[Broker]) -> dict[Broker, str]:
         except TimeoutError:
             problems[broker] = f"no answer in {_STEP_SECONDS:.0f} s"
         except OSError as error:
-            number = error.errno or 0  # the number is negative if the lookup of a name fails
-            problems[broker] = os.strerror(number) if number > 0 else error.strerror or str(error)
+            problems[broker] = os_reason(error)
 
     async with anyio.create_task_group() as group:
         for broker in brokers:
@@ -140,33 +140,33 @@ async def _unreachable(brokers: Iterable[Broker]) -> dict[Broker, str]:
 
 
 async def _creation(admin: AIOKafkaAdminClient, brokers: Iterable[Broker]) -> list[Finding]:
-    """Checks if the brokers create topics; no finding if the brokers do not tell."""
-    asked = [
+    """Checks if the brokers create topics; no finding if the brokers do not report it."""
+    requested = [
         ConfigResource(ConfigResourceType.BROKER, str(broker.node_id), {_CREATES_TOPICS: None}) for broker in brokers
     ]
     try:
         with anyio.fail_after(_STEP_SECONDS):
-            answered = await _described(admin, asked)
+            described = await _described(admin, requested)
     except _NO_ANSWER:
         return []
-    return judgement.creation(any(config.get(_CREATES_TOPICS) == "true" for config in answered.values()))
+    return findings_of.creation(any(config.get(_CREATES_TOPICS) == "true" for config in described.values()))
 
 
 async def _configs(admin: AIOKafkaAdminClient, names: Collection[str], settings: Settings) -> list[Finding]:
-    asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in _OURS if name in names]
-    configs = {name: TopicConfig.read(answered) for name, answered in (await _described(admin, asked)).items()}
+    requested = [ConfigResource(ConfigResourceType.TOPIC, name) for name in _OURS if name in names]
+    configs = {name: TopicConfig.read(described) for name, described in (await _described(admin, requested)).items()}
     sources = {dead_letter_topic(name): configs.get(name) for name in topics.CONSUMED}
     dead_letters = {name: config for name, config in configs.items() if name in topics.DEAD_LETTERS}
     return [
-        judgement.compaction({name: config.cleanup_policy for name, config in dead_letters.items()}),
-        *judgement.retention(dead_letters, sources, kept_ms=settings.redis_ttl_seconds * 1000),
+        findings_of.compaction({name: config.cleanup_policy for name, config in dead_letters.items()}),
+        *findings_of.retention(dead_letters, sources, kept_ms=settings.redis_ttl_seconds * 1000),
     ]
 
 
-async def _described(admin: AIOKafkaAdminClient, asked: list[ConfigResource]) -> dict[str, dict[str, str]]:
+async def _described(admin: AIOKafkaAdminClient, requested: list[ConfigResource]) -> dict[str, dict[str, str]]:
     """The settings from the broker, by the name of each resource."""
     described: dict[str, dict[str, str]] = {}
-    for response in await admin.describe_configs(asked) if asked else []:
+    for response in await admin.describe_configs(requested) if requested else []:
         for resource in response.to_object()["resources"]:
             error: Any = for_code(resource["error_code"])
             if error is not NoError:
@@ -188,7 +188,7 @@ async def _dead_letters(settings: Settings, names: Collection[str]) -> list[Find
     waiting = {*index.dead_letters, *index.unreadable} - index.replayed
     of_others = {where for where in waiting if where in index.dead_letters and not index.dead_letters[where].is_ours}
     by_topic = Counter(where.topic for where in sorted(waiting - of_others))
-    return [judgement.dead_letters(by_topic, of_others=len(of_others), complete=complete)]
+    return [findings_of.dead_letters(by_topic, of_others=len(of_others), complete=complete)]
 
 
 async def _group(admin: AIOKafkaAdminClient, name: str, service: str | None) -> list[Finding]:
@@ -197,7 +197,7 @@ async def _group(admin: AIOKafkaAdminClient, name: str, service: str | None) -> 
     error: Any = for_code(described["error_code"])
     if error is not NoError:
         raise error(name)
-    return [judgement.group(name, described["state"], len(described["members"]), service)]
+    return [findings_of.group(name, described["state"], len(described["members"]), service)]
 
 
 async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping[str, Iterable[int]]) -> list[Finding]:
@@ -230,7 +230,7 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
         for name in consumed
     }
     lags = [
-        judgement.lag(
+        findings_of.lag(
             name,
             offsets[name],
             from_earliest=settings.kafka_auto_offset_reset == "earliest",
@@ -239,11 +239,11 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
         for name in consumed
     ]
     now_ms = int(time.time() * 1000)
-    lags += [finding for name in consumed for finding in judgement.missed(name, offsets[name], now_ms=now_ms)]
-    reading = judgement.reading(
+    lags += [finding for name in consumed for finding in findings_of.missed(name, offsets[name], now_ms=now_ms)]
+    reading = findings_of.reading(
         [PartitionStalled(key.topic, key.partition, stall.offset, stall.cause) for key, stall in stalled.items()]
     )
-    return [*lags, *reading, judgement.registration(required=settings.require_registration, seen=registered)]
+    return [*lags, *reading, findings_of.registration(required=settings.require_registration, seen=registered)]
 
 
 async def _stalled(
@@ -255,13 +255,13 @@ async def _stalled(
     consumer.assign(list(next_to_read))
     for key, offset in next_to_read.items():
         consumer.seek(key, offset)
-    unheard = set(next_to_read)
+    waiting = set(next_to_read)
     # If only transaction markers are left, no message ever arrives.
     with anyio.move_on_after(_READ_SECONDS):
-        while unheard:
+        while waiting:
             polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=len(next_to_read))
             consumer.pause(*polled)
-            unheard -= polled.keys() | consumer.stalled.keys()
+            waiting -= polled.keys() | consumer.stalled.keys()
     return consumer.stalled
 
 

@@ -1,4 +1,4 @@
-"""Asks the service on this machine for its health, because the service knows more than a check from outside."""
+"""Requests the health of the service on this machine, which has more details than a check from outside."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ _PATH = "/healthz"
 _SECONDS = 5.0
 
 
-def look_at_service(settings: Settings) -> tuple[str | None, Finding]:
+def check_service(settings: Settings) -> tuple[str | None, Finding]:
     """The URL of the service that answers on this machine, or None; and the finding about this service."""
     url = settings.local_url
     if url is None:
-        return None, ok(_CHECK, "not looked at: BCS_HTTP_PORT is 0, so its port is not known")
+        return None, ok(_CHECK, "not checked: BCS_HTTP_PORT is 0, so its port is unknown")
     try:
         health = ask(f"{url}{_PATH}", expecting=("status", "message", "dependencies"), timeout_seconds=_SECONDS)
     except ServiceUnreachable as error:
         if error.late:
-            return url, failed(_CHECK, str(error), "see to its log; what does not answer at all needs a restart")
-        return None, ok(_CHECK, f"none answers at {url} ({error.cause})")
+            return url, failed(
+                _CHECK, str(error), "check its log; a service that does not answer at all needs a restart"
+            )
+        return None, ok(_CHECK, f"no service answers at {url} ({error.cause})")
     except (NotThisService, RequestFailed) as error:
-        return None, warning(_CHECK, str(error), "see to BCS_HTTP_HOST and BCS_HTTP_PORT")
-    return url, judged(url, health)
+        return None, warning(_CHECK, str(error), "check BCS_HTTP_HOST and BCS_HTTP_PORT")
+    return url, finding_of(url, health)
 
 
-def judged(url: str, health: Mapping[str, Any]) -> Finding:
-    """Judges the health document of a service."""
+def finding_of(url: str, health: Mapping[str, Any]) -> Finding:
+    """The finding from the health document of a service."""
     if health["status"] == "healthy":
         return ok(_CHECK, f"at {url}: {health['message']}")
     problems = [
-        f"{name}: {answered.get('message')}"
-        for name, answered in health["dependencies"].items()
-        if answered.get("status") == "unhealthy"
+        f"{name}: {dependency.get('message')}"
+        for name, dependency in health["dependencies"].items()
+        if dependency.get("status") == "unhealthy"
     ]
     found = f"at {url}, {health['status']}: {'; '.join([health['message'], *problems])}"
-    return failed(_CHECK, found, f"mend what it names; {url}{_PATH} and its log have more")
+    return failed(_CHECK, found, f"remove the cause; {url}{_PATH} and its log have more")

@@ -46,8 +46,8 @@ class TimedRecord:
 class OrderedTopicReader:
     """Reads topics up to their ends at the time of `open`. At most a poll and a fetch of each partition are in memory.
 
-    :param consumer: started, without a group.
-    :param admin: started.
+    :param consumer: a started consumer without a group.
+    :param admin: a started admin client.
     """
 
     def __init__(self, consumer: IsolatingConsumer, admin: AIOKafkaAdminClient, request_timeout_seconds: float) -> None:
@@ -82,8 +82,8 @@ class OrderedTopicReader:
     async def portions(self) -> AsyncIterator[list[TimedRecord]]:
         """All messages, older messages first, each partition in its order.
 
-        So the messages that were read so far always form a real past: a roster comes before the outcomes of its essays,
-        and a failure comes before the success that followed.
+        So the messages that were read so far are always a possible history: a roster comes before the outcomes of its
+        essays, and a failure comes before the success that followed.
 
         :raises KafkaUnavailable: Kafka does not answer.
         :raises PartitionStalled: a partition can't be read.
@@ -96,17 +96,17 @@ class OrderedTopicReader:
                 self._consumer.seek(partition, extent.first)
         unread = {partition for partition, extent in self.ranges.items() if extent.first < extent.end}
         heads: list[tuple[int, TopicPartition]] = []
-        starving = set(unread)
+        empty = set(unread)
         while True:
-            for partition in await self._fill(starving):
+            for partition in await self._fill(empty):
                 unread.discard(partition)
-            heads += [(self._held[partition][0].at_ms, partition) for partition in starving & unread]
+            heads += [(self._held[partition][0].at_ms, partition) for partition in empty & unread]
             heapq.heapify(heads)
             if not heads:
                 return
             portion: list[TimedRecord] = []
-            starving = set()
-            while heads and not starving:
+            empty = set()
+            while heads and not empty:
                 _, partition = heads[0]
                 held = self._held[partition]
                 portion.append(held.popleft())
@@ -114,14 +114,14 @@ class OrderedTopicReader:
                     heapq.heapreplace(heads, (held[0].at_ms, partition))
                 else:
                     heapq.heappop(heads)
-                    starving = {partition}
+                    empty = {partition}
             yield portion
 
-    async def _fill(self, starving: Collection[TopicPartition]) -> set[TopicPartition]:
+    async def _fill(self, empty: Collection[TopicPartition]) -> set[TopicPartition]:
         """Read these partitions until each has a message, and return the partitions that are read to their ends."""
         finished: set[TopicPartition] = set()
-        lacking = set(starving)
-        heard_at = anyio.current_time()
+        lacking = set(empty)
+        last_progress_at = anyio.current_time()
         while True:
             with kafka_answers(), anyio.fail_after(self._timeout_seconds):
                 for partition in [each for each in lacking if await self._is_read(each)]:
@@ -139,10 +139,10 @@ class OrderedTopicReader:
                 if self._held[partition]:
                     lacking.discard(partition)
             if polled:
-                heard_at = anyio.current_time()
-            elif anyio.current_time() > heard_at + self._timeout_seconds:
+                last_progress_at = anyio.current_time()
+            elif anyio.current_time() > last_progress_at + self._timeout_seconds:
                 # aiokafka itself would wait forever for a broker.
-                raise KafkaUnavailable(f"no message came for {self._timeout_seconds:g} s, and there are more")
+                raise KafkaUnavailable(f"no message arrived for {self._timeout_seconds:g} s, although there are more")
 
     async def _is_read(self, partition: TopicPartition) -> bool:
         return bool(await self._consumer.position(partition) >= self.ranges[partition].end)

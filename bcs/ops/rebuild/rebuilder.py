@@ -11,14 +11,14 @@ import anyio
 from bcs.actors.messages import consumed_entry, decoded, message_of, written_at_ms
 from bcs.domain.history import FactsRecorded, weight
 from bcs.errors import StoreRefused, UndecodableMessage
-from bcs.ops.rebuild.crowding import Crowding
+from bcs.ops.rebuild.essay_limit import EssayLimit
 from bcs.ops.rebuild.reading import OrderedTopicReader, TimedRecord
 from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.wire.dead_letters.encode import original_time_ms
 from bcs.wire.decoding import LATEST_US, EventDecoder
 
 if TYPE_CHECKING:
-    # It takes the extra `postgres`.
+    # This module needs the extra `postgres`.
     from bcs.storage.postgres.archive import PostgresArchive
 
 # A large statement would delay the statements of the services.
@@ -49,22 +49,22 @@ class RebuildStats:
 class Rebuilder:
     """Writes the facts of messages to the archive.
 
-    :param stored: Redis. The copy of each written batch is invalidated, because it may lack facts.
+    :param stored: the batches in Redis. The copy of each written batch is invalidated, because it may lack facts.
     :param notify: called after each portion.
-    :param now_us: microseconds since 1970 UTC.
+    :param now_us: the time of the start, in microseconds since 1970 UTC.
     :param max_skew_us: an event is left out if its time is later than its Kafka record by more than this, because the
         service refused this event.
-    :param crowding: finds the events that the service refused because the batch had no room; None for no limit.
+    :param essay_limit: finds the events that the service refused because the batch had no room; None for no limit.
     """
 
     decoder: EventDecoder
-    record: PostgresArchive
+    archive: PostgresArchive
     stored: StoredBatches
     notify: Callable[[], None]
     now_us: int
     max_skew_us: int
     stats: RebuildStats = field(default_factory=RebuildStats)
-    crowding: Crowding | None = None
+    essay_limit: EssayLimit | None = None
     _entries: list[FactsRecorded] = field(default_factory=list, init=False)
     _messages: int = field(default=0, init=False)
     _facts: int = field(default=0, init=False)
@@ -79,8 +79,8 @@ class Rebuilder:
             for timed in portion:
                 await self._take(timed)
                 if self._facts >= _FACTS_PER_WRITE:
-                    await self._keep()
-        await self._keep()
+                    await self._write_pending()
+        await self._write_pending()
 
     async def _take(self, timed: TimedRecord) -> None:
         record, message = timed.record, message_of(timed.record)
@@ -93,7 +93,7 @@ class Rebuilder:
         if not event.facts:
             self.stats.without_facts += 1
             return
-        # The time of a replay is unknown: the service may have refused the event at first, and taken the replay.
+        # The time of a replay is unknown: the service may have refused the event at first, and accepted the replay.
         replayed = original_time_ms(record.headers) is not None
         read_at_us = self.now_us if replayed else min(self.now_us, timed.at_ms * 1000)
         if event.at_us > read_at_us + self.max_skew_us:
@@ -102,13 +102,13 @@ class Rebuilder:
         # The time at which the service read the event is lost. The time of the Kafka record is the nearest.
         at_us = min(timed.at_ms * 1000, LATEST_US)
         entry = consumed_entry(message, event, at_us)
-        if self.crowding and not await self.crowding.admits(entry, self._keep):
+        if self.essay_limit and not await self.essay_limit.has_room_for(entry, self._write_pending):
             self.stats.undecodable += 1
             return
         self._entries.append(entry)
         self._facts += weight(entry)
 
-    async def _keep(self) -> None:
+    async def _write_pending(self) -> None:
         entries, self._entries = self._entries, []
         batches = {entry.batch_id for entry in entries}
         # The archive may have more facts than Redis now, so the copies in Redis are invalidated in any case.
@@ -126,7 +126,7 @@ class Rebuilder:
         if not entries:
             return
         try:
-            await self.record.write(entries, deadline_seconds=_WRITE_SECONDS)
+            await self.archive.write(entries, deadline_seconds=_WRITE_SECONDS)
         except StoreRefused:
             if len(entries) == 1:
                 self.stats.refused += 1

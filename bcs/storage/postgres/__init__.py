@@ -1,1 +1,1 @@
-"""The permanent record in PostgreSQL: what Redis may forget, and what explains the past."""
+"""The archive in PostgreSQL: all that Redis may lose, and the history of batches."""

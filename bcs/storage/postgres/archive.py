@@ -1,4 +1,4 @@
-"""The record in PostgreSQL."""
+"""The archive in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from bcs.domain.facts import parts_of
-from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, facts_in
+from bcs.domain.history import ArchivedEntry, FactsRecorded, HistoryEntry, facts_in
 from bcs.domain.state import BatchState, delta_of
 from bcs.errors import StoreCorrupted, StoreRefused
 from bcs.storage.pace import paced
@@ -17,25 +17,25 @@ from bcs.storage.ports import Waiting
 from bcs.storage.postgres import sql as statements
 from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.pace import extra_seconds
-from bcs.storage.postgres.rows import kept_entries, merge_arguments, state_of, to_text
+from bcs.storage.postgres.rows import archived_entries, merge_arguments, state_of, to_text
 from bcs.wire.published import OutboundMessage, announced_ms
 
 Part = tuple[Mapping[str, BatchState], Sequence[HistoryEntry]]
-"""What one statement merges and keeps; every batch of an entry is among the states."""
+"""The states that one statement merges, and the entries that it inserts; each entry's batch is among the states."""
 
 _NEWEST = 2**63 - 1
-# To make the arguments of a statement, and to encode them, holds up all else in this process: some ms for so many.
+# Making and encoding the arguments of a statement blocks the event loop: some milliseconds for so many facts.
 _FACTS_PER_STATEMENT = 500
 _MOST_COUNTED = 10_000
 
 
 class PostgresArchive:
-    """The permanent record of facts, and the history of what became known and what was answered.
+    """The archive of facts, and the history of batches.
 
-    Every method may be repeated without harm, also when its outcome is unknown, and refuses at once while the database
-    is known to be away.
+    Every method may be repeated without harm, also when its outcome is unknown, and fails at once while the database is
+    known to be away.
 
-    :param page_bytes: how large a page of the history may be; an entry that is larger is a page.
+    :param page_bytes: how large a page of the history may be; a larger entry is a page alone.
     """
 
     def __init__(self, gateway: ArchiveGateway, *, page_bytes: int) -> None:
@@ -44,7 +44,7 @@ class PostgresArchive:
 
     @property
     def reachable(self) -> bool:
-        """Whether it answered when it was last asked."""
+        """True if the database answered the last probe or call."""
         return self._gateway.reachable
 
     @property
@@ -54,12 +54,12 @@ class PostgresArchive:
 
     @property
     def identity(self) -> str | None:
-        """What is another one once the record was made anew or restored; None before it was reached."""
+        """Identifies the archive's tables: changes when they are recreated or restored; None before the first probe."""
         return self._gateway.identity
 
     @property
     def problem(self) -> str:
-        """Why it is out of reach."""
+        """Why the database is out of reach."""
         return self._gateway.problem
 
     @property
@@ -80,28 +80,30 @@ class PostgresArchive:
         await self._gateway.probe_unchanged(deadline_seconds)
 
     async def write(self, entries: Sequence[HistoryEntry], *, deadline_seconds: float | None = None) -> None:
-        """Merge the entries' facts and keep the entries, all or none; an entry that is there already is kept once.
+        """Merge the entries' facts and insert the entries, all or none; an entry that is there already is not added.
 
-        :param deadline_seconds: instead of the usual one, which is longer for what is large.
-        :raises StoreUnavailable: whether they were written is unknown.
-        :raises StoreRefused: one of them can't be stored, now or later.
+        :param deadline_seconds: replaces the usual deadline, which is longer for large writes.
+        :raises StoreUnavailable: whether the entries were written is unknown.
+        :raises StoreRefused: one of the entries can't be stored, now or later.
         """
         facts = _facts_of(entries)
         try:
             await self._merge(_parts_of(entries, facts), facts, deadline_seconds)
-        except (ValueError, OverflowError) as error:  # a text that is none, a time that no calendar has
+        except (ValueError, OverflowError) as error:  # an invalid text, a time out of range
             raise StoreRefused("postgresql", str(error)) from error
 
     async def add_states(self, states: Mapping[str, BatchState]) -> None:
-        """Merge what is known of batches from elsewhere, without a history.
+        """Merge states of batches that Redis has, without history.
 
-        :raises StoreUnavailable: whether it was written is unknown.
-        :raises StoreRefused: it can't be stored, now or later.
+        :param states: batch id to its state.
+        :raises StoreUnavailable: whether the states were written is unknown.
+        :raises StoreRefused: a state can't be stored, now or later.
         """
         await self._merge(_parts_of_states(states), sum(state.size for state in states.values()))
 
     async def _merge(self, parts: Iterator[Part], facts: int, deadline_seconds: float | None = None) -> None:
-        # Made one after the other, each when it is its turn: to make all of them at once would hold up all else here.
+        # Each statement's arguments are made just before it is sent, because making all of them would block the event
+        # loop.
         arguments = (merge_arguments(*part) for part in parts)
         first = next(arguments)
         second = next(arguments, None)
@@ -113,7 +115,7 @@ class PostgresArchive:
                 await connection.execute(statements.MERGE, *first)
                 return
             async with connection.transaction():
-                # Else PostgreSQL would go on after the deadline, and the next try would wait for its locks.
+                # Otherwise PostgreSQL would go on after the deadline, and a retry would wait for the locks.
                 await connection.execute(f"SET LOCAL statement_timeout = {int(deadline_seconds * 1000)}")
                 for each in chain((first, second) if second else (first,), arguments):
                     await connection.execute(statements.MERGE, *each)
@@ -121,26 +123,26 @@ class PostgresArchive:
         await self._gateway.run(merge, deadline_seconds=deadline_seconds)
 
     async def state(self, batch_id: str) -> BatchState:
-        """Everything on record of a batch.
+        """The state of a batch in the archive; empty for an unknown batch.
 
-        :raises StoreUnavailable: no answer, and never a guess.
-        :raises StoreCorrupted: what is there is not what this release writes.
+        :raises StoreUnavailable: no answer.
+        :raises StoreCorrupted: this release does not write such rows.
         """
 
         async def read(connection: Any) -> Any:
             return await connection.fetch(statements.STATE, to_text(batch_id))
 
         rows = await self._gateway.run(read)
-        with _corruption_named("state"):
+        with _as_corruption("state"):
             return await state_of(rows)
 
-    async def history(self, batch_id: str, *, before: int | None = None, limit: int) -> list[KeptEntry]:
+    async def history(self, batch_id: str, *, before: int | None = None, limit: int) -> list[ArchivedEntry]:
         """A page of a batch's history, newest first.
 
-        :param before: only entries with lower numbers than this.
-        :param limit: at most so many, and fewer where they are large.
+        :param before: only entries with lower numbers.
+        :param limit: how many entries at most; fewer where they are large.
         :raises StoreUnavailable: no answer.
-        :raises StoreCorrupted: what is there is not what this release writes.
+        :raises StoreCorrupted: this release does not write such rows.
         """
 
         async def read(connection: Any) -> Any:
@@ -149,13 +151,14 @@ class PostgresArchive:
             )
 
         rows = await self._gateway.run(read)
-        with _corruption_named("history"):
-            return await paced(kept_entries(batch_id, rows))
+        with _as_corruption("history"):
+            return await paced(archived_entries(batch_id, rows))
 
     async def keep(self, announcements: Sequence[OutboundMessage], entry: HistoryEntry) -> None:
-        """Keep announcements until the outbox can take them, and with them what explains them; all or nothing.
+        """Store announcements until the outbox can take them, together with their explanation; all or nothing.
 
-        :raises StoreUnavailable: whether they were kept is unknown.
+        :param entry: the resolution that explains the announcements.
+        :raises StoreUnavailable: whether this was stored is unknown.
         """
         rows = [(message.kind, message.topic, message.key, message.value) for message in announcements]
 
@@ -163,20 +166,21 @@ class PostgresArchive:
             async with connection.transaction():
                 for part in _parts_of([entry], _facts_of([entry])):
                     await connection.execute(statements.MERGE, *merge_arguments(*part))
-                await connection.executemany(statements.KEEP_ANNOUNCEMENTS, rows)
+                await connection.executemany(statements.INSERT_ANNOUNCEMENTS, rows)
 
         await self._gateway.run(insert)
 
     async def deliver_announcements(
         self, take: Callable[[list[OutboundMessage]], Awaitable[None]], *, limit: int, deadline_seconds: float
     ) -> int:
-        """Give announcements to the outbox, oldest first, and forget them once it has them.
+        """Move announcements to the outbox, oldest first.
 
-        :param take: must have made them durable when it returns; it may get the same ones again.
-        :param limit: at most so many.
-        :param deadline_seconds: for all of it.
-        :returns: how many were handed over.
-        :raises StoreUnavailable: no answer in time, of the record or of the outbox.
+        :param take: appends announcements to the outbox. They must be durable when it returns; it may get the same ones
+            again.
+        :param limit: how many announcements at most.
+        :param deadline_seconds: the deadline of the whole call.
+        :returns: how many announcements were moved.
+        :raises StoreUnavailable: no answer in time, from PostgreSQL or from the outbox.
         """
 
         async def move(connection: Any) -> int:
@@ -185,13 +189,13 @@ class PostgresArchive:
                 if rows:
                     await take([_announcement(row) for row in rows])
                     ids = [row["announcement_id"] for row in rows]
-                    await connection.execute(statements.FORGET_ANNOUNCEMENTS, ids)
+                    await connection.execute(statements.DELETE_ANNOUNCEMENTS, ids)
             return len(rows)
 
         return await self._gateway.run(move, deadline_seconds=deadline_seconds)
 
     async def announcements(self, now: datetime) -> Waiting:
-        """How many announcements wait here, up to 10,000 of them, and for how long the oldest has.
+        """How many announcements wait in PostgreSQL, at most 10,000, and how long the oldest has waited.
 
         :param now: wall-clock time.
         :raises StoreUnavailable: no answer.
@@ -205,16 +209,17 @@ class PostgresArchive:
         return Waiting(row["count"], 0.0 if at_ms is None else max(0.0, now.timestamp() - at_ms / 1000))
 
     async def forget(self, before: datetime, limit: int, deadline_seconds: float) -> int:
-        """One small step of retention: remove some of what is older. Locks rows, never a table.
+        """Delete some expired history entries and batches: one small step. This locks rows, never a table.
 
-        :param limit: entries of the history, and batches that nothing was written to since, at most so many of each.
-        :returns: how many of both were removed; 0 when nothing is left to remove.
+        :param before: entries, and batches without a write since, expire at this time.
+        :param limit: how many entries and how many batches at most.
+        :returns: how many entries and batches were deleted; 0 when none is left.
         :raises StoreUnavailable: no answer in time.
         """
 
         async def delete(connection: Any) -> int:
-            entries = await connection.execute(statements.FORGET_HISTORY, before, limit)
-            batches = await connection.execute(statements.FORGET_BATCHES, before.date(), limit)
+            entries = await connection.execute(statements.DELETE_EXPIRED_HISTORY, before, limit)
+            batches = await connection.execute(statements.DELETE_EXPIRED_BATCHES, before.date(), limit)
             return sum(int(tag.split()[-1]) for tag in (entries, batches))
 
         return await self._gateway.run(delete, deadline_seconds=deadline_seconds)
@@ -230,11 +235,11 @@ def _announcement(row: Any) -> OutboundMessage:
 
 
 @contextmanager
-def _corruption_named(what: str) -> Iterator[None]:
+def _as_corruption(subject: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise StoreCorrupted(f"postgresql, a batch's {what}", str(error)) from error
+        raise StoreCorrupted(f"postgresql, a batch's {subject}", str(error)) from error
 
 
 def _facts_of(entries: Sequence[HistoryEntry]) -> int:
@@ -242,7 +247,7 @@ def _facts_of(entries: Sequence[HistoryEntry]) -> int:
 
 
 def _parts_of(entries: Sequence[HistoryEntry], facts: int) -> Iterator[Part]:
-    # The first statement locks all batches, so that they are locked in one order.
+    # The first statement has all batches, so that every process locks them in the same order.
     deltas: dict[str, BatchState] = {}
     if facts <= _FACTS_PER_STATEMENT:
         for entry in entries:
@@ -253,19 +258,19 @@ def _parts_of(entries: Sequence[HistoryEntry], facts: int) -> Iterator[Part]:
         return
     for entry in entries:
         _delta_in(deltas, entry)
-    merged, kept = 0, list[HistoryEntry]()
+    merged, complete = 0, list[HistoryEntry]()
     for entry in entries:
         for fact in entry.facts if isinstance(entry, FactsRecorded) else ():
             for part in parts_of(fact, _FACTS_PER_STATEMENT):
                 more = facts_in(part)
                 if merged and merged + more > _FACTS_PER_STATEMENT:
-                    yield deltas, kept
-                    deltas, merged, kept = {}, 0, []
+                    yield deltas, complete
+                    deltas, merged, complete = {}, 0, []
                 _delta_in(deltas, entry).merge(delta_of([part]))
                 merged += more
         _delta_in(deltas, entry)
-        kept.append(entry)
-    yield deltas, kept
+        complete.append(entry)
+        yield deltas, complete
 
 
 def _delta_in(deltas: dict[str, BatchState], entry: HistoryEntry) -> BatchState:

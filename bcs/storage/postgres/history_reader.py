@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from bcs.domain.history import KeptEntry
+from bcs.domain.history import ArchivedEntry
 from bcs.domain.state import BatchState
 
 
 class HistoryReader(Protocol):
-    """What there is to read in a record. `PostgresArchive` has it."""
+    """The methods of `PostgresArchive` that read a batch."""
 
     async def state(self, batch_id: str) -> BatchState:
-        """Everything on record of a batch.
+        """The state of a batch in the archive; empty for an unknown batch.
 
-        :raises StoreUnavailable: no answer, and never a guess.
+        :raises StoreUnavailable: no answer.
         """
         ...
 
-    async def history(self, batch_id: str, *, before: int | None = None, limit: int) -> list[KeptEntry]:
+    async def history(self, batch_id: str, *, before: int | None = None, limit: int) -> list[ArchivedEntry]:
         """A page of a batch's history, newest first.
 
-        :param before: only entries with lower numbers than this.
-        :param limit: at most so many, and fewer where they are large.
+        :param before: only entries with lower numbers.
+        :param limit: how many entries at most; fewer where they are large.
         :raises StoreUnavailable: no answer.
         """
         ...
@@ -31,37 +31,37 @@ class HistoryReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HistoryPage:
-    """Some entries in a row, newest first.
+    """A page of consecutive entries, newest first.
 
-    :param continues_before: the number before which the next page begins; None when nothing is older.
+    :param continues_before: `before` for the next page; None when there are no older entries.
     """
 
-    entries: tuple[KeptEntry, ...]
+    entries: tuple[ArchivedEntry, ...]
     continues_before: int | None
 
 
-async def read_page(record: HistoryReader, batch_id: str, *, before: int | None, limit: int) -> HistoryPage | None:
-    """A page of a batch's history; None when nothing at all is on record of the batch.
+async def read_page(archive: HistoryReader, batch_id: str, *, before: int | None, limit: int) -> HistoryPage | None:
+    """A page of a batch's history; None when the archive does not have the batch at all.
 
-    What is added between two pages has higher numbers than either, so that it neither repeats nor displaces anything.
+    Entries that are added between two reads have higher numbers, so no entry is repeated or left out.
 
-    :param before: only entries with lower numbers than this.
-    :param limit: at most so many.
+    :param before: only entries with lower numbers.
+    :param limit: how many entries at most.
     :raises StoreUnavailable: no answer.
     """
-    kept = await record.history(batch_id, before=before, limit=limit + 1)
-    if not kept and not await _is_known(record, batch_id, before):
+    kept = await archive.history(batch_id, before=before, limit=limit + 1)
+    if not kept and not await _is_known(archive, batch_id, before):
         return None
     entries = tuple(kept[:limit])
     if len(kept) > limit:
         return HistoryPage(entries, entries[-1].number)
-    # Fewer than asked for: because there are no more, or because these are large.
-    older = entries and await record.history(batch_id, before=entries[-1].number, limit=1)
+    # Fewer than the limit: there are no more, or the entries are large.
+    older = entries and await archive.history(batch_id, before=entries[-1].number, limit=1)
     return HistoryPage(entries, entries[-1].number if older else None)
 
 
-async def _is_known(record: HistoryReader, batch_id: str, before: int | None) -> bool:
+async def _is_known(archive: HistoryReader, batch_id: str, before: int | None) -> bool:
     # A batch may have facts without a history, and a history without facts.
-    if before is not None and await record.history(batch_id, limit=1):
+    if before is not None and await archive.history(batch_id, limit=1):
         return True
-    return not (await record.state(batch_id)).empty
+    return not (await archive.state(batch_id)).empty

@@ -1,4 +1,4 @@
-"""Looks at the record's database once, for those who look after it; nothing is changed."""
+"""Inspects the archive's database for operators; nothing is changed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import asyncpg
 
 from bcs.storage.postgres.gateway import ArchiveGateway
-from bcs.storage.postgres.schema import is_enough, problem_with_upgrade, problem_with_writes, version_of
+from bcs.storage.postgres.schema import is_new_enough, upgrade_problem, version_of, write_problem
 
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
     """A database that answers.
 
-    :param server: its version.
-    :param schema: the version of the record's schema; None where there is none yet.
-    :param problem: why the service's user can't write, or can't upgrade a schema that is missing or too old; None
-        where nothing is known to be in the way.
-    :param connections: how many connections the role or the database allows; None where neither has such a limit.
-    :param ahead_seconds: how far its clock is ahead of this machine's.
+    :param server: the server's version.
+    :param schema: the version of the archive's schema; None where there is no schema yet.
+    :param problem: why the service's user can't write, or can't upgrade a missing or outdated schema; None without a
+        known problem.
+    :param connections: how many connections the role or the database allows; None where neither has a limit.
+    :param ahead_seconds: how far the server's clock is ahead of this machine's.
     """
 
     server: str
@@ -31,21 +31,23 @@ class Inspected:
 
 
 async def inspect(url: str, deadline_seconds: float) -> Inspected:
-    """Look at a database over a connection as the service makes it, with the service's deadlines.
+    """Inspect a database over a connection like the service's, with the service's deadlines.
 
-    :param deadline_seconds: for connecting and each statement.
-    :raises StoreUnavailable: it does not answer, or not in time.
-    :raises DatabaseUnusable: it can't keep the record.
+    :param deadline_seconds: the time for connecting and each statement.
+    :raises StoreUnavailable: no answer in time.
+    :raises DatabaseUnusable: the database can't hold the archive.
     """
     gateway = ArchiveGateway(url, max_connections=1, deadline_seconds=deadline_seconds)
     try:
-        server = await gateway.look(_server, deadline_seconds)
-        schema = await gateway.look(version_of, deadline_seconds)
-        problem = await gateway.look(
-            problem_with_writes if is_enough(schema) else problem_with_upgrade, deadline_seconds
+        server = await gateway.run_unprobed(_server, deadline_seconds)
+        schema = await gateway.run_unprobed(version_of, deadline_seconds)
+        problem = await gateway.run_unprobed(
+            write_problem if is_new_enough(schema) else upgrade_problem, deadline_seconds
         )
-        connections = await gateway.look(_connections, deadline_seconds)
-        return Inspected(server, schema, problem, connections, await gateway.look(_ahead_seconds, deadline_seconds))
+        connections = await gateway.run_unprobed(_connections, deadline_seconds)
+        return Inspected(
+            server, schema, problem, connections, await gateway.run_unprobed(_ahead_seconds, deadline_seconds)
+        )
     finally:
         await gateway.aclose()
 

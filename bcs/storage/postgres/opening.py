@@ -1,4 +1,4 @@
-"""Opens the record that the settings name, without loading its client before there is one."""
+"""Opens the archive of the settings. The client of PostgreSQL is imported only where an archive is configured."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class NoDatabaseNamed(ConfigurationError):
-    """The settings name no database."""
+    """The settings have no database."""
 
     def __init__(self) -> None:
-        super().__init__("BCS_DATABASE_URL is not set: no archive is configured")
+        super().__init__("BCS_DATABASE_URL is not set: there is no archive")
 
 
 class PostgresClientMissing(ConfigurationError):
-    """The packages are not installed that it takes to ask PostgreSQL.
+    """The packages for PostgreSQL are not installed.
 
     :ivar remedy: the command that installs them.
     """
@@ -32,10 +32,10 @@ class PostgresClientMissing(ConfigurationError):
 
 
 def named_database(settings: Settings) -> str:
-    """The URL of the database that the settings name.
+    """The URL of the archive's database.
 
-    :raises NoDatabaseNamed: they name none.
-    :raises PostgresClientMissing: this installation can't ask it.
+    :raises NoDatabaseNamed: the settings have no database.
+    :raises PostgresClientMissing: the packages for PostgreSQL are not installed.
     """
     if settings.database_url is None:
         raise NoDatabaseNamed
@@ -44,11 +44,11 @@ def named_database(settings: Settings) -> str:
     return settings.database_url
 
 
-def open_record(settings: Settings) -> PostgresArchive:
-    """The record that the settings name. Whoever opens it closes it; nothing is connected before it is probed.
+def open_archive(settings: Settings) -> PostgresArchive:
+    """Open the archive of the settings; it connects at the first probe. The caller has to close it.
 
-    :raises NoDatabaseNamed: they name none.
-    :raises PostgresClientMissing: this installation can't ask it.
+    :raises NoDatabaseNamed: the settings have no database.
+    :raises PostgresClientMissing: the packages for PostgreSQL are not installed.
     """
     url = named_database(settings)
     from bcs.storage.postgres.archive import PostgresArchive

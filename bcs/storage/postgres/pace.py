@@ -1,15 +1,15 @@
-"""How long PostgreSQL may take for what is large. Pure."""
+"""How long PostgreSQL may take for large writes. Pure."""
 
 from __future__ import annotations
 
-# Ten times what a fact takes where nothing else is done.
+# Ten times the duration of a fact on an idle server.
 _SECONDS_OF_A_FACT = 0.0002
-# What takes longer can wait in the queue before the record, where nobody waits for it.
+# Larger writes can go through the archive queue, where no caller waits for them.
 _LONGEST_SECONDS = 10.0
 
 
 def extra_seconds(facts: int) -> float:
-    """How much longer than a small amount so many facts may take.
+    """How much longer than a small write a write of so many facts may take.
 
     :param facts: see `bcs.domain.history.weight`.
     """

@@ -1,48 +1,47 @@
-"""How entries and facts are written in the record, and read back."""
+"""Encodes entries and facts as rows of the archive's tables, and decodes them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 from anyio.lowlevel import checkpoint
 
 from bcs.domain.facts import Outcome
-from bcs.domain.history import FactsRecorded, HistoryEntry, KeptEntry, PipelineResolved, Position
+from bcs.domain.history import ArchivedEntry, FactsRecorded, HistoryEntry, PipelineResolved, Position
 from bcs.domain.slices import Sliced
 from bcs.domain.state import TIMED, BatchState, Ending, Expected, Mark
+from bcs.domain.times import EPOCH, datetime_of
 from bcs.storage.history_codec import decode_detail, encode_detail
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 FACTS, RESOLUTION = "facts", "resolution"
 
 _ESSAYS_WITHOUT_A_PAUSE = 5000
 
 LISTED_AT_US = 0
-"""Stands beside an essay on an outcome's list: the time is the outcome's."""
+"""The time of an essay on an outcome's list, where the time of the outcome counts."""
 
 
 def to_text(text: str) -> str:
-    r"""A text as PostgreSQL can keep it: it has no NUL, which then stands as `\0`, and a backslash as two."""
+    r"""A text in a form that PostgreSQL can store: without NUL, which becomes `\0`; a backslash becomes two."""
     if "\0" in text or "\\" in text:
         return text.replace("\\", "\\\\").replace("\0", "\\0")
     return text
 
 
 def from_text(text: str) -> str:
-    """What `to_text` was given."""
+    """The text that `to_text` encoded."""
     if "\\" not in text:
         return text
     return "\\".join(part.replace("\\0", "\0") for part in text.split("\\\\"))
 
 
 def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryEntry]) -> tuple[list[Any], ...]:
-    """What the merge statement takes: for each column of each table a list.
+    """The arguments of the merge statement: a list for each column of each table.
 
-    :param deltas: by batch; every batch of an entry must be among them.
+    :param deltas: batch id to delta; every entry's batch must be among them.
     """
     batch_ids = sorted(deltas)
     number_of = {batch_id: number for number, batch_id in enumerate(batch_ids, start=1)}
@@ -92,13 +91,13 @@ def merge_arguments(deltas: Mapping[str, BatchState], entries: Sequence[HistoryE
 
 
 async def state_of(rows: Iterable[Sequence[Any]]) -> BatchState:
-    """A batch's state from what the state statement returns. Where that is much, others get their turn in between.
+    """A batch's state from the rows of the state statement. For many rows, other tasks run in between.
 
-    :raises ValueError: something else wrote there.
+    :raises ValueError: BCS did not write these rows.
     """
     state = BatchState()
-    # An outcome leaves the same mark on each essay, and to make one takes longer than all else.
-    made: dict[tuple[str, int], Mark] = {}
+    # All essays of an outcome have equal marks, and making marks takes most of the time, so they are shared.
+    shared_marks: dict[tuple[str, int], Mark] = {}
     essays_read = 0
     for kind, phase, key, essays, text, flag, count, times in rows:
         if kind == "essay":
@@ -106,9 +105,9 @@ async def state_of(rows: Iterable[Sequence[Any]]) -> BatchState:
         elif kind == "mark" and key == TIMED:
             outcome, marks = Outcome(text), state.essay_marks.setdefault(phase, {})
             for essay, at_us in zip(essays, times, strict=True):
-                mark = made.get((text, at_us))
+                mark = shared_marks.get((text, at_us))
                 if mark is None:
-                    mark = made[text, at_us] = Mark(outcome, at_us)
+                    mark = shared_marks[text, at_us] = Mark(outcome, at_us)
                 marks[from_text(essay)] = mark
         elif kind == "mark":
             listed = state.outcome_marks.setdefault(phase, {}).setdefault(key, {})
@@ -132,8 +131,8 @@ async def state_of(rows: Iterable[Sequence[Any]]) -> BatchState:
     return state
 
 
-def kept_entry(batch_id: str, row: Mapping[str, Any]) -> KeptEntry:
-    """An entry from its row."""
+def archived_entry(batch_id: str, row: Mapping[str, Any]) -> ArchivedEntry:
+    """An entry of the history from its row."""
     correlation_id, event_id = (
         None if row[column] is None else from_text(row[column]) for column in ("correlation_id", "event_id")
     )
@@ -145,25 +144,25 @@ def kept_entry(batch_id: str, row: Mapping[str, Any]) -> KeptEntry:
         row["detail"],
         entry_id=row["entry_id"],
         batch_id=batch_id,
-        at_us=(row["recorded_at"] - _EPOCH) // timedelta(microseconds=1),
+        at_us=(row["recorded_at"] - EPOCH) // timedelta(microseconds=1),
         correlation_id=correlation_id,
         event_id=event_id,
         position=position,
     )
-    return KeptEntry(row["number"], entry)
+    return ArchivedEntry(row["number"], entry)
 
 
-def kept_entries(batch_id: str, rows: Iterable[Mapping[str, Any]]) -> Sliced[list[KeptEntry]]:
-    """Entries from their rows, each of which may be about thousands of essays."""
-    entries: list[KeptEntry] = []
+def archived_entries(batch_id: str, rows: Iterable[Mapping[str, Any]]) -> Sliced[list[ArchivedEntry]]:
+    """Entries from their rows, in slices, because an entry may be about thousands of essays."""
+    entries: list[ArchivedEntry] = []
     for row in rows:
-        entries.append(kept_entry(batch_id, row))
+        entries.append(archived_entry(batch_id, row))
         yield
     return entries
 
 
 def _history_row(number: int, entry: HistoryEntry) -> tuple[Any, ...]:
-    at = _EPOCH + timedelta(microseconds=entry.at_us)
+    at = datetime_of(entry.at_us)
     detail = encode_detail(entry)
     if isinstance(entry, PipelineResolved):
         return number, entry.entry_id, at, RESOLUTION, to_text(entry.correlation_id), None, None, None, None, detail

@@ -1,4 +1,4 @@
-"""Brings the schema of the record up to date, whoever else does the same at the same time."""
+"""Upgrades the archive's schema; several processes may do this at the same time."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import anyio.to_thread
 import asyncpg
 
 from bcs.errors import SchemaLocked, Session
-from bcs.storage.postgres.connecting import TAKES_NO_WRITES, ArchiveConnection, Connector
+from bcs.storage.postgres.connecting import ACCEPTS_NO_WRITES, ArchiveConnection, Connector
 from bcs.storage.postgres.migrations import HEAD, VERSION_TABLE
 
-# Any number serves; it must never change, or two releases would not see each other's lock.
+# Any number is good. It must never change, or two releases would not see each other's lock.
 _ADVISORY_LOCK = 4_002_110_001
-_LOOK_SECONDS = 0.2
+_RETRY_SECONDS = 0.2
 _CONNECT_SECONDS = 10.0
 _TABLES = ("batches", "essays", "marks", "outcomes", "phase_reports", "invalidations", "history", "announcements")
 _FORMER_TABLES = ("batch_marks", "reports")
 # Far longer than a statement over the largest record takes.
 _STATEMENT_SECONDS = 3600.0
-# While it waits for a table, whatever else wants that table waits behind it. Limits that a role has for requests are
-# none for an upgrade, and it does read whole tables.
+# While an upgrade waits for a table, all other sessions that need the table wait behind it, so it waits briefly. The
+# time limits of a role are meant for requests and not for an upgrade. An upgrade reads whole tables.
 _FOR_AN_UPGRADE = (
     "SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = 0; "
     "SET LOCAL idle_in_transaction_session_timeout = 0; "
@@ -41,16 +41,16 @@ SELECT pid, application_name, state FROM pg_stat_activity
 WHERE pid <> pg_backend_pid() AND pid IN (SELECT pid FROM pg_locks WHERE granted AND {condition})
 ORDER BY pid LIMIT 5
 """
-# What they say of each start, nobody asked for.
+# These loggers write lines at each start that no operator needs.
 _LOGS = ("alembic.runtime.migration", "alembic.runtime.plugins")
 
 
 @dataclass(frozen=True, slots=True)
 class Upgraded:
-    """What an upgrade did.
+    """The result of an upgrade.
 
-    :param before: the version that it found; None where there was none.
-    :param after: the version that it left.
+    :param before: the version before; None where there was no schema.
+    :param after: the version after.
     """
 
     before: str | None
@@ -59,28 +59,28 @@ class Upgraded:
 
 async def version_of(connection: asyncpg.Connection) -> str | None:
     """The schema's version; None where there is no schema yet."""
-    # With pg_class in the query: to_regclass() alone may go by what this session remembers, which is nothing, although
-    # somebody else has made the table since.
+    # With pg_class in the query, because to_regclass() alone may use this session's cache, which does not have a table
+    # that another session has created since.
     if await connection.fetchval("SELECT oid FROM pg_class WHERE oid = to_regclass($1)", VERSION_TABLE) is None:
         return None
-    version: str | None = await connection.fetchval(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 (ours)
+    version: str | None = await connection.fetchval(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 (the table's name is a constant)
     return version
 
 
-def is_enough(version: str | None) -> bool:
-    """Whether a version is that of this release, or one that this release does not know and that must be newer."""
+def is_new_enough(version: str | None) -> bool:
+    """True for the version of this release, and for an unknown version, which must be newer."""
     return version is not None and version >= HEAD
 
 
 async def is_current(connection: asyncpg.Connection) -> bool:
-    """Whether the schema is one that this release can use."""
-    return is_enough(await version_of(connection))
+    """True if this release can use the schema."""
+    return is_new_enough(await version_of(connection))
 
 
-async def problem_with_writes(connection: asyncpg.Connection) -> str | None:
-    """Why nothing can be written now; None where it can. A pooler may lead to a server that became a standby.
+async def write_problem(connection: asyncpg.Connection) -> str | None:
+    """Why this user can't write now; None where it can. A pooler may lead to a server that became a standby.
 
-    :param connection: to a database with the schema.
+    :param connection: a connection to a database with the schema.
     """
     [(read_only, has_rights)] = await connection.fetch(
         "SELECT current_setting('transaction_read_only') = 'on', bool_and(has_table_privilege(name, rights)) "
@@ -89,14 +89,14 @@ async def problem_with_writes(connection: asyncpg.Connection) -> str | None:
         ("SELECT", "INSERT", "UPDATE", "DELETE"),
     )
     if read_only:
-        return TAKES_NO_WRITES
+        return ACCEPTS_NO_WRITES
     return None if has_rights else "this user may not write to the archive's tables"
 
 
-async def problem_with_upgrade(connection: asyncpg.Connection) -> str | None:
-    """Why this user can't bring the schema up to date; None where nothing is known to be in the way.
+async def upgrade_problem(connection: asyncpg.Connection) -> str | None:
+    """Why this user can't upgrade the schema; None without a known problem.
 
-    :param connection: to a database whose schema is missing, or of an older release.
+    :param connection: a connection to a database whose schema is missing or outdated.
     """
     [(read_only, schema, may_create, owned_by_others)] = await connection.fetch(
         "SELECT current_setting('transaction_read_only') = 'on', current_schema(), "
@@ -106,7 +106,7 @@ async def problem_with_upgrade(connection: asyncpg.Connection) -> str | None:
         (VERSION_TABLE, *_TABLES, *_FORMER_TABLES),
     )
     if read_only:
-        return TAKES_NO_WRITES
+        return ACCEPTS_NO_WRITES
     if schema is None:
         return "this user may use no schema of its search_path, and so can't create the archive's tables"
     if not may_create:
@@ -117,9 +117,10 @@ async def problem_with_upgrade(connection: asyncpg.Connection) -> str | None:
 
 
 async def identity(connection: asyncpg.Connection) -> str | None:
-    """What is another one once the tables were made anew, restored, or taken over by a standby; None without tables.
+    """Identifies the tables: changes when they are recreated, restored, or a standby takes over; None without tables.
 
-    Each of these may lack what was acknowledged before. A standby and a restored server begin a timeline of their own.
+    In each of these cases the tables may lack acknowledged data. A promoted standby and a restored server start a new
+    timeline.
     """
     table: int | None = await connection.fetchval("SELECT to_regclass('history')::oid")
     if table is None:
@@ -127,23 +128,23 @@ async def identity(connection: asyncpg.Connection) -> str | None:
     try:
         timeline = await connection.fetchval("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)")
     except asyncpg.PostgresError:
-        timeline = None  # not everyone may ask, and not every service that speaks like PostgreSQL knows
+        timeline = None  # some users may not read it, and some services that imitate PostgreSQL do not have it
     return f"{table}.{timeline}"
 
 
 async def upgrade(
     url: str, *, wait_seconds: float = 0.0, waiting: Callable[[SchemaLocked], None] = lambda _: None
 ) -> Upgraded:
-    """Apply the versions that are missing, all or none; replicas that start together do so one after the other.
+    """Apply the missing versions, all or none; replicas that start together upgrade one after the other.
 
-    Cancellation ends it at once, and nothing is changed then.
+    Cancellation ends the upgrade at once, and nothing is changed then.
 
-    :param url: of the database.
-    :param wait_seconds: how long to try again while another session is in the way.
-    :param waiting: is called with what is in the way, before each new try.
-    :raises SchemaLocked: another session was in the way for so long.
+    :param url: the URL of the database.
+    :param wait_seconds: how long to retry while another session blocks the upgrade.
+    :param waiting: called before each retry with the reason.
+    :raises SchemaLocked: another session blocked the upgrade all the time.
     :raises OSError: the database is out of reach.
-    :raises PostgresError: it refused a statement.
+    :raises PostgresError: the database refused a statement.
     """
     connector = Connector(url)
     deadline: float | None = None
@@ -156,27 +157,27 @@ async def upgrade(
             if anyio.current_time() >= deadline:
                 raise
             waiting(locked)
-        await anyio.sleep(_LOOK_SECONDS)
+        await anyio.sleep(_RETRY_SECONDS)
 
 
 async def _upgrade(connector: Connector) -> Upgraded:
-    # To import Alembic takes a while. All else runs here, where it can be cancelled: a thread that waits could not be.
+    # Only the slow import of Alembic runs in a thread. All else runs here, because a thread could not be cancelled.
     apply = await anyio.to_thread.run_sync(_load, abandon_on_cancel=True)
     connection = await connector.connect(connect_seconds=_CONNECT_SECONDS, statement_seconds=_STATEMENT_SECONDS)
     try:
         before = await version_of(connection)
-        if before is not None and is_enough(before):
+        if before is not None and is_new_enough(before):
             return Upgraded(before, before)
-        # Not as a block: at its end it would wait for an answer, whatever has happened.
+        # Not as a context manager, which would wait for an answer at its end, also after a failure.
         transaction = connection.transaction()
         await transaction.start()
         await connection.execute(_FOR_AN_UPGRADE)
-        # Of the transaction, and not of the session: a pooler would give the session's lock to somebody else.
+        # A lock of the transaction, not of the session, because a pooler would give the session to another client.
         if not await connection.fetchval(f"SELECT pg_try_advisory_xact_lock({_ADVISORY_LOCK})"):
             await transaction.rollback()
             raise SchemaLocked(await _sessions(connection, _HOLDS_THE_LOCK), upgrading=True)
         before = await version_of(connection)
-        if before is not None and is_enough(before):
+        if before is not None and is_new_enough(before):
             return Upgraded(before, before)
         try:
             await apply(connection)
@@ -186,7 +187,8 @@ async def _upgrade(connector: Connector) -> Upgraded:
         await transaction.commit()
         return Upgraded(before, HEAD)
     finally:
-        # Without a farewell, which may take as long as the database is frozen. What did not end well is undone.
+        # Closed without a last message, which would wait while the database is frozen. The server rolls back an open
+        # transaction.
         connection.terminate()
 
 
@@ -195,7 +197,7 @@ async def _sessions(connection: ArchiveConnection, condition: str) -> tuple[Sess
 
 
 def _load() -> Callable[[ArchiveConnection], Awaitable[None]]:
-    """Import Alembic, and return what applies the versions that are missing within a transaction that is open."""
+    """Import Alembic, and return a function that applies the missing versions within an open transaction."""
     from alembic import command
     from alembic.config import Config
     from sqlalchemy import Connection
@@ -218,11 +220,11 @@ def _load() -> Callable[[ArchiveConnection], Awaitable[None]]:
 
         engine = create_async_engine(
             "postgresql+asyncpg://",
-            # SQLAlchemy neither begins nor ends a transaction, and does not close what others have opened.
+            # SQLAlchemy must not begin or end a transaction, and must not close our connection.
             isolation_level="AUTOCOMMIT",
             poolclass=StaticPool,
             pool_reset_on_return=None,
-            # A statement with a name would stay on a pooler's connection.
+            # A named statement would stay on a pooler's connection.
             connect_args={
                 "async_creator_fn": opened,
                 "prepared_statement_cache_size": 0,
@@ -230,8 +232,8 @@ def _load() -> Callable[[ArchiveConnection], Awaitable[None]]:
             },
         )
         try:
-            async with engine.connect() as of_sqlalchemy:
-                await of_sqlalchemy.run_sync(run)
+            async with engine.connect() as sqlalchemy_connection:
+                await sqlalchemy_connection.run_sync(run)
         except DBAPIError as error:
             raise (error.orig and error.orig.__cause__) or error from None
 

@@ -1,10 +1,10 @@
-"""The record's SQL. The merge law of `bcs.domain.state` stands here a second time.
+"""The SQL of the archive. It repeats the merge rules of `bcs.domain.state`.
 
-`tests/integration/test_merge_contract.py` holds one to the other.
+`tests/integration/test_merge_contract.py` checks that both give the same state.
 """
 
-# One round trip, one transaction. Every replica takes the rows of `batches` first, in one order, and keeps them locked
-# to the end, so no two can wait for each other; and what belongs to a batch can't be removed in between.
+# One round trip, one transaction. Every replica first locks the rows of `batches`, in the same order and until the end,
+# so two replicas can't deadlock, and no other session can delete the rows of a batch in between.
 MERGE = """
 WITH named AS (
     SELECT * FROM unnest($1::text[], $2::numeric[], $3::bigint[]) WITH ORDINALITY
@@ -84,8 +84,8 @@ ORDER BY place
 ON CONFLICT (batch_key, entry_id) DO NOTHING
 """
 
-# Essays that have all but the time in common are one row: a batch may have a hundred thousand marks, and to make a row
-# of each takes longer than all else.
+# Essays that differ only in the time share one row: a batch may have a hundred thousand marks, and a row for each would
+# take most of the time.
 STATE = """
 WITH batch AS MATERIALIZED (
     SELECT batch_key, expected_count, expected_at_us FROM batches WHERE batch_id = $1
@@ -113,7 +113,7 @@ SELECT 'invalidation', phase, NULL, array_agg(essay_id), NULL, NULL, NULL, array
     GROUP BY phase
 """
 
-# One entry after the other, until the page is full: to read entries that do not fit takes time, and they may be large.
+# Entries are read one by one until the page is full, because entries that do not fit may be large and slow to read.
 PAGE = """
 WITH RECURSIVE page AS (
     SELECT 0 AS place, 0::bigint AS bytes, batch_key, $2::bigint AS number, NULL::uuid AS entry_id,
@@ -137,29 +137,29 @@ SELECT number, entry_id, recorded_at, kind, correlation_id, event_id,
 FROM page WHERE place = 1 OR (place > 1 AND bytes <= $4) ORDER BY place
 """
 
-KEEP_ANNOUNCEMENTS = "INSERT INTO announcements (kind, topic, key, value) VALUES ($1, $2, $3, $4)"
+INSERT_ANNOUNCEMENTS = "INSERT INTO announcements (kind, topic, key, value) VALUES ($1, $2, $3, $4)"
 
-# What another replica has in hand is left to it.
+# Rows that another replica has locked are skipped.
 TAKE_ANNOUNCEMENTS = """
 SELECT announcement_id, kind, topic, key, value FROM announcements
 ORDER BY announcement_id LIMIT $1 FOR UPDATE SKIP LOCKED
 """
 
-# Asked at intervals, so a count of all must not take long.
+# This runs at intervals, so the count is limited to be fast.
 COUNT_ANNOUNCEMENTS = """
 SELECT (SELECT count(*) FROM (SELECT FROM announcements LIMIT $1) AS first) AS count,
     (SELECT value FROM announcements ORDER BY announcement_id LIMIT 1) AS oldest
 """
 
-FORGET_ANNOUNCEMENTS = "DELETE FROM announcements WHERE announcement_id = ANY ($1::bigint[])"
+DELETE_ANNOUNCEMENTS = "DELETE FROM announcements WHERE announcement_id = ANY ($1::bigint[])"
 
-FORGET_HISTORY = """
+DELETE_EXPIRED_HISTORY = """
 DELETE FROM history
 WHERE ctid = ANY (ARRAY(SELECT ctid FROM history WHERE recorded_at < $1 ORDER BY recorded_at LIMIT $2))
 """
 
-# An array, and no join: a join may read a table from its beginning to its end.
-FORGET_BATCHES = """
+# An array instead of a join, because a join may read a whole table.
+DELETE_EXPIRED_BATCHES = """
 WITH old AS MATERIALIZED (
     SELECT batch_key FROM batches WHERE touched_on < $1 ORDER BY batch_id LIMIT $2 FOR UPDATE SKIP LOCKED
 ), no_essay AS (

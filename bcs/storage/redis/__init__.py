@@ -1,1 +1,1 @@
-"""State and queues in Redis."""
+"""The state of batches and the queues, stored in Redis."""

@@ -1,4 +1,4 @@
-"""Entries that wait in Redis for the archive, while PostgreSQL is unavailable or behind."""
+"""The queues in Redis in which entries wait for the archive while PostgreSQL is away or slow."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ FORMER_FACTS = "record"
 
 
 def waiting_key(prefix: str, name: str) -> str:
-    """Where entries wait for the archive.
+    """The key of the stream in which entries wait for the archive.
 
-    :param name: of the queue: `FACTS`, `FORMER_FACTS` or `EXPLANATIONS`.
+    :param name: the queue's name, `FACTS`, `FORMER_FACTS` or `EXPLANATIONS`.
     """
-    # In the outbox's slot, so that an announcement and what explains it are taken in by one transaction.
+    # In the outbox's slot, so that one transaction can add an announcement and its explanation.
     return f"{prefix}{{outbox}}:{name}"
 
 
 def refused_key(prefix: str, name: str) -> str:
-    """Where entries are that the archive will never take."""
+    """The key of the stream of entries that PostgreSQL will never accept."""
     return f"{waiting_key(prefix, name)}:parked"
 
 
 class ArchiveQueue(RedisQueue[HistoryEntry]):
-    """Entries that must reach the archive.
+    """A queue of entries that must reach the archive.
 
-    :param key_prefix: stands before the stream's key.
-    :param name: of this queue: `FACTS`, `FORMER_FACTS` or `EXPLANATIONS`.
+    :param key_prefix: the prefix of the stream's key.
+    :param name: the queue's name, `FACTS`, `FORMER_FACTS` or `EXPLANATIONS`.
     :param consumer: this process's name among the replicas.
-    :param limit: how many entries it holds at most.
+    :param limit: how many entries the queue holds at most.
     """
 
     def __init__(self, gateway: RedisGateway, *, key_prefix: str, name: str, consumer: str, limit: int) -> None:
@@ -60,16 +60,17 @@ class ArchiveQueue(RedisQueue[HistoryEntry]):
 
     @property
     def last_known(self) -> int | None:
-        """How many entries waited when that was last seen, without asking; None if it never was."""
+        """How many entries waited at the last call to Redis; None before the first call."""
         return self._length
 
     async def waiting(self, *others: ArchiveQueue) -> int:
-        """How many entries wait, asked on the connection in common: whoever asks may hold one of the others.
+        """How many entries wait. Uses the shared connection, because the caller may hold one of the others.
 
         :param others: further queues, which are counted in the same round trip.
+        :raises StoreUnavailable: no answer.
         """
         queues = (self, *others)
-        with self._foreign_key_named():
+        with self._wrong_type_as_outage():
             lengths = await self._gateway.call_multiplexed(*(("XLEN", queue._stream) for queue in queues))
         for queue, length in zip(queues, lengths, strict=True):
             queue._length = int(length)
@@ -77,10 +78,10 @@ class ArchiveQueue(RedisQueue[HistoryEntry]):
                 queue._filled_at = anyio.current_time()
         return sum(map(int, lengths))
 
-    def room_for(self, entries: Sequence[HistoryEntry]) -> list[Command]:
-        """The commands that take entries in; none when there is no room.
+    def additions_if_room(self, entries: Sequence[HistoryEntry]) -> list[Command]:
+        """The commands that add entries, for another transaction; empty when the queue is full.
 
-        What only explains an answer must not stand in its way.
+        A full queue of explanations must not keep an answer from being sent.
         """
         return [] if (self._length or 0) >= self._limit else self.additions(entries)
 
@@ -90,5 +91,5 @@ class ArchiveQueue(RedisQueue[HistoryEntry]):
     def _item(self, fields: dict[bytes, bytes]) -> HistoryEntry:
         return decode_entry(fields[b"entry"])
 
-    def _full(self, limit: int) -> Exception:
+    def _full_error(self, limit: int) -> Exception:
         return BacklogFull(limit)

@@ -1,11 +1,11 @@
-"""How state and summary are written in the store.
+"""Encodes the state and the summary of a batch for Redis.
 
-What a batch is in all is text: its version, the number of essays that are expected, and the registers that there are
-one of for each phase. What is known of one essay is a record of fixed width, since there are thousands of those: when
-it was first seen, in eight bytes, and in each slot how a phase ended, a letter, and when, in eight bytes again. A slot
-has the marks of one phase that carry a time of their own, or the list of one outcome that has none: these say 0, and
-the time is the outcome's. What stands in which slot is said by the batch (`slot:<phase>`, `slot:<phase> <repeat key>`).
-Numbers begin with their highest byte, so that they compare as bytes.
+The values of the whole batch are text: its version, the expected number of essays, and the registers of each phase. The
+values of one essay are a row of fixed width, because a batch has thousands of essays: the time when the essay was first
+seen, in eight bytes, then for each slot a letter for the outcome and a time in eight bytes. A slot holds the marks of
+one phase that carry their own time, or the list of one outcome without its own time; in a list the time is 0, and that
+of the outcome counts. The batch has the number of each slot (`slot:<phase>`, `slot:<phase> <repeat key>`). Numbers
+begin with their highest byte, so that their bytes compare like the numbers.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from bcs.domain.state import ALL_ESSAYS, TIMED, BatchState, Ending, Expected, Ma
 from bcs.errors import StoreCorrupted
 
 LAYOUT = 2
-"""Part of every key, so that what another layout wrote is not found."""
+"""A part of every key, so that data in another layout is not found."""
 
 EXPECTED_FIELD = "expected"
 VERSION_FIELD = "version"
 COMPLETE_STAMP_FIELD = "complete_stamp"
-"""The version at which nothing that the archive has of the batch was missing here, and the complete stamp."""
+"""The field of the complete stamp, with the version at which Redis had all that the archive has of the batch."""
 FORMER_STAMP_FIELD = "whole"
 """The same, written by releases before 0.2.0; see `former_stamp`."""
 REPORT_PREFIX = "report:"
@@ -50,15 +50,15 @@ _OUTCOMES = {outcome.encode(): outcome for outcome in Outcome}
 _OUTCOME_CODES = {outcome: code for code, outcome in _OUTCOMES.items()}
 _NO_MARK = (_EMPTY, 0)
 _NOTHING: Mapping[Any, Any] = {}
-_SPEAKS = {"0": False, "1": True}
+_BOOLEANS = {"0": False, "1": True}
 _MARK = Struct(">cQ")
 _USUAL_PROGRESS = (None, 0, 0, 0)
 
 
 class BatchKeys:
-    """The keys of one batch. Its percent-encoded id is their hash tag, so they share a slot on a Cluster.
+    """The keys of one batch. Its percent-encoded id is their hash tag, so that they share a slot of a Redis Cluster.
 
-    Encoding everything but letters, digits and `_.-~` keeps any two batches apart, whatever their ids contain.
+    Because everything but letters, digits and `_.-~` is encoded, two batches never have the same keys.
     """
 
     __slots__ = ("essays", "meta", "stem", "summaries")
@@ -71,67 +71,67 @@ class BatchKeys:
 
     @property
     def all(self) -> tuple[str, str, str]:
-        """In the order in which the merge script takes them."""
+        """All keys, in the order that the merge script expects."""
         return self.summaries, self.meta, self.essays
 
 
 def outcome_field(phase: str, key: str) -> str:
-    """Where an outcome stands; a phase's name has no colon."""
+    """The field of an outcome. A phase's name has no colon, so the field is unambiguous."""
     return f"{OUTCOME_PREFIX}{phase}:{key}"
 
 
 def invalid_field(phase: str, essay_id: str | None) -> str:
-    """Where an invalidation stands. An essay's id may be any text, so the phase comes first."""
+    """The field of an invalidation. An essay's id may be any text, so the phase comes first."""
     return f"{INVALID_PREFIX}{phase}" if essay_id is ALL_ESSAYS else f"{INVALID_PREFIX}{phase}:{essay_id}"
 
 
 def slot_name(slot: Slot) -> str:
-    """What a slot is called; a phase's name has no blank."""
+    """The name of a slot. A phase's name has no blank, so the slot's name is unambiguous."""
     phase, key = slot
     return phase if key == TIMED else f"{phase} {key}"
 
 
 def encode_mark(mark: Mark) -> str:
-    """A report as `c1732360000123456`: how the phase ended, and when in microseconds."""
+    """A report as `c1732360000123456`: its outcome, and its time in microseconds since 1970 UTC."""
     return f"{mark.outcome}{mark.at_us}"
 
 
 def encode_ending(ending: Ending) -> str:
-    """An outcome as `1732360000123456:0:completed_successfully`: when, whether it speaks for all, its status."""
+    """An outcome as `1732360000123456:0:completed_successfully`: its time, `speaks_for_all`, its status."""
     return f"{ending.at_us}:{ending.speaks_for_all:d}:{ending.status}"
 
 
 def encode_expected(expected: Expected) -> str:
-    """An expected count as `1732360000123456:30`."""
+    """An expected count as `1732360000123456:30`: its time, the count."""
     return f"{expected.at_us}:{expected.count}"
 
 
 def encode_joined(since_us: int) -> bytes:
-    """The first part of an essay's record."""
+    """The first part of an essay's row: when the essay was first seen."""
     return since_us.to_bytes(_JOINED_BYTES, "big")
 
 
 def encode_essay_mark(mark: Mark) -> bytes:
-    """One of the other parts of an essay's record."""
+    """The part of an essay's row for one slot with a mark."""
     return _MARK.pack(mark.outcome.encode(), mark.at_us)
 
 
 def encode_listed(outcome: Outcome) -> bytes:
-    """The same for an essay on an outcome's list."""
+    """The part of an essay's row for one slot with an outcome's list."""
     return _MARK.pack(outcome.encode(), 0)
 
 
 def encoding_essays(state: BatchState, essay_ids: Iterable[str], slots: Sequence[Slot]) -> Sliced[dict[str, bytes]]:
-    """What a state knows of essays, each one's record.
+    """Essay to its row, from a state.
 
-    :param slots: in their order.
+    :param slots: the slots in their order.
     """
     timed: list[Mapping[str, Mark]] = []
     listed: list[Mapping[str, Outcome]] = []
     for phase, key in slots:
         timed.append(state.essay_marks.get(phase, _NOTHING) if key == TIMED else _NOTHING)
         listed.append(_NOTHING if key == TIMED else state.outcome_marks.get(phase, _NOTHING).get(key, _NOTHING))
-    first_seen_us, records = state.first_seen_us, dict[str, bytes]()
+    first_seen_us, rows = state.first_seen_us, dict[str, bytes]()
     for essays in in_slices(essay_ids, _essays_in_slice(slots)):
         for essay_id in essays:
             parts: list[bytes | int] = [first_seen_us.get(essay_id, _NEVER_JOINED)]
@@ -146,16 +146,16 @@ def encoding_essays(state: BatchState, essay_ids: Iterable[str], slots: Sequence
                     parts += _NO_MARK
                     continue
                 filled = len(parts)
-            # Slots at the end that are empty are left out: an outcome that names others must not make this one longer.
-            records[essay_id] = _record(filled).pack(*parts[:filled])
+            # Empty slots at the end are left out, so that an outcome for other essays does not make this row longer.
+            rows[essay_id] = _row(filled).pack(*parts[:filled])
         yield
-    return records
+    return rows
 
 
 def slots_in(meta: Mapping[str, str]) -> list[Slot]:
-    """What stands in each slot of a batch's records.
+    """The slots of a batch's rows, in their order.
 
-    :raises ValueError: something else wrote there.
+    :raises ValueError: BCS did not write these fields.
     """
     by_number: dict[int, Slot] = {}
     for field, number in meta.items():
@@ -170,11 +170,11 @@ def slots_in(meta: Mapping[str, str]) -> list[Slot]:
 def decoding_state(
     keys: BatchKeys, meta: Mapping[str, str], slots: Sequence[Slot], essays: Sequence[bytes]
 ) -> Sliced[BatchState]:
-    """A state from what the store holds.
+    """A state from the values in Redis.
 
-    :param slots: of `slots_in`.
-    :param essays: each one's id, and behind it its record.
-    :raises StoreCorrupted: something else wrote there.
+    :param slots: the result of `slots_in`.
+    :param essays: for each essay its id, then its row.
+    :raises StoreCorrupted: BCS did not write these values.
     """
     try:
         state = _decode_meta(meta)
@@ -182,8 +182,8 @@ def decoding_state(
         length = 2 * _essays_in_slice(slots)
         for start in range(0, len(essays), length):
             some = essays[start : start + length]
-            for width, ids, records in _by_width(some[::2], some[1::2]):
-                state.first_seen_us.update(columns.read(width, ids, records))
+            for width, ids, rows in _by_width(some[::2], some[1::2]):
+                state.first_seen_us.update(columns.read(width, ids, rows))
             yield
         columns.put_into(state)
     except (ValueError, KeyError) as error:
@@ -192,25 +192,26 @@ def decoding_state(
 
 
 class _Columns:
-    """Reads essays' records, and collects what stands in each slot."""
+    """Decodes essays' rows, and collects the values of each slot."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._slots = slots
         self._marks: list[dict[str, Mark]] = [{} for _ in slots]
         self._listed: list[dict[str, Outcome]] = [{} for _ in slots]
-        # An outcome with a time leaves the same mark on each of its essays.
+        # All essays of an outcome with a time have equal marks, so one object is enough.
         self._made: dict[tuple[bytes, int], Mark] = {}
 
-    def read(self, width: int, ids: Sequence[str], records: Sequence[bytes]) -> Iterable[tuple[str, int]]:
-        """Read records with so many parts.
+    def read(self, width: int, ids: Sequence[str], rows: Sequence[bytes]) -> Iterable[tuple[str, int]]:
+        """Decode rows of one width.
 
-        :returns: when each essay was first seen, where it was.
-        :raises ValueError: they have more slots than there are.
-        :raises KeyError: a mark is none.
+        :param width: the number of parts of each row.
+        :returns: essay and the time when it was first seen, for essays that have such a time.
+        :raises ValueError: the rows have more slots than the batch.
+        :raises KeyError: a mark has an unknown outcome.
         """
         if width > _width(len(self._slots)):
-            raise ValueError(f"a record of {len(records[0])} bytes")
-        joined, *cells = zip(*_record(width).iter_unpack(b"".join(records)), strict=True)
+            raise ValueError(f"a row of {len(rows[0])} bytes")
+        joined, *cells = zip(*_row(width).iter_unpack(b"".join(rows)), strict=True)
         for number, (outcomes, times) in enumerate(zip(cells[::2], cells[1::2], strict=True)):
             if self._slots[number][1] == TIMED:
                 self._marks[number].update(
@@ -228,9 +229,9 @@ class _Columns:
         return (pair for pair in pairs if pair[1] != _NEVER_JOINED) if _NEVER_JOINED in joined else pairs
 
     def put_into(self, state: BatchState) -> None:
-        """Put where it belongs what was read.
+        """Put the collected values into a state.
 
-        :raises ValueError: an outcome's list stands there without the outcome.
+        :raises ValueError: an outcome's list is there without the outcome.
         """
         for (phase, key), marks, listed in zip(self._slots, self._marks, self._listed, strict=True):
             if marks:
@@ -247,28 +248,26 @@ class _Columns:
         return mark
 
 
-def _by_width(
-    raw_ids: Sequence[bytes], records: Sequence[bytes]
-) -> Iterator[tuple[int, Sequence[str], Sequence[bytes]]]:
-    """Records of one width together: its number of parts, the essays' ids, and their records.
+def _by_width(raw_ids: Sequence[bytes], rows: Sequence[bytes]) -> Iterator[tuple[int, Sequence[str], Sequence[bytes]]]:
+    """Rows grouped by width: the number of parts, the essays' ids, and their rows.
 
-    :raises ValueError: a record has a width that none can have, or an id is no text.
+    :raises ValueError: a row has an impossible width, or an id is not UTF-8.
     """
     ids = [raw_id.decode() for raw_id in raw_ids]
-    lengths = set(map(len, records))
+    lengths = set(map(len, rows))
     for length in sorted(lengths):
         filled, rest = divmod(length - _JOINED_BYTES, _MARK_BYTES)
         if rest or filled < 0:
-            raise ValueError(f"a record of {length} bytes")
+            raise ValueError(f"a row of {length} bytes")
         if len(lengths) == 1:
-            yield _width(filled), ids, records
+            yield _width(filled), ids, rows
         else:
-            places = [place for place, record in enumerate(records) if len(record) == length]
-            yield _width(filled), [ids[place] for place in places], [records[place] for place in places]
+            places = [place for place, row in enumerate(rows) if len(row) == length]
+            yield _width(filled), [ids[place] for place in places], [rows[place] for place in places]
 
 
 def encode_summary(summary: BatchSummary, stamp: str | None = None) -> str:
-    """A summary as one small string.
+    """A summary as a small JSON text.
 
     :param stamp: the complete stamp, see `ArchiveBackfill`.
     """
@@ -285,15 +284,15 @@ def encode_summary(summary: BatchSummary, stamp: str | None = None) -> str:
 
 
 def decode_summary(key: str, text: bytes) -> tuple[BatchSummary, str | None]:
-    """A summary from its string, and its complete stamp, if it has one.
+    """A summary from its text, and its complete stamp, if it has one.
 
-    :raises StoreCorrupted: something else wrote there.
+    :raises StoreCorrupted: BCS did not write this text.
     """
     try:
         document = from_json(text)
         progress = {phase: _decode_progress(*numbers) for phase, numbers in document["phases"].items()}
         version, known, expected = document["v"], document["known"], document["expected"]
-        _require_whole(version, known, 0 if expected is None else expected)
+        _require_integers(version, known, 0 if expected is None else expected)
         stamp = document.get(COMPLETE_STAMP_FIELD) or former_stamp(document.get(FORMER_STAMP_FIELD))
         return BatchSummary(version, known, expected, progress), stamp
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -317,7 +316,7 @@ def _encode_progress(progress: PhaseProgress) -> list[int | None]:
         progress.left_out,
         int(progress.covered),
     ]
-    # What comes last is mostly as usual, and left out then.
+    # Usual values at the end are left out, to save space.
     while further and further[-1] == _USUAL_PROGRESS[len(further) - 1]:
         further.pop()
     return [*always, *further]
@@ -332,8 +331,8 @@ def _decode_progress(
     left_out: int = 0,
     covered: int = 0,
 ) -> PhaseProgress:
-    _require_whole(complete, completed, failed, failed_before, left_out, covered)
-    _require_whole(0 if outcome_at_us is None else outcome_at_us)
+    _require_integers(complete, completed, failed, failed_before, left_out, covered)
+    _require_integers(0 if outcome_at_us is None else outcome_at_us)
     return PhaseProgress(
         complete == 1,
         completed,
@@ -353,7 +352,7 @@ def _decode_meta(meta: Mapping[str, str]) -> BatchState:
         elif field.startswith(OUTCOME_PREFIX):
             phase, _, key = field.removeprefix(OUTCOME_PREFIX).partition(":")
             at_us, speaks, status = text.split(":", 2)
-            state.outcomes.setdefault(phase, {})[key] = Ending(status, _SPEAKS[speaks], int(at_us))
+            state.outcomes.setdefault(phase, {})[key] = Ending(status, _BOOLEANS[speaks], int(at_us))
         elif field.startswith(INVALID_PREFIX):
             phase, colon, essay_id = field.removeprefix(INVALID_PREFIX).partition(":")
             state.invalidations.setdefault(phase, {})[essay_id if colon else ALL_ESSAYS] = int(text)
@@ -363,21 +362,21 @@ def _decode_meta(meta: Mapping[str, str]) -> BatchState:
 
 
 def _essays_in_slice(slots: Sequence[Slot]) -> int:
-    # Each of them takes its time.
+    # Each slot takes time, so more slots mean fewer essays in a slice.
     return max(1, SLICE * 5 // (5 + len(slots)))
 
 
 def _width(slots: int) -> int:
-    """How many parts a record with so many slots has."""
+    """How many parts a row has that has so many slots."""
     return 1 + 2 * slots
 
 
 @cache
-def _record(width: int) -> Struct:
+def _row(width: int) -> Struct:
     return Struct(">Q" + "cQ" * (width // 2))
 
 
-def _require_whole(*values: Any) -> None:
+def _require_integers(*values: Any) -> None:
     if not all(type(value) is int for value in values):
         raise TypeError("not a whole number")
 

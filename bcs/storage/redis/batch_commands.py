@@ -1,4 +1,4 @@
-"""How a batch is read from Redis and written there: the commands, and what their replies say."""
+"""The Redis commands that read and write a batch, and the decoding of their replies."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from bcs.storage.redis.batch_codec import (
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.merge_script import MERGE_SCRIPT
 
-# A longer command would hold up this process while it is packed.
+# Packing a longer command would block the event loop.
 _FIELDS_PER_COMMAND = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBatch:
-    """A batch as it was read.
+    """A batch as it was read from Redis.
 
-    :param slots: what stands in each slot of the essays' records.
+    :param slots: the slots of the essays' rows, in their order.
     :param stamp: the complete stamp, see `ArchiveBackfill`; None where the batch has none, or one of an older version.
-    :param redis: the identity of the server that it was read from; empty where it does not tell.
+    :param redis: the identity of the server that the batch was read from; empty where the server does not report one.
     """
 
     state: BatchState
@@ -60,21 +60,21 @@ class StoredBatch:
 
 
 def reads(keys: BatchKeys) -> list[Command]:
-    """Read a batch; the replies go to `decode`."""
+    """The commands that read a batch; `decoding` takes their replies."""
     return [("HGETALL", keys.meta), ("HGETALL", keys.essays)]
 
 
 def watch(keys: BatchKeys) -> list[Command]:
-    """Watch a batch and read it; the replies but the first go to `decode`."""
-    # These reads can show half a batch, if it expires between them. Then EXEC fails: to expire counts as a change.
+    """The commands that watch and read a batch; `decoding` takes all replies but the first."""
+    # If the batch expires between these reads, they return a part of it. Then EXEC fails, because expiry is a change.
     return [("WATCH", *keys.all), *reads(keys)]
 
 
 def decoding(keys: BatchKeys, replies: Sequence[Any], redis: str) -> Sliced[StoredBatch]:
     """A batch from the replies to `reads`.
 
-    :param redis: the identity of the server that they came from.
-    :raises StoreCorrupted: something else wrote there.
+    :param redis: the identity of the server that sent the replies.
+    :raises StoreCorrupted: BCS did not write these values.
     """
     try:
         texts = [item.decode() for item in replies[0]]
@@ -96,12 +96,12 @@ def encoding(
     stamp: str | None,
     law: CompletionLaw,
 ) -> Sliced[list[Command]]:
-    """The commands that write what changed, and the summary.
+    """The commands that write the changed registers and the summary.
 
-    :param stored: with the changes in it.
-    :param ttl_ms: how long the batch is kept from now on.
+    :param stored: the batch with the changes merged in.
+    :param ttl_ms: how long the batch is kept from now on, in milliseconds.
     :param stamp: the complete stamp; None where something may be missing.
-    :param law: what the summary holds under. Those under other laws are of the version that was read, and go with it.
+    :param law: the law of the summary. Summaries under other laws are deleted when the version changes.
     """
     stale: list[Command] = [("DEL", keys.summaries)] if version != stored.version else []
     summary = yield from summarizing(stored.state, law, version)
@@ -110,13 +110,13 @@ def encoding(
         *stale,
         *changes,
         ("HSET", keys.summaries, law.fingerprint, encode_summary(summary, stamp)),
-        # A transaction runs at one instant, so all keys of the batch expire at the same one.
+        # A transaction runs at one instant, so all keys of the batch expire at the same instant.
         *(("PEXPIRE", key, ttl_ms) for key in keys.all),
     ]
 
 
 def merge(keys: BatchKeys, delta: BatchState, ttl_ms: int) -> Command:
-    """Merge each register where it lies, by the script."""
+    """The command that merges each register inside Redis, by the merge script."""
     registers: list[Command] = []
     if delta.expected:
         registers.append(("expected", EXPECTED_FIELD, "", encode_expected(delta.expected)))
@@ -175,8 +175,8 @@ def _changes(
             slots.append(slot)
     touched = changed.first_seen_us.keys() | set(chain(*changed.essay_marks.values(), *listed.values()))
     yield
-    records = yield from encoding_essays(stored.state, touched, slots)
-    hashes: list[tuple[str, Mapping[str, str | bytes]]] = [(keys.meta, fields), (keys.essays, records)]
+    rows = yield from encoding_essays(stored.state, touched, slots)
+    hashes: list[tuple[str, Mapping[str, str | bytes]]] = [(keys.meta, fields), (keys.essays, rows)]
     return [
         ("HSET", key, *chain.from_iterable(some))
         for key, entries in hashes

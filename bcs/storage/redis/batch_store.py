@@ -1,4 +1,4 @@
-"""The state of batches in Redis: WATCH, read, merge, MULTI/EXEC; and a summary that makes reading it cheap."""
+"""The state store in Redis: WATCH, read, merge, MULTI/EXEC, and a summary that makes reads cheap."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ from bcs.storage.redis.batch_codec import BatchKeys, decode_summary
 from bcs.storage.redis.batch_commands import StoredBatch, decoding, encoding, merge, watch
 from bcs.storage.redis.dry_run import reading, writing
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
-from bcs.storage.redis.stored_batches import StoredBatches, corruption_named
+from bcs.storage.redis.stored_batches import StoredBatches, as_corruption
 from bcs.storage.roster import Roster
 from bcs.storage.single_flight import SingleFlight
 
-# Facts that wait for it are tried again sooner than that.
+# Longer than the interval at which waiting facts are retried.
 _REFUSAL_SECONDS = 5.0
 
 
 class RedisStateStore:
-    """The state store in Redis, in front of a permanent record if there is one.
+    """The state store in Redis, in front of the archive if there is one.
 
-    All keys of a batch are written and expire together, and are read in one transaction: a batch is seen whole or not
-    at all.
+    All keys of a batch are written together, expire together, and are read in one transaction. So a reader gets either
+    the complete batch or nothing.
 
-    With a record, a batch that may lack something is united with what that has, whenever it is read or written. What is
-    committed must be in the record already, or in the queue before it: so Redis may forget at any time.
+    With an archive, a batch that may lack something is backfilled from the archive whenever it is read or written.
+    Facts must be in the archive, or in the queue before it, before they are committed here. So Redis may lose data at
+    any time.
 
-    Beside the state lies one summary for each law that somebody reads by: replicas with different definitions, as there
-    are during a deployment, do not overwrite each other's. A commit leaves only its own, as all others are of an older
-    version then.
+    The state has one summary for each law, so that replicas with different definitions, which run together during a
+    deployment, do not overwrite each other's summary. A commit keeps only its own summary, because all others are of an
+    older version then.
 
-    :param law: what summaries are made by.
-    :param key_prefix: stands before every key.
+    :param law: the law of the summaries.
+    :param key_prefix: the prefix of every key.
     :param ttl_seconds: how long a batch is kept after its last write.
-    :param recall: asks the record.
-    :param max_essays: how many a batch may have; None for any number.
+    :param backfill: reads the archive; None without an archive.
+    :param max_essays: how many essays a batch may have; None for no limit.
     """
 
     def __init__(
@@ -82,7 +83,8 @@ class RedisStateStore:
                     self._roster.ensure_room_among(stored.state.first_seen_us, delta.first_seen_us)
                 additions, stamp = delta, stored.stamp
                 if self._backfill and not self._backfill.is_complete(stamp, stored.redis):
-                    # Without a backfill the batch keeps its old stamp, which says that the batch had a past.
+                    # If the archive is away, the batch keeps its old stamp, which shows that the archive may have more
+                    # of it.
                     with session.paused():
                         backfilled = await self._backfill.backfill(batch_id, stored.state, stored.redis)
                     if backfilled:
@@ -94,15 +96,15 @@ class RedisStateStore:
                 await hit(FailPoint.AFTER_EXEC, batch_id)
             if not written:
                 raise CommitConflict(batch_id)
-            self._roster.note(batch_id, len(stored.state.first_seen_us))
+            self._roster.note_size(batch_id, len(stored.state.first_seen_us))
 
         async def register_by_register() -> None:
-            # Each register is merged where it lies, so nothing is overwritten unread; the summary, which would need
-            # them all, is dropped, and the next reader makes it anew.
+            # Each register is merged inside Redis, so nothing is overwritten unread. The summary would need all
+            # registers, so it is deleted, and the next reader makes a new one.
             await self._gateway.call(merge(keys, delta, self._ttl_ms))
 
         try:
-            with corruption_named(keys):
+            with as_corruption(keys):
                 committed = await commit_with(self._policy, optimistically, register_by_register)
         except StoreUnavailable as failure:
             if failure.answered:
@@ -116,28 +118,28 @@ class RedisStateStore:
         if self._roster.has_room(batch_id, len(essays)):
             return
         keys = self._batches.keys(batch_id)
-        with corruption_named(keys):
+        with as_corruption(keys):
             [size] = await self._gateway.call_multiplexed(("HLEN", keys.essays))
-            self._roster.note(batch_id, size)
+            self._roster.note_size(batch_id, size)
             if self._roster.has_room(batch_id, len(essays)):
                 return
             ids = list(essays)
-            # Not shared with others, since it may be large.
-            [records] = await self._gateway.call(("HMGET", keys.essays, *ids))
-        strangers = (essay for essay, record in zip(ids, records, strict=True) if record is None)
-        self._roster.ensure_room(size, strangers)
+            # Not on the shared connection, because the reply may be large.
+            [rows] = await self._gateway.call(("HMGET", keys.essays, *ids))
+        new_essays = (essay for essay, row in zip(ids, rows, strict=True) if row is None)
+        self._roster.ensure_room(size, new_essays)
 
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `StateStore.summary`."""
         keys = self._batches.keys(batch_id)
-        with corruption_named(keys):
+        with as_corruption(keys):
             replies = await self._gateway.call_multiplexed(("HGET", keys.summaries, self._law.fingerprint))
         if (stored := replies[0]) is not None:
             summary, stamp = decode_summary(keys.summaries, stored)
             redis = replies.peer.identity
             if self._backfill is None or self._backfill.is_complete(stamp, redis):
                 return summary
-            if not self._backfill.record.reachable:
+            if not self._backfill.archive.reachable:
                 self._backfill.ensure_same_redis(stamp, redis)
                 self._backfill.require_registered(summary.registered)
                 return summary
@@ -178,7 +180,7 @@ class RedisStateStore:
         return self._gateway.problem
 
     async def _restored(self, batch_id: str, keys: BatchKeys) -> BatchSummary:
-        """The summary made anew, and stored unless other writers come in between each time."""
+        """Make the summary from the state, and store it, unless other writers win every attempt."""
         found = list[BatchSummary]()
 
         async def optimistically() -> None:
@@ -190,11 +192,12 @@ class RedisStateStore:
                 version = stored.version if changed.empty else stored.version + 1
                 found.append(await paced(summarizing(stored.state, self._law, version), session.paused))
                 if stored.state.empty or (remaining_ms <= 0 and changed.empty):
-                    # Nothing is known, or the batch has just expired: if that is still so.
+                    # Nothing is stored, or the batch has just expired. The empty transaction checks that this is still
+                    # so.
                     if (await session.call(("MULTI",), ("EXEC",)))[-1] is None:
                         raise CommitConflict(batch_id)
                     return
-                # What was known before is kept no longer for having been read.
+                # A read does not extend the time to live.
                 ttl_ms = remaining_ms if remaining_ms > 0 else self._ttl_ms
                 written = await self._write(session, keys, stored, changed, version, ttl_ms, stamp)
             if not written:
@@ -205,12 +208,12 @@ class RedisStateStore:
             await self._complete(batch_id, stored)
             found.append(await paced(summarizing(stored.state, self._law, stored.version)))
 
-        with corruption_named(keys):
+        with as_corruption(keys):
             await commit_with(self._policy, optimistically, without_storing)
         return found[-1]
 
     async def _complete(self, batch_id: str, stored: StoredBatch) -> tuple[BatchState, str | None]:
-        """Backfill a batch; return what that changed, and the complete stamp if the batch is complete now."""
+        """Backfill a batch; return the changes, and the complete stamp if the batch is complete now."""
         if self._backfill is None:
             return BatchState(), None
         return await self._backfill.complete(batch_id, stored.state, stored.stamp, stored.redis)
@@ -225,7 +228,7 @@ class RedisStateStore:
         ttl_ms: int,
         stamp: str | None,
     ) -> bool:
-        """Write what changed, and the summary; False when somebody else wrote to the batch since it was read."""
+        """Write the changes and the summary; False when another writer changed the batch since it was read."""
         calculation = encoding(keys, stored, changed, version, ttl_ms, stamp, self._law)
         commands = await paced(calculation, session.paused)
         replies = await session.call(("MULTI",), *commands, ("EXEC",))

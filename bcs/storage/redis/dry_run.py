@@ -1,7 +1,7 @@
-"""Every command that BCS sends to Redis, to ask whether Redis would take it.
+"""Every command that BCS sends to Redis, to find out whether Redis would refuse it.
 
-Redis checks rights, memory, disk, replicas and its own role already when a command is queued for a transaction. So what
-is queued and then discarded tells what would be refused, and changes nothing.
+Redis checks rights, memory, disk, replicas and its own role already when a command is queued for a transaction. So
+commands that are queued and then discarded show what Redis would refuse, and change nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from bcs.storage.redis.batch_commands import reads
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.outbox import parked_key, stream_key
 
-# Nothing is stored under its keys.
+# Nothing is ever stored under the keys of this batch.
 _BATCH = "dry-run"
 
 
 def reading(key_prefix: str) -> list[Command]:
-    """What an answer needs; but for WATCH, which can't be queued."""
+    """The commands that an answer needs, except WATCH, which can't be queued."""
     keys = BatchKeys(key_prefix, _BATCH)
     return [("HGET", keys.summaries, "field"), *reads(keys), ("PTTL", keys.meta), ("TIME",)]
 
@@ -27,7 +27,7 @@ def watched(key_prefix: str) -> str:
 
 
 def writing(key_prefix: str) -> list[Command]:
-    """What a fact, an announcement and a dead letter need."""
+    """The commands that a fact, an announcement and a dead letter need."""
     keys, stream = BatchKeys(key_prefix, _BATCH), stream_key(key_prefix)
     return [
         ("HSET", keys.meta, "field", "value"),

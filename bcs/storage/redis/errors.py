@@ -1,7 +1,7 @@
-"""What an error of Redis means: it is out of reach, it refuses for now, or something else was stored there.
+"""Classifies errors of Redis: out of reach, a refusal for now, or corrupt data.
 
-Only what is stored wrongly is corruption, and a closed list says which errors tell of that. Every other error counts as
-an outage, with the reason in plain words: nothing is lost or buried for what an operator can mend.
+Only a closed list of errors means corrupt data. Every other error counts as an outage, with its reason in plain words:
+no message may be lost or become a dead letter for a problem that an operator can solve.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bcs.errors import StoreUnavailable
 from bcs.storage.redis.server import PART_OF_A_CLUSTER
 
 CORRUPT = "BCSCORRUPT"
-"""The code with which our own script says that what is stored is not what BCS writes."""
+"""The error code of our own script for data that BCS does not write."""
 
 WRONG_TYPE = "WRONGTYPE"
 NO_GROUP = "NOGROUP"
 GROUP_EXISTS = "BUSYGROUP"
-# What the sender of a command deals with.
+# Errors that the sender of a command handles.
 _FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS})
 
 _NO_DATABASE = "it has no database of the number in BCS_REDIS_URL"
@@ -37,59 +37,59 @@ _REASONS = {
     "TRYAGAIN": PART_OF_A_CLUSTER,
     "CLUSTERDOWN": PART_OF_A_CLUSTER,
     "NOPERM": _NO_RIGHT,
-    "NOAUTH": "it wants a password",
+    "NOAUTH": "it requires a password",
     "WRONGPASS": "it does not accept the user or the password of BCS_REDIS_URL",
     "DENIED": "its protected mode refuses connections from other machines",
     "OOM": "its memory is full",
     "MISCONF": "it can't write to its disk",
-    "READONLY": "it is a replica, which takes no writes",
+    "READONLY": "it is a replica, which accepts no writes",
     "MASTERDOWN": "it is a replica that has lost its master",
-    "NOREPLICAS": "it has too few replicas to take writes",
+    "NOREPLICAS": "it has too few replicas to accept writes",
     "LOADING": "it still loads its data",
-    "BUSY": "a script keeps it busy",
+    "BUSY": "it is busy with a script",
 }
-# What an operator can do; what passes by itself is not here.
-_MENDS = {
+# What an operator can do. Reasons that end by themselves are left out.
+_REMEDIES = {
     _NO_RIGHT: "grant the command and the keys with ACL SETUSER",
     _NO_COMMAND: "take the command out of rename-command, or use Redis 6.2 or newer",
     _REASONS["NOAUTH"]: "put the password into BCS_REDIS_URL",
     _REASONS["DENIED"]: "set a password, or protected-mode no",
     _REASONS["OOM"]: "raise maxmemory",
-    _REASONS["MISCONF"]: "see to its disk and its log",
+    _REASONS["MISCONF"]: "check its disk and its log",
     _REASONS["READONLY"]: "let BCS_REDIS_URL name the master",
     _REASONS["MASTERDOWN"]: "let BCS_REDIS_URL name the master",
     _REASONS["NOREPLICAS"]: "bring back the replicas, or lower min-replicas-to-write",
 }
-# Errors without a code of their own, by how their text begins.
+# Errors without a code, by the beginning of their text.
 _REASONS_OF_TEXTS = {
     "unknown command": _NO_COMMAND,
     "DB index is out of range": _NO_DATABASE,
     "invalid DB index": _NO_DATABASE,
     "SELECT is not allowed in cluster mode": _NO_DATABASE,
-    # What a script of ours met, as Redis 7 and Valkey say it.
+    # Errors inside our scripts, in the words of Redis 7 and Valkey.
     "The user executing the script": _NO_RIGHT,
     "ACL failure in script": _NO_RIGHT,
     "Unknown command called from script": _NO_COMMAND,
     "Unknown Redis command called from script": _NO_COMMAND,
 }
-# The whole server is of no use for now. Any other code says something about one command, and others may get through.
+# The whole server is unusable for now. Any other code is about one command, and other commands may succeed.
 _OF_THE_SERVER = frozenset(
     {"NOAUTH", "WRONGPASS", "DENIED", "READONLY", "MASTERDOWN", "LOADING", "BUSY", "CLUSTERDOWN"}
 )
 # After a failover a connection may still lead to the server that was the master before.
 _NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING", "NOAUTH", "CLUSTERDOWN"})
 
-# Before version 7 Redis says so of whatever a script met.
+# Before version 7, Redis puts this before an error inside a script.
 _IN_A_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
 _CONNECTING = re.compile(r"Error (-?\d+) connecting to \S+\. (.*)")
 _CAUSE_CHARACTERS = 200
 _PLAIN = frozenset({bytes, int})
 
 
-class Unfit(RedisConnectionError):
-    """What answers at the address can't be used, for the reason that this says in plain words.
+class UnusableServer(RedisConnectionError):
+    """The server at the address can't be used; the text has the reason in plain words.
 
-    :ivar for_good: True where it does not become usable by itself, as a replica does by its promotion.
+    :ivar for_good: True if the server does not become usable by itself, as a replica does by its promotion.
     """
 
     def __init__(self, problem: str, *, for_good: bool = False) -> None:
@@ -98,11 +98,11 @@ class Unfit(RedisConnectionError):
 
 
 def code_of(error: RedisError) -> str:
-    """The word with which Redis names the kind of an error, such as `OOM`; empty where it names none."""
+    """Redis's code of an error, such as `OOM`; empty where the error has no code."""
     text = str(error)
     if in_script := _IN_A_SCRIPT.search(text):
         return in_script[1]
-    # redis-py takes the codes that it knows off the text.
+    # redis-py removes the codes that it has classes for from the text.
     code: str | None = getattr(error, "status_code", None)
     if code is None and isinstance(error, ResponseError):
         code = text.partition(" ")[0]
@@ -111,9 +111,9 @@ def code_of(error: RedisError) -> str:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise errors of Redis, and those on the way to it, as StoreUnavailable, but for those that a sender deals with.
+    """Raise errors of Redis and of the connection as StoreUnavailable, except errors that the sender handles.
 
-    :raises ResponseError: something else is stored under a key, or a consumer group is missing or there already.
+    :raises ResponseError: a key has another type, or a consumer group is missing or exists already.
     """
     try:
         yield
@@ -124,22 +124,22 @@ def translated() -> Iterator[None]:
 
 
 def unavailable(error: Exception) -> StoreUnavailable:
-    """What callers are told of an error."""
+    """The StoreUnavailable for an error."""
     answered = isinstance(error, ResponseError) and code_of(error) not in _OF_THE_SERVER
     return StoreUnavailable("redis", reason(error), answered=answered)
 
 
 def reason(error: Exception) -> str:
-    """Why Redis did not do what it was asked for, in plain words and in one line that is not too long."""
+    """The cause of an error in plain words, in one line of limited length."""
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
     code = code_of(error) if isinstance(error, RedisError) else ""
-    # Redis repeats the arguments of a command that it does not know.
+    # Redis repeats the arguments of an unknown command.
     text = str(error).partition(", with args")[0].strip()
-    if isinstance(error, Unfit):
+    if isinstance(error, UnusableServer):
         return text
     if failed := _CONNECTING.match(text):
-        # The address stands beside the reason already.
+        # Without the address, which `StoreUnavailable` adds.
         number = int(failed[1])
         return os.strerror(number) if number > 0 else failed[2].rstrip(".")
     for beginning, plain in _REASONS_OF_TEXTS.items():
@@ -151,17 +151,17 @@ def reason(error: Exception) -> str:
 
 
 def _explained(plain: str, text: str) -> str:
-    mend = _MENDS.get(plain)
-    return f"{plain} ({text})" + (f"; {mend}" if mend else "")
+    remedy = _REMEDIES.get(plain)
+    return f"{plain} ({text})" + (f"; {remedy}" if remedy else "")
 
 
 def may_be_elsewhere(error: RedisError) -> bool:
-    """True if the address may lead to another server by now, as after a failover."""
+    """True if the address may lead to another server now, as after a failover."""
     return code_of(error) in _NOT_THE_MASTER
 
 
 def raise_first(replies: Sequence[Any]) -> None:
-    """Raise the first error among replies, those of a transaction included."""
+    """Raise the first error among replies, including the replies of a transaction."""
     for reply in replies:
         if isinstance(reply, RedisError):
             raise reply

@@ -13,22 +13,22 @@ from redis.exceptions import ResponseError
 
 from bcs.storage.redis.commands import Command, packed
 
-# To pack so many takes about a millisecond.
+# Packing so many arguments takes about a millisecond.
 _ARGUMENTS_PER_TURN = 4000
 
 
 async def exchange(connection: Connection, commands: Sequence[Command]) -> list[Any]:
-    """Send commands, and return their replies, with what Redis refused as errors among them.
+    """Send commands, and return their replies; a refused command has an error in its place.
 
-    :raises RedisError: the connection is of no more use.
+    :raises RedisError: the connection can't be used any more.
     """
     try:
         await connection.send_packed_command(await _packed(commands))
     except RuntimeError as error:
-        # uvloop's way to say that the server has closed the connection, where asyncio raises ConnectionResetError.
+        # uvloop raises this for a closed connection, where asyncio raises ConnectionResetError.
         raise RedisConnectionError(str(error)) from error
-    # There is no public way to the parser, and redis-py takes six calls for each reply. The replies of a round trip
-    # mostly come together: all but the first are there already.
+    # The parser has no public attribute, and redis-py's own method needs six calls for each reply. The replies of a
+    # round trip mostly arrive together, so all but the first can be taken from the buffer.
     streams: Any = connection
     reader = streams._parser._reader
     replies: list[Any] = []
@@ -40,7 +40,7 @@ async def exchange(connection: Connection, commands: Sequence[Command]) -> list[
         except ResponseError as error:
             reply = error
         except ValueError as error:
-            # redis-py can't take apart what is said behind a MOVED or an ASK.
+            # redis-py can't parse some texts after MOVED or ASK.
             raise RedisConnectionError(f"an unusual refusal: {error}") from error
         if isinstance(reply, RedisConnectionError):  # such as LOADING
             raise reply
@@ -49,7 +49,7 @@ async def exchange(connection: Connection, commands: Sequence[Command]) -> list[
 
 
 async def _packed(commands: Sequence[Command]) -> bytes:
-    """Commands as they go over the wire. Where they are many or long, others have their turns meanwhile."""
+    """The bytes of commands. For many or long commands, other tasks run in between."""
     if sum(map(len, commands)) <= _ARGUMENTS_PER_TURN:
         return packed(commands)
     parts: list[bytes] = []

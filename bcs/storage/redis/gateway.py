@@ -1,9 +1,9 @@
-"""Commands to Redis: pipelined, time-bound, behind a circuit breaker, and never cut off half way.
+"""Sends commands to Redis: pipelined, with a deadline, behind a circuit breaker, and never interrupted half way.
 
-The replies of a cancelled command would be read as those of the next one on the same connection. So a round trip is
-shielded from cancellation and has a deadline of its own, and a connection on which anything went wrong is dropped.
-redis-py's connections are used directly: its `Pipeline` needs a round trip for each read after WATCH, retries of its
-own accord, and leaks the connection when a deadline strikes inside `reset()`.
+The replies of a cancelled command would be read as replies of the next command on the same connection. So a round trip
+is shielded from cancellation and has its own deadline, and a connection with any failure is dropped. redis-py's
+connections are used directly, because its `Pipeline` needs a round trip for each read after WATCH, retries by itself,
+and leaks the connection when a deadline expires inside `reset()`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from bcs.config.addresses import redis_address
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.deadlines import Deadline
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.errors import Unfit, may_be_elsewhere, raise_first, translated
+from bcs.storage.redis.errors import UnusableServer, may_be_elsewhere, raise_first, translated
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
 from bcs.storage.redis.multiplexer import ConnectionLost, Multiplexer, Replies
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
-# A probe must neither wait behind a full house nor take a place in it.
+# A probe must not wait for a free connection, and must not occupy one that callers need.
 _CONNECTIONS_FOR_PING = 1
-# What was refused is tried again sooner than that, as long as anybody needs it.
+# Longer than the interval at which callers retry a refused command.
 _REFUSAL_SECONDS = 5.0
 
 
@@ -48,11 +48,11 @@ class RedisGateway:
     """A bounded set of connections to one Redis.
 
     :param url: `redis://`, `rediss://` or `unix://`.
-    :param max_connections: how many round trips may be under way at once; more wait for their turn.
-    :param deadline_seconds: how long a round trip, connecting included, may take.
-    :param breaker_failures: after so many failures in a row, callers are refused at once.
-    :param breaker_open_seconds: for so long; then one more is tried.
-    :param needs_identity: whether somebody relies on knowing which Redis answers.
+    :param max_connections: how many round trips may run at once; more wait for their turn.
+    :param deadline_seconds: how long a round trip may take, including the connecting.
+    :param breaker_failures: the circuit breaker opens after so many failures in a row.
+    :param breaker_open_seconds: how long the circuit breaker stays open; then one call is tried.
+    :param needs_identity: whether a component needs the identity of the server, so that a missing one is a problem.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class RedisGateway:
             url,
             max_connections=max_connections + _CONNECTIONS_FOR_PING,
             protocol=2,
-            # One deadline bounds a whole round trip: a timer for every read would cost more and bound less.
+            # One deadline limits a whole round trip; a timer for every read would cost more and limit less.
             socket_timeout=None,
             socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
             redis_connect_func=self._identity.on_connect,
-            # Without this, redis-py reads its version from a file for each new connection.
+            # Without this option, redis-py reads its version from a file for each new connection.
             driver_info=DriverInfo(),
-            # With these on, redis-py no longer notices a reply that was left over on a pooled connection.
+            # With these notifications, redis-py does not notice a left-over reply on a pooled connection.
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
         self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
@@ -89,7 +89,7 @@ class RedisGateway:
         self._last_cause = ""
         self._problem = ""
         self._refused_at = -inf
-        # Outside the pool, which would take it back.
+        # Not from the pool, because the pool would take the connection back.
         self._shared = Multiplexer(self._pool.make_connection, self._identity.peer, deadline_seconds)
 
     @property
@@ -99,32 +99,32 @@ class RedisGateway:
 
     @property
     def problem(self) -> str:
-        """What is wrong with Redis, though it answers; empty where nothing is."""
+        """What is wrong with Redis although it answers; empty without a problem."""
         return self._problem or self._identity.problem
 
     def ensure_reachable(self) -> None:
-        """Refuse at once while the circuit is open.
+        """Fail at once while the circuit breaker is open.
 
-        :raises StoreUnavailable: it is.
+        :raises StoreUnavailable: the circuit breaker is open.
         """
         if self._breaker.opened:
             cause = f"circuit breaker open; retry later: {self._last_cause}"
             raise StoreUnavailable("redis", cause, address=self.address)
 
     async def call(self, *commands: Command) -> list[Any]:
-        """Send commands in one round trip and return their replies.
+        """Send commands in one round trip and return their replies. Cancellation waits for the replies.
 
-        :raises StoreUnavailable: no answer in time, or Redis refused a command, which names the reason; the commands
-            may or may not have been carried out.
-        :raises ResponseError: something else is stored under a key, or a consumer group is missing or there already.
+        :raises StoreUnavailable: no answer in time, or Redis refused a command; the commands may or may not have been
+            carried out.
+        :raises ResponseError: a key has another type, or a consumer group is missing or exists already.
         """
         async with self.session() as session:
             return await session.call(*commands)
 
     async def call_multiplexed(self, *commands: Command) -> Replies:
-        """The same, in one round trip with all others who share in this turn of the event loop.
+        """Send commands in one round trip with the commands of all other callers in this turn of the event loop.
 
-        For what is small and asked for often: a large reply would hold up the others' behind it.
+        For small and frequent calls only, because a large reply would delay the replies of the other callers.
 
         :raises StoreUnavailable: as for `call`.
         :raises ResponseError: as for `call`.
@@ -136,7 +136,8 @@ class RedisGateway:
             failure = StoreUnavailable("redis", lost.cause)
             self._note_failure(failure)
             if lost.first or lost.late:
-                # A reset counts once, whoever was on the connection: it is no outage. Silence counts for each caller.
+                # A reset counts once for all callers on the connection, because it is no outage. Silence counts for
+                # each.
                 self._record(answered=False)
             raise failure from None
         for reply in replies:
@@ -152,7 +153,7 @@ class RedisGateway:
                 raise_first(replies)
         except StoreUnavailable as failure:
             if isinstance(failure.__cause__, RedisError) and may_be_elsewhere(failure.__cause__):
-                self._identity.renew(replies.peer)
+                self._identity.replace_connections(replies.peer)
             self._note_failure(failure)
             self._record(answered=failure.answered)
             raise
@@ -176,10 +177,10 @@ class RedisGateway:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[RedisSession]:
-        """A connection for several round trips under one deadline, as a transaction with WATCH needs it.
+        """A connection for several round trips under one deadline, for a transaction with WATCH.
 
-        Cancellation waits until the block has ended, which the deadline bounds; asyncio's own, by which the deadline of
-        a request strikes, ends it at once, and the connection is dropped.
+        Cancellation by anyio waits until the block has ended, at most until the deadline. Cancellation by asyncio,
+        which ends an overdue request, ends the block at once, and the connection is dropped.
 
         :raises StoreUnavailable: as for `call`.
         """
@@ -199,34 +200,34 @@ class RedisGateway:
             self._record(answered=True)
 
     async def ping(self, *, reads: Sequence[Command] = (), writes: Sequence[Command] = ()) -> None:
-        """Ask for a sign of life, whatever the circuit breaker says, and whether Redis would take these commands.
+        """Send a PING, even while the circuit breaker is open, and check whether Redis would accept some commands.
 
-        :param reads: are not carried out; a refusal is an error.
-        :param writes: are not carried out; a refusal becomes the `problem`.
-        :raises StoreUnavailable: there was no sign of life in time, or Redis would refuse to be read.
+        :param reads: commands that are not carried out; a refusal is an error.
+        :param writes: commands that are not carried out; a refusal becomes the `problem`.
+        :raises StoreUnavailable: no answer in time, or Redis would refuse a read.
         """
         async with self._ping_slots, self._connected() as session:
             await session.call(("PING",))
-            tried = await session.try_out([*reads, *writes]) if reads or writes else []
-            raise_first(tried[: len(reads)])
+            replies = await session.dry_run([*reads, *writes]) if reads or writes else []
+            raise_first(replies[: len(reads)])
         try:
             with translated():
-                raise_first(tried[len(reads) :])
+                raise_first(replies[len(reads) :])
         except StoreUnavailable as failure:
             self._note_failure(failure)
         else:
             self._note_acceptance()
 
     async def ensure_usable(self) -> None:
-        """Refuse a server that BCS does not support. One that is away may be found to be usable later.
+        """Refuse a server that BCS does not support. A server that is away passes, because it may be usable later.
 
-        :raises RedisUnusable: it answered, and is none.
+        :raises RedisUnusable: the server answered, and BCS does not support it.
         """
         try:
             async with self._ping_slots, self._connected():
                 pass
         except StoreUnavailable as error:
-            if isinstance(error.__cause__, Unfit) and error.__cause__.for_good:
+            if isinstance(error.__cause__, UnusableServer) and error.__cause__.for_good:
                 raise RedisUnusable(error.cause) from error
             log.debug("redis_unavailable_at_start", problem=error.cause)
 
@@ -237,7 +238,7 @@ class RedisGateway:
             await self._pool.disconnect()
 
     def _note_failure(self, failure: StoreUnavailable) -> None:
-        """Say once what Redis refuses, though it answers: the circuit breaker does not open for that."""
+        """Keep the cause of a failure. A refusal is logged once, because the circuit breaker does not open for it."""
         failure.address = self.address
         if not failure.answered:
             self._last_cause = failure.cause
@@ -248,7 +249,7 @@ class RedisGateway:
         self._problem = failure.cause
 
     def _note_acceptance(self) -> None:
-        """Redis would take whatever it was asked about. Something else may have been refused a moment ago."""
+        """End the problem after a successful dry run, unless another command was refused shortly before."""
         if self._problem and anyio.current_time() >= self._refused_at + _REFUSAL_SECONDS:
             log.warning("redis_accepts_commands", problem=self._problem)
             self._problem = ""
@@ -272,14 +273,14 @@ class RedisGateway:
                     reusable = session.reusable
                 finally:
                     if not reusable:
-                        # Replies may still be under way on it, and it may still watch keys.
+                        # Replies may still arrive on this connection, and it may still watch keys.
                         await connection.disconnect(nowait=True)
                     await self._pool.release(connection)
             if deadline.expired:
                 raise TimeoutError
         except (RedisError, OSError) as error:
             if peer and isinstance(error, RedisError) and may_be_elsewhere(error):
-                self._identity.renew(peer)
+                self._identity.replace_connections(peer)
             try:
                 with translated():
                     raise
@@ -289,10 +290,10 @@ class RedisGateway:
 
 
 class RedisSession:
-    """One connection, for as long as its block lasts.
+    """One connection during a block of `RedisGateway.session`.
 
-    :param peer: the server at its other end.
-    :param reusable: whether others may use the connection after this.
+    :param peer: the server at the other end.
+    :param reusable: whether the connection may go back to the pool.
     """
 
     __slots__ = ("_check", "_connection", "_deadline", "peer", "reusable")
@@ -302,12 +303,12 @@ class RedisSession:
         self.reusable = True
         self._connection = connection
         self._deadline = deadline
-        # Only ahead of the first commands: within a transaction it would be queued.
+        # Sent only before the first commands, because within a transaction it would be queued.
         self._check = peer.due(anyio.current_time())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Wait for somebody else in here, whose own deadline bounds it: if that takes long, it is not Redis's fault."""
+        """Stop the deadline during a block that waits for something else, which has its own deadline."""
         with self._deadline.paused():
             yield
 
@@ -318,24 +319,24 @@ class RedisSession:
         return replies
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """The same, with what Redis refused as errors among the replies."""
+        """Like `call`, but a refused command has an error in the place of its reply."""
         if self._check is None:
             return await exchange(self._connection, commands)
         check, self._check = self._check, None
         answer, *replies = await exchange(self._connection, [check, *commands])
-        self.peer.learn(answer)
+        self.peer.check_reply(answer)
         return replies
 
-    async def try_out(self, commands: Sequence[Command]) -> list[Any]:
-        """Ask whether Redis would take commands, without having them carried out: they are queued, and discarded.
+    async def dry_run(self, commands: Sequence[Command]) -> list[Any]:
+        """Check whether Redis would accept commands: they are queued for a transaction, and discarded.
 
-        :returns: `QUEUED` or an error for each, but only an error where Redis refuses to queue any.
+        :returns: `QUEUED` or an error for each command; a single error where Redis refuses MULTI.
         """
-        # Alone: where MULTI is refused, the commands behind it would be carried out.
+        # Alone, because the commands after a refused MULTI would be carried out.
         [began] = await self.exchange([("MULTI",)])
         if isinstance(began, RedisError):
             return [began]
         *replies, discarded = await self.exchange([*commands, ("DISCARD",)])
-        # Where DISCARD is refused, the end of the connection does the same.
+        # Where DISCARD is refused, closing the connection discards the commands.
         self.reusable = not isinstance(discarded, RedisError)
         return replies

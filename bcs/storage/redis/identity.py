@@ -1,9 +1,9 @@
-"""Which server each connection leads to: another one, or another run of the same, may have less than was acknowledged.
+"""Checks which server each connection leads to. Another server, or a restarted one, may have lost acknowledged data.
 
-A connection learns that as it is made, and asks again once in a second while it is used: a master that was demoted goes
-on answering. The question goes out ahead of other commands in the same write, so no answer comes from a server that was
-asked longer ago. Once a connection finds another server than before, or Redis refuses a write as a replica does, all
-other connections are replaced before they are used again.
+A connection reads the server's identity when it is made, and again once a second while it is used, because a demoted
+master still answers. The check goes out before other commands in the same write, so every answer comes from a server
+that was checked at most a second before. When a connection finds another server, or Redis refuses a write as a replica
+does, all other connections are replaced before they are used again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.errors import Unfit, reason
+from bcs.storage.redis.errors import UnusableServer, reason
 from bcs.storage.redis.exchange import exchange
-from bcs.storage.redis.server import fields_of, identity_of, is_replica, unfit, unfit_cluster
+from bcs.storage.redis.server import cluster_problem, fields_of, identity_of, is_replica, server_problem
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
@@ -30,15 +30,15 @@ CHECK_SECONDS = 1.0
 
 _REPLICATION: Command = ("INFO", "replication")
 _ROLE: Command = ("ROLE",)
-# So many servers are remembered of those that the connections once led to.
-_LEFT = 1000
+# How many former servers are remembered.
+_MOST_FORMER = 1000
 
 
 class RedisIdentity:
-    """What all connections of a gateway have learned.
+    """The identity of the server that the connections of a gateway lead to.
 
-    :param needed: whether somebody relies on it, and has to be told where Redis does not tell it.
-    :param new_token: makes a short text that nobody has made before.
+    :param needed: whether a component needs the identity, so that a missing one is a `problem`.
+    :param new_token: makes a short text that is unique.
     """
 
     def __init__(self, *, needed: bool = False, new_token: Callable[[], str] = lambda: uuid.uuid4().hex[:8]) -> None:
@@ -49,58 +49,58 @@ class RedisIdentity:
         self._peers: WeakKeyDictionary[Connection, Peer] = WeakKeyDictionary()
         self._reported = ""
         self._identity = ""
-        self._left: dict[str, None] = {}
+        self._former: dict[str, None] = {}
 
     async def on_connect(self, connection: Connection) -> None:
-        """What redis-py does with a new connection, and then ask who is at its other end.
+        """Do redis-py's handshake on a new connection, then read the identity of the server.
 
-        :raises RedisConnectionError: Redis refused something of that, or is none that BCS can use.
+        :raises RedisConnectionError: Redis refused a step, or BCS can't use the server.
         """
         try:
             await connection.on_connect()
         except ResponseError as error:
-            raise Unfit(reason(error)) from error
+            raise UnusableServer(reason(error)) from error
         except (RuntimeError, ValueError) as error:
-            # uvloop's way to say that the connection was closed, or what redis-py can't take apart.
+            # uvloop raises RuntimeError for a closed connection, redis-py ValueError for a reply that it can't parse.
             raise RedisConnectionError(str(error)) from error
-        info, refusal = await _ask(connection)
+        info, refusal = await _read_info(connection)
         check = _REPLICATION if "role" in info else None
         if check is None:
-            # Where INFO is not allowed, this may be.
+            # ROLE may be allowed where INFO is not.
             [reply] = await exchange(connection, [_ROLE])
             if isinstance(reply, list) and reply and isinstance(reply[0], bytes):
                 info["role"], check = reply[0].decode(errors="replace"), _ROLE
-        if problem := unfit(info) or await _unfit_cluster(connection, info):
+        if problem := server_problem(info) or await _cluster_problem(connection, info):
             replica = is_replica(info.get("role"))
             if replica:
-                # The address has come to lead to a replica, and where the others lead to is no longer its master.
+                # The address leads to a replica now, so the other connections do not lead to the master any more.
                 self.generation += 1
-            raise Unfit(problem, for_good=not replica)
+            raise UnusableServer(problem, for_good=not replica)
         peer = self._peers[connection] = Peer(self, info.get("run_id", ""), check)
-        self.arrive(peer, identity_of(info))
+        self.note_identity(peer, identity_of(info))
         self._note_problem(peer, refusal or "INFO has no run_id or no master_replid")
 
     def peer(self, connection: Connection) -> Peer:
-        """Who is at the other end of a connection that is open."""
+        """The server at the other end of an open connection."""
         return self._peers[connection]
 
-    def arrive(self, peer: Peer, reported: str) -> None:
-        """A server has told its identity, or has not, where it is empty."""
+    def note_identity(self, peer: Peer, reported: str) -> None:
+        """Take over the identity that a server reports; empty where it reports none."""
         if reported and reported != self._reported:
             if self._reported:
                 log.warning("redis_changed", before=self._reported, now=reported)
                 self.generation += 1
-                self._left[self._reported] = None
-                if len(self._left) > _LEFT:
-                    del self._left[next(iter(self._left))]
-            # What such a server has from before may lack what was acknowledged elsewhere meanwhile.
-            self._identity = f"{reported}-{self._new_token()}" if reported in self._left else reported
+                self._former[self._reported] = None
+                if len(self._former) > _MOST_FORMER:
+                    del self._former[next(iter(self._former))]
+            # A former server may lack data that another server acknowledged meanwhile, so it gets a new identity.
+            self._identity = f"{reported}-{self._new_token()}" if reported in self._former else reported
             self._reported = reported
         peer.reported, peer.identity = reported, self._identity if reported else ""
         peer.generation = self.generation
 
-    def renew(self, peer: Peer) -> None:
-        """Replace all connections: the one to this server should no longer lead there."""
+    def replace_connections(self, peer: Peer) -> None:
+        """Have all connections replaced before their next use, because this server is not the master any more."""
         if not peer.outdated:
             self.generation += 1
 
@@ -110,60 +110,60 @@ class RedisIdentity:
             return
         if not self.problem:
             log.warning("redis_identity_unknown", cause=refusal)
-        self.problem = f"its identity is not known, so PostgreSQL is asked for every batch: {refusal}"
+        self.problem = f"its identity is unknown, so every batch is read from PostgreSQL: {refusal}"
 
 
 class Peer:
-    """The server at the other end of one connection, as it was when it was last asked.
+    """The server at the other end of one connection, at its last check.
 
-    :param everyone: what all connections have learned.
-    :param run_id: of the server; empty where it does not tell.
-    :param check: what asks again; None where Redis allows neither INFO nor ROLE.
+    :param shared: the identity that all connections share.
+    :param run_id: the id of the server's run; empty where it does not report one.
+    :param check: the command that repeats the check; None where Redis allows neither INFO nor ROLE.
     """
 
-    __slots__ = ("_asked_at", "_check", "_everyone", "_run_id", "generation", "identity", "reported")
+    __slots__ = ("_asked_at", "_check", "_run_id", "_shared", "generation", "identity", "reported")
 
-    def __init__(self, everyone: RedisIdentity, run_id: str, check: Command | None) -> None:
+    def __init__(self, shared: RedisIdentity, run_id: str, check: Command | None) -> None:
         self.identity = self.reported = ""
-        self.generation = everyone.generation
-        self._everyone = everyone
+        self.generation = shared.generation
+        self._shared = shared
         self._run_id = run_id
         self._check = check
         self._asked_at = anyio.current_time()
 
     @property
     def outdated(self) -> bool:
-        """True if the address leads elsewhere since the connection was made, as far as is known."""
-        return self.generation != self._everyone.generation
+        """True if another connection has found another server since this connection was checked."""
+        return self.generation != self._shared.generation
 
     def due(self, now: float) -> Command | None:
-        """What is to be sent ahead of other commands, once it is time; `learn` gets the reply."""
+        """The check to send before other commands, if a check is due; `check_reply` takes the reply."""
         if self._check is None or now < self._asked_at + CHECK_SECONDS:
             return None
         self._asked_at = now
         return self._check
 
-    def learn(self, reply: Any) -> None:
-        """Take in what the server says of itself now.
+    def check_reply(self, reply: Any) -> None:
+        """Take over the reply to a check.
 
-        :raises Unfit: it is a replica by now, or says nothing any more; the connection must not be used.
+        :raises UnusableServer: the server is a replica now, or refuses the check; the connection must not be used.
         """
         if isinstance(reply, RedisError):
-            raise Unfit(f"it does not tell its role any more: {reason(reply)}")
+            raise UnusableServer(f"it does not report its role any more: {reason(reply)}")
         if self._check == _ROLE:
             info = {"role": reply[0].decode(errors="replace")}
         else:
             info = {**fields_of(reply), "run_id": self._run_id}
         if is_replica(info.get("role")):
-            self._everyone.renew(self)
-            raise Unfit("it is no longer the master, but a replica")
+            self._shared.replace_connections(self)
+            raise UnusableServer("it is no longer the master, but a replica")
         if (reported := identity_of(info)) != self.reported:
-            # The same server, with another history: it got a replica, or was promoted again.
-            self._everyone.arrive(self, reported)
+            # The same server with another replication id: it got a replica, or was promoted again.
+            self._shared.note_identity(self, reported)
 
 
-async def _ask(connection: Connection) -> tuple[dict[str, str], str]:
-    """What a server says of itself, and why it does not tell all of that."""
+async def _read_info(connection: Connection) -> tuple[dict[str, str], str]:
+    """The fields of INFO, and the reason where the server refuses a part of them."""
     info: dict[str, str] = {}
     refusal = ""
     for reply in await exchange(connection, [("INFO", "server"), _REPLICATION, ("INFO", "cluster")]):
@@ -174,8 +174,8 @@ async def _ask(connection: Connection) -> tuple[dict[str, str], str]:
     return info, refusal
 
 
-async def _unfit_cluster(connection: Connection, info: dict[str, str]) -> str:
+async def _cluster_problem(connection: Connection, info: dict[str, str]) -> str:
     if info.get("cluster_enabled") != "1":
         return ""
     [reply] = await exchange(connection, [("CLUSTER", "INFO")])
-    return unfit_cluster(fields_of(reply) if isinstance(reply, bytes) else {})
+    return cluster_problem(fields_of(reply) if isinstance(reply, bytes) else {})

@@ -1,6 +1,7 @@
-"""The merge law of single registers, as a script that runs inside Redis; the fallback when every commit attempt lost.
+"""The merge rules of single registers as a script inside Redis: the fallback when every commit attempt conflicted.
 
-`tests/integration/test_merge_contract.py` holds it to `bcs.domain.state`: both give the same state for the same facts.
+`tests/integration/test_merge_contract.py` checks that the script and `bcs.domain.state` give the same state for the
+same facts.
 """
 
 MERGE_SCRIPT = """
@@ -11,7 +12,7 @@ local JOINED, MARK = 8, 9
 local NEVER_JOINED = string.rep('\\255', JOINED)
 local NO_MARK = '-' .. string.rep('\\0', MARK - 1)
 
--- Times are strings, of digits or of bytes: as Lua numbers, those beyond 2^53 would lose digits.
+-- Times are strings of digits or of bytes, because Lua numbers beyond 2^53 would lose digits.
 local function compare_digits(a, b)
   if #a ~= #b then
     return #a < #b and -1 or 1
@@ -22,7 +23,7 @@ local function compare_digits(a, b)
   return a < b and -1 or 1
 end
 
--- Lua compares strings by the server's locale, which knows nothing of bytes.
+-- Lua compares strings by the server's locale, and not by their bytes.
 local function compare_bytes(a, b)
   for position = 1, math.min(#a, #b) do
     local left, right = string.byte(a, position), string.byte(b, position)
@@ -33,13 +34,13 @@ local function compare_bytes(a, b)
   return #a == #b and 0 or (#a < #b and -1 or 1)
 end
 
--- A mark: the newer one, and at the same instant the one that says 'failed'.
+-- A mark: the newer one wins; at the same instant, 'failed' wins.
 local function mark_supersedes(new, old, compare)
   local order = compare(string.sub(new, 2), string.sub(old, 2))
   return order > 0 or (order == 0 and string.sub(new, 1, 1) == 'f' and string.sub(old, 1, 1) ~= 'f')
 end
 
--- An expected count: the newer one, and at the same instant the larger one.
+-- An expected count: the newer one wins; at the same instant, the larger one wins.
 local function count_supersedes(new, old)
   local new_time, new_count = string.match(new, '^(%d+):(%d+)$')
   local old_time, old_count = string.match(old, '^(%d+):(%d+)$')
@@ -50,8 +51,8 @@ local function count_supersedes(new, old)
   return order > 0
 end
 
--- An outcome: the newest, or of copies of one the earliest; at the same instant one that speaks for nobody, and then
--- by the status.
+-- An outcome: the newest wins, or among copies of one outcome the earliest. At the same instant, an outcome without
+-- `speaks_for_all` wins, then the greater status.
 local function outcome_supersedes(new, old, rule)
   local new_time, new_speaks, new_status = string.match(new, '^(%d+):([01]):(.*)$')
   local old_time, old_speaks, old_status = string.match(old, '^(%d+):([01]):(.*)$')
@@ -73,7 +74,7 @@ local supersedes = {
   ['invalid'] = function(new, old) return compare_digits(new, old) > 0 end,
 }
 
--- First look at everything and only then write: an error on the way must leave nothing half done.
+-- All reads and checks come before the first write, so that an error leaves nothing half done.
 local fields = {}
 local slots = 0
 local stored = redis.call('HGETALL', meta)
@@ -87,17 +88,17 @@ local version = fields['version'] or '0'
 if not string.match(version, '^%d+$') or #version > 18 then
   return redis.error_reply('BCSCORRUPT not a version: ' .. version)
 end
-local records, meta_writes, essay_writes = {}, {}, {}
+local rows, meta_writes, essay_writes = {}, {}, {}
 
-local function record_of(essay)
-  if not records[essay] then
-    records[essay] = redis.call('HGET', essays, essay) or NEVER_JOINED
+local function row_of(essay)
+  if not rows[essay] then
+    rows[essay] = redis.call('HGET', essays, essay) or NEVER_JOINED
   end
-  return records[essay]
+  return rows[essay]
 end
 
-local function set_record(essay, record)
-  records[essay] = record
+local function set_row(essay, row)
+  rows[essay] = row
   essay_writes[essay] = true
 end
 
@@ -113,13 +114,13 @@ for position = 2, #ARGV, 4 do
       set_field(name, value)
     end
   else
-    local record = record_of(name)
-    if (#record - JOINED) % MARK ~= 0 then
-      return redis.error_reply('BCSCORRUPT a record of ' .. #record .. ' bytes')
+    local row = row_of(name)
+    if (#row - JOINED) % MARK ~= 0 then
+      return redis.error_reply('BCSCORRUPT a row of ' .. #row .. ' bytes')
     end
     if rule == 'joined' then
-      if compare_bytes(value, string.sub(record, 1, JOINED)) < 0 then
-        set_record(name, value .. string.sub(record, JOINED + 1))
+      if compare_bytes(value, string.sub(row, 1, JOINED)) < 0 then
+        set_row(name, value .. string.sub(row, JOINED + 1))
       end
     else
       local slot = fields['slot:' .. slot_name]
@@ -129,12 +130,12 @@ for position = 2, #ARGV, 4 do
         set_field('slot:' .. slot_name, slot)
       end
       local before = JOINED + MARK * tonumber(slot)
-      if #record <= before then
-        record = record .. string.rep(NO_MARK, (before - #record) / MARK + 1)
+      if #row <= before then
+        row = row .. string.rep(NO_MARK, (before - #row) / MARK + 1)
       end
-      local old = string.sub(record, before + 1, before + MARK)
+      local old = string.sub(row, before + 1, before + MARK)
       if old == NO_MARK or mark_supersedes(value, old, compare_bytes) then
-        set_record(name, string.sub(record, 1, before) .. value .. string.sub(record, before + MARK + 1))
+        set_row(name, string.sub(row, 1, before) .. value .. string.sub(row, before + MARK + 1))
       end
     end
   end
@@ -143,7 +144,7 @@ for name in pairs(meta_writes) do
   redis.call('HSET', meta, name, fields[name])
 end
 for essay in pairs(essay_writes) do
-  redis.call('HSET', essays, essay, records[essay])
+  redis.call('HSET', essays, essay, rows[essay])
 end
 redis.call('HINCRBY', meta, 'version', 1)
 redis.call('DEL', summaries)

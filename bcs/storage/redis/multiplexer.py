@@ -1,8 +1,8 @@
-"""One connection to Redis for all small calls: their commands share its round trips.
+"""One connection to Redis for all small calls, whose commands share round trips.
 
-What is asked for in one turn of the event loop goes out in one write, and the next does not wait for the answer. A
-caller costs a future then, where a connection of its own costs two system calls, a deadline and a checkout. It is a
-thin layer on redis-py's connection, which makes the handshake (with its TLS) and brings the parser.
+All commands of one turn of the event loop go out in one write, and the next write does not wait for the replies. So a
+call costs only a future, where a connection from the pool costs two system calls, a deadline and a checkout. This is a
+thin layer on redis-py's connection, which makes the handshake (with TLS) and has the parser.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redis.exceptions import InvalidResponse, RedisError
 
 from bcs.storage.deadlines import Deadline, Due
 from bcs.storage.redis.commands import Command, packed_one
-from bcs.storage.redis.errors import Unfit, reason
+from bcs.storage.redis.errors import UnusableServer, reason
 from bcs.storage.redis.identity import Peer
 
 _LATE = "it did not answer in time"
@@ -28,8 +28,8 @@ _LATE = "it did not answer in time"
 class ConnectionLost(Exception):
     """The connection was lost, or could not be made.
 
-    :param first: whether this caller is the first to hear of this failure.
-    :param late: whether the reason is that Redis did not answer in time.
+    :param first: True for the first caller that gets this failure.
+    :param late: True if Redis did not answer in time.
     """
 
     def __init__(self, cause: str, *, first: bool, late: bool = False) -> None:
@@ -42,7 +42,7 @@ class ConnectionLost(Exception):
 class Replies(list[Any]):
     """Replies, in the order of their commands.
 
-    :param peer: the server that they came from.
+    :param peer: the server that sent the replies.
     """
 
     __slots__ = ("peer",)
@@ -51,11 +51,11 @@ class Replies(list[Any]):
 
 
 class Multiplexer:
-    """Connects at the first call, again after a failure, and when the address leads to another server.
+    """Connects at the first call, after a failure, and when the address leads to another server.
 
-    :param make: makes a connection that is not yet open.
-    :param peer: tells who is at the other end of one that is.
-    :param deadline_seconds: how long to connect may take, and how long an answer.
+    :param make: makes a connection that is not open yet.
+    :param peer: returns the server at the other end of an open connection.
+    :param deadline_seconds: how long connecting may take, and how long a reply may take.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Multiplexer:
     async def send(self, commands: Sequence[Command]) -> Replies:
         """Send commands, and return their replies; a refused command has an error in its place.
 
-        The commands stay together and in order, so that a transaction can be among them. Cancellation leaves open
-        whether they are carried out, and affects no other caller.
+        The commands stay together and in order, so they can include a transaction. After a cancellation the commands
+        may or may not be carried out; other callers are not affected.
 
         :raises ConnectionLost: there are no replies; the commands may or may not have been carried out.
         """
@@ -86,7 +86,7 @@ class Multiplexer:
         return await shared.post(commands)
 
     def close(self) -> None:
-        """Close the connection, and make no other."""
+        """Close the connection, and make no new one."""
         self._closed = True
         if self._shared:
             self._shared.fail("closed")
@@ -97,10 +97,10 @@ class Multiplexer:
             if self._shared and self._shared.problem is None and not self._shared.peer.outdated:
                 return self._shared
             if self._shared:
-                # Callers that wait on the old connection still get their replies.
+                # Callers with pending calls on the old connection still get their replies.
                 self._shared.drain()
             if self._failed_attempts > failed_attempts:
-                # All callers that waited for one attempt fail with it, and do not try one after another.
+                # All callers that waited for one attempt fail with it, instead of trying one after another.
                 raise ConnectionLost(self._failure.cause, first=False, late=self._failure.late)
             try:
                 self._shared = await self._open()
@@ -114,7 +114,7 @@ class Multiplexer:
         connection = self._make()
         shared: _SharedConnection | None = None
         try:
-            # An interrupted handshake would only be begun again by the next caller.
+            # Shielded, because the next caller would only repeat an interrupted handshake.
             with Deadline(self._deadline_seconds, shield=True) as deadline:
                 await connection.connect()  # type: ignore[no-untyped-call]
             if deadline.expired:
@@ -133,7 +133,7 @@ class Multiplexer:
 
 
 class _PendingCall:
-    """The call of one caller; without an answer, a question of the connection itself about its server."""
+    """The call of one caller; if `answer` is None, a check of the server by the connection itself."""
 
     __slots__ = ("answer", "due", "missing", "replies")
 
@@ -145,10 +145,10 @@ class _PendingCall:
 
 
 class _SharedConnection(asyncio.Protocol):
-    """An open connection, from the end of the handshake on.
+    """An open connection, after the handshake.
 
-    :param peer: the server at its other end.
-    :param problem: why it can't be used any more.
+    :param peer: the server at the other end.
+    :param problem: why the connection can't be used any more; None while it can.
     """
 
     def __init__(self, connection: Connection, peer: Peer, deadline_seconds: float) -> None:
@@ -160,13 +160,14 @@ class _SharedConnection(asyncio.Protocol):
         self._pending: deque[_PendingCall] = deque()
         self._outgoing: list[bytes] = []
         self._paused = False
-        self._watched = False
+        self._timer_is_set = False
         self._draining = False
-        # redis-py has no public way to these, and reads through asyncio's streams: one reply for each await.
+        # redis-py has no public attributes for these, and its own reads through asyncio's streams need one await per
+        # reply.
         streams: Any = connection
         if streams._parser._reader.has_data():
-            raise OSError("it said more than the handshake asked for")
-        self._nothing = object()  # what the parser says when no reply is complete
+            raise OSError("it sent more than the replies of the handshake")
+        self._nothing = object()  # the parser returns this when no reply is complete
         self._parser = Reader(
             protocolError=InvalidResponse, replyError=streams._parser.parse_error, notEnoughData=self._nothing
         )
@@ -176,8 +177,9 @@ class _SharedConnection(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     async def post(self, commands: Sequence[Command]) -> Replies:
-        """Send commands with all others of this turn of the event loop."""
-        # First, since packing may fail: a pending call without commands would take the replies of the next one.
+        """Send commands together with all other commands of this turn of the event loop."""
+        # Before the call is pending: if packing fails, a pending call without commands would get the next call's
+        # replies.
         outgoing = list(map(packed_one, commands))
         now = self._loop.time()
         answer: asyncio.Future[Replies] = self._loop.create_future()
@@ -189,19 +191,19 @@ class _SharedConnection(asyncio.Protocol):
         if not self._outgoing and not self._paused:
             self._loop.call_soon(self._flush)
         self._outgoing += outgoing
-        if not self._watched:
-            self._watched = True
-            self._loop.call_at(call.due.at, self._look)
+        if not self._timer_is_set:
+            self._timer_is_set = True
+            self._loop.call_at(call.due.at, self._check_deadline)
         return await answer
 
     def data_received(self, data: bytes) -> None:
-        """Give each reply to the call that it belongs to, in order."""
+        """Give each reply to its call, in order."""
         parser, pending, nothing = self._parser, self._pending, self._nothing
         try:
             parser.feed(data)
             while (reply := parser.gets()) is not nothing:
                 if not pending:
-                    self.fail("it said something that nobody asked for")
+                    self.fail("it sent a reply without a command")
                     return
                 call = pending[0]
                 call.replies.append(reply)
@@ -209,21 +211,21 @@ class _SharedConnection(asyncio.Protocol):
                 if not call.missing:
                     pending.popleft()
                     if call.answer is None:
-                        self.peer.learn(reply)
+                        self.peer.check_reply(reply)
                     elif not call.answer.done():  # else its caller was cancelled
                         call.replies.peer = self.peer
                         call.answer.set_result(call.replies)
-        except (InvalidResponse, ValueError, Unfit) as error:
+        except (InvalidResponse, ValueError, UnusableServer) as error:
             self.fail(reason(error))
         if self._draining and not pending:
             self.fail("replaced")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The server closed the connection, or the network did."""
+        """The server or the network closed the connection."""
         self.fail(reason(exc) if exc else "it closed the connection")
 
     def pause_writing(self) -> None:
-        """The kernel's buffer is full: further commands wait."""
+        """The kernel's buffer is full, so further commands wait."""
         self._paused = True
 
     def resume_writing(self) -> None:
@@ -232,18 +234,18 @@ class _SharedConnection(asyncio.Protocol):
         self._flush()
 
     def drain(self) -> None:
-        """Take no more calls, and close the connection once all pending calls have their replies."""
+        """Accept no more calls, and close the connection once all pending calls have their replies."""
         self._draining = True
         if not self._pending:
             self.fail("replaced")
 
     def fail(self, problem: str, *, late: bool = False) -> None:
-        """Give the connection up: every pending call fails."""
+        """Close the connection; every pending call fails."""
         if self.problem is not None:
             return
         self.problem = problem
         self._transport.abort()
-        self._connection._writer = self._connection._reader = None  # it was ours, and is closed
+        self._connection._writer = self._connection._reader = None  # this class owned the transport and has closed it
         self._outgoing.clear()
         first = True
         for call in self._pending:
@@ -258,15 +260,15 @@ class _SharedConnection(asyncio.Protocol):
             self._outgoing.clear()
             self._transport.write(data)
 
-    def _look(self) -> None:
-        # One timer for all calls, since all may take equally long: it is set again only when it has run out.
+    def _check_deadline(self) -> None:
+        # One timer is enough, because all calls have the same deadline. It is set again only after it has expired.
         if self.problem is not None:
             return
         if not self._pending:
-            self._watched = False
+            self._timer_is_set = False
             return
         due, now = self._pending[0].due, self._loop.time()
-        if due.at <= now and not due.put_off(now):
+        if due.at <= now and not due.postpone(now):
             self.fail(_LATE, late=True)
         else:
-            self._loop.call_at(due.at, self._look)
+            self._loop.call_at(due.at, self._check_deadline)

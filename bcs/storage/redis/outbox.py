@@ -16,22 +16,22 @@ from bcs.wire.published import OutboundMessage
 
 
 def stream_key(prefix: str) -> str:
-    """Where messages wait for Kafka."""
+    """The key of the stream in which messages wait for Kafka."""
     return f"{prefix}{{outbox}}"
 
 
 def parked_key(prefix: str) -> str:
-    """Where messages are that Kafka will never take."""
+    """The key of the stream of messages that Kafka will never accept."""
     return f"{prefix}{{outbox}}:parked"
 
 
 class RedisOutbox(RedisQueue[OutboundMessage]):
-    """Messages that must reach Kafka.
+    """The queue of messages that must reach Kafka.
 
-    :param key_prefix: stands before the stream's key.
+    :param key_prefix: the prefix of the stream's key.
     :param consumer: this process's name among the replicas.
-    :param limit: how many messages it holds at most.
-    :param explanations: where what explains a message waits for the record, if there is one.
+    :param limit: how many messages the outbox holds at most.
+    :param explanations: the queue of explanations that wait for the archive; None without an archive.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
 
     async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
         """See `Outbox.announce`."""
-        along = self._explanations.room_for([explanation]) if self._explanations else []
-        await self.append(messages, *along)
+        additions = self._explanations.additions_if_room([explanation]) if self._explanations else []
+        await self.append(messages, *additions)
 
     def _fields(self, message: OutboundMessage) -> list[str | bytes]:
         fields: list[str | bytes] = ["kind", message.kind, "topic", message.topic, "value", message.value]
         if message.key is not None:
             fields += ["key", message.key]
-        if message.reduced is not None:
-            fields += ["reduced", message.reduced]
+        if message.truncated is not None:
+            fields += ["reduced", message.truncated]
         if message.headers:
             fields += ["headers", to_json([(name, _text(value)) for name, value in message.headers])]
         return fields
@@ -74,7 +74,7 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
             fields[b"topic"].decode(),
             fields.get(b"key"),
             fields[b"value"],
-            reduced=fields.get(b"reduced"),
+            truncated=fields.get(b"reduced"),
             headers=tuple(
                 (name, None if value is None else base64.b64decode(value))
                 for name, value in from_json(fields.get(b"headers", b"[]"))
@@ -85,7 +85,7 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
     def _since_ms(self, message: OutboundMessage) -> int | None:
         return message.waits_since_ms
 
-    def _full(self, limit: int) -> Exception:
+    def _full_error(self, limit: int) -> Exception:
         return OutboxFull(limit)
 
 

@@ -1,4 +1,4 @@
-"""A queue in a Redis stream: every replica drains it, and takes over what a dead one had in hand."""
+"""A queue in a Redis stream. Every replica drains it, and takes over the unacked entries of a dead replica."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ T = TypeVar("T")
 log = structlog.stdlib.get_logger("bcs.queue")
 
 _LARGE_BYTES = 64 * 1024
-# A FLUSHALL between the creation of a group and its use is rare; several in a row are no accident.
+# A FLUSHALL between the creation of a group and its use is rare. After several in a row the call fails.
 _GROUP_ATTEMPTS = 5
-# Entries that were appended lately are remembered: at least so many entries, and at most twice as many, in 4 MB.
-_REMEMBERED = 50_000
-# The same for entries that were given back or set aside. Their retry follows at once.
-_REMEMBERED_MOVES = 2_000
-# A script holds up all of Redis, so it moves only so much at a time.
+# The identities of the newest appended entries are kept: at least so many, and at most twice as many, in 4 MB.
+_KEPT_IDENTITIES = 50_000
+# The same for entries that were requeued or parked. Fewer are enough, because these are retried at once.
+_KEPT_MOVES = 2_000
+# A script blocks all of Redis, so one call moves only so many entries.
 _MOVED_AT_A_TIME = 20
 _IDENTITY_BYTES = 16
-# What is leased at a time has to come within the deadline of a round trip.
+# The leased entries have to arrive within the deadline of a round trip.
 _REPLY_BYTES = 4 * 1024 * 1024
-# Larger ones are set aside unread.
+# Larger entries are parked unread.
 _LARGEST_ENTRY_BYTES = 64 * 1024 * 1024
-# To decode more without a pause would hold up all else in this process.
+# Decoding more without a pause would block the event loop.
 _DECODED_AT_A_TIME_BYTES = 256 * 1024
 
 Fields = list[str | bytes]
 
 
 class RedisQueue(ABC, Generic[T]):
-    """Items that must get somewhere else. An entry stays until it is settled, whoever dies in between.
+    """A queue of items that must reach another system. An entry stays until it is acked, also when processes die.
 
     :param stream: the stream's key.
-    :param parked: the key of the stream for what will never get there.
+    :param parked: the key of the stream for items that the other system will never accept.
     :param group: the stream's consumer group.
     :param consumer: this process's name among the replicas.
-    :param limit: how many items it holds at most. Checked against the last known length, so that adding costs one
-        round trip; replicas that add at the same moment may exceed it by what they add.
+    :param limit: how many items the queue holds at most. This is checked against the last known length, so that
+        appending costs one round trip; replicas that append at the same time may exceed the limit.
     """
 
     def __init__(
@@ -66,122 +66,123 @@ class RedisQueue(ABC, Generic[T]):
         self._group = group
         self._consumer = consumer
         self._limit = limit
-        self._length: int | None = None  # until it was seen
+        self._length: int | None = None  # None before the first reply with a length
         self._cursor = "0-0"
         self._in_doubt = False
 
     @abstractmethod
     def _fields(self, item: T) -> Fields:
-        """The fields and values of an entry."""
+        """The fields and values of an item's entry."""
 
     @abstractmethod
     def _item(self, fields: dict[bytes, bytes]) -> T:
-        """What `_fields` was given.
+        """The item of an entry's fields.
 
-        :raises KeyError, ValueError, TypeError: these are not of its making.
+        :raises KeyError, ValueError, TypeError: `_fields` did not make these fields.
         """
 
     def _since_ms(self, item: T) -> int | None:
-        """Since when an item has waited already; None where it begins to wait now."""
+        """Since when an item has waited, in milliseconds since 1970 UTC; None where its wait starts now."""
         return None
 
     @abstractmethod
-    def _full(self, limit: int) -> Exception:
-        """What to raise when there is no room."""
+    def _full_error(self, limit: int) -> Exception:
+        """The error to raise when the queue is full."""
 
-    async def append(self, items: Sequence[T], *along: Command) -> None:
-        """Take items in, all or none; they are durable when this returns.
+    async def append(self, items: Sequence[T], *commands: Command) -> None:
+        """Append items, all or none; they are durable when this returns.
 
-        To append the same items again, because it is unknown whether they were taken, adds nothing twice.
+        If it is unknown whether an append succeeded, repeat it with the same items: no item is added twice.
 
-        :param along: commands that are carried out in the same transaction.
+        :param commands: more commands for the same transaction.
+        :raises StoreUnavailable: whether the items were appended is unknown.
         """
         if not items:
             return
         if (self._length or 0) + len(items) > self._limit and await self.backlog() + len(items) > self._limit:
-            raise self._full(self._limit)
+            raise self._full_error(self._limit)
         entries = _identified([self._fields(item) for item in items], map(self._since_ms, items))
-        addition = self._addition(self._stream, "taken", _REMEMBERED, entries)
-        # What is large would hold up others on the connection in common.
+        addition = self._addition(self._stream, "taken", _KEPT_IDENTITIES, entries)
+        # A large command would delay other callers on the shared connection.
         large = sum(len(part) for part in addition if isinstance(part, bytes)) > _LARGE_BYTES
         send = self._gateway.call if large else self._gateway.call_multiplexed
-        with self._foreign_key_named():
-            if along:
-                *_, replies = await send(("MULTI",), *along, addition, ("EXEC",))
+        with self._wrong_type_as_outage():
+            if commands:
+                *_, replies = await send(("MULTI",), *commands, addition, ("EXEC",))
                 self._length = replies[-1]
             else:
                 [self._length] = await send(addition)
 
     def additions(self, items: Sequence[T]) -> list[Command]:
-        """The commands that take items in, for a transaction of somebody else's."""
+        """The commands that append items, for another queue's transaction."""
         return [("XADD", self._stream, "*", *self._fields(item)) for item in items]
 
     async def lease(self, limit: int) -> list[Leased[T]]:
-        """Take entries that no one has leased yet, oldest first, and at least one.
+        """Lease entries that no replica has leased yet, oldest first, and at least one if there is one.
 
-        Where the reply to the last try is lost, those of that try come first.
+        Where the reply to the last call was lost, the entries of that call come first.
 
-        :param limit: at most so many; fewer where they are large.
+        :param limit: how many entries at most; fewer where they are large.
         """
         if self._in_doubt and (again := await self.resume(limit)):
             return again
-        # Until there is a reply, entries may be leased to this process without its knowing.
+        # Until the reply arrives, entries may be leased to this process that it does not have.
         self._in_doubt = True
         leased = await self._leased(await self._take(limit, LEASE, ">"))
         self._in_doubt = False
         return leased
 
     async def resume(self, limit: int) -> list[Leased[T]]:
-        """Take again what this process has leased and not settled, since whoever drained it died over it."""
+        """Lease again the entries that this process has leased and not acked, after a crash of the actor."""
         after = "0"
         while entries := await self._take(limit, LEASE, after):
             leased = await self._leased(entries)
             if leased:
                 return leased
-            after = entries[-1][0].decode()  # all of these were deleted by someone else
+            after = entries[-1][0].decode()  # another replica has deleted all of these entries
         return []
 
     async def recover(self, idle_seconds: float, limit: int) -> list[Leased[T]]:
-        """Take over entries that were leased so long ago that their holder must have died."""
+        """Take over entries whose lease is so old that its holder must have died."""
         in_doubt, self._in_doubt = self._in_doubt, True
         leased = await self._leased(await self._take(limit, RECOVER, int(idle_seconds * 1000), self._cursor))
         self._in_doubt = in_doubt
         return leased
 
     async def ack(self, entry_ids: Sequence[str]) -> None:
-        """Forget entries whose items got where they were to go."""
+        """Delete entries whose items have reached the other system."""
         if entry_ids:
             *_, self._length = await self._transaction(*self._removal(entry_ids), ("XLEN", self._stream))
 
     async def requeue(self, leased: Sequence[Leased[T]]) -> None:
-        """Give entries back, to the end of the queue."""
+        """Move leased entries back to the end of the queue."""
         for start in range(0, len(leased), _MOVED_AT_A_TIME):
             entries = {entry.entry_id: entry for entry in leased[start : start + _MOVED_AT_A_TIME]}
             missing = await self._move(self._stream, list(entries))
-            # Redis may have been flushed. What is in hand must not be lost with it.
+            # Redis may have lost these entries by a FLUSHALL, so the leased copies are added again.
             lost = [entries[entry_id] for entry_id in missing]
-            await self._put_back(
+            await self._add_again(
                 self._stream, [(one.entry_id, self._waits_since_ms(one), self._fields(one.message)) for one in lost]
             )
 
     async def park(self, leased: Leased[T], problem: str) -> None:
-        """Set aside an entry that will never get there, so that it blocks nothing and is not lost."""
-        await self._set_aside(leased.entry_id, self._fields(leased.message), problem)
+        """Move an entry that the other system will never accept to the parked stream, so that it blocks no other."""
+        await self._move_to_parked(leased.entry_id, self._fields(leased.message), problem)
 
-    async def _set_aside(self, entry_id: str, fields: Fields, problem: str) -> None:
+    async def _move_to_parked(self, entry_id: str, fields: Fields, problem: str) -> None:
         missing = await self._move(self._parked, [entry_id], "problem", problem)
-        await self._put_back(self._parked, [(entry_id, None, [*fields, "problem", problem]) for entry_id in missing])
+        await self._add_again(self._parked, [(entry_id, None, [*fields, "problem", problem]) for entry_id in missing])
 
     async def _move(self, target: str, entry_ids: Sequence[str], *more: str) -> list[str]:
         """Move entries to the end of a stream.
 
-        :param more: fields and values that each of them gets in addition.
-        :returns: the ids of entries that are not there.
+        :param more: additional fields and values for each entry.
+        :returns: the ids of missing entries.
         """
         keys = (self._stream, target, *self._memory("moved"), self._waiting)
-        with self._foreign_key_named():
+        with self._wrong_type_as_outage():
             [missing] = await self._gateway.call(
-                ("EVAL", MOVE, len(keys), *keys, _REMEMBERED_MOVES, self._group, len(more), *more, *entry_ids)
+                ("EVAL", MOVE, len(keys), *keys, _KEPT_MOVES, self._group, len(more), *more, *entry_ids)
             )
         return [entry_id.decode() for entry_id in missing]
 
@@ -189,48 +190,49 @@ class RedisQueue(ABC, Generic[T]):
         since_ms = self._since_ms(leased.message)
         return int(leased.entry_id.partition("-")[0]) if since_ms is None else since_ms
 
-    async def _put_back(self, target: str, entries: Sequence[tuple[str, int | None, Fields]]) -> None:
+    async def _add_again(self, target: str, entries: Sequence[tuple[str, int | None, Fields]]) -> None:
         if entries:
-            with self._foreign_key_named():
-                await self._gateway.call(self._addition(target, "moved", _REMEMBERED_MOVES, entries))
+            with self._wrong_type_as_outage():
+                await self._gateway.call(self._addition(target, "moved", _KEPT_MOVES, entries))
 
     def _addition(
-        self, target: str, memory: str, remembered: int, entries: Iterable[tuple[str | bytes, int | None, Fields]]
+        self, target: str, memory: str, kept: int, entries: Iterable[tuple[str | bytes, int | None, Fields]]
     ) -> Command:
-        """The command that adds entries, each with its identity, unless they were added before."""
+        """The command that adds entries with their identities, unless they were added before."""
         keys = (target, *self._memory(memory), self._waiting)
         parts = chain.from_iterable(
             (identity, "" if since_ms is None else since_ms, len(fields), *fields)
             for identity, since_ms, fields in entries
         )
-        return ("EVAL", ADD, len(keys), *keys, remembered, *parts)
+        return ("EVAL", ADD, len(keys), *keys, kept, *parts)
 
     def _memory(self, name: str) -> tuple[str, str]:
         return f"{self._stream}:{name}", f"{self._stream}:{name}:before"
 
     async def backlog(self) -> int:
-        """How many entries wait, leased ones included."""
+        """How many entries wait, including leased ones."""
         [length] = await self._transaction(("XLEN", self._stream))
         self._length = int(length)
         return self._length
 
     async def measure(self) -> Waiting:
-        """How many entries wait, and for how long the oldest has."""
-        with self._foreign_key_named():
+        """How many entries wait, and how long the oldest has waited."""
+        with self._wrong_type_as_outage():
             [reply] = await self._gateway.call(("EVAL", WAITING, 2, self._stream, self._waiting))
         length, since_ms, now_ms = map(int, reply)
         self._length = length
         return Waiting(length, max(0, now_ms - since_ms) / 1000)
 
     async def _transaction(self, *commands: Command) -> list[Any]:
-        with self._foreign_key_named():
+        with self._wrong_type_as_outage():
             replies = await self._gateway.call(("MULTI",), *commands, ("EXEC",))
         results: list[Any] = replies[-1]
         return results
 
     @contextmanager
-    def _foreign_key_named(self) -> Iterator[None]:
-        # No fault of what was to be queued: nothing may be buried for this, and once the key is deleted all goes on.
+    def _wrong_type_as_outage(self) -> Iterator[None]:
+        # An outage, because the items are valid: no message may become a dead letter for this. An operator has to
+        # delete the key.
         try:
             yield
         except ResponseError as error:
@@ -249,9 +251,9 @@ class RedisQueue(ABC, Generic[T]):
         return taken
 
     async def _call_in_group(self, command: Command) -> Any:
-        """Call, and create the consumer group first where there is none, at the start or after a FLUSHALL."""
+        """Call, and first create the consumer group where it is missing, at the start or after a FLUSHALL."""
         for _ in range(_GROUP_ATTEMPTS):
-            with self._foreign_key_named():
+            with self._wrong_type_as_outage():
                 try:
                     [reply] = await self._gateway.call(command)
                 except ResponseError as error:
@@ -260,11 +262,11 @@ class RedisQueue(ABC, Generic[T]):
                     await self._create_group()
                 else:
                     return reply
-        raise StoreUnavailable("redis", "it forgets the group as soon as there is one")
+        raise StoreUnavailable("redis", "the consumer group disappears as soon as it is created")
 
     async def _create_group(self) -> None:
         try:
-            # From the beginning: what was added before the group existed waits for it.
+            # From the beginning of the stream, because entries may be older than the group.
             await self._gateway.call(("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM"))
         except ResponseError as error:
             if code_of(error) != GROUP_EXISTS:  # else another replica was first
@@ -276,7 +278,7 @@ class RedisQueue(ABC, Generic[T]):
         for entry in entries:
             raw_id, fields = entry or (b"", None)
             if not fields:
-                continue  # it was deleted while it was leased; Redis 6.2 has nothing at all in its place
+                continue  # deleted while it was leased; Redis 6.2 returns a null in its place
             decoded_bytes += sum(map(len, fields))
             if decoded_bytes > _DECODED_AT_A_TIME_BYTES:
                 decoded_bytes = 0
@@ -285,8 +287,8 @@ class RedisQueue(ABC, Generic[T]):
             try:
                 item = self._item(dict(zip(fields[::2], fields[1::2], strict=True)))
             except (KeyError, ValueError, TypeError) as error:
-                # Of another release, or not ours at all: it must neither be lost nor come back for ever.
-                await self._set_aside(entry_id, fields, f"not readable: {error!r}")
+                # From another release or another program: the entry must not be lost, and must not come back for ever.
+                await self._move_to_parked(entry_id, fields, f"not readable: {error!r}")
                 log.error("queue_entry_parked", stream=self._stream, entry_id=entry_id, problem=repr(error))  # noqa: TRY400
             else:
                 leased.append(Leased(entry_id, item))
@@ -297,13 +299,13 @@ class RedisQueue(ABC, Generic[T]):
 
 
 def _identified(entries: Sequence[Fields], since_ms: Iterable[int | None]) -> list[tuple[bytes, int | None, Fields]]:
-    """Entries, each with what is the same for the same content and for no other, whenever it began to wait."""
+    """Entries with identities: the same content has the same identity, whenever it started to wait."""
     found: Counter[bytes] = Counter()
     identified: list[tuple[bytes, int | None, Fields]] = []
     for fields, since in zip(entries, since_ms, strict=True):
         content = packed([tuple(fields)])
         identity = blake2b(content, digest_size=_IDENTITY_BYTES).digest()
-        # Whoever gives two of the same at once wants two.
+        # Two equal entries in one call are two entries, so the second gets its own identity.
         if earlier := found[identity]:
             identified.append((identity + b"%d" % earlier, since, fields))
         else:

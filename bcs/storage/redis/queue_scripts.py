@@ -1,14 +1,14 @@
-"""What a queue in a Redis stream does inside Redis, so that a write that is tried again adds nothing twice.
+"""The scripts of a queue in a Redis stream, with which a repeated write adds nothing twice.
 
-Whether a write was carried out is unknown when its reply is lost. So what was added lately is remembered beside the
-stream, under an identity, in two sets: the newer one takes the place of the older one when it is full. That bounds what
-is remembered by number and not by time: an outage may last as long as it likes before the write is tried again.
+When the reply to a write is lost, the caller can't know whether the write was carried out. So the identities of new
+entries are kept beside the stream in two sets: the newer set replaces the older set when it is full. This limits the
+number of identities and not their age, so the write can be repeated after an outage of any length.
 
-What is taken out is bounded by bytes, since Redis bounds it only by number, and a round trip has a deadline. An entry
-that is too large for any round trip is set aside without being read, or nothing behind it would ever be read.
+Leased entries are limited by bytes, because Redis limits them only by number, and a round trip has a deadline. An entry
+that is too large for any round trip is parked unread, or it would block all entries after it.
 
-A command that fails is a reply, and no error in the script: Redis before 7 would put a text of its own before such an
-error. Within a script Redis does not always say which command it refuses, so the script does.
+A failed command is returned as a reply and not raised, because Redis before 7 would put its own text before a raised
+error. Inside a script Redis does not always name the command that it refuses, so the scripts add the name.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ local function try(name, ...)
 end
 """
 
-_REMEMBERING = """
+_IDENTITIES = """
 local function is_known(known, before, identity)
   return redis.call('SISMEMBER', known, identity) == 1 or redis.call('SISMEMBER', before, identity) == 1
 end
 
-local function forget_oldest(known, before, limit)
+local function drop_older_set(known, before, limit)
   if redis.call('SCARD', known) >= tonumber(limit) then
     redis.call('UNLINK', before)
     redis.call('RENAME', known, before)
@@ -36,11 +36,12 @@ local function forget_oldest(known, before, limit)
 end
 """
 
-# The entry that has waited longest need not be the first of the stream: whatever is given back goes to the end of it.
-# Since when it has waited stands in it then, and the least of these times stands in a hash beside the stream, in two
-# parts. `coming` is the least of what was given back from the entry `first` to the entry `last`; `oldest` of what was
-# given back before that. Once the stream begins at or behind `first`, nothing of the latter is left, and the former
-# takes its place. So what is told is never too young, and too old at most until the queue went around once.
+# The entry that has waited longest is not always the first of the stream, because a requeued entry goes to the end. A
+# requeued entry has a field with the time since when it has waited. A hash beside the stream keeps the minimum of these
+# times in two parts: `coming` is the minimum of the requeued entries from `first` to `last`, and `oldest` is the
+# minimum of the entries that were requeued before `first`. Once the stream begins at or after `first`, no entry of the
+# second group is left, so `coming` becomes `oldest`. So the reported age is never too low, and too high at most until
+# the queue has been drained once.
 _WAITING_SINCE = """
 local function is_before(id, other)
   local ms, number = string.match(id, '^(%d+)-(%d+)$')
@@ -93,7 +94,7 @@ end
 
 ADD = (
     _FAILING
-    + _REMEMBERING
+    + _IDENTITIES
     + _WAITING_SINCE
     + """
 local stream, known, before, waiting = unpack(KEYS)
@@ -122,20 +123,20 @@ end
 if oldest then
   note_since(waiting, head[1], oldest, first_id, last_id)
 end
-forget_oldest(known, before, ARGV[1])
+drop_older_set(known, before, ARGV[1])
 return redis.call('XLEN', stream)
 """
 )
 """Adds entries that were not added before; returns the stream's length.
 
-KEYS: the stream, the newer set, the older set, the hash about since when entries wait. ARGV: how many identities a set
-holds; then for each entry its identity, since when it has waited already (milliseconds since 1970 UTC, or nothing), the
-number of its fields and values, and these.
+KEYS: the stream, the newer set, the older set, the hash with the waiting times. ARGV: how many identities a set holds;
+then for each entry its identity, since when it has waited (milliseconds since 1970 UTC, or empty), the number of its
+fields and values, and the fields and values.
 """
 
 MOVE = (
     _FAILING
-    + _REMEMBERING
+    + _IDENTITIES
     + _WAITING_SINCE
     + """
 local stream, target, known, before, waiting = unpack(KEYS)
@@ -154,8 +155,8 @@ for position = first_id, #ARGV do
     for more = 4, first_id - 1 do
       fields[#fields + 1] = ARGV[more]
     end
-    local since, is_said = since_in(id, fields)
-    if target == stream and not is_said then
+    local since, has_field = since_in(id, fields)
+    if target == stream and not has_field then
       fields[#fields + 1] = 'since'
       fields[#fields + 1] = since
     end
@@ -174,15 +175,15 @@ end
 if oldest and target == stream then
   note_since(waiting, head[1], oldest, first_moved, last_moved)
 end
-forget_oldest(known, before, ARGV[1])
+drop_older_set(known, before, ARGV[1])
 return missing
 """
 )
-"""Moves entries to the end of a stream; returns the ids of those that are not there and were not moved before.
+"""Moves entries to the end of a stream; returns the ids of missing entries that were not moved before.
 
-KEYS: the stream, the stream to which they go, the newer set, the older set, the hash about since when entries wait.
-ARGV: how many identities a set holds, the consumer group, the number of fields and values that each entry gets in
-addition, these, and the ids.
+KEYS: the stream, the target stream, the newer set, the older set, the hash with the waiting times. ARGV: how many
+identities a set holds, the consumer group, the number of additional fields and values for each entry, these fields and
+values, and the ids.
 """
 
 WAITING = (
@@ -211,9 +212,9 @@ end
 return {redis.call('XLEN', stream), since, now_ms}
 """
 )
-"""Tells how many entries wait, since when the oldest has waited, and what time it is, in milliseconds since 1970 UTC.
+"""Returns how many entries wait, since when the oldest has waited, and the time now, in milliseconds since 1970 UTC.
 
-KEYS: the stream, the hash about since when entries wait.
+KEYS: the stream, the hash with the waiting times.
 """
 
 _TAKING = """
@@ -270,18 +271,18 @@ while #taken < most and taken_bytes < most_bytes do
       after = entry[1]
     end
   end
-  -- Several at a time cost less. The next ones may be larger than these, so never many.
+  -- Several entries at a time cost less. The next entries may be larger than these, so the number stays small.
   local room = math.floor((most_bytes - taken_bytes) / (4 * largest_taken + 1))
   count = math.max(1, math.min(20, most - #taken, room))
 end
 return {taken, set_aside}
 """
 )
-"""Leases entries: those that nobody has leased yet, or again those that a consumer has leased and not settled.
+"""Leases entries that no consumer has leased, or again the entries that a consumer has leased and not acked.
 
-KEYS: the stream, the stream for what is set aside. ARGV: the consumer group, the consumer, how many entries, how many
-bytes (the last entry may go beyond), the size of the largest entry that may be read, and `>`, or the id behind which
-the consumer's own entries begin. Returns the entries, and the ids of those that were set aside.
+KEYS: the stream, the stream of parked entries. ARGV: the consumer group, the consumer, how many entries, how many bytes
+(the last entry may exceed this), the size of the largest entry that may be read, and `>` for new entries, or the id
+after which the consumer's own entries begin. Returns the entries, and the ids of the entries that were parked.
 """
 
 RECOVER = (
@@ -296,7 +297,7 @@ for _ = 1, most do
   end
   cursor = reply[1]
   for _, entry in ipairs(reply[2]) do
-    -- Before 7, Redis tells an entry that was deleted as a null.
+    -- Before 7, Redis returns a deleted entry as a null.
     failure = entry and take(entry)
     if failure then
       return failure
@@ -309,8 +310,8 @@ end
 return {taken, set_aside, cursor}
 """
 )
-"""Takes over entries of other consumers that were leased long ago.
+"""Takes over entries that other consumers leased long ago.
 
-Redis looks at ten leased entries for each that is asked for, and says where to go on. KEYS and ARGV: as for `LEASE`; in
-the place of its last argument how long ago in milliseconds, and where to go on. Returns also where to go on next time.
+Redis scans ten leased entries for each requested entry, and returns a cursor. KEYS and ARGV: as for `LEASE`, but the
+last argument is replaced by the age of the lease in milliseconds and the cursor. Also returns the next cursor.
 """

@@ -1,4 +1,4 @@
-"""What a Redis says of itself, and whether BCS can use it. Pure."""
+"""Decides from a Redis server's INFO whether BCS can use it. Pure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 
 LEAST_VERSION = "6.2"
-"""XAUTOCLAIM is in it, and a WATCH that notices when a key expires. Valkey began later."""
+"""The first version with XAUTOCLAIM, and with a WATCH that notices expired keys. Valkey began later."""
 
 PART_OF_A_CLUSTER = "it is a node of a Redis Cluster, which BCS supports only where one node has all slots"
 
-# Of the forty hexadecimal digits of each id.
+# How many of the forty hexadecimal digits of each id are used.
 _CHARACTERS = 8
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 _SLOTS = "16384"
@@ -23,31 +23,31 @@ def fields_of(info: bytes) -> dict[str, str]:
 
 
 def product_of(info: Mapping[str, str]) -> str:
-    """Which server it is, with its version."""
+    """The server's product and version."""
     if "valkey_version" in info:
         return f"Valkey {info['valkey_version']}"
     return f"Redis {info.get('redis_version', 'of an unknown version')}"
 
 
 def identity_of(info: Mapping[str, str]) -> str:
-    """One run of one server with one history of data; empty where it does not tell both.
+    """Identifies one run of one server with one history of data; empty where the server does not report both ids.
 
-    The run's id is another one after each restart. The replication id is another one after each promotion, and that of
-    its master while a server is a replica: so a server that was demoted and promoted again has another one.
+    The run's id changes with each restart. The replication id changes with each promotion, and a replica has that of
+    its master: so a server that was demoted and promoted again has another replication id.
     """
     run_id, replication_id = info.get("run_id", ""), info.get("master_replid", "")
     return f"{run_id[:_CHARACTERS]}-{replication_id[:_CHARACTERS]}" if run_id and replication_id else ""
 
 
 def is_replica(role: str | None) -> bool:
-    """True if a server's role, as INFO or ROLE tell it, is that of a replica."""
+    """True if the role in INFO or ROLE is that of a replica."""
     return role in ("slave", "replica")
 
 
-def unfit(info: Mapping[str, str]) -> str:
-    """Why BCS can't use a server; empty where it can, as far as it tells.
+def server_problem(info: Mapping[str, str]) -> str:
+    """Why BCS can't use a server; empty where no problem is known.
 
-    :param info: INFO's fields, without those that it refuses to tell.
+    :param info: the fields of INFO, which may be incomplete.
     """
     if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):
         return "it is a Sentinel, and not the Redis that the Sentinel watches"
@@ -59,8 +59,8 @@ def unfit(info: Mapping[str, str]) -> str:
     return ""
 
 
-def unfit_cluster(cluster: Mapping[str, str]) -> str:
-    """Why BCS can't use a node of a cluster; empty where the node has all keys.
+def cluster_problem(cluster: Mapping[str, str]) -> str:
+    """Why BCS can't use a node of a cluster; empty where the node has all slots.
 
     :param cluster: the fields of CLUSTER INFO.
     """

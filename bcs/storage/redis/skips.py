@@ -1,4 +1,4 @@
-"""Orders to pass over messages, in Redis: those that wait for the intake, and the history of all."""
+"""Operators' orders to skip messages, in Redis: the orders that wait for the intake, and the history of all orders."""
 
 from __future__ import annotations
 
@@ -19,46 +19,48 @@ from bcs.storage.redis.gateway import RedisGateway
 log = structlog.stdlib.get_logger("bcs.skips")
 
 _UNDECODABLE = (ValueError, LookupError, TypeError)
-# Entries are made by hand, one for each order and one for its end.
+# Each order has two entries, one when it is placed and one when it is closed. Operators place few orders.
 _HISTORY_ENTRIES = 10_000
 
 
 class RedisSkips:
-    """What operators ordered the intake to pass over.
+    """The orders to skip messages.
 
-    :param key_prefix: stands before the keys.
+    :param key_prefix: the prefix of the keys.
     """
 
     def __init__(self, gateway: RedisGateway, *, key_prefix: str) -> None:
         self._gateway = gateway
         self._waiting = f"{key_prefix}{{intake}}:skips"
         self._history = f"{key_prefix}{{intake}}:skips:history"
-        self._undecodable = set[bytes]()  # each is said once
+        self._undecodable = set[bytes]()  # each is logged once
 
     async def order(self, order: SkipOrder) -> None:
-        """Take an order in. The same place again replaces the order before.
+        """Store an order. It replaces an earlier order for the same message.
 
-        :raises StoreUnavailable: whether it was taken is unknown.
+        :raises StoreUnavailable: whether the order was stored is unknown.
         """
         event = SkipEvent(order, SkipOutcome.ORDERED, order.ordered_at, order.ordered_by)
-        await self._transaction(("HSET", self._waiting, _field(order.position), _encoded(order)), self._noted(event))
+        await self._transaction(
+            ("HSET", self._waiting, _field(order.position), _encoded(order)), self._history_entry(event)
+        )
 
     async def carry_out(self, order: SkipOrder, outcome: SkipOutcome) -> None:
-        """Note what was done for an order, before the offset behind its message is committed.
+        """Store the outcome of an order, before the offset after its message is committed.
 
-        :raises StoreUnavailable: whether it was noted is unknown.
+        :raises StoreUnavailable: whether the outcome was stored is unknown.
         """
         await self._transaction(("HSET", self._waiting, _field(order.position), _encoded(order, outcome)))
 
     async def withdraw(self, position: Position, *, at: str, by: str) -> SkipOrder | None:
-        """Take an order back, also one that can't be decoded.
+        """Withdraw an order, also an order that can't be decoded.
 
         :param at: when, in RFC 3339.
-        :param by: who does it.
-        :returns: the order; None where no order that can be decoded waits there, or a replica carried it out.
-        :raises StoreUnavailable: whether it was taken back is unknown.
+        :param by: the operator.
+        :returns: the order; None where no decodable order waits, or a replica has carried it out.
+        :raises StoreUnavailable: whether the order was withdrawn is unknown.
         """
-        with self._corruption_named():
+        with self._as_corruption():
             [stored] = await self._gateway.call_multiplexed(("HGET", self._waiting, _field(position)))
         try:
             waiting = None if stored is None else _decoded(stored)
@@ -70,23 +72,23 @@ class RedisSkips:
             return None
         if waiting.outcome is not None:
             return None  # its dead letter is stored: the order is closed with the next commit of the offsets
-        await self._transaction(removal, self._noted(SkipEvent(waiting.order, SkipOutcome.WITHDRAWN, at, by)))
+        await self._transaction(removal, self._history_entry(SkipEvent(waiting.order, SkipOutcome.WITHDRAWN, at, by)))
         return waiting.order
 
     async def close(self, event: SkipEvent) -> None:
-        """Note what became of an order, which waits no longer.
+        """Store how an order ended, and remove it from the waiting orders.
 
-        :raises StoreUnavailable: whether it was noted is unknown.
+        :raises StoreUnavailable: whether this was stored is unknown.
         """
-        await self._transaction(("HDEL", self._waiting, _field(event.order.position)), self._noted(event))
+        await self._transaction(("HDEL", self._waiting, _field(event.order.position)), self._history_entry(event))
 
     async def waiting(self) -> list[WaitingSkip]:
-        """The orders that wait. An order that can't be decoded hides no other.
+        """The waiting orders. An order that can't be decoded is logged and left out.
 
         :raises StoreUnavailable: no answer.
-        :raises StoreCorrupted: the key holds something else.
+        :raises StoreCorrupted: the key has another type.
         """
-        with self._corruption_named():
+        with self._as_corruption():
             [stored] = await self._gateway.call_multiplexed(("HGETALL", self._waiting))
         waiting = []
         for place, value in zip(stored[::2], stored[1::2], strict=True):
@@ -99,25 +101,25 @@ class RedisSkips:
         return waiting
 
     async def history(self, limit: int) -> list[SkipEvent]:
-        """What was ordered and what became of it, newest first.
+        """The history of orders, newest first.
 
         :raises StoreUnavailable: no answer.
-        :raises StoreCorrupted: something else wrote there.
+        :raises StoreCorrupted: BCS did not write these entries.
         """
-        with self._corruption_named():
+        with self._as_corruption():
             [entries] = await self._gateway.call(("XREVRANGE", self._history, "+", "-", "COUNT", limit))
             return [_event(dict(zip(fields[::2], fields[1::2], strict=True))) for _, fields in entries]
 
-    def _noted(self, event: SkipEvent) -> Command:
+    def _history_entry(self, event: SkipEvent) -> Command:
         fields = ("order", _encoded(event.order), "outcome", event.outcome.name, "at", event.at, "by", event.by)
         return ("XADD", self._history, "MAXLEN", "~", _HISTORY_ENTRIES, "*", *fields)
 
     async def _transaction(self, *commands: Command) -> None:
-        with self._corruption_named():
+        with self._as_corruption():
             await self._gateway.call(("MULTI",), *commands, ("EXEC",))
 
     @contextmanager
-    def _corruption_named(self) -> Iterator[None]:
+    def _as_corruption(self) -> Iterator[None]:
         try:
             yield
         except (ResponseError, *_UNDECODABLE) as error:

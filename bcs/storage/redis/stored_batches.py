@@ -1,4 +1,4 @@
-"""Batches as they lie in Redis, for whoever needs no answer about them."""
+"""Reads and invalidates batches in Redis, without a backfill."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bcs.storage.redis.gateway import RedisGateway
 
 
 class StoredBatches:
-    """What Redis has of batches.
+    """The batches that are stored in Redis.
 
-    :param key_prefix: stands before every key.
+    :param key_prefix: the prefix of every key.
     """
 
     def __init__(self, gateway: RedisGateway, *, key_prefix: str) -> None:
@@ -25,34 +25,35 @@ class StoredBatches:
         self._key_prefix = key_prefix
 
     def keys(self, batch_id: str) -> BatchKeys:
-        """Where a batch lies."""
+        """The keys of a batch."""
         return BatchKeys(self._key_prefix, batch_id)
 
     async def read(self, batch_id: str) -> StoredBatch:
-        """A batch of one instant; nothing is written, not even a missing summary.
+        """Read a batch in one transaction; nothing is written, not even a missing summary.
 
-        :raises StoreUnavailable: no answer, and never a guess.
-        :raises StoreCorrupted: what is stored is not what BCS writes.
+        :raises StoreUnavailable: no answer.
+        :raises StoreCorrupted: BCS did not write these values.
         """
         keys = self.keys(batch_id)
-        with corruption_named(keys):
+        with as_corruption(keys):
             async with self._gateway.session() as session:
-                # One transaction, since keys that expire between two reads would show half a batch.
+                # One transaction, because keys can expire between two reads.
                 replies = await session.call(("MULTI",), *reads(keys), ("EXEC",))
         return await paced(decoding(keys, replies[-1], session.peer.identity))
 
     async def invalidate(self, batch_ids: Iterable[str]) -> None:
-        """The record has got facts past Redis: whatever is here of these batches may lack something.
+        """Remove the complete stamps of batches, because the archive got facts that Redis does not have.
 
-        :raises StoreUnavailable: whether that is known now is unknown.
+        :raises StoreUnavailable: whether the stamps were removed is unknown.
         """
         for batch_id in batch_ids:
             keys = self.keys(batch_id)
-            with corruption_named(keys):
+            with as_corruption(keys):
                 await self._gateway.call(
                     ("MULTI",),
                     ("HDEL", keys.meta, COMPLETE_STAMP_FIELD, FORMER_STAMP_FIELD),
-                    # To delete what is not there would disturb no writer who has asked the record before.
+                    # Deleting a missing key would not make the transactions of other writers fail, which have already
+                    # read the archive. So the key is set first.
                     ("SET", keys.summaries, ""),
                     ("DEL", keys.summaries),
                     ("EXEC",),
@@ -60,8 +61,8 @@ class StoredBatches:
 
 
 @contextmanager
-def corruption_named(keys: BatchKeys) -> Iterator[None]:
-    """What the gateway raises as Redis's own error says that a key holds something that BCS did not put there."""
+def as_corruption(keys: BatchKeys) -> Iterator[None]:
+    """Raise `StoreCorrupted` for an error of Redis that the gateway leaves to callers: a key of another type."""
     try:
         yield
     except ResponseError as error:

@@ -1,1 +1,1 @@
-"""Dead letters: how they are written, and how they are read back."""
+"""Encodes and decodes dead letters."""

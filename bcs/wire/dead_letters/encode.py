@@ -1,8 +1,8 @@
-"""Dead letters: the message as it came, why it could not be applied, and how often that was tried.
+"""Encodes dead letters: the original message, the reason of its failure, and the number of attempts.
 
-What is wrong stands in the value, by the platform's contract, and again in headers, in the manner of Spring Kafka's
-dead-letter headers, where tools look for it. The original's own headers are kept; those that an earlier letter of the
-same message got are replaced, so that a message that fails again and again has one letter at a time, with a count.
+The reason is in the value, by the platform's contract, and also in headers like those of Spring Kafka, where tools look
+for it. The original's own headers are kept. Headers that an earlier dead letter of the same message added are replaced,
+so that a message that fails again and again has one set of them, with a count.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from bcs.wire.published import (
 )
 
 LARGE_DEAD_LETTER_BYTES = 64 * 1024
-"""How much of the original a letter keeps when it is too large for the broker."""
+"""How much of the original a dead letter keeps when it is too large for the broker."""
 
 DEAD_LETTER_START = b'{"schema_version":1,"failed_event_envelope":'
-"""Behind it stands the original, byte for byte if it is a JSON object."""
+"""The beginning of a dead letter's value. The original follows, byte for byte if it is a JSON object."""
 
 RESOLUTION_FAILED: Final = "pipeline_resolution_failed"
 """Why a request became a dead letter."""
@@ -59,21 +59,21 @@ OWN_HEADERS = frozenset(
         *(FAILURES, FIRST_FAILURE, LAST_FAILURE, REPLAYED_FROM),
     }
 )
-"""The headers that are from us; all others are the original's."""
+"""The headers that BCS adds; all other headers are the original's."""
 
 _MESSAGE_CHARACTERS = 1000
 _DETAIL_CHARACTERS = 4000
-# Whether more than this is a JSON object is not looked at: that would hold up all else in this process.
+# A larger value is not parsed to find out whether it is a JSON object: that would block the event loop.
 _PARSED_BYTES = 1024 * 1024
-# Python makes an object of everything that a document has: 340,000 empty arrays took a tenth of a second.
-_READ_BY_PYTHON_BYTES = 64 * 1024
+# Python's parser creates an object for each value of a document: 340,000 empty arrays took a tenth of a second.
+_PARSED_BY_PYTHON_BYTES = 64 * 1024
 _object = SchemaValidator(core_schema.typed_dict_schema({}))
-# What others put into headers with our names must not be believed without limit.
+# Other programs can write headers with our names, so their values are limited.
 _COUNT_DIGITS = 6
 _TIME_CHARACTERS = 40
 _TIME_DIGITS = 14  # enough until the year 5138
 _LARGE_KEY_BYTES = 1024
-# json.dumps() would make one anew for each document.
+# Made once, because json.dumps() would make a new encoder for each document.
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -87,18 +87,18 @@ def dead_letter(
     limit_bytes: int | None = None,
     value_sha256: str | None = None,
 ) -> OutboundMessage:
-    """The dead letter of a consumed message, which keeps its bytes intact.
+    """The dead letter of a consumed message, which keeps the bytes of the message.
 
-    A JSON object stands in the letter byte for byte as it came (`value_bytes` long); anything else as base64. A second,
-    truncated value with the source position, the digest and the first bytes is for a broker that refuses the first.
+    A JSON object is in the dead letter byte for byte (`value_bytes` long), anything else as base64. A second, truncated
+    value with the source position, the digest and the first bytes is for a broker that refuses the first value.
 
-    The letter's key is the batch id, else the original's key, else the original's position: a compacted topic takes
-    nothing without a key.
+    The dead letter's key is the batch id, else the original's key, else the original's position: a compacted topic
+    accepts no message without a key.
 
     :param detail: attempts, error type and message.
-    :param limit_bytes: the largest message that the broker takes. A letter that would be larger has the truncated value
-        at once, and its original is not copied; None for no limit.
-    :param value_sha256: of the original's value, where it is known already.
+    :param limit_bytes: the largest message that the broker accepts. A dead letter that would be larger gets the
+        truncated value at once, and its original is not copied; None for no limit.
+    :param value_sha256: the digest of the original's value, where the caller has computed it already.
     """
     raw = failed.value
     if raw is not None and value_sha256 is None:
@@ -126,22 +126,22 @@ def dead_letter(
         value = _dead_letter_value(
             _envelope(raw), reason, {**metadata, **_key_as_text(failed.key), **_unreadable_headers(failed)}, now
         )
-        message = OutboundMessage("dead_letter", topic, key, value, reduced=truncated, headers=headers)
+        message = OutboundMessage("dead_letter", topic, key, value, truncated=truncated, headers=headers)
         if limit_bytes is None or message.size_bytes <= limit_bytes:
             return message
     else:
-        message = OutboundMessage("dead_letter", topic, key, b"", reduced=truncated, headers=headers)
+        message = OutboundMessage("dead_letter", topic, key, b"", truncated=truncated, headers=headers)
     return as_truncated(message) or message
 
 
 def unread_dead_letter(
     topic: str, partition: int, offset: int, reason: str, detail: Mapping[str, Any], now: datetime
 ) -> OutboundMessage:
-    """The dead letter of a message that could not be read: nothing is known of it but its position.
+    """The dead letter of a message that could not be read: it has only the message's position.
 
-    A replay takes what lies there, should it be readable by then.
+    A replay reads the message at this position, which may be readable by then.
 
-    :param topic: of the message.
+    :param topic: the topic of the message.
     :param detail: error type and message.
     """
     metadata = {
@@ -172,18 +172,20 @@ def unread_dead_letter(
 
 
 def as_truncated(message: OutboundMessage) -> OutboundMessage | None:
-    """What stands in for a letter that the broker finds too large: its truncated value, small headers, no large key.
+    """The smaller form of a dead letter that the broker refused as too large.
 
-    None when nothing does.
+    It has the truncated value, our own headers and no large key.
+
+    :returns: None where the message has no smaller form.
     """
-    if message.reduced is None:
+    if message.truncated is None:
         return None
     own = tuple(header for header in message.headers if header[0] in OWN_HEADERS and header[0] != ORIGINAL_KEY)
     key = message.key
     if key is None or len(key) > _LARGE_KEY_BYTES:
-        stated = {name: (value or b"").decode() for name, value in own}
-        key = _position(stated[ORIGINAL_TOPIC], stated[ORIGINAL_PARTITION], stated[ORIGINAL_OFFSET])
-    return replace(message, key=key, value=message.reduced, reduced=None, headers=own)
+        texts = {name: (value or b"").decode() for name, value in own}
+        key = _position(texts[ORIGINAL_TOPIC], texts[ORIGINAL_PARTITION], texts[ORIGINAL_OFFSET])
+    return replace(message, key=key, value=message.truncated, truncated=None, headers=own)
 
 
 def failed_resolution(
@@ -196,10 +198,10 @@ def failed_resolution(
     *,
     understood: bytes | None = None,
 ) -> OutboundMessage:
-    """The dead letter of a resolution that failed on our side, with the request's body as its original envelope.
+    """The dead letter of a resolution that failed because of BCS, with the request's body as its original envelope.
 
-    :param earlier: how often it failed before, and when first, where it is a replay.
-    :param understood: what of the body counts, as JSON; stands in for a body that is too large for the broker.
+    :param earlier: how often the request failed before, and when first, where it is a replay.
+    :param understood: the fields of the body that BCS uses, as JSON; replaces a body that is too large for the broker.
     """
     metadata = {
         "batch_id": batch_id,
@@ -208,20 +210,22 @@ def failed_resolution(
         "error_message": str(error),
     }
     value = _dead_letter_value(_envelope(request), RESOLUTION_FAILED, metadata, now)
-    reduced = None
+    truncated = None
     if understood is not None and len(request) > LARGE_DEAD_LETTER_BYTES:
-        reduced = _dead_letter_value(_envelope(understood), RESOLUTION_FAILED, metadata, now)
+        truncated = _dead_letter_value(_envelope(understood), RESOLUTION_FAILED, metadata, now)
     headers = {
         ORIGINAL_TOPIC: topics.RESOLUTION,
         BATCH_ID: batch_id,
         **_why(RESOLUTION_FAILED, metadata, earlier, now),
     }
     topic = topics.dead_letter_topic(topics.RESOLUTION)
-    return OutboundMessage("dead_letter", topic, batch_id.encode(), value, reduced=reduced, headers=_encoded(headers))
+    return OutboundMessage(
+        "dead_letter", topic, batch_id.encode(), value, truncated=truncated, headers=_encoded(headers)
+    )
 
 
 def earlier_failures(headers: Headers) -> tuple[int, str | None]:
-    """How often a message became a letter before, and when first, by the headers that its replay gave it."""
+    """How often a message became a dead letter before, and when first, from the headers that its replay added."""
     count, first = 0, None
     for name, value in headers:
         text = (value or b"").decode(errors="replace")
@@ -235,7 +239,7 @@ def earlier_failures(headers: Headers) -> tuple[int, str | None]:
 def original_time_ms(headers: Headers) -> int | None:
     """When the original of a replayed message was written, in milliseconds since 1970 UTC; None for any other message.
 
-    A topic may stamp a replayed message anew.
+    The timestamp of a replayed message itself can be that of the replay, depending on the topic.
     """
     given = dict(headers)
     value = given.get(ORIGINAL_TIMESTAMP)
@@ -245,12 +249,12 @@ def original_time_ms(headers: Headers) -> int | None:
 
 
 def original_headers(headers: Headers) -> Headers:
-    """A message's own headers, without those that are from us."""
+    """A message's own headers, without the headers that BCS adds."""
     return tuple(header for header in headers if header[0] not in OWN_HEADERS)
 
 
 def _unreadable_headers(failed: ConsumedMessage) -> dict[str, Any]:
-    # No client that we know can send such a header, so these stand here only.
+    # No Kafka client that we know can send such a header, so these headers are only in the value.
     if not failed.unreadable_headers:
         return {}
     return {
@@ -341,10 +345,10 @@ def _envelope(raw: bytes | None) -> bytes:
 
 def _is_json_object(raw: bytes) -> bool:
     def refuse(constant: str) -> None:
-        # Python reads NaN and Infinity, JSON has neither: a letter with one could not be read by other services.
+        # Python accepts NaN and Infinity, which are not JSON: other services could not parse such a dead letter.
         raise ValueError(constant)
 
-    if len(raw) > _READ_BY_PYTHON_BYTES:
+    if len(raw) > _PARSED_BY_PYTHON_BYTES:
         return _is_large_json_object(raw)
     try:
         return isinstance(json.loads(raw.decode(), parse_constant=refuse), dict)
@@ -353,7 +357,7 @@ def _is_json_object(raw: bytes) -> bool:
 
 
 def _is_large_json_object(raw: bytes) -> bool:
-    """The same, but that half a surrogate pair and deep nesting count as no JSON."""
+    """Like `_is_json_object`, but lone surrogates and deep nesting do not count as JSON."""
     try:
         _object.validate_json(raw)
         if b"NaN" in raw or b"Infinity" in raw:

@@ -1,4 +1,4 @@
-"""Judges the settings and the environment. Pure."""
+"""Findings about the settings and the environment. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def unknown(variables: Iterable[UnknownVariable]) -> list[Finding]:
     return [
         failed("settings", variable.problem, f"rename it to {variable.near}, or remove it")
         if variable.near
-        else warning("settings", variable.problem, "remove it, or find the setting that is meant in docs/settings.md")
+        else warning("settings", variable.problem, "remove it, or find the right name in docs/settings.md")
         for variable in variables
     ]
 
@@ -27,9 +27,9 @@ def for_drills_only(settings: Settings) -> list[Finding]:
         return []
     findings = []
     if settings.chaos_enabled:
-        found = "BCS_CHAOS_ENABLED is on in production: whoever reaches the service over HTTP can kill its actors"
+        found = "BCS_CHAOS_ENABLED is on in production: every HTTP client of the service can kill its actors"
         findings.append(failed("settings", found, "unset BCS_CHAOS_ENABLED, and set it for the time of a drill only"))
     if settings.use_mock_repository:
-        found = "BCS_USE_MOCK_REPOSITORY is on in production: a restart forgets all batches and the outbox"
+        found = "BCS_USE_MOCK_REPOSITORY is on in production: a restart loses all batches and the outbox"
         findings.append(failed("settings", found, "unset BCS_USE_MOCK_REPOSITORY, and set BCS_REDIS_URL"))
     return findings

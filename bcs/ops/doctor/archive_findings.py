@@ -1,4 +1,4 @@
-"""Judges the state of the archive, and of the entries that wait for it. Pure."""
+"""Findings about the archive, and about the entries that wait for it. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _OLD_SECONDS = 60.0
 def schema(version: str | None, problem: str | None) -> Finding:
     """Checks that the tables have the schema of this release, or that the service can upgrade them.
 
-    :param version: of the schema; None where there is none.
-    :param problem: why the service's user can't upgrade the schema; None where nothing is known to be in the way.
+    :param version: the version of the schema; None where there is no schema.
+    :param problem: why the service's user can't upgrade the schema; None without a known problem.
     """
     check = "postgresql schema"
     if version is None or version < HEAD:
         found = f"version {version}, and this release needs {HEAD}" if version else "there are no tables yet"
         if problem:
-            fix = "run `bcs db upgrade` as a user who may, and GRANT the service's user its rights (docs/deploying.md)"
+            fix = "run `bcs db upgrade` as another user, and GRANT the service's user its rights (docs/deploying.md)"
             return failed(check, f"{found}, and {problem}", fix)
         return warning(check, found, "start the service, which upgrades it, or run `bcs db upgrade`")
     return ok(
@@ -30,21 +30,21 @@ def schema(version: str | None, problem: str | None) -> Finding:
 def writes(problem: str | None) -> list[Finding]:
     """Checks that the service can write.
 
-    :param problem: why not; None where nothing is known to be in the way.
+    :param problem: why the service can't write; None without a known problem.
     """
-    fix = "see to the server and to the rights of the user in BCS_DATABASE_URL: until then facts wait in Redis"
+    fix = "check the server and the rights of the user in BCS_DATABASE_URL: until then facts wait in Redis"
     return [failed("postgresql writes", problem, fix)] if problem else []
 
 
 def connections(allowed: int | None, needed: int) -> list[Finding]:
-    """Checks that a replica gets its connections.
+    """Checks that a replica can open its connections.
 
-    :param allowed: how many there may be; None for no limit.
-    :param needed: how many one replica opens.
+    :param allowed: how many connections are allowed; None for no limit.
+    :param needed: how many connections one replica opens.
     """
     if allowed is None or allowed >= needed:
         return []
-    found = f"{allowed} allowed to this user, or in this database, and each replica opens up to {needed}"
+    found = f"{allowed} allowed for this user or this database, and each replica opens up to {needed}"
     fix = "raise the CONNECTION LIMIT, or lower BCS_DATABASE_MAX_CONNECTIONS"
     return [warning("postgresql connections", found, fix)]
 
@@ -52,8 +52,8 @@ def connections(allowed: int | None, needed: int) -> list[Finding]:
 def backlog(length: int, oldest_seconds: float | None, limit: int) -> Finding:
     """Checks that entries reach the archive.
 
-    :param oldest_seconds: for how long the oldest has been waiting; None where that is not known.
-    :param limit: how many may wait.
+    :param oldest_seconds: how long the oldest entry has waited; None where that is unknown.
+    :param limit: how many entries may wait.
     """
     check = "archive backlog"
     if not length:
@@ -61,28 +61,26 @@ def backlog(length: int, oldest_seconds: float | None, limit: int) -> Finding:
     oldest = "" if oldest_seconds is None else f", the oldest for {max(0.0, oldest_seconds):.0f} s"
     found = f"{_entries(length)} for PostgreSQL{oldest}"
     if length >= limit:
-        fix = "get PostgreSQL and the service to run: until some are written, no fact is accepted"
+        fix = "start PostgreSQL and the service: no fact is accepted until some entries are written"
         return failed(check, f"{found}; it is full", fix)
     if oldest_seconds is None or oldest_seconds > _OLD_SECONDS:
-        return warning(check, found, "see to it that the service runs and reaches PostgreSQL")
+        return warning(check, found, "make sure that the service runs and reaches PostgreSQL")
     return ok(check, found)
 
 
 def left_behind(length: int) -> Finding:
-    """Reports entries that wait for an archive, although the settings name none."""
-    found = f"{_entries(length)} for an archive that the settings do not name"
-    return warning(
-        "archive backlog", found, "set BCS_DATABASE_URL again: Redis deletes these facts from its batches after a while"
-    )
+    """Reports entries that wait for an archive although the settings have none."""
+    found = f"{_entries(length)} for an archive, and the settings have none"
+    return warning("archive backlog", found, "set BCS_DATABASE_URL again: Redis loses these facts when batches expire")
 
 
 def parked(length: int, key: str) -> Finding:
-    """Reports entries that the archive will never take."""
+    """Reports entries that PostgreSQL will never accept."""
     check = "archive parked"
     if not length:
-        return ok(check, "no entry is set aside")
-    found = f"{counted(length, 'entry', 'entries')} set aside, since PostgreSQL will never take them"
-    return failed(check, found, f"read them (XRANGE {key} - +; the field `problem` says why), then XDEL them")
+        return ok(check, "no entry is parked")
+    found = f"{counted(length, 'entry', 'entries')} parked, because PostgreSQL will never accept them"
+    return failed(check, found, f"read them (XRANGE {key} - +; the field `problem` has the reason), then XDEL them")
 
 
 def _entries(count: int) -> str:

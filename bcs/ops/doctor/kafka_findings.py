@@ -1,4 +1,4 @@
-"""Judges the answers of Kafka about topics and the consumer group. Pure."""
+"""Findings from Kafka's answers about topics and the consumer group. Pure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _STAMPED_BY_BROKER = "LogAppendTime"
 class TopicConfig:
     """The settings of a topic.
 
-    :param retention_ms: None for no limit, or if the broker does not tell.
-    :param retention_bytes: None for no limit, or if the broker does not tell.
+    :param retention_ms: None for no limit, or if the broker does not report it.
+    :param retention_bytes: None for no limit, or if the broker does not report it.
     """
 
     cleanup_policy: str
@@ -29,13 +29,13 @@ class TopicConfig:
     timestamp_type: str
 
     @classmethod
-    def read(cls, answered: Mapping[str, str]) -> TopicConfig:
+    def read(cls, described: Mapping[str, str]) -> TopicConfig:
         """Read the settings of a topic by their names."""
         return cls(
-            answered.get("cleanup.policy", ""),
-            _limit(answered.get("retention.ms")),
-            _limit(answered.get("retention.bytes")),
-            answered.get("message.timestamp.type", ""),
+            described.get("cleanup.policy", ""),
+            _limit(described.get("retention.ms")),
+            _limit(described.get("retention.bytes")),
+            described.get("message.timestamp.type", ""),
         )
 
 
@@ -57,7 +57,7 @@ def creation(creates: bool) -> list[Finding]:
         return []
     found = "auto.create.topics.enable is on: a client that names a topic too early creates it with the defaults"
     return [
-        warning("topic creation", found, "turn it off, and create the topics with partitions and retention as meant")
+        warning("topic creation", found, "turn it off, and create the topics with the wanted partitions and retention")
     ]
 
 
@@ -69,23 +69,23 @@ def topic(use: str, name: str, leaders: Iterable[bool] | None) -> Finding:
     """
     check = f"topic {use}"
     if leaders is None:
-        return failed(check, f"{name} does not exist", "create it: BCS creates none")
+        return failed(check, f"{name} does not exist", "create it: BCS creates no topics")
     led = list(leaders)
     found = f"{name}: {len(led)} partition{'' if len(led) == 1 else 's'}"
     if not all(led):
-        return failed(check, f"{found}, {led.count(False)} without a leader", "see to the brokers that hold it")
+        return failed(check, f"{found}, {led.count(False)} without a leader", "check the brokers that hold it")
     return ok(check, found)
 
 
 def compaction(cleanup_policies: Mapping[str, str]) -> Finding:
     """Checks that Kafka keeps every dead letter.
 
-    :param cleanup_policies: of the existing dead-letter topics; empty if the broker does not tell.
+    :param cleanup_policies: of the existing dead-letter topics; empty if the broker does not report them.
     """
     check = "dead-letter topics"
     compacted = [name for name, policy in cleanup_policies.items() if "compact" in policy]
     if compacted:
-        found = f"compacted: {', '.join(compacted)}. Kafka keeps only the last of several dead letters about one batch"
+        found = f"compacted: {', '.join(compacted)}. Of several dead letters about one batch Kafka keeps only the last"
         return failed(check, found, "set cleanup.policy=delete on these topics")
     return ok(check, "no topic of dead letters is compacted")
 
@@ -106,7 +106,7 @@ def retention(
             found = (
                 f"{name} keeps a dead letter for {_time(config.retention_ms)}, and Redis a batch for {_time(kept_ms)}"
             )
-            fix = "raise retention.ms: what is removed before somebody replays it is lost to its batch"
+            fix = "raise retention.ms: a dead letter that is removed before its replay is lost for its batch"
             findings.append(failed(check, found, fix))
         if config.retention_bytes is not None:
             found = f"{name} keeps at most {config.retention_bytes} bytes of dead letters for each partition"
@@ -115,9 +115,11 @@ def retention(
             )
         source = sources.get(name)
         if source and source.retention_ms is not None and source.retention_ms < (config.retention_ms or inf):
-            found = f"{name} keeps dead letters for longer than their originals are kept ({_time(source.retention_ms)})"
-            stamped = "" if source.timestamp_type == _STAMPED_BY_BROKER else " and what is replayed with its old time"
-            fix = f"raise retention.ms of the consumed topic: originals of truncated dead letters{stamped} are removed"
+            found = f"{name} keeps dead letters longer than their originals are kept ({_time(source.retention_ms)})"
+            replayed = (
+                "" if source.timestamp_type == _STAMPED_BY_BROKER else " and messages replayed with their old time"
+            )
+            fix = f"raise retention.ms of the consumed topic: originals of truncated dead letters{replayed} are removed"
             findings.append(warning(check, found, fix))
     return findings
 
@@ -130,15 +132,15 @@ def dead_letters(waiting: Mapping[str, int], *, of_others: int, complete: bool) 
     :param complete: False if a part of the topics could not be read in time.
     """
     check, count = "dead letters", sum(waiting.values())
-    others = f"; {of_others} of other services lie beside them" if of_others else ""
+    others = f"; {of_others} more of other services" if of_others else ""
     least = "" if complete else "at least "
     if not count:
-        found = "none waits" if complete else "not all could be read; of the others none waits"
+        found = "none waits" if complete else "not all could be read; of those that were read, none waits"
         if complete:
             return ok(check, f"{found}{others}")
-        return warning(check, f"{found}{others}", "look with `bcs dlq list`")
+        return warning(check, f"{found}{others}", "check with `bcs dlq list`")
     where = ", ".join(f"{number} on {name}" for name, number in waiting.items())
-    fix = "see `bcs dlq list`, mend the cause, and then `bcs dlq replay` or `bcs dlq purge`"
+    fix = "see `bcs dlq list`, remove the cause, and then run `bcs dlq replay` or `bcs dlq purge`"
     return failed(check, f"{least}{count} {'waits' if count == 1 else 'wait'}: {where}{others}", fix)
 
 
@@ -150,26 +152,28 @@ def group(name: str, state: str, members: int, service: str | None) -> Finding:
     """
     if not members and service is not None:
         found = f"{name}: no members ({state or 'no state'}), although a service runs at {service}"
-        fix = "its intake is stuck, or has another BCS_KAFKA_CONSUMER_GROUP_ID: see its /healthz, which names the cause"
+        fix = "its intake is stuck, or has another BCS_KAFKA_CONSUMER_GROUP_ID: its /healthz has the cause"
         return failed("consumer group", found, fix)
     if not members:
-        fix = "start the service; if it runs, see to its log and to BCS_KAFKA_CONSUMER_GROUP_ID"
+        fix = "start the service; if it runs, check its log and BCS_KAFKA_CONSUMER_GROUP_ID"
         return warning("consumer group", f"{name}: no members ({state or 'no state'})", fix)
     found = f"{name}: {members} member{'' if members == 1 else 's'} ({state})"
     if state != "Stable":
-        return warning("consumer group", found, "ask again in a moment: nobody reads during a rebalance")
+        return warning("consumer group", found, "repeat the check soon: no replica reads during a rebalance")
     return ok("consumer group", found)
 
 
 def lag(name: str, partitions: Mapping[int, Offsets], *, from_earliest: bool, many: int) -> Finding:
     """Checks the lag of the group on a topic.
 
-    :param many: the most messages that one replica has in flight.
+    :param many: how many messages one replica has in flight at most.
     """
     behind = sum(offsets.lag(from_earliest=from_earliest) for offsets in partitions.values())
     found = f"{name}: {behind} message{'' if behind == 1 else 's'} to be read"
     if behind > many:
-        return warning("lag", found, "ask again: if it does not fall, see to the service's log, or start more replicas")
+        return warning(
+            "lag", found, "repeat the check: if it does not fall, check the service's log, or start more replicas"
+        )
     return ok("lag", found)
 
 
@@ -193,7 +197,7 @@ def reading(stalled: Iterable[PartitionStalled]) -> list[Finding]:
 
     :param stalled: the partitions whose next message can't be read.
     """
-    fix = "see to what is named; `bcs intake skip` passes over a message that stays unreadable"
+    fix = "remove the cause; `bcs intake skip` skips a message that stays unreadable"
     return [failed("events", str(error), fix) for error in stalled]
 
 
@@ -206,12 +210,12 @@ def registration(*, required: bool, seen: bool) -> Finding:
     check = "registration"
     if required and not seen:
         fix = "have the platform register its batches, or unset BCS_REQUIRE_REGISTRATION"
-        return warning(check, "required, and no batch was ever registered: none is complete by its essays", fix)
+        return warning(check, "required, and no batch was ever registered: essays make no phase complete", fix)
     if required:
-        return ok(check, "required: a batch that is not registered is not complete by its essays")
+        return ok(check, "required: the essays of a batch that is not registered make no phase complete")
     if seen:
         fix = "set BCS_REQUIRE_REGISTRATION=true: the platform registers its batches"
-        return warning(check, "not required: a batch whose registration is still to be read looks complete early", fix)
+        return warning(check, "not required: a batch whose registration was not read yet looks complete too early", fix)
     return ok(check, "not required, and no batch was ever registered")
 
 
