@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import asyncpg
@@ -12,6 +13,10 @@ from bcs.domain.facts import EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.history import PhaseDecided
 from bcs.domain.state import delta_of
 from bcs.storage.postgres.archive import PostgresArchive
+from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.server import identity_of
+from tests.integration.stores import MakeStore
 from tests.support.commands import bcs, bcs_at_terminal, installed_bcs
 from tests.support.past import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
 
@@ -103,6 +108,31 @@ async def test_what_redis_has_forgotten_is_shown_from_the_record(
     unknown = await bcs("batches", "show", f"{batch}-2", **redis, **environment)
     assert (unknown.exit_code, unknown.output) == (1, "")
     assert len(unknown.error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("written_by_another", [True, False])
+async def test_a_copy_of_another_redis_is_not_shown_without_the_archive(
+    gateway: RedisGateway,
+    in_redis: MakeStore,
+    redis_url: str,
+    redis_key_prefix: str,
+    batch: str,
+    written_by_another: bool,
+) -> None:
+    info = b"".join(await gateway.call(("INFO", "server"), ("INFO", "replication"))).decode()
+    identity = identity_of(dict(re.findall(r"(\w+):(\w+)", info)))
+    redis = "another" if written_by_another else identity
+    await in_redis(gateway).commit(batch, delta_of([EssaysRegistered(("e1",), 1, AT_US), spellchecked("e1")]))
+    keys = BatchKeys(redis_key_prefix, batch)
+    await gateway.call(("HSET", keys.meta, "complete_stamp", f"1 {redis}/archive"))
+    before = await gateway.call(("HGETALL", keys.meta), ("HGETALL", keys.summaries))
+    found = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
+    away = f"postgresql://127.0.0.1:{free_port()}/db"
+    for command in (["batches", "show", batch], ["resolve", batch, "spellcheck", "--offline"]):
+        ran = await bcs(*command, **found, BCS_DATABASE_URL=away)
+        assert ran.exit_code == (1 if written_by_another else 0), ran.error
+        assert ("Redis has changed" in ran.error) == written_by_another
+    assert await gateway.call(("HGETALL", keys.meta), ("HGETALL", keys.summaries)) == before, "commands write nothing"
 
 
 async def test_an_unknown_batch_is_said_to_be_unknown(
