@@ -104,7 +104,7 @@ class ArchiveMaintenance:
     def _wait(self, doing: str, error: StoreError) -> None:
         # The log already says that PostgreSQL is away.
         of_postgresql = isinstance(error, StoreUnavailable) and error.store == "postgresql"
-        self.runtime.waits.begin(_ACTOR, doing, str(error), aloud=not of_postgresql)
+        self.runtime.waits.begin(_ACTOR, doing, str(error), log_cause=not of_postgresql)
 
     async def _deliver_announcements(self) -> None:
         """Move the announcements that were made while Redis was away to the outbox."""
