@@ -695,7 +695,7 @@ _ARCHIVE = (
         "skip-as-a-letter",
         "What an operator passes over becomes a dead letter.",
         "bcs/actors/ingest/reading.py",
-        "        self.skips.refuse_ordered(message, event.batch_id, event.correlation_id)\n",
+        "        self.skip_orders.refuse_ordered(message, event.batch_id, event.correlation_id)\n",
         "",
         _in("integration/test_skips", "test_a_message_that_was_ordered_to_be_skipped_becomes_a_dead_letter"),
     ),

@@ -43,11 +43,11 @@ class KafkaWatch:
         settings = self.runtime.settings
         try:
             with anyio.fail_after(settings.kafka_request_timeout_seconds):
-                look = await reader.look(settings.kafka_consumer_group_id, topics.CONSUMED, topics.DEAD_LETTERS)
+                look = await reader.measure(settings.kafka_consumer_group_id, topics.CONSUMED, topics.DEAD_LETTERS)
         except Exception as error:  # noqa: BLE001 (a failed look is a result; a crash would not help)
             await reader.aclose()
-            self.status.down(error)
+            self.status.mark_disconnected(error)
             return
-        self.status.up()
-        self.status.miss(frozenset(topics.CONSUMED) - look.topics)
+        self.status.mark_connected()
+        self.status.set_missing(frozenset(topics.CONSUMED) - look.topics)
         self.status.measured(look, int(self.runtime.now().timestamp() * 1000))

@@ -63,7 +63,7 @@ class Stall:
 
 
 @dataclass(frozen=True, slots=True)
-class Missed:
+class MissedRange:
     """A range of a partition that was never read, because Kafka removed it before.
 
     :param from_offset: the first offset that was not read.
@@ -117,7 +117,7 @@ class IsolatingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has 
             if stall.lasting and not _is_over(stall, key, assignment)
         }
 
-    def take_missed(self) -> list[Missed]:
+    def take_missed(self) -> list[MissedRange]:
         """The ranges that were missed since the last call."""
         missed, self._fetcher.missed = self._fetcher.missed, []
         return list(missed)
@@ -127,7 +127,7 @@ class IsolatingConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka has 
         metadata: str | None = self._fetcher.committed_metadata.get(partition)
         return metadata
 
-    def pass_over(self, partition: TopicPartition, offset: int) -> None:
+    def skip(self, partition: TopicPartition, offset: int) -> None:
         """Continue after an offset that can't be read."""
         self.seek(partition, offset + 1)
         self._fetcher.stalled.pop(partition, None)
@@ -144,7 +144,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         jitter: Callable[[], float],
     ) -> None:
         self.stalled: dict[TopicPartition, Stall] = {}
-        self.missed: list[Missed] = []
+        self.missed: list[MissedRange] = []
         self.committed_metadata: dict[TopicPartition, str | None] = {}
         # Positions outside their partitions, until the broker has sent the new positions.
         self._out_of_range: dict[TopicPartition, int] = {}
@@ -246,7 +246,7 @@ class _IsolatingFetcher(Fetcher):  # type: ignore[misc] # aiokafka has no types
         wanted = self._out_of_range.pop(key, None)
         # A position after the end has missed nothing: the partition was created again, or truncated.
         if wanted is not None and wanted < state.position:
-            self.missed.append(Missed(key.topic, key.partition, wanted, state.position))
+            self.missed.append(MissedRange(key.topic, key.partition, wanted, state.position))
 
     async def _take_committed(self, assignment: Any, keys: Iterable[TopicPartition]) -> bool:
         """Start each partition at the group's committed offset.

@@ -143,20 +143,20 @@ class KafkaStatus:
         """Note that a message for a topic was published."""
         self.unwritable.pop(topic, None)
 
-    def miss(self, missing: frozenset[str]) -> None:
+    def set_missing(self, missing: frozenset[str]) -> None:
         """Set the consumed topics that Kafka does not show; each is logged once."""
         if added := missing - self.missing:
             log.warning("topics_missing", topics=sorted(added))
         self.missing = missing
 
-    def up(self) -> None:
+    def mark_connected(self) -> None:
         """Note that Kafka answered."""
         if not self.connected:
             log.info("kafka_connected")
             self._causes_logged.clear()
         self.connected, self.problem = True, ""
 
-    def stall(self, stalled: Mapping[TopicPartition, Stall]) -> None:
+    def set_stalled(self, stalled: Mapping[TopicPartition, Stall]) -> None:
         """Set the stalled partitions; each partition and cause is logged once."""
         for (topic, partition), stall in stalled.items():
             before = self.stalled.get((topic, partition))
@@ -173,19 +173,19 @@ class KafkaStatus:
             log.info("partition_resumed", topic=topic, partition=partition)
         self.stalled = {(topic, partition): stall for (topic, partition), stall in stalled.items()}
 
-    def wait_for(self, problem: str) -> None:
+    def begin_wait(self, problem: str) -> None:
         """Note that the intake waits; each reason is logged once."""
         if self.waits_for != problem:
             log.warning("intake_waits", problem=problem)
         self.waits_for = problem
 
-    def go_on(self) -> None:
+    def end_wait(self) -> None:
         """Note that the intake reads again."""
         if self.waits_for is not None:
             log.info("intake_resumed")
         self.waits_for = None
 
-    def down(self, error: BaseException) -> None:
+    def mark_disconnected(self, error: BaseException) -> None:
         """Note that Kafka did not answer, or refused; each cause is logged once."""
         problem = cause_of(error)
         if self._causes_logged.note(problem):

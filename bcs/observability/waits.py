@@ -54,20 +54,20 @@ class Waits:
         self._now = now
         self._open: dict[tuple[str, str], _OpenWait] = {}
 
-    def begin(self, actor: str, doing: str, cause: str, *, holder: object = None, aloud: bool = True) -> None:
+    def begin(self, actor: str, doing: str, cause: str, *, holder: object = None, log_cause: bool = True) -> None:
         """Note that an actor's try has failed, and that the actor will retry.
 
         :param actor: the actor's name, without a batch's id.
         :param holder: identifies one of several concurrent tries of the same action; the wait ends with the last of
             them.
-        :param aloud: False where the client of the dependency logs the outage itself.
+        :param log_cause: False where the client of the dependency logs the outage itself.
         """
         wait = self._open.get((actor, doing))
         if wait is None:
             wait = self._open[actor, doing] = _OpenWait(self._now(), cause, set())
         wait.holders.add(holder)
         wait.cause = cause
-        if aloud and wait.logged.note(cause):
+        if log_cause and wait.logged.note(cause):
             log.warning("waiting_for_dependency", actor=actor, operation=doing, error=cause)
 
     def end(self, actor: str, doing: str, *, holder: object = None) -> None:

@@ -17,7 +17,7 @@ from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.intake import Intake
 from bcs.actors.ingest.reading import EventReader
-from bcs.actors.ingest.skips import Skips
+from bcs.actors.ingest.skip_orders import SkipOrders
 from bcs.actors.kafka_watch import KafkaWatch
 from bcs.actors.messages import ApplyFacts, MessageAcked, OutboxGrew
 from bcs.actors.metrics import MetricsActor, MetricsPage
@@ -197,7 +197,7 @@ class Service:
                 self._phases, max_event_bytes=settings.max_event_bytes, max_essays=settings.max_essays_per_batch
             ),
             clocks=clocks,
-            skips=Skips(store=self.persistence.skips, instance=settings.instance, now=self._runtime.now),
+            skip_orders=SkipOrders(store=self.persistence.skips, instance=settings.instance, now=self._runtime.now),
             now=self._runtime.now,
         )
         intake = Intake(

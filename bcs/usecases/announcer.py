@@ -42,7 +42,7 @@ class Announcer:
                     self.archive_client.wake()
                 return
         assert self.archive is not None  # noqa: S101 (the source is PostgreSQL only where there is an archive)
-        await self.archive.postgres.keep(messages, resolved)
+        await self.archive.postgres.store_announcements(messages, resolved)
 
     def write_soon(self, resolved: PipelineResolved) -> None:
         """Store a resolution that pruned nothing. The entry waits in memory, and the caller does not wait for it."""

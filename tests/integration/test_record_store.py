@@ -161,7 +161,7 @@ async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresA
     resolved = answered(batch)
     announced, now = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
     messages = phases_skipped(batch, ["spellcheck", "nlp"], "c", announced)
-    await record.keep(messages, resolved)
+    await record.store_announcements(messages, resolved)
     assert await record.announcements(now) == Waiting(2, 60.0)
     taken: list[OutboundMessage] = []
 
@@ -209,7 +209,7 @@ async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
         async with connection.transaction():
             names = ", ".join(("batches", *tables))
             await connection.execute(f"LOCK TABLE {names} IN ROW EXCLUSIVE MODE")
-            while forgotten := await record.forget(moment, 1, 5):
+            while forgotten := await record.delete_expired(moment, 1, 5):
                 steps += 1
                 assert forgotten <= 2
         assert steps >= 2

@@ -107,7 +107,7 @@ async def test_an_order_that_cannot_be_decoded_hides_no_other(
     assert await skips.waiting() == []
     assert await outcome_of(skips, ordered) is SkipOutcome.WITHDRAWN
     await skips.order(ordered)
-    await skips.carry_out(ordered, SkipOutcome.SKIPPED)
+    await skips.save_outcome(ordered, SkipOutcome.SKIPPED)
     assert await skips.withdraw(ordered.position, at="now", by="somebody") is None
     assert await skips.waiting() == [WaitingSkip(ordered, SkipOutcome.SKIPPED)]
 

@@ -195,21 +195,21 @@ def test_what_nobody_gets_is_committed_once_all_before_it_is_finished() -> None:
     epoch = tracker.epoch("t", 0)
     assert epoch is not None
     tracker.read("t", 0, 5)
-    tracker.passed("t", 0, 8)  # markers of transactions lie at 6 and 7
+    tracker.advance("t", 0, 8)  # markers of transactions lie at 6 and 7
     assert tracker.to_commit() == {}, "nothing past unfinished work"
     tracker.finish("t", 0, 5, epoch)
     assert tracker.to_commit() == {("t", 0): 8}
     tracker.committed({("t", 0): 8})
-    tracker.passed("t", 0, 9)
+    tracker.advance("t", 0, 9)
     assert tracker.to_commit() == {("t", 0): 9}
-    tracker.passed("t", 0, 7)
+    tracker.advance("t", 0, 7)
     assert tracker.position("t", 0) == 9
 
 
 def test_a_partition_with_nothing_but_markers_is_committed_too() -> None:
     tracker = OffsetTracker(count(1))
-    tracker.passed("t", 0, 3)  # owned by another
+    tracker.advance("t", 0, 3)  # owned by another
     tracker.assign([("t", 0), ("t", 1)])
-    tracker.passed("t", 0, 3)
-    tracker.passed("t", 1, 0)
+    tracker.advance("t", 0, 3)
+    tracker.advance("t", 1, 0)
     assert tracker.to_commit() == {("t", 0): 3}

@@ -15,7 +15,7 @@ from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.intake import Intake
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.session import PollSession
-from bcs.actors.ingest.skips import Skips
+from bcs.actors.ingest.skip_orders import SkipOrders
 from bcs.actors.messages import ApplyFacts
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.kafka.status import KafkaStatus
@@ -60,7 +60,7 @@ def session_of(
         reader=EventReader(
             decoder=EventDecoder(PLATFORM_PHASES),
             clocks=Clocks(now=runtime.now, store_time_us=store_time_us, max_skew_seconds=600),
-            skips=Skips(store=None, instance="test", now=runtime.now),
+            skip_orders=SkipOrders(store=None, instance="test", now=runtime.now),
             now=runtime.now,
         ),
         in_flight=InFlight(settings=runtime.settings, deliver=deliver),

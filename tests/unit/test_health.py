@@ -57,7 +57,7 @@ async def test_before_the_first_attempt_kafka_is_not_connected_yet() -> None:
 
 async def test_a_broker_that_is_away_counts_more_than_what_was_refused_before() -> None:
     kafka = KafkaStatus()
-    kafka.down(ConnectionRefusedError("connection refused"))
+    kafka.mark_disconnected(ConnectionRefusedError("connection refused"))
     status, message = await message_about_kafka(kafka, refused=True)
     assert (status, REFUSED in message) == ("unhealthy", False)
 

@@ -51,12 +51,12 @@ async def test_a_poll_gives_way_between_large_messages_and_many_small_ones(size_
 
 async def test_a_poll_that_weighed_too_much_is_followed_by_smaller_ones() -> None:
     session = session_of(Consumer(KEY, 0), [], store_time_us)
-    session._weigh([[record(0)] * 500])
+    session._adjust_poll_size([[record(0)] * 500])
     assert session._per_poll.now == 500
-    session._weigh([[record(0, size_bytes=LARGE_BYTES)] * 50, [record(1, size_bytes=LARGE_BYTES)] * 50])
+    session._adjust_poll_size([[record(0, size_bytes=LARGE_BYTES)] * 50, [record(1, size_bytes=LARGE_BYTES)] * 50])
     assert session._per_poll.now == 50
     for _ in range(50):
-        session._weigh([[record(0)] * 50])
+        session._adjust_poll_size([[record(0)] * 50])
     assert session._per_poll.now == 500
 
 

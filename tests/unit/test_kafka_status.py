@@ -25,7 +25,7 @@ def look(first: int, end: int, committed: int | None, note: CommitNote = NO_NOTE
 @pytest.fixture
 def status() -> KafkaStatus:
     status = KafkaStatus()
-    status.up()
+    status.mark_connected()
     return status
 
 
@@ -42,7 +42,7 @@ def test_values_that_a_measurement_lacks_stay_as_they_were(status: KafkaStatus) 
     assert (status.lag(), status.measured_now) == ({KEY: 11}, False)
     status.measured(look(0, 15, 15), NOW_MS)
     assert (status.lag(), status.measured_now) == ({KEY: 0}, True)
-    status.miss(frozenset({TOPIC}))
+    status.set_missing(frozenset({TOPIC}))
     assert not status.measured_now, "a topic that is not shown any more can't be measured"
 
 

@@ -86,7 +86,7 @@ def test_causes_that_keep_changing_do_not_fill_the_log(waits: Waits, caplog: pyt
 def test_what_a_dependency_says_itself_is_kept_and_not_said_again(
     waits: Waits, caplog: pytest.LogCaptureFixture
 ) -> None:
-    waits.begin("intake", "read from Kafka", "no answer", aloud=False)
+    waits.begin("intake", "read from Kafka", "no answer", log_cause=False)
     assert [wait.cause for wait in waits.of("intake")] == ["no answer"]
     waits.end("intake", "read from Kafka")
     assert said(caplog) == []

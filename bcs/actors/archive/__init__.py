@@ -1,1 +1,1 @@
-"""The archive: writes what became known and what was answered to PostgreSQL."""
+"""The archive's actor: writes facts and explanations to PostgreSQL."""

@@ -1,4 +1,4 @@
-"""The way to the archive's actor, for those who have entries to write."""
+"""Sends entries to the archive's actor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bcs.observability.telemetry import Telemetry
 from bcs.storage.postgres.pace import extra_seconds
 from bcs.supervision import AskTimeout, Mailbox, MailboxFull
 
-# Entries that only explain an answer wait in the mailbox. Beyond this number they are dropped, and counted.
+# Entries that only explain an answer wait in the mailbox. Above this number they are dropped, and counted.
 _EXPLANATIONS_LIMIT = 10_000
 
 
@@ -20,9 +20,9 @@ class ArchiveClient:
     """Sends entries to the archive's actor.
 
     :param mailbox: see `archive_mailbox`.
-    :param timeout_seconds: how long the actor may take for a small write; a large one gets more time. It is longer than
-        the actor needs to try the archive and then the queue.
-    :param wake: notifies the actor that something waits in the queue.
+    :param timeout_seconds: the time limit of a small write; a large write gets more time. It must be longer than the
+        actor needs to try the archive and then the queue.
+    :param wake: notifies the actor that entries wait in a queue.
     """
 
     def __init__(
@@ -38,26 +38,26 @@ class ArchiveClient:
         self._timeout_seconds = timeout_seconds
 
     async def write_durably(self, entries: Sequence[HistoryEntry]) -> None:
-        """Write entries. When this returns they are durable, in the archive or in the queue before it.
+        """Write entries. When this returns, they are durable in PostgreSQL or in the queue.
 
-        Cancellation leaves open whether they are written; writing them again changes nothing.
+        After cancellation it is unknown whether the entries are written. Writing them again changes nothing.
 
-        :raises StoreUnavailable: neither the archive nor the queue took them.
-        :raises BacklogFull: the archive is away, and the queue before it is full.
-        :raises StoreRefused: the archive will never take them.
+        :raises StoreUnavailable: whether PostgreSQL or the queue has stored the entries is unknown.
+        :raises BacklogFull: PostgreSQL is unreachable, and the queue is full.
+        :raises StoreRefused: the archive can never store the entries.
         """
-        kept = tuple(entries)
-        facts = sum(map(weight, kept))
+        to_write = tuple(entries)
+        facts = sum(map(weight, to_write))
         timeout_seconds = self._timeout_seconds + extra_seconds(facts)
         try:
             await ask_with_retry(
-                lambda: self._mailbox.ask(lambda reply: KeepEntries(kept, facts, reply), timeout_seconds)
+                lambda: self._mailbox.ask(lambda reply: KeepEntries(to_write, facts, reply), timeout_seconds)
             )
         except (AskTimeout, MailboxFull) as error:
             raise StoreUnavailable("archive", str(error)) from error
 
     def write_soon(self, entry: HistoryEntry) -> None:
-        """Write an entry soon. A kill of the process just after this call can lose the entry."""
+        """Write an entry soon. The entry waits in memory: a crash of the process loses it."""
         try:
             if self._mailbox.depth >= _EXPLANATIONS_LIMIT:
                 raise MailboxFull(self._mailbox.name, _EXPLANATIONS_LIMIT)
@@ -69,6 +69,6 @@ class ArchiveClient:
 def archive_mailbox(asks: int) -> Mailbox[KeepEntries]:
     """The mailbox of the archive's actor.
 
-    :param asks: how many asks may wait at a time.
+    :param asks: the number of asks that may wait at the same time.
     """
     return Mailbox("archive", asks + _EXPLANATIONS_LIMIT)

@@ -1,4 +1,4 @@
-"""Writes the entries that wait in Redis to the archive, as many at a time as PostgreSQL takes before its deadline."""
+"""Writes the entries that wait in Redis to PostgreSQL, as many at a time as fit into the deadline."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from bcs.storage.ports import Leased
 from bcs.storage.redis.archive_queue import ArchiveQueue
 
 if TYPE_CHECKING:
-    # It takes the extra `postgres`.
+    # This module needs the extra `postgres`.
     from bcs.storage.postgres.archive import PostgresArchive
 
 log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
 
 _LEASED_AT_A_TIME = 200
-# An entry that is alone has twice the time at each try, and after so many tries it is set aside.
+# Each try of a single entry has twice the time of the try before. After so many tries the entry is parked.
 _TRIES_ALONE = 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Late:
-    """An entry that was written alone, and not in time.
+class _LateEntry:
+    """A single entry whose write missed the deadline.
 
     :param times: how often.
-    :param written_before: how many portions had been written when that happened first.
+    :param written_before: the number of portions that were written before the first of these tries.
     """
 
     times: int
@@ -44,12 +44,12 @@ class _Late:
 
 @dataclass(slots=True, kw_only=True)
 class Drain:
-    """Drains the queues before the archive. No entry blocks the entries behind it for ever.
+    """Drains the queues of the archive. No entry blocks the entries behind it for ever.
 
-    A statement that misses its deadline is tried again with half as many facts.
+    A write that misses its deadline is retried with half as many facts.
 
-    :param queues: of entries that wait for the archive.
-    :param former_queue: the queue of facts of releases before 0.2.0, which may still add to it during an upgrade.
+    :param queues: the queues of entries that wait for PostgreSQL.
+    :param former_queue: the queue of facts of releases before 0.2.0, whose replicas may add facts during an upgrade.
     """
 
     runtime: Runtime
@@ -57,7 +57,7 @@ class Drain:
     queues: Sequence[ArchiveQueue]
     former_queue: ArchiveQueue
     _amount: Amount = field(init=False)
-    _late: dict[UUID, _Late] = field(default_factory=dict, init=False)
+    _late: dict[UUID, _LateEntry] = field(default_factory=dict, init=False)
     _written: int = field(default=0, init=False)
     _takeover_at: float = field(default=0.0, init=False)
 
@@ -65,22 +65,22 @@ class Drain:
         self._amount = Amount(self.runtime.settings.archive_facts_per_write)
 
     async def drain(self) -> None:
-        """Write the entries that wait, until the queues are empty.
+        """Write the waiting entries until the queues are empty.
 
-        :raises StoreUnavailable: the archive or Redis failed; the next call tries the rest again.
+        :raises StoreUnavailable: PostgreSQL or Redis failed; the next call retries the remaining entries.
         """
         if not self.archive.reachable:
             return
         takeover = anyio.current_time() >= self._takeover_at
         if takeover:
             self._takeover_at = anyio.current_time() + self.runtime.settings.outbox_takeover_seconds / 2
-        # To ask first leaves no empty stream of the former name behind.
+        # Without this check, reading from the former queue would create its empty stream again.
         former = (self.former_queue,) if await self.former_queue.waiting() else ()
         for queue in (*former, *self.queues):
             await self._drain_one(queue, takeover=takeover)
 
     async def _drain_one(self, queue: ArchiveQueue, *, takeover: bool) -> None:
-        # First what this process had leased when it failed, then what a dead one had leased, then the rest.
+        # First the entries that this process leased and did not ack, then those of a dead process, then the rest.
         while leased := await queue.resume(_LEASED_AT_A_TIME):
             await self._write_all(queue, leased)
         takeover_seconds = self.runtime.settings.outbox_takeover_seconds
@@ -108,7 +108,7 @@ class Drain:
             if len(portion) > 1:
                 self._amount.was_too_much(sum(map(_weight_of, portion)))
             else:
-                await self._let_others_pass(queue, first, late, error)
+                await self._requeue_or_park(queue, first, late, error)
             raise
         await queue.ack([entry.entry_id for entry in portion])
         self.runtime.telemetry.archive_written.inc(len(portion))
@@ -117,13 +117,13 @@ class Drain:
         if late:
             del self._late[first.message.entry_id]
 
-    async def _let_others_pass(
-        self, queue: ArchiveQueue, entry: Leased[HistoryEntry], late: _Late | None, error: StoreUnavailable
+    async def _requeue_or_park(
+        self, queue: ArchiveQueue, entry: Leased[HistoryEntry], late: _LateEntry | None, error: StoreUnavailable
     ) -> None:
         if error.late:
-            late = _Late(late.times + 1 if late else 1, late.written_before if late else self._written)
+            late = _LateEntry(late.times + 1 if late else 1, late.written_before if late else self._written)
             self._late[entry.message.entry_id] = late
-            # PostgreSQL takes others, or it may be at fault.
+            # Park only if PostgreSQL has written other entries since: otherwise PostgreSQL itself may be the cause.
             if late.times >= _TRIES_ALONE and self._written > late.written_before:
                 problem = StoreRefused("postgresql", f"the entry missed the deadline {late.times} times")
                 await self._park(queue, entry, problem)

@@ -1,4 +1,4 @@
-"""What the archive's actor does beside writing: reconnects, drains the queues, and deletes what has expired."""
+"""The maintenance of the archive: reconnects, drains the queues, and deletes expired entries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bcs.errors import StoreError, StoreUnavailable
 from bcs.storage.ports import OutboxEntrance
 
 if TYPE_CHECKING:
-    # It takes the extra `postgres`.
+    # This module needs the extra `postgres`.
     from bcs.storage.postgres.archive import PostgresArchive
 
 log = structlog.stdlib.get_logger("bcs.archive", actor="archive")
@@ -25,13 +25,13 @@ _PROBE_DEADLINE_SECONDS = 5.0
 _LINGER_SECONDS = 0.02
 _FINISH_SECONDS = 3.0
 _ANNOUNCEMENTS_LIMIT = 100
-# No caller waits for such a step.
+# Long, because no caller waits for these steps.
 _STEP_DEADLINE_SECONDS = 60.0
 _RETENTION_INTERVAL_SECONDS = 3600.0
 _RETENTION_STEP = 1000
 _RETENTION_PAUSE_SECONDS = 0.1
 _ACTOR = "archive"
-# What the archive may wait to do.
+# The actions that the archive may have to retry.
 _CONNECT = "connect to PostgreSQL"
 _DELIVER = "move announcements from PostgreSQL to the outbox"
 _DRAIN = "write to PostgreSQL the entries that wait in Redis"
@@ -40,9 +40,9 @@ _DELETE = "delete old entries from PostgreSQL"
 
 @dataclass(slots=True, kw_only=True)
 class ArchiveMaintenance:
-    """Serves all incarnations of the archive's actor.
+    """Maintains the archive. One instance serves all incarnations of the archive's actor.
 
-    :param first_probe_seconds: how long a start waits for the first answer.
+    :param first_probe_seconds: how long the start of the actor waits for the first probe.
     """
 
     runtime: Runtime
@@ -55,24 +55,24 @@ class ArchiveMaintenance:
     _deleted_at_a_time: Amount = field(default_factory=lambda: Amount(_RETENTION_STEP), init=False)
 
     def wake(self) -> None:
-        """Have the queues drained soon: something waits for the archive."""
+        """Drain the queues soon, because entries wait in them."""
         self._work.set()
 
     async def wait_first_probe(self) -> None:
-        """Wait until the archive was probed once, with or without success; no longer than a start may take for that."""
-        # Another replica may be upgrading the schema, which can take much longer; liveness must not wait for that.
+        """Wait until the first probe has ended, with or without success, or its time limit is over."""
+        # Another replica may be upgrading the schema, which can take much longer. Liveness must not wait for that.
         with anyio.move_on_after(self.first_probe_seconds):
             await self._probed.wait()
 
     async def run(self) -> None:
-        """Maintain the archive without end."""
+        """Maintain the archive until cancelled."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._probe)
             group.start_soon(self._drain_when_woken)
             group.start_soon(self._delete_expired_hourly)
 
     async def finish(self) -> None:
-        """Drain once more, before a stop; the rest waits for another process."""
+        """Drain once more before a stop. Another process drains the rest."""
         with anyio.move_on_after(_FINISH_SECONDS):
             try:
                 await self.drain.drain()
@@ -84,7 +84,7 @@ class ArchiveMaintenance:
             try:
                 await self.archive.probe(_PROBE_DEADLINE_SECONDS)
             except StoreError as error:
-                self._wait(_CONNECT, error)
+                self._begin_wait(_CONNECT, error)
             else:
                 self.runtime.waits.end(_ACTOR, _CONNECT)
                 self._probed.set()
@@ -97,17 +97,17 @@ class ArchiveMaintenance:
         try:
             await self._deliver_announcements()
         except StoreError as error:
-            self._wait(_DELIVER, error)
+            self._begin_wait(_DELIVER, error)
         else:
             self.runtime.waits.end(_ACTOR, _DELIVER)
 
-    def _wait(self, doing: str, error: StoreError) -> None:
-        # The log already says that PostgreSQL is away.
+    def _begin_wait(self, doing: str, error: StoreError) -> None:
+        # The client of PostgreSQL logs an outage of PostgreSQL itself.
         of_postgresql = isinstance(error, StoreUnavailable) and error.store == "postgresql"
-        self.runtime.waits.begin(_ACTOR, doing, str(error), aloud=not of_postgresql)
+        self.runtime.waits.begin(_ACTOR, doing, str(error), log_cause=not of_postgresql)
 
     async def _deliver_announcements(self) -> None:
-        """Move the announcements that were made while Redis was away to the outbox."""
+        """Move the announcements that were stored while Redis was unreachable to the outbox."""
         while await self.archive.deliver_announcements(
             self.outbox.append, limit=_ANNOUNCEMENTS_LIMIT, deadline_seconds=_STEP_DEADLINE_SECONDS
         ):
@@ -116,13 +116,13 @@ class ArchiveMaintenance:
     async def _drain_when_woken(self) -> None:
         while True:
             await self._work.wait()
-            # Entries that come at the same time are written by one statement.
+            # Entries that are queued at almost the same time are then written by one statement.
             await anyio.sleep(_LINGER_SECONDS)
             self._work = anyio.Event()
             try:
                 await self.drain.drain()
             except StoreError as error:
-                self._wait(_DRAIN, error)
+                self._begin_wait(_DRAIN, error)
             else:
                 self.runtime.waits.end(_ACTOR, _DRAIN)
 
@@ -131,12 +131,12 @@ class ArchiveMaintenance:
         while True:
             before, step = self.runtime.now() - retention, self._deleted_at_a_time.now
             try:
-                deleted = await self.archive.forget(before, step, _STEP_DEADLINE_SECONDS)
+                deleted = await self.archive.delete_expired(before, step, _STEP_DEADLINE_SECONDS)
             except StoreError as error:
-                # A thousand batches may have millions of rows.
+                # Delete fewer batches at a time: a thousand batches can have millions of rows.
                 if isinstance(error, StoreUnavailable) and error.late:
                     self._deleted_at_a_time.was_too_much(step)
-                self._wait(_DELETE, error)
+                self._begin_wait(_DELETE, error)
                 await anyio.sleep(self.runtime.settings.database_probe_interval_seconds)
             else:
                 self.runtime.waits.end(_ACTOR, _DELETE)

@@ -1,4 +1,4 @@
-"""The archive's actor: writes facts and explanations to the archive, or queues them while PostgreSQL is away."""
+"""The archive's actor: writes facts and explanations to PostgreSQL, or to a queue while PostgreSQL is unreachable."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _IDS_LOGGED = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveWriter:
-    """Writes all entries that wait in its mailbox by one statement. One instance serves all incarnations of the actor.
+    """Writes many waiting entries with one statement. One instance serves all incarnations of the actor.
 
-    :param maintenance: runs beside the writing: reconnects, drains the queue, deletes what has expired.
+    :param maintenance: runs concurrently with the writes.
     """
 
     runtime: Runtime
@@ -44,7 +44,7 @@ class ArchiveWriter:
     async def run(self, context: ActorContext[KeepEntries]) -> None:
         """Write until a stop is requested, then write the rest of the mailbox.
 
-        An archive or a queue that is away is no crash.
+        The actor does not crash while PostgreSQL or the queue is unreachable.
         """
         await hit(FailPoint.STARTING, context.name)
 
@@ -60,12 +60,12 @@ class ArchiveWriter:
                 correlation_ids=sorted(ids)[:_IDS_LOGGED],
                 summed_by=(),
             )
-            self._give_up(envelope.message, StoreRefused("archive", repr(envelope.last_error)))
+            self._fail(envelope.message, StoreRefused("archive", repr(envelope.last_error)))
 
         async with anyio.create_task_group() as group:
             group.start_soon(self.maintenance.run)
             if context.incarnation == 1:
-                # The actors that start after this one find the archive connected, if PostgreSQL answers at all.
+                # If PostgreSQL answers, the archive is connected before the next actors start.
                 await self.maintenance.wait_first_probe()
             await serve(context, handle, limit=_ENVELOPES_AT_A_TIME, on_max_deliveries=on_max_deliveries)
             group.cancel_scope.cancel()
@@ -81,20 +81,20 @@ class ArchiveWriter:
                 raise
             except StoreError as error:
                 for command in commands:
-                    self._give_up(command, error)
+                    self._fail(command, error)
                 return
             for command in commands:
                 if command.reply:
                     command.reply.send(None)
 
         async def on_refused(command: KeepEntries, error: StoreRefused) -> None:
-            self._give_up(command, error)
+            self._fail(command, error)
 
         await isolate(commands, attempt, on_refused)
 
     def _portions(self, commands: Sequence[KeepEntries]) -> Iterable[Sequence[HistoryEntry]]:
         if len(commands) == 1:
-            # One command can be larger than a statement should be: it has everything that a batch's actor took at once.
+            # A single command can be too large for one statement: it has all that a batch's actor handles at once.
             return portions(commands[0].entries, weight, self._facts_at_a_time)
         return [[entry for command in commands for entry in command.entries]]
 
@@ -109,7 +109,7 @@ class ArchiveWriter:
         await hit(FailPoint.ARCHIVE_WRITTEN, "archive")
 
     async def _queue(self, entries: Sequence[HistoryEntry]) -> None:
-        # Explanations must not take the room of facts, nor look like facts that the archive lacks.
+        # Separate queues: explanations must not use the room of facts, or count as facts that PostgreSQL lacks.
         facts = [entry for entry in entries if isinstance(entry, FactsRecorded)]
         explanations = [entry for entry in entries if not isinstance(entry, FactsRecorded)]
         await self.archive.fact_queue.append(facts)
@@ -120,13 +120,13 @@ class ArchiveWriter:
             self.runtime.telemetry.history_dropped.inc(len(explanations))
         self.maintenance.wake()
 
-    def _give_up(self, command: KeepEntries, error: StoreError) -> None:
+    def _fail(self, command: KeepEntries, error: StoreError) -> None:
         if command.reply:
-            command.reply.fail(error)  # the sender tries again, or fails its own caller
+            command.reply.fail(error)  # the sender retries, or fails its own caller
         else:
             self.runtime.telemetry.history_dropped.inc(len(command.entries))
 
 
 def _messages(envelopes: Iterable[Envelope[KeepEntries]]) -> Iterator[KeepEntries]:
-    # A caller that is gone has asked again, or has failed its own caller.
+    # A caller that no longer waits has sent the command again, or has failed its own caller.
     return (envelope.message for envelope in envelopes if not envelope.caller_gone)

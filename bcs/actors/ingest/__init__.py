@@ -1,1 +1,1 @@
-"""The intake: reads Kafka, hands events to the batches, and commits what has become durable."""
+"""The intake: reads Kafka, delivers events to the batches, and commits the offsets of durable messages."""

@@ -1,4 +1,4 @@
-"""Commits the offsets of what is finished."""
+"""Commits the offsets of finished messages."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 _LAST_COMMIT_SECONDS = 1.0
 
 Commits = Mapping[tuple[str, int], tuple[int, str]]
-"""Topic and partition to the offset that is to be committed, and what is to stand beside it."""
+"""Topic and partition to the offset to commit and the metadata to store with the offset."""
 
 
 class OffsetCommits:
-    """Commits what the tracker says may be committed, one commit at a time, with a note beside each offset.
+    """Commits the offsets that the tracker allows, one commit at a time, each with a note in its metadata.
 
-    :param consumer: in whose group the offsets are committed.
-    :param context: is told that a commit has ended.
-    :param timeout_seconds: for one commit.
+    :param consumer: the member of the group for which the offsets are committed.
+    :param context: gets a heartbeat at the end of each commit.
+    :param timeout_seconds: the time limit of one commit.
     """
 
     def __init__(
@@ -52,20 +52,21 @@ class OffsetCommits:
 
     @property
     def in_progress(self) -> bool:
-        """True while a commit has not ended."""
+        """True while a commit runs."""
         return self._committing.locked()
 
     @property
     def is_member(self) -> bool:
         """True while the consumer is a member of the group."""
-        # A replica that slept past its session learns of it here first. aiokafka would then commit without generation
-        # or member, which Kafka takes while the group is empty: offsets could go back. There is no public way to know.
+        # After a pause longer than its session, a replica notices here first that the session has expired. aiokafka
+        # would then commit without a generation and a member id. Kafka accepts such a commit while the group is empty,
+        # so offsets could go back. aiokafka has no public API for this check.
         coordinator: Any = self._consumer._coordinator
         return bool(coordinator.generation >= 0)
 
     async def commit(self) -> None:
-        """Commit what is finished. What can't be committed is read again, by whoever has the partition then."""
-        # One at a time, or an older commit could overtake a newer one.
+        """Commit the offsets of finished messages. After a failure the owner of the partition reads them again."""
+        # One commit at a time: otherwise an older commit could overtake a newer one.
         async with self._committing:
             offsets = self._to_commit()
             if not offsets:
@@ -77,48 +78,49 @@ class OffsetCommits:
             if await self._commit_each(offsets):
                 await hit(FailPoint.AFTER_OFFSET_COMMIT, self._context.name)
 
-    async def commit_at_the_end(self) -> None:
-        """Commit once more, whatever ended the session; cancellation waits for it, at most a second."""
+    async def commit_at_end(self) -> None:
+        """Commit once more at the end of a session. Cancellation waits for this commit, at most one second."""
         with anyio.move_on_after(_LAST_COMMIT_SECONDS, shield=True):
             if (offsets := self._to_commit()) and self.is_member:
                 await self._commit_each(offsets)
 
     def note_missed(self, key: TopicPartition, count: int, now_ms: int) -> None:
-        """Kafka removed messages of a partition before they were read.
+        """Note that Kafka removed messages of a partition before they were read.
 
-        The next commit tells it to all replicas, and to those that come after them.
+        The next commit stores the note in Kafka, where all present and later replicas read it.
 
         :param now_ms: milliseconds since 1970 UTC.
         """
         self._notes[key] = self._note(key).with_missed(count, now_ms)
 
-    def forget(self, keys: Iterable[tuple[str, int]]) -> None:
-        """Another ownership of these partitions begins: what stands beside their offsets is read from Kafka again."""
+    def reset_notes(self, keys: Iterable[tuple[str, int]]) -> None:
+        """Drop the notes of these partitions when a new ownership begins. They are then read from Kafka again."""
         for key in keys:
             self._notes.pop(key, None)
 
     def _note(self, key: TopicPartition) -> CommitNote:
-        """What stands beside a partition's committed offset, or is to stand there with the next one."""
+        """The note of a partition: as it is in Kafka, with changes that the next commit stores."""
         if key not in self._notes:
             self._notes[key] = CommitNote.decode(self._consumer.committed_metadata(key))
         return self._notes[key]
 
     def _to_commit(self) -> Commits:
         return {
-            key: (offset, self._note_beside(TopicPartition(*key))) for key, offset in self._tracker.to_commit().items()
+            key: (offset, self._note_to_commit(TopicPartition(*key)))
+            for key, offset in self._tracker.to_commit().items()
         }
 
-    def _note_beside(self, key: TopicPartition) -> str:
-        """What is to stand beside the offset that is committed next."""
+    def _note_to_commit(self, key: TopicPartition) -> str:
+        """The encoded note that the next commit stores with the offset."""
         written_ms = self._tracker.written_ms(*key)
         if written_ms is not None:
             self._notes[key] = replace(self._note(key), written_ms=written_ms)
         return self._note(key).encode()
 
     async def _commit_each(self, offsets: Commits) -> bool:
-        """Commit these offsets; False where some could not be.
+        """Commit these offsets; False if some were not committed.
 
-        What the broker refuses for one topic must not keep the others from being committed.
+        If the broker refuses one topic, the offsets of the other topics are committed nevertheless.
         """
         try:
             with anyio.fail_after(self._timeout_seconds):
@@ -130,7 +132,7 @@ class OffsetCommits:
                 by_topic.setdefault(key[0], {})[key] = commit
             if isinstance(error, TopicAuthorizationFailedError) and len(by_topic) > 1:
                 return all([await self._commit_each(topic) for topic in by_topic.values()])
-            # Not committed is only read again. After a rebalance it is someone else's to commit.
+            # Harmless: uncommitted messages are read again. After a rebalance the new owner commits them.
             log.info("offset_commit_failed", topics=sorted(by_topic), error=cause_of(error), summed_by=())
             return False
         self._tracker.committed({key: offset for key, (offset, _) in offsets.items()})

@@ -11,8 +11,8 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.offsets import OffsetTracker
-from bcs.actors.ingest.passing_over import PassingOver
 from bcs.actors.ingest.reading import EventReader, ahead_of_time
+from bcs.actors.ingest.skip_handler import SkipHandler
 from bcs.actors.ingest.turns import Turns
 from bcs.actors.messages import ApplyFacts, DeliveryToken, message_of, position_of
 from bcs.actors.runtime import Runtime
@@ -23,15 +23,15 @@ from bcs.kafka.status import KafkaStatus
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.waits import INTAKE
 
-# What the intake may wait to do.
-_COMPARE_CLOCKS = "tell whether an event is ahead of time"
+# The action that the intake may have to retry.
+_COMPARE_CLOCKS = "find out whether an event is in the future"
 
-# Delivery yields to other tasks after so many messages or bytes, or it would delay HTTP: to decode a megabyte takes up
-# to 50 ms.
+# Delivery yields to other tasks after so many messages or bytes. Otherwise HTTP would be delayed: decoding a megabyte
+# takes up to 50 ms.
 _MESSAGES_PER_TURN = 100
 _BYTES_PER_TURN = 128 * 1024
 _REMEMBERED_FACTOR = 20
-# The clocks are compared again this long after they were found to differ.
+# The time between a failed comparison of the clocks and the next one.
 _CLOCKS_SECONDS = 1.0
 
 
@@ -43,13 +43,13 @@ class Progress:
     def __init__(self) -> None:
         self._event = anyio.Event()
 
-    def note(self) -> None:
+    def notify(self) -> None:
         """Wake all waiting tasks."""
         self._event.set()
         self._event = anyio.Event()
 
     async def wait(self) -> None:
-        """Wait for the next call of `note`."""
+        """Wait for the next call of `notify`."""
         await self._event.wait()
 
 
@@ -57,8 +57,8 @@ class Delivery:
     """Delivers the messages of one session.
 
     :param consumer: the consumer of the session.
-    :param in_flight: of all sessions.
-    :param passing_over: carries out the orders of operators; it has the tracker of the session.
+    :param in_flight: the messages in flight of all sessions.
+    :param skip_handler: carries out skip orders; its tracker is also the tracker of this session.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Delivery:
         consumer: IsolatingConsumer,
         reader: EventReader,
         in_flight: InFlight,
-        passing_over: PassingOver,
+        skip_handler: SkipHandler,
         status: KafkaStatus,
     ) -> None:
         self.progress = Progress()
@@ -76,29 +76,29 @@ class Delivery:
         self._consumer = consumer
         self._reader = reader
         self._in_flight = in_flight
-        self._tracker: OffsetTracker = passing_over.tracker
-        self._refused = passing_over.refused
-        self._passing_over = passing_over
+        self._tracker: OffsetTracker = skip_handler.tracker
+        self._refused = skip_handler.refused
+        self._skip_handler = skip_handler
         self._status = status
         self._turns = Turns(messages=_MESSAGES_PER_TURN, size_bytes=_BYTES_PER_TURN)
-        self._read_again_at = 0.0
+        self._reread_at = 0.0
 
     @property
     def must_pause(self) -> bool:
         """True while no more messages should be read."""
         return (
             len(self._refused) > 0
-            or anyio.current_time() < self._read_again_at
+            or anyio.current_time() < self._reread_at
             or self._in_flight.is_full
-            # Finished messages behind an unfinished one must be remembered, too.
+            # The tracker also stores finished messages behind an unfinished one.
             or self._tracker.remembered >= self._runtime.settings.intake_max_in_flight * _REMEMBERED_FACTOR
         )
 
-    def note_clocks(self) -> None:
-        """End the wait for the clocks, once the messages that waited for them were read again."""
-        if anyio.current_time() > self._read_again_at + _CLOCKS_SECONDS:
-            # They were delivered, or another replica has their partition now.
-            self._status.go_on()
+    def end_clock_wait(self) -> None:
+        """End the wait for the clocks after the waiting messages were read again."""
+        if anyio.current_time() > self._reread_at + _CLOCKS_SECONDS:
+            # The messages were delivered, or another replica now owns their partition.
+            self._status.end_wait()
             self._runtime.waits.end(INTAKE, _COMPARE_CLOCKS)
 
     async def deliver(self, polled: dict[TopicPartition, list[ConsumerRecord]]) -> None:
@@ -106,30 +106,31 @@ class Delivery:
 
         Cancellation leaves messages undelivered and unfinished; they are read again.
         """
-        # Taken before any other task can run: a rebalance may begin new epochs during the delivery.
+        # Read before any other task can run: a rebalance may begin new epochs during the delivery.
         epochs = {key: self._tracker.epoch(*key) for key in polled}
         if polled:
             await hit(FailPoint.INTAKE_RECEIVED, INTAKE)
-        read_again = False
+        reread = False
         for key, messages in polled.items():
-            read_again |= not await self.take(key, messages, epochs[key])
-        if not read_again:
-            self._note_passed()
+            reread |= not await self.take(key, messages, epochs[key])
+        if not reread:
+            self._advance_positions()
 
     async def take(self, key: TopicPartition, messages: Sequence[ConsumerRecord], epoch: int | None) -> bool:
         """Deliver the messages of one partition.
 
-        :param epoch: the ownership of the partition in which they were read.
-        :returns: False if some of them are read again.
+        :param epoch: the epoch of the ownership in which the messages were read; None without an ownership.
+        :returns: False if some of the messages have to be read again.
         """
         for record in messages:
             if epoch is None or self._tracker.epoch(*key) != epoch:
                 if epoch is None and key in self._consumer.assignment():
-                    # Read before the listener learnt of the assignment: without the seek they would be lost.
+                    # The poll returned before the listener was notified of the assignment. Without the seek these
+                    # messages would be lost.
                     self._consumer.seek(key, record.offset)
                 return False
             if not await self._deliver(record, epoch):
-                # After a rebalance no message of the new ownership may be passed over.
+                # After a rebalance the position belongs to the new ownership: a seek could skip messages.
                 if self._is_owned(record, epoch):
                     self._consumer.seek(key, record.offset)
                 return False
@@ -138,17 +139,17 @@ class Delivery:
         return True
 
     def acked(self, token: DeliveryToken) -> None:
-        """Count a message as finished that a batch's actor has acknowledged."""
+        """Count a message as finished after the batch's actor has acknowledged it."""
         self._in_flight.remove(token)
         self._finish(token)
 
     async def store_refused(self) -> None:
-        """Store the dead letters of refused messages. Only when they are durable do the messages count as finished."""
+        """Store the dead letters of refused messages. The messages count as finished after that."""
         while tokens := await self._refused.store():
             for token in tokens:
-                await self._passing_over.note(position_of(token.message), SkipOutcome.SKIPPED)
+                await self._skip_handler.note_skipped(position_of(token.message), SkipOutcome.SKIPPED)
                 self._finish(token)
-            self.progress.note()
+            self.progress.notify()
 
     async def _deliver(self, record: ConsumerRecord, epoch: int) -> bool:
         """Deliver the facts of one message to its batch; False if the message has to be read again later."""
@@ -158,7 +159,7 @@ class Delivery:
             event = self._reader.read(record, message)
             if self._reader.seems_ahead(event):
                 ahead = await self._reader.clocks.is_ahead(event.at_us)
-                # After a rebalance the next owner decides.
+                # After a rebalance the new owner decides.
                 if not self._is_owned(record, epoch):
                     return False
                 if ahead:
@@ -168,10 +169,10 @@ class Delivery:
             self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
             return True
         except (ClocksDiffer, StoreUnavailable) as error:
-            self._read_again_at = anyio.current_time() + _CLOCKS_SECONDS
-            self._status.wait_for(str(error))
+            self._reread_at = anyio.current_time() + _CLOCKS_SECONDS
+            self._status.begin_wait(str(error))
             # The status writes the log line.
-            self._runtime.waits.begin(INTAKE, _COMPARE_CLOCKS, str(error), aloud=False)
+            self._runtime.waits.begin(INTAKE, _COMPARE_CLOCKS, str(error), log_cause=False)
             return False
         self._tracker.read(record.topic, record.partition, record.offset)
         token = DeliveryToken(message, event_type, event.correlation_id, epoch, event.event_id)
@@ -180,11 +181,11 @@ class Delivery:
         else:
             self._runtime.telemetry.events(event_type, "ignored").inc()
             self._finish(token)
-            self.progress.note()
+            self.progress.notify()
         return True
 
     def _is_owned(self, record: ConsumerRecord, epoch: int) -> bool:
-        """True while the partition is owned as it was when the record was read."""
+        """True while the ownership in which the record was read lasts."""
         return self._tracker.epoch(record.topic, record.partition) == epoch
 
     def _finish(self, token: DeliveryToken) -> None:
@@ -192,10 +193,10 @@ class Delivery:
         written_ms = message.timestamp_ms if message.timestamp_ms >= 0 else None
         self._tracker.finish(message.topic, message.partition, message.offset, token.epoch, written_ms)
 
-    def _note_passed(self) -> None:
-        # Called after all messages of a poll were taken. aiokafka's own position() waits if there is no position.
+    def _advance_positions(self) -> None:
+        # Called after all messages of a poll were delivered. aiokafka's own position() waits if there is no position.
         assignment: Any = self._consumer._subscription.subscription
         for key in self._consumer.assignment():
             state = assignment.assignment.state_value(key)
             if state is not None and state.has_valid_position:
-                self._tracker.passed(key.topic, key.partition, state.position)
+                self._tracker.advance(key.topic, key.partition, state.position)

@@ -1,4 +1,4 @@
-"""What was read from Kafka and is not yet durable, over all incarnations of the intake."""
+"""The messages that were read from Kafka and are not yet durable, of all incarnations of the intake."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from bcs.domain.history import Position
 
 
 class InFlight:
-    """Delivers messages to batches, and counts those that the batches still hold.
+    """Delivers messages to batches, and counts the messages that the batches have not finished.
 
-    An intake that dies, or loses its partitions, leaves them there. Its successor must count them too, or every death
-    would allow as many more.
+    When an intake dies or loses its partitions, its messages stay with the batches. The next intake must count these
+    messages, too: otherwise each death would raise the limit.
 
-    :param settings: how many there may be.
-    :param deliver: gives a command to the batch's actor, and waits while that has no room.
+    :param settings: have the limits.
+    :param deliver: sends a command to the actor of a batch, and waits while the mailbox of the actor is full.
     """
 
     def __init__(self, *, settings: Settings, deliver: Callable[[str, ApplyFacts], Awaitable[None]]) -> None:
         self._settings = settings
         self._deliver = deliver
-        self._held: dict[tuple[str, int, int, int], tuple[ApplyFacts, int, int]] = {}
+        self._messages: dict[tuple[str, int, int, int], tuple[ApplyFacts, int, int]] = {}
         self.bytes = 0
         self.facts = 0
 
     @property
     def messages(self) -> int:
-        """How many there are."""
-        return len(self._held)
+        """The number of messages in flight."""
+        return len(self._messages)
 
     @property
     def is_full(self) -> bool:
-        """True while as much is in flight as may be."""
+        """True while a limit is reached."""
         settings = self._settings
         return (
             self.messages >= settings.intake_max_in_flight
@@ -42,14 +42,14 @@ class InFlight:
         )
 
     async def deliver(self, command: ApplyFacts, token: DeliveryToken) -> None:
-        """Give a message to its batch.
+        """Deliver a message to its batch.
 
-        Cancellation while this waits for room leaves nothing with the batch.
+        Cancellation while this waits for room means that the batch does not get the message.
 
-        :param token: that of the command.
+        :param token: the token of the command.
         """
         size, facts = token.message.size_bytes, command.weight
-        self._held[_key(token)] = command, size, facts
+        self._messages[_key(token)] = command, size, facts
         self.bytes += size
         self.facts += facts
         delivered = False
@@ -61,20 +61,20 @@ class InFlight:
                 self.remove(token)
 
     def remove(self, token: DeliveryToken) -> None:
-        """The batch is done with it. Saying so twice changes nothing."""
-        held = self._held.pop(_key(token), None)
-        if held is not None:
-            _, size, facts = held
+        """Remove a message that the batch has finished. A repeated call changes nothing."""
+        entry = self._messages.pop(_key(token), None)
+        if entry is not None:
+            _, size, facts = entry
             self.bytes -= size
             self.facts -= facts
 
     def command_at(self, position: Position, epoch: int) -> ApplyFacts | None:
-        """What a batch holds of a message; None where none does.
+        """The command for a message in flight; None if the message is not in flight.
 
-        :param epoch: of the ownership in which it was read.
+        :param epoch: the epoch of the ownership in which the message was read.
         """
-        held = self._held.get((position.topic, position.partition, position.offset, epoch))
-        return None if held is None else held[0]
+        entry = self._messages.get((position.topic, position.partition, position.offset, epoch))
+        return None if entry is None else entry[0]
 
 
 def _key(token: DeliveryToken) -> tuple[str, int, int, int]:

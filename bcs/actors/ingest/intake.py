@@ -1,4 +1,4 @@
-"""The intake: polls Kafka, decodes, hands facts to the batches, and commits what has become durable."""
+"""The intake: polls Kafka, decodes events, delivers facts to the batches, and commits offsets of durable messages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bcs.actors.ingest.commits import OffsetCommits
 from bcs.actors.ingest.delivery import Delivery
 from bcs.actors.ingest.in_flight import InFlight
 from bcs.actors.ingest.offsets import OffsetTracker
-from bcs.actors.ingest.passing_over import PassingOver
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.refused import RefusedMessages
 from bcs.actors.ingest.session import PollSession
+from bcs.actors.ingest.skip_handler import SkipHandler
 from bcs.actors.messages import MessageAcked
 from bcs.actors.runtime import Runtime
 from bcs.kafka.causes import cause_of, is_refusal, start
@@ -31,13 +31,13 @@ from bcs.supervision import ActorContext
 log = structlog.stdlib.get_logger("bcs.intake")
 
 _CLOSE_SECONDS = 1.0
-# Long enough to finish what is held of a revoked partition, and to commit it.
+# Long enough to finish the messages in flight of a revoked partition, and to commit their offsets.
 _REBALANCE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intake:
-    """The Kafka intake. One instance serves all incarnations of the actor, whose mailbox gets the finished messages."""
+    """The Kafka intake. One instance serves all incarnations of the actor. Its mailbox gets the finished messages."""
 
     runtime: Runtime
     reader: EventReader
@@ -47,7 +47,7 @@ class Intake:
     _epochs: Iterator[int] = field(default_factory=lambda: count(1), init=False)
 
     async def run(self, context: ActorContext[MessageAcked]) -> None:
-        """Consume until asked to stop. Kafka being away is waited for here, and is no crash."""
+        """Consume until a stop is requested. While Kafka is unreachable this retries, and does not crash."""
         await hit(FailPoint.STARTING, context.name)
         # Ready without Kafka: the rest of the service does not depend on it.
         context.ready()
@@ -57,22 +57,26 @@ class Intake:
                 if await self._connect(context, consumer):
                     await self.session(context, consumer).run()
             except* (KafkaError, OSError) as group:
-                # That Kafka is away stands in the log already.
-                self.runtime.waits.begin(INTAKE, READ_KAFKA, cause_of(group), aloud=is_refusal(group))
+                # The status of Kafka has logged an outage already.
+                self.runtime.waits.begin(INTAKE, READ_KAFKA, cause_of(group), log_cause=is_refusal(group))
                 context.heartbeat()
             finally:
-                context.mark_idle()  # to close has a budget of its own
+                context.mark_idle()  # `close` has its own time limit
                 await close(consumer, _CLOSE_SECONDS)
             with anyio.move_on_after(self.runtime.settings.intake_retry_seconds):
                 await context.wait_stopping()
 
     def session(self, context: ActorContext[MessageAcked], consumer: IsolatingConsumer) -> PollSession:
-        """A membership in the group, for a consumer that is connected."""
+        """Create a session for a connected consumer."""
         settings = self.runtime.settings
         tracker = OffsetTracker(self._epochs)
         refused = RefusedMessages(dead_letters=self.dead_letters, waits=self.runtime.waits)
-        passing_over = PassingOver(
-            skips=self.reader.skips, consumer=consumer, tracker=tracker, in_flight=self.in_flight, refused=refused
+        skip_handler = SkipHandler(
+            skip_orders=self.reader.skip_orders,
+            consumer=consumer,
+            tracker=tracker,
+            in_flight=self.in_flight,
+            refused=refused,
         )
         return PollSession(
             runtime=self.runtime,
@@ -83,10 +87,10 @@ class Intake:
                 consumer=consumer,
                 reader=self.reader,
                 in_flight=self.in_flight,
-                passing_over=passing_over,
+                skip_handler=skip_handler,
                 status=self.status,
             ),
-            passing_over=passing_over,
+            skip_handler=skip_handler,
             commits=OffsetCommits(
                 consumer=consumer,
                 tracker=tracker,
@@ -97,16 +101,16 @@ class Intake:
         )
 
     async def _connect(self, context: ActorContext[MessageAcked], consumer: IsolatingConsumer) -> bool:
-        """Find the brokers; False when a stop came first."""
+        """Connect to the brokers; False if a stop was requested first."""
         context.heartbeat()
         connected = False
         async with anyio.create_task_group() as group:
 
-            async def give_up_on_stop() -> None:
+            async def cancel_on_stop() -> None:
                 await context.wait_stopping()
                 group.cancel_scope.cancel()
 
-            group.start_soon(give_up_on_stop)
+            group.start_soon(cancel_on_stop)
             settings = self.runtime.settings
             await start(consumer, settings.kafka_bootstrap_servers, settings.kafka_request_timeout_seconds)
             connected = True
@@ -116,7 +120,7 @@ class Intake:
     def _consumer(self) -> IsolatingConsumer:
         settings = self.runtime.settings
         rebalance_ms = int(max(settings.kafka_session_timeout_seconds, _REBALANCE_SECONDS) * 1000)
-        # Subscribing, and with it joining the group, comes in the session, which listens to rebalances.
+        # The session subscribes, and so joins the group, because it listens to rebalances.
         return IsolatingConsumer(
             partition_retry_maximum_seconds=settings.kafka_partition_retry_maximum_seconds,
             bootstrap_servers=settings.kafka_bootstrap_servers,
@@ -127,8 +131,8 @@ class Intake:
             isolation_level="read_committed",
             session_timeout_ms=int(settings.kafka_session_timeout_seconds * 1000),
             heartbeat_interval_ms=int(settings.kafka_heartbeat_interval_seconds * 1000),
-            # To join waits for every member that is alive, and for a dead one as long as its session lasts. aiokafka
-            # has no timeout of its own for that, and one that is too short would join again and again.
+            # Joining waits for every living member, and for a dead member until its session expires. aiokafka has no
+            # separate timeout for the join. With a shorter request timeout it would join again and again.
             rebalance_timeout_ms=rebalance_ms,
             request_timeout_ms=rebalance_ms + 5_000,
             metadata_max_age_ms=int(settings.kafka_metadata_max_age_seconds * 1000),

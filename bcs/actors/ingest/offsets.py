@@ -1,4 +1,4 @@
-"""Which offsets may be committed: only those with nothing unfinished before them."""
+"""Tracks which offsets may be committed: those without an unfinished message before them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import KW_ONLY, dataclass, field
 class _Partition:
     """One ownership of a partition.
 
-    :param began: where this ownership began to read: the offset that was committed before; None before the first.
-    :param unfinished: offsets of what was read and is not yet durable, and of what is finished behind the first of
-        them, in the order in which they were read.
-    :param finished_ahead: offset to Kafka's time of messages behind an unfinished one.
-    :param written_ms: Kafka's time of the last message before `committable`; None where it has none.
-    :param next_offset: the one behind the last that was read; None before the first.
+    :param start_offset: the first offset of this ownership, which is the committed offset; None before the first read.
+    :param unfinished: the offsets of unfinished messages, and of finished messages behind the first of them, in the
+        order in which they were read.
+    :param finished_ahead: the finished messages among `unfinished`: offset to Kafka's timestamp.
+    :param written_ms: Kafka's timestamp of the last message before `committable`; None if that message has none.
+    :param next_offset: the offset after the last message that was read; None before the first read.
     """
 
     epoch: int
@@ -26,16 +26,16 @@ class _Partition:
     written_ms: int | None = None
     committed: int | None = None
     next_offset: int | None = None
-    began: int | None = None
+    start_offset: int | None = None
 
 
 class OffsetTracker:
-    """Follows every message from being read to being durable, for all partitions that this process owns.
+    """Tracks every message from its read until it is durable, for all partitions that this process owns.
 
-    A partition that is taken away and given back starts anew under another epoch: what was unfinished is read again,
-    and a token from before counts for nothing.
+    When a partition is revoked and assigned again, it gets a new epoch: unfinished messages are read again, and tokens
+    of an older epoch are ignored.
 
-    :param epochs: numbers that no other tracker of this process gets, since tokens outlive their tracker.
+    :param epochs: numbers that no other tracker of this process gets, because tokens outlive their tracker.
     """
 
     def __init__(self, epochs: Iterator[int]) -> None:
@@ -50,43 +50,45 @@ class OffsetTracker:
             self._partitions[key] = _Partition(epoch)
 
     def revoke(self, partitions: Iterable[tuple[str, int]]) -> None:
-        """End the ownership of these partitions; what is unfinished there is dropped."""
+        """End the ownership of these partitions, and drop their unfinished messages."""
         for key in partitions:
             self._partitions.pop(key, None)
 
     def epoch(self, topic: str, partition: int) -> int | None:
-        """The epoch of the current ownership; None when there is none."""
+        """The epoch of the current ownership; None without an ownership."""
         owned = self._partitions.get((topic, partition))
         return owned.epoch if owned else None
 
     def read(self, topic: str, partition: int, offset: int) -> None:
-        """A message was read. Offsets rise, but need not be without gaps: Kafka leaves some out."""
+        """Note that a message was read. Offsets rise, but can have gaps, because Kafka leaves some out."""
         owned = self._partitions[topic, partition]
         owned.unfinished[offset] = None
         owned.next_offset = offset + 1
-        if owned.began is None:
-            owned.began = offset
+        if owned.start_offset is None:
+            owned.start_offset = offset
 
-    def passed(self, topic: str, partition: int, offset: int) -> None:
-        """Kafka has nothing more to give before this offset; all that it gave was `read` before.
+    def advance(self, topic: str, partition: int, offset: int) -> None:
+        """Note that Kafka has no more messages before this offset. Call `read` for the messages of the poll first.
 
-        Behind the last message can lie what nobody gets: markers of transactions, and messages of aborted ones.
+        After the last message there can be records that no consumer gets: markers of transactions, and messages of
+        aborted transactions.
         """
         owned = self._partitions.get((topic, partition))
         if owned is None:
             return
-        if owned.began is None:
-            owned.began = offset
-        # The first time this is where the ownership began, or already behind what nobody gets: both may be committed.
+        if owned.start_offset is None:
+            owned.start_offset = offset
+        # In the first call this is the start of the ownership, or an offset after records that no consumer gets. Both
+        # may be committed.
         if owned.next_offset is None or offset > owned.next_offset:
             owned.next_offset = offset
             if offset and not owned.unfinished:
                 owned.committable = offset
 
     def finish(self, topic: str, partition: int, offset: int, epoch: int, written_ms: int | None = None) -> None:
-        """A message's effect is durable. Saying so twice, or of another epoch, changes nothing.
+        """Note that the effect of a message is durable. A repeated call, or a call for another epoch, changes nothing.
 
-        :param written_ms: Kafka's time of it, in milliseconds since 1970 UTC, where it has one.
+        :param written_ms: Kafka's timestamp of the message, in milliseconds since 1970 UTC; None if it has none.
         """
         owned = self._partitions.get((topic, partition))
         if owned is None or owned.epoch != epoch or offset not in owned.unfinished or offset in owned.finished_ahead:
@@ -100,7 +102,7 @@ class OffsetTracker:
             owned.committable = owned.next_offset
 
     def to_commit(self) -> dict[tuple[str, int], int]:
-        """For each partition that has moved on: the offset from which to read after a restart."""
+        """The offsets to commit, of the partitions where they differ from the committed ones."""
         return {
             key: owned.committable
             for key, owned in self._partitions.items()
@@ -108,21 +110,21 @@ class OffsetTracker:
         }
 
     def written_ms(self, topic: str, partition: int) -> int | None:
-        """Kafka's time of the last message before the offset to commit, in milliseconds since 1970 UTC."""
+        """Kafka's timestamp of the last message before the offset to commit, in milliseconds since 1970 UTC."""
         owned = self._partitions.get((topic, partition))
         return owned.written_ms if owned else None
 
     def committed(self, offsets: dict[tuple[str, int], int]) -> None:
-        """These offsets were committed."""
+        """Note that these offsets were committed."""
         for key, offset in offsets.items():
             owned = self._partitions.get(key)
             if owned:
                 owned.committed = offset
 
     def is_committed(self, topic: str, partition: int, offset: int) -> bool:
-        """True if this message will not be read again, as far as is known."""
+        """True if a committed offset is known that is after this message, so the message will not be read again."""
         owned = self._partitions.get((topic, partition))
-        return owned is not None and offset < max(owned.committed or 0, owned.began or 0)
+        return owned is not None and offset < max(owned.committed or 0, owned.start_offset or 0)
 
     def is_unfinished(self, topic: str, partition: int, offset: int) -> bool:
         """True if this message was read and is not yet durable."""
@@ -130,7 +132,7 @@ class OffsetTracker:
         return owned is not None and offset in owned.unfinished and offset not in owned.finished_ahead
 
     def unfinished(self, partitions: Iterable[tuple[str, int]]) -> int:
-        """How many messages of these partitions were read and are not yet durable."""
+        """The number of unfinished messages of these partitions."""
         return sum(
             len(owned.unfinished) - len(owned.finished_ahead)
             for key in partitions
@@ -139,16 +141,16 @@ class OffsetTracker:
 
     @property
     def in_flight(self) -> int:
-        """How many messages were read and are not yet durable."""
+        """The number of unfinished messages."""
         return self.unfinished(self._partitions)
 
     @property
     def remembered(self) -> int:
-        """How many offsets are kept, finished ones behind an unfinished one included."""
+        """The number of stored offsets, including those of finished messages behind an unfinished one."""
         return sum(len(owned.unfinished) for owned in self._partitions.values())
 
     def position(self, topic: str, partition: int) -> int | None:
-        """The first offset that is not yet durable; None before anything was read."""
+        """The first offset that is not yet durable; None before the first read."""
         owned = self._partitions.get((topic, partition))
         if owned is None:
             return None

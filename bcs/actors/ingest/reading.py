@@ -1,4 +1,4 @@
-"""Reads events out of Kafka's records."""
+"""Reads events from Kafka records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime
 from aiokafka import ConsumerRecord
 
 from bcs.actors.clocks import Clocks
-from bcs.actors.ingest.skips import Skips
+from bcs.actors.ingest.skip_orders import SkipOrders
 from bcs.actors.messages import decoded, written_at_ms
 from bcs.domain.times import format_timestamp
 from bcs.errors import UndecodableMessage
@@ -21,28 +21,27 @@ from bcs.wire.published import ConsumedMessage
 class EventReader:
     """Decodes events, and refuses the events that operators ordered to skip.
 
-    :param clocks: for events that are ahead of time.
-    :param skips: the orders of operators.
+    :param clocks: decide whether an event's time is in the future.
     :param now: wall-clock time.
     """
 
     decoder: EventDecoder
     clocks: Clocks
-    skips: Skips
+    skip_orders: SkipOrders
     now: Callable[[], datetime]
 
     def read(self, record: ConsumerRecord, message: ConsumedMessage) -> DecodedEvent:
         """The event in a record.
 
-        :param message: what the record has in it.
-        :raises UndecodableMessage: it becomes a dead letter.
+        :param message: the content of the record.
+        :raises UndecodableMessage: the message must become a dead letter.
         """
         event = decoded(self.decoder, message, self._event_time_ms(record))
-        self.skips.refuse_ordered(message, event.batch_id, event.correlation_id)
+        self.skip_orders.refuse_ordered(message, event.batch_id, event.correlation_id)
         return event
 
     def seems_ahead(self, event: DecodedEvent) -> bool:
-        """True if an event is ahead of time by our clock, which may be wrong."""
+        """True if an event's time is in the future by this process's clock, which may be wrong."""
         return bool(event.facts) and self.clocks.seems_ahead(event.at_us)
 
     def _event_time_ms(self, record: ConsumerRecord) -> int:
@@ -51,6 +50,6 @@ class EventReader:
 
 
 def ahead_of_time(event: DecodedEvent) -> UndecodableMessage:
-    """Why an event that is ahead of time becomes a dead letter."""
-    problem = f"the event's time, {format_timestamp(event.at_us)}, lies in the future"
+    """The error for an event whose time is in the future."""
+    problem = f"the event's time, {format_timestamp(event.at_us)}, is in the future"
     return UndecodableMessage("time_in_the_future", problem, event.batch_id, event.correlation_id)

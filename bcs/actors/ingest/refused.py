@@ -1,4 +1,4 @@
-"""Messages that the intake does not hand to a batch: each becomes a dead letter."""
+"""Messages that the intake does not deliver to a batch: each becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from bcs.actors.dead_letters import DeadLetter, DeadLetters, FailedEvent
-from bcs.actors.ingest.skips import REASON as SKIPPED
-from bcs.actors.ingest.skips import reason_of
+from bcs.actors.ingest.skip_orders import REASON as SKIPPED
+from bcs.actors.ingest.skip_orders import reason_of
 from bcs.actors.messages import ApplyFacts, DeliveryToken, position_of
 from bcs.domain.history import Position
 from bcs.domain.skips import SkipOrder
@@ -16,21 +16,19 @@ from bcs.observability.waits import INTAKE, Waits
 
 _STORE = "store dead letters"
 _DEAD_LETTERS_PER_APPEND = 20
-# They go to the store in one round trip, which has a deadline.
+# The dead letters are stored in one round trip, which has a deadline.
 _BYTES_PER_APPEND = 1024 * 1024
 
 
 @dataclass(slots=True, kw_only=True)
 class RefusedMessages:
-    """Keeps refused messages until the outbox has their dead letters; only then do they count as finished.
-
-    :param waits: learns that the outbox takes nothing.
-    """
+    """Holds refused messages until the outbox has their dead letters. Then the messages count as finished."""
 
     dead_letters: DeadLetters
     waits: Waits
     _refused: list[tuple[DeliveryToken, UndecodableMessage]] = field(default_factory=list, init=False)
-    # Of the first of these, kept until the store has them: the outbox knows a repeated dead letter by its bytes.
+    # The dead letters of the first refused messages. A retry must append the same bytes, because the outbox recognizes
+    # a repeated dead letter by its bytes.
     _encoded: list[DeadLetter] = field(default_factory=list, init=False)
 
     def __len__(self) -> int:
@@ -47,11 +45,12 @@ class RefusedMessages:
         self._refused.append((token, error))
 
     async def store(self) -> list[DeliveryToken]:
-        """Store the next dead letters, as many as go in one round trip.
+        """Store the next dead letters in one round trip.
 
-        Cancellation leaves them here; the same dead letters are stored with the next call.
+        After cancellation the next call stores the same dead letters.
 
-        :returns: the tokens whose dead letters are durable now; empty if none wait, or the outbox took none.
+        :returns: the tokens of the messages whose dead letters are now durable; empty if no message waits, or the
+            outbox stored none.
         """
         if not self._refused:
             return []
@@ -64,25 +63,25 @@ class RefusedMessages:
         self._encoded = []
         return [token for token, _ in stored]
 
-    async def store_skipped(self, order: SkipOrder, held: ApplyFacts | None) -> bool:
-        """Store the dead letter of a message that an operator ordered to pass over; False if that failed.
+    async def store_skipped(self, order: SkipOrder, command: ApplyFacts | None) -> bool:
+        """Store the dead letter of a message that an operator ordered to skip; False if that failed.
 
-        :param held: what a batch has of the message; None if its bytes are not at hand.
+        :param command: the message in flight; None if the bytes of the message are not available.
         """
-        # The time of the order: a dead letter that is encoded again must have the same bytes.
+        # With the time of the order, a dead letter that is encoded again has the same bytes.
         ordered_at, text = datetime.fromisoformat(order.ordered_at), reason_of(order)
-        if held is None or held.token is None:
+        if command is None or command.token is None:
             detail = {"attempts": 1, "error_type": "SkipOrder", "error_message": text}
             dead_letter = self.dead_letters.encode_unread(order.position, SKIPPED, detail, ordered_at)
         else:
             failed = FailedEvent(
-                token=held.token,
+                token=command.token,
                 reason=SKIPPED,
                 error_type="SkipOrder",
                 error_message=text,
-                batch_id=held.batch_id,
+                batch_id=command.batch_id,
             )
-            # The skip has a log line and an outcome of its own.
+            # The skip order has its own log line and outcome.
             dead_letter = replace(await self.dead_letters.encode(failed, ordered_at), event=None)
         return await self._store([dead_letter])
 
@@ -96,7 +95,7 @@ class RefusedMessages:
         return True
 
     async def _encode(self) -> list[DeadLetter]:
-        """As many of the next dead letters as are stored in one round trip; at least one."""
+        """Encode the next dead letters, at least one and at most as many as fit in one round trip."""
         encoded: list[DeadLetter] = []
         size_bytes = 0
         for token, error in self._refused[:_DEAD_LETTERS_PER_APPEND]:

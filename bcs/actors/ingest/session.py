@@ -11,7 +11,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 
 from bcs.actors.ingest.commits import OffsetCommits
 from bcs.actors.ingest.delivery import Delivery
-from bcs.actors.ingest.passing_over import PassingOver
+from bcs.actors.ingest.skip_handler import SkipHandler
 from bcs.actors.messages import MessageAcked
 from bcs.actors.portions import Amount
 from bcs.actors.runtime import Runtime
@@ -24,9 +24,10 @@ from bcs.wire import topics
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 
 _POLL_SECONDS = 0.2
-# aiokafka's getmany() ignores its own timeout while the group rebalances, which can take as long as Kafka is away.
+# aiokafka's getmany() ignores its own timeout while the group rebalances. That can last as long as an outage of Kafka.
 _POLL_LIMIT_SECONDS = 1.0
-# After a poll with more bytes the next polls ask for fewer messages: one poll may exceed the budgets by this much.
+# After a poll with more bytes the next polls request fewer messages. One poll may exceed the in-flight limits by this
+# much.
 _BYTES_PER_POLL = 8 * 1024 * 1024
 _ACKNOWLEDGEMENTS_PER_TURN = 1000
 _REVOKE_SECONDS = 5.0
@@ -39,8 +40,8 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
     waits for the second.
 
     :param consumer: connected, and not yet in the group.
-    :param delivery: of this session alone.
-    :param passing_over: of this session alone; it has the tracker.
+    :param delivery: belongs to this session only.
+    :param skip_handler: belongs to this session only; has its tracker.
     """
 
     def __init__(
@@ -50,35 +51,35 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         context: ActorContext[MessageAcked],
         consumer: IsolatingConsumer,
         delivery: Delivery,
-        passing_over: PassingOver,
+        skip_handler: SkipHandler,
         commits: OffsetCommits,
         status: KafkaStatus,
     ) -> None:
         self.delivery = delivery
-        self.tracker = passing_over.tracker
+        self.tracker = skip_handler.tracker
         self._runtime = runtime
         self._context = context
         self._consumer = consumer
-        self._passing_over = passing_over
+        self._skip_handler = skip_handler
         self._commits = commits
         self._status = status
         self._per_poll = Amount(runtime.settings.kafka_max_poll_records)
-        self._over = False
+        self._ended = False
 
     async def run(self) -> None:
-        """Consume until a stop is requested; then finish the messages that were read, and commit them.
+        """Consume until a stop is requested; then finish the messages that were read, and commit their offsets.
 
         Cancellation leaves messages unfinished and uncommitted; they are read again.
 
-        :raises ExceptionGroup: of the errors that ended the session.
+        :raises ExceptionGroup: the errors that ended the session.
         """
-        skips = self._passing_over.skips
-        # An order may be about the very first message.
-        await skips.look()
+        skip_orders = self._skip_handler.skip_orders
+        # An order can exist for the first message.
+        await skip_orders.refresh()
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._collect)
-                group.start_soon(skips.follow)
+                group.start_soon(skip_orders.follow)
                 self._consumer.subscribe(topics.CONSUMED, listener=self)
                 while not self._context.stopping:
                     await self._poll()
@@ -86,33 +87,33 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 await self._commits.commit()
                 group.cancel_scope.cancel()
         finally:
-            # Finished messages need not be read again, whatever ended the session.
-            await self._commits.commit_at_the_end()
-            self._over = True
+            # Otherwise the messages that finished since the last commit would be read again.
+            await self._commits.commit_at_end()
+            self._ended = True
             self._status.assigned = frozenset()
-            self.delivery.progress.note()
+            self.delivery.progress.notify()
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Finish the messages of these partitions within a time limit; the next owner reads the rest again."""
         partitions = [(topic, partition) for topic, partition in revoked]
         with anyio.move_on_after(_REVOKE_SECONDS):
-            # After the end of the session no message gets finished, and a wait would delay the consumer's stop.
-            while self.tracker.unfinished(partitions) and not self._over:
+            # After the end of the session no task marks messages as finished: a wait would only delay the stop.
+            while self.tracker.unfinished(partitions) and not self._ended:
                 await self.delivery.progress.wait()
-        if not self._over:
+        if not self._ended:
             await self._commits.commit()
         self.tracker.revoke(partitions)
         self._status.assigned -= frozenset(partitions)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Begin new ownerships."""
+        """Begin a new ownership of these partitions."""
         partitions = [(topic, partition) for topic, partition in assigned]
         self.tracker.assign(partitions)
         self._status.assigned |= frozenset(partitions)
-        self._commits.forget(partitions)
+        self._commits.reset_notes(partitions)
 
     async def _drain(self) -> None:
-        """Wait while messages in flight become durable; if none does for some time, the next process reads them."""
+        """Wait until the messages in flight are durable; without progress for some time, the next owner reads them."""
         drain_seconds = self._runtime.settings.intake_drain_timeout_seconds
         drain_ends = anyio.current_time() + drain_seconds
         while (before := self.tracker.in_flight) and anyio.current_time() < drain_ends:
@@ -125,30 +126,30 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         wait_ms = int(_POLL_SECONDS * 1000)
         assigned = self._consumer.assignment()
         if self.delivery.must_pause:
-            # Paused, not idle: the group removes a consumer that stops polling.
+            # Pause the partitions but continue to poll: the group removes a consumer that stops polling.
             self._consumer.pause(*(assigned - self._consumer.paused()))
             await self._wait_for_progress()
             wait_ms = 0
         else:
             self._consumer.resume(*(assigned & self._consumer.paused()))
-            self.delivery.note_clocks()
+            self.delivery.end_clock_wait()
         polled: dict[TopicPartition, list[ConsumerRecord]] = {}
         with anyio.move_on_after(_POLL_LIMIT_SECONDS):
             polled = await self._consumer.getmany(timeout_ms=wait_ms, max_records=self._per_poll.now)
         self._note_connection()
         self._note_missed()
-        self._weigh(polled.values())
+        self._adjust_poll_size(polled.values())
         await self.delivery.deliver(polled)
-        self._status.stall(self._consumer.stalled)
+        self._status.set_stalled(self._consumer.stalled)
         await self.delivery.store_refused()
-        if await self._passing_over.carry_out():
-            self.delivery.progress.note()
+        if await self._skip_handler.carry_out():
+            self.delivery.progress.notify()
 
     def _note_connection(self) -> None:
-        """Note that the intake waits for Kafka. From a frozen broker polls return nothing, and raise no error."""
+        """Note whether the intake waits for Kafka. Polls of a frozen broker return nothing, and raise no error."""
         status, waits = self._status, self._runtime.waits
         if status.connected is False:
-            waits.begin(INTAKE, READ_KAFKA, status.problem, aloud=False)
+            waits.begin(INTAKE, READ_KAFKA, status.problem, log_cause=False)
         elif self._commits.is_member:
             waits.end(INTAKE, READ_KAFKA)
 
@@ -168,7 +169,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             self._runtime.telemetry.events_missed.labels(missed.topic).inc(count)
             self._commits.note_missed(key, count, int(self._runtime.now().timestamp() * 1000))
 
-    def _weigh(self, polled: Iterable[Sequence[ConsumerRecord]]) -> None:
+    def _adjust_poll_size(self, polled: Iterable[Sequence[ConsumerRecord]]) -> None:
         sizes = [len(record.value or b"") for records in polled for record in records]
         if sum(sizes) > _BYTES_PER_POLL:
             self._per_poll.was_too_much(len(sizes))
@@ -191,13 +192,14 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
                 envelopes = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
                 for envelope in envelopes:
                     self.delivery.acked(envelope.message.token)
-                self.delivery.progress.note()
+                self.delivery.progress.notify()
                 mailbox.ack(envelopes)
             if anyio.current_time() >= commit_at:
                 await self._commits.commit()
                 commit_at = anyio.current_time() + interval_seconds
 
     def _heartbeat(self) -> None:
-        # Polls are no progress while the other task is stuck in a commit. The end of a commit sends its own heartbeat.
+        # While the other task is stuck in a commit, polls must not count as progress. The end of a commit sends its own
+        # heartbeat.
         if not self._commits.in_progress:
             self._context.heartbeat()

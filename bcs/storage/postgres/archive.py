@@ -154,7 +154,7 @@ class PostgresArchive:
         with _as_corruption("history"):
             return await paced(archived_entries(batch_id, rows))
 
-    async def keep(self, announcements: Sequence[OutboundMessage], entry: HistoryEntry) -> None:
+    async def store_announcements(self, announcements: Sequence[OutboundMessage], entry: HistoryEntry) -> None:
         """Store announcements until the outbox can take them, together with their explanation; all or nothing.
 
         :param entry: the resolution that explains the announcements.
@@ -208,7 +208,7 @@ class PostgresArchive:
         at_ms = announced_ms(row["oldest"]) if row["oldest"] is not None else None
         return Waiting(row["count"], 0.0 if at_ms is None else max(0.0, now.timestamp() - at_ms / 1000))
 
-    async def forget(self, before: datetime, limit: int, deadline_seconds: float) -> int:
+    async def delete_expired(self, before: datetime, limit: int, deadline_seconds: float) -> int:
         """Delete some expired history entries and batches: one small step. This locks rows, never a table.
 
         :param before: entries, and batches without a write since, expire at this time.

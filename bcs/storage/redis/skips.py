@@ -45,7 +45,7 @@ class RedisSkips:
             ("HSET", self._waiting, _field(order.position), _encoded(order)), self._history_entry(event)
         )
 
-    async def carry_out(self, order: SkipOrder, outcome: SkipOutcome) -> None:
+    async def save_outcome(self, order: SkipOrder, outcome: SkipOutcome) -> None:
         """Store the outcome of an order, before the offset after its message is committed.
 
         :raises StoreUnavailable: whether the outcome was stored is unknown.

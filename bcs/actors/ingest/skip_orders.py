@@ -1,4 +1,4 @@
-"""The orders of operators to pass over messages, as the intake carries them out."""
+"""The waiting skip orders of operators, in the memory of this replica."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from bcs.wire.published import ConsumedMessage, rfc3339
 log = structlog.stdlib.get_logger("bcs.intake", actor="intake")
 
 REASON: Final = "skipped_by_operator"
-_LOOK_SECONDS = 1.0
+_REFRESH_SECONDS = 1.0
 
 
 class SkipStore(Protocol):
-    """Where the orders are."""
+    """Stores skip orders."""
 
     async def waiting(self) -> list[WaitingSkip]:
-        """The orders that wait."""
+        """The waiting orders."""
         ...
 
-    async def carry_out(self, order: SkipOrder, outcome: SkipOutcome) -> None:
-        """Note what was done for an order, which is closed later."""
+    async def save_outcome(self, order: SkipOrder, outcome: SkipOutcome) -> None:
+        """Store the outcome of an order, which is closed later."""
         ...
 
     async def close(self, event: SkipEvent) -> None:
-        """Note what became of an order, which waits no longer."""
+        """Store how an order ended, and remove it from the waiting orders."""
         ...
 
 
 @dataclass(slots=True, kw_only=True)
-class Skips:
-    """The orders that wait, by the place of the message. Every replica follows all, and carries out what it owns.
+class SkipOrders:
+    """The waiting orders. Every replica reads all orders, and carries out those for its partitions.
 
-    :param store: None where there is none that operators can write to.
+    :param store: None if the store of this deployment has no skip orders.
     :param instance: this replica's name.
     :param now: wall-clock time.
     """
@@ -52,8 +52,8 @@ class Skips:
     now: Callable[[], datetime]
     _waiting: dict[Position, WaitingSkip] = field(default_factory=dict)
 
-    async def look(self) -> None:
-        """Look for orders once. While the store is away, those that are known stay."""
+    async def refresh(self) -> None:
+        """Read the waiting orders once. If the store fails, the known orders stay."""
         if self.store is None:
             return
         try:
@@ -61,48 +61,48 @@ class Skips:
         except StoreError as error:
             log.debug("skip_orders_not_read", error=str(error))
         else:
-            self._waiting = {waiting.order.position: self._known(waiting) for waiting in found}
+            self._waiting = {waiting.order.position: self._with_known_outcome(waiting) for waiting in found}
 
-    def _known(self, waiting: WaitingSkip) -> WaitingSkip:
-        """The order, with what this process did for it: the store may not have been told."""
+    def _with_known_outcome(self, waiting: WaitingSkip) -> WaitingSkip:
+        """The order with the outcome in this process's memory, because the store may lack the outcome."""
         known = self._waiting.get(waiting.order.position)
         if known is None or known.order != waiting.order:
             return waiting
         return replace(waiting, outcome=waiting.outcome or known.outcome)
 
     async def follow(self) -> None:
-        """Look for orders again and again, until cancelled."""
+        """Read the waiting orders at intervals, until cancelled."""
         while True:
-            await anyio.sleep(_LOOK_SECONDS)
-            await self.look()
+            await anyio.sleep(_REFRESH_SECONDS)
+            await self.refresh()
 
     def __iter__(self) -> Iterator[WaitingSkip]:
-        """The orders that wait."""
+        """Iterate over the waiting orders."""
         return iter(list(self._waiting.values()))
 
     def refuse_ordered(self, message: ConsumedMessage, batch_id: str | None, correlation_id: str | None) -> None:
-        """Refuse a message that is to be passed over.
+        """Refuse a message if an order to skip it exists.
 
-        :raises UndecodableMessage: it is one.
+        :raises UndecodableMessage: such an order exists.
         """
         if self._waiting and (waiting := self._waiting.get(position_of(message))):
             raise UndecodableMessage(REASON, reason_of(waiting.order), batch_id, correlation_id)
 
-    async def carried_out(self, position: Position, outcome: SkipOutcome) -> None:
-        """Note that a message was passed over, if that was ordered. The order is closed after the offset's commit.
+    async def save_outcome(self, position: Position, outcome: SkipOutcome) -> None:
+        """Save the outcome of an order, if one exists for the message. The order is closed after the offset's commit.
 
-        :raises StoreError: only this process knows it.
+        :raises StoreError: the outcome is only in the memory of this process.
         """
         waiting = self._waiting.get(position)
         if waiting is None or self.store is None:
             return
         self._waiting[position] = replace(waiting, outcome=outcome)
-        await self.store.carry_out(waiting.order, outcome)
+        await self.store.save_outcome(waiting.order, outcome)
 
     async def close(self, waiting: WaitingSkip, outcome: SkipOutcome) -> None:
-        """Note what became of an order, which waits no longer.
+        """Store how an order ended, and remove it from the waiting orders.
 
-        :raises StoreError: it could not be noted, and the order waits on.
+        :raises StoreError: this failed, and the order still waits.
         """
         if self.store is None:
             return
@@ -122,5 +122,5 @@ class Skips:
 
 
 def reason_of(order: SkipOrder) -> str:
-    """Why a message was passed over, for its dead letter."""
+    """The reason of an order, as text for the dead letter."""
     return f"{order.reason} (ordered by {order.ordered_by} at {order.ordered_at})"
