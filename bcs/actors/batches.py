@@ -19,6 +19,7 @@ from bcs.actors.portions import portions
 from bcs.actors.retry import retry
 from bcs.actors.runtime import Runtime
 from bcs.domain.state import BatchState, delta_of
+from bcs.domain.times import microseconds
 from bcs.errors import (
     BacklogFull,
     DeadLetterReason,
@@ -31,7 +32,6 @@ from bcs.errors import (
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.storage.ports import StateStore
 from bcs.supervision import ActorContext, Envelope, serve_until_empty
-from bcs.wire.decoding import microseconds
 
 # Bound the size of a transaction, and so the time for which it holds up Redis. An event with more facts is alone.
 GROUP_COMMIT_LIMIT = 1000
@@ -154,14 +154,14 @@ class BatchActor:
     ) -> None:
         """Apply the envelopes, in their order, that the batch has room for; the others become dead letters."""
         room = error.limit - error.known
-        strangers, taken = set(error.strangers), list[Envelope[ApplyFacts]]()
+        new_essays, taken = set(error.new_essays), list[Envelope[ApplyFacts]]()
         for envelope in envelopes:
-            new = strangers.intersection(delta_of(envelope.message.facts).first_seen_us)
+            new = new_essays.intersection(delta_of(envelope.message.facts).first_seen_us)
             if len(new) > max(room, 0):
                 await self._dead_letter(context, envelope.message, _TOO_MANY_ESSAYS, attempts=1, error=error)
                 continue
             room -= len(new)
-            strangers -= new
+            new_essays -= new
             taken.append(envelope)
         await self._apply(context, taken)
 

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from bcs.domain.times import microseconds
 from bcs.errors import ClocksDiffer
-from bcs.wire.decoding import microseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

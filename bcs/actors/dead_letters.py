@@ -15,7 +15,7 @@ from bcs.actors.messages import DeliveryToken
 from bcs.actors.runtime import Runtime
 from bcs.domain.history import Position
 from bcs.errors import DeadLetterReason, UndecodableMessage
-from bcs.storage.ports import OutboxEntrance
+from bcs.storage.ports import OutboxWriter
 from bcs.wire import topics
 from bcs.wire.dead_letters.encode import RESOLUTION_FAILED, dead_letter, unread_dead_letter
 from bcs.wire.published import OutboundMessage
@@ -75,7 +75,7 @@ class DeadLetter:
 class DeadLetters:
     """Makes dead letters and stores them."""
 
-    outbox: OutboxEntrance
+    outbox: OutboxWriter
     runtime: Runtime
 
     async def encode(self, failed: FailedEvent, at: datetime | None = None) -> DeadLetter:

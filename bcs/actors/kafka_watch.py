@@ -34,20 +34,22 @@ class KafkaWatch:
         )
         try:
             while True:
-                await self._look(reader)
+                await self._measure(reader)
                 await anyio.sleep(settings.kafka_probe_interval_seconds)
         finally:
             await reader.aclose()
 
-    async def _look(self, reader: OffsetReader) -> None:
+    async def _measure(self, reader: OffsetReader) -> None:
         settings = self.runtime.settings
         try:
             with anyio.fail_after(settings.kafka_request_timeout_seconds):
-                look = await reader.look(settings.kafka_consumer_group_id, topics.CONSUMED, topics.DEAD_LETTERS)
+                measurement = await reader.measure(
+                    settings.kafka_consumer_group_id, topics.CONSUMED, topics.DEAD_LETTERS
+                )
         except Exception as error:  # noqa: BLE001 (a failed look is a result; a crash would not help)
             await reader.aclose()
             self.status.down(error)
             return
         self.status.up()
-        self.status.miss(frozenset(topics.CONSUMED) - look.topics)
-        self.status.measured(look, int(self.runtime.now().timestamp() * 1000))
+        self.status.miss(frozenset(topics.CONSUMED) - measurement.topics)
+        self.status.measured(measurement, int(self.runtime.now().timestamp() * 1000))

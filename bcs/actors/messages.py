@@ -194,7 +194,7 @@ class MessageAcked:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepEntries:
+class WriteEntries:
     """To the archive: keep these in the record.
 
     :param weight: of all entries, see `bcs.domain.history.weight`.

@@ -123,7 +123,7 @@ class MetricsActor:
 
     async def _sample_backlog(self) -> None:
         while True:
-            await self.outbox.look()
+            await self.outbox.measure()
             if self.archive:
                 # While the store is away the last figure stands; the circuit breaker's state tells why.
                 with suppress(StoreError):

@@ -31,15 +31,15 @@ class OutboxWatch:
     _counts: dict[str, int] = field(default_factory=dict, init=False)
     _oldest_at: dict[str, float] = field(default_factory=dict, init=False)
 
-    async def look(self) -> None:
+    async def measure(self) -> None:
         """Ask both."""
         with suppress(StoreError):
-            self._found("redis", await self.outbox.measure())
+            self._set_measured("redis", await self.outbox.measure())
         if self.archive:
             with suppress(StoreError):
-                self._found("postgresql", await self.archive.postgres.announcements(self.now()))
+                self._set_measured("postgresql", await self.archive.postgres.announcements(self.now()))
 
-    def _found(self, place: str, waiting: Waiting) -> None:
+    def _set_measured(self, place: str, waiting: Waiting) -> None:
         self._counts[place] = waiting.count
         self._oldest_at[place] = self.clock() - waiting.oldest_seconds
 

@@ -21,11 +21,11 @@ class WakingOutbox:
     wake: Callable[[], None]
 
     async def append(self, messages: Sequence[OutboundMessage]) -> None:
-        """See `OutboxEntrance.append`."""
+        """See `OutboxWriter.append`."""
         await self.outbox.append(messages)
         self.wake()
 
     async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
-        """See `OutboxEntrance.announce`."""
+        """See `OutboxWriter.announce`."""
         await self.outbox.announce(messages, explanation)
         self.wake()

@@ -128,7 +128,7 @@ class OffsetReader:
         self._client: Any = None
         self._coordinator: int | None = None
 
-    async def look(self, group: str, consumed: Collection[str], others: Collection[str]) -> OffsetsMeasurement:
+    async def measure(self, group: str, consumed: Collection[str], others: Collection[str]) -> OffsetsMeasurement:
         """Request the offsets once. Partitions without an answer are left out of the result.
 
         :param consumed: topics whose committed offsets are requested, too.

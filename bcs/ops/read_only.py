@@ -65,16 +65,16 @@ class ReadOnlyArchive:
 
     @property
     def reachable(self) -> bool:
-        """See `Record.reachable`."""
+        """See `ArchivePort.reachable`."""
         return self.postgres.reachable
 
     @property
     def identity(self) -> str | None:
-        """See `Record.identity`."""
+        """See `ArchivePort.identity`."""
         return self.postgres.identity
 
     async def state(self, batch_id: str) -> BatchState:
-        """See `Record.state`."""
+        """See `ArchivePort.state`."""
         return await self.postgres.state(batch_id)
 
     async def add_states(self, states: Mapping[str, BatchState]) -> None:

@@ -10,7 +10,7 @@ from bcs.actors.archive.maintenance import ArchiveMaintenance
 from bcs.actors.archive.writer import ArchiveWriter
 from bcs.actors.runtime import Runtime
 from bcs.storage.archive import Archive
-from bcs.storage.ports import OutboxEntrance
+from bcs.storage.ports import OutboxWriter
 from bcs.supervision import ChildSpec
 
 FIRST_PROBES = 2
@@ -29,7 +29,7 @@ class ArchiveParts:
     spec: ChildSpec
 
 
-def archive_parts(*, runtime: Runtime, archive: Archive, outbox: OutboxEntrance, asks: int) -> ArchiveParts:
+def archive_parts(*, runtime: Runtime, archive: Archive, outbox: OutboxWriter, asks: int) -> ArchiveParts:
     """Put the archive together.
 
     :param asks: how many asks may wait for it at a time.

@@ -93,8 +93,8 @@ class Service:
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
-        self._entrance = WakingOutbox(self.outbox, self._wake_publisher)
-        self._dead_letters = DeadLetters(outbox=self._entrance, runtime=self._runtime)
+        self._outbox_writer = WakingOutbox(self.outbox, self._wake_publisher)
+        self._dead_letters = DeadLetters(outbox=self._outbox_writer, runtime=self._runtime)
         self._intake_mailbox: Mailbox[MessageAcked] = Mailbox("intake", inf)
         self._max_in_flight = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
@@ -133,7 +133,9 @@ class Service:
         archive = self.persistence.archive
         if archive is None:
             return None
-        return archive_parts(runtime=self._runtime, archive=archive, outbox=self._entrance, asks=self._max_in_flight)
+        return archive_parts(
+            runtime=self._runtime, archive=archive, outbox=self._outbox_writer, asks=self._max_in_flight
+        )
 
     def _batches(self) -> DynamicSupervisor[ApplyFacts]:
         settings = self.settings
@@ -211,7 +213,7 @@ class Service:
             runtime=self._runtime,
             definitions=self._definitions,
             reader=reader,
-            announcer=Announcer(outbox=self._entrance, archive=archive, archive_client=self._archive_client),
+            announcer=Announcer(outbox=self._outbox_writer, archive=archive, archive_client=self._archive_client),
             dead_letters=self._dead_letters,
         )
         reporter = PhaseReporter(

@@ -9,7 +9,7 @@ from bcs.domain.slices import Sliced
 from bcs.domain.state import BatchState
 from bcs.errors import StoreRefused, StoreUnavailable
 from bcs.storage.pace import paced
-from bcs.storage.ports import Record
+from bcs.storage.ports import ArchivePort
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ArchiveBackfill:
     :param waiting: returns how many entries of all replicas wait for the archive.
     """
 
-    archive: Record
+    archive: ArchivePort
     waiting: Callable[[], Awaitable[int]]
 
     def is_complete(self, stamp: str | None, redis: str) -> bool:

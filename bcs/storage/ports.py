@@ -113,7 +113,7 @@ class StateStore(BatchSource, Protocol):
         ...
 
 
-class Record(Protocol):
+class ArchivePort(Protocol):
     """What a state store asks of the permanent record behind it."""
 
     @property
@@ -146,7 +146,7 @@ class AnsweringArchive(Protocol):
     """An archive that can answer instead of the state store."""
 
     @property
-    def postgres(self) -> Record:
+    def postgres(self) -> ArchivePort:
         """The archive's tables."""
         ...
 
@@ -181,7 +181,7 @@ class Waiting:
     oldest_seconds: float
 
 
-class OutboxEntrance(Protocol):
+class OutboxWriter(Protocol):
     """Where messages go that must reach Kafka."""
 
     async def append(self, messages: Sequence[OutboundMessage]) -> None:
@@ -201,7 +201,7 @@ class OutboxEntrance(Protocol):
         ...
 
 
-class Outbox(OutboxEntrance, Protocol):
+class Outbox(OutboxWriter, Protocol):
     """Messages that must reach Kafka. An entry stays until it is settled, whoever dies in between."""
 
     async def lease(self, limit: int) -> list[LeasedMessage]:

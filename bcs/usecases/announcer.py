@@ -9,7 +9,7 @@ from bcs.actors.archive.client import ArchiveClient
 from bcs.domain.history import PipelineResolved
 from bcs.errors import StoreUnavailable
 from bcs.storage.archive import Archive
-from bcs.storage.ports import POSTGRESQL, OutboxEntrance
+from bcs.storage.ports import POSTGRESQL, OutboxWriter
 from bcs.wire.published import OutboundMessage
 
 
@@ -21,7 +21,7 @@ class Announcer:
     :param archive_client: None if there is no archive.
     """
 
-    outbox: OutboxEntrance
+    outbox: OutboxWriter
     archive: Archive | None
     archive_client: ArchiveClient | None
 

@@ -13,12 +13,12 @@ from bcs.actors.runtime import Runtime
 from bcs.domain.history import PhaseDecided, PipelineResolved
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.resolution import Resolution, resolve, validate_request
+from bcs.domain.times import microseconds
 from bcs.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
 from bcs.wire.dead_letters.encode import earlier_failures, failed_resolution
-from bcs.wire.decoding import microseconds
 from bcs.wire.published import Headers, phases_skipped
 from bcs.wire.tracing import Trace
 
@@ -52,12 +52,12 @@ class OriginalRequest:
     """The request as it came, for a dead letter.
 
     :param body: its bytes.
-    :param understood: makes JSON of what counts in the body, for a body that is too large for a message.
+    :param used_fields: makes JSON of what counts in the body, for a body that is too large for a message.
     :param failures: headers that a replay gave the request: how often it failed before, and when first.
     """
 
     body: bytes
-    understood: Callable[[], bytes]
+    used_fields: Callable[[], bytes]
     failures: Headers
 
 
@@ -92,7 +92,7 @@ class PipelineResolver:
             self.runtime.telemetry.resolutions(outcome).inc()
         return resolved
 
-    async def keep_failure(self, command: ResolvePipeline, error: BcsError, original: OriginalRequest) -> bool:
+    async def store_failure(self, command: ResolvePipeline, error: BcsError, original: OriginalRequest) -> bool:
         """Make a dead letter of a request that failed on our side, and would fail again.
 
         :returns: False where the outbox did not take the dead letter, which is lost then, and logged.
@@ -104,7 +104,7 @@ class PipelineResolver:
             error,
             self.runtime.now(),
             earlier_failures(original.failures),
-            understood=original.understood(),
+            used_fields=original.used_fields(),
         )
         try:
             await self.dead_letters.store([self.dead_letters.of_request(message)])
