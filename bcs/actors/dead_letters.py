@@ -121,13 +121,13 @@ class DeadLetters:
 
         :raises StoreError: the outbox did not take them; they are neither counted nor logged.
         """
-        await self.outbox.append([one.message for one in dead_letters])
-        for one in dead_letters:
-            self.runtime.telemetry.dead_letters.labels(one.topic, one.reason).inc()
-            if one.event:
-                self._note(one.event)
+        await self.outbox.append([each.message for each in dead_letters])
+        for each in dead_letters:
+            self.runtime.telemetry.dead_letters.labels(each.topic, each.reason).inc()
+            if each.event:
+                self._count_and_log(each.event)
 
-    def _note(self, failed: FailedEvent) -> None:
+    def _count_and_log(self, failed: FailedEvent) -> None:
         token, message = failed.token, failed.token.message
         self.runtime.telemetry.events(token.event_type, "dead_lettered").inc()
         fields = {

@@ -119,7 +119,7 @@ class DeliveryToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class PhaseReport:
     """What is known of a report that came over HTTP.
 
     :param report_id: of its own, the same however often it is tried.
@@ -142,7 +142,7 @@ class ApplyFacts:
     batch_id: str
     facts: tuple[Fact, ...]
     token: DeliveryToken | None = None
-    report: Report | None = None
+    report: PhaseReport | None = None
     reply: Reply[None] | None = None
 
     @property

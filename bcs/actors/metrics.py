@@ -23,7 +23,7 @@ from bcs.storage.archive import Archive
 from bcs.storage.ports import StateStore
 from bcs.supervision import ActorContext, Snapshot
 
-_FIRST_LOOK_SECONDS = 0.2
+_FIRST_PROBE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,13 +107,13 @@ class MetricsActor:
     async def run(self, context: ActorContext[Any]) -> None:
         """Sample until asked to stop."""
         await hit(FailPoint.STARTING, context.name)
-        looked = anyio.Event()
+        probed = anyio.Event()
         async with anyio.create_task_group() as group:
             interval_seconds = self.runtime.settings.redis_probe_interval_seconds
-            group.start_soon(probe_redis, self.store, self.redis, interval_seconds, looked.set)
+            group.start_soon(probe_redis, self.store, self.redis, interval_seconds, probed.set)
             # So that readiness is known when the process has started; it starts all the same where Redis is silent.
-            with anyio.move_on_after(_FIRST_LOOK_SECONDS):
-                await looked.wait()
+            with anyio.move_on_after(_FIRST_PROBE_SECONDS):
+                await probed.wait()
             context.ready()
             group.start_soon(self.kafka.run)
             group.start_soon(self._sample_backlog)

@@ -112,9 +112,9 @@ class Publisher:
                 leased += await self._take_over(context)
                 takeover_at = now + self.runtime.settings.outbox_takeover_seconds / 2
             leased = leased or await self._persist(context, self.outbox.lease, _LEASE_LIMIT)
-            held = [entry for entry in leased if unwritable.get(entry.message.topic, now) > now]
-            if held:
-                await self._persist(context, self.outbox.requeue, held)
+            unwritable_now = [entry for entry in leased if unwritable.get(entry.message.topic, now) > now]
+            if unwritable_now:
+                await self._persist(context, self.outbox.requeue, unwritable_now)
             ready = [entry for entry in leased if unwritable.get(entry.message.topic, now) <= now]
             leased = []
             if ready:
@@ -195,14 +195,14 @@ class Publisher:
         """
         outcome = _Outcome()
 
-        def note(entry: LeasedMessage, error: BaseException | None) -> None:
+        def on_result(entry: LeasedMessage, error: BaseException | None) -> None:
             if error is not None and may_be_about_one_record(error):
                 outcome.refused.append(entry)
             else:
-                self._note(outcome, entry, error)
+                self._count_result(outcome, entry, error)
 
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
-        await publish_all(producer, leased, self.runtime.settings.kafka_request_timeout_seconds, note)
+        await publish_all(producer, leased, self.runtime.settings.kafka_request_timeout_seconds, on_result)
         if outcome.refused:
             context.heartbeat()
             await self._publish_each_alone(context, outcome)
@@ -230,7 +230,7 @@ class Publisher:
         originals = {entry.entry_id: entry for entry in outcome.refused}
         too_large: list[LeasedMessage] = []
 
-        def note(entry: LeasedMessage, error: BaseException | None) -> None:
+        def on_result(entry: LeasedMessage, error: BaseException | None) -> None:
             context.heartbeat()  # many acknowledgements, one after another, can take longer than a hang may
             original = originals[entry.entry_id]
             if isinstance(error, TOO_LARGE) and (truncated := as_truncated(entry.message)):
@@ -238,21 +238,21 @@ class Publisher:
             elif isinstance(error, REFUSED_FOR_GOOD):
                 outcome.parked.append((original, cause_of(error)))
             else:
-                self._note(outcome, original, error)
+                self._count_result(outcome, original, error)
 
         try:
             producer = await self._start_producer(idempotent=False)
         except (KafkaError, OSError) as error:
             for entry in outcome.refused:
-                self._note(outcome, entry, error)
+                self._count_result(outcome, entry, error)
             return
         try:
-            await publish_all(producer, outcome.refused, timeout_seconds, note, alone=True)
-            await publish_all(producer, too_large, timeout_seconds, note, alone=True)
+            await publish_all(producer, outcome.refused, timeout_seconds, on_result, alone=True)
+            await publish_all(producer, too_large, timeout_seconds, on_result, alone=True)
         finally:
             await close(producer, _CLOSE_SECONDS)
 
-    def _note(self, outcome: _Outcome, entry: LeasedMessage, error: BaseException | None) -> None:
+    def _count_result(self, outcome: _Outcome, entry: LeasedMessage, error: BaseException | None) -> None:
         message = entry.message
         if error is None:
             outcome.delivered.append(entry)

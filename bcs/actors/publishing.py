@@ -22,7 +22,7 @@ from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.storage.ports import LeasedMessage
 from bcs.wire.published import OutboundMessage
 
-Note = Callable[[LeasedMessage, BaseException | None], None]
+OnResult = Callable[[LeasedMessage, BaseException | None], None]
 """Is told of each message: acknowledged, or why not."""
 
 _partitioner = DefaultPartitioner()
@@ -32,7 +32,7 @@ async def publish_all(
     producer: AIOKafkaProducer,
     leased: Sequence[LeasedMessage],
     timeout_seconds: float,
-    note: Note,
+    on_result: OnResult,
     *,
     alone: bool = False,
 ) -> None:
@@ -47,7 +47,7 @@ async def publish_all(
         by_topic.setdefault(entry.message.topic, []).append(entry)
     async with anyio.create_task_group() as group:
         for topic, entries in by_topic.items():
-            group.start_soon(_publish_topic, producer, topic, entries, timeout_seconds, note, alone)
+            group.start_soon(_publish_topic, producer, topic, entries, timeout_seconds, on_result, alone)
 
 
 async def _publish_topic(
@@ -55,7 +55,7 @@ async def _publish_topic(
     topic: str,
     entries: Sequence[LeasedMessage],
     timeout_seconds: float,
-    note: Note,
+    on_result: OnResult,
     alone: bool,
 ) -> None:
     try:
@@ -63,7 +63,7 @@ async def _publish_topic(
             partitions = sorted(await producer.partitions_for(topic))
     except (KafkaError, OSError) as error:
         for entry in entries:
-            note(entry, error)
+            on_result(entry, error)
         return
     by_partition: dict[int, list[LeasedMessage]] = {}
     for entry in entries:
@@ -71,8 +71,8 @@ async def _publish_topic(
         partition = _partitioner(entry.message.key, partitions, partitions)
         by_partition.setdefault(partition, []).append(entry)
     async with anyio.create_task_group() as group:
-        for partition, call_multiplexed in by_partition.items():
-            group.start_soon(_publish_partition, producer, partition, call_multiplexed, timeout_seconds, note, alone)
+        for partition, messages in by_partition.items():
+            group.start_soon(_publish_partition, producer, partition, messages, timeout_seconds, on_result, alone)
 
 
 async def _publish_partition(
@@ -80,7 +80,7 @@ async def _publish_partition(
     partition: int,
     entries: Sequence[LeasedMessage],
     timeout_seconds: float,
-    note: Note,
+    on_result: OnResult,
     alone: bool,
 ) -> None:
     acknowledgements: list[asyncio.Future[object]] = []
@@ -88,28 +88,28 @@ async def _publish_partition(
         with anyio.move_on_after(timeout_seconds * 2):
             for entry in entries:
                 # One by one, for those before a cancellation to be known.
-                acknowledgement = await _sent(producer, entry.message, partition)
+                acknowledgement = await _send(producer, entry.message, partition)
                 acknowledgements.append(acknowledgement)
                 if alone:
                     await asyncio.wait([acknowledgement])
-                if _concerns_those_behind(acknowledgement):
+                if _blocks_later_messages(acknowledgement):
                     break  # those behind it would wait for as long, one after the other
             for acknowledgement in acknowledgements:
                 if not acknowledgement.done():
                     # To give up must not cancel it: aiokafka still has to find it as it was.
                     await asyncio.wait([acknowledgement])
-        for entry, ending in zip_longest(entries, acknowledgements):
-            if ending is None or not ending.done() or ending.cancelled():
-                note(entry, TimeoutError("no acknowledgement in time"))
+        for entry, acknowledgement in zip_longest(entries, acknowledgements):
+            if acknowledgement is None or not acknowledgement.done() or acknowledgement.cancelled():
+                on_result(entry, TimeoutError("no acknowledgement in time"))
             else:
-                note(entry, ending.exception())
+                on_result(entry, acknowledgement.exception())
     finally:
         for acknowledgement in acknowledgements:
             # Or asyncio would complain that nobody looked at it.
-            acknowledgement.add_done_callback(_looked_at)
+            acknowledgement.add_done_callback(_retrieve_exception)
 
 
-async def _sent(producer: AIOKafkaProducer, message: OutboundMessage, partition: int) -> asyncio.Future[object]:
+async def _send(producer: AIOKafkaProducer, message: OutboundMessage, partition: int) -> asyncio.Future[object]:
     """The acknowledgement to come; where the message was not even taken, one that failed."""
     try:
         future: asyncio.Future[object] = await producer.send(
@@ -121,13 +121,13 @@ async def _sent(producer: AIOKafkaProducer, message: OutboundMessage, partition:
     return future
 
 
-def _concerns_those_behind(acknowledgement: asyncio.Future[object]) -> bool:
+def _blocks_later_messages(acknowledgement: asyncio.Future[object]) -> bool:
     if not acknowledgement.done() or acknowledgement.cancelled():
         return False
     error = acknowledgement.exception()
     return error is not None and not may_be_about_one_record(error)
 
 
-def _looked_at(acknowledgement: asyncio.Future[object]) -> None:
+def _retrieve_exception(acknowledgement: asyncio.Future[object]) -> None:
     if not acknowledgement.cancelled():
         acknowledgement.exception()

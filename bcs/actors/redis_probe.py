@@ -21,11 +21,11 @@ log = structlog.stdlib.get_logger("bcs.redis")
 class RedisStatus:
     """What is known of Redis, for liveness and readiness. Written by the metrics actor, read by others.
 
-    :param trusted_seconds: an older answer says nothing about now: the probe that should have renewed it stands still.
+    :param max_age_seconds: an older answer says nothing about now: the probe that should have renewed it stands still.
     :param clock: monotonic seconds.
     """
 
-    trusted_seconds: float
+    max_age_seconds: float
     clock: Callable[[], float]
     _answered_at: float = field(default=-inf, init=False)
     _problem: str | None = field(default="it was not asked yet", init=False)
@@ -51,7 +51,7 @@ class RedisStatus:
         if self._problem is not None:
             raise StoreUnavailable("redis", self._problem)
         age_seconds = self.clock() - self._answered_at
-        if age_seconds > self.trusted_seconds:
+        if age_seconds > self.max_age_seconds:
             raise StoreUnavailable("redis", f"its last known answer is {age_seconds:.0f} s old")
 
 
@@ -72,11 +72,11 @@ def failure_of_redis(status: RedisStatus, store: StateStore) -> StoreUnavailable
 
 
 async def probe_redis(
-    store: StateStore, status: RedisStatus, interval_seconds: float, looked: Callable[[], object]
+    store: StateStore, status: RedisStatus, interval_seconds: float, probed: Callable[[], object]
 ) -> None:
     """Keep the status up to date until cancelled.
 
-    :param looked: is called after each look.
+    :param probed: is called after each look.
     """
     while True:
         try:
@@ -87,5 +87,5 @@ async def probe_redis(
             status.down(describe(error))
         else:
             status.up()
-        looked()
+        probed()
         await anyio.sleep(interval_seconds)

@@ -39,7 +39,7 @@ async def retry(
     """
     holder = object()
 
-    def note(state: RetryCallState) -> None:
+    def before_sleep(state: RetryCallState) -> None:
         context.heartbeat()
         if state.outcome:
             waits.begin(actor, doing, str(state.outcome.exception()), holder=holder)
@@ -53,7 +53,7 @@ async def retry(
         stop=lambda _: context.stopping,
         wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=maximum_seconds),
         sleep=sleep,
-        before_sleep=note,
+        before_sleep=before_sleep,
         reraise=True,
     )
     try:

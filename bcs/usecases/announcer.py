@@ -1,4 +1,4 @@
-"""Announces pruned phases with their reasons: in the outbox, or in the archive while Redis is away."""
+"""Announces pruned phases with their reasons: in the outbox, or in the archive while Redis is unreachable."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Announcer:
                 if self.archive_client:
                     self.archive_client.wake()
                 return
-        assert self.archive is not None  # noqa: S101 (the source is PostgreSQL only where there is an archive)
-        await self.archive.postgres.keep(messages, resolved)
+        assert self.archive is not None  # noqa: S101 (only an archive has the source PostgreSQL)
+        await self.archive.postgres.store_announcements(messages, resolved)
 
     def write_soon(self, resolved: PipelineResolved) -> None:
         """Store a resolution that pruned nothing. The entry waits in memory, and the caller does not wait for it."""

@@ -65,7 +65,7 @@ async def test_work_through_a_pooler_leaves_nothing_on_its_connections(pooled_ur
         await record.write([consumed(batch)])
         assert await record.history(batch, limit=9)
         assert not (await record.state(batch)).empty
-        await record.keep(phases_skipped(batch, ["nlp"], "c", datetime.now(UTC)), answered(batch))
+        await record.store_announcements(phases_skipped(batch, ["nlp"], "c", datetime.now(UTC)), answered(batch))
         assert await record.deliver_announcements(take, limit=9, deadline_seconds=5) == 1
         assert await record.forget(datetime.now(UTC), 9, 5)
         found = await check_archive(load_settings(database_url=pooled_url))

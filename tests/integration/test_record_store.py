@@ -161,7 +161,7 @@ async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresA
     resolved = answered(batch)
     announced, now = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
     messages = phases_skipped(batch, ["spellcheck", "nlp"], "c", announced)
-    await record.keep(messages, resolved)
+    await record.store_announcements(messages, resolved)
     assert await record.announcements(now) == Waiting(2, 60.0)
     taken: list[OutboundMessage] = []
 

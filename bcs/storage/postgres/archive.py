@@ -154,7 +154,7 @@ class PostgresArchive:
         with _as_corruption("history"):
             return await paced(archived_entries(batch_id, rows))
 
-    async def keep(self, announcements: Sequence[OutboundMessage], entry: HistoryEntry) -> None:
+    async def store_announcements(self, announcements: Sequence[OutboundMessage], entry: HistoryEntry) -> None:
         """Store announcements until the outbox can take them, together with their explanation; all or nothing.
 
         :param entry: the resolution that explains the announcements.
