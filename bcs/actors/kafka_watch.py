@@ -1,4 +1,4 @@
-"""Asks Kafka for signs of life and how far the group has come, whatever the intake does."""
+"""Probes Kafka and measures the committed offsets of the group, independently of the intake."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bcs.wire import topics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaWatch:
-    """Keeps the status of Kafka up to date.
+    """Updates the status of Kafka.
 
-    It covers all partitions of the consumed topics, also those of other replicas: a partition that no replica reads has
-    a lag, too.
+    The status has all partitions of the consumed topics, also partitions of other replicas: a partition that no replica
+    reads has a lag, too.
     """
 
     runtime: Runtime
     status: KafkaStatus
 
     async def run(self) -> None:
-        """Look at intervals until cancelled."""
+        """Measure at intervals until cancelled."""
         settings = self.runtime.settings
         reader = OffsetReader(
             bootstrap_servers=settings.kafka_bootstrap_servers,
@@ -46,7 +46,7 @@ class KafkaWatch:
                 measurement = await reader.measure(
                     settings.kafka_consumer_group_id, topics.CONSUMED, topics.DEAD_LETTERS
                 )
-        except Exception as error:  # noqa: BLE001 (a failed look is a result; a crash would not help)
+        except Exception as error:  # noqa: BLE001 (a failed measurement is a result; a crash would not help)
             await reader.aclose()
             self.status.down(error)
             return

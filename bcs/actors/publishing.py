@@ -1,10 +1,10 @@
-"""Hands messages to a Kafka producer, and tells of each what became of it.
+"""Sends messages with a Kafka producer, and reports the result of each.
 
-Partitions go side by side, the messages of one in turn: a partition without a leader, for which the producer waits,
-holds up no other. A task for every message would do that too, and cost as much again as the message.
+Partitions are written concurrently, the messages of one partition in turn. So a partition without a leader, for which
+the producer waits, blocks no other partition. A task for every message would double the cost of a message.
 
-The producer puts several messages of a partition into one batch, and the broker takes or refuses a batch as a whole. To
-find the message that is to blame, those of a refused batch are sent once more, each alone.
+The producer puts several messages of a partition into one record batch, and the broker accepts or refuses the whole
+batch. To find the message that is the cause, the messages of a refused batch are sent again, each alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bcs.storage.ports import LeasedMessage
 from bcs.wire.published import OutboundMessage
 
 OnResult = Callable[[LeasedMessage, BaseException | None], None]
-"""Is told of each message: acknowledged, or why not."""
+"""Called with the result of a message: None if the broker acknowledged it, otherwise the error."""
 
 _partitioner = DefaultPartitioner()
 
@@ -36,11 +36,12 @@ async def publish_all(
     *,
     alone: bool = False,
 ) -> None:
-    """Publish messages, within three times the timeout; none of them without a note, unless cancelled.
+    """Publish messages, within three times the timeout.
 
-    :param timeout_seconds: of a request to a broker, as the producer has it.
-    :param alone: each message in a batch of its own. This takes a producer that is not idempotent: with another, a
-        refused batch leaves a gap in the sequence, and the batches behind it are refused for the gap.
+    :param timeout_seconds: the request timeout of the producer.
+    :param on_result: called once for each message, unless cancelled.
+    :param alone: True sends each message in its own record batch. The producer must not be idempotent then: a refused
+        batch would leave a gap in the sequence numbers, and the broker would refuse the next batches for the gap.
     """
     by_topic: dict[str, list[LeasedMessage]] = {}
     for entry in leased:
@@ -67,7 +68,7 @@ async def _publish_topic(
         return
     by_partition: dict[int, list[LeasedMessage]] = {}
     for entry in entries:
-        # As the producer would choose.
+        # The same choice as in the producer.
         partition = _partitioner(entry.message.key, partitions, partitions)
         by_partition.setdefault(partition, []).append(entry)
     async with anyio.create_task_group() as group:
@@ -87,16 +88,16 @@ async def _publish_partition(
     try:
         with anyio.move_on_after(timeout_seconds * 2):
             for entry in entries:
-                # One by one, for those before a cancellation to be known.
+                # One by one, so that the earlier acknowledgements are known after a timeout.
                 acknowledgement = await _send(producer, entry.message, partition)
                 acknowledgements.append(acknowledgement)
                 if alone:
                     await asyncio.wait([acknowledgement])
                 if _blocks_later_messages(acknowledgement):
-                    break  # those behind it would wait for as long, one after the other
+                    break  # each later message would wait as long as this message
             for acknowledgement in acknowledgements:
                 if not acknowledgement.done():
-                    # To give up must not cancel it: aiokafka still has to find it as it was.
+                    # `wait` does not cancel the future at a timeout: aiokafka still needs it.
                     await asyncio.wait([acknowledgement])
         for entry, acknowledgement in zip_longest(entries, acknowledgements):
             if acknowledgement is None or not acknowledgement.done() or acknowledgement.cancelled():
@@ -105,12 +106,15 @@ async def _publish_partition(
                 on_result(entry, acknowledgement.exception())
     finally:
         for acknowledgement in acknowledgements:
-            # Or asyncio would complain that nobody looked at it.
+            # Without this, asyncio logs that the exception was never retrieved.
             acknowledgement.add_done_callback(_retrieve_exception)
 
 
 async def _send(producer: AIOKafkaProducer, message: OutboundMessage, partition: int) -> asyncio.Future[object]:
-    """The acknowledgement to come; where the message was not even taken, one that failed."""
+    """Give a message to the producer.
+
+    :returns: the future acknowledgement; already failed if the producer did not accept the message.
+    """
     try:
         future: asyncio.Future[object] = await producer.send(
             message.topic, message.value, message.key, partition, headers=list(message.headers)

@@ -1,4 +1,4 @@
-"""An outbox that wakes its publisher, so that nobody who puts a message in has to."""
+"""An outbox that wakes its publisher after each write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bcs.wire.published import OutboundMessage
 
 @dataclass(frozen=True, slots=True)
 class WakingOutbox:
-    """What comes in goes to an outbox, and its publisher is woken once the outbox has it.
+    """Writes messages to an outbox, and wakes the publisher once the outbox has them.
 
     :param wake: wakes the publisher; must not block.
     """

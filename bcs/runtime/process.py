@@ -38,7 +38,7 @@ _GARBAGE_COLLECTION_THRESHOLDS = 10_000, 20, 20
 
 def tune_garbage_collection() -> None:
     """Make the pauses of Python's garbage collector shorter. Call this once everything has started."""
-    # Nearly all objects that exist now live until the end, and each scan of them would block the event loop for about 50 ms.
+    # The objects that exist now live until the end, and each scan of them would block the event loop for about 50 ms.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GARBAGE_COLLECTION_THRESHOLDS)

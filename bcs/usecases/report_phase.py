@@ -52,7 +52,7 @@ class PhaseReporter:
         :raises ReportOutdated: a known fact of the phase has a time that lies too far ahead.
         :raises StoreUnavailable: the report may be stored or not.
         """
-        # The actor of a batch waits for the store, because events from Kafka need that. A caller gets the error at once.
+        # A batch's actor waits for the store, because events from Kafka need that. A caller gets the error at once.
         self.store.ensure_writable()
         now_us = await self.clocks.agreed_now_us()
         # No variable refers to the state: a large state must not stay in memory after this call.

@@ -31,7 +31,7 @@ def status(clock: Clock) -> RedisStatus:
 
 
 def test_before_the_first_answer_redis_is_not_up(status: RedisStatus) -> None:
-    with pytest.raises(StoreUnavailable, match="not asked yet"):
+    with pytest.raises(StoreUnavailable, match="no probe has ended yet"):
         status.ensure_up()
 
 
