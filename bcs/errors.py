@@ -392,16 +392,16 @@ class TooManyEssays(StoreError):
 
     :param limit: how many essays a batch may have.
     :param known: how many essays the batch has.
-    :param strangers: the essays of these facts that the batch does not have yet.
+    :param new_essays: the essays of these facts that the batch does not have yet.
     """
 
-    def __init__(self, limit: int, known: int, strangers: frozenset[str]) -> None:
+    def __init__(self, limit: int, known: int, new_essays: frozenset[str]) -> None:
         super().__init__(
-            f"the batch would have {known + len(strangers)} essays, and BCS_MAX_ESSAYS_PER_BATCH is {limit}"
+            f"the batch would have {known + len(new_essays)} essays, and BCS_MAX_ESSAYS_PER_BATCH is {limit}"
         )
         self.limit = limit
         self.known = known
-        self.strangers = strangers
+        self.new_essays = new_essays
 
 
 class SchemaOutdated(StoreError):

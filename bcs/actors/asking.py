@@ -1,4 +1,4 @@
-"""Asks an actor, and again when the actor died before it replied."""
+"""Asks an actor, and repeats the ask if the actor died before its reply."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PAUSE_SECONDS = 0.01
 
 
 async def ask_with_retry(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask until there is a reply; only the deadline of `ask` itself ends this.
+    """Ask until there is a reply. Only the deadline of `ask` limits the time.
 
-    :param ask: must be harmless to repeat.
+    :param ask: makes one ask; may be repeated without harm.
     """
-    # No tenacity: it takes 30 us, and every event is asked for.
+    # Without tenacity, which takes 30 us for each call, and there is a call for every event.
     while True:
         try:
             return await ask()

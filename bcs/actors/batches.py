@@ -1,4 +1,4 @@
-"""The actor of one batch: takes everything that waits for the batch and commits it as one transaction."""
+"""The actor of one batch: commits all facts that wait for the batch in one transaction."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bcs.actors.portions import portions
 from bcs.actors.retry import retry
 from bcs.actors.runtime import Runtime
 from bcs.domain.state import BatchState, delta_of
+from bcs.domain.times import microseconds
 from bcs.errors import (
     BacklogFull,
     DeadLetterReason,
@@ -31,14 +32,14 @@ from bcs.errors import (
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.storage.ports import StateStore
 from bcs.supervision import ActorContext, Envelope, serve_until_empty
-from bcs.wire.decoding import microseconds
 
-# Bound the size of a transaction, and so the time for which it holds up Redis. An event with more facts is alone.
+# These limits bound a transaction, and so the time for which it blocks Redis. An event with more facts is alone in its
+# transaction.
 GROUP_COMMIT_LIMIT = 1000
 GROUP_COMMIT_FACTS = 5000
 _IDS_LOGGED = 10
 
-# Why a message becomes a dead letter here.
+# The reasons for dead letters in this module.
 _FAILED: Final = "processing_failed"
 _TOO_MANY_ESSAYS: Final = "too_many_essays"
 
@@ -47,11 +48,11 @@ log = structlog.stdlib.get_logger("bcs.batches", actor="batches")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchActor:
-    """Serialises this process's writes to a batch. One instance serves all batches; it keeps no state of its own.
+    """Serialises the writes of this process to a batch. One instance serves all batches, and has no state.
 
     :param archive_client: writes facts to the archive; None if there is no archive.
     :param finished: notifies the intake that a message's effect is durable.
-    :param commit_slots: bounds the commits at a time, so that a backlog leaves room for requests at the store.
+    :param commit_slots: limits the commits at the same time, so that a backlog leaves store connections for requests.
     """
 
     runtime: Runtime
@@ -71,7 +72,7 @@ class BatchActor:
                 return
             for group in portions(envelopes, _weight_of, GROUP_COMMIT_FACTS):
                 await self._apply(context, group)
-                # A crash over the groups behind it must not deliver this group again.
+                # A crash at a later group must not deliver this group again.
                 context.ack(group)
 
         async def on_max_deliveries(envelope: Envelope[ApplyFacts]) -> None:
@@ -85,7 +86,7 @@ class BatchActor:
         """Make the facts of a group durable; the facts that can't be stored become dead letters."""
 
         async def attempt(envelopes: Sequence[Envelope[ApplyFacts]]) -> None:
-            # The caller of an ask that is gone has the answer that its facts were not stored.
+            # A caller that is gone got the answer that its facts were not stored.
             group = [envelope.message for envelope in envelopes if not envelope.caller_gone]
             try:
                 if group:
@@ -106,15 +107,15 @@ class BatchActor:
         """Write a group to the archive, then to the store; then notify the senders."""
         await hit(FailPoint.BATCH_RECEIVED, context.name)
         archived = False
-        # The same for every attempt: by this time the queue before the archive knows a repeated entry.
+        # The same for every attempt: the queue of the archive recognises a repeated entry by this time.
         now_us = microseconds(self.runtime.now())
 
         async def make_durable(group: list[ApplyFacts]) -> None:
             nonlocal archived
             delta = delta_of(fact for command in group for fact in command.facts)
-            # The archive first: whatever Redis has and then loses can be read again from the archive.
+            # The archive first: what Redis has and then loses can be read again from the archive.
             if self.archive_client and not archived:
-                # Facts that the archive has can't be refused any more.
+                # The check comes before the archive: after the write these facts can't be refused any more.
                 await self._ensure_room(group[0].batch_id, delta)
                 await self.archive_client.write_durably([command.entry(now_us) for command in group])
                 archived = True
@@ -126,7 +127,7 @@ class BatchActor:
             if not error.retryable:
                 raise
             self._fail_asks(group, error)
-            # Facts that the archive has must get into Redis too, whatever answer the caller got.
+            # Facts that the archive has must reach Redis, too, whatever answer the caller got.
             group = group if archived else [command for command in group if command.token]
             if not group:
                 return
@@ -134,7 +135,7 @@ class BatchActor:
             try:
                 await self._retry(context, partial(make_durable, group), "commit facts")
             except (StoreUnavailable, BacklogFull):
-                return  # a stop was requested; these are not acknowledged, and the next process reads them again
+                return  # a stop was requested; the next process reads the unacknowledged messages again
         await hit(FailPoint.BEFORE_REPLY, context.name)
         for command in group:
             if command.reply:
@@ -144,7 +145,7 @@ class BatchActor:
                 self.finished(MessageAcked(command.token))
 
     async def _refuse(self, context: ActorContext[ApplyFacts], group: list[ApplyFacts], error: StoreError) -> None:
-        # Another attempt would fail in the same way. A crash would only hold up the other messages.
+        # Another attempt would fail in the same way. A crash would only delay the other messages.
         self._fail_asks(group, error)
         for command in group:
             await self._dead_letter(context, command, _FAILED, attempts=1, error=error)
@@ -154,14 +155,14 @@ class BatchActor:
     ) -> None:
         """Apply the envelopes, in their order, that the batch has room for; the others become dead letters."""
         room = error.limit - error.known
-        strangers, taken = set(error.strangers), list[Envelope[ApplyFacts]]()
+        new_essays, taken = set(error.new_essays), list[Envelope[ApplyFacts]]()
         for envelope in envelopes:
-            new = strangers.intersection(delta_of(envelope.message.facts).first_seen_us)
+            new = new_essays.intersection(delta_of(envelope.message.facts).first_seen_us)
             if len(new) > max(room, 0):
                 await self._dead_letter(context, envelope.message, _TOO_MANY_ESSAYS, attempts=1, error=error)
                 continue
             room -= len(new)
-            strangers -= new
+            new_essays -= new
             taken.append(envelope)
         await self._apply(context, taken)
 
@@ -173,7 +174,7 @@ class BatchActor:
                 command.reply.fail(error)
 
     async def _ensure_room(self, batch_id: str, delta: BatchState) -> None:
-        # While Redis is away the archive still takes facts: it answers instead of Redis.
+        # While Redis is unreachable, the archive still accepts facts, and answers instead of Redis.
         with suppress(StoreUnavailable):
             await self.store.ensure_room(batch_id, delta.first_seen_us)
 
@@ -204,10 +205,10 @@ class BatchActor:
         attempts: int,
         error: BaseException | None,
     ) -> None:
-        """Make a dead letter of a message that can't be applied."""
+        """Store a dead letter of a message that can't be applied."""
         token = command.token
         if token is None:
-            return  # an ask: its caller has the error, and decides itself
+            return  # an ask: its caller has the error, and decides
         failed = FailedEvent(
             token=token,
             reason=reason,
@@ -220,7 +221,7 @@ class BatchActor:
         try:
             await self._retry(context, partial(self.dead_letters.store, [dead_letter]), "store a dead letter")
         except (StoreUnavailable, OutboxFull):
-            return  # a stop was asked for; not acknowledged, it is read again by the next process
+            return  # a stop was requested; the next process reads the unacknowledged message again
         self.finished(MessageAcked(token))
 
     async def _retry(self, context: ActorContext[ApplyFacts], do: Callable[[], Awaitable[object]], doing: str) -> None:

@@ -1,4 +1,4 @@
-"""Tells an event that is ahead of time from a clock that is wrong: two clocks are asked, ours and the store's."""
+"""Compares event times with two clocks: an event may lie in the future, or a clock may be wrong."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from bcs.domain.times import microseconds
 from bcs.errors import ClocksDiffer
-from bcs.wire.decoding import microseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clocks:
-    """This process's clock, and the store's.
+    """The clock of this process, and the clock of the store.
 
     :param now: wall-clock time of this process.
-    :param store_time_us: asks the store for its time, in microseconds since 1970 UTC.
-    :param max_skew_seconds: how far two clocks may differ, and how far ahead an event may be.
+    :param store_time_us: requests the time of the store, in microseconds since 1970 UTC.
+    :param max_skew_seconds: the most that the clocks may differ, and that an event may be ahead.
     """
 
     now: Callable[[], datetime]
@@ -24,14 +24,14 @@ class Clocks:
     max_skew_seconds: float
 
     def seems_ahead(self, at_us: int) -> bool:
-        """True if a time is further ahead of our clock than may be."""
+        """True if a time is too far ahead of the clock of this process."""
         return at_us > microseconds(self.now()) + self.max_skew_us
 
     async def is_ahead(self, at_us: int) -> bool:
-        """True if a time is further ahead of both clocks than may be.
+        """True if a time is too far ahead of both clocks.
 
-        :raises ClocksDiffer: it can't be said which clock is right.
-        :raises StoreUnavailable: the store did not tell its time.
+        :raises ClocksDiffer: the clocks differ too much, and either may be wrong.
+        :raises StoreUnavailable: the store did not return its time.
         """
         if not self.seems_ahead(at_us):
             return False
@@ -39,15 +39,15 @@ class Clocks:
         return at_us > store_us + self.max_skew_us
 
     async def agreed_now_us(self) -> int:
-        """The present by the clock that is behind, in microseconds since 1970 UTC.
+        """The present time by the slower clock, in microseconds since 1970 UTC.
 
-        :raises ClocksDiffer: it can't be said which clock is right.
-        :raises StoreUnavailable: the store did not tell its time.
+        :raises ClocksDiffer: the clocks differ too much, and either may be wrong.
+        :raises StoreUnavailable: the store did not return its time.
         """
         return min(await self._agreeing_us())
 
     async def _agreeing_us(self) -> tuple[int, int]:
-        """The time by our clock and by the store's."""
+        """The time by the clock of this process, and by the clock of the store."""
         store_us = await self.store_time_us()
         now_us = microseconds(self.now())
         if abs(store_us - now_us) > self.max_skew_us:
@@ -56,5 +56,5 @@ class Clocks:
 
     @property
     def max_skew_us(self) -> int:
-        """How far two clocks may differ, and how far ahead an event may be."""
+        """The most that the clocks may differ, and that an event may be ahead, in microseconds."""
         return int(self.max_skew_seconds * 1_000_000)

@@ -1,4 +1,4 @@
-"""Dead letters: made, stored in the outbox, counted and logged in one place, whoever gave the message up."""
+"""Makes all dead letters, stores them in the outbox, counts and logs them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bcs.actors.messages import DeliveryToken
 from bcs.actors.runtime import Runtime
 from bcs.domain.history import Position
 from bcs.errors import DeadLetterReason, UndecodableMessage
-from bcs.storage.ports import OutboxEntrance
+from bcs.storage.ports import OutboxWriter
 from bcs.wire import topics
 from bcs.wire.dead_letters.encode import RESOLUTION_FAILED, dead_letter, unread_dead_letter
 from bcs.wire.published import OutboundMessage
@@ -29,7 +29,7 @@ _LARGE_BYTES = 1024 * 1024
 class FailedEvent:
     """A consumed event that becomes a dead letter, and the reason.
 
-    :param attempts: how often the event was tried.
+    :param attempts: the number of attempts to process the event.
     """
 
     token: DeliveryToken
@@ -52,7 +52,7 @@ class FailedEvent:
 
     @property
     def detail(self) -> dict[str, object]:
-        """What the dead letter says of the failure."""
+        """The description of the failure in the dead letter."""
         return {"attempts": self.attempts, "error_type": self.error_type, "error_message": self.error_message}
 
 
@@ -60,9 +60,8 @@ class FailedEvent:
 class DeadLetter:
     """A dead letter that is ready for the outbox.
 
-    :param topic: the topic of the original.
-    :param event: the event that failed; None for a skip order and for a request, which have log lines
-        of their own.
+    :param topic: the topic of the original message.
+    :param event: the event that failed; None for a skip order and for a request, which have their own log lines.
     """
 
     message: OutboundMessage
@@ -75,14 +74,14 @@ class DeadLetter:
 class DeadLetters:
     """Makes dead letters and stores them."""
 
-    outbox: OutboxEntrance
+    outbox: OutboxWriter
     runtime: Runtime
 
     async def encode(self, failed: FailedEvent, at: datetime | None = None) -> DeadLetter:
-        """The dead letter of an event. A large event holds up nothing else in this process.
+        """The dead letter of an event. A large event does not block the event loop.
 
-        :param at: the time of the failure; None for the present. The outbox knows a repeated dead letter by its bytes,
-            so a dead letter that is encoded again needs the same time.
+        :param at: the time of the failure; None for the present. The outbox recognises a repeated dead letter by its
+            bytes, so a dead letter that is encoded again needs the same time.
         """
         original = failed.token.message
         digest = None
@@ -117,17 +116,17 @@ class DeadLetters:
     async def store(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Store dead letters in the outbox; then count and log them.
 
-        Cancellation leaves open whether they are stored. Storing them again adds nothing twice.
+        After a cancellation they may be stored or not. To store them again adds nothing twice.
 
-        :raises StoreError: the outbox did not take them; they are neither counted nor logged.
+        :raises StoreError: the outbox did not store them; they are neither counted nor logged.
         """
-        await self.outbox.append([one.message for one in dead_letters])
-        for one in dead_letters:
-            self.runtime.telemetry.dead_letters.labels(one.topic, one.reason).inc()
-            if one.event:
-                self._note(one.event)
+        await self.outbox.append([each.message for each in dead_letters])
+        for each in dead_letters:
+            self.runtime.telemetry.dead_letters.labels(each.topic, each.reason).inc()
+            if each.event:
+                self._count_and_log(each.event)
 
-    def _note(self, failed: FailedEvent) -> None:
+    def _count_and_log(self, failed: FailedEvent) -> None:
         token, message = failed.token, failed.token.message
         self.runtime.telemetry.events(token.event_type, "dead_lettered").inc()
         fields = {
@@ -149,5 +148,5 @@ class DeadLetters:
 
 
 def _sha256(value: bytes) -> str:
-    # hashlib lets other threads run meanwhile.
+    # hashlib releases the GIL for this.
     return hashlib.sha256(value).hexdigest()

@@ -1,4 +1,4 @@
-"""One bad item must not spoil the items that are written with it."""
+"""Writes items together; an item that the store refuses does not stop the other items."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ async def isolate(
 ) -> None:
     """Try items together. If the store refuses them, try each item alone, in their order.
 
-    :param items: one at least.
+    :param items: at least one item.
     :param attempt: writes the items in one step, or none of them.
     :param on_refused: gets each item that the store refuses alone.
-    :raises Exception: any error of `attempt` but a refusal, and any error of `on_refused`. The items behind are not
+    :raises Exception: any error of `attempt` except a refusal, and any error of `on_refused`. Later items are not
         tried.
     """
     try:

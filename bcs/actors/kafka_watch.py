@@ -1,4 +1,4 @@
-"""Asks Kafka for signs of life and how far the group has come, whatever the intake does."""
+"""Probes Kafka and measures the committed offsets of the group, independently of the intake."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bcs.wire import topics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaWatch:
-    """Keeps the status of Kafka up to date.
+    """Updates the status of Kafka.
 
-    It covers all partitions of the consumed topics, also those of other replicas: a partition that no replica reads has
-    a lag, too.
+    The status has all partitions of the consumed topics, also partitions of other replicas: a partition that no replica
+    reads has a lag, too.
     """
 
     runtime: Runtime
     status: KafkaStatus
 
     async def run(self) -> None:
-        """Look at intervals until cancelled."""
+        """Measure at intervals until cancelled."""
         settings = self.runtime.settings
         reader = OffsetReader(
             bootstrap_servers=settings.kafka_bootstrap_servers,
@@ -34,20 +34,22 @@ class KafkaWatch:
         )
         try:
             while True:
-                await self._look(reader)
+                await self._measure(reader)
                 await anyio.sleep(settings.kafka_probe_interval_seconds)
         finally:
             await reader.aclose()
 
-    async def _look(self, reader: OffsetReader) -> None:
+    async def _measure(self, reader: OffsetReader) -> None:
         settings = self.runtime.settings
         try:
             with anyio.fail_after(settings.kafka_request_timeout_seconds):
-                look = await reader.measure(settings.kafka_consumer_group_id, topics.CONSUMED, topics.DEAD_LETTERS)
-        except Exception as error:  # noqa: BLE001 (a failed look is a result; a crash would not help)
+                measurement = await reader.measure(
+                    settings.kafka_consumer_group_id, topics.CONSUMED, topics.DEAD_LETTERS
+                )
+        except Exception as error:  # noqa: BLE001 (a failed measurement is a result; a crash would not help)
             await reader.aclose()
             self.status.mark_disconnected(error)
             return
         self.status.mark_connected()
-        self.status.set_missing(frozenset(topics.CONSUMED) - look.topics)
-        self.status.measured(look, int(self.runtime.now().timestamp() * 1000))
+        self.status.set_missing(frozenset(topics.CONSUMED) - measurement.topics)
+        self.status.measured(measurement, int(self.runtime.now().timestamp() * 1000))

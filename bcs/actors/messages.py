@@ -1,4 +1,4 @@
-"""What the actors say to each other."""
+"""The messages between the actors."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from bcs.wire.dead_letters.encode import original_time_ms
 from bcs.wire.decoding import DecodedEvent, EventDecoder
 from bcs.wire.published import ConsumedMessage, Headers
 
-# A megabyte has room for 300,000 empty ones, and each is looked at several times.
+# A megabyte has room for 300,000 empty headers, and each header is checked several times.
 _MOST_HEADERS = 1000
 
 
 def message_of(record: ConsumerRecord) -> ConsumedMessage:
-    """A message as it was read, but for headers beyond the first thousand."""
-    given: Headers = record.headers[:_MOST_HEADERS]
-    headers = given
+    """A message as it was read, without the headers after the first thousand."""
+    first_headers: Headers = record.headers[:_MOST_HEADERS]
+    headers = first_headers
     unreadable: tuple[tuple[bytes, bytes | None], ...] = ()
-    if given and not all(name.isascii() for name, _ in given):
-        readable = [_is_text(name) for name, _ in given]
-        headers = tuple(compress(given, readable))
+    if first_headers and not all(name.isascii() for name, _ in first_headers):
+        readable = [_is_text(name) for name, _ in first_headers]
+        headers = tuple(compress(first_headers, readable))
         unreadable = tuple(
             (name.encode(errors="surrogateescape"), value)
-            for (name, value), is_readable in zip(given, readable, strict=True)
+            for (name, value), is_readable in zip(first_headers, readable, strict=True)
             if not is_readable
         )
     return ConsumedMessage(
@@ -42,12 +42,12 @@ def message_of(record: ConsumerRecord) -> ConsumedMessage:
         value=record.value,
         headers=headers,
         unreadable_headers=unreadable,
-        headers_left_out=len(record.headers) - len(given),
+        headers_left_out=len(record.headers) - len(first_headers),
     )
 
 
 def position_of(message: ConsumedMessage) -> Position:
-    """Where a message lies."""
+    """The position of a message."""
     return Position(message.topic, message.partition, message.offset)
 
 
@@ -62,8 +62,8 @@ def _is_text(name: str) -> bool:
 def decoded(decoder: EventDecoder, message: ConsumedMessage, event_time_ms: int) -> DecodedEvent:
     """The event in a message.
 
-    :param event_time_ms: the message's time where the event has none, in milliseconds since 1970 UTC.
-    :raises UndecodableMessage: there is none, or the message has headers that nobody can name.
+    :param event_time_ms: the time for an event that has no time, in milliseconds since 1970 UTC.
+    :raises UndecodableMessage: there is no event, or the name of a header is not UTF-8.
     """
     event = decoder.decode(message.topic, message.value, event_time_ms)
     if message.unreadable_headers:
@@ -74,21 +74,21 @@ def decoded(decoder: EventDecoder, message: ConsumedMessage, event_time_ms: int)
 
 
 def written_at_ms(record: ConsumerRecord) -> int | None:
-    """When a message was first written, in milliseconds since 1970 UTC; None where nothing says so.
+    """When a message was first written, in milliseconds since 1970 UTC; None if unknown.
 
-    One that was replayed carries the time of its original, since a topic may stamp it anew.
+    A replayed message has a header with the time of its original, because the topic may give the replay a new time.
     """
     original_ms = original_time_ms(record.headers[:_MOST_HEADERS]) if record.headers else None
     if original_ms is not None:
         return original_ms
-    # Kafka writes -1 where a producer gave no time.
+    # Kafka writes -1 if the producer gave no time.
     return record.timestamp if record.timestamp >= 0 else None
 
 
 def consumed_entry(message: ConsumedMessage, event: DecodedEvent, at_us: int) -> FactsRecorded:
-    """What the history is to say of a message: the same, but for the time, whoever reads it and however often.
+    """The history entry of a message. Each read of the message makes the same entry, except for the time.
 
-    :param at_us: when it became known, in microseconds since 1970 UTC.
+    :param at_us: when BCS received the message, in microseconds since 1970 UTC.
     """
     return FactsRecorded(
         consumed_entry_id(message.topic, message.partition, message.offset, message.timestamp_ms),
@@ -104,11 +104,11 @@ def consumed_entry(message: ConsumedMessage, event: DecodedEvent, at_us: int) ->
 
 @dataclass(frozen=True, slots=True)
 class DeliveryToken:
-    """Proof of a consumed message, to be handed back once its effect is durable.
+    """Identifies a consumed message; the intake gets the token back once the effect of the message is durable.
 
-    :param correlation_id: of the envelope, where it could be read.
-    :param event_id: of the envelope, where it has one.
-    :param epoch: which of our ownerships of the partition it was read in; a token of an older one is worthless.
+    :param correlation_id: of the event; None if it could not be read.
+    :param event_id: of the event; None if the event has none.
+    :param epoch: counts how often this process got the partition. The intake ignores a token of an earlier epoch.
     """
 
     message: ConsumedMessage
@@ -119,10 +119,10 @@ class DeliveryToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What is known of a report that came over HTTP.
+class PhaseReport:
+    """The source of a phase report that came over HTTP.
 
-    :param report_id: of its own, the same however often it is tried.
+    :param report_id: the id of the report, the same for every attempt.
     """
 
     report_id: UUID
@@ -134,34 +134,34 @@ class Report:
 class ApplyFacts:
     """To a batch's actor: make these facts durable.
 
-    :param token: the Kafka message that they came from.
-    :param report: what they came with otherwise.
-    :param reply: who waits for it.
+    :param token: the Kafka message that the facts came from; None for a phase report.
+    :param report: the phase report that the facts came from; None for a Kafka message.
+    :param reply: for the caller that waits; None if no caller waits.
     """
 
     batch_id: str
     facts: tuple[Fact, ...]
     token: DeliveryToken | None = None
-    report: Report | None = None
+    report: PhaseReport | None = None
     reply: Reply[None] | None = None
 
     @property
     def weight(self) -> int:
-        """As how many facts it counts."""
-        if len(self.facts) == 1:  # as most have
+        """The number of facts, as `bcs.domain.history.facts_in` counts them."""
+        if len(self.facts) == 1:  # the usual case
             return facts_in(self.facts[0])
         return sum(map(facts_in, self.facts))
 
     @property
     def correlation_id(self) -> str | None:
-        """Of the event or the report."""
-        came_with = self.token or self.report
-        return came_with.correlation_id if came_with else None
+        """The correlation id of the event or of the phase report."""
+        origin = self.token or self.report
+        return origin.correlation_id if origin else None
 
     def entry(self, now_us: int) -> FactsRecorded:
-        """What the history is to say of it.
+        """The history entry of these facts.
 
-        :param now_us: microseconds since 1970 UTC.
+        :param now_us: the present time, in microseconds since 1970 UTC.
         """
         if self.token is None:
             assert self.report is not None  # noqa: S101 (facts come from Kafka or over HTTP)
@@ -194,11 +194,12 @@ class MessageAcked:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepEntries:
-    """To the archive: keep these in the record.
+class WriteEntries:
+    """To the archive's actor: write these entries.
 
-    :param weight: of all entries, see `bcs.domain.history.weight`.
-    :param reply: who waits until they are durable, in the record or in the queue before it.
+    :param weight: the sum over all entries, see `bcs.domain.history.weight`.
+    :param reply: for the caller that waits until the entries are durable, in the archive or in its queue; None if no
+        caller waits.
     """
 
     entries: tuple[HistoryEntry, ...]
@@ -208,4 +209,4 @@ class KeepEntries:
 
 @dataclass(frozen=True, slots=True)
 class OutboxGrew:
-    """To the publisher: there is something to publish."""
+    """To the publisher: the outbox has new messages."""

@@ -1,4 +1,4 @@
-"""What `/metrics` shows, and the actor that samples what no other actor owns."""
+"""The page `/metrics`, and the actor that samples the values that no other actor has."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from bcs.storage.archive import Archive
 from bcs.storage.ports import StateStore
 from bcs.supervision import ActorContext, Snapshot
 
-_FIRST_LOOK_SECONDS = 0.2
+_FIRST_PROBE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsPage:
-    """The registry as text. It asks nobody and waits for nothing, so it can be had whatever hangs.
+    """The registry as text. The page makes no request and waits for nothing, so it works whatever else hangs.
 
-    :param archive: None where there is none.
-    :param in_flight: how many messages were read and are not yet durable.
-    :param snapshot: a picture of the supervision tree.
+    :param archive: None if there is no archive.
+    :param in_flight: the number of messages that were read and are not durable yet.
+    :param snapshot: the present state of the supervision tree.
     :param circuit: the state of the circuit breaker before the store.
-    :param redis_problem: why Redis counts as away; None where there is no Redis.
+    :param redis_problem: why Redis counts as unreachable, empty if it does not; None without Redis.
     """
 
     runtime: Runtime
@@ -47,18 +47,17 @@ class MetricsPage:
     redis_problem: Callable[[], str] | None
 
     def render(self) -> bytes:
-        """What is cheap to know is as fresh as the request for it; the rest is the metrics actor's last sample."""
+        """Sample the cheap values now; the other values are the last samples of the metrics actor."""
         self._sample_now()
         return generate_latest(self.runtime.telemetry.registry)
 
     def _sample_now(self) -> None:
-        """What is cheap to know is as fresh as the request for it."""
         telemetry = self.runtime.telemetry
         for path, node in self.snapshot().iter_flat():
             if node.kind == "dynamic":
                 telemetry.batch_actors.set(node.total_children)
             elif path.count("/") > 0 or node.mailbox_capacity is None:
-                continue  # a batch's actor would make its id a label
+                continue  # an actor of a batch would make its id a label
             telemetry.mailbox_depth.labels(path).set(node.mailbox_depth)
             telemetry.mailbox_oldest.labels(path).set(node.oldest_message_seconds)
         self._sample_kafka()
@@ -90,11 +89,11 @@ class MetricsPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsActor:
-    """Samples at intervals. The registry outlives it, and so do all counters, and what is known of others.
+    """Samples at intervals. The registry, its counters, and the status of Redis and Kafka outlive the actor.
 
-    :param archive: None where there is none.
-    :param redis: is kept up to date.
-    :param kafka: keeps what is known of Kafka up to date.
+    :param archive: None if there is no archive.
+    :param redis: the status that this actor updates.
+    :param kafka: updates the status of Kafka.
     """
 
     runtime: Runtime
@@ -105,15 +104,15 @@ class MetricsActor:
     kafka: KafkaWatch
 
     async def run(self, context: ActorContext[Any]) -> None:
-        """Sample until asked to stop."""
+        """Sample until a stop is requested."""
         await hit(FailPoint.STARTING, context.name)
-        looked = anyio.Event()
+        probed = anyio.Event()
         async with anyio.create_task_group() as group:
             interval_seconds = self.runtime.settings.redis_probe_interval_seconds
-            group.start_soon(probe_redis, self.store, self.redis, interval_seconds, looked.set)
-            # So that readiness is known when the process has started; it starts all the same where Redis is silent.
-            with anyio.move_on_after(_FIRST_LOOK_SECONDS):
-                await looked.wait()
+            group.start_soon(probe_redis, self.store, self.redis, interval_seconds, probed.set)
+            # Readiness should be known when the process has started. A silent Redis does not prevent the start.
+            with anyio.move_on_after(_FIRST_PROBE_SECONDS):
+                await probed.wait()
             context.ready()
             group.start_soon(self.kafka.run)
             group.start_soon(self._sample_backlog)
@@ -123,9 +122,9 @@ class MetricsActor:
 
     async def _sample_backlog(self) -> None:
         while True:
-            await self.outbox.look()
+            await self.outbox.measure()
             if self.archive:
-                # While the store is away the last figure stands; the circuit breaker's state tells why.
+                # While the store is unreachable, the last value stays; the circuit breaker's metric shows the reason.
                 with suppress(StoreError):
                     waiting = await self.archive.waiting() + await self.archive.explanations.backlog()
                     self.runtime.telemetry.archive_backlog.set(waiting)

@@ -1,4 +1,4 @@
-"""Keeps what is known of the messages that wait for Kafka, wherever they wait."""
+"""Measures the messages that wait for Kafka, in the outbox and in the archive."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from bcs.storage.ports import Outbox, Waiting
 
 @dataclass(slots=True, kw_only=True)
 class OutboxWatch:
-    """In the outbox; and in PostgreSQL, what was announced while Redis was away.
+    """The number and the age of the messages in the outbox, and of the announcements in PostgreSQL.
 
-    While one of these can't be asked, what it last said stands, and ages.
+    PostgreSQL takes announcements while Redis is unreachable. While one of the two does not answer, its last values
+    stay, and the age grows.
 
-    :param archive: None where there is none.
+    :param archive: None if there is no archive.
     :param now: wall-clock time.
     :param clock: monotonic seconds.
     """
@@ -31,25 +32,25 @@ class OutboxWatch:
     _counts: dict[str, int] = field(default_factory=dict, init=False)
     _oldest_at: dict[str, float] = field(default_factory=dict, init=False)
 
-    async def look(self) -> None:
-        """Ask both."""
+    async def measure(self) -> None:
+        """Measure both."""
         with suppress(StoreError):
-            self._found("redis", await self.outbox.measure())
+            self._set_measured("redis", await self.outbox.measure())
         if self.archive:
             with suppress(StoreError):
-                self._found("postgresql", await self.archive.postgres.announcements(self.now()))
+                self._set_measured("postgresql", await self.archive.postgres.announcements(self.now()))
 
-    def _found(self, place: str, waiting: Waiting) -> None:
+    def _set_measured(self, place: str, waiting: Waiting) -> None:
         self._counts[place] = waiting.count
         self._oldest_at[place] = self.clock() - waiting.oldest_seconds
 
     @property
     def count(self) -> float:
-        """How many messages wait; not a number while nobody was asked yet."""
+        """The number of messages that wait; NaN before the first answer."""
         return sum(self._counts.values()) if self._counts else nan
 
     @property
     def oldest_seconds(self) -> float:
-        """For how long the oldest has waited, 0 where none does; not a number while nobody was asked yet."""
+        """The age of the oldest message that waits; 0 if none waits, NaN before the first answer."""
         began = [self._oldest_at[place] for place, count in self._counts.items() if count]
         return self.clock() - min(began) if began else 0.0 if self._counts else nan

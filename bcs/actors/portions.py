@@ -1,4 +1,4 @@
-"""How much is done at a time, where what weighs is not the number of items."""
+"""Limits the work of one step, by weight and not by the number of items."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _GROWTH = 1.05
 
 
 def portions(items: Iterable[T], weigh: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Items in groups, each of them as heavy as allowed at most. An item that is heavier is alone.
+    """Items in groups with a limited weight. An item that exceeds the limit has its own group.
 
-    :param weigh: how heavy an item is.
-    :param most: how heavy a group may be.
+    :param weigh: returns the weight of an item.
+    :param most: the largest weight of a group.
     """
-    portion: list[T] = []
+    group: list[T] = []
     size = 0
     for item in items:
         more = weigh(item)
-        if portion and size + more > most:
-            yield portion
-            portion, size = [], 0
-        portion.append(item)
+        if group and size + more > most:
+            yield group
+            group, size = [], 0
+        group.append(item)
         size += more
-    if portion:
-        yield portion
+    if group:
+        yield group
 
 
 @dataclass(slots=True)
 class Amount:
-    """How much is tried at a time: half of what was too much, and slowly more again.
+    """An adaptive size of a step: halved after a failure, and slowly larger after successes.
 
-    :param most: how much at most, and at first.
+    :param most: the first and the largest size.
     """
 
     most: int
@@ -45,13 +45,13 @@ class Amount:
 
     @property
     def now(self) -> int:
-        """How much to try."""
+        """The size of the next step."""
         return int(self._now)
 
     def was_too_much(self, tried: int) -> None:
-        """So much was tried, and failed."""
+        """Reduce the size after a step of this size failed."""
         self._now = max(1.0, min(self._now, tried / 2))
 
     def was_taken(self) -> None:
-        """A try went well."""
+        """Increase the size after a successful step."""
         self._now = min(float(self.most), self._now * _GROWTH)

@@ -1,4 +1,4 @@
-"""The publisher: drains the outbox to Kafka, and forgets an entry only once the broker has acknowledged it."""
+"""The publisher: moves the outbox to Kafka, and deletes an entry once the broker has acknowledged it."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ _LEASE_LIMIT = 200
 _CLOSE_SECONDS = 1.0
 _FRUITLESS_SECONDS = 0.5
 _ACTOR = "publisher"
-# What the publisher may wait to do.
+# The operations that the publisher may wait for.
 _TAKE_OVER = "take over the outbox entries of another replica"
 _USE_OUTBOX = "access the outbox"
 
 
 @dataclass(slots=True)
 class _Outcome:
-    """What became of messages that were published.
+    """The results of messages that were sent.
 
-    :param refused: the broker refused the batches that they were in.
-    :param failed: are to be tried again.
-    :param parked: the broker will never take them, each with the reason.
+    :param refused: messages of record batches that the broker refused.
+    :param failed: messages to try again.
+    :param parked: messages that the broker will never accept, each with the reason.
     """
 
     delivered: list[LeasedMessage] = field(default_factory=list)
@@ -57,10 +57,10 @@ class _Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publisher:
-    """Publishes what is in the outbox. One instance serves all incarnations of the actor.
+    """Publishes the messages of the outbox. One instance serves all incarnations of the actor.
 
-    The messages that one incarnation had leased when it died, the next one publishes again: every copy carries the same
-    event id.
+    If an incarnation dies, the next incarnation publishes its leased messages again. Every copy of a message has the
+    same event id.
     """
 
     runtime: Runtime
@@ -68,9 +68,9 @@ class Publisher:
     status: KafkaStatus
 
     async def run(self, context: ActorContext[OutboxGrew]) -> None:
-        """Publish until asked to stop; then until the outbox is empty, or Kafka turns out to be away.
+        """Publish until a stop is requested; then until the outbox is empty, or Kafka is found to be unreachable.
 
-        What is left stays in the outbox, for the next process.
+        The other messages stay in the outbox, for the next process.
         """
         await hit(FailPoint.STARTING, context.name)
         # Ready without Kafka: the rest of the service does not depend on it.
@@ -98,23 +98,23 @@ class Publisher:
         leased: list[LeasedMessage],
         unwritable: dict[str, float],
     ) -> bool:
-        """Publish with one producer; False when it takes another one to go on.
+        """Publish with one producer; False if a new producer is necessary to continue.
 
-        :param unwritable: topic to the time before which it is not tried again. One that can't be written must hold up
-            no other for longer than the first attempt.
+        :param unwritable: for each topic, the time before which it is not tried again. A topic that can't be written
+            must not delay other topics after the first attempt.
         """
         takeover_at = anyio.current_time()
         while True:
             context.heartbeat()
             now = anyio.current_time()
             if now >= takeover_at:
-                # By the clock, not when there is nothing else: what a dead replica held must not wait for a quiet hour.
+                # At intervals, also under load: the entries of a dead replica must not wait for a quiet hour.
                 leased += await self._take_over(context)
                 takeover_at = now + self.runtime.settings.outbox_takeover_seconds / 2
             leased = leased or await self._persist(context, self.outbox.lease, _LEASE_LIMIT)
-            held = [entry for entry in leased if unwritable.get(entry.message.topic, now) > now]
-            if held:
-                await self._persist(context, self.outbox.requeue, held)
+            unwritable_now = [entry for entry in leased if unwritable.get(entry.message.topic, now) > now]
+            if unwritable_now:
+                await self._persist(context, self.outbox.requeue, unwritable_now)
             ready = [entry for entry in leased if unwritable.get(entry.message.topic, now) <= now]
             leased = []
             if ready:
@@ -127,9 +127,9 @@ class Publisher:
                         failed_topics = (entry.message.topic for entry in outcome.failed)
                         unwritable.update(dict.fromkeys(failed_topics, retry_at))
                     else:
-                        await anyio.sleep(_FRUITLESS_SECONDS)  # Kafka is away
+                        await anyio.sleep(_FRUITLESS_SECONDS)  # Kafka is unreachable
                 if outcome.failed or outcome.refused:
-                    # What the broker refuses can leave aiokafka's idempotent producer out of step for good.
+                    # After a refusal the sequence numbers of aiokafka's idempotent producer can stay wrong.
                     return False
                 continue
             if context.stopping:
@@ -137,7 +137,7 @@ class Publisher:
             await self._wait_for_more(context)
 
     async def _take_over(self, context: ActorContext[OutboxGrew]) -> list[LeasedMessage]:
-        """What dead replicas held. Where Redis refuses only this, as without XAUTOCLAIM, all else goes on."""
+        """Lease the entries of dead replicas. If Redis refuses this, as without XAUTOCLAIM, publishing continues."""
         take_over = partial(self.outbox.recover, self.runtime.settings.outbox_takeover_seconds, _LEASE_LIMIT)
         try:
             taken = await take_over()
@@ -189,20 +189,20 @@ class Publisher:
     async def _publish(
         self, context: ActorContext[OutboxGrew], producer: AIOKafkaProducer, leased: Sequence[LeasedMessage]
     ) -> _Outcome:
-        """Publish messages, and note in the outbox what became of each.
+        """Publish messages, and write the result of each into the outbox.
 
-        What failed goes to the end of the queue: a topic that can't be written must not keep others from theirs.
+        Failed messages go to the end of the queue: a topic that can't be written must not block other topics.
         """
         outcome = _Outcome()
 
-        def note(entry: LeasedMessage, error: BaseException | None) -> None:
+        def on_result(entry: LeasedMessage, error: BaseException | None) -> None:
             if error is not None and may_be_about_one_record(error):
                 outcome.refused.append(entry)
             else:
-                self._note(outcome, entry, error)
+                self._count_result(outcome, entry, error)
 
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
-        await publish_all(producer, leased, self.runtime.settings.kafka_request_timeout_seconds, note)
+        await publish_all(producer, leased, self.runtime.settings.kafka_request_timeout_seconds, on_result)
         if outcome.refused:
             context.heartbeat()
             await self._publish_each_alone(context, outcome)
@@ -222,37 +222,37 @@ class Publisher:
         return outcome
 
     async def _publish_each_alone(self, context: ActorContext[OutboxGrew], outcome: _Outcome) -> None:
-        """Find out which messages of the refused batches are to blame, and publish the others.
+        """Find the messages for which the broker refused the record batches, and publish the others.
 
-        One that is too large is published reduced, where there is something smaller to stand in for it.
+        A message that is too large is published truncated, if it can be truncated.
         """
         timeout_seconds = self.runtime.settings.kafka_request_timeout_seconds
         originals = {entry.entry_id: entry for entry in outcome.refused}
         too_large: list[LeasedMessage] = []
 
-        def note(entry: LeasedMessage, error: BaseException | None) -> None:
-            context.heartbeat()  # many acknowledgements, one after another, can take longer than a hang may
+        def on_result(entry: LeasedMessage, error: BaseException | None) -> None:
+            context.heartbeat()  # many acknowledgements in turn can take longer than `hang_seconds`
             original = originals[entry.entry_id]
             if isinstance(error, TOO_LARGE) and (truncated := as_truncated(entry.message)):
                 too_large.append(replace(entry, message=truncated))
             elif isinstance(error, REFUSED_FOR_GOOD):
                 outcome.parked.append((original, cause_of(error)))
             else:
-                self._note(outcome, original, error)
+                self._count_result(outcome, original, error)
 
         try:
             producer = await self._start_producer(idempotent=False)
         except (KafkaError, OSError) as error:
             for entry in outcome.refused:
-                self._note(outcome, entry, error)
+                self._count_result(outcome, entry, error)
             return
         try:
-            await publish_all(producer, outcome.refused, timeout_seconds, note, alone=True)
-            await publish_all(producer, too_large, timeout_seconds, note, alone=True)
+            await publish_all(producer, outcome.refused, timeout_seconds, on_result, alone=True)
+            await publish_all(producer, too_large, timeout_seconds, on_result, alone=True)
         finally:
             await close(producer, _CLOSE_SECONDS)
 
-    def _note(self, outcome: _Outcome, entry: LeasedMessage, error: BaseException | None) -> None:
+    def _count_result(self, outcome: _Outcome, entry: LeasedMessage, error: BaseException | None) -> None:
         message = entry.message
         if error is None:
             outcome.delivered.append(entry)
@@ -269,7 +269,7 @@ class Publisher:
         self, context: ActorContext[OutboxGrew], change: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         try:
-            # Mostly it works; to set up the retries would then cost more than the round trip.
+            # The first attempt without retries, because to set them up costs more than the round trip.
             return await change(*args, **kwargs)
         except StoreError:
             if context.stopping:

@@ -1,10 +1,10 @@
-"""Hands messages to a Kafka producer, and tells of each what became of it.
+"""Sends messages with a Kafka producer, and reports the result of each.
 
-Partitions go side by side, the messages of one in turn: a partition without a leader, for which the producer waits,
-holds up no other. A task for every message would do that too, and cost as much again as the message.
+Partitions are written concurrently, the messages of one partition in turn. So a partition without a leader, for which
+the producer waits, blocks no other partition. A task for every message would double the cost of a message.
 
-The producer puts several messages of a partition into one batch, and the broker takes or refuses a batch as a whole. To
-find the message that is to blame, those of a refused batch are sent once more, each alone.
+The producer puts several messages of a partition into one record batch, and the broker accepts or refuses the whole
+batch. To find the message that is the cause, the messages of a refused batch are sent again, each alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.storage.ports import LeasedMessage
 from bcs.wire.published import OutboundMessage
 
-Note = Callable[[LeasedMessage, BaseException | None], None]
-"""Is told of each message: acknowledged, or why not."""
+OnResult = Callable[[LeasedMessage, BaseException | None], None]
+"""Called with the result of a message: None if the broker acknowledged it, otherwise the error."""
 
 _partitioner = DefaultPartitioner()
 
@@ -32,22 +32,23 @@ async def publish_all(
     producer: AIOKafkaProducer,
     leased: Sequence[LeasedMessage],
     timeout_seconds: float,
-    note: Note,
+    on_result: OnResult,
     *,
     alone: bool = False,
 ) -> None:
-    """Publish messages, within three times the timeout; none of them without a note, unless cancelled.
+    """Publish messages, within three times the timeout.
 
-    :param timeout_seconds: of a request to a broker, as the producer has it.
-    :param alone: each message in a batch of its own. This takes a producer that is not idempotent: with another, a
-        refused batch leaves a gap in the sequence, and the batches behind it are refused for the gap.
+    :param timeout_seconds: the request timeout of the producer.
+    :param on_result: called once for each message, unless cancelled.
+    :param alone: True sends each message in its own record batch. The producer must not be idempotent then: a refused
+        batch would leave a gap in the sequence numbers, and the broker would refuse the next batches for the gap.
     """
     by_topic: dict[str, list[LeasedMessage]] = {}
     for entry in leased:
         by_topic.setdefault(entry.message.topic, []).append(entry)
     async with anyio.create_task_group() as group:
         for topic, entries in by_topic.items():
-            group.start_soon(_publish_topic, producer, topic, entries, timeout_seconds, note, alone)
+            group.start_soon(_publish_topic, producer, topic, entries, timeout_seconds, on_result, alone)
 
 
 async def _publish_topic(
@@ -55,7 +56,7 @@ async def _publish_topic(
     topic: str,
     entries: Sequence[LeasedMessage],
     timeout_seconds: float,
-    note: Note,
+    on_result: OnResult,
     alone: bool,
 ) -> None:
     try:
@@ -63,16 +64,16 @@ async def _publish_topic(
             partitions = sorted(await producer.partitions_for(topic))
     except (KafkaError, OSError) as error:
         for entry in entries:
-            note(entry, error)
+            on_result(entry, error)
         return
     by_partition: dict[int, list[LeasedMessage]] = {}
     for entry in entries:
-        # As the producer would choose.
+        # The same choice as in the producer.
         partition = _partitioner(entry.message.key, partitions, partitions)
         by_partition.setdefault(partition, []).append(entry)
     async with anyio.create_task_group() as group:
-        for partition, call_multiplexed in by_partition.items():
-            group.start_soon(_publish_partition, producer, partition, call_multiplexed, timeout_seconds, note, alone)
+        for partition, messages in by_partition.items():
+            group.start_soon(_publish_partition, producer, partition, messages, timeout_seconds, on_result, alone)
 
 
 async def _publish_partition(
@@ -80,37 +81,40 @@ async def _publish_partition(
     partition: int,
     entries: Sequence[LeasedMessage],
     timeout_seconds: float,
-    note: Note,
+    on_result: OnResult,
     alone: bool,
 ) -> None:
     acknowledgements: list[asyncio.Future[object]] = []
     try:
         with anyio.move_on_after(timeout_seconds * 2):
             for entry in entries:
-                # One by one, for those before a cancellation to be known.
-                acknowledgement = await _sent(producer, entry.message, partition)
+                # One by one, so that the earlier acknowledgements are known after a timeout.
+                acknowledgement = await _send(producer, entry.message, partition)
                 acknowledgements.append(acknowledgement)
                 if alone:
                     await asyncio.wait([acknowledgement])
-                if _concerns_those_behind(acknowledgement):
-                    break  # those behind it would wait for as long, one after the other
+                if _blocks_later_messages(acknowledgement):
+                    break  # each later message would wait as long as this message
             for acknowledgement in acknowledgements:
                 if not acknowledgement.done():
-                    # To give up must not cancel it: aiokafka still has to find it as it was.
+                    # `wait` does not cancel the future at a timeout: aiokafka still needs it.
                     await asyncio.wait([acknowledgement])
-        for entry, ending in zip_longest(entries, acknowledgements):
-            if ending is None or not ending.done() or ending.cancelled():
-                note(entry, TimeoutError("no acknowledgement in time"))
+        for entry, acknowledgement in zip_longest(entries, acknowledgements):
+            if acknowledgement is None or not acknowledgement.done() or acknowledgement.cancelled():
+                on_result(entry, TimeoutError("no acknowledgement in time"))
             else:
-                note(entry, ending.exception())
+                on_result(entry, acknowledgement.exception())
     finally:
         for acknowledgement in acknowledgements:
-            # Or asyncio would complain that nobody looked at it.
-            acknowledgement.add_done_callback(_looked_at)
+            # Without this, asyncio logs that the exception was never retrieved.
+            acknowledgement.add_done_callback(_retrieve_exception)
 
 
-async def _sent(producer: AIOKafkaProducer, message: OutboundMessage, partition: int) -> asyncio.Future[object]:
-    """The acknowledgement to come; where the message was not even taken, one that failed."""
+async def _send(producer: AIOKafkaProducer, message: OutboundMessage, partition: int) -> asyncio.Future[object]:
+    """Give a message to the producer.
+
+    :returns: the future acknowledgement; already failed if the producer did not accept the message.
+    """
     try:
         future: asyncio.Future[object] = await producer.send(
             message.topic, message.value, message.key, partition, headers=list(message.headers)
@@ -121,13 +125,13 @@ async def _sent(producer: AIOKafkaProducer, message: OutboundMessage, partition:
     return future
 
 
-def _concerns_those_behind(acknowledgement: asyncio.Future[object]) -> bool:
+def _blocks_later_messages(acknowledgement: asyncio.Future[object]) -> bool:
     if not acknowledgement.done() or acknowledgement.cancelled():
         return False
     error = acknowledgement.exception()
     return error is not None and not may_be_about_one_record(error)
 
 
-def _looked_at(acknowledgement: asyncio.Future[object]) -> None:
+def _retrieve_exception(acknowledgement: asyncio.Future[object]) -> None:
     if not acknowledgement.cancelled():
         acknowledgement.exception()

@@ -1,4 +1,4 @@
-"""Retries what a dependency refuses, inside the actor: an outage must not use up the restart budget."""
+"""Retries calls to a dependency inside the actor, because an outage must not use up the restart budget."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ async def retry(
     doing: str,
     maximum_seconds: float,
 ) -> T:
-    """Call until the call succeeds, with exponential back-off and full jitter. Each try is a heartbeat of the actor.
+    """Call until the call succeeds, with exponential back-off and full jitter. Each retry is a heartbeat of the actor.
 
-    After a stop was asked for, the next error is raised. Cancellation takes effect between two tries, or inside a try
-    as the call itself defines.
+    After a stop was requested, the next error is raised. Cancellation takes effect between two attempts, or inside an
+    attempt as the call defines.
 
     :param do: the call.
-    :param errors: are retried; any other error is raised.
-    :param waits: hears of each failed try, and of the end.
+    :param errors: the errors after which the call is retried; any other error is raised.
+    :param waits: gets each failed attempt, and the end.
     :param actor: the actor's name, without a batch's id.
     :param doing: the call in words that follow "waits to".
-    :param maximum_seconds: the longest wait between two tries.
+    :param maximum_seconds: the longest wait between two attempts.
     """
     holder = object()
 
-    def note(state: RetryCallState) -> None:
+    def before_sleep(state: RetryCallState) -> None:
         context.heartbeat()
         if state.outcome:
             waits.begin(actor, doing, str(state.outcome.exception()), holder=holder)
@@ -53,7 +53,7 @@ async def retry(
         stop=lambda _: context.stopping,
         wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=maximum_seconds),
         sleep=sleep,
-        before_sleep=note,
+        before_sleep=before_sleep,
         reraise=True,
     )
     try:

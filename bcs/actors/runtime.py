@@ -1,4 +1,4 @@
-"""What every actor needs from its process: one value instead of the same five parameters everywhere."""
+"""The settings, metrics, clock and ids that every actor needs, as one value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bcs.observability.waits import Waits
 class Runtime:
     """The settings, metrics, clock and ids of one process.
 
-    :param waits: what each actor waits for at present.
+    :param waits: the operations for which each actor waits at present.
     :param now: wall-clock time.
     :param new_id: makes random ids.
     """

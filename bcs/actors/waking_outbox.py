@@ -1,4 +1,4 @@
-"""An outbox that wakes its publisher, so that nobody who puts a message in has to."""
+"""An outbox that wakes its publisher after each write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bcs.wire.published import OutboundMessage
 
 @dataclass(frozen=True, slots=True)
 class WakingOutbox:
-    """What comes in goes to an outbox, and its publisher is woken once the outbox has it.
+    """Writes messages to an outbox, and wakes the publisher once the outbox has them.
 
     :param wake: wakes the publisher; must not block.
     """
@@ -21,11 +21,11 @@ class WakingOutbox:
     wake: Callable[[], None]
 
     async def append(self, messages: Sequence[OutboundMessage]) -> None:
-        """See `OutboxEntrance.append`."""
+        """See `OutboxWriter.append`."""
         await self.outbox.append(messages)
         self.wake()
 
     async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
-        """See `OutboxEntrance.announce`."""
+        """See `OutboxWriter.announce`."""
         await self.outbox.announce(messages, explanation)
         self.wake()

@@ -12,6 +12,7 @@ import structlog
 
 from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.domain.times import microseconds
 from bcs.errors import BcsError
 from bcs.ops.dlq.reading import reading_clients
 from bcs.ops.rebuild.essay_limit import EssayLimit
@@ -22,7 +23,7 @@ from bcs.runtime.signals import stop_signals
 from bcs.storage.postgres.opening import open_archive
 from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.wire import topics
-from bcs.wire.decoding import EventDecoder, microseconds
+from bcs.wire.decoding import EventDecoder
 
 # The same time as at the start of a service, because the tables may have to be created first.
 _PROBE_SECONDS = 5.0

@@ -41,6 +41,6 @@ def read_known(settings: Settings, batch_id: str, law: CompletionLaw) -> KnownBa
             return KnownBatch(state, None, POSTGRESQL)  # Redis has no copy
         return KnownBatch(state, version, source)
 
-    # The error says everything; log lines would only repeat it.
+    # Log lines would only repeat the error.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     return running.run(read)

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from bcs import __version__
 from bcs.errors import BcsError, ConfigurationError
 from bcs.runtime.last_resort import exit_after
-from bcs.runtime.running import in_time, run
+from bcs.runtime.running import call_with_timeout, run
 from bcs.runtime.signals import hold, leave_at_once, release
 
 # Each command imports its own modules: `healthcheck` runs every few seconds, and must not load Kafka and HTTP.
@@ -136,7 +136,7 @@ def healthcheck() -> None:
         typer.echo("not healthy: BCS_HTTP_PORT is 0, so the port of the service is unknown", err=True)
         raise typer.Exit(EXIT_FAILED)
     try:
-        in_time(lambda: _open(f"{url}/healthz"), HEALTH_SECONDS)
+        call_with_timeout(lambda: _open(f"{url}/healthz"), HEALTH_SECONDS)
     except OSError as error:
         typer.echo(f"not healthy: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None

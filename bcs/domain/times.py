@@ -6,6 +6,16 @@ from datetime import UTC, datetime, timedelta
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+LATEST_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+"""The latest time that an event may have; Kafka itself accepts any number."""
+
+
+def microseconds(time: datetime) -> int:
+    """Microseconds since 1970 UTC; a time without a zone is UTC, as all producers write it."""
+    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - EPOCH
+    # Integers only: as a float, microseconds lose the last digit, and two facts could change their order.
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
 
 def datetime_of(at_us: int) -> datetime:
     """The date and time of a stored time.

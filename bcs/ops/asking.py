@@ -93,7 +93,7 @@ def ask(
 
     try:
         # The timeout of a socket does not limit the lookup of its host name.
-        status, raw = running.in_time(answer, timeout_seconds)
+        status, raw = running.call_with_timeout(answer, timeout_seconds)
     except TimeoutError:
         raise ServiceUnreachable(url, f"nothing in {timeout_seconds:.0f} s", late=True) from None
     except urllib.error.HTTPError as error:

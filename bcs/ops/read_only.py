@@ -1,4 +1,4 @@
-"""Reads batches for commands: with the service's own policy, and without writing anything."""
+"""Reads batches for commands, with the policy of the service. Writes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.usecases.batch_reader import BatchReader
 
 if TYPE_CHECKING:
-    # It needs the extra `postgres`.
+    # This module needs the extra `postgres`.
     from bcs.storage.postgres.archive import PostgresArchive
 
 
@@ -59,29 +59,29 @@ class ReadOnlyStore:
 
 @dataclass(frozen=True, slots=True)
 class ReadOnlyArchive:
-    """The archive of the service; facts that only Redis has are not written to it."""
+    """The archive of the service. Does not write facts that only Redis has."""
 
     postgres: PostgresArchive
 
     @property
     def reachable(self) -> bool:
-        """See `Record.reachable`."""
+        """See `ArchivePort.reachable`."""
         return self.postgres.reachable
 
     @property
     def identity(self) -> str | None:
-        """See `Record.identity`."""
+        """See `ArchivePort.identity`."""
         return self.postgres.identity
 
     async def state(self, batch_id: str) -> BatchState:
-        """See `Record.state`."""
+        """See `ArchivePort.state`."""
         return await self.postgres.state(batch_id)
 
     async def add_states(self, states: Mapping[str, BatchState]) -> None:
-        """Do nothing: the service adds them when it reads the batch."""
+        """Do nothing: the service adds these facts when it reads the batch."""
 
     def can_answer_for_redis(self, error: StoreUnavailable) -> bool:
-        """True while PostgreSQL answers. A command can't know how many entries wait in a Redis that is away."""
+        """True while PostgreSQL answers. A command can't count the entries that wait in an unreachable Redis."""
         return error.store == REDIS and self.reachable
 
 
@@ -97,7 +97,7 @@ async def batch_reader(settings: Settings, law: CompletionLaw) -> AsyncIterator[
         raise StateInMemory
 
     async def unknown() -> int:
-        return 1  # no stamp is made from it
+        return 1  # not zero, so no copy gets a complete stamp
 
     async with AsyncExitStack() as stack:
         archive, backfill = None, None
@@ -105,7 +105,7 @@ async def batch_reader(settings: Settings, law: CompletionLaw) -> AsyncIterator[
             archive = ReadOnlyArchive(open_archive(settings))
             stack.push_async_callback(archive.postgres.aclose)
             backfill = ArchiveBackfill(archive, unknown)
-            with suppress(StoreUnavailable):  # then the archive counts as away
+            with suppress(StoreUnavailable):  # then the archive counts as unreachable
                 await archive.postgres.probe_unchanged(settings.database_deadline_seconds)
         gateway = await stack.enter_async_context(connected(settings, needs_identity=archive is not None))
         batches = StoredBatches(gateway, key_prefix=settings.redis_key_prefix)

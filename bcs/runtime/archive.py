@@ -1,4 +1,4 @@
-"""The parts of a service that has an archive: the actor, and the way to it."""
+"""Puts the archive's actor and its client together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bcs.actors.archive.maintenance import ArchiveMaintenance
 from bcs.actors.archive.writer import ArchiveWriter
 from bcs.actors.runtime import Runtime
 from bcs.storage.archive import Archive
-from bcs.storage.ports import OutboxEntrance
+from bcs.storage.ports import OutboxWriter
 from bcs.supervision import ChildSpec
 
 FIRST_PROBES = 2
@@ -21,18 +21,18 @@ FIRST_PROBES = 2
 class ArchiveParts:
     """The archive of one service.
 
-    :param archive_client: the way to the actor.
-    :param spec: of the actor.
+    :param archive_client: sends messages to the actor.
+    :param spec: the child spec of the actor.
     """
 
     archive_client: ArchiveClient
     spec: ChildSpec
 
 
-def archive_parts(*, runtime: Runtime, archive: Archive, outbox: OutboxEntrance, asks: int) -> ArchiveParts:
-    """Put the archive together.
+def archive_parts(*, runtime: Runtime, archive: Archive, outbox: OutboxWriter, asks: int) -> ArchiveParts:
+    """Put the actor and its client together.
 
-    :param asks: how many asks may wait for it at a time.
+    :param asks: the most asks that may wait for the actor at the same time.
     """
     settings = runtime.settings
     drain = Drain(

@@ -1,4 +1,4 @@
-"""Ends the process for certain: no coroutine and no thread can be made to end, and one that hangs would keep it."""
+"""Ends the process in every case, because nothing can force a hanging coroutine or thread to end."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ log = logging.getLogger("bcs")
 
 
 def exit_after(seconds: float, exit_code: int, *, event: str | None = None) -> threading.Timer:
-    """End the process when it has not ended by itself by then.
+    """End the process after a time, unless it has ended before.
 
-    :param event: logged in this case.
-    :returns: what can be cancelled.
+    :param event: the log event that is written first; None for no log line.
+    :returns: the timer, which can be cancelled.
     """
     timer = threading.Timer(seconds, _exit, (exit_code, event))
     timer.daemon = True
@@ -24,5 +24,5 @@ def exit_after(seconds: float, exit_code: int, *, event: str | None = None) -> t
 def _exit(exit_code: int, event: str | None) -> None:
     if event:
         log.critical(event)
-    logging.shutdown()  # writes what waits, within bounds
+    logging.shutdown()  # writes the log lines that wait, within a time limit
     os._exit(exit_code)

@@ -28,17 +28,17 @@ EXIT_STOPPED = 0
 EXIT_FAILED = 1
 EXIT_STOPPED_AT_ONCE = 130
 
-# Beyond its budget a stop may still cancel what is left and close connections; then it must be over.
+# A stop that has used its budget may still cancel actors and close connections for this time.
 _LAST_RESORT_EXTRA_SECONDS = 10.0
 _GIVING_UP_SECONDS = 1.8
-# Each event makes some hundred objects that live until its commit. Python's own thresholds (700, 10, 10) look at them
-# again and again; to look at so many takes about a millisecond. See gc.set_threshold for what the three mean.
+# Each event makes about a hundred objects that live until its commit. With Python's own thresholds (700, 10, 10) the
+# collector scans them again and again. With these thresholds, a scan takes about a millisecond. See gc.set_threshold.
 _GARBAGE_COLLECTION_THRESHOLDS = 10_000, 20, 20
 
 
 def tune_garbage_collection() -> None:
-    """Let the garbage collector of Python hold up the event loop less. For a process that has started everything."""
-    # What is there now stays: to look through it for garbage holds up everything for some 50 ms each time.
+    """Make the pauses of Python's garbage collector shorter. Call this once everything has started."""
+    # The objects that exist now live until the end, and each scan of them would block the event loop for about 50 ms.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GARBAGE_COLLECTION_THRESHOLDS)
@@ -51,15 +51,17 @@ async def run_until_signalled(
 ) -> int:
     """Run a service until SIGTERM, SIGINT or SIGHUP; a second signal stops it at once.
 
-    One that came before and was held counts. Afterwards they are held again, since the end is near.
+    A signal that was held before the call counts. When this returns, signals are held again, because the process is
+    about to end.
 
-    :param alongside: runs once everything has started, and is cancelled when a stop is asked for. Gets the service, and
-        a function that asks for a stop as a signal does, and says whether nobody has asked before.
-    :returns: the exit code: 0 after a stop in order, 1 when the tree gave up or the time to stop was not enough, 130
-        when a second signal came.
-    :raises AddressUnavailable: the HTTP address can't be had.
-    :raises RedisUnusable: the server answers, and is no Redis that BCS supports.
-    :raises DatabaseUnusable: the database answers, and can't keep the permanent record.
+    :param alongside: runs once everything has started, and is cancelled when a stop is requested. Its arguments are the
+        service, and a function that requests a stop as a signal does; that function returns False if a stop was
+        requested before.
+    :returns: the exit code: 0 after a stop in order, 1 if the tree gave up or the time to stop was not enough, 130
+        after a second signal.
+    :raises AddressUnavailable: the HTTP address is not available.
+    :raises RedisUnusable: the server answers, but BCS does not support it.
+    :raises DatabaseUnusable: the database answers, but can't store the archive.
     """
     for unknown in unknown_variables(os.environ):
         log.warning("unknown_variable", variable=unknown.name, did_you_mean=unknown.near, problem=str(unknown))
@@ -74,55 +76,55 @@ async def run_until_signalled(
     service = Service(settings, definitions, gave_up=lambda: end_by_force_after(_GIVING_UP_SECONDS, EXIT_FAILED))
     async with anyio.create_task_group() as group:
 
-        def hear(received: signal.Signals) -> None:
+        def on_signal(received: signal.Signals) -> None:
             if stop.is_set():
                 log.warning("stopping_immediately", signal=received.name)
                 end_by_force_after(_LAST_RESORT_EXTRA_SECONDS, EXIT_STOPPED_AT_ONCE)
                 group.cancel_scope.cancel()
                 return
-            ask_to_stop(signal=received.name)
+            request_stop(signal=received.name)
 
-        def ask_to_stop(**why: str) -> bool:
+        def request_stop(**details: str) -> bool:
             if stop.is_set():
                 return False
-            log.info("stopping", **why, budget_seconds=settings.shutdown_seconds)
+            log.info("stopping", **details, budget_seconds=settings.shutdown_seconds)
             end_by_force_after(settings.shutdown_seconds + _LAST_RESORT_EXTRA_SECONDS, EXIT_FAILED)
             stop.set()
             return True
 
-        async def listen(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        async def watch_signals(*, task_status: anyio.abc.TaskStatus[None]) -> None:
             try:
                 with anyio.open_signal_receiver(*stop_signals()) as signals:
                     task_status.started()
                     for early in held():
-                        hear(early)
+                        on_signal(early)
                     async for received in signals:
-                        hear(received)
+                        on_signal(received)
             finally:
                 hold()
 
-        def announce() -> None:
+        def on_started() -> None:
             tune_garbage_collection()
             host, port = service.address
             log.info("started", version=__version__, host=host, port=port)
             if alongside:
-                group.start_soon(accompany, alongside)
+                group.start_soon(run_alongside, alongside)
 
-        async def accompany(companion: Callable[[Service, Callable[[], bool]], Coroutine[Any, Any, None]]) -> None:
-            async with anyio.create_task_group() as company:
-                company.start_soon(companion, service, ask_to_stop)
+        async def run_alongside(companion: Callable[[Service, Callable[[], bool]], Coroutine[Any, Any, None]]) -> None:
+            async with anyio.create_task_group() as companions:
+                companions.start_soon(companion, service, request_stop)
                 await stop.wait()
-                company.cancel_scope.cancel()
+                companions.cancel_scope.cancel()
 
-        await group.start(listen)
+        await group.start(watch_signals)
         try:
-            in_time = await service.run(stop, announce)
+            in_time = await service.run(stop, on_started)
             exit_code = EXIT_STOPPED if in_time else EXIT_FAILED
         except RestartIntensityExceeded as error:
             log.critical("supervision_failed", error=str(error))
             exit_code = EXIT_FAILED
         except (DatabaseUnusable, RedisUnusable) as error:
-            refusal = error  # raised below: from here it would come in a group
+            refusal = error  # raised below; raised here, the task group would wrap it
         group.cancel_scope.cancel()
     for timer in last_resorts:
         timer.cancel()

@@ -1,4 +1,4 @@
-"""Runs a command's coroutine to its end, and no longer: no thread that hangs holds up its result."""
+"""Runs the coroutine of a command. A thread that hangs does not delay the end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Ts = TypeVarTuple("Ts")
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """Runs each call in a thread of its own, which neither the event loop nor the interpreter waits for at the end.
+    """Runs each call in its own thread. Neither the event loop nor the interpreter waits for these threads at the end.
 
-    asyncio looks names up in threads, and a name service that never answers would keep a process for minutes.
+    asyncio resolves host names in threads, and a name service that never answers would delay the end for minutes.
     """
 
     def submit(self, function: Callable[P, T], /, *arguments: P.args, **options: P.kwargs) -> Future[T]:
@@ -30,7 +30,7 @@ class DaemonThreads(ThreadPoolExecutor):
                 return
             try:
                 result = function(*arguments, **options)
-            except Exception as error:  # noqa: BLE001 (whoever waits for the result gets it)
+            except Exception as error:  # noqa: BLE001 (the caller gets the error from the future)
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -39,7 +39,7 @@ class DaemonThreads(ThreadPoolExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for nobody."""
+        """Do nothing: no thread is waited for."""
 
 
 def run(main: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
@@ -47,10 +47,10 @@ def run(main: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
     return anyio.run(main, *arguments, backend_options={"loop_factory": _new_loop})
 
 
-def in_time(call: Callable[[], T], seconds: float) -> T:
-    """Call something that blocks, and leave it to itself when that takes too long.
+def call_with_timeout(call: Callable[[], T], seconds: float) -> T:
+    """Call a function that blocks. After the timeout the call is no longer waited for, but continues in its thread.
 
-    :raises TimeoutError: it did.
+    :raises TimeoutError: the call took longer.
     """
     return DaemonThreads().submit(call).result(seconds)
 

@@ -1,7 +1,7 @@
-"""Signals that ask the process to stop, heard from its first moment on.
+"""Handles the signals that request a stop, from the start of the process.
 
-This imports nothing that takes time, since it is needed before all else is imported. Without a handler a process dies
-of such a signal half way into something; as process 1 of a container it does not even notice the signal.
+This module imports nothing that takes time, because it runs before all other imports. Without a handler such a signal
+ends a process in the middle of its work. Process 1 of a container ignores the signal without a handler.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from types import FrameType
 from typing import Any
 
 _held: list[signal.Signals] = []
-_before: dict[signal.Signals, Any] = {}
+_original_handlers: dict[signal.Signals, Any] = {}
 # What a shell reports for a process that a signal has ended.
 _EXIT_BY_SIGNAL = 128
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """SIGTERM, SIGINT, and SIGHUP unless whoever started the process ignores it, as `nohup` does."""
-    heard = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return tuple(number for number in heard if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)
+    """SIGTERM, SIGINT and SIGHUP; without SIGHUP if the process ignores it since its start, as with `nohup`."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return tuple(number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN)
 
 
 def hold() -> None:
-    """From now on note these signals, and go on: what can be stopped in order asks for them with `held`."""
+    """From now on hold these signals: the process continues, and `held` returns the signals."""
     for number in stop_signals():
-        _before.setdefault(number, signal.getsignal(number))
+        _original_handlers.setdefault(number, signal.getsignal(number))
     _handle(lambda number, _: _held.append(signal.Signals(number)))
 
 
 def held() -> Sequence[signal.Signals]:
-    """The signals that came while they were held."""
+    """The signals that were held so far."""
     return tuple(_held)
 
 
 def leave_at_once(exit_code: int) -> None:
-    """From now on end the process when such a signal comes, as long as there is nothing to be stopped in order.
+    """From now on such a signal ends the process at once. Use this while there is nothing to stop in order.
 
-    One that was held ends it now.
+    A signal that was held ends the process now.
     """
     _handle(lambda _number, _frame: os._exit(exit_code))
     if _held:
@@ -47,12 +47,12 @@ def leave_at_once(exit_code: int) -> None:
 
 
 def release() -> None:
-    """From now on such a signal ends the command that runs, which may clean up. One that was held ends it now.
+    """From now on such a signal ends the running command, which may clean up. A held signal ends the command now.
 
     :raises SystemExit: SIGTERM or SIGHUP was held.
     :raises KeyboardInterrupt: SIGINT was held.
     """
-    before = _before.get(signal.SIGINT, signal.getsignal(signal.SIGINT))
+    before = _original_handlers.get(signal.SIGINT, signal.getsignal(signal.SIGINT))
     _handle(_end)
     signal.signal(signal.SIGINT, before)
     for number in _held:

@@ -54,18 +54,18 @@ from bcs.usecases.report_phase import PhaseReporter
 from bcs.usecases.resolve_pipeline import PipelineResolver
 from bcs.wire.decoding import EventDecoder
 
-# So many looks at Redis may be missing before its last answer is too old to be trusted.
+# After this number of missed probes the last answer of Redis is too old.
 _PROBES_MISSED = 3
 
 
 class Service:
     """One BCS in one process.
 
-    :param settings: of this process.
+    :param settings: the settings of this process.
     :param definitions: the pipelines.
     :param now: wall-clock time.
     :param gave_up: called when the root of the tree gives up, before everything is stopped.
-    :raises AddressUnavailable: the HTTP address can't be had.
+    :raises AddressUnavailable: the HTTP address is not available.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class Service:
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
-        self._entrance = WakingOutbox(self.outbox, self._wake_publisher)
-        self._dead_letters = DeadLetters(outbox=self._entrance, runtime=self._runtime)
+        self._outbox_writer = WakingOutbox(self.outbox, self._wake_publisher)
+        self._dead_letters = DeadLetters(outbox=self._outbox_writer, runtime=self._runtime)
         self._intake_mailbox: Mailbox[MessageAcked] = Mailbox("intake", inf)
         self._max_in_flight = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
@@ -109,12 +109,12 @@ class Service:
     async def run(self, stop: anyio.Event, started: Callable[[], None] | None = None) -> bool:
         """Run until `stop` is set, then stop in order.
 
-        Cancellation stops at once; what was not durable is read again by the next process.
+        Cancellation stops at once. The next process reads again the events that were not durable.
 
         :param started: called once everything has started.
-        :returns: False when the time to stop was not enough.
-        :raises RedisUnusable: the server answers, and is no Redis that BCS supports; nothing was started.
-        :raises DatabaseUnusable: the database answers, and can't keep the permanent record; nothing was started.
+        :returns: False if the time to stop was not enough.
+        :raises RedisUnusable: the server answers, but BCS does not support it; nothing was started.
+        :raises DatabaseUnusable: the database answers, but can't store the archive; nothing was started.
         :raises RestartIntensityExceeded: an actor failed so often that only a new process helps.
         """
         self._stop = stop
@@ -133,7 +133,9 @@ class Service:
         archive = self.persistence.archive
         if archive is None:
             return None
-        return archive_parts(runtime=self._runtime, archive=archive, outbox=self._entrance, asks=self._max_in_flight)
+        return archive_parts(
+            runtime=self._runtime, archive=archive, outbox=self._outbox_writer, asks=self._max_in_flight
+        )
 
     def _batches(self) -> DynamicSupervisor[ApplyFacts]:
         settings = self.settings
@@ -148,7 +150,7 @@ class Service:
         return DynamicSupervisor(
             "batches",
             actor.run,
-            # All messages in flight may be about one batch, and the senders' own limits bound them.
+            # All messages in flight may be about one batch. The limits of the senders bound their number.
             mailbox_capacity=self._max_in_flight,
             max_children=self._max_in_flight,
             max_deliveries=settings.message_max_deliveries,
@@ -162,10 +164,9 @@ class Service:
     def _root(self) -> Supervisor:
         settings = self.settings
         archive = self.persistence.archive
-        record = archive.postgres if archive else None
         reader = BatchReader(store=self.store, store_name=self.persistence.store_name, archive=archive, law=self._law)
         redis = RedisStatus(
-            trusted_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
+            max_age_seconds=_PROBES_MISSED * (settings.redis_probe_interval_seconds + settings.redis_deadline_seconds),
             clock=time.monotonic,
         )
         outbox = OutboxWatch(outbox=self.outbox, archive=archive, now=self._runtime.now, clock=time.monotonic)
@@ -211,7 +212,7 @@ class Service:
             runtime=self._runtime,
             definitions=self._definitions,
             reader=reader,
-            announcer=Announcer(outbox=self._entrance, archive=archive, archive_client=self._archive_client),
+            announcer=Announcer(outbox=self._outbox_writer, archive=archive, archive_client=self._archive_client),
             dead_letters=self._dead_letters,
         )
         reporter = PhaseReporter(
@@ -237,7 +238,7 @@ class Service:
             definitions=self._definitions,
             law=self._law,
             reader=reader,
-            record=record,
+            archive=archive.postgres if archive else None,
             reading=reading,
             page_bytes=settings.http_page_bytes,
         )
@@ -250,8 +251,8 @@ class Service:
             health=health,
             actors=actors,
         )
-        # Children stop in reverse order: HTTP answers what it has accepted, the intake commits what has become durable,
-        # the batches and the outbox are flushed. No one of them may use up the budget of all, which bounds the sum.
+        # Children stop in reverse order: HTTP answers the accepted requests, the intake commits the offsets of durable
+        # events, the batches and the outbox are flushed. One budget bounds the sum, and no child may use all of it.
         half = settings.shutdown_seconds / 2
         hang = settings.hang_seconds
         return Supervisor(
@@ -284,7 +285,7 @@ class Service:
         )
 
     def _wake_publisher(self) -> None:
-        # One nudge that waits is as good as many.
+        # One message that waits is as good as many.
         if not self._publisher_mailbox.depth:
             self._publisher_mailbox.send_nowait(OutboxGrew())
 

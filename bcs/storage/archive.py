@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bcs.storage.postgres.archive import PostgresArchive
 
 
-# So long after entries of the former release were last seen, no replica of that release counts as running.
+# If no entry of the former release was seen for this time, no replica of that release counts as running.
 _UPGRADE_SECONDS = 600.0
 
 
@@ -42,7 +42,7 @@ class Archive:
         return self.backlog if self.postgres.was_reached else self.former_backlog
 
     async def waiting(self) -> int:
-        """The number of facts of all replicas that wait for PostgreSQL, asked in one round trip."""
+        """The number of facts of all replicas that wait for PostgreSQL, read in one round trip."""
         return await self.backlog.waiting(self.former_backlog)
 
     def can_answer_for_redis(self, error: StoreUnavailable) -> bool:
@@ -52,5 +52,5 @@ class Archive:
     @property
     def _nothing_waits(self) -> bool:
         former = self.former_backlog
-        # During an upgrade a replica of the former release may add more at any time, and PostgreSQL lacks it at first.
+        # During an upgrade a replica of the former release may add facts that PostgreSQL still lacks.
         return self.backlog.last_known == 0 and former.last_known == 0 and former.idle_seconds >= _UPGRADE_SECONDS

@@ -9,7 +9,7 @@ from bcs.domain.slices import Sliced
 from bcs.domain.state import BatchState
 from bcs.errors import StoreRefused, StoreUnavailable
 from bcs.storage.pace import paced
-from bcs.storage.ports import Record
+from bcs.storage.ports import ArchivePort
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class ArchiveBackfill:
     :param waiting: returns how many entries of all replicas wait for the archive.
     """
 
-    archive: Record
+    archive: ArchivePort
     waiting: Callable[[], Awaitable[int]]
 
     def is_complete(self, stamp: str | None, redis: str) -> bool:
         """True if the copy in Redis is known to be complete.
 
-        Before the first probe the archive has no identity; then the identity of Redis decides alone.
+        Before the first probe the archive has no identity. Until then only the identity of Redis is compared.
 
         :param redis: the identity of the server that the copy was read from; empty where the server does not report
             one.
@@ -56,7 +56,7 @@ class ArchiveBackfill:
         return stamped_redis == redis and bool(slash) and self.archive.identity in (stamped_archive, None)
 
     def ensure_same_redis(self, stamp: str | None, redis: str) -> None:
-        """Refuse to answer from a copy with the stamp of another Redis, while the archive is away.
+        """Refuse to answer from a copy with the stamp of another Redis, while the archive is unreachable.
 
         :param redis: as for `is_complete`.
         :raises StoreUnavailable: the copy has the stamp of another Redis, or this Redis does not report its identity.
@@ -67,7 +67,7 @@ class ArchiveBackfill:
             raise StoreUnavailable("postgresql", "Redis has changed, and may lack facts of the batch")
 
     async def backfill(self, batch_id: str, known: BatchState, redis: str) -> Backfilled | None:
-        """Read a batch from the archive, and add to the archive what only Redis has; None while the archive is away.
+        """Read a batch from the archive, and add the facts that only Redis has; None while the archive is unreachable.
 
         :param known: the copy in Redis. It may have facts from a time without an archive.
         :param redis: the identity of the server that the copy was read from; empty where the server does not report
@@ -92,13 +92,13 @@ class ArchiveBackfill:
     async def complete(
         self, batch_id: str, known: BatchState, stamp: str | None, redis: str
     ) -> tuple[BatchState, str | None]:
-        """Make a copy of a batch complete, or decide that the copy is enough while the archive is away.
+        """Make a copy of a batch complete, or decide that the copy is enough while the archive is unreachable.
 
         :param known: the copy in Redis. It gets the facts that only the archive has.
         :param stamp: the complete stamp of the copy.
         :param redis: as for `is_complete`.
         :returns: the facts that the copy got, and the complete stamp if the copy is complete now.
-        :raises StoreUnavailable: the archive is away, and the copy may be a part of the batch.
+        :raises StoreUnavailable: the archive is unreachable, and the copy may lack facts.
         """
         if self.is_complete(stamp, redis):
             return BatchState(), stamp
@@ -110,10 +110,10 @@ class ArchiveBackfill:
         return await paced(known.merging(backfilled.state)), backfilled.stamp
 
     def require_registered(self, registered: bool) -> None:
-        """Refuse to answer from Redis alone for a batch that is not registered there, while the archive is away.
+        """Refuse to answer from Redis alone for a batch that is not registered there, while the archive is unreachable.
 
-        Redis may have lost nearly all of such a batch, and the rest would look complete: one spellchecked essay of a
-        batch for which thirty essays were registered.
+        Redis may have lost nearly all facts of such a batch, and the rest would look complete. Example: one
+        spellchecked essay of a batch for which thirty essays were registered.
 
         :raises StoreUnavailable: the batch is not registered in Redis.
         """

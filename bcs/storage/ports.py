@@ -1,4 +1,4 @@
-"""What the rest of BCS asks of a store."""
+"""The interfaces of the stores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bcs.errors import StoreUnavailable
 from bcs.wire.published import OutboundMessage
 
 REDIS, POSTGRESQL, MEMORY = "redis", "postgresql", "memory"
-"""Where a state was read, in answers."""
+"""The names of the stores in answers."""
 
 T = TypeVar("T")
 
@@ -22,8 +22,8 @@ T = TypeVar("T")
 class Committed:
     """A delta is durable.
 
-    :param conflicts: how many attempts lost against another writer.
-    :param fallback: whether it was written register by register, because every attempt lost.
+    :param conflicts: the number of attempts that failed because another writer was faster.
+    :param fallback: True if every attempt failed, and the delta was written register by register.
     """
 
     conflicts: int = 0
@@ -31,10 +31,10 @@ class Committed:
 
 
 class BatchSource(Protocol):
-    """Where the state of batches is read."""
+    """Reads the state of batches."""
 
     async def summary(self, batch_id: str) -> BatchSummary:
-        """How far the batch is, by the law of the source; an unknown batch has an empty summary.
+        """The progress of a batch, by the law of the source; an unknown batch has an empty summary.
 
         :raises StoreUnavailable: no answer, and never a guess.
         """
@@ -48,7 +48,7 @@ class BatchSource(Protocol):
         ...
 
     async def partial_state(self, batch_id: str) -> BatchState:
-        """The copy in the store itself, without the archive, which may have more.
+        """The copy in the store, without the archive. The archive may have more facts.
 
         :raises StoreUnavailable: no answer, and never a guess.
         """
@@ -56,88 +56,88 @@ class BatchSource(Protocol):
 
 
 class StateStore(BatchSource, Protocol):
-    """The state of batches. Every method may be repeated without harm, also when its outcome is unknown."""
+    """Stores the state of batches. A call may be repeated without harm, also when its outcome is unknown."""
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
         """Merge a delta into a batch's state, atomically, and renew the batch's time to live.
 
-        Cancellation leaves the delta either wholly merged or not at all.
+        After a cancellation the delta is merged completely or not at all.
 
-        :raises StoreUnavailable: whether it was merged is unknown.
-        :raises TooManyEssays: only where no record stands behind the store: what that has must come in.
+        :raises StoreUnavailable: the delta may be merged or not.
+        :raises TooManyEssays: only without an archive. The store must accept every fact that the archive has.
         """
         ...
 
     async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
-        """Refuse essays that would be too many, before anything is written anywhere.
+        """Refuse essays for which the batch has no room, before anything is written anywhere.
 
-        A store that saw that the batch is small enough does not ask. So it may be late to notice what another process
-        has given the batch, by one call.
+        The store does not read the batch if the batch was small enough at the last call. So the store notices essays
+        that another process has added one call later.
 
-        :raises TooManyEssays: they are too many.
+        :raises TooManyEssays: the batch would have too many essays.
         :raises StoreUnavailable: no answer.
         """
         ...
 
     def ensure_reachable(self) -> None:
-        """Refuse at once, without asking it, while the store is known to be away.
+        """Refuse at once, without a request, while the store is known to be unreachable.
 
-        :raises StoreUnavailable: it is.
+        :raises StoreUnavailable: the store is unreachable.
         """
         ...
 
     def ensure_writable(self) -> None:
-        """Refuse at once, without asking it, while the store is known to be away, or to refuse commits.
+        """Refuse at once, without a request, while the store is known to be unreachable or to refuse commits.
 
-        :raises StoreUnavailable: it is, or does.
+        :raises StoreUnavailable: the store is unreachable, or refuses commits.
         """
         ...
 
     async def time_us(self) -> int:
-        """The store's own time, in microseconds since 1970 UTC.
+        """The time of the store's clock, in microseconds since 1970 UTC.
 
         :raises StoreUnavailable: no answer.
         """
         ...
 
     async def ping(self) -> None:
-        """Ask for a sign of life, and whether the store would take what may be asked of it.
+        """Check that the store answers, and which commands it would refuse.
 
-        :raises StoreUnavailable: there was none in time, or the store would refuse to be read.
+        :raises StoreUnavailable: no answer in time, or the store would refuse to be read.
         """
         ...
 
     @property
     def problem(self) -> str:
-        """What is wrong though the store answers, as far as is known without asking it; empty where nothing is."""
+        """The known problem of a store that answers, found without a request; empty if there is none."""
         ...
 
 
-class Record(Protocol):
-    """What a state store asks of the permanent record behind it."""
+class ArchivePort(Protocol):
+    """What a state store needs of the archive."""
 
     @property
     def reachable(self) -> bool:
-        """Whether it answered when it was last asked."""
+        """True if the archive answered the last request."""
         ...
 
     @property
     def identity(self) -> str | None:
-        """What is another one once the record was made anew or restored; None before it was reached."""
+        """Changes when the archive is created again or restored; None before the first contact."""
         ...
 
     async def state(self, batch_id: str) -> BatchState:
-        """Everything on record of a batch.
+        """The state of a batch in the archive.
 
         :raises StoreUnavailable: no answer, and never a guess.
         """
         ...
 
     async def add_states(self, states: Mapping[str, BatchState]) -> None:
-        """Merge what is known of batches from elsewhere, without a history.
+        """Merge states that come from another store, without a history.
 
-        :raises StoreUnavailable: whether it was written is unknown.
-        :raises StoreRefused: it can't be stored, now or later.
+        :raises StoreUnavailable: the states may be merged or not.
+        :raises StoreRefused: the states can't be stored, now or later.
         """
         ...
 
@@ -146,7 +146,7 @@ class AnsweringArchive(Protocol):
     """An archive that can answer instead of the state store."""
 
     @property
-    def postgres(self) -> Record:
+    def postgres(self) -> ArchivePort:
         """The archive's tables."""
         ...
 
@@ -157,9 +157,9 @@ class AnsweringArchive(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Leased(Generic[T]):
-    """An item of a queue that this process is to deliver.
+    """An item of a queue that this process must deliver.
 
-    :param entry_id: by which it is settled.
+    :param entry_id: the id in the queue; acknowledges the item.
     """
 
     entry_id: str
@@ -171,69 +171,70 @@ LeasedMessage = Leased[OutboundMessage]
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What waits in a queue.
+    """The entries that wait in a queue.
 
-    :param count: leased entries included.
-    :param oldest_seconds: for how long the oldest has waited, however often it was given back since; 0 where none does.
+    :param count: the number of entries, leased entries included.
+    :param oldest_seconds: the time since the oldest entry was first added, also if it was requeued since; 0 if no entry
+        waits.
     """
 
     count: int
     oldest_seconds: float
 
 
-class OutboxEntrance(Protocol):
-    """Where messages go that must reach Kafka."""
+class OutboxWriter(Protocol):
+    """Accepts messages that must reach Kafka."""
 
     async def append(self, messages: Sequence[OutboundMessage]) -> None:
-        """Take messages in, all or none; they are durable when this returns.
+        """Store messages, all or none. When this returns, they are durable.
 
-        :raises OutboxFull: none was taken.
-        :raises StoreUnavailable: whether they were taken is unknown.
+        :raises OutboxFull: none was stored.
+        :raises StoreUnavailable: they may be stored or not.
         """
         ...
 
     async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
-        """The same, and keep what explains them for the record, if there is one.
+        """Store messages, and their explanation for the archive if there is an archive, all or nothing.
 
-        :raises OutboxFull: none was taken.
-        :raises StoreUnavailable: whether they were taken is unknown.
+        :raises OutboxFull: nothing was stored.
+        :raises StoreUnavailable: both may be stored or not.
         """
         ...
 
 
-class Outbox(OutboxEntrance, Protocol):
-    """Messages that must reach Kafka. An entry stays until it is settled, whoever dies in between."""
+class Outbox(OutboxWriter, Protocol):
+    """Messages that must reach Kafka. An entry stays until it is acknowledged, whatever process dies before that."""
 
     async def lease(self, limit: int) -> list[LeasedMessage]:
-        """Take entries that no one has leased yet, oldest first."""
+        """Lease entries that are not leased yet, oldest first."""
         ...
 
     async def resume(self, limit: int) -> list[LeasedMessage]:
-        """Take again what this process has leased and not settled, since its publisher died over it."""
+        """Return the entries that this process leased and did not acknowledge, because its publisher died."""
         ...
 
     async def recover(self, idle_seconds: float, limit: int) -> list[LeasedMessage]:
-        """Take over entries that were leased so long ago that their holder must have died."""
+        """Lease entries whose lease is so old that the process with the lease must have died."""
         ...
 
     async def ack(self, entry_ids: Sequence[str]) -> None:
-        """The broker has acknowledged these: forget them."""
+        """Delete entries that the broker has acknowledged."""
         ...
 
     async def requeue(self, leased: Sequence[LeasedMessage]) -> None:
-        """Give entries back, to the end of the queue."""
+        """Move leased entries back to the end of the queue."""
         ...
 
     async def park(self, leased: LeasedMessage, problem: str) -> None:
-        """Set aside an entry that the broker will never take, so that it blocks nothing and is not lost."""
+        """Set aside an entry that the broker will never accept, so that it blocks nothing and is not lost."""
         ...
 
     async def backlog(self) -> int:
-        """How many entries wait, leased ones included."""
+        """The number of entries that wait, leased entries included."""
         ...
 
     async def measure(self) -> Waiting:
-        """How many entries wait, and for how long the oldest has.
+        """Count the entries that wait, and measure the age of the oldest.
 
         :raises StoreUnavailable: no answer.
         """

@@ -1,1 +1,1 @@
-"""What happens for a caller, in its order, without HTTP."""
+"""The steps of each request in their order, without HTTP."""

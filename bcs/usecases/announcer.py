@@ -1,4 +1,4 @@
-"""Announces pruned phases with their reasons: in the outbox, or in the archive while Redis is away."""
+"""Announces pruned phases with their reasons: in the outbox, or in the archive while Redis is unreachable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bcs.actors.archive.client import ArchiveClient
 from bcs.domain.history import PipelineResolved
 from bcs.errors import StoreUnavailable
 from bcs.storage.archive import Archive
-from bcs.storage.ports import POSTGRESQL, OutboxEntrance
+from bcs.storage.ports import POSTGRESQL, OutboxWriter
 from bcs.wire.published import OutboundMessage
 
 
@@ -21,7 +21,7 @@ class Announcer:
     :param archive_client: None if there is no archive.
     """
 
-    outbox: OutboxEntrance
+    outbox: OutboxWriter
     archive: Archive | None
     archive_client: ArchiveClient | None
 
@@ -41,7 +41,7 @@ class Announcer:
                 if self.archive_client:
                     self.archive_client.wake()
                 return
-        assert self.archive is not None  # noqa: S101 (the source is PostgreSQL only where there is an archive)
+        assert self.archive is not None  # noqa: S101 (only an archive has the source PostgreSQL)
         await self.archive.postgres.store_announcements(messages, resolved)
 
     def write_soon(self, resolved: PipelineResolved) -> None:

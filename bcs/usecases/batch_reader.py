@@ -1,4 +1,4 @@
-"""Reads a batch from the state store, or from the archive while Redis is away, for the service and for commands."""
+"""Reads a batch from the state store, or from the archive while Redis is unreachable. Commands use it, too."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bcs.storage.ports import POSTGRESQL, AnsweringArchive, BatchSource
 class BatchReader:
     """Decides which store answers for a batch, and whether its copy is enough for an answer.
 
-    Whether a copy in Redis is complete, and enough while the archive is away, is decided in
-    `bcs.storage.backfill.ArchiveBackfill.complete`.
+    `bcs.storage.backfill.ArchiveBackfill.complete` decides whether a copy in Redis is complete, and whether the copy is
+    enough while the archive is unreachable.
 
     :param store_name: the name of the store in answers.
     :param archive: None if there is no archive.
@@ -30,7 +30,7 @@ class BatchReader:
     law: CompletionLaw
 
     async def summary(self, batch_id: str) -> tuple[BatchSummary, str]:
-        """How far the batch is, and the name of the store that answered.
+        """The progress of the batch, and the name of the store that answered.
 
         :raises StoreUnavailable: no answer, and never a guess.
         """
@@ -57,9 +57,9 @@ class BatchReader:
             return await self._from_the_archive(batch_id, error), None, POSTGRESQL
 
     async def state_for_report(self, batch_id: str) -> BatchState:
-        """The state of the batch; while the archive is away, only the copy in Redis.
+        """The state of the batch; while the archive is unreachable, only the copy in Redis.
 
-        A report must be accepted then, too: it adds a fact, and decides nothing.
+        A phase report must be accepted then, too: the report adds a fact, and decides nothing.
 
         :raises StoreUnavailable: Redis gave no answer.
         """
@@ -71,7 +71,7 @@ class BatchReader:
             return await self.store.partial_state(batch_id)
 
     async def _from_the_archive(self, batch_id: str, error: StoreUnavailable) -> BatchState:
-        assert self.archive is not None  # noqa: S101 (`can_answer_for_redis` was asked)
+        assert self.archive is not None  # noqa: S101 (the caller has checked `can_answer_for_redis`)
         state = await self.archive.postgres.state(batch_id)
         if state.expected is None:
             # The batch may be older than the archive, or than its last rebuild: Redis may have more facts.

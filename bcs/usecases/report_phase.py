@@ -1,4 +1,4 @@
-"""Report a phase of a batch as complete or failed, as a caller over HTTP says."""
+"""Stores a phase report: a caller over HTTP reports that a phase of a batch is complete or failed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bcs.actors.asking import ask_with_retry
 from bcs.actors.clocks import Clocks
-from bcs.actors.messages import ApplyFacts, Report
+from bcs.actors.messages import ApplyFacts, PhaseReport
 from bcs.actors.runtime import Runtime
 from bcs.domain.facts import Outcome, PhaseReported
 from bcs.domain.reporting import report_time_us
@@ -17,10 +17,10 @@ from bcs.usecases.batch_reader import BatchReader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportPhase:
-    """A request to record that a phase has ended.
+    """A request to store that a phase has ended.
 
-    :param phase: one that the platform or the configuration knows.
-    :param caller: who reports, for the history.
+    :param phase: a phase of the platform or of the configuration.
+    :param caller: the caller's name for the history.
     """
 
     batch_id: str
@@ -32,10 +32,10 @@ class ReportPhase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseReporter:
-    """Gives a report a time that supersedes all known facts of the phase, and stores it.
+    """Gives a phase report a time that supersedes all known facts of the phase, and stores the report.
 
     :param batches: the actors of the batches.
-    :param clocks: give the time of a report, and how far ahead of them it may be.
+    :param clocks: give the time of a report, and limit how far ahead a report may be.
     """
 
     runtime: Runtime
@@ -52,10 +52,10 @@ class PhaseReporter:
         :raises ReportOutdated: a known fact of the phase has a time that lies too far ahead.
         :raises StoreUnavailable: the report may be stored or not.
         """
-        # A batch's actor waits for the store, as events from Kafka need it. A caller gets the error at once.
+        # A batch's actor waits for the store, because events from Kafka need that. A caller gets the error at once.
         self.store.ensure_writable()
         now_us = await self.clocks.agreed_now_us()
-        # The state of a large batch is in memory for this call only.
+        # No variable refers to the state: a large state must not stay in memory after this call.
         at_us = report_time_us(
             await self.reader.state_for_report(command.batch_id),
             command.phase,
@@ -63,8 +63,8 @@ class PhaseReporter:
             max_skew_us=self.clocks.max_skew_us,
         )
         fact = PhaseReported(command.phase, command.outcome, at_us)
-        report = Report(self.runtime.new_id(), command.correlation_id, command.caller)
-        # The fact keeps its time, so a second attempt after the actor died changes nothing.
+        report = PhaseReport(self.runtime.new_id(), command.correlation_id, command.caller)
+        # Each attempt sends the same time, so a second attempt after the actor died changes nothing.
         await ask_with_retry(
             lambda: self.batches.ask(
                 command.batch_id,

@@ -1,4 +1,4 @@
-"""Resolve a pipeline: which of its phases does a batch still need?"""
+"""Resolves a pipeline: decides which of its phases a batch still needs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bcs.actors.runtime import Runtime
 from bcs.domain.history import PhaseDecided, PipelineResolved
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.resolution import Resolution, resolve, validate_request
+from bcs.domain.times import microseconds
 from bcs.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
 from bcs.wire.dead_letters.encode import earlier_failures, failed_resolution
-from bcs.wire.decoding import microseconds
 from bcs.wire.published import Headers, phases_skipped
 from bcs.wire.tracing import Trace
 
@@ -34,9 +34,9 @@ _REFUSALS: dict[type[RequestRefused], str] = {
 class ResolvePipeline:
     """A request to resolve a pipeline.
 
-    :param prompt_attached: whether the batch has an essay prompt; None where the caller does not say.
-    :param caller: who asks, for the history.
-    :param trace: of the caller, carried on by what is published.
+    :param prompt_attached: True if the batch has an essay prompt; None if the caller gives no value.
+    :param caller: the caller's name for the history.
+    :param trace: the caller's trace; the published announcements belong to it.
     """
 
     batch_id: str
@@ -49,21 +49,21 @@ class ResolvePipeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginalRequest:
-    """The request as it came, for a dead letter.
+    """The request as it was received, for a dead letter.
 
-    :param body: its bytes.
-    :param understood: makes JSON of what counts in the body, for a body that is too large for a message.
-    :param failures: headers that a replay gave the request: how often it failed before, and when first.
+    :param body: the bytes of the body.
+    :param used_fields: returns the fields of the body that BCS uses, as JSON; replaces a body that is too large.
+    :param failures: headers that a replay adds: the number of earlier failures, and the time of the first.
     """
 
     body: bytes
-    understood: Callable[[], bytes]
+    used_fields: Callable[[], bytes]
     failures: Headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineResolver:
-    """Validates a request, reads the batch, resolves, announces what is pruned, and keeps the decision."""
+    """Validates a request, reads the batch, resolves, announces the pruned phases, and stores the decision."""
 
     runtime: Runtime
     definitions: PipelineDefinitions
@@ -74,11 +74,11 @@ class PipelineResolver:
     async def resolve(self, command: ResolvePipeline) -> tuple[Resolution, str]:
         """Resolve a pipeline. When this returns, each pruned phase will be announced.
 
-        Cancellation before the announcements are durable leaves nothing behind; after that they are published, though
-        the caller gets no answer.
+        Cancellation before the announcements are durable leaves nothing behind. After that the announcements are
+        published, though the caller gets no answer.
 
-        :returns: the resolution, and where the batch was read.
-        :raises RequestRefused: the pipeline is not known, or the batch lacks a prompt.
+        :returns: the resolution, and the name of the store that answered.
+        :raises RequestRefused: the pipeline is unknown, or the batch lacks a prompt.
         :raises StoreError: no answer, and never a guess.
         """
         outcome = "failure"
@@ -92,10 +92,11 @@ class PipelineResolver:
             self.runtime.telemetry.resolutions(outcome).inc()
         return resolved
 
-    async def keep_failure(self, command: ResolvePipeline, error: BcsError, original: OriginalRequest) -> bool:
-        """Make a dead letter of a request that failed on our side, and would fail again.
+    async def store_failure(self, command: ResolvePipeline, error: BcsError, original: OriginalRequest) -> bool:
+        """Store a dead letter of a request that failed inside BCS and would fail again.
 
-        :returns: False where the outbox did not take the dead letter, which is lost then, and logged.
+        :returns: False if the outbox did not store the dead letter. Then the dead letter is lost, and the loss is
+            logged.
         """
         message = failed_resolution(
             original.body,
@@ -104,7 +105,7 @@ class PipelineResolver:
             error,
             self.runtime.now(),
             earlier_failures(original.failures),
-            understood=original.understood(),
+            used_fields=original.used_fields(),
         )
         try:
             await self.dead_letters.store([self.dead_letters.of_request(message)])
@@ -120,7 +121,7 @@ class PipelineResolver:
         pruned, now = resolution.pruned, self.runtime.now()
         entry = self._entry(command, resolution, version=summary.version, source=source, now=now)
         if pruned:
-            # Durable before the answer: once the caller knows of a pruning, it will be announced.
+            # Durable before the answer: every pruning that a caller has seen is announced.
             skipped = phases_skipped(command.batch_id, pruned, command.correlation_id, now, command.trace)
             await self.announcer.announce(skipped, entry)
             await hit(FailPoint.HTTP_BEFORE_REPLY, command.batch_id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
-from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, NoReturn
 
@@ -13,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, repeat_key_of
 from bcs.domain.state import TIMED
-from bcs.domain.times import EPOCH
+from bcs.domain.times import LATEST_US, microseconds
 from bcs.errors import UndecodableMessage
 from bcs.supervision.errors import describe
 from bcs.wire import topics
@@ -34,9 +33,6 @@ from bcs.wire.events import (
     PartialEvent,
     SpellcheckPhaseCompletedV1,
 )
-
-LATEST_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
-"""The latest time that an event may have; Kafka itself accepts any number."""
 
 # Python's JSON parser creates an object for each value, which takes ten times as long as validating the document.
 _PARSED_BY_PYTHON_BYTES = 64 * 1024
@@ -186,13 +182,6 @@ class _Route:
         self.partial_event: TypeAdapter[PartialEvent[Any]] = TypeAdapter(PartialEvent[names_batch])  # type: ignore[valid-type]
         [self.batch_field] = names_batch.model_fields
         self.state_facts = state_facts
-
-
-def microseconds(time: datetime) -> int:
-    """Microseconds since 1970 UTC; a time without a zone is UTC, as all producers write it."""
-    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - EPOCH
-    # Integers only: as a float, microseconds lose the last digit, and two facts could change their order.
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def shortened(identifier: str | None) -> str | None:

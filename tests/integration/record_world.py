@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import anyio.to_thread
 from redis.asyncio import Redis
 
-from bcs.actors.messages import ApplyFacts, Report
+from bcs.actors.messages import ApplyFacts, PhaseReport
 from bcs.domain.facts import Fact
 from bcs.domain.history import FactsRecorded
 from bcs.domain.state import BatchState
@@ -86,7 +86,7 @@ class RecordWorld:
 
     async def notify(self, batch_id: str, facts: Sequence[Fact]) -> None:
         """Have facts recorded, as those of a Kafka message are, however often that takes."""
-        report = Report(uuid.uuid4(), "told", "the test")
+        report = PhaseReport(uuid.uuid4(), "told", "the test")
 
         def build(reply: object) -> ApplyFacts:
             return ApplyFacts(batch_id, tuple(facts), report=report, reply=reply)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pytest
 
 from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
 from bcs.actors.dead_letters import DeadLetters
-from bcs.actors.messages import ApplyFacts, DeliveryToken, MessageAcked, Report
+from bcs.actors.messages import ApplyFacts, DeliveryToken, MessageAcked, PhaseReport
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
 from bcs.domain.history import FactsRecorded, HistoryEntry
@@ -210,7 +210,7 @@ async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None
     store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageAcked]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     fact = PhaseReported("nlp", Outcome.COMPLETED, 1)
-    report = Report(uuid.uuid4(), "correlation", "the test")
+    report = PhaseReport(uuid.uuid4(), "correlation", "the test")
     with pytest.raises(AskTimeout):  # it does not run yet, and its caller is told that nothing was recorded
         await supervisor.ask(BATCH, lambda reply: ApplyFacts(BATCH, (fact,), report=report, reply=reply), 0)
     supervisor.deliver_nowait(BATCH, command(7, "essay"))

@@ -148,6 +148,6 @@ async def test_a_store_behind_which_no_record_stands_refuses_by_what_it_reads(
         with pytest.raises(TooManyEssays) as beforehand:
             await store.ensure_room("b", more.first_seen_us)
         for refusal in (commit.value, beforehand.value):
-            assert (refusal.limit, refusal.known, refusal.strangers) == (MOST, 3, frozenset({"d", "e"}))
+            assert (refusal.limit, refusal.known, refusal.new_essays) == (MOST, 3, frozenset({"d", "e"}))
         assert (await store.state("b")).first_seen_us.keys() == set(KNOWN)
         await store.ensure_room("b", ["a", "b", "c", "d"])

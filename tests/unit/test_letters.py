@@ -215,7 +215,7 @@ def test_a_resolution_s_letter_has_the_request() -> None:
 
 def test_a_large_resolution_s_dead_letter_has_the_used_fields() -> None:
     request = b'{"batch_id": "b", "more": "' + b"x" * 1_000_000 + b'"}'
-    message = failed_resolution(request, "b", "nlp", ValueError("x"), NOW, understood=b'{"batch_id":"b"}')
+    message = failed_resolution(request, "b", "nlp", ValueError("x"), NOW, used_fields=b'{"batch_id":"b"}')
     assert read(message, DeadLetterPosition(message.topic, 0, 0)).value == json.dumps(json.loads(request)).encode()
     truncated = as_truncated(message)
     assert truncated is not None

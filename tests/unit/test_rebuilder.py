@@ -14,11 +14,12 @@ from aiokafka import ConsumerRecord
 from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import BatchState, delta_of
+from bcs.domain.times import LATEST_US, microseconds
 from bcs.errors import StoreRefused, StoreUnavailable
 from bcs.ops.rebuild.essay_limit import EssayLimit
 from bcs.ops.rebuild.reading import TimedRecord
 from bcs.ops.rebuild.rebuilder import Rebuilder
-from bcs.wire.decoding import LATEST_US, EventDecoder, microseconds
+from bcs.wire.decoding import EventDecoder
 from tests.support.events import Event, registered, spellchecked
 
 pytestmark = pytest.mark.anyio

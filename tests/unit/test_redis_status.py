@@ -7,7 +7,7 @@ import pytest
 from bcs.actors.redis_probe import RedisStatus
 from bcs.errors import StoreUnavailable
 
-TRUSTED_SECONDS = 9.0
+MAX_AGE_SECONDS = 9.0
 
 
 class Clock:
@@ -27,11 +27,11 @@ def clock() -> Clock:
 
 @pytest.fixture
 def status(clock: Clock) -> RedisStatus:
-    return RedisStatus(trusted_seconds=TRUSTED_SECONDS, clock=clock)
+    return RedisStatus(max_age_seconds=MAX_AGE_SECONDS, clock=clock)
 
 
 def test_before_the_first_answer_redis_is_not_up(status: RedisStatus) -> None:
-    with pytest.raises(StoreUnavailable, match="not asked yet"):
+    with pytest.raises(StoreUnavailable, match="no probe has ended yet"):
         status.ensure_up()
 
 
@@ -48,7 +48,7 @@ def test_the_newest_look_counts(status: RedisStatus) -> None:
 
 def test_an_answer_is_trusted_only_for_a_while(status: RedisStatus, clock: Clock) -> None:
     status.up()
-    clock.seconds += TRUSTED_SECONDS
+    clock.seconds += MAX_AGE_SECONDS
     status.ensure_up()
     clock.seconds += 1
     with pytest.raises(StoreUnavailable, match="10 s old"):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from bcs.runtime.running import in_time, run
+from bcs.runtime.running import call_with_timeout, run
 
 
 @pytest.fixture
@@ -54,5 +54,5 @@ def test_results_and_errors_come_out_of_the_thread() -> None:
 
 def test_what_blocks_is_left_to_itself_after_its_time(silence: threading.Event) -> None:
     with pytest.raises(TimeoutError):
-        in_time(silence.wait, 0.01)
-    assert in_time(lambda: 7, 5) == 7
+        call_with_timeout(silence.wait, 0.01)
+    assert call_with_timeout(lambda: 7, 5) == 7

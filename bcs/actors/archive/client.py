@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bcs.actors.asking import ask_with_retry
-from bcs.actors.messages import KeepEntries
+from bcs.actors.messages import WriteEntries
 from bcs.domain.history import HistoryEntry, weight
 from bcs.errors import StoreUnavailable
 from bcs.observability.telemetry import Telemetry
@@ -27,7 +27,7 @@ class ArchiveClient:
 
     def __init__(
         self,
-        mailbox: Mailbox[KeepEntries],
+        mailbox: Mailbox[WriteEntries],
         telemetry: Telemetry,
         timeout_seconds: float,
         wake: Callable[[], None],
@@ -51,7 +51,7 @@ class ArchiveClient:
         timeout_seconds = self._timeout_seconds + extra_seconds(facts)
         try:
             await ask_with_retry(
-                lambda: self._mailbox.ask(lambda reply: KeepEntries(to_write, facts, reply), timeout_seconds)
+                lambda: self._mailbox.ask(lambda reply: WriteEntries(to_write, facts, reply), timeout_seconds)
             )
         except (AskTimeout, MailboxFull) as error:
             raise StoreUnavailable("archive", str(error)) from error
@@ -61,12 +61,12 @@ class ArchiveClient:
         try:
             if self._mailbox.depth >= _EXPLANATIONS_LIMIT:
                 raise MailboxFull(self._mailbox.name, _EXPLANATIONS_LIMIT)
-            self._mailbox.send_nowait(KeepEntries((entry,), weight(entry)))
+            self._mailbox.send_nowait(WriteEntries((entry,), weight(entry)))
         except MailboxFull:
             self._telemetry.history_dropped.inc()
 
 
-def archive_mailbox(asks: int) -> Mailbox[KeepEntries]:
+def archive_mailbox(asks: int) -> Mailbox[WriteEntries]:
     """The mailbox of the archive's actor.
 
     :param asks: the number of asks that may wait at the same time.

@@ -13,7 +13,7 @@ from bcs.actors.archive.drain import Drain
 from bcs.actors.portions import Amount
 from bcs.actors.runtime import Runtime
 from bcs.errors import StoreError, StoreUnavailable
-from bcs.storage.ports import OutboxEntrance
+from bcs.storage.ports import OutboxWriter
 
 if TYPE_CHECKING:
     # This module needs the extra `postgres`.
@@ -48,7 +48,7 @@ class ArchiveMaintenance:
     runtime: Runtime
     archive: PostgresArchive
     drain: Drain
-    outbox: OutboxEntrance
+    outbox: OutboxWriter
     first_probe_seconds: float
     _work: anyio.Event = field(default_factory=anyio.Event, init=False)
     _probed: anyio.Event = field(default_factory=anyio.Event, init=False)

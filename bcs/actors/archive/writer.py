@@ -10,7 +10,7 @@ import structlog
 
 from bcs.actors.archive.maintenance import ArchiveMaintenance
 from bcs.actors.isolate import isolate
-from bcs.actors.messages import KeepEntries
+from bcs.actors.messages import WriteEntries
 from bcs.actors.portions import portions
 from bcs.actors.runtime import Runtime
 from bcs.domain.history import FactsRecorded, HistoryEntry, weight
@@ -41,18 +41,18 @@ class ArchiveWriter:
         """The most facts in one statement, see `bcs.domain.history.weight`."""
         return self.runtime.settings.archive_facts_per_write
 
-    async def run(self, context: ActorContext[KeepEntries]) -> None:
+    async def run(self, context: ActorContext[WriteEntries]) -> None:
         """Write until a stop is requested, then write the rest of the mailbox.
 
         The actor does not crash while PostgreSQL or the queue is unreachable.
         """
         await hit(FailPoint.STARTING, context.name)
 
-        async def handle(envelopes: list[Envelope[KeepEntries]]) -> None:
+        async def handle(envelopes: list[Envelope[WriteEntries]]) -> None:
             for commands in portions(_messages(envelopes), lambda command: command.weight, self._facts_at_a_time):
                 await self._write(context, commands)
 
-        async def on_max_deliveries(envelope: Envelope[KeepEntries]) -> None:
+        async def on_max_deliveries(envelope: Envelope[WriteEntries]) -> None:
             ids = {entry.correlation_id for entry in envelope.message.entries if entry.correlation_id}
             log.error(
                 "archive_entries_dropped",
@@ -71,8 +71,8 @@ class ArchiveWriter:
             group.cancel_scope.cancel()
         await self.maintenance.finish()
 
-    async def _write(self, context: ActorContext[KeepEntries], commands: Sequence[KeepEntries]) -> None:
-        async def attempt(commands: Sequence[KeepEntries]) -> None:
+    async def _write(self, context: ActorContext[WriteEntries], commands: Sequence[WriteEntries]) -> None:
+        async def attempt(commands: Sequence[WriteEntries]) -> None:
             try:
                 for entries in self._portions(commands):
                     context.heartbeat()
@@ -87,12 +87,12 @@ class ArchiveWriter:
                 if command.reply:
                     command.reply.send(None)
 
-        async def on_refused(command: KeepEntries, error: StoreRefused) -> None:
+        async def on_refused(command: WriteEntries, error: StoreRefused) -> None:
             self._fail(command, error)
 
         await isolate(commands, attempt, on_refused)
 
-    def _portions(self, commands: Sequence[KeepEntries]) -> Iterable[Sequence[HistoryEntry]]:
+    def _portions(self, commands: Sequence[WriteEntries]) -> Iterable[Sequence[HistoryEntry]]:
         if len(commands) == 1:
             # A single command can be too large for one statement: it has all that a batch's actor handles at once.
             return portions(commands[0].entries, weight, self._facts_at_a_time)
@@ -120,13 +120,13 @@ class ArchiveWriter:
             self.runtime.telemetry.history_dropped.inc(len(explanations))
         self.maintenance.wake()
 
-    def _fail(self, command: KeepEntries, error: StoreError) -> None:
+    def _fail(self, command: WriteEntries, error: StoreError) -> None:
         if command.reply:
             command.reply.fail(error)  # the sender retries, or fails its own caller
         else:
             self.runtime.telemetry.history_dropped.inc(len(command.entries))
 
 
-def _messages(envelopes: Iterable[Envelope[KeepEntries]]) -> Iterator[KeepEntries]:
+def _messages(envelopes: Iterable[Envelope[WriteEntries]]) -> Iterator[WriteEntries]:
     # A caller that no longer waits has sent the command again, or has failed its own caller.
     return (envelope.message for envelope in envelopes if not envelope.caller_gone)

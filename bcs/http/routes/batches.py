@@ -35,7 +35,7 @@ _ID_SEGMENT = 4
 class BatchHandlers:
     """The handlers of the batches' routes.
 
-    :param record: reads the archive; None without an archive.
+    :param archive: reads the archive; None without an archive.
     :param reading: limits the number of batches and histories that are in memory at the same time.
     :param page_bytes: the approximate size of a response about a batch, for any number of essays.
     """
@@ -43,7 +43,7 @@ class BatchHandlers:
     definitions: PipelineDefinitions
     law: CompletionLaw
     reader: BatchReader
-    record: HistoryReader | None
+    archive: HistoryReader | None
     reading: anyio.Semaphore
     page_bytes: int
 
@@ -75,12 +75,12 @@ class BatchHandlers:
 
     async def history(self, request: web.Request) -> web.Response:
         """GET /internal/v1/batches/{id}/history."""
-        if self.record is None:
+        if self.archive is None:
             raise Problem(HTTPStatus.NOT_FOUND, "no-archive", "there is no archive: BCS_DATABASE_URL is not set")
         batch_id = _batch_id(request)
         query = parse_query(HistoryQuery, request.query.items())
         async with self.reading:
-            page = await read_page(self.record, batch_id, before=query.before, limit=query.limit)
+            page = await read_page(self.archive, batch_id, before=query.before, limit=query.limit)
             if page is None:
                 raise _unknown_batch()
             older = page.continues_before

@@ -66,7 +66,7 @@ class PipelineHandlers:
             resolution, source = await self.resolver.resolve(command)
         except BcsError as error:
             fails_again = not error.retryable and not isinstance(error, RequestRefused)
-            if fails_again and await self.resolver.keep_failure(command, error, _original(request, body)):
+            if fails_again and await self.resolver.store_failure(command, error, _original(request, body)):
                 request[DEAD_LETTER] = "written"
             raise
         answer = {**pipeline_answer(body.batch_id, resolution), "source": source}
@@ -99,7 +99,7 @@ def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:
     )
     return OriginalRequest(
         body=request[BODY],
-        understood=lambda: body.model_dump_json(exclude_none=True).encode(),
+        used_fields=lambda: body.model_dump_json(exclude_none=True).encode(),
         failures=failures,
     )
 

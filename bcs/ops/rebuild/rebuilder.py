@@ -10,12 +10,13 @@ import anyio
 
 from bcs.actors.messages import consumed_entry, decoded, message_of, written_at_ms
 from bcs.domain.history import FactsRecorded, weight
+from bcs.domain.times import LATEST_US
 from bcs.errors import StoreRefused, UndecodableMessage
 from bcs.ops.rebuild.essay_limit import EssayLimit
 from bcs.ops.rebuild.reading import OrderedTopicReader, TimedRecord
 from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.wire.dead_letters.encode import original_time_ms
-from bcs.wire.decoding import LATEST_US, EventDecoder
+from bcs.wire.decoding import EventDecoder
 
 if TYPE_CHECKING:
     # This module needs the extra `postgres`.

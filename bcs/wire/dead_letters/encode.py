@@ -196,12 +196,12 @@ def failed_resolution(
     now: datetime,
     earlier: tuple[int, str | None] = (0, None),
     *,
-    understood: bytes | None = None,
+    used_fields: bytes | None = None,
 ) -> OutboundMessage:
     """The dead letter of a resolution that failed because of BCS, with the request's body as its original envelope.
 
     :param earlier: how often the request failed before, and when first, where it is a replay.
-    :param understood: the fields of the body that BCS uses, as JSON; replaces a body that is too large for the broker.
+    :param used_fields: the fields of the body that BCS uses, as JSON; replaces a body that is too large for the broker.
     """
     metadata = {
         "batch_id": batch_id,
@@ -211,8 +211,8 @@ def failed_resolution(
     }
     value = _dead_letter_value(_envelope(request), RESOLUTION_FAILED, metadata, now)
     truncated = None
-    if understood is not None and len(request) > LARGE_DEAD_LETTER_BYTES:
-        truncated = _dead_letter_value(_envelope(understood), RESOLUTION_FAILED, metadata, now)
+    if used_fields is not None and len(request) > LARGE_DEAD_LETTER_BYTES:
+        truncated = _dead_letter_value(_envelope(used_fields), RESOLUTION_FAILED, metadata, now)
     headers = {
         ORIGINAL_TOPIC: topics.RESOLUTION,
         BATCH_ID: batch_id,
