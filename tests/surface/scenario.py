@@ -262,6 +262,8 @@ class _Story:
     async def _while_others_are_away(self, platform: Platform, redis: Client, calls: Calls) -> None:
         """PostgreSQL takes no connections, and the publisher holds what it has in hand."""
         batch = self._batch
+        # A drain that is cut off in the middle waits with the cause of that, until it is woken again.
+        await wait_until(lambda: self._nothing_waits(redis))
         with self._gate.held_closed():
             async with self._no_connections():
                 await wait_until(lambda: self._noticed(calls), description="PostgreSQL counts as away")
