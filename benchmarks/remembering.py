@@ -8,7 +8,7 @@ from bcs.devtools.servers.postgres import postgres
 from benchmarks import keeping, recalling, recording
 from benchmarks.measured import Measured
 from benchmarks.world import World, built
-from tests.support.databases import record_in
+from tests.support.databases import archive_in
 from tests.support.service import Orchestrator
 
 
@@ -21,7 +21,7 @@ async def measured(
     :returns: the rows, and figures that are no rates.
     """
     with postgres(directory / "postgres") as server:
-        async with record_in(server.url) as record:
+        async with archive_in(server.url) as record:
             batches, rows, others = await recording.measured(record, server, facts)
             rows.append(await recalling.by_itself(record, server, seconds, batches))
         async with built(directory, events, postgres=server) as within:

@@ -268,7 +268,7 @@ _INTAKE = (
         "bcs/actors/ingest/offsets.py",
         "if owned is None or owned.epoch != epoch or offset not in",
         "if owned is None or offset not in",
-        _in("property/test_offset_tracker", "test_a_receipt_of_an_older_ownership_counts_for_nothing"),
+        _in("property/test_offset_tracker", "test_a_token_of_an_older_ownership_has_no_effect"),
     ),
     Mutation(
         "contiguous-commit",
@@ -296,7 +296,7 @@ _INTAKE = (
         try:
             await make_durable(group)
 """,
-        _in("integration/test_batch_actor", "test_a_message_counts_as_finished_only_behind_its_commit"),
+        _in("integration/test_batch_actor", "test_a_message_counts_as_finished_only_after_its_commit"),
     ),
     Mutation(
         "delivered-is-not-durable",
@@ -309,7 +309,7 @@ _INTAKE = (
             await self._in_flight.deliver(ApplyFacts(event.batch_id, event.facts, token), token)
             self._finish(token)
 """,
-        _in("integration/test_under_way", "test_reading_pauses_while_too_much_is_under_way"),
+        _in("integration/test_in_flight", "test_reading_pauses_while_too_many_messages_are_in_flight"),
     ),
     Mutation(
         "dead-letter-durable",
@@ -346,7 +346,7 @@ _INTAKE = (
         "bcs/actors/ingest/in_flight.py",
         "            self.messages >= settings.intake_max_in_flight\n",
         "            False\n",
-        _in("integration/test_under_way", "test_reading_pauses_while_too_much_is_under_way"),
+        _in("integration/test_in_flight", "test_reading_pauses_while_too_many_messages_are_in_flight"),
     ),
     Mutation(
         "remembered-bound",
@@ -354,7 +354,7 @@ _INTAKE = (
         "bcs/actors/ingest/delivery.py",
         "            or self._tracker.remembered >= self._runtime.settings.intake_max_in_flight * _REMEMBERED_FACTOR\n",
         "",
-        _in("integration/test_under_way", "test_what_is_finished_behind_a_stuck_message_is_bounded"),
+        _in("integration/test_in_flight", "test_finished_offsets_behind_a_stuck_message_are_limited"),
     ),
     Mutation(
         "caller-gone",
@@ -362,7 +362,7 @@ _INTAKE = (
         "bcs/actors/batches.py",
         "group = [envelope.message for envelope in envelopes if not envelope.caller_gone]",
         "group = [envelope.message for envelope in envelopes]",
-        _in("integration/test_batch_actor", "test_a_report_that_nobody_waits_for_any_more_is_not_recorded"),
+        _in("integration/test_batch_actor", "test_a_report_whose_caller_is_gone_is_not_stored"),
     ),
     Mutation(
         "created-topics",
@@ -484,7 +484,7 @@ _OUTBOX = (
         await self._persist(context, self.outbox.ack, [entry.entry_id for entry in leased])
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
 """,
-        _in("integration/test_publisher", "test_what_a_publisher_held_when_it_crashed_is_published_by_the_next"),
+        _in("integration/test_publisher", "test_the_next_publisher_publishes_the_entries_of_a_crashed_one"),
     ),
     Mutation(
         "outbox-resume",
@@ -492,7 +492,7 @@ _OUTBOX = (
         "bcs/actors/publisher.py",
         "            leased = await self._persist(context, self.outbox.resume, _LEASE_LIMIT)\n",
         "            leased: list[LeasedMessage] = []\n",
-        _in("integration/test_publisher", "test_what_a_publisher_held_when_it_crashed_is_published_by_the_next"),
+        _in("integration/test_publisher", "test_the_next_publisher_publishes_the_entries_of_a_crashed_one"),
     ),
     Mutation(
         "announced-first",
@@ -545,7 +545,7 @@ _OUTBOX = (
         "bcs/actors/publishing.py",
         "                on_result(entry, acknowledgement.exception())\n",
         "                on_result(entry, None)\n",
-        _in("integration/test_publishing", "test_a_partition_without_a_leader_holds_up_no_other"),
+        _in("integration/test_publishing", "test_a_partition_without_a_leader_does_not_delay_others"),
     ),
     Mutation(
         "outbox-bound",
@@ -564,7 +564,7 @@ _ARCHIVE = (
         "bcs/actors/batches.py",
         "                await self._ensure_room(group[0].batch_id, delta)\n",
         "                pass\n",
-        _in("integration/test_batch_actor", "test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused"),
+        _in("integration/test_batch_actor", "test_only_events_that_exceed_the_limit_of_essays_are_refused"),
     ),
     Mutation(
         "first-problem",
@@ -597,7 +597,7 @@ _ARCHIVE = (
                 archived = True
             await self._commit(context, group, delta)
 """,
-        _in("integration/test_record_path", "test_redis_gets_nothing_that_the_record_does_not_have_yet"),
+        _in("integration/test_archive_path", "test_redis_gets_no_fact_before_the_archive_has_it"),
     ),
     Mutation(
         "archive-queue",
@@ -605,7 +605,7 @@ _ARCHIVE = (
         "bcs/actors/archive/writer.py",
         "        await self.archive.fact_queue.append(facts)\n",
         "",
-        _in("integration/test_record_queue", "test_what_is_asked_while_the_record_is_away_leaves_room_for_facts"),
+        _in("integration/test_archive_queue", "test_explanations_leave_room_for_facts_during_an_outage"),
     ),
     Mutation(
         "former-queue",
@@ -652,7 +652,7 @@ _ARCHIVE = (
         try:
             await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,
-        _in("integration/test_record_queue", "test_what_waits_stays_until_the_record_has_it"),
+        _in("integration/test_archive_queue", "test_queued_entries_stay_until_the_archive_has_them"),
     ),
     Mutation(
         "drain-halves",
@@ -660,7 +660,7 @@ _ARCHIVE = (
         "bcs/actors/archive/drain.py",
         "                self._amount.was_too_much(sum(map(_weight_of, portion)))\n",
         "                pass\n",
-        _in("integration/test_record_drain", "test_more_than_postgresql_takes_in_time_is_drained_by_parts"),
+        _in("integration/test_archive_drain", "test_a_backlog_too_large_for_one_statement_is_drained_in_parts"),
     ),
     Mutation(
         "archive-law",
@@ -673,7 +673,7 @@ _ARCHIVE = (
         """\
         SET outcome = excluded.outcome, at_us = excluded.at_us
 """,
-        _in("integration/test_record_store", "test_the_record_merges_as_the_model_does"),
+        _in("integration/test_archive_store", "test_the_archive_merges_like_the_model"),
     ),
     Mutation(
         "stall-alone",
@@ -697,7 +697,7 @@ _ARCHIVE = (
         "bcs/actors/ingest/reading.py",
         "        self.skip_orders.refuse_ordered(message, event.batch_id, event.correlation_id)\n",
         "",
-        _in("integration/test_skips", "test_a_message_that_was_ordered_to_be_skipped_becomes_a_dead_letter"),
+        _in("integration/test_skips", "test_a_message_with_a_skip_order_becomes_a_dead_letter"),
     ),
     Mutation(
         "index-scans",
@@ -705,7 +705,7 @@ _ARCHIVE = (
         "bcs/storage/postgres/connecting.py",
         '"enable_seqscan": "off", ',
         "",
-        _in("integration/test_record_plans", "test_every_statement_finds_rows_by_an_index_whatever_the_spread"),
+        _in("integration/test_archive_plans", "test_every_statement_uses_an_index_for_any_spread_of_rows"),
     ),
     Mutation(
         "usable-database",
@@ -713,7 +713,7 @@ _ARCHIVE = (
         "bcs/storage/postgres/connecting.py",
         "            ensure_usable(connection.get_server_version().major, settings.server_encoding)\n",
         "",
-        _in("integration/test_record_unusable", "test_an_encoding_other_than_utf8_is_named_and_nothing_is_written"),
+        _in("integration/test_archive_unusable", "test_an_encoding_other_than_utf8_is_named_and_nothing_is_written"),
     ),
     Mutation(
         "history-once",
@@ -721,7 +721,7 @@ _ARCHIVE = (
         "bcs/storage/postgres/sql.py",
         "ON CONFLICT (batch_key, entry_id) DO NOTHING\n",
         "",
-        _in("integration/test_record_store", "test_an_entry_that_comes_again_is_kept_once"),
+        _in("integration/test_archive_store", "test_a_repeated_entry_is_stored_once"),
     ),
     Mutation(
         "history-id",
@@ -746,7 +746,7 @@ _ARCHIVE = (
                 await on_refused(item, error)
             return
 """,
-        _in("integration/test_record_path", "test_an_entry_that_the_record_refuses_spoils_no_other"),
+        _in("integration/test_archive_path", "test_an_entry_that_the_archive_refuses_does_not_affect_others"),
     ),
     Mutation(
         "run-id",
@@ -770,7 +770,7 @@ _ARCHIVE = (
         "bcs/storage/backfill.py",
         "        if not redis:\n",
         "        if False:\n",
-        _in("integration/test_rolled_back", "test_a_redis_that_tells_no_identity_is_never_trusted"),
+        _in("integration/test_rolled_back", "test_a_redis_without_an_identity_is_never_trusted"),
     ),
     Mutation(
         "making-id",
@@ -778,7 +778,7 @@ _ARCHIVE = (
         "bcs/storage/backfill.py",
         "return stamped_redis == redis and bool(slash) and self.archive.identity in (stamped_archive, None)",
         "return stamped_redis == redis and bool(slash)",
-        _in("integration/test_rolled_back", "test_a_record_that_was_made_anew_gets_what_redis_knows"),
+        _in("integration/test_rolled_back", "test_a_new_archive_gets_the_facts_that_redis_has"),
     ),
     Mutation(
         "same-run",
@@ -823,7 +823,7 @@ _ARCHIVE = (
         "bcs/usecases/batch_reader.py",
         "        if state.expected is None:\n",
         "        if False:\n",
-        _in("integration/test_standing_in", "test_a_batch_whose_registration_is_not_on_record_gets_no_answer"),
+        _in("integration/test_standing_in", "test_a_batch_without_an_archived_registration_gets_no_answer"),
     ),
     Mutation(
         "facts-wait",
@@ -831,7 +831,7 @@ _ARCHIVE = (
         "bcs/storage/archive.py",
         " and self._nothing_waits",
         "",
-        _in("integration/test_standing_in", "test_what_was_drained_is_known_to_wait_no_more"),
+        _in("integration/test_standing_in", "test_a_drained_backlog_counts_as_empty"),
     ),
 )
 
@@ -866,7 +866,7 @@ _HTTP = (
         "bcs/actors/redis_probe.py",
         "        if age_seconds > self.max_age_seconds:\n",
         "        if False:\n",
-        _in("unit/test_redis_status", "test_an_answer_is_trusted_only_for_a_while"),
+        _in("unit/test_redis_status", "test_an_old_answer_of_redis_does_not_count"),
     ),
     Mutation(
         "deadline",

@@ -38,10 +38,10 @@ class Callers:
         await platform.send(spellchecked(self.done, "essay"), spellchecked(self.undone, "essay", "failed"))
 
         async def known() -> bool:
-            async with Orchestrator(self.bases[0]) as bos:
+            async with Orchestrator(self.bases[0]) as orchestrator:
                 self.asked.add("prepare")
-                done = await bos.to_run(self.done, correlation_id="prepare")
-                undone = await bos.define(self.undone)
+                done = await orchestrator.to_run(self.done, correlation_id="prepare")
+                undone = await orchestrator.define(self.undone)
                 assert undone.status == 200  # not so while the start of several services makes Redis slow
                 return done == ["ai_feedback"] and undone.json["decisions"][0]["reason"] == "essays_failed"
 
@@ -53,25 +53,25 @@ class Callers:
         while not self.enough:
             number += 1
             base = self.bases[(worker + number) % len(self.bases)]
-            async with Orchestrator(base) as bos:
-                await self._ask_once(bos, f"{self.done}-{worker}-{number}-{uuid.uuid4().hex[:8]}")
+            async with Orchestrator(base) as orchestrator:
+                await self._ask_once(orchestrator, f"{self.done}-{worker}-{number}-{uuid.uuid4().hex[:8]}")
             await anyio.sleep(_PAUSE_SECONDS)
 
-    async def _ask_once(self, bos: Orchestrator, request: str) -> None:
+    async def _ask_once(self, orchestrator: Orchestrator, request: str) -> None:
         try:
             self.asked.add(request)
             # Asked twice, as a caller does who got no answer in time: that announces nothing new.
             for _ in range(2):
-                answer = await bos.define(self.done, correlation_id=request)
+                answer = await orchestrator.define(self.done, correlation_id=request)
                 self.statuses[answer.status] += 1
                 if answer.status == 200:
                     assert answer.json["pruned_phases"] == ["spellcheck"], answer.json
                     self.pruned.add(request)
-            answer = await bos.define(self.undone, correlation_id=f"undone-{request}")
+            answer = await orchestrator.define(self.undone, correlation_id=f"undone-{request}")
             self.statuses[answer.status] += 1
             if answer.status == 200:
                 assert answer.json["final_pipeline"] == ["spellcheck", "ai_feedback"], answer.json
-            answer = await bos.complete(f"{request}-reported", "spellcheck")
+            answer = await orchestrator.complete(f"{request}-reported", "spellcheck")
             self.statuses[answer.status] += 1
             if answer.status == 200:
                 self.recorded.append(f"{request}-reported")

@@ -76,7 +76,7 @@ class RecordedScene(Scene):
 
     async def up(self) -> bool:
         """Whether the service has the record."""
-        return await self.bos.metric("bcs_archive_up", store="postgresql") == 1.0
+        return await self.orchestrator.metric("bcs_archive_up", store="postgresql") == 1.0
 
     async def assert_recorded(self, *, explained: bool = True) -> int:
         """All that was told and answered is kept: in Redis, and in the record, each entry once.
@@ -162,7 +162,7 @@ async def prepared_recorded_scene(
             await process.answers()
             scene = RecordedScene(ground, process, events, postgres, store_line)
             try:
-                async with scene.bos:
+                async with scene.orchestrator:
                     await scene.register()
                     await scene.callers.prepare(ground.platform)
                     yield scene

@@ -149,8 +149,8 @@ class Crew:
         for batch, state in self._history.model().items():
             assert await self._store.state(batch) == state
             for replica in self.replicas:
-                async with Orchestrator(replica.base) as bos:
-                    assert await bos.to_run(batch) == still_to_run(definitions, "ai_feedback", state)
+                async with Orchestrator(replica.base) as orchestrator:
+                    assert await orchestrator.to_run(batch) == still_to_run(definitions, "ai_feedback", state)
         for topic in topics.CONSUMED:
             assert await self.platform.messages(topics.dead_letter_topic(topic)) == []
 
@@ -168,8 +168,8 @@ class Crew:
 
 
 async def assert_no_actor_crashed(replica: BcsProcess) -> None:
-    async with Orchestrator(replica.base) as bos:
-        restarts = [one for one in await bos.samples() if one[0] == "bcs_actor_restarts_total" and one[2]]
+    async with Orchestrator(replica.base) as orchestrator:
+        restarts = [one for one in await orchestrator.samples() if one[0] == "bcs_actor_restarts_total" and one[2]]
     assert restarts == []
 
 

@@ -32,7 +32,7 @@ class Scene:
 
     def __init__(self, ground: Ground, process: BcsProcess, events: int) -> None:
         self.ground, self.process, name = ground, process, ground.name
-        self.bos = Orchestrator(process.base)
+        self.orchestrator = Orchestrator(process.base)
         self.callers = Callers([process.base], name)
         self.history = History(_SEED, events, name)
         self.asked = list[Asked]()
@@ -60,7 +60,9 @@ class Scene:
 
     async def assert_no_restart(self) -> None:
         """Nobody crashed."""
-        restarts = [labels for name, labels, value in await self.bos.samples() if "restarts_total" in name and value]
+        restarts = [
+            labels for name, labels, value in await self.orchestrator.samples() if "restarts_total" in name and value
+        ]
         assert restarts == [], self.process.log.read_text()
 
     def between(self, began: float, ended: float) -> list[Asked]:
@@ -81,7 +83,7 @@ async def prepared_scene(directory: Path, name: str, events: int) -> AsyncIterat
         with ground.serve("process", BCS_REQUEST_DEADLINE_SECONDS=DEADLINE_SECONDS) as process:
             await process.answers()
             scene = Scene(ground, process, events)
-            async with scene.bos:
+            async with scene.orchestrator:
                 await scene.callers.prepare(ground.platform)
                 yield scene
             process.signal(signal.SIGTERM)

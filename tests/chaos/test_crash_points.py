@@ -126,8 +126,8 @@ class Scene:
     async def _call(self, path: str, **options: object) -> int | None:
         """The answer's status; None where the connection ended without one."""
         try:
-            async with Orchestrator(self.base) as bos:
-                return (await bos.request("POST", path, **options)).status
+            async with Orchestrator(self.base) as orchestrator:
+                return (await orchestrator.request("POST", path, **options)).status
         except aiohttp.ClientConnectionError:
             return None
 
@@ -135,8 +135,8 @@ class Scene:
         """Wait until the order was carried out, all actors run, and everything sent is committed."""
 
         async def in_order() -> bool:
-            async with Orchestrator(self.base) as bos:
-                tree = (await bos.get("/internal/v1/actors")).json
+            async with Orchestrator(self.base) as orchestrator:
+                tree = (await orchestrator.get("/internal/v1/actors")).json
             running = all(child["state"] == "running" for child in tree["children"])
             return running and await self.platform.caught_up(self.name)
 

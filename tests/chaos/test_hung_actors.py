@@ -94,7 +94,7 @@ class Scene:
     hang: Hang
     service: RunningService
     platform: Platform
-    bos: Orchestrator
+    orchestrator: Orchestrator
     model: dict[str, BatchState] = field(default_factory=dict)
 
     async def send(self, *events: Event) -> None:
@@ -109,7 +109,7 @@ class Scene:
         await self.settled()
         self.hang.armed = True
         await self.send(*(spellchecked(VICTIM, essay) for essay in ("a", "b")), registered(VICTIM, ["a", "b"]))
-        assert await self.bos.to_run(DONE, correlation_id="request") == ["ai_feedback"]
+        assert await self.orchestrator.to_run(DONE, correlation_id="request") == ["ai_feedback"]
         await wait_until(lambda: self.hang.began is not None)
 
     async def settled(self) -> None:
@@ -118,10 +118,12 @@ class Scene:
 
     async def assert_others_are_served(self) -> None:
         """Requests are answered, facts that they report recorded, and other batches' events applied."""
-        assert await self.bos.to_run(DONE, correlation_id="request") == ["ai_feedback"]
-        assert (await self.bos.complete("reported", "spellcheck")).status == 200
-        assert await self.bos.to_run("reported", correlation_id="another") == ["ai_feedback"]
-        assert (await self.bos.get("/metrics")).status == (await self.bos.get("/readyz")).status == 200
+        assert await self.orchestrator.to_run(DONE, correlation_id="request") == ["ai_feedback"]
+        assert (await self.orchestrator.complete("reported", "spellcheck")).status == 200
+        assert await self.orchestrator.to_run("reported", correlation_id="another") == ["ai_feedback"]
+        assert (
+            (await self.orchestrator.get("/metrics")).status == (await self.orchestrator.get("/readyz")).status == 200
+        )
         if self.hang.actor != "intake":
             await self.send(spellchecked(NEIGHBOUR, "essay"))
             await wait_until(self._neighbour_is_known)
@@ -130,7 +132,7 @@ class Scene:
             assert await self.platform.uncommitted(self.service.group), "what it hangs over is not taken for done"
 
     async def _neighbour_is_known(self) -> bool:
-        return await self.bos.to_run(NEIGHBOUR) == ["ai_feedback"]
+        return await self.orchestrator.to_run(NEIGHBOUR) == ["ai_feedback"]
 
     async def assert_all_well(self) -> None:
         """Everything sent is applied, every pruning announced, and nothing given up."""
@@ -147,7 +149,7 @@ class Scene:
         for topic in topics.CONSUMED:
             assert await self.platform.messages(topics.dead_letter_topic(topic)) == []
         assert self.child().state is State.RUNNING
-        counts = [sample for sample in await self.bos.samples() if sample[0] == "bcs_actor_restarts_total"]
+        counts = [sample for sample in await self.orchestrator.samples() if sample[0] == "bcs_actor_restarts_total"]
         restarted = {labels["actor"]: count for _, labels, count in counts if count}
         assert restarted == {"batches/*" if self.hang.actor == "batches" else self.hang.actor: 1}
 
@@ -167,10 +169,10 @@ async def staged(directory: Path, redis_url: str, hang: Hang) -> AsyncIterator[S
             running_service(
                 hang.reach, redis_url=redis_url, kafka_bootstrap_servers=server.address, **settings
             ) as service,
-            Orchestrator(service.base) as bos,
+            Orchestrator(service.base) as orchestrator,
         ):
             try:
-                yield Scene(hang, service, platform, bos)
+                yield Scene(hang, service, platform, orchestrator)
             finally:
                 if hang.let_go is not None:
                     service.call(hang.let_go.set)
@@ -197,7 +199,7 @@ async def unhealthy_until_it_lets_go(hang: Hang, directory: Path, redis_url: str
     async with staged(directory, redis_url, hang) as scene:
 
         async def has_health(status: int) -> bool:
-            return (await scene.bos.get("/healthz")).status == status
+            return (await scene.orchestrator.get("/healthz")).status == status
 
         await scene.begin()
         assert await has_health(200), "it may still come to an end"

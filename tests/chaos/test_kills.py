@@ -167,15 +167,15 @@ async def assert_state(stage: Stage, history: History) -> None:
     for batch, state in model.items():
         assert await stage.store.state(batch) == state
     for replica in stage.replicas:
-        async with Orchestrator(replica.base, keep_alive=True) as bos:
+        async with Orchestrator(replica.base, keep_alive=True) as orchestrator:
             for batch, state in model.items():
                 # A connection to Redis that was cut may still have to be found so: a 503 then, but never a guess.
-                answer = await wait_until(partial(answered, bos, batch), SETTLED_SECONDS)
+                answer = await wait_until(partial(answered, orchestrator, batch), SETTLED_SECONDS)
                 assert answer is not None
                 assert answer.json["final_pipeline"] == still_to_run(definitions, "ai_feedback", state)
 
 
-async def answered(bos: Orchestrator, batch: str) -> Answer | None:
-    answer = await bos.define(batch)
+async def answered(orchestrator: Orchestrator, batch: str) -> Answer | None:
+    answer = await orchestrator.define(batch)
     assert answer.status in (200, 503), answer.body
     return answer if answer.status == 200 else None

@@ -140,11 +140,15 @@ class Drill:
 
     async def _ask(self, service: RunningService) -> None:
         while not self._enough:
-            async with Orchestrator(service.base) as bos:
+            async with Orchestrator(service.base) as orchestrator:
                 with suppress(aiohttp.ClientConnectionError):
-                    assert (await bos.complete("reported", "spellcheck")).status in (200, 503)
-                    assert (await bos.define("reported")).status == 200
-                    assert (await bos.get("/metrics")).status == (await bos.get("/healthz")).status == 200
+                    assert (await orchestrator.complete("reported", "spellcheck")).status in (200, 503)
+                    assert (await orchestrator.define("reported")).status == 200
+                    assert (
+                        (await orchestrator.get("/metrics")).status
+                        == (await orchestrator.get("/healthz")).status
+                        == 200
+                    )
             self._answered += 1
 
 

@@ -72,7 +72,7 @@ class NoRedis:
 
     async def overcome(self, scene: Scene) -> bool:
         """See `Outage.overcome`."""
-        answers = await scene.bos.get("/readyz"), await scene.bos.define(scene.callers.undone)
+        answers = await scene.orchestrator.get("/readyz"), await scene.orchestrator.define(scene.callers.undone)
         return {answer.status for answer in answers} == {200} and await scene.knows(self._new)
 
 
@@ -173,10 +173,10 @@ async def endure_cuts(scene: Scene, chance: Random) -> list[float]:
 
 async def is_seen(scene: Scene, outage: Outage) -> bool:
     """Whether the outage is told of; liveness is given all the same."""
-    health = await scene.bos.get("/healthz")
+    health = await scene.orchestrator.get("/healthz")
     assert health.status == 200
     unhealthy = {name for name, found in health.json["dependencies"].items() if found["status"] == "unhealthy"}
-    ready = (await scene.bos.get("/readyz")).status
+    ready = (await scene.orchestrator.get("/readyz")).status
     assert unhealthy <= {outage.name}
     return unhealthy == {outage.name} and ready == (503 if outage.name == "redis" else 200)
 

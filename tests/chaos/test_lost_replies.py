@@ -97,26 +97,26 @@ def assert_refused(answer: Answer) -> None:
     assert int(answer.headers["Retry-After"]) >= 1
 
 
-async def report(service: RunningService, bos: Orchestrator, proxy: FaultProxy, batch: str) -> None:
+async def report(service: RunningService, orchestrator: Orchestrator, proxy: FaultProxy, batch: str) -> None:
     """Report a phase; the first reply is lost, and so the caller is refused, and reports again."""
     # Of the commit alone: what is known of the batch is read in a transaction, too, and a probe queues each command.
     proxy.drop_replies(b"report:spellcheck")
-    assert_refused(await bos.complete(batch, "spellcheck"))
+    assert_refused(await orchestrator.complete(batch, "spellcheck"))
     unheard = (await state_of(service, batch)).reports
     assert unheard["spellcheck"].outcome is Outcome.COMPLETED, "Redis carried it out"
     began_us = int(time() * 1_000_000)
-    assert (await bos.complete(batch, "spellcheck")).status == 200
+    assert (await orchestrator.complete(batch, "spellcheck")).status == 200
     marks = (await state_of(service, batch)).reports
     assert marks.keys() == {"spellcheck"}
     assert began_us <= marks["spellcheck"].at_us <= time() * 1_000_000, "the newer of the two counts"
 
 
-async def announce(bos: Orchestrator, proxy: FaultProxy, batch: str) -> int:
+async def announce(orchestrator: Orchestrator, proxy: FaultProxy, batch: str) -> int:
     """Ask until there is an answer, always with the same correlation id; return how often that was refused."""
     goal = proxy.replies_dropped + 1
     proxy.drop_replies(as_uuid(f"about-{batch}").encode())  # only what is announced has it
     refusals = 0
-    while (answer := await bos.define(batch, correlation_id=f"about-{batch}")).status != 200:
+    while (answer := await orchestrator.define(batch, correlation_id=f"about-{batch}")).status != 200:
         assert_refused(answer)
         refusals += 1
     assert answer.json["pruned_phases"] == ["spellcheck"]
@@ -143,13 +143,13 @@ async def test_what_redis_carried_out_unheard_has_its_effect_once(
             outbox_poll_interval_seconds=0.02,
             metrics_interval_seconds=600,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         losing = asyncio.create_task(lose_replies(proxy, executions, Random(seed), COMMITS))
         fed = await feed(platform, service.group, [told.event for told in history.told], losing)
         reported = [f"reported-{number}" for number in range(REPORTS)]
         for batch in reported:
-            await report(service, bos, proxy, batch)
+            await report(service, orchestrator, proxy, batch)
         assert executions.sent.total() - executions.heard_of.total() == COMMITS + REPORTS, "all met commits"
 
         for batch, model in history.model().items():
@@ -159,12 +159,12 @@ async def test_what_redis_carried_out_unheard_has_its_effect_once(
             assert summary == summarize(model, LAW, executions.sent[batch])
         assert {executions.sent[batch] for batch in reported} == {2}
 
-        refusals = {batch: await announce(bos, proxy, batch) for batch in reported}
+        refusals = {batch: await announce(orchestrator, proxy, batch) for batch in reported}
         assert proxy.replies_dropped == SIZES.lost_replies
         assert sum(refusals.values()) == ANNOUNCEMENTS
         await assert_announced(platform, refusals)
 
-        samples = await bos.samples()
+        samples = await orchestrator.samples()
         applied = [value for name, _, value in samples if name == "bcs_events_processed_total"]
         assert sum(applied) == fed, "each event is told to be done once"
         assert [name for name, _, value in samples if name == "bcs_actor_restarts_total" and value] == []

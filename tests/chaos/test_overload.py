@@ -133,8 +133,8 @@ class Crowd:
 
     async def busy(self, requests: int) -> bool:
         """Whether so many requests are being answered, this one included."""
-        async with Orchestrator(self.process.base) as bos:
-            return (await bos.metric("bcs_http_requests_in_flight") or 0) >= requests
+        async with Orchestrator(self.process.base) as orchestrator:
+            return (await orchestrator.metric("bcs_http_requests_in_flight") or 0) >= requests
 
 
 def megabytes_of(process: BcsProcess) -> float:
@@ -201,9 +201,9 @@ async def test_ten_times_the_load_is_refused_in_time_and_costs_no_memory(tmp_pat
         assert await crowd.member() == member, "it was never thrown out of its group"
         assert "offset_commit_failed" not in crowd.process.log.read_text()
         assert abs(last - warm) <= FLAT * warm
-        async with Orchestrator(crowd.process.base) as bos:
-            assert [name for name, _, value in await bos.samples() if "restarts_total" in name and value] == []
-            assert await bos.to_run(crowd.callers.undone) == ["spellcheck", "ai_feedback"]
+        async with Orchestrator(crowd.process.base) as orchestrator:
+            assert [name for name, _, value in await orchestrator.samples() if "restarts_total" in name and value] == []
+            assert await orchestrator.to_run(crowd.callers.undone) == ["spellcheck", "ai_feedback"]
 
 
 async def alone_with_few(crowd: Crowd, directory: Path) -> Tally:

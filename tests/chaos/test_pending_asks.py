@@ -119,8 +119,8 @@ async def test_every_pending_ask_ends_with_the_actor(redis_url: str, note_figure
             ends = await asyncio.to_thread(service.run, seconds_to_the_end_of_asks, service, deaths, f"b{turn}", how)
             assert len(ends) == SIZES.pending_asks, "each of them is told that the actor died"
             longest.append(max(ends))
-        async with Orchestrator(service.base) as bos:
-            assert await bos.metric("bcs_actor_restarts_total", actor="batches/*") == ROUNDS
+        async with Orchestrator(service.base) as orchestrator:
+            assert await orchestrator.metric("bcs_actor_restarts_total", actor="batches/*") == ROUNDS
     assert max(longest) < WITHIN_SECONDS
     note_figure(
         7,
@@ -132,11 +132,11 @@ async def test_every_pending_ask_ends_with_the_actor(redis_url: str, note_figure
 @pytest.mark.parametrize("how", ["killed", "crashed"])
 async def test_callers_over_http_do_not_notice_that_the_actor_dies(redis_url: str, note_figure: Note, how: str) -> None:
     deaths, batch, count = Deaths(), "reported", SIZES.pending_asks
-    async with service_with(deaths, redis_url) as service, Orchestrator(service.base) as bos:
+    async with service_with(deaths, redis_url) as service, Orchestrator(service.base) as orchestrator:
         service.call(deaths.hold, batch)
         began = monotonic()
         async with asyncio.TaskGroup() as group:
-            calls = [group.create_task(bos.complete(batch, PHASES[number % 4])) for number in range(count)]
+            calls = [group.create_task(orchestrator.complete(batch, PHASES[number % 4])) for number in range(count)]
             await wait_until(lambda: service.call(waiting_for, service, batch) == count)
             ordered, ordered_us = monotonic(), int(time() * 1_000_000)
             assert ordered - began < DEADLINE_SECONDS, "none of them has run out of time yet"
@@ -144,7 +144,7 @@ async def test_callers_over_http_do_not_notice_that_the_actor_dies(redis_url: st
         seconds = monotonic() - ordered
         statuses = Counter(call.result().status for call in calls)
         assert statuses == {200: count}, "each is asked again, and the next incarnation records it"
-        assert await bos.metric("bcs_actor_restarts_total", actor="batches/*") == 1
+        assert await orchestrator.metric("bcs_actor_restarts_total", actor="batches/*") == 1
         marks = (await asyncio.to_thread(service.run, service.service.store.state, batch)).reports
     assert {phase: mark.outcome for phase, mark in marks.items()} == dict.fromkeys(PHASES, Outcome.COMPLETED)
     assert all(mark.at_us <= ordered_us for mark in marks.values()), "asked again, each keeps the time of its request"

@@ -103,10 +103,10 @@ async def outbox_is_empty(service: RunningService) -> bool:
     return await asyncio.to_thread(service.run, service.service.outbox.backlog) == 0
 
 
-async def counted(bos: Orchestrator, name: str, label: str) -> Counter[str]:
+async def counted(orchestrator: Orchestrator, name: str, label: str) -> Counter[str]:
     """A metric's values by one of its labels; nothing for those that are zero."""
     values: Counter[str] = Counter()
-    for sample_name, labels, value in await bos.samples():
+    for sample_name, labels, value in await orchestrator.samples():
         if sample_name == name and value:
             values[labels[label]] += int(value)
     return values
@@ -127,7 +127,7 @@ async def test_poison_becomes_dead_letters_and_its_neighbours_are_applied(
             kafka_bootstrap_servers=kafka_bootstrap_servers,
             message_max_deliveries=DELIVERIES,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         began = monotonic()
         sent = await platform.send_raw(*messages)
@@ -146,12 +146,12 @@ async def test_poison_becomes_dead_letters_and_its_neighbours_are_applied(
             summary = await asyncio.to_thread(service.run, service.service.store.summary, batch)
             assert summary == summarize(model, LAW, summary.version)
         assert (await asyncio.to_thread(service.run, service.service.store.state, DEADLY)).empty
-        outcomes = await counted(bos, "bcs_events_processed_total", "outcome")
+        outcomes = await counted(orchestrator, "bcs_events_processed_total", "outcome")
         assert outcomes.pop("dead_lettered") == len(poisonous)
         assert outcomes.total() == len(events), "each is told to be done once"
         assert crashes.count == DELIVERIES
         # One for each crash; none of what can't be decoded costs any.
-        assert await counted(bos, "bcs_actor_restarts_total", "actor") == {"batches/*": DELIVERIES}
+        assert await counted(orchestrator, "bcs_actor_restarts_total", "actor") == {"batches/*": DELIVERIES}
     malformed = sorted(poison.kind for poison in poisonous.values() if poison.event.value != poison.value)
     note_figure(
         15,

@@ -90,16 +90,16 @@ class Drill:
         self._seconds.setdefault(actor, []).append(await anyio.to_thread.run_sync(kill))
 
     async def _works(self, actor: str, request: str) -> bool:
-        async with Orchestrator(self._service.base) as bos:
+        async with Orchestrator(self._service.base) as orchestrator:
             if actor == "metrics":
-                return (await bos.get("/metrics")).status == 200
+                return (await orchestrator.get("/metrics")).status == 200
             if actor == "batches":
-                return (await bos.complete(self._name, "spellcheck")).status == 200
+                return (await orchestrator.complete(self._name, "spellcheck")).status == 200
             if actor == "publisher":
-                assert await bos.to_run(self._name, correlation_id=request) == ["ai_feedback"]
+                assert await orchestrator.to_run(self._name, correlation_id=request) == ["ai_feedback"]
                 records = values(await self._platform.messages(topics.PHASE_SKIPPED, self._name))
                 return as_uuid(request) in {record["data"]["correlation_id"] for record in records}
-            return (await bos.get("/healthz")).status == 200
+            return (await orchestrator.get("/healthz")).status == 200
 
     async def _consumes(self, essay: str) -> None:
         await self._platform.send(spellchecked(self._name, essay))

@@ -110,10 +110,10 @@ async def test_with_the_state_in_memory_no_redis_is_needed(tmp_path: Path, prefi
     environment = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_SHUTDOWN_SECONDS": 2}
     with serve(tmp_path, f"redis://{nowhere}", nowhere, **environment, forked=False) as process:
         await process.answers()
-        async with Orchestrator(process.base) as bos:
-            assert (await bos.complete(prefix, "spellcheck")).status == 200
-            assert await bos.to_run(prefix) == ["ai_feedback"]
-            health = (await bos.get("/healthz")).json
+        async with Orchestrator(process.base) as orchestrator:
+            assert (await orchestrator.complete(prefix, "spellcheck")).status == 200
+            assert await orchestrator.to_run(prefix) == ["ai_feedback"]
+            health = (await orchestrator.get("/healthz")).json
         assert health["dependencies"]["redis"]["status"] == "not_configured"
         healthcheck = BcsProcess(tmp_path / "probe", "healthcheck", BCS_HTTP_PORT=process.environment["BCS_HTTP_PORT"])
         with healthcheck:
@@ -144,12 +144,12 @@ async def test_in_production_every_line_of_the_log_is_json(
     environment = {"BCS_ENVIRONMENT": "production", "BCS_HTTP_ACCESS_LOG": "true"}
     with serve(tmp_path, redis_url, kafka_bootstrap_servers, **environment, forked=False) as process:
         await process.answers()
-        async with Orchestrator(process.base) as bos:
-            await bos.define(prefix, correlation_id="the-request")
+        async with Orchestrator(process.base) as orchestrator:
+            await orchestrator.define(prefix, correlation_id="the-request")
         junk = await platform.send_raw(*[(topics.CJ_COMPLETED, b"key", b"\xff\nnot JSON")] * BROKEN)
-        async with Orchestrator(process.base) as bos:
-            await wait_until(lambda: dead_letters(bos, BROKEN))
-            await bos.define(prefix, "nonsense", correlation_id="the-refused")
+        async with Orchestrator(process.base) as orchestrator:
+            await wait_until(lambda: dead_letters(orchestrator, BROKEN))
+            await orchestrator.define(prefix, "nonsense", correlation_id="the-refused")
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
     assert process.output.read_text() == ""
@@ -168,9 +168,9 @@ async def test_in_production_every_line_of_the_log_is_json(
     assert [line["exit_code"] for line in lines if line["event"] == "stopped"] == [0]
 
 
-async def dead_letters(bos: Orchestrator, count: int) -> bool:
+async def dead_letters(orchestrator: Orchestrator, count: int) -> bool:
     """Whether so many messages have become dead letters."""
-    samples = await bos.samples()
+    samples = await orchestrator.samples()
     return sum(value for name, _, value in samples if name == "bcs_dead_letters_total") >= count
 
 
@@ -189,11 +189,11 @@ async def test_a_log_that_nobody_reads_holds_up_neither_answers_nor_the_stop(tmp
     }
     with serve(tmp_path, f"redis://{nowhere}", nowhere, **environment, forked=True) as process:
         await process.answers()
-        async with Orchestrator(process.base, keep_alive=True) as bos:
+        async with Orchestrator(process.base, keep_alive=True) as orchestrator:
             for number in range(requests):
-                assert (await bos.complete(f"{prefix}-{number}", "spellcheck")).status == 200
+                assert (await orchestrator.complete(f"{prefix}-{number}", "spellcheck")).status == 200
             for probe in ("/healthz", "/readyz", "/metrics"):
-                assert (await bos.get(probe)).status == 200
+                assert (await orchestrator.get(probe)).status == 200
         process.signal(signal.SIGTERM)
         await wait_until(lambda: process.process.poll() is not None)
         assert process.process.wait() == 0
@@ -208,8 +208,8 @@ async def test_a_log_that_nobody_reads_holds_up_neither_answers_nor_the_stop(tmp
 class Callers:
     """Sends requests until the service does not listen any more."""
 
-    def __init__(self, bos: Orchestrator, prefix: str) -> None:
-        self.bos, self.prefix = bos, prefix
+    def __init__(self, orchestrator: Orchestrator, prefix: str) -> None:
+        self.orchestrator, self.prefix = orchestrator, prefix
         self.recorded: list[str] = []
         self.pruned: set[str] = set()
         self.refused = 0
@@ -219,11 +219,11 @@ class Callers:
         for number in range(100_000):
             name = f"{self.prefix}-{worker}-{number}"
             try:
-                recorded = await self.bos.complete(name, "spellcheck")
+                recorded = await self.orchestrator.complete(name, "spellcheck")
                 self.statuses.add(recorded.status)
                 if recorded.status == 200:
                     self.recorded.append(name)
-                    resolved = await self.bos.define(name, correlation_id=name)
+                    resolved = await self.orchestrator.define(name, correlation_id=name)
                     self.statuses.add(resolved.status)
                     if resolved.status == 200:
                         assert resolved.json["final_pipeline"] == ["ai_feedback"]
@@ -246,8 +246,8 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
         await first.answers()
         await platform.send(*(registered(batch, essays) for batch in batches))
         await wait_until(lambda: platform.caught_up(group))
-        async with Orchestrator(first.base) as bos, asyncio.TaskGroup() as tasks:
-            callers = Callers(bos, prefix)
+        async with Orchestrator(first.base) as orchestrator, asyncio.TaskGroup() as tasks:
+            callers = Callers(orchestrator, prefix)
             workers = [tasks.create_task(callers.call(worker)) for worker in range(8)]
             for start in range(0, len(essays), 100):
                 events = [spellchecked(batch, essay) for essay in essays[start : start + 100] for batch in batches]
@@ -263,9 +263,9 @@ async def test_sigterm_under_traffic_loses_nothing_that_was_accepted(
     with serve(tmp_path / "second", redis_url, kafka_bootstrap_servers, **names, forked=False) as second:
         await second.answers()
         await wait_until(lambda: platform.caught_up(group))
-        async with Orchestrator(second.base, keep_alive=True) as bos:
+        async with Orchestrator(second.base, keep_alive=True) as orchestrator:
             for batch in (*batches, *callers.recorded):
-                assert await bos.to_run(batch) == ["ai_feedback"], batch
+                assert await orchestrator.to_run(batch) == ["ai_feedback"], batch
         second.signal(signal.SIGTERM)
         assert await second.ended() == 0
     announced = {record["data"]["correlation_id"] for record in values(await platform.messages(topics.PHASE_SKIPPED))}
@@ -282,8 +282,8 @@ async def test_a_second_signal_stops_at_once(
         writer.write(b"POST /internal/v1/pipelines/define HTTP/1.1\r\nHost: bcs\r\nContent-Length: 10\r\n")
         writer.write(b"Content-Type: application/json\r\n\r\n")
         await writer.drain()
-        async with Orchestrator(process.base) as bos:
-            await wait_until(lambda: two_in_flight(bos))
+        async with Orchestrator(process.base) as orchestrator:
+            await wait_until(lambda: two_in_flight(orchestrator))
         process.signal(signal.SIGTERM)
         await wait_until(lambda: "stopping" in process.log.read_text())
         assert process.process.poll() is None
@@ -293,8 +293,8 @@ async def test_a_second_signal_stops_at_once(
         assert not (await reader.read()).startswith(b"HTTP/1.1 200")
 
 
-async def two_in_flight(bos: Orchestrator) -> bool:
-    return await bos.metric("bcs_http_requests_in_flight") == 2
+async def two_in_flight(orchestrator: Orchestrator) -> bool:
+    return await orchestrator.metric("bcs_http_requests_in_flight") == 2
 
 
 # --- bcs dev ---------------------------------------------------------------------------------------------------------

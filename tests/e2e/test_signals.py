@@ -126,8 +126,8 @@ async def test_a_service_that_is_to_survive_its_terminal_does(tmp_path: Path) ->
     with bcs(tmp_path, "serve", BCS_HTTP_PORT=free_port(), BCS_SHUTDOWN_DRAIN_SECONDS=0, **MEMORY) as process:
         await process.answers()
         process.signal(signal.SIGHUP)
-        async with Orchestrator(process.base) as bos:
-            assert (await bos.get("/readyz")).status == 200
+        async with Orchestrator(process.base) as orchestrator:
+            assert (await orchestrator.get("/readyz")).status == 200
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
     assert "SIGHUP" not in process.log.read_text()

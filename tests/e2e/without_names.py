@@ -81,10 +81,10 @@ async def reconnect(names: SilentNames, directory: Path) -> dict[str, object]:
             await process.answers()
             await wait_until(lambda: names.lookups() >= 4, 40)
             server.restart()
-            async with Orchestrator(process.base) as bos:
+            async with Orchestrator(process.base) as orchestrator:
 
                 async def answered() -> bool:
-                    return (await bos.define("batch")).status == 200
+                    return (await orchestrator.define("batch")).status == 200
 
                 await wait_until(answered, 15)
             return {"answered": True}

@@ -15,7 +15,7 @@ from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
-from tests.support.databases import record_in
+from tests.support.databases import archive_in
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform
 from tests.support.laws import LAW
@@ -64,7 +64,7 @@ async def platform(kafka_bootstrap_servers: str) -> AsyncIterator[Platform]:
 
 
 @pytest.fixture
-async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
+async def orchestrator(service: RunningService) -> AsyncIterator[Orchestrator]:
     """A caller of `service`."""
     async with Orchestrator(service.base) as caller:
         yield caller
@@ -85,10 +85,10 @@ async def proxy(redis_url: str) -> AsyncIterator[FaultProxy]:
 
 
 @pytest.fixture
-async def record(module_database_url: str) -> AsyncIterator[PostgresArchive]:
+async def archive(module_database_url: str) -> AsyncIterator[PostgresArchive]:
     """The archive in the module's database."""
-    async with record_in(module_database_url) as record:
-        yield record
+    async with archive_in(module_database_url) as archive:
+        yield archive
 
 
 @pytest.fixture

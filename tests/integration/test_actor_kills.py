@@ -39,7 +39,7 @@ def service(own_service: RunningService) -> RunningService:
 class Traffic:
     """Events and requests about some batches, and their results."""
 
-    bos: Orchestrator
+    orchestrator: Orchestrator
     platform: Platform
     batches: list[str]
     done: list[str]  # batches whose spellcheck is complete before any request: each answer prunes and announces it
@@ -62,16 +62,16 @@ class Traffic:
         while not self.enough:
             batch, correlation_id = self.done[asked % len(self.done)], f"worker-{worker}-{asked}"
             asked += 1
-            answer = await self._request("define", self.bos.define(batch, correlation_id=correlation_id))
+            answer = await self._request("define", self.orchestrator.define(batch, correlation_id=correlation_id))
             if answer and answer.status == 200:
                 assert answer.json["pruned_phases"] == ["spellcheck"]
                 self.pruned.append((batch, correlation_id))
             reported = f"{batch}-reported-{worker}-{asked}"
-            answer = await self._request("complete", self.bos.complete(reported, "spellcheck"))
+            answer = await self._request("complete", self.orchestrator.complete(reported, "spellcheck"))
             if answer and answer.status == 200:
                 self.recorded.add(reported)
             for probe in ("/healthz", "/metrics"):
-                await self._request(probe, self.bos.get(probe))
+                await self._request(probe, self.orchestrator.get(probe))
 
     async def _request(self, kind: str, request: Awaitable[Answer]) -> Answer | None:
         try:
@@ -95,10 +95,10 @@ async def traffic_with(
     """Run traffic, disturb the service in the middle of it, and wait until everything has settled."""
     batches = [f"{name}-{number}" for number in range(BATCHES)]
     done = [f"{name}-done-{number}" for number in range(5)]
-    async with Orchestrator(service.base) as bos:
+    async with Orchestrator(service.base) as orchestrator:
         await platform.send(*(spellchecked(batch, "essay") for batch in done))
         await wait_until(lambda: platform.caught_up(service.group))
-        traffic = Traffic(bos, platform, batches, done)
+        traffic = Traffic(orchestrator, platform, batches, done)
         async with asyncio.TaskGroup() as group:
             group.create_task(traffic.publish())
             for worker in range(WORKERS):
@@ -113,7 +113,7 @@ async def traffic_with(
         await platform.send(*(registered(batch, essays) for batch in batches))
         await wait_until(lambda: platform.caught_up(service.group), description="all events are committed")
         for batch in (*batches, *traffic.recorded):
-            assert await bos.to_run(batch) == ["ai_feedback"], f"nothing about {batch} is lost"
+            assert await orchestrator.to_run(batch) == ["ai_feedback"], f"nothing about {batch} is lost"
     # Before the kill and after it, or nothing would be shown by what is not lost.
     assert len(set(traffic.pruned)) == len(traffic.pruned) >= 2 * ROUNDS * WORKERS
     # Each worker asks one after another: a kill costs it at most the request that it has in hand.
@@ -185,16 +185,16 @@ async def test_killing_an_actor_disturbs_no_other(
     else:
         assert traffic.resets == 0
     await assert_all_announced(traffic)
-    async with Orchestrator(service.base) as bos:
-        assert await bos.metric("bcs_actor_restarts_total", actor=actor) == before[actor] + 1
+    async with Orchestrator(service.base) as orchestrator:
+        assert await orchestrator.metric("bcs_actor_restarts_total", actor=actor) == before[actor] + 1
 
 
 async def test_killing_the_actor_of_a_batch_at_work_loses_none_of_its_events(
     service: RunningService, platform: Platform, unique_name: Callable[[str], str]
 ) -> None:
     before = service.restarts()
-    async with Orchestrator(service.base) as bos:
-        killed_before = await bos.metric("bcs_actor_restarts_total", actor="batches/*") or 0
+    async with Orchestrator(service.base) as orchestrator:
+        killed_before = await orchestrator.metric("bcs_actor_restarts_total", actor="batches/*") or 0
 
     async def kill(traffic: Traffic) -> None:
         assert await asyncio.to_thread(service.run, kill_batches_at_work, service, traffic.batches)
@@ -204,5 +204,5 @@ async def test_killing_the_actor_of_a_batch_at_work_loses_none_of_its_events(
     assert {status for _, status in traffic.statuses} == {200}
     assert traffic.resets == 0
     await assert_all_announced(traffic)
-    async with Orchestrator(service.base) as bos:
-        assert (await bos.metric("bcs_actor_restarts_total", actor="batches/*") or 0) > killed_before
+    async with Orchestrator(service.base) as orchestrator:
+        assert (await orchestrator.metric("bcs_actor_restarts_total", actor="batches/*") or 0) > killed_before

@@ -172,7 +172,7 @@ async def test_a_final_refusal_after_an_outage_makes_a_dead_letter_and_no_crash(
     assert json.loads(entry.message.value)["additional_metadata"]["error_type"] == "StoreCorrupted"
 
 
-async def test_a_message_counts_as_finished_only_behind_its_commit() -> None:
+async def test_a_message_counts_as_finished_only_after_its_commit() -> None:
     store, finished = SlowStore(), list[MessageAcked]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
@@ -185,7 +185,7 @@ async def test_a_message_counts_as_finished_only_behind_its_commit() -> None:
     assert (await store.state(BATCH)).first_seen_us.keys() == {"essay"}
 
 
-async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known() -> None:
+async def test_a_repeated_archive_write_keeps_the_time_of_the_first() -> None:
     """The archive queue recognizes the entry by its id."""
     entries: list[HistoryEntry] = []
 
@@ -206,7 +206,7 @@ async def test_a_fact_that_is_kept_again_keeps_the_time_at_which_it_became_known
     assert first == again
 
 
-async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None:
+async def test_a_report_whose_caller_is_gone_is_not_stored() -> None:
     store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageAcked]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     fact = PhaseReported("nlp", Outcome.COMPLETED, 1)
@@ -222,7 +222,7 @@ async def test_a_report_that_nobody_waits_for_any_more_is_not_recorded() -> None
 
 
 @pytest.mark.parametrize("archive_client", [None, Kept()], ids=["without a record", "with a record"])
-async def test_of_a_group_only_what_gives_the_batch_too_many_essays_is_refused(archive_client: Kept | None) -> None:
+async def test_only_events_that_exceed_the_limit_of_essays_are_refused(archive_client: Kept | None) -> None:
     store = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic, max_essays=2)
     outbox, finished = MemoryOutbox(100, time.monotonic), list[MessageAcked]()
     supervisor = supervisor_of(store, outbox, finished, [], archive_client=archive_client)

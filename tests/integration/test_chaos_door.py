@@ -37,28 +37,28 @@ async def service(redis_url: str) -> AsyncIterator[RunningService]:
 
 
 @pytest.fixture
-async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
-    async with Orchestrator(service.base) as bos:
-        yield bos
+async def orchestrator(service: RunningService) -> AsyncIterator[Orchestrator]:
+    async with Orchestrator(service.base) as orchestrator:
+        yield orchestrator
 
 
-async def tree(bos: Orchestrator) -> dict[str, Any]:
-    answer = await bos.get("/internal/v1/actors")
+async def tree(orchestrator: Orchestrator) -> dict[str, Any]:
+    answer = await orchestrator.get("/internal/v1/actors")
     assert answer.status == 200
     document: dict[str, Any] = answer.json
     return document
 
 
-async def child(bos: Orchestrator, name: str) -> dict[str, Any]:
-    return next(child for child in (await tree(bos))["children"] if child["path"] == name)
+async def child(orchestrator: Orchestrator, name: str) -> dict[str, Any]:
+    return next(child for child in (await tree(orchestrator))["children"] if child["path"] == name)
 
 
-async def kill(bos: Orchestrator, name: str) -> Answer:
-    return await bos.request("POST", f"/internal/v1/actors/{name}/kill")
+async def kill(orchestrator: Orchestrator, name: str) -> Answer:
+    return await orchestrator.request("POST", f"/internal/v1/actors/{name}/kill")
 
 
-async def test_the_tree_is_shown(bos: Orchestrator) -> None:
-    document = await tree(bos)
+async def test_the_tree_is_shown(orchestrator: Orchestrator) -> None:
+    document = await tree(orchestrator)
     assert (document["name"], document["kind"], document["state"]) == ("bcs", "supervisor", "running")
     assert [child["path"] for child in document["children"]] == ACTORS
     assert {child["state"] for child in document["children"]} == {"running"}
@@ -70,26 +70,26 @@ async def test_the_tree_is_shown(bos: Orchestrator) -> None:
 
 
 @pytest.mark.parametrize("name", ACTORS)
-async def test_an_actor_is_killed_and_comes_back(bos: Orchestrator, name: str) -> None:
-    before = await child(bos, name)
-    answer = await kill(bos, name)
+async def test_an_actor_is_killed_and_comes_back(orchestrator: Orchestrator, name: str) -> None:
+    before = await child(orchestrator, name)
+    answer = await kill(orchestrator, name)
     assert answer.status == 202, answer.body
     assert answer.json == {"status": "killed", "actor": name}
 
     async def is_back() -> bool:
-        now = await child(bos, name)
+        now = await child(orchestrator, name)
         return bool(now["incarnation"] == before["incarnation"] + 1 and now["state"] == "running")
 
     await wait_until(is_back)
-    assert (await child(bos, name))["last_error"] == "killed over HTTP"
-    assert (await bos.get("/healthz")).status == 200
+    assert (await child(orchestrator, name))["last_error"] == "killed over HTTP"
+    assert (await orchestrator.get("/healthz")).status == 200
 
 
-async def test_http_that_kills_itself_answers_and_keeps_its_backlog(bos: Orchestrator) -> None:
+async def test_http_that_kills_itself_answers_and_keeps_its_backlog(orchestrator: Orchestrator) -> None:
     for _ in range(5):
         # Each call has a connection of its own. The second one comes while HTTP is away: it waits, and is served.
-        assert (await kill(bos, "http")).status == 202
-        assert (await bos.define("any")).status == 200
+        assert (await kill(orchestrator, "http")).status == 202
+        assert (await orchestrator.define("any")).status == 200
 
 
 async def test_a_batch_s_actor_is_killed_by_the_batch_s_id(redis_url: str, module_kafka: str) -> None:
@@ -103,33 +103,33 @@ async def test_a_batch_s_actor_is_killed_by_the_batch_s_id(redis_url: str, modul
 
     async with (
         running_service(hold, redis_url=redis_url, kafka_bootstrap_servers=module_kafka, chaos_enabled=True) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
         Platform(module_kafka) as platform,
     ):
         await platform.send(spellchecked(batch_id, "essay"))
         await wait_until(held.is_set)
-        [at_work] = (await child(bos, "batches"))["children"]
+        [at_work] = (await child(orchestrator, "batches"))["children"]
         assert at_work["path"] == f"batches/{batch_id}"
         assert at_work["mailbox"]["depth"] == 1
         # aiohttp's client would take the percent-encoding apart.
-        answer = await kill(bos, quote(at_work["path"], safe=""))
+        answer = await kill(orchestrator, quote(at_work["path"], safe=""))
         assert answer.status == 202, answer.body
         await wait_until(partial(platform.caught_up, service.group))
-        assert await bos.to_run(batch_id) == ["ai_feedback"]
-        assert await bos.metric("bcs_actor_restarts_total", actor="batches/*") == 1
+        assert await orchestrator.to_run(batch_id) == ["ai_feedback"]
+        assert await orchestrator.metric("bcs_actor_restarts_total", actor="batches/*") == 1
 
 
 @pytest.mark.parametrize("name", ["nobody", "intake/below", "batches/no-such-batch", "batches/a\nb", "bcs", "a/kill/b"])
-async def test_an_unknown_name_is_not_found(bos: Orchestrator, name: str) -> None:
-    answer = await kill(bos, quote(name, safe=""))
+async def test_an_unknown_name_is_not_found(orchestrator: Orchestrator, name: str) -> None:
+    answer = await kill(orchestrator, quote(name, safe=""))
     assert answer.status == 404
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.json["type"] == "urn:bcs:problem:unknown-actor"
     assert answer.json["known_actors"] == ACTORS
-    assert {child["restarts"] for child in (await tree(bos))["children"]} == {0}
+    assert {child["restarts"] for child in (await tree(orchestrator))["children"]} == {0}
 
 
-async def test_one_that_is_away_already_is_a_conflict(service: RunningService, bos: Orchestrator) -> None:
+async def test_one_that_is_away_already_is_a_conflict(service: RunningService, orchestrator: Orchestrator) -> None:
     # Killed twice in one turn of the loop: the second one finds it ending.
     def kill_twice() -> tuple[bool, bool]:
         return service.service.root.kill("metrics"), service.service.root.kill("metrics")
@@ -140,21 +140,21 @@ async def test_one_that_is_away_already_is_a_conflict(service: RunningService, b
 async def test_the_door_is_closed_unless_it_is_opened(redis_url: str) -> None:
     async with (
         running_service(redis_url=redis_url, kafka_bootstrap_servers="127.0.0.1:1", shutdown_seconds=2.0) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         for name in ("intake", "nobody"):
-            answer = await kill(bos, name)
+            answer = await kill(orchestrator, name)
             assert answer.status == 403
             assert answer.json["type"] == "urn:bcs:problem:chaos-disabled"
-        assert {child["restarts"] for child in (await tree(bos))["children"]} == {0}
+        assert {child["restarts"] for child in (await tree(orchestrator))["children"]} == {0}
 
 
-async def test_callers_of_http_that_is_killed_get_an_answer_or_a_reset(bos: Orchestrator) -> None:
+async def test_callers_of_http_that_is_killed_get_an_answer_or_a_reset(orchestrator: Orchestrator) -> None:
     statuses: list[int | str] = []
 
     async def ask() -> None:
         try:
-            statuses.append((await bos.define("any")).status)
+            statuses.append((await orchestrator.define("any")).status)
         except aiohttp.ClientConnectorError:
             statuses.append("refused")
         except aiohttp.ClientConnectionError:
@@ -163,7 +163,7 @@ async def test_callers_of_http_that_is_killed_get_an_answer_or_a_reset(bos: Orch
     async with anyio.create_task_group() as group:
         for _ in range(50):
             group.start_soon(ask)
-        assert (await kill(bos, "http")).status == 202
+        assert (await kill(orchestrator, "http")).status == 202
     assert set(statuses) <= {200, "reset"}
     assert len(statuses) == 50
     assert statuses.count(200) >= 25, "whoever is in hand is answered, and whoever waits in the backlog is served"

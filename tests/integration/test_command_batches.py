@@ -71,16 +71,16 @@ async def test_every_essay_that_holds_a_phase_back_is_in_the_document_with_why(
 
 
 async def test_what_is_shown_is_what_the_service_answers(
-    service: RunningService, platform: Platform, batch: str, bos: Orchestrator
+    service: RunningService, platform: Platform, batch: str, orchestrator: Orchestrator
 ) -> None:
     await platform.send(registered(batch, ["a", "b"]), spellchecked(batch, "a"))
     await wait_until(lambda: platform.caught_up(service.group))
-    await bos.complete(batch, "ai_feedback")
+    await orchestrator.complete(batch, "ai_feedback")
     ran = await bcs("batches", "show", batch, "--json", **settings_of(service))
-    assert ran.json == (await bos.get(f"/internal/v1/batches/{batch}")).json
+    assert ran.json == (await orchestrator.get(f"/internal/v1/batches/{batch}")).json
     complete = {phase["phase"] for phase in ran.json["phases"] if phase["complete"]}
     assert complete == {"ai_feedback"}
-    pipeline = (await bos.define(batch, "comprehensive")).json
+    pipeline = (await orchestrator.define(batch, "comprehensive")).json
     assert set(pipeline["pruned_phases"]) == complete
 
 

@@ -20,7 +20,7 @@ from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.migrations import HEAD
 from bcs.storage.postgres.opening import PostgresClientMissing, named_database
 from tests.support.commands import bcs
-from tests.support.databases import unprobed_record
+from tests.support.databases import unprobed_archive
 from tests.support.service import BcsProcess, running_service, serve
 from tests.support.waiting import wait_until
 
@@ -65,8 +65,8 @@ async def test_five_at_once_beside_a_service_that_starts(
             async with running_service(**settings, database_url=database_url) as service:
                 archive = service.service.persistence.archive
                 assert archive is not None
-                record = archive.postgres
-                await wait_until(lambda: record.reachable)
+                opened = archive.postgres
+                await wait_until(lambda: opened.reachable)
         assert await process.ended() == 0, process.log.read_text()
     assert {outcome.after for outcome in upgraded} == {HEAD}
     assert sum(outcome.before is None for outcome in upgraded) <= 1
@@ -144,12 +144,12 @@ async def test_rights_that_are_missing_are_told_and_not_found_out_by_each_write(
     try:
         await connection.execute(f"CREATE ROLE {reader} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {reader}")
         parts = urlsplit(database_url)
-        record = unprobed_record(parts._replace(netloc=f"{reader}@{parts.netloc.rpartition('@')[2]}").geturl())
+        opened = unprobed_archive(parts._replace(netloc=f"{reader}@{parts.netloc.rpartition('@')[2]}").geturl())
         for _ in range(2):
             with pytest.raises(StoreUnavailable, match="may not write"):
-                await record.probe(5)
-            assert not record.reachable
-        await record.aclose()
+                await opened.probe(5)
+            assert not opened.reachable
+        await opened.aclose()
     finally:
         await connection.execute(f"DROP OWNED BY {reader}; DROP ROLE {reader}")
         await connection.close()

@@ -22,7 +22,7 @@ SPELLCHECKED = "SpellcheckPhaseCompletedV1"
 
 
 async def test_a_sample_that_is_sent_arrives_and_what_comes_of_it_is_shown(
-    service: RunningService, bos: Orchestrator, batch: str
+    service: RunningService, orchestrator: Orchestrator, batch: str
 ) -> None:
     settings = settings_of(service)
     sampled = [
@@ -34,7 +34,7 @@ async def test_a_sample_that_is_sent_arrives_and_what_comes_of_it_is_shown(
     assert [line.split(" sent to ")[0] for line in sent.output.splitlines()] == [REGISTERED, SPELLCHECKED, SPELLCHECKED]
 
     async def pruned() -> bool:
-        answer = await bos.define(batch, "ai_feedback", correlation_id="tail")
+        answer = await orchestrator.define(batch, "ai_feedback", correlation_id="tail")
         return answer.status == 200 and answer.json["pruned_phases"] == ["spellcheck"]
 
     await wait_until(pruned)

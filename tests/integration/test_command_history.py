@@ -18,7 +18,7 @@ from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.server import identity_of
 from tests.integration.stores import MakeStore
 from tests.support.commands import bcs, bcs_at_terminal, installed_bcs
-from tests.support.past import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
+from tests.support.history_entries import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
 
 pytestmark = pytest.mark.anyio
 
@@ -32,17 +32,17 @@ def environment(module_database_url: str) -> dict[str, object]:
 
 
 async def test_who_said_what_and_what_was_answered_is_told_newest_first(
-    record: PostgresArchive, environment: dict[str, object], batch: str
+    archive: PostgresArchive, environment: dict[str, object], batch: str
 ) -> None:
     essays = tuple(f"e{number}" for number in range(30))
-    await record.write([consumed(batch, EssaysRegistered(essays, 30, AT_US), event_id=None)])
-    await record.write([consumed(batch, spellchecked("e1"), event_id=None)])
+    await archive.write([consumed(batch, EssaysRegistered(essays, 30, AT_US), event_id=None)])
+    await archive.write([consumed(batch, spellchecked("e1"), event_id=None)])
     both = [spellchecked(essay) for essay in essays[:29]] + [spellchecked("e29", Outcome.FAILED)]
-    await record.write([consumed(batch, *both)])
-    await record.write([reported(batch, PhaseReported("nlp", Outcome.COMPLETED, AT_US), by="\x1b[31mbos")])
-    await record.write([answered(batch)])
-    await record.write([answered(batch, [PhaseDecided("nlp", True, "nothing_known", "")])])
-    await record.write([answered(batch, [PhaseDecided("nlp", False, "already_completed", "")])])
+    await archive.write([consumed(batch, *both)])
+    await archive.write([reported(batch, PhaseReported("nlp", Outcome.COMPLETED, AT_US), by="\x1b[31mbos")])
+    await archive.write([answered(batch)])
+    await archive.write([answered(batch, [PhaseDecided("nlp", True, "nothing_known", "")])])
+    await archive.write([answered(batch, [PhaseDecided("nlp", False, "already_completed", "")])])
     ran = await bcs("batches", "history", batch, **environment)
     assert (ran.exit_code, ran.error) == (0, "")
     heading, *entries = [entry.splitlines() for entry in ran.output.split("\n\n")]
@@ -75,8 +75,8 @@ async def test_who_said_what_and_what_was_answered_is_told_newest_first(
     assert at_terminal.uncoloured.splitlines()[-1] == f"There are older entries: --before {numbers[5]}"
 
 
-async def test_pages_follow_each_other(record: PostgresArchive, environment: dict[str, object], batch: str) -> None:
-    await record.write([consumed(batch) for _ in range(3)])
+async def test_pages_follow_each_other(archive: PostgresArchive, environment: dict[str, object], batch: str) -> None:
+    await archive.write([consumed(batch) for _ in range(3)])
     first = await bcs("batches", "history", batch, "--limit", "2", "--json", **environment)
     assert (first.exit_code, first.json["batch_id"]) == (0, batch)
     newest, middle = first.json["entries"]
@@ -89,16 +89,16 @@ async def test_pages_follow_each_other(record: PostgresArchive, environment: dic
     assert (nothing.exit_code, nothing.output) == (0, f"Batch {batch}: no such entry\n")
 
 
-async def test_an_id_may_be_anything(record: PostgresArchive, environment: dict[str, object]) -> None:
+async def test_an_id_may_be_anything(archive: PostgresArchive, environment: dict[str, object]) -> None:
     strange = "a/b\\c%25 {d} [red]🦉\n\\0"
-    await record.write([consumed(strange)])
+    await archive.write([consumed(strange)])
     assert (await bcs("batches", "history", strange, "--json", **environment)).json["batch_id"] == strange
 
 
 async def test_what_redis_has_forgotten_is_shown_from_the_record(
-    record: PostgresArchive, environment: dict[str, object], redis_url: str, redis_key_prefix: str, batch: str
+    archive: PostgresArchive, environment: dict[str, object], redis_url: str, redis_key_prefix: str, batch: str
 ) -> None:
-    await record.add_states({batch: delta_of([EssaysRegistered(("e1",), 2, AT_US), spellchecked("e1")])})
+    await archive.add_states({batch: delta_of([EssaysRegistered(("e1",), 2, AT_US), spellchecked("e1")])})
     redis = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
     ran = await bcs("batches", "show", batch, **redis, **environment)
     assert ran.output.splitlines()[0] == (f"Batch {batch}: 1 essay known, 2 expected, from the archive (PostgreSQL)")
@@ -136,7 +136,7 @@ async def test_a_copy_of_another_redis_is_not_shown_without_the_archive(
 
 
 async def test_an_unknown_batch_is_said_to_be_unknown(
-    record: PostgresArchive, environment: dict[str, object], batch: str
+    archive: PostgresArchive, environment: dict[str, object], batch: str
 ) -> None:
     ran = await bcs("batches", "history", batch, **environment)
     assert (ran.exit_code, ran.output) == (1, "")

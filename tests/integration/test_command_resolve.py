@@ -54,18 +54,18 @@ async def test_the_service_is_asked_and_announces_what_it_prunes(
 
 
 async def test_offline_the_answer_is_the_same_and_nothing_is_announced(
-    service: RunningService, told: str, platform: Platform, bos: Orchestrator
+    service: RunningService, told: str, platform: Platform, orchestrator: Orchestrator
 ) -> None:
-    appended = await bos.metric("bcs_outbox_published_total", kind="phase_skipped")
+    appended = await orchestrator.metric("bcs_outbox_published_total", kind="phase_skipped")
     offline = (await bcs("resolve", told, "ai_feedback", "--offline", "--json", **settings_of(service))).json
     assert (offline["correlation_id"], offline["announced_phases"]) == (None, [])
     # Whatever the command had put into the outbox would be published before this one's announcement.
-    online = (await bos.define(told, "ai_feedback", correlation_id="the-only-one")).json
+    online = (await orchestrator.define(told, "ai_feedback", correlation_id="the-only-one")).json
     assert {name: offline[name] for name in online} == online
     await wait_until(lambda: platform.messages(topics.PHASE_SKIPPED, told))
     events = values(await platform.messages(topics.PHASE_SKIPPED, told))
     assert [one["data"]["correlation_id"] for one in events] == [as_uuid("the-only-one")]
-    assert await bos.metric("bcs_outbox_published_total", kind="phase_skipped") == (appended or 0) + 1
+    assert await orchestrator.metric("bcs_outbox_published_total", kind="phase_skipped") == (appended or 0) + 1
 
 
 async def test_a_person_is_told_what_runs_and_why(service: RunningService, told: str) -> None:
@@ -154,8 +154,8 @@ async def test_the_tree_of_actors_is_shown(service: RunningService) -> None:
     assert any("last error: " in line and "killed by the test" in line for line in lines)
 
 
-async def test_the_tree_as_json_is_the_service_s_own(service: RunningService, bos: Orchestrator) -> None:
+async def test_the_tree_as_json_is_the_service_s_own(service: RunningService, orchestrator: Orchestrator) -> None:
     ran = await bcs("actors", "--url", service.base, "--json")
-    own = (await bos.get("/internal/v1/actors")).json
+    own = (await orchestrator.get("/internal/v1/actors")).json
     assert ran.json.keys() == own.keys()
     assert [child["name"] for child in ran.json["children"]] == [child["name"] for child in own["children"]]

@@ -33,7 +33,7 @@ async def bad(unique_name: Callable[[str], str], gateway: RedisGateway, service:
 async def test_its_events_become_dead_letters_and_other_batches_go_on(
     service: RunningService,
     kafka_bootstrap_servers: str,
-    bos: Orchestrator,
+    orchestrator: Orchestrator,
     bad: str,
     unique_name: Callable[[str], str],
 ) -> None:
@@ -45,7 +45,7 @@ async def test_its_events_become_dead_letters_and_other_batches_go_on(
         sent = await platform.send(*bad_events)
         await platform.send(registered(good, essays), *good_events)
         await wait_until(lambda: platform.caught_up(service.group), 10, description="all offsets are committed")
-        assert await bos.to_run(good) == ["ai_feedback"]
+        assert await orchestrator.to_run(good) == ["ai_feedback"]
 
         async def all_letters() -> list[ConsumerRecord] | None:
             found = await platform.messages(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), bad)
@@ -61,19 +61,19 @@ async def test_its_events_become_dead_letters_and_other_batches_go_on(
     assert sorted(positions) == sorted((taken.partition, taken.offset) for taken in sent), "one letter for each"
     assert all(any(event.value in record.value for record in records) for event in bad_events)
     assert service.restarts() == before
-    assert not await bos.metric("bcs_actor_restarts_total", actor="batches/*")
+    assert not await orchestrator.metric("bcs_actor_restarts_total", actor="batches/*")
 
 
-async def test_a_report_on_it_is_answered_at_once(bos: Orchestrator, bad: str) -> None:
+async def test_a_report_on_it_is_answered_at_once(orchestrator: Orchestrator, bad: str) -> None:
     began = monotonic()
-    answer = await bos.complete(bad, "spellcheck")
+    answer = await orchestrator.complete(bad, "spellcheck")
     assert monotonic() - began < PROMPT_SECONDS
     assert answer.status == 500, answer.body
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
 async def test_a_resolution_of_it_fails_and_becomes_a_dead_letter(
-    kafka_bootstrap_servers: str, bos: Orchestrator, bad: str
+    kafka_bootstrap_servers: str, orchestrator: Orchestrator, bad: str
 ) -> None:
     request = {
         "correlation_id": "strange order, strange spaces",
@@ -84,7 +84,7 @@ async def test_a_resolution_of_it_fails_and_becomes_a_dead_letter(
     }
     body = json.dumps(request, indent=3, ensure_ascii=False).encode()
     began = monotonic()
-    answer = await bos.request("POST", DEFINE, data=body, headers={"Content-Type": "application/json"})
+    answer = await orchestrator.request("POST", DEFINE, data=body, headers={"Content-Type": "application/json"})
     assert monotonic() - began < PROMPT_SECONDS
     assert answer.status == 500, answer.body
     assert answer.headers["Content-Type"] == "application/problem+json"

@@ -77,24 +77,24 @@ async def known(service: RunningService, platform: Platform, batch: str) -> str:
 
 
 async def test_a_warm_answer_takes_one_round_trip_with_one_command(
-    known: str, bos: Orchestrator, ledger: Ledger
+    known: str, orchestrator: Orchestrator, ledger: Ledger
 ) -> None:
-    assert await bos.to_run(known) == ["spellcheck", "ai_feedback"]
+    assert await orchestrator.to_run(known) == ["spellcheck", "ai_feedback"]
     assert ledger.trips == [["HGET"]]
 
 
 async def test_an_answer_with_a_pruned_phase_takes_one_more(
-    known: str, service: RunningService, platform: Platform, bos: Orchestrator, ledger: Ledger
+    known: str, service: RunningService, platform: Platform, orchestrator: Orchestrator, ledger: Ledger
 ) -> None:
     await platform.send(*(spellchecked(known, essay) for essay in ESSAYS))
     await wait_until(lambda: platform.caught_up(service.group))
     ledger.trips.clear()
-    assert await bos.to_run(known) == ["ai_feedback"]
+    assert await orchestrator.to_run(known) == ["ai_feedback"]
     assert ledger.trips == [["HGET"], ["EVAL"]]
 
 
 async def test_what_waits_for_a_batch_is_committed_in_two_round_trips(
-    service: RunningService, platform: Platform, bos: Orchestrator, batch: str, ledger: Ledger
+    service: RunningService, platform: Platform, orchestrator: Orchestrator, batch: str, ledger: Ledger
 ) -> None:
     # They come from Kafka in a few polls, and each finds what came before it being committed.
     await platform.send(*(spellchecked(batch, f"essay-{number}") for number in range(600)))
@@ -107,9 +107,9 @@ async def test_what_waits_for_a_batch_is_committed_in_two_round_trips(
 async def test_many_callers_at_a_time_share_their_round_trips(
     known: str, service: RunningService, ledger: Ledger
 ) -> None:
-    async with Orchestrator(service.base, keep_alive=True) as bos, anyio.create_task_group() as group:
+    async with Orchestrator(service.base, keep_alive=True) as orchestrator, anyio.create_task_group() as group:
         for _ in range(100):
-            group.start_soon(bos.to_run, known)
+            group.start_soon(orchestrator.to_run, known)
     commands = [command for trip in ledger.trips for command in trip]
     assert commands == ["HGET"] * 100
     assert len(ledger.trips) < len(commands)

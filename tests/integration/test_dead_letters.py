@@ -118,24 +118,24 @@ async def letters_about(platform: Platform, source: RecordMetadata) -> list[Cons
     return [letter for letter in letters if position(letter) == (source.partition, source.offset)]
 
 
-async def dead_letters_counted(bos: Orchestrator, topic: str) -> float:
+async def dead_letters_counted(orchestrator: Orchestrator, topic: str) -> float:
     """By all reasons."""
     return sum(
         value
-        for name, labels, value in await bos.samples()
+        for name, labels, value in await orchestrator.samples()
         if name == "bcs_dead_letters_total" and labels["topic"] == topic
     )
 
 
 @pytest.mark.parametrize("topic", GOOD)
 async def test_junk_of_every_kind_becomes_one_letter_and_holds_up_nothing(
-    service: RunningService, platform: Platform, bos: Orchestrator, batch: str, topic: str
+    service: RunningService, platform: Platform, orchestrator: Orchestrator, batch: str, topic: str
 ) -> None:
     kinds = junk(topic, batch)
     key = b"\xff one key: one partition, one order"
     labels = {"event_type": EVENT_TYPE[topic], "outcome": "dead_lettered"}
-    processed_before = await bos.metric("bcs_events_processed_total", **labels) or 0
-    counted_before = await dead_letters_counted(bos, topic)
+    processed_before = await orchestrator.metric("bcs_events_processed_total", **labels) or 0
+    counted_before = await dead_letters_counted(orchestrator, topic)
     await platform.send(spellchecked(batch, "essay"))  # there is an essay to be judged by what comes behind the junk
     sent = dict(zip(kinds, await platform.send_raw(*((topic, key, value) for value, _ in kinds.values())), strict=True))
     behind = GOOD[topic](batch)
@@ -143,8 +143,8 @@ async def test_junk_of_every_kind_becomes_one_letter_and_holds_up_nothing(
     assert {position.partition for position in sent.values()} == {last.partition}
 
     await wait_until(lambda: platform.caught_up(service.group), description="offsets are committed past all of it")
-    assert await bos.metric("bcs_events_processed_total", **labels) == processed_before + len(kinds)
-    assert await dead_letters_counted(bos, topic) == counted_before + len(kinds)
+    assert await orchestrator.metric("bcs_events_processed_total", **labels) == processed_before + len(kinds)
+    assert await dead_letters_counted(orchestrator, topic) == counted_before + len(kinds)
     for kind, position in sent.items():
         value, named = kinds[kind]
         letters = await wait_until(partial(letters_about, platform, position), description=kind)
@@ -187,7 +187,7 @@ def is_json_object(value: bytes) -> bool:
 
 
 async def test_the_events_behind_junk_are_applied(
-    service: RunningService, platform: Platform, bos: Orchestrator, batch: str
+    service: RunningService, platform: Platform, orchestrator: Orchestrator, batch: str
 ) -> None:
     essays = [f"essay-{number}" for number in range(50)]
     await platform.send(registered(batch, essays))
@@ -195,11 +195,11 @@ async def test_the_events_behind_junk_are_applied(
         good = spellchecked(batch, essay)
         await platform.send_raw((good.topic, good.key, b"junk"), (good.topic, good.key, good.value))
     await wait_until(lambda: platform.caught_up(service.group))
-    assert await bos.to_run(batch) == ["ai_feedback"]
+    assert await orchestrator.to_run(batch) == ["ai_feedback"]
 
 
 async def test_the_offset_of_junk_waits_until_its_dead_letter_is_stored(
-    service: RunningService, platform: Platform, bos: Orchestrator, batch: str, monkeypatch: pytest.MonkeyPatch
+    service: RunningService, platform: Platform, orchestrator: Orchestrator, batch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = 0
     append = service.service.outbox.append
@@ -218,12 +218,12 @@ async def test_the_offset_of_junk_waits_until_its_dead_letter_is_stored(
         await wait_until(lambda: tries >= 4)
         assert await platform.uncommitted(service.group) != {}
     await wait_until(lambda: platform.caught_up(service.group))
-    await wait_until(lambda: empty_outbox(bos), description="nothing is stuck in the outbox")
+    await wait_until(lambda: empty_outbox(orchestrator), description="nothing is stuck in the outbox")
     assert len(await letters_about(platform, sent)) == 1, "however often it was stored"
 
 
 async def test_a_letter_too_large_for_the_broker_arrives_reduced_and_says_so(
-    service: RunningService, platform: Platform, bos: Orchestrator, batch: str
+    service: RunningService, platform: Platform, orchestrator: Orchestrator, batch: str
 ) -> None:
     large = bytes(range(256)) * 3516  # 900 kB, and a third more as base64
     assert len(large) < MAX_MESSAGE_BYTES < len(base64.b64encode(large))
@@ -235,7 +235,7 @@ async def test_a_letter_too_large_for_the_broker_arrives_reduced_and_says_so(
     )
     await platform.send(behind)
     await wait_until(lambda: platform.caught_up(service.group))
-    assert await bos.to_run(batch) == ["ai_feedback"]
+    assert await orchestrator.to_run(batch) == ["ai_feedback"]
 
     [reduced] = await wait_until(lambda: letters_about(platform, first))
     assert len(reduced.value) < 2 * KEPT_BYTES
@@ -250,7 +250,7 @@ async def test_a_letter_too_large_for_the_broker_arrives_reduced_and_says_so(
     for position, value in ((second, smaller), (third, b"small")):
         [letter_record] = await wait_until(partial(letters_about, platform, position))
         assert_is_the_letter(letter_record, position, b"key", value, None)
-    await wait_until(lambda: empty_outbox(bos), description="nothing is stuck in the outbox")
+    await wait_until(lambda: empty_outbox(orchestrator), description="nothing is stuck in the outbox")
 
 
 async def test_a_record_that_decompresses_to_much_takes_little_room_in_the_store(
@@ -292,5 +292,5 @@ async def test_a_record_that_decompresses_to_much_takes_little_room_in_the_store
         assert len(await wait_until(partial(letters_about, platform, source))) == 1
 
 
-async def empty_outbox(bos: Orchestrator) -> bool:
-    return await bos.metric("bcs_outbox_backlog") == 0
+async def empty_outbox(orchestrator: Orchestrator) -> bool:
+    return await orchestrator.metric("bcs_outbox_backlog") == 0

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.storage.postgres import schema
 from bcs.wire import topics
-from tests.support.databases import unprobed_record
+from tests.support.databases import unprobed_archive
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, running_service
@@ -46,15 +46,15 @@ async def test_the_documented_redis_acl_is_enough(
         await control.acl_setuser("default", enabled=False)
     url = f"redis://bcs:secret@{own_valkey.address}"
     settings = {"redis_url": url, "redis_key_prefix": "bcs:", "kafka_bootstrap_servers": module_kafka}
-    async with running_service(**settings) as service, Orchestrator(service.base) as bos:
+    async with running_service(**settings) as service, Orchestrator(service.base) as orchestrator:
         await platform.send(registered(batch, ["a"]), spellchecked(batch, "a"), spellchecked(batch, "a", "no-status"))
         await wait_until(lambda: platform.caught_up(service.group))
-        assert (await bos.define(batch, "ai_feedback")).json["pruned_phases"] == ["spellcheck"]
+        assert (await orchestrator.define(batch, "ai_feedback")).json["pruned_phases"] == ["spellcheck"]
         await wait_until(lambda: platform.messages(topics.PHASE_SKIPPED, batch))
         await wait_until(lambda: platform.messages(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), batch))
 
         async def healthy() -> bool:
-            return bool((await bos.get("/healthz")).json["dependencies"]["redis"]["status"] == "healthy")
+            return bool((await orchestrator.get("/healthz")).json["dependencies"]["redis"]["status"] == "healthy")
 
         await wait_until(healthy)
 
@@ -71,10 +71,10 @@ async def test_the_documented_postgresql_grants_are_enough(
     try:
         await connection.execute("\n".join([f"CREATE ROLE {user} LOGIN;", *grants]))
         parts = urlsplit(database_url)
-        record = unprobed_record(parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}").geturl())
-        await record.probe(5)
-        assert record.reachable
-        await record.aclose()
+        archive = unprobed_archive(parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}").geturl())
+        await archive.probe(5)
+        assert archive.reachable
+        await archive.aclose()
     finally:
         await connection.execute(f"DROP OWNED BY {user}; DROP ROLE {user}")
         await connection.close()

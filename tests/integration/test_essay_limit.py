@@ -65,13 +65,13 @@ async def send(service: RunningService, platform: Platform, *events: Event) -> N
     await wait_until(lambda: platform.caught_up(service.group))
 
 
-async def essays_of(bos: Orchestrator, batch: str) -> list[str]:
-    document: dict[str, Any] = (await bos.get(f"/internal/v1/batches/{batch}")).json
+async def essays_of(orchestrator: Orchestrator, batch: str) -> list[str]:
+    document: dict[str, Any] = (await orchestrator.get(f"/internal/v1/batches/{batch}")).json
     return [essay["essay_id"] for essay in document["known_essays"]]
 
 
 async def test_only_the_events_that_exceed_the_limit_become_dead_letters(
-    service: RunningService, platform: Platform, bos: Orchestrator, batch: str
+    service: RunningService, platform: Platform, orchestrator: Orchestrator, batch: str
 ) -> None:
     await send(service, platform, registered(batch, KNOWN))
     await send(service, platform, cj_completed(batch, ["d", "e"]), spellchecked(batch, "a"))
@@ -80,15 +80,15 @@ async def test_only_the_events_that_exceed_the_limit_become_dead_letters(
     await send(service, platform, spellchecked(batch, "e"), spellchecked(batch, "b"), cj_completed(batch, ["a"]))
     letters = await refusals(platform, batch, 2, topics.CJ_COMPLETED, topics.SPELLCHECK_COMPLETED)
     assert "BCS_MAX_ESSAYS_PER_BATCH" in letters[0]["additional_metadata"]["error_message"]
-    assert await essays_of(bos, batch) == ["a", "b", "c", "d"]
-    history = (await bos.get(f"/internal/v1/batches/{batch}/history")).json
+    assert await essays_of(orchestrator, batch) == ["a", "b", "c", "d"]
+    history = (await orchestrator.get(f"/internal/v1/batches/{batch}/history")).json
     assert len(history["entries"]) == 6, "the record has no fact of a dead letter"
-    answer = (await bos.define(batch, "cj_assessment")).json
+    answer = (await orchestrator.define(batch, "cj_assessment")).json
     assert {one["phase"]: one["completed"] for one in answer["decisions"]} == {"spellcheck": 3, "cj_assessment": 1}
 
 
 async def test_an_event_about_too_many_essays_is_refused_whatever_is_known(
-    service: RunningService, platform: Platform, bos: Orchestrator, batch: str
+    service: RunningService, platform: Platform, orchestrator: Orchestrator, batch: str
 ) -> None:
     await send(
         service,
@@ -99,7 +99,7 @@ async def test_an_event_about_too_many_essays_is_refused_whatever_is_known(
         registered(batch, KNOWN, expected=MOST),
     )
     await refusals(platform, batch, 3, topics.ESSAYS_REGISTERED, topics.PHASE_OUTCOME, topics.CJ_COMPLETED)
-    assert await essays_of(bos, batch) == KNOWN
+    assert await essays_of(orchestrator, batch) == KNOWN
 
 
 async def test_a_replica_that_never_saw_a_batch_asks_how_many_essays_it_has(
@@ -119,12 +119,12 @@ async def test_a_replica_that_never_saw_a_batch_asks_how_many_essays_it_has(
 
 
 async def test_what_the_record_has_gets_into_redis_however_much_it_is(
-    gateway: RedisGateway, redis_key_prefix: str, record: PostgresArchive
+    gateway: RedisGateway, redis_key_prefix: str, archive: PostgresArchive
 ) -> None:
     async def waiting() -> int:
         return 0
 
-    backfill = ArchiveBackfill(record, waiting)
+    backfill = ArchiveBackfill(archive, waiting)
     store = RedisStateStore(
         gateway, law=LAW, key_prefix=redis_key_prefix, ttl_seconds=60, backfill=backfill, max_essays=MOST
     )

@@ -22,7 +22,7 @@ ESSAYS = [f"essay-{number}" for number in range(30)]
 
 
 @pytest.fixture
-async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
+async def orchestrator(service: RunningService) -> AsyncIterator[Orchestrator]:
     async with Orchestrator(service.base, keep_alive=True) as caller:
         yield caller
 
@@ -43,17 +43,17 @@ async def announcements(platform: Platform, batch: str) -> list[dict[str, Any]]:
 
 
 async def test_a_phase_is_pruned_once_the_last_of_30_essays_has_completed_it(
-    service: RunningService, platform: Platform, bos: Orchestrator, apply: Callable[..., Any], batch: str
+    service: RunningService, platform: Platform, orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     await apply(registered(batch, ESSAYS), *(spellchecked(batch, essay) for essay in ESSAYS[:29]))
-    before = await bos.define(batch)
+    before = await orchestrator.define(batch)
     assert before.json["final_pipeline"] == BOTH
     assert before.json["pruned_phases"] == []
     assert "29 of 30" in before.json["analysis_summary"]
 
     await apply(spellchecked(batch, ESSAYS[29]))
     correlation_id = str(uuid.uuid4())
-    after = await bos.define(batch, correlation_id=correlation_id)
+    after = await orchestrator.define(batch, correlation_id=correlation_id)
     assert after.json["batch_id"] == batch
     assert after.json["final_pipeline"] == ["ai_feedback"]
     assert after.json["pruned_phases"] == ["spellcheck"]
@@ -84,11 +84,11 @@ async def test_a_phase_is_pruned_once_the_last_of_30_essays_has_completed_it(
 
 
 async def test_a_repeated_request_announces_the_same_event_a_new_one_another(
-    platform: Platform, bos: Orchestrator, apply: Callable[..., Any], batch: str
+    platform: Platform, orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     await apply(spellchecked(batch, "essay"))
     for correlation_id in ("first", "first", "second"):
-        assert await bos.to_run(batch, correlation_id=correlation_id) == ["ai_feedback"]
+        assert await orchestrator.to_run(batch, correlation_id=correlation_id) == ["ai_feedback"]
 
     async def three() -> list[dict[str, Any]] | None:
         return found if len(found := await announcements(platform, batch)) == 3 else None
@@ -101,65 +101,67 @@ async def test_a_repeated_request_announces_the_same_event_a_new_one_another(
 
 
 async def test_a_failed_essay_keeps_the_phase_until_it_succeeds(
-    platform: Platform, bos: Orchestrator, apply: Callable[..., Any], batch: str
+    platform: Platform, orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     await apply(
         registered(batch, ["a", "b"]), spellchecked(batch, "a"), spellchecked(batch, "b", "failed", at=now(-60))
     )
-    assert await bos.to_run(batch) == BOTH
+    assert await orchestrator.to_run(batch) == BOTH
     await apply(spellchecked(batch, "b", "completed", at=now(-120)))
-    assert await bos.to_run(batch) == BOTH, "an older success supersedes no newer failure"
+    assert await orchestrator.to_run(batch) == BOTH, "an older success supersedes no newer failure"
     await apply(spellchecked(batch, "b", "in_progress"))
-    assert await bos.to_run(batch) == BOTH, "only an ending counts"
+    assert await orchestrator.to_run(batch) == BOTH, "only an ending counts"
     assert await announcements(platform, batch) == []
     await apply(spellchecked(batch, "b"))
-    assert await bos.to_run(batch) == ["ai_feedback"]
+    assert await orchestrator.to_run(batch) == ["ai_feedback"]
 
 
-async def test_the_outcome_of_a_whole_phase_prunes_it(bos: Orchestrator, apply: Callable[..., Any], batch: str) -> None:
+async def test_the_outcome_of_a_whole_phase_prunes_it(
+    orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
+) -> None:
     await apply(registered(batch, ["a", "b"]), phase_outcome(batch, "spellcheck", ["a", "b"]))
-    assert await bos.to_run(batch, "nlp") == ["nlp"]
+    assert await orchestrator.to_run(batch, "nlp") == ["nlp"]
     await apply(phase_outcome(batch, "nlp", ["a"], failed=["b"]))
-    assert await bos.to_run(batch, "nlp") == ["nlp"]
+    assert await orchestrator.to_run(batch, "nlp") == ["nlp"]
     await apply(phase_outcome(batch, "nlp", ["b"]))
-    assert await bos.to_run(batch, "nlp") == []
+    assert await orchestrator.to_run(batch, "nlp") == []
 
 
 async def test_a_newer_failure_of_every_essay_replaces_an_older_success(
-    bos: Orchestrator, apply: Callable[..., Any], batch: str
+    orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     await apply(phase_outcome(batch, "spellcheck", ["a"]))
-    assert await bos.to_run(batch) == ["ai_feedback"]
+    assert await orchestrator.to_run(batch) == ["ai_feedback"]
     await apply(phase_outcome(batch, "spellcheck", [], failed=["a"], status="failed_critically"))
-    assert await bos.to_run(batch) == BOTH
+    assert await orchestrator.to_run(batch) == BOTH
 
 
 async def test_a_comparative_judgement_with_a_failed_essay_is_not_complete(
-    bos: Orchestrator, apply: Callable[..., Any], batch: str
+    orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     await apply(registered(batch, ["a", "b", "c"]), phase_outcome(batch, "spellcheck", ["a", "b", "c"]))
     await apply(cj_completed(batch, ["a", None, "b"], failed=["c", None]))
-    assert await bos.to_run(batch, "cj_assessment") == ["cj_assessment"]
+    assert await orchestrator.to_run(batch, "cj_assessment") == ["cj_assessment"]
     await apply(cj_completed(batch, ["a", "b", "c"]))
-    assert await bos.to_run(batch, "cj_assessment") == []
+    assert await orchestrator.to_run(batch, "cj_assessment") == []
 
 
 async def test_an_unregistered_batch_counts_the_essays_that_were_seen(
-    bos: Orchestrator, apply: Callable[..., Any], batch: str
+    orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
-    assert await bos.to_run(batch) == BOTH
+    assert await orchestrator.to_run(batch) == BOTH
     await apply(spellchecked(batch, "only"))
-    assert await bos.to_run(batch) == ["ai_feedback"]
+    assert await orchestrator.to_run(batch) == ["ai_feedback"]
     await apply(registered(batch, ["only"], expected=2))
-    assert await bos.to_run(batch) == BOTH, "one of two is not all"
+    assert await orchestrator.to_run(batch) == BOTH, "one of two is not all"
 
 
 async def test_everything_complete_is_a_success_with_nothing_to_run(
-    platform: Platform, bos: Orchestrator, apply: Callable[..., Any], batch: str
+    platform: Platform, orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     phases = ["spellcheck", "nlp", "cj_assessment", "ai_feedback"]
     await apply(registered(batch, ["a"]), *(phase_outcome(batch, phase, ["a"]) for phase in phases))
-    answer = await bos.define(batch, "comprehensive")
+    answer = await orchestrator.define(batch, "comprehensive")
     assert answer.status == 200
     assert answer.json["final_pipeline"] == []
     assert answer.json["pruned_phases"] == phases
@@ -172,24 +174,24 @@ async def test_everything_complete_is_a_success_with_nothing_to_run(
 
 
 async def test_what_is_reported_over_http_counts_like_an_event(
-    bos: Orchestrator, apply: Callable[..., Any], batch: str
+    orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     await apply(registered(batch, ["a", "b"]))
-    assert (await bos.complete(batch, "spellcheck")).status == 200
-    assert await bos.to_run(batch) == ["ai_feedback"]
+    assert (await orchestrator.complete(batch, "spellcheck")).status == 200
+    assert await orchestrator.to_run(batch) == ["ai_feedback"]
     await apply(spellchecked(batch, "b", "failed"))
-    assert await bos.to_run(batch) == BOTH
+    assert await orchestrator.to_run(batch) == BOTH
     await apply(registered(batch, ["a", "b", "late"], expected=3), spellchecked(batch, "b"))
-    assert await bos.to_run(batch) == BOTH, "an essay that joined later is not covered by the earlier report"
+    assert await orchestrator.to_run(batch) == BOTH, "an essay that joined later is not covered by the earlier report"
 
 
 async def test_the_lag_of_every_partition_is_measured_and_falls_to_nothing(
-    bos: Orchestrator, apply: Callable[..., Any], batch: str
+    orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
 ) -> None:
     await apply(registered(batch, ["a"]), spellchecked(batch, "a"))
 
     async def lags() -> dict[tuple[str, str], float]:
-        samples = await bos.samples()
+        samples = await orchestrator.samples()
         return {
             (labels["topic"], labels["partition"]): value
             for name, labels, value in samples
@@ -203,7 +205,9 @@ async def test_the_lag_of_every_partition_is_measured_and_falls_to_nothing(
     await wait_until(all_read)
 
 
-async def test_strange_batch_ids_touch_no_other_batch(bos: Orchestrator, apply: Callable[..., Any], batch: str) -> None:
+async def test_strange_batch_ids_touch_no_other_batch(
+    orchestrator: Orchestrator, apply: Callable[..., Any], batch: str
+) -> None:
     ends = [
         "",
         ":a",
@@ -244,8 +248,8 @@ async def test_strange_batch_ids_touch_no_other_batch(bos: Orchestrator, apply: 
                     if batch_id not in done
                 ),
             )
-            answers = {batch_id: await bos.to_run(batch_id) for batch_id in ids}
+            answers = {batch_id: await orchestrator.to_run(batch_id) for batch_id in ids}
             assert answers == {batch_id: ["ai_feedback"] if batch_id in done else BOTH for batch_id in ids}
     await apply(registered(ids[0], ["essay", "another"]), spellchecked(ids[0], "essay"))
-    assert await bos.to_run(ids[0]) == BOTH
-    assert [await bos.to_run(batch_id) for batch_id in ids[1:]] == [answers[batch_id] for batch_id in ids[1:]]
+    assert await orchestrator.to_run(ids[0]) == BOTH
+    assert [await orchestrator.to_run(batch_id) for batch_id in ids[1:]] == [answers[batch_id] for batch_id in ids[1:]]

@@ -30,7 +30,7 @@ from bcs.storage.postgres import schema
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.wire import topics
 from tests.support.commands import bcs as run_bcs
-from tests.support.databases import record_in
+from tests.support.databases import archive_in
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, values
 from tests.support.service import Orchestrator, running_service
@@ -143,7 +143,7 @@ async def test_a_service_starts_on_the_data_of_the_build_before(
             archive_retention_days=100_000,
             outbox_takeover_seconds=0.2,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         # Its own pending entry, those that nobody has read, and the announcement.
         former = f"{prefix}{{outbox}}:record"
@@ -155,16 +155,18 @@ async def test_a_service_starts_on_the_data_of_the_build_before(
         [skipped] = values(announced)
         assert (skipped["data"]["phase_name"], skipped["correlation_id"]) == ("spellcheck", CORRELATION_ID)
 
-        assert await bos.to_run(COMPLETE) == ["ai_feedback"]
-        assert await bos.to_run(QUEUED) == ["ai_feedback"]
-        assert await bos.to_run(STAMPED_TOO_EARLY) == ["spellcheck", "ai_feedback"], "the former stamp does not count"
+        assert await orchestrator.to_run(COMPLETE) == ["ai_feedback"]
+        assert await orchestrator.to_run(QUEUED) == ["ai_feedback"]
+        assert await orchestrator.to_run(STAMPED_TOO_EARLY) == ["spellcheck", "ai_feedback"], (
+            "the former stamp does not count"
+        )
         [stamped, own] = await redis.hmget(BatchKeys(prefix, COMPLETE).meta, "whole", "complete_stamp")
         assert own.decode().partition(" ")[2] == stamped.decode().partition(" ")[2]
 
-        shown = (await bos.get(f"/internal/v1/batches/{COMPLETE}")).json
+        shown = (await orchestrator.get(f"/internal/v1/batches/{COMPLETE}")).json
         [nlp] = [phase for phase in shown["phases"] if phase["phase"] == "nlp"]
         assert nlp["report"] == {"outcome": "failed", "at": "2026-05-28T20:26:40.000004Z"}
-        history = (await bos.get(f"/internal/v1/batches/{QUEUED}/history")).json["entries"]
+        history = (await orchestrator.get(f"/internal/v1/batches/{QUEUED}/history")).json["entries"]
         kinds = [(entry["kind"], entry.get("requested_by") or entry.get("reported_by")) for entry in history]
         assert kinds.count(("resolution", "bos at 127.0.0.1")) == 1
         assert kinds.count(("facts", "bos at 127.0.0.1")) == 1
@@ -176,8 +178,8 @@ async def test_a_service_starts_on_the_data_of_the_build_before(
         await wait_until(lambda: _is_empty(redis, former))
         assert "abc" in await entry_ids(database_url, COMPLETE)
         assert not await redis.exists(f"{former}:parked", f"{prefix}{{outbox}}:parked")
-    async with record_in(database_url) as record:
-        state = await record.state(QUEUED)
+    async with archive_in(database_url) as archive:
+        state = await archive.state(QUEUED)
     assert state.reports == {"nlp": Mark(Outcome.FAILED, AT_US + 3)}
     assert state.essay_marks["spellcheck"].keys() == {"e1", "e2"}
 
@@ -261,16 +263,16 @@ async def test_facts_wait_in_the_former_queue_until_postgresql_was_reached(
                 database_url=target._replace(netloc=f"{target.username}@{proxy.address}").geturl(),
                 redis_key_prefix=prefix,
             ) as service,
-            Orchestrator(service.base) as bos,
+            Orchestrator(service.base) as orchestrator,
         ):
-            assert (await bos.complete(batch, "spellcheck")).status == 200
+            assert (await orchestrator.complete(batch, "spellcheck")).status == 200
             assert (await redis.xlen(former), await redis.xlen(own)) == (1, 0)
             proxy.accept()
             await wait_until(lambda: _is_empty(redis, former))
             proxy.refuse()
             await proxy.cut()
-            assert (await bos.complete(batch, "nlp")).status == 200
+            assert (await orchestrator.complete(batch, "nlp")).status == 200
             assert (await redis.xlen(former), await redis.xlen(own)) == (0, 1)
             proxy.accept()
             await wait_until(lambda: _is_empty(redis, own))
-            assert len((await bos.get(f"/internal/v1/batches/{batch}/history")).json["entries"]) == 2
+            assert len((await orchestrator.get(f"/internal/v1/batches/{batch}/history")).json["entries"]) == 2

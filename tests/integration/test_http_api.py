@@ -50,8 +50,8 @@ def problem(answer: Answer, status: int) -> dict[str, Any]:
     return document
 
 
-async def test_a_resolution_names_what_is_to_run_and_says_why(bos: Orchestrator, batch: str) -> None:
-    answer = await bos.request("POST", DEFINE, json={**GOOD, "batch_id": batch, "unknown": {"field": PRIVATE}})
+async def test_a_resolution_names_what_is_to_run_and_says_why(orchestrator: Orchestrator, batch: str) -> None:
+    answer = await orchestrator.request("POST", DEFINE, json={**GOOD, "batch_id": batch, "unknown": {"field": PRIVATE}})
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("application/json")
     assert answer.headers["X-Correlation-ID"] == CORRELATION_ID
@@ -71,21 +71,23 @@ async def test_a_resolution_names_what_is_to_run_and_says_why(bos: Orchestrator,
         ("comprehensive", ["spellcheck", "nlp", "cj_assessment", "ai_feedback"]),
     ],
 )
-async def test_every_shipped_pipeline_resolves(bos: Orchestrator, batch: str, pipeline: str, phases: list[str]) -> None:
-    assert await bos.to_run(batch, pipeline) == phases
+async def test_every_shipped_pipeline_resolves(
+    orchestrator: Orchestrator, batch: str, pipeline: str, phases: list[str]
+) -> None:
+    assert await orchestrator.to_run(batch, pipeline) == phases
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b'{"batch_id": "\xff"}', b'{"batch_id": "a",}'])
-async def test_malformed_json_is_refused(bos: Orchestrator, body: bytes) -> None:
-    answer = await bos.request("POST", DEFINE, data=body, headers={"Content-Type": "application/json"})
+async def test_malformed_json_is_refused(orchestrator: Orchestrator, body: bytes) -> None:
+    answer = await orchestrator.request("POST", DEFINE, data=body, headers={"Content-Type": "application/json"})
     document = problem(answer, 400)
     assert [error["field"] for error in document["errors"]] == ["body"]
 
 
 @pytest.mark.parametrize("body", [[GOOD], "text", 1, None, True])
-async def test_json_that_is_no_object_is_refused(bos: Orchestrator, body: object) -> None:
+async def test_json_that_is_no_object_is_refused(orchestrator: Orchestrator, body: object) -> None:
     headers = {"Content-Type": "application/json"}
-    answer = await bos.request("POST", DEFINE, data=json.dumps(body), headers=headers)
+    answer = await orchestrator.request("POST", DEFINE, data=json.dumps(body), headers=headers)
     assert [error["field"] for error in problem(answer, 400)["errors"]] == ["body"]
 
 
@@ -119,50 +121,54 @@ async def test_json_that_is_no_object_is_refused(bos: Orchestrator, body: object
     ],
 )
 async def test_each_invalid_field_is_named(
-    bos: Orchestrator, path: str, changes: dict[str, object], fields: set[str]
+    orchestrator: Orchestrator, path: str, changes: dict[str, object], fields: set[str]
 ) -> None:
-    document = problem(await bos.request("POST", path, json={**GOOD, **changes}), 400)
+    document = problem(await orchestrator.request("POST", path, json={**GOOD, **changes}), 400)
     assert {error["field"] for error in document["errors"]} == fields
     assert all(field in document["detail"] for field in fields)
 
 
 @pytest.mark.parametrize("field", list(GOOD))
-async def test_a_missing_field_is_named(bos: Orchestrator, field: str) -> None:
+async def test_a_missing_field_is_named(orchestrator: Orchestrator, field: str) -> None:
     body = {name: value for name, value in GOOD.items() if name != field}
-    document = problem(await bos.request("POST", DEFINE, json=body), 400)
+    document = problem(await orchestrator.request("POST", DEFINE, json=body), 400)
     assert [error["field"] for error in document["errors"]] == [field]
 
 
-async def test_an_unknown_pipeline_is_not_found_and_the_known_ones_are_named(bos: Orchestrator, batch: str) -> None:
-    document = problem(await bos.define(batch, PRIVATE, correlation_id=CORRELATION_ID), 404)
+async def test_an_unknown_pipeline_is_not_found_and_the_known_ones_are_named(
+    orchestrator: Orchestrator, batch: str
+) -> None:
+    document = problem(await orchestrator.define(batch, PRIVATE, correlation_id=CORRELATION_ID), 404)
     assert document["correlation_id"] == CORRELATION_ID
     assert "comprehensive" in document["detail"]
 
 
-async def test_what_is_refused_makes_no_dead_letter(service: RunningService, bos: Orchestrator, batch: str) -> None:
-    written = await bos.metric("bcs_dead_letters_total", topic=topics.RESOLUTION, reason="resolution_failed")
-    answer = await bos.define(batch, PRIVATE)
+async def test_what_is_refused_makes_no_dead_letter(
+    service: RunningService, orchestrator: Orchestrator, batch: str
+) -> None:
+    written = await orchestrator.metric("bcs_dead_letters_total", topic=topics.RESOLUTION, reason="resolution_failed")
+    answer = await orchestrator.define(batch, PRIVATE)
     assert answer.status == 404
     assert DEAD_LETTER_WRITTEN not in answer.headers
-    after = await bos.metric("bcs_dead_letters_total", topic=topics.RESOLUTION, reason="resolution_failed")
+    after = await orchestrator.metric("bcs_dead_letters_total", topic=topics.RESOLUTION, reason="resolution_failed")
     assert after == written
 
 
-async def test_student_matching_is_reported_but_is_no_pipeline(bos: Orchestrator, batch: str) -> None:
-    assert (await bos.complete(batch, "student_matching")).status == 200
-    problem(await bos.define(batch, "student_matching"), 404)
+async def test_student_matching_is_reported_but_is_no_pipeline(orchestrator: Orchestrator, batch: str) -> None:
+    assert (await orchestrator.complete(batch, "student_matching")).status == 200
+    problem(await orchestrator.define(batch, "student_matching"), 404)
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/internal/v1/pipelines", f"/{PRIVATE}", "/internal/v1/pipelines/define/", "/%00"]
 )
-async def test_an_unknown_path_is_not_found(bos: Orchestrator, path: str) -> None:
-    problem(await bos.get(path), 404)
+async def test_an_unknown_path_is_not_found(orchestrator: Orchestrator, path: str) -> None:
+    problem(await orchestrator.get(path), 404)
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", DEFINE), ("DELETE", COMPLETE), ("POST", "/healthz")])
-async def test_a_wrong_method_is_told_the_right_one(bos: Orchestrator, method: str, path: str) -> None:
-    answer = await bos.request(method, path)
+async def test_a_wrong_method_is_told_the_right_one(orchestrator: Orchestrator, method: str, path: str) -> None:
+    answer = await orchestrator.request(method, path)
     document = problem(answer, 405)
     expected = "GET" if path == "/healthz" else "POST"
     assert expected in answer.headers["Allow"]
@@ -170,19 +176,19 @@ async def test_a_wrong_method_is_told_the_right_one(bos: Orchestrator, method: s
     assert expected in document["detail"]
 
 
-async def test_a_body_beyond_one_mebibyte_is_too_large(bos: Orchestrator, batch: str) -> None:
+async def test_a_body_beyond_one_mebibyte_is_too_large(orchestrator: Orchestrator, batch: str) -> None:
     body = json.dumps({**GOOD, "batch_id": batch, "padding": ""})
     fitting = body.replace('"padding": ""', f'"padding": "{"x" * (MIB - len(body))}"').encode()
     assert len(fitting) == MIB
     headers = {"Content-Type": "application/json"}
-    assert (await bos.request("POST", DEFINE, data=BytesIO(fitting), headers=headers)).status == 200
-    problem(await bos.request("POST", DEFINE, data=BytesIO(fitting + b" "), headers=headers), 413)
+    assert (await orchestrator.request("POST", DEFINE, data=BytesIO(fitting), headers=headers)).status == 200
+    problem(await orchestrator.request("POST", DEFINE, data=BytesIO(fitting + b" "), headers=headers), 413)
 
     async def chunks() -> AsyncIterator[bytes]:  # sent without a Content-Length
         yield fitting
         yield b" "
 
-    problem(await bos.request("POST", DEFINE, data=chunks(), headers=headers), 413)
+    problem(await orchestrator.request("POST", DEFINE, data=chunks(), headers=headers), 413)
 
 
 async def test_a_limit_for_bodies_below_a_packet_holds_too(batch: str) -> None:
@@ -192,60 +198,62 @@ async def test_a_limit_for_bodies_below_a_packet_holds_too(batch: str) -> None:
         running_service(
             use_mock_repository=True, kafka_bootstrap_servers="127.0.0.1:1", http_max_body_bytes=limit
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
-        assert (await bos.request("POST", DEFINE, json=body)).status == 200
-        problem(await bos.request("POST", DEFINE, json={**body, "padding": "x" * 20}), 413)
+        assert (await orchestrator.request("POST", DEFINE, json=body)).status == 200
+        problem(await orchestrator.request("POST", DEFINE, json={**body, "padding": "x" * 20}), 413)
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/xml"])
-async def test_only_json_is_read(bos: Orchestrator, content_type: str) -> None:
+async def test_only_json_is_read(orchestrator: Orchestrator, content_type: str) -> None:
     body, headers = json.dumps(GOOD).encode(), {"Content-Type": content_type}
-    problem(await bos.request("POST", DEFINE, data=body, headers=headers), 415)
+    problem(await orchestrator.request("POST", DEFINE, data=body, headers=headers), 415)
 
 
-async def test_json_with_a_charset_is_read(bos: Orchestrator) -> None:
+async def test_json_with_a_charset_is_read(orchestrator: Orchestrator) -> None:
     headers = {"Content-Type": "application/json; charset=utf-8"}
-    assert (await bos.request("POST", DEFINE, data=json.dumps(GOOD).encode(), headers=headers)).status == 200
+    assert (await orchestrator.request("POST", DEFINE, data=json.dumps(GOOD).encode(), headers=headers)).status == 200
 
 
 @pytest.mark.parametrize("pipeline", ["cj_assessment", "ai_feedback", "nlp", "comprehensive"])
 async def test_without_a_prompt_what_needs_one_is_refused_and_counted(
-    bos: Orchestrator, batch: str, pipeline: str
+    orchestrator: Orchestrator, batch: str, pipeline: str
 ) -> None:
     refusals = ("bcs_pipeline_refusals_total", {"reason": "prompt_required"})
-    before = await bos.metric(refusals[0], **refusals[1]) or 0
-    answer = await bos.define(batch, pipeline, batch_metadata={"prompt_attached": False, "prompt_source": PRIVATE})
+    before = await orchestrator.metric(refusals[0], **refusals[1]) or 0
+    answer = await orchestrator.define(
+        batch, pipeline, batch_metadata={"prompt_attached": False, "prompt_source": PRIVATE}
+    )
     document = problem(answer, 409)
     assert "prompt" in document["detail"]
     assert (pipeline if pipeline != "comprehensive" else "cj_assessment") in document["detail"]
-    assert await bos.metric(refusals[0], **refusals[1]) == before + 1
+    assert await orchestrator.metric(refusals[0], **refusals[1]) == before + 1
     for metadata in ({"prompt_attached": True, "assignment_id": "a"}, {"prompt_source": "context"}, {}, None):
-        assert (await bos.define(batch, pipeline, batch_metadata=metadata)).status == 200
-    assert (await bos.define(batch, pipeline)).status == 200
+        assert (await orchestrator.define(batch, pipeline, batch_metadata=metadata)).status == 200
+    assert (await orchestrator.define(batch, pipeline)).status == 200
 
 
-async def test_spellcheck_needs_no_prompt(bos: Orchestrator, batch: str) -> None:
-    assert await bos.to_run(batch, "spellcheck", batch_metadata={"prompt_attached": False}) == ["spellcheck"]
+async def test_spellcheck_needs_no_prompt(orchestrator: Orchestrator, batch: str) -> None:
+    assert await orchestrator.to_run(batch, "spellcheck", batch_metadata={"prompt_attached": False}) == ["spellcheck"]
 
 
-async def test_a_phase_is_reported_complete_and_then_failed(bos: Orchestrator, batch: str) -> None:
-    answer = await bos.complete(batch, "spellcheck")
+async def test_a_phase_is_reported_complete_and_then_failed(orchestrator: Orchestrator, batch: str) -> None:
+    answer = await orchestrator.complete(batch, "spellcheck")
     assert answer.status == 200
     assert answer.json == {"status": "recorded", "batch_id": batch, "phase_name": "spellcheck"}
-    assert await bos.to_run(batch) == ["ai_feedback"]
-    assert (await bos.complete(batch, "spellcheck", success=False)).status == 200
-    assert await bos.to_run(batch) == ["spellcheck", "ai_feedback"]
-    assert (await bos.complete(batch, "spellcheck")).status == 200
-    assert await bos.to_run(batch) == ["ai_feedback"]
+    assert await orchestrator.to_run(batch) == ["ai_feedback"]
+    assert (await orchestrator.complete(batch, "spellcheck", success=False)).status == 200
+    assert await orchestrator.to_run(batch) == ["spellcheck", "ai_feedback"]
+    assert (await orchestrator.complete(batch, "spellcheck")).status == 200
+    assert await orchestrator.to_run(batch) == ["ai_feedback"]
 
 
 async def test_the_state_of_a_batch_is_told_with_where_it_was_read(
-    service: RunningService, bos: Orchestrator, batch: str
+    service: RunningService, orchestrator: Orchestrator, batch: str
 ) -> None:
     for phase, success in (("spellcheck", True), ("student_matching", True), ("nlp", False)):
-        await bos.complete(batch, phase, success)
-    answer = await bos.get(f"/internal/v1/batches/{batch}")
+        await orchestrator.complete(batch, phase, success)
+    answer = await orchestrator.get(f"/internal/v1/batches/{batch}")
     assert answer.status == 200
     document = answer.json
     assert (document["batch_id"], document["version"]) == (batch, 3)
@@ -258,12 +266,12 @@ async def test_the_state_of_a_batch_is_told_with_where_it_was_read(
 
 
 async def test_a_refusal_is_logged_with_its_caller_and_a_failed_read_is_not(
-    bos: Orchestrator, batch: str, caplog: pytest.LogCaptureFixture
+    orchestrator: Orchestrator, batch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "bcs.http")
-    assert (await bos.get(f"/internal/v1/batches/{batch}")).status == 404
-    assert (await bos.define(batch, "nonsense", correlation_id="the-refused")).status == 404
-    await bos.request("POST", COMPLETE, json={"batch_id": batch}, headers={"User-Agent": "a-test"})
+    assert (await orchestrator.get(f"/internal/v1/batches/{batch}")).status == 404
+    assert (await orchestrator.define(batch, "nonsense", correlation_id="the-refused")).status == 404
+    await orchestrator.request("POST", COMPLETE, json={"batch_id": batch}, headers={"User-Agent": "a-test"})
     first, second = (vars(record) for record in caplog.records if record.name == "bcs.http")
     assert [first[name] for name in ("msg", "method", "route", "status", "kind", "batch_id", "correlation_id")] == [
         "request_refused", "POST", DEFINE, 404, "unknown-pipeline", batch, "the-refused"
@@ -272,21 +280,21 @@ async def test_a_refusal_is_logged_with_its_caller_and_a_failed_read_is_not(
     assert second["requested_by"].startswith("a-test at ")
 
 
-async def test_of_an_unknown_batch_nothing_is_told(bos: Orchestrator, batch: str) -> None:
-    document = problem(await bos.get(f"/internal/v1/batches/{PRIVATE}{batch}"), 404)
+async def test_of_an_unknown_batch_nothing_is_told(orchestrator: Orchestrator, batch: str) -> None:
+    document = problem(await orchestrator.get(f"/internal/v1/batches/{PRIVATE}{batch}"), 404)
     assert document["type"] == "urn:bcs:problem:unknown-batch"
 
 
-async def test_without_a_record_there_is_no_history(bos: Orchestrator, batch: str) -> None:
-    await bos.complete(batch, "spellcheck")
-    document = problem(await bos.get(f"/internal/v1/batches/{batch}/history"), 404)
+async def test_without_a_record_there_is_no_history(orchestrator: Orchestrator, batch: str) -> None:
+    await orchestrator.complete(batch, "spellcheck")
+    document = problem(await orchestrator.get(f"/internal/v1/batches/{batch}/history"), 404)
     assert document["type"] == "urn:bcs:problem:no-archive"
     assert "BCS_DATABASE_URL" in document["detail"]
 
 
-async def test_health_says_how_everything_is(service: RunningService, bos: Orchestrator) -> None:
+async def test_health_says_how_everything_is(service: RunningService, orchestrator: Orchestrator) -> None:
     async def healthy() -> dict[str, Any] | None:
-        answer = await bos.get("/healthz")
+        answer = await orchestrator.get("/healthz")
         assert answer.status == 200
         document: dict[str, Any] = answer.json
         return document if document["status"] == "healthy" else None
@@ -302,24 +310,24 @@ async def test_health_says_how_everything_is(service: RunningService, bos: Orche
     assert document["dependencies"]["kafka"]["status"] == "healthy"
     in_memory = service.service.settings.use_mock_repository
     assert document["dependencies"]["redis"]["status"] == ("not_configured" if in_memory else "healthy")
-    assert (await bos.get("/readyz")).status == 200
+    assert (await orchestrator.get("/readyz")).status == 200
 
 
-async def test_answers_carry_a_correlation_id_even_where_the_request_has_none(bos: Orchestrator) -> None:
-    first, second = (await bos.get("/healthz")).headers, (await bos.get("/nothing")).headers
+async def test_answers_carry_a_correlation_id_even_where_the_request_has_none(orchestrator: Orchestrator) -> None:
+    first, second = (await orchestrator.get("/healthz")).headers, (await orchestrator.get("/nothing")).headers
     assert UUID(first["X-Correlation-ID"]) != UUID(second["X-Correlation-ID"])
 
 
-async def test_metrics_have_the_promised_names_and_bounded_labels(bos: Orchestrator, batch: str) -> None:
-    await bos.complete(batch, "spellcheck")
-    await bos.define(batch)
-    await bos.define(f"{PRIVATE}-{batch}", PRIVATE)
-    await bos.request(PRIVATE.upper(), DEFINE)
-    await bos.request("PURGE", f"/{PRIVATE}")
-    await bos.get(f"/{PRIVATE}/{batch}?{PRIVATE}={batch}")
-    await bos.request("POST", DEFINE, json={**GOOD, "batch_id": ""})
-    await bos.get(f"/internal/v1/batches/{PRIVATE}-{batch}")
-    samples = await bos.samples()
+async def test_metrics_have_the_promised_names_and_bounded_labels(orchestrator: Orchestrator, batch: str) -> None:
+    await orchestrator.complete(batch, "spellcheck")
+    await orchestrator.define(batch)
+    await orchestrator.define(f"{PRIVATE}-{batch}", PRIVATE)
+    await orchestrator.request(PRIVATE.upper(), DEFINE)
+    await orchestrator.request("PURGE", f"/{PRIVATE}")
+    await orchestrator.get(f"/{PRIVATE}/{batch}?{PRIVATE}={batch}")
+    await orchestrator.request("POST", DEFINE, json={**GOOD, "batch_id": ""})
+    await orchestrator.get(f"/internal/v1/batches/{PRIVATE}-{batch}")
+    samples = await orchestrator.samples()
     names = {name for name, _, _ in samples}
     assert names >= {
         "bcs_pipeline_resolutions_total",
@@ -351,11 +359,11 @@ async def test_metrics_have_the_promised_names_and_bounded_labels(bos: Orchestra
     assert "PURGE" not in label_values
 
 
-async def test_requests_are_counted_by_route_and_status(bos: Orchestrator, batch: str) -> None:
+async def test_requests_are_counted_by_route_and_status(orchestrator: Orchestrator, batch: str) -> None:
     labels = {"method": "POST", "endpoint": DEFINE, "status_code": "200"}
-    before = await bos.metric("bcs_http_requests_total", **labels) or 0
-    resolved = await bos.metric("bcs_pipeline_resolutions_total", status="success") or 0
+    before = await orchestrator.metric("bcs_http_requests_total", **labels) or 0
+    resolved = await orchestrator.metric("bcs_pipeline_resolutions_total", status="success") or 0
     for _ in range(3):
-        await bos.to_run(batch)
-    assert await bos.metric("bcs_http_requests_total", **labels) == before + 3
-    assert await bos.metric("bcs_pipeline_resolutions_total", status="success") == resolved + 3
+        await orchestrator.to_run(batch)
+    assert await orchestrator.metric("bcs_http_requests_total", **labels) == before + 3
+    assert await orchestrator.metric("bcs_pipeline_resolutions_total", status="success") == resolved + 3

@@ -42,7 +42,7 @@ def service() -> Iterator[RunningService]:
 
 
 @pytest.fixture
-async def bos(service: RunningService) -> AsyncIterator[Orchestrator]:
+async def orchestrator(service: RunningService) -> AsyncIterator[Orchestrator]:
     async with Orchestrator(service.base) as caller:
         yield caller
 
@@ -61,11 +61,11 @@ def known(service: RunningService, batch: str, essays: list[str], failed: set[st
     service.run(service.service.store.commit, batch, state)
 
 
-async def pages(bos: Orchestrator, path: str | None) -> list[dict[str, Any]]:
+async def pages(orchestrator: Orchestrator, path: str | None) -> list[dict[str, Any]]:
     """All pages from this one on."""
     documents = []
     while path is not None:
-        answer = await bos.request("GET", URL(path, encoded=True))
+        answer = await orchestrator.request("GET", URL(path, encoded=True))
         assert answer.status == 200, answer.body
         documents.append(answer.json)
         path = documents[-1]["next"]
@@ -78,12 +78,12 @@ def ids(listed: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize("limit", [1, 7, 30, 31])
 async def test_all_pages_together_have_each_essay_once_and_all_that_hold_back(
-    service: RunningService, bos: Orchestrator, batch: str, limit: int
+    service: RunningService, orchestrator: Orchestrator, batch: str, limit: int
 ) -> None:
     essays = [f"essay {number:02} ü/?&+%" for number in range(30)]
     failed = {essay for number, essay in enumerate(essays) if number % 11 == 10}
     known(service, batch, essays[::-1], failed)
-    documents = await pages(bos, path_of(batch, limit=limit))
+    documents = await pages(orchestrator, path_of(batch, limit=limit))
     assert [essay for document in documents for essay in ids(document["known_essays"])] == essays
     assert len(documents) == -(-len(essays) // limit)
     assert {(document["essays_known"], document["version"]) for document in documents} == {(len(essays), 1)}
@@ -95,11 +95,11 @@ async def test_all_pages_together_have_each_essay_once_and_all_that_hold_back(
 
 
 async def test_the_first_page_names_who_holds_back_however_far_behind(
-    service: RunningService, bos: Orchestrator, batch: str
+    service: RunningService, orchestrator: Orchestrator, batch: str
 ) -> None:
     essays = [f"essay-{number:04}" for number in range(600)]
     known(service, batch, essays, {essays[-1]})
-    document = (await bos.get(path_of(batch))).json
+    document = (await orchestrator.get(path_of(batch))).json
     assert len(document["known_essays"]) < len(essays)
     [spellcheck] = [phase for phase in document["phases"] if phase["phase"] == "spellcheck"]
     assert ids(spellcheck["blocking_essays"]) == [essays[-1]]
@@ -108,13 +108,15 @@ async def test_the_first_page_names_who_holds_back_however_far_behind(
 
 @pytest.mark.parametrize("character", ["x", "🦉", "\x01"])
 async def test_a_page_is_bounded_by_its_bytes(
-    service: RunningService, bos: Orchestrator, batch: str, character: str
+    service: RunningService, orchestrator: Orchestrator, batch: str, character: str
 ) -> None:
     known(service, batch, [f"{number:03}{character * 250}x" for number in range(300)], set())
-    first = await bos.get(path_of(batch, limit=5000))
+    first = await orchestrator.get(path_of(batch, limit=5000))
     assert PAGE_BYTES / 4 < len(first.body) < PAGE_BYTES * 1.1
     last_but_one = f"{298:03}{character * 250}x"
-    answer = await bos.request("GET", f"/internal/v1/batches/{batch}", params={"after": last_but_one, "limit": "1"})
+    answer = await orchestrator.request(
+        "GET", f"/internal/v1/batches/{batch}", params={"after": last_but_one, "limit": "1"}
+    )
     assert (len(answer.json["known_essays"]), answer.json["next"]) == (1, None)
 
 
@@ -122,22 +124,24 @@ async def test_a_page_is_bounded_by_its_bytes(
     ("query", "field"),
     [("limit=0", "limit"), ("limit=5001", "limit"), ("after=", "after"), ("after=a&after=b", "after")],
 )
-async def test_a_wrong_query_gets_a_400_that_names_it(bos: Orchestrator, batch: str, query: str, field: str) -> None:
-    answer = await bos.get(f"/internal/v1/batches/{batch}?{query}")
+async def test_a_wrong_query_gets_a_400_that_names_it(
+    orchestrator: Orchestrator, batch: str, query: str, field: str
+) -> None:
+    answer = await orchestrator.get(f"/internal/v1/batches/{batch}?{query}")
     assert answer.status == 400
     assert [error["field"] for error in answer.json["errors"]] == [field]
 
 
 async def test_a_caller_that_takes_no_answer_is_dropped_with_its_memory(
-    service: RunningService, bos: Orchestrator, batch: str
+    service: RunningService, orchestrator: Orchestrator, batch: str
 ) -> None:
     known(service, batch, [f"{number:03}{'x' * 250}" for number in range(300)], set())
     with slow_reader(service) as reader:
         reader.sendall(f"GET {path_of(batch)} HTTP/1.1\r\nHost: bcs\r\n\r\n".encode() * 100)
-        await wait_until(lambda: held_bytes(bos), description="more is unsent than the operating system takes")
-        assert await held_bytes(bos) < PAGE_BYTES * 2
-        await wait_until(lambda: is_dropped(bos))
-        assert await held_bytes(bos) == 0
+        await wait_until(lambda: held_bytes(orchestrator), description="more is unsent than the operating system takes")
+        assert await held_bytes(orchestrator) < PAGE_BYTES * 2
+        await wait_until(lambda: is_dropped(orchestrator))
+        assert await held_bytes(orchestrator) == 0
 
 
 @pytest.mark.release
@@ -148,7 +152,7 @@ async def test_the_largest_batch_delays_nobody_and_slow_readers_hold_no_memory(r
     batch = "the-largest"
     async with (
         running_service(redis_url=redis_url, kafka_bootstrap_servers="127.0.0.1:1") as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
         AsyncExitStack() as stack,
     ):
         for phase in PHASES:
@@ -159,7 +163,7 @@ async def test_the_largest_batch_delays_nobody_and_slow_readers_hold_no_memory(r
             group.start_soon(anyio.to_thread.run_sync, service.run, watch_loop, gaps)
             for _ in range(3):
                 began = perf_counter()
-                answer = await bos.get(path_of(batch))
+                answer = await orchestrator.get(path_of(batch))
                 took.append(perf_counter() - began)
                 assert answer.status == 200
                 assert len(answer.body) < 1_100_000
@@ -167,7 +171,7 @@ async def test_the_largest_batch_delays_nobody_and_slow_readers_hold_no_memory(r
             for _ in range(READERS):
                 reader = stack.enter_context(slow_reader(service))
                 reader.sendall(f"GET {path_of(batch)} HTTP/1.1\r\nHost: bcs\r\n\r\n".encode())
-            await wait_until(lambda: is_quiet(bos), 60)
+            await wait_until(lambda: is_quiet(orchestrator), 60)
             service.call(gaps.append, -1.0)
         assert resident_bytes() - before < 100_000_000
     assert max(took) < 3, took
@@ -186,8 +190,8 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-async def is_quiet(bos: Orchestrator) -> bool:
-    return await bos.metric("bcs_http_requests_in_flight") == 1
+async def is_quiet(orchestrator: Orchestrator) -> bool:
+    return await orchestrator.metric("bcs_http_requests_in_flight") == 1
 
 
 def slow_reader(service: RunningService) -> socket.socket:
@@ -198,9 +202,9 @@ def slow_reader(service: RunningService) -> socket.socket:
     return caller
 
 
-async def held_bytes(bos: Orchestrator) -> float:
-    return await bos.metric("bcs_http_held_bytes") or 0
+async def held_bytes(orchestrator: Orchestrator) -> float:
+    return await orchestrator.metric("bcs_http_held_bytes") or 0
 
 
-async def is_dropped(bos: Orchestrator) -> bool:
-    return bool(await bos.metric("bcs_http_callers_dropped_total", waited_for="answer", reason="too_late"))
+async def is_dropped(orchestrator: Orchestrator) -> bool:
+    return bool(await orchestrator.metric("bcs_http_callers_dropped_total", waited_for="answer", reason="too_late"))

@@ -51,10 +51,10 @@ async def connection(service: RunningService) -> AsyncIterator[tuple[asyncio.Str
 
 async def answer_to(service: RunningService, *parts: bytes) -> tuple[int, bytes, bytes]:
     """Status, head and body of the answer; each part is sent only when the service has taken up the one before."""
-    async with connection(service) as (reader, writer), Orchestrator(service.base) as bos:
+    async with connection(service) as (reader, writer), Orchestrator(service.base) as orchestrator:
         for number, part in enumerate(parts):
             if number:
-                await wait_until(lambda: in_flight(bos, 2))
+                await wait_until(lambda: in_flight(orchestrator, 2))
             writer.write(part)
         with anyio.fail_after(3):
             answered = await reader.readuntil(b"\r\n\r\n")
@@ -62,26 +62,26 @@ async def answer_to(service: RunningService, *parts: bytes) -> tuple[int, bytes,
     return int(answered.split(b" ")[1]), answered, body
 
 
-async def in_flight(bos: Orchestrator, count: int) -> bool:
+async def in_flight(orchestrator: Orchestrator, count: int) -> bool:
     """Whether so many requests are being answered, this question among them."""
-    return await bos.metric("bcs_http_requests_in_flight") == count
+    return await orchestrator.metric("bcs_http_requests_in_flight") == count
 
 
-async def faults(bos: Orchestrator) -> float:
+async def faults(orchestrator: Orchestrator) -> float:
     """How many requests were counted as failures of the service."""
     return sum(
         value
-        for name, labels, value in await bos.samples()
+        for name, labels, value in await orchestrator.samples()
         if name == "bcs_http_requests_total" and labels["status_code"].startswith("5")
     )
 
 
 @pytest.fixture
-async def counts_nothing_as_ours(bos: Orchestrator, caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+async def counts_nothing_as_ours(orchestrator: Orchestrator, caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
     """Whatever the test does, no request counts as failed, and nothing is logged as an error."""
-    before = await faults(bos)
+    before = await faults(orchestrator)
     yield
-    assert await faults(bos) == before
+    assert await faults(orchestrator) == before
     assert [record.message for record in caplog.records if record.levelname == "ERROR" and "bcs" in record.name] == []
 
 
@@ -146,21 +146,21 @@ LEFT = {
 @pytest.mark.parametrize("how", ["closed", "half closed", "reset"])
 @pytest.mark.parametrize("sent", LEFT.values(), ids=LEFT.keys())
 async def test_a_caller_that_leaves_in_its_body_counts_as_499(
-    service: RunningService, bos: Orchestrator, sent: bytes, how: str
+    service: RunningService, orchestrator: Orchestrator, sent: bytes, how: str
 ) -> None:
     labels = {"method": "POST", "endpoint": DEFINE, "status_code": "499"}
-    before = await bos.metric("bcs_http_requests_total", **labels) or 0
+    before = await orchestrator.metric("bcs_http_requests_total", **labels) or 0
     async with connection(service) as (reader, writer):
         writer.write(sent)
-        await wait_until(lambda: in_flight(bos, 2))
+        await wait_until(lambda: in_flight(orchestrator, 2))
         if how == "half closed":
             writer.write_eof()
             assert await reader.read() == b""
         elif how == "reset":
             caller: socket.socket = writer.get_extra_info("socket")
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    await wait_until(lambda: is_counted(bos, before + 1, **labels))
+    await wait_until(lambda: is_counted(orchestrator, before + 1, **labels))
 
 
-async def is_counted(bos: Orchestrator, count: float, **labels: str) -> bool:
-    return await bos.metric("bcs_http_requests_total", **labels) == count
+async def is_counted(orchestrator: Orchestrator, count: float, **labels: str) -> bool:
+    return await orchestrator.metric("bcs_http_requests_total", **labels) == count

@@ -114,37 +114,37 @@ async def test_where_all_connections_are_at_work_only_probes_are_answered(
     service: RunningService, held: HeldAnswers
 ) -> None:
     async with AsyncExitStack() as stack:
-        bos = await stack.enter_async_context(Orchestrator(service.base))
-        assert (await bos.complete("held", "spellcheck")).status == 200
+        orchestrator = await stack.enter_async_context(Orchestrator(service.base))
+        assert (await orchestrator.complete("held", "spellcheck")).status == 200
         registry = service.service.telemetry.registry
         await wait_until(lambda: registry.get_sample_value("bcs_http_connections") == 0)
         busy = [await stack.enter_async_context(connection(service, define("held"))) for _ in range(MOST)]
-        await wait_until(lambda: in_flight(bos, MOST + 1))
+        await wait_until(lambda: in_flight(orchestrator, MOST + 1))
         for probe in PROBES:
-            assert (await bos.get(probe)).status == 200
-        refused = [await bos.define("b") for _ in range(20)]
+            assert (await orchestrator.get(probe)).status == 200
+        refused = [await orchestrator.define("b") for _ in range(20)]
         assert Counter(answer.status for answer in refused) == {503: 20}
         assert {answer.headers["Content-Type"] for answer in refused} == {"application/problem+json"}
         assert all("Retry-After" in answer.headers for answer in refused)
         service.call(held.let_go.set)
         assert [await status_of(reader) for reader, _ in busy] == [200] * MOST
-        await wait_until(lambda: is_open(bos))
+        await wait_until(lambda: is_open(orchestrator))
 
 
-async def in_flight(bos: Orchestrator, count: int) -> bool:
-    return await bos.metric("bcs_http_requests_in_flight") == count
+async def in_flight(orchestrator: Orchestrator, count: int) -> bool:
+    return await orchestrator.metric("bcs_http_requests_in_flight") == count
 
 
-async def is_open(bos: Orchestrator) -> bool:
-    return (await bos.define("b")).status == 200
+async def is_open(orchestrator: Orchestrator) -> bool:
+    return (await orchestrator.define("b")).status == 200
 
 
 async def test_without_files_probes_are_answered_and_calls_get_a_503(redis_url: str) -> None:
     async with (
         running_service(redis_url=redis_url, kafka_bootstrap_servers="127.0.0.1:1") as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
-        await wait_until(lambda: is_ready(bos))
+        await wait_until(lambda: is_ready(orchestrator))
         with ExitStack() as stack:
             sockets = [stack.enter_context(socket.socket()) for _ in range(20)]
             early = sockets.pop()
@@ -155,7 +155,7 @@ async def test_without_files_probes_are_answered_and_calls_get_a_503(redis_url: 
                 for probe in PROBES * 3:
                     assert answer_to(sockets.pop(), service, get(probe)) == 200
                 assert {answer_to(sockets.pop(), service, define()) for _ in range(10)} <= {200, 503}
-        await wait_until(lambda: is_open(bos))
+        await wait_until(lambda: is_open(orchestrator))
 
 
 def answer_to(caller: socket.socket, service: RunningService, request: bytes) -> int:
@@ -189,8 +189,8 @@ def test_a_file_that_is_lacking_is_no_fault_of_the_service() -> None:
     assert problem.retry
 
 
-async def is_ready(bos: Orchestrator) -> bool:
-    return (await bos.get("/readyz")).status == 200
+async def is_ready(orchestrator: Orchestrator) -> bool:
+    return (await orchestrator.get("/readyz")).status == 200
 
 
 @pytest.mark.parametrize(("limit", "most"), [(1024, 856), (300, 132), (40, 16), (3000, 2048)])
@@ -215,7 +215,7 @@ async def test_a_process_with_few_files_outlives_a_crowd(tmp_path: Path, redis_u
     slowest = 0.0
     with process:
         await process.answers()
-        async with AsyncExitStack() as stack, Orchestrator(process.base) as bos:
+        async with AsyncExitStack() as stack, Orchestrator(process.base) as orchestrator:
             port = int(process.environment["BCS_HTTP_PORT"])
             for number in range(600):
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -223,10 +223,10 @@ async def test_a_process_with_few_files_outlives_a_crowd(tmp_path: Path, redis_u
                 if number % 2:
                     writer.write(get("/readyz"))
                 if number > 300 and not number % 5:
-                    statuses[(await bos.define("b")).status] += 1
+                    statuses[(await orchestrator.define("b")).status] += 1
                     for probe in PROBES:
                         began = monotonic()
-                        assert (await bos.get(probe)).status == 200
+                        assert (await orchestrator.get(probe)).status == 200
                         slowest = max(slowest, monotonic() - began)
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0

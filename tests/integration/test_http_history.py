@@ -18,7 +18,7 @@ from bcs.domain.state import delta_of
 from bcs.errors import StoreCorrupted
 from bcs.storage.postgres.archive import PostgresArchive
 from tests.support.fault_proxy import FaultProxy
-from tests.support.past import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
+from tests.support.history_entries import AT, AT_US, CORRELATION_ID, answered, consumed, reported, spellchecked
 from tests.support.service import Answer, Orchestrator, RunningService, running_service, service_in_thread
 from tests.support.waiting import wait_until
 
@@ -55,15 +55,15 @@ def path_of(batch: str, rest: str = "/history") -> URL:
     return URL(f"/internal/v1/batches/{segment}{rest}", encoded=True)
 
 
-async def get(bos: Orchestrator, path: URL | str) -> Answer:
-    return await bos.request("GET", URL(str(path), encoded=True))
+async def get(orchestrator: Orchestrator, path: URL | str) -> Answer:
+    return await orchestrator.request("GET", URL(str(path), encoded=True))
 
 
-async def pages(bos: Orchestrator, batch: str, limit: int) -> AsyncIterator[list[int]]:
+async def pages(orchestrator: Orchestrator, batch: str, limit: int) -> AsyncIterator[list[int]]:
     """The numbers of the entries, page by page, as the links lead."""
     following: str | None = f"{path_of(batch)}?limit={limit}"
     while following is not None:
-        answer = await get(bos, following)
+        answer = await get(orchestrator, following)
         assert answer.status == 200, answer.body
         yield [entry["number"] for entry in answer.json["entries"]]
         following = answer.json["next"]
@@ -80,17 +80,17 @@ def problem(answer: Answer, status: int, kind: str) -> Any:
 
 
 async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
-    bos: Orchestrator, record: PostgresArchive, batch: str
+    orchestrator: Orchestrator, archive: PostgresArchive, batch: str
 ) -> None:
     facts = (
         EssaysRegistered(("e1", "e2"), 30, AT_US),
         spellchecked("e1"),
         PhaseReported("nlp", Outcome.FAILED, AT_US),
     )
-    await record.write([consumed(batch, *facts)])
-    await record.write([reported(batch, PhaseReported("nlp", Outcome.COMPLETED, AT_US + 1), by="bos")])
-    await record.write([answered(batch)])
-    answer = await get(bos, path_of(batch))
+    await archive.write([consumed(batch, *facts)])
+    await archive.write([reported(batch, PhaseReported("nlp", Outcome.COMPLETED, AT_US + 1), by="bos")])
+    await archive.write([answered(batch)])
+    answer = await get(orchestrator, path_of(batch))
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("application/json")
     resolution, report, event = answer.json["entries"]
@@ -141,26 +141,26 @@ async def test_every_kind_of_entry_is_told_with_all_that_is_kept_of_it(
 
 
 async def test_pages_have_neither_gaps_nor_repeats_while_entries_are_added(
-    bos: Orchestrator, record: PostgresArchive, batch: str
+    orchestrator: Orchestrator, archive: PostgresArchive, batch: str
 ) -> None:
-    await record.write([consumed(batch) for _ in range(10)])
-    [newest] = (await get(bos, f"{path_of(batch)}?limit=1")).json["entries"]
+    await archive.write([consumed(batch) for _ in range(10)])
+    [newest] = (await get(orchestrator, f"{path_of(batch)}?limit=1")).json["entries"]
     seen: list[int] = []
     sizes: list[int] = []
-    async for numbers in pages(bos, batch, 3):
+    async for numbers in pages(orchestrator, batch, 3):
         seen += numbers
         sizes.append(len(numbers))
-        await record.write([answered(batch), consumed("another-" + batch)])
+        await archive.write([answered(batch), consumed("another-" + batch)])
     assert seen[0] == newest["number"]
     assert seen == sorted(set(seen), reverse=True)
     assert sizes == [3, 3, 3, 1]
-    afterwards = [entry["number"] for entry in (await get(bos, path_of(batch))).json["entries"]]
+    afterwards = [entry["number"] for entry in (await get(orchestrator, path_of(batch))).json["entries"]]
     assert afterwards[len(sizes) :] == seen
 
 
-async def test_a_full_last_page_leads_nowhere(bos: Orchestrator, record: PostgresArchive, batch: str) -> None:
-    await record.write([consumed(batch) for _ in range(4)])
-    assert [len(numbers) async for numbers in pages(bos, batch, 2)] == [2, 2]
+async def test_a_full_last_page_leads_nowhere(orchestrator: Orchestrator, archive: PostgresArchive, batch: str) -> None:
+    await archive.write([consumed(batch) for _ in range(4)])
+    assert [len(numbers) async for numbers in pages(orchestrator, batch, 2)] == [2, 2]
 
 
 LONG = "x" * (PAGE_BYTES // 3)
@@ -178,33 +178,33 @@ LONG = "x" * (PAGE_BYTES // 3)
     ids=["facts", "correlation_id", "event_id", "topic", "bytes and not characters"],
 )
 async def test_a_page_of_large_entries_is_a_short_one(
-    bos: Orchestrator, record: PostgresArchive, batch: str, large: dict[str, Any]
+    orchestrator: Orchestrator, archive: PostgresArchive, batch: str, large: dict[str, Any]
 ) -> None:
-    await record.write([replace(consumed(batch), **large) for _ in range(5)])
-    await record.write([consumed(batch)])
-    seen = [numbers async for numbers in pages(bos, batch, 5)]
+    await archive.write([replace(consumed(batch), **large) for _ in range(5)])
+    await archive.write([consumed(batch)])
+    seen = [numbers async for numbers in pages(orchestrator, batch, 5)]
     assert [len(numbers) for numbers in seen] == [3, 2, 1]
     assert len({number for numbers in seen for number in numbers}) == 6
 
 
 async def test_an_entry_that_is_larger_than_a_page_is_a_page(
-    bos: Orchestrator, record: PostgresArchive, batch: str
+    orchestrator: Orchestrator, archive: PostgresArchive, batch: str
 ) -> None:
-    await record.write([consumed(batch, spellchecked("x" * size)) for size in (1, PAGE_BYTES * 2, PAGE_BYTES * 2, 1)])
-    assert [len(numbers) async for numbers in pages(bos, batch, 5)] == [1] * 4
+    await archive.write([consumed(batch, spellchecked("x" * size)) for size in (1, PAGE_BYTES * 2, PAGE_BYTES * 2, 1)])
+    assert [len(numbers) async for numbers in pages(orchestrator, batch, 5)] == [1] * 4
 
 
 @pytest.mark.parametrize("strange", STRANGE, ids=ascii)
-async def test_an_id_may_be_anything(bos: Orchestrator, record: PostgresArchive, strange: str) -> None:
-    await record.write([consumed(strange), answered(strange)])
-    answer = await get(bos, f"{path_of(strange)}?limit=1")
+async def test_an_id_may_be_anything(orchestrator: Orchestrator, archive: PostgresArchive, strange: str) -> None:
+    await archive.write([consumed(strange), answered(strange)])
+    answer = await get(orchestrator, f"{path_of(strange)}?limit=1")
     assert answer.status == 200, answer.body
     assert answer.json["batch_id"] == strange
     [entry] = answer.json["entries"]
-    older = await get(bos, answer.json["next"])
+    older = await get(orchestrator, answer.json["next"])
     assert older.json["batch_id"] == strange
     assert [one["kind"] for one in (entry, *older.json["entries"])] == ["resolution", "facts"]
-    state = await get(bos, path_of(strange, ""))
+    state = await get(orchestrator, path_of(strange, ""))
     assert (state.status, state.json["batch_id"], state.json["source"]) == (200, strange, "redis")
 
 
@@ -224,9 +224,9 @@ async def test_an_id_may_be_anything(bos: Orchestrator, record: PostgresArchive,
     ],
 )
 async def test_what_can_be_no_batch_or_is_none_gets_a_problem(
-    bos: Orchestrator, segment: str, rest: str, status: int, kind: str
+    orchestrator: Orchestrator, segment: str, rest: str, status: int, kind: str
 ) -> None:
-    document = problem(await get(bos, f"/internal/v1/batches/{segment}{rest}"), status, kind)
+    document = problem(await get(orchestrator, f"/internal/v1/batches/{segment}{rest}"), status, kind)
     assert [error["field"] for error in document.get("errors", [])] == (["batch_id"] if status == 400 else [])
 
 
@@ -246,70 +246,74 @@ async def test_what_can_be_no_batch_or_is_none_gets_a_problem(
         ("limit=1&limit=2", ["limit"]),
     ],
 )
-async def test_each_invalid_parameter_is_named(bos: Orchestrator, batch: str, query: str, fields: list[str]) -> None:
-    document = problem(await get(bos, f"{path_of(batch)}?{query}"), 400, "invalid-request")
+async def test_each_invalid_parameter_is_named(
+    orchestrator: Orchestrator, batch: str, query: str, fields: list[str]
+) -> None:
+    document = problem(await get(orchestrator, f"{path_of(batch)}?{query}"), 400, "invalid-request")
     assert [error["field"] for error in document["errors"]] == fields
     assert all(field in document["detail"] for field in fields)
 
 
 async def test_the_bounds_of_a_page_are_taken_and_what_nobody_knows_is_ignored(
-    bos: Orchestrator, record: PostgresArchive, batch: str
+    orchestrator: Orchestrator, archive: PostgresArchive, batch: str
 ) -> None:
-    await record.write([consumed(batch)])
+    await archive.write([consumed(batch)])
     for query in ("limit=1", f"limit=500&before={2**63 - 1}", f"{PRIVATE}=1&{PRIVATE}=2"):
-        answer = await get(bos, f"{path_of(batch)}?{query}")
+        answer = await get(orchestrator, f"{path_of(batch)}?{query}")
         assert (answer.status, len(answer.json["entries"])) == (200, 1)
 
 
-async def test_a_known_batch_may_have_nothing_to_tell(bos: Orchestrator, record: PostgresArchive, batch: str) -> None:
+async def test_a_known_batch_may_have_nothing_to_tell(
+    orchestrator: Orchestrator, archive: PostgresArchive, batch: str
+) -> None:
     adopted, only_asked = f"{batch}-adopted", f"{batch}-asked"
-    await record.add_states({adopted: delta_of([spellchecked()])})
-    await record.write([answered(only_asked)])
+    await archive.add_states({adopted: delta_of([spellchecked()])})
+    await archive.write([answered(only_asked)])
     for path in (path_of(adopted), f"{path_of(adopted)}?before=1", f"{path_of(only_asked)}?before=1"):
-        answer = await get(bos, path)
+        answer = await get(orchestrator, path)
         assert (answer.status, answer.json["entries"], answer.json["next"]) == (200, [], None)
-    problem(await get(bos, f"{path_of(batch)}?before=1"), 404, "unknown-batch")
+    problem(await get(orchestrator, f"{path_of(batch)}?before=1"), 404, "unknown-batch")
 
 
 async def test_what_the_store_has_forgotten_is_told_from_the_record(
-    bos: Orchestrator, record: PostgresArchive, batch: str
+    orchestrator: Orchestrator, archive: PostgresArchive, batch: str
 ) -> None:
-    await record.add_states(
+    await archive.add_states(
         {batch: delta_of([spellchecked("e1"), PhaseReported("own_phase", Outcome.COMPLETED, AT_US)])}
     )
-    document = (await get(bos, path_of(batch, ""))).json
+    document = (await get(orchestrator, path_of(batch, ""))).json
     assert (document["source"], document["version"]) == ("redis", 1)
     assert document["known_essays"] == [{"essay_id": "e1", "first_seen": AT}]
     assert {phase["phase"] for phase in document["phases"] if phase["complete"]} == {"spellcheck", "own_phase"}
-    await bos.complete(batch, "nlp")
-    document = (await get(bos, path_of(batch, ""))).json
+    await orchestrator.complete(batch, "nlp")
+    document = (await get(orchestrator, path_of(batch, ""))).json
     assert (document["source"], document["version"]) == ("redis", 2)
 
 
 async def test_head_has_no_body_and_other_methods_are_refused(
-    bos: Orchestrator, record: PostgresArchive, batch: str
+    orchestrator: Orchestrator, archive: PostgresArchive, batch: str
 ) -> None:
-    await record.write([consumed(batch)])
+    await archive.write([consumed(batch)])
     for rest in ("", "/history"):
-        answer = await bos.request("HEAD", path_of(batch, rest))
+        answer = await orchestrator.request("HEAD", path_of(batch, rest))
         assert (answer.status, answer.body) == (200, b"")
-        refused = await bos.request("POST", path_of(batch, rest))
+        refused = await orchestrator.request("POST", path_of(batch, rest))
         assert problem(refused, 405, "method-not-allowed")["allowed_methods"] == ["GET", "HEAD"]
 
 
-async def test_requests_are_counted_under_the_route_whatever_the_batch(bos: Orchestrator, batch: str) -> None:
+async def test_requests_are_counted_under_the_route_whatever_the_batch(orchestrator: Orchestrator, batch: str) -> None:
     for rest in ("", "/history"):
         labels = {"method": "GET", "endpoint": f"/internal/v1/batches/{{id}}{rest}", "status_code": "404"}
-        before = await bos.metric("bcs_http_requests_total", **labels) or 0
+        before = await orchestrator.metric("bcs_http_requests_total", **labels) or 0
         for strange in (batch, f"{batch}/{batch}"):
-            await get(bos, path_of(strange, rest))
-        assert await bos.metric("bcs_http_requests_total", **labels) == before + 2
+            await get(orchestrator, path_of(strange, rest))
+        assert await orchestrator.metric("bcs_http_requests_total", **labels) == before + 2
 
 
 async def test_what_the_record_holds_and_nobody_can_read_is_a_fault_and_no_guess(
-    bos: Orchestrator, record: PostgresArchive, module_database_url: str, batch: str
+    orchestrator: Orchestrator, archive: PostgresArchive, module_database_url: str, batch: str
 ) -> None:
-    await record.write([consumed(batch)])
+    await archive.write([consumed(batch)])
     connection = await asyncpg.connect(module_database_url)
     try:
         for statement in ("UPDATE history SET detail = '[]'", "UPDATE marks SET outcome = 'x'"):
@@ -320,15 +324,15 @@ async def test_what_the_record_holds_and_nobody_can_read_is_a_fault_and_no_guess
     finally:
         await connection.close()
     for rest in ("", "/history"):
-        problem(await get(bos, path_of(batch, rest)), 500, "internal")
+        problem(await get(orchestrator, path_of(batch, rest)), 500, "internal")
     with pytest.raises(StoreCorrupted):
-        await record.history(batch, limit=1)
+        await archive.history(batch, limit=1)
 
 
 async def test_a_record_that_stops_answering_is_said_to_be_out_of_reach_in_time(
-    redis_url: str, module_database_url: str, record: PostgresArchive, batch: str
+    redis_url: str, module_database_url: str, archive: PostgresArchive, batch: str
 ) -> None:
-    await record.write([consumed(batch)])
+    await archive.write([consumed(batch)])
     target = urlsplit(module_database_url)
     async with FaultProxy(target.hostname or "", target.port or 0) as proxy:
         login = target.netloc.rpartition("@")[0]
@@ -340,18 +344,18 @@ async def test_a_record_that_stops_answering_is_said_to_be_out_of_reach_in_time(
                 kafka_bootstrap_servers="127.0.0.1:1",
                 database_deadline_seconds=0.3,
             ) as service,
-            Orchestrator(service.base) as bos,
+            Orchestrator(service.base) as orchestrator,
         ):
-            assert (await get(bos, path_of(batch))).status == 200
+            assert (await get(orchestrator, path_of(batch))).status == 200
             proxy.freeze()
             for path in (path_of(batch), path_of(batch, ""), path_of(batch)):
-                assert_out_of_reach(await get(bos, path))
+                assert_out_of_reach(await get(orchestrator, path))
             proxy.thaw()
-            await wait_until(lambda: answers(bos, path_of(batch)))
+            await wait_until(lambda: answers(orchestrator, path_of(batch)))
 
 
-async def answers(bos: Orchestrator, path: URL) -> bool:
-    return (await get(bos, path)).status == 200
+async def answers(orchestrator: Orchestrator, path: URL) -> bool:
+    return (await get(orchestrator, path)).status == 200
 
 
 def assert_out_of_reach(answer: Answer) -> None:

@@ -80,32 +80,32 @@ def restarted(service: RunningService) -> bool:
 
 @with_settings(http_kill_grace_seconds=5.0)  # on a busy machine a second may be too short
 async def test_a_request_in_hand_gets_its_answer(service: RunningService) -> None:
-    async with connection(service) as (reader, writer), Orchestrator(service.base) as bos:
+    async with connection(service) as (reader, writer), Orchestrator(service.base) as orchestrator:
         writer.write(HEAD)
-        await wait_until(lambda: two_in_flight(bos))
+        await wait_until(lambda: two_in_flight(orchestrator))
         assert service.call(service.service.root.kill, "http")
         await wait_until(lambda: http(service).state is State.STOPPING)
         writer.write(BODY)
         assert (await answer_on(reader)).startswith(b"HTTP/1.1 200 ")
         await wait_until(lambda: restarted(service))
-        assert await bos.to_run("batch") == ["ai_feedback"], "and it was carried out"
+        assert await orchestrator.to_run("batch") == ["ai_feedback"], "and it was carried out"
 
 
 @with_settings(http_kill_grace_seconds=0.2)
 async def test_nothing_is_left_of_a_killed_one_though_a_caller_takes_its_time(
     service: RunningService, runners: list[web.AppRunner]
 ) -> None:
-    async with connection(service) as (reader, writer), Orchestrator(service.base) as bos:
+    async with connection(service) as (reader, writer), Orchestrator(service.base) as orchestrator:
         writer.write(HEAD)  # and no body
-        await wait_until(lambda: two_in_flight(bos))
+        await wait_until(lambda: two_in_flight(orchestrator))
         assert service.call(service.service.root.kill, "http")
         await wait_until(lambda: restarted(service))
         assert runners[0].server is None, "it was closed to the end"
         assert await answer_on(reader) == b"", "and so was the connection"
 
 
-async def two_in_flight(bos: Orchestrator) -> bool:
-    return await bos.metric("bcs_http_requests_in_flight") == 2  # the question itself is one of them
+async def two_in_flight(orchestrator: Orchestrator) -> bool:
+    return await orchestrator.metric("bcs_http_requests_in_flight") == 2  # the question itself is one of them
 
 
 @with_settings(http_linger_seconds=1.0)  # so is the tenth of a second that is usual

@@ -74,9 +74,9 @@ async def status_of(reader: asyncio.StreamReader) -> int:
 
 
 async def test_hundreds_of_requests_at_a_time_are_all_answered(service: RunningService) -> None:
-    async with Orchestrator(service.base) as bos:
+    async with Orchestrator(service.base) as orchestrator:
         answers = await asyncio.gather(
-            *(bos.define(f"load-{number % 50}", correlation_id=f"request-{number}") for number in range(400)),
+            *(orchestrator.define(f"load-{number % 50}", correlation_id=f"request-{number}") for number in range(400)),
         )
     assert {answer.status for answer in answers} == {200}
     assert [answer.headers["X-Correlation-ID"] for answer in answers] == [f"request-{n}" for n in range(400)]
@@ -84,35 +84,35 @@ async def test_hundreds_of_requests_at_a_time_are_all_answered(service: RunningS
 
 
 async def test_concurrent_reports_are_all_recorded(service: RunningService, batch: str) -> None:
-    """No two say the same, so that each shows; those about one batch at a time are in test_record_path.py."""
+    """No two say the same, so that each shows; those about one batch at a time are in test_archive_path.py."""
     phases = ["spellcheck", "nlp", "cj_assessment", "ai_feedback"]
     batches = [f"{batch}-{number}" for number in range(50)]
-    async with Orchestrator(service.base) as bos:
-        answers = await asyncio.gather(*(bos.complete(one, phase) for one in batches for phase in phases))
+    async with Orchestrator(service.base) as orchestrator:
+        answers = await asyncio.gather(*(orchestrator.complete(one, phase) for one in batches for phase in phases))
         assert [answer.status for answer in answers] == [200] * 200
-        to_run = await asyncio.gather(*(bos.to_run(one, "comprehensive") for one in batches))
+        to_run = await asyncio.gather(*(orchestrator.to_run(one, "comprehensive") for one in batches))
     assert dict(zip(batches, to_run, strict=True)) == {one: [] for one in batches}
 
 
 async def test_beyond_the_limit_requests_are_refused_at_once_and_probes_are_not(
     narrow_service: RunningService, held: HeldAnswers
 ) -> None:
-    async with Orchestrator(narrow_service.base) as bos:
-        assert (await bos.complete("held", "spellcheck")).status == 200
-        slow = [asyncio.ensure_future(bos.define("held")) for _ in range(LIMIT)]
-        await wait_until(lambda: in_flight(bos, LIMIT + 1))  # the question itself is one of them
+    async with Orchestrator(narrow_service.base) as orchestrator:
+        assert (await orchestrator.complete("held", "spellcheck")).status == 200
+        slow = [asyncio.ensure_future(orchestrator.define("held")) for _ in range(LIMIT)]
+        await wait_until(lambda: in_flight(orchestrator, LIMIT + 1))  # the question itself is one of them
         began = monotonic()
-        answer = await bos.define("one-too-many")
+        answer = await orchestrator.define("one-too-many")
         assert monotonic() - began < DEADLINE_SECONDS / 2
         assert answer.status == 503
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert answer.headers["Retry-After"] == "3"
         assert answer.json["correlation_id"] == answer.headers["X-Correlation-ID"]
         for probe in ("/healthz", "/readyz", "/metrics"):
-            assert (await bos.get(probe)).status == 200
+            assert (await orchestrator.get(probe)).status == 200
         narrow_service.call(held.let_go.set)
         assert [(await request).status for request in slow] == [200] * LIMIT
-        assert (await bos.define("room-again")).status == 200
+        assert (await orchestrator.define("room-again")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -131,18 +131,18 @@ async def test_what_is_not_http_gets_a_400_and_disturbs_nobody(service: RunningS
     assert text.split(b" ")[1] == b"400"
     assert b"\r\nContent-Type: application/problem+json\r\n" in text
     assert b"secret" not in text.lower()
-    async with Orchestrator(service.base) as bos:
-        assert (await bos.get("/readyz")).status == 200
+    async with Orchestrator(service.base) as orchestrator:
+        assert (await orchestrator.get("/readyz")).status == 200
 
 
 async def test_a_caller_that_hangs_up_disturbs_nobody(service: RunningService) -> None:
     for sent in (HEAD, HEAD + BODY[:5], HEAD + BODY):
         async with connection(service, sent):
             pass
-    async with Orchestrator(service.base) as bos:
-        await wait_until(lambda: in_flight(bos, 1))
-        assert (await bos.define("after")).status == 200
+    async with Orchestrator(service.base) as orchestrator:
+        await wait_until(lambda: in_flight(orchestrator, 1))
+        assert (await orchestrator.define("after")).status == 200
 
 
-async def in_flight(bos: Orchestrator, count: int) -> bool:
-    return await bos.metric("bcs_http_requests_in_flight") == count
+async def in_flight(orchestrator: Orchestrator, count: int) -> bool:
+    return await orchestrator.metric("bcs_http_requests_in_flight") == count

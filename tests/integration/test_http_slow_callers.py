@@ -70,23 +70,23 @@ async def connection(service: RunningService, *sent: bytes) -> AsyncIterator[Con
         writer.close()
 
 
-async def bodies_awaited(bos: Orchestrator) -> float:
-    return await bos.metric("bcs_http_bodies_awaited") or 0
+async def bodies_awaited(orchestrator: Orchestrator) -> float:
+    return await orchestrator.metric("bcs_http_bodies_awaited") or 0
 
 
 async def test_bodies_that_never_end_take_no_place_from_quick_callers(patient_service: RunningService) -> None:
     async with AsyncExitStack() as stack:
-        bos = await stack.enter_async_context(Orchestrator(patient_service.base))
+        orchestrator = await stack.enter_async_context(Orchestrator(patient_service.base))
         for _ in range(SLOW_CALLERS):
             await stack.enter_async_context(connection(patient_service, head(len(BODY)) + BODY[:1]))
 
         async def all_awaited() -> bool:
-            return await bodies_awaited(bos) == SLOW_CALLERS
+            return await bodies_awaited(orchestrator) == SLOW_CALLERS
 
         await wait_until(all_awaited)
-        answers = await asyncio.gather(*(bos.define("quick") for _ in range(QUICK_CALLS)))
+        answers = await asyncio.gather(*(orchestrator.define("quick") for _ in range(QUICK_CALLS)))
         assert Counter(answer.status for answer in answers) == {200: QUICK_CALLS}
-        assert await bodies_awaited(bos) == SLOW_CALLERS, "the slow callers are still served"
+        assert await bodies_awaited(orchestrator) == SLOW_CALLERS, "the slow callers are still served"
 
 
 async def test_a_body_that_comes_late_gets_a_408_and_its_connection_is_closed(hasty_service: RunningService) -> None:
@@ -143,20 +143,20 @@ async def test_an_idle_connection_is_closed_after_its_time(hasty_service: Runnin
 async def test_the_bytes_of_all_bodies_are_bounded_and_the_slowest_leaves(patient_service: RunningService) -> None:
     large = b" " * 90_000
     async with AsyncExitStack() as stack:
-        bos = await stack.enter_async_context(Orchestrator(patient_service.base))
+        orchestrator = await stack.enter_async_context(Orchestrator(patient_service.base))
         readers = []
         for _ in range(3):
-            already = await held_bytes(bos)
+            already = await held_bytes(orchestrator)
             reader, _ = await stack.enter_async_context(connection(patient_service, head(100_000) + large))
             readers.append(reader)
 
             async def is_held(already: float = already) -> bool:
-                return await held_bytes(bos) > already or len(readers) == 3
+                return await held_bytes(orchestrator) > already or len(readers) == 3
 
             await wait_until(is_held)
         assert (await answer_on(readers[0])).startswith(b"HTTP/1.1 503 "), "the first was the slowest"
-        assert (await bos.define("quick")).status == 200
-        assert await held_bytes(bos) == 2 * len(large)
+        assert (await orchestrator.define("quick")).status == 200
+        assert await held_bytes(orchestrator) == 2 * len(large)
 
 
 async def test_what_a_caller_sends_ahead_of_its_answers_is_bounded(patient_service: RunningService) -> None:
@@ -184,22 +184,22 @@ async def test_six_hundred_endless_bodies_harm_no_quick_caller(tmp_path: Path) -
         await process.answers()
         port = int(process.environment["BCS_HTTP_PORT"])
         slow = SlowCallers(port)
-        async with anyio.create_task_group() as group, Orchestrator(process.base) as bos:
+        async with anyio.create_task_group() as group, Orchestrator(process.base) as orchestrator:
             for _ in range(600):
                 group.start_soon(slow.call)
 
             async def many_awaited() -> bool:
-                return await bodies_awaited(bos) > 550
+                return await bodies_awaited(orchestrator) > 550
 
             await wait_until(many_awaited)
             until = monotonic() + FULL_SECONDS
             while monotonic() < until:
-                for answer in await asyncio.gather(*(bos.define("quick") for _ in range(5))):
+                for answer in await asyncio.gather(*(orchestrator.define("quick") for _ in range(5))):
                     statuses[answer.status] += 1
                 began = monotonic()
-                assert (await bos.get("/healthz")).status == 200
+                assert (await orchestrator.get("/healthz")).status == 200
                 probes.append(monotonic() - began)
-            assert await bodies_awaited(bos) > 300
+            assert await bodies_awaited(orchestrator) > 300
             group.cancel_scope.cancel()
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
@@ -231,8 +231,8 @@ class SlowCallers:
                 writer.close()
 
 
-async def held_bytes(bos: Orchestrator) -> float:
-    return await bos.metric("bcs_http_held_bytes") or 0
+async def held_bytes(orchestrator: Orchestrator) -> float:
+    return await orchestrator.metric("bcs_http_held_bytes") or 0
 
 
 async def all_of(reader: asyncio.StreamReader) -> bytes:

@@ -24,7 +24,7 @@ async def nothing_waits() -> int:
 
 
 async def test_a_writer_that_read_the_archive_before_reads_it_again(
-    record: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, batch: str
+    archive: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, batch: str
 ) -> None:
     """Of a batch that Redis has nothing of, so that there is nothing to delete there."""
     added = False
@@ -33,10 +33,10 @@ async def test_a_writer_that_read_the_archive_before_reads_it_again(
         nonlocal added
         if point is FailPoint.BEFORE_EXEC and not added:
             added = True
-            await record.add_states({batch: PAST})
+            await archive.add_states({batch: PAST})
             await StoredBatches(gateway, key_prefix=redis_key_prefix).invalidate([batch])
 
-    backfill = ArchiveBackfill(record, nothing_waits)
+    backfill = ArchiveBackfill(archive, nothing_waits)
     store = in_redis(gateway, backfill=backfill)
     with fail_points(add_past_redis):
         committed = await store.commit(batch, NEWS)
@@ -48,13 +48,13 @@ async def test_a_writer_that_read_the_archive_before_reads_it_again(
 
 
 async def test_nothing_is_taken_for_complete_while_facts_wait_for_the_record(
-    record: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, batch: str
+    archive: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, batch: str
 ) -> None:
     async def one_waits() -> int:
         return 1
 
-    store = in_redis(gateway, backfill=ArchiveBackfill(record, one_waits))
+    store = in_redis(gateway, backfill=ArchiveBackfill(archive, one_waits))
     await store.commit(batch, NEWS)
     assert (await store.summary(batch)).expected is None
-    await record.add_states({batch: PAST})  # what waited has arrived
+    await archive.add_states({batch: PAST})  # what waited has arrived
     assert (await store.summary(batch)).expected == 2

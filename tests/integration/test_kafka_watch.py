@@ -35,26 +35,26 @@ class HeldBatch:
             await self.let_go.wait()
 
 
-async def by_partition(bos: Orchestrator, name: str, topic: str = TOPIC) -> dict[int, float]:
+async def by_partition(orchestrator: Orchestrator, name: str, topic: str = TOPIC) -> dict[int, float]:
     """A metric of a topic's partitions."""
     return {
         int(labels["partition"]): value
-        for sample, labels, value in await bos.samples()
+        for sample, labels, value in await orchestrator.samples()
         if sample == name and labels["topic"] == topic
     }
 
 
-async def has_lag(bos: Orchestrator, messages: int) -> bool:
-    lag = await by_partition(bos, "bcs_kafka_consumer_lag")
+async def has_lag(orchestrator: Orchestrator, messages: int) -> bool:
+    lag = await by_partition(orchestrator, "bcs_kafka_consumer_lag")
     return sorted(lag) == list(range(PARTITIONS)) and sum(lag.values()) == messages
 
 
-async def has_read_one(bos: Orchestrator) -> bool:
-    return await bos.metric("bcs_intake_in_flight") == 1
+async def has_read_one(orchestrator: Orchestrator) -> bool:
+    return await orchestrator.metric("bcs_intake_in_flight") == 1
 
 
-async def is_up(bos: Orchestrator, value: int) -> bool:
-    return await bos.metric("bcs_kafka_up") == value
+async def is_up(orchestrator: Orchestrator, value: int) -> bool:
+    return await orchestrator.metric("bcs_kafka_up") == value
 
 
 async def test_the_lag_is_told_while_the_intake_is_paused_and_kafka_frozen(
@@ -73,44 +73,49 @@ async def test_the_lag_is_told_while_the_intake_is_paused_and_kafka_frozen(
             intake_max_in_flight=1,
             kafka_max_poll_records=1,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
-        assert (await bos.complete(other, "spellcheck")).status == 200
+        assert (await orchestrator.complete(other, "spellcheck")).status == 200
         for number in range(3):
             # One at a time: of several that came at once, the embedded broker's end offset counts one.
             await platform.send(spellchecked(batch, f"essay-{number}"))
-            await wait_until(partial(has_lag, bos, number + 1), description="the lag grows while the intake is paused")
-        await wait_until(partial(has_read_one, bos))
-        assert await by_partition(bos, "bcs_kafka_partition_stalled") == dict.fromkeys(range(PARTITIONS), 0.0)
-        assert await has_lag(bos, 3)
+            await wait_until(
+                partial(has_lag, orchestrator, number + 1), description="the lag grows while the intake is paused"
+            )
+        await wait_until(partial(has_read_one, orchestrator))
+        assert await by_partition(orchestrator, "bcs_kafka_partition_stalled") == dict.fromkeys(range(PARTITIONS), 0.0)
+        assert await has_lag(orchestrator, 3)
 
         private_kafka.freeze()
-        await bos.to_run(other)  # what is pruned is announced
-        await wait_until(lambda: is_up(bos, 0))
-        assert await has_lag(bos, 3), "the last known lag stands, and bcs_kafka_up says that it is old"
+        await orchestrator.to_run(other)  # what is pruned is announced
+        await wait_until(lambda: is_up(orchestrator, 0))
+        assert await has_lag(orchestrator, 3), "the last known lag stands, and bcs_kafka_up says that it is old"
         # It is measured at intervals of its own.
-        await wait_until(partial(has_backlog, bos, 1))
-        oldest = await bos.metric("bcs_outbox_oldest_seconds")
+        await wait_until(partial(has_backlog, orchestrator, 1))
+        oldest = await orchestrator.metric("bcs_outbox_oldest_seconds")
         assert oldest is not None
-        await wait_until(lambda: grows_beyond(bos, oldest + 0.1))
+        await wait_until(lambda: grows_beyond(orchestrator, oldest + 0.1))
 
         private_kafka.thaw()
         service.call(held.let_go.set)
         await platform.send_raw((TOPIC, batch.encode(), b"junk"))
-        await wait_until(lambda: is_up(bos, 1))
-        await wait_until(lambda: has_lag(bos, 0))
-        await wait_until(lambda: bos.metric("bcs_dead_letters_waiting", topic=LETTERS))
-        assert await bos.metric("bcs_dead_letters_waiting", topic=LETTERS) == 1
-        await wait_until(lambda: outbox_is_empty(bos))
+        await wait_until(lambda: is_up(orchestrator, 1))
+        await wait_until(lambda: has_lag(orchestrator, 0))
+        await wait_until(lambda: orchestrator.metric("bcs_dead_letters_waiting", topic=LETTERS))
+        assert await orchestrator.metric("bcs_dead_letters_waiting", topic=LETTERS) == 1
+        await wait_until(lambda: outbox_is_empty(orchestrator))
 
 
-async def grows_beyond(bos: Orchestrator, seconds: float) -> bool:
-    return (await bos.metric("bcs_outbox_oldest_seconds") or 0) > seconds
+async def grows_beyond(orchestrator: Orchestrator, seconds: float) -> bool:
+    return (await orchestrator.metric("bcs_outbox_oldest_seconds") or 0) > seconds
 
 
-async def has_backlog(bos: Orchestrator, count: int) -> bool:
-    return await bos.metric("bcs_outbox_backlog") == count
+async def has_backlog(orchestrator: Orchestrator, count: int) -> bool:
+    return await orchestrator.metric("bcs_outbox_backlog") == count
 
 
-async def outbox_is_empty(bos: Orchestrator) -> bool:
-    return await bos.metric("bcs_outbox_backlog") == 0 and await bos.metric("bcs_outbox_oldest_seconds") == 0
+async def outbox_is_empty(orchestrator: Orchestrator) -> bool:
+    return (
+        await orchestrator.metric("bcs_outbox_backlog") == 0
+        and await orchestrator.metric("bcs_outbox_oldest_seconds") == 0
+    )

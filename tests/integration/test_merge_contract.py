@@ -127,11 +127,11 @@ def in_memory() -> Storage:
     return Storage([store.commit], store.state, store.summary)
 
 
-def in_sql(record: PostgresArchive) -> Storage:
+def in_sql(archive: PostgresArchive) -> Storage:
     async def add_states(batch_id: str, delta: BatchState) -> None:
-        await record.add_states({batch_id: delta})
+        await archive.add_states({batch_id: delta})
 
-    return Storage([add_states], record.state)
+    return Storage([add_states], archive.state)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def storage(request: pytest.FixtureRequest) -> Storage:
     if request.param == "memory":
         return in_memory()
     if request.param == "sql":
-        return in_sql(request.getfixturevalue("record"))
+        return in_sql(request.getfixturevalue("archive"))
     gateway, make = request.getfixturevalue("gateway"), request.getfixturevalue("in_redis")
     store, script = make(gateway), request.getfixturevalue("by_script")
     commits = {"redis": [store.commit], "script": [script.commit], "both": [script.commit, store.commit]}
@@ -253,16 +253,16 @@ async def test_any_order_repetition_and_grouping_gives_the_state_of_the_model(
     assert await storage.merged([delta_of(group) for group in told[1]]) == delta_of(told[0])
 
 
-async def test_many_batches_in_one_statement_are_merged_each_for_itself(record: PostgresArchive) -> None:
+async def test_many_batches_in_one_statement_are_merged_each_for_itself(archive: PostgresArchive) -> None:
     states = {
         f"{number}": delta_of([completed("a", number), PhaseReported("nlp", F, number)]) for number in range(1, 30)
     }
-    await record.add_states(states)
-    await record.add_states({"1": states["29"], "29": states["1"]})
+    await archive.add_states(states)
+    await archive.add_states({"1": states["29"], "29": states["1"]})
     for batch_id, state in states.items():
         merged = state.copy()
         merged.merge(states[{"1": "29", "29": "1"}.get(batch_id, batch_id)])
-        assert await record.state(batch_id) == merged
+        assert await archive.state(batch_id) == merged
 
 
 async def test_the_script_drops_the_summaries_counts_up_and_renews_everything(

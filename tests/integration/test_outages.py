@@ -36,16 +36,18 @@ def kafka_bootstrap_servers(module_kafka: str) -> str:
     return module_kafka
 
 
-async def health(bos: Orchestrator) -> tuple[str, str, str]:
+async def health(orchestrator: Orchestrator) -> tuple[str, str, str]:
     """The status of the service, of Redis and of Kafka; liveness must be given whatever is away."""
-    answer = await bos.get("/healthz")
+    answer = await orchestrator.get("/healthz")
     assert answer.status == 200
     dependencies = answer.json["dependencies"]
     return answer.json["status"], dependencies["redis"]["status"], dependencies["kafka"]["status"]
 
 
-async def assert_nothing_crashed(service: RunningService, bos: Orchestrator) -> None:
-    assert [name for name, _, value in await bos.samples() if name == "bcs_actor_restarts_total" and value] == []
+async def assert_nothing_crashed(service: RunningService, orchestrator: Orchestrator) -> None:
+    assert [
+        name for name, _, value in await orchestrator.samples() if name == "bcs_actor_restarts_total" and value
+    ] == []
     assert service.restarted() == []
 
 
@@ -81,46 +83,46 @@ async def test_redis_away_is_survived(
                 kafka_bootstrap_servers=kafka_bootstrap_servers,
                 **QUICK_STORE,
             ) as service,
-            Orchestrator(service.base) as bos,
+            Orchestrator(service.base) as orchestrator,
         ):
             if how != "away at the start":
                 await platform.send(registered(f"{batch}-before", ["a"]), spellchecked(f"{batch}-before", "a"))
                 await wait_until(lambda: platform.caught_up(service.group))
-                assert await bos.to_run(f"{batch}-before") == ["ai_feedback"]
-                await wait_until(lambda: has_health(bos, "healthy", "healthy", "healthy"))
+                assert await orchestrator.to_run(f"{batch}-before") == ["ai_feedback"]
+                await wait_until(lambda: has_health(orchestrator, "healthy", "healthy", "healthy"))
                 GOING[how](private_valkey)
 
             for _ in range(6):  # more than the circuit breaker takes
-                await assert_refused_in_time(lambda: bos.define(batch))
-            await assert_refused_in_time(lambda: bos.complete(batch, "spellcheck"))
-            await assert_refused_in_time(lambda: bos.get("/readyz"))
-            await wait_until(lambda: has_health(bos, "degraded", "unhealthy", "healthy"))
-            opened = await wait_until(lambda: bos.metric("bcs_circuit_breaker_state", dependency="redis"))
+                await assert_refused_in_time(lambda: orchestrator.define(batch))
+            await assert_refused_in_time(lambda: orchestrator.complete(batch, "spellcheck"))
+            await assert_refused_in_time(lambda: orchestrator.get("/readyz"))
+            await wait_until(lambda: has_health(orchestrator, "degraded", "unhealthy", "healthy"))
+            opened = await wait_until(lambda: orchestrator.metric("bcs_circuit_breaker_state", dependency="redis"))
             assert opened in (1, 2), "half-open or open"
             await platform.send(registered(batch, ["a", "b"]), spellchecked(batch, "a"), spellchecked(batch, "b"))
             # Asked and refused while the events wait: nobody gets a guess.
-            await wait_until(lambda: at_least(bos, "bcs_intake_in_flight", 3))
-            await assert_refused_in_time(lambda: bos.define(batch))
+            await wait_until(lambda: at_least(orchestrator, "bcs_intake_in_flight", 3))
+            await assert_refused_in_time(lambda: orchestrator.define(batch))
             assert await platform.uncommitted(service.group) != {}
 
             private_valkey.thaw() if how == "frozen" else private_valkey.restart()
             await wait_until(lambda: platform.caught_up(service.group), description="the events are applied")
-            assert await bos.to_run(batch) == ["ai_feedback"]
+            assert await orchestrator.to_run(batch) == ["ai_feedback"]
             if how != "away at the start":
-                assert await bos.to_run(f"{batch}-before") == ["ai_feedback"], "what was durable still is"
-            await wait_until(lambda: has_health(bos, "healthy", "healthy", "healthy"))
-            assert (await bos.get("/readyz")).status == 200
-            assert await bos.metric("bcs_circuit_breaker_state", dependency="redis") == 0
+                assert await orchestrator.to_run(f"{batch}-before") == ["ai_feedback"], "what was durable still is"
+            await wait_until(lambda: has_health(orchestrator, "healthy", "healthy", "healthy"))
+            assert (await orchestrator.get("/readyz")).status == 200
+            assert await orchestrator.metric("bcs_circuit_breaker_state", dependency="redis") == 0
             await wait_until(lambda: platform.messages(topics.PHASE_SKIPPED, batch))
-            await assert_nothing_crashed(service, bos)
+            await assert_nothing_crashed(service, orchestrator)
 
 
-async def has_health(bos: Orchestrator, *expected: str) -> bool:
-    return await health(bos) == expected
+async def has_health(orchestrator: Orchestrator, *expected: str) -> bool:
+    return await health(orchestrator) == expected
 
 
-async def at_least(bos: Orchestrator, metric: str, value: float) -> bool:
-    return (await bos.metric(metric) or 0) >= value
+async def at_least(orchestrator: Orchestrator, metric: str, value: float) -> bool:
+    return (await orchestrator.metric(metric) or 0) >= value
 
 
 async def test_redis_that_is_only_slow_is_waited_for(
@@ -131,17 +133,17 @@ async def test_redis_that_is_only_slow_is_waited_for(
         running_service(
             redis_url=f"redis://{proxy.address}", kafka_bootstrap_servers=kafka_bootstrap_servers, **QUICK_STORE
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
-        assert (await bos.complete(batch, "spellcheck")).status == 200
+        assert (await orchestrator.complete(batch, "spellcheck")).status == 200
         proxy.delay(0.1)
-        assert await bos.to_run(batch) == ["ai_feedback"]
+        assert await orchestrator.to_run(batch) == ["ai_feedback"]
         proxy.delay(5)
-        await assert_refused_in_time(lambda: bos.define(batch))
+        await assert_refused_in_time(lambda: orchestrator.define(batch))
         proxy.delay(0)
-        await wait_until(lambda: is_ready(bos))
-        assert await bos.to_run(batch) == ["ai_feedback"]
-        await assert_nothing_crashed(service, bos)
+        await wait_until(lambda: is_ready(orchestrator))
+        assert await orchestrator.to_run(batch) == ["ai_feedback"]
+        await assert_nothing_crashed(service, orchestrator)
 
 
 async def test_connections_to_redis_that_are_cut_are_replaced(
@@ -154,22 +156,24 @@ async def test_connections_to_redis_that_are_cut_are_replaced(
         running_service(
             redis_url=f"redis://{proxy.address}", kafka_bootstrap_servers=kafka_bootstrap_servers, **QUICK_STORE
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         await platform.send(registered(batch, essays))
         await wait_until(lambda: platform.caught_up(service.group))
         for essay in essays:
             await proxy.cut()
             await platform.send(spellchecked(batch, essay))
-            assert (await bos.define(batch)).status in (200, 503), "a connection that is gone is no fault of ours"
+            assert (await orchestrator.define(batch)).status in (200, 503), (
+                "a connection that is gone is no fault of ours"
+            )
         await wait_until(lambda: platform.caught_up(service.group))
-        await wait_until(lambda: is_ready(bos))
-        assert await bos.to_run(batch) == ["ai_feedback"]
-        await assert_nothing_crashed(service, bos)
+        await wait_until(lambda: is_ready(orchestrator))
+        assert await orchestrator.to_run(batch) == ["ai_feedback"]
+        await assert_nothing_crashed(service, orchestrator)
 
 
-async def is_ready(bos: Orchestrator) -> bool:
-    return (await bos.get("/readyz")).status == 200 and (await bos.define("any")).status == 200
+async def is_ready(orchestrator: Orchestrator) -> bool:
+    return (await orchestrator.get("/readyz")).status == 200 and (await orchestrator.define("any")).status == 200
 
 
 # --- Kafka -----------------------------------------------------------------------------------------------------------
@@ -227,33 +231,33 @@ async def test_kafka_away_leaves_http_unaffected_and_its_announcements_follow(
             await broker.go(for_good=False)
         async with (
             running_service(redis_url=redis_url, kafka_bootstrap_servers=broker.proxy.address) as service,
-            Orchestrator(service.base) as bos,
+            Orchestrator(service.base) as orchestrator,
         ):
             if how != "away at the start":
                 async with Platform(broker.proxy.address) as platform:
                     await platform.send(spellchecked(f"{batch}-before", "a"))
                     await wait_until(lambda: platform.caught_up(service.group))
-                await wait_until(lambda: has_health(bos, "healthy", "healthy", "healthy"))
+                await wait_until(lambda: has_health(orchestrator, "healthy", "healthy", "healthy"))
                 await broker.go(for_good=how == "killed")
 
-            await wait_until(lambda: has_health(bos, "degraded", "healthy", "unhealthy"))
-            await wait_until(lambda: waits(bos, "intake"))
-            assert (await bos.get("/readyz")).status == 200
-            assert (await bos.complete(batch, "spellcheck")).status == 200
+            await wait_until(lambda: has_health(orchestrator, "degraded", "healthy", "unhealthy"))
+            await wait_until(lambda: waits(orchestrator, "intake"))
+            assert (await orchestrator.get("/readyz")).status == 200
+            assert (await orchestrator.complete(batch, "spellcheck")).status == 200
             began = monotonic()
             for number in range(10):
-                assert await bos.to_run(batch, correlation_id=f"while-away-{number}") == ["ai_feedback"]
+                assert await orchestrator.to_run(batch, correlation_id=f"while-away-{number}") == ["ai_feedback"]
             assert monotonic() - began < 2, "nothing waits for Kafka"
-            await wait_until(lambda: at_least(bos, "bcs_outbox_backlog", 10))
+            await wait_until(lambda: at_least(orchestrator, "bcs_outbox_backlog", 10))
 
             await broker.come_back()
             async with Platform(broker.proxy.address) as platform:
                 await platform.send(registered(f"{batch}-after", ["a"]), spellchecked(f"{batch}-after", "a"))
                 await wait_until(lambda: platform.caught_up(service.group), 30)
-                assert await bos.to_run(f"{batch}-after") == ["ai_feedback"]
+                assert await orchestrator.to_run(f"{batch}-after") == ["ai_feedback"]
                 await wait_until(lambda: all_announced(platform, batch))
-            await wait_until(lambda: has_health(bos, "healthy", "healthy", "healthy"))
-            await assert_nothing_crashed(service, bos)
+            await wait_until(lambda: has_health(orchestrator, "healthy", "healthy", "healthy"))
+            await assert_nothing_crashed(service, orchestrator)
 
 
 async def test_health_says_in_words_why_kafka_is_away(free_port: int) -> None:
@@ -261,18 +265,18 @@ async def test_health_says_in_words_why_kafka_is_away(free_port: int) -> None:
         running_service(
             use_mock_repository=True, kafka_bootstrap_servers=f"127.0.0.1:{free_port}", shutdown_seconds=1.0
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
-        await wait_until(lambda: has_health(bos, "degraded", "not_configured", "unhealthy"))
+        await wait_until(lambda: has_health(orchestrator, "degraded", "not_configured", "unhealthy"))
         await wait_until(lambda: kafka_was_tried(service))
-        said = (await bos.get("/healthz")).json["dependencies"]["kafka"]["message"]
+        said = (await orchestrator.get("/healthz")).json["dependencies"]["kafka"]["message"]
         assert "ExceptionGroup" not in said
         assert "127.0.0.1" in said
 
 
-async def waits(bos: Orchestrator, actor: str) -> bool:
+async def waits(orchestrator: Orchestrator, actor: str) -> bool:
     """True if `/healthz` shows a wait of the actor."""
-    return bool((await bos.get("/healthz")).json["waits"][actor])
+    return bool((await orchestrator.get("/healthz")).json["waits"][actor])
 
 
 def kafka_was_tried(service: RunningService) -> bool:

@@ -22,12 +22,12 @@ from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.wire import topics
 from bcs.wire.published import ConsumedMessage, OutboundMessage
-from tests.integration.record_world import RecordWorld
+from tests.integration.service_with_archive import ServiceWithArchive
 from tests.integration.stores import MakeGateway
 from tests.support.events import spellchecked
 from tests.support.fault_proxy import FaultProxy
+from tests.support.history_entries import AT_US
 from tests.support.kafka import Platform
-from tests.support.past import AT_US
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
@@ -92,7 +92,7 @@ async def test_a_retry_adds_nothing_after_the_message_was_published(
     assert await other.backlog() == 0
 
 
-async def test_an_announcement_that_comes_again_over_the_record_is_taken_once(
+async def test_an_announcement_repeated_by_the_archive_is_added_once(
     proxy: FaultProxy, cut_off: RedisOutbox, other: RedisOutbox
 ) -> None:
     explanation = PipelineResolved(
@@ -171,7 +171,7 @@ async def test_a_dead_letter_whose_append_has_no_reply_is_written_once(
             kafka_bootstrap_servers=module_kafka,
             kafka_consumer_group_id=redis_key_prefix,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         proxy.drop_replies(f"marker-of-{batch}".encode(), count=3)
         await platform.send_raw((topics.SPELLCHECK_COMPLETED, batch.encode(), junk))
@@ -179,7 +179,7 @@ async def test_a_dead_letter_whose_append_has_no_reply_is_written_once(
         assert proxy.replies_dropped == 3
 
         async def all_published() -> bool:
-            return await bos.metric("bcs_outbox_backlog") == 0
+            return await orchestrator.metric("bcs_outbox_backlog") == 0
 
         await wait_until(all_published)
         letters = await platform.messages(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), batch)
@@ -194,16 +194,16 @@ async def test_a_fact_whose_place_in_the_queue_is_unknown_waits_there_once(
     message = ConsumedMessage(event.topic, 0, 7, timestamp_ms=1, key=event.key, value=event.value)
     fact = EssayPhaseEnded("spellcheck", "essay", Outcome.COMPLETED, AT_US)
     command = ApplyFacts(batch, (fact,), DeliveryToken(message, "SpellcheckPhaseCompletedV1", None, 1))
-    async with RecordWorld(tmp_path, database_url) as world:
-        world.database_proxy.refuse()
-        await world.database_proxy.cut()
-        world.redis_proxy.drop_replies(f'"{batch}"'.encode())
-        world.running.call(world.running.service.batches.deliver_nowait, batch, command)
+    async with ServiceWithArchive(tmp_path, database_url) as setup:
+        setup.database_proxy.refuse()
+        await setup.database_proxy.cut()
+        setup.redis_proxy.drop_replies(f'"{batch}"'.encode())
+        setup.running.call(setup.running.service.batches.deliver_nowait, batch, command)
         # In Redis only behind the queue.
-        await wait_until(partial(knows, world, batch))
-        assert world.redis_proxy.replies_dropped == 1
-        assert await world.redis.xlen(waiting_key("bcs:", FACTS)) == 1
+        await wait_until(partial(knows, setup, batch))
+        assert setup.redis_proxy.replies_dropped == 1
+        assert await setup.redis.xlen(waiting_key("bcs:", FACTS)) == 1
 
 
-async def knows(world: RecordWorld, batch: str) -> bool:
-    return bool(await world.redis.hlen(BatchKeys("bcs:", batch).essays))
+async def knows(setup: ServiceWithArchive, batch: str) -> bool:
+    return bool(await setup.redis.hlen(BatchKeys("bcs:", batch).essays))

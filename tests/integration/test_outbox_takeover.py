@@ -100,7 +100,7 @@ async def test_an_entry_of_another_program_is_parked_and_blocks_nothing(
         running_service(
             redis_url=redis_url, redis_key_prefix=redis_key_prefix, kafka_bootstrap_servers=kafka_bootstrap_servers
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         before, after = messages(topics.PHASE_SKIPPED, key, 2)
         await writer.append([before])
@@ -119,4 +119,4 @@ async def test_an_entry_of_another_program_is_parked_and_blocks_nothing(
         [[(_, fields)]] = await gateway.call(("XRANGE", f"{stream}:parked", "-", "+"))
         parked = dict(zip(fields[::2], fields[1::2], strict=True))
         assert b"bar" in b" ".join(parked.values()), "it can still be looked at"
-        assert await bos.metric("bcs_actor_restarts_total", actor="publisher") in (None, 0)
+        assert await orchestrator.metric("bcs_actor_restarts_total", actor="publisher") in (None, 0)

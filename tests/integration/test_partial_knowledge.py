@@ -22,7 +22,7 @@ from tests.support.laws import LAW
 pytestmark = pytest.mark.anyio
 
 
-class AwayRecord:
+class AwayArchive:
     """A record that does not answer."""
 
     reachable = False
@@ -40,7 +40,7 @@ def store(gateway: RedisGateway, in_redis: MakeStore) -> RedisStateStore:
     async def none() -> int:
         return 0
 
-    return in_redis(gateway, backfill=ArchiveBackfill(AwayRecord(), none))
+    return in_redis(gateway, backfill=ArchiveBackfill(AwayArchive(), none))
 
 
 async def commit(store: RedisStateStore, *events: Event) -> None:

@@ -21,29 +21,29 @@ PROBES = ("/healthz", "/readyz", "/metrics")
 AT_ONCE = 20
 
 
-async def all_at_once(bos: Orchestrator) -> dict[str, list[Answer]]:
+async def all_at_once(orchestrator: Orchestrator) -> dict[str, list[Answer]]:
     """Ask each of the probes many times at the same time."""
-    answers = await asyncio.gather(*(bos.get(path) for path in PROBES for _ in range(AT_ONCE)))
+    answers = await asyncio.gather(*(orchestrator.get(path) for path in PROBES for _ in range(AT_ONCE)))
     return {path: list(answers[index * AT_ONCE : (index + 1) * AT_ONCE]) for index, path in enumerate(PROBES)}
 
 
-async def readiness(bos: Orchestrator) -> int:
-    return (await bos.get("/readyz")).status
+async def readiness(orchestrator: Orchestrator) -> int:
+    return (await orchestrator.get("/readyz")).status
 
 
-async def is_ready(bos: Orchestrator) -> bool:
-    return await readiness(bos) == 200
+async def is_ready(orchestrator: Orchestrator) -> bool:
+    return await readiness(orchestrator) == 200
 
 
-async def is_not_ready(bos: Orchestrator) -> bool:
-    return await readiness(bos) == 503
+async def is_not_ready(orchestrator: Orchestrator) -> bool:
+    return await readiness(orchestrator) == 503
 
 
-async def assert_probes_wait_for_nothing(bos: Orchestrator, statuses: dict[str, int]) -> None:
+async def assert_probes_wait_for_nothing(orchestrator: Orchestrator, statuses: dict[str, int]) -> None:
     """Ask all of them, while a request that needs Redis is known to wait for it."""
-    hanging = asyncio.ensure_future(bos.define("batch"))
-    await wait_until(lambda: two_in_flight(bos))
-    answers = await all_at_once(bos)
+    hanging = asyncio.ensure_future(orchestrator.define("batch"))
+    await wait_until(lambda: two_in_flight(orchestrator))
+    answers = await all_at_once(orchestrator)
     assert not hanging.done(), "all of them are answered while Redis still keeps a command waiting"
     for path, answered in answers.items():
         assert Counter(answer.status for answer in answered) == {statuses[path]: AT_ONCE}, path
@@ -52,8 +52,8 @@ async def assert_probes_wait_for_nothing(bos: Orchestrator, statuses: dict[str, 
     assert (await hanging).status == 503
 
 
-async def two_in_flight(bos: Orchestrator) -> bool:
-    return await bos.metric("bcs_http_requests_in_flight") == 2
+async def two_in_flight(orchestrator: Orchestrator) -> bool:
+    return await orchestrator.metric("bcs_http_requests_in_flight") == 2
 
 
 async def test_probes_never_wait_for_a_redis_that_hangs(private_valkey: EmbeddedServer) -> None:
@@ -63,14 +63,14 @@ async def test_probes_never_wait_for_a_redis_that_hangs(private_valkey: Embedded
             kafka_bootstrap_servers="127.0.0.1:1",
             redis_deadline_seconds=0.8,
         ) as service,
-        Orchestrator(service.base, keep_alive=True) as bos,
+        Orchestrator(service.base, keep_alive=True) as orchestrator,
     ):
-        await wait_until(lambda: is_ready(bos))
+        await wait_until(lambda: is_ready(orchestrator))
         private_valkey.freeze()
-        await wait_until(lambda: is_not_ready(bos), description="nobody but the probe itself asks Redis")
-        await assert_probes_wait_for_nothing(bos, {"/healthz": 200, "/readyz": 503, "/metrics": 200})
+        await wait_until(lambda: is_not_ready(orchestrator), description="nobody but the probe itself asks Redis")
+        await assert_probes_wait_for_nothing(orchestrator, {"/healthz": 200, "/readyz": 503, "/metrics": 200})
         private_valkey.thaw()
-        await wait_until(lambda: is_ready(bos))
+        await wait_until(lambda: is_ready(orchestrator))
 
 
 @pytest.mark.release
@@ -87,13 +87,13 @@ async def test_probes_answer_while_all_dependencies_hang(
             redis_deadline_seconds=3.0,
             shutdown_seconds=5.0,
         ) as service,
-        Orchestrator(service.base, keep_alive=True) as bos,
+        Orchestrator(service.base, keep_alive=True) as orchestrator,
     ):
-        await wait_until(lambda: is_ready(bos))
+        await wait_until(lambda: is_ready(orchestrator))
         for server in (private_valkey, private_kafka, private_postgres):
             server.freeze()
         # What is known is still that Redis is there: nothing has failed yet.
-        await assert_probes_wait_for_nothing(bos, {"/healthz": 200, "/readyz": 200, "/metrics": 200})
+        await assert_probes_wait_for_nothing(orchestrator, {"/healthz": 200, "/readyz": 200, "/metrics": 200})
         for server in (private_valkey, private_kafka, private_postgres):
             server.thaw()
 
@@ -109,13 +109,13 @@ async def test_a_failed_request_ends_readiness_before_the_next_probe(
             redis_breaker_failures=2,
             redis_breaker_open_seconds=30.0,
         ) as service,
-        Orchestrator(service.base, keep_alive=True) as bos,
+        Orchestrator(service.base, keep_alive=True) as orchestrator,
     ):
-        await wait_until(lambda: is_ready(bos))
+        await wait_until(lambda: is_ready(orchestrator))
         private_valkey.kill()
-        assert {(await bos.define("batch")).status for _ in range(3)} == {503}
-        assert await is_not_ready(bos)
-        assert (await bos.get("/healthz")).json["dependencies"]["redis"]["status"] == "unhealthy"
+        assert {(await orchestrator.define("batch")).status for _ in range(3)} == {503}
+        assert await is_not_ready(orchestrator)
+        assert (await orchestrator.get("/healthz")).json["dependencies"]["redis"]["status"] == "unhealthy"
 
 
 class HeldStart:
@@ -138,13 +138,13 @@ async def test_probes_answer_while_the_metrics_actor_hangs(redis_url: str) -> No
         running_service(
             held.reach, redis_url=redis_url, kafka_bootstrap_servers="127.0.0.1:1", request_deadline_seconds=20.0
         ) as service,
-        Orchestrator(service.base, keep_alive=True) as bos,
+        Orchestrator(service.base, keep_alive=True) as orchestrator,
     ):
-        await wait_until(lambda: is_ready(bos))
+        await wait_until(lambda: is_ready(orchestrator))
         held.armed = True
         kill(service, "metrics")
         await wait_until(lambda: held.let_go)
-        answers = await all_at_once(bos)
+        answers = await all_at_once(orchestrator)
         statuses = {answer.status for answered in answers.values() for answer in answered}
         assert statuses == {200}
         assert b"\nbcs_circuit_breaker_state" in answers["/metrics"][0].body

@@ -31,8 +31,8 @@ async def output_of(*command: str, given: bytes = b"") -> tuple[int, str]:
     return ran.returncode, ran.stdout.decode()
 
 
-async def test_promtool_takes_a_scrape(promtool: str, bos: Orchestrator) -> None:
-    scrape = (await bos.get("/metrics")).body
+async def test_promtool_takes_a_scrape(promtool: str, orchestrator: Orchestrator) -> None:
+    scrape = (await orchestrator.get("/metrics")).body
     assert await output_of(promtool, "check", "metrics", given=scrape) == (0, "")
     code, _ = await output_of(promtool, "check", "metrics", given=scrape.replace(b"# HELP bcs_kafka_up", b"# "))
     assert code != 0, "it would notice"

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("crash_at", [FailPoint.PUBLISHER_LEASED, FailPoint.PUBLISHER_ACKNOWLEDGED])
-async def test_what_a_publisher_held_when_it_crashed_is_published_by_the_next(
+async def test_the_next_publisher_publishes_the_entries_of_a_crashed_one(
     kafka_bootstrap_servers: str, batch: str, crash_at: FailPoint
 ) -> None:
     crashes = 0
@@ -39,10 +39,10 @@ async def test_what_a_publisher_held_when_it_crashed_is_published_by_the_next(
             # So late that only the next publisher can be the one that publishes.
             outbox_takeover_seconds=600.0,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
-        assert (await bos.complete(batch, "spellcheck")).status == 200
-        assert await bos.to_run(batch) == ["ai_feedback"]
+        assert (await orchestrator.complete(batch, "spellcheck")).status == 200
+        assert await orchestrator.to_run(batch) == ["ai_feedback"]
 
         async def published() -> bool:
             return crashes == 1 and await platform.messages(topics.PHASE_SKIPPED, batch) != []
@@ -60,7 +60,7 @@ async def test_what_a_publisher_held_when_it_crashed_is_published_by_the_next(
 
 
 @pytest.mark.release
-async def test_without_the_command_that_takes_over_all_else_is_published(
+async def test_without_xautoclaim_everything_else_is_published(
     tmp_path: Path, kafka_bootstrap_servers: str, batch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with redis_server(tmp_path, "--rename-command", "XAUTOCLAIM", "") as server:
@@ -69,14 +69,14 @@ async def test_without_the_command_that_takes_over_all_else_is_published(
             running_service(
                 redis_url=f"redis://{server.address}", kafka_bootstrap_servers=kafka_bootstrap_servers
             ) as service,
-            Orchestrator(service.base) as bos,
+            Orchestrator(service.base) as orchestrator,
         ):
-            assert (await bos.complete(batch, "spellcheck")).status == 200
-            assert await bos.to_run(batch) == ["ai_feedback"]
+            assert (await orchestrator.complete(batch, "spellcheck")).status == 200
+            assert await orchestrator.to_run(batch) == ["ai_feedback"]
             await wait_until(lambda: platform.messages(topics.PHASE_SKIPPED, batch))
 
             async def is_named() -> bool:
-                health = (await bos.get("/healthz")).json
+                health = (await orchestrator.get("/healthz")).json
                 redis, waits = health["dependencies"]["redis"], health["waits"]["publisher"]
                 return "XAUTOCLAIM" in redis["message"] and any("XAUTOCLAIM" in wait["cause"] for wait in waits)
 
@@ -86,7 +86,7 @@ async def test_without_the_command_that_takes_over_all_else_is_published(
             assert "XAUTOCLAIM" in refused
 
 
-async def test_a_publisher_that_waits_says_why_once_and_that_it_goes_on(
+async def test_a_waiting_publisher_logs_each_cause_once_and_the_end(
     private_valkey: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "bcs")
@@ -107,8 +107,8 @@ async def test_a_publisher_that_waits_says_why_once_and_that_it_goes_on(
             assert waits.startswith("WARNING")
             assert "'xreadgroup'" in waits
             assert not said("dependency_wait_ended")
-            async with Orchestrator(service.base) as bos:
-                publisher = (await bos.get("/healthz")).json["waits"]["publisher"]
+            async with Orchestrator(service.base) as orchestrator:
+                publisher = (await orchestrator.get("/healthz")).json["waits"]["publisher"]
             assert [
                 "'xreadgroup'" in wait["cause"] for wait in publisher if wait["operation"] == "access the outbox"
             ] == [True]

@@ -50,7 +50,7 @@ async def messages_of(name: str, kafka_bootstrap_servers: str) -> list[ConsumerR
     return [record for record in records if record.key.startswith(f"{name}-".encode())]
 
 
-async def test_a_partition_without_a_leader_holds_up_no_other(kafka_bootstrap_servers: str, batch: str) -> None:
+async def test_a_partition_without_a_leader_does_not_delay_others(kafka_bootstrap_servers: str, batch: str) -> None:
     entries, notes = leased(batch, 100), dict[str, BaseException | None]()
     producer = Leaderless(bootstrap_servers=kafka_bootstrap_servers)
     await producer.start()
@@ -72,7 +72,9 @@ async def test_a_partition_without_a_leader_holds_up_no_other(kafka_bootstrap_se
     assert producer.tried == 1, "the others would wait as long, one after the other"
 
 
-async def test_messages_lie_where_the_producer_itself_would_put_them(kafka_bootstrap_servers: str, batch: str) -> None:
+async def test_messages_go_to_the_partitions_that_the_producer_would_choose(
+    kafka_bootstrap_servers: str, batch: str
+) -> None:
     entries = leased(batch, 50)
     plain = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap_servers)
     await plain.start()

@@ -68,7 +68,7 @@ async def database(module_database_url: str) -> AsyncIterator[asyncpg.Connection
 
 
 @pytest.fixture
-def record(service: RunningService) -> PostgresArchive:
+def archive(service: RunningService) -> PostgresArchive:
     archive = service.service.persistence.archive
     assert archive is not None
     return archive.postgres
@@ -107,45 +107,45 @@ async def known_to_kafka(platform: Platform) -> dict[str, dict[Position, tuple[F
     return batches
 
 
-async def history(service: RunningService, record: PostgresArchive, batch_id: str) -> list[FactsRecorded]:
+async def history(service: RunningService, archive: PostgresArchive, batch_id: str) -> list[FactsRecorded]:
     """The archive's entries of events, oldest first."""
 
     async def read() -> list[FactsRecorded]:
-        kept = await record.history(batch_id, limit=1000)
+        kept = await archive.history(batch_id, limit=1000)
         return [each.entry for each in reversed(kept) if isinstance(each.entry, FactsRecorded)]
 
     return await anyio.to_thread.run_sync(service.run, read)
 
 
-async def states(service: RunningService, record: PostgresArchive, batch_id: str) -> list[BatchState]:
+async def states(service: RunningService, archive: PostgresArchive, batch_id: str) -> list[BatchState]:
     """The states of a batch in Redis and in the archive."""
 
     async def read() -> list[BatchState]:
-        return [await service.service.store.state(batch_id), await record.state(batch_id)]
+        return [await service.service.store.state(batch_id), await archive.state(batch_id)]
 
     return await anyio.to_thread.run_sync(service.run, read)
 
 
 async def assert_same_everywhere(
-    service: RunningService, record: PostgresArchive, known: Mapping[str, Mapping[Position, tuple[Fact, ...]]]
+    service: RunningService, archive: PostgresArchive, known: Mapping[str, Mapping[Position, tuple[Fact, ...]]]
 ) -> None:
     for batch_id, messages in known.items():
         expected = delta_of(fact for facts in messages.values() for fact in facts)
-        assert await states(service, record, batch_id) == [expected, expected]
-        entries = await history(service, record, batch_id)
+        assert await states(service, archive, batch_id) == [expected, expected]
+        entries = await history(service, archive, batch_id)
         assert sorted(str(entry.position) for entry in entries) == sorted(map(str, messages))
         assert all(entry.position and entry.facts == messages[entry.position] for entry in entries)
 
 
 @asynccontextmanager
-async def nobody_is_refused(bos: Orchestrator, batch_id: str) -> AsyncIterator[None]:
+async def nobody_is_refused(orchestrator: Orchestrator, batch_id: str) -> AsyncIterator[None]:
     """Someone asks all the time, and is always answered."""
     asked = 0
 
     async def ask() -> None:
         nonlocal asked
         while True:
-            assert (await bos.define(batch_id)).status == 200
+            assert (await orchestrator.define(batch_id)).status == 200
             asked += 1
 
     async with anyio.create_task_group() as group:
@@ -159,8 +159,8 @@ async def test_an_emptied_record_gets_all_of_it_back_while_the_service_runs(
     service: RunningService,
     settings: Mapping[str, object],
     platform: Platform,
-    bos: Orchestrator,
-    record: PostgresArchive,
+    orchestrator: Orchestrator,
+    archive: PostgresArchive,
     database: asyncpg.Connection,
     unique_name: Callable[[str], str],
 ) -> None:
@@ -168,16 +168,16 @@ async def test_an_emptied_record_gets_all_of_it_back_while_the_service_runs(
     for number, batch_id in enumerate(batches):
         await platform.send(*story(batch_id, lost=number % 2))
     await wait_until(lambda: platform.caught_up(service.group))
-    before = {batch_id: await history(service, record, batch_id) for batch_id in batches}
-    await assert_same_everywhere(service, record, await known_to_kafka(platform))
+    before = {batch_id: await history(service, archive, batch_id) for batch_id in batches}
+    await assert_same_everywhere(service, archive, await known_to_kafka(platform))
 
     await database.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     async with Redis.from_url(service.service.settings.redis_url) as redis:
         await redis.flushall()
     # Until the service has found out: what it can't look up it refuses to answer.
     await wait_until(lambda: database.fetchval("SELECT to_regclass('announcements')"))
-    await wait_until(lambda: service.call(lambda: record.reachable))
-    async with nobody_is_refused(bos, batches[0]), anyio.create_task_group() as group:
+    await wait_until(lambda: service.call(lambda: archive.reachable))
+    async with nobody_is_refused(orchestrator, batches[0]), anyio.create_task_group() as group:
         enough = anyio.Event()
 
         async def more() -> None:
@@ -197,13 +197,13 @@ async def test_an_emptied_record_gets_all_of_it_back_while_the_service_runs(
     assert told["messages"] == sum(each["end"] - each["first"] for each in told["partitions"])
     await wait_until(lambda: platform.caught_up(service.group))
     known = await known_to_kafka(platform)
-    await assert_same_everywhere(service, record, known)
+    await assert_same_everywhere(service, archive, known)
     for batch_id in batches:
-        rebuilt = {entry.entry_id: entry for entry in await history(service, record, batch_id)}
+        rebuilt = {entry.entry_id: entry for entry in await history(service, archive, batch_id)}
         assert len(rebuilt) == len(known[batch_id]), "each message is kept once"
         # When it became known is not known any more; everything else is.
         assert all(replace(entry, at_us=0) == replace(rebuilt[entry.entry_id], at_us=0) for entry in before[batch_id])
-    times = [entry.at_us for entry in await history(service, record, batches[3])]
+    times = [entry.at_us for entry in await history(service, archive, batches[3])]
     assert times == sorted(times), "as it happened, and not topic by topic"
 
     async def numbers() -> list[asyncpg.Record]:
@@ -216,7 +216,7 @@ async def test_an_emptied_record_gets_all_of_it_back_while_the_service_runs(
     assert max(map(len, again.uncoloured.splitlines())) <= 80
     assert " messages read in " in again.uncoloured
     assert [row for row in await numbers() if row in first] == first
-    await assert_same_everywhere(service, record, known)
+    await assert_same_everywhere(service, archive, known)
 
 
 async def test_a_signal_ends_it_and_it_says_how_far_it_came(

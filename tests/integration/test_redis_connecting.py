@@ -73,16 +73,20 @@ async def test_with_a_database_that_is_not_there_the_probes_name_it(redis_url: s
     missing = f"{redis_url.removesuffix('/0')}/4711"
     async with (
         running_service(redis_url=missing, kafka_bootstrap_servers="127.0.0.1:1") as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
 
         async def is_named() -> bool:
-            health = await bos.get("/healthz")
+            health = await orchestrator.get("/healthz")
             assert (health.status, health.json["status"]) == (200, "degraded")
             return "no database" in health.json["dependencies"]["redis"]["message"]
 
         await wait_until(is_named)
-        for answer in (await bos.get("/readyz"), await bos.define("batch"), await bos.complete("batch", "nlp")):
+        for answer in (
+            await orchestrator.get("/readyz"),
+            await orchestrator.define("batch"),
+            await orchestrator.complete("batch", "nlp"),
+        ):
             assert answer.status == 503, answer.body
         assert service.restarted() == []
 
@@ -97,7 +101,7 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
             redis_breaker_open_seconds=0.01,
             retry_maximum_seconds=0.01,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
 
         def causes(event: str, key: str) -> list[str]:
@@ -106,7 +110,7 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
             return [cause for cause in said if TOO_OLD.search(cause)]
 
         async def is_named() -> bool:
-            health = await bos.get("/healthz")
+            health = await orchestrator.get("/healthz")
             assert (health.status, health.json["status"]) == (200, "degraded")
             return bool(TOO_OLD.search(health.json["dependencies"]["redis"]["message"]))
 
@@ -120,9 +124,9 @@ async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
         assert finding.status is Status.FAILED
         assert TOO_OLD.search(finding.found)
         assert await wait_until(lambda: causes("waiting_for_dependency", "error"))
-        assert await bos.metric("bcs_redis_up", store="redis") == 0
-        assert await bos.metric("bcs_actor_waits_seconds", actor="publisher")
-        assert (await bos.define("batch")).status == (await bos.get("/readyz")).status == 503
+        assert await orchestrator.metric("bcs_redis_up", store="redis") == 0
+        assert await orchestrator.metric("bcs_actor_waits_seconds", actor="publisher")
+        assert (await orchestrator.define("batch")).status == (await orchestrator.get("/readyz")).status == 503
 
 
 async def test_a_cluster_whose_slots_lie_elsewhere_is_refused_and_named(

@@ -19,7 +19,7 @@ from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import MakeGateway, MakeStore
 from tests.support.fault_proxy import FaultProxy
-from tests.support.past import AT_US
+from tests.support.history_entries import AT_US
 from tests.support.redis_servers import redis_server
 from tests.support.waiting import wait_until
 
@@ -166,8 +166,10 @@ async def test_a_master_that_gets_a_replica_keeps_its_connections(
 
 
 @pytest.fixture
-def store(address: Address, make_gateway: MakeGateway, in_redis: MakeStore, record: PostgresArchive) -> RedisStateStore:
-    return in_redis(make_gateway(address.url, deadline=5), backfill=ArchiveBackfill(record, nothing_waits))
+def store(
+    address: Address, make_gateway: MakeGateway, in_redis: MakeStore, archive: PostgresArchive
+) -> RedisStateStore:
+    return in_redis(make_gateway(address.url, deadline=5), backfill=ArchiveBackfill(archive, nothing_waits))
 
 
 async def nothing_waits() -> int:
@@ -178,7 +180,7 @@ async def nothing_waits() -> int:
 async def test_a_server_that_was_left_is_not_trusted_when_it_is_back(
     address: Address,
     store: RedisStateStore,
-    record: PostgresArchive,
+    archive: PostgresArchive,
     monkeypatch: pytest.MonkeyPatch,
     batch: str,
     meanwhile: str,
@@ -190,7 +192,7 @@ async def test_a_server_that_was_left_is_not_trusted_when_it_is_back(
     if meanwhile == "demoted":
         await address.demote(FIRST)
     await lead_elsewhere(address, SECOND)
-    await record.add_states({batch: delta_of(UNDONE)})
+    await archive.add_states({batch: delta_of(UNDONE)})
     await in_the_end(lambda: store.commit(batch, delta_of(UNDONE)))
     assert not (await store.summary(batch)).complete("spellcheck")
     await address.promote(FIRST)
@@ -215,13 +217,13 @@ async def in_the_end(do: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def test_a_server_demoted_and_promoted_again_gets_a_new_identity(
-    address: Address, store: RedisStateStore, record: PostgresArchive, monkeypatch: pytest.MonkeyPatch, batch: str
+    address: Address, store: RedisStateStore, archive: PostgresArchive, monkeypatch: pytest.MonkeyPatch, batch: str
 ) -> None:
     check_every(monkeypatch, 0)
     await store.commit(batch, delta_of(BEGUN))
     assert (await store.summary(batch)).complete("spellcheck")
     await address.demote(FIRST)
-    await record.add_states({batch: delta_of(UNDONE)})  # by another replica, which has written it to the second server
+    await archive.add_states({batch: delta_of(UNDONE)})  # by another replica, which has written it to the second server
     await address.promote(FIRST)
     assert not (await store.summary(batch)).complete("spellcheck")
     assert (await store.state(batch)).essay_marks["spellcheck"]["e1"].outcome is Outcome.FAILED

@@ -161,9 +161,9 @@ WAYS = {
 }
 
 
-async def redis_problem(bos: Orchestrator) -> str:
+async def redis_problem(orchestrator: Orchestrator) -> str:
     """The problem with Redis in /healthz; empty without a problem."""
-    answer = await bos.get("/healthz")
+    answer = await orchestrator.get("/healthz")
     assert answer.status == 200
     redis = answer.json["dependencies"]["redis"]
     if redis["status"] == "healthy":
@@ -173,8 +173,8 @@ async def redis_problem(bos: Orchestrator) -> str:
     return problem
 
 
-async def is_well(bos: Orchestrator) -> bool:
-    return not await redis_problem(bos)
+async def is_well(orchestrator: Orchestrator) -> bool:
+    return not await redis_problem(orchestrator)
 
 
 async def findings(service: RunningService) -> list[Finding]:
@@ -190,14 +190,14 @@ async def test_facts_wait_while_redis_refuses_them_and_the_reason_is_named(
     way = WAYS["no right to write"]
     async with (
         running_service(redis_url=url_of(private_valkey), kafka_bootstrap_servers="127.0.0.1:1") as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         batches, store, outbox = service.service.batches, service.service.store, service.service.outbox
         await control.call(*way.begin)
         service.call(batches.deliver_nowait, batch, ApplyFacts(batch, (completed("e1"),), token))
 
         async def is_named() -> bool:
-            return way.reason in await redis_problem(bos)
+            return way.reason in await redis_problem(orchestrator)
 
         await wait_until(is_named)
         [cause] = [vars(record)["cause"] for record in caplog.records if record.msg == "redis_refuses"]
@@ -206,12 +206,12 @@ async def test_facts_wait_while_redis_refuses_them_and_the_reason_is_named(
         assert way.reason in cause
         assert way.reason in finding.found
         began = monotonic()
-        assert (await bos.complete(batch, "nlp")).status == 503, "at once, though the batch's actor waits"
+        assert (await orchestrator.complete(batch, "nlp")).status == 503, "at once, though the batch's actor waits"
         assert monotonic() - began < PROMPT_SECONDS
         await control.call(*way.end)
         await wait_until(lambda: service.run(store.state, batch) == delta_of([completed("e1")]))
         assert service.run(outbox.backlog) == 0, "there is no dead letter"
-        assert await bos.metric("bcs_actor_restarts_total", actor="batches/*") in (None, 0)
+        assert await orchestrator.metric("bcs_actor_restarts_total", actor="batches/*") in (None, 0)
 
 
 @pytest.mark.release
@@ -229,31 +229,31 @@ async def test_whatever_redis_refuses_no_fact_is_buried_and_the_reason_is_named(
     async with (
         Platform(module_kafka) as platform,
         running_service(redis_url=url_of(private_valkey), kafka_bootstrap_servers=module_kafka) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         await platform.send(registered(batch, ["e0"]))
         await wait_until(lambda: platform.caught_up(service.group))
         for name, way in WAYS.items():
             refused = f"{batch}, {name}"
-            await wait_until(lambda: is_well(bos))
+            await wait_until(lambda: is_well(orchestrator))
             caplog.clear()
             await control.call(*way.begin)
             await platform.send(registered(refused, ["e1"]), spellchecked(refused, "e1"))
 
             async def is_named(way: Way = way) -> bool:
-                return way.reason in await redis_problem(bos)
+                return way.reason in await redis_problem(orchestrator)
 
             await wait_until(is_named, description=name)
             assert [vars(record)["cause"] for record in caplog.records if record.msg == "redis_refuses"], name
             [finding] = [one for one in await findings(service) if one.check == "redis commands"]
             assert (finding.status, way.reason in finding.found) == (Status.FAILED, True), (name, finding)
-            assert (await bos.define(batch)).status == way.define, name
+            assert (await orchestrator.define(batch)).status == way.define, name
             await control.call(*way.end)
             await wait_until(lambda: platform.caught_up(service.group), description=name)
-            assert await bos.to_run(refused) == ["ai_feedback"], name
-        counted = {name for name, _, value in await bos.samples() if value}
+            assert await orchestrator.to_run(refused) == ["ai_feedback"], name
+        counted = {name for name, _, value in await orchestrator.samples() if value}
         assert not counted & {"bcs_dead_letters_total", "bcs_actor_restarts_total"}
-        await wait_until(lambda: is_well(bos))
+        await wait_until(lambda: is_well(orchestrator))
         assert not [finding for finding in await findings(service) if finding.check == "redis commands" and finding.fix]
 
 
@@ -303,19 +303,19 @@ async def test_a_cluster_node_is_named_as_the_cause_and_no_fact_is_lost(
             return
         async with (
             running_service(redis_url=url_of(half_a_cluster), kafka_bootstrap_servers=module_kafka) as service,
-            Orchestrator(service.base) as bos,
+            Orchestrator(service.base) as orchestrator,
         ):
             batches = [unique_name("batch") for _ in range(10)]
             for batch in batches:
                 await platform.send(registered(batch, ["e1"]), spellchecked(batch, "e1"))
 
             async def is_named() -> bool:
-                return "Redis Cluster" in await redis_problem(bos)
+                return "Redis Cluster" in await redis_problem(orchestrator)
 
             await wait_until(is_named)
-            statuses = {(await bos.define(batch, "spellcheck")).status for batch in batches}
+            statuses = {(await orchestrator.define(batch, "spellcheck")).status for batch in batches}
             assert 500 not in statuses
             assert 503 in statuses
             assert "Redis Cluster" in str(await findings(service))
-            counted = {name for name, _, value in await bos.samples() if value}
+            counted = {name for name, _, value in await orchestrator.samples() if value}
             assert not counted & {"bcs_dead_letters_total", "bcs_actor_restarts_total"}

@@ -59,7 +59,7 @@ async def letters_of(platform: Platform, batch: str) -> list[dict[str, object]]:
     return values(await platform.messages(topics.dead_letter_topic(TOPIC), batch))
 
 
-async def test_a_message_that_was_ordered_to_be_skipped_becomes_a_dead_letter(
+async def test_a_message_with_a_skip_order_becomes_a_dead_letter(
     settings: dict[str, str], skips: RedisSkips, unique_name: Callable[[str], str]
 ) -> None:
     batch = unique_name("batch")
@@ -72,14 +72,16 @@ async def test_a_message_that_was_ordered_to_be_skipped_becomes_a_dead_letter(
         await skips.order(ordered)
         async with (
             running_service(**settings) as service,
-            Orchestrator(service.base) as bos,
+            Orchestrator(service.base) as orchestrator,
         ):
             await wait_until(lambda: platform.caught_up(service.group))
             [letter] = await wait_until(partial(letters_of, platform, batch))
             assert letter["dlq_reason"] == "skipped_by_operator"
             assert letter["failed_event_envelope"] == event_document(event)
             assert await wait_until(partial(outcome_of, skips, ordered)) is SkipOutcome.SKIPPED
-            assert await bos.to_run(batch) == ["spellcheck", "ai_feedback"], "one essay's completion is missing"
+            assert await orchestrator.to_run(batch) == ["spellcheck", "ai_feedback"], (
+                "one essay's completion is missing"
+            )
             await skips.order(passed)
             assert await wait_until(partial(outcome_of, skips, passed)) is SkipOutcome.ALREADY_PROCESSED
         assert await skips.waiting() == []
@@ -91,7 +93,7 @@ def event_document(event: Event) -> object:
     return json.loads(event.value)
 
 
-async def test_an_order_that_cannot_be_decoded_hides_no_other(
+async def test_an_undecodable_order_does_not_hide_others(
     skips: RedisSkips, redis_key_prefix: str, gateway: RedisGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     ordered = order(7)
@@ -112,9 +114,7 @@ async def test_an_order_that_cannot_be_decoded_hides_no_other(
     assert await skips.waiting() == [WaitingSkip(ordered, SkipOutcome.SKIPPED)]
 
 
-async def test_an_operator_withdraws_an_order_that_nobody_has_carried_out(
-    skips: RedisSkips, redis_url: str, redis_key_prefix: str
-) -> None:
+async def test_an_operator_withdraws_an_open_order(skips: RedisSkips, redis_url: str, redis_key_prefix: str) -> None:
     variables = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
     await skips.order(order(7))
     withdrawn = await bcs("intake", "withdraw", TOPIC, "0", "7", **variables)
@@ -151,11 +151,11 @@ async def test_an_order_closes_only_once_the_offset_after_it_is_committed(
             assert await wait_until(partial(outcome_of, skips, ordered)) is SkipOutcome.SKIPPED
             await wait_until(lambda: platform.caught_up(service.group))
             assert len(await letters_of(platform, batch)) == 1
-            async with Orchestrator(service.base) as bos:
-                assert await bos.to_run(batch) == ["spellcheck", "ai_feedback"]
+            async with Orchestrator(service.base) as orchestrator:
+                assert await orchestrator.to_run(batch) == ["spellcheck", "ai_feedback"]
 
 
-async def test_a_message_that_a_batch_holds_becomes_a_dead_letter_with_its_bytes(
+async def test_a_skipped_message_in_flight_gets_a_dead_letter_with_its_bytes(
     settings: dict[str, str], skips: RedisSkips, unique_name: Callable[[str], str]
 ) -> None:
     batch, held, let_go = unique_name("batch"), threading.Event(), anyio.Event()
@@ -181,7 +181,7 @@ async def test_a_message_that_a_batch_holds_becomes_a_dead_letter_with_its_bytes
         service.call(let_go.set)
 
 
-async def test_orders_that_nobody_can_read_stop_nothing(
+async def test_undecodable_orders_do_not_stop_the_intake(
     settings: dict[str, str], skips: RedisSkips, gateway: RedisGateway, unique_name: Callable[[str], str]
 ) -> None:
     batch = unique_name("batch")

@@ -40,31 +40,31 @@ async def test_waiting_in_line_for_a_slow_redis_is_no_hang(
             kafka_request_timeout_seconds=0.6,
             hang_seconds=HANG_SECONDS,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         await platform.send(spellchecked("first", "essay"))
         await wait_until(lambda: platform.caught_up(service.group))
         proxy.delay(REPLY_SECONDS)
         began = monotonic()
         await platform.send(*(spellchecked(batch, "essay") for batch in batches))
-        answered = asyncio.create_task(ask_until_caught_up(bos, platform, service))
+        answered = asyncio.create_task(ask_until_caught_up(orchestrator, platform, service))
         await wait_until(lambda: platform.caught_up(service.group), 60)
         assert monotonic() - began > HANG_SECONDS * 1.5, "it was slow enough to look hung"
         assert await answered >= CONNECTIONS
         proxy.delay(0)
         for batch in batches:
-            assert await bos.to_run(batch) == ["ai_feedback"]
+            assert await orchestrator.to_run(batch) == ["ai_feedback"]
         assert service.restarted() == []
-        samples = await bos.samples()
+        samples = await orchestrator.samples()
         for name in ("bcs_actor_restarts_total", "bcs_dead_letters_total"):
             assert [labels for sample, labels, value in samples if sample == name and value] == []
 
 
-async def ask_until_caught_up(bos: Orchestrator, platform: Platform, service: RunningService) -> int:
+async def ask_until_caught_up(orchestrator: Orchestrator, platform: Platform, service: RunningService) -> int:
     asked = 0
     while not await platform.caught_up(service.group):
         began = monotonic()
-        assert await bos.to_run("another") == ["spellcheck", "ai_feedback"]
+        assert await orchestrator.to_run("another") == ["spellcheck", "ai_feedback"]
         assert monotonic() - began < DEADLINE_SECONDS
         asked += 1
     return asked

@@ -67,7 +67,11 @@ def a_batch_at_the_limit(batch: str) -> Iterator[Event]:
 
 @pytest.mark.parametrize("kind", [invalid_ids, too_many_essays, a_batch_at_the_limit])
 async def test_no_kind_of_large_event_holds_up_the_loop(
-    kind: Callable[[str], Iterator[Event]], service: RunningService, platform: Platform, bos: Orchestrator, batch: str
+    kind: Callable[[str], Iterator[Event]],
+    service: RunningService,
+    platform: Platform,
+    orchestrator: Orchestrator,
+    batch: str,
 ) -> None:
     await platform.send(spellchecked(batch, "essay"))
     await wait_until(lambda: platform.caught_up(service.group))
@@ -77,8 +81,8 @@ async def test_no_kind_of_large_event_holds_up_the_loop(
             await platform.send(event)
 
         async def done() -> bool:
-            assert (await bos.get("/healthz")).status == 200
-            assert await bos.to_run(batch, "spellcheck") == []
+            assert (await orchestrator.get("/healthz")).status == 200
+            assert await orchestrator.to_run(batch, "spellcheck") == []
             return await platform.caught_up(service.group)
 
         await wait_until(done, 240)

@@ -14,9 +14,9 @@ from bcs.domain.history import PipelineResolved
 from bcs.errors import StoreUnavailable
 from bcs.storage.factory import Persistence, open_persistence
 from bcs.wire.published import OutboundMessage
-from tests.integration.record_world import RecordWorld
+from tests.integration.service_with_archive import ServiceWithArchive
+from tests.support.history_entries import AT_US
 from tests.support.laws import LAW
-from tests.support.past import AT_US
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -55,7 +55,7 @@ async def test_an_explanation_does_not_count_as_a_missing_fact(persistence: Pers
     assert persistence.archive.can_answer_for_redis(AWAY)
 
 
-async def test_what_was_drained_is_known_to_wait_no_more(persistence: Persistence) -> None:
+async def test_a_drained_backlog_counts_as_empty(persistence: Persistence) -> None:
     assert persistence.archive
     backlog = persistence.archive.backlog
     await persistence.archive.waiting()
@@ -65,33 +65,33 @@ async def test_what_was_drained_is_known_to_wait_no_more(persistence: Persistenc
     assert persistence.archive.can_answer_for_redis(AWAY)
 
 
-async def test_a_new_process_does_not_take_for_nothing_what_it_never_looked_at(persistence: Persistence) -> None:
+async def test_a_new_process_does_not_take_an_unread_backlog_for_empty(persistence: Persistence) -> None:
     assert persistence.archive
     assert not persistence.archive.can_answer_for_redis(AWAY), "facts may wait from before"
     await persistence.archive.waiting()
     assert persistence.archive.can_answer_for_redis(AWAY)
 
 
-async def test_a_batch_whose_registration_is_not_on_record_gets_no_answer(
+async def test_a_batch_without_an_archived_registration_gets_no_answer(
     tmp_path: Path, database_url: str, batch: str
 ) -> None:
     registered = f"{batch}-registered"
     done = EssayPhaseEnded("spellcheck", "e1", Outcome.COMPLETED, AT_US)
-    async with RecordWorld(tmp_path, database_url) as world:
-        await world.notify(batch, [done])
-        await world.notify(registered, [EssaysRegistered(("e1",), 1, AT_US), done])
-        world.redis_proxy.refuse()
-        await world.redis_proxy.cut()
+    async with ServiceWithArchive(tmp_path, database_url) as setup:
+        await setup.apply(batch, [done])
+        await setup.apply(registered, [EssaysRegistered(("e1",), 1, AT_US), done])
+        setup.redis_proxy.refuse()
+        await setup.redis_proxy.cut()
 
         async def answered_by_postgresql() -> bool:
-            answer = await world.resolve(registered)
+            answer = await setup.resolve(registered)
             return answer.status == 200 and answer.json["source"] == "postgresql"
 
         await wait_until(answered_by_postgresql)
-        await wait_until(lambda: announcement_waits(world), description="what waits in PostgreSQL is in the metrics")
-        assert (await world.resolve(batch)).status == 503
+        await wait_until(lambda: announcement_waits(setup), description="what waits in PostgreSQL is in the metrics")
+        assert (await setup.resolve(batch)).status == 503
 
 
-async def announcement_waits(world: RecordWorld) -> bool:
-    waiting, seconds = [await world.bos.metric(f"bcs_outbox_{name}") for name in ("backlog", "oldest_seconds")]
+async def announcement_waits(setup: ServiceWithArchive) -> bool:
+    waiting, seconds = [await setup.orchestrator.metric(f"bcs_outbox_{name}") for name in ("backlog", "oldest_seconds")]
     return bool((waiting or 0) >= 1 and (seconds or 0) > 0)

@@ -34,9 +34,9 @@ async def test_a_stop_under_load_resets_nobody_and_keeps_every_report(
     }
     # The service stops first, in order and in time; the callers go on until nobody listens any more.
     async with anyio.create_task_group() as callers, running_service(**settings) as service:
-        async with Orchestrator(service.base) as bos:
-            assert (await bos.complete("done", PHASE)).status == 200
-            assert (await bos.complete("undone", PHASE, success=False)).status == 200
+        async with Orchestrator(service.base) as orchestrator:
+            assert (await orchestrator.complete("done", PHASE)).status == 200
+            assert (await orchestrator.complete("undone", PHASE, success=False)).status == 200
         load = Load(urlsplit(service.base).port or 0, redis_key_prefix, "done", "undone")
         for caller, how in enumerate(CALLERS):
             callers.start_soon(load.call, caller, *how)

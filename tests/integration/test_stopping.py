@@ -77,23 +77,23 @@ async def test_without_redis_the_stop_is_in_time_and_unacked_events_are_reread(
         "intake_drain_timeout_seconds": 0.5,
     }
     async with Platform(kafka_bootstrap_servers) as platform:
-        async with stopping_within(11.5, **settings) as service, Orchestrator(service.base) as bos:
+        async with stopping_within(11.5, **settings) as service, Orchestrator(service.base) as orchestrator:
             await platform.send(*(registered(batch, essays) for batch in batches))
             await wait_until(lambda: platform.caught_up(service.group))
             private_valkey.kill()
             events = [spellchecked(batch, essay) for batch in batches for essay in essays]
             await platform.send(*events)
-            await wait_until(partial(in_hand, bos, len(events)))
+            await wait_until(partial(in_hand, orchestrator, len(events)))
         assert await platform.uncommitted(redis_key_prefix) != {}
         private_valkey.restart()
-        async with running_service(**settings) as service, Orchestrator(service.base) as bos:
+        async with running_service(**settings) as service, Orchestrator(service.base) as orchestrator:
             await wait_until(lambda: platform.caught_up(service.group))
             for batch in batches:
-                assert await bos.to_run(batch) == ["ai_feedback"]
+                assert await orchestrator.to_run(batch) == ["ai_feedback"]
 
 
-async def in_hand(bos: Orchestrator, count: int) -> bool:
-    return await bos.metric("bcs_intake_in_flight") == count
+async def in_hand(orchestrator: Orchestrator, count: int) -> bool:
+    return await orchestrator.metric("bcs_intake_in_flight") == count
 
 
 async def test_while_it_drains_it_says_so_and_still_answers(kafka_bootstrap_servers: str, redis_url: str) -> None:
@@ -103,25 +103,28 @@ async def test_while_it_drains_it_says_so_and_still_answers(kafka_bootstrap_serv
             redis_url=redis_url, kafka_bootstrap_servers=kafka_bootstrap_servers, shutdown_drain_seconds=drain_seconds
         )
         service = await asyncio.to_thread(stack.enter_context, starting)
-        async with Orchestrator(service.base) as bos, asyncio.TaskGroup() as tasks:  # each request connects anew
-            await wait_until(partial(ready, bos))
+        async with (
+            Orchestrator(service.base) as orchestrator,
+            asyncio.TaskGroup() as tasks,
+        ):  # each request connects anew
+            await wait_until(partial(ready, orchestrator))
             began = monotonic()
             tasks.create_task(asyncio.to_thread(stack.close))
-            await wait_until(lambda: draining(bos))
-            assert await bos.to_run("batch") == ["spellcheck", "ai_feedback"]
-            assert (await bos.complete("batch", "spellcheck")).status == 200
-            assert await bos.to_run("batch") == ["ai_feedback"]
-            assert await draining(bos)
-            await wait_until(lambda: refused(bos))
+            await wait_until(lambda: draining(orchestrator))
+            assert await orchestrator.to_run("batch") == ["spellcheck", "ai_feedback"]
+            assert (await orchestrator.complete("batch", "spellcheck")).status == 200
+            assert await orchestrator.to_run("batch") == ["ai_feedback"]
+            assert await draining(orchestrator)
+            await wait_until(lambda: refused(orchestrator))
             assert monotonic() - began >= drain_seconds
 
 
-async def ready(bos: Orchestrator) -> bool:
-    return (await bos.get("/readyz")).status == 200
+async def ready(orchestrator: Orchestrator) -> bool:
+    return (await orchestrator.get("/readyz")).status == 200
 
 
-async def draining(bos: Orchestrator) -> bool:
-    answer = await bos.get("/readyz")
+async def draining(orchestrator: Orchestrator) -> bool:
+    answer = await orchestrator.get("/readyz")
     if answer.status == 200:
         return False
     assert answer.status == 503
@@ -129,9 +132,9 @@ async def draining(bos: Orchestrator) -> bool:
     return True
 
 
-async def refused(bos: Orchestrator) -> bool:
+async def refused(orchestrator: Orchestrator) -> bool:
     try:
-        await bos.get("/healthz")
+        await orchestrator.get("/healthz")
     except aiohttp.ClientConnectionError:
         return True
     return False

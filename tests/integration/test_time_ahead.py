@@ -22,7 +22,7 @@ IN_2031_US = int(datetime(2031, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 
 
 async def test_an_event_ahead_of_both_clocks_becomes_a_dead_letter(
-    bos: Orchestrator, service: RunningService, platform: Platform, batch: str
+    orchestrator: Orchestrator, service: RunningService, platform: Platform, batch: str
 ) -> None:
     await platform.send(registered(batch, ["a"]), spellchecked(batch, "a", at="2031-01-01T00:00:00Z"))
     await wait_until(lambda: platform.caught_up(service.group))
@@ -32,30 +32,30 @@ async def test_an_event_ahead_of_both_clocks_becomes_a_dead_letter(
         return [letter["dlq_reason"] for letter in values(records)]
 
     assert await wait_until(letters) == ["time_in_the_future"]
-    assert await bos.to_run(batch) == BOTH
+    assert await orchestrator.to_run(batch) == BOTH
     await platform.send(spellchecked(batch, "a"), spellchecked(batch, "a", "failed"))
     await wait_until(lambda: platform.caught_up(service.group))
-    assert await bos.to_run(batch) == BOTH, "no failure is hidden by the event from the future"
+    assert await orchestrator.to_run(batch) == BOTH, "no failure is hidden by the event from the future"
 
 
 async def test_a_report_counts_over_an_event_that_is_a_little_ahead(
-    bos: Orchestrator, service: RunningService, platform: Platform, batch: str
+    orchestrator: Orchestrator, service: RunningService, platform: Platform, batch: str
 ) -> None:
     await platform.send(registered(batch, ["a"]), spellchecked(batch, "a", at=now(300)))
     await wait_until(lambda: platform.caught_up(service.group))
-    assert await bos.to_run(batch) == ["ai_feedback"]
-    assert (await bos.complete(batch, "spellcheck", success=False)).status == 200
-    assert await bos.to_run(batch) == BOTH
-    assert (await bos.complete(batch, "spellcheck")).status == 200
-    assert await bos.to_run(batch) == ["ai_feedback"]
+    assert await orchestrator.to_run(batch) == ["ai_feedback"]
+    assert (await orchestrator.complete(batch, "spellcheck", success=False)).status == 200
+    assert await orchestrator.to_run(batch) == BOTH
+    assert (await orchestrator.complete(batch, "spellcheck")).status == 200
+    assert await orchestrator.to_run(batch) == ["ai_feedback"]
 
 
 async def test_a_report_that_would_not_count_is_refused_with_the_later_fact(
-    bos: Orchestrator, service: RunningService, batch: str
+    orchestrator: Orchestrator, service: RunningService, batch: str
 ) -> None:
     far = delta_of([EssayPhaseEnded("spellcheck", "essay 1", Outcome.COMPLETED, IN_2031_US)])
     await anyio.to_thread.run_sync(service.run, service.service.store.commit, batch, far)
-    answer = await bos.complete(batch, "spellcheck", success=False)
+    answer = await orchestrator.complete(batch, "spellcheck", success=False)
     assert answer.status == 409
     assert answer.json["type"] == "urn:bcs:problem:report-outdated"
     assert answer.json["in_the_way"] == {
@@ -63,7 +63,7 @@ async def test_a_report_that_would_not_count_is_refused_with_the_later_fact(
         "essay_id": "essay 1",
         "at": "2031-01-01T00:00:00.000000Z",
     }
-    assert await bos.to_run(batch) == ["ai_feedback"], "nothing changed"
+    assert await orchestrator.to_run(batch) == ["ai_feedback"], "nothing changed"
 
 
 class SlowClock:
@@ -88,23 +88,23 @@ async def test_while_the_clocks_differ_the_intake_waits_and_buries_nothing(
     servers = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
     async with (
         running_service(None, clock.now, **servers, kafka_auto_offset_reset="latest") as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         await wait_until(lambda: service.service.kafka.assigned, description="it has its partitions")
         await platform.send(registered(batch, ["a"]), spellchecked(batch, "a"))
 
         async def waits() -> bool:
-            kafka = (await bos.get("/healthz")).json["dependencies"]["kafka"]
+            kafka = (await orchestrator.get("/healthz")).json["dependencies"]["kafka"]
             return kafka["status"] == "unhealthy" and "clocks" in kafka["message"]
 
         await wait_until(waits)
-        assert (await bos.get("/healthz")).status == 200
-        assert await bos.to_run(batch) == BOTH
-        assert (await bos.complete(batch, "nlp")).status == 503, "nobody can say when that was"
+        assert (await orchestrator.get("/healthz")).status == 200
+        assert await orchestrator.to_run(batch) == BOTH
+        assert (await orchestrator.complete(batch, "nlp")).status == 503, "nobody can say when that was"
         clock.mend()
 
         async def counts() -> bool:
-            return await bos.to_run(batch) == ["ai_feedback"]
+            return await orchestrator.to_run(batch) == ["ai_feedback"]
 
         await wait_until(counts)
 

@@ -77,18 +77,18 @@ async def test_a_replica_that_comes_and_goes_takes_nothing_with_it(
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(publish(platform, redis_key_prefix, events, over))
             for _ in range(VISITS):
-                async with replica("third") as third, Orchestrator(third.base) as bos:
-                    await wait_until(partial(applied, bos), description="it has got to work")
+                async with replica("third") as third, Orchestrator(third.base) as orchestrator:
+                    await wait_until(partial(applied, orchestrator), description="it has got to work")
             over.set()
         await wait_until(lambda: platform.caught_up(redis_key_prefix), 30)
         for service in (first, second):
-            async with Orchestrator(service.base) as bos:
-                assert await applied(bos) > 0
+            async with Orchestrator(service.base) as orchestrator:
+                assert await applied(orchestrator) > 0
                 for batch, marks in model.items():
                     done = all(mark.outcome is Outcome.COMPLETED for mark in marks.values())
-                    assert await bos.to_run(batch) == [*([] if done else ["spellcheck"]), "ai_feedback"]
+                    assert await orchestrator.to_run(batch) == [*([] if done else ["spellcheck"]), "ai_feedback"]
                 assert service.restarted() == []
-                assert not await bos.metric("bcs_actor_restarts_total", actor="batches/*")
+                assert not await orchestrator.metric("bcs_actor_restarts_total", actor="batches/*")
         for batch, marks in model.items():
             state = await asyncio.to_thread(first.run, first.service.store.state, batch)
             assert state.essay_marks == {"spellcheck": marks}
@@ -109,9 +109,9 @@ def has_partitions(service: RunningService) -> bool:
     return bool(service.service.kafka.assigned)
 
 
-async def applied(bos: Orchestrator) -> float:
+async def applied(orchestrator: Orchestrator) -> float:
     return sum(
         value
-        for name, labels, value in await bos.samples()
+        for name, labels, value in await orchestrator.samples()
         if name == "bcs_events_processed_total" and labels["outcome"] == "applied"
     )

@@ -16,9 +16,9 @@ NOWHERE = "127.0.0.1:1"
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-async def waits_of(bos: Orchestrator, actor: str) -> dict[str, str]:
+async def waits_of(orchestrator: Orchestrator, actor: str) -> dict[str, str]:
     """The waits of an actor with their causes."""
-    health = (await bos.get("/healthz")).json
+    health = (await orchestrator.get("/healthz")).json
     waits = health["waits"][actor]
     if waits:
         assert health["status"] == "degraded"
@@ -28,7 +28,7 @@ async def waits_of(bos: Orchestrator, actor: str) -> dict[str, str]:
     return {wait["operation"]: wait["cause"] for wait in waits}
 
 
-async def test_publisher_intake_and_archive_name_what_they_wait_for(
+async def test_health_names_the_waits_of_publisher_intake_and_archive(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
@@ -38,7 +38,7 @@ async def test_publisher_intake_and_archive_name_what_they_wait_for(
             database_url=f"postgresql://bob:a-secret@{NOWHERE}/bcs",
             retry_maximum_seconds=0.01,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         for actor, doing, setting in (
             ("publisher", "connect the producer", "BCS_KAFKA_BOOTSTRAP_SERVERS"),
@@ -47,7 +47,7 @@ async def test_publisher_intake_and_archive_name_what_they_wait_for(
         ):
 
             async def cause(actor: str = actor, doing: str = doing) -> str:
-                return (await waits_of(bos, actor)).get(doing, "")
+                return (await waits_of(orchestrator, actor)).get(doing, "")
 
             named = await wait_until(cause)
             assert NOWHERE in named
@@ -58,20 +58,20 @@ async def test_publisher_intake_and_archive_name_what_they_wait_for(
         assert [(one["levelname"], one["actor"]) for one in said] == [("WARNING", "publisher")]
 
 
-async def test_a_broker_that_refuses_the_idempotent_producer_is_named(kafka_bootstrap_servers: str) -> None:
+async def test_health_names_a_broker_that_refuses_the_idempotent_producer(kafka_bootstrap_servers: str) -> None:
     async with (
         running_service(
             use_mock_repository=True, kafka_bootstrap_servers=kafka_bootstrap_servers, kafka_enable_idempotence=True
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
 
         async def is_named() -> bool:
-            waits = await waits_of(bos, "publisher")
+            waits = await waits_of(orchestrator, "publisher")
             return "BCS_KAFKA_ENABLE_IDEMPOTENCE=false" in waits.get("connect the producer", "")
 
         async def is_named_of_kafka() -> bool:
-            health = await bos.get("/healthz")
+            health = await orchestrator.get("/healthz")
             assert health.status == 200
             return "BCS_KAFKA_ENABLE_IDEMPOTENCE" in health.json["dependencies"]["kafka"]["message"]
 
@@ -79,15 +79,15 @@ async def test_a_broker_that_refuses_the_idempotent_producer_is_named(kafka_boot
         await wait_until(is_named_of_kafka)
 
 
-async def test_correlation_and_trace_of_the_headers_go_into_the_announcement(batch: str) -> None:
+async def test_announcements_have_the_correlation_and_trace_of_the_headers(batch: str) -> None:
     async with (
         running_service(use_mock_repository=True, kafka_bootstrap_servers=NOWHERE) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
-        await bos.complete(batch, "spellcheck")
+        await orchestrator.complete(batch, "spellcheck")
         headers = {"X-Correlation-ID": "from-the-header", "traceparent": PARENT, "tracestate": "a=b"}
         body = {"batch_id": batch, "requested_pipeline": "ai_feedback", "batch_metadata": {"promt_attached": True}}
-        answer = await bos.request("POST", DEFINE, json=body, headers=headers)
+        answer = await orchestrator.request("POST", DEFINE, json=body, headers=headers)
         assert answer.status == 200, answer.body
         assert answer.headers["X-Correlation-ID"] == "from-the-header"
         assert answer.json["warnings"] == [
@@ -99,6 +99,8 @@ async def test_correlation_and_trace_of_the_headers_go_into_the_announcement(bat
             "traceparent": PARENT,
             "tracestate": "a=b",
         }
-        same = await bos.request("POST", DEFINE, json={**body, "correlation_id": "of-the-body"}, headers=headers)
+        same = await orchestrator.request(
+            "POST", DEFINE, json={**body, "correlation_id": "of-the-body"}, headers=headers
+        )
         assert same.headers["X-Correlation-ID"] == "of-the-body"
-        assert "warnings" not in (await bos.define(batch)).json
+        assert "warnings" not in (await orchestrator.define(batch)).json

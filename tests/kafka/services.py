@@ -132,23 +132,25 @@ def original(letter: dict[str, Any]) -> bytes:
     return base64.b64decode(letter["failed_event_envelope"]["raw_base64"])
 
 
-async def has_status(bos: Orchestrator, dependency: str, status: str) -> bool:
+async def has_status(orchestrator: Orchestrator, dependency: str, status: str) -> bool:
     """True if `/healthz` has this status for a dependency."""
-    answer = await bos.get("/healthz")
+    answer = await orchestrator.get("/healthz")
     assert answer.status == 200
     return bool(answer.json["dependencies"][dependency]["status"] == status)
 
 
-async def assert_nothing_crashed(service: RunningService, bos: Orchestrator) -> None:
+async def assert_nothing_crashed(service: RunningService, orchestrator: Orchestrator) -> None:
     """No actor was restarted."""
-    assert [name for name, _, value in await bos.samples() if name == "bcs_actor_restarts_total" and value] == []
+    assert [
+        name for name, _, value in await orchestrator.samples() if name == "bcs_actor_restarts_total" and value
+    ] == []
     assert all(child.restarts == 0 for child in service.snapshot().children)
 
 
-async def assert_outbox_empties(bos: Orchestrator) -> None:
+async def assert_outbox_empties(orchestrator: Orchestrator) -> None:
     """All that is to be published is, soon."""
 
     async def is_empty() -> bool:
-        return await bos.metric("bcs_outbox_backlog") == 0
+        return await orchestrator.metric("bcs_outbox_backlog") == 0
 
     await wait_until(is_empty, description="nothing is stuck in the outbox")

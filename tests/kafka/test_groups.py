@@ -37,9 +37,9 @@ async def test_replicas_that_join_leave_and_die_lose_nothing(
         service_on(kafka, redis_url, instance_name="first", **as_overrides(names)) as service,
         Platform(kafka) as platform,
         Group(kafka, service.group) as group,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
-        traffic = Traffic(platform, bos, batch)
+        traffic = Traffic(platform, orchestrator, batch)
         async with group.watched(), traffic.flowing():
             await group.stable_with(1)
             with (
@@ -59,7 +59,7 @@ async def test_replicas_that_join_leave_and_die_lose_nothing(
         await group.caught_up()
         await traffic.assert_nothing_lost()
         assert set(traffic.statuses) == {200}
-        await assert_nothing_crashed(service, bos)
+        await assert_nothing_crashed(service, orchestrator)
 
 
 @asynccontextmanager
@@ -68,13 +68,13 @@ async def frozen_before_its_commit(
 ) -> AsyncIterator[list[str]]:
     """A process that is stopped with something to commit, until the end of the block; gives the essays it has taken."""
     essays: list[str] = []
-    async with Orchestrator(zombie.base) as bos:
+    async with Orchestrator(zombie.base) as orchestrator:
         while True:
             essays.append(f"essay-{len(essays)}")
             # The second event counts only behind the first: once it is answered for, both have been applied.
             await platform.send(spellchecked(batch, essays[-1]), registered(f"{batch}-{essays[-1]}", ["a"]))
             await platform.send(spellchecked(f"{batch}-{essays[-1]}", "a"))
-            await wait_until(partial(is_applied, bos, f"{batch}-{essays[-1]}"), IN_TIME_SECONDS)
+            await wait_until(partial(is_applied, orchestrator, f"{batch}-{essays[-1]}"), IN_TIME_SECONDS)
             zombie.signal(signal.SIGSTOP)
             if not await group.at_the_end():
                 break
@@ -85,8 +85,8 @@ async def frozen_before_its_commit(
         zombie.signal(signal.SIGCONT)
 
 
-async def is_applied(bos: Orchestrator, batch: str) -> bool:
-    return await bos.to_run(batch) == ["ai_feedback"]
+async def is_applied(orchestrator: Orchestrator, batch: str) -> bool:
+    return await orchestrator.to_run(batch) == ["ai_feedback"]
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ async def test_the_late_commit_of_a_zombie_is_refused(
         # Back in the group, it is worth as much as any other.
         essays.append("last")
         await platform.send(registered(batch, essays), spellchecked(batch, "last"))
-        async with Orchestrator(zombie.base) as bos:
-            await wait_until(lambda: is_applied(bos, batch), IN_TIME_SECONDS, description="nothing is lost")
+        async with Orchestrator(zombie.base) as orchestrator:
+            await wait_until(lambda: is_applied(orchestrator, batch), IN_TIME_SECONDS, description="nothing is lost")
         zombie.signal(signal.SIGTERM)
         assert await zombie.ended() == 0
         await heirs.aclose()

@@ -40,7 +40,11 @@ async def test_a_huge_record_costs_little_and_its_letter_puts_it_back(
     operator = Operator(kafka_bootstrap_servers=kafka, redis_url=url)
     with replica(tmp_path, kafka, url, "only", of=names, forked=False) as process:
         await process.answers()
-        async with Platform(kafka) as platform, Redis.from_url(url) as redis, Orchestrator(process.base) as bos:
+        async with (
+            Platform(kafka) as platform,
+            Redis.from_url(url) as redis,
+            Orchestrator(process.base) as orchestrator,
+        ):
             at_rest_bytes = peak_bytes(process)
             producer = AIOKafkaProducer(
                 bootstrap_servers=kafka, compression_type="gzip", max_request_size=2 * HUGE_BYTES
@@ -55,10 +59,10 @@ async def test_a_huge_record_costs_little_and_its_letter_puts_it_back(
             assert (other.partition, other.offset) == (huge.partition, huge.offset + 1)
 
             async def done() -> bool:
-                return await platform.caught_up(batch) and await bos.metric("bcs_outbox_backlog") == 0
+                return await platform.caught_up(batch) and await orchestrator.metric("bcs_outbox_backlog") == 0
 
             await wait_until(done, SECONDS)
-            assert await bos.to_run(batch) == ["ai_feedback"]
+            assert await orchestrator.to_run(batch) == ["ai_feedback"]
             about = (await letter_about(platform, huge))["additional_metadata"]
             assert (about["value_bytes"], about["truncated"]) == (HUGE_BYTES, True)
             letters = await platform.messages(topics.dead_letter_topic(topics.CJ_COMPLETED))

@@ -35,18 +35,20 @@ def in_one_partition(batch: str, essay: str) -> tuple[str, bytes, bytes]:
     return event.topic, batch.encode(), event.value
 
 
-async def told(bos: Orchestrator) -> str:
-    kafka = (await bos.get("/healthz")).json["dependencies"]["kafka"]
+async def told(orchestrator: Orchestrator) -> str:
+    kafka = (await orchestrator.get("/healthz")).json["dependencies"]["kafka"]
     return str(kafka["message"])
 
 
-async def names_what_was_removed(bos: Orchestrator, place: str, count: int) -> bool:
-    return f"{place}: {count} messages were removed before they were read" in await told(bos)
+async def names_what_was_removed(orchestrator: Orchestrator, place: str, count: int) -> bool:
+    return f"{place}: {count} messages were removed before they were read" in await told(orchestrator)
 
 
-async def last_committed_is_from(bos: Orchestrator, partition: int, seconds: float) -> bool:
+async def last_committed_is_from(orchestrator: Orchestrator, partition: int, seconds: float) -> bool:
     labels = {"topic": TOPIC, "partition": str(partition)}
-    return await bos.metric("bcs_kafka_committed_timestamp_seconds", **labels) == pytest.approx(seconds, abs=0.001)
+    return await orchestrator.metric("bcs_kafka_committed_timestamp_seconds", **labels) == pytest.approx(
+        seconds, abs=0.001
+    )
 
 
 @pytest.mark.release
@@ -65,12 +67,12 @@ async def test_events_that_were_removed_while_bcs_was_away_are_counted_and_named
         await admin.delete_records({TopicPartition(TOPIC, partition): RecordsToDelete(sent[40].offset)})
         async with (
             service_on(own_kafka.address, redis_url, **names) as service,
-            Orchestrator(service.base) as bos,
+            Orchestrator(service.base) as orchestrator,
         ):
             await wait_until(lambda: platform.caught_up(batch), IN_TIME_SECONDS)
-            await wait_until(partial(names_what_was_removed, bos, place, 40))
-            assert await bos.metric("bcs_kafka_events_missed_total", topic=TOPIC) == 40
-            assert await bos.to_run(batch) == ["ai_feedback"], "those behind them count"
+            await wait_until(partial(names_what_was_removed, orchestrator, place, 40))
+            assert await orchestrator.metric("bcs_kafka_events_missed_total", topic=TOPIC) == 40
+            assert await orchestrator.to_run(batch) == ["ai_feedback"], "those behind them count"
             [missed] = [record for record in caplog.records if record.msg == "events_missed"]
             assert missed.levelname == "WARNING"
             assert (missed.__dict__["from_offset"], missed.__dict__["count"]) == (sent[0].offset, 40)
@@ -78,12 +80,12 @@ async def test_events_that_were_removed_while_bcs_was_away_are_counted_and_named
             [finding] = [finding for finding in findings if finding.check == "missed events"]
             assert finding.status is Status.FAILED
             assert finding.found.startswith(f"{place}: 40 messages")
-            await wait_until(partial(last_committed_is_from, bos, partition, sent[-1].timestamp / 1000))
-            await assert_nothing_crashed(service, bos)
+            await wait_until(partial(last_committed_is_from, orchestrator, partition, sent[-1].timestamp / 1000))
+            await assert_nothing_crashed(service, orchestrator)
         # The next process knows of it, too: the word stands beside the committed offset.
         async with (
             service_on(own_kafka.address, redis_url, **names) as service,
-            Orchestrator(service.base) as bos,
+            Orchestrator(service.base) as orchestrator,
         ):
-            await wait_until(partial(names_what_was_removed, bos, place, 40))
-            assert await bos.metric("bcs_kafka_events_missed_total", topic=TOPIC) == 0
+            await wait_until(partial(names_what_was_removed, orchestrator, place, 40))
+            assert await orchestrator.metric("bcs_kafka_events_missed_total", topic=TOPIC) == 0

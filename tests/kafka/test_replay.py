@@ -422,8 +422,8 @@ async def test_a_dead_letter_without_its_original_replays_from_its_position(scen
 async def test_a_resolution_that_failed_is_asked_again_and_counted(scene: Scene) -> None:
     keys = BatchKeys(scene.prefix, "broken")
     await scene.gateway.call(("SET", keys.meta, "junk", "PX", 600_000))
-    async with scene.service() as service, Orchestrator(service.base) as bos:
-        assert (await bos.define("broken")).status == 500
+    async with scene.service() as service, Orchestrator(service.base) as orchestrator:
+        assert (await orchestrator.define("broken")).status == 500
         [group] = await scene.letters(1)
         assert group["topic"] == topics.dead_letter_topic(topics.RESOLUTION)
         for failures in (2, 3):
@@ -435,14 +435,14 @@ async def test_a_resolution_that_failed_is_asked_again_and_counted(scene: Scene)
         await scene.gateway.call(("DEL", keys.meta))
         assert (await scene.operator.asks("dlq", "replay", "--all", "--url", service.base))["replayed"] == 1
         assert all(letter["replayed"] for letter in await scene.each())
-        assert await bos.metric("bcs_pipeline_resolutions_total", status="success") == 1
+        assert await orchestrator.metric("bcs_pipeline_resolutions_total", status="success") == 1
 
 
 async def test_whoever_else_answers_has_resolved_nothing(scene: Scene, free_port: int) -> None:
     keys = BatchKeys(scene.prefix, "broken")
     await scene.gateway.call(("SET", keys.meta, "junk", "PX", 600_000))
-    async with scene.service() as service, Orchestrator(service.base) as bos:
-        assert (await bos.define("broken")).status == 500
+    async with scene.service() as service, Orchestrator(service.base) as orchestrator:
+        assert (await orchestrator.define("broken")).status == 500
         await scene.letters(1)
 
         async def welcome(_: web.Request) -> web.Response:

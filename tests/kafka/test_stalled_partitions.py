@@ -50,48 +50,48 @@ async def everything(
         service_on(kafka, redis_url, **QUICK) as service,
         Platform(kafka) as platform,
         Group(kafka, service.group) as group,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
-        yield platform, group, bos, service
-        await assert_nothing_crashed(service, bos)
+        yield platform, group, orchestrator, service
+        await assert_nothing_crashed(service, orchestrator)
 
 
-async def is_complete(bos: Orchestrator, batch: str) -> bool:
-    return await bos.to_run(batch) == ["ai_feedback"]
+async def is_complete(orchestrator: Orchestrator, batch: str) -> bool:
+    return await orchestrator.to_run(batch) == ["ai_feedback"]
 
 
 def of_one_essay(batch: str) -> list[Event]:
     return [registered(batch, ["essay"]), spellchecked(batch, "essay")]
 
 
-async def assert_others_flow(platform: Platform, bos: Orchestrator, batch: str) -> None:
+async def assert_others_flow(platform: Platform, orchestrator: Orchestrator, batch: str) -> None:
     """Batches of all partitions but one become complete, registrations and completions alike."""
     batches = [f"{batch}-{number}" for number in range(3 * PARTITIONS)]
     sent = await platform.send(*(event for name in batches for event in of_one_essay(name)))
     elsewhere = [name for name, where in zip(batches, sent[1::2], strict=True) if where.partition != PARTITION]
     assert elsewhere
     for name in elsewhere:
-        await wait_until(partial(is_complete, bos, name), IN_TIME_SECONDS)
+        await wait_until(partial(is_complete, orchestrator, name), IN_TIME_SECONDS)
 
 
-async def has_lag_of_one(bos: Orchestrator, topic: str) -> bool:
-    lag = [(labels["topic"], n) for name, labels, n in await bos.samples() if name == "bcs_kafka_consumer_lag"]
+async def has_lag_of_one(orchestrator: Orchestrator, topic: str) -> bool:
+    lag = [(labels["topic"], n) for name, labels, n in await orchestrator.samples() if name == "bcs_kafka_consumer_lag"]
     return sum(messages for of_topic, messages in lag if of_topic == topic) == 1
 
 
-async def stalled(bos: Orchestrator) -> str:
-    kafka = (await bos.get("/healthz")).json["dependencies"]["kafka"]
+async def stalled(orchestrator: Orchestrator) -> str:
+    kafka = (await orchestrator.get("/healthz")).json["dependencies"]["kafka"]
     return str(kafka["message"]) if kafka["status"] == "unhealthy" else ""
 
 
 async def test_a_record_with_an_unreadable_header_name_becomes_a_dead_letter(
     own_kafka: OwnKafka, redis_url: str, batch: str
 ) -> None:
-    async with everything(own_kafka, redis_url) as (platform, group, bos, _):
+    async with everything(own_kafka, redis_url) as (platform, group, orchestrator, _):
         event = spellchecked(batch, "essay")
         bad = RawRecord(event.value, event.key, ((b"good", b"1"), (b"\xff\xfe", b"\x00")))
         await send_batch(own_kafka.address, TOPIC_NAME, PARTITION, record_batch([bad]))
-        await assert_others_flow(platform, bos, batch)
+        await assert_others_flow(platform, orchestrator, batch)
         [letter] = await wait_until(lambda: platform.messages(topics.dead_letter_topic(TOPIC_NAME), batch))
         document = values([letter])[0]
         assert document["dlq_reason"] == "header_not_utf8"
@@ -112,20 +112,20 @@ async def test_a_batch_with_a_wrong_checksum_stops_its_own_partition_only(
     log = own_kafka.log_of(TOPIC_NAME, PARTITION)
     async with AsyncExitStack() as damage:
         damage.enter_context(damaged_on_disk(log, junk[1]))
-        async with everything(own_kafka, redis_url) as (platform, group, bos, service):
-            await assert_others_flow(platform, bos, batch)
-            said = await wait_until(lambda: stalled(bos))
+        async with everything(own_kafka, redis_url) as (platform, group, orchestrator, service):
+            await assert_others_flow(platform, orchestrator, batch)
+            said = await wait_until(lambda: stalled(orchestrator))
             assert f"{TOPIC_NAME}/{PARTITION}" in said
             assert "checksum" in said
             labels = {"topic": TOPIC_NAME, "partition": str(PARTITION)}
-            assert await bos.metric("bcs_kafka_partition_stalled", **labels) == 1
+            assert await orchestrator.metric("bcs_kafka_partition_stalled", **labels) == 1
             [finding] = await check_kafka_for("events", own_kafka, service)
             assert f"{TOPIC_NAME}/{PARTITION} can't be read from offset" in finding.found
             stuck = TopicPartition(TOPIC_NAME, PARTITION)
             await wait_until(partial(has_committed_all_but, group, stuck), description="what is finished is committed")
             await damage.aclose()
             await group.caught_up()
-            await wait_until(partial(is_healthy, bos))
+            await wait_until(partial(is_healthy, orchestrator))
             await wait_until(partial(has_letters_of, platform, junk))
 
 
@@ -144,8 +144,8 @@ async def has_committed_all_but(group: Group, stuck: TopicPartition) -> bool:
     return await group.behind() == {stuck}
 
 
-async def is_healthy(bos: Orchestrator) -> bool:
-    return not await stalled(bos)
+async def is_healthy(orchestrator: Orchestrator) -> bool:
+    return not await stalled(orchestrator)
 
 
 @pytest.mark.parametrize("right", [READ, pytest.param(DESCRIBE, marks=pytest.mark.release)])
@@ -154,9 +154,9 @@ async def test_a_topic_that_may_not_be_read_holds_up_no_other(
 ) -> None:
     async with AsyncExitStack() as rights:
         await rights.enter_async_context(forbidden(own_kafka.address, TOPIC, topics.PHASE_OUTCOME, right))
-        async with everything(own_kafka, redis_url) as (platform, group, bos, _):
-            await assert_others_flow(platform, bos, batch)
-            said = await wait_until(lambda: stalled(bos))
+        async with everything(own_kafka, redis_url) as (platform, group, orchestrator, _):
+            await assert_others_flow(platform, orchestrator, batch)
+            said = await wait_until(lambda: stalled(orchestrator))
             assert topics.PHASE_OUTCOME in said
             # Without DESCRIBE some requests are refused for the right, others because the topic is unknown.
             assert "TOPIC_AUTHORIZATION_FAILED" in said or (right == DESCRIBE and "DESCRIBE" in said)
@@ -164,13 +164,13 @@ async def test_a_topic_that_may_not_be_read_holds_up_no_other(
             if right == READ:  # nobody may even see the topic otherwise
                 await group.caught_up()
                 await platform.send_raw(junk)
-                await wait_until(partial(has_lag_of_one, bos, topics.PHASE_OUTCOME))
-                assert await bos.metric("bcs_kafka_up") == 1
+                await wait_until(partial(has_lag_of_one, orchestrator, topics.PHASE_OUTCOME))
+                assert await orchestrator.metric("bcs_kafka_up") == 1
             await rights.aclose()
             if right == DESCRIBE:
                 await platform.send_raw(junk)
             await group.caught_up()
-            await wait_until(partial(is_healthy, bos))
+            await wait_until(partial(is_healthy, orchestrator))
 
 
 @pytest.mark.release
@@ -202,7 +202,7 @@ async def test_commands_read_past_a_record_with_an_unreadable_header_name(
 
 
 async def test_every_codec_of_kafka_is_read(own_kafka: OwnKafka, redis_url: str, batch: str) -> None:
-    async with everything(own_kafka, redis_url) as (_, group, bos, _service):
+    async with everything(own_kafka, redis_url) as (_, group, orchestrator, _service):
         for codec in ("gzip", "snappy", "lz4", "zstd"):
             producer = AIOKafkaProducer(bootstrap_servers=own_kafka.address, compression_type=codec)
             await producer.start()
@@ -211,7 +211,7 @@ async def test_every_codec_of_kafka_is_read(own_kafka: OwnKafka, redis_url: str,
                     await producer.send_and_wait(event.topic, event.value, event.key)
             finally:
                 await producer.stop()
-            await wait_until(partial(is_complete, bos, f"{batch}-{codec}"))
+            await wait_until(partial(is_complete, orchestrator, f"{batch}-{codec}"))
         await group.caught_up()
 
 
@@ -223,7 +223,7 @@ async def test_an_operator_passes_over_a_message_that_cannot_be_read(
     for value in junk:
         await send_batch(own_kafka.address, TOPIC_NAME, PARTITION, record_batch([RawRecord(value)]))
     with damaged_on_disk(own_kafka.log_of(TOPIC_NAME, PARTITION), junk[1]):
-        async with everything(own_kafka, redis_url) as (platform, group, bos, service):
+        async with everything(own_kafka, redis_url) as (platform, group, orchestrator, service):
             kafka = service.service.kafka
             await wait_until(lambda: (TOPIC_NAME, PARTITION) in kafka.stalled)
             offset = kafka.stalled[TOPIC_NAME, PARTITION].offset
@@ -236,7 +236,7 @@ async def test_an_operator_passes_over_a_message_that_cannot_be_read(
             refused = await bcs(*skip, given="n\n", **variables)
             assert refused.exit_code == 1
             assert "checksum" in refused.output
-            assert await stalled(bos), "nothing was done without a yes"
+            assert await stalled(orchestrator), "nothing was done without a yes"
             done = await bcs(*skip, "--yes", "--json", **variables)
             assert done.exit_code == 0, done
             [row] = done.json["skips"]

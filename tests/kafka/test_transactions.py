@@ -13,7 +13,7 @@ from bcs.wire import topics
 from tests.kafka.group import Group
 from tests.kafka.services import SESSION_SECONDS, service_on
 from tests.support.commands import bcs, settings_of
-from tests.support.databases import record_in
+from tests.support.databases import archive_in
 from tests.support.events import Event, registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator
@@ -44,7 +44,7 @@ async def test_only_committed_transactions_count_and_no_marker_stays_behind(
         service_on(kafka, redis_url) as service,
         Platform(kafka) as platform,
         Group(kafka, service.group) as group,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
         transactions(kafka, batch) as producer,
     ):
         await platform.send(registered(batch, ["a", "b"]), spellchecked(batch, "a"))
@@ -54,17 +54,17 @@ async def test_only_committed_transactions_count_and_no_marker_stays_behind(
         await send_all(producer, spellchecked(batch, "b"), spellchecked(f"{batch}-aborted", "a"))
         await producer.abort_transaction()
         await group.caught_up()
-        assert await bos.to_run(f"{batch}-committed") == ["ai_feedback"]
-        assert await bos.to_run(batch) == ["spellcheck", "ai_feedback"]
-        assert await bos.to_run(f"{batch}-aborted") == ["spellcheck", "ai_feedback"]
-        await wait_until(lambda: no_lag(bos), description="behind the markers nothing is left to read")
+        assert await orchestrator.to_run(f"{batch}-committed") == ["ai_feedback"]
+        assert await orchestrator.to_run(batch) == ["spellcheck", "ai_feedback"]
+        assert await orchestrator.to_run(f"{batch}-aborted") == ["spellcheck", "ai_feedback"]
+        await wait_until(lambda: no_lag(orchestrator), description="behind the markers nothing is left to read")
         ran = await bcs("doctor", "--json", **settings_of(service))
         lag = [finding["found"] for finding in ran.json["findings"] if finding["check"] == "lag"]
         assert lag == [f"{name}: 0 messages to be read" for name in topics.CONSUMED]
 
 
-async def no_lag(bos: Orchestrator) -> bool:
-    lags = [value for name, _, value in await bos.samples() if name == "bcs_kafka_consumer_lag"]
+async def no_lag(orchestrator: Orchestrator) -> bool:
+    lags = [value for name, _, value in await orchestrator.samples() if name == "bcs_kafka_consumer_lag"]
     return bool(lags) and not any(lags)
 
 
@@ -75,17 +75,17 @@ async def test_an_open_transaction_holds_its_own_partition_up_until_it_ends(
         service_on(kafka, redis_url) as service,
         Platform(kafka) as platform,
         Group(kafka, service.group) as group,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
         transactions(kafka, batch) as producer,
     ):
         await producer.begin_transaction()
         await send_all(producer, registered(batch, ["a"]), spellchecked(batch, "a"))
         await platform.send(registered(f"{batch}-other", ["b"]))
-        assert await bos.to_run(batch) == ["spellcheck", "ai_feedback"]
+        assert await orchestrator.to_run(batch) == ["spellcheck", "ai_feedback"]
         await producer.commit_transaction()
 
         async def counts() -> bool:
-            return await bos.to_run(batch) == ["ai_feedback"]
+            return await orchestrator.to_run(batch) == ["ai_feedback"]
 
         await wait_until(counts)
         await group.caught_up()
@@ -114,7 +114,7 @@ async def test_aborted_messages_are_not_read_by_rebuild_or_dlq_list(
     assert (await bcs("db", "upgrade", **settings)).exit_code == 0
     rebuilt = await bcs("db", "rebuild", "--json", **settings)
     assert (rebuilt.exit_code, rebuilt.error) == (0, ""), rebuilt
-    async with record_in(database_url) as record:
+    async with archive_in(database_url) as record:
         assert (await record.state(batch)).first_seen_us.keys() == {"kept"}
     listed = await bcs("dlq", "list", "--each", "--topic", topics.CJ_COMPLETED, "--json", **settings)
     assert not [one for one in listed.json["unreadable"] if batch in str(one)]

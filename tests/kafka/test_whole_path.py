@@ -21,11 +21,11 @@ async def test_the_whole_path_works_with_idempotent_producing(kafka: str, redis_
         service_on(kafka, redis_url) as service,
         Platform(kafka) as platform,
         Group(kafka, service.group) as group,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         await platform.send(registered(batch, ["a", "b"]), spellchecked(batch, "a"))
         await group.caught_up()
-        assert await bos.to_run(batch) == ["spellcheck", "ai_feedback"]
+        assert await orchestrator.to_run(batch) == ["spellcheck", "ai_feedback"]
         junk = await platform.send_raw(*((topic, b"key", b"junk about " + batch.encode()) for topic in topics.CONSUMED))
         await platform.send(
             spellchecked(batch, "b"),
@@ -33,7 +33,7 @@ async def test_the_whole_path_works_with_idempotent_producing(kafka: str, redis_
             phase_outcome(batch, "nlp", ["a", "b"]),
         )
         await group.caught_up()
-        answer = await bos.define(batch, correlation_id=f"{batch}-request")
+        answer = await orchestrator.define(batch, correlation_id=f"{batch}-request")
         assert answer.json["final_pipeline"] == ["ai_feedback"]
         assert answer.json["pruned_phases"] == ["spellcheck"]
         [skipped] = await wait_until(lambda: platform.messages(topics.PHASE_SKIPPED, batch))
@@ -41,5 +41,5 @@ async def test_the_whole_path_works_with_idempotent_producing(kafka: str, redis_
         assert (data["phase_name"], data["correlation_id"]) == ("spellcheck", as_uuid(f"{batch}-request"))
         for source in junk:
             assert original(await letter_about(platform, source)) == b"junk about " + batch.encode()
-        await assert_outbox_empties(bos)
-        await assert_nothing_crashed(service, bos)
+        await assert_outbox_empties(orchestrator)
+        await assert_nothing_crashed(service, orchestrator)

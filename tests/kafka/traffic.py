@@ -18,14 +18,14 @@ _ASKERS = 2
 class Traffic:
     """Events and requests, with their results."""
 
-    def __init__(self, platform: Platform, bos: Orchestrator, name: str) -> None:
+    def __init__(self, platform: Platform, orchestrator: Orchestrator, name: str) -> None:
         self.batches = [f"{name}-{number}" for number in range(5)]
         self.done = f"{name}-done"
         self.essays = 0  # sent for each batch
         self.pruned: set[str] = set()
         self.recorded: list[str] = []
         self.statuses: Counter[int] = Counter()
-        self._platform, self._bos, self._enough = platform, bos, False
+        self._platform, self._bos, self._enough = platform, orchestrator, False
 
     @asynccontextmanager
     async def flowing(self) -> AsyncIterator[None]:

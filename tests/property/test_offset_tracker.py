@@ -151,7 +151,7 @@ TestOffsetTracker = Offsets.TestCase
 TestOffsetTracker.settings = settings(deadline=None, max_examples=70, stateful_step_count=30)
 
 
-def test_what_is_unfinished_when_a_partition_is_revoked_is_counted_once() -> None:
+def test_unfinished_messages_of_a_revoked_partition_are_not_counted() -> None:
     tracker = OffsetTracker(count(1))
     tracker.assign([("x", 0)])
     epoch = tracker.epoch("x", 0)
@@ -176,7 +176,7 @@ def test_finishing_everything_commits_behind_the_last_message() -> None:
     assert tracker.in_flight == 0
 
 
-def test_a_receipt_of_an_older_ownership_counts_for_nothing() -> None:
+def test_a_token_of_an_older_ownership_has_no_effect() -> None:
     tracker = OffsetTracker(count(1))
     tracker.assign([("x", 0)])
     older = tracker.epoch("x", 0)
@@ -189,7 +189,7 @@ def test_a_receipt_of_an_older_ownership_counts_for_nothing() -> None:
     assert tracker.in_flight == 1
 
 
-def test_what_nobody_gets_is_committed_once_all_before_it_is_finished() -> None:
+def test_undelivered_offsets_are_committed_after_finished_messages() -> None:
     tracker = OffsetTracker(count(1))
     tracker.assign([("t", 0)])
     epoch = tracker.epoch("t", 0)
@@ -206,7 +206,7 @@ def test_what_nobody_gets_is_committed_once_all_before_it_is_finished() -> None:
     assert tracker.position("t", 0) == 9
 
 
-def test_a_partition_with_nothing_but_markers_is_committed_too() -> None:
+def test_a_partition_with_only_transaction_markers_is_committed() -> None:
     tracker = OffsetTracker(count(1))
     tracker.advance("t", 0, 3)  # owned by another
     tracker.assign([("t", 0), ("t", 1)])

@@ -39,17 +39,17 @@ QUICK = {
 }
 
 
-async def dependency(bos: Orchestrator, name: str) -> dict[str, str]:
-    answer = await bos.get("/healthz")
+async def dependency(orchestrator: Orchestrator, name: str) -> dict[str, str]:
+    answer = await orchestrator.get("/healthz")
     assert answer.status == 200, "an outage is no reason to restart the process"
     found: dict[str, str] = answer.json["dependencies"][name]
     return found
 
 
-async def is_named(bos: Orchestrator, way: Way) -> bool:
+async def is_named(orchestrator: Orchestrator, way: Way) -> bool:
     # What is only found by asking is asked for, as the platform does all the time.
-    await bos.define("prunes")
-    state = await dependency(bos, way.dependency)
+    await orchestrator.define("prunes")
+    state = await dependency(orchestrator, way.dependency)
     return state["status"] == "unhealthy" and way.named in state["message"]
 
 
@@ -59,8 +59,8 @@ def is_logged(caplog: pytest.LogCaptureFixture, way: Way) -> bool:
     return any(one["msg"] == way.logged and words in str(one) for one in said)
 
 
-async def is_measured(bos: Orchestrator, way: Way) -> bool:
-    return way.measured.tells(await bos.samples())
+async def is_measured(orchestrator: Orchestrator, way: Way) -> bool:
+    return way.measured.tells(await orchestrator.samples())
 
 
 async def doctor_finds(variables: Mapping[str, str], way: Way) -> bool:
@@ -71,13 +71,13 @@ async def doctor_finds(variables: Mapping[str, str], way: Way) -> bool:
     return True
 
 
-async def is_healthy(bos: Orchestrator, way: Way) -> bool:
-    health = (await bos.get("/healthz")).json
+async def is_healthy(orchestrator: Orchestrator, way: Way) -> bool:
+    health = (await orchestrator.get("/healthz")).json
     return health["dependencies"][way.dependency]["status"] == "healthy" and not any(health["waits"].values())
 
 
-async def is_complete(bos: Orchestrator, batch: str) -> bool:
-    answer = await bos.define(batch)
+async def is_complete(orchestrator: Orchestrator, batch: str) -> bool:
+    answer = await orchestrator.define(batch)
     return answer.status == 200 and answer.json["final_pipeline"] == ["ai_feedback"]
 
 
@@ -113,12 +113,12 @@ async def test_nothing_is_lost_or_buried_and_the_cause_is_named(
             )
         )
         platform = await stack.enter_async_context(Platform(servers.bootstrap_servers))
-        bos = await stack.enter_async_context(Orchestrator(service.base))
+        orchestrator = await stack.enter_async_context(Orchestrator(service.base))
         before, meanwhile = unique_name("before"), unique_name("meanwhile")
         for batch in ("prunes", before):
             await platform.send(registered(batch, ESSAYS), *(spellchecked(batch, essay) for essay in ESSAYS))
-        await wait_until(partial(is_complete, bos, before), IN_TIME_SECONDS)
-        await wait_until(partial(is_healthy, bos, way), IN_TIME_SECONDS)
+        await wait_until(partial(is_complete, orchestrator, before), IN_TIME_SECONDS)
+        await wait_until(partial(is_healthy, orchestrator, way), IN_TIME_SECONDS)
         await wait_until(partial(announced, platform, before), IN_TIME_SECONDS)
         caplog.clear()
 
@@ -129,20 +129,20 @@ async def test_nothing_is_lost_or_buried_and_the_cause_is_named(
             sent.set()
 
         async with anyio.create_task_group() as sending, way.during(servers):
-            await wait_until(partial(is_named, bos, way), IN_TIME_SECONDS, description="the cause is named")
+            await wait_until(partial(is_named, orchestrator, way), IN_TIME_SECONDS, description="the cause is named")
             sending.start_soon(send)
-            status = str((await bos.define("prunes")).status)
+            status = str((await orchestrator.define("prunes")).status)
             if way.dependency != "kafka":
                 await sent.wait()
             await wait_until(partial(is_logged, caplog, way), description="one line of the log tells of it")
-            await wait_until(partial(is_measured, bos, way), description="the metrics tell of it")
+            await wait_until(partial(is_measured, orchestrator, way), description="the metrics tell of it")
             assert await doctor_finds(servers.variables | {"BCS_HTTP_PORT": str(service.service.address[1])}, way)
         assert status == way.answered
 
-        await wait_until(partial(is_healthy, bos, way), IN_TIME_SECONDS, description="it is well again")
-        await wait_until(partial(is_complete, bos, meanwhile), IN_TIME_SECONDS, description="no fact is lost")
+        await wait_until(partial(is_healthy, orchestrator, way), IN_TIME_SECONDS, description="it is well again")
+        await wait_until(partial(is_complete, orchestrator, meanwhile), IN_TIME_SECONDS, description="no fact is lost")
         await wait_until(partial(announced, platform, meanwhile), IN_TIME_SECONDS, description="it is announced")
-        samples = await bos.samples()
+        samples = await orchestrator.samples()
         assert not [(labels, value) for name, labels, value in samples if name == "bcs_dead_letters_total" and value]
         assert not [(labels, value) for name, labels, value in samples if name == "bcs_outbox_parked_total" and value]
         assert service.restarted() == []

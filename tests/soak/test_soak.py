@@ -173,7 +173,7 @@ def batches(prefix: str) -> Iterator[tuple[str, list[Event]]]:
 
 async def measure(
     seconds: float,
-    bos: Orchestrator,
+    orchestrator: Orchestrator,
     platform: Platform,
     prefix: str,
     *,
@@ -194,14 +194,14 @@ async def measure(
 
     async def timed(times: list[float], path: str, **body: object) -> None:
         began = time.perf_counter()
-        answer = await (bos.define(**body) if body else bos.get(path))  # type: ignore[arg-type]
+        answer = await (orchestrator.define(**body) if body else orchestrator.get(path))  # type: ignore[arg-type]
         times.append(time.perf_counter() - began)
         measured.statuses.add(answer.status)
 
     async def small() -> None:
         name, events = next(names)
         await platform.send(*events)
-        await wait_until(partial(is_complete, bos, name), 30)
+        await wait_until(partial(is_complete, orchestrator, name), 30)
         for _ in range(5):
             await timed(measured.small, "", batch_id=name)
 
@@ -227,8 +227,8 @@ async def measure(
     return measured
 
 
-async def is_complete(bos: Orchestrator, batch: str) -> bool:
-    return await bos.to_run(batch, "spellcheck") == []
+async def is_complete(orchestrator: Orchestrator, batch: str) -> bool:
+    return await orchestrator.to_run(batch, "spellcheck") == []
 
 
 async def test_random_inputs_at_the_limits_hold_up_nobody_for_three_minutes(
@@ -238,14 +238,21 @@ async def test_random_inputs_at_the_limits_hold_up_nobody_for_three_minutes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     batch = unique_name("soak")
-    async with Platform(module_kafka) as platform, Orchestrator(service.began["base"], keep_alive=True) as bos:
-        quiet = await measure(QUIET_SECONDS, bos, platform, f"{batch}-quiet")
+    async with Platform(module_kafka) as platform, Orchestrator(service.began["base"], keep_alive=True) as orchestrator:
+        quiet = await measure(QUIET_SECONDS, orchestrator, platform, f"{batch}-quiet")
         inputs = Inputs(batch, Random(SEED))
         inputs.make(int(SECONDS / LARGE_INTERVAL_SECONDS + DENSE_SECONDS / DENSE_INTERVAL_SECONDS) + 2)
         service.begin()
-        loaded = await measure(SECONDS, bos, platform, batch, inputs=inputs, interval_seconds=LARGE_INTERVAL_SECONDS)
+        loaded = await measure(
+            SECONDS, orchestrator, platform, batch, inputs=inputs, interval_seconds=LARGE_INTERVAL_SECONDS
+        )
         dense = await measure(
-            DENSE_SECONDS, bos, platform, f"{batch}-dense", inputs=inputs, interval_seconds=DENSE_INTERVAL_SECONDS
+            DENSE_SECONDS,
+            orchestrator,
+            platform,
+            f"{batch}-dense",
+            inputs=inputs,
+            interval_seconds=DENSE_INTERVAL_SECONDS,
         )
         await wait_until(partial(platform.caught_up, service.began["group"]), 120)
         itself = await anyio.to_thread.run_sync(service.end)

@@ -42,15 +42,15 @@ def database(postgres_url: str, options: str = "") -> Iterator[str]:
         asyncio.run(execute(f'DROP DATABASE "{name}" WITH (FORCE)'))
 
 
-def unprobed_record(database_url: str, *, deadline_seconds: float = _DEADLINE_SECONDS) -> PostgresArchive:
+def unprobed_archive(database_url: str, *, deadline_seconds: float = _DEADLINE_SECONDS) -> PostgresArchive:
     """A record that counts as out of reach until it is probed."""
     return open_archive(load_settings(database_url=database_url, database_deadline_seconds=deadline_seconds))
 
 
 @asynccontextmanager
-async def record_in(database_url: str) -> AsyncIterator[PostgresArchive]:
+async def archive_in(database_url: str) -> AsyncIterator[PostgresArchive]:
     """A record that is reachable, with the schema of this release."""
-    record = unprobed_record(database_url)
+    record = unprobed_archive(database_url)
     try:
         await record.probe(_DEADLINE_SECONDS)
         yield record

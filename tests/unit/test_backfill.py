@@ -13,7 +13,7 @@ from bcs.storage.backfill import ArchiveBackfill
 pytestmark = pytest.mark.anyio
 
 
-class Record:
+class FakeArchive:
     """Has something of the batch, and gets the rest."""
 
     reachable = True
@@ -21,13 +21,13 @@ class Record:
 
     def __init__(self, facts: list[Fact]) -> None:
         self.known = delta_of(facts)
-        self.adopted: list[Mapping[str, BatchState]] = []
+        self.added: list[Mapping[str, BatchState]] = []
 
     async def state(self, batch_id: str) -> BatchState:
         return self.known.copy()
 
     async def add_states(self, states: Mapping[str, BatchState]) -> None:
-        self.adopted.append(states)
+        self.added.append(states)
 
 
 async def nothing_waits() -> int:
@@ -40,17 +40,17 @@ def outcome(*completed: str) -> Fact:
     )
 
 
-async def test_an_outcome_goes_to_the_record_together_with_its_list() -> None:
-    record = Record([outcome("a")])
+async def test_a_missing_list_is_written_to_the_archive_with_its_outcome() -> None:
+    archive = FakeArchive([outcome("a")])
     known = delta_of([outcome("a", "b"), EssaysRegistered(("a", "b"), 2, 1)])
-    backfilled = await ArchiveBackfill(record, nothing_waits).backfill("batch", known, "redis")
+    backfilled = await ArchiveBackfill(archive, nothing_waits).backfill("batch", known, "redis")
     assert backfilled is not None
-    assert backfilled.state == record.known
-    [[missing]] = [list(states.values()) for states in record.adopted]
+    assert backfilled.state == archive.known
+    [[missing]] = [list(states.values()) for states in archive.added]
     assert missing == delta_of([outcome("b"), EssaysRegistered(("a", "b"), 2, 1)])
 
 
-async def test_the_record_gets_nothing_that_it_has() -> None:
-    record = Record([outcome("a", "b")])
-    await ArchiveBackfill(record, nothing_waits).backfill("batch", delta_of([outcome("b")]), "redis")
-    assert record.adopted == []
+async def test_the_archive_gets_no_fact_that_it_has() -> None:
+    archive = FakeArchive([outcome("a", "b")])
+    await ArchiveBackfill(archive, nothing_waits).backfill("batch", delta_of([outcome("b")]), "redis")
+    assert archive.added == []

@@ -23,7 +23,7 @@ def clocks(store_us: int) -> Clocks:
     return Clocks(now=lambda: NOW, store_time_us=store_time_us, max_skew_seconds=600)
 
 
-async def test_a_time_within_the_skew_of_our_clock_is_not_ahead_and_asks_nobody() -> None:
+async def test_a_time_within_the_skew_is_not_ahead_and_sends_no_request() -> None:
     async def nobody() -> int:
         raise AssertionError("the store is asked")
 
@@ -40,18 +40,18 @@ async def test_a_time_that_the_store_s_clock_allows_is_not_ahead() -> None:
 
 
 @pytest.mark.parametrize("store_us", [NOW_US + 601 * SECOND_US, NOW_US - 601 * SECOND_US])
-async def test_while_the_clocks_differ_nobody_is_called_ahead(store_us: int) -> None:
+async def test_no_event_is_ahead_while_the_clocks_differ(store_us: int) -> None:
     with pytest.raises(ClocksDiffer) as differ:
         await clocks(store_us).is_ahead(NOW_US + 10_000 * SECOND_US)
     assert differ.value.seconds == 601
 
 
 @pytest.mark.parametrize("difference_us", [-600 * SECOND_US, 0, 600 * SECOND_US])
-async def test_the_present_is_by_the_clock_that_is_behind(difference_us: int) -> None:
+async def test_the_present_time_is_that_of_the_slower_clock(difference_us: int) -> None:
     assert await clocks(NOW_US + difference_us).agreed_now_us() == NOW_US + min(difference_us, 0)
 
 
 @pytest.mark.parametrize("difference_us", [-600 * SECOND_US - 1, 600 * SECOND_US + 1])
-async def test_while_the_clocks_differ_there_is_no_present(difference_us: int) -> None:
+async def test_there_is_no_present_time_while_the_clocks_differ(difference_us: int) -> None:
     with pytest.raises(ClocksDiffer):
         await clocks(NOW_US + difference_us).agreed_now_us()

@@ -41,7 +41,7 @@ def message(offset: int, at: str) -> ConsumerRecord:
 
 @pytest.mark.parametrize("away", [True, False], ids=["the store is away", "the event is ahead"])
 @pytest.mark.parametrize("comes_back", [True, False], ids=["given back", "given to another"])
-async def test_a_rebalance_while_the_store_is_asked_passes_nothing_over(away: bool, comes_back: bool) -> None:
+async def test_a_rebalance_while_the_store_time_is_read_loses_no_message(away: bool, comes_back: bool) -> None:
     consumer, store, delivered = Consumer(KEY, AHEAD + 1), Asked(away=away), list[int]()
     session = session_of(consumer, delivered, store.time_us)
     await session.on_partitions_assigned([KEY])

@@ -30,7 +30,7 @@ async def store_time_us() -> int:
 
 
 @pytest.mark.parametrize(("size_bytes", "messages"), [(LARGE_BYTES, 9), (0, 900)])
-async def test_a_poll_gives_way_between_large_messages_and_many_small_ones(size_bytes: int, messages: int) -> None:
+async def test_delivery_yields_after_large_messages_and_after_many_small_ones(size_bytes: int, messages: int) -> None:
     delivered: list[int] = []
     session = session_of(Consumer(KEY, 0), delivered, store_time_us)
     await session.on_partitions_assigned([KEY])
@@ -49,7 +49,7 @@ async def test_a_poll_gives_way_between_large_messages_and_many_small_ones(size_
     assert seen == [messages // 9 * turn for turn in range(1, 9)]
 
 
-async def test_a_poll_that_weighed_too_much_is_followed_by_smaller_ones() -> None:
+async def test_the_polls_after_a_large_poll_are_smaller() -> None:
     session = session_of(Consumer(KEY, 0), [], store_time_us)
     session._adjust_poll_size([[record(0)] * 500])
     assert session._per_poll.now == 500
@@ -61,7 +61,7 @@ async def test_a_poll_that_weighed_too_much_is_followed_by_smaller_ones() -> Non
 
 
 @pytest.mark.parametrize("budget", ["intake_max_in_flight", "intake_max_in_flight_bytes", "intake_max_in_flight_facts"])
-async def test_reading_waits_while_as_much_is_under_way_as_the_budget_allows(budget: str) -> None:
+async def test_reading_pauses_while_a_limit_of_messages_in_flight_is_reached(budget: str) -> None:
     essays = [f"essay-{number}" for number in range(30)]
     event = registered("batch", essays)
     first = ConsumerRecord(topics.ESSAYS_REGISTERED, 0, 0, 1, 0, None, event.value, None, 0, len(event.value), ())

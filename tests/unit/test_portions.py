@@ -11,14 +11,14 @@ from bcs.actors.portions import Amount, portions
 
 
 @given(st.lists(st.integers(0, 9)), st.integers(1, 9))
-def test_a_portion_is_no_heavier_than_allowed_unless_one_item_is(weights: list[int], most: int) -> None:
+def test_only_a_single_item_exceeds_the_weight_of_a_portion(weights: list[int], most: int) -> None:
     parts = list(portions(weights, lambda weight: weight, most))
     assert [weight for part in parts for weight in part] == weights
     assert all(part and (sum(part) <= most or len(part) == 1) for part in parts)
     assert all(sum(one) + other[0] > most for one, other in pairwise(parts))
 
 
-def test_what_was_too_much_is_halved_down_to_one_and_grows_again_slowly() -> None:
+def test_a_failure_halves_the_limit_and_successes_raise_it_slowly() -> None:
     amount = Amount(100)
     amount.was_too_much(60)
     assert amount.now == 30

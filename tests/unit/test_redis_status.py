@@ -35,7 +35,7 @@ def test_before_the_first_answer_redis_is_not_up(status: RedisStatus) -> None:
         status.ensure_up()
 
 
-def test_the_newest_look_counts(status: RedisStatus) -> None:
+def test_the_latest_probe_of_redis_counts(status: RedisStatus) -> None:
     status.up()
     status.ensure_up()
     status.down("it refused")
@@ -46,7 +46,7 @@ def test_the_newest_look_counts(status: RedisStatus) -> None:
     status.ensure_up()
 
 
-def test_an_answer_is_trusted_only_for_a_while(status: RedisStatus, clock: Clock) -> None:
+def test_an_old_answer_of_redis_does_not_count(status: RedisStatus, clock: Clock) -> None:
     status.up()
     clock.seconds += MAX_AGE_SECONDS
     status.ensure_up()

@@ -17,8 +17,8 @@ import pytest
 from bcs.domain.facts import PhaseOutcome
 from bcs.domain.history import FactsRecorded
 from bcs.storage.archive import Archive
-from tests.integration.record_world import RecordWorld
-from tests.support.past import AT_US, consumed
+from tests.integration.service_with_archive import ServiceWithArchive
+from tests.support.history_entries import AT_US, consumed
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -37,67 +37,69 @@ CREATE TRIGGER take_time BEFORE INSERT ON history FOR EACH ROW EXECUTE FUNCTION 
 
 
 @asynccontextmanager
-async def slow_record(
+async def slow_archive(
     directory: Path, database_url: str, seconds: float, slow_seconds: float = 0.0
-) -> AsyncIterator[tuple[RecordWorld, Archive]]:
+) -> AsyncIterator[tuple[ServiceWithArchive, Archive]]:
     """A service whose PostgreSQL is away for now, and slow as soon as it is back."""
-    async with RecordWorld(
+    async with ServiceWithArchive(
         directory, database_url, database_probe_interval_seconds=0.05, archive_drain_deadline_seconds=DEADLINE_SECONDS
-    ) as world:
+    ) as setup:
         connection = await asyncpg.connect(database_url)
         try:
             await connection.execute(TAKE_TIME.format(slow=SLOW, seconds=seconds, slow_seconds=slow_seconds))
         finally:
             await connection.close()
-        world.database_proxy.refuse()
-        await world.database_proxy.cut()
-        archive = world.running.service.persistence.archive
+        setup.database_proxy.refuse()
+        await setup.database_proxy.cut()
+        archive = setup.running.service.persistence.archive
         assert archive is not None
-        yield world, archive
+        yield setup, archive
 
 
-async def queue(world: RecordWorld, archive: Archive, entries: Sequence[FactsRecorded]) -> None:
-    await anyio.to_thread.run_sync(world.running.run, lambda: archive.backlog.append(entries))
+async def queue(setup: ServiceWithArchive, archive: Archive, entries: Sequence[FactsRecorded]) -> None:
+    await anyio.to_thread.run_sync(setup.running.run, lambda: archive.backlog.append(entries))
 
 
-async def test_more_than_postgresql_takes_in_time_is_drained_by_parts(
+async def test_a_backlog_too_large_for_one_statement_is_drained_in_parts(
     tmp_path: Path, database_url: str, batch: str
 ) -> None:
     entries = [consumed(f"{batch}-{number}") for number in range(8)]
-    async with slow_record(tmp_path, database_url, DEADLINE_SECONDS / 5) as (world, archive):
-        await queue(world, archive, entries)
-        world.database_proxy.accept()
-        await world.reached_again()
+    async with slow_archive(tmp_path, database_url, DEADLINE_SECONDS / 5) as (setup, archive):
+        await queue(setup, archive, entries)
+        setup.database_proxy.accept()
+        await setup.wait_for_archive()
         for entry in entries:
-            assert await world.told(entry.batch_id) == [entry.facts]
+            assert await setup.history_facts(entry.batch_id) == [entry.facts]
 
 
 @pytest.mark.release
-async def test_an_entry_that_never_gets_through_holds_up_no_other(
+async def test_an_entry_that_is_always_late_does_not_block_others(
     tmp_path: Path, database_url: str, batch: str
 ) -> None:
     slow, *others = (consumed(f"{batch}-{number}", event_id=SLOW if number == 0 else None) for number in range(4))
-    async with slow_record(tmp_path, database_url, 0.0, slow_seconds=DEADLINE_SECONDS * 100) as (world, archive):
-        await queue(world, archive, [slow, *others])
-        world.database_proxy.accept()
-        await world.reached_again()
+    async with slow_archive(tmp_path, database_url, 0.0, slow_seconds=DEADLINE_SECONDS * 100) as (setup, archive):
+        await queue(setup, archive, [slow, *others])
+        setup.database_proxy.accept()
+        await setup.wait_for_archive()
         for entry in others:
-            assert await world.told(entry.batch_id) == [entry.facts]
-        assert await world.told(slow.batch_id) == []
-        parked: Any = await world.redis.xrange("bcs:{outbox}:archive:parked")
+            assert await setup.history_facts(entry.batch_id) == [entry.facts]
+        assert await setup.history_facts(slow.batch_id) == []
+        parked: Any = await setup.redis.xrange("bcs:{outbox}:archive:parked")
         assert [entry[b"problem"] for _, entry in parked] == [
             b"postgresql will not take it: the entry missed the deadline 3 times"
         ]
-        assert await world.bos.metric("bcs_archive_entries_parked_total") == 1
+        assert await setup.orchestrator.metric("bcs_archive_entries_parked_total") == 1
 
 
 @pytest.mark.release
 @pytest.mark.serial
-async def test_large_entries_are_drained_beside_everything_else(tmp_path: Path, database_url: str, batch: str) -> None:
-    async with RecordWorld(tmp_path, database_url, database_probe_interval_seconds=0.05) as world:
-        world.database_proxy.refuse()
-        await world.database_proxy.cut()
-        archive = world.running.service.persistence.archive
+async def test_large_entries_are_drained_without_blocking_the_loop(
+    tmp_path: Path, database_url: str, batch: str
+) -> None:
+    async with ServiceWithArchive(tmp_path, database_url, database_probe_interval_seconds=0.05) as setup:
+        setup.database_proxy.refuse()
+        await setup.database_proxy.cut()
+        archive = setup.running.service.persistence.archive
         assert archive is not None
         names = [f"{batch}-{number}" for number in range(20)]
         for name in names:
@@ -111,7 +113,7 @@ async def test_large_entries_are_drained_beside_everything_else(tmp_path: Path, 
                 at_us=AT_US,
                 repeat_key="key",
             )
-            await queue(world, archive, [consumed(name, outcome)])
+            await queue(setup, archive, [consumed(name, outcome)])
         # To look through all that a run of the suite holds takes the garbage collector 0.1 s.
         gc.collect()
         gc.freeze()
@@ -126,12 +128,12 @@ async def test_large_entries_are_drained_beside_everything_else(tmp_path: Path, 
                 turns.append(time.thread_time() - before)
 
         async with anyio.create_task_group() as group:
-            group.start_soon(anyio.to_thread.run_sync, world.running.run, watch)
+            group.start_soon(anyio.to_thread.run_sync, setup.running.run, watch)
             await wait_until(lambda: turns)
-            world.database_proxy.accept()
+            setup.database_proxy.accept()
             await wait_until(lambda: archive.backlog.last_known == 0, timeout_seconds=120)
-            world.running.call(drained.set)
+            setup.running.call(drained.set)
         gc.unfreeze()
         assert max(turns) < 0.1
         for name in names:
-            assert len((await world.record.state(name)).first_seen_us) == 20_000
+            assert len((await setup.archive.state(name)).first_seen_us) == 20_000

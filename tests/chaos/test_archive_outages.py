@@ -39,7 +39,7 @@ def told(asked: list[Asked]) -> str:
     return f"p50 {percentile(took, 50):.1f} ms, p99 {percentile(took, 99):.1f} ms, max {max(took):.0f} ms"
 
 
-# At every commit: below, where the queue is short, and test_record_kills.
+# At every commit: below, where the queue is short, and test_archive_kills.
 @pytest.mark.release
 async def test_a_long_outage_of_postgresql_is_not_noticed(
     tmp_path: Path, private_postgres: PostgresServer, note_figure: Note
@@ -92,10 +92,10 @@ def some_of_each_since(scene: RecordedScene, moment: float) -> bool:
 
 async def assert_told_and_ready(scene: RecordedScene) -> None:
     """Health tells that PostgreSQL is away, and requests are sent here all the same."""
-    health = (await scene.bos.get("/healthz")).json["dependencies"]
+    health = (await scene.orchestrator.get("/healthz")).json["dependencies"]
     unhealthy = {name for name, found in health.items() if found["status"] == "unhealthy"}
     assert unhealthy == {"postgresql"}
-    assert (await scene.bos.get("/readyz")).status == 200
+    assert (await scene.orchestrator.get("/readyz")).status == 200
 
 
 async def drained_after(scene: RecordedScene, moment: float) -> float:
@@ -126,7 +126,7 @@ async def test_a_full_queue_to_postgresql_holds_up_reports_and_intake_and_no_res
                 telling.start_soon(scene.tell)
 
                 async def held_up() -> bool:
-                    return (await scene.bos.metric("bcs_intake_in_flight") or 0) >= IN_FLIGHT
+                    return (await scene.orchestrator.metric("bcs_intake_in_flight") or 0) >= IN_FLIGHT
 
                 await wait_until(held_up, description="reading pauses")
                 full = time.monotonic()

@@ -15,8 +15,8 @@ from bcs.domain.state import delta_of
 from bcs.storage.postgres import sql as statements
 from bcs.storage.postgres.connecting import Connector, perform
 from bcs.storage.postgres.rows import merge_arguments
-from tests.support.databases import record_in
-from tests.support.past import AT_US, consumed
+from tests.support.databases import archive_in
+from tests.support.history_entries import AT_US, consumed
 from tests.support.pgbouncer import behind
 
 pytestmark = pytest.mark.anyio
@@ -52,8 +52,8 @@ IN_ORDER = ("announcements", "batches")
 
 
 async def fill(database_url: str, rows: int, large: str, small: str) -> None:
-    async with record_in(database_url) as record:
-        await record.write([consumed(large, *FACTS), consumed(small, *FACTS)])
+    async with archive_in(database_url) as archive:
+        await archive.write([consumed(large, *FACTS), consumed(small, *FACTS)])
     connection = await Connector(database_url).connect()
     try:
         key = await connection.fetchval("SELECT batch_key FROM batches WHERE batch_id = $1", large)
@@ -98,7 +98,7 @@ async def scans_of(connection: Any, statement: str, arguments: tuple[Any, ...]) 
     ("through", "rows"),
     [("direct", ROWS), ("pooled", ROWS), pytest.param("direct", A_MILLION, marks=pytest.mark.release)],
 )
-async def test_every_statement_finds_rows_by_an_index_whatever_the_spread(
+async def test_every_statement_uses_an_index_for_any_spread_of_rows(
     request: pytest.FixtureRequest, module_database_url: str, batch: str, through: str, rows: int
 ) -> None:
     large, small = f"{batch}-large", f"{batch}-small"

@@ -19,7 +19,7 @@ from bcs.domain.state import BatchState
 from bcs.errors import StoreUnavailable
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.supervision import ActorDied
-from tests.support.databases import record_in
+from tests.support.databases import archive_in
 from tests.support.fault_proxy import FaultProxy
 from tests.support.redis_servers import redis_server
 from tests.support.service import Answer, Orchestrator, RunningService, service_in_thread
@@ -30,7 +30,7 @@ T = TypeVar("T")
 _ASK_SECONDS = 20.0
 
 
-class RecordWorld:
+class ServiceWithArchive:
     """Drives the service's own actors, all but those that need Kafka.
 
     :param directory: for the servers' files.
@@ -41,8 +41,8 @@ class RecordWorld:
     """
 
     running: RunningService
-    bos: Orchestrator
-    record: PostgresArchive
+    orchestrator: Orchestrator
+    archive: PostgresArchive
     redis: Redis
 
     def __init__(
@@ -69,10 +69,10 @@ class RecordWorld:
         self.redis_proxy = await enter(FaultProxy("127.0.0.1", self._store.port))
         target = urlsplit(self._database_url)
         self.database_proxy = await enter(FaultProxy(target.hostname or "", target.port or 0))
-        self.record = await enter(record_in(self._database_url))
+        self.archive = await enter(archive_in(self._database_url))
         self.redis = await enter(Redis.from_url(f"redis://{self._store.address}"))
         await self._start()
-        await self.reached_again()
+        await self.wait_for_archive()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -84,9 +84,9 @@ class RecordWorld:
         await self._stop()
         await self._start()
 
-    async def notify(self, batch_id: str, facts: Sequence[Fact]) -> None:
+    async def apply(self, batch_id: str, facts: Sequence[Fact]) -> None:
         """Have facts recorded, as those of a Kafka message are, however often that takes."""
-        report = PhaseReport(uuid.uuid4(), "told", "the test")
+        report = PhaseReport(uuid.uuid4(), "correlation", "the test")
 
         def build(reply: object) -> ApplyFacts:
             return ApplyFacts(batch_id, tuple(facts), report=report, reply=reply)  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ class RecordWorld:
 
     async def resolve(self, batch_id: str) -> Answer:
         """Resolve a pipeline."""
-        return await self.bos.define(batch_id, "ai_feedback")
+        return await self.orchestrator.define(batch_id, "ai_feedback")
 
     async def resolve_in_the_end(self, batch_id: str) -> Answer:
         """Resolve a pipeline, and retry until there is an answer."""
@@ -113,7 +113,7 @@ class RecordWorld:
         assert answer is not None
         return answer
 
-    async def redis_found(self) -> None:
+    async def wait_for_redis(self) -> None:
         """Wait until the service answers from Redis."""
 
         async def by_redis() -> bool:
@@ -143,7 +143,7 @@ class RecordWorld:
             await self.redis.restore(key, max(0, ttl_ms), dumped)
         self.redis_proxy.accept()
         if wait:
-            await self.redis_found()
+            await self.wait_for_redis()
 
     async def kill(self, actor: str) -> None:
         """Kill an actor; it is started again."""
@@ -155,7 +155,7 @@ class RecordWorld:
 
         await wait_until(lambda: anyio.to_thread.run_sync(started_again))
 
-    async def reached_again(self) -> None:
+    async def wait_for_archive(self) -> None:
         """Wait until the service has found PostgreSQL again, and nothing waits for it any more."""
         archive = self.running.service.persistence.archive
         assert archive is not None
@@ -166,7 +166,7 @@ class RecordWorld:
 
         await wait_until(drained, ignoring=(StoreUnavailable,))
 
-    async def stored(self, batch_id: str) -> BatchState:
+    async def state(self, batch_id: str) -> BatchState:
         """The service's state of a batch."""
 
         async def read() -> list[BatchState]:
@@ -175,9 +175,9 @@ class RecordWorld:
         [state] = await wait_until(lambda: self._on_its_loop(read), ignoring=(StoreUnavailable,))
         return state
 
-    async def told(self, batch_id: str) -> list[tuple[Fact, ...]]:
+    async def history_facts(self, batch_id: str) -> list[tuple[Fact, ...]]:
         """The facts in the history, oldest first."""
-        entries = [kept.entry for kept in await self.record.history(batch_id, limit=10_000)]
+        entries = [kept.entry for kept in await self.archive.history(batch_id, limit=10_000)]
         return [entry.facts for entry in reversed(entries) if isinstance(entry, FactsRecorded)]
 
     async def _on_its_loop(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -204,8 +204,8 @@ class RecordWorld:
             **self._settings,
         )
         self.running = await anyio.to_thread.run_sync(self._service.enter_context, starting)
-        self.bos = Orchestrator(self.running.base)
+        self.orchestrator = Orchestrator(self.running.base)
 
     async def _stop(self) -> None:
-        await self.bos.__aexit__()
+        await self.orchestrator.__aexit__()
         await anyio.to_thread.run_sync(self._service.close)

@@ -30,7 +30,7 @@ async def gateway(running_postgres: PostgresServer) -> AsyncIterator[ArchiveGate
     await gateway.aclose()
 
 
-async def test_work_that_may_take_long_is_no_obstacle_to_a_stop(
+async def test_a_cancelled_long_statement_ends_at_once(
     gateway: ArchiveGateway, running_postgres: PostgresServer
 ) -> None:
     assert await gateway.run(one) == 1
@@ -44,7 +44,7 @@ async def test_work_that_may_take_long_is_no_obstacle_to_a_stop(
     assert await gateway.run(one) == 1
 
 
-async def test_who_waits_for_a_turn_in_vain_says_nothing_about_the_database(gateway: ArchiveGateway) -> None:
+async def test_a_timeout_in_the_pool_does_not_mark_the_archive_unavailable(gateway: ArchiveGateway) -> None:
     release = anyio.Event()
     refused: list[str] = []
 
@@ -69,7 +69,7 @@ async def test_who_waits_for_a_turn_in_vain_says_nothing_about_the_database(gate
     assert await gateway.run(one) == 1
 
 
-async def test_what_failed_on_old_connections_leaves_new_ones_alone(
+async def test_a_failure_of_an_old_connection_does_not_affect_new_ones(
     gateway: ArchiveGateway, running_postgres: PostgresServer
 ) -> None:
     begun, found = anyio.Event(), anyio.Event()

@@ -19,9 +19,9 @@ from bcs.storage.postgres import schema
 from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.opening import named_database
 from tests.support.commands import bcs
-from tests.support.databases import database, record_in, unprobed_record
+from tests.support.databases import archive_in, database, unprobed_archive
 from tests.support.fault_proxy import FaultProxy
-from tests.support.past import consumed, spellchecked
+from tests.support.history_entries import consumed, spellchecked
 from tests.support.pgbouncer import behind
 from tests.support.service import BcsProcess, Orchestrator, running_service
 from tests.support.waiting import wait_until
@@ -69,16 +69,16 @@ async def test_an_encoding_other_than_utf8_is_named_and_nothing_is_written(
 ) -> None:
     for url, encoding in ((latin1_url, "LATIN1"), (ascii_url, "SQL_ASCII")):
         there = behind(request.getfixturevalue("pooler"), url) if pooled else url
-        record = unprobed_record(there)
+        archive = unprobed_archive(there)
         with capture_logs() as logs:
             for _ in range(2):
                 with pytest.raises(StoreUnavailable, match=f"in the encoding {encoding}"):
-                    await record.probe(4)
+                    await archive.probe(4)
         assert [entry["event"] for entry in logs] == ["archive_unusable"]
-        assert not record.reachable
+        assert not archive.reachable
         with pytest.raises(StoreUnavailable, match=encoding):
-            await record.write([consumed("b", spellchecked(NOT_LATIN1))])
-        await record.aclose()
+            await archive.write([consumed("b", spellchecked(NOT_LATIN1))])
+        await archive.aclose()
         [found] = await check_archive(load_settings(database_url=there))
         assert (found.status, f"encoding {encoding}" in found.found, "UTF8" in found.fix) == (Status.FAILED, True, True)
 
@@ -92,7 +92,7 @@ async def test_a_command_refuses_a_database_that_is_not_utf8(latin1_url: str, re
 
 
 @pytest.mark.release
-async def test_facts_wait_while_the_database_that_came_back_is_not_utf8(
+async def test_facts_wait_while_the_database_is_not_utf8(
     latin1_url: str, redis_url: str, kafka_bootstrap_servers: str, batch: str
 ) -> None:
     target = urlsplit(latin1_url)
@@ -103,18 +103,18 @@ async def test_facts_wait_while_the_database_that_came_back_is_not_utf8(
             "kafka_bootstrap_servers": kafka_bootstrap_servers,
             "database_url": target._replace(netloc=f"{target.username}@{proxy.address}").geturl(),
         }
-        async with running_service(**settings) as service, Orchestrator(service.base) as bos:
+        async with running_service(**settings) as service, Orchestrator(service.base) as orchestrator:
             archive = service.service.persistence.archive
             assert archive is not None
             proxy.accept()
             await wait_until(lambda: "LATIN1" in archive.postgres.problem)
-            assert (await bos.complete(f"{batch}{NOT_LATIN1}", "spellcheck")).status == 200
+            assert (await orchestrator.complete(f"{batch}{NOT_LATIN1}", "spellcheck")).status == 200
             await wait_until(lambda: archive.former_backlog.last_known == 1)
-            health = (await bos.get("/healthz")).json
+            health = (await orchestrator.get("/healthz")).json
             assert "LATIN1" in health["dependencies"]["postgresql"]["message"]
 
 
-async def test_a_character_that_an_encoding_lacks_makes_no_fact_impossible(database_url: str) -> None:
+async def test_a_character_missing_in_an_encoding_counts_as_an_outage(database_url: str) -> None:
     gateway = ArchiveGateway(database_url, max_connections=1, deadline_seconds=4)
     await gateway.probe(4)
     with pytest.raises(StoreUnavailable, match="UntranslatableCharacter"):
@@ -123,7 +123,7 @@ async def test_a_character_that_an_encoding_lacks_makes_no_fact_impossible(datab
     await gateway.aclose()
 
 
-async def test_a_full_disk_is_named_and_makes_no_fact_impossible(database_url: str) -> None:
+async def test_a_full_disk_is_logged_and_counts_as_an_outage(database_url: str) -> None:
     gateway = ArchiveGateway(database_url, max_connections=1, deadline_seconds=4)
     await gateway.probe(4)
     full = "DO $$ BEGIN RAISE 'could not extend file' USING ERRCODE = 'disk_full'; END $$"
@@ -137,7 +137,7 @@ async def test_a_full_disk_is_named_and_makes_no_fact_impossible(database_url: s
     await gateway.aclose()
 
 
-async def test_the_doctor_finds_what_the_service_may_not_do(
+async def test_the_doctor_finds_missing_rights(
     database_url: str, admin: asyncpg.Connection, unique_name: Callable[[str], str]
 ) -> None:
     role = unique_name("role").replace("-", "_")
@@ -168,7 +168,7 @@ async def test_the_doctor_finds_what_the_service_may_not_do(
         await admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-async def test_an_encoding_that_a_role_asks_for_changes_nothing(
+async def test_session_settings_of_a_role_change_nothing(
     database_url: str, admin: asyncpg.Connection, unique_name: Callable[[str], str]
 ) -> None:
     role = unique_name("role").replace("-", "_")
@@ -179,16 +179,16 @@ async def test_an_encoding_that_a_role_asks_for_changes_nothing(
     parts = urlsplit(database_url)
     entry = consumed("b\\", spellchecked(NOT_LATIN1 + "\\'"))
     try:
-        async with record_in(parts._replace(netloc=f"{role}@{parts.hostname}:{parts.port}").geturl()) as record:
-            await record.write([entry])
-        async with record_in(database_url) as record:
-            assert [kept.entry for kept in await record.history("b\\", limit=9)] == [entry]
+        async with archive_in(parts._replace(netloc=f"{role}@{parts.hostname}:{parts.port}").geturl()) as archive:
+            await archive.write([entry])
+        async with archive_in(database_url) as archive:
+            assert [kept.entry for kept in await archive.history("b\\", limit=9)] == [entry]
     finally:
         await admin.execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP ROLE {role}")
 
 
 @pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooled"])
-async def test_a_database_that_takes_no_writes_is_named(
+async def test_a_read_only_database_is_named(
     database_url: str, admin: asyncpg.Connection, pooled: bool, request: pytest.FixtureRequest
 ) -> None:
     url = database_url
@@ -203,41 +203,41 @@ async def test_a_database_that_takes_no_writes_is_named(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
         "AND pid <> pg_backend_pid()"
     )
-    record = unprobed_record(url)
+    archive = unprobed_archive(url)
 
     async def named() -> bool:
         with pytest.raises(StoreUnavailable):
-            await record.probe(4)
-        return READ_ONLY in record.problem
+            await archive.probe(4)
+        return READ_ONLY in archive.problem
 
     await wait_until(named)
-    assert not record.reachable
+    assert not archive.reachable
     found = await check_archive(load_settings(database_url=named_database(load_settings(database_url=url))))
     assert any(READ_ONLY in finding.found for finding in found if finding.status is Status.FAILED)
-    await record.aclose()
+    await archive.aclose()
 
 
-async def test_a_database_that_accepts_no_connections_counts_as_away(database_url: str, postgres_url: str) -> None:
+async def test_a_database_that_accepts_no_connections_is_unavailable(database_url: str, postgres_url: str) -> None:
     name = urlsplit(database_url).path[1:]
-    record = unprobed_record(database_url)
+    archive = unprobed_archive(database_url)
     admin = await asyncpg.connect(postgres_url)
     try:
-        await record.probe(5)
-        assert record.reachable
+        await archive.probe(5)
+        assert archive.reachable
         await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
         await admin.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
 
         async def refuses() -> bool:
             with pytest.raises(StoreUnavailable) as refused:
-                await record.probe(5)
+                await archive.probe(5)
             return "not currently accepting connections" in refused.value.cause
 
         await wait_until(refuses)
-        assert not record.reachable
-        assert "not currently accepting connections" in record.problem
+        assert not archive.reachable
+        assert "not currently accepting connections" in archive.problem
         await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
-        await record.probe(5)
-        assert record.reachable
+        await archive.probe(5)
+        assert archive.reachable
     finally:
-        await record.aclose()
+        await archive.aclose()
         await admin.close()

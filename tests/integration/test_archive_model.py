@@ -18,10 +18,10 @@ from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, P
 from bcs.domain.progress import summarize
 from bcs.domain.resolution import resolve
 from bcs.domain.state import BatchState, delta_of
-from tests.integration.record_world import RecordWorld
+from tests.integration.service_with_archive import ServiceWithArchive
 from tests.support.fault_proxy import FaultProxy
+from tests.support.history_entries import AT_US
 from tests.support.laws import LAW
-from tests.support.past import AT_US
 
 PIPELINES = load_pipelines(None)
 phases = st.sampled_from(["spellcheck", "ai_feedback"])
@@ -43,7 +43,7 @@ class Machine(RuleBasedStateMachine):
     """One service for all examples; each example has its own batches."""
 
     portal: ClassVar[BlockingPortal]
-    world: ClassVar[RecordWorld]
+    setup: ClassVar[ServiceWithArchive]
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.redis_up)
     @rule(batch=batches, facts=st.lists(facts, min_size=1, max_size=4))
     def notify(self, batch: str, facts: list[Fact]) -> None:
-        self.do(self.world.notify, self.named(batch), facts)
+        self.do(self.setup.apply, self.named(batch), facts)
         self.told[batch].append(tuple(facts))
         self.remember(batch)
 
@@ -69,7 +69,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(batch=batches)
     def resolve(self, batch: str) -> None:
-        answer = self.do(self.world.resolve, self.named(batch))
+        answer = self.do(self.setup.resolve, self.named(batch))
         model = self.model(batch)
         if not self.redis_up and model.expected is None:
             # The record may have it in part only, as long as it does not know where it began.
@@ -79,7 +79,7 @@ class Machine(RuleBasedStateMachine):
             # A connection that broke while Redis was away is found out by whoever uses it next, and PostgreSQL does not
             # answer for a batch whose registration it does not have.
             assert model.expected is None, answer.body
-            answer = self.do(self.world.resolve_in_the_end, self.named(batch))
+            answer = self.do(self.setup.resolve_in_the_end, self.named(batch))
         if answer.status == 503:
             # Without the record nothing is said of a batch that may be old.
             assert not self.database_up, answer.body
@@ -98,42 +98,42 @@ class Machine(RuleBasedStateMachine):
     def flush(self) -> None:
         # What waits for the record is lost with Redis, which is why it is drained first: see docs/guarantees.md.
         self.drain()
-        self.do(self.world.flush)
+        self.do(self.setup.flush)
         self.forgotten |= self.told.keys()
 
     @precondition(lambda self: self.redis_up and self.database_up)
     @rule()
     def remember_redis(self) -> None:
-        self.snapshot = self.do(self.world.snapshot)
+        self.snapshot = self.do(self.setup.snapshot)
 
     @precondition(lambda self: self.snapshot is not None and self.redis_up and self.database_up)
     @rule()
     def roll_redis_back(self) -> None:
         self.drain()
-        self.do(self.world.roll_back, self.snapshot)
+        self.do(self.setup.roll_back, self.snapshot)
         self.forgotten |= self.told.keys()
 
     @rule(actor=st.sampled_from(["archive", "batches", "http"]))
     def kill(self, actor: str) -> None:
-        self.do(self.world.kill, actor)
+        self.do(self.setup.kill, actor)
 
     @precondition(lambda self: self.redis_up)
     @rule()
     def restart(self) -> None:
-        self.do(self.world.restart)
+        self.do(self.setup.restart)
         if self.database_up:
             self.drain()
 
     @precondition(lambda self: self.database_up and self.redis_up)
     @rule(how=st.sampled_from(["refuse", "freeze"]))
     def lose_database(self, how: str) -> None:
-        self.lose(self.world.database_proxy, how)
+        self.lose(self.setup.database_proxy, how)
         self.database_up = False
 
     @precondition(lambda self: not self.database_up)
     @rule()
     def find_database(self) -> None:
-        self.find(self.world.database_proxy)
+        self.find(self.setup.database_proxy)
         self.database_up = True
         self.drain()
 
@@ -141,14 +141,14 @@ class Machine(RuleBasedStateMachine):
     @rule(how=st.sampled_from(["refuse", "freeze"]))
     def lose_redis(self, how: str) -> None:
         self.drain()
-        self.lose(self.world.redis_proxy, how)
+        self.lose(self.setup.redis_proxy, how)
         self.redis_up = False
 
     @precondition(lambda self: not self.redis_up)
     @rule()
     def find_redis(self) -> None:
-        self.find(self.world.redis_proxy)
-        self.do(self.world.redis_found)
+        self.find(self.setup.redis_proxy)
+        self.do(self.setup.wait_for_redis)
         self.redis_up = True
 
     def teardown(self) -> None:
@@ -161,13 +161,13 @@ class Machine(RuleBasedStateMachine):
         for _ in range(2):
             for batch in self.told:
                 model = self.model(batch)
-                assert self.do(self.world.record.state, self.named(batch)) == model
-                assert self.do(self.world.stored, self.named(batch)) == model
+                assert self.do(self.setup.archive.state, self.named(batch)) == model
+                assert self.do(self.setup.state, self.named(batch)) == model
                 self.resolve(batch)
-                assert sorted(self.do(self.world.told, self.named(batch)), key=repr) == sorted(
+                assert sorted(self.do(self.setup.history_facts, self.named(batch)), key=repr) == sorted(
                     self.told[batch], key=repr
                 )
-            self.do(self.world.flush)
+            self.do(self.setup.flush)
 
     def model(self, batch: str) -> BatchState:
         return delta_of(fact for group in self.told[batch] for fact in group)
@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
         self.portal.call(proxy.accept)
 
     def drain(self) -> None:
-        self.do(self.world.reached_again)
+        self.do(self.setup.wait_for_archive)
 
     def remember(self, batch: str) -> None:
         if self.redis_up and self.database_up:
@@ -199,14 +199,14 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.fixture
 def machine(tmp_path_factory: pytest.TempPathFactory, database_url: str) -> Iterator[type[Machine]]:
-    world = RecordWorld(tmp_path_factory.mktemp("record"), database_url)
+    setup = ServiceWithArchive(tmp_path_factory.mktemp("record"), database_url)
     with (
         pytest.MonkeyPatch.context() as patch,
         start_blocking_portal("asyncio") as portal,
-        portal.wrap_async_context_manager(world),
+        portal.wrap_async_context_manager(setup),
     ):
         patch.setattr(Machine, "portal", portal, raising=False)
-        patch.setattr(Machine, "world", world, raising=False)
+        patch.setattr(Machine, "setup", setup, raising=False)
         yield Machine
 
 

@@ -19,8 +19,8 @@ from bcs.domain.state import BatchState
 from bcs.errors import StoreRefused
 from bcs.storage.archive import Archive
 from tests.support.events import registered, spellchecked
+from tests.support.history_entries import consumed
 from tests.support.kafka import Platform
-from tests.support.past import consumed
 from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -63,30 +63,30 @@ async def flush(own_valkey: EmbeddedServer) -> AsyncIterator[Callable[[], Any]]:
 
 
 @pytest.fixture
-async def spellchecked_batch(batch: str, bos: Orchestrator, platform: Platform) -> str:
+async def spellchecked_batch(batch: str, orchestrator: Orchestrator, platform: Platform) -> str:
     """A batch of two essays whose spellcheck is complete."""
     await platform.send(registered(batch, ["e1", "e2"]), spellchecked(batch, "e1"), spellchecked(batch, "e2"))
 
     async def pruned() -> bool:
-        return await bos.to_run(batch) == ["ai_feedback"]
+        return await orchestrator.to_run(batch) == ["ai_feedback"]
 
     await wait_until(pruned)
     return batch
 
 
-async def test_what_redis_forgets_the_record_knows(
-    spellchecked_batch: str, bos: Orchestrator, flush: Callable[[], Any]
+async def test_facts_that_redis_lost_come_back_from_the_archive(
+    spellchecked_batch: str, orchestrator: Orchestrator, flush: Callable[[], Any]
 ) -> None:
-    before = await bos.get(f"/internal/v1/batches/{spellchecked_batch}")
+    before = await orchestrator.get(f"/internal/v1/batches/{spellchecked_batch}")
     await flush()
-    assert await bos.to_run(spellchecked_batch) == ["ai_feedback"]
-    after = await bos.get(f"/internal/v1/batches/{spellchecked_batch}")
+    assert await orchestrator.to_run(spellchecked_batch) == ["ai_feedback"]
+    after = await orchestrator.get(f"/internal/v1/batches/{spellchecked_batch}")
     assert {**after.json, "version": None} == {**before.json, "version": None}
 
 
-async def test_many_who_ask_for_what_redis_forgot_cost_one_question(
+async def test_concurrent_reads_of_a_lost_batch_cost_one_archive_read(
     spellchecked_batch: str,
-    bos: Orchestrator,
+    orchestrator: Orchestrator,
     archive: Archive,
     flush: Callable[[], Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -103,7 +103,7 @@ async def test_many_who_ask_for_what_redis_forgot_cost_one_question(
     answers: list[list[str]] = []
 
     async def ask() -> None:
-        answers.append(await bos.to_run(spellchecked_batch))
+        answers.append(await orchestrator.to_run(spellchecked_batch))
 
     async with anyio.create_task_group() as group:
         for _ in range(50):
@@ -113,19 +113,19 @@ async def test_many_who_ask_for_what_redis_forgot_cost_one_question(
 
 
 async def test_the_history_explains_why_a_phase_was_skipped(
-    batch: str, bos: Orchestrator, platform: Platform, service: RunningService
+    batch: str, orchestrator: Orchestrator, platform: Platform, service: RunningService
 ) -> None:
     [sent] = await platform.send(spellchecked(batch, "e1", event_id="event-1", correlation_id="c-event"))
     await wait_until(lambda: platform.caught_up(service.group))
-    reported = await bos.complete(batch, "ai_feedback")
+    reported = await orchestrator.complete(batch, "ai_feedback")
     asking = {"User-Agent": "bos/1.0"}
     body = {"batch_id": batch, "requested_pipeline": "ai_feedback", "correlation_id": "c-1"}
-    assert (await bos.request("POST", DEFINE, json=body, headers=asking)).json["final_pipeline"] == []
+    assert (await orchestrator.request("POST", DEFINE, json=body, headers=asking)).json["final_pipeline"] == []
     unpruned = {**body, "requested_pipeline": "nlp", "correlation_id": "c-2", "batch_id": f"{batch}-new"}
-    assert (await bos.request("POST", DEFINE, json=unpruned, headers=asking)).status == 200
+    assert (await orchestrator.request("POST", DEFINE, json=unpruned, headers=asking)).status == 200
 
     async def history(of: str, length: int) -> list[Any]:
-        answer = await bos.get(f"/internal/v1/batches/{of}/history")
+        answer = await orchestrator.get(f"/internal/v1/batches/{of}/history")
         entries: list[Any] = answer.json.get("entries", [])
         return entries if len(entries) == length else []
 
@@ -142,23 +142,23 @@ async def test_the_history_explains_why_a_phase_was_skipped(
     assert (asked["correlation_id"], asked["final_pipeline"]) == ("c-2", ["spellcheck", "nlp"])
 
 
-async def test_concurrent_reports_about_one_batch_are_all_recorded(batch: str, bos: Orchestrator) -> None:
+async def test_concurrent_reports_about_one_batch_are_all_stored(batch: str, orchestrator: Orchestrator) -> None:
     phases = ["spellcheck", "nlp", "cj_assessment", "ai_feedback"]
     answers: list[Answer] = []
 
     async def report(phase: str) -> None:
-        answers.append(await bos.complete(batch, phase))
+        answers.append(await orchestrator.complete(batch, phase))
 
     async with anyio.create_task_group() as group:
         for number in range(200):
             group.start_soon(report, phases[number % 4])
     assert [answer.status for answer in answers] == [200] * 200
-    assert await bos.to_run(batch, "comprehensive") == []
+    assert await orchestrator.to_run(batch, "comprehensive") == []
     # A fact is in the history before its caller is answered, unless PostgreSQL was too slow and it waits in Redis.
     told = {answer.headers["X-Correlation-ID"] for answer in answers}
 
     async def all_in_the_history() -> bool:
-        entries = (await bos.get(f"/internal/v1/batches/{batch}/history?limit=500")).json["entries"]
+        entries = (await orchestrator.get(f"/internal/v1/batches/{batch}/history?limit=500")).json["entries"]
         found = [entry["correlation_id"] for entry in entries if entry["kind"] == "facts"]
         assert len(found) == len(set(found)), "each once"
         return set(found) == told
@@ -166,8 +166,8 @@ async def test_concurrent_reports_about_one_batch_are_all_recorded(batch: str, b
     await wait_until(all_in_the_history)
 
 
-async def test_a_caller_whose_name_is_no_text_is_answered_and_harms_nobody(
-    batch: str, bos: Orchestrator, service: RunningService
+async def test_a_caller_name_that_is_not_utf8_does_no_harm(
+    batch: str, orchestrator: Orchestrator, service: RunningService
 ) -> None:
     async def send(path: str, **body: object) -> bytes:
         document = json.dumps({"batch_id": batch, **body}).encode()
@@ -184,15 +184,15 @@ async def test_a_caller_whose_name_is_no_text_is_answered_and_harms_nobody(
     assert await send(DEFINE, **asked) == b"HTTP/1.1 200 OK"
 
     async def three() -> bool:
-        return len((await bos.get(f"/internal/v1/batches/{batch}/history")).json.get("entries", ())) == 3
+        return len((await orchestrator.get(f"/internal/v1/batches/{batch}/history")).json.get("entries", ())) == 3
 
     await wait_until(three)
     assert dict(service.snapshot().iter_flat())["archive"].restarts == 0
 
 
-async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
+async def test_redis_gets_no_fact_before_the_archive_has_it(
     batch: str,
-    bos: Orchestrator,
+    orchestrator: Orchestrator,
     service: RunningService,
     archive: Archive,
     own_valkey: EmbeddedServer,
@@ -212,7 +212,7 @@ async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
     statuses: list[int] = []
 
     async def report() -> None:
-        statuses.append((await bos.complete(batch, "nlp")).status)
+        statuses.append((await orchestrator.complete(batch, "nlp")).status)
 
     async with Redis.from_url(f"redis://{own_valkey.address}") as redis, anyio.create_task_group() as group:
         group.start_soon(report)
@@ -227,7 +227,7 @@ async def test_redis_gets_nothing_that_the_record_does_not_have_yet(
     assert recorded.reports.keys() == {"nlp"}
 
 
-async def test_an_entry_that_the_record_refuses_spoils_no_other(
+async def test_an_entry_that_the_archive_refuses_does_not_affect_others(
     service: RunningService, archive: Archive, batch: str
 ) -> None:
     client = service.service._archive_client
@@ -252,28 +252,28 @@ async def test_an_entry_that_the_record_refuses_spoils_no_other(
     assert len(refused) == 1
 
 
-async def test_the_record_is_told_among_the_dependencies_and_in_the_metrics(bos: Orchestrator) -> None:
-    health = (await bos.get("/healthz")).json
+async def test_health_and_metrics_show_the_archive(orchestrator: Orchestrator) -> None:
+    health = (await orchestrator.get("/healthz")).json
     assert health["dependencies"]["postgresql"] == {"status": "healthy", "message": "reachable"}
     assert health["checks"]["actors"]["archive"] == "running"
-    assert await bos.metric("bcs_archive_up", store="postgresql") == 1
+    assert await orchestrator.metric("bcs_archive_up", store="postgresql") == 1
 
     async def nothing_waits() -> bool:
-        return await bos.metric("bcs_archive_backlog") == 0
+        return await orchestrator.metric("bcs_archive_backlog") == 0
 
     await wait_until(nothing_waits)
 
 
-async def test_without_a_record_all_is_as_before_and_says_so(
+async def test_without_an_archive_the_service_works_and_health_shows_it(
     redis_url: str, kafka_bootstrap_servers: str, batch: str
 ) -> None:
     settings = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
-    async with running_service(**settings) as service, Orchestrator(service.base) as bos:
-        assert (await bos.complete(batch, "spellcheck")).status == 200
-        assert await bos.to_run(batch) == ["ai_feedback"]
-        health = (await bos.get("/healthz")).json
+    async with running_service(**settings) as service, Orchestrator(service.base) as orchestrator:
+        assert (await orchestrator.complete(batch, "spellcheck")).status == 200
+        assert await orchestrator.to_run(batch) == ["ai_feedback"]
+        health = (await orchestrator.get("/healthz")).json
         told = health["dependencies"]["postgresql"]
         assert told["status"] == "not_configured"
         assert "BCS_DATABASE_URL" in told["message"]
         assert "archive" not in health["checks"]["actors"]
-        assert (await bos.get(f"/internal/v1/batches/{batch}/history")).status == 404
+        assert (await orchestrator.get(f"/internal/v1/batches/{batch}/history")).status == 404

@@ -27,8 +27,8 @@ from bcs.storage.ports import Waiting
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.postgres.rows import merge_arguments
 from bcs.wire.published import OutboundMessage, phases_skipped
-from tests.support.databases import record_in
-from tests.support.past import AT_US, answered, consumed, spellchecked
+from tests.support.databases import archive_in
+from tests.support.history_entries import AT_US, answered, consumed, spellchecked
 from tests.support.pgbouncer import behind
 
 pytestmark = pytest.mark.anyio
@@ -37,29 +37,29 @@ DAY_US = 86_400_000_000
 
 
 @pytest.fixture(params=["direct", "pooled"])
-async def record(request: pytest.FixtureRequest, module_database_url: str) -> AsyncIterator[PostgresArchive]:
+async def archive(request: pytest.FixtureRequest, module_database_url: str) -> AsyncIterator[PostgresArchive]:
     """The archive in the module's database, directly and through PgBouncer in transaction mode."""
     url = module_database_url
     if request.param == "pooled":
         url = behind(request.getfixturevalue("pooler"), url)
-    async with record_in(url) as record:
-        yield record
+    async with archive_in(url) as archive:
+        yield archive
 
 
-async def kept(record: PostgresArchive, batch: str) -> list[HistoryEntry]:
-    return [one.entry for one in reversed(await record.history(batch, limit=100))]
+async def kept(archive: PostgresArchive, batch: str) -> list[HistoryEntry]:
+    return [one.entry for one in reversed(await archive.history(batch, limit=100))]
 
 
-async def test_an_entry_that_comes_again_is_kept_once(record: PostgresArchive, batch: str) -> None:
+async def test_a_repeated_entry_is_stored_once(archive: PostgresArchive, batch: str) -> None:
     entry, resolved = consumed(batch), answered(batch)
-    await record.write([entry, resolved, entry])
-    await record.write([replace(entry, at_us=entry.at_us + 1), resolved])
-    assert await kept(record, batch) == [entry, resolved]
-    assert await record.state(batch) == delta_of(entry.facts)
+    await archive.write([entry, resolved, entry])
+    await archive.write([replace(entry, at_us=entry.at_us + 1), resolved])
+    assert await kept(archive, batch) == [entry, resolved]
+    assert await archive.state(batch) == delta_of(entry.facts)
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["older facts first", "newer facts first"])
-async def test_the_record_merges_as_the_model_does(record: PostgresArchive, batch: str, order: int) -> None:
+async def test_the_archive_merges_like_the_model(archive: PostgresArchive, batch: str, order: int) -> None:
     completed, failed = Outcome.COMPLETED, Outcome.FAILED
     facts: list[Fact] = [
         EssaysRegistered(("a", "b"), 2, AT_US),
@@ -72,27 +72,25 @@ async def test_the_record_merges_as_the_model_does(record: PostgresArchive, batc
             facts += [EssayPhaseEnded(phase, "a", outcome, at_us), PhaseReported(phase, outcome, at_us)]
     told = facts[::order]
     for fact in told:
-        await record.add_states({batch: delta_of([fact])})
-    assert await record.state(batch) == delta_of(told)
+        await archive.add_states({batch: delta_of([fact])})
+    assert await archive.state(batch) == delta_of(told)
 
 
-async def test_entries_of_the_same_name_in_two_batches_are_two(record: PostgresArchive, batch: str) -> None:
+async def test_two_batches_may_have_entries_with_the_same_id(archive: PostgresArchive, batch: str) -> None:
     entry = consumed(batch)
     other = replace(entry, batch_id=f"{batch}-2")
-    await record.write([entry, other])
-    assert (await kept(record, batch), await kept(record, other.batch_id)) == ([entry], [other])
+    await archive.write([entry, other])
+    assert (await kept(archive, batch), await kept(archive, other.batch_id)) == ([entry], [other])
 
 
-async def test_what_can_not_be_stored_is_refused_with_all_that_comes_with_it(
-    record: PostgresArchive, batch: str
-) -> None:
+async def test_an_impossible_entry_makes_the_whole_write_fail(archive: PostgresArchive, batch: str) -> None:
     entry = consumed(batch)
     impossible = replace(entry, entry_id=uuid.uuid4(), position=Position("t", 2**31, 1))
     with pytest.raises(StoreRefused):
-        await record.write([entry, impossible])
-    assert record.reachable
-    assert await kept(record, batch) == []
-    assert (await record.state(batch)).empty
+        await archive.write([entry, impossible])
+    assert archive.reachable
+    assert await kept(archive, batch) == []
+    assert (await archive.state(batch)).empty
 
 
 @pytest.fixture
@@ -128,41 +126,41 @@ def of_many_essays() -> tuple[Fact, ...]:
     )
 
 
-async def test_a_large_entry_is_written_by_many_statements_all_or_none(
-    record: PostgresArchive, batch: str, merged: list[int]
+async def test_a_large_entry_is_written_by_many_statements_atomically(
+    archive: PostgresArchive, batch: str, merged: list[int]
 ) -> None:
     large, small = consumed(batch, *of_many_essays()), consumed(f"{batch}-0")
     impossible = replace(small, position=Position("t", 2**31, 1))
     with pytest.raises(StoreRefused):
-        await record.write([large, impossible])
-    assert (await record.state(batch)).empty
-    assert await kept(record, batch) == []
+        await archive.write([large, impossible])
+    assert (await archive.state(batch)).empty
+    assert await kept(archive, batch) == []
     merged.clear()
-    await record.write([large, small])
+    await archive.write([large, small])
     assert len(merged) >= 17
     assert max(merged) <= 20  # an essay is registered by its first fact, too
-    assert await record.state(batch) == delta_of(large.facts)
-    assert await kept(record, batch) == [large]
-    assert await kept(record, small.batch_id) == [small]
+    assert await archive.state(batch) == delta_of(large.facts)
+    assert await kept(archive, batch) == [large]
+    assert await kept(archive, small.batch_id) == [small]
 
 
-async def test_a_large_batch_is_adopted_by_many_statements(
-    record: PostgresArchive, batch: str, merged: list[int]
+async def test_a_large_state_is_added_by_many_statements(
+    archive: PostgresArchive, batch: str, merged: list[int]
 ) -> None:
     large, small = delta_of(of_many_essays()), delta_of([spellchecked()])
-    await record.add_states({batch: large, f"{batch}-0": small})
+    await archive.add_states({batch: large, f"{batch}-0": small})
     assert len(merged) >= 17
     assert max(merged) <= 10
-    assert await record.state(batch) == large
-    assert await record.state(f"{batch}-0") == small
+    assert await archive.state(batch) == large
+    assert await archive.state(f"{batch}-0") == small
 
 
-async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresArchive, batch: str) -> None:
+async def test_an_announcement_stays_stored_until_the_outbox_has_it(archive: PostgresArchive, batch: str) -> None:
     resolved = answered(batch)
     announced, now = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
     messages = phases_skipped(batch, ["spellcheck", "nlp"], "c", announced)
-    await record.store_announcements(messages, resolved)
-    assert await record.announcements(now) == Waiting(2, 60.0)
+    await archive.store_announcements(messages, resolved)
+    assert await archive.announcements(now) == Waiting(2, 60.0)
     taken: list[OutboundMessage] = []
 
     async def away(_: list[OutboundMessage]) -> None:
@@ -172,22 +170,22 @@ async def test_an_announcement_is_kept_until_the_outbox_has_it(record: PostgresA
         taken.extend(announcements)
 
     with pytest.raises(StoreUnavailable):
-        await record.deliver_announcements(away, limit=1, deadline_seconds=5)
-    assert record.reachable
+        await archive.deliver_announcements(away, limit=1, deadline_seconds=5)
+    assert archive.reachable
     for expected in (1, 1, 0):
-        assert await record.deliver_announcements(take, limit=1, deadline_seconds=5) == expected
+        assert await archive.deliver_announcements(take, limit=1, deadline_seconds=5) == expected
     assert taken == list(messages)
     assert {message.waits_since_ms for message in taken} == {int(announced.timestamp() * 1000)}
-    assert await record.announcements(now) == Waiting(0, 0.0)
-    assert await kept(record, batch) == [resolved]
+    assert await archive.announcements(now) == Waiting(0, 0.0)
+    assert await kept(archive, batch) == [resolved]
 
 
-async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
-    record: PostgresArchive, module_database_url: str, batch: str
+async def test_retention_deletes_only_expired_entries_in_steps(
+    archive: PostgresArchive, module_database_url: str, batch: str
 ) -> None:
     old, untouched = f"{batch}-old", f"{batch}-untouched"
     entries = [replace(consumed(old), at_us=AT_US - day * DAY_US) for day in range(5)]
-    await record.write(entries)
+    await archive.write(entries)
     facts = (
         spellchecked(),
         PhaseOutcome(
@@ -197,8 +195,8 @@ async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
         PhaseInvalidated("nlp", None, AT_US),
         EssaysRegistered(("e",), 1, AT_US),
     )
-    await record.write([consumed(untouched, *facts)])
-    assert await record.state(untouched) == delta_of(facts)
+    await archive.write([consumed(untouched, *facts)])
+    assert await archive.state(untouched) == delta_of(facts)
     tables = ("essays", "marks", "outcomes", "phase_reports", "invalidations", "history")
     connection = await asyncpg.connect(module_database_url)
     try:
@@ -209,7 +207,7 @@ async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
         async with connection.transaction():
             names = ", ".join(("batches", *tables))
             await connection.execute(f"LOCK TABLE {names} IN ROW EXCLUSIVE MODE")
-            while forgotten := await record.delete_expired(moment, 1, 5):
+            while forgotten := await archive.delete_expired(moment, 1, 5):
                 steps += 1
                 assert forgotten <= 2
         assert steps >= 2
@@ -222,7 +220,7 @@ async def test_retention_takes_what_is_older_in_steps_and_nothing_else(
         assert left == [0] * len(tables)
     finally:
         await connection.close()
-    assert await kept(record, old) == entries[:3]
-    assert not (await record.state(old)).empty
-    assert await record.state(untouched) == BatchState()
-    assert await kept(record, untouched) == []
+    assert await kept(archive, old) == entries[:3]
+    assert not (await archive.state(old)).empty
+    assert await archive.state(untouched) == BatchState()
+    assert await kept(archive, untouched) == []

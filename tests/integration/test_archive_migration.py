@@ -36,9 +36,9 @@ from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.redis.archive_queue import FACTS, ArchiveQueue, waiting_key
 from bcs.storage.redis.gateway import RedisGateway
-from tests.support.databases import record_in, unprobed_record
+from tests.support.databases import archive_in, unprobed_archive
+from tests.support.history_entries import consumed
 from tests.support.laws import LAW
-from tests.support.past import consumed
 
 pytestmark = pytest.mark.anyio
 
@@ -159,19 +159,19 @@ async def load(url: str) -> None:
 async def migrated(database_url: str) -> AsyncIterator[PostgresArchive]:
     """The previous release's archive, after the upgrade at the start of the service."""
     await load(database_url)
-    record = unprobed_record(database_url)
-    await record.probe(10)
-    yield record
-    await record.aclose()
+    archive = unprobed_archive(database_url)
+    await archive.probe(10)
+    yield archive
+    await archive.aclose()
 
 
-async def test_the_registers_are_those_of_the_new_law(migrated: PostgresArchive) -> None:
+async def test_an_upgrade_converts_each_state_to_the_new_law(migrated: PostgresArchive) -> None:
     for batch, state in STATES.items():
         assert await migrated.state(batch) == state, batch
 
 
 @pytest.mark.parametrize(("entries", "characters"), [(1, 10**6), (500, 1), (7, 900)])
-async def test_the_history_is_read_in_parts_of_any_size(
+async def test_an_upgrade_reads_the_history_in_parts_of_any_size(
     database_url: str, monkeypatch: pytest.MonkeyPatch, entries: int, characters: int
 ) -> None:
     script = import_module("bcs.storage.postgres.migrations.versions.v0002_completion_law")
@@ -188,12 +188,12 @@ async def test_the_history_is_read_in_parts_of_any_size(
         await connection.run_sync(upgrade)
         await connection.exec_driver_sql("UPDATE bcs_schema_version SET version_num = '0002'")
     await engine.dispose()
-    async with record_in(database_url) as record:
+    async with archive_in(database_url) as archive:
         for batch, state in STATES.items():
-            assert await record.state(batch) == state, batch
+            assert await archive.state(batch) == state, batch
 
 
-async def test_what_a_list_left_out_is_no_longer_taken_for_complete(migrated: PostgresArchive) -> None:
+async def test_essays_left_out_of_a_list_no_longer_count_as_complete(migrated: PostgresArchive) -> None:
     async def complete(batch: str, law: CompletionLaw = LAW) -> list[str]:
         summary = summarize(await migrated.state(batch), law, 0)
         return [phase for phase in ("spellcheck", "nlp", "cj_assessment", "ai_feedback") if summary.complete(phase)]
@@ -217,7 +217,7 @@ async def test_what_a_list_left_out_is_no_longer_taken_for_complete(migrated: Po
     assert await complete("half adopted") == []
 
 
-async def test_the_history_says_the_same_as_the_registers(migrated: PostgresArchive) -> None:
+async def test_the_history_matches_the_states_after_an_upgrade(migrated: PostgresArchive) -> None:
     for batch in HISTORIES:
         entries = [kept.entry for kept in await migrated.history(batch, limit=100)]
         told = [fact for entry in entries if isinstance(entry, FactsRecorded) for fact in entry.facts]
@@ -226,7 +226,7 @@ async def test_the_history_says_the_same_as_the_registers(migrated: PostgresArch
     assert kinds == {"FactsRecorded", "PipelineResolved"}
 
 
-async def test_the_record_goes_on_from_there(migrated: PostgresArchive) -> None:
+async def test_the_archive_accepts_facts_after_an_upgrade(migrated: PostgresArchive) -> None:
     facts = (spellchecked("e2", F, 9), els(1, SUCCEEDED, ("e0", "e1")), cj(9, SUCCEEDED, ("e2",)))
     for batch in STATES:
         await migrated.write([consumed(batch, *facts)])
@@ -236,7 +236,7 @@ async def test_the_record_goes_on_from_there(migrated: PostgresArchive) -> None:
 
 
 @pytest.mark.parametrize("table", ["batch_marks", "reports"])
-async def test_a_statement_of_the_release_before_fails_as_if_the_database_were_away(
+async def test_a_statement_of_the_previous_release_fails_like_an_outage(
     table: str, migrated: PostgresArchive, database_url: str
 ) -> None:
     assert migrated.reachable
@@ -253,8 +253,8 @@ async def test_a_statement_of_the_release_before_fails_as_if_the_database_were_a
     await gateway.aclose()
 
 
-async def test_what_the_release_before_left_in_the_queue_is_recorded(
-    record: PostgresArchive, gateway: RedisGateway, redis_key_prefix: str, batch: str
+async def test_queue_entries_of_the_previous_release_are_written(
+    archive: PostgresArchive, gateway: RedisGateway, redis_key_prefix: str, batch: str
 ) -> None:
     written = [["essay", "nlp", "e0", "c", at(2)], ["essay", "nlp", "e1", "c", at(2)], ["batch", "nlp", "c", at(2)]]
     detail = to_json({"event_type": "ELSBatchPhaseOutcomeV1", "facts": written}).decode()
@@ -262,13 +262,11 @@ async def test_what_the_release_before_left_in_the_queue_is_recorded(
     await gateway.call(("XADD", waiting_key(redis_key_prefix, FACTS), "*", "entry", to_json(entry)))
     backlog = ArchiveQueue(gateway, key_prefix=redis_key_prefix, name=FACTS, consumer="c", limit=9)
     [leased] = await backlog.lease(9)
-    await record.write([leased.message])
-    assert await record.state(batch) == delta_of([els(2, SUCCEEDED, ("e0", "e1"))])
+    await archive.write([leased.message])
+    assert await archive.state(batch) == delta_of([els(2, SUCCEEDED, ("e0", "e1"))])
 
 
-async def test_an_upgrade_leaves_no_table_of_its_own_and_is_made_once(
-    migrated: PostgresArchive, database_url: str
-) -> None:
+async def test_an_upgrade_runs_once_and_leaves_no_temporary_table(migrated: PostgresArchive, database_url: str) -> None:
     connection = await asyncpg.connect(database_url)
     try:
         names = await connection.fetch("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
@@ -278,6 +276,6 @@ async def test_an_upgrade_leaves_no_table_of_its_own_and_is_made_once(
         assert kept == 0
     finally:
         await connection.close()
-    again = unprobed_record(database_url)
+    again = unprobed_archive(database_url)
     await again.probe(4)
     await again.aclose()

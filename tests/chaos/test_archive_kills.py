@@ -117,7 +117,7 @@ async def kill_often(scene: RecordedScene, server: PostgresServer, chance: Rando
 
 async def restarted(scene: RecordedScene) -> Counter[str]:
     """How often the actors of each kind were started again; without those that never were."""
-    samples = await scene.bos.samples()
+    samples = await scene.orchestrator.samples()
     return Counter(
         {labels["actor"]: int(count) for name, labels, count in samples if "restarts_total" in name and count}
     )
@@ -133,7 +133,7 @@ async def settled(scene: RecordedScene) -> str:
     assert scene.load.tally.outcomes.keys() == {"200"}, scene.load.tally.outcomes
     took = [one.seconds for one in scene.asked]
     assert max(took) < DRILL["BCS_REQUEST_DEADLINE_SECONDS"]
-    queued = await scene.bos.metric("bcs_archive_entries_queued_total") or 0
+    queued = await scene.orchestrator.metric("bcs_archive_entries_queued_total") or 0
     assert queued >= LEAST_ANSWERED, "PostgreSQL was missed"
     entries = await scene.assert_recorded()
     connections = await scene.connections()

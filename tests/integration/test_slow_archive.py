@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 REDIS_DEADLINE_SECONDS = 0.3
 
 
-class SlowRecord:
+class SlowArchive:
     """Takes longer than Redis may."""
 
     reachable = True
@@ -39,7 +39,7 @@ async def test_redis_is_not_taken_for_away_because_the_record_is_slow(
         return 0
 
     gateway = make_gateway(redis_url, deadline=REDIS_DEADLINE_SECONDS, failures=1, connections=4)
-    store = in_redis(gateway, backfill=ArchiveBackfill(SlowRecord(), none))
+    store = in_redis(gateway, backfill=ArchiveBackfill(SlowArchive(), none))
     one = told(spellchecked("batch", "essay"))
     await store.summary("batch")
     await store.commit("batch", one.delta)

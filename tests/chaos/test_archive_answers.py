@@ -97,7 +97,7 @@ async def test_without_redis_postgresql_answers(
 
         async def back() -> bool:
             # The last answer was read in Redis again, and a report is taken.
-            return load.sources[-1][1] == "redis" and (await scene.bos.complete("back", "nlp")).status == 200
+            return load.sources[-1][1] == "redis" and (await scene.orchestrator.complete("back", "nlp")).status == 200
 
         async with anyio.create_task_group() as callers:
             callers.start_soon(scene.ask)

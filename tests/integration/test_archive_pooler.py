@@ -20,8 +20,8 @@ from bcs.storage.postgres import schema
 from bcs.storage.postgres.migrations import HEAD
 from bcs.wire.published import OutboundMessage, phases_skipped
 from tests.support.commands import bcs
-from tests.support.databases import record_in, unprobed_record
-from tests.support.past import answered, consumed
+from tests.support.databases import archive_in, unprobed_archive
+from tests.support.history_entries import answered, consumed
 from tests.support.pgbouncer import behind
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
@@ -47,7 +47,7 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-async def test_an_upgrade_through_a_pooler_leaves_its_lock_to_nobody(pooled_url: str, database_url: str) -> None:
+async def test_an_upgrade_through_a_pooler_releases_its_lock(pooled_url: str, database_url: str) -> None:
     async with connected(database_url) as direct:
         with anyio.fail_after(20):
             for _ in range(3):
@@ -57,17 +57,17 @@ async def test_an_upgrade_through_a_pooler_leaves_its_lock_to_nobody(pooled_url:
                 await direct.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
 
 
-async def test_work_through_a_pooler_leaves_nothing_on_its_connections(pooled_url: str, batch: str) -> None:
+async def test_work_through_a_pooler_leaves_no_state_on_connections(pooled_url: str, batch: str) -> None:
     async def take(_: list[OutboundMessage]) -> None:
         pass
 
-    async with record_in(pooled_url) as record:
-        await record.write([consumed(batch)])
-        assert await record.history(batch, limit=9)
-        assert not (await record.state(batch)).empty
-        await record.store_announcements(phases_skipped(batch, ["nlp"], "c", datetime.now(UTC)), answered(batch))
-        assert await record.deliver_announcements(take, limit=9, deadline_seconds=5) == 1
-        assert await record.delete_expired(datetime.now(UTC), 9, 5)
+    async with archive_in(pooled_url) as archive:
+        await archive.write([consumed(batch)])
+        assert await archive.history(batch, limit=9)
+        assert not (await archive.state(batch)).empty
+        await archive.store_announcements(phases_skipped(batch, ["nlp"], "c", datetime.now(UTC)), answered(batch))
+        assert await archive.deliver_announcements(take, limit=9, deadline_seconds=5) == 1
+        assert await archive.delete_expired(datetime.now(UTC), 9, 5)
         found = await check_archive(load_settings(database_url=pooled_url))
         assert {finding.status for finding in found} == {Status.OK}
         async with AsyncExitStack() as stack:
@@ -94,21 +94,21 @@ async def test_a_service_works_through_a_pooler(
     settings = {"redis_url": redis_url, "kafka_bootstrap_servers": kafka_bootstrap_servers}
     async with (
         running_service(**settings, database_url=pooled_url) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
         anyio.create_task_group() as group,
     ):
         # More at a time than the pooler has connections.
         for phase in ("spellcheck", "nlp", "cj_assessment", "ai_feedback"):
-            group.start_soon(bos.complete, batch, phase)
-    async with record_in(pooled_url) as record:
-        assert len(await record.history(batch, limit=9)) == 4
-        assert (await record.state(batch)).reports.keys() == {"spellcheck", "nlp", "cj_assessment", "ai_feedback"}
+            group.start_soon(orchestrator.complete, batch, phase)
+    async with archive_in(pooled_url) as archive:
+        assert len(await archive.history(batch, limit=9)) == 4
+        assert (await archive.state(batch)).reports.keys() == {"spellcheck", "nlp", "cj_assessment", "ai_feedback"}
 
 
 async def test_a_lock_left_behind_is_named_and_the_wait_for_it_ends(
     pooled_url: str, database_url: str, batch: str
 ) -> None:
-    record = unprobed_record(pooled_url)
+    archive = unprobed_archive(pooled_url)
     async with connected(database_url) as left_behind:
         await left_behind.execute(f"SELECT pg_advisory_lock({schema._ADVISORY_LOCK})")
         holder = left_behind.get_server_pid()
@@ -121,15 +121,15 @@ async def test_a_lock_left_behind_is_named_and_the_wait_for_it_ends(
         with capture_logs() as logs:
             for _ in range(3):
                 with pytest.raises(StoreUnavailable, match="another upgrade holds the lock"):
-                    await record.probe(4)
+                    await archive.probe(4)
         assert [entry["event"] for entry in logs] == ["archive_unusable"]
         await left_behind.execute("SELECT pg_advisory_unlock_all()")
-        await record.probe(4)
-        await record.write([consumed(batch)])
-    await record.aclose()
+        await archive.probe(4)
+        await archive.write([consumed(batch)])
+    await archive.aclose()
 
 
-async def test_an_upgrade_that_fails_half_way_leaves_nothing(database_url: str) -> None:
+async def test_a_failed_upgrade_leaves_nothing(database_url: str) -> None:
     async with connected(database_url) as direct:
         await direct.execute("CREATE TABLE outcomes (other int)")  # that the second version is to make
         with pytest.raises(asyncpg.DuplicateTableError):
@@ -139,7 +139,7 @@ async def test_an_upgrade_that_fails_half_way_leaves_nothing(database_url: str) 
         assert await schema.upgrade(database_url) == schema.Upgraded(None, HEAD)
 
 
-async def test_an_upgrade_that_waits_for_a_table_ends_when_it_is_cancelled(database_url: str) -> None:
+async def test_a_waiting_upgrade_ends_when_it_is_cancelled(database_url: str) -> None:
     async with connected(database_url) as direct:
         await direct.execute("CREATE TABLE bcs_schema_version (version_num varchar(32) PRIMARY KEY)")
         async with direct.transaction():
@@ -154,7 +154,7 @@ async def test_an_upgrade_that_waits_for_a_table_ends_when_it_is_cancelled(datab
 
 
 @pytest.mark.release
-async def test_a_table_that_is_in_use_is_waited_for_only_for_a_moment(database_url: str) -> None:
+async def test_an_upgrade_waits_only_briefly_for_a_table_in_use(database_url: str) -> None:
     async with connected(database_url) as direct:
         await direct.execute("CREATE TABLE bcs_schema_version (version_num varchar(32) PRIMARY KEY)")
         async with direct.transaction():

@@ -43,7 +43,7 @@ class CountingConsumer(IsolatingConsumer):
 
 
 @pytest.mark.release
-async def test_a_new_intake_counts_what_the_old_one_handed_over(
+async def test_a_new_intake_counts_the_messages_of_the_old_intake(
     kafka_bootstrap_servers: str,
     private_valkey: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
@@ -60,7 +60,7 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
             kafka_max_poll_records=MAX_POLL,
             intake_max_in_flight=MAX_IN_FLIGHT,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         await platform.send(*(registered(batch, essays) for batch in batches))
         await wait_until(lambda: platform.caught_up(service.group))
@@ -75,11 +75,11 @@ async def test_a_new_intake_counts_what_the_old_one_handed_over(
         private_valkey.restart()
         await wait_until(lambda: platform.caught_up(service.group), 30)
         for batch in batches:
-            assert await bos.to_run(batch) == ["ai_feedback"]
+            assert await orchestrator.to_run(batch) == ["ai_feedback"]
         assert service.restarts()["intake"] == KILLS
 
 
-async def test_reading_pauses_while_too_much_is_under_way(
+async def test_reading_pauses_while_too_many_messages_are_in_flight(
     kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bcs.actors.ingest.intake.IsolatingConsumer", CountingConsumer)
@@ -100,7 +100,7 @@ async def test_reading_pauses_while_too_much_is_under_way(
             kafka_max_poll_records=at_a_time,
             intake_max_in_flight=in_flight,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         await platform.send(*(spellchecked(batch, "essay") for batch in batches))
         try:
@@ -114,10 +114,10 @@ async def test_reading_pauses_while_too_much_is_under_way(
             service.call(unstuck.set)
         await wait_until(lambda: platform.caught_up(service.group))
         for batch in batches[::20]:
-            assert await bos.to_run(batch) == ["ai_feedback"]
+            assert await orchestrator.to_run(batch) == ["ai_feedback"]
 
 
-async def test_what_is_finished_behind_a_stuck_message_is_bounded(
+async def test_finished_offsets_behind_a_stuck_message_are_limited(
     kafka_bootstrap_servers: str, unique_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bcs.actors.ingest.intake.IsolatingConsumer", CountingConsumer)
@@ -138,7 +138,7 @@ async def test_what_is_finished_behind_a_stuck_message_is_bounded(
             kafka_max_poll_records=at_a_time,
             intake_max_in_flight=in_flight,
         ) as service,
-        Orchestrator(service.base) as bos,
+        Orchestrator(service.base) as orchestrator,
     ):
         batches = ["stuck", *(f"behind-{number}" for number in range(count))]
         events = [spellchecked(batch, "essay") for batch in batches]
@@ -154,7 +154,7 @@ async def test_what_is_finished_behind_a_stuck_message_is_bounded(
             service.call(unstuck.set)
         await wait_until(lambda: platform.caught_up(service.group))
         for batch in batches[::100]:  # the stuck one and the last one are among them
-            assert await bos.to_run(batch) == ["ai_feedback"]
+            assert await orchestrator.to_run(batch) == ["ai_feedback"]
         assert service.restarts()["intake"] == 0
 
 
