@@ -46,12 +46,17 @@ _TOO_MANY_ESSAYS: Final = "too_many_essays"
 log = structlog.stdlib.get_logger("bcs.batches", actor="batches")
 
 
+class _StoppedEarly(Exception):
+    """A stop was requested before the messages were durable, and the process goes on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchActor:
     """Serialises the writes of this process to a batch. One instance serves all batches, and has no state.
 
     :param archive_client: writes facts to the archive; None if there is no archive.
     :param finished: notifies the intake that a message's effect is durable.
+    :param process_stops: True once the whole process is to stop.
     :param commit_slots: limits the commits at the same time, so that a backlog leaves store connections for requests.
     """
 
@@ -60,6 +65,7 @@ class BatchActor:
     archive_client: ArchiveClient | None
     dead_letters: DeadLetters
     finished: Callable[[MessageAcked], None]
+    process_stops: Callable[[], bool]
     commit_slots: anyio.CapacityLimiter
 
     async def run(self, context: ActorContext[ApplyFacts]) -> None:
@@ -80,7 +86,9 @@ class BatchActor:
                 context, envelope.message, _FAILED, attempts=envelope.attempts, error=envelope.last_error
             )
 
-        await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, on_max_deliveries=on_max_deliveries)
+        # The unacked envelopes stay in the mailbox, for the next run of the supervisor.
+        with suppress(_StoppedEarly):
+            await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, on_max_deliveries=on_max_deliveries)
 
     async def _apply(self, context: ActorContext[ApplyFacts], envelopes: list[Envelope[ApplyFacts]]) -> None:
         """Make the facts of a group durable; the facts that can't be stored become dead letters."""
@@ -135,7 +143,8 @@ class BatchActor:
             try:
                 await self._retry(context, partial(make_durable, group), "commit facts")
             except (StoreUnavailable, BacklogFull):
-                return  # a stop was requested; the next process reads the unacknowledged messages again
+                self._drop_at_process_stop()
+                return
         await hit(FailPoint.BEFORE_REPLY, context.name)
         for command in group:
             if command.reply:
@@ -143,6 +152,17 @@ class BatchActor:
             if command.token:
                 self.runtime.telemetry.events(command.token.event_type, "applied").inc()
                 self.finished(MessageAcked(command.token))
+
+    def _drop_at_process_stop(self) -> None:
+        """Let go of messages that a stop came before: the next process reads them again.
+
+        A supervisor that gives up stops its actors, too, and then runs again in the same process. Then nobody reads the
+        messages again, so they must stay in the mailbox.
+
+        :raises _StoppedEarly: the process does not stop.
+        """
+        if not self.process_stops():
+            raise _StoppedEarly
 
     async def _refuse(self, context: ActorContext[ApplyFacts], group: list[ApplyFacts], error: StoreError) -> None:
         # Another attempt would fail in the same way. A crash would only delay the other messages.
@@ -221,7 +241,8 @@ class BatchActor:
         try:
             await self._retry(context, partial(self.dead_letters.store, [dead_letter]), "store a dead letter")
         except (StoreUnavailable, OutboxFull):
-            return  # a stop was requested; the next process reads the unacknowledged message again
+            self._drop_at_process_stop()
+            return
         self.finished(MessageAcked(token))
 
     async def _retry(self, context: ActorContext[ApplyFacts], do: Callable[[], Awaitable[object]], doing: str) -> None:

@@ -145,6 +145,7 @@ class Service:
             archive_client=self._archive_client,
             dead_letters=self._dead_letters,
             finished=self._intake_mailbox.send_nowait,
+            process_stops=self._stops,
             commit_slots=anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
         )
         return DynamicSupervisor(
@@ -228,7 +229,7 @@ class Service:
             waits=self.waits,
             render_metrics=page.render,
             snapshot=lambda: self.root.snapshot(),
-            draining=lambda: self._stop is not None and self._stop.is_set(),
+            draining=self._stops,
         )
         actors = ActorHandlers(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
@@ -283,6 +284,9 @@ class Service:
             observer=TreeObserver(self.telemetry, self._gave_up),
             kill_grace_seconds=self._kill_grace(),
         )
+
+    def _stops(self) -> bool:
+        return self._stop is not None and self._stop.is_set()
 
     def _wake_publisher(self) -> None:
         # One message that waits is as good as many.

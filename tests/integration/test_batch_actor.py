@@ -22,7 +22,7 @@ from bcs.domain.state import BatchState
 from bcs.errors import StoreCorrupted, StoreUnavailable
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import Committed
-from bcs.supervision import AskTimeout, DynamicSupervisor
+from bcs.supervision import ActorContext, AskTimeout, DynamicSupervisor, RestartIntensity, RestartIntensityExceeded
 from bcs.wire import topics
 from bcs.wire.published import ConsumedMessage
 from tests.supervision.harness import AT_ONCE, OFTEN, Recorder, running
@@ -92,6 +92,7 @@ def supervisor_of(
     *,
     archive_client: Any = None,
     observer: Recorder | None = None,
+    intensity: RestartIntensity = OFTEN,
 ) -> DynamicSupervisor[ApplyFacts]:
     runtime = runtime_with(retry_maximum_seconds=0.1)
     actor = BatchActor(
@@ -100,6 +101,7 @@ def supervisor_of(
         archive_client=archive_client,
         dead_letters=DeadLetters(outbox=WakingOutbox(outbox, lambda: nudges.append(None)), runtime=runtime),
         finished=finished.append,
+        process_stops=lambda: False,
         commit_slots=anyio.CapacityLimiter(1),
     )
     return DynamicSupervisor(
@@ -108,7 +110,7 @@ def supervisor_of(
         mailbox_capacity=100,
         max_children=10,
         max_deliveries=DELIVERIES,
-        intensity=OFTEN,
+        intensity=intensity,
         backoff=AT_ONCE,
         observer=observer,
     )
@@ -278,3 +280,40 @@ async def test_a_transaction_exceeds_its_facts_only_for_a_single_event() -> None
     async with running(supervisor):
         await wait_until(lambda: len(finished) == 6)
     assert commits == [half + 1, half + 1, more, 1]
+
+
+class AwayForOneBatch(PoisonableStore):
+    """Is away for one batch, and has a fault that shows in another."""
+
+    def __init__(self) -> None:
+        super().__init__(law=LAW, ttl_seconds=3600, clock=time.monotonic)
+        self.away, self.tried = True, False
+
+    async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+        if self.away and batch_id == BATCH:
+            self.tried = True
+            raise StoreUnavailable("memory", "the test says so")
+        return await super().commit(batch_id, delta)
+
+
+async def test_messages_that_wait_for_the_store_outlive_a_supervisor_that_gives_up() -> None:
+    store, finished = AwayForOneBatch(), list[MessageAcked]()
+    supervisor = supervisor_of(
+        store, MemoryOutbox(100, time.monotonic), finished, [], intensity=RestartIntensity(1, 60.0)
+    )
+    supervisor.deliver_nowait(BATCH, command(7, "essay"))
+    context: ActorContext[Any] = ActorContext("batches")
+    async with anyio.create_task_group() as group:
+
+        async def crash_another() -> None:
+            await wait_until(lambda: store.tried)
+            await supervisor.deliver("another", replace(command(8, POISON), batch_id="another"))
+
+        group.start_soon(crash_another)
+        with pytest.raises(RestartIntensityExceeded):
+            await supervisor.run(context)
+    assert finished == []
+    store.away = False
+    async with running(supervisor):
+        await wait_until(lambda: {message.token.message.offset for message in finished} == {7, 8})
+    assert (await store.state(BATCH)).first_seen_us.keys() == {"essay"}
