@@ -135,7 +135,8 @@ class BatchActor:
             if not error.retryable:
                 raise
             self._fail_asks(group, error)
-            # Facts that the archive has must reach Redis, too, whatever answer the caller got.
+            # Facts that the archive has must reach Redis, too. Otherwise phase reports are dropped: their callers have
+            # the error.
             group = group if archived else [command for command in group if command.token]
             if not group:
                 return

@@ -88,7 +88,7 @@ class DeadLetters:
         if original.value is not None and len(original.value) > _LARGE_BYTES:
             digest = await anyio.to_thread.run_sync(_sha256, original.value)
         else:
-            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()  # other tasks run between two dead letters
         message = dead_letter(
             original,
             failed.reason,
@@ -140,8 +140,8 @@ class DeadLetters:
             "error_type": failed.error_type,
             "error_message": failed.error_message,
         }
-        if failed.reason == "processing_failed":
-            # The event is valid, so BCS or one of its stores is at fault.
+        if failed.reason in ("processing_failed", "decoder_failed"):
+            # BCS or one of its stores is at fault, not the event.
             log.error("message_dead_lettered", **fields, summed_by=("topic", "reason"))
         else:
             log.warning("message_dead_lettered", **fields, summed_by=("topic", "reason"))

@@ -9,7 +9,7 @@ from bcs.domain.slices import Sliced
 from bcs.domain.state import BatchState
 from bcs.errors import StoreRefused, StoreUnavailable
 from bcs.storage.pace import paced
-from bcs.storage.ports import ArchivePort
+from bcs.storage.ports import POSTGRESQL, ArchivePort
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,13 @@ class ArchiveBackfill:
             raise StoreUnavailable("postgresql", "Redis has changed, and may lack facts of the batch")
 
     async def backfill(self, batch_id: str, known: BatchState, redis: str) -> Backfilled | None:
-        """Read a batch from the archive, and add the facts that only Redis has; None while the archive is unreachable.
+        """Read a batch from the archive, and add to the archive the facts that only Redis has.
 
         :param known: the copy in Redis. It may have facts from a time without an archive.
         :param redis: the identity of the server that the copy was read from; empty where the server does not report
             one.
+        :returns: None while the archive is unreachable.
+        :raises StoreUnavailable: Redis did not say how many entries wait for the archive.
         """
         if not self.archive.reachable:
             return None
@@ -82,11 +84,15 @@ class ArchiveBackfill:
             archived = await self.archive.state(batch_id)
             missing = await paced(_missing_in(archived, known))
             if not missing.empty:
-                await self.archive.add_states({batch_id: missing})
-        except StoreUnavailable:
+                try:
+                    await self.archive.add_states({batch_id: missing})
+                except StoreRefused:
+                    return Backfilled(archived, None)
+        except StoreUnavailable as error:
+            # The queue is in Redis. If Redis fails, the archive may still have more facts than the copy.
+            if error.store != POSTGRESQL:
+                raise
             return None
-        except StoreRefused:
-            return Backfilled(archived, None)
         return Backfilled(archived, None if waiting else stamp)
 
     async def complete(

@@ -8,6 +8,7 @@ import pytest
 
 from bcs.domain.facts import EssaysRegistered, Fact, PhaseOutcome
 from bcs.domain.state import BatchState, delta_of
+from bcs.errors import StoreUnavailable
 from bcs.storage.backfill import ArchiveBackfill
 
 pytestmark = pytest.mark.anyio
@@ -54,3 +55,12 @@ async def test_the_archive_gets_no_fact_that_it_has() -> None:
     archive = FakeArchive([outcome("a", "b")])
     await ArchiveBackfill(archive, nothing_waits).backfill("batch", delta_of([outcome("b")]), "redis")
     assert archive.added == []
+
+
+async def test_without_the_number_of_waiting_entries_there_is_no_answer() -> None:
+    async def redis_fails() -> int:
+        raise StoreUnavailable("redis", "the test says so")
+
+    known = delta_of([outcome("a"), EssaysRegistered(("a",), 1, 1)])
+    with pytest.raises(StoreUnavailable, match="redis"):
+        await ArchiveBackfill(FakeArchive([outcome("a", "b")]), redis_fails).complete("batch", known, None, "redis")
