@@ -264,7 +264,7 @@ _SUPERVISORS = (
 _INTAKE = (
     Mutation(
         "epoch",
-        "A receipt from an older ownership of a partition counts for nothing.",
+        "A delivery token from an older ownership of a partition counts for nothing.",
         "bcs/actors/ingest/offsets.py",
         "if owned is None or owned.epoch != epoch or offset not in",
         "if owned is None or offset not in",
@@ -560,7 +560,7 @@ _OUTBOX = (
 _ARCHIVE = (
     Mutation(
         "room-before-record",
-        "What would give a batch too many essays is refused before the record has it.",
+        "What would give a batch too many essays is refused before the archive has it.",
         "bcs/actors/batches.py",
         "                await self._ensure_room(group[0].batch_id, delta)\n",
         "                pass\n",
@@ -584,7 +584,7 @@ _ARCHIVE = (
     ),
     Mutation(
         "archive-first",
-        "A fact is in the permanent record, or in the queue to it, before it is in Redis.",
+        "A fact is in the archive, or in the queue before it, before it is in Redis.",
         "bcs/actors/batches.py",
         """\
                 await self.archive_client.write_durably([command.entry(now_us) for command in group])
@@ -801,7 +801,7 @@ _ARCHIVE = (
     ),
     Mutation(
         "invalidated-writer",
-        "A commit fails when the record got facts past Redis since it was read.",
+        "A commit fails when the archive got facts past Redis since it was read.",
         "bcs/storage/redis/stored_batches.py",
         '                    ("SET", keys.summaries, ""),\n',
         "",

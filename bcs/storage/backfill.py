@@ -16,7 +16,8 @@ from bcs.storage.ports import POSTGRESQL, ArchivePort
 class Backfilled:
     """A batch's state in the archive.
 
-    :param stamp: the complete stamp for the copy in Redis; None where facts may still wait for the archive.
+    :param stamp: the complete stamp for the copy in Redis; None if facts may still wait for the archive, if Redis
+        reports no identity, or if the archive refused facts.
     """
 
     state: BatchState
@@ -130,7 +131,7 @@ class ArchiveBackfill:
 def _missing_in(archived: BatchState, known: BatchState) -> Sliced[BatchState]:
     backfilled = yield from archived.copying()
     missing = yield from backfilled.merging(known)
-    # The archive may delete the expired batch before it gets these facts, and a list needs its outcome.
+    # Each list goes with its outcome: the archive may have deleted the expired batch, and a list alone means nothing.
     for phase, by_key in missing.outcome_marks.items():
         for key in by_key:
             missing.outcomes.setdefault(phase, {}).setdefault(key, known.outcomes[phase][key])

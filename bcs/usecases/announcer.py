@@ -41,7 +41,7 @@ class Announcer:
                 if self.archive_client:
                     self.archive_client.wake()
                 return
-        assert self.archive is not None  # noqa: S101 (only an archive has the source PostgreSQL)
+        assert self.archive is not None  # noqa: S101 (the archive answered, or can answer)
         await self.archive.postgres.store_announcements(messages, resolved)
 
     def write_soon(self, resolved: PipelineResolved) -> None:

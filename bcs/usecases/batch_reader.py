@@ -48,7 +48,7 @@ class BatchReader:
         :raises StoreUnavailable: no answer, and never a guess.
         """
         try:
-            # In this order the state has at least the facts that the version counts.
+            # The version is read first, so the state is never older than its version.
             summary = await self.store.summary(batch_id)
             return await self.store.state(batch_id), summary.version, self.store_name
         except StoreUnavailable as error:

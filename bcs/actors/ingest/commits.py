@@ -65,7 +65,7 @@ class OffsetCommits:
         return bool(coordinator.generation >= 0)
 
     async def commit(self) -> None:
-        """Commit the offsets of finished messages. After a failure the owner of the partition reads them again."""
+        """Commit the offsets of finished messages. After a failure the next commit has them, too."""
         # One commit at a time: otherwise an older commit could overtake a newer one.
         async with self._committing:
             offsets = self._to_commit()
@@ -132,7 +132,7 @@ class OffsetCommits:
                 by_topic.setdefault(key[0], {})[key] = commit
             if isinstance(error, TopicAuthorizationFailedError) and len(by_topic) > 1:
                 return all([await self._commit_each(topic) for topic in by_topic.values()])
-            # Harmless: uncommitted messages are read again. After a rebalance the new owner commits them.
+            # Harmless: the next commit has these offsets, too, or the next owner reads the messages again.
             log.info("offset_commit_failed", topics=sorted(by_topic), error=cause_of(error), summed_by=())
             return False
         self._tracker.committed({key: offset for key, (offset, _) in offsets.items()})

@@ -95,7 +95,7 @@ class Delivery:
         )
 
     def end_clock_wait(self) -> None:
-        """End the wait for the clocks after the waiting messages were read again."""
+        """End the wait for the clocks, once no comparison has failed for a second."""
         if anyio.current_time() > self._reread_at + _CLOCKS_SECONDS:
             # The messages were delivered, or another replica now owns their partition.
             self._status.end_wait()

@@ -10,7 +10,8 @@ from dataclasses import KW_ONLY, dataclass, field
 class _Partition:
     """One ownership of a partition.
 
-    :param start_offset: the first offset of this ownership, which is the committed offset; None before the first read.
+    :param start_offset: the first offset of this ownership: the committed offset, or where a new group begins; None
+        before the first read.
     :param unfinished: the offsets of unfinished messages, and of finished messages behind the first of them, in the
         order in which they were read.
     :param finished_ahead: the finished messages among `unfinished`: offset to Kafka's timestamp.

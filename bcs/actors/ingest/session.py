@@ -36,8 +36,8 @@ _REVOKE_SECONDS = 5.0
 class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
     """Polls, delivers, and commits the offsets of what has become durable.
 
-    It has two tasks: one polls, and one collects acknowledgements and commits. A rebalance stops the first task and
-    waits for the second.
+    It has two tasks: one polls, and one collects acknowledgements and commits. A rebalance holds up the polls, and its
+    listener waits until the second task has collected what is unfinished.
 
     :param consumer: connected, and not yet in the group.
     :param delivery: belongs to this session only.

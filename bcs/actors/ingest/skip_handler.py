@@ -33,7 +33,7 @@ class SkipHandler:
     refused: RefusedMessages
 
     async def carry_out(self) -> bool:
-        """Carry out the orders for this replica's partitions. After a failure the owner of the partition tries again.
+        """Carry out the orders for this replica's partitions. After a failure the next call tries again.
 
         :returns: True if a message became finished.
         """
