@@ -15,7 +15,13 @@ from bcs.ops.wording import counted
 
 _PATH = "/internal/v1/actors"
 _MEMBERS = ("name", "state", "incarnation", "restarts", "mailbox", "last_error", "total_children", "children")
-_STYLES = {"running": "green", "wedged": "red", "backing_off": "yellow", "starting": "yellow", "stopping": "yellow"}
+_STYLES = {
+    "running": "green",
+    "unresponsive": "red",
+    "backing_off": "yellow",
+    "starting": "yellow",
+    "stopping": "yellow",
+}
 
 app = single_command()
 
