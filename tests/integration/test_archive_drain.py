@@ -86,7 +86,7 @@ async def test_an_entry_that_is_always_late_does_not_block_others(
         assert await setup.history_facts(slow.batch_id) == []
         parked: Any = await setup.redis.xrange("bcs:{outbox}:archive:parked")
         assert [entry[b"problem"] for _, entry in parked] == [
-            b"postgresql will not take it: the entry missed the deadline 3 times"
+            b"postgresql does not accept this write: the entry missed the deadline 3 times"
         ]
         assert await setup.orchestrator.metric("bcs_archive_entries_parked_total") == 1
 

@@ -65,7 +65,7 @@ async def test_a_huge_record_costs_little_and_its_letter_puts_it_back(
             assert await orchestrator.to_run(batch) == ["ai_feedback"]
             about = (await letter_about(platform, huge))["additional_metadata"]
             assert (about["value_bytes"], about["truncated"]) == (HUGE_BYTES, True)
-            letters = await platform.messages(topics.dead_letter_topic(topics.CJ_COMPLETED))
+            letters = await platform.messages(topics.dead_letter_topic(topics.CJ_COMPLETED), batch)
             assert len(letters) == 2
             store = await redis.info("memory")
             assert store["used_memory_peak"] < 50_000_000

@@ -408,7 +408,7 @@ async def test_a_dead_letter_without_its_original_replays_from_its_position(scen
     [first, _] = await scene.each("--reason", "skipped_by_operator")
     shown = await scene.operator.runs("dlq", "show", first["position"])
     assert "the disk was broken" in shown.output
-    assert f"takes what lies at {there.topic}/{there.partition}/" in shown.output
+    assert f"reads the message at {there.topic}/{there.partition}/" in shown.output
     said = await scene.operator.runs("dlq", "replay", "--all")
     assert said.exit_code == 1
     assert f"has nothing of its original, and {there.topic}/{there.partition}/{gone} no longer exists" in said.error
