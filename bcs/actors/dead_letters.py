@@ -57,7 +57,7 @@ class FailedEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
+class EncodedDeadLetter:
     """A dead letter that is ready for the outbox.
 
     :param topic: the topic of the original message.
@@ -77,7 +77,7 @@ class DeadLetters:
     outbox: OutboxWriter
     runtime: Runtime
 
-    async def encode(self, failed: FailedEvent, at: datetime | None = None) -> DeadLetter:
+    async def encode(self, failed: FailedEvent, at: datetime | None = None) -> EncodedDeadLetter:
         """The dead letter of an event. A large event does not block the event loop.
 
         :param at: the time of the failure; None for the present. The outbox recognises a repeated dead letter by its
@@ -98,22 +98,22 @@ class DeadLetters:
             limit_bytes=self.runtime.settings.kafka_max_message_bytes,
             value_sha256=digest,
         )
-        return DeadLetter(message=message, topic=original.topic, reason=failed.reason, event=failed)
+        return EncodedDeadLetter(message=message, topic=original.topic, reason=failed.reason, event=failed)
 
     @staticmethod
     def encode_unread(
         at: Position, reason: DeadLetterReason, detail: dict[str, object], failed_at: datetime
-    ) -> DeadLetter:
+    ) -> EncodedDeadLetter:
         """The dead letter of a message whose bytes could not be read."""
         message = unread_dead_letter(at.topic, at.partition, at.offset, reason, detail, failed_at)
-        return DeadLetter(message=message, topic=at.topic, reason=reason)
+        return EncodedDeadLetter(message=message, topic=at.topic, reason=reason)
 
     @staticmethod
-    def of_request(message: OutboundMessage) -> DeadLetter:
+    def of_request(message: OutboundMessage) -> EncodedDeadLetter:
         """The dead letter of a request to resolve a pipeline."""
-        return DeadLetter(message=message, topic=topics.RESOLUTION, reason=RESOLUTION_FAILED)
+        return EncodedDeadLetter(message=message, topic=topics.RESOLUTION, reason=RESOLUTION_FAILED)
 
-    async def store(self, dead_letters: Sequence[DeadLetter]) -> None:
+    async def store(self, dead_letters: Sequence[EncodedDeadLetter]) -> None:
         """Store dead letters in the outbox; then count and log them.
 
         After a cancellation they may be stored or not. To store them again adds nothing twice.

@@ -31,16 +31,6 @@ class Archive:
     former_backlog: ArchiveQueue
     explanations: ArchiveQueue
 
-    @property
-    def fact_queue(self) -> ArchiveQueue:
-        """The queue that takes facts now.
-
-        A replica of a release before 0.2.0 counts only the former queue before it stamps a batch as complete. It can do
-        that while the tables have the former schema. So the former queue takes the facts until this process has reached
-        PostgreSQL, which upgrades the schema.
-        """
-        return self.backlog if self.postgres.was_reached else self.former_backlog
-
     async def waiting(self) -> int:
         """The number of facts of all replicas that wait for PostgreSQL, read in one round trip."""
         return await self.backlog.waiting(self.former_backlog)

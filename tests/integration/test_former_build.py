@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -31,7 +30,6 @@ from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.wire import topics
 from tests.support.commands import bcs as run_bcs
 from tests.support.databases import archive_in
-from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, values
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
@@ -246,33 +244,3 @@ async def test_a_former_stamp_of_another_redis_gets_no_answer_without_postgresql
             else:
                 assert (await opened.store.summary(COMPLETE)).complete("spellcheck")
             await redis.delete(BatchKeys(prefix, COMPLETE).summaries)
-
-
-async def test_facts_wait_in_the_former_queue_until_postgresql_was_reached(
-    database_url: str, redis_url: str, redis: Any, prefix: str, module_kafka: str, batch: str
-) -> None:
-    # A replica of the build before may stamp batches until then, and counts no other queue.
-    target = urlsplit(database_url)
-    former, own = (f"{prefix}{{outbox}}:{name}" for name in ("record", "archive"))
-    async with FaultProxy(target.hostname or "", target.port or 0) as proxy:
-        proxy.refuse()
-        async with (
-            running_service(
-                redis_url=redis_url,
-                kafka_bootstrap_servers=module_kafka,
-                database_url=target._replace(netloc=f"{target.username}@{proxy.address}").geturl(),
-                redis_key_prefix=prefix,
-            ) as service,
-            Orchestrator(service.base) as orchestrator,
-        ):
-            assert (await orchestrator.complete(batch, "spellcheck")).status == 200
-            assert (await redis.xlen(former), await redis.xlen(own)) == (1, 0)
-            proxy.accept()
-            await wait_until(lambda: _is_empty(redis, former))
-            proxy.refuse()
-            await proxy.cut()
-            assert (await orchestrator.complete(batch, "nlp")).status == 200
-            assert (await redis.xlen(former), await redis.xlen(own)) == (0, 1)
-            proxy.accept()
-            await wait_until(lambda: _is_empty(redis, own))
-            assert len((await orchestrator.get(f"/internal/v1/batches/{batch}/history")).json["entries"]) == 2

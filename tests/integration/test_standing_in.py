@@ -92,6 +92,31 @@ async def test_a_batch_without_an_archived_registration_gets_no_answer(
         assert (await setup.resolve(batch)).status == 503
 
 
+async def test_postgresql_answers_soon_after_a_start_without_it(tmp_path: Path, database_url: str, batch: str) -> None:
+    async with ServiceWithArchive(tmp_path, database_url) as setup:
+        setup.database_proxy.refuse()
+        await setup.database_proxy.cut()
+        await setup.restart()
+        done = EssayPhaseEnded("spellcheck", "e1", Outcome.COMPLETED, AT_US)
+        await setup.apply(batch, [EssaysRegistered(("e1",), 1, AT_US), done])
+        setup.database_proxy.accept()
+        await wait_until(lambda: is_archived(setup, batch))
+        setup.redis_proxy.refuse()
+        await setup.redis_proxy.cut()
+
+        async def answered_by_postgresql() -> bool:
+            answer = await setup.resolve(batch)
+            return answer.status == 200 and answer.json["source"] == "postgresql"
+
+        await wait_until(answered_by_postgresql)
+
+
+async def is_archived(setup: ServiceWithArchive, batch_id: str) -> bool:
+    """True once PostgreSQL has the batch, and the service has seen that nothing waits."""
+    has_batch = (await setup.archive.state(batch_id)).expected is not None
+    return has_batch and await setup.orchestrator.metric("bcs_archive_backlog") == 0
+
+
 async def announcement_waits(setup: ServiceWithArchive) -> bool:
     waiting, seconds = [await setup.orchestrator.metric(f"bcs_outbox_{name}") for name in ("backlog", "oldest_seconds")]
     return bool((waiting or 0) >= 1 and (seconds or 0) > 0)

@@ -50,7 +50,7 @@ async def test_a_rebalance_while_the_store_time_is_read_loses_no_message(away: b
     messages.append(message(AHEAD, "2031-01-01T00:00:00Z"))
 
     async def take() -> None:
-        taken.append(await session.delivery.take(KEY, messages, tracker.epoch(*KEY)))
+        taken.append(await session.delivery.deliver_partition(KEY, messages, tracker.epoch(*KEY)))
 
     async with anyio.create_task_group() as group:
         group.start_soon(take)
@@ -74,6 +74,6 @@ async def test_a_message_that_waits_for_the_clocks_is_read_again() -> None:
     await session.on_partitions_assigned([KEY])
     store.go_on.set()
     epoch = session.tracker.epoch(*KEY)
-    assert await session.delivery.take(KEY, [message(AHEAD, "2031-01-01T00:00:00Z")], epoch) is False
+    assert await session.delivery.deliver_partition(KEY, [message(AHEAD, "2031-01-01T00:00:00Z")], epoch) is False
     assert consumer.position == AHEAD
     assert delivered == []

@@ -44,7 +44,7 @@ async def test_delivery_yields_after_large_messages_and_after_many_small_ones(si
     async with anyio.create_task_group() as group:
         group.start_soon(others)
         records = [record(offset, size_bytes=size_bytes) for offset in range(messages)]
-        await session.delivery.take(KEY, records, session.tracker.epoch(*KEY))
+        await session.delivery.deliver_partition(KEY, records, session.tracker.epoch(*KEY))
     assert delivered == list(range(messages))
     assert seen == [messages // 9 * turn for turn in range(1, 9)]
 
@@ -70,7 +70,7 @@ async def test_reading_pauses_while_a_limit_of_messages_in_flight_is_reached(bud
         session = session_of(Consumer(KEY, 0), [], store_time_us, **{budget: limit})
         key = TopicPartition(topics.ESSAYS_REGISTERED, 0)
         await session.on_partitions_assigned([key])
-        await session.delivery.take(key, [first], session.tracker.epoch(*key))
+        await session.delivery.deliver_partition(key, [first], session.tracker.epoch(*key))
         assert session.delivery.must_pause == waits
 
 

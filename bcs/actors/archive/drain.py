@@ -74,8 +74,9 @@ class Drain:
         takeover = anyio.current_time() >= self._takeover_at
         if takeover:
             self._takeover_at = anyio.current_time() + self.runtime.settings.outbox_takeover_seconds / 2
-        # Without this check, reading from the former queue would create its empty stream again.
-        former = (self.former_queue,) if await self.former_queue.waiting() else ()
+        # Reading from the former queue would create its empty stream again. Its length is sampled elsewhere, too.
+        former_waits = self.former_queue.last_known != 0 and await self.former_queue.waiting()
+        former = (self.former_queue,) if former_waits else ()
         for queue in (*former, *self.queues):
             await self._drain_one(queue, takeover=takeover)
 

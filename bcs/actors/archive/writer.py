@@ -112,7 +112,7 @@ class ArchiveWriter:
         # Separate queues: explanations must not use the room of facts, or count as facts that PostgreSQL lacks.
         facts = [entry for entry in entries if isinstance(entry, FactsRecorded)]
         explanations = [entry for entry in entries if not isinstance(entry, FactsRecorded)]
-        await self.archive.fact_queue.append(facts)
+        await self.archive.backlog.append(facts)
         self.runtime.telemetry.archive_queued.inc(len(facts))
         try:
             await self.archive.explanations.append(explanations)

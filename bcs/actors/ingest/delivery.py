@@ -101,7 +101,7 @@ class Delivery:
             self._status.end_wait()
             self._runtime.waits.end(INTAKE, _COMPARE_CLOCKS)
 
-    async def deliver(self, polled: dict[TopicPartition, list[ConsumerRecord]]) -> None:
+    async def deliver_poll(self, polled: dict[TopicPartition, list[ConsumerRecord]]) -> None:
         """Deliver all messages of a poll. Messages that have to wait are read again later.
 
         Cancellation leaves messages undelivered and unfinished; they are read again.
@@ -112,11 +112,13 @@ class Delivery:
             await hit(FailPoint.INTAKE_RECEIVED, INTAKE)
         reread = False
         for key, messages in polled.items():
-            reread |= not await self.take(key, messages, epochs[key])
+            reread |= not await self.deliver_partition(key, messages, epochs[key])
         if not reread:
             self._advance_positions()
 
-    async def take(self, key: TopicPartition, messages: Sequence[ConsumerRecord], epoch: int | None) -> bool:
+    async def deliver_partition(
+        self, key: TopicPartition, messages: Sequence[ConsumerRecord], epoch: int | None
+    ) -> bool:
         """Deliver the messages of one partition.
 
         :param epoch: the epoch of the ownership in which the messages were read; None without an ownership.
@@ -129,7 +131,7 @@ class Delivery:
                     # messages would be lost.
                     self._consumer.seek(key, record.offset)
                 return False
-            if not await self._deliver(record, epoch):
+            if not await self._deliver_message(record, epoch):
                 # After a rebalance the position belongs to the new ownership: a seek could skip messages.
                 if self._is_owned(record, epoch):
                     self._consumer.seek(key, record.offset)
@@ -151,7 +153,7 @@ class Delivery:
                 self._finish(token)
             self.progress.notify()
 
-    async def _deliver(self, record: ConsumerRecord, epoch: int) -> bool:
+    async def _deliver_message(self, record: ConsumerRecord, epoch: int) -> bool:
         """Deliver the facts of one message to its batch; False if the message has to be read again later."""
         message = message_of(record)
         event_type = self._reader.decoder.event_type(record.topic)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from bcs.actors.dead_letters import DeadLetter, DeadLetters, FailedEvent
+from bcs.actors.dead_letters import DeadLetters, EncodedDeadLetter, FailedEvent
 from bcs.actors.ingest.skip_orders import REASON as SKIPPED
 from bcs.actors.ingest.skip_orders import reason_of
 from bcs.actors.messages import ApplyFacts, DeliveryToken, position_of
@@ -29,7 +29,7 @@ class RefusedMessages:
     _refused: list[tuple[DeliveryToken, UndecodableMessage]] = field(default_factory=list, init=False)
     # The dead letters of the first refused messages. A retry must append the same bytes, because the outbox recognizes
     # a repeated dead letter by its bytes.
-    _encoded: list[DeadLetter] = field(default_factory=list, init=False)
+    _encoded: list[EncodedDeadLetter] = field(default_factory=list, init=False)
 
     def __len__(self) -> int:
         """The number of messages that wait for the outbox."""
@@ -85,7 +85,7 @@ class RefusedMessages:
             dead_letter = replace(await self.dead_letters.encode(failed, ordered_at), event=None)
         return await self._store([dead_letter])
 
-    async def _store(self, dead_letters: list[DeadLetter]) -> bool:
+    async def _store(self, dead_letters: list[EncodedDeadLetter]) -> bool:
         try:
             await self.dead_letters.store(dead_letters)
         except StoreError as error:
@@ -94,9 +94,9 @@ class RefusedMessages:
         self.waits.end(INTAKE, _STORE)
         return True
 
-    async def _encode(self) -> list[DeadLetter]:
+    async def _encode(self) -> list[EncodedDeadLetter]:
         """Encode the next dead letters, at least one and at most as many as fit in one round trip."""
-        encoded: list[DeadLetter] = []
+        encoded: list[EncodedDeadLetter] = []
         size_bytes = 0
         for token, error in self._refused[:_DEAD_LETTERS_PER_APPEND]:
             size_bytes += token.message.size_bytes

@@ -139,7 +139,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self._note_connection()
         self._note_missed()
         self._adjust_poll_size(polled.values())
-        await self.delivery.deliver(polled)
+        await self.delivery.deliver_poll(polled)
         self._status.set_stalled(self._consumer.stalled)
         await self.delivery.store_refused()
         if await self._skip_handler.carry_out():

@@ -48,11 +48,6 @@ class PostgresArchive:
         return self._gateway.reachable
 
     @property
-    def was_reached(self) -> bool:
-        """True once it has answered with the schema of this release."""
-        return self._gateway.was_reached
-
-    @property
     def identity(self) -> str | None:
         """Identifies the archive's tables: changes when they are recreated or restored; None before the first probe."""
         return self._gateway.identity

@@ -82,7 +82,7 @@ class ArchiveGateway:
         self._opening = anyio.Lock()
         self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
         self._probe_slots = anyio.Semaphore(CONNECTIONS_FOR_PROBE, fast_acquire=True)
-        self.reachable = self.was_reached = False
+        self.reachable = False
         self.identity: str | None = None
         self._upgrade_after = 0.0
         self._logged: str | None = None
@@ -278,7 +278,7 @@ class ArchiveGateway:
         self._logged = None
         self._causes_logged.clear()
         if not self.reachable:
-            self.reachable = self.was_reached = True
+            self.reachable = True
             log.info("archive_reachable")
 
     def _fail(self, problem: str, generation: int) -> None:

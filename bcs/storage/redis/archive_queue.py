@@ -16,7 +16,7 @@ from bcs.storage.redis.queue import RedisQueue
 
 FACTS, EXPLANATIONS = "archive", "explanations"
 FORMER_FACTS = "record"
-"""The name of the queue of facts in releases before 0.2.0. Entries in it are drained; see `Archive.fact_queue`."""
+"""The name of the queue of facts in releases before 0.2.0. Entries in it are drained; nothing is added to it."""
 
 
 def waiting_key(prefix: str, name: str) -> str:

@@ -1,7 +1,8 @@
 """The table of phase reports gets its full name.
 
 Statements of the release before fail from now on, as if the database were away: what such a replica has to write waits
-in Redis for this release. That is meant, see `bcs.storage.archive.Archive.fact_queue`.
+in Redis for this release. That is meant: such a replica must give no complete stamp, since it does not count what waits
+for this release.
 """
 
 from bcs.storage.postgres.migrations import run_sql_beside
