@@ -19,7 +19,7 @@ from bcs.actors.waking_outbox import WakingOutbox
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
 from bcs.domain.history import FactsRecorded, HistoryEntry
 from bcs.domain.state import BatchState
-from bcs.errors import StoreCorrupted, StoreUnavailable
+from bcs.errors import StoreCorrupted, StoreRefused, StoreUnavailable
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import Committed
 from bcs.supervision import ActorContext, AskTimeout, DynamicSupervisor, RestartIntensity, RestartIntensityExceeded
@@ -317,3 +317,26 @@ async def test_messages_that_wait_for_the_store_outlive_a_supervisor_that_gives_
     async with running(supervisor):
         await wait_until(lambda: {message.token.message.offset for message in finished} == {7, 8})
     assert (await store.state(BATCH)).first_seen_us.keys() == {"essay"}
+
+
+class RefusingStore(MemoryStateStore):
+    """Refuses every commit with one essay in it."""
+
+    async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+        if POISON in delta.first_seen_us:
+            raise StoreRefused("memory", "the test says so")
+        return await super().commit(batch_id, delta)
+
+
+async def test_of_a_group_that_a_store_refuses_only_the_event_at_fault_is_lost() -> None:
+    store, outbox = RefusingStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
+    finished = list[MessageAcked]()
+    supervisor = supervisor_of(store, outbox, finished, [])
+    for offset, essay in enumerate(ESSAYS):
+        supervisor.deliver_nowait(BATCH, command(offset, essay))
+    async with running(supervisor):
+        await wait_until(lambda: len(finished) == len(ESSAYS))
+    assert (await store.state(BATCH)).first_seen_us.keys() == set(ESSAYS) - {POISON}
+    [entry] = await outbox.lease(10)
+    metadata = json.loads(entry.message.value)["additional_metadata"]
+    assert (metadata["source_offset"], metadata["attempts"]) == (ESSAYS.index(POISON), 1), "no crash"

@@ -135,6 +135,21 @@ async def test_a_copy_of_another_redis_is_not_shown_without_the_archive(
     assert await gateway.call(("HGETALL", keys.meta), ("HGETALL", keys.summaries)) == before, "commands write nothing"
 
 
+async def test_commands_do_not_write_to_the_archive_what_only_redis_has(
+    archive: PostgresArchive,
+    gateway: RedisGateway,
+    in_redis: MakeStore,
+    environment: dict[str, object],
+    redis_url: str,
+    redis_key_prefix: str,
+    batch: str,
+) -> None:
+    await in_redis(gateway).commit(batch, delta_of([EssaysRegistered(("e1",), 1, AT_US), spellchecked("e1")]))
+    redis = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
+    assert (await bcs("batches", "show", batch, **redis, **environment)).exit_code == 0
+    assert (await archive.state(batch)).empty
+
+
 async def test_an_unknown_batch_is_said_to_be_unknown(
     archive: PostgresArchive, environment: dict[str, object], batch: str
 ) -> None:

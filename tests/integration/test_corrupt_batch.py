@@ -12,6 +12,7 @@ from aiokafka import ConsumerRecord
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.wire import topics
+from bcs.wire.dead_letters.encode import RESOLUTION_FAILED
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import DEFINE, Orchestrator, RunningService
@@ -94,3 +95,10 @@ async def test_a_resolution_of_it_fails_and_becomes_a_dead_letter(
         [letter] = await wait_until(lambda: platform.messages(topics.dead_letter_topic(topics.RESOLUTION), bad))
     assert json.loads(letter.value)["failed_event_envelope"] == request
     assert b'"failed_event_envelope":' + body + b"," in letter.value
+    labels = {"topic": topics.RESOLUTION, "reason": RESOLUTION_FAILED}
+    await wait_until(lambda: has_metric(orchestrator, "bcs_dead_letters_total", 1, labels))
+
+
+async def has_metric(orchestrator: Orchestrator, name: str, least: float, labels: dict[str, str]) -> bool:
+    value = await orchestrator.metric(name, **labels)
+    return value is not None and value >= least

@@ -153,6 +153,21 @@ async def test_an_answer_on_the_connection_in_common_ends_the_pause(
     assert await echo(gateway)
 
 
+async def test_a_failure_of_another_store_does_not_open_the_circuit(
+    make_gateway: MakeGateway, proxy: FaultProxy
+) -> None:
+    gateway = make_gateway(proxy.address, failures=1, deadline=20)
+
+    async def fail_over_another() -> None:
+        async with gateway.session() as session:
+            await session.call(("ECHO", "x"))
+            raise StoreUnavailable("postgresql", "the test says so")
+
+    with pytest.raises(StoreUnavailable):
+        await fail_over_another()
+    assert gateway.circuit == "closed"
+
+
 async def test_a_late_failure_does_not_lengthen_the_pause(
     make_gateway: MakeGateway, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

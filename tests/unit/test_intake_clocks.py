@@ -10,6 +10,7 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
 from bcs.errors import StoreUnavailable
+from bcs.observability.failpoints import FailPoint, fail_points
 from bcs.wire import topics
 from tests.support.poll_sessions import Consumer, session_of
 
@@ -77,3 +78,19 @@ async def test_a_message_that_waits_for_the_clocks_is_read_again() -> None:
     assert await session.delivery.deliver_partition(KEY, [message(AHEAD, "2031-01-01T00:00:00Z")], epoch) is False
     assert consumer.position == AHEAD
     assert delivered == []
+
+
+async def test_a_rebalance_between_the_poll_and_its_delivery_delivers_nothing() -> None:
+    consumer, store, delivered = Consumer(KEY, FIRST), Asked(away=False), list[int]()
+    session = session_of(consumer, delivered, store.time_us)
+    await session.on_partitions_assigned([KEY])
+
+    async def rebalance(point: FailPoint, _: str) -> None:
+        assert point is FailPoint.INTAKE_RECEIVED
+        session.tracker.revoke([tuple(KEY)])
+        await session.on_partitions_assigned([KEY])
+
+    with fail_points(rebalance):
+        await session.delivery.deliver_poll({KEY: [message(FIRST, "2026-01-01T00:00:00Z")]})
+    assert delivered == []
+    assert session.tracker.to_commit() == {}

@@ -74,6 +74,18 @@ async def test_reading_pauses_while_a_limit_of_messages_in_flight_is_reached(bud
         assert session.delivery.must_pause == waits
 
 
+async def test_reading_pauses_until_the_dead_letters_are_stored() -> None:
+    session = session_of(Consumer(KEY, 0), [], store_time_us)
+    await session.on_partitions_assigned([KEY])
+    junk = ConsumerRecord(*KEY, 0, 1, 0, None, b"junk", None, 0, 4, ())
+    await session.delivery.deliver_partition(KEY, [junk], session.tracker.epoch(*KEY))
+    assert session.delivery.must_pause
+    assert session.tracker.to_commit() == {}
+    await session.delivery.store_refused()
+    assert not session.delivery.must_pause
+    assert session.tracker.to_commit() == {tuple(KEY): 1}
+
+
 def test_a_message_keeps_the_first_thousand_of_its_headers() -> None:
     """A megabyte has room for 300,000."""
     headers = tuple((f"header-{number}", b"") for number in range(5000))
