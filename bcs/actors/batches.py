@@ -1,4 +1,4 @@
-"""The actor of one batch: commits all facts that wait for the batch in one transaction."""
+"""The actor of one batch: commits all facts that wait for the batch together, and stores its summaries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import anyio
 import structlog
@@ -14,7 +14,7 @@ import structlog
 from bcs.actors.archive.client import ArchiveClient
 from bcs.actors.dead_letters import DeadLetters, FailedEvent
 from bcs.actors.isolate import isolate
-from bcs.actors.messages import ApplyFacts, MessageAcked
+from bcs.actors.messages import ApplyFacts, BatchCommand, MessageAcked, StoreSummary
 from bcs.actors.portions import portions
 from bcs.actors.retry import retry
 from bcs.actors.runtime import Runtime
@@ -68,29 +68,45 @@ class BatchActor:
     process_stops: Callable[[], bool]
     commit_slots: anyio.CapacityLimiter
 
-    async def run(self, context: ActorContext[ApplyFacts]) -> None:
+    async def run(self, context: ActorContext[BatchCommand]) -> None:
         """Serve a batch's mailbox until it is empty."""
         await hit(FailPoint.STARTING, context.name)
 
-        async def handle(envelopes: list[Envelope[ApplyFacts]]) -> None:
+        async def handle(received: list[Envelope[BatchCommand]]) -> None:
+            envelopes = [
+                cast("Envelope[ApplyFacts]", each) for each in received if isinstance(each.message, ApplyFacts)
+            ]
+            if not envelopes:
+                await self._store_summary(received[-1].message)
+                return
+            # The facts make every summary that waits with them outdated.
             if len(envelopes) == 1:
                 await self._apply(context, envelopes)
                 return
             for group in portions(envelopes, _weight_of, GROUP_COMMIT_FACTS):
                 await self._apply(context, group)
                 # A crash at a later group must not deliver this group again.
-                context.ack(group)
+                context.ack(cast("list[Envelope[BatchCommand]]", group))
 
-        async def on_max_deliveries(envelope: Envelope[ApplyFacts]) -> None:
-            await self._dead_letter(
-                context, envelope.message, _FAILED, attempts=envelope.attempts, error=envelope.last_error
-            )
+        async def on_max_deliveries(envelope: Envelope[BatchCommand]) -> None:
+            if isinstance(envelope.message, ApplyFacts):
+                await self._dead_letter(
+                    context, envelope.message, _FAILED, attempts=envelope.attempts, error=envelope.last_error
+                )
 
         # The unacked envelopes stay in the mailbox, for the next run of the supervisor.
         with suppress(_StoppedEarly):
             await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, on_max_deliveries=on_max_deliveries)
 
-    async def _apply(self, context: ActorContext[ApplyFacts], envelopes: list[Envelope[ApplyFacts]]) -> None:
+    async def _store_summary(self, command: BatchCommand) -> None:
+        """Store a summary for other processes. They make it again if it could not be stored."""
+        assert isinstance(command, StoreSummary)  # noqa: S101 (`handle` has checked it)
+        with suppress(StoreError):
+            stored = await self.store.store_summary(command.batch_id, command.summary)
+            self.runtime.telemetry.commit_conflicts.inc(stored.conflicts)
+            self.runtime.telemetry.commit_fallbacks.inc(stored.fallback)
+
+    async def _apply(self, context: ActorContext[BatchCommand], envelopes: list[Envelope[ApplyFacts]]) -> None:
         """Make the facts of a group durable; the facts that can't be stored become dead letters."""
 
         async def attempt(envelopes: Sequence[Envelope[ApplyFacts]]) -> None:
@@ -111,7 +127,7 @@ class BatchActor:
 
         await isolate(envelopes, attempt, on_refused)
 
-    async def _make_durable(self, context: ActorContext[ApplyFacts], group: list[ApplyFacts]) -> None:
+    async def _make_durable(self, context: ActorContext[BatchCommand], group: list[ApplyFacts]) -> None:
         """Write a group to the archive, then to the store; then notify the senders."""
         await hit(FailPoint.BATCH_RECEIVED, context.name)
         archived = False
@@ -165,14 +181,14 @@ class BatchActor:
         if not self.process_stops():
             raise _StoppedEarly
 
-    async def _refuse(self, context: ActorContext[ApplyFacts], group: list[ApplyFacts], error: StoreError) -> None:
+    async def _refuse(self, context: ActorContext[BatchCommand], group: list[ApplyFacts], error: StoreError) -> None:
         # Another attempt would fail in the same way. A crash would only delay the other messages.
         self._fail_asks(group, error)
         for command in group:
             await self._dead_letter(context, command, _FAILED, attempts=1, error=error)
 
     async def _apply_without_excess(
-        self, context: ActorContext[ApplyFacts], envelopes: Sequence[Envelope[ApplyFacts]], error: TooManyEssays
+        self, context: ActorContext[BatchCommand], envelopes: Sequence[Envelope[ApplyFacts]], error: TooManyEssays
     ) -> None:
         """Apply the envelopes, in their order, that the batch has room for; the others become dead letters."""
         room = error.limit - error.known
@@ -199,7 +215,7 @@ class BatchActor:
         with suppress(StoreUnavailable):
             await self.store.ensure_room(batch_id, delta.first_seen_us)
 
-    async def _commit(self, context: ActorContext[ApplyFacts], group: list[ApplyFacts], delta: BatchState) -> None:
+    async def _commit(self, context: ActorContext[BatchCommand], group: list[ApplyFacts], delta: BatchState) -> None:
         batch_id = group[0].batch_id
         context.mark_idle()  # an actor that waits for a slot does not hang
         async with self.commit_slots:
@@ -219,7 +235,7 @@ class BatchActor:
 
     async def _dead_letter(
         self,
-        context: ActorContext[ApplyFacts],
+        context: ActorContext[BatchCommand],
         command: ApplyFacts,
         reason: DeadLetterReason,
         *,
@@ -246,7 +262,9 @@ class BatchActor:
             return
         self.finished(MessageAcked(token))
 
-    async def _retry(self, context: ActorContext[ApplyFacts], do: Callable[[], Awaitable[object]], doing: str) -> None:
+    async def _retry(
+        self, context: ActorContext[BatchCommand], do: Callable[[], Awaitable[object]], doing: str
+    ) -> None:
         await retry(
             context,
             do,

@@ -10,6 +10,7 @@ from aiokafka import ConsumerRecord
 
 from bcs.domain.facts import Fact
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, Position, consumed_entry_id, facts_in
+from bcs.domain.progress import BatchSummary
 from bcs.errors import UndecodableMessage
 from bcs.supervision import Reply
 from bcs.wire.dead_letters.encode import original_time_ms
@@ -184,6 +185,17 @@ class ApplyFacts:
             event_id=token.event_id,
         )
         return consumed_entry(token.message, event, now_us)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSummary:
+    """To a batch's actor: store a summary that was made for an answer, for the other processes."""
+
+    batch_id: str
+    summary: BatchSummary
+
+
+BatchCommand = ApplyFacts | StoreSummary
 
 
 @dataclass(frozen=True, slots=True)

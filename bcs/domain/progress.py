@@ -213,14 +213,11 @@ class Evaluation:
                 before += standings.count(Standing.FAILED_BEFORE)
                 left_out += standings.count(Standing.LEFT_OUT)
                 yield
-        if self._law.policy(phase) is CompleteWhen.EVERY_ESSAY_COMPLETED:
-            all_done = completed == len(known)
-        else:
-            all_done = completed > 0 and completed + failed + before + left_out == len(known)
         covered = self._covered(phase)
-        complete = all_done and (covered or self._enough_known())
+        expected = state.expected.count if state.expected else None
         return PhaseProgress(
-            complete,
+            are_all_done(self._law.policy(phase), len(known), completed, failed, before, left_out)
+            and (covered or are_enough_known(self._law, len(known), expected)),
             completed,
             failed,
             failed_before=before,
@@ -336,17 +333,25 @@ class Evaluation:
         # An essay that joined later shows that the batch was still growing when the report was made.
         return max(self._state.first_seen_us.values()) <= report.at_us
 
-    def _enough_known(self) -> bool:
-        expected = self._state.expected
-        if expected is None:
-            return not self._law.require_registration
-        return len(self._state.first_seen_us) >= expected.count
-
     def _invalidated_at(self, phase: str, essay_id: str | None) -> int:
         times = self._state.invalidations.get(phase)
         if not times:
             return _NEVER
         return max(times.get(ALL_ESSAYS, _NEVER), times.get(essay_id, _NEVER))
+
+
+def are_all_done(
+    policy: CompleteWhen, known: int, completed: int, failed: int, failed_before: int, left_out: int
+) -> bool:
+    """True if no known essay keeps a phase from being complete; see `PhaseProgress` for the counts."""
+    if policy is CompleteWhen.EVERY_ESSAY_COMPLETED:
+        return completed == known
+    return completed > 0 and completed + failed + failed_before + left_out == known
+
+
+def are_enough_known(law: CompletionLaw, known: int, expected: int | None) -> bool:
+    """True if all expected essays are known, or the law allows a batch that is not registered."""
+    return not law.require_registration if expected is None else known >= expected
 
 
 def summarize(state: BatchState, law: CompletionLaw, version: int) -> BatchSummary:

@@ -97,12 +97,12 @@ class Telemetry:
         )
         self.commit_conflicts = Counter(
             "bcs_redis_commit_conflicts_total",
-            "Commit attempts that failed because of another writer.",
+            "Attempts to write that failed because of another writer.",
             registry=registry,
         )
         self.commit_fallbacks = Counter(
             "bcs_redis_commit_fallbacks_total",
-            "Commits that were merged register by register after all attempts failed.",
+            "Writes that lost every attempt: facts were merged by script then, and summaries were not stored.",
             registry=registry,
         )
         self.dead_letters = Counter(

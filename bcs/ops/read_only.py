@@ -17,8 +17,7 @@ from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.pace import paced
 from bcs.storage.ports import REDIS
 from bcs.storage.postgres.opening import open_archive
-from bcs.storage.redis.batch_commands import StoredBatch
-from bcs.storage.redis.stored_batches import StoredBatches
+from bcs.storage.redis.stored_batches import BatchCopy, StoredBatches
 from bcs.usecases.batch_reader import BatchReader
 
 if TYPE_CHECKING:
@@ -39,8 +38,8 @@ class ReadOnlyStore:
 
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `BatchSource.summary`."""
-        stored = await self._complete(batch_id)
-        return await paced(summarizing(stored.state, self.law, stored.version))
+        copy = await self._complete(batch_id)
+        return await paced(summarizing(copy.state, self.law, copy.version))
 
     async def state(self, batch_id: str) -> BatchState:
         """See `BatchSource.state`."""
@@ -48,13 +47,13 @@ class ReadOnlyStore:
 
     async def partial_state(self, batch_id: str) -> BatchState:
         """See `BatchSource.partial_state`."""
-        return (await self.batches.read(batch_id)).state
+        return (await self.batches.copy(batch_id)).state
 
-    async def _complete(self, batch_id: str) -> StoredBatch:
-        stored = await self.batches.read(batch_id)
+    async def _complete(self, batch_id: str) -> BatchCopy:
+        copy = await self.batches.copy(batch_id)
         if self.backfill:
-            await self.backfill.complete(batch_id, stored.state, stored.stamp, stored.redis)
-        return stored
+            await self.backfill.complete(batch_id, copy.state, copy.stamp, copy.redis)
+        return copy
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
@@ -19,7 +20,7 @@ from bcs.actors.ingest.intake import Intake
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.skip_orders import SkipOrders
 from bcs.actors.kafka_watch import KafkaWatch
-from bcs.actors.messages import ApplyFacts, MessageAcked, OutboxGrew
+from bcs.actors.messages import BatchCommand, MessageAcked, OutboxGrew, StoreSummary
 from bcs.actors.metrics import MetricsActor, MetricsPage
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.publisher import Publisher
@@ -28,6 +29,7 @@ from bcs.actors.runtime import Runtime
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
+from bcs.domain.progress import BatchSummary
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.health import HealthHandlers
@@ -44,6 +46,8 @@ from bcs.supervision import (
     ChildSpec,
     DynamicSupervisor,
     Mailbox,
+    MailboxClosed,
+    MailboxFull,
     RestartIntensity,
     Supervisor,
     run_tree,
@@ -88,7 +92,7 @@ class Service:
         self._definitions = definitions
         self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
         self._law = definitions.law(require_registration=settings.require_registration)
-        self.persistence = open_persistence(settings, law=self._law)
+        self.persistence = open_persistence(settings, law=self._law, summary_made=self._store_summary)
         self.listener = open_listener(settings)
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
@@ -129,6 +133,11 @@ class Service:
             self.listener.close()
             await self.persistence.aclose()
 
+    def _store_summary(self, batch_id: str, summary: BatchSummary) -> None:
+        # Without room the summary is dropped: another process makes it again.
+        with suppress(MailboxFull, MailboxClosed):
+            self.batches.deliver_nowait(batch_id, StoreSummary(batch_id, summary))
+
     def _with_archive(self) -> ArchiveParts | None:
         archive = self.persistence.archive
         if archive is None:
@@ -137,7 +146,7 @@ class Service:
             runtime=self._runtime, archive=archive, outbox=self._outbox_writer, asks=self._max_in_flight
         )
 
-    def _batches(self) -> DynamicSupervisor[ApplyFacts]:
+    def _batches(self) -> DynamicSupervisor[BatchCommand]:
         settings = self.settings
         actor = BatchActor(
             runtime=self._runtime,

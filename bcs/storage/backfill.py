@@ -51,10 +51,15 @@ class ArchiveBackfill:
         :param redis: the identity of the server that the copy was read from; empty where the server does not report
             one.
         """
-        if stamp is None or not redis:
-            return False
-        stamped_redis, slash, stamped_archive = stamp.partition("/")
-        return stamped_redis == redis and bool(slash) and self.archive.identity in (stamped_archive, None)
+        required = self.required_stamp(redis)
+        return stamp is not None and required is not None and stamp.startswith(required)
+
+    def required_stamp(self, redis: str) -> str | None:
+        """How a valid complete stamp begins; None where no stamp can be valid.
+
+        :param redis: as for `is_complete`.
+        """
+        return f"{redis}/{self.archive.identity or ''}" if redis else None
 
     def ensure_same_redis(self, stamp: str | None, redis: str) -> None:
         """Refuse to answer from a copy with the stamp of another Redis, while the archive is unreachable.
@@ -78,7 +83,7 @@ class ArchiveBackfill:
         """
         if not self.archive.reachable:
             return None
-        stamp = f"{redis}/{self.archive.identity}" if redis else None
+        stamp = self.required_stamp(redis)
         try:
             # The queue is counted before the read, because an entry leaves the queue only once the archive has it.
             waiting = await self.waiting()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
 from bcs.config.settings import Settings
 from bcs.domain.law import CompletionLaw
+from bcs.domain.progress import BatchSummary
 from bcs.storage.archive import Archive
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.committing import CommitPolicy
@@ -51,13 +53,15 @@ class Persistence:
             await self.archive.postgres.aclose()
 
 
-def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
+def open_persistence(
+    settings: Settings, *, law: CompletionLaw, summary_made: Callable[[str, BatchSummary], None] = lambda *_: None
+) -> Persistence:
     """Open the stores of the settings; each connects when it is first used.
 
     :param law: the law of the summaries.
+    :param summary_made: gets a batch's id and each summary that was made for an answer, see `StateStore.store_summary`.
     :raises PostgresClientMissing: a database is set, and the packages for PostgreSQL are not installed.
     """
-    policy = CommitPolicy(settings.redis_commit_attempts)
     if settings.use_mock_repository:
         return Persistence(
             store_name=MEMORY,
@@ -66,7 +70,6 @@ def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
                 law=law,
                 ttl_seconds=settings.redis_ttl_seconds,
                 clock=monotonic,
-                policy=policy,
                 max_essays=settings.max_essays_per_batch,
             ),
             outbox=MemoryOutbox(settings.outbox_max_messages, monotonic),
@@ -81,9 +84,10 @@ def open_persistence(settings: Settings, *, law: CompletionLaw) -> Persistence:
         law=law,
         key_prefix=settings.redis_key_prefix,
         ttl_seconds=settings.redis_ttl_seconds,
-        policy=policy,
+        policy=CommitPolicy(settings.redis_commit_attempts),
         backfill=backfill,
         max_essays=settings.max_essays_per_batch,
+        summary_made=summary_made,
     )
     outbox = RedisOutbox(
         gateway,

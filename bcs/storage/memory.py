@@ -1,4 +1,4 @@
-"""The stores for development: state and outbox in memory, with conflicts and time to live as in Redis."""
+"""The stores for development: state and outbox in memory, with a time to live as in Redis."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from bcs.domain.history import HistoryEntry
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
-from bcs.errors import CommitConflict, OutboxFull
-from bcs.storage.committing import CommitPolicy, commit_with
+from bcs.errors import OutboxFull
 from bcs.storage.ports import Committed, Leased, LeasedMessage, Waiting
 from bcs.storage.roster import Roster
 from bcs.wire.published import OutboundMessage
@@ -42,38 +41,27 @@ class MemoryStateStore:
         law: CompletionLaw,
         ttl_seconds: float,
         clock: Callable[[], float],
-        policy: CommitPolicy | None = None,
         max_essays: int | None = None,
     ) -> None:
         self._roster = Roster(max_essays)
         self._law = law
         self._ttl_seconds = ttl_seconds
         self._clock = clock
-        self._policy = policy or CommitPolicy()
         self._batches: OrderedDict[str, _Batch] = OrderedDict()
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
         """See `StateStore.commit`."""
+        await anyio.lowlevel.checkpoint()
+        before = self._live(batch_id)
+        state = before.state.copy() if before else BatchState()
+        self._roster.ensure_room_among(state.first_seen_us, delta.first_seen_us)
+        changed = state.merge(delta)
+        self._put(batch_id, (before.version if before else 0) + (not changed.empty), state)
+        return Committed()
 
-        async def optimistically() -> None:
-            before = self._live(batch_id)
-            state = before.state.copy() if before else BatchState()
-            version = before.version if before else 0
-            self._roster.ensure_room_among(state.first_seen_us, delta.first_seen_us)
-            state.merge(delta)
-            # Other tasks run here, as they do between WATCH and EXEC of Redis.
-            await anyio.lowlevel.checkpoint()
-            now = self._live(batch_id)
-            if (now.version if now else 0) != version:
-                raise CommitConflict(batch_id)
-            self._put(batch_id, version + 1, state)
-
-        async def register_by_register() -> None:
-            batch = self._live(batch_id) or _Batch(0.0)
-            batch.state.merge(delta)
-            self._put(batch_id, batch.version + 1, batch.state)
-
-        return await commit_with(self._policy, optimistically, register_by_register)
+    async def store_summary(self, batch_id: str, summary: BatchSummary) -> Committed:
+        """See `StateStore.store_summary`; memory makes each summary anew."""
+        return Committed()
 
     async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
         """See `StateStore.ensure_room`."""

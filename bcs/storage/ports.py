@@ -68,6 +68,15 @@ class StateStore(BatchSource, Protocol):
         """
         ...
 
+    async def store_summary(self, batch_id: str, summary: BatchSummary) -> Committed:
+        """Store a summary for other processes, if the batch still has its version.
+
+        After a cancellation the summary is stored or not.
+
+        :raises StoreUnavailable: the summary may be stored or not.
+        """
+        ...
+
     async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
         """Refuse essays for which the batch has no room, before anything is written anywhere.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bcs.actors.asking import ask_with_retry
 from bcs.actors.clocks import Clocks
-from bcs.actors.messages import ApplyFacts, PhaseReport
+from bcs.actors.messages import ApplyFacts, BatchCommand, PhaseReport
 from bcs.actors.runtime import Runtime
 from bcs.domain.facts import Outcome, PhaseReported
 from bcs.domain.reporting import report_time_us
@@ -41,7 +41,7 @@ class PhaseReporter:
     runtime: Runtime
     store: StateStore
     reader: BatchReader
-    batches: DynamicSupervisor[ApplyFacts]
+    batches: DynamicSupervisor[BatchCommand]
     clocks: Clocks
 
     async def report(self, command: ReportPhase) -> None:

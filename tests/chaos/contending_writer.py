@@ -13,6 +13,7 @@ from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.state import delta_of
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
+from tests.integration.stores import ByTransaction
 from tests.support.laws import LAW
 
 READY, GO = b"ready\n", b"go\n"
@@ -32,6 +33,7 @@ class Share:
     facts: int
     writers: int
     writer: int
+    by_transaction: bool
 
     def as_argument(self) -> str:
         """For the command line."""
@@ -67,17 +69,23 @@ def drawn_facts(seed: int, count: int) -> list[Fact]:
     return [draw(number) for number in range(count)]
 
 
-def open_store(redis_url: str, key_prefix: str) -> tuple[RedisGateway, RedisStateStore]:
-    """The store as the service has it by default, its way to commit included."""
+def open_store(
+    redis_url: str, key_prefix: str, *, by_transaction: bool = False
+) -> tuple[RedisGateway, RedisStateStore]:
+    """The store as the service has it by default.
+
+    :param by_transaction: commit as where Redis refuses scripts.
+    """
+    kind = ByTransaction if by_transaction else RedisStateStore
     gateway = RedisGateway(
         redis_url, max_connections=32, deadline_seconds=2.0, breaker_failures=5, breaker_open_seconds=1.0
     )
-    return gateway, RedisStateStore(gateway, law=LAW, key_prefix=key_prefix, ttl_seconds=604_800)
+    return gateway, kind(gateway, law=LAW, key_prefix=key_prefix, ttl_seconds=604_800)
 
 
 async def write(share: Share) -> list[Commit]:
     """Commit the share, each fact on its own."""
-    gateway, store = open_store(share.redis_url, share.key_prefix)
+    gateway, store = open_store(share.redis_url, share.key_prefix, by_transaction=share.by_transaction)
     commits: list[Commit] = []
     try:
         for fact in drawn_facts(share.seed, share.facts)[share.writer :: share.writers]:

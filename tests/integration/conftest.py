@@ -9,6 +9,7 @@ import pytest
 
 from bcs.devtools.servers.embedded import EmbeddedServer, valkey
 from bcs.domain.law import CompletionLaw
+from bcs.domain.progress import BatchSummary
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.postgres.archive import PostgresArchive
@@ -139,6 +140,7 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
         *,
         law: CompletionLaw = LAW,
         backfill: ArchiveBackfill | None = None,
+        summary_made: Callable[[str, BatchSummary], None] = lambda *_: None,
     ) -> RedisStateStore:
         return kind(
             gateway,
@@ -147,6 +149,7 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
             ttl_seconds=ttl_seconds,
             policy=policy,
             backfill=backfill,
+            summary_made=summary_made,
         )
 
     return make

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import pytest
 
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState, delta_of
-from bcs.errors import CommitConflict, StoreUnavailable
+from bcs.errors import StoreUnavailable
+from bcs.storage.ports import Committed
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.support.laws import LAW
@@ -22,11 +24,12 @@ MakeStore = Callable[..., RedisStateStore]
 DELTA = delta_of([EssaysRegistered(("a",), 1, 0), EssayPhaseEnded("nlp", "a", Outcome.COMPLETED, 1)])
 
 
-class FallbackOnly(RedisStateStore):
-    """Loses every optimistic attempt, so that every commit goes by the script."""
+class ByTransaction(RedisStateStore):
+    """Commits as where Redis refuses scripts."""
 
-    async def _write(self, *_: object) -> bool:
-        raise CommitConflict("b")
+    async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+        self._scripts_refused_until = inf
+        return await super().commit(batch_id, delta)
 
 
 def completed(essay: str, at_us: int = 1, phase: str = "spellcheck") -> EssayPhaseEnded:

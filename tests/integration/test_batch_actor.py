@@ -14,7 +14,7 @@ import pytest
 
 from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
 from bcs.actors.dead_letters import DeadLetters
-from bcs.actors.messages import ApplyFacts, DeliveryToken, MessageAcked, PhaseReport
+from bcs.actors.messages import ApplyFacts, BatchCommand, DeliveryToken, MessageAcked, PhaseReport
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
 from bcs.domain.history import FactsRecorded, HistoryEntry
@@ -93,7 +93,7 @@ def supervisor_of(
     archive_client: Any = None,
     observer: Recorder | None = None,
     intensity: RestartIntensity = OFTEN,
-) -> DynamicSupervisor[ApplyFacts]:
+) -> DynamicSupervisor[BatchCommand]:
     runtime = runtime_with(retry_maximum_seconds=0.1)
     actor = BatchActor(
         runtime=runtime,

@@ -163,10 +163,11 @@ async def test_nothing_is_written_not_even_a_summary_that_is_missing(
     service: RunningService, told: str, gateway: RedisGateway
 ) -> None:
     keys = BatchKeys(service.service.settings.redis_key_prefix, told)
-    await gateway.call(("DEL", keys.summaries))
+    before = await gateway.call(("HGETALL", keys.facts))
     ran = await bcs("batches", "show", told, "--json", **settings_of(service))
     assert len(ran.json["phases"]) == 4
-    assert await gateway.call(("EXISTS", keys.summaries)) == [0]
+    assert await gateway.call(("HGETALL", keys.facts)) == before
+    assert await gateway.call(("KEYS", f"{keys.stem}*")) == [[keys.facts.encode()]]
 
 
 async def test_without_redis_it_fails_with_one_line(batch: str) -> None:

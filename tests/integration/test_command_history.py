@@ -124,15 +124,15 @@ async def test_a_copy_of_another_redis_is_not_shown_without_the_archive(
     redis = "another" if written_by_another else identity
     await in_redis(gateway).commit(batch, delta_of([EssaysRegistered(("e1",), 1, AT_US), spellchecked("e1")]))
     keys = BatchKeys(redis_key_prefix, batch)
-    await gateway.call(("HSET", keys.meta, "complete_stamp", f"1 {redis}/archive"))
-    before = await gateway.call(("HGETALL", keys.meta), ("HGETALL", keys.summaries))
+    await gateway.call(("HSET", keys.facts, "complete", f"{redis}/archive"))
+    before = await gateway.call(("HGETALL", keys.facts), ("KEYS", f"{keys.stem}*"))
     found = {"BCS_REDIS_URL": redis_url, "BCS_REDIS_KEY_PREFIX": redis_key_prefix}
     away = f"postgresql://127.0.0.1:{free_port()}/db"
     for command in (["batches", "show", batch], ["resolve", batch, "spellcheck", "--offline"]):
         ran = await bcs(*command, **found, BCS_DATABASE_URL=away)
         assert ran.exit_code == (1 if written_by_another else 0), ran.error
         assert ("Redis has changed" in ran.error) == written_by_another
-    assert await gateway.call(("HGETALL", keys.meta), ("HGETALL", keys.summaries)) == before, "commands write nothing"
+    assert await gateway.call(("HGETALL", keys.facts), ("KEYS", f"{keys.stem}*")) == before, "commands write nothing"
 
 
 async def test_commands_do_not_write_to_the_archive_what_only_redis_has(

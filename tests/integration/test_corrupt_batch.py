@@ -27,7 +27,7 @@ PROMPT_SECONDS = 2.0
 @pytest.fixture
 async def bad(unique_name: Callable[[str], str], gateway: RedisGateway, service: RunningService) -> str:
     batch = unique_name("bad")
-    await gateway.call(("SET", BatchKeys(service.service.settings.redis_key_prefix, batch).meta, "junk"))
+    await gateway.call(("SET", BatchKeys(service.service.settings.redis_key_prefix, batch).facts, "junk"))
     return batch
 
 

@@ -84,7 +84,7 @@ async def store_in_redis(redis: Any, words: dict[str, str]) -> None:
     for stored in json.loads((DATA / "stored_v0002.json").read_text()):
         await redis.execute_command(*map(part, stored))
     for batch in BATCHES:
-        for key in BatchKeys(words["<prefix>"], batch).all:
+        for key in BatchKeys(words["<prefix>"], batch).former:
             await redis.pexpire(key, TTL_MS)
 
 
@@ -158,8 +158,10 @@ async def test_a_service_starts_on_the_data_of_the_build_before(
         assert await orchestrator.to_run(STAMPED_TOO_EARLY) == ["spellcheck", "ai_feedback"], (
             "the former stamp does not count"
         )
-        [stamped, own] = await redis.hmget(BatchKeys(prefix, COMPLETE).meta, "whole", "complete_stamp")
-        assert own.decode().partition(" ")[2] == stamped.decode().partition(" ")[2]
+        for batch in BATCHES:
+            keys = BatchKeys(prefix, batch)
+            assert not await redis.exists(*keys.former), "it was taken over"
+            assert await redis.hget(keys.facts, "complete") == f"{words['<redis>']}/{words['<archive>']}".encode()
 
         shown = (await orchestrator.get(f"/internal/v1/batches/{COMPLETE}")).json
         [nlp] = [phase for phase in shown["phases"] if phase["phase"] == "nlp"]
@@ -213,12 +215,13 @@ async def test_what_waits_in_the_former_queue_counts_before_a_batch_is_stamped(
     database_url: str, redis_url: str, redis: Any, prefix: str
 ) -> None:
     await store_in_postgresql(database_url)
-    await store_in_redis(redis, {"<prefix>": prefix, **await identities(redis_url, database_url)})
+    words = await identities(redis_url, database_url)
+    await store_in_redis(redis, {"<prefix>": prefix, **words})
     async with stores(redis_url, database_url, prefix) as opened:
         assert opened.archive
         await opened.archive.postgres.probe(10)
         assert not (await opened.store.summary(STAMPED_TOO_EARLY)).complete("spellcheck")
-        assert await redis.hget(BatchKeys(prefix, STAMPED_TOO_EARLY).meta, "complete_stamp") is None
+        assert await redis.hget(BatchKeys(prefix, STAMPED_TOO_EARLY).facts, "complete") == words["<redis>"].encode()
         away = StoreUnavailable("redis", "away")
         assert not opened.archive.can_answer_for_redis(away)
         former = opened.archive.former_backlog
@@ -237,10 +240,10 @@ async def test_a_former_stamp_of_another_redis_gets_no_answer_without_postgresql
             identity = session.peer.identity
         words = {"<prefix>": prefix, "<redis>": "another" if another else identity, "<archive>": "1.00000001"}
         await store_in_redis(redis, words)
-        for _ in range(2):  # by the summary, and by the batch itself
+        for _ in range(2):  # before and after it is taken over
             if another:
                 with pytest.raises(StoreUnavailable, match="Redis has changed"):
                     await opened.store.summary(COMPLETE)
             else:
                 assert (await opened.store.summary(COMPLETE)).complete("spellcheck")
-            await redis.delete(BatchKeys(prefix, COMPLETE).summaries)
+        assert await redis.exists(*BatchKeys(prefix, COMPLETE).former) == (2 if another else 0)

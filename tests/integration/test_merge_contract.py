@@ -1,4 +1,4 @@
-"""One merge law in Python, in memory, in Redis in two ways, and in SQL.
+"""One merge law in Python, in memory, in Redis by script and by transaction, and in SQL.
 
 `RULES` says the law in cases, and so holds the Python model itself. What is made up from many facts at once is held to
 the model: whatever their order, however often they come, and in whatever groups.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,19 +26,20 @@ from bcs.domain.facts import (
 )
 from bcs.domain.progress import BatchSummary
 from bcs.domain.state import BatchState, Ending, Expected, Mark, delta_of
-from bcs.storage.committing import CommitPolicy
+from bcs.domain.times import LATEST_US
 from bcs.storage.memory import MemoryStateStore
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
-from tests.integration.stores import FallbackOnly, MakeStore, completed, failed, same_but_for_the_version
+from tests.integration.stores import ByTransaction, MakeStore, completed, failed, same_but_for_the_version
 from tests.support.laws import LAW
 
 pytestmark = pytest.mark.anyio
 
 C, F = Outcome.COMPLETED, Outcome.FAILED
 # Ties, neighbours, other lengths, bytes with the highest bit, numbers that Lua's doubles can't tell apart.
-TIMES = [0, 1, 9, 10, 99, 100, 127, 128, 255, 256, 2**53, 2**53 + 1, 2**63 - 1]
+TIMES = [0, 1, 9, 10, 99, 100, 127, 128, 255, 256, 2**53, 2**53 + 1, LATEST_US]
 COUNTS = [0, 1, 9, 10, 2**53, 2**53 + 1, 10**20]
 # As long as the other's beginning, of more than one byte, and with what stands between the parts of a field's name.
 STATUSES = ["cancelled", "completed", "completed_successfully", "completed_with_failures", "ä", "z:1:😀"]
@@ -55,7 +56,13 @@ ESSAYS = [
     "expected",
     "version",
     "slot:nlp",
+    "slots",
+    "complete",
+    "essays",
     "report:nlp",
+    "00000001-6f2c-4d3a-9b1e-5c7d8e9f0a1b",
+    "00000001-6F2C-4D3A-9B1E-5C7D8E9F0A1B",
+    "000000016f2c4d3a9b1e5c7d8e9f0a1b----",
     "",
 ]
 PHASES = ["nlp", "cj_assessment"]
@@ -134,14 +141,7 @@ def in_sql(archive: PostgresArchive) -> Storage:
     return Storage([add_states], archive.state)
 
 
-@pytest.fixture
-def by_script(gateway: RedisGateway, in_redis: MakeStore) -> FallbackOnly:
-    store = in_redis(gateway, CommitPolicy(attempts=1), ttl_seconds=90, kind=FallbackOnly)
-    assert isinstance(store, FallbackOnly)
-    return store
-
-
-@pytest.fixture(params=["python", "memory", "redis", "script", "both", "sql"])
+@pytest.fixture(params=["python", "memory", "script", "transaction", "both", "sql"])
 def storage(request: pytest.FixtureRequest) -> Storage:
     if request.param == "python":
         return in_python()
@@ -150,9 +150,11 @@ def storage(request: pytest.FixtureRequest) -> Storage:
     if request.param == "sql":
         return in_sql(request.getfixturevalue("archive"))
     gateway, make = request.getfixturevalue("gateway"), request.getfixturevalue("in_redis")
-    store, script = make(gateway), request.getfixturevalue("by_script")
-    commits = {"redis": [store.commit], "script": [script.commit], "both": [script.commit, store.commit]}
-    return Storage(commits[request.param], store.state, store.summary)
+    by_script, by_transaction = make(gateway), make(gateway, kind=ByTransaction)
+    commits = {"script": [by_script.commit], "transaction": [by_transaction.commit]}
+    return Storage(
+        commits.get(request.param, [by_script.commit, by_transaction.commit]), by_script.state, by_script.summary
+    )
 
 
 def mark(outcome: Outcome, at_us: int) -> BatchState:
@@ -265,18 +267,36 @@ async def test_many_batches_in_one_statement_are_merged_each_for_itself(archive:
         assert await archive.state(batch_id) == merged
 
 
-async def test_the_script_drops_the_summaries_counts_up_and_renews_everything(
-    gateway: RedisGateway, in_redis: MakeStore, by_script: FallbackOnly, redis_key_prefix: str
+async def test_a_commit_counts_up_and_renews_the_time_to_live(
+    gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str
 ) -> None:
-    keys, store = BatchKeys(redis_key_prefix, "b"), in_redis(gateway)
-    await store.commit("b", delta_of([completed("a", 1, "nlp"), EssaysRegistered(("a",), 1, 0)]))
-    assert (await store.summary("b")).complete("nlp")
-    await by_script.commit("b", delta_of([failed("a", 1, "nlp")]))
-    replies = await gateway.call(("MULTI",), *(("PTTL", name) for name in keys.all), ("EXEC",))
-    assert replies[-1][0] == -2
-    assert len(set(replies[-1][1:])) == 1
-    assert 80_000 < replies[-1][1] <= 90_000
-    assert await gateway.call(("HGET", keys.meta, "version")) == [b"2"]
-    summary = await store.summary("b")
-    assert not summary.complete("nlp")
-    assert same_but_for_the_version(summary, await store.state("b"))
+    keys = BatchKeys(redis_key_prefix, "b")
+    versions: list[int] = []
+    for kind, change in product((RedisStateStore, ByTransaction), (failed("a", 1, "nlp"), completed("a", 2, "nlp"))):
+        store = in_redis(gateway, ttl_seconds=90, kind=kind)
+        await store.commit("b", delta_of([completed("a", 1, "nlp"), EssaysRegistered(("a",), 1, 0)]))
+        await gateway.call(("PEXPIRE", keys.facts, 1000))
+        await store.commit("b", delta_of([change]))
+        version, ttl_ms = await gateway.call(("HGET", keys.facts, "version"), ("PTTL", keys.facts))
+        assert 80_000 < ttl_ms <= 90_000
+        versions.append(int(version))
+        summary = await store.summary("b")
+        assert summary.version == int(version)
+        assert same_but_for_the_version(summary, await store.state("b"))
+    assert versions[0] + 1 == versions[1], "a change counts up"
+    assert set(versions[1:]) == {versions[1]}, "facts that are known already change nothing"
+
+
+@pytest.mark.parametrize("kind", [RedisStateStore, ByTransaction])
+async def test_a_batch_that_comes_again_repeats_no_version(
+    gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, kind: type[RedisStateStore]
+) -> None:
+    keys, store = BatchKeys(redis_key_prefix, "b"), in_redis(gateway, kind=kind)
+    versions: list[int] = []
+    for _ in range(2):
+        for at_us in range(1, 4):
+            await store.commit("b", delta_of([completed("a", at_us)]))
+            versions.append((await store.summary("b")).version)
+        await gateway.call(("DEL", keys.facts))
+        assert await store.summary("b") == BatchSummary()
+    assert sorted(set(versions)) == versions

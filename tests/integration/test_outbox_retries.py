@@ -206,4 +206,4 @@ async def test_a_fact_whose_place_in_the_queue_is_unknown_waits_there_once(
 
 
 async def knows(setup: ServiceWithArchive, batch: str) -> bool:
-    return bool(await setup.redis.hlen(BatchKeys("bcs:", batch).essays))
+    return bool(await setup.redis.hlen(BatchKeys("bcs:", batch).facts))

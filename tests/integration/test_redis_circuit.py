@@ -10,11 +10,21 @@ import anyio
 import pytest
 
 from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.domain.state import delta_of
 from bcs.errors import StoreUnavailable
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
-from tests.integration.stores import DELTA, FallbackOnly, MakeGateway, MakeStore, echo, fails, until_it_answers
+from tests.integration.stores import (
+    DELTA,
+    ByTransaction,
+    MakeGateway,
+    MakeStore,
+    completed,
+    echo,
+    fails,
+    until_it_answers,
+)
 from tests.support.fault_proxy import FaultProxy
 from tests.support.waiting import wait_until
 
@@ -243,7 +253,7 @@ async def make_locked(control: RedisGateway) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "fallback"),
+    ("spoil", "by_transaction"),
     [(make_replica, False), (make_replica, True), (make_full, False), (make_locked, False), (make_locked, True)],
 )
 async def test_a_server_that_refuses_writes_is_unavailable_and_not_corrupt(
@@ -251,16 +261,16 @@ async def test_a_server_that_refuses_writes_is_unavailable_and_not_corrupt(
     private_valkey: EmbeddedServer,
     in_redis: MakeStore,
     spoil: Callable[[RedisGateway], Awaitable[None]],
-    fallback: bool,
+    by_transaction: bool,
 ) -> None:
     gateway = make_gateway(private_valkey.address, deadline=5, failures=2)
-    kind = FallbackOnly if fallback else RedisStateStore
+    kind = ByTransaction if by_transaction else RedisStateStore
     store = in_redis(gateway, CommitPolicy(attempts=1), kind=kind)
     await store.commit("b", DELTA)
     await spoil(make_gateway(private_valkey.address, deadline=5))
-    for _ in range(2):
+    for at_us in range(2):
         with pytest.raises(StoreUnavailable):
-            await store.commit("b", DELTA)
+            await store.commit("b", delta_of([completed("another", at_us)]))
 
 
 async def test_a_server_that_is_busy_with_a_script_is_out_of_reach(

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn
 
+import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.crc import key_slot
-from redis.exceptions import ResponseError
 
-from bcs.domain.facts import EssaysRegistered, Fact, PhaseOutcome
+from bcs.domain.facts import EssaysRegistered, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState, delta_of
@@ -20,16 +20,15 @@ from bcs.errors import StoreCorrupted
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.ports import Committed
 from bcs.storage.redis.batch_codec import BatchKeys
-from bcs.storage.redis.batch_commands import merge
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.errors import CORRUPT, code_of
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.wire.published import OutboundMessage
 from tests.integration.stores import (
     BREAKER_FAILURES,
     PHASES,
+    ByTransaction,
     MakeStore,
     completed,
     failed,
@@ -95,7 +94,17 @@ class InRedis:
         return BatchKeys(self.prefix, batch_id)
 
     def all_keys(self, batch_id: str) -> list[str]:
-        return list(self.keys(batch_id).all)
+        keys = self.keys(batch_id)
+        return [keys.facts, keys.summary(LAW.fingerprint)]
+
+    async def made(self, batch_id: str, law: CompletionLaw = LAW) -> BatchSummary:
+        """A summary that is made and stored."""
+        summaries: list[tuple[str, BatchSummary]] = []
+        maker = self.make(self.other_gateway, law=law, summary_made=lambda *made: summaries.append(made))
+        await maker.summary(batch_id)
+        for made in summaries:
+            assert await maker.store_summary(*made) == Committed()
+        return summaries[-1][1]
 
     async def run(self, *commands: Command) -> list[Any]:
         return await self.other_gateway.call(*commands)
@@ -108,23 +117,14 @@ class InRedis:
     async def expire_in(self, batch_id: str, milliseconds: int) -> None:
         await self.run(*(("PEXPIRE", key, milliseconds) for key in self.all_keys(batch_id)))
 
-    def fall_back(self) -> RedisStateStore:
-        """A store whose every optimistic attempt loses."""
-
-        async def touch() -> None:
-            await self.rival.commit("b", BatchState())
-
-        self.gateway.rival = touch
-        return self.make(self.gateway, CommitPolicy(attempts=2, first_wait_seconds=0.001))
-
 
 @pytest.fixture
 def redis(gateways: list[RacingGateway], in_redis: MakeStore, redis_key_prefix: str) -> InRedis:
     return InRedis(gateways, in_redis, redis_key_prefix)
 
 
-def never() -> NoReturn:
-    raise AssertionError("it writes")
+def never(*_: object) -> NoReturn:
+    raise AssertionError("it writes, or makes a summary")
 
 
 EVERYTHING = delta_of([EssaysRegistered(("a",), 1, 0), *(completed("a", 1, phase) for phase in PHASES)])
@@ -140,24 +140,12 @@ async def test_every_lost_attempt_is_counted_and_the_rival_s_facts_are_kept(redi
             await redis.rival.commit("b", delta_of(written[-1:]))
 
     redis.gateway.rival = write
-    store = redis.make(redis.gateway, CommitPolicy(attempts=3, first_wait_seconds=0.001))
+    store = redis.make(redis.gateway, CommitPolicy(attempts=3, first_wait_seconds=0.001), kind=ByTransaction)
     mine: list[Fact] = [completed("a", 10, "nlp"), completed("mine"), EssaysRegistered(("a", "mine"), 2, 5)]
     assert await store.commit("b", delta_of(mine)) == Committed(conflicts=losses, fallback=losses == 3)
     redis.gateway.rival = None
     assert await store.state("b") == delta_of([*mine, *written])
     assert same_but_for_the_version(await store.summary("b"), delta_of([*mine, *written]))
-
-
-async def test_every_write_renews_all_keys_together(redis: InRedis) -> None:
-    await redis.store.commit("b", EVERYTHING)
-    assert len(await redis.ttls_ms("b")) == 3
-    for store in (redis.store, redis.fall_back()):
-        await redis.expire_in("b", 10_000)
-        await store.commit("b", delta_of([completed("a")]))
-        redis.gateway.rival = None
-        ttls = await redis.ttls_ms("b")
-        assert len(set(ttls)) == 1, ttls
-        assert 50_000 < ttls[0] <= 60_000
 
 
 async def test_expiry_forgets_the_batch_whole(redis: InRedis) -> None:
@@ -175,99 +163,189 @@ async def test_expiry_forgets_the_batch_whole(redis: InRedis) -> None:
     assert await redis.run(("EXISTS", *redis.all_keys("b"))) == [0]
 
 
-async def test_a_deleted_summary_is_rebuilt(redis: InRedis) -> None:
+async def test_a_summary_is_made_once_for_all_processes(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
-    await redis.run(("DEL", redis.keys("b").summaries))
-    rebuilt = await redis.store.summary("b")
-    assert same_but_for_the_version(rebuilt, EVERYTHING)
-    assert rebuilt.version == 1  # to make it anew is no commit
-    assert await redis.run(("EXISTS", redis.keys("b").summaries)) == [1]
-    assert await redis.rival.summary("b") == rebuilt
+    made = await redis.made("b")
+    assert same_but_for_the_version(made, EVERYTHING)
+    assert await redis.make(redis.gateway, summary_made=never).summary("b") == made
+    await redis.run(("DEL", redis.all_keys("b")[1]))
+    with pytest.raises(AssertionError):
+        await redis.make(redis.gateway, summary_made=never).summary("b")
+    assert await redis.made("b") == made, "to make a summary is no change"
 
 
-async def test_a_rebuilt_summary_expires_with_the_rest_of_the_batch(redis: InRedis) -> None:
+async def test_a_process_keeps_the_summary_that_it_made(redis: InRedis) -> None:
+    summaries: list[BatchSummary] = []
+    store = redis.make(redis.gateway, summary_made=lambda _, made: summaries.append(made))
+    await redis.store.commit("b", EVERYTHING)
+    assert [await store.summary("b") for _ in range(3)] == summaries * 3
+    await redis.rival.commit("b", delta_of([failed("a", 9, "nlp")]))
+    assert not (await store.summary("b")).complete("nlp"), "another process has changed the batch"
+    assert len(summaries) == 2
+
+
+async def test_a_stored_summary_expires_with_the_batch(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
     await redis.expire_in("b", 20_000)
-    await redis.run(("DEL", redis.keys("b").summaries))
-    await redis.store.summary("b")
+    await redis.made("b")
     ttls = await redis.ttls_ms("b")
-    assert len(ttls) == 3
-    assert max(ttls) - min(ttls) < 1000, ttls
+    assert len(ttls) == 2
+    assert ttls[0] - 1000 < ttls[1] <= ttls[0]
 
 
-async def test_a_batch_that_expires_during_a_summary_leaves_no_keys(redis: InRedis) -> None:
+async def test_a_batch_that_expires_while_its_summary_is_stored_leaves_no_key(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
-    await redis.run(("DEL", redis.keys("b").summaries))
+    summary = await redis.store.summary("b")
 
     async def expire() -> None:
         redis.gateway.rival = None
         await redis.run(("DEL", *redis.all_keys("b")))
 
-    redis.gateway.rival = expire  # between what is read of the batch and what is written
+    redis.gateway.rival = expire
+    assert await redis.store.store_summary("b", summary) == Committed(conflicts=1)
+    assert await redis.ttls_ms("b") == []
     assert await redis.store.summary("b") == BatchSummary()
-    assert redis.gateway.rival is None
-    assert -1 not in await redis.ttls_ms("b")
 
 
-async def test_a_writer_that_comes_between_reading_and_rebuilding_wins(redis: InRedis) -> None:
+async def test_an_outdated_summary_is_not_stored(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
-    await redis.run(("DEL", redis.keys("b").summaries))
-    later = delta_of([failed("a", 9)])
+    summary, later = await redis.store.summary("b"), delta_of([failed("a", 9)])
 
     async def write() -> None:
         redis.gateway.rival = None
         await redis.rival.commit("b", later)
 
     redis.gateway.rival = write
-    await redis.store.summary("b")
+    assert await redis.store.store_summary("b", summary) == Committed(conflicts=1)
+    assert len(await redis.ttls_ms("b")) == 1
     expected = EVERYTHING.copy()
     expected.merge(later)
     assert same_but_for_the_version(await redis.store.summary("b"), expected)
 
 
-FOREIGN: dict[str, tuple[str, tuple[str | bytes, ...]]] = {
-    "a string for essays": ("essays", ("SET", "x")),
-    "a list for essays": ("essays", ("RPUSH", "x")),
-    "a set for essays": ("essays", ("SADD", "x")),
-    "a string for the rest": ("batch", ("SET", "x")),
-    "a record that is empty": ("essays", ("HSET", "a", "")),
-    "a record that is cut off": ("essays", ("HSET", "a", "1234567")),
-    "a record with half a mark": ("essays", ("HSET", "a", "12345678c123")),
-    "a record with a mark for no phase": ("essays", ("HSET", "a", "12345678c12345678")),
-    "an essay that is not UTF-8": ("essays", ("HSET", b"\xff", "12345678")),
-    "a report of no time": ("batch", ("HSET", "report:nlp", "c")),
-    "a report of no outcome": ("batch", ("HSET", "report:nlp", "x12")),
-    "an outcome of no time": ("batch", ("HSET", "outcome:nlp:", ":0:cancelled")),
-    "an outcome for somebody": ("batch", ("HSET", "outcome:nlp:", "12:2:cancelled")),
-    "an outcome without a status": ("batch", ("HSET", "outcome:nlp:", "12:0")),
-    "an invalidation of no time": ("batch", ("HSET", "invalid:nlp:a", "")),
-    "an expectation of no count": ("batch", ("HSET", "expected", "12")),
-    "a version that is no number": ("batch", ("HSET", "version", "new")),
-    "a slot that is no number": ("batch", ("HSET", "slot:nlp", "first")),
-    "a slot that leaves one out": ("batch", ("HSET", "slot:nlp", "1")),
+@pytest.mark.parametrize("losses", [1, 2, 3])
+async def test_a_summary_is_given_up_after_all_attempts(redis: InRedis, losses: int) -> None:
+    renewals = 0
+
+    async def renew() -> None:
+        nonlocal renewals
+        if renewals < losses:
+            renewals += 1
+            await redis.rival.commit("b", EVERYTHING)  # it changes nothing but the time to live
+
+    store = redis.make(redis.gateway, CommitPolicy(attempts=3, first_wait_seconds=0.001))
+    await store.commit("b", EVERYTHING)
+    summary = await store.summary("b")
+    redis.gateway.rival = renew
+    assert await store.store_summary("b", summary) == Committed(conflicts=losses, fallback=losses == 3)
+    assert len(await redis.ttls_ms("b")) == (1 if losses == 3 else 2)
+
+
+async def test_a_script_that_redis_has_lost_is_sent_again(redis: InRedis) -> None:
+    for at_us in (1, 2):
+        await redis.run(("SCRIPT", "FLUSH"))
+        assert await redis.store.commit("b", delta_of([completed("a", at_us)])) == Committed()
+        assert await redis.store.commit("b", delta_of([completed("b", at_us)])) == Committed()
+    told = [completed(essay, at_us) for essay in "ab" for at_us in (1, 2)]
+    assert await redis.store.state("b") == delta_of(told)
+    assert redis.gateway.problem == ""
+
+
+async def test_where_redis_refuses_scripts_facts_are_committed_by_transaction(
+    redis: InRedis, make_gateway: Callable[..., Any], redis_url: str, unique_name: Callable[[str], str]
+) -> None:
+    user = unique_name("user")
+    await redis.run(("ACL", "SETUSER", user, "on", "nopass", "~*", "+@all", "-@scripting"))
+    try:
+        gateway = make_gateway(redis_url.replace("://", f"://{user}:any@"), deadline=5)
+        store = redis.make(gateway)
+        for at_us in (1, 2):
+            assert await store.commit("b", delta_of([completed("a", at_us)])) == Committed()
+        assert await redis.rival.state("b") == delta_of([completed("a", 1), completed("a", 2)])
+        assert "'evalsha'" in gateway.problem
+        assert gateway.circuit == "closed"
+    finally:
+        await redis.run(("ACL", "DELUSER", user))
+
+
+async def test_a_lost_connection_is_not_noticed_by_a_commit(redis: InRedis) -> None:
+    await redis.store.commit("b", EVERYTHING)
+    [shared] = [
+        line for line in (await redis.run(("CLIENT", "LIST")))[0].decode().splitlines() if " cmd=evalsha " in line
+    ]
+    await redis.run(("CLIENT", "PAUSE", 50, "WRITE"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(redis.store.commit, "b", delta_of([completed("b", 7)]))
+        await anyio.sleep(0.01)
+        await redis.run(("CLIENT", "KILL", "ID", shared.split()[0].removeprefix("id=")))
+    assert (await redis.store.state("b")).first_seen_us == {"a": 0, "b": 7}
+
+
+FOREIGN: dict[str, tuple[str | bytes, ...]] = {
+    "a string": ("SET", "x"),
+    "a list": ("RPUSH", "x"),
+    "a set": ("SADD", "x"),
+    "a row that is empty": ("HSET", "ta", ""),
+    "a row that is cut off": ("HSET", "ta", "1234567"),
+    "a row with half a mark": ("HSET", "ta", "123456781234"),
+    "a row with a mark for no slot": ("HSET", "ta", "1234567812345678"),
+    "a report of no time": ("HSET", "report:nlp", "c"),
+    "a report of no outcome": ("HSET", "report:nlp", "x12"),
+    "an outcome of no time": ("HSET", "outcome:nlp:", ":0:cancelled"),
+    "an outcome for somebody": ("HSET", "outcome:nlp:", "12:2:cancelled"),
+    "an outcome without a status": ("HSET", "outcome:nlp:", "12:0"),
+    "an invalidation of no time": ("HSET", "invalid:nlp:a", ""),
+    "an expectation of no count": ("HSET", "expected", "12"),
+    "a version that is no number": ("HSET", "version", "new"),
+    "a slot that is no number": ("HSET", "slot:nlp", "first"),
+    "a slot that leaves one out": ("HSET", "slot:nlp", "1", "slots", "1"),
+    "a number of slots that is none": ("HSET", "slots", "some"),
+    "a number of essays that is none": ("HSET", "essays", "some"),
 }
+# Facts about every register in FOREIGN: a commit notices only what it touches.
+TOUCHING = delta_of(
+    [
+        EssaysRegistered(("a",), 1, 0),
+        *(completed("a", 1, phase) for phase in PHASES),
+        PhaseReported("nlp", Outcome.COMPLETED, 5),
+        PhaseInvalidated("nlp", "a", 1),
+        PhaseOutcome("nlp", "cancelled", completed=(), failed=(), speaks_for_all=False, at_us=13),
+    ]
+)
 
 
+@pytest.mark.parametrize("kind", [RedisStateStore, ByTransaction])
 @pytest.mark.parametrize("foreign", FOREIGN)
-async def test_what_bcs_did_not_write_is_reported_and_harms_no_other_batch(redis: InRedis, foreign: str) -> None:
-    async def commit_everything(batch_id: str) -> Committed:
-        return await redis.store.commit(batch_id, EVERYTHING)
+async def test_what_bcs_did_not_write_is_reported_and_harms_no_other_batch(
+    redis: InRedis, foreign: str, kind: type[RedisStateStore]
+) -> None:
+    store = redis.make(redis.gateway, kind=kind)
 
-    suffix, (command, *arguments) = FOREIGN[foreign]
-    key = f"{redis.keys('b').stem}:{suffix}"
-    await redis.store.commit("other", EVERYTHING)
-    await redis.run((command, key, *arguments), ("PEXPIRE", key, 60_000))
+    async def commit(batch_id: str) -> Committed:
+        return await store.commit(batch_id, TOUCHING)
+
+    command, *arguments = FOREIGN[foreign]
+    key = redis.keys("b").facts
+    await store.commit("other", EVERYTHING)
+    beginning: list[Command] = [("HSET", key, "version", 1)] if command == "HSET" else []
+    await redis.run(*beginning, (command, key, *arguments), ("PEXPIRE", key, 60_000))
     before = await redis.run(("DUMP", key))
     for _ in range(BREAKER_FAILURES + 1):
-        uses: list[Callable[[str], Awaitable[object]]] = [redis.store.state, redis.store.summary, commit_everything]
+        uses: list[Callable[[str], Awaitable[object]]] = [store.state, store.summary, commit]
         for use in uses:
             with pytest.raises(StoreCorrupted) as refusal:
                 await use("b")
             assert redis.keys("b").stem in str(refusal.value)
     assert await redis.run(("DUMP", key)) == before
     assert redis.gateway.circuit == "closed"
-    assert await redis.store.state("other") == EVERYTHING
-    assert await redis.store.summary("other") == summarize(EVERYTHING, LAW, 1)
+    assert await store.state("other") == EVERYTHING
+    assert same_but_for_the_version(await store.summary("other"), EVERYTHING)
+
+
+async def test_an_essay_that_is_not_utf_8_is_reported_where_its_name_is_needed(redis: InRedis) -> None:
+    await redis.run(("HSET", redis.keys("b").facts, b"t\xff", "12345678"))
+    with pytest.raises(StoreCorrupted):
+        await redis.store.state("b")
 
 
 @pytest.mark.parametrize(
@@ -287,24 +365,21 @@ async def test_what_bcs_did_not_write_is_reported_and_harms_no_other_batch(redis
     ],
     ids=lambda text: repr(text[:60]),
 )
-async def test_a_foreign_summary_is_reported_and_replaced_by_the_next_commit(redis: InRedis, text: bytes) -> None:
+async def test_a_foreign_summary_is_logged_and_replaced(
+    redis: InRedis, text: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     await redis.store.commit("b", EVERYTHING)
-    await redis.run(("HSET", redis.keys("b").summaries, LAW.fingerprint, text))
-    for _ in range(BREAKER_FAILURES + 1):
-        with pytest.raises(StoreCorrupted):
-            await redis.store.summary("b")
-    assert redis.gateway.circuit == "closed"
-    await redis.store.commit("b", BatchState())
-    assert await redis.store.summary("b") == summarize(EVERYTHING, LAW, 2)
+    await redis.run(("SET", redis.all_keys("b")[1], text))
+    assert same_but_for_the_version(await redis.made("b"), EVERYTHING)
+    assert [record.msg for record in caplog.records if record.name == "bcs.redis"] == ["summary_unreadable"]
+    assert same_but_for_the_version(await redis.make(redis.gateway, summary_made=never).summary("b"), EVERYTHING)
 
 
-async def test_summaries_that_are_no_hash_are_reported_and_replaced(redis: InRedis) -> None:
+async def test_a_summary_of_another_type_is_replaced(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
-    await redis.run(("SET", redis.keys("b").summaries, "x", "PX", 60_000))
-    with pytest.raises(StoreCorrupted):
-        await redis.store.summary("b")
-    await redis.store.commit("b", BatchState())
-    assert await redis.store.summary("b") == summarize(EVERYTHING, LAW, 2)
+    await redis.run(("RPUSH", redis.all_keys("b")[1], "x"))
+    assert same_but_for_the_version(await redis.made("b"), EVERYTHING)
+    assert same_but_for_the_version(await redis.make(redis.gateway, summary_made=never).summary("b"), EVERYTHING)
 
 
 async def test_a_list_without_its_outcome_is_reported(redis: InRedis) -> None:
@@ -318,7 +393,7 @@ async def test_a_list_without_its_outcome_is_reported(redis: InRedis) -> None:
             ]
         ),
     )
-    assert await redis.run(("HDEL", redis.keys("b").meta, "outcome:nlp:k")) == [1]
+    assert await redis.run(("HDEL", redis.keys("b").facts, "outcome:nlp:k")) == [1]
     with pytest.raises(StoreCorrupted):
         await redis.store.state("b")
 
@@ -328,34 +403,16 @@ SETTLED = CompletionLaw({"spellcheck": (), "nlp": ()}, {"nlp": CompleteWhen.EVER
 
 async def test_stores_with_different_laws_keep_a_summary_each(redis: InRedis) -> None:
     """As there are during a deployment: neither makes the other's summary anew at every read, nor answers by it."""
-    stores = {law: redis.make(redis.gateway, law=law) for law in (LAW, SETTLED)}
-    keys, known = redis.keys("b"), delta_of([EssaysRegistered(("a", "b"), 2, 0), completed("a", 1, "nlp")])
-    known.merge(delta_of([failed("b", 1, "nlp")]))
-    await stores[LAW].commit("b", known)
-    for attempt in range(3):
-        for law, store in stores.items():
-            assert await store.summary("b") == summarize(known, law, 1)
-            assert (await store.summary("b")).complete("nlp") is (law is SETTLED)
-        if attempt == 0:
-            kept = await redis.run(("HGETALL", keys.summaries), ("DUMP", keys.summaries))
-            assert set(kept[0][::2]) == {law.fingerprint.encode() for law in stores}
-            # From now on nothing is written: not even a write that changes nothing, and that WATCH would see.
-            redis.gateway.session = never  # type: ignore[method-assign]
-    assert await redis.run(("HGETALL", keys.summaries), ("DUMP", keys.summaries)) == kept
-
-
-async def test_a_commit_leaves_no_summary_of_an_older_version(redis: InRedis) -> None:
-    stores = [redis.make(redis.gateway, law=law) for law in (LAW, SETTLED)]
-    known = delta_of([EssaysRegistered(("a",), 1, 0), completed("a", 1, "nlp")])
-    await stores[0].commit("b", known)
-    assert (await stores[1].summary("b")).complete("nlp")
-    change = delta_of([failed("a", 2, "nlp")])
-    await stores[0].commit("b", change)
-    assert not (await stores[1].summary("b")).complete("nlp")
-    await redis.fall_back().commit("b", delta_of([completed("a", 3, "nlp")]))
-    redis.gateway.rival = None
-    for store in stores:
-        assert (await store.summary("b")).complete("nlp")
+    known = delta_of([EssaysRegistered(("a", "b"), 2, 0), completed("a", 1, "nlp"), failed("b", 1, "nlp")])
+    await redis.store.commit("b", known)
+    made = {law: await redis.made("b", law) for law in (LAW, SETTLED)}
+    for law, summary in made.items():
+        assert summary == summarize(known, law, summary.version)
+        assert summary.complete("nlp") is (law is SETTLED)
+        assert await redis.make(redis.gateway, law=law, summary_made=never).summary("b") == summary
+    await redis.store.commit("b", delta_of([completed("b", 2, "nlp")]))
+    for law in made:
+        assert (await redis.make(redis.gateway, law=law).summary("b")).complete("nlp"), "an older one is not used"
 
 
 async def test_what_another_layout_wrote_is_not_read(redis: InRedis) -> None:
@@ -369,14 +426,6 @@ async def test_what_another_layout_wrote_is_not_read(redis: InRedis) -> None:
     assert await redis.store.state("b") == EVERYTHING
 
 
-async def test_a_mark_of_no_known_outcome_is_reported(redis: InRedis) -> None:
-    await redis.store.commit("b", EVERYTHING)
-    await redis.run(("HSET", redis.keys("b").essays, "a", "12345678x12345678"), ("DEL", redis.keys("b").summaries))
-    for use in (redis.store.state, redis.store.summary):
-        with pytest.raises(StoreCorrupted):
-            await use("b")
-
-
 async def test_batches_may_have_their_phases_in_different_orders(redis: InRedis) -> None:
     for batch, phases in (("b", PHASES), ("c", PHASES[::-1])):
         known = BatchState()
@@ -387,47 +436,13 @@ async def test_batches_may_have_their_phases_in_different_orders(redis: InRedis)
         assert await redis.store.state(batch) == known
 
 
-async def test_a_fallback_with_a_foreign_key_leaves_no_outdated_summary(redis: InRedis) -> None:
-    await redis.store.commit("b", delta_of([completed("a")]))
-    foreign = redis.keys("b").essays
-    store = redis.fall_back()
-    put = redis.gateway.rival
-    assert put is not None
-
-    async def touch_and_put() -> None:
-        await redis.run(("DEL", foreign))
-        await put()
-        await redis.run(("SET", foreign, "x", "PX", 60_000))
-
-    redis.gateway.rival = touch_and_put
-    policy = CommitPolicy(attempts=1)
-    with pytest.raises(StoreCorrupted):
-        await redis.make(redis.gateway, policy).commit("b", delta_of([failed("a", 5), completed("a", 5, "nlp")]))
-    redis.gateway.rival = None
-    await redis.run(("DEL", foreign))
-    assert same_but_for_the_version(await store.summary("b"), await store.state("b"))
-
-
-@pytest.mark.parametrize(
-    ("suffix", "field", "value"),
-    [("batch", "version", "new"), ("batch", "version", "1" * 19), ("essays", "a", "short")],
-)
-async def test_the_script_has_its_own_error_code_for_foreign_data(
-    redis: InRedis, suffix: str, field: str, value: str
-) -> None:
-    keys = redis.keys("b")
-    await redis.run(("HSET", f"{keys.stem}:{suffix}", field, value), ("PEXPIRE", f"{keys.stem}:{suffix}", 60_000))
-    with pytest.raises(ResponseError) as raised:
-        await redis.run(merge(keys, delta_of([completed("a")]), 60_000))
-    assert code_of(raised.value) == CORRUPT
-
-
 @settings(deadline=None)
 @given(batch_id=st.text("{}:%a ", min_size=1))
 async def test_all_keys_of_a_batch_lie_in_one_slot_of_a_cluster(batch_id: str) -> None:
     keys = BatchKeys("bcs:", batch_id)
-    assert len(set(keys.all)) == len(keys.all)
-    assert len({key_slot(name.encode()) for name in keys.all}) == 1
+    names = [keys.facts, keys.summary(LAW.fingerprint), *keys.former]
+    assert len(set(names)) == len(names)
+    assert len({key_slot(name.encode()) for name in names}) == 1
 
 
 async def test_a_batch_that_is_called_outbox_is_not_the_outbox(redis: InRedis) -> None:

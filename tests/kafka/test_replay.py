@@ -186,7 +186,7 @@ async def test_ten_thousand_events_with_two_hundred_poisoned(scene: Scene, tmp_p
     bad = {way: [poison(way, number) for number in range(count)] for way, count in POISONED.items()}
     poisoned = [event for events in bad.values() for event in events]
     assert len(poisoned) == 200
-    keys = [BatchKeys(scene.prefix, f"broken-{number}").meta for number in range(POISONED["processing_failed"])]
+    keys = [BatchKeys(scene.prefix, f"broken-{number}").facts for number in range(POISONED["processing_failed"])]
     await scene.gateway.call(*(("SET", key, "junk", "PX", 600_000) for key in keys))
     good += [spellchecked("batch-0", f"extra-{number}") for number in range(4)]
     mixed = [*good, *poisoned]
@@ -421,7 +421,7 @@ async def test_a_dead_letter_without_its_original_replays_from_its_position(scen
 @pytest.mark.release
 async def test_a_resolution_that_failed_is_asked_again_and_counted(scene: Scene) -> None:
     keys = BatchKeys(scene.prefix, "broken")
-    await scene.gateway.call(("SET", keys.meta, "junk", "PX", 600_000))
+    await scene.gateway.call(("SET", keys.facts, "junk", "PX", 600_000))
     async with scene.service() as service, Orchestrator(service.base) as orchestrator:
         assert (await orchestrator.define("broken")).status == 500
         [group] = await scene.letters(1)
@@ -432,7 +432,7 @@ async def test_a_resolution_that_failed_is_asked_again_and_counted(scene: Scene)
             await scene.letters(1)
             waiting = [letter for letter in await scene.each() if not letter["replayed"]]
             assert [letter["failures"] for letter in waiting] == [failures]
-        await scene.gateway.call(("DEL", keys.meta))
+        await scene.gateway.call(("DEL", keys.facts))
         assert (await scene.operator.asks("dlq", "replay", "--all", "--url", service.base))["replayed"] == 1
         assert all(letter["replayed"] for letter in await scene.each())
         assert await orchestrator.metric("bcs_pipeline_resolutions_total", status="success") == 1
@@ -440,7 +440,7 @@ async def test_a_resolution_that_failed_is_asked_again_and_counted(scene: Scene)
 
 async def test_whoever_else_answers_has_resolved_nothing(scene: Scene, free_port: int) -> None:
     keys = BatchKeys(scene.prefix, "broken")
-    await scene.gateway.call(("SET", keys.meta, "junk", "PX", 600_000))
+    await scene.gateway.call(("SET", keys.facts, "junk", "PX", 600_000))
     async with scene.service() as service, Orchestrator(service.base) as orchestrator:
         assert (await orchestrator.define("broken")).status == 500
         await scene.letters(1)

@@ -15,6 +15,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from pydantic_core import from_json, to_json
 
+from bcs.domain.columns import tallying
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseInvalidated, PhaseOutcome
 from bcs.domain.history import ArchivedEntry, FactsRecorded
 from bcs.domain.law import CompleteWhen, CompletionLaw
@@ -33,8 +34,8 @@ from bcs.http.documents import (
 )
 from bcs.storage.deadlines import Deadline
 from bcs.storage.pace import paced
-from bcs.storage.redis.batch_codec import BatchKeys
-from bcs.storage.redis.batch_commands import StoredBatch, decoding, encoding
+from bcs.storage.redis.batch_codec import BatchKeys, StoredBatch
+from bcs.storage.redis.batch_commands import decoding, decoding_state, merging, writing
 
 pytestmark = pytest.mark.anyio
 
@@ -195,17 +196,17 @@ async def test_a_long_calculation_does_not_count_to_a_deadline() -> None:
     assert deadline.expired
 
 
-def stored(state: BatchState) -> tuple[list[bytes], list[bytes]]:
+def stored(state: BatchState) -> list[list[bytes]]:
     """The replies of Redis for a stored state."""
-    changed = state.copy()
-    commands, _ = run(encoding(KEYS, StoredBatch(state, 0, [], None, ""), changed, 1, 1000, None, LAW))
-    hashes: dict[object, list[bytes]] = {KEYS.meta: [], KEYS.essays: []}
-    for name, key, *parts in commands:
-        if name == "HSET" and key in hashes:
-            assert len(parts) <= 2 * SLICE * 4, "a longer command would be packed in one piece"
-            hashes[key] += [part if isinstance(part, bytes) else str(part).encode() for part in parts]
-    meta, essays = hashes.values()
-    return meta, essays
+    commands, _ = run(writing(KEYS, NOTHING, state, state, 1, None))
+    fields: list[bytes] = []
+    for _, _, *parts in commands:
+        assert len(parts) <= 2 * SLICE * 4, "a longer command would be packed in one piece"
+        fields += [part if isinstance(part, bytes) else str(part).encode() for part in parts]
+    return [[], [], fields]
+
+
+NOTHING = StoredBatch(BatchState())
 
 
 def run(calculation: Sliced[T]) -> tuple[T, int]:
@@ -219,6 +220,14 @@ def run(calculation: Sliced[T]) -> tuple[T, int]:
         return ended.value, slices
 
 
+# So many essays that even the quick parts are cut.
+MANY = tuple(f"essay-{number:06}" for number in range(30 * SLICE))
+COUNTABLE = delta_of(
+    [EssaysRegistered(MANY, len(MANY), 1), *(EssayPhaseEnded("nlp", essay, Outcome.COMPLETED, 2) for essay in MANY[1:])]
+)
+TOLD, _ = run(decoding(KEYS, stored(COUNTABLE), ""))
+
+
 @pytest.mark.parametrize(
     ("calculate", "least"),
     [
@@ -226,12 +235,15 @@ def run(calculation: Sliced[T]) -> tuple[T, int]:
         (lambda: summarizing(LARGE, LAW, 1), 3 * 5),
         (lambda: Evaluation(LARGE, LAW).explaining("nlp"), 2 * 5),
         (lambda: decoding(KEYS, stored(LARGE), ""), 5),
-        (lambda: encoding(KEYS, StoredBatch(LARGE, 0, [], None, ""), LARGE, 1, 1000, None, LAW), 5 * 5),
+        (lambda: decoding_state(KEYS, run(decoding(KEYS, stored(LARGE), ""))[0]), 5),
+        (lambda: writing(KEYS, NOTHING, LARGE, LARGE, 1, None), 5),
+        (lambda: merging(LARGE, ttl_ms=1, stamp="", max_essays=0), 5),
+        (lambda: tallying(TOLD.registers, TOLD.columns, LAW, 1), 3),
         (lambda: encoding_phase(EXPLANATION, ALL), 5),
         (lambda: encoding_state(PAGE_OF_LARGE, ()), 5),
         (lambda: encoding_history("batch", ENTRIES, None), len(ENTRIES)),
     ],
-    ids=["merge", "summary", "explanation", "decode", "encode", "phase", "batch", "history"],
+    ids=["merge", "summary", "explanation", "decode", "build", "write", "commit", "count", "phase", "batch", "history"],
 )
 def test_what_grows_with_the_essays_of_a_batch_is_cut_into_slices(
     calculate: Callable[[], Sliced[object]], least: int
@@ -260,4 +272,4 @@ def test_a_document_without_essays_has_empty_lists() -> None:
 
 def test_a_batch_that_was_cut_is_read_as_it_was_written() -> None:
     read, _ = run(decoding(KEYS, stored(LARGE), ""))
-    assert read.state == LARGE
+    assert run(decoding_state(KEYS, read))[0] == LARGE

@@ -1,52 +1,80 @@
-"""The state store in Redis: WATCH, read, merge, MULTI/EXEC, and a summary that makes reads cheap."""
+"""The state store in Redis: facts are merged by a script, and summaries are made when they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import anyio
+import structlog
+from redis.exceptions import ResponseError
 
+from bcs.domain.columns import tallying
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
-from bcs.errors import CommitConflict, StoreUnavailable
+from bcs.errors import CommitConflict, StoreCorrupted, StoreUnavailable
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.storage.backfill import ArchiveBackfill
-from bcs.storage.committing import CommitPolicy, commit_with
+from bcs.storage.committing import CommitPolicy, commit_with, persistently
 from bcs.storage.pace import paced
 from bcs.storage.ports import Committed
-from bcs.storage.redis.batch_codec import BatchKeys, decode_summary
-from bcs.storage.redis.batch_commands import StoredBatch, decoding, encoding, merge, watch
-from bcs.storage.redis.dry_run import reading, writing
-from bcs.storage.redis.gateway import RedisGateway, RedisSession
+from bcs.storage.redis.batch_codec import COUNT_FIELD, STAMP_FIELD, VERSION_FIELD, BatchKeys, essay_field
+from bcs.storage.redis.batch_commands import decoding, decoding_state, merging, watch, writing
+from bcs.storage.redis.dry_run import reading
+from bcs.storage.redis.dry_run import writing as commands_that_write
+from bcs.storage.redis.errors import refuses_command
+from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.merge_script import FULL, INCOMPLETE, MERGE
 from bcs.storage.redis.stored_batches import StoredBatches, as_corruption
+from bcs.storage.redis.summary_cache import SummaryCache
+from bcs.storage.redis.summary_codec import decode_summary, encode_summary
 from bcs.storage.roster import Roster
 from bcs.storage.single_flight import SingleFlight
 
+log = structlog.stdlib.get_logger("bcs.redis")
+
 # Longer than the interval at which waiting facts are retried.
 _REFUSAL_SECONDS = 5.0
+# Larger commands and replies would delay other callers on the shared connection.
+_ARGUMENTS_SHARED = 500
+_ESSAYS_SHARED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A batch that was read.
+
+    :param version: the version in Redis of exactly this state; 0 where there is none.
+    :param redis: the identity of the server.
+    """
+
+    state: BatchState
+    version: int
+    redis: str
 
 
 class RedisStateStore:
     """The state store in Redis, in front of the archive if there is one.
 
-    All keys of a batch are written together, expire together, and are read in one transaction. So a reader gets either
-    the complete batch or nothing.
+    All facts of a batch are in one hash. A commit is one round trip: a script merges the facts in place.
+
+    A summary names the version of the facts that it was made from, so an older summary is never used. Each law has its
+    own summary, so that replicas with different definitions, which run together during a deployment, do not overwrite
+    each other's summary.
 
     With an archive, a batch that may lack something is backfilled from the archive whenever it is read or written.
     Facts must be in the archive, or in the queue before it, before they are committed here. So Redis may lose data at
     any time.
-
-    The state has one summary for each law, so that replicas with different definitions, which run together during a
-    deployment, do not overwrite each other's summary. A commit keeps only its own summary, because all others are of an
-    older version then.
 
     :param law: the law of the summaries.
     :param key_prefix: the prefix of every key.
     :param ttl_seconds: how long a batch is kept after its last write.
     :param backfill: reads the archive; None without an archive.
     :param max_essays: how many essays a batch may have; None for no limit.
+    :param summary_made: gets each summary that was made for an answer, so that `store_summary` can be called later.
     """
 
     def __init__(
@@ -59,53 +87,30 @@ class RedisStateStore:
         policy: CommitPolicy | None = None,
         backfill: ArchiveBackfill | None = None,
         max_essays: int | None = None,
+        summary_made: Callable[[str, BatchSummary], None] = lambda *_: None,
     ) -> None:
         self._roster = Roster(max_essays)
+        # With an archive, the limit is checked before the archive gets the facts. Redis must take what the archive has.
+        self._max_essays = max_essays or 0 if backfill is None else 0
         self._gateway = gateway
         self._batches = StoredBatches(gateway, key_prefix=key_prefix)
-        self._reads, self._writes = reading(key_prefix), writing(key_prefix)
+        self._reads, self._writes = reading(key_prefix), commands_that_write(key_prefix)
         self._law = law
         self._ttl_ms = ttl_seconds * 1000
         self._policy = policy or CommitPolicy()
         self._backfill = backfill
+        self._summary_made = summary_made
         self._refusal, self._refused_at = "", 0.0
+        self._scripts_refused_until = 0.0
+        self._summaries = SummaryCache()
         self._flights: SingleFlight[BatchSummary] = SingleFlight()
 
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
         """See `StateStore.commit`."""
         keys = self._batches.keys(batch_id)
-
-        async def optimistically() -> None:
-            async with self._gateway.session() as session:
-                replies = (await session.call(*watch(keys)))[1:]
-                stored = await paced(decoding(keys, replies, session.peer.identity), session.paused)
-                if self._backfill is None:
-                    self._roster.ensure_room_among(stored.state.first_seen_us, delta.first_seen_us)
-                additions, stamp = delta, stored.stamp
-                if self._backfill and not self._backfill.is_complete(stamp, stored.redis):
-                    # If the archive is away, the batch keeps its old stamp, which shows that the archive may have more
-                    # of it.
-                    with session.paused():
-                        backfilled = await self._backfill.backfill(batch_id, stored.state, stored.redis)
-                    if backfilled:
-                        additions, stamp = backfilled.state, backfilled.stamp
-                        await paced(additions.merging(delta), session.paused)
-                changed = await paced(stored.state.merging(additions), session.paused)
-                await hit(FailPoint.BEFORE_EXEC, batch_id)
-                written = await self._write(session, keys, stored, changed, stored.version + 1, self._ttl_ms, stamp)
-                await hit(FailPoint.AFTER_EXEC, batch_id)
-            if not written:
-                raise CommitConflict(batch_id)
-            self._roster.note_size(batch_id, len(stored.state.first_seen_us))
-
-        async def register_by_register() -> None:
-            # Each register is merged inside Redis, so nothing is overwritten unread. The summary would need all
-            # registers, so it is deleted, and the next reader makes a new one.
-            await self._gateway.call(merge(keys, delta, self._ttl_ms))
-
         try:
             with as_corruption(keys):
-                committed = await commit_with(self._policy, optimistically, register_by_register)
+                committed = await self._commit(batch_id, keys, delta)
         except StoreUnavailable as failure:
             if failure.answered:
                 self._refusal, self._refused_at = failure.cause, anyio.current_time()
@@ -113,47 +118,265 @@ class RedisStateStore:
         self._refusal = ""
         return committed
 
+    async def _commit(self, batch_id: str, keys: BatchKeys, delta: BatchState) -> Committed:
+        stamp = self._backfill.required_stamp(self._gateway.identity) if self._backfill else ""
+        if stamp is None or anyio.current_time() < self._scripts_refused_until:
+            return await self._commit_transaction(batch_id, keys, delta)
+        try:
+            reply = await self._merge(batch_id, keys, delta, stamp)
+        except StoreUnavailable as failure:
+            if not refuses_command(failure):
+                raise
+            # The gateway has logged it. Redis is asked again after a while, so that the problem stays known.
+            self._scripts_refused_until = anyio.current_time() + _REFUSAL_SECONDS
+            return await self._commit_transaction(batch_id, keys, delta)
+        await hit(FailPoint.AFTER_EXEC, batch_id)
+        if isinstance(reply, int):
+            self._roster.note_size(batch_id, reply)
+            return Committed()
+        if reply[0] == INCOMPLETE:
+            return await self._commit_transaction(batch_id, keys, delta)
+        assert reply[0] == FULL  # noqa: S101 (the script has no other reply)
+        self._roster.note_size(batch_id, reply[1])
+        await self.ensure_room(batch_id, delta.first_seen_us)
+        # Meanwhile the batch has room, because it has expired.
+        return await self._commit(batch_id, keys, delta)
+
+    async def _merge(self, batch_id: str, keys: BatchKeys, delta: BatchState, stamp: str) -> Any:
+        """Merge a delta by the script, and return its reply."""
+        calculation = merging(delta, ttl_ms=self._ttl_ms, stamp=stamp, max_essays=self._max_essays)
+        arguments = await paced(calculation)
+        await hit(FailPoint.BEFORE_EXEC, batch_id)
+        send = self._gateway.call_multiplexed if len(arguments) <= _ARGUMENTS_SHARED else self._gateway.call
+
+        async def attempt() -> Any:
+            # When it is unknown whether an attempt succeeded, the next one merges the same facts: that changes nothing.
+            try:
+                [reply] = await send(MERGE.by_digest([keys.facts], *arguments))
+            except ResponseError as error:
+                if not MERGE.is_missing(error):
+                    raise
+                [reply] = await send(MERGE.whole([keys.facts], *arguments))
+            return reply
+
+        return await persistently(self._policy, attempt, self._may_end_soon)
+
+    def _may_end_soon(self, error: BaseException) -> bool:
+        """True for a failure that a few attempts may outlast: a lost connection, or a Redis that is busy."""
+        if not isinstance(error, StoreUnavailable) or error.answered or error.late:
+            return False
+        return self._gateway.circuit == "closed"
+
+    async def _commit_transaction(self, batch_id: str, keys: BatchKeys, delta: BatchState) -> Committed:
+        """Commit with WATCH, MULTI and EXEC, and backfill the batch if it may lack something."""
+
+        async def optimistically() -> None:
+            found = await self._transact(batch_id, keys, delta)
+            self._roster.note_size(batch_id, len(found.state.first_seen_us))
+
+        async def by_script() -> None:
+            # The batch keeps the stamp that it has, so the next reader backfills it.
+            await self._merge(batch_id, keys, delta, "")
+
+        return await commit_with(self._policy, optimistically, by_script)
+
+    async def _transact(self, batch_id: str, keys: BatchKeys, delta: BatchState | None) -> _Found:
+        """Backfill a batch, merge a delta, and write what changed.
+
+        :param delta: None to read the batch only.
+        :raises CommitConflict: another writer changed the batch meanwhile; nothing was written.
+        """
+        async with self._gateway.session() as session:
+            commands = (*watch(keys), ("PTTL", keys.facts), ("TIME",))
+            _, *replies, remaining_ms, [seconds, microseconds] = await session.call(*commands)
+            stored = await paced(decoding(keys, replies, session.peer.identity), session.paused)
+            state = await paced(decoding_state(keys, stored), session.paused)
+            changed = await paced(state.copying(), session.paused) if stored.former else BatchState()
+            stamp = stored.stamp
+            if self._backfill is None:
+                if delta is not None:
+                    self._roster.ensure_room_among(state.first_seen_us, delta.first_seen_us)
+            elif delta is None:
+                with session.paused():
+                    added, stamp = await self._backfill.complete(batch_id, state, stored.stamp, stored.redis)
+                await paced(changed.merging(added), session.paused)
+            elif not self._backfill.is_complete(stamp, stored.redis):
+                # If the archive is away, the batch keeps its old stamp, which shows that the archive may have more of
+                # it.
+                with session.paused():
+                    backfilled = await self._backfill.backfill(batch_id, state, stored.redis)
+                if backfilled:
+                    stamp = backfilled.stamp
+                    added = await paced(state.merging(backfilled.state), session.paused)
+                    await paced(changed.merging(added), session.paused)
+            if stored.former and stamp is None:
+                stamp = stored.stamp
+            if delta is not None:
+                added = await paced(state.merging(delta), session.paused)
+                await paced(changed.merging(added), session.paused)
+            if stored.version is None:
+                # Not from 1: a batch that expires and comes again must not repeat a version.
+                version = int(seconds) * 1_000_000 + int(microseconds)
+            else:
+                version = stored.version + (not changed.empty)
+            await hit(FailPoint.BEFORE_EXEC, batch_id)
+            writes: list[Any] = []
+            if not state.empty and not (changed.empty and stamp in (None, stored.stamp)):
+                writes = await paced(writing(keys, stored, state, changed, version, stamp), session.paused)
+                if stored.former:
+                    writes.append(("DEL", *keys.former))
+            if delta is not None or remaining_ms <= 0:
+                remaining_ms = self._ttl_ms  # a read does not extend the time to live
+            if writes or delta is not None:
+                writes.append(("PEXPIRE", keys.facts, remaining_ms))
+            # Without a write, the empty transaction checks that nothing has changed since the batch was read.
+            replies = await session.call(("MULTI",), *writes, ("EXEC",))
+            await hit(FailPoint.AFTER_EXEC, batch_id)
+        if replies[-1] is None:
+            raise CommitConflict(batch_id)
+        return _Found(state, 0 if state.empty else version, stored.redis)
+
     async def ensure_room(self, batch_id: str, essays: Collection[str]) -> None:
         """See `StateStore.ensure_room`."""
         if self._roster.has_room(batch_id, len(essays)):
             return
         keys = self._batches.keys(batch_id)
         with as_corruption(keys):
-            [size] = await self._gateway.call_multiplexed(("HLEN", keys.essays))
+            [count] = await self._gateway.call_multiplexed(("HGET", keys.facts, COUNT_FIELD))
+            size = _number(keys, count or b"0")
             self._roster.note_size(batch_id, size)
             if self._roster.has_room(batch_id, len(essays)):
                 return
             ids = list(essays)
             # Not on the shared connection, because the reply may be large.
-            [rows] = await self._gateway.call(("HMGET", keys.essays, *ids))
+            [rows] = await self._gateway.call(("HMGET", keys.facts, *map(essay_field, ids)))
         new_essays = (essay for essay, row in zip(ids, rows, strict=True) if row is None)
         self._roster.ensure_room(size, new_essays)
 
     async def summary(self, batch_id: str) -> BatchSummary:
         """See `StateStore.summary`."""
         keys = self._batches.keys(batch_id)
+        head = ("HMGET", keys.facts, VERSION_FIELD, STAMP_FIELD, COUNT_FIELD)
+        known = self._summaries.get(batch_id)
+        try:
+            if known:
+                replies = await self._gateway.call_multiplexed(head)
+            else:
+                stored = ("GET", keys.summary(self._law.fingerprint))
+                replies = await self._gateway.call_multiplexed(head, stored, ("EXISTS", *keys.former))
+        except ResponseError:
+            # BCS did not write one of these keys. A summary is made again; facts are reported as corrupt.
+            return await self._made_summary(batch_id, keys, 0)
+        (version, stamp, count), redis = replies[0], replies.peer.identity
+        if version is None:
+            if self._backfill is None and not known and not replies[2]:
+                return BatchSummary()
+        else:
+            summary = None
+            if known and known[0] == redis and known[1] == version:
+                summary = known[2]
+            elif not known and replies[1] is not None:
+                summary = self._stored_summary(batch_id, keys, replies[1], version, redis)
+            if summary and self._is_enough(summary, stamp, redis):
+                return summary
+        size = _number(keys, count or b"0")
+        return await self._flights.do(batch_id, partial(self._made_summary, batch_id, keys, size))
+
+    def _stored_summary(
+        self, batch_id: str, keys: BatchKeys, text: bytes, version: bytes, redis: str
+    ) -> BatchSummary | None:
+        try:
+            summary = decode_summary(keys.stem, text)
+        except StoreCorrupted as error:
+            log.warning("summary_unreadable", batch_id=batch_id, problem=str(error))
+            return None
+        if str(summary.version).encode() != version:
+            return None
+        self._summaries.put(batch_id, redis, version, summary)
+        return summary
+
+    def _is_enough(self, summary: BatchSummary, stamp: bytes | None, redis: str) -> bool:
+        """True if the copy in Redis is complete, or is enough while the archive is unreachable.
+
+        :raises StoreUnavailable: the archive is unreachable, and the copy may lack facts.
+        """
+        if self._backfill is None:
+            return True
+        text = None if stamp is None else stamp.decode(errors="replace")
+        if self._backfill.is_complete(text, redis):
+            return True
+        if self._backfill.archive.reachable:
+            return False
+        self._backfill.ensure_same_redis(text, redis)
+        self._backfill.require_registered(summary.registered)
+        return True
+
+    async def _made_summary(self, batch_id: str, keys: BatchKeys, size: int) -> BatchSummary:
+        """Make the summary from the facts."""
         with as_corruption(keys):
-            replies = await self._gateway.call_multiplexed(("HGET", keys.summaries, self._law.fingerprint))
-        if (stored := replies[0]) is not None:
-            summary, stamp = decode_summary(keys.summaries, stored)
-            redis = replies.peer.identity
-            if self._backfill is None or self._backfill.is_complete(stamp, redis):
-                return summary
-            if not self._backfill.archive.reachable:
-                self._backfill.ensure_same_redis(stamp, redis)
-                self._backfill.require_registered(summary.registered)
-                return summary
-        return await self._flights.do(batch_id, partial(self._restored, batch_id, keys))
+            stored = await self._batches.read(batch_id, shared=size <= _ESSAYS_SHARED)
+            if stored.former or not (self._backfill is None or self._backfill.is_complete(stored.stamp, stored.redis)):
+                found = await self._completed(batch_id, keys)
+                redis, summary = found.redis, await paced(summarizing(found.state, self._law, found.version))
+            else:
+                version = stored.version or 0
+                counted = await paced(tallying(stored.registers, stored.columns, self._law, version))
+                if counted is None:
+                    state = await paced(decoding_state(keys, stored))
+                    counted = await paced(summarizing(state, self._law, version))
+                redis, summary = stored.redis, counted
+        if summary.version:
+            self._summaries.put(batch_id, redis, str(summary.version).encode(), summary)
+            self._summary_made(batch_id, summary)
+        return summary
+
+    async def _completed(self, batch_id: str, keys: BatchKeys) -> _Found:
+        """Read a batch, and write what it lacks, unless other writers win every attempt."""
+        found = list[_Found]()
+
+        async def optimistically() -> None:
+            found.append(await self._transact(batch_id, keys, None))
+
+        async def without_storing() -> None:
+            found.append(_Found(await self.state(batch_id), 0, ""))
+
+        await commit_with(self._policy, optimistically, without_storing)
+        return found[-1]
+
+    async def store_summary(self, batch_id: str, summary: BatchSummary) -> Committed:
+        """See `StateStore.store_summary`."""
+        keys = self._batches.keys(batch_id)
+
+        async def optimistically() -> None:
+            async with self._gateway.session() as session:
+                watched = await session.call(
+                    ("WATCH", keys.facts), ("HGET", keys.facts, VERSION_FIELD), ("PTTL", keys.facts)
+                )
+                _, version, remaining_ms = watched
+                if version != str(summary.version).encode() or remaining_ms <= 0:
+                    await session.call(("UNWATCH",))
+                    return  # a newer summary will be made when it is needed
+                key = keys.summary(self._law.fingerprint)
+                store = ("SET", key, encode_summary(summary), "PX", remaining_ms)
+                if (await session.call(("MULTI",), store, ("EXEC",)))[-1] is None:
+                    raise CommitConflict(batch_id)
+
+        async def without_storing() -> None:
+            """The next process that needs the summary makes it again."""
+
+        with as_corruption(keys):
+            return await commit_with(self._policy, optimistically, without_storing)
 
     async def state(self, batch_id: str) -> BatchState:
         """See `StateStore.state`."""
-        stored = await self._batches.read(batch_id)
-        await self._complete(batch_id, stored)
-        return stored.state
+        copy = await self._batches.copy(batch_id)
+        if self._backfill:
+            await self._backfill.complete(batch_id, copy.state, copy.stamp, copy.redis)
+        return copy.state
 
     async def partial_state(self, batch_id: str) -> BatchState:
         """See `StateStore.partial_state`."""
-        return (await self._batches.read(batch_id)).state
+        return (await self._batches.copy(batch_id)).state
 
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`."""
@@ -179,57 +402,9 @@ class RedisStateStore:
         """See `StateStore.problem`."""
         return self._gateway.problem
 
-    async def _restored(self, batch_id: str, keys: BatchKeys) -> BatchSummary:
-        """Make the summary from the state, and store it, unless other writers win every attempt."""
-        found = list[BatchSummary]()
 
-        async def optimistically() -> None:
-            async with self._gateway.session() as session:
-                *watched, remaining_ms = await session.call(*watch(keys), ("PTTL", keys.meta))
-                stored = await paced(decoding(keys, watched[1:], session.peer.identity), session.paused)
-                with session.paused():
-                    changed, stamp = await self._complete(batch_id, stored)
-                version = stored.version if changed.empty else stored.version + 1
-                found.append(await paced(summarizing(stored.state, self._law, version), session.paused))
-                if stored.state.empty or (remaining_ms <= 0 and changed.empty):
-                    # Nothing is stored, or the batch has just expired. The empty transaction checks that this is still
-                    # so.
-                    if (await session.call(("MULTI",), ("EXEC",)))[-1] is None:
-                        raise CommitConflict(batch_id)
-                    return
-                # A read does not extend the time to live.
-                ttl_ms = remaining_ms if remaining_ms > 0 else self._ttl_ms
-                written = await self._write(session, keys, stored, changed, version, ttl_ms, stamp)
-            if not written:
-                raise CommitConflict(batch_id)
-
-        async def without_storing() -> None:
-            stored = await self._batches.read(batch_id)
-            await self._complete(batch_id, stored)
-            found.append(await paced(summarizing(stored.state, self._law, stored.version)))
-
-        with as_corruption(keys):
-            await commit_with(self._policy, optimistically, without_storing)
-        return found[-1]
-
-    async def _complete(self, batch_id: str, stored: StoredBatch) -> tuple[BatchState, str | None]:
-        """Backfill a batch; return the changes, and the complete stamp if the batch is complete now."""
-        if self._backfill is None:
-            return BatchState(), None
-        return await self._backfill.complete(batch_id, stored.state, stored.stamp, stored.redis)
-
-    async def _write(
-        self,
-        session: RedisSession,
-        keys: BatchKeys,
-        stored: StoredBatch,
-        changed: BatchState,
-        version: int,
-        ttl_ms: int,
-        stamp: str | None,
-    ) -> bool:
-        """Write the changes and the summary; False when another writer changed the batch since it was read."""
-        calculation = encoding(keys, stored, changed, version, ttl_ms, stamp, self._law)
-        commands = await paced(calculation, session.paused)
-        replies = await session.call(("MULTI",), *commands, ("EXEC",))
-        return replies[-1] is not None
+def _number(keys: BatchKeys, text: bytes) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise StoreCorrupted(keys.stem, str(error)) from None

@@ -18,25 +18,33 @@ _BATCH = "dry-run"
 def reading(key_prefix: str) -> list[Command]:
     """The commands that an answer needs, except WATCH, which can't be queued."""
     keys = BatchKeys(key_prefix, _BATCH)
-    return [("HGET", keys.summaries, "field"), *reads(keys), ("PTTL", keys.meta), ("TIME",)]
+    return [
+        ("HMGET", keys.facts, "field"),
+        ("HGET", keys.facts, "field"),
+        ("GET", keys.summary("law")),
+        ("EXISTS", *keys.former),
+        *reads(keys),
+        ("PTTL", keys.facts),
+        ("TIME",),
+    ]
 
 
 def watched(key_prefix: str) -> str:
     """A key like those that WATCH gets."""
-    return BatchKeys(key_prefix, _BATCH).meta
+    return BatchKeys(key_prefix, _BATCH).facts
 
 
 def writing(key_prefix: str) -> list[Command]:
     """The commands that a fact, an announcement and a dead letter need."""
     keys, stream = BatchKeys(key_prefix, _BATCH), stream_key(key_prefix)
     return [
-        ("HSET", keys.meta, "field", "value"),
-        ("HDEL", keys.meta, "field"),
-        ("HINCRBY", keys.meta, "field", 1),
-        ("PEXPIRE", keys.meta, 1),
-        ("SET", keys.summaries, ""),
-        ("DEL", keys.summaries),
-        ("EVAL", "return 1", len(keys.all), *keys.all),
+        ("HSET", keys.facts, "field", "value"),
+        ("HDEL", keys.facts, "field"),
+        ("PEXPIRE", keys.facts, 1),
+        ("SET", keys.summary("law"), ""),
+        ("DEL", *keys.former),
+        ("EVAL", "return 1", 1, keys.facts),
+        ("EVALSHA", "0" * 40, 1, keys.facts),
         ("XADD", stream, "*", "field", "value"),
         ("XADD", parked_key(key_prefix), "*", "field", "value"),
         ("XLEN", stream),

@@ -24,8 +24,9 @@ CORRUPT = "BCSCORRUPT"
 WRONG_TYPE = "WRONGTYPE"
 NO_GROUP = "NOGROUP"
 GROUP_EXISTS = "BUSYGROUP"
+NO_SCRIPT = "NOSCRIPT"
 # Errors that the sender of a command handles.
-_FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS})
+_FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS, NO_SCRIPT})
 
 _NO_DATABASE = "it has no database of the number in BCS_REDIS_URL"
 _NO_RIGHT = "the user of BCS_REDIS_URL lacks a right"
@@ -126,7 +127,18 @@ def translated() -> Iterator[None]:
 def unavailable(error: Exception) -> StoreUnavailable:
     """The StoreUnavailable for an error."""
     answered = isinstance(error, ResponseError) and code_of(error) not in _OF_THE_SERVER
-    return StoreUnavailable("redis", reason(error), answered=answered)
+    return StoreUnavailable("redis", reason(error), answered=answered, late=isinstance(error, TimeoutError))
+
+
+def refuses_command(failure: StoreUnavailable) -> bool:
+    """True if Redis refused a command itself: the user lacks the right, or Redis lacks the command."""
+    error = failure.__cause__
+    if not isinstance(error, ResponseError):
+        return False
+    return code_of(error) == "NOPERM" or any(
+        str(error).startswith(beginning) and plain in (_NO_COMMAND, _NO_RIGHT)
+        for beginning, plain in _REASONS_OF_TEXTS.items()
+    )
 
 
 def reason(error: Exception) -> str:

@@ -98,6 +98,11 @@ class RedisGateway:
         return str(self._breaker.state)
 
     @property
+    def identity(self) -> str:
+        """The identity of the server at the last check of any connection; empty where it is unknown."""
+        return self._identity.last_known
+
+    @property
     def problem(self) -> str:
         """What is wrong with Redis although it answers; empty without a problem."""
         return self._problem or self._identity.problem
@@ -133,7 +138,7 @@ class RedisGateway:
         try:
             replies = await self._shared.send(commands)
         except ConnectionLost as lost:
-            failure = StoreUnavailable("redis", lost.cause)
+            failure = StoreUnavailable("redis", lost.cause, late=lost.late)
             self._note_failure(failure)
             if lost.first or lost.late:
                 # A reset counts once for all callers on the connection, because it is no outage. Silence counts for

@@ -51,6 +51,11 @@ class RedisIdentity:
         self._identity = ""
         self._former: dict[str, None] = {}
 
+    @property
+    def last_known(self) -> str:
+        """The identity at the last check of any connection; empty before that."""
+        return self._identity
+
     async def on_connect(self, connection: Connection) -> None:
         """Do redis-py's handshake on a new connection, then read the identity of the server.
 

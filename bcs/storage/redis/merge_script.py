@@ -1,16 +1,34 @@
-"""The merge rules of single registers as a script inside Redis: the fallback when every commit attempt conflicted.
+"""The commit of facts: a script inside Redis that merges each register with the stored one.
+
+The script declares one key, reads and writes only what the facts are about, and can't conflict with other writers. All
+reads and checks come before the first write, so that an error leaves nothing half done.
 
 `tests/integration/test_merge_contract.py` checks that the script and `bcs.domain.state` give the same state for the
 same facts.
 """
 
-MERGE_SCRIPT = """
--- KEYS: summaries, meta, essays.
--- ARGV: time to live in ms, then for each register: rule, name, slot, value.
-local summaries, meta, essays = KEYS[1], KEYS[2], KEYS[3]
-local JOINED, MARK = 8, 9
-local NEVER_JOINED = string.rep('\\255', JOINED)
-local NO_MARK = '-' .. string.rep('\\0', MARK - 1)
+from __future__ import annotations
+
+from bcs.storage.redis.script import Script
+
+INCOMPLETE, FULL = b"incomplete", b"full"
+"""Why the script changed nothing: the batch does not have the stamp; the batch has no room for the new essays. With
+`FULL` comes the number of essays that the batch has. After a merge the reply is the number of essays alone."""
+
+MERGE = Script("""
+-- KEYS: the hash with the batch's facts.
+-- ARGV: time to live in ms; the stamp that the batch must have, or nothing; how many essays the batch may have, or 0;
+--   the number of slots, and for each its field; the number of rows, and for each its field and its row;
+--   for each register its rule, its field and its value.
+local key = KEYS[1]
+local NUMBER = 8
+local NO_MARK, NEVER_SEEN = string.rep('\\0', NUMBER), string.rep('\\255', NUMBER)
+-- More arguments at a time would not fit on Lua's stack.
+local AT_A_TIME = 2000
+
+local function corrupt(what)
+  return redis.error_reply('BCSCORRUPT ' .. what)
+end
 
 -- Times are strings of digits or of bytes, because Lua numbers beyond 2^53 would lose digits.
 local function compare_digits(a, b)
@@ -34,122 +52,204 @@ local function compare_bytes(a, b)
   return #a == #b and 0 or (#a < #b and -1 or 1)
 end
 
--- A mark: the newer one wins; at the same instant, 'failed' wins.
-local function mark_supersedes(new, old, compare)
-  local order = compare(string.sub(new, 2), string.sub(old, 2))
-  return order > 0 or (order == 0 and string.sub(new, 1, 1) == 'f' and string.sub(old, 1, 1) ~= 'f')
+-- Numbers of eight bytes.
+local function is_less(a, b)
+  if a == b then
+    return false
+  end
+  local high, low = struct.unpack('>I4I4', a)
+  local other_high, other_low = struct.unpack('>I4I4', b)
+  return high < other_high or (high == other_high and low < other_low)
 end
 
+-- Each register: how its value is read, and whether a new value replaces the old one.
+
+-- A report: the newer one wins; at the same instant, 'failed' wins.
+local report = {
+  read = function(value)
+    return string.match(value, '^([cf])(%d+)$')
+  end,
+  supersedes = function(outcome, time, old_outcome, old_time)
+    local order = compare_digits(time, old_time)
+    return order > 0 or (order == 0 and outcome == 'f' and old_outcome ~= 'f')
+  end,
+}
+
 -- An expected count: the newer one wins; at the same instant, the larger one wins.
-local function count_supersedes(new, old)
-  local new_time, new_count = string.match(new, '^(%d+):(%d+)$')
-  local old_time, old_count = string.match(old, '^(%d+):(%d+)$')
-  local order = compare_digits(new_time, old_time)
-  if order == 0 then
-    order = compare_digits(new_count, old_count)
-  end
-  return order > 0
-end
+local expected = {
+  read = function(value)
+    return string.match(value, '^(%d+):(%d+)$')
+  end,
+  supersedes = function(time, count, old_time, old_count)
+    local order = compare_digits(time, old_time)
+    return order > 0 or (order == 0 and compare_digits(count, old_count) > 0)
+  end,
+}
 
 -- An outcome: the newest wins, or among copies of one outcome the earliest. At the same instant, an outcome without
 -- `speaks_for_all` wins, then the greater status.
-local function outcome_supersedes(new, old, rule)
-  local new_time, new_speaks, new_status = string.match(new, '^(%d+):([01]):(.*)$')
-  local old_time, old_speaks, old_status = string.match(old, '^(%d+):([01]):(.*)$')
-  local order = compare_digits(new_time, old_time)
-  if order ~= 0 then
-    return (order > 0) == (rule == 'newest outcome')
-  end
-  if new_speaks ~= old_speaks then
-    return new_speaks == '0'
-  end
-  return compare_bytes(new_status, old_status) > 0
+local function outcome(wins)
+  return {
+    read = function(value)
+      local time, rest = string.match(value, '^(%d+):([01]:.*)$')
+      return time, rest
+    end,
+    supersedes = function(time, rest, old_time, old_rest)
+      local order = compare_digits(time, old_time)
+      if order ~= 0 then
+        return order == wins
+      end
+      local speaks, old_speaks = string.sub(rest, 1, 1), string.sub(old_rest, 1, 1)
+      if speaks ~= old_speaks then
+        return speaks == '0'
+      end
+      return compare_bytes(rest, old_rest) > 0
+    end,
+  }
 end
 
-local supersedes = {
-  ['expected'] = count_supersedes,
-  ['report'] = function(new, old) return mark_supersedes(new, old, compare_digits) end,
-  ['newest outcome'] = outcome_supersedes,
-  ['earliest outcome'] = outcome_supersedes,
-  ['invalid'] = function(new, old) return compare_digits(new, old) > 0 end,
+-- An invalidation: the latest wins.
+local invalid = {
+  read = function(value)
+    return string.match(value, '^(%d+)$')
+  end,
+  supersedes = function(time, _, old_time)
+    return compare_digits(time, old_time) > 0
+  end,
 }
 
--- All reads and checks come before the first write, so that an error leaves nothing half done.
-local fields = {}
-local slots = 0
-local stored = redis.call('HGETALL', meta)
-for position = 1, #stored, 2 do
-  fields[stored[position]] = stored[position + 1]
-  if string.sub(stored[position], 1, 5) == 'slot:' then
+local rules = {
+  ['report'] = report,
+  ['expected'] = expected,
+  ['newest outcome'] = outcome(1),
+  ['earliest outcome'] = outcome(-1),
+  ['invalid'] = invalid,
+}
+
+local ttl_ms, stamp, limit, slot_count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local row_count = tonumber(ARGV[5 + slot_count])
+local first_row = 6 + slot_count
+local first_register = first_row + 2 * row_count
+
+local names = {'version', 'complete', 'essays', 'slots'}
+for number = 1, slot_count do
+  names[4 + number] = ARGV[4 + number]
+end
+for position = first_row, first_register - 1, 2 do
+  names[#names + 1] = ARGV[position]
+end
+for position = first_register, #ARGV, 3 do
+  names[#names + 1] = ARGV[position + 1]
+end
+local stored = {}
+for first = 1, #names, AT_A_TIME do
+  local values = redis.call('HMGET', key, unpack(names, first, math.min(first + AT_A_TIME - 1, #names)))
+  for number = 1, #values do
+    stored[first + number - 1] = values[number]
+  end
+end
+
+local version, stored_stamp, essays, slots = stored[1], stored[2], stored[3] or '0', stored[4] or '0'
+if version and not (string.match(version, '^%d+$') and #version <= 16) then
+  return corrupt('not a version: ' .. version)
+end
+if not (string.match(essays, '^%d+$') and string.match(slots, '^%d+$')) then
+  return corrupt('not a number of essays and of slots: ' .. essays .. ', ' .. slots)
+end
+if stamp ~= '' and (not stored_stamp or string.sub(stored_stamp, 1, #stamp) ~= stamp) then
+  return {'incomplete'}
+end
+essays, slots = tonumber(essays), tonumber(slots)
+local known, known_slots = essays, slots
+
+local changes = {}
+local function set(name, value)
+  changes[#changes + 1] = name
+  changes[#changes + 1] = value
+end
+
+local before_mark = {}
+for number = 1, slot_count do
+  local slot = stored[4 + number]
+  if not slot then
+    slot = slots
     slots = slots + 1
+    set(names[4 + number], slot)
+    set('slots', slots)
+  elseif not string.match(slot, '^%d+$') or tonumber(slot) >= known_slots then
+    return corrupt('not a slot: ' .. slot)
   end
+  before_mark[number] = NUMBER * (1 + tonumber(slot))
 end
-local version = fields['version'] or '0'
-if not string.match(version, '^%d+$') or #version > 18 then
-  return redis.error_reply('BCSCORRUPT not a version: ' .. version)
-end
-local rows, meta_writes, essay_writes = {}, {}, {}
 
-local function row_of(essay)
-  if not rows[essay] then
-    rows[essay] = redis.call('HGET', essays, essay) or NEVER_JOINED
+for number = 1, row_count do
+  local name, new = ARGV[first_row + 2 * number - 2], ARGV[first_row + 2 * number - 1]
+  local old = stored[4 + slot_count + number]
+  local row = old or NEVER_SEEN
+  if #row == 0 or #row % NUMBER ~= 0 or #row > NUMBER * (1 + known_slots) then
+    return corrupt('a row of ' .. #row .. ' bytes')
   end
-  return rows[essay]
-end
-
-local function set_row(essay, row)
-  rows[essay] = row
-  essay_writes[essay] = true
-end
-
-local function set_field(name, value)
-  fields[name] = value
-  meta_writes[name] = true
-end
-
-for position = 2, #ARGV, 4 do
-  local rule, name, slot_name, value = ARGV[position], ARGV[position + 1], ARGV[position + 2], ARGV[position + 3]
-  if supersedes[rule] then
-    if not fields[name] or supersedes[rule](value, fields[name], rule) then
-      set_field(name, value)
+  local seen = string.sub(new, 1, NUMBER)
+  if is_less(seen, string.sub(row, 1, NUMBER)) then
+    row = seen .. string.sub(row, NUMBER + 1)
+  end
+  for column = 1, #new / NUMBER - 1 do
+    local mark = string.sub(new, NUMBER * column + 1, NUMBER * column + NUMBER)
+    if mark ~= NO_MARK then
+      local before = before_mark[column]
+      if #row < before + NUMBER then
+        row = row .. string.rep(NO_MARK, (before + NUMBER - #row) / NUMBER)
+      end
+      if is_less(string.sub(row, before + 1, before + NUMBER), mark) then
+        row = string.sub(row, 1, before) .. mark .. string.sub(row, before + NUMBER + 1)
+      end
     end
+  end
+  if not old then
+    essays = essays + 1
+  end
+  if row ~= old then
+    set(name, row)
+  end
+end
+if essays > known then
+  if limit > 0 and essays > limit then
+    return {'full', known}
+  end
+  set('essays', essays)
+end
+
+local place = 4 + slot_count + row_count
+for position = first_register, #ARGV, 3 do
+  place = place + 1
+  local name, value, old = ARGV[position + 1], ARGV[position + 2], stored[place]
+  if not old then
+    set(name, value)
   else
-    local row = row_of(name)
-    if (#row - JOINED) % MARK ~= 0 then
-      return redis.error_reply('BCSCORRUPT a row of ' .. #row .. ' bytes')
+    local rule = rules[ARGV[position]]
+    local old_first, old_second = rule.read(old)
+    if not old_first then
+      return corrupt('not a value of ' .. name .. ': ' .. old)
     end
-    if rule == 'joined' then
-      if compare_bytes(value, string.sub(row, 1, JOINED)) < 0 then
-        set_row(name, value .. string.sub(row, JOINED + 1))
-      end
-    else
-      local slot = fields['slot:' .. slot_name]
-      if not slot then
-        slot = tostring(slots)
-        slots = slots + 1
-        set_field('slot:' .. slot_name, slot)
-      end
-      local before = JOINED + MARK * tonumber(slot)
-      if #row <= before then
-        row = row .. string.rep(NO_MARK, (before - #row) / MARK + 1)
-      end
-      local old = string.sub(row, before + 1, before + MARK)
-      if old == NO_MARK or mark_supersedes(value, old, compare_bytes) then
-        set_row(name, string.sub(row, 1, before) .. value .. string.sub(row, before + MARK + 1))
-      end
+    local first, second = rule.read(value)
+    if rule.supersedes(first, second, old_first, old_second) then
+      set(name, value)
     end
   end
 end
-for name in pairs(meta_writes) do
-  redis.call('HSET', meta, name, fields[name])
+
+if #changes > 0 then
+  if version then
+    set('version', string.format('%.0f', tonumber(version) + 1))
+  else
+    -- Not from 1: a batch that expires and comes again must not repeat a version.
+    local time = redis.call('TIME')
+    set('version', string.format('%.0f', time[1] * 1000000 + time[2]))
+  end
+  for first = 1, #changes, AT_A_TIME do
+    redis.call('HSET', key, unpack(changes, first, math.min(first + AT_A_TIME - 1, #changes)))
+  end
 end
-for essay in pairs(essay_writes) do
-  redis.call('HSET', essays, essay, rows[essay])
-end
-redis.call('HINCRBY', meta, 'version', 1)
-redis.call('DEL', summaries)
-for _, key in ipairs(KEYS) do
-  redis.call('PEXPIRE', key, ARGV[1])
-end
-return 1
-"""
+redis.call('PEXPIRE', key, ttl_ms)
+return essays
+""")

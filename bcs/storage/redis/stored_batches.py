@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from redis.exceptions import ResponseError
 
+from bcs.domain.state import BatchState
 from bcs.errors import StoreCorrupted
 from bcs.storage.pace import paced
-from bcs.storage.redis.batch_codec import COMPLETE_STAMP_FIELD, FORMER_STAMP_FIELD, BatchKeys
-from bcs.storage.redis.batch_commands import StoredBatch, decoding, reads
+from bcs.storage.redis.batch_codec import STAMP_FIELD, BatchKeys, StoredBatch
+from bcs.storage.redis.batch_commands import decoding, decoding_state, reads
 from bcs.storage.redis.gateway import RedisGateway
+
+_TOUCHED = "touched"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCopy:
+    """The copy of a batch in Redis.
+
+    :param version: 0 where the batch is unknown.
+    :param stamp: the complete stamp, see `ArchiveBackfill`; None where the batch has none.
+    :param redis: the identity of the server; empty where the server does not report one.
+    """
+
+    state: BatchState
+    version: int
+    stamp: str | None
+    redis: str
 
 
 class StoredBatches:
@@ -28,18 +47,31 @@ class StoredBatches:
         """The keys of a batch."""
         return BatchKeys(self._key_prefix, batch_id)
 
-    async def read(self, batch_id: str) -> StoredBatch:
-        """Read a batch in one transaction; nothing is written, not even a missing summary.
+    async def read(self, batch_id: str, *, shared: bool = False) -> StoredBatch:
+        """Read a batch; nothing is written.
 
+        :param shared: True for a batch that is known to be small: it is read over the shared connection.
         :raises StoreUnavailable: no answer.
         :raises StoreCorrupted: BCS did not write these values.
         """
         keys = self.keys(batch_id)
         with as_corruption(keys):
+            if shared:
+                together = await self._gateway.call_multiplexed(*reads(keys))
+                return await paced(decoding(keys, together, together.peer.identity))
             async with self._gateway.session() as session:
-                # One transaction, because keys can expire between two reads.
-                replies = await session.call(("MULTI",), *reads(keys), ("EXEC",))
-        return await paced(decoding(keys, replies[-1], session.peer.identity))
+                replies = await session.call(*reads(keys))
+        return await paced(decoding(keys, replies, session.peer.identity))
+
+    async def copy(self, batch_id: str) -> BatchCopy:
+        """Read the state of a batch; nothing is written.
+
+        :raises StoreUnavailable: no answer.
+        :raises StoreCorrupted: BCS did not write these values.
+        """
+        stored = await self.read(batch_id)
+        state = await paced(decoding_state(self.keys(batch_id), stored))
+        return BatchCopy(state, stored.version or 0, stored.stamp, stored.redis)
 
     async def invalidate(self, batch_ids: Iterable[str]) -> None:
         """Remove the complete stamps of batches, because the archive got facts that Redis does not have.
@@ -51,11 +83,10 @@ class StoredBatches:
             with as_corruption(keys):
                 await self._gateway.call(
                     ("MULTI",),
-                    ("HDEL", keys.meta, COMPLETE_STAMP_FIELD, FORMER_STAMP_FIELD),
-                    # Deleting a missing key would not make the transactions of other writers fail, which have already
-                    # read the archive. So the key is set first.
-                    ("SET", keys.summaries, ""),
-                    ("DEL", keys.summaries),
+                    # Other writers may have read the archive already, and their transactions must fail, also where no
+                    # stamp is deleted. So a field is set first. A hash without another field is deleted with it.
+                    ("HSET", keys.facts, _TOUCHED, 1),
+                    ("HDEL", keys.facts, _TOUCHED, STAMP_FIELD),
                     ("EXEC",),
                 )
 
