@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bcs.domain.facts import EssaysRegistered
-from bcs.domain.state import delta_of
+from bcs.domain.state import BatchState, delta_of
 from bcs.observability.failpoints import FailPoint, fail_points
 from bcs.storage.backfill import ArchiveBackfill
+from bcs.storage.ports import Committed
 from bcs.storage.postgres.archive import PostgresArchive
+from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.stored_batches import StoredBatches
 from tests.integration.stores import MakeStore, completed
@@ -58,3 +60,44 @@ async def test_nothing_is_taken_for_complete_while_facts_wait_for_the_record(
     assert (await store.summary(batch)).expected is None
     await archive.add_states({batch: PAST})  # what waited has arrived
     assert (await store.summary(batch)).expected == 2
+
+
+async def test_the_next_commit_backfills_an_invalidated_batch(
+    archive: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, batch: str
+) -> None:
+    store = in_redis(gateway, backfill=ArchiveBackfill(archive, nothing_waits))
+    await store.commit(batch, NEWS)
+    await archive.add_states({batch: PAST})
+    await StoredBatches(gateway, key_prefix=redis_key_prefix).invalidate([batch])
+    await store.commit(batch, delta_of([completed("b", at_us=3)]))
+    assert (await store.partial_state(batch)).expected is not None
+
+
+async def test_a_commit_leaves_a_complete_batch_complete(
+    archive: PostgresArchive,
+    gateway: RedisGateway,
+    in_redis: MakeStore,
+    redis_key_prefix: str,
+    batch: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = in_redis(gateway, backfill=ArchiveBackfill(archive, nothing_waits))
+    await store.commit(batch, PAST)
+    stamp = ("HGET", BatchKeys(redis_key_prefix, batch).facts, "complete")
+    [before] = await gateway.call(stamp)
+    assert before is not None
+    reads = 0
+
+    async def counted(self: PostgresArchive, batch_id: str) -> BatchState:
+        nonlocal reads
+        reads += 1
+        return BatchState()
+
+    monkeypatch.setattr(PostgresArchive, "state", counted)
+    assert await store.commit(batch, NEWS) == Committed()
+    assert await gateway.call(stamp) == [before]
+    assert (await store.summary(batch)).known == 2
+    assert reads == 0
+    await StoredBatches(gateway, key_prefix=redis_key_prefix).invalidate([batch])
+    await store.commit(batch, NEWS)
+    assert reads == 1

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
+from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.domain.facts import EssaysRegistered, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
@@ -182,6 +183,20 @@ async def test_a_process_keeps_the_summary_that_it_made(redis: InRedis) -> None:
     await redis.rival.commit("b", delta_of([failed("a", 9, "nlp")]))
     assert not (await store.summary("b")).complete("nlp"), "another process has changed the batch"
     assert len(summaries) == 2
+
+
+async def test_a_summary_of_another_server_is_not_used(
+    redis: InRedis, private_valkey: EmbeddedServer, make_gateway: Callable[..., Any]
+) -> None:
+    """It may have the same version there with other facts, as after a failover that lost writes."""
+    gateway = make_gateway(private_valkey.address, deadline=5)
+    store, key = redis.make(gateway), redis.keys("b").facts
+    await store.commit("b", EVERYTHING)
+    before = await store.summary("b")
+    private_valkey.restart()
+    await store.commit("b", delta_of([failed("a", 9, "nlp")]))
+    await gateway.call(("HSET", key, "version", before.version))
+    assert not (await store.summary("b")).complete("nlp")
 
 
 async def test_a_stored_summary_expires_with_the_batch(redis: InRedis) -> None:

@@ -70,7 +70,7 @@ laws = st.builds(
 
 def stored(state: BatchState) -> StoredBatch:
     """The batch as it is read from Redis."""
-    keys, nothing = BatchKeys("", "b"), StoredBatch(BatchState())
+    keys, nothing = BatchKeys("", "b"), StoredBatch(registers=BatchState())
     fields: list[bytes] = []
     for _, _, *words in at_once(writing(keys, nothing, state, state, 7, None)):
         fields += (word if isinstance(word, bytes) else str(word).encode() for word in words)

@@ -206,7 +206,7 @@ def stored(state: BatchState) -> list[list[bytes]]:
     return [[], [], fields]
 
 
-NOTHING = StoredBatch(BatchState())
+NOTHING = StoredBatch(registers=BatchState())
 
 
 def run(calculation: Sliced[T]) -> tuple[T, int]:

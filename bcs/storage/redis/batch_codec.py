@@ -64,7 +64,7 @@ class BatchKeys:
         return f"{self.stem}:summary:{fingerprint}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredBatch:
     """A batch as it was read from Redis.
 
@@ -214,13 +214,13 @@ def decoding_batch(fields: Sequence[bytes], redis: str) -> Sliced[StoredBatch]:
     if int(registers.get(COUNT_FIELD, 0)) < 0:
         raise ValueError(f"{registers[COUNT_FIELD]} essays")
     return StoredBatch(
-        _decode_registers(registers),
-        essays,
-        columns,
-        slots,
-        None if version is None else int(version),
-        registers.get(STAMP_FIELD),
-        redis,
+        registers=_decode_registers(registers),
+        essays=essays,
+        columns=columns,
+        slots=slots,
+        version=None if version is None else int(version),
+        stamp=registers.get(STAMP_FIELD),
+        redis=redis,
     )
 
 
