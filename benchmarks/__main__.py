@@ -11,7 +11,7 @@ import anyio
 import structlog
 import typer
 
-from benchmarks import growing, ingesting, mixed, remembering, resolving
+from benchmarks import growing, ingesting, large, mixed, remembering, resolving
 from benchmarks.chart import draw
 from benchmarks.measured import Measured
 from benchmarks.report import Report, compared
@@ -31,6 +31,7 @@ class Plan:
     events: int
     batches: int
     essays: int
+    huge: int
     memory_events: int
     record_facts: int
     apache: bool
@@ -42,7 +43,8 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often the variants take turns; the median counts.")] = 3,
     events: Annotated[int, typer.Option(help="How many events are taken in at a time.")] = 60_000,
     batches: Annotated[int, typer.Option(help="How many batches there are where growth is looked at; 0: not.")] = 0,
-    essays: Annotated[int, typer.Option(help="How many essays the large batch has there.")] = 3_000,
+    essays: Annotated[int, typer.Option(help="How many essays a large batch has.")] = 3_000,
+    huge: Annotated[int, typer.Option(help="How many essays the largest batch has; 0: no large batches.")] = 300_000,
     memory_events: Annotated[int, typer.Option(help="Over so many events memory is looked at; 0: not.")] = 0,
     record_facts: Annotated[
         int, typer.Option(help="How many facts there are in the permanent record; 0: it is left out.")
@@ -61,7 +63,7 @@ def main(
         return
     # The figures alone go to standard output; what a record logs is for a service.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    plan = Plan(seconds, rounds, events, batches, essays, memory_events, record_facts, apache)
+    plan = Plan(seconds, rounds, events, batches, essays, huge, memory_events, record_facts, apache)
     report = Report.load(draw_from) if draw_from else _run(plan)
     typer.echo(report.table())
     if json_file:
@@ -81,6 +83,8 @@ async def _measure(directory: Path, plan: Plan) -> Report:
         rows = await resolving.side_by_side(world, plan.seconds, plan.rounds)
         rows += await mixed.measured(world, plan.seconds, plan.rounds)
         rows += await ingesting.measured(world, plan.rounds, plan.events)
+        if plan.huge:
+            rows += await large.measured(world, plan.seconds, plan.rounds, plan.essays, plan.huge)
         if plan.batches:
             rows += await growing.measured(world, plan.seconds, plan.rounds, plan.batches, plan.essays)
         others = {
@@ -88,6 +92,8 @@ async def _measure(directory: Path, plan: Plan) -> Report:
             "MB resident, idle": idle,
             "bytes in Redis for a batch of 30 essays and 5 phases": float(await resolving.bytes_of_a_batch(world)),
         }
+        if plan.huge:
+            others[f"ms of the longest stall, summary of {plan.huge} essays"] = await large.longest_stall_ms(world)
         if plan.memory_events:
             others |= await ingesting.memory(world, plan.memory_events)
         if plan.record_facts:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import anyio
-
 from benchmarks.measured import Measured, middle
 from benchmarks.resolving import ESSAYS, body, measure
 from benchmarks.world import World
-
-_WRITERS = 8
 
 
 async def measured(world: World, seconds: float, rounds: int, batches: int, essays: int) -> list[Measured]:
@@ -19,21 +15,9 @@ async def measured(world: World, seconds: float, rounds: int, batches: int, essa
     for _ in range(rounds):
         rows[0].append(await measure(world, f"growth: a batch of {ESSAYS} essays", body("small"), seconds))
         rows[1].append(await measure(world, f"growth: a batch of {essays} essays", body("large"), seconds))
-    await _know_many(world, batches)
+    await world.know_many("crowd", batches, ESSAYS)
     anyone = body("crowd-{number:12}", correlation_id="bench")
     for _ in range(rounds):
         rows[2].append(await measure(world, "growth: the first batch, among many", body("small"), seconds))
         rows[3].append(await measure(world, f"growth: any of {batches} batches", anyone, seconds, numbers=batches))
     return [middle(row) for row in rows]
-
-
-async def _know_many(world: World, batches: int) -> None:
-    numbers = iter(range(batches))
-
-    async def tell() -> None:
-        for number in numbers:
-            await world.know(f"crowd-{number:012}", ESSAYS, spellchecked=False)
-
-    async with anyio.create_task_group() as group:
-        for _ in range(_WRITERS):
-            group.start_soon(tell)

@@ -14,12 +14,13 @@ from tests.support.waiting import wait_until
 
 async def measured(world: World, rounds: int, events: int) -> list[Measured]:
     """Events of one batch, and of many, in turns."""
-    spread = (("one batch", 1), ("200 batches", 200), ("2000 batches", 2000))
+    spread = (("one batch", 1, 1), ("30 in a row", 2000, 30), ("200 batches", 200, 1), ("2000 batches", 2000, 1))
     rows: list[list[Measured]] = [[] for _ in spread]
     await measure(world, "warm-up", "warm-up", max(1, events // 20), 10)
     for turn in range(rounds):
-        for row, (how, batches) in zip(rows, spread, strict=True):
-            row.append(await measure(world, f"ingest, {how}, {world.broker}", f"{turn}-{batches}", events, batches))
+        for row, (how, batches, in_a_row) in zip(rows, spread, strict=True):
+            path, name = f"ingest, {how}, {world.broker}", f"{turn}-{batches}-{in_a_row}"
+            row.append(await measure(world, path, name, events, batches, in_a_row))
     return [middle(row) for row in rows]
 
 
@@ -39,13 +40,15 @@ _ESSAYS = 30
 _DONE_SECONDS = 300.0
 
 
-async def measure(world: World, path: str, name: str, events: int, batches: int) -> Measured:
+async def measure(world: World, path: str, name: str, events: int, batches: int, in_a_row: int = 1) -> Measured:
     """Let so many events pile up while the service stands still, and see how fast it takes them in.
 
     :param batches: over so many the events are spread, one after the other.
+    :param in_a_row: how many events of a batch come before those of the next one.
     """
+    turns = [(*divmod(number // in_a_row, batches), number % in_a_row) for number in range(events)]
     said = [
-        spellchecked(f"{name}-{number % batches}", f"essay-{number // batches % _ESSAYS}") for number in range(events)
+        spellchecked(f"{name}-{batch}", f"essay-{(turn * in_a_row + place) % _ESSAYS}") for turn, batch, place in turns
     ]
     process, process_id = world.service, world.service.process.pid
     process.signal(signal.SIGSTOP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 
 import anyio
 
@@ -38,16 +39,31 @@ async def measured(world: World, seconds: float, rounds: int) -> list[Measured]:
 
 
 async def _produce(world: World, name: str, interleaved: int) -> None:
-    sent, began = 0, time.perf_counter()
-    step = EVENTS_A_SECOND // _STEPS_A_SECOND
-    while True:
+    sent = 0
+
+    async def step(count: int) -> None:
+        nonlocal sent
         events: list[Event] = []
-        for number in range(sent, sent + step):
+        for number in range(sent, sent + count):
             block, place = divmod(number, interleaved * _ESSAYS)
             batch = f"{name}-{interleaved}-{block * interleaved + place % interleaved}"
             events.append(spellchecked(batch, f"essay-{place // interleaved}"))
+        sent += count
+        await world.platform.send(*events)
+
+    await in_time(EVENTS_A_SECOND, step)
+
+
+async def in_time(events_a_second: int, send: Callable[[int], Awaitable[None]]) -> None:
+    """Send events at a rate until cancelled.
+
+    :param send: sends so many events.
+    """
+    sent, began = 0, time.perf_counter()
+    step = events_a_second // _STEPS_A_SECOND
+    while True:
         with anyio.CancelScope(shield=True):  # what is sent is also counted, so that the end of it can be waited for
-            await world.platform.send(*events)
+            await send(step)
         sent += step
         # By what is due and not by pauses: a slow step must not lower the rate.
-        await anyio.sleep(max(0.0, began + sent / EVENTS_A_SECOND - time.perf_counter()))
+        await anyio.sleep(max(0.0, began + sent / events_a_second - time.perf_counter()))

@@ -30,6 +30,7 @@ _TENTHS_MS = 10
 _COLUMNS: dict[str, Callable[[Measured, Measured], str]] = {
     "a second": lambda row, _: f"{row.rate:,.0f}",
     "× floor": lambda row, floor: f"{row.rate / floor.rate:.2f}" if _is_answer(row) else "",  # noqa: RUF001
+    "CPU × floor": lambda row, floor: f"{row.cpu_us / floor.cpu_us:.2f}",  # noqa: RUF001
     "CPU µs": lambda row, _: _microseconds(row.cpu_us),
     "Redis's CPU µs": lambda row, _: _microseconds(row.redis_cpu_us),
     "PostgreSQL's CPU µs": lambda row, _: _microseconds(row.postgres_cpu_us),

@@ -14,6 +14,7 @@ _COLUMNS = (
     "path",
     "ops/s",
     "x floor",
+    "x CPU",
     "CPU µs",
     "Redis µs",
     "PG µs",
@@ -23,7 +24,19 @@ _COLUMNS = (
     "load CPU",
     "RSS MB",
 )
-_FORMATS = ("{:.0f}", "{:.2f}", "{:.1f}", "{:.1f}", "{:.1f}", "{:.2f}", "{:.2f}", "{:.2f}", "{:.0%}", "{:.0f}")
+_FORMATS = (
+    "{:.0f}",
+    "{:.2f}",
+    "{:.2f}",
+    "{:.1f}",
+    "{:.1f}",
+    "{:.1f}",
+    "{:.2f}",
+    "{:.2f}",
+    "{:.2f}",
+    "{:.0%}",
+    "{:.0f}",
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,7 @@ class Report:
             figures = (
                 row.rate,
                 row.rate / floor.rate if row.generator_cpu is not None else None,
+                row.cpu_us / floor.cpu_us,
                 row.cpu_us,
                 row.redis_cpu_us,
                 row.postgres_cpu_us,

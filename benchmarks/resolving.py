@@ -67,17 +67,20 @@ async def ask(world: World, path: str, order: Order, *, server: Server | None = 
 
 
 async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measured]:
-    """The floor and the two kinds of answers in turns, for all to meet the same weather."""
+    """The floor and the kinds of answers in turns, for all to meet the same weather."""
     await world.know("warm", ESSAYS, spellchecked=False)
     await world.know("pruned", ESSAYS, spellchecked=True)
     warm, pruned = body("warm"), body("pruned")
-    rows: list[list[Measured]] = [[] for _ in range(5)]
+    unknown = body("unknown-{number:12}")
+    rows: list[list[Measured]] = [[] for _ in range(7)]
     for turn in range(rounds + 1):
         took = seconds if turn else seconds / 2
         measured = [
             await measure(world, "floor: aiohttp alone", warm, took, server=world.floor),
             await measure(world, "the load by itself: canned answers", warm, took, server=world.canned),
             await measure(world, "resolve, warm", warm, took),
+            await measure(world, "resolve, unknown batch", unknown, took),
+            await _just_written(world, f"written-{turn}", took),
             await measure(world, "resolve, one phase pruned", pruned, took),
         ]
         await world.settled()
@@ -93,6 +96,19 @@ async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measur
     return [middle(row) for row in rows]
 
 
+async def _just_written(world: World, name: str, seconds: float) -> Measured:
+    """Ask once about each of many batches, of which nobody has asked since they were written."""
+    batches = int(seconds * _MOST_A_SECOND)
+    await world.know_many(name, batches, ESSAYS)
+    asked = body(f"{name}-{{number:12}}", correlation_id="bench")
+    order = Order(world.port, asked, CONNECTIONS, seconds, batches, once=True)
+    return await ask(world, "resolve, batch just written", order, settle=True)
+
+
+# More answers than the service gives, so that each is about a batch that was not asked about before.
+_MOST_A_SECOND = 8_000
+
+
 async def bytes_of_a_batch(world: World) -> int:
     """What one batch of 30 essays with five finished phases takes in Redis."""
     await world.know("weighed", ESSAYS, spellchecked=True)
@@ -103,6 +119,7 @@ async def bytes_of_a_batch(world: World) -> int:
         for number, essay in enumerate(known.first_seen_us)
     ]
     await world.store.commit("weighed", delta_of(facts))
+    await world.store.store_summary("weighed", await world.store.summary("weighed"))
     [keys] = await world.gateway.call(("KEYS", "bench:*weighed*"))
     sizes = await world.gateway.call(*(("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys))
     return sum(sizes)

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 from aiohttp import ClientError
 
 from bcs.config.pipelines import load_pipelines
@@ -31,6 +32,7 @@ from tests.support.waiting import wait_until
 
 KEY_PREFIX, GROUP = "bench:", "bench"
 _DRAINED_SECONDS = 120.0
+_WRITERS = 8
 # The embedded broker lets a group begin after half a session, so it is no longer than it must be.
 _SHORTEST_SESSION_SECONDS = 3.0
 _SLOWEST_EVENTS_A_SECOND = 3_000
@@ -93,6 +95,18 @@ class World:
         if spellchecked:
             facts += [EssayPhaseEnded("spellcheck", essay, Outcome.COMPLETED, 1_764_000_000_000_000) for essay in ids]
         await self.store.commit(batch_id, delta_of(facts))
+
+    async def know_many(self, name: str, batches: int, essays: int) -> None:
+        """Put batches into the store, whose ids are the name and twelve digits."""
+        numbers = iter(range(batches))
+
+        async def tell() -> None:
+            for number in numbers:
+                await self.know(f"{name}-{number:012}", essays, spellchecked=False)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(_WRITERS):
+                group.start_soon(tell)
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from bcs.domain.facts import Outcome
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, Evaluation, PhaseProgress, are_all_done, are_enough_known
 from bcs.domain.slices import SLICE, Sliced
-from bcs.domain.state import BatchState, Mark
+from bcs.domain.state import TIMED, BatchState, Ending, Mark
 
 Slot = tuple[str, str]
 """A phase, and `TIMED` or the repeat key of an outcome."""
@@ -69,9 +69,9 @@ def tallying(
     :param registers: the registers of the batch that are not about single essays.
     """
     known = len(columns.first_seen_us)
-    by_phase: dict[str, list[Sequence[int]]] = {}
-    for (phase, _), column in columns.marks.items():
-        by_phase.setdefault(phase, []).append(column)
+    by_phase: dict[str, list[tuple[str, Sequence[int]]]] = {}
+    for (phase, key), column in columns.marks.items():
+        by_phase.setdefault(phase, []).append((key, column))
     phases = registers.phases | by_phase.keys()
     ahead = {required for phase in phases for required in law.upstream(phase)}
     evaluation = Evaluation(registers, law)
@@ -79,14 +79,18 @@ def tallying(
         not known
         or registers.reports
         or registers.invalidations
-        or any(len(of_phase) > 1 for of_phase in by_phase.values())
+        or any(
+            key != TIMED and key not in registers.outcomes.get(phase, ())
+            for phase, of_phase in by_phase.items()
+            for key, _ in of_phase
+        )
         or any(ending.speaks_for_all for phase in phases if (ending := evaluation.outcome(phase)))
         or NEVER_SEEN in columns.first_seen_us
     ):
         return None
     counts: dict[str, _Counts] = {}
     for phase in phases | ahead:
-        [column] = by_phase.get(phase, [()])
+        column = yield from _combining(by_phase.get(phase, ()), registers.outcomes.get(phase, {}))
         completed = 0
         for start in range(0, len(column), _COUNTED_IN_SLICE):
             completed += sum(number & 1 for number in column[start : start + _COUNTED_IN_SLICE])
@@ -119,6 +123,22 @@ def tallying(
             outcome_at_us=ending.at_us if ending else None,
         )
     return BatchSummary(version, known, expected, progress)
+
+
+def _combining(of_phase: Sequence[tuple[str, Sequence[int]]], endings: Mapping[str, Ending]) -> Sliced[Sequence[int]]:
+    """One column of several: of each essay's marks, the one that wins."""
+    if len(of_phase) < 2:  # then the times are not needed
+        return of_phase[0][1] if of_phase else ()
+    combined = [NO_MARK] * len(of_phase[0][1])
+    for key, column in of_phase:
+        # A mark on a list has the time of the outcome.
+        time = 0 if key == TIMED else 2 * endings[key].at_us
+        for start in range(0, len(column), SLICE):
+            part = slice(start, start + SLICE)
+            pairs = zip(combined[part], column[part], strict=True)
+            combined[part] = [max(known, mark and mark + time) for known, mark in pairs]
+            yield
+    return combined
 
 
 # Counting an essay takes a tenth of the time that `SLICE` is made for.

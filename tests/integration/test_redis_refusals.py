@@ -153,7 +153,7 @@ NO_SAVES = [("CONFIG", "SET", "save", "")]
 WAYS = {
     "no right to write": Way([(*USER, "-hset")], [USER], "'hset'"),
     "memory is full": setting("maxmemory", 1, 0, "memory is full"),
-    "no right to read": Way([(*USER, "-hget")], [USER], "'hget'", define=503),
+    "no right to read": Way([(*USER, "-hmget")], [USER], "'hmget'", define=503),
     "no right to the keys": Way([(*USER, "resetkeys", "~other:*")], [USER], " a key", define=503),
     "no right to scripts and streams": Way([(*USER, "-@scripting", "-@stream")], [USER], "'eval'"),
     "too few replicas": setting("min-replicas-to-write", 1, 0, "too few replicas"),

@@ -39,7 +39,6 @@ _BATCHES = "/internal/v1/batches"
 _TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 _TRACE = {"traceparent": f"00-{_TRACE_ID}-00f067aa0ba902b7-01", "tracestate": "a=b"}
 _NO_JSON = b"no JSON"
-_VERSION_AT_LAST = b"7"  # of the batch, after the last event of the story
 _DEAD = topics.dead_letter_topic(topics.ESSAYS_REGISTERED)
 _SETTINGS: dict[str, object] = {
     "instance_name": "surface",
@@ -210,6 +209,7 @@ class _Story:
         await calls.ask("history", "GET", f"{_BATCHES}/{batch}/history")
         await calls.ask("page of a history", "GET", f"{_BATCHES}/{batch}/history?limit=1")
         await wait_until(lambda: self._nothing_waits(redis))
+        await wait_until(lambda: self._summary_is_stored(redis))
         self._redis += await facts_of_redis(redis, self._prefix, "all is well", self._words)
 
     async def _ask_wrongly(self, calls: Calls) -> None:
@@ -271,12 +271,13 @@ class _Story:
                 await calls.ask("history away", "GET", f"{_BATCHES}/{batch}/history")
                 again = {**self._asked("ai_feedback"), "correlation_id": "again"}
                 await calls.ask("pruned again", "POST", DEFINE, json=again)
+                version = await self._version(redis)
                 await platform.send(events.spellchecked(batch, 6, "essay-2", "failed"))
                 await platform.send_raw((topics.ESSAYS_REGISTERED, batch.encode(), _NO_JSON))
                 wanted = {"{outbox}": 2, "{outbox}:archive": 1, "{outbox}:explanations": 1}
                 await wait_until(lambda: self._waits(redis, wanted))
                 # The queue has a fact before Redis has it.
-                await wait_until(lambda: self._is_committed(redis, _VERSION_AT_LAST))
+                await wait_until(lambda: self._is_committed(redis, version + 1))
                 self._redis += await facts_of_redis(redis, self._prefix, "others are away", self._words)
         await wait_until(lambda: self._nothing_waits(redis))
 
@@ -335,10 +336,18 @@ class _Story:
         found = await waiting(redis, self._prefix)
         return all(found.get(name) == count for name, count in wanted.items())
 
-    async def _is_committed(self, redis: Client, version: bytes) -> bool:
-        """Whether the batch has this version in Redis."""
-        [key] = [key for key in await keys_under(redis, f"{self._prefix}{{{self._batch}}}") if key.endswith(b":batch")]
-        return bool(await redis.hget(key, "version") == version)
+    async def _version(self, redis: Client) -> int:
+        """The version of the batch in Redis."""
+        [key] = [key for key in await keys_under(redis, f"{self._prefix}{{{self._batch}}}") if key.endswith(b":facts")]
+        return int(await redis.hget(key, "version"))
+
+    async def _is_committed(self, redis: Client, version: int) -> bool:
+        return await self._version(redis) == version
+
+    async def _summary_is_stored(self, redis: Client) -> bool:
+        keys = [key for key in await keys_under(redis, f"{self._prefix}{{{self._batch}}}") if b":summary:" in key]
+        versions = [json.loads(await redis.get(key))["v"] for key in keys]
+        return versions == [await self._version(redis)]
 
     async def _nothing_waits(self, redis: Client) -> bool:
         return not {name for name in await waiting(redis, self._prefix) if not name.endswith(("parked", "history"))}

@@ -34,13 +34,13 @@ USUAL = (
     st.builds(EssaysRegistered, lists, st.integers(0, 5), times),
     st.builds(
         PhaseOutcome,
-        st.sampled_from(("nlp", "ai_feedback")),
+        phases,
         st.just("completed_with_failures"),
         completed=lists,
         failed=lists,
         speaks_for_all=st.just(False),
         at_us=times,
-        repeat_key=st.just("k"),
+        repeat_key=st.sampled_from(["", "k", "l"]),
     ),
 )
 UNUSUAL = (

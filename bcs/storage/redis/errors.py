@@ -84,7 +84,7 @@ _NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING", 
 _IN_A_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
 _CONNECTING = re.compile(r"Error (-?\d+) connecting to \S+\. (.*)")
 _CAUSE_CHARACTERS = 200
-_PLAIN = frozenset({bytes, int})
+_PLAIN = frozenset({bytes, int, type(None)})
 
 
 class UnusableServer(RedisConnectionError):
@@ -170,6 +170,15 @@ def _explained(plain: str, text: str) -> str:
 def may_be_elsewhere(error: RedisError) -> bool:
     """True if the address may lead to another server now, as after a failover."""
     return code_of(error) in _NOT_THE_MASTER
+
+
+def has_error(replies: Sequence[Any]) -> bool:
+    """True if a reply is an error, or the replies of a transaction may have one; `raise_first` looks further."""
+    for reply in replies:
+        kind = type(reply)
+        if kind not in _PLAIN and (kind is not list or not _PLAIN.issuperset(map(type, reply))):
+            return True
+    return False
 
 
 def raise_first(replies: Sequence[Any]) -> None:

@@ -27,7 +27,7 @@ from bcs.config.addresses import redis_address
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.deadlines import Deadline
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.errors import UnusableServer, may_be_elsewhere, raise_first, translated
+from bcs.storage.redis.errors import UnusableServer, has_error, may_be_elsewhere, raise_first, translated
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
 from bcs.storage.redis.multiplexer import ConnectionLost, Multiplexer, Replies
@@ -145,10 +145,8 @@ class RedisGateway:
                 # each.
                 self._record(answered=False)
             raise failure from None
-        for reply in replies:
-            if isinstance(reply, (RedisError, list)):
-                self._inspect(replies)
-                break
+        if has_error(replies):
+            self._inspect(replies)
         self._record(answered=True)
         return replies
 
