@@ -231,7 +231,7 @@ class Settings(BaseSettings):
     redis_probe_interval_seconds: Seconds = Field(
         1.0, description="the time between probes of Redis; liveness and readiness use the result of the last one"
     )
-    redis_commit_attempts: Count = Field(5, description="optimistic commits that are tried before the fallback")
+    redis_commit_attempts: Count = Field(5, description="the number of attempts to commit facts, or to store a summary")
     outbox_max_messages: Count = Field(1_000_000, description="the maximum number of messages that wait for Kafka")
     outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between polls of an idle outbox")
     outbox_unwritable_seconds: Seconds = Field(

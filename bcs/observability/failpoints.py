@@ -18,8 +18,8 @@ class FailPoint(StrEnum):
     STARTING = "starting"  # an attempt of an actor begins, first or after a restart
     INTAKE_RECEIVED = "intake.received"  # messages were polled, and none was delivered
     BATCH_RECEIVED = "batch.received"  # a batch's actor has unacked messages
-    BEFORE_EXEC = "store.before_exec"  # the batch was read under WATCH; EXEC was not sent
-    AFTER_EXEC = "store.after_exec"  # EXEC was carried out; no caller knows yet
+    BEFORE_EXEC = "store.before_exec"  # the commit of a batch is ready, by script or by EXEC, and was not sent
+    AFTER_EXEC = "store.after_exec"  # the commit was carried out; no caller knows yet
     ARCHIVE_RECEIVED = "archive.received"  # the archive writer has entries that are not written
     ARCHIVE_WRITTEN = "archive.written"  # the entries are durable; no caller knows yet
     BEFORE_REPLY = "batch.before_reply"  # facts are durable; neither caller nor intake knows yet

@@ -46,7 +46,7 @@ class Hold:
 
 @dataclass
 class Writes:
-    """Conversations with Redis, of which one transaction is held back when there is a ``hold``."""
+    """Conversations with Redis, of which one commit is held back when there is a ``hold``."""
 
     hold: Hold | None = None
 
@@ -61,7 +61,7 @@ class _Writing:
     port: int
 
     async def request(self, chunk: bytes) -> None:
-        if self.writes.hold and b"EXEC\r\n" in chunk:
+        if self.writes.hold and b"EVALSHA\r\n" in chunk:
             hold, self.writes.hold = self.writes.hold, None
             await hold.wait(self.port)
 

@@ -96,7 +96,7 @@ class Disasters:
         self.kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "connections to Redis cut": stage.redis.cut,
             "connections to Kafka cut": stage.kafka.cut,
-            "replies to EXEC lost": self._lose_replies,
+            "replies to commits lost": self._lose_replies,
             "Redis slow": self._slow_redis,
             "Redis frozen": partial(self._freeze, stage.valkey),
             "Kafka frozen": partial(self._freeze, stage.broker),
@@ -113,7 +113,7 @@ class Disasters:
         self.happened[kind] += 1
 
     async def _lose_replies(self) -> None:
-        self._stage.redis.drop_replies(b"EXEC", _LOST_REPLIES)
+        self._stage.redis.drop_replies(b"EVALSHA", _LOST_REPLIES)
 
     async def _slow_redis(self) -> None:
         self._stage.redis.delay(_SLOW_SECONDS)

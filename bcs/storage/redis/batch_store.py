@@ -130,7 +130,6 @@ class RedisStateStore:
             # The gateway has logged it. Redis is asked again after a while, so that the problem stays known.
             self._scripts_refused_until = anyio.current_time() + _REFUSAL_SECONDS
             return await self._commit_transaction(batch_id, keys, delta)
-        await hit(FailPoint.AFTER_EXEC, batch_id)
         if isinstance(reply, int):
             self._roster.note_size(batch_id, reply)
             return Committed()
@@ -146,17 +145,18 @@ class RedisStateStore:
         """Merge a delta by the script, and return its reply."""
         calculation = merging(delta, ttl_ms=self._ttl_ms, stamp=stamp, max_essays=self._max_essays)
         arguments = await paced(calculation)
-        await hit(FailPoint.BEFORE_EXEC, batch_id)
         send = self._gateway.call_multiplexed if len(arguments) <= _ARGUMENTS_SHARED else self._gateway.call
 
         async def attempt() -> Any:
             # When it is unknown whether an attempt succeeded, the next one merges the same facts: that changes nothing.
+            await hit(FailPoint.BEFORE_EXEC, batch_id)
             try:
                 [reply] = await send(MERGE.by_digest([keys.facts], *arguments))
             except ResponseError as error:
                 if not MERGE.is_missing(error):
                     raise
                 [reply] = await send(MERGE.whole([keys.facts], *arguments))
+            await hit(FailPoint.AFTER_EXEC, batch_id)
             return reply
 
         return await persistently(self._policy, attempt, self._may_end_soon)
