@@ -15,6 +15,7 @@ from bcs.supervision.clock import LoopClock
 from bcs.supervision.errors import UnknownChild
 from bcs.supervision.intensity import DEFAULT_INTENSITY, RestartIntensity
 from bcs.supervision.keyed import KeyedChild, KeyedChildren
+from bcs.supervision.load import Load
 from bcs.supervision.mailbox import Mailbox
 from bcs.supervision.observer import Observer, notify
 from bcs.supervision.snapshot import Snapshot, State
@@ -50,6 +51,9 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     :param kill_grace_seconds: the time that a cancelled attempt has to end
     """
 
+    # Enough for the children that a burst of messages starts together; an idle task takes some kilobytes.
+    _most_idle_tasks = 256
+
     def __init__(
         self,
         name: str,
@@ -78,13 +82,15 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         self._shutdown_seconds = shutdown_seconds
         self._limits = Limits(math.inf, hang_seconds, kill_grace_seconds)
         clock = LoopClock()
+        self._load = load = Load()
         self._children: KeyedChildren[M] = KeyedChildren(
             name,
-            lambda key: Mailbox(f"{name}/{key}", mailbox_capacity, max_deliveries, clock=clock),
+            lambda key: Mailbox(f"{name}/{key}", mailbox_capacity, max_deliveries, clock=clock, load=load),
             max_children,
             self._wake,
         )
         self._attempts: set[Attempt] = set()
+        self._unresponsive: dict[str, None] = {}  # the keys of the children, in order
         self._stop_by: float | None = None  # set when the children must empty their mailboxes and end
         self._halted = False  # no more attempts in this run
 
@@ -136,17 +142,16 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     def snapshot(self) -> Snapshot:
         """A snapshot with at most a hundred children, the unresponsive ones first. Call it on the event loop only."""
         now = anyio.current_time()
-        children = self._children.by_key.values()
         return Snapshot(
             self.name,
             kind="dynamic",
             state=self._state(),
             incarnation=self._incarnation,
             last_error=self._last_error,
-            mailbox_depth=sum(child.own_mailbox.depth for child in children),
-            oldest_message_seconds=max((child.own_mailbox.oldest_age_seconds(now) for child in children), default=0.0),
-            children=self._children.nodes(now, running=self._tasks is not None),
-            total_children=len(children),
+            mailbox_depth=len(self._load),
+            oldest_message_seconds=self._load.oldest_age_seconds(now),
+            children=self._children.nodes(self._unresponsive, now, running=self._tasks is not None),
+            total_children=len(self._children.by_key),
         )
 
     def close(self) -> None:
@@ -156,9 +161,15 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     def attempt_ready(self) -> None:
         """See `AttemptListener`: no other child waits for this one."""
 
+    def attempt_unresponsive(self, attempt: Attempt) -> None:
+        """See `AttemptListener`."""
+        self._unresponsive[attempt.context.name] = None
+        super().attempt_unresponsive(attempt)
+
     def _begin(self) -> None:
         self._stop_by, self._halted = None, False
         self._attempts.clear()
+        self._unresponsive.clear()
         children = list(self._children.by_key.values())
         for child in children:
             child.forget_run()
@@ -222,6 +233,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         child.backing_off = True
         self._last_error = child.last_error or self._last_error
         self._attempts.discard(attempt)
+        self._unresponsive.pop(attempt.context.name, None)
         if not child.own_mailbox.depth:
             self._children.remove(child)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
@@ -12,7 +13,7 @@ from bcs.supervision.mailbox import Mailbox
 from bcs.supervision.snapshot import Snapshot, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from bcs.supervision.envelope import Reply
 
@@ -108,13 +109,15 @@ class KeyedChildren(Generic[M]):
         self._wake(child)
         return await child.own_mailbox.answer(reply, timeout_seconds)
 
-    def nodes(self, now: float, *, running: bool) -> tuple[Snapshot, ...]:
+    def nodes(self, unresponsive: Collection[str], now: float, *, running: bool) -> tuple[Snapshot, ...]:
         """The nodes of a snapshot: at most a hundred children, the unresponsive ones first.
 
+        :param unresponsive: the keys of the children whose attempts ignore their cancellation
         :param now: the current time, in seconds of anyio's clock
         :param running: True if the supervisor runs
         """
-        children = sorted(self.by_key.values(), key=lambda child: not child.unresponsive)[:LISTED]
+        others = (key for key in self.by_key if key not in unresponsive) if unresponsive else self.by_key
+        children = [self.by_key[key] for key in islice(chain(unresponsive, others), LISTED)]
         # Between two runs no child backs off: the next run starts all children.
         return tuple(
             child.node("actor", State.BACKING_OFF if running and child.backing_off else State.IDLE, now)
