@@ -274,10 +274,10 @@ _INTAKE = (
         "contiguous-commit",
         "An offset is committed only when nothing before it is unfinished.",
         "bcs/actors/ingest/offsets.py",
-        "        owned.finished_ahead[offset] = written_ms\n",
+        "            ahead[offset] = written_ms\n",
         """\
-        owned.finished_ahead[offset] = written_ms
-        owned.committable = max(owned.committable or 0, offset + 1)
+            ahead[offset] = written_ms
+            owned.committable = max(owned.committable or 0, offset + 1)
 """,
         _in("property/test_offset_tracker", "test_finishing_everything_commits_behind_the_last_message"),
     ),
@@ -292,7 +292,7 @@ _INTAKE = (
         """\
         for command in group:
             if command.token:
-                self.finished(MessageAcked(command.token))
+                self.finished(MessagesAcked((command.token,)))
         try:
             await make_durable(group)
 """,

@@ -14,7 +14,7 @@ import structlog
 from bcs.actors.archive.client import ArchiveClient
 from bcs.actors.dead_letters import DeadLetters, FailedEvent
 from bcs.actors.isolate import isolate
-from bcs.actors.messages import ApplyFacts, MessageAcked
+from bcs.actors.messages import ApplyFacts, DeliveryToken, MessagesAcked
 from bcs.actors.portions import portions
 from bcs.actors.retry import retry
 from bcs.actors.runtime import Runtime
@@ -64,9 +64,9 @@ class BatchActor:
     store: StateStore
     archive_client: ArchiveClient | None
     dead_letters: DeadLetters
-    finished: Callable[[MessageAcked], None]
+    finished: Callable[[MessagesAcked], None]
     process_stops: Callable[[], bool]
-    commit_slots: anyio.CapacityLimiter
+    commit_slots: anyio.Semaphore
 
     async def run(self, context: ActorContext[ApplyFacts]) -> None:
         """Serve a batch's mailbox until it is empty."""
@@ -116,7 +116,7 @@ class BatchActor:
         await hit(FailPoint.BATCH_RECEIVED, context.name)
         archived = False
         # The same for every attempt: the queue of the archive recognises a repeated entry by this time.
-        now_us = microseconds(self.runtime.now())
+        now_us = microseconds(self.runtime.now()) if self.archive_client else 0
 
         async def make_durable(group: list[ApplyFacts]) -> None:
             nonlocal archived
@@ -147,12 +147,17 @@ class BatchActor:
                 self._drop_at_process_stop()
                 return
         await hit(FailPoint.BEFORE_REPLY, context.name)
+        tokens: list[DeliveryToken] = []
         for command in group:
             if command.reply:
                 command.reply.send(None)
             if command.token:
-                self.runtime.telemetry.events(command.token.event_type, "applied").inc()
-                self.finished(MessageAcked(command.token))
+                tokens.append(command.token)
+        if tokens:
+            event_types = [token.event_type for token in tokens]
+            for event_type in set(event_types):
+                self.runtime.telemetry.events(event_type, "applied").inc(event_types.count(event_type))
+            self.finished(MessagesAcked(tuple(tokens)))
 
     def _drop_at_process_stop(self) -> None:
         """Let go of messages that a stop came before: the next process reads them again.
@@ -201,11 +206,18 @@ class BatchActor:
 
     async def _commit(self, context: ActorContext[ApplyFacts], group: list[ApplyFacts], delta: BatchState) -> None:
         batch_id = group[0].batch_id
-        context.mark_idle()  # an actor that waits for a slot does not hang
-        async with self.commit_slots:
+        try:
+            self.commit_slots.acquire_nowait()
+        except anyio.WouldBlock:
+            context.mark_idle()  # an actor that waits for a slot does not hang
+            await self.commit_slots.acquire()
             context.heartbeat()
+        try:
             committed = await self.store.commit(batch_id, delta)
-        self.runtime.telemetry.commit_conflicts.inc(committed.conflicts)
+        finally:
+            self.commit_slots.release()
+        if committed.conflicts:
+            self.runtime.telemetry.commit_conflicts.inc(committed.conflicts)
         if committed.fallback:
             self.runtime.telemetry.commit_fallbacks.inc()
             ids = {command.correlation_id for command in group if command.correlation_id}
@@ -244,7 +256,7 @@ class BatchActor:
         except (StoreUnavailable, OutboxFull):
             self._drop_at_process_stop()
             return
-        self.finished(MessageAcked(token))
+        self.finished(MessagesAcked((token,)))
 
     async def _retry(self, context: ActorContext[ApplyFacts], do: Callable[[], Awaitable[object]], doing: str) -> None:
         await retry(

@@ -19,7 +19,7 @@ from bcs.actors.ingest.intake import Intake
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.skip_orders import SkipOrders
 from bcs.actors.kafka_watch import KafkaWatch
-from bcs.actors.messages import ApplyFacts, MessageAcked, OutboxGrew
+from bcs.actors.messages import ApplyFacts, MessagesAcked, OutboxGrew
 from bcs.actors.metrics import MetricsActor, MetricsPage
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.publisher import Publisher
@@ -95,7 +95,7 @@ class Service:
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._outbox_writer = WakingOutbox(self.outbox, self._wake_publisher)
         self._dead_letters = DeadLetters(outbox=self._outbox_writer, runtime=self._runtime)
-        self._intake_mailbox: Mailbox[MessageAcked] = Mailbox("intake", inf)
+        self._intake_mailbox: Mailbox[MessagesAcked] = Mailbox("intake", inf)
         self._max_in_flight = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
         )
@@ -146,7 +146,7 @@ class Service:
             dead_letters=self._dead_letters,
             finished=self._intake_mailbox.send_nowait,
             process_stops=self._stops,
-            commit_slots=anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
+            commit_slots=anyio.Semaphore(max(1, settings.redis_max_connections // 4)),
         )
         return DynamicSupervisor(
             "batches",

@@ -12,7 +12,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from bcs.actors.ingest.commits import OffsetCommits
 from bcs.actors.ingest.delivery import Delivery
 from bcs.actors.ingest.skip_handler import SkipHandler
-from bcs.actors.messages import MessageAcked
+from bcs.actors.messages import MessagesAcked
 from bcs.actors.portions import Amount
 from bcs.actors.runtime import Runtime
 from bcs.kafka.isolation import IsolatingConsumer
@@ -29,7 +29,8 @@ _POLL_LIMIT_SECONDS = 1.0
 # After a poll with more bytes the next polls request fewer messages. One poll may exceed the in-flight limits by this
 # much.
 _BYTES_PER_POLL = 8 * 1024 * 1024
-_ACKNOWLEDGEMENTS_PER_TURN = 1000
+# A group commit acknowledges many messages at once.
+_ACKNOWLEDGEMENTS_PER_TURN = 100
 _REVOKE_SECONDS = 5.0
 
 
@@ -48,7 +49,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self,
         *,
         runtime: Runtime,
-        context: ActorContext[MessageAcked],
+        context: ActorContext[MessagesAcked],
         consumer: IsolatingConsumer,
         delivery: Delivery,
         skip_handler: SkipHandler,
@@ -191,7 +192,8 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
             with anyio.move_on_after(commit_at - anyio.current_time()):
                 envelopes = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
                 for envelope in envelopes:
-                    self.delivery.acked(envelope.message.token)
+                    for token in envelope.message.tokens:
+                        self.delivery.acked(token)
                 self.delivery.progress.notify()
                 mailbox.ack(envelopes)
             if anyio.current_time() >= commit_at:
