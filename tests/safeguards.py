@@ -589,13 +589,13 @@ _ARCHIVE = (
         """\
                 await self.archive_client.write_durably([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group, delta)
+            await self._commit(slot, group, delta)
 """,
         """\
-                await self._commit(context, group, delta)
+                await self._commit(slot, group, delta)
                 await self.archive_client.write_durably([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group, delta)
+            await self._commit(slot, group, delta)
 """,
         _in("integration/test_archive_path", "test_redis_gets_no_fact_before_the_archive_has_it"),
     ),

@@ -50,6 +50,39 @@ class _StoppedEarly(Exception):
     """A stop was requested before the messages were durable, and the process goes on."""
 
 
+class _Slot:
+    """A commit slot, which an attempt holds or does not hold.
+
+    :param slots: all commit slots.
+    :param context: the context of the attempt. An attempt that waits for a slot does not hang.
+    """
+
+    __slots__ = ("_context", "_held", "_slots")
+
+    def __init__(self, slots: anyio.Semaphore, context: ActorContext[ApplyFacts]) -> None:
+        self._slots = slots
+        self._context = context
+        self._held = False
+
+    async def acquire(self) -> None:
+        """Wait for a slot, unless the attempt holds one. Cancellation leaves the attempt without a slot."""
+        if self._held:
+            return
+        try:
+            self._slots.acquire_nowait()
+        except anyio.WouldBlock:
+            self._context.mark_idle()
+            await self._slots.acquire()
+            self._context.heartbeat()
+        self._held = True
+
+    def release(self) -> None:
+        """Give the slot to the next attempt, if this attempt holds one."""
+        if self._held:
+            self._held = False
+            self._slots.release()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchActor:
     """Serialises the writes of this process to a batch. One instance serves all batches, and has no state.
@@ -71,26 +104,41 @@ class BatchActor:
     async def run(self, context: ActorContext[ApplyFacts]) -> None:
         """Serve a batch's mailbox until it is empty."""
         await hit(FailPoint.STARTING, context.name)
+        slot = _Slot(self.commit_slots, context)
 
         async def handle(envelopes: list[Envelope[ApplyFacts]]) -> None:
             if len(envelopes) == 1:
-                await self._apply(context, envelopes)
+                await self._apply(context, slot, envelopes)
                 return
             for group in portions(envelopes, _weight_of, GROUP_COMMIT_FACTS):
-                await self._apply(context, group)
+                await self._apply(context, slot, group)
                 # A crash at a later group must not deliver this group again.
                 context.ack(group)
 
         async def on_max_deliveries(envelope: Envelope[ApplyFacts]) -> None:
+            slot.release()
             await self._dead_letter(
                 context, envelope.message, _FAILED, attempts=envelope.attempts, error=envelope.last_error
             )
 
         # The unacked envelopes stay in the mailbox, for the next run of the supervisor.
-        with suppress(_StoppedEarly):
-            await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, on_max_deliveries=on_max_deliveries)
+        try:
+            with suppress(_StoppedEarly):
+                await serve_until_empty(
+                    context,
+                    handle,
+                    limit=GROUP_COMMIT_LIMIT,
+                    on_max_deliveries=on_max_deliveries,
+                    # What arrives while the actor waits for the slot goes into the same commit. The archive is written
+                    # before a slot is needed.
+                    before_receive=None if self.archive_client else slot.acquire,
+                )
+        finally:
+            slot.release()
 
-    async def _apply(self, context: ActorContext[ApplyFacts], envelopes: list[Envelope[ApplyFacts]]) -> None:
+    async def _apply(
+        self, context: ActorContext[ApplyFacts], slot: _Slot, envelopes: list[Envelope[ApplyFacts]]
+    ) -> None:
         """Make the facts of a group durable; the facts that can't be stored become dead letters."""
 
         async def attempt(envelopes: Sequence[Envelope[ApplyFacts]]) -> None:
@@ -98,9 +146,9 @@ class BatchActor:
             group = [envelope.message for envelope in envelopes if not envelope.caller_gone]
             try:
                 if group:
-                    await self._make_durable(context, group)
+                    await self._make_durable(context, slot, group)
             except TooManyEssays as error:
-                await self._apply_without_excess(context, envelopes, error)
+                await self._apply_without_excess(context, slot, envelopes, error)
             except StoreRefused:
                 raise
             except StoreError as error:
@@ -111,7 +159,7 @@ class BatchActor:
 
         await isolate(envelopes, attempt, on_refused)
 
-    async def _make_durable(self, context: ActorContext[ApplyFacts], group: list[ApplyFacts]) -> None:
+    async def _make_durable(self, context: ActorContext[ApplyFacts], slot: _Slot, group: list[ApplyFacts]) -> None:
         """Write a group to the archive, then to the store; then notify the senders."""
         await hit(FailPoint.BATCH_RECEIVED, context.name)
         archived = False
@@ -127,7 +175,7 @@ class BatchActor:
                 await self._ensure_room(group[0].batch_id, delta)
                 await self.archive_client.write_durably([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group, delta)
+            await self._commit(slot, group, delta)
 
         try:
             await make_durable(group)
@@ -177,7 +225,11 @@ class BatchActor:
             await self._dead_letter(context, command, _FAILED, attempts=1, error=error)
 
     async def _apply_without_excess(
-        self, context: ActorContext[ApplyFacts], envelopes: Sequence[Envelope[ApplyFacts]], error: TooManyEssays
+        self,
+        context: ActorContext[ApplyFacts],
+        slot: _Slot,
+        envelopes: Sequence[Envelope[ApplyFacts]],
+        error: TooManyEssays,
     ) -> None:
         """Apply the envelopes, in their order, that the batch has room for; the others become dead letters."""
         room = error.limit - error.known
@@ -190,7 +242,7 @@ class BatchActor:
             room -= len(new)
             new_essays -= new
             taken.append(envelope)
-        await self._apply(context, taken)
+        await self._apply(context, slot, taken)
 
     @staticmethod
     def _fail_asks(group: list[ApplyFacts], error: StoreError) -> None:
@@ -204,18 +256,13 @@ class BatchActor:
         with suppress(StoreUnavailable):
             await self.store.ensure_room(batch_id, delta.first_seen_us)
 
-    async def _commit(self, context: ActorContext[ApplyFacts], group: list[ApplyFacts], delta: BatchState) -> None:
+    async def _commit(self, slot: _Slot, group: list[ApplyFacts], delta: BatchState) -> None:
         batch_id = group[0].batch_id
-        try:
-            self.commit_slots.acquire_nowait()
-        except anyio.WouldBlock:
-            context.mark_idle()  # an actor that waits for a slot does not hang
-            await self.commit_slots.acquire()
-            context.heartbeat()
+        await slot.acquire()
         try:
             committed = await self.store.commit(batch_id, delta)
         finally:
-            self.commit_slots.release()
+            slot.release()
         if committed.conflicts:
             self.runtime.telemetry.commit_conflicts.inc(committed.conflicts)
         if committed.fallback:

@@ -179,6 +179,7 @@ async def serve_until_empty(
     *,
     limit: int = 1,
     on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
+    before_receive: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Report ready, and handle envelopes until the mailbox is empty; for children of a dynamic supervisor.
 
@@ -189,13 +190,18 @@ async def serve_until_empty(
     :param handle: as for `serve`
     :param limit: as for `serve`
     :param on_max_deliveries: as for `serve`
+    :param before_receive: awaited before each receive. Envelopes that arrive during the wait are received, too
     """
     context.ready()
-    while envelopes := context.receive_nowait(limit):
+    while context.mailbox.depth:
+        if before_receive is not None:
+            await before_receive()
+        envelopes = context.receive_nowait(limit)
         await _handle(context, envelopes, handle, on_max_deliveries)
         if context.mailbox.depth:
             # A handler that never awaits must not block the other tasks.
             await checkpoint()
+    context.mark_idle()
 
 
 async def _handle(

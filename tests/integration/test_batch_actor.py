@@ -282,6 +282,29 @@ async def test_a_transaction_exceeds_its_facts_only_for_a_single_event() -> None
     assert commits == [half + 1, half + 1, more, 1]
 
 
+async def test_messages_that_arrive_while_a_batch_waits_for_its_turn_are_committed_together() -> None:
+    class Counting(SlowStore):
+        """Notes how many essays each commit is about."""
+
+        async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+            commits.append((batch_id, len(delta.first_seen_us)))
+            return await super().commit(batch_id, delta)
+
+    commits: list[tuple[str, int]] = []
+    store, finished = Counting(), list[DeliveryToken]()
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
+    async with running(supervisor):
+        supervisor.deliver_nowait("another", replace(command(0, "essay"), batch_id="another"))
+        with anyio.fail_after(5):
+            await store.committing.wait()  # the only slot is taken
+        for offset, essay in enumerate(ESSAYS, start=1):
+            supervisor.deliver_nowait(BATCH, command(offset, essay))
+            await anyio.wait_all_tasks_blocked()
+        store.go_on.set()
+        await wait_until(lambda: len(finished) == 1 + len(ESSAYS))
+    assert commits == [("another", 1), (BATCH, len(ESSAYS))]
+
+
 class AwayForOneBatch(PoisonableStore):
     """Is away for one batch, and has a fault that shows in another."""
 
