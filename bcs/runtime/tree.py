@@ -56,6 +56,8 @@ from bcs.wire.decoding import EventDecoder
 
 # After this number of missed probes the last answer of Redis is too old.
 _PROBES_MISSED = 3
+# More batches at a time write no faster, and a batch that waits for its turn collects messages for one commit.
+_MAX_RUNNING_BATCHES = 256
 
 
 class Service:
@@ -154,6 +156,7 @@ class Service:
             # All messages in flight may be about one batch. The limits of the senders bound their number.
             mailbox_capacity=self._max_in_flight,
             max_children=self._max_in_flight,
+            max_running=_MAX_RUNNING_BATCHES,
             max_deliveries=settings.message_max_deliveries,
             shutdown_seconds=settings.shutdown_seconds / 2,
             hang_seconds=settings.hang_seconds,

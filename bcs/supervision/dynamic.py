@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random as random_module
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
@@ -42,6 +43,8 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     :param mailbox_capacity: the maximum number of envelopes that queue for one child
     :param max_deliveries: an envelope is given up after this number of deliveries that ended in a crash or a hang
     :param max_children: the maximum number of children at a time
+    :param max_running: the number of children that run at a time. The others wait for their turn with their envelopes,
+        first come, first served. An ask starts its child at once, and an unresponsive child does not count
     :param shutdown_seconds: the time that all children together have to empty their mailboxes after a stop request
     :param hang_seconds: the time that a child may be busy without a heartbeat. The check may be late by a tenth of it
     :param intensity: the number of restarts, of all children together, after which the supervisor gives up
@@ -61,6 +64,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         *,
         mailbox_capacity: float,
         max_children: int,
+        max_running: float = math.inf,
         max_deliveries: int = 3,
         shutdown_seconds: float = 5.0,
         hang_seconds: float | None = None,
@@ -89,7 +93,9 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
             max_children,
             self._wake,
         )
+        self._max_running = max_running
         self._attempts: set[Attempt] = set()
+        self._waiting: OrderedDict[KeyedChild[M], None] = OrderedDict()  # the children that wait for their turn
         self._unresponsive: dict[str, None] = {}  # the keys of the children, in order
         self._stop_by: float | None = None  # set when the children must empty their mailboxes and end
         self._halted = False  # no more attempts in this run
@@ -165,16 +171,18 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         """See `AttemptListener`."""
         self._unresponsive[attempt.context.name] = None
         super().attempt_unresponsive(attempt)
+        self._start_waiting()
 
     def _begin(self) -> None:
         self._stop_by, self._halted = None, False
         self._attempts.clear()
         self._unresponsive.clear()
+        self._waiting.clear()
         children = list(self._children.by_key.values())
         for child in children:
             child.forget_run()
         for child in children:
-            self._wake(child)
+            self._wake(child, False)
 
     def _tick(self, now: float) -> float:
         if self._context is not None:
@@ -211,10 +219,24 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
             return False
         return self._halted or len(self._children.by_key) == len(self._attempts)
 
-    def _wake(self, child: KeyedChild[M]) -> None:
+    def _wake(self, child: KeyedChild[M], at_once: bool) -> None:
         # By now the child may have handled an envelope that waited for room, and may be retired.
         if child.attempt is None and not child.backing_off and self._children.by_key.get(child.name) is child:
-            self._launch(child)
+            if at_once or (self._has_room and not self._waiting):
+                self._launch(child)
+            else:
+                self._waiting[child] = None
+
+    @property
+    def _has_room(self) -> bool:
+        """True if another child may run."""
+        return len(self._attempts) - len(self._unresponsive) < self._max_running
+
+    def _start_waiting(self) -> None:
+        """Start the children that waited for their turn, as many as may run."""
+        while self._waiting and self._has_room:
+            child, _ = self._waiting.popitem(last=False)
+            self._wake(child, True)
 
     def _launch(self, child: KeyedChild[M]) -> None:
         if self._tasks is None or self._halted:
@@ -252,11 +274,12 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
                 self._tasks.start_soon(self._wake_later, child, delay)
         elif child is not None:
             child.backing_off = False
-            self._wake(child)
+            self._wake(child, False)
+        self._start_waiting()
         if self._stopped():
             self.attempt_changed()
 
     async def _wake_later(self, child: KeyedChild[M], delay_seconds: float) -> None:
         await anyio.sleep(delay_seconds)
         child.backing_off = False
-        self._wake(child)
+        self._wake(child, False)

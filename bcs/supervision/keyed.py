@@ -48,7 +48,8 @@ class KeyedChildren(Generic[M]):
     :param name: the name of the supervisor, for errors
     :param make_mailbox: makes the mailbox for a key
     :param max_children: the maximum number of children at a time
-    :param wake: called after an envelope was put into a child's mailbox, so that the child starts to work
+    :param wake: called after an envelope was put into a child's mailbox, so that the child starts to work; with True
+        after an ask, whose caller waits
     :raises ValueError: for limits below one
     """
 
@@ -57,7 +58,7 @@ class KeyedChildren(Generic[M]):
         name: str,
         make_mailbox: Callable[[str], Mailbox[M]],
         max_children: int,
-        wake: Callable[[KeyedChild[M]], None],
+        wake: Callable[[KeyedChild[M], bool], None],
     ) -> None:
         if max_children < 1:
             raise ValueError(f"{name}: max_children must be at least 1")
@@ -76,7 +77,7 @@ class KeyedChildren(Generic[M]):
         """See `DynamicSupervisor.deliver_nowait`."""
         child = self._find_or_make(key)
         child.own_mailbox.send_nowait(message)
-        self._wake(child)
+        self._wake(child, False)
 
     async def deliver(self, key: str, message: M) -> None:
         """See `DynamicSupervisor.deliver`."""
@@ -93,7 +94,7 @@ class KeyedChildren(Generic[M]):
                 if self._closed:
                     raise
                 continue  # the child was retired while this call waited
-            self._wake(child)
+            self._wake(child, False)
             return
 
     async def ask(self, key: str, build: Callable[[Reply[T]], M], timeout_seconds: float) -> T:
@@ -106,7 +107,7 @@ class KeyedChildren(Generic[M]):
             if not child.own_mailbox.depth and child.attempt is None:
                 self.remove(child)
             raise
-        self._wake(child)
+        self._wake(child, True)
         return await child.own_mailbox.answer(reply, timeout_seconds)
 
     def nodes(self, unresponsive: Collection[str], now: float, *, running: bool) -> tuple[Snapshot, ...]:
