@@ -193,12 +193,13 @@ async def serve_until_empty(
     :param before_receive: awaited before each receive. Envelopes that arrive during the wait are received, too
     """
     context.ready()
-    while context.mailbox.depth:
+    mailbox = context.mailbox
+    while mailbox.depth:
         if before_receive is not None:
             await before_receive()
         envelopes = context.receive_nowait(limit)
         await _handle(context, envelopes, handle, on_max_deliveries)
-        if context.mailbox.depth:
+        if mailbox.depth:
             # A handler that never awaits must not block the other tasks.
             await checkpoint()
     context.mark_idle()

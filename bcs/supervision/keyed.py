@@ -89,11 +89,14 @@ class KeyedChildren(Generic[M]):
                     continue
                 child = self._make(key)
             try:
-                await child.own_mailbox.send(message)
-            except MailboxClosed:
-                if self._closed:
-                    raise
-                continue  # the child was retired while this call waited
+                child.own_mailbox.send_nowait(message)
+            except MailboxFull:
+                try:
+                    await child.own_mailbox.send(message)
+                except MailboxClosed:
+                    if self._closed:
+                        raise
+                    continue  # the child was retired while this call waited
             self._wake(child, False)
             return
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from bcs.supervision.attempt import Attempt
+
+_MOST_IN_A_ROW = 16
 
 
 class Workers:
@@ -108,7 +110,7 @@ class _Worker:
 
     async def _serve(self, scope: anyio.CancelScope) -> None:
         """Run attempts. The last one has not reported its end if it raised an error or was cancelled."""
-        before = copy_context()
+        before, in_a_row = copy_context(), 0
         while (attempt := self._attempt) is not None:
             await attempt.run_in(scope)
             if attempt.cancelled:
@@ -118,7 +120,13 @@ class _Worker:
             reusable = copy_context() == before and self._workers.put_back(self)
             attempt.end(None)
             del attempt
+            in_a_row += 1
             if reusable and self._attempt is None:
                 self._wake = anyio.Event()
                 await self._wake.wait()
                 self._wake = None
+                in_a_row = 0
+            elif in_a_row >= _MOST_IN_A_ROW:
+                # Attempts that never await must not block the other tasks.
+                await checkpoint()
+                in_a_row = 0

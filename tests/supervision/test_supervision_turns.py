@@ -6,8 +6,9 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
-from bcs.supervision import Backoff, State
+from bcs.supervision import Backoff, DynamicSupervisor, State
 from tests.supervision.harness import PATIENCE_SECONDS, Context, question, running, until
 from tests.supervision.workers import Workers
 from tests.support.guarantees import guarantees
@@ -155,3 +156,21 @@ async def test_an_unresponsive_child_does_not_count() -> None:
         stubborn.set()
         await until(lambda: workers.alive == 0)
     assert workers.got == [("works", 1), ("stubborn", 0)]
+
+
+async def test_children_that_never_await_do_not_block_other_tasks() -> None:
+    turns = 0
+
+    async def never_awaits(context: Context) -> None:
+        context.ack(context.receive_nowait())
+
+    pool: DynamicSupervisor[int] = DynamicSupervisor(
+        "pool", never_awaits, mailbox_capacity=1, max_children=1000, max_running=1
+    )
+    for number in range(1000):
+        pool.deliver_nowait(str(number), number)
+    async with running(pool):
+        while pool.snapshot().total_children:
+            await checkpoint()
+            turns += 1
+    assert turns > 1000 // 16 - 10  # a few are over before the tree has started
