@@ -171,8 +171,8 @@ _SUPERVISORS = (
         "ask-ends-with-death",
         "An ask ends with the death of the actor.",
         "bcs/supervision/mailbox.py",
-        "        self._asks.fail_all(lambda: ActorDied(actor, reason))\n",
-        "        del actor, reason\n",
+        "            self._asks.fail_all(lambda: ActorDied(actor, reason))\n",
+        "            del actor, reason\n",
         _in("supervision/test_supervision_ask", "test_an_ask_fails_when_the_actor_dies_and_the_next_attempt_answers"),
     ),
     Mutation(
@@ -190,7 +190,7 @@ _SUPERVISORS = (
         "poison-alone",
         "A message that may have caused a death comes again alone.",
         "bcs/supervision/mailbox.py",
-        "        if self._redelivery and self._redelivery[0].attempts:\n",
+        "        if redelivery and redelivery[0].attempts:\n",
         "        if False:\n",
         _in("supervision/test_supervision_mailbox", "test_unacked_envelopes_are_redelivered_first_and_one_at_a_time"),
     ),
@@ -220,7 +220,7 @@ _SUPERVISORS = (
         "watchdog",
         "A watchdog cancels an actor that hangs.",
         "bcs/supervision/attempt.py",
-        "        if self._limits.hang_seconds is not None:\n",
+        "        if hang_seconds is not None:\n",
         "        if False:\n",
         _in("supervision/test_supervision_time", "test_a_hung_attempt_is_cancelled_and_restarted"),
     ),
@@ -274,10 +274,10 @@ _INTAKE = (
         "contiguous-commit",
         "An offset is committed only when nothing before it is unfinished.",
         "bcs/actors/ingest/offsets.py",
-        "        owned.finished_ahead[offset] = written_ms\n",
+        "            ahead[offset] = written_ms\n",
         """\
-        owned.finished_ahead[offset] = written_ms
-        owned.committable = max(owned.committable or 0, offset + 1)
+            ahead[offset] = written_ms
+            owned.committable = max(owned.committable or 0, offset + 1)
 """,
         _in("property/test_offset_tracker", "test_finishing_everything_commits_behind_the_last_message"),
     ),
@@ -292,7 +292,7 @@ _INTAKE = (
         """\
         for command in group:
             if command.token:
-                self.finished(MessageAcked(command.token))
+                self.finished(MessagesAcked((command.token,)))
         try:
             await make_durable(group)
 """,
@@ -637,13 +637,13 @@ _ARCHIVE = (
         """\
                 await self.archive_client.write_durably([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group, delta)
+            await self._commit(slot, group, delta)
 """,
         """\
-                await self._commit(context, group, delta)
+                await self._commit(slot, group, delta)
                 await self.archive_client.write_durably([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group, delta)
+            await self._commit(slot, group, delta)
 """,
         _in("integration/test_archive_path", "test_redis_gets_no_fact_before_the_archive_has_it"),
     ),

@@ -14,7 +14,7 @@ import structlog
 from bcs.actors.archive.client import ArchiveClient
 from bcs.actors.dead_letters import DeadLetters, FailedEvent
 from bcs.actors.isolate import isolate
-from bcs.actors.messages import ApplyFacts, BatchCommand, MessageAcked, StoreSummary
+from bcs.actors.messages import ApplyFacts, BatchCommand, DeliveryToken, MessagesAcked, StoreSummary
 from bcs.actors.portions import portions
 from bcs.actors.retry import retry
 from bcs.actors.runtime import Runtime
@@ -50,6 +50,39 @@ class _StoppedEarly(Exception):
     """A stop was requested before the messages were durable, and the process goes on."""
 
 
+class _Slot:
+    """A commit slot, which an attempt holds or does not hold.
+
+    :param slots: all commit slots.
+    :param context: the context of the attempt. An attempt that waits for a slot does not hang.
+    """
+
+    __slots__ = ("_context", "_held", "_slots")
+
+    def __init__(self, slots: anyio.Semaphore, context: ActorContext[BatchCommand]) -> None:
+        self._slots = slots
+        self._context = context
+        self._held = False
+
+    async def acquire(self) -> None:
+        """Wait for a slot, unless the attempt holds one. Cancellation leaves the attempt without a slot."""
+        if self._held:
+            return
+        try:
+            self._slots.acquire_nowait()
+        except anyio.WouldBlock:
+            self._context.mark_idle()
+            await self._slots.acquire()
+            self._context.heartbeat()
+        self._held = True
+
+    def release(self) -> None:
+        """Give the slot to the next attempt, if this attempt holds one."""
+        if self._held:
+            self._held = False
+            self._slots.release()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchActor:
     """Serialises the writes of this process to a batch. One instance serves all batches, and has no state.
@@ -64,13 +97,14 @@ class BatchActor:
     store: StateStore
     archive_client: ArchiveClient | None
     dead_letters: DeadLetters
-    finished: Callable[[MessageAcked], None]
+    finished: Callable[[MessagesAcked], None]
     process_stops: Callable[[], bool]
-    commit_slots: anyio.CapacityLimiter
+    commit_slots: anyio.Semaphore
 
     async def run(self, context: ActorContext[BatchCommand]) -> None:
         """Serve a batch's mailbox until it is empty."""
         await hit(FailPoint.STARTING, context.name)
+        slot = _Slot(self.commit_slots, context)
 
         async def handle(received: list[Envelope[BatchCommand]]) -> None:
             envelopes = [
@@ -81,22 +115,34 @@ class BatchActor:
                 return
             # The facts make every summary that waits with them outdated.
             if len(envelopes) == 1:
-                await self._apply(context, envelopes)
+                await self._apply(context, slot, envelopes)
                 return
             for group in portions(envelopes, _weight_of, GROUP_COMMIT_FACTS):
-                await self._apply(context, group)
+                await self._apply(context, slot, group)
                 # A crash at a later group must not deliver this group again.
                 context.ack(cast("list[Envelope[BatchCommand]]", group))
 
         async def on_max_deliveries(envelope: Envelope[BatchCommand]) -> None:
+            slot.release()
             if isinstance(envelope.message, ApplyFacts):
                 await self._dead_letter(
                     context, envelope.message, _FAILED, attempts=envelope.attempts, error=envelope.last_error
                 )
 
         # The unacked envelopes stay in the mailbox, for the next run of the supervisor.
-        with suppress(_StoppedEarly):
-            await serve_until_empty(context, handle, limit=GROUP_COMMIT_LIMIT, on_max_deliveries=on_max_deliveries)
+        try:
+            with suppress(_StoppedEarly):
+                await serve_until_empty(
+                    context,
+                    handle,
+                    limit=GROUP_COMMIT_LIMIT,
+                    on_max_deliveries=on_max_deliveries,
+                    # What arrives while the actor waits for the slot goes into the same commit. The archive is written
+                    # before a slot is needed.
+                    before_receive=None if self.archive_client else slot.acquire,
+                )
+        finally:
+            slot.release()
 
     async def _store_summary(self, command: BatchCommand) -> None:
         """Store a summary for other processes. They make it again if it could not be stored."""
@@ -106,7 +152,9 @@ class BatchActor:
             self.runtime.telemetry.commit_conflicts.inc(stored.conflicts)
             self.runtime.telemetry.commit_fallbacks.inc(stored.fallback)
 
-    async def _apply(self, context: ActorContext[BatchCommand], envelopes: list[Envelope[ApplyFacts]]) -> None:
+    async def _apply(
+        self, context: ActorContext[BatchCommand], slot: _Slot, envelopes: list[Envelope[ApplyFacts]]
+    ) -> None:
         """Make the facts of a group durable; the facts that can't be stored become dead letters."""
 
         async def attempt(envelopes: Sequence[Envelope[ApplyFacts]]) -> None:
@@ -114,9 +162,9 @@ class BatchActor:
             group = [envelope.message for envelope in envelopes if not envelope.caller_gone]
             try:
                 if group:
-                    await self._make_durable(context, group)
+                    await self._make_durable(context, slot, group)
             except TooManyEssays as error:
-                await self._apply_without_excess(context, envelopes, error)
+                await self._apply_without_excess(context, slot, envelopes, error)
             except StoreRefused:
                 raise
             except StoreError as error:
@@ -127,12 +175,12 @@ class BatchActor:
 
         await isolate(envelopes, attempt, on_refused)
 
-    async def _make_durable(self, context: ActorContext[BatchCommand], group: list[ApplyFacts]) -> None:
+    async def _make_durable(self, context: ActorContext[BatchCommand], slot: _Slot, group: list[ApplyFacts]) -> None:
         """Write a group to the archive, then to the store; then notify the senders."""
         await hit(FailPoint.BATCH_RECEIVED, context.name)
         archived = False
         # The same for every attempt: the queue of the archive recognises a repeated entry by this time.
-        now_us = microseconds(self.runtime.now())
+        now_us = microseconds(self.runtime.now()) if self.archive_client else 0
 
         async def make_durable(group: list[ApplyFacts]) -> None:
             nonlocal archived
@@ -143,7 +191,7 @@ class BatchActor:
                 await self._ensure_room(group[0].batch_id, delta)
                 await self.archive_client.write_durably([command.entry(now_us) for command in group])
                 archived = True
-            await self._commit(context, group, delta)
+            await self._commit(slot, group, delta)
 
         try:
             await make_durable(group)
@@ -163,12 +211,17 @@ class BatchActor:
                 self._drop_at_process_stop()
                 return
         await hit(FailPoint.BEFORE_REPLY, context.name)
+        tokens: list[DeliveryToken] = []
         for command in group:
             if command.reply:
                 command.reply.send(None)
             if command.token:
-                self.runtime.telemetry.events(command.token.event_type, "applied").inc()
-                self.finished(MessageAcked(command.token))
+                tokens.append(command.token)
+        if tokens:
+            event_types = [token.event_type for token in tokens]
+            for event_type in set(event_types):
+                self.runtime.telemetry.events(event_type, "applied").inc(event_types.count(event_type))
+            self.finished(MessagesAcked(tuple(tokens)))
 
     def _drop_at_process_stop(self) -> None:
         """Let go of messages that a stop came before: the next process reads them again.
@@ -188,7 +241,11 @@ class BatchActor:
             await self._dead_letter(context, command, _FAILED, attempts=1, error=error)
 
     async def _apply_without_excess(
-        self, context: ActorContext[BatchCommand], envelopes: Sequence[Envelope[ApplyFacts]], error: TooManyEssays
+        self,
+        context: ActorContext[BatchCommand],
+        slot: _Slot,
+        envelopes: Sequence[Envelope[ApplyFacts]],
+        error: TooManyEssays,
     ) -> None:
         """Apply the envelopes, in their order, that the batch has room for; the others become dead letters."""
         room = error.limit - error.known
@@ -201,7 +258,7 @@ class BatchActor:
             room -= len(new)
             new_essays -= new
             taken.append(envelope)
-        await self._apply(context, taken)
+        await self._apply(context, slot, taken)
 
     @staticmethod
     def _fail_asks(group: list[ApplyFacts], error: StoreError) -> None:
@@ -215,13 +272,15 @@ class BatchActor:
         with suppress(StoreUnavailable):
             await self.store.ensure_room(batch_id, delta.first_seen_us)
 
-    async def _commit(self, context: ActorContext[BatchCommand], group: list[ApplyFacts], delta: BatchState) -> None:
+    async def _commit(self, slot: _Slot, group: list[ApplyFacts], delta: BatchState) -> None:
         batch_id = group[0].batch_id
-        context.mark_idle()  # an actor that waits for a slot does not hang
-        async with self.commit_slots:
-            context.heartbeat()
+        await slot.acquire()
+        try:
             committed = await self.store.commit(batch_id, delta)
-        self.runtime.telemetry.commit_conflicts.inc(committed.conflicts)
+        finally:
+            slot.release()
+        if committed.conflicts:
+            self.runtime.telemetry.commit_conflicts.inc(committed.conflicts)
         if committed.fallback:
             self.runtime.telemetry.commit_fallbacks.inc()
             ids = {command.correlation_id for command in group if command.correlation_id}
@@ -260,7 +319,7 @@ class BatchActor:
         except (StoreUnavailable, OutboxFull):
             self._drop_at_process_stop()
             return
-        self.finished(MessageAcked(token))
+        self.finished(MessagesAcked((token,)))
 
     async def _retry(
         self, context: ActorContext[BatchCommand], do: Callable[[], Awaitable[object]], doing: str

@@ -25,7 +25,11 @@ class Clocks:
 
     def seems_ahead(self, at_us: int) -> bool:
         """True if a time is too far ahead of the clock of this process."""
-        return at_us > microseconds(self.now()) + self.max_skew_us
+        return at_us > self.latest_us()
+
+    def latest_us(self) -> int:
+        """The latest time that is not too far ahead of the clock of this process, in microseconds since 1970 UTC."""
+        return microseconds(self.now()) + self.max_skew_us
 
     async def is_ahead(self, at_us: int) -> bool:
         """True if a time is too far ahead of both clocks.

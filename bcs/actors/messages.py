@@ -23,6 +23,15 @@ _MOST_HEADERS = 1000
 
 def message_of(record: ConsumerRecord) -> ConsumedMessage:
     """A message as it was read, without the headers after the first thousand."""
+    if not record.headers:  # the usual case
+        return ConsumedMessage(
+            record.topic,
+            record.partition,
+            record.offset,
+            timestamp_ms=record.timestamp,
+            key=record.key,
+            value=record.value,
+        )
     first_headers: Headers = record.headers[:_MOST_HEADERS]
     headers = first_headers
     unreadable: tuple[tuple[bytes, bytes | None], ...] = ()
@@ -103,9 +112,11 @@ def consumed_entry(message: ConsumedMessage, event: DecodedEvent, at_us: int) ->
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DeliveryToken:
     """Identifies a consumed message; the intake gets the token back once the effect of the message is durable.
+
+    Two tokens are never equal: a message that is read again has another token.
 
     :param correlation_id: of the event; None if it could not be read.
     :param event_id: of the event; None if the event has none.
@@ -199,10 +210,10 @@ BatchCommand = ApplyFacts | StoreSummary
 
 
 @dataclass(frozen=True, slots=True)
-class MessageAcked:
-    """To the intake: the effect of this message is durable, or it is a durable dead letter."""
+class MessagesAcked:
+    """To the intake: the effect of each of these messages is durable, or it is a durable dead letter."""
 
-    token: DeliveryToken
+    tokens: tuple[DeliveryToken, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from bcs.actors.ingest.intake import Intake
 from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.skip_orders import SkipOrders
 from bcs.actors.kafka_watch import KafkaWatch
-from bcs.actors.messages import BatchCommand, MessageAcked, OutboxGrew, StoreSummary
+from bcs.actors.messages import BatchCommand, MessagesAcked, OutboxGrew, StoreSummary
 from bcs.actors.metrics import MetricsActor, MetricsPage
 from bcs.actors.outbox_watch import OutboxWatch
 from bcs.actors.publisher import Publisher
@@ -60,6 +60,8 @@ from bcs.wire.decoding import EventDecoder
 
 # After this number of missed probes the last answer of Redis is too old.
 _PROBES_MISSED = 3
+# More batches at a time write no faster, and a batch that waits for its turn collects messages for one commit.
+_MAX_RUNNING_BATCHES = 256
 
 
 class Service:
@@ -99,7 +101,7 @@ class Service:
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._outbox_writer = WakingOutbox(self.outbox, self._wake_publisher)
         self._dead_letters = DeadLetters(outbox=self._outbox_writer, runtime=self._runtime)
-        self._intake_mailbox: Mailbox[MessageAcked] = Mailbox("intake", inf)
+        self._intake_mailbox: Mailbox[MessagesAcked] = Mailbox("intake", inf)
         self._max_in_flight = (
             settings.intake_max_in_flight + settings.kafka_max_poll_records + settings.http_max_concurrent_requests
         )
@@ -155,7 +157,7 @@ class Service:
             dead_letters=self._dead_letters,
             finished=self._intake_mailbox.send_nowait,
             process_stops=self._stops,
-            commit_slots=anyio.CapacityLimiter(max(1, settings.redis_max_connections // 4)),
+            commit_slots=anyio.Semaphore(max(1, settings.redis_max_connections // 4)),
         )
         return DynamicSupervisor(
             "batches",
@@ -163,6 +165,7 @@ class Service:
             # All messages in flight may be about one batch. The limits of the senders bound their number.
             mailbox_capacity=self._max_in_flight,
             max_children=self._max_in_flight,
+            max_running=_MAX_RUNNING_BATCHES,
             max_deliveries=settings.message_max_deliveries,
             shutdown_seconds=settings.shutdown_seconds / 2,
             hang_seconds=settings.hang_seconds,

@@ -29,11 +29,12 @@ class ActorContext(Generic[M]):
 
     __slots__ = (
         "_busy_since",
-        "_clock",
         "_mailbox",
         "_on_ready",
         "_stop",
+        "_stopping",
         "acked",
+        "clock",
         "incarnation",
         "name",
         "ready_at",
@@ -51,9 +52,10 @@ class ActorContext(Generic[M]):
         self.ready_at: float | None = None
         self.acked = 0  # number of envelopes that this attempt has acked
         self._mailbox = mailbox
-        self._clock = mailbox.clock if mailbox else LoopClock()
+        self.clock = mailbox.clock if mailbox else LoopClock()
         self._on_ready = on_ready
-        self._stop = anyio.Event()
+        self._stopping = False
+        self._stop: anyio.Event | None = None  # made for the first task that waits
         self._busy_since: float | None = None
 
     @property
@@ -69,28 +71,34 @@ class ActorContext(Generic[M]):
     @property
     def stopping(self) -> bool:
         """True after the supervisor asked the attempt to stop."""
-        return self._stop.is_set()
+        return self._stopping
 
     async def wait_stopping(self) -> None:
         """Wait until the supervisor asks the attempt to stop."""
+        if self._stop is None:
+            self._stop = anyio.Event()
+            if self._stopping:
+                self._stop.set()
         await self._stop.wait()
 
     def request_stop(self) -> None:
         """Ask the attempt to stop, and wake a waiting `receive`. Only the supervisor calls this method."""
-        self._stop.set()
+        self._stopping = True
+        if self._stop is not None:
+            self._stop.set()
         if self._mailbox is not None:
             self._mailbox.wake()
 
     def ready(self) -> None:
         """Report that the attempt is ready, so that the next child may start. A second call has no effect."""
         if self.ready_at is None:
-            self.ready_at = self._clock()
+            self.ready_at = self.clock()
             if self._on_ready is not None:
                 self._on_ready()
 
     def heartbeat(self) -> None:
         """Report that the attempt is busy and makes progress. The watchdog's clock starts again."""
-        self._busy_since = self._clock()
+        self._busy_since = self.clock()
 
     def mark_idle(self) -> None:
         """Report that the attempt has no work. The watchdog is off until the next heartbeat."""
@@ -139,9 +147,7 @@ class ActorContext(Generic[M]):
 
         :param envelopes: envelopes that were received
         """
-        before = len(self.mailbox.unacked)
-        self.mailbox.ack(envelopes)
-        self.acked += before - len(self.mailbox.unacked)
+        self.acked += self.mailbox.ack(envelopes)
 
 
 async def serve(
@@ -173,6 +179,7 @@ async def serve_until_empty(
     *,
     limit: int = 1,
     on_max_deliveries: Callable[[Envelope[M]], Awaitable[None]],
+    before_receive: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Report ready, and handle envelopes until the mailbox is empty; for children of a dynamic supervisor.
 
@@ -183,12 +190,19 @@ async def serve_until_empty(
     :param handle: as for `serve`
     :param limit: as for `serve`
     :param on_max_deliveries: as for `serve`
+    :param before_receive: awaited before each receive. Envelopes that arrive during the wait are received, too
     """
     context.ready()
-    while envelopes := context.receive_nowait(limit):
+    mailbox = context.mailbox
+    while mailbox.depth:
+        if before_receive is not None:
+            await before_receive()
+        envelopes = context.receive_nowait(limit)
         await _handle(context, envelopes, handle, on_max_deliveries)
-        # A handler that never awaits must not block the other tasks.
-        await checkpoint()
+        if mailbox.depth:
+            # A handler that never awaits must not block the other tasks.
+            await checkpoint()
+    context.mark_idle()
 
 
 async def _handle(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -83,6 +83,23 @@ class Attempt:
     :param listener: receives the attempt's reports
     """
 
+    __slots__ = (
+        "_cancel_reason",
+        "_cancelled_at",
+        "_clock",
+        "_hung",
+        "_limits",
+        "_listener",
+        "_mailbox",
+        "_scope",
+        "_start",
+        "_stop_by",
+        "context",
+        "path",
+        "started_at",
+        "unresponsive",
+    )
+
     def __init__(
         self,
         path: str,
@@ -96,12 +113,13 @@ class Attempt:
         self.path = path
         self.context = context
         self.unresponsive = False
-        self.started_at = anyio.current_time()
+        self._clock = context.clock
+        self.started_at = self._clock()
         self._start = start
         self._mailbox = mailbox
         self._limits = limits
         self._listener = listener
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None  # None until a task runs the attempt
         self._cancel_reason: str | None = None
         self._hung = False
         self._cancelled_at = math.inf
@@ -131,33 +149,34 @@ class Attempt:
             return State.STOPPING
         return State.STARTING if self.context.ready_at is None else State.RUNNING
 
-    async def run(self) -> None:
-        """Run the attempt to its end, and report the end. The method needs a task of its own.
+    async def run_in(self, scope: anyio.CancelScope) -> None:
+        """Run the actor's function to its end; `end` must follow. Cancellation ends the function.
 
-        The unacked envelopes return to the mailbox before any other task runs, whatever ended the attempt. A
-        cancellation from outside is raised again.
+        :param scope: the innermost scope of the calling task; `cancel` cancels this scope
+        :raises BaseException: the error of the function
         """
-        error: BaseException | None = None
-        try:
-            with self._scope:
-                # An attempt that is cancelled before it began must not touch its envelopes.
-                await checkpoint_if_cancelled()
-                await self._start(self.context)
-        except GeneratorExit:
-            raise
-        except BaseException as caught:  # noqa: BLE001 - the supervisor decides how to continue
-            error = caught
-        # No await from here to the report: an envelope that arrives now must find this attempt or the next one.
+        self._scope = scope
+        if self._cancel_reason is not None:
+            scope.cancel(self._cancel_reason)
+        # An attempt that is cancelled before it began must not touch its envelopes.
+        await checkpoint_if_cancelled()
+        await self._start(self.context)
+
+    def end(self, error: BaseException | None) -> None:
+        """Report the end. The unacked envelopes are back in the mailbox before any other task runs.
+
+        If the attempt was cancelled, call this method outside of the scope, or the end looks like one from outside.
+
+        :param error: the error that `run_in` raised
+        """
+        self._scope = None
         ended = self._explain(error)
-        if self._mailbox is not None:
+        if self._mailbox is not None and self._mailbox.needs_redelivery:
             died = ActorDied(self.path, ended.description)
             # Only a crash or a hang can be caused by an envelope. Every other end comes from outside.
             caused_failure = ended.abnormal and not ended.outside and (self._cancel_reason is None or self._hung)
             self._mailbox.redeliver(died, failure_cause=ended.error or died if caused_failure else None)
         self._listener.attempt_ended(self, ended)
-        # Their tracebacks refer to this frame. Without `del`, the cycle waits for the garbage collector.
-        del error, ended
-        await checkpoint_if_cancelled()
 
     def cancel(self, reason: str) -> bool:
         """Cancel the attempt's own cancel scope.
@@ -168,8 +187,9 @@ class Attempt:
         if self._cancel_reason is not None:
             return False
         self._cancel_reason = reason
-        self._cancelled_at = anyio.current_time()
-        self._scope.cancel(reason)
+        self._cancelled_at = self._clock()
+        if self._scope is not None:
+            self._scope.cancel(reason)
         self._listener.attempt_changed()
         return True
 
@@ -189,7 +209,7 @@ class Attempt:
         :returns: the time of the next check
         """
         if self._cancel_reason is None:
-            due, reason = min(self._deadlines(now))
+            due, reason = self._deadline(now)
             if due > now:
                 return due
             self._hung = reason == "hung"
@@ -203,18 +223,24 @@ class Attempt:
             self._listener.attempt_changed()
         return math.inf
 
-    def _deadlines(self, now: float) -> list[tuple[float, str]]:
-        deadlines = [(self._stop_by, "shutdown timeout")]
-        if self.context.ready_at is None:
-            deadlines.append((self.started_at + self._limits.start_timeout_seconds, "start timeout"))
-        if self._limits.hang_seconds is not None:
+    def _deadline(self, now: float) -> tuple[float, str]:
+        """The first deadline, and what a cancellation at that time is called. There may be thousands of attempts."""
+        due, reason = self._stop_by, "shutdown timeout"
+        hang_seconds = self._limits.hang_seconds
+        if hang_seconds is not None:
             # An idle attempt can become busy now at the earliest, so it cannot hang before now + hang_seconds.
-            since = now if self.context.busy_since is None else self.context.busy_since
-            deadlines.append((since + self._limits.hang_seconds, "hung"))
-        return deadlines
+            busy_since = self.context.busy_since
+            hangs_at = (now if busy_since is None else busy_since) + hang_seconds
+            if hangs_at <= due:
+                due, reason = hangs_at, "hung"
+        if self.context.ready_at is None and (late_at := self.started_at + self._limits.start_timeout_seconds) < due:
+            due, reason = late_at, "start timeout"
+        return due, reason
 
     def _explain(self, error: BaseException | None) -> Exit:
         outside = anyio.current_effective_deadline() == -math.inf
+        if error is None and self._cancel_reason is None and not outside:
+            return _STOPPED if self.context.stopping else _RETURNED
         cancellation, rest = _split(error, anyio.get_cancelled_exc_class())
         if _split(rest, Exception)[1] is not None:
             return Exit("crashed", rest, abnormal=True, fatal=True, outside=outside)
@@ -224,12 +250,14 @@ class Attempt:
             return Exit("cancelled", rest, abnormal=True, outside=True)
         if rest is not None:
             return Exit("crashed", rest, abnormal=True)
-        if cancellation is not None:
-            # asyncio only. A task group would swallow this error, so the supervisor would not see that the actor ended.
-            unexpected = UnexpectedCancellation(self.path)
-            unexpected.__cause__ = cancellation
-            return Exit("crashed", unexpected, abnormal=True)
-        return Exit("stopped" if self.context.stopping else "returned")
+        # asyncio only. A task group would swallow this error, so the supervisor would not see that the actor ended.
+        unexpected = UnexpectedCancellation(self.path)
+        unexpected.__cause__ = cancellation
+        return Exit("crashed", unexpected, abnormal=True)
+
+
+_STOPPED: Final = Exit("stopped")
+_RETURNED: Final = Exit("returned")
 
 
 def _split(error: BaseException | None, kind: type[BaseException]) -> tuple[BaseException | None, BaseException | None]:

@@ -7,8 +7,7 @@ of the next check. So a cancellation cannot interrupt a decision, and no decisio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextvars import Context, copy_context
-from functools import partial
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,6 +17,7 @@ from bcs.supervision.errors import RestartIntensityExceeded, UnexpectedCancellat
 from bcs.supervision.intensity import RestartIntensity, RestartWindow
 from bcs.supervision.observer import NullObserver, Observer, notify
 from bcs.supervision.snapshot import Snapshot, State
+from bcs.supervision.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,8 @@ class BaseSupervisor(ABC):
     :param observer: receives the events; by default the observer of the parent
     :param kill_grace_seconds: the time that a cancelled attempt has to end
     """
+
+    _most_idle_tasks = 0
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class BaseSupervisor(ABC):
         self._last_error: str | None = None
         self._context: ActorContext[Any] | None = None
         self._tasks: TaskGroup | None = None
-        self._surroundings = Context()
+        self._workers: Workers | None = None
         self._changed: anyio.Event | None = None
         self._finished = False
         self._failure: RestartIntensityExceeded | None = None
@@ -105,7 +107,8 @@ class BaseSupervisor(ABC):
             raise UnexpectedCancellation(self._path or self.name)
 
     async def _loop(self, tasks: TaskGroup) -> None:
-        self._tasks, self._surroundings = tasks, copy_context()
+        self._tasks = tasks
+        self._workers = Workers(tasks, copy_context(), most_idle=self._most_idle_tasks)
         try:
             self._begin()
             while True:
@@ -119,7 +122,7 @@ class BaseSupervisor(ABC):
                 await checkpoint_if_cancelled()
         finally:
             # From here on no attempt can start: the task group is about to refuse new tasks.
-            self._tasks = self._changed = None
+            self._tasks = self._workers = self._changed = None
 
     @abstractmethod
     def _begin(self) -> None:
@@ -204,8 +207,8 @@ class BaseSupervisor(ABC):
     def _set_off(self, attempt: Attempt) -> None:
         """Start the task of an attempt, with the context variables of this supervisor and not those of a sender."""
         notify(self._observer.actor_started, attempt.path, attempt.context.incarnation)
-        if self._tasks is not None:
-            self._surroundings.copy().run(partial(self._tasks.start_soon, attempt.run, name=attempt.path))
+        if self._workers is not None:
+            self._workers.run(attempt)
 
     def _may_restart(self, last_error: str) -> bool:
         """Count a restart; give up and return False if there were too many."""

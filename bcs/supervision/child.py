@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
-
-import anyio
 
 from bcs.supervision.actor import ActorContext
 from bcs.supervision.attempt import Attempt, AttemptListener, Exit, Limits
@@ -48,11 +45,6 @@ class Child:
         self.step = 0
         self.forget_run()
 
-    @property
-    def unresponsive(self) -> bool:
-        """True if the current attempt ignores its cancellation."""
-        return self.attempt is not None and self.attempt.unresponsive
-
     def forget_run(self) -> None:
         """Reset the state that belongs to one run of the supervisor."""
         # Already None, except after a native cancellation before the task's first step: that task reported no end.
@@ -91,8 +83,10 @@ class Child:
         attempt, self.attempt = self.attempt, None
         if ended.abnormal and not ended.outside:
             self.last_error = ended.description
-        ready_at = attempt.context.ready_at if attempt is not None else None
-        if ready_at is not None and anyio.current_time() - ready_at >= backoff.reset_after_seconds:
+        if attempt is None:
+            return
+        ready_at = attempt.context.ready_at
+        if ready_at is not None and attempt.context.clock() - ready_at >= backoff.reset_after_seconds:
             self.step = 0
 
     def next_delay(self, backoff: Backoff, random: Callable[[], float]) -> float:
@@ -111,21 +105,17 @@ class Child:
         :param state: the state to show when no attempt runs
         :param now: the current time, in seconds of anyio's clock
         """
-        node = Snapshot(
+        attempt, mailbox = self.attempt, self.mailbox
+        busy_since = None if attempt is None else attempt.context.busy_since
+        return Snapshot(
             name=self.name,
             kind=kind,
-            state=state if self.attempt is None else self.attempt.state,
+            state=state if attempt is None else attempt.state,
             incarnation=self.incarnation,
             restarts=self.restarts,
             last_error=self.last_error,
+            mailbox_depth=0 if mailbox is None else mailbox.depth,
+            mailbox_capacity=None if mailbox is None else mailbox.capacity,
+            oldest_message_seconds=0.0 if mailbox is None else mailbox.oldest_age_seconds(now),
+            busy_seconds=0.0 if busy_since is None else now - busy_since,
         )
-        if self.attempt is not None and self.attempt.context.busy_since is not None:
-            node = replace(node, busy_seconds=now - self.attempt.context.busy_since)
-        if self.mailbox is not None:
-            node = replace(
-                node,
-                mailbox_depth=self.mailbox.depth,
-                mailbox_capacity=self.mailbox.capacity,
-                oldest_message_seconds=self.mailbox.oldest_age_seconds(now),
-            )
-        return node

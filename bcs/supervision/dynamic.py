@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random as random_module
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
@@ -15,6 +16,7 @@ from bcs.supervision.clock import LoopClock
 from bcs.supervision.errors import UnknownChild
 from bcs.supervision.intensity import DEFAULT_INTENSITY, RestartIntensity
 from bcs.supervision.keyed import KeyedChild, KeyedChildren
+from bcs.supervision.load import Load
 from bcs.supervision.mailbox import Mailbox
 from bcs.supervision.observer import Observer, notify
 from bcs.supervision.snapshot import Snapshot, State
@@ -41,6 +43,8 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     :param mailbox_capacity: the maximum number of envelopes that queue for one child
     :param max_deliveries: an envelope is given up after this number of deliveries that ended in a crash or a hang
     :param max_children: the maximum number of children at a time
+    :param max_running: the number of children that run at a time. The others wait for their turn with their envelopes,
+        first come, first served. An ask starts its child at once, and an unresponsive child does not count
     :param shutdown_seconds: the time that all children together have to empty their mailboxes after a stop request
     :param hang_seconds: the time that a child may be busy without a heartbeat. The check may be late by a tenth of it
     :param intensity: the number of restarts, of all children together, after which the supervisor gives up
@@ -50,6 +54,9 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     :param kill_grace_seconds: the time that a cancelled attempt has to end
     """
 
+    # Enough for the children that a burst of messages starts together; an idle task takes some kilobytes.
+    _most_idle_tasks = 256
+
     def __init__(
         self,
         name: str,
@@ -57,6 +64,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         *,
         mailbox_capacity: float,
         max_children: int,
+        max_running: float = math.inf,
         max_deliveries: int = 3,
         shutdown_seconds: float = 5.0,
         hang_seconds: float | None = None,
@@ -78,13 +86,17 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         self._shutdown_seconds = shutdown_seconds
         self._limits = Limits(math.inf, hang_seconds, kill_grace_seconds)
         clock = LoopClock()
+        self._load = load = Load()
         self._children: KeyedChildren[M] = KeyedChildren(
             name,
-            lambda key: Mailbox(f"{name}/{key}", mailbox_capacity, max_deliveries, clock=clock),
+            lambda key: Mailbox(f"{name}/{key}", mailbox_capacity, max_deliveries, clock=clock, load=load),
             max_children,
             self._wake,
         )
+        self._max_running = max_running
         self._attempts: set[Attempt] = set()
+        self._waiting: OrderedDict[KeyedChild[M], None] = OrderedDict()  # the children that wait for their turn
+        self._unresponsive: dict[str, None] = {}  # the keys of the children, in order
         self._stop_by: float | None = None  # set when the children must empty their mailboxes and end
         self._halted = False  # no more attempts in this run
 
@@ -136,17 +148,16 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     def snapshot(self) -> Snapshot:
         """A snapshot with at most a hundred children, the unresponsive ones first. Call it on the event loop only."""
         now = anyio.current_time()
-        children = self._children.by_key.values()
         return Snapshot(
             self.name,
             kind="dynamic",
             state=self._state(),
             incarnation=self._incarnation,
             last_error=self._last_error,
-            mailbox_depth=sum(child.own_mailbox.depth for child in children),
-            oldest_message_seconds=max((child.own_mailbox.oldest_age_seconds(now) for child in children), default=0.0),
-            children=self._children.nodes(now, running=self._tasks is not None),
-            total_children=len(children),
+            mailbox_depth=len(self._load),
+            oldest_message_seconds=self._load.oldest_age_seconds(now),
+            children=self._children.nodes(self._unresponsive, now, running=self._tasks is not None),
+            total_children=len(self._children.by_key),
         )
 
     def close(self) -> None:
@@ -156,14 +167,22 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     def attempt_ready(self) -> None:
         """See `AttemptListener`: no other child waits for this one."""
 
+    def attempt_unresponsive(self, attempt: Attempt) -> None:
+        """See `AttemptListener`."""
+        self._unresponsive[attempt.context.name] = None
+        super().attempt_unresponsive(attempt)
+        self._start_waiting()
+
     def _begin(self) -> None:
         self._stop_by, self._halted = None, False
         self._attempts.clear()
+        self._unresponsive.clear()
+        self._waiting.clear()
         children = list(self._children.by_key.values())
         for child in children:
             child.forget_run()
         for child in children:
-            self._wake(child)
+            self._wake(child, False)
 
     def _tick(self, now: float) -> float:
         if self._context is not None:
@@ -200,10 +219,24 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
             return False
         return self._halted or len(self._children.by_key) == len(self._attempts)
 
-    def _wake(self, child: KeyedChild[M]) -> None:
+    def _wake(self, child: KeyedChild[M], at_once: bool) -> None:
         # By now the child may have handled an envelope that waited for room, and may be retired.
         if child.attempt is None and not child.backing_off and self._children.by_key.get(child.name) is child:
-            self._launch(child)
+            if at_once or (self._has_room and not self._waiting):
+                self._launch(child)
+            else:
+                self._waiting[child] = None
+
+    @property
+    def _has_room(self) -> bool:
+        """True if another child may run."""
+        return len(self._attempts) - len(self._unresponsive) < self._max_running
+
+    def _start_waiting(self) -> None:
+        """Start the children that waited for their turn, as many as may run."""
+        while self._waiting and self._has_room:
+            child, _ = self._waiting.popitem(last=False)
+            self._wake(child, True)
 
     def _launch(self, child: KeyedChild[M]) -> None:
         if self._tasks is None or self._halted:
@@ -222,6 +255,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         child.backing_off = True
         self._last_error = child.last_error or self._last_error
         self._attempts.discard(attempt)
+        self._unresponsive.pop(attempt.context.name, None)
         if not child.own_mailbox.depth:
             self._children.remove(child)
 
@@ -240,11 +274,12 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
                 self._tasks.start_soon(self._wake_later, child, delay)
         elif child is not None:
             child.backing_off = False
-            self._wake(child)
+            self._wake(child, False)
+        self._start_waiting()
         if self._stopped():
             self.attempt_changed()
 
     async def _wake_later(self, child: KeyedChild[M], delay_seconds: float) -> None:
         await anyio.sleep(delay_seconds)
         child.backing_off = False
-        self._wake(child)
+        self._wake(child, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
@@ -12,7 +13,7 @@ from bcs.supervision.mailbox import Mailbox
 from bcs.supervision.snapshot import Snapshot, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from bcs.supervision.envelope import Reply
 
@@ -47,7 +48,8 @@ class KeyedChildren(Generic[M]):
     :param name: the name of the supervisor, for errors
     :param make_mailbox: makes the mailbox for a key
     :param max_children: the maximum number of children at a time
-    :param wake: called after an envelope was put into a child's mailbox, so that the child starts to work
+    :param wake: called after an envelope was put into a child's mailbox, so that the child starts to work; with True
+        after an ask, whose caller waits
     :raises ValueError: for limits below one
     """
 
@@ -56,7 +58,7 @@ class KeyedChildren(Generic[M]):
         name: str,
         make_mailbox: Callable[[str], Mailbox[M]],
         max_children: int,
-        wake: Callable[[KeyedChild[M]], None],
+        wake: Callable[[KeyedChild[M], bool], None],
     ) -> None:
         if max_children < 1:
             raise ValueError(f"{name}: max_children must be at least 1")
@@ -75,7 +77,7 @@ class KeyedChildren(Generic[M]):
         """See `DynamicSupervisor.deliver_nowait`."""
         child = self._find_or_make(key)
         child.own_mailbox.send_nowait(message)
-        self._wake(child)
+        self._wake(child, False)
 
     async def deliver(self, key: str, message: M) -> None:
         """See `DynamicSupervisor.deliver`."""
@@ -87,12 +89,15 @@ class KeyedChildren(Generic[M]):
                     continue
                 child = self._make(key)
             try:
-                await child.own_mailbox.send(message)
-            except MailboxClosed:
-                if self._closed:
-                    raise
-                continue  # the child was retired while this call waited
-            self._wake(child)
+                child.own_mailbox.send_nowait(message)
+            except MailboxFull:
+                try:
+                    await child.own_mailbox.send(message)
+                except MailboxClosed:
+                    if self._closed:
+                        raise
+                    continue  # the child was retired while this call waited
+            self._wake(child, False)
             return
 
     async def ask(self, key: str, build: Callable[[Reply[T]], M], timeout_seconds: float) -> T:
@@ -105,16 +110,18 @@ class KeyedChildren(Generic[M]):
             if not child.own_mailbox.depth and child.attempt is None:
                 self.remove(child)
             raise
-        self._wake(child)
+        self._wake(child, True)
         return await child.own_mailbox.answer(reply, timeout_seconds)
 
-    def nodes(self, now: float, *, running: bool) -> tuple[Snapshot, ...]:
+    def nodes(self, unresponsive: Collection[str], now: float, *, running: bool) -> tuple[Snapshot, ...]:
         """The nodes of a snapshot: at most a hundred children, the unresponsive ones first.
 
+        :param unresponsive: the keys of the children whose attempts ignore their cancellation
         :param now: the current time, in seconds of anyio's clock
         :param running: True if the supervisor runs
         """
-        children = sorted(self.by_key.values(), key=lambda child: not child.unresponsive)[:LISTED]
+        others = (key for key in self.by_key if key not in unresponsive) if unresponsive else self.by_key
+        children = [self.by_key[key] for key in islice(chain(unresponsive, others), LISTED)]
         # Between two runs no child backs off: the next run starts all children.
         return tuple(
             child.node("actor", State.BACKING_OFF if running and child.backing_off else State.IDLE, now)

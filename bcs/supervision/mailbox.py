@@ -23,6 +23,8 @@ from bcs.supervision.queue import Queue
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from bcs.supervision.load import Load
+
 M = TypeVar("M")
 T = TypeVar("T")
 
@@ -36,20 +38,44 @@ class Mailbox(Generic[M]):
     :param capacity: the maximum number of queued envelopes, or `math.inf`
     :param max_deliveries: `serve` gives an envelope up after this number of deliveries that ended in a crash or a hang
     :param clock: the clock of the event loop; short-lived mailboxes share one
+    :param load: counts the envelopes of several mailboxes
     :raises ValueError: for a capacity or a number of deliveries below one
     """
 
-    def __init__(self, name: str, capacity: float, max_deliveries: int = 3, *, clock: LoopClock | None = None) -> None:
+    __slots__ = (
+        "__weakref__",
+        "_arrival",
+        "_asks",
+        "_load",
+        "_queue",
+        "_redelivery",
+        "_unacked",
+        "capacity",
+        "clock",
+        "max_deliveries",
+        "name",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        capacity: float,
+        max_deliveries: int = 3,
+        *,
+        clock: LoopClock | None = None,
+        load: Load | None = None,
+    ) -> None:
         if capacity < 1 or max_deliveries < 1:
             raise ValueError(f"{name}: capacity and max_deliveries must be at least 1")
         self.name = name
         self.capacity = capacity if math.isinf(capacity) else int(capacity)
         self.max_deliveries = max_deliveries
         self.clock = clock or LoopClock()
+        self._load = load
         self._queue: Queue[Envelope[M]] = Queue(self.capacity)
         self._redelivery: deque[Envelope[M]] = deque()
         self._unacked: list[Envelope[M]] = []
-        self._asks = PendingAsks(name)
+        self._asks: PendingAsks | None = None  # made for the first ask
         self._arrival: anyio.Event | None = None
 
     def __repr__(self) -> str:
@@ -73,7 +99,12 @@ class Mailbox(Generic[M]):
     @property
     def pending_asks(self) -> int:
         """The number of asks that wait for an answer."""
-        return len(self._asks)
+        return 0 if self._asks is None else len(self._asks)
+
+    @property
+    def needs_redelivery(self) -> bool:
+        """True if `redeliver` has something to do when an attempt of the actor ends."""
+        return bool(self._unacked) or self.pending_asks > 0
 
     def oldest_age_seconds(self, now: float) -> float:
         """The age of the oldest envelope, 0.0 when there is none.
@@ -110,6 +141,8 @@ class Mailbox(Generic[M]):
                 await self._queue.put(envelope)
             except anyio.ClosedResourceError:
                 raise MailboxClosed(self.name) from None
+            if self._load is not None and envelope in self._queue:
+                self._load.add(envelope)
             # The receiver may have emptied the mailbox while this task yielded, and may wait again.
             self.wake()
 
@@ -137,6 +170,8 @@ class Mailbox(Generic[M]):
         """
         reply: Reply[T] = Reply()
         self._put(Envelope(build(reply), self.clock(), reply=cast("Reply[object]", reply)))
+        if self._asks is None:
+            self._asks = PendingAsks(self.name)
         self._asks.add(reply)
         return reply
 
@@ -147,6 +182,7 @@ class Mailbox(Generic[M]):
         :param timeout_seconds: the maximum time to wait
         :raises SupervisionError: for the same reasons as `ask`
         """
+        assert self._asks is not None  # noqa: S101 (`post` made it)
         return await self._asks.answer(reply, timeout_seconds)
 
     def receive_nowait(self, limit: int = 1) -> list[Envelope[M]]:
@@ -164,15 +200,22 @@ class Mailbox(Generic[M]):
             raise RuntimeError(f"{self.name}: {len(self._unacked)} envelopes are not acked")
         if limit < 1:
             raise ValueError("limit must be at least 1")
-        if self._redelivery and self._redelivery[0].attempts:
-            self._unacked.append(self._redelivery.popleft())
-            return list(self._unacked)
-        while len(self._unacked) < limit and self._redelivery and not self._redelivery[0].attempts:
-            self._unacked.append(self._redelivery.popleft())
-        if not self._redelivery:
-            while len(self._unacked) < limit and (envelope := self._queue.take_nowait()) is not None:
-                self._unacked.append(envelope)
-        return list(self._unacked)
+        unacked, redelivery = self._unacked, self._redelivery
+        if redelivery and redelivery[0].attempts:
+            unacked.append(redelivery.popleft())
+            return list(unacked)
+        while len(unacked) < limit and redelivery and not redelivery[0].attempts:
+            unacked.append(redelivery.popleft())
+        if not redelivery:
+            queue = self._queue
+            senders_wait = queue.senders_wait
+            while len(unacked) < limit and (envelope := queue.take_nowait()) is not None:
+                unacked.append(envelope)
+            if senders_wait and self._load is not None:
+                # This call took what waiting senders had put in, perhaps before they could count it.
+                for envelope in unacked:
+                    self._load.add(envelope)
+        return list(unacked)
 
     async def receive(self, limit: int = 1) -> list[Envelope[M]]:
         """Take the waiting envelopes, and wait for the first one if there is none.
@@ -201,13 +244,20 @@ class Mailbox(Generic[M]):
         if self._arrival is not None:
             self._arrival.set()
 
-    def ack(self, envelopes: Iterable[Envelope[M]]) -> None:
+    def ack(self, envelopes: Iterable[Envelope[M]]) -> int:
         """Acknowledge envelopes: the mailbox drops them. Envelopes that are not unacked are ignored.
 
         :param envelopes: envelopes that were received
+        :returns: the number of envelopes that were dropped
         """
+        before = self._unacked
         done = {id(envelope) for envelope in envelopes}
-        self._unacked = [envelope for envelope in self._unacked if id(envelope) not in done]
+        self._unacked = [envelope for envelope in before if id(envelope) not in done]
+        if self._load is not None:
+            for envelope in before:
+                if id(envelope) in done:
+                    self._load.remove(envelope)
+        return len(before) - len(self._unacked)
 
     def redeliver(self, died: ActorDied, *, failure_cause: BaseException | None = None) -> None:
         """Queue the unacked envelopes for redelivery, and fail all asks; called when an attempt of the actor ended.
@@ -220,17 +270,19 @@ class Mailbox(Generic[M]):
         """
         for envelope in reversed(self._unacked):
             if failure_cause is not None:
-                envelope = replace(envelope, attempts=envelope.attempts + 1, last_error=failure_cause)
+                envelope = self._with_failure(envelope, failure_cause)
             self._redelivery.appendleft(envelope)
         self._unacked = []
         actor, reason = died.actor, died.reason
-        self._asks.fail_all(lambda: ActorDied(actor, reason))
+        if self._asks is not None:
+            self._asks.fail_all(lambda: ActorDied(actor, reason))
 
     def close(self) -> None:
         """Accept no more envelopes, and fail the pending asks. The actor can still receive the remaining envelopes."""
         if not self.closed:
             self._queue.close()
-            self._asks.fail_all(lambda: MailboxClosed(self.name))
+            if self._asks is not None:
+                self._asks.fail_all(lambda: MailboxClosed(self.name))
             self.wake()
 
     def _put(self, envelope: Envelope[M]) -> None:
@@ -240,4 +292,13 @@ class Mailbox(Generic[M]):
             raise MailboxFull(self.name, self.capacity) from None
         except anyio.ClosedResourceError:
             raise MailboxClosed(self.name) from None
+        if self._load is not None:
+            self._load.add(envelope)
         self.wake()
+
+    def _with_failure(self, envelope: Envelope[M], cause: BaseException) -> Envelope[M]:
+        failed = replace(envelope, attempts=envelope.attempts + 1, last_error=cause)
+        if self._load is not None:
+            self._load.remove(envelope)
+            self._load.add(failed)
+        return failed

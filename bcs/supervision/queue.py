@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from typing import Generic, TypeVar
 
 import anyio
@@ -37,26 +36,39 @@ class Queue(Generic[T]):
     :param capacity: the maximum number of items, or `math.inf`
     """
 
+    __slots__ = ("_buffer", "_closed", "_receiver", "_sender")
+
     def __init__(self, capacity: float) -> None:
-        sender, receiver = anyio.create_memory_object_stream[T](capacity)
-        with sender, receiver:  # anyio has no other way to make streams of our own classes
-            self._sender, self._receiver = _Sender(sender._state), _Receiver(receiver._state)
-        # The stream gives no access to its head, so this deque mirrors the stream, with the waiting senders' items.
-        self._order: deque[T] = deque()
-        self._remaining: deque[T] | None = None
+        self._sender: MemoryObjectSendStream[T]
+        self._receiver: MemoryObjectReceiveStream[T]
+        # Without [T], which would cost as much as the stream.
+        self._sender, self._receiver = anyio.create_memory_object_stream(capacity)
+        # anyio has no other way to make streams of our own classes.
+        self._sender.__class__, self._receiver.__class__ = _Sender, _Receiver
+        # The stream has no method that shows its head. A sender waits only while the buffer is full, and a taken item
+        # makes room for a waiting one at once, so the head of the buffer is the head of the queue.
+        self._buffer: deque[T] = self._sender._state.buffer
+        self._closed = False
 
     def __len__(self) -> int:
-        return self._receiver.statistics().current_buffer_used if self._remaining is None else len(self._remaining)
+        return len(self._buffer)
+
+    def __contains__(self, item: object) -> bool:
+        return any(held is item for held in self._buffer)
+
+    @property
+    def senders_wait(self) -> bool:
+        """True if calls of `put` wait for room."""
+        return bool(self._sender._state.waiting_senders)
 
     @property
     def closed(self) -> bool:
         """True if the queue accepts no more items."""
-        return self._remaining is not None
+        return self._closed
 
     def peek(self) -> T | None:
         """The next item, which stays in the queue; None when the queue is empty."""
-        items = self._order if self._remaining is None else self._remaining
-        return items[0] if items else None
+        return self._buffer[0] if self._buffer else None
 
     def put_nowait(self, item: T) -> None:
         """Put an item into the queue.
@@ -66,7 +78,6 @@ class Queue(Generic[T]):
         :raises anyio.ClosedResourceError: when the queue is closed
         """
         self._sender.send_nowait(item)
-        self._order.append(item)
 
     async def put(self, item: T) -> None:
         """Put an item into the queue, and wait for room. A cancelled call leaves nothing in the queue.
@@ -74,38 +85,17 @@ class Queue(Generic[T]):
         :param item: the item
         :raises anyio.ClosedResourceError: when the queue is closed, also in calls that already wait
         """
-        self._order.append(item)
-        try:
-            await self._sender.send(item)
-        except BaseException:
-            self._forget(item)
-            raise
+        await self._sender.send(item)
 
     def take_nowait(self) -> T | None:
         """Take the next item; None when the queue is empty."""
-        if self._remaining is not None:
-            return self._remaining.popleft() if self._remaining else None
-        try:
-            item = self._receiver.receive_nowait()
-        except (anyio.WouldBlock, anyio.EndOfStream):
+        if not self._buffer:
             return None
-        self._forget(item)
-        return item
+        return self._buffer.popleft() if self._closed else self._receiver.receive_nowait()
 
     def close(self) -> None:
         """Accept no more items. The remaining items can still be taken."""
-        if self._remaining is None:
+        if not self._closed:
+            self._closed = True
             self._sender.close()
-            rest: deque[T] = deque()
-            while (item := self.take_nowait()) is not None:
-                rest.append(item)
             self._receiver.close()
-            self._remaining = rest
-
-    def _forget(self, item: T) -> None:
-        if self._order and self._order[0] is item:
-            self._order.popleft()
-        else:
-            # The order differs: a waiting sender was cancelled, or other senders overtook it.
-            with suppress(ValueError):
-                self._order.remove(item)

@@ -106,7 +106,7 @@ class EventDecoder:
             problem = f"the message has {len(value)} bytes, and BCS_MAX_EVENT_BYTES is {self._max_event_bytes}"
             raise UndecodableMessage("too_large", problem)
         try:
-            envelope = route.adapter.validate_json(value)
+            envelope = route.validate(value)
         except ValidationError as error:
             _refuse(value, error, route)
         batch_id, correlation_id = getattr(envelope.data, route.batch_field), shortened(envelope.correlation_id)
@@ -169,7 +169,7 @@ class _Route:
     :param names_batch: a model with one field: the field of the event's data that holds the batch id.
     """
 
-    __slots__ = ("adapter", "batch_field", "event_type", "partial_event", "state_facts")
+    __slots__ = ("batch_field", "event_type", "partial_event", "state_facts", "validate")
 
     def __init__(
         self,
@@ -178,7 +178,9 @@ class _Route:
         state_facts: Callable[[Any, int, str | None], tuple[Fact, ...]],
     ) -> None:
         self.event_type = model.__name__
-        self.adapter: TypeAdapter[Envelope[Any]] = TypeAdapter(Envelope[model])  # type: ignore[valid-type]
+        adapter: TypeAdapter[Envelope[Any]] = TypeAdapter(Envelope[model])  # type: ignore[valid-type]
+        # The adapter's own method costs half as much as the validation of a small event.
+        self.validate: Callable[[bytes], Envelope[Any]] = adapter.validator.validate_json
         self.partial_event: TypeAdapter[PartialEvent[Any]] = TypeAdapter(PartialEvent[names_batch])  # type: ignore[valid-type]
         [self.batch_field] = names_batch.model_fields
         self.state_facts = state_facts

@@ -14,7 +14,7 @@ import pytest
 
 from bcs.actors.batches import GROUP_COMMIT_FACTS, BatchActor
 from bcs.actors.dead_letters import DeadLetters
-from bcs.actors.messages import ApplyFacts, BatchCommand, DeliveryToken, MessageAcked, PhaseReport
+from bcs.actors.messages import ApplyFacts, BatchCommand, DeliveryToken, PhaseReport
 from bcs.actors.waking_outbox import WakingOutbox
 from bcs.domain.facts import EssayPhaseEnded, Outcome, PhaseReported
 from bcs.domain.history import FactsRecorded, HistoryEntry
@@ -87,7 +87,7 @@ def command(offset: int, essay: str) -> ApplyFacts:
 def supervisor_of(
     store: MemoryStateStore,
     outbox: MemoryOutbox,
-    finished: list[MessageAcked],
+    finished: list[DeliveryToken],
     nudges: list[None],
     *,
     archive_client: Any = None,
@@ -100,9 +100,9 @@ def supervisor_of(
         store=store,
         archive_client=archive_client,
         dead_letters=DeadLetters(outbox=WakingOutbox(outbox, lambda: nudges.append(None)), runtime=runtime),
-        finished=finished.append,
+        finished=lambda message: finished.extend(message.tokens),
         process_stops=lambda: False,
-        commit_slots=anyio.CapacityLimiter(1),
+        commit_slots=anyio.Semaphore(1),
     )
     return DynamicSupervisor(
         "batches",
@@ -118,7 +118,7 @@ def supervisor_of(
 
 async def test_a_poison_message_becomes_a_dead_letter_and_others_are_applied() -> None:
     store, outbox = PoisonableStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
-    finished: list[MessageAcked] = []
+    finished: list[DeliveryToken] = []
     nudges: list[None] = []
     supervisor = supervisor_of(store, outbox, finished, nudges)
     commands = [command(offset, essay) for offset, essay in enumerate(ESSAYS)]
@@ -128,7 +128,7 @@ async def test_a_poison_message_becomes_a_dead_letter_and_others_are_applied() -
         await wait_until(lambda: len(finished) >= len(ESSAYS))
     assert tree.in_time
 
-    told = sorted(message.token.message.offset for message in finished)
+    told = sorted(token.message.offset for token in finished)
     assert told == list(range(len(ESSAYS))), "each exactly once"
     neighbours = set(ESSAYS) - {POISON}
     state = await store.state(BATCH)
@@ -163,7 +163,7 @@ class CorruptedStore(MemoryStateStore):
 
 async def test_a_final_refusal_after_an_outage_makes_a_dead_letter_and_no_crash() -> None:
     store, outbox = CorruptedStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
-    finished: list[MessageAcked] = []
+    finished: list[DeliveryToken] = []
     observed = Recorder()
     supervisor = supervisor_of(store, outbox, finished, [], observer=observed)
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
@@ -175,7 +175,7 @@ async def test_a_final_refusal_after_an_outage_makes_a_dead_letter_and_no_crash(
 
 
 async def test_a_message_counts_as_finished_only_after_its_commit() -> None:
-    store, finished = SlowStore(), list[MessageAcked]()
+    store, finished = SlowStore(), list[DeliveryToken]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
@@ -183,7 +183,7 @@ async def test_a_message_counts_as_finished_only_after_its_commit() -> None:
             await store.committing.wait()
         assert finished == []
         store.go_on.set()
-        await wait_until(lambda: [message.token.message.offset for message in finished] == [7])
+        await wait_until(lambda: [token.message.offset for token in finished] == [7])
     assert (await store.state(BATCH)).first_seen_us.keys() == {"essay"}
 
 
@@ -199,7 +199,7 @@ async def test_a_repeated_archive_write_keeps_the_time_of_the_first() -> None:
             if len(entries) == 1:
                 raise StoreUnavailable("archive", "the test says so")
 
-    store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageAcked]()
+    store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[DeliveryToken]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive_client=ArchiveClient())
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
     async with running(supervisor):
@@ -209,7 +209,7 @@ async def test_a_repeated_archive_write_keeps_the_time_of_the_first() -> None:
 
 
 async def test_a_report_whose_caller_is_gone_is_not_stored() -> None:
-    store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[MessageAcked]()
+    store, finished = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), list[DeliveryToken]()
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     fact = PhaseReported("nlp", Outcome.COMPLETED, 1)
     report = PhaseReport(uuid.uuid4(), "correlation", "the test")
@@ -226,7 +226,7 @@ async def test_a_report_whose_caller_is_gone_is_not_stored() -> None:
 @pytest.mark.parametrize("archive_client", [None, Kept()], ids=["without a record", "with a record"])
 async def test_only_events_that_exceed_the_limit_of_essays_are_refused(archive_client: Kept | None) -> None:
     store = MemoryStateStore(law=LAW, ttl_seconds=3600, clock=time.monotonic, max_essays=2)
-    outbox, finished = MemoryOutbox(100, time.monotonic), list[MessageAcked]()
+    outbox, finished = MemoryOutbox(100, time.monotonic), list[DeliveryToken]()
     supervisor = supervisor_of(store, outbox, finished, [], archive_client=archive_client)
     essays = ["first", "second", "third", "first", "fourth", "second"]
     for offset, essay in enumerate(essays):
@@ -253,7 +253,7 @@ async def test_facts_reach_the_archive_while_redis_can_not_report_its_room() -> 
             assert archive_client.entries
             return await super().commit(batch_id, delta)
 
-    archive_client, finished = Kept(), list[MessageAcked]()
+    archive_client, finished = Kept(), list[DeliveryToken]()
     store = Away(law=LAW, ttl_seconds=3600, clock=time.monotonic)
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [], archive_client=archive_client)
     supervisor.deliver_nowait(BATCH, command(7, "essay"))
@@ -270,7 +270,7 @@ async def test_a_transaction_exceeds_its_facts_only_for_a_single_event() -> None
             return await super().commit(batch_id, delta)
 
     commits: list[int] = []
-    finished: list[MessageAcked] = []
+    finished: list[DeliveryToken] = []
     store = Weighing(law=LAW, ttl_seconds=3600, clock=time.monotonic)
     supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
     half, more = GROUP_COMMIT_FACTS // 2, GROUP_COMMIT_FACTS + 1
@@ -280,6 +280,29 @@ async def test_a_transaction_exceeds_its_facts_only_for_a_single_event() -> None
     async with running(supervisor):
         await wait_until(lambda: len(finished) == 6)
     assert commits == [half + 1, half + 1, more, 1]
+
+
+async def test_messages_that_arrive_while_a_batch_waits_for_its_turn_are_committed_together() -> None:
+    class Counting(SlowStore):
+        """Notes how many essays each commit is about."""
+
+        async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+            commits.append((batch_id, len(delta.first_seen_us)))
+            return await super().commit(batch_id, delta)
+
+    commits: list[tuple[str, int]] = []
+    store, finished = Counting(), list[DeliveryToken]()
+    supervisor = supervisor_of(store, MemoryOutbox(100, time.monotonic), finished, [])
+    async with running(supervisor):
+        supervisor.deliver_nowait("another", replace(command(0, "essay"), batch_id="another"))
+        with anyio.fail_after(5):
+            await store.committing.wait()  # the only slot is taken
+        for offset, essay in enumerate(ESSAYS, start=1):
+            supervisor.deliver_nowait(BATCH, command(offset, essay))
+            await anyio.wait_all_tasks_blocked()
+        store.go_on.set()
+        await wait_until(lambda: len(finished) == 1 + len(ESSAYS))
+    assert commits == [("another", 1), (BATCH, len(ESSAYS))]
 
 
 class AwayForOneBatch(PoisonableStore):
@@ -297,7 +320,7 @@ class AwayForOneBatch(PoisonableStore):
 
 
 async def test_messages_that_wait_for_the_store_outlive_a_supervisor_that_gives_up() -> None:
-    store, finished = AwayForOneBatch(), list[MessageAcked]()
+    store, finished = AwayForOneBatch(), list[DeliveryToken]()
     supervisor = supervisor_of(
         store, MemoryOutbox(100, time.monotonic), finished, [], intensity=RestartIntensity(1, 60.0)
     )
@@ -315,7 +338,7 @@ async def test_messages_that_wait_for_the_store_outlive_a_supervisor_that_gives_
     assert finished == []
     store.away = False
     async with running(supervisor):
-        await wait_until(lambda: {message.token.message.offset for message in finished} == {7, 8})
+        await wait_until(lambda: {token.message.offset for token in finished} == {7, 8})
     assert (await store.state(BATCH)).first_seen_us.keys() == {"essay"}
 
 
@@ -330,7 +353,7 @@ class RefusingStore(MemoryStateStore):
 
 async def test_of_a_group_that_a_store_refuses_only_the_event_at_fault_is_lost() -> None:
     store, outbox = RefusingStore(law=LAW, ttl_seconds=3600, clock=time.monotonic), MemoryOutbox(100, time.monotonic)
-    finished = list[MessageAcked]()
+    finished = list[DeliveryToken]()
     supervisor = supervisor_of(store, outbox, finished, [])
     for offset, essay in enumerate(ESSAYS):
         supervisor.deliver_nowait(BATCH, command(offset, essay))

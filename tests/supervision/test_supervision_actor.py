@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.supervision import ActorContext, ChildSpec, Envelope, Mailbox, Supervisor, serve
+from bcs.supervision import ActorContext, ChildSpec, Envelope, Mailbox, Supervisor, serve, serve_until_empty
 from tests.supervision.harness import AT_ONCE, DIED, OFTEN, Boom, Context, fail_on_max_deliveries, running, until
 from tests.support.guarantees import guarantees
 
@@ -257,3 +257,28 @@ async def test_an_envelope_is_never_given_up_for_kills() -> None:
         await until(lambda: mailbox.depth == 0)
     assert taken == [0, 0, 0, 0, 0]
     assert given_up == []
+
+
+@guarantees(
+    "What arrives during the wait of `before_receive` is received together with the earlier envelopes",
+    topic="Dynamic supervisors",
+)
+async def test_what_arrives_before_the_receive_is_handled_in_the_same_call() -> None:
+    mailbox: Mailbox[str] = Mailbox("m", 5)
+    handled: list[list[str]] = []
+
+    async def handle(envelopes: list[Envelope[str]]) -> None:
+        handled.append([envelope.message for envelope in envelopes])
+
+    async def before_receive() -> None:
+        mailbox.send_nowait("later")
+
+    mailbox.send_nowait("first")
+    await serve_until_empty(
+        ActorContext("a", mailbox=mailbox),
+        handle,
+        limit=2,
+        on_max_deliveries=fail_on_max_deliveries,
+        before_receive=before_receive,
+    )
+    assert handled == [["first", "later"]]

@@ -12,7 +12,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bcs.actors.ingest.offsets import OffsetTracker
-from bcs.actors.messages import MessageAcked
+from bcs.actors.messages import MessagesAcked
 from bcs.kafka.causes import cause_of
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.kafka.offsets import CommitNote
@@ -40,7 +40,7 @@ class OffsetCommits:
         *,
         consumer: IsolatingConsumer,
         tracker: OffsetTracker,
-        context: ActorContext[MessageAcked],
+        context: ActorContext[MessagesAcked],
         timeout_seconds: float,
     ) -> None:
         self._consumer = consumer

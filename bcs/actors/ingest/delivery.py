@@ -82,6 +82,7 @@ class Delivery:
         self._status = status
         self._turns = Turns(messages=_MESSAGES_PER_TURN, size_bytes=_BYTES_PER_TURN)
         self._reread_at = 0.0
+        self._not_ahead_us = 0  # read once a turn: an event up to this time is not in the future
 
     @property
     def must_pause(self) -> bool:
@@ -124,6 +125,7 @@ class Delivery:
         :param epoch: the epoch of the ownership in which the messages were read; None without an ownership.
         :returns: False if some of the messages have to be read again.
         """
+        self._not_ahead_us = self._reader.clocks.latest_us()
         for record in messages:
             if epoch is None or self._tracker.epoch(*key) != epoch:
                 if epoch is None and key in self._consumer.assignment():
@@ -138,6 +140,7 @@ class Delivery:
                 return False
             if self._turns.is_over_after(len(record.value or b"")):
                 await anyio.lowlevel.checkpoint()
+                self._not_ahead_us = self._reader.clocks.latest_us()
         return True
 
     def acked(self, token: DeliveryToken) -> None:
@@ -156,10 +159,9 @@ class Delivery:
     async def _deliver_message(self, record: ConsumerRecord, epoch: int) -> bool:
         """Deliver the facts of one message to its batch; False if the message has to be read again later."""
         message = message_of(record)
-        event_type = self._reader.decoder.event_type(record.topic)
         try:
             event = self._reader.read(record, message)
-            if self._reader.seems_ahead(event):
+            if event.at_us > self._not_ahead_us and self._reader.seems_ahead(event):
                 ahead = await self._reader.clocks.is_ahead(event.at_us)
                 # After a rebalance the new owner decides.
                 if not self._is_owned(record, epoch):
@@ -168,6 +170,7 @@ class Delivery:
                     raise ahead_of_time(event)
         except UndecodableMessage as error:
             self._tracker.read(record.topic, record.partition, record.offset)
+            event_type = self._reader.decoder.event_type(record.topic)
             self._refused.add(DeliveryToken(message, event_type, error.correlation_id, epoch), error)
             return True
         except (ClocksDiffer, StoreUnavailable) as error:
@@ -177,11 +180,11 @@ class Delivery:
             self._runtime.waits.begin(INTAKE, _COMPARE_CLOCKS, str(error), log_cause=False)
             return False
         self._tracker.read(record.topic, record.partition, record.offset)
-        token = DeliveryToken(message, event_type, event.correlation_id, epoch, event.event_id)
+        token = DeliveryToken(message, event.event_type, event.correlation_id, epoch, event.event_id)
         if event.facts:
             await self._in_flight.deliver(ApplyFacts(event.batch_id, event.facts, token), token)
         else:
-            self._runtime.telemetry.events(event_type, "ignored").inc()
+            self._runtime.telemetry.events(event.event_type, "ignored").inc()
             self._finish(token)
             self.progress.notify()
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from bcs.actors.messages import ApplyFacts, DeliveryToken
+from bcs.actors.messages import ApplyFacts, DeliveryToken, position_of
 from bcs.config.settings import Settings
 from bcs.domain.history import Position
 
@@ -22,7 +22,7 @@ class InFlight:
     def __init__(self, *, settings: Settings, deliver: Callable[[str, ApplyFacts], Awaitable[None]]) -> None:
         self._settings = settings
         self._deliver = deliver
-        self._messages: dict[tuple[str, int, int, int], tuple[ApplyFacts, int, int]] = {}
+        self._messages: dict[DeliveryToken, tuple[ApplyFacts, int, int]] = {}
         self.bytes = 0
         self.facts = 0
 
@@ -49,7 +49,7 @@ class InFlight:
         :param token: the token of the command.
         """
         size, facts = token.message.size_bytes, command.weight
-        self._messages[_key(token)] = command, size, facts
+        self._messages[token] = command, size, facts
         self.bytes += size
         self.facts += facts
         delivered = False
@@ -62,7 +62,7 @@ class InFlight:
 
     def remove(self, token: DeliveryToken) -> None:
         """Remove a message that the batch has finished. A repeated call changes nothing."""
-        entry = self._messages.pop(_key(token), None)
+        entry = self._messages.pop(token, None)
         if entry is not None:
             _, size, facts = entry
             self.bytes -= size
@@ -73,10 +73,7 @@ class InFlight:
 
         :param epoch: the epoch of the ownership in which the message was read.
         """
-        entry = self._messages.get((position.topic, position.partition, position.offset, epoch))
-        return None if entry is None else entry[0]
-
-
-def _key(token: DeliveryToken) -> tuple[str, int, int, int]:
-    message = token.message
-    return message.topic, message.partition, message.offset, token.epoch
+        for token, (command, _, _) in self._messages.items():
+            if token.epoch == epoch and position_of(token.message) == position:
+                return command
+        return None

@@ -19,7 +19,7 @@ from bcs.actors.ingest.reading import EventReader
 from bcs.actors.ingest.refused import RefusedMessages
 from bcs.actors.ingest.session import PollSession
 from bcs.actors.ingest.skip_handler import SkipHandler
-from bcs.actors.messages import MessageAcked
+from bcs.actors.messages import MessagesAcked
 from bcs.actors.runtime import Runtime
 from bcs.kafka.causes import cause_of, is_refusal, start
 from bcs.kafka.isolation import IsolatingConsumer
@@ -46,7 +46,7 @@ class Intake:
     status: KafkaStatus
     _epochs: Iterator[int] = field(default_factory=lambda: count(1), init=False)
 
-    async def run(self, context: ActorContext[MessageAcked]) -> None:
+    async def run(self, context: ActorContext[MessagesAcked]) -> None:
         """Consume until a stop is requested. While Kafka is unreachable this retries, and does not crash."""
         await hit(FailPoint.STARTING, context.name)
         # Ready without Kafka: the rest of the service does not depend on it.
@@ -66,7 +66,7 @@ class Intake:
             with anyio.move_on_after(self.runtime.settings.intake_retry_seconds):
                 await context.wait_stopping()
 
-    def session(self, context: ActorContext[MessageAcked], consumer: IsolatingConsumer) -> PollSession:
+    def session(self, context: ActorContext[MessagesAcked], consumer: IsolatingConsumer) -> PollSession:
         """Create a session for a connected consumer."""
         settings = self.runtime.settings
         tracker = OffsetTracker(self._epochs)
@@ -100,7 +100,7 @@ class Intake:
             status=self.status,
         )
 
-    async def _connect(self, context: ActorContext[MessageAcked], consumer: IsolatingConsumer) -> bool:
+    async def _connect(self, context: ActorContext[MessagesAcked], consumer: IsolatingConsumer) -> bool:
         """Connect to the brokers; False if a stop was requested first."""
         context.heartbeat()
         connected = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 
@@ -12,16 +13,18 @@ class _Partition:
 
     :param start_offset: the first offset of this ownership: the committed offset, or where a new group begins; None
         before the first read.
-    :param unfinished: the offsets of unfinished messages, and of finished messages behind the first of them, in the
-        order in which they were read.
-    :param finished_ahead: the finished messages among `unfinished`: offset to Kafka's timestamp.
+    :param read: the offsets of unfinished messages, and of finished messages behind the first of them, in the order in
+        which they were read.
+    :param unfinished: the unfinished messages among `read`.
+    :param finished_ahead: the finished messages among `read`: offset to Kafka's timestamp.
     :param written_ms: Kafka's timestamp of the last message before `committable`; None if that message has none.
     :param next_offset: the offset after the last message that was read; None before the first read.
     """
 
     epoch: int
     _: KW_ONLY
-    unfinished: dict[int, None] = field(default_factory=dict)
+    read: deque[int] = field(default_factory=deque)
+    unfinished: set[int] = field(default_factory=set)
     finished_ahead: dict[int, int | None] = field(default_factory=dict)
     committable: int | None = None
     written_ms: int | None = None
@@ -63,7 +66,9 @@ class OffsetTracker:
     def read(self, topic: str, partition: int, offset: int) -> None:
         """Note that a message was read. Offsets rise, but can have gaps, because Kafka leaves some out."""
         owned = self._partitions[topic, partition]
-        owned.unfinished[offset] = None
+        if offset not in owned.unfinished and offset not in owned.finished_ahead:
+            owned.read.append(offset)
+            owned.unfinished.add(offset)
         owned.next_offset = offset + 1
         if owned.start_offset is None:
             owned.start_offset = offset
@@ -83,7 +88,7 @@ class OffsetTracker:
         # may be committed.
         if owned.next_offset is None or offset > owned.next_offset:
             owned.next_offset = offset
-            if offset and not owned.unfinished:
+            if offset and not owned.read:
                 owned.committable = offset
 
     def finish(self, topic: str, partition: int, offset: int, epoch: int, written_ms: int | None = None) -> None:
@@ -92,15 +97,19 @@ class OffsetTracker:
         :param written_ms: Kafka's timestamp of the message, in milliseconds since 1970 UTC; None if it has none.
         """
         owned = self._partitions.get((topic, partition))
-        if owned is None or owned.epoch != epoch or offset not in owned.unfinished or offset in owned.finished_ahead:
+        if owned is None or owned.epoch != epoch or offset not in owned.unfinished:
             return
-        owned.finished_ahead[offset] = written_ms
-        while owned.unfinished and (first := next(iter(owned.unfinished))) in owned.finished_ahead:
-            del owned.unfinished[first]
-            owned.written_ms = owned.finished_ahead.pop(first)
-            owned.committable = first + 1
-        if not owned.unfinished:
-            owned.committable = owned.next_offset
+        owned.unfinished.discard(offset)
+        read, ahead = owned.read, owned.finished_ahead
+        if offset != read[0]:
+            ahead[offset] = written_ms
+            return
+        read.popleft()
+        while ahead and read[0] in ahead:
+            offset = read.popleft()
+            written_ms = ahead.pop(offset)
+        owned.written_ms = written_ms
+        owned.committable = offset + 1 if read else owned.next_offset
 
     def to_commit(self) -> dict[tuple[str, int], int]:
         """The offsets to commit, of the partitions where they differ from the committed ones."""
@@ -130,15 +139,11 @@ class OffsetTracker:
     def is_unfinished(self, topic: str, partition: int, offset: int) -> bool:
         """True if this message was read and is not yet durable."""
         owned = self._partitions.get((topic, partition))
-        return owned is not None and offset in owned.unfinished and offset not in owned.finished_ahead
+        return owned is not None and offset in owned.unfinished
 
     def unfinished(self, partitions: Iterable[tuple[str, int]]) -> int:
         """The number of unfinished messages of these partitions."""
-        return sum(
-            len(owned.unfinished) - len(owned.finished_ahead)
-            for key in partitions
-            if (owned := self._partitions.get(key))
-        )
+        return sum(len(owned.unfinished) for key in partitions if (owned := self._partitions.get(key)))
 
     @property
     def in_flight(self) -> int:
@@ -148,11 +153,11 @@ class OffsetTracker:
     @property
     def remembered(self) -> int:
         """The number of stored offsets, including those of finished messages behind an unfinished one."""
-        return sum(len(owned.unfinished) for owned in self._partitions.values())
+        return sum(len(owned.read) for owned in self._partitions.values())
 
     def position(self, topic: str, partition: int) -> int | None:
         """The first offset that is not yet durable; None before the first read."""
         owned = self._partitions.get((topic, partition))
         if owned is None:
             return None
-        return next(iter(owned.unfinished), owned.next_offset)
+        return owned.read[0] if owned.read else owned.next_offset

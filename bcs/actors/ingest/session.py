@@ -12,7 +12,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from bcs.actors.ingest.commits import OffsetCommits
 from bcs.actors.ingest.delivery import Delivery
 from bcs.actors.ingest.skip_handler import SkipHandler
-from bcs.actors.messages import MessageAcked
+from bcs.actors.messages import MessagesAcked
 from bcs.actors.portions import Amount
 from bcs.actors.runtime import Runtime
 from bcs.kafka.isolation import IsolatingConsumer
@@ -29,15 +29,16 @@ _POLL_LIMIT_SECONDS = 1.0
 # After a poll with more bytes the next polls request fewer messages. One poll may exceed the in-flight limits by this
 # much.
 _BYTES_PER_POLL = 8 * 1024 * 1024
-_ACKNOWLEDGEMENTS_PER_TURN = 1000
+# A group commit acknowledges many messages at once.
+_ACKNOWLEDGEMENTS_PER_TURN = 100
 _REVOKE_SECONDS = 5.0
 
 
 class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
     """Polls, delivers, and commits the offsets of what has become durable.
 
-    It has two tasks: one polls, and one collects acknowledgements and commits. A rebalance holds up the polls, and its
-    listener waits until the second task has collected what is unfinished.
+    It has three tasks: one polls, one collects acknowledgements, and one commits. A rebalance holds up the polls, and
+    its listener waits until the second task has collected what is unfinished.
 
     :param consumer: connected, and not yet in the group.
     :param delivery: belongs to this session only.
@@ -48,7 +49,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         self,
         *,
         runtime: Runtime,
-        context: ActorContext[MessageAcked],
+        context: ActorContext[MessagesAcked],
         consumer: IsolatingConsumer,
         delivery: Delivery,
         skip_handler: SkipHandler,
@@ -79,6 +80,7 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._collect)
+                group.start_soon(self._commit_at_intervals)
                 group.start_soon(skip_orders.follow)
                 self._consumer.subscribe(topics.CONSUMED, listener=self)
                 while not self._context.stopping:
@@ -183,23 +185,23 @@ class PollSession(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka h
         await self.delivery.store_refused()
 
     async def _collect(self) -> None:
-        """Receive acknowledgements, and commit at intervals."""
+        """Receive acknowledgements."""
         mailbox = self._context.mailbox
-        interval_seconds = self._runtime.settings.intake_commit_interval_seconds
-        commit_at = anyio.current_time() + interval_seconds
         while True:
-            with anyio.move_on_after(commit_at - anyio.current_time()):
-                envelopes = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
-                for envelope in envelopes:
-                    self.delivery.acked(envelope.message.token)
-                self.delivery.progress.notify()
-                mailbox.ack(envelopes)
-            if anyio.current_time() >= commit_at:
-                await self._commits.commit()
-                commit_at = anyio.current_time() + interval_seconds
+            envelopes = await mailbox.receive(_ACKNOWLEDGEMENTS_PER_TURN)
+            for envelope in envelopes:
+                for token in envelope.message.tokens:
+                    self.delivery.acked(token)
+            self.delivery.progress.notify()
+            mailbox.ack(envelopes)
+
+    async def _commit_at_intervals(self) -> None:
+        while True:
+            await anyio.sleep(self._runtime.settings.intake_commit_interval_seconds)
+            await self._commits.commit()
 
     def _heartbeat(self) -> None:
-        # While the other task is stuck in a commit, polls must not count as progress. The end of a commit sends its own
+        # While another task is stuck in a commit, polls must not count as progress. The end of a commit sends its own
         # heartbeat.
         if not self._commits.in_progress:
             self._context.heartbeat()
