@@ -6,8 +6,47 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE
 from pydantic_core import to_json
+
+
+class Reply(web.Response):
+    """A response with a body that is complete, which is sent in one write.
+
+    For most requests it writes the same headers as `web.Response`, without the checks for chunks, cookies, compression
+    and empty bodies, which it never has.
+    """
+
+    _writer: AbstractStreamWriter | None = None
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Make the head."""
+        if request.version != HttpVersion11 or request.method == hdrs.METH_HEAD:
+            return await super().prepare(request)
+        headers = self._headers
+        headers[hdrs.CONTENT_LENGTH] = str(self.content_length)
+        headers[hdrs.DATE] = rfc822_formatted_time()
+        headers[hdrs.SERVER] = SERVER_SOFTWARE
+        if self._keep_alive is None:
+            self._keep_alive = request.keep_alive
+        if not self._keep_alive:
+            headers[hdrs.CONNECTION] = "close"
+        self._writer = writer = request.writer
+        await writer.write_headers(f"HTTP/1.1 {self._status} {self._reason}", headers)
+        return writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Write the head and the body."""
+        if self._writer is None:
+            await super().write_eof(data)
+            return
+        writer, self._writer = self._writer, None
+        self._eof_sent = True
+        assert isinstance(self._body, bytes)  # noqa: S101 (`reply_encoded` has set it)
+        await writer.write_eof(self._body)
 
 
 def reply_json(
@@ -29,4 +68,4 @@ def reply_encoded(
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
     """A response with encoded JSON. A newline is added, for people who read the response in a terminal."""
-    return web.Response(status=status, body=encoded + b"\n", content_type=content_type, headers=headers)
+    return Reply(status=status, body=encoded + b"\n", content_type=content_type, headers=headers)
