@@ -32,6 +32,8 @@ T = TypeVar("T")
 log = structlog.stdlib.get_logger("bcs.publisher", actor="publisher")
 
 _LEASE_LIMIT = 200
+# Under load, each round publishes all messages of this time: a round of one message costs as much as a round of fifty.
+_ROUND_SECONDS = 0.02
 _CLOSE_SECONDS = 1.0
 _FRUITLESS_SECONDS = 0.5
 _ACTOR = "publisher"
@@ -131,6 +133,8 @@ class Publisher:
                 if outcome.failed or outcome.refused:
                     # After a refusal the sequence numbers of aiokafka's idempotent producer can stay wrong.
                     return False
+                if len(ready) < _LEASE_LIMIT and not context.stopping:
+                    await anyio.sleep(now + _ROUND_SECONDS - anyio.current_time())
                 continue
             if context.stopping:
                 return True
