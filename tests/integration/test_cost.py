@@ -90,7 +90,11 @@ async def test_an_answer_with_a_pruned_phase_takes_one_more(
     await wait_until(lambda: platform.caught_up(service.group))
     ledger.trips.clear()
     assert await orchestrator.to_run(known) == ["ai_feedback"]
-    assert ledger.trips == [["HGET"], ["EVAL"]]
+    # Redis may have to get the script first.
+    assert ledger.trips in ([["HGET"], ["EVALSHA"]], [["HGET"], ["EVALSHA"], ["EVAL"]])
+    ledger.trips.clear()
+    assert await orchestrator.to_run(known) == ["ai_feedback"]
+    assert ledger.trips == [["HGET"], ["EVALSHA"]]
 
 
 async def test_what_waits_for_a_batch_is_committed_in_two_round_trips(

@@ -24,8 +24,9 @@ CORRUPT = "BCSCORRUPT"
 WRONG_TYPE = "WRONGTYPE"
 NO_GROUP = "NOGROUP"
 GROUP_EXISTS = "BUSYGROUP"
+NO_SCRIPT = "NOSCRIPT"
 # Errors that the sender of a command handles.
-_FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS})
+_FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS, NO_SCRIPT})
 
 _NO_DATABASE = "it has no database of the number in BCS_REDIS_URL"
 _NO_RIGHT = "the user of BCS_REDIS_URL lacks a right"
