@@ -134,7 +134,7 @@ class Publisher:
                     # After a refusal the sequence numbers of aiokafka's idempotent producer can stay wrong.
                     return False
                 if len(ready) < _LEASE_LIMIT and not context.stopping:
-                    await anyio.sleep(now + _ROUND_SECONDS - anyio.current_time())
+                    await anyio.sleep(max(0.0, now + _ROUND_SECONDS - anyio.current_time()))
                 continue
             if context.stopping:
                 return True
