@@ -34,7 +34,8 @@ class Connection(web.RequestHandler):
     aiohttp has no time limit for a head or for sending a response, and no size limit for requests that arrive early. If
     a chunk is invalid, the C parser of aiohttp notifies only the connection. The request keeps waiting for its body,
     and the caller would seem to be slow. If the bytes are not HTTP, aiohttp answers with text that repeats the text of
-    the caller; this class answers with a problem document. Only `Reply` and `Bodies` use internals of aiohttp, too.
+    the caller; this class answers with a problem document. Besides this class, only `JsonResponse` and `Bodies` use the
+    internals of aiohttp.
 
     :param exact: the handlers of the paths without parameters, by method and path. aiohttp's router looks up all other
         paths, which takes a tenth of an answer's time.

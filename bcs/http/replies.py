@@ -13,21 +13,27 @@ from aiohttp.http import SERVER_SOFTWARE
 from pydantic_core import to_json
 
 
-class Reply(web.Response):
-    """A response with a body that is complete, which is sent in one write.
+class JsonResponse(web.Response):
+    """A response with a complete body, which is sent with its head in one write.
 
-    For most requests it writes the same headers as `web.Response`, without the checks for chunks, cookies, compression
-    and empty bodies, which it never has.
+    It writes what `web.Response` writes, without the checks for what it never has: chunks, cookies, compression, an
+    empty body, or a status without a body.
+
+    :param headers: all but those that every response has.
     """
 
     _writer: AbstractStreamWriter | None = None
+
+    def __init__(self, status: HTTPStatus, body: bytes, headers: Mapping[str, str]) -> None:
+        web.StreamResponse.__init__(self, status=status, headers=headers)
+        self._body: bytes = body
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Make the head."""
         if request.version != HttpVersion11 or request.method == hdrs.METH_HEAD:
             return await super().prepare(request)
         headers = self._headers
-        headers[hdrs.CONTENT_LENGTH] = str(self.content_length)
+        headers[hdrs.CONTENT_LENGTH] = str(len(self._body))
         headers[hdrs.DATE] = rfc822_formatted_time()
         headers[hdrs.SERVER] = SERVER_SOFTWARE
         if self._keep_alive is None:
@@ -45,7 +51,6 @@ class Reply(web.Response):
             return
         writer, self._writer = self._writer, None
         self._eof_sent = True
-        assert isinstance(self._body, bytes)  # noqa: S101 (`reply_encoded` has set it)
         await writer.write_eof(self._body)
 
 
@@ -68,4 +73,4 @@ def reply_encoded(
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
     """A response with encoded JSON. A newline is added, for people who read the response in a terminal."""
-    return Reply(status=status, body=encoded + b"\n", content_type=content_type, headers=headers)
+    return JsonResponse(status, encoded + b"\n", {**(headers or {}), hdrs.CONTENT_TYPE: content_type})
