@@ -33,7 +33,7 @@ log = structlog.stdlib.get_logger("bcs.publisher", actor="publisher")
 
 _LEASE_LIMIT = 200
 # Under load, each round publishes all messages of this time: a round of one message costs as much as a round of fifty.
-_ROUND_SECONDS = 0.02
+_ROUND_SECONDS = 0.05
 # A round needs one request for each broker, instead of one for each 16 kB. Less than any BCS_KAFKA_MAX_MESSAGE_BYTES.
 _BATCH_BYTES = 64 * 1024
 _CLOSE_SECONDS = 1.0
