@@ -167,7 +167,7 @@ class HttpServer:
     def _application(self, guard: RequestGuard, exact: dict[tuple[str, str], Handler]) -> web.Application:
         """Make the application.
 
-        :param exact: gets the handlers of all paths without parameters.
+        :param exact: gets the handlers of all paths without parameters, by method and path.
         """
         application = web.Application()
         router = application.router
@@ -178,8 +178,8 @@ class HttpServer:
             expect = _expecting(guard.wrap(unexpected, resource.canonical))
             for accepted in (method, "HEAD") if method == "GET" else (method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)
-                if isinstance(resource, web.PlainResource):
-                    exact[accepted, path] = guarded
+            if isinstance(resource, web.PlainResource):
+                exact[method, path] = guarded
 
         add("POST", "/internal/v1/pipelines/define", self.pipelines.define, reads_body=True)
         add("POST", "/internal/v1/phases/complete", self.pipelines.complete, reads_body=True)
