@@ -67,7 +67,7 @@ class Bodies:
         small_bytes = min(_SMALL_BYTES, self._most_bytes)
         if not content.is_eof() or content.total_bytes > small_bytes or content.exception():
             return False
-        request[BODY] = content.read_nowait()
+        request[BODY] = _all_of(content)
         return True
 
     async def read(self, request: web.Request, reading: Reading) -> None:
@@ -116,6 +116,11 @@ class Bodies:
             raise _no_room()
         if reading.held_bytes > self._most_bytes:
             raise web.HTTPRequestEntityTooLarge(self._most_bytes)
+
+
+def _all_of(content: StreamReader) -> bytes:
+    # `StreamReader.read_nowait` would also run the parser again, for bytes that can't be there.
+    return b"".join(content._buffer) if content.total_bytes else b""
 
 
 def unreadable() -> Problem:

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Set
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
@@ -15,6 +15,7 @@ from urllib.parse import quote
 import anyio
 import structlog
 from aiohttp import web
+from aiohttp.hdrs import CONTENT_TYPE
 
 from bcs.config.settings import Settings
 from bcs.http.bodies import Bodies, CallerLeft, Reading
@@ -46,6 +47,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _is_header_safe = re.compile(r"[ -$&-~]*").fullmatch
 _AGENT_CHARACTERS = 100
+_JSON = "application/json"
 _READING_METHODS = frozenset({"GET", "HEAD"})
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
@@ -243,9 +245,13 @@ def correlation_id_sent(request: web.Request) -> str | None:
 
 def asked_by(request: web.Request) -> str:
     """The caller, as far as the request identifies the caller."""
+    return _caller(request.headers.get("User-Agent", "unknown"), request.remote)
+
+
+@lru_cache
+def _caller(agent: str, address: str | None) -> str:
     # aiohttp turns bytes that are not UTF-8 into lone surrogates, which no store accepts.
-    agent = request.headers.get("User-Agent", "unknown").encode(errors="replace").decode()
-    return f"{agent[:_AGENT_CHARACTERS]} at {request.remote}"
+    return f"{agent.encode(errors='replace').decode()[:_AGENT_CHARACTERS]} at {address}"
 
 
 def _about(request: web.Request, seconds: float) -> dict[str, object]:
@@ -259,7 +265,8 @@ def _about(request: web.Request, seconds: float) -> dict[str, object]:
 
 
 def _ensure_json(request: web.Request) -> None:
-    if request.content_type != "application/json":
+    # aiohttp takes the header apart, which is seldom necessary.
+    if request.headers.get(CONTENT_TYPE) != _JSON and request.content_type != _JSON:
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "the content type must be application/json"
         )

@@ -21,15 +21,24 @@ def misspelt_fields(document: object, fields: Fields) -> list[str]:
 
     :param document: the parsed body; only an object has fields.
     """
-    unknown = list(_unknown(document, fields, ()))[:_MOST_NAMES]
-    if not unknown:
+    if _has_only(document, fields):
         return []
+    unknown = list(_unknown(document, fields, ()))[:_MOST_NAMES]
     known = {_plain(path[-1]): ".".join(path) for path in _paths(fields, ())}
     return [
         f"{'.'.join(path)} is not read; did you mean {known[near]}?"
         for path in unknown
         for near in get_close_matches(_plain(path[-1]), known, 1, _LIKENESS)
     ]
+
+
+def _has_only(document: object, fields: Fields) -> bool:
+    """True if a document has no unknown field, like most."""
+    if isinstance(document, dict):
+        for name, value in document.items():
+            if name not in fields or ((below := fields[name]) and not _has_only(value, below)):
+                return False
+    return True
 
 
 def _unknown(document: object, fields: Fields, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

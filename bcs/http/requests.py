@@ -21,6 +21,8 @@ DEAD_LETTER_WRITTEN = "X-BCS-Dead-Letter"
 
 _MOST_PARSED_BYTES = 64 * 1024
 _MOST_ID_CHARACTERS = 255
+_MOST_KEPT = 1_000
+_BEFORE_KEPT = len('{"batch_id":""')
 
 CorrelationId = Annotated[str, Field(min_length=1, max_length=MOST_ID_CHARACTERS)]
 
@@ -130,6 +132,31 @@ def pipeline_answer(batch_id: str, resolution: Resolution) -> dict[str, Any]:
             for decision in resolution.decisions
         ],
     }
+
+
+class PipelineAnswers:
+    """Encodes responses to `DefinePipeline`, and keeps the part that depends only on the resolution.
+
+    `KeptResolutions` returns the same object for equal states, so the part is found by identity.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Resolution, bytes]] = {}
+
+    def encode(self, batch_id: str, resolution: Resolution, source: str, warnings: Sequence[str]) -> bytes:
+        """The body as JSON.
+
+        :param source: the name of the store that answered.
+        :param warnings: about unknown fields of the request.
+        """
+        kept = self._kept.get(id(resolution))
+        if kept is None:
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            # The reference to the resolution keeps its identity from being used again.
+            kept = self._kept[id(resolution)] = resolution, to_json(pipeline_answer("", resolution))[_BEFORE_KEPT:-1]
+        added = {"source": source, "warnings": warnings} if warnings else {"source": source}
+        return b'{"batch_id":%b%b,%b' % (to_json(batch_id), kept[1], to_json(added)[1:])
 
 
 @dataclass(frozen=True, slots=True)

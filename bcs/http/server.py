@@ -106,8 +106,9 @@ class HttpServer:
             group.cancel_scope.cancel()
 
     async def _serve(self, context: ActorContext[Any], guard: RequestGuard, callers: Callers) -> None:
+        exact: dict[tuple[str, str], Handler] = {}
         runner = web.AppRunner(
-            self._application(guard),
+            self._application(guard, exact),
             handle_signals=False,
             # By default aiohttp waits for a minute, twice as long as Kubernetes. The requests are done before that.
             shutdown_timeout=self.settings.http_kill_grace_seconds,
@@ -120,6 +121,7 @@ class HttpServer:
         def connection(crowded: bool) -> Connection:
             return Connection(
                 server,
+                exact=exact,
                 settings=self.settings,
                 callers=callers,
                 crowded=crowded,
@@ -162,7 +164,11 @@ class HttpServer:
                         await guard.idle()
                 await runner.cleanup()
 
-    def _application(self, guard: RequestGuard) -> web.Application:
+    def _application(self, guard: RequestGuard, exact: dict[tuple[str, str], Handler]) -> web.Application:
+        """Make the application.
+
+        :param exact: gets the handlers of all paths without parameters, by method and path.
+        """
         application = web.Application()
         router = application.router
 
@@ -172,6 +178,8 @@ class HttpServer:
             expect = _expecting(guard.wrap(unexpected, resource.canonical))
             for accepted in (method, "HEAD") if method == "GET" else (method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)
+            if isinstance(resource, web.PlainResource):
+                exact[method, path] = guarded
 
         add("POST", "/internal/v1/pipelines/define", self.pipelines.define, reads_body=True)
         add("POST", "/internal/v1/phases/complete", self.pipelines.complete, reads_body=True)

@@ -54,6 +54,7 @@ from bcs.supervision import (
 )
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
+from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.usecases.report_phase import PhaseReporter
 from bcs.usecases.resolve_pipeline import PipelineResolver
 from bcs.wire.decoding import EventDecoder
@@ -223,7 +224,7 @@ class Service:
         )
         resolver = PipelineResolver(
             runtime=self._runtime,
-            definitions=self._definitions,
+            resolutions=KeptResolutions(self._definitions),
             reader=reader,
             announcer=Announcer(outbox=self._outbox_writer, archive=archive, archive_client=self._archive_client),
             dead_letters=self._dead_letters,

@@ -25,12 +25,21 @@ class Announcer:
     archive: Archive | None
     archive_client: ArchiveClient | None
 
-    async def announce(self, messages: Sequence[OutboundMessage], resolved: PipelineResolved) -> None:
+    @property
+    def explains(self) -> bool:
+        """True if there is an archive, which keeps the reasons of each answer."""
+        return self.archive is not None
+
+    async def announce(self, messages: Sequence[OutboundMessage], resolved: PipelineResolved | None) -> None:
         """Store the announcements of pruned phases, and the reasons. When this returns, both are durable.
 
+        :param resolved: the reasons; None without an archive.
         :raises OutboxFull: neither was stored.
         :raises StoreUnavailable: they may be stored or not.
         """
+        if resolved is None:
+            await self.outbox.append(messages)
+            return
         if resolved.source != POSTGRESQL:
             try:
                 await self.outbox.announce(messages, resolved)

@@ -11,13 +11,13 @@ import structlog
 from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.runtime import Runtime
 from bcs.domain.history import PhaseDecided, PipelineResolved
-from bcs.domain.pipelines import PipelineDefinitions
-from bcs.domain.resolution import Resolution, resolve, validate_request
+from bcs.domain.resolution import Resolution, validate_request
 from bcs.domain.times import microseconds
 from bcs.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
+from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.wire.dead_letters.encode import earlier_failures, failed_resolution
 from bcs.wire.published import Headers, phases_skipped
 from bcs.wire.tracing import Trace
@@ -66,7 +66,7 @@ class PipelineResolver:
     """Validates a request, reads the batch, resolves, announces the pruned phases, and stores the decision."""
 
     runtime: Runtime
-    definitions: PipelineDefinitions
+    resolutions: KeptResolutions
     reader: BatchReader
     announcer: Announcer
     dead_letters: DeadLetters
@@ -115,11 +115,16 @@ class PipelineResolver:
         return True
 
     async def _resolve(self, command: ResolvePipeline) -> tuple[Resolution, str]:
-        validate_request(self.definitions, command.pipeline, prompt_attached=command.prompt_attached)
+        validate_request(self.resolutions.definitions, command.pipeline, prompt_attached=command.prompt_attached)
         summary, source = await self.reader.summary(command.batch_id)
-        resolution = resolve(self.definitions, command.pipeline, summary)
-        pruned, now = resolution.pruned, self.runtime.now()
-        entry = self._entry(command, resolution, version=summary.version, source=source, now=now)
+        resolution = self.resolutions.resolve(command.pipeline, summary)
+        pruned = resolution.pruned
+        if not pruned and not self.announcer.explains:
+            return resolution, source
+        now = self.runtime.now()
+        entry = None
+        if self.announcer.explains:
+            entry = self._entry(command, resolution, version=summary.version, source=source, now=now)
         if pruned:
             # Durable before the answer: every pruning that a caller has seen is announced.
             skipped = phases_skipped(command.batch_id, pruned, command.correlation_id, now, command.trace)
@@ -127,7 +132,7 @@ class PipelineResolver:
             await hit(FailPoint.HTTP_BEFORE_REPLY, command.batch_id)
             for phase in pruned:
                 self.runtime.telemetry.phases_pruned(phase).inc()
-        else:
+        elif entry:
             self.announcer.write_soon(entry)
         return resolution, source
 

@@ -9,6 +9,7 @@ from random import Random
 import anyio
 import pytest
 
+from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.errors import BcsError, OutboxFull
 from bcs.storage.memory import MemoryOutbox
 from bcs.storage.ports import Leased, LeasedMessage, Outbox, Waiting
@@ -16,6 +17,7 @@ from bcs.storage.redis import queue as redis_queue
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.wire.published import OutboundMessage
+from tests.integration.stores import MakeGateway
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -437,3 +439,27 @@ async def test_a_foreign_key_in_the_stream_s_place_is_a_typed_error(
         with pytest.raises(BcsError):
             await use()
     assert gateway.circuit == "closed"
+
+
+async def test_messages_are_added_after_redis_has_lost_the_script(
+    own_valkey: EmbeddedServer, make_gateway: MakeGateway, redis_key_prefix: str
+) -> None:
+    gateway = make_gateway(own_valkey.address)
+    outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=20)
+    await outbox.append([message(0)])
+    await gateway.call(("SCRIPT", "FLUSH"))
+    await outbox.append([message(1)])
+    await outbox.append([message(2)])
+    assert numbers(await outbox.lease(10)) == [0, 1, 2]
+
+
+async def test_a_user_who_may_not_send_digests_of_scripts_adds_messages(
+    own_valkey: EmbeddedServer, make_gateway: MakeGateway, redis_key_prefix: str
+) -> None:
+    control = make_gateway(own_valkey.address)
+    await control.call(("ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-evalsha"))
+    gateway = make_gateway(f"redis://narrow:secret@{own_valkey.address}")
+    outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=20)
+    for number in range(3):
+        await outbox.append([message(number)])
+    assert numbers(await outbox.lease(10)) == [0, 1, 2]

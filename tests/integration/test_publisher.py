@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 from redis.asyncio import Redis
 
+from bcs.actors.publisher import _ROUND_SECONDS
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.observability.failpoints import FailPoint
 from bcs.wire import topics
@@ -57,6 +60,24 @@ async def test_the_next_publisher_publishes_the_entries_of_a_crashed_one(
         assert len({record["event_id"] for record in records}) == 1
         # What Kafka had acknowledged before the crash is published again.
         assert len(records) == (2 if crash_at is FailPoint.PUBLISHER_ACKNOWLEDGED else 1)
+
+
+async def test_a_slow_round_of_the_publisher_is_followed_by_the_next(kafka_bootstrap_servers: str, batch: str) -> None:
+    async def slow(point: FailPoint, _: str) -> None:
+        if point is FailPoint.PUBLISHER_ACKNOWLEDGED:
+            await anyio.sleep(2 * _ROUND_SECONDS)
+
+    async with (
+        Platform(kafka_bootstrap_servers) as platform,
+        running_service(slow, use_mock_repository=True, kafka_bootstrap_servers=kafka_bootstrap_servers) as service,
+        Orchestrator(service.base) as orchestrator,
+    ):
+        for number in range(3):
+            each = f"{batch}-{number}"
+            assert (await orchestrator.complete(each, "spellcheck")).status == 200
+            assert await orchestrator.to_run(each) == ["ai_feedback"]
+            await wait_until(partial(platform.messages, topics.PHASE_SKIPPED, each))
+        assert service.restarted() == []
 
 
 @pytest.mark.release

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -19,7 +18,7 @@ from bcs.http.guard import (
     correlation_id_of,
     correlation_id_sent,
 )
-from bcs.http.replies import reply_json
+from bcs.http.replies import reply_encoded, reply_json
 from bcs.http.requests import (
     FAILURES_HEADER,
     FIRST_FAILURE_HEADER,
@@ -29,8 +28,8 @@ from bcs.http.requests import (
     InvalidBody,
     InvalidField,
     ParsedBody,
+    PipelineAnswers,
     parse_body,
-    pipeline_answer,
 )
 from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
@@ -48,6 +47,7 @@ class PipelineHandlers:
     resolver: PipelineResolver
     reporter: PhaseReporter
     phases: Collection[str]
+    answers: PipelineAnswers = field(default_factory=PipelineAnswers, init=False)
 
     async def define(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/define."""
@@ -69,8 +69,7 @@ class PipelineHandlers:
             if fails_again and await self.resolver.store_failure(command, error, _original(request, body)):
                 request[DEAD_LETTER] = "written"
             raise
-        answer = {**pipeline_answer(body.batch_id, resolution), "source": source}
-        return reply_json(_warned(answer, parsed.warnings))
+        return reply_encoded(self.answers.encode(body.batch_id, resolution, source, parsed.warnings))
 
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
@@ -88,7 +87,7 @@ class PipelineHandlers:
         )
         await self.reporter.report(command)
         answer = {"status": "recorded", "batch_id": body.batch_id, "phase_name": body.phase_name}
-        return reply_json(_warned(answer, parsed.warnings))
+        return reply_json({**answer, "warnings": parsed.warnings} if parsed.warnings else answer)
 
 
 def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:
@@ -117,7 +116,3 @@ def _parsed(request: web.Request, model: type[BodyT]) -> ParsedBody[BodyT]:
         request[CORRELATION_ID] = parsed.correlation_id
     request[BODY] = parsed.raw
     return parsed
-
-
-def _warned(answer: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
-    return {**answer, "warnings": warnings} if warnings else answer

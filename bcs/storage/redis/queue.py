@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import chain
@@ -16,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from bcs.errors import StoreUnavailable
 from bcs.storage.ports import Leased, Waiting
-from bcs.storage.redis.commands import Command, packed
+from bcs.storage.redis.commands import Command, packed_one
 from bcs.storage.redis.errors import GROUP_EXISTS, NO_GROUP, code_of
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.queue_scripts import ADD, LEASE, MOVE, RECOVER, WAITING
@@ -101,17 +100,37 @@ class RedisQueue(ABC, Generic[T]):
             return
         if (self._length or 0) + len(items) > self._limit and await self.backlog() + len(items) > self._limit:
             raise self._full_error(self._limit)
-        entries = _identified([self._fields(item) for item in items], map(self._since_ms, items))
-        addition = self._addition(self._stream, "taken", _KEPT_IDENTITIES, entries)
+        entries, size_bytes = _identified([self._fields(item) for item in items], map(self._since_ms, items))
+        keys, arguments = self._addition(self._stream, "taken", _KEPT_IDENTITIES, entries)
         # A large command would delay other callers on the shared connection.
-        large = sum(len(part) for part in addition if isinstance(part, bytes)) > _LARGE_BYTES
-        send = self._gateway.call if large else self._gateway.call_multiplexed
-        with self._wrong_type_as_outage():
-            if commands:
-                *_, replies = await send(("MULTI",), *commands, addition, ("EXEC",))
+        send = self._gateway.call if size_bytes > _LARGE_BYTES else self._gateway.call_multiplexed
+        try:
+            # In a transaction the script is sent whole, because the other commands would be carried out without it.
+            if commands or not await self._add_by_digest(send, keys, arguments):
+                *_, replies = await send(("MULTI",), *commands, ADD.whole(keys, *arguments), ("EXEC",))
                 self._length = replies[-1]
-            else:
-                [self._length] = await send(addition)
+        except ResponseError as error:
+            raise self._no_stream(error) from error
+
+    async def _add_by_digest(
+        self,
+        send: Callable[[Command], Awaitable[list[Any]]],
+        keys: Sequence[str],
+        arguments: Iterable[str | bytes | int],
+    ) -> bool:
+        """Add entries by the short form of the script; False if Redis lacks the script, or refuses the short form."""
+        try:
+            [self._length] = await send(ADD.by_digest(keys, *arguments))
+        except ResponseError as error:
+            if not ADD.is_missing(error):
+                raise
+            return False
+        except StoreUnavailable as failure:
+            # The user may have the right to EVAL, and not to EVALSHA.
+            if not failure.answered:
+                raise
+            return False
+        return True
 
     def additions(self, items: Sequence[T]) -> list[Command]:
         """The commands that append items, for another queue's transaction."""
@@ -192,19 +211,19 @@ class RedisQueue(ABC, Generic[T]):
 
     async def _add_again(self, target: str, entries: Sequence[tuple[str, int | None, Fields]]) -> None:
         if entries:
+            keys, arguments = self._addition(target, "moved", _KEPT_MOVES, entries)
             with self._wrong_type_as_outage():
-                await self._gateway.call(self._addition(target, "moved", _KEPT_MOVES, entries))
+                await self._gateway.call(ADD.whole(keys, *arguments))
 
     def _addition(
         self, target: str, memory: str, kept: int, entries: Iterable[tuple[str | bytes, int | None, Fields]]
-    ) -> Command:
-        """The command that adds entries with their identities, unless they were added before."""
-        keys = (target, *self._memory(memory), self._waiting)
+    ) -> tuple[tuple[str, ...], list[str | bytes | int]]:
+        """The keys and arguments of `ADD` for entries with their identities."""
         parts = chain.from_iterable(
             (identity, "" if since_ms is None else since_ms, len(fields), *fields)
             for identity, since_ms, fields in entries
         )
-        return ("EVAL", ADD, len(keys), *keys, kept, *parts)
+        return (target, *self._memory(memory), self._waiting), [kept, *parts]
 
     def _memory(self, name: str) -> tuple[str, str]:
         return f"{self._stream}:{name}", f"{self._stream}:{name}:before"
@@ -231,13 +250,15 @@ class RedisQueue(ABC, Generic[T]):
 
     @contextmanager
     def _wrong_type_as_outage(self) -> Iterator[None]:
-        # An outage, because the items are valid: no message may become a dead letter for this. An operator has to
-        # delete the key.
         try:
             yield
         except ResponseError as error:
-            problem = f"{self._stream} or {self._parked} is not a stream ({error})"
-            raise StoreUnavailable("redis", problem, answered=True) from error
+            raise self._no_stream(error) from error
+
+    def _no_stream(self, error: ResponseError) -> StoreUnavailable:
+        # An outage, because the items are valid: no message may become a dead letter for this. An operator has to
+        # delete the key.
+        return StoreUnavailable("redis", f"{self._stream} or {self._parked} is not a stream ({error})", answered=True)
 
     async def _take(self, limit: int, script: str, *where: str | int) -> list[Any]:
         keys = (self._stream, self._parked)
@@ -298,17 +319,22 @@ class RedisQueue(ABC, Generic[T]):
         return [("XACK", self._stream, self._group, *entry_ids), ("XDEL", self._stream, *entry_ids)]
 
 
-def _identified(entries: Sequence[Fields], since_ms: Iterable[int | None]) -> list[tuple[bytes, int | None, Fields]]:
-    """Entries with identities: the same content has the same identity, whenever it started to wait."""
-    found: Counter[bytes] = Counter()
+def _identified(
+    entries: Sequence[Fields], since_ms: Iterable[int | None]
+) -> tuple[list[tuple[bytes, int | None, Fields]], int]:
+    """Entries with identities, and their size in bytes.
+
+    The same content has the same identity, whenever it started to wait.
+    """
+    found: dict[bytes, int] = {}
     identified: list[tuple[bytes, int | None, Fields]] = []
+    size_bytes = 0
     for fields, since in zip(entries, since_ms, strict=True):
-        content = packed([tuple(fields)])
+        content = packed_one(tuple(fields))
+        size_bytes += len(content)
         identity = blake2b(content, digest_size=_IDENTITY_BYTES).digest()
         # Two equal entries in one call are two entries, so the second gets its own identity.
-        if earlier := found[identity]:
-            identified.append((identity + b"%d" % earlier, since, fields))
-        else:
-            identified.append((identity, since, fields))
-        found[identity] += 1
-    return identified
+        earlier = found.get(identity, 0)
+        identified.append((identity + b"%d" % earlier if earlier else identity, since, fields))
+        found[identity] = earlier + 1
+    return identified, size_bytes

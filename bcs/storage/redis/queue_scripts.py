@@ -13,6 +13,8 @@ error. Inside a script Redis does not always name the command that it refuses, s
 
 from __future__ import annotations
 
+from bcs.storage.redis.script import Script
+
 _FAILING = """
 local function try(name, ...)
   local reply = redis.pcall(name, ...)
@@ -92,7 +94,7 @@ local function note_since(waiting, head, since, first_id, last_id)
 end
 """
 
-ADD = (
+ADD = Script(
     _FAILING
     + _IDENTITIES
     + _WAITING_SINCE
