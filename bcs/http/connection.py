@@ -140,9 +140,12 @@ class Connection(web.RequestHandler):
             self._wake_loop()
 
     async def start(self) -> None:
-        """Run the loop of aiohttp."""
+        """Run the loop of aiohttp, after the first request if that is answered at once."""
         self._loop_began = True
-        await super().start()
+        if self._answering is not None:
+            await asyncio.wait([self._answering])
+        if not self._force_close:
+            await super().start()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 (aiohttp's name)
         """End the connection: wait for the answer, but no longer than twice the timeout."""
