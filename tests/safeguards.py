@@ -236,6 +236,22 @@ _SUPERVISORS = (
         ),
     ),
     Mutation(
+        "clean-task",
+        "A task in which an attempt changed a context variable runs no other attempt.",
+        "bcs/supervision/workers.py",
+        "copy_context() == before and self._workers.put_back(self)",
+        "self._workers.put_back(self)",
+        _in("supervision/test_supervision_tasks", "test_a_context_variable_of_an_attempt_reaches_no_other_attempt"),
+    ),
+    Mutation(
+        "max-running",
+        "A dynamic supervisor runs no more children at a time than it may.",
+        "bcs/supervision/dynamic.py",
+        "            if at_once or (self._has_room and not self._waiting):\n",
+        "            if True:\n",
+        _in("supervision/test_supervision_turns", "test_no_more_children_run_at_a_time_than_the_limit"),
+    ),
+    Mutation(
         "restart-intensity",
         "A supervisor gives up after too many restarts.",
         "bcs/supervision/intensity.py",

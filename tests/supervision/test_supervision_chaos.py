@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -133,7 +134,13 @@ class Tree:
         if kind == "supervisor":
             return ChildSpec(name, self._branch(path, level + 1, few).run, **limits)
         if kind == "pool":
-            settings = {"mailbox_capacity": 2, "max_children": 2, "max_deliveries": FOREVER, **self._options(few)}
+            settings = {
+                "mailbox_capacity": 2,
+                "max_children": 2,
+                "max_running": self.chance.choice([1, math.inf]),
+                "max_deliveries": FOREVER,
+                **self._options(few),
+            }
             self.pools.append(DynamicSupervisor(name, self._work, hang_seconds=5 * TICK_SECONDS, **settings))
             return ChildSpec(name, self.pools[-1].run, **limits)
         self.mailboxes.append(Mailbox(name, 3, FOREVER))

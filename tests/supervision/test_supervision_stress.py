@@ -62,7 +62,14 @@ async def test_actors_killed_at_random_lose_nothing(seed: int, strategy: Strateg
         await serve_until_empty(context, work, limit=4, on_max_deliveries=fail_on_max_deliveries)
 
     workers: DynamicSupervisor[int] = DynamicSupervisor(
-        "workers", worker, mailbox_capacity=2, max_children=3, max_deliveries=10**9, backoff=AT_ONCE, intensity=OFTEN
+        "workers",
+        worker,
+        mailbox_capacity=2,
+        max_children=3,
+        max_running=2,
+        max_deliveries=10**9,
+        backoff=AT_ONCE,
+        intensity=OFTEN,
     )
 
     async def route(envelopes: list[Envelope[Any]]) -> None:
