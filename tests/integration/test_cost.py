@@ -80,7 +80,7 @@ async def test_a_warm_answer_takes_one_round_trip_with_one_command(
     known: str, orchestrator: Orchestrator, ledger: Ledger
 ) -> None:
     assert await orchestrator.to_run(known) == ["spellcheck", "ai_feedback"]
-    await wait_until(lambda: ledger.trips[-1] == ["SET"])
+    await wait_until(lambda: ["SET"] in ledger.trips)
     ledger.trips.clear()
     assert await orchestrator.to_run(known) == ["spellcheck", "ai_feedback"]
     assert ledger.trips == [["HMGET"]]
@@ -90,7 +90,7 @@ async def test_an_answer_about_a_batch_just_written_takes_one_more_and_stores_th
     known: str, orchestrator: Orchestrator, ledger: Ledger
 ) -> None:
     assert await orchestrator.to_run(known) == ["spellcheck", "ai_feedback"]
-    await wait_until(lambda: ledger.trips[-1] == ["SET"])
+    await wait_until(lambda: ["SET"] in ledger.trips)
     assert ledger.trips == [["HMGET", "GET", "EXISTS"], ["HGETALL"] * 3, ["WATCH", "HGET", "PTTL"], ["SET"]]
 
 
@@ -108,7 +108,7 @@ async def test_an_answer_with_a_pruned_phase_takes_one_more(
     await platform.send(*(spellchecked(known, essay) for essay in ESSAYS))
     await wait_until(lambda: platform.caught_up(service.group))
     assert await orchestrator.to_run(known) == ["ai_feedback"]
-    await wait_until(lambda: ledger.trips[-1] == ["SET"])
+    await wait_until(lambda: ["SET"] in ledger.trips)
     ledger.trips.clear()
     assert await orchestrator.to_run(known) == ["ai_feedback"]
     # Redis may have to get the script first.
@@ -132,7 +132,7 @@ async def test_many_callers_at_a_time_share_their_round_trips(
     known: str, service: RunningService, orchestrator: Orchestrator, ledger: Ledger
 ) -> None:
     await orchestrator.to_run(known)
-    await wait_until(lambda: ledger.trips[-1] == ["SET"])
+    await wait_until(lambda: ["SET"] in ledger.trips)
     ledger.trips.clear()
     async with Orchestrator(service.base, keep_alive=True) as caller, anyio.create_task_group() as group:
         for _ in range(100):
