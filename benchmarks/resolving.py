@@ -71,7 +71,7 @@ async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measur
     await world.know("warm", ESSAYS, spellchecked=False)
     await world.know("pruned", ESSAYS, spellchecked=True)
     warm, pruned = body("warm"), body("pruned")
-    unknown = body("unknown-{number:12}")
+    unknown = body("unknown-{number:12}", correlation_id="bench")
     rows: list[list[Measured]] = [[] for _ in range(7)]
     for turn in range(rounds + 1):
         took = seconds if turn else seconds / 2
