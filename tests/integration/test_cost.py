@@ -76,22 +76,37 @@ async def known(service: RunningService, platform: Platform, batch: str) -> str:
     return batch
 
 
+async def warm_up(orchestrator: Orchestrator, ledger: Ledger, batch: str) -> None:
+    """Ask until the summary is stored."""
+    for _ in range(2):
+        await orchestrator.to_run(batch)
+    await wait_until(lambda: ["SET"] in ledger.trips)
+    ledger.trips.clear()
+
+
 async def test_a_warm_answer_takes_one_round_trip_with_one_command(
     known: str, orchestrator: Orchestrator, ledger: Ledger
 ) -> None:
-    assert await orchestrator.to_run(known) == ["spellcheck", "ai_feedback"]
-    await wait_until(lambda: ["SET"] in ledger.trips)
-    ledger.trips.clear()
+    await warm_up(orchestrator, ledger, known)
     assert await orchestrator.to_run(known) == ["spellcheck", "ai_feedback"]
     assert ledger.trips == [["HMGET"]]
 
 
-async def test_an_answer_about_a_batch_just_written_takes_one_more_and_stores_the_summary_later(
+async def test_an_answer_about_a_batch_just_written_takes_one_more(
     known: str, orchestrator: Orchestrator, ledger: Ledger
 ) -> None:
     assert await orchestrator.to_run(known) == ["spellcheck", "ai_feedback"]
+    assert ledger.trips == [["HMGET", "GET", "EXISTS"], ["HGETALL"]]
+
+
+async def test_a_summary_is_stored_after_the_second_answer(
+    known: str, orchestrator: Orchestrator, ledger: Ledger
+) -> None:
+    await orchestrator.to_run(known)
+    ledger.trips.clear()
+    await orchestrator.to_run(known)
     await wait_until(lambda: ["SET"] in ledger.trips)
-    assert ledger.trips == [["HMGET", "GET", "EXISTS"], ["HGETALL"] * 3, ["WATCH", "HGET", "PTTL"], ["SET"]]
+    assert ledger.trips == [["HMGET"], ["WATCH", "HGET", "PTTL"], ["SET"]]
 
 
 async def test_an_answer_about_an_unknown_batch_takes_one_round_trip(
@@ -107,9 +122,7 @@ async def test_an_answer_with_a_pruned_phase_takes_one_more(
 ) -> None:
     await platform.send(*(spellchecked(known, essay) for essay in ESSAYS))
     await wait_until(lambda: platform.caught_up(service.group))
-    assert await orchestrator.to_run(known) == ["ai_feedback"]
-    await wait_until(lambda: ["SET"] in ledger.trips)
-    ledger.trips.clear()
+    await warm_up(orchestrator, ledger, known)
     assert await orchestrator.to_run(known) == ["ai_feedback"]
     # Redis may have to get the script first.
     assert ledger.trips in ([["HMGET"], ["EVALSHA"]], [["HMGET"], ["EVALSHA"], ["EVAL"]])
@@ -131,9 +144,7 @@ async def test_what_waits_for_a_batch_is_committed_in_one_round_trip(
 async def test_many_callers_at_a_time_share_their_round_trips(
     known: str, service: RunningService, orchestrator: Orchestrator, ledger: Ledger
 ) -> None:
-    await orchestrator.to_run(known)
-    await wait_until(lambda: ["SET"] in ledger.trips)
-    ledger.trips.clear()
+    await warm_up(orchestrator, ledger, known)
     async with Orchestrator(service.base, keep_alive=True) as caller, anyio.create_task_group() as group:
         for _ in range(100):
             group.start_soon(caller.to_run, known)
@@ -157,7 +168,8 @@ async def test_a_batch_is_small_in_redis(
     async def stored() -> bool:
         return await gateway.call(("EXISTS", *names)) == [len(names)]
 
-    await orchestrator.to_run(known)
+    for _ in range(2):
+        await orchestrator.to_run(known)
     await wait_until(stored)
     sizes = await gateway.call(*(("MEMORY", "USAGE", name, "SAMPLES", 0) for name in names))
     assert sum(sizes) <= BYTES

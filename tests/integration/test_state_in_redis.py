@@ -102,7 +102,8 @@ class InRedis:
         """A summary that is made and stored."""
         summaries: list[tuple[str, BatchSummary]] = []
         maker = self.make(self.other_gateway, law=law, summary_made=lambda *made: summaries.append(made))
-        await maker.summary(batch_id)
+        for _ in range(2):  # the second question shows that others may ask, too
+            await maker.summary(batch_id)
         for made in summaries:
             assert await maker.store_summary(*made) == Committed()
         return summaries[-1][1]
@@ -170,8 +171,10 @@ async def test_a_summary_is_made_once_for_all_processes(redis: InRedis) -> None:
     assert same_but_for_the_version(made, EVERYTHING)
     assert await redis.make(redis.gateway, summary_made=never).summary("b") == made
     await redis.run(("DEL", redis.all_keys("b")[1]))
+    asking_again = redis.make(redis.gateway, summary_made=never)
+    assert await asking_again.summary("b") == made
     with pytest.raises(AssertionError):
-        await redis.make(redis.gateway, summary_made=never).summary("b")
+        await asking_again.summary("b")
     assert await redis.made("b") == made, "to make a summary is no change"
 
 
@@ -180,9 +183,9 @@ async def test_a_process_keeps_the_summary_that_it_made(redis: InRedis) -> None:
     store = redis.make(redis.gateway, summary_made=lambda _, made: summaries.append(made))
     await redis.store.commit("b", EVERYTHING)
     assert [await store.summary("b") for _ in range(3)] == summaries * 3
+    assert len(summaries) == 1
     await redis.rival.commit("b", delta_of([failed("a", 9, "nlp")]))
     assert not (await store.summary("b")).complete("nlp"), "another process has changed the batch"
-    assert len(summaries) == 2
 
 
 async def test_a_summary_of_another_server_is_not_used(
@@ -205,7 +208,7 @@ async def test_a_stored_summary_expires_with_the_batch(redis: InRedis) -> None:
     await redis.made("b")
     ttls = await redis.ttls_ms("b")
     assert len(ttls) == 2
-    assert ttls[0] - 1000 < ttls[1] <= ttls[0]
+    assert abs(ttls[0] - ttls[1]) < 1000
 
 
 async def test_a_batch_that_expires_while_its_summary_is_stored_leaves_no_key(redis: InRedis) -> None:

@@ -38,10 +38,13 @@ from bcs.storage.redis.former_layout import fields_of_former
 _FIELDS_PER_COMMAND = 1000
 
 
-def reads(keys: BatchKeys) -> list[Command]:
-    """The commands that read a batch; `decoding` takes their replies."""
+def reads(keys: BatchKeys, *, former: bool = True) -> list[Command]:
+    """The commands that read a batch; `decoding` takes their replies.
+
+    :param former: False where the batch has no keys of the former layout.
+    """
     # The former keys first: they move into the new hash while other replicas read.
-    return [("HGETALL", key) for key in (*keys.former, keys.facts)]
+    return [("HGETALL", key) for key in ((*keys.former, keys.facts) if former else (keys.facts,))]
 
 
 def watch(keys: BatchKeys) -> list[Command]:
@@ -58,7 +61,7 @@ def decoding(keys: BatchKeys, replies: Sequence[Any], redis: str) -> Sliced[Stor
     *former, fields = replies
     try:
         stored = yield from decoding_batch(fields, redis)
-        if former_fields := fields_of_former(*former):
+        if former and (former_fields := fields_of_former(*former)):
             taken_over = yield from decoding_batch(former_fields, redis)
             former_state = yield from building_state(taken_over)
             stored = replace(stored, former=former_state, stamp=stored.stamp or taken_over.stamp)

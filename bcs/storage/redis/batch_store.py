@@ -29,7 +29,7 @@ from bcs.storage.redis.errors import refuses_command
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.merge_script import FULL, INCOMPLETE, MERGE
 from bcs.storage.redis.stored_batches import StoredBatches, as_corruption
-from bcs.storage.redis.summary_cache import SummaryCache
+from bcs.storage.redis.summary_cache import KeptSummary, SummaryCache
 from bcs.storage.redis.summary_codec import decode_summary, encode_summary
 from bcs.storage.roster import Roster
 from bcs.storage.single_flight import SingleFlight
@@ -74,7 +74,7 @@ class RedisStateStore:
     :param ttl_seconds: how long a batch is kept after its last write.
     :param backfill: reads the archive; None without an archive.
     :param max_essays: how many essays a batch may have; None for no limit.
-    :param summary_made: gets each summary that was made for an answer, so that `store_summary` can be called later.
+    :param summary_made: gets a batch's id and each summary that `store_summary` should store later.
     """
 
     def __init__(
@@ -257,34 +257,38 @@ class RedisStateStore:
         """See `StateStore.summary`."""
         keys = self._batches.keys(batch_id)
         head = ("HMGET", keys.facts, VERSION_FIELD, STAMP_FIELD, COUNT_FIELD)
-        known = self._summaries.get(batch_id)
+        kept = self._summaries.get(batch_id)
         try:
-            if known:
+            if kept:
                 replies = await self._gateway.call_multiplexed(head)
             else:
                 stored = ("GET", keys.summary(self._law.fingerprint))
                 replies = await self._gateway.call_multiplexed(head, stored, ("EXISTS", *keys.former))
         except ResponseError:
             # BCS did not write one of these keys. A summary is made again; facts are reported as corrupt.
-            return await self._made_summary(batch_id, keys, 0)
+            return await self._made_summary(batch_id, keys, size=0, former=True)
         (version, stamp, count), redis = replies[0], replies.peer.identity
+        # A batch whose summary this process has kept was taken over before.
+        former = bool(not kept and replies[2])
         if version is None:
-            if self._backfill is None and not known and not replies[2]:
+            if self._backfill is None and not former:
                 return BatchSummary()
         else:
-            summary = None
-            if known and known[0] == redis and known[1] == version:
-                summary = known[2]
-            elif not known and replies[1] is not None:
-                summary = self._stored_summary(batch_id, keys, replies[1], version, redis)
-            if summary and self._is_enough(summary, stamp, redis):
-                return summary
-        size = _number(keys, count or b"0")
-        return await self._flights.do(batch_id, partial(self._made_summary, batch_id, keys, size))
+            if kept and not (kept.redis == redis and kept.version == version):
+                kept = None
+            elif not kept and replies[1] is not None:
+                kept = self._stored_summary(batch_id, keys, replies[1], version, redis)
+            if kept and self._is_enough(kept.summary, stamp, redis):
+                if not kept.stored:
+                    # The batch is asked again before it changes, so other processes may be asked, too.
+                    self._store_later(batch_id, kept)
+                return kept.summary
+        make = partial(self._made_summary, batch_id, keys, size=_number(keys, count or b"0"), former=former)
+        return await self._flights.do(batch_id, make)
 
     def _stored_summary(
         self, batch_id: str, keys: BatchKeys, text: bytes, version: bytes, redis: str
-    ) -> BatchSummary | None:
+    ) -> KeptSummary | None:
         try:
             summary = decode_summary(keys.stem, text)
         except StoreCorrupted as error:
@@ -292,8 +296,13 @@ class RedisStateStore:
             return None
         if str(summary.version).encode() != version:
             return None
-        self._summaries.put(batch_id, redis, version, summary)
-        return summary
+        kept = KeptSummary(redis, version, summary, stored=True)
+        self._summaries.put(batch_id, kept)
+        return kept
+
+    def _store_later(self, batch_id: str, kept: KeptSummary) -> None:
+        kept.stored = True
+        self._summary_made(batch_id, kept.summary)
 
     def _is_enough(self, summary: BatchSummary, stamp: bytes | None, redis: str) -> bool:
         """True if the copy in Redis is complete, or is enough while the archive is unreachable.
@@ -311,10 +320,14 @@ class RedisStateStore:
         self._backfill.require_registered(summary.registered)
         return True
 
-    async def _made_summary(self, batch_id: str, keys: BatchKeys, size: int) -> BatchSummary:
-        """Make the summary from the facts."""
+    async def _made_summary(self, batch_id: str, keys: BatchKeys, *, size: int, former: bool) -> BatchSummary:
+        """Make the summary from the facts.
+
+        :param size: how many essays the batch has, about.
+        :param former: whether the former layout may have facts of the batch.
+        """
         with as_corruption(keys):
-            stored = await self._batches.read(batch_id, shared=size <= _ESSAYS_SHARED)
+            stored = await self._batches.read(batch_id, shared=size <= _ESSAYS_SHARED, former=former)
             if stored.former or not (self._backfill is None or self._backfill.is_complete(stored.stamp, stored.redis)):
                 found = await self._completed(batch_id, keys)
                 redis, summary = found.redis, await paced(summarizing(found.state, self._law, found.version))
@@ -326,8 +339,12 @@ class RedisStateStore:
                     counted = await paced(summarizing(state, self._law, version))
                 redis, summary = stored.redis, counted
         if summary.version:
-            self._summaries.put(batch_id, redis, str(summary.version).encode(), summary)
-            self._summary_made(batch_id, summary)
+            kept = KeptSummary(redis, str(summary.version).encode(), summary)
+            self._summaries.put(batch_id, kept)
+            # To store the summary of a small batch takes longer than to make it. Where the server has no identity, this
+            # process does not keep the summary.
+            if summary.known > _ESSAYS_SHARED or not redis:
+                self._store_later(batch_id, kept)
         return summary
 
     async def _completed(self, batch_id: str, keys: BatchKeys) -> _Found:

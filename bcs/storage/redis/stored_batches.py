@@ -47,20 +47,22 @@ class StoredBatches:
         """The keys of a batch."""
         return BatchKeys(self._key_prefix, batch_id)
 
-    async def read(self, batch_id: str, *, shared: bool = False) -> StoredBatch:
+    async def read(self, batch_id: str, *, shared: bool = False, former: bool = True) -> StoredBatch:
         """Read a batch; nothing is written.
 
         :param shared: True for a batch that is known to be small: it is read over the shared connection.
+        :param former: False for a batch that is known to have no keys of the former layout.
         :raises StoreUnavailable: no answer.
         :raises StoreCorrupted: BCS did not write these values.
         """
         keys = self.keys(batch_id)
+        commands = reads(keys, former=former)
         with as_corruption(keys):
             if shared:
-                together = await self._gateway.call_multiplexed(*reads(keys))
+                together = await self._gateway.call_multiplexed(*commands)
                 return await paced(decoding(keys, together, together.peer.identity))
             async with self._gateway.session() as session:
-                replies = await session.call(*reads(keys))
+                replies = await session.call(*commands)
         return await paced(decoding(keys, replies, session.peer.identity))
 
     async def copy(self, batch_id: str) -> BatchCopy:

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+
 from bcs.domain.progress import BatchSummary
 
 # Some 5 MB.
 _MOST_BATCHES = 4_096
 
 
+@dataclass(slots=True)
+class KeptSummary:
+    """A summary, and what it was made from.
+
+    :param redis: the identity of the server.
+    :param version: the version of the batch there.
+    :param stored: whether it is stored in Redis, or will be.
+    """
+
+    redis: str
+    version: bytes
+    summary: BatchSummary
+    _: KW_ONLY
+    stored: bool = False
+
+
 class SummaryCache:
-    """Keeps summaries with what they were made from: the server's identity, and the version of the batch there."""
+    """Keeps the summaries of a limited number of batches."""
 
     def __init__(self) -> None:
-        self._summaries: dict[str, tuple[str, bytes, BatchSummary]] = {}
+        self._summaries: dict[str, KeptSummary] = {}
 
-    def get(self, batch_id: str) -> tuple[str, bytes, BatchSummary] | None:
-        """The identity, the version, and the summary; the caller compares both with what Redis says now."""
+    def get(self, batch_id: str) -> KeptSummary | None:
+        """The summary of a batch; the caller compares server and version with what Redis says now."""
         return self._summaries.get(batch_id)
 
-    def put(self, batch_id: str, redis: str, version: bytes, summary: BatchSummary) -> None:
-        """Keep a summary; the batch that was put first makes room.
-
-        :param redis: the identity of the server; without one the summary is not kept.
-        """
+    def put(self, batch_id: str, kept: KeptSummary) -> None:
+        """Keep a summary, unless the server has no identity; the batch that was put first makes room."""
         self._summaries.pop(batch_id, None)
-        if not redis:
+        if not kept.redis:
             return
-        self._summaries[batch_id] = redis, version, summary
+        self._summaries[batch_id] = kept
         if len(self._summaries) > _MOST_BATCHES:
             del self._summaries[next(iter(self._summaries))]
