@@ -51,7 +51,8 @@ class LoopLag:
 _lags: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLag] = WeakKeyDictionary()
 
 
-def _lag_of(loop: asyncio.AbstractEventLoop) -> LoopLag:
+def lag_of(loop: asyncio.AbstractEventLoop) -> LoopLag:
+    """The measurement of a loop, which all its deadlines share."""
     lag = _lags.get(loop)
     if lag is None:
         lag = _lags[loop] = LoopLag()
@@ -62,15 +63,15 @@ class Due:
     """The time at which an answer is due.
 
     :param seconds: how long from now.
+    :param now: the time of the loop's clock.
     :ivar at: when to call `postpone`, by the loop's clock.
     """
 
     __slots__ = ("_lag", "_lost_seconds", "_was_late", "at")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        now = loop.time()
+    def __init__(self, lag: LoopLag, seconds: float, now: float) -> None:
         self.at = now + seconds
-        self._lag = lag = _lag_of(loop)
+        self._lag = lag
         self._lost_seconds = lag.lost_seconds(now)
         self._was_late = False
 
@@ -119,7 +120,7 @@ class Deadline:
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._due = Due(self._loop, self._seconds)
+        self._due = Due(lag_of(self._loop), self._seconds, self._loop.time())
         self._scope.__enter__()
         self._timer = self._loop.call_at(self._due.at, self._check)
         return self
@@ -143,7 +144,7 @@ class Deadline:
         try:
             yield
         finally:
-            self._due = Due(self._loop, left_seconds)
+            self._due = Due(lag_of(self._loop), left_seconds, self._loop.time())
             self._timer = self._loop.call_at(self._due.at, self._check)
 
     def _check(self) -> None:

@@ -17,7 +17,7 @@ from hiredis import Reader
 from redis.asyncio import Connection
 from redis.exceptions import InvalidResponse, RedisError
 
-from bcs.storage.deadlines import Deadline, Due
+from bcs.storage.deadlines import Deadline, Due, lag_of
 from bcs.storage.redis.commands import Command, packed_one
 from bcs.storage.redis.errors import UnusableServer, reason
 from bcs.storage.redis.identity import Peer
@@ -157,6 +157,7 @@ class _SharedConnection(asyncio.Protocol):
         self._connection = connection
         self._deadline_seconds = deadline_seconds
         self._loop = asyncio.get_running_loop()
+        self._lag = lag_of(self._loop)
         self._pending: deque[_PendingCall] = deque()
         self._outgoing: list[bytes] = []
         self._paused = False
@@ -183,7 +184,7 @@ class _SharedConnection(asyncio.Protocol):
         outgoing = list(map(packed_one, commands))
         now = self._loop.time()
         answer: asyncio.Future[Replies] = self._loop.create_future()
-        call = _PendingCall(answer, len(outgoing), Due(self._loop, self._deadline_seconds))
+        call = _PendingCall(answer, len(outgoing), Due(self._lag, self._deadline_seconds, now))
         if check := self.peer.due(now):
             self._pending.append(_PendingCall(None, 1, call.due))
             outgoing.insert(0, packed_one(check))
