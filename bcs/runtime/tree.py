@@ -62,7 +62,7 @@ from bcs.wire.decoding import EventDecoder
 # After this number of missed probes the last answer of Redis is too old.
 _PROBES_MISSED = 3
 # More batches at a time write no faster, and a batch that waits for its turn collects messages for one commit.
-_MAX_RUNNING_BATCHES = 256
+_MAX_RUNNING_BATCHES = 32
 
 
 class Service:

@@ -28,7 +28,7 @@ _COMPARE_CLOCKS = "find out whether an event is in the future"
 
 # Delivery yields to other tasks after so many messages or bytes. Otherwise HTTP would be delayed: decoding a megabyte
 # takes up to 50 ms.
-_MESSAGES_PER_TURN = 100
+_MESSAGES_PER_TURN = 50
 _BYTES_PER_TURN = 128 * 1024
 _REMEMBERED_FACTOR = 20
 # The time between a failed comparison of the clocks and the next one.
