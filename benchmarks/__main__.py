@@ -11,7 +11,7 @@ import anyio
 import structlog
 import typer
 
-from benchmarks import growing, ingesting, large, mixed, remembering, resolving
+from benchmarks import growing, ingesting, large, mixed, remembering, replicas, resolving
 from benchmarks.chart import draw
 from benchmarks.measured import Measured
 from benchmarks.report import Report, compared
@@ -94,6 +94,9 @@ async def _measure(directory: Path, plan: Plan) -> Report:
         }
         if plan.huge:
             others[f"ms of the longest stall, summary of {plan.huge} essays"] = await large.longest_stall_ms(world)
+        rows_of_replicas, conflicts = await replicas.measured(world, plan.rounds, plan.events)
+        rows += rows_of_replicas
+        others["commits of several replicas that conflicted"] = conflicts
         if plan.memory_events:
             others |= await ingesting.memory(world, plan.memory_events)
         if plan.record_facts:

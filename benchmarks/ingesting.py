@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 
 from benchmarks.measured import Measured, middle
 from benchmarks.usage import cpu_seconds, per_operation, resident_megabytes
 from benchmarks.world import GROUP, World
 from tests.support.events import Event, spellchecked
+from tests.support.service import BcsProcess
 from tests.support.waiting import wait_until
 
 
@@ -40,30 +42,45 @@ _ESSAYS = 30
 _DONE_SECONDS = 300.0
 
 
-async def measure(world: World, path: str, name: str, events: int, batches: int, in_a_row: int = 1) -> Measured:
-    """Let so many events pile up while the service stands still, and see how fast it takes them in.
+async def measure(
+    world: World,
+    path: str,
+    name: str,
+    events: int,
+    batches: int,
+    in_a_row: int = 1,
+    more: Sequence[BcsProcess] = (),
+) -> Measured:
+    """Let so many events pile up while the replicas stand still, and see how fast they take them in.
 
     :param batches: over so many the events are spread, one after the other.
     :param in_a_row: how many events of a batch come before those of the next one.
+    :param more: replicas besides the world's service; the CPU is that of all together.
     """
     turns = [(*divmod(number // in_a_row, batches), number % in_a_row) for number in range(events)]
     said = [
         spellchecked(f"{name}-{batch}", f"essay-{(turn * in_a_row + place) % _ESSAYS}") for turn, batch, place in turns
     ]
-    process, process_id = world.service, world.service.process.pid
-    process.signal(signal.SIGSTOP)
+    replicas, process_id = [world.service, *more], world.service.process.pid
+
+    def used() -> float:
+        return sum(cpu_seconds(replica.process.pid) for replica in replicas)
+
+    for replica in replicas:
+        replica.signal(signal.SIGSTOP)
     try:
         await _tell(world, said)
     finally:
-        began, before, of_servers = time.perf_counter(), cpu_seconds(process_id), world.servers_cpu()
-        process.signal(signal.SIGCONT)
+        began, before, of_servers = time.perf_counter(), used(), world.servers_cpu()
+        for replica in replicas:
+            replica.signal(signal.SIGCONT)
 
     async def taken_in() -> bool:
         return await world.platform.caught_up(GROUP)
 
     await wait_until(taken_in, _DONE_SECONDS)
     seconds = time.perf_counter() - began
-    cpu = cpu_seconds(process_id) - before
+    cpu = used() - before
     return Measured(
         path,
         events,

@@ -53,6 +53,7 @@ class World:
     :param broker: which Kafka it is.
     :param postgres: what has the permanent record; None where there is none.
     :param start_seconds: from the start of the service's process until it was ready.
+    :param events: so many may be told while a replica stands still.
     """
 
     valkey: EmbeddedServer
@@ -66,6 +67,8 @@ class World:
     gateway: RedisGateway
     store: RedisStateStore
     start_seconds: float
+    directory: Path
+    events: int
 
     @property
     def port(self) -> int:
@@ -139,22 +142,7 @@ async def built(
         store = RedisStateStore(gateway, law=law, key_prefix=KEY_PREFIX, ttl_seconds=604_800)
         floor, canned = stack.enter_context(_server("floor")), stack.enter_context(_server("canned"))
         began = time.perf_counter()
-        service = stack.enter_context(
-            serve(
-                directory / "service",
-                f"redis://{valkey.address}",
-                broker.address,
-                BCS_REDIS_KEY_PREFIX=KEY_PREFIX,
-                BCS_KAFKA_CONSUMER_GROUP_ID=GROUP,
-                BCS_KAFKA_SESSION_TIMEOUT_SECONDS=_SHORTEST_SESSION_SECONDS + events / _SLOWEST_EVENTS_A_SECOND,
-                BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS=1,
-                BCS_METRICS_INTERVAL_SECONDS=1,
-                BCS_ENVIRONMENT="production",
-                PYTHONWARNINGS="default",
-                forked=False,
-                **({"BCS_DATABASE_URL": postgres.url} if postgres else {}),
-            )
-        )
+        service = stack.enter_context(replica(directory / "service", valkey, broker, postgres, events))
         await service.answers()
         start_seconds = time.perf_counter() - began
         platform = await stack.enter_async_context(Platform(broker.address))
@@ -170,6 +158,8 @@ async def built(
             gateway,
             store,
             start_seconds,
+            directory,
+            events,
         )
         for server in (floor, canned):
             await _answers(server)
@@ -177,6 +167,29 @@ async def built(
         await platform.send(spellchecked("first", "essay"))
         await wait_until(lambda: platform.caught_up(GROUP), _DRAINED_SECONDS)
         yield world
+
+
+def replica(
+    directory: Path, valkey: EmbeddedServer, broker: EmbeddedServer, postgres: PostgresServer | None, events: int
+) -> BcsProcess:
+    """A process of the service.
+
+    :param events: so many may be told while it stands still, and must not throw it out of its group.
+    """
+    return serve(
+        directory,
+        f"redis://{valkey.address}",
+        broker.address,
+        BCS_REDIS_KEY_PREFIX=KEY_PREFIX,
+        BCS_KAFKA_CONSUMER_GROUP_ID=GROUP,
+        BCS_KAFKA_SESSION_TIMEOUT_SECONDS=_SHORTEST_SESSION_SECONDS + events / _SLOWEST_EVENTS_A_SECOND,
+        BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS=1,
+        BCS_METRICS_INTERVAL_SECONDS=1,
+        BCS_ENVIRONMENT="production",
+        PYTHONWARNINGS="default",
+        forked=False,
+        **({"BCS_DATABASE_URL": postgres.url} if postgres else {}),
+    )
 
 
 @contextmanager
