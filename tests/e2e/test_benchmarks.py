@@ -15,7 +15,7 @@ SECONDS = 0.1
 EVENTS = 800
 # More batches on record than are asked about in that time, since each is asked about once.
 SCALING_AND_RECORD: tuple[object, ...] = ("--batches", 10, "--essays", 40, "--huge", 900, "--record-facts", 20_000)
-EXPECTED = (25, 11, 3, 24)  # rows of answers, of events and of the record, and figures that are no rows
+EXPECTED = (25, 11, 1, 3, 24)  # rows of answers, of events, of commits and of the record, and figures that are no rows
 
 
 def run(*arguments: object) -> str:
@@ -32,9 +32,10 @@ def test_a_short_run_measures_every_path_and_is_kept_and_compared(tmp_path: Path
     report = Report.load(kept)
     answers = [row for row in report.rows if row.generator_cpu is not None]
     events = [row for row in report.rows if row.path.startswith("ingest")]
+    commits = [row for row in report.rows if row.path.startswith("commit")]
     of_record = [row for row in report.rows if row.path.startswith("record")]
-    assert (len(answers), len(events), len(of_record), len(report.others)) == EXPECTED
-    assert len(report.rows) == len(answers) + len(events) + len(of_record)
+    assert (len(answers), len(events), len(commits), len(of_record), len(report.others)) == EXPECTED
+    assert len(report.rows) == len(answers) + len(events) + len(commits) + len(of_record)
     assert "floor" in answers[0].path
     for row in report.rows:
         assert row.path in told
