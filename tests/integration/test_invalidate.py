@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 
 from bcs.domain.facts import EssaysRegistered
@@ -101,3 +103,20 @@ async def test_a_commit_leaves_a_complete_batch_complete(
     await StoredBatches(gateway, key_prefix=redis_key_prefix).invalidate([batch])
     await store.commit(batch, NEWS)
     assert reads == 1
+
+
+async def test_while_the_archive_is_away_a_commit_needs_no_transaction(
+    archive: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = in_redis(gateway, backfill=ArchiveBackfill(archive, nothing_waits))
+    await store.commit("another", NEWS)
+
+    def never(_: RedisGateway) -> NoReturn:
+        raise AssertionError("it opens a transaction")
+
+    with monkeypatch.context() as away:
+        away.setattr(PostgresArchive, "reachable", False)
+        away.setattr(RedisGateway, "session", never)
+        assert await store.commit(batch, NEWS) == Committed()
+    await archive.add_states({batch: PAST})
+    assert (await store.summary(batch)).expected == 2, "the batch has no stamp"
