@@ -29,7 +29,7 @@ async def store_time_us() -> int:
     return time.time_ns() // 1000
 
 
-@pytest.mark.parametrize(("size_bytes", "messages"), [(LARGE_BYTES, 9), (0, 900)])
+@pytest.mark.parametrize(("size_bytes", "messages"), [(LARGE_BYTES, 9), (0, 450)])
 async def test_delivery_yields_after_large_messages_and_after_many_small_ones(size_bytes: int, messages: int) -> None:
     delivered: list[int] = []
     session = session_of(Consumer(KEY, 0), delivered, store_time_us)
