@@ -109,7 +109,7 @@ async def test_facts_wait_while_the_database_is_not_utf8(
             proxy.accept()
             await wait_until(lambda: "LATIN1" in archive.postgres.problem)
             assert (await orchestrator.complete(f"{batch}{NOT_LATIN1}", "spellcheck")).status == 200
-            await wait_until(lambda: archive.former_backlog.last_known == 1)
+            await wait_until(lambda: archive.backlog.last_known == 1)
             health = (await orchestrator.get("/healthz")).json
             assert "LATIN1" in health["dependencies"]["postgresql"]["message"]
 
