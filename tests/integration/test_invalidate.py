@@ -73,6 +73,17 @@ async def test_the_next_commit_backfills_an_invalidated_batch(
     assert (await store.partial_state(batch)).expected is not None
 
 
+async def test_no_essay_s_row_is_invalidated(
+    gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, batch: str
+) -> None:
+    """Whatever the essay is called: `t` and this id was the name of the field that is set and deleted."""
+    store = in_redis(gateway)
+    facts = delta_of([completed(essay) for essay in ("ouched", "invalidated", "nvalidated")])
+    await store.commit(batch, facts)
+    await StoredBatches(gateway, key_prefix=redis_key_prefix).invalidate([batch])
+    assert await store.state(batch) == facts
+
+
 async def test_a_commit_leaves_a_complete_batch_complete(
     archive: PostgresArchive,
     gateway: RedisGateway,
