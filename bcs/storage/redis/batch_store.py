@@ -332,7 +332,9 @@ class RedisStateStore:
         :param former: whether the former layout may have facts of the batch.
         """
         with as_corruption(keys):
-            stored = await self._batches.read(batch_id, shared=size <= _ESSAYS_SHARED, former=former)
+            # The size of a batch in the former layout is unknown.
+            shared = size <= _ESSAYS_SHARED and not former
+            stored = await self._batches.read(batch_id, shared=shared, former=former)
             if stored.former or not (self._backfill is None or self._backfill.is_complete(stored.stamp, stored.redis)):
                 found = await self._completed(batch_id, keys)
                 redis, summary = found.redis, await paced(summarizing(found.state, self._law, found.version))
