@@ -119,7 +119,10 @@ class RedisStateStore:
         return committed
 
     async def _commit(self, batch_id: str, keys: BatchKeys, delta: BatchState) -> Committed:
-        stamp = self._backfill.required_stamp(self._gateway.identity) if self._backfill else ""
+        stamp: str | None = ""
+        # While the archive is unreachable, nothing can be backfilled, and the batch keeps the stamp that it has.
+        if self._backfill and self._backfill.archive.reachable:
+            stamp = self._backfill.required_stamp(self._gateway.identity)
         if stamp is None or anyio.current_time() < self._scripts_refused_until:
             return await self._commit_transaction(batch_id, keys, delta)
         try:
