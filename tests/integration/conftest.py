@@ -140,6 +140,7 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
         *,
         law: CompletionLaw = LAW,
         backfill: ArchiveBackfill | None = None,
+        max_essays: int | None = None,
         summary_made: Callable[[str, BatchSummary], None] = lambda *_: None,
     ) -> RedisStateStore:
         return kind(
@@ -149,6 +150,7 @@ def in_redis(redis_key_prefix: str) -> MakeStore:
             ttl_seconds=ttl_seconds,
             policy=policy,
             backfill=backfill,
+            max_essays=max_essays,
             summary_made=summary_made,
         )
 

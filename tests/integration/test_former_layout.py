@@ -14,6 +14,7 @@ from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.multiplexer import Replies
 from tests.integration.stores import MakeStore, completed, failed, same_but_for_the_version
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +67,21 @@ async def test_a_summary_takes_the_batch_over(store: RedisStateStore, gateway: R
     assert 0 < ttl_ms <= 60_000
     assert await store.state("b") == delta_of(FACTS)
     assert same_but_for_the_version(await store.summary("b"), delta_of(FACTS))
+
+
+async def test_a_batch_of_unknown_size_does_not_delay_the_shared_connection(
+    store: RedisStateStore, gateway: RedisGateway, keys: BatchKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: list[object] = []
+    call = RedisGateway.call_multiplexed
+
+    async def noted(self: RedisGateway, *commands: Command) -> Replies:
+        shared.extend(command[0] for command in commands)
+        return await call(self, *commands)
+
+    monkeypatch.setattr(RedisGateway, "call_multiplexed", noted)
+    assert same_but_for_the_version(await store.summary("b"), delta_of(FACTS))
+    assert shared == ["HMGET", "GET", "EXISTS"]
 
 
 async def test_a_commit_before_that_loses_nothing(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NoReturn
 
 import pytest
 
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import BatchState, delta_of
+from bcs.errors import StoreUnavailable
 from bcs.observability.failpoints import FailPoint, fail_points
 from bcs.storage.backfill import ArchiveBackfill
-from bcs.storage.ports import Committed
+from bcs.storage.ports import POSTGRESQL, Committed
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.stored_batches import StoredBatches
 from tests.integration.stores import MakeStore, completed
@@ -73,6 +76,45 @@ async def test_the_next_commit_backfills_an_invalidated_batch(
     await StoredBatches(gateway, key_prefix=redis_key_prefix).invalidate([batch])
     await store.commit(batch, delta_of([completed("b", at_us=3)]))
     assert (await store.partial_state(batch)).expected is not None
+
+
+class AwayArchive:
+    """An archive that is unreachable."""
+
+    reachable = False
+    identity = "1.00000001"
+
+    async def state(self, batch_id: str) -> BatchState:
+        raise StoreUnavailable(POSTGRESQL, "away")
+
+    async def add_states(self, states: Mapping[str, BatchState]) -> None:
+        raise StoreUnavailable(POSTGRESQL, "away")
+
+
+async def test_while_the_archive_is_away_commits_go_by_the_script_and_leave_the_stamp(
+    archive: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to backfill from, and to read a large batch for each fact takes long."""
+    store = in_redis(gateway, backfill=ArchiveBackfill(AwayArchive(), nothing_waits))
+    with monkeypatch.context() as patched:
+        patched.setattr(RedisStateStore, "_commit_transaction", None)
+        assert await store.commit(batch, NEWS) == Committed()
+    with pytest.raises(StoreUnavailable):
+        await store.summary(batch)
+    await archive.add_states({batch: PAST})
+    back = in_redis(gateway, backfill=ArchiveBackfill(archive, nothing_waits))
+    assert (await back.summary(batch)).expected == 2
+
+
+async def test_no_essay_s_row_is_invalidated(
+    gateway: RedisGateway, in_redis: MakeStore, redis_key_prefix: str, batch: str
+) -> None:
+    """Whatever the essay is called: `t` and this id was the name of the field that is set and deleted."""
+    store = in_redis(gateway)
+    facts = delta_of([completed(essay) for essay in ("ouched", "invalidated", "nvalidated")])
+    await store.commit(batch, facts)
+    await StoredBatches(gateway, key_prefix=redis_key_prefix).invalidate([batch])
+    assert await store.state(batch) == facts
 
 
 async def test_a_commit_leaves_a_complete_batch_complete(

@@ -17,7 +17,7 @@ from bcs.domain.facts import EssaysRegistered, Fact, Outcome, PhaseInvalidated, 
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState, delta_of
-from bcs.errors import StoreCorrupted
+from bcs.errors import StoreCorrupted, TooManyEssays
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.ports import Committed
 from bcs.storage.redis.batch_codec import BatchKeys
@@ -150,6 +150,23 @@ async def test_every_lost_attempt_is_counted_and_the_rival_s_facts_are_kept(redi
     assert same_but_for_the_version(await store.summary("b"), delta_of([*mine, *written]))
 
 
+async def test_the_fallback_of_a_transaction_refuses_essays_without_room(redis: InRedis) -> None:
+    """Scripts were refused, and are allowed again."""
+    rivals = 0
+
+    async def write() -> None:
+        nonlocal rivals
+        rivals += 1
+        await redis.rival.commit("b", delta_of([completed(f"{rivals}-{number}") for number in range(2)]))
+
+    redis.gateway.rival = write
+    policy = CommitPolicy(attempts=2, first_wait_seconds=0.001)
+    store = redis.make(redis.gateway, policy, kind=ByTransaction, max_essays=3)
+    with pytest.raises(TooManyEssays):
+        await store.commit("b", delta_of([completed("mine")]))
+    assert rivals == 2
+
+
 async def test_expiry_forgets_the_batch_whole(redis: InRedis) -> None:
     store = redis.make(redis.gateway, ttl_seconds=1)
     await store.commit("b", EVERYTHING)
@@ -200,6 +217,24 @@ async def test_a_summary_of_another_server_is_not_used(
     await store.commit("b", delta_of([failed("a", 9, "nlp")]))
     await gateway.call(("HSET", key, "version", before.version))
     assert not (await store.summary("b")).complete("nlp")
+
+
+async def test_a_summary_is_not_stored_on_another_server(
+    redis: InRedis, private_valkey: EmbeddedServer, make_gateway: Callable[..., Any]
+) -> None:
+    """It may have the same version there with other facts, as after a failover that lost writes."""
+    made: list[tuple[str, BatchSummary]] = []
+    gateway = make_gateway(private_valkey.address, deadline=5)
+    store = redis.make(gateway, summary_made=lambda *one: made.append(one))
+    await store.commit("b", EVERYTHING)
+    for _ in range(2):
+        await store.summary("b")
+    [(_, before)] = made
+    private_valkey.restart()
+    await store.commit("b", delta_of([PhaseInvalidated("nlp", None, 9)]))
+    await gateway.call(("HSET", redis.keys("b").facts, "version", before.version))
+    await store.store_summary("b", before)
+    assert not (await redis.make(gateway).summary("b")).complete("nlp")
 
 
 async def test_a_stored_summary_expires_with_the_batch(redis: InRedis) -> None:

@@ -32,7 +32,7 @@ from bcs.storage.redis.batch_codec import (
     slots_of,
 )
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.former_layout import fields_of_former
+from bcs.storage.redis.former_layout import converting_former
 
 # Packing a longer command would block the event loop.
 _FIELDS_PER_COMMAND = 1000
@@ -61,7 +61,8 @@ def decoding(keys: BatchKeys, replies: Sequence[Any], redis: str) -> Sliced[Stor
     *former, fields = replies
     try:
         stored = yield from decoding_batch(fields, redis)
-        if former and (former_fields := fields_of_former(*former)):
+        former_fields = (yield from converting_former(*former)) if former else []
+        if former_fields:
             taken_over = yield from decoding_batch(former_fields, redis)
             former_state = yield from building_state(taken_over)
             stored = replace(stored, former=former_state, stamp=stored.stamp or taken_over.stamp)

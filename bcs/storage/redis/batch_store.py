@@ -120,31 +120,27 @@ class RedisStateStore:
 
     async def _commit(self, batch_id: str, keys: BatchKeys, delta: BatchState) -> Committed:
         stamp: str | None = ""
+        # While the archive is unreachable, nothing can be backfilled, and the batch keeps the stamp that it has.
         if self._backfill and self._backfill.archive.reachable:
             stamp = self._backfill.required_stamp(self._gateway.identity)
         if stamp is None or anyio.current_time() < self._scripts_refused_until:
             return await self._commit_transaction(batch_id, keys, delta)
         try:
-            reply = await self._merge(batch_id, keys, delta, stamp)
+            merged = await self._merge(batch_id, keys, delta, stamp)
         except StoreUnavailable as failure:
             if not refuses_command(failure):
                 raise
             # The gateway has logged it. Redis is asked again after a while, so that the problem stays known.
             self._scripts_refused_until = anyio.current_time() + _REFUSAL_SECONDS
-            return await self._commit_transaction(batch_id, keys, delta)
-        if isinstance(reply, int):
-            self._roster.note_size(batch_id, reply)
-            return Committed()
-        if reply[0] == INCOMPLETE:
-            return await self._commit_transaction(batch_id, keys, delta)
-        assert reply[0] == FULL  # noqa: S101 (the script has no other reply)
-        self._roster.note_size(batch_id, reply[1])
-        await self.ensure_room(batch_id, delta.first_seen_us)
-        # Meanwhile the batch has room, because it has expired.
-        return await self._commit(batch_id, keys, delta)
+            merged = False
+        return Committed() if merged else await self._commit_transaction(batch_id, keys, delta)
 
-    async def _merge(self, batch_id: str, keys: BatchKeys, delta: BatchState, stamp: str) -> Any:
-        """Merge a delta by the script, and return its reply."""
+    async def _merge(self, batch_id: str, keys: BatchKeys, delta: BatchState, stamp: str) -> bool:
+        """Merge a delta by the script.
+
+        :returns: False if the batch does not have the stamp; then nothing was merged.
+        :raises TooManyEssays: the batch has no room for the new essays; nothing was merged.
+        """
         calculation = merging(delta, ttl_ms=self._ttl_ms, stamp=stamp, max_essays=self._max_essays)
         arguments = await paced(calculation)
         send = self._gateway.call_multiplexed if len(arguments) <= _ARGUMENTS_SHARED else self._gateway.call
@@ -161,7 +157,17 @@ class RedisStateStore:
             await hit(FailPoint.AFTER_EXEC, batch_id)
             return reply
 
-        return await persistently(self._policy, attempt, self._may_end_soon)
+        reply = await persistently(self._policy, attempt, self._may_end_soon)
+        if isinstance(reply, int):
+            self._roster.note_size(batch_id, reply)
+            return True
+        if reply[0] == INCOMPLETE:
+            return False
+        assert reply[0] == FULL  # noqa: S101 (the script has no other reply)
+        self._roster.note_size(batch_id, reply[1])
+        await self.ensure_room(batch_id, delta.first_seen_us)
+        # Meanwhile the batch has room, because it has expired.
+        return await self._merge(batch_id, keys, delta, stamp)
 
     def _may_end_soon(self, error: BaseException) -> bool:
         """True for a failure that a few attempts may outlast: a lost connection, or a Redis that is busy."""
@@ -329,7 +335,9 @@ class RedisStateStore:
         :param former: whether the former layout may have facts of the batch.
         """
         with as_corruption(keys):
-            stored = await self._batches.read(batch_id, shared=size <= _ESSAYS_SHARED, former=former)
+            # The size of a batch in the former layout is unknown.
+            shared = size <= _ESSAYS_SHARED and not former
+            stored = await self._batches.read(batch_id, shared=shared, former=former)
             if stored.former or not (self._backfill is None or self._backfill.is_complete(stored.stamp, stored.redis)):
                 found = await self._completed(batch_id, keys)
                 redis, summary = found.redis, await paced(summarizing(found.state, self._law, found.version))
@@ -372,7 +380,11 @@ class RedisStateStore:
                     ("WATCH", keys.facts), ("HGET", keys.facts, VERSION_FIELD), ("PTTL", keys.facts)
                 )
                 _, version, remaining_ms = watched
-                if version != str(summary.version).encode() or remaining_ms <= 0:
+                if (
+                    version != str(summary.version).encode()
+                    or remaining_ms <= 0
+                    or not self._may_be_of(session.peer.identity, batch_id, summary)
+                ):
                     await session.call(("UNWATCH",))
                     return  # a newer summary will be made when it is needed
                 key = keys.summary(self._law.fingerprint)
@@ -385,6 +397,11 @@ class RedisStateStore:
 
         with as_corruption(keys):
             return await commit_with(self._policy, optimistically, without_storing)
+
+    def _may_be_of(self, redis: str, batch_id: str, summary: BatchSummary) -> bool:
+        """False if a summary was not made from the batch on this server, where its version may have other facts."""
+        kept = self._summaries.get(batch_id)
+        return not redis or (kept is not None and kept.redis == redis and kept.summary == summary)
 
     async def state(self, batch_id: str) -> BatchState:
         """See `StateStore.state`."""

@@ -41,6 +41,7 @@ def writing(key_prefix: str) -> list[Command]:
         ("HSET", keys.facts, "field", "value"),
         ("HDEL", keys.facts, "field"),
         ("PEXPIRE", keys.facts, 1),
+        ("UNWATCH",),
         ("SET", keys.summary("law"), ""),
         ("DEL", *keys.former),
         ("EVAL", "return 1", 1, keys.facts),

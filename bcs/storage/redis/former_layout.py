@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from bcs.domain.columns import NO_MARK, mark_number
 from bcs.domain.facts import Outcome
+from bcs.domain.slices import Sliced, in_slices
 from bcs.storage.redis.batch_codec import SLOT_PREFIX, SLOTS_FIELD, STAMP_FIELD, essay_field
 
 _NUMBER_BYTES, _MARK_BYTES = 8, 9
@@ -19,8 +20,8 @@ _STAMPS = frozenset((b"complete_stamp", b"whole"))
 _OUTCOMES = {outcome.encode(): outcome for outcome in Outcome}
 
 
-def fields_of_former(registers: Sequence[bytes], essays: Sequence[bytes]) -> list[bytes]:
-    """The fields and values of the new hash for a batch in the former layout; empty where there is none.
+def converting_former(registers: Sequence[bytes], essays: Sequence[bytes]) -> Sliced[list[bytes]]:
+    """The fields and values of the new hash for a batch in the former layout, in turns; empty where there is none.
 
     :param registers: the fields and values of the hash without essays.
     :param essays: the fields and values of the hash with the essays.
@@ -38,8 +39,10 @@ def fields_of_former(registers: Sequence[bytes], essays: Sequence[bytes]) -> lis
             # Without the archive's part the batch does not count as complete, but still names the Redis that it was
             # written to.
             fields += (STAMP_FIELD.encode(), value.removeprefix(version + b" ").partition(b"/")[0])
-    for essay_id, row in zip(essays[::2], essays[1::2], strict=True):
-        fields += (essay_field(essay_id.decode()), _row_of_former(row))
+    for some in in_slices(zip(essays[::2], essays[1::2], strict=True)):
+        for essay_id, row in some:
+            fields += (essay_field(essay_id.decode()), _row_of_former(row))
+        yield
     if fields:
         fields += (SLOTS_FIELD.encode(), str(slots).encode())
     return fields

@@ -15,7 +15,8 @@ from bcs.storage.redis.batch_codec import STAMP_FIELD, BatchKeys, StoredBatch
 from bcs.storage.redis.batch_commands import decoding, decoding_state, reads
 from bcs.storage.redis.gateway import RedisGateway
 
-_TOUCHED = "touched"
+# No essay has this field: theirs begin with other letters.
+_TOUCHED = "invalidated"
 
 
 @dataclass(frozen=True, slots=True)
