@@ -12,7 +12,8 @@ import sniffio
 import trio
 from anyio.lowlevel import checkpoint
 
-from bcs.supervision import ActorContext, DynamicSupervisor, Envelope, State, Supervisor, serve_until_empty
+from bcs.supervision import ActorContext, DynamicSupervisor, Envelope, Mailbox, State, Supervisor, serve_until_empty
+from bcs.supervision.load import Load
 from bcs.supervision.spec import ChildSpec
 from tests.supervision.harness import (
     AT_ONCE,
@@ -261,3 +262,18 @@ async def test_the_sum_of_a_snapshot_is_that_of_the_mailboxes_through_crash_and_
     assert {message for _, message in workers.got} == {0, 1, 2, 4, 5, 6, 7}
     assert workers.given_up == ["poison"] * 2
     assert workers.supervisor.snapshot().state is State.IDLE
+
+
+async def test_the_sum_of_a_snapshot_has_an_envelope_that_is_taken_before_its_sender_continues() -> None:
+    load = Load()
+    mailbox: Mailbox[int] = Mailbox("mailbox", 1, load=load)
+    mailbox.send_nowait(0)
+    async with anyio.create_task_group() as senders:
+        senders.start_soon(mailbox.send, 1)
+        await anyio.wait_all_tasks_blocked()
+        mailbox.ack(mailbox.receive_nowait())
+        envelopes = mailbox.receive_nowait()
+        assert [envelope.message for envelope in envelopes] == [1]
+        assert len(load) == mailbox.depth == 1
+        mailbox.ack(envelopes)
+    assert len(load) == mailbox.depth == 0
