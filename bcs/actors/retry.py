@@ -41,6 +41,7 @@ async def retry(
 
     def before_sleep(state: RetryCallState) -> None:
         context.heartbeat()
+        context.give_turn()  # what this actor waits for may be a matter of its own message only
         if state.outcome:
             waits.begin(actor, doing, str(state.outcome.exception()), holder=holder)
 

@@ -25,12 +25,14 @@ class ActorContext(Generic[M]):
     :param incarnation: the number of the attempt; the first one has 1
     :param mailbox: the child's mailbox, if the child has one
     :param on_ready: called once, when the attempt reports that it is ready
+    :param on_waiting: called once, with the name, when the attempt reports for the first time that it waits
     """
 
     __slots__ = (
         "_busy_since",
         "_mailbox",
         "_on_ready",
+        "_on_waiting",
         "_stop",
         "_stopping",
         "acked",
@@ -38,6 +40,7 @@ class ActorContext(Generic[M]):
         "incarnation",
         "name",
         "ready_at",
+        "waited",
     )
 
     def __init__(
@@ -46,6 +49,7 @@ class ActorContext(Generic[M]):
         incarnation: int = 1,
         mailbox: Mailbox[M] | None = None,
         on_ready: Callable[[], None] | None = None,
+        on_waiting: Callable[[str], None] | None = None,
     ) -> None:
         self.name = name
         self.incarnation = incarnation
@@ -54,6 +58,8 @@ class ActorContext(Generic[M]):
         self._mailbox = mailbox
         self.clock = mailbox.clock if mailbox else LoopClock()
         self._on_ready = on_ready
+        self._on_waiting = on_waiting
+        self.waited = False
         self._stopping = False
         self._stop: anyio.Event | None = None  # made for the first task that waits
         self._busy_since: float | None = None
@@ -95,6 +101,16 @@ class ActorContext(Generic[M]):
             self.ready_at = self.clock()
             if self._on_ready is not None:
                 self._on_ready()
+
+    def give_turn(self) -> None:
+        """Report that the attempt waits for something that may take long, like an outage.
+
+        A dynamic supervisor with `max_running` runs another child in its place; this attempt continues when it can.
+        """
+        if not self.waited:
+            self.waited = True
+            if self._on_waiting is not None:
+                self._on_waiting(self.name)
 
     def heartbeat(self) -> None:
         """Report that the attempt is busy and makes progress. The watchdog's clock starts again."""

@@ -62,6 +62,9 @@ class AttemptListener(Protocol):
     def attempt_ready(self) -> None:
         """An attempt has reported ready."""
 
+    def attempt_waits(self, name: str) -> None:
+        """The attempt of the child with this name waits, and lets another child run in its place."""
+
     def attempt_changed(self) -> None:
         """An attempt was cancelled or became unresponsive: check the attempts again."""
 

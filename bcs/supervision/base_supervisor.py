@@ -169,6 +169,10 @@ class BaseSupervisor(ABC):
     def attempt_ready(self) -> None:
         """See `AttemptListener`."""
 
+    @abstractmethod
+    def attempt_waits(self, name: str) -> None:
+        """See `AttemptListener`."""
+
     def attempt_changed(self) -> None:
         """See `AttemptListener`."""
         if self._changed is not None:

@@ -70,7 +70,9 @@ class Child:
         self.restarts += self.started
         self.started = True
         self.incarnation += 1
-        context = ActorContext(self.name, self.incarnation, self.mailbox, listener.attempt_ready)
+        context = ActorContext(
+            self.name, self.incarnation, self.mailbox, listener.attempt_ready, listener.attempt_waits
+        )
         self.attempt = Attempt(path, context, start=start, mailbox=self.mailbox, limits=limits, listener=listener)
         return self.attempt
 

@@ -44,7 +44,8 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     :param max_deliveries: an envelope is given up after this number of deliveries that ended in a crash or a hang
     :param max_children: the maximum number of children at a time
     :param max_running: the number of children that run at a time. The others wait for their turn with their envelopes,
-        first come, first served. An ask starts its child at once, and an unresponsive child does not count
+        first come, first served. An ask starts its child at once. A child that is unresponsive, or has called
+        `ActorContext.give_turn`, does not count
     :param shutdown_seconds: the time that all children together have to empty their mailboxes after a stop request
     :param hang_seconds: the time that a child may be busy without a heartbeat. The check may be late by a tenth of it
     :param intensity: the number of restarts, of all children together, after which the supervisor gives up
@@ -95,6 +96,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         )
         self._max_running = max_running
         self._attempts: set[Attempt] = set()
+        self._without_turn: set[Attempt] = set()  # the attempts that do not count
         self._waiting: OrderedDict[KeyedChild[M], None] = OrderedDict()  # the children that wait for their turn
         self._unresponsive: dict[str, None] = {}  # the keys of the children, in order
         self._stop_by: float | None = None  # set when the children must empty their mailboxes and end
@@ -170,12 +172,21 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     def attempt_unresponsive(self, attempt: Attempt) -> None:
         """See `AttemptListener`."""
         self._unresponsive[attempt.context.name] = None
+        self._without_turn.add(attempt)
         super().attempt_unresponsive(attempt)
         self._start_waiting()
+
+    def attempt_waits(self, name: str) -> None:
+        """See `AttemptListener`: another child may run in the place of this one."""
+        attempt = self._children.by_key[name].attempt
+        if attempt in self._attempts:
+            self._without_turn.add(attempt)
+            self._start_waiting()
 
     def _begin(self) -> None:
         self._stop_by, self._halted = None, False
         self._attempts.clear()
+        self._without_turn.clear()
         self._unresponsive.clear()
         self._waiting.clear()
         children = list(self._children.by_key.values())
@@ -230,7 +241,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
     @property
     def _has_room(self) -> bool:
         """True if another child may run."""
-        return len(self._attempts) - len(self._unresponsive) < self._max_running
+        return len(self._attempts) - len(self._without_turn) < self._max_running
 
     def _start_waiting(self) -> None:
         """Start the children that waited for their turn, as many as may run."""
@@ -255,6 +266,7 @@ class DynamicSupervisor(BaseSupervisor, Generic[M]):
         child.backing_off = True
         self._last_error = child.last_error or self._last_error
         self._attempts.discard(attempt)
+        self._without_turn.discard(attempt)
         self._unresponsive.pop(attempt.context.name, None)
         if not child.own_mailbox.depth:
             self._children.remove(child)

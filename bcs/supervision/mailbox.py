@@ -49,6 +49,7 @@ class Mailbox(Generic[M]):
         "_load",
         "_queue",
         "_redelivery",
+        "_sending",
         "_unacked",
         "capacity",
         "clock",
@@ -75,6 +76,7 @@ class Mailbox(Generic[M]):
         self._queue: Queue[Envelope[M]] = Queue(self.capacity)
         self._redelivery: deque[Envelope[M]] = deque()
         self._unacked: list[Envelope[M]] = []
+        self._sending = 0  # calls of `send` that wait for room, or have not continued after that
         self._asks: PendingAsks | None = None  # made for the first ask
         self._arrival: anyio.Event | None = None
 
@@ -137,10 +139,13 @@ class Mailbox(Generic[M]):
         try:
             self._put(envelope)
         except MailboxFull:
+            self._sending += 1
             try:
                 await self._queue.put(envelope)
             except anyio.ClosedResourceError:
                 raise MailboxClosed(self.name) from None
+            finally:
+                self._sending -= 1
             if self._load is not None and envelope in self._queue:
                 self._load.add(envelope)
             # The receiver may have emptied the mailbox while this task yielded, and may wait again.
@@ -208,10 +213,9 @@ class Mailbox(Generic[M]):
             unacked.append(redelivery.popleft())
         if not redelivery:
             queue = self._queue
-            senders_wait = queue.senders_wait
             while len(unacked) < limit and (envelope := queue.take_nowait()) is not None:
                 unacked.append(envelope)
-            if senders_wait and self._load is not None:
+            if self._sending and self._load is not None:
                 # This call took what waiting senders had put in, perhaps before they could count it.
                 for envelope in unacked:
                     self._load.add(envelope)

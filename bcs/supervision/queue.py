@@ -57,11 +57,6 @@ class Queue(Generic[T]):
         return any(held is item for held in self._buffer)
 
     @property
-    def senders_wait(self) -> bool:
-        """True if calls of `put` wait for room."""
-        return bool(self._sender._state.waiting_senders)
-
-    @property
     def closed(self) -> bool:
         """True if the queue accepts no more items."""
         return self._closed

@@ -141,6 +141,9 @@ class Supervisor(BaseSupervisor):
         """See `AttemptListener`: the next child may start."""
         self.attempt_changed()
 
+    def attempt_waits(self, name: str) -> None:
+        """See `AttemptListener`: no child waits for its turn."""
+
     def _begin(self) -> None:
         self._halting, self._delay = None, 0.0
         for child in self._children:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from contextvars import copy_context
 from functools import partial
@@ -11,6 +12,7 @@ import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextvars import Context
 
     from anyio.abc import TaskGroup
@@ -23,8 +25,8 @@ _MOST_IN_A_ROW = 16
 class Workers:
     """Runs attempts, each in a task that no other attempt uses at the same time.
 
-    A task is used again only after an attempt that returned and changed no context variable. So nothing of an attempt
-    reaches the next one.
+    A task is used again only after an attempt that returned, changed no context variable, and left no native
+    cancellation behind. So nothing of an attempt reaches the next one.
 
     :param tasks: the group of the tasks
     :param surroundings: the context variables of the attempts
@@ -111,13 +113,14 @@ class _Worker:
     async def _serve(self, scope: anyio.CancelScope) -> None:
         """Run attempts. The last one has not reported its end if it raised an error or was cancelled."""
         before, in_a_row = copy_context(), 0
+        native_cancellations = _native_cancellations()
         while (attempt := self._attempt) is not None:
             await attempt.run_in(scope)
             if attempt.cancelled:
                 return
             self._attempt = None
             # The end of this attempt may start the next one at once: in this task, if the task may be used again.
-            reusable = copy_context() == before and self._workers.put_back(self)
+            reusable = not native_cancellations() and _has_changed_nothing(before) and self._workers.put_back(self)
             attempt.end(None)
             del attempt
             in_a_row += 1
@@ -126,7 +129,25 @@ class _Worker:
                 await self._wake.wait()
                 self._wake = None
                 in_a_row = 0
-            elif in_a_row >= _MOST_IN_A_ROW:
-                # Attempts that never await must not block the other tasks.
+            elif not reusable or in_a_row >= _MOST_IN_A_ROW:
+                # Attempts that never await must not block the other tasks. And a native cancellation that is left must
+                # be raised here: a task that returns before that counts as cancelled, and so does its group.
                 await checkpoint()
                 in_a_row = 0
+
+
+def _native_cancellations() -> Callable[[], int]:
+    """The function that counts the native cancellations of this task. There are none on trio."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return (lambda: 0) if task is None else task.cancelling
+
+
+def _has_changed_nothing(before: Context) -> bool:
+    """True if each context variable is as it was."""
+    try:
+        return copy_context() == before
+    except Exception:  # noqa: BLE001 - values can have any `__eq__`, and it must not hide the end of an attempt
+        return False

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import anyio
@@ -24,7 +25,7 @@ from bcs.storage.memory import MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import Committed
 from bcs.supervision import ActorContext, AskTimeout, DynamicSupervisor, RestartIntensity, RestartIntensityExceeded
 from bcs.wire import topics
-from bcs.wire.published import ConsumedMessage
+from bcs.wire.published import ConsumedMessage, OutboundMessage
 from tests.supervision.harness import AT_ONCE, OFTEN, Recorder, running
 from tests.support.events import spellchecked
 from tests.support.laws import LAW
@@ -93,6 +94,7 @@ def supervisor_of(
     archive_client: Any = None,
     observer: Recorder | None = None,
     intensity: RestartIntensity = OFTEN,
+    max_running: float = inf,
 ) -> DynamicSupervisor[BatchCommand]:
     runtime = runtime_with(retry_maximum_seconds=0.1)
     actor = BatchActor(
@@ -109,6 +111,7 @@ def supervisor_of(
         actor.run,
         mailbox_capacity=100,
         max_children=10,
+        max_running=max_running,
         max_deliveries=DELIVERIES,
         intensity=intensity,
         backoff=AT_ONCE,
@@ -363,3 +366,27 @@ async def test_of_a_group_that_a_store_refuses_only_the_event_at_fault_is_lost()
     [entry] = await outbox.lease(10)
     metadata = json.loads(entry.message.value)["additional_metadata"]
     assert (metadata["source_offset"], metadata["attempts"]) == (ESSAYS.index(POISON), 1), "no crash"
+
+
+class PartlyCorruptedStore(MemoryStateStore):
+    """Has something else in the place of some batches."""
+
+    async def commit(self, batch_id: str, delta: BatchState) -> Committed:
+        if batch_id.startswith("corrupted"):
+            raise StoreCorrupted(batch_id, "the test says so")
+        return await super().commit(batch_id, delta)
+
+
+async def test_batches_whose_dead_letters_have_no_room_hold_up_no_other_batch() -> None:
+    store = PartlyCorruptedStore(law=LAW, ttl_seconds=3600, clock=time.monotonic)
+    outbox, finished = MemoryOutbox(1, time.monotonic), list[DeliveryToken]()
+    await outbox.append([OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, b"", b"")])
+    supervisor = supervisor_of(store, outbox, finished, [], max_running=2)
+    names = ["corrupted-1", "corrupted-2", "corrupted-3", BATCH]
+    async with running(supervisor):
+        for offset, name in enumerate(names):
+            supervisor.deliver_nowait(name, replace(command(offset, "essay"), batch_id=name))
+        await wait_until(lambda: [token.message.offset for token in finished] == [3])
+        [waiting] = await outbox.lease(10)
+        await outbox.ack([waiting.entry_id])
+        await wait_until(lambda: len(finished) > 1)

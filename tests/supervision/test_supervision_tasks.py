@@ -10,8 +10,10 @@ import anyio
 import pytest
 import sniffio
 import trio
+from anyio.lowlevel import checkpoint
 
-from bcs.supervision import ActorContext, DynamicSupervisor, Envelope, State, Supervisor, serve_until_empty
+from bcs.supervision import ActorContext, DynamicSupervisor, Envelope, Mailbox, State, Supervisor, serve_until_empty
+from bcs.supervision.load import Load
 from bcs.supervision.spec import ChildSpec
 from tests.supervision.harness import (
     AT_ONCE,
@@ -29,6 +31,14 @@ from tests.support.guarantees import guarantees
 pytestmark = pytest.mark.anyio
 
 _left_behind: ContextVar[str] = ContextVar("left_behind", default="nothing")
+_incomparable: ContextVar[object] = ContextVar("incomparable", default=None)
+
+
+class Incomparable:
+    def __eq__(self, _: object) -> bool:
+        raise ValueError("for a test")
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def this_task() -> object:
@@ -57,6 +67,14 @@ class Pool:
             (message,) = {envelope.message for envelope in envelopes}
             if message == "set":
                 _left_behind.set(context.name)
+            elif message == "set incomparable":
+                _incomparable.set(Incomparable())
+            elif message == "cancel":
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            elif message == "wait":
+                await checkpoint()
             elif message == "crash" and context.incarnation == 1:
                 raise Boom
             elif message == "hold":
@@ -106,6 +124,29 @@ async def test_a_context_variable_of_an_attempt_reaches_no_other_attempt() -> No
         await pool.handle("x", "set", "x", "x")
     assert pool.found == ["nothing"] * 4
     assert len(set(pool.tasks)) == 2
+
+
+async def test_an_attempt_ends_although_the_context_variable_that_it_set_compares_with_nothing() -> None:
+    pool = Pool()
+    _incomparable.set(Incomparable())
+    async with running(pool.root):
+        await pool.handle("x", "set incomparable", "x")
+    assert pool.observer.reasons("pool/key") == ["returned"] * 3
+
+
+@ON_ASYNCIO
+@pytest.mark.parametrize("in_a_row", [False, True])
+async def test_a_native_cancellation_that_an_attempt_leaves_behind_harms_no_other_attempt(in_a_row: bool) -> None:
+    pool = Pool()
+    pool.supervisor._max_running = 1
+    async with running(pool.root):
+        pool.supervisor.deliver_nowait("cancels", "cancel")
+        if not in_a_row:
+            await until(lambda: pool.handled)
+        pool.supervisor.deliver_nowait("other", "wait")
+        await until(lambda: pool.handled == 2)
+    assert pool.observer.reasons("pool/other") == ["returned"]
+    assert pool.observer.reasons("pool") == ["stopped"]
 
 
 async def test_a_task_whose_attempt_crashed_is_not_used_again() -> None:
@@ -221,3 +262,18 @@ async def test_the_sum_of_a_snapshot_is_that_of_the_mailboxes_through_crash_and_
     assert {message for _, message in workers.got} == {0, 1, 2, 4, 5, 6, 7}
     assert workers.given_up == ["poison"] * 2
     assert workers.supervisor.snapshot().state is State.IDLE
+
+
+async def test_the_sum_of_a_snapshot_has_an_envelope_that_is_taken_before_its_sender_continues() -> None:
+    load = Load()
+    mailbox: Mailbox[int] = Mailbox("mailbox", 1, load=load)
+    mailbox.send_nowait(0)
+    async with anyio.create_task_group() as senders:
+        senders.start_soon(mailbox.send, 1)
+        await anyio.wait_all_tasks_blocked()
+        mailbox.ack(mailbox.receive_nowait())
+        envelopes = mailbox.receive_nowait()
+        assert [envelope.message for envelope in envelopes] == [1]
+        assert len(load) == mailbox.depth == 1
+        mailbox.ack(envelopes)
+    assert len(load) == mailbox.depth == 0

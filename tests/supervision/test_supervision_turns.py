@@ -158,6 +158,34 @@ async def test_an_unresponsive_child_does_not_count() -> None:
     assert workers.got == [("works", 1), ("stubborn", 0)]
 
 
+@guarantees("A child that reports a long wait gives its turn to another child", topic="Dynamic supervisors")
+async def test_a_child_that_gives_its_turn_does_not_count() -> None:
+    workers = Counted(max_running=1)
+    serve, workers.supervisor._start = workers.supervisor._start, None  # type: ignore[assignment]
+
+    async def start(context: Context) -> None:
+        if context.name.startswith("waits"):
+            context.give_turn()
+            context.give_turn()
+        await serve(context)
+
+    workers.supervisor._start = start
+    keys = ["waits-1", "waits-2", "works-1", "works-2"]
+    async with running(workers.root):
+        workers.hold(*keys)
+        for key in keys:
+            workers.supervisor.deliver_nowait(key, key)
+            await anyio.wait_all_tasks_blocked()
+        assert workers.alive == 4
+        assert workers.running == 3
+        workers.supervisor.kill("waits-1")
+        await anyio.wait_all_tasks_blocked()
+        assert workers.running == 2
+        workers.release()
+        await until(lambda: workers.alive == 0)
+    assert sorted(message for _, message in workers.got) == keys
+
+
 async def test_children_that_never_await_do_not_block_other_tasks() -> None:
     turns = 0
 
