@@ -239,7 +239,7 @@ _SUPERVISORS = (
         "clean-task",
         "A task in which an attempt changed a context variable runs no other attempt.",
         "bcs/supervision/workers.py",
-        "copy_context() == before and self._workers.put_back(self)",
+        "_has_changed_nothing(before) and self._workers.put_back(self)",
         "self._workers.put_back(self)",
         _in("supervision/test_supervision_tasks", "test_a_context_variable_of_an_attempt_reaches_no_other_attempt"),
     ),
