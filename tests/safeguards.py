@@ -503,6 +503,35 @@ _REDIS = (
         _in("integration/test_state_in_redis", "test_a_summary_of_another_server_is_not_used"),
     ),
     Mutation(
+        "summary-stored-where-made",
+        "A summary is stored only on the server that it was made from.",
+        "bcs/storage/redis/batch_store.py",
+        "kept.redis == redis and kept.summary == summary",
+        "kept.summary == summary",
+        _in("integration/test_state_in_redis", "test_a_summary_is_not_stored_on_another_server"),
+    ),
+    Mutation(
+        "fallback-has-the-limit",
+        "Essays without room are refused also where a commit by a transaction falls back to the script.",
+        "bcs/storage/redis/batch_store.py",
+        """\
+        assert reply[0] == FULL  # noqa: S101 (the script has no other reply)
+""",
+        """\
+        if stamp == "" and self._scripts_refused_until:
+            return True
+""",
+        _in("integration/test_state_in_redis", "test_the_fallback_of_a_transaction_refuses_essays_without_room"),
+    ),
+    Mutation(
+        "invalidated-field",
+        "The removal of a stamp touches no essay's row.",
+        "bcs/storage/redis/stored_batches.py",
+        '_TOUCHED = "invalidated"',
+        '_TOUCHED = "touched"',
+        _in("integration/test_invalidate", "test_no_essay_s_row_is_invalidated"),
+    ),
+    Mutation(
         "script-checks-the-stamp",
         "A commit to a batch that may lack facts of the archive backfills the batch.",
         "bcs/storage/redis/merge_script.py",
