@@ -119,6 +119,8 @@ class Connection(web.RequestHandler):
         """Take bytes from the caller."""
         # aiohttp must not wake its loop for a request that is answered at once.
         waiter, self._waiter = self._waiter, None
+        # The first packet after a wait begins a request.
+        completes_body = self._waiting is None and self._is_body_incomplete()
         super().data_received(data)
         self._waiter = waiter
         if self._waiting is not None:
@@ -127,6 +129,8 @@ class Connection(web.RequestHandler):
                 self._arrived_bytes = 0
             elif data:
                 self._note_part_of_head(len(data))
+        elif completes_body:
+            pass  # `Bodies` limits these bytes
         elif self._messages or (self._current_request and self._current_request.content.is_eof()):
             # The caller sends the next request before the response; its bytes are in the memory of aiohttp.
             self._arrived_bytes += len(data)
@@ -302,6 +306,12 @@ class Connection(web.RequestHandler):
     def _release_sending(self) -> None:
         self._callers.sendings.unwatch(self)
         self._callers.held.release(self)
+
+    def _is_body_incomplete(self) -> bool:
+        """True if bytes belong to the request that is answered now, or else to the one that is answered next."""
+        if self._current_request:
+            return not self._current_request.content.is_eof()
+        return bool(self._messages) and not self._messages[0][1].is_eof()
 
     def _last_body(self) -> Any:
         """The body of the newest request, which is the body that the parser reads."""

@@ -153,7 +153,8 @@ async def test_the_head_of_a_page_is_answered_without_its_body(service: RunningS
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
         writer.write(define())
         assert (await answer_of(reader))[0].startswith(b"HTTP/1.1 200 OK\r\n")
-    assert at_once == [DEFINE]
+    # The loop of aiohttp answers the second request, too, if it comes before the loop has ended the first one.
+    assert at_once in ([], [DEFINE])
 
 
 @pytest.fixture
@@ -183,6 +184,34 @@ async def test_requests_that_come_before_the_answer_are_answered_after_it(
         writer.write(define("fourth")[50:])
         answered.append(json.loads((await answer_of(reader))[1])["batch_id"])
         assert answered == [pruning, "second", "third", "fourth"]
+
+
+async def test_a_large_body_may_arrive_before_its_request_is_begun(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the loop of aiohttp finds out that the first answer has ended, more than one packet can arrive."""
+    connections: list[Connection] = []
+    made = Connection.connection_made
+
+    def noted(self: Connection, transport: asyncio.BaseTransport) -> None:
+        connections.append(self)
+        made(self, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", noted)
+    request = define("large", ignored=" " * 140_000)
+    async with connected(service) as (reader, writer):
+        writer.write(define("small"))
+        await answer_of(reader)
+        [connection] = connections
+
+        def receive() -> None:
+            for start in range(0, len(request), 70_000):
+                connection.data_received(request[start : start + 70_000])
+
+        service.call(receive)
+        assert json.loads((await answer_of(reader))[1])["batch_id"] == "large"
+        writer.write(define("last"))
+        assert json.loads((await answer_of(reader))[1])["batch_id"] == "last"
 
 
 async def test_a_caller_that_leaves_before_the_answer_leaves_nothing_behind(
