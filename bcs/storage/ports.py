@@ -23,7 +23,8 @@ class Committed:
     """A delta is durable.
 
     :param conflicts: the number of attempts that failed because another writer was faster.
-    :param fallback: True if every attempt failed, and the delta was written register by register.
+    :param fallback: True if every attempt failed for that reason. Facts were merged by the script then, and a summary
+        was not stored.
     """
 
     conflicts: int = 0
