@@ -64,9 +64,14 @@ class Killings:
             kill = kill_a_batch if kind == A_BATCH else kill_actor
             if kind == "intake":
                 await wait_until(self._stage.may_lose_members, _DUE_SECONDS, ignoring=(aiohttp.ClientError,))
+            if kind == A_BATCH:
+                # Else the actor's work would be done before it can be found and killed.
+                self._stage.redis.delay(_SLOW_SECONDS)
             while not await kill(process, kind):
                 await anyio.sleep(_BREATH_SECONDS)
                 process = chance.choice(self._stage.replicas)
+            if kind == A_BATCH:
+                self._stage.redis.delay(0)
             self.done[kind] += 1
 
     def _is_due(self, kind: str) -> bool:
