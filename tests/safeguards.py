@@ -152,8 +152,8 @@ _DOMAIN = (
         "event-id",
         "The event id of PhaseSkipped is derived from request, batch and phase.",
         "bcs/wire/published.py",
-        'to_json(_uuid5(f"{request}{_quoted(phase)}]"))',
-        "to_json(str(uuid.uuid4()))",
+        '"event_id": str(uuid.uuid5(_NAMESPACE, identity)),',
+        '"event_id": str(uuid.uuid4()),',
         _in("unit/test_published", "test_a_repeated_request_announces_under_the_same_ids"),
     ),
 )
