@@ -13,25 +13,13 @@ import anyio
 import pytest
 
 from bcs.http.connection import Connection
-from bcs.observability.failpoints import FailPoint
+from tests.support.held_answers import HeldAnswers
 from tests.support.service import DEFINE, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-class HeldAnswers:
-    """Holds each answer that has pruned a phase, until it is let go."""
-
-    def __init__(self) -> None:
-        self.let_go = anyio.Event()  # on the service's event loop
-
-    async def reach(self, point: FailPoint, _: str) -> None:
-        """See `bcs.observability.failpoints.FailPointHook`."""
-        if point is FailPoint.HTTP_BEFORE_REPLY:
-            await self.let_go.wait()
 
 
 @pytest.fixture

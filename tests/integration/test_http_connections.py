@@ -22,9 +22,9 @@ from bcs.devtools.servers.embedded import free_port
 from bcs.errors import StoreUnavailable
 from bcs.http.descriptors import most_connections
 from bcs.http.problems import problem_of
-from bcs.observability.failpoints import FailPoint
 from tests.integration.stores import MakeGateway
 from tests.support.descriptors import limited_files, no_more_files
+from tests.support.held_answers import HeldAnswers
 from tests.support.service import DEFINE, Orchestrator, RunningService, running_service, serve, service_in_thread
 from tests.support.waiting import wait_until
 
@@ -47,18 +47,6 @@ def define(batch: str = "b") -> bytes:
 
 def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: bcs\r\n\r\n".encode()
-
-
-class HeldAnswers:
-    """Holds the answer to each request that has pruned a phase, until it is let go."""
-
-    def __init__(self) -> None:
-        self.let_go = anyio.Event()  # on the service's event loop
-
-    async def reach(self, point: FailPoint, _: str) -> None:
-        """See `bcs.observability.failpoints.FailPointHook`."""
-        if point is FailPoint.HTTP_BEFORE_REPLY:
-            await self.let_go.wait()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from time import monotonic
 import anyio
 import pytest
 
-from bcs.observability.failpoints import FailPoint
+from tests.support.held_answers import HeldAnswers
 from tests.support.service import DEFINE, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
 
@@ -22,18 +22,6 @@ HEAD = (
     f"POST {DEFINE} HTTP/1.1\r\nHost: bcs\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
     "Connection: close\r\n\r\n"
 ).encode()
-
-
-class HeldAnswers:
-    """Holds the answer to each request that has pruned a phase, until it is let go."""
-
-    def __init__(self) -> None:
-        self.let_go = anyio.Event()  # on the service's event loop
-
-    async def reach(self, point: FailPoint, _: str) -> None:
-        """See `bcs.observability.failpoints.FailPointHook`."""
-        if point is FailPoint.HTTP_BEFORE_REPLY:
-            await self.let_go.wait()
 
 
 @pytest.fixture
