@@ -321,6 +321,26 @@ async def test_where_redis_refuses_scripts_facts_are_committed_by_transaction(
         await redis.run(("ACL", "DELUSER", user))
 
 
+async def test_a_large_batch_leaves_the_shared_connection_to_others(
+    redis: InRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: set[object] = set()
+    send = RedisGateway.call_multiplexed
+
+    async def noted(self: RedisGateway, *commands: Command) -> Any:
+        shared.update(command[0] for command in commands)
+        return await send(self, *commands)
+
+    monkeypatch.setattr(RedisGateway, "call_multiplexed", noted)
+    for batch, essays, others in (("small", 30, {"EVALSHA", "HGETALL"}), ("large", 1000, set())):
+        await redis.store.commit("another", EVERYTHING)  # from now on Redis has the script
+        shared.clear()
+        names = tuple(f"essay-{number}" for number in range(essays))
+        await redis.store.commit(batch, delta_of([EssaysRegistered(names, essays, 1)]))
+        assert (await redis.store.summary(batch)).known == essays
+        assert shared == {"HMGET", "GET", "EXISTS"} | others
+
+
 async def test_a_lost_connection_is_not_noticed_by_a_commit(redis: InRedis) -> None:
     await redis.store.commit("b", EVERYTHING)
     [shared] = [
