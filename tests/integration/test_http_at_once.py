@@ -157,10 +157,14 @@ def in_flight(service: RunningService, count: int) -> bool:
     return service.service.telemetry.registry.get_sample_value("bcs_http_requests_in_flight") == count
 
 
+@pytest.mark.parametrize("earlier", [0, 1], ids=["on a new connection", "on an idle connection"])
 async def test_requests_that_come_before_the_answer_are_answered_after_it(
-    service: RunningService, held: HeldAnswers, pruning: str
+    service: RunningService, held: HeldAnswers, pruning: str, earlier: int
 ) -> None:
     async with connected(service) as (reader, writer):
+        for _ in range(earlier):
+            writer.write(define("earlier"))
+            await answer_of(reader)
         writer.write(define(pruning))
         await wait_until(lambda: in_flight(service, 1))
         writer.write(define("second"))

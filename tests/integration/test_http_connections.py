@@ -110,6 +110,10 @@ async def test_where_all_connections_are_at_work_only_probes_are_answered(
         await wait_until(lambda: in_flight(orchestrator, MOST + 1))
         for probe in PROBES:
             assert (await orchestrator.get(probe)).status == 200
+        reader, _ = await stack.enter_async_context(connection(service, get("/readyz")))
+        assert await status_of(reader) == 200
+        with anyio.fail_after(5):
+            assert await reader.read() == b"", "without room a connection ends with its first answer"
         refused = [await orchestrator.define("b") for _ in range(20)]
         assert Counter(answer.status for answer in refused) == {503: 20}
         assert {answer.headers["Content-Type"] for answer in refused} == {"application/problem+json"}

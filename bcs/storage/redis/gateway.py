@@ -166,7 +166,7 @@ class RedisGateway:
 
         An answer closes the circuit at once, also one to a command that was sent before it opened.
         """
-        if answered and not self._breaker.failure_count and not self._known_away:
+        if answered and not self._breaker.failure_count:
             return  # the usual case
         if not answered and self._breaker.opened:
             return  # a command that was sent before; it must not make the pause longer
