@@ -24,6 +24,7 @@ from bcs.errors import StoreCorrupted, StoreRefused, StoreUnavailable
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import Committed
 from bcs.supervision import ActorContext, AskTimeout, DynamicSupervisor, RestartIntensity, RestartIntensityExceeded
+from bcs.supervision.keyed import KeyedChild
 from bcs.wire import topics
 from bcs.wire.published import ConsumedMessage, OutboundMessage
 from tests.supervision.harness import AT_ONCE, OFTEN, Recorder, running
@@ -374,19 +375,34 @@ class PartlyCorruptedStore(MemoryStateStore):
     async def commit(self, batch_id: str, delta: BatchState) -> Committed:
         if batch_id.startswith("corrupted"):
             raise StoreCorrupted(batch_id, "the test says so")
+        if batch_id.startswith("crashing"):
+            raise ValueError("the test says so")
         return await super().commit(batch_id, delta)
 
 
-async def test_batches_whose_dead_letters_have_no_room_hold_up_no_other_batch() -> None:
+def retrying(supervisor: DynamicSupervisor[BatchCommand]) -> list[KeyedChild[BatchCommand]]:
+    """The batches whose attempts let others run in their place."""
+    children = supervisor._children.by_key.values()
+    return [child for child in children if child.attempt and child.attempt.context.waited]
+
+
+@pytest.mark.parametrize("fault", ["corrupted", "crashing"])
+async def test_batches_whose_dead_letters_have_no_room_hold_up_no_other_batch(fault: str) -> None:
     store = PartlyCorruptedStore(law=LAW, ttl_seconds=3600, clock=time.monotonic)
     outbox, finished = MemoryOutbox(1, time.monotonic), list[DeliveryToken]()
     await outbox.append([OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, b"", b"")])
     supervisor = supervisor_of(store, outbox, finished, [], max_running=2)
-    names = ["corrupted-1", "corrupted-2", "corrupted-3", BATCH]
     async with running(supervisor):
-        for offset, name in enumerate(names):
+        for offset in range(3):
+            name = f"{fault}-{offset}"
             supervisor.deliver_nowait(name, replace(command(offset, "essay"), batch_id=name))
+        # All three are given up, and wait for the outbox.
+        await wait_until(lambda: len(retrying(supervisor)) == 3)
+        supervisor.deliver_nowait(BATCH, command(3, "essay"))
         await wait_until(lambda: [token.message.offset for token in finished] == [3])
-        [waiting] = await outbox.lease(10)
-        await outbox.ack([waiting.entry_id])
-        await wait_until(lambda: len(finished) > 1)
+
+        async def all_are_finished() -> bool:
+            await outbox.ack([entry.entry_id for entry in await outbox.lease(10)])
+            return len(finished) == 4
+
+        await wait_until(all_are_finished)
