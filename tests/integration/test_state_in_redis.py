@@ -17,14 +17,16 @@ from bcs.domain.facts import EssaysRegistered, Fact, Outcome, PhaseInvalidated, 
 from bcs.domain.law import CompleteWhen, CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState, delta_of
-from bcs.errors import StoreCorrupted, TooManyEssays
+from bcs.errors import StoreCorrupted, StoreUnavailable, TooManyEssays
+from bcs.observability.failpoints import FailPoint, fail_points
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.ports import Committed
-from bcs.storage.redis.batch_codec import BatchKeys
+from bcs.storage.redis.batch_codec import BatchKeys, StoredBatch
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
 from bcs.storage.redis.outbox import RedisOutbox
+from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.wire.published import OutboundMessage
 from tests.integration.stores import (
     BREAKER_FAILURES,
@@ -339,6 +341,53 @@ async def test_a_large_batch_leaves_the_shared_connection_to_others(
         await redis.store.commit(batch, delta_of([EssaysRegistered(names, essays, 1)]))
         assert (await redis.store.summary(batch)).known == essays
         assert shared == {"HMGET", "GET", "EXISTS"} | others
+
+
+async def test_the_summary_of_a_large_batch_is_stored_after_the_first_answer(redis: InRedis) -> None:
+    made: list[str] = []
+    store = redis.make(redis.gateway, summary_made=lambda batch, _: made.append(batch))
+    for batch, essays in (("small", 30), ("large", 1000)):
+        names = tuple(f"essay-{number}" for number in range(essays))
+        await store.commit(batch, delta_of([EssaysRegistered(names, essays, 1)]))
+        await store.summary(batch)
+    assert made == ["large"]
+
+
+async def test_questions_about_a_changed_batch_share_its_reading(
+    redis: InRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read = StoredBatches.read
+
+    async def noted(self: StoredBatches, batch_id: str, **options: bool) -> StoredBatch:
+        reads.append(batch_id)
+        return await read(self, batch_id, **options)
+
+    monkeypatch.setattr(StoredBatches, "read", noted)
+    await redis.store.commit("b", EVERYTHING)
+    async with anyio.create_task_group() as group:
+        for _ in range(50):
+            group.start_soon(redis.store.summary, "b")
+    assert len(reads) <= 2, "one for the first question, and one for those that came meanwhile"
+
+
+async def test_a_commit_that_has_no_answer_in_time_is_not_sent_again(
+    private_valkey: EmbeddedServer, make_gateway: Callable[..., Any], redis: InRedis
+) -> None:
+    store, attempts = redis.make(make_gateway(private_valkey.address, deadline=0.2)), list[str]()
+    await store.commit("b", EVERYTHING)
+
+    async def note(point: FailPoint, batch_id: str) -> None:
+        if point is FailPoint.BEFORE_EXEC:
+            attempts.append(batch_id)
+
+    private_valkey.freeze()
+    try:
+        with fail_points(note), pytest.raises(StoreUnavailable):
+            await store.commit("b", delta_of([completed("b", 7)]))
+    finally:
+        private_valkey.thaw()
+    assert attempts == ["b"]
 
 
 async def test_a_lost_connection_is_not_noticed_by_a_commit(redis: InRedis) -> None:
