@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bcs.config.addresses import bootstrap_servers_problem, database_problem, redis_problem
+from bcs.config.secrets import Secret, SecretFiles, secret_variables, usable
 from bcs.errors import ConfigurationError
 
 
@@ -51,6 +52,7 @@ def _trimmed(value: object) -> object:
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, BeforeValidator(_without_unit), Field(gt=0, allow_inf_nan=False)]
 Address = Annotated[str, BeforeValidator(_trimmed), Field(min_length=1)]
+SecretText = Annotated[Secret, BeforeValidator(usable), Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
@@ -85,12 +87,29 @@ class Settings(BaseSettings):
         validate_default=True,
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """See `BaseSettings`: a secret's file wins over its variable, so that the two together can be refused."""
+        return init_settings, SecretFiles(settings_cls), env_settings
+
     environment: Environment = Field(
         Environment.DEVELOPMENT, description="`testing`, `development` or `production`; production logs JSON"
     )
     log_level: LogLevel = Field("INFO", description="the least severe level that is logged")
     pipeline_config_path: Path | None = Field(
         None, description="the file of pipelines; if unset, those that ship with BCS"
+    )
+    secrets_dir: Path | None = Field(
+        None,
+        description="a directory with a file for each secret, named as its variable, as Kubernetes mounts a secret; "
+        "a variable that is set wins",
     )
     use_mock_repository: bool = Field(
         False, description="for development: keep the state in this process's memory instead of Redis"
@@ -213,7 +232,9 @@ class Settings(BaseSettings):
         description="how long a stop waits for the next message to become durable; the rest is left to other replicas",
     )
 
-    redis_url: Address = Field("redis://localhost:6379", description="`redis://`, `rediss://` or `unix://`")
+    redis_url: SecretText = Field(
+        default_factory=lambda: Secret("redis://localhost:6379"), description="`redis://`, `rediss://` or `unix://`"
+    )
     redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
         604_800, description="how long a batch is kept after its last event"
     )
@@ -241,7 +262,7 @@ class Settings(BaseSettings):
         60.0, description="how long another replica may hold unacked messages before they are taken over"
     )
 
-    database_url: Annotated[str | None, BeforeValidator(lambda value: _trimmed(value) or None)] = Field(
+    database_url: Annotated[Secret | None, BeforeValidator(lambda value: usable(value) or None)] = Field(
         None, description="`postgresql://…`: the archive behind Redis; if unset, there is no archive"
     )
     database_max_connections: Count = Field(8, description="the maximum number of concurrent statements to PostgreSQL")
@@ -391,10 +412,11 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
 
 
 def _address_problems(settings: Settings) -> list[tuple[str, str]]:
+    database_url = settings.database_url
     problems = {
         "BCS_KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers_problem(settings.kafka_bootstrap_servers),
-        "BCS_REDIS_URL": redis_problem(settings.redis_url),
-        "BCS_DATABASE_URL": database_problem(settings.database_url) if settings.database_url is not None else None,
+        "BCS_REDIS_URL": redis_problem(settings.redis_url.get_secret_value()),
+        "BCS_DATABASE_URL": database_problem(database_url.get_secret_value()) if database_url is not None else None,
     }
     return [(variable, problem) for variable, problem in problems.items() if problem]
 
@@ -431,7 +453,9 @@ def unknown_variables(environment: Mapping[str, str]) -> list[UnknownVariable]:
 
     :param environment: names to values.
     """
-    known = {name.upper(): f"BCS_{name.upper()}" for name in Settings.model_fields}
+    variables = [*(f"BCS_{name.upper()}" for name in Settings.model_fields)]
+    variables += [f"{variable}_FILE" for variable in secret_variables(Settings)]
+    known = {variable.removeprefix("BCS_"): variable for variable in variables}
     unknown = []
     for name, value in sorted(environment.items()):
         upper = name.upper()

@@ -171,9 +171,9 @@ def _greet(base: str, settings: Settings, log_file: Path | None) -> None:
         f"""
 BCS is running.
   HTTP        {base}
-  Redis       {settings.redis_url}
+  Redis       {settings.redis_url.get_secret_value()}
   Kafka       {settings.kafka_bootstrap_servers}
-  PostgreSQL  {settings.database_url}
+  PostgreSQL  {settings.database_url.get_secret_value() if settings.database_url else "none"}
   Log         {"standard error" if log_file is None else log_file}
 """
     )

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from bcs.config.settings import Settings
 from bcs.errors import ConfigurationError, os_reason
 
@@ -82,4 +84,6 @@ class EnvFile:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
     return str(value).lower() if isinstance(value, bool) else str(value)

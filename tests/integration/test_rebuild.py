@@ -172,7 +172,7 @@ async def test_an_emptied_record_gets_all_of_it_back_while_the_service_runs(
     await assert_same_everywhere(service, archive, await known_to_kafka(platform))
 
     await database.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    async with Redis.from_url(service.service.settings.redis_url) as redis:
+    async with Redis.from_url(service.service.settings.redis_url.get_secret_value()) as redis:
         await redis.flushall()
     # Until the service has found out: what it can't look up it refuses to answer.
     await wait_until(lambda: database.fetchval("SELECT to_regclass('announcements')"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from pydantic import SecretStr
+
 from bcs.config.settings import Settings
 
 
@@ -14,6 +16,7 @@ def settings_table() -> str:
     for name, field in Settings.model_fields.items():
         default = getattr(defaults, name)
         default = default.value if isinstance(default, Enum) else default
+        default = default.get_secret_value() if isinstance(default, SecretStr) else default
         shown = "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         rows.append(f"| `BCS_{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)

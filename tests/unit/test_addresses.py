@@ -166,7 +166,7 @@ def test_an_unusable_address_is_refused_and_not_repeated(
 )
 def test_a_redis_url_that_the_client_takes_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv(REDIS, url)
-    assert load_settings().redis_url == url.strip()
+    assert load_settings().redis_url.get_secret_value() == url.strip()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,9 @@ def test_a_redis_url_that_the_client_takes_is_taken(monkeypatch: pytest.MonkeyPa
 )
 def test_a_database_url_that_the_client_takes_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv(DATABASE, url)
-    assert load_settings().database_url == url.strip()
+    database_url = load_settings().database_url
+    assert database_url
+    assert database_url.get_secret_value() == url.strip()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bcs.config.secrets import secret_variables
 from bcs.config.settings import Settings
 from bcs.observability.telemetry import Telemetry
 from bcs.wire import topics
@@ -59,6 +60,7 @@ def test_every_test_that_a_document_names_exists(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_variable_that_a_document_names_exists(document: Path) -> None:
     known = {f"BCS_{name.upper()}" for name in Settings.model_fields}
+    known |= {f"{variable}_FILE" for variable in secret_variables(Settings)}
     named = {name for name in re.findall(VARIABLES, document.read_text()) if not name.startswith("BCS_TEST_")}
     assert named <= known | {"BCS_"}
 

@@ -122,14 +122,17 @@ class HealthHandlers:
             reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
             return {"status": "not_configured", "message": f"there is no archive ({reason})"}
         archive = self.archive.postgres
+        database_url = self.settings.database_url
         problem = archive.shortage if archive.reachable else archive.problem
-        return _dependency(not problem, problem, database_address(self.settings.database_url or ""))
+        return _dependency(
+            not problem, problem, database_address(database_url.get_secret_value() if database_url else "")
+        )
 
     def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:
             return {"status": "not_configured", "message": "the state is in memory (BCS_USE_MOCK_REPOSITORY)"}
         problem = problem_of_redis(self.redis, self.store)
-        return _dependency(not problem, problem, redis_address(self.settings.redis_url))
+        return _dependency(not problem, problem, redis_address(self.settings.redis_url.get_secret_value()))
 
 
 def _wait(wait: Wait) -> dict[str, str]:

@@ -41,7 +41,7 @@ def named_database(settings: Settings) -> str:
         raise NoDatabaseNamed
     if not all(find_spec(package) for package in ("asyncpg", "alembic", "sqlalchemy")):
         raise PostgresClientMissing
-    return settings.database_url
+    return settings.database_url.get_secret_value()
 
 
 def open_archive(settings: Settings) -> PostgresArchive:
