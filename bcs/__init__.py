@@ -1,3 +1,6 @@
 """The Batch Conductor Service: which phases of a pipeline does a batch of essays still need?"""
 
-__version__ = "0.2.0"
+from importlib.metadata import version
+
+# pyproject.toml has the version.
+__version__ = version("batch-conductor-service")
