@@ -22,7 +22,8 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
 import bcs.kafka.connecting  # noqa: F401 (a look that is cancelled leaves no connection behind)
-from bcs.kafka.causes import cause_of
+from bcs.kafka.causes import bootstrap, cause_of
+from bcs.kafka.clients import KafkaClients
 
 _CLOSE_SECONDS = 1.0
 _READ_UNCOMMITTED = 0  # messages after an open transaction count as waiting, too
@@ -120,10 +121,12 @@ class OffsetsMeasurement:
 class OffsetReader:
     """Reads offsets from the brokers. After an error call `aclose`: the next call then uses new connections.
 
-    :param options: the options of `AIOKafkaClient`.
+    :param clients: how to connect.
+    :param options: the other options of `AIOKafkaClient`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, clients: KafkaClients, **options: Any) -> None:
+        self._clients = clients
         self._options = options
         self._client: Any = None
         self._coordinator: int | None = None
@@ -136,8 +139,8 @@ class OffsetReader:
         :raises KafkaError, OSError: no broker answers.
         """
         if self._client is None:
-            self._client = AIOKafkaClient(**self._options)
-            await self._client.bootstrap()
+            self._client = AIOKafkaClient(**self._clients.options(), **self._options)
+            await bootstrap(self._client, self._clients.servers)
         # The metadata of all topics, because a request for a missing topic can create it on the broker.
         cluster = await self._client.fetch_all_metadata()
         measurement = OffsetsMeasurement(frozenset(cluster.topics()))

@@ -20,6 +20,7 @@ from bcs.config.settings import Settings
 from bcs.errors import PartitionStalled, os_reason
 from bcs.kafka.brokers import Broker, advertised_brokers
 from bcs.kafka.causes import cause_of, is_refusal, start
+from bcs.kafka.clients import KafkaClients
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.kafka.offsets import CommitNote, Offsets
 from bcs.kafka.status import close
@@ -90,7 +91,7 @@ async def _step(check: str, query: Callable[[], Awaitable[list[Finding]]]) -> li
 @asynccontextmanager
 async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        **KafkaClients.of(settings).options(),
         request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
     )
     try:
@@ -208,7 +209,7 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
     # The consumer has no group, so the group of the service is not rebalanced.
     consumer = IsolatingConsumer(
         partition_retry_maximum_seconds=_RETRY_SECONDS,
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        **KafkaClients.of(settings).options(),
         enable_auto_commit=False,
         isolation_level="read_committed",
     )
