@@ -142,6 +142,15 @@ def refusal_of(code: int, *, detail: str = "") -> str:
     return f"the broker refuses{about[: _MOST_CHARACTERS // 2]}: {name} ({code})" + (f"; {remedy}" if remedy else "")
 
 
+def problem_of(client: AIOKafkaClient, host: str, port: int) -> str:
+    """Why the last connection of a client to a broker failed."""
+    source = source_of(client)
+    failure = source.failures.get((host, port)) if source else None
+    if source is None or failure is None:
+        return "the connection was lost"
+    return known_problem(failure, host, source.security) or cause_of(failure)
+
+
 def is_refusal(error: BaseException) -> bool:
     """True if a broker answered with a refusal, so Kafka is not out of reach."""
     error = _first(error)

@@ -54,8 +54,8 @@ def known_problem(error: BaseException, host: str, security: KafkaSecurity) -> s
     if isinstance(error, CredentialsUnusable):
         return str(error.args[0])
     if isinstance(error, SaslAuthenticationFailed):
-        said = " ".join(str(argument) for argument in error.args if argument)
-        return f"the broker does not accept the login; check {_of_login(security)}" + (f": {said}" if said else "")
+        detail = " ".join(str(argument) for argument in error.args if argument)
+        return f"the broker does not accept the login; check {_of_login(security)}" + (f": {detail}" if detail else "")
     if isinstance(error, IllegalSaslStateError):
         return _no_login_expected(security)
     if isinstance(error, ssl.SSLError):

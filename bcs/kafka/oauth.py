@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
@@ -110,8 +111,8 @@ class ClientCredentials(TokenProvider):
         try:
             status, body = await self._post(url)
         except aiohttp.ClientConnectorCertificateError as error:
-            said = getattr(error.certificate_error, "verify_message", "") or "it is not trusted"
-            raise CredentialsUnusable(f"{at}: its certificate: {said}; see BCS_KAFKA_OAUTH_CAFILE") from error
+            detail = getattr(error.certificate_error, "verify_message", "") or "it is not trusted"
+            raise CredentialsUnusable(f"{at}: its certificate: {detail}; see BCS_KAFKA_OAUTH_CAFILE") from error
         except KafkaFileUnusable as error:
             raise CredentialsUnusable(str(error)) from error
         except TimeoutError as error:
@@ -127,9 +128,9 @@ class ClientCredentials(TokenProvider):
         answer = answer if isinstance(answer, dict) else {}
         if status != _OK:
             code = answer.get("error")
-            said = f": {code}" if isinstance(code, str) and _CODE.fullmatch(code) else ""
+            detail = f": {code}" if isinstance(code, str) and _CODE.fullmatch(code) else ""
             fix = "check BCS_KAFKA_OAUTH_CLIENT_ID, BCS_KAFKA_OAUTH_CLIENT_SECRET and BCS_KAFKA_OAUTH_SCOPE"
-            raise CredentialsUnusable(f"{at}: it answers {status}{said}; {fix}")
+            raise CredentialsUnusable(f"{at}: it answers {status}{detail}; {fix}")
         token, lifetime_seconds = answer.get("access_token"), answer.get("expires_in")
         if not isinstance(token, str) or not is_token(token):
             raise CredentialsUnusable(f"{at}: its answer has no access_token")
@@ -139,9 +140,9 @@ class ClientCredentials(TokenProvider):
         security = self._security
         secret = security.oauth_client_secret
         # RFC 6749, 2.3.1: both are form-encoded within the header.
-        login = aiohttp.BasicAuth(
-            quote_plus(security.oauth_client_id or ""), quote_plus(secret.get_secret_value() if secret else "")
-        )
+        parts = (security.oauth_client_id or "", secret.get_secret_value() if secret else "")
+        login = base64.b64encode(":".join(quote_plus(part) for part in parts).encode()).decode()
+        headers = {"Authorization": f"Basic {login}", "Accept": "application/json"}
         form = {"grant_type": "client_credentials"}
         if security.oauth_scope:
             form["scope"] = security.oauth_scope
@@ -150,7 +151,7 @@ class ClientCredentials(TokenProvider):
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
             # A redirection would carry the secret to another place.
-            session.post(url, data=form, auth=login, ssl=tls, allow_redirects=False) as response,
+            session.post(url, data=form, headers=headers, ssl=tls, allow_redirects=False) as response,
         ):
             body = bytearray()
             async for chunk in response.content.iter_chunked(_MOST_BYTES):

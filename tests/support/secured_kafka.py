@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from bcs.devtools.servers.embedded import HOST, free_port
 
 USER, PASSWORD = "bcs", "open-sesame-19"
-KEY_PASSWORD = "key-sesame-19"
+OPENS_KEY = "key-sesame-19"
 _JAAS = {
     "scram-sha-256": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
     "scram-sha-512": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
@@ -33,6 +33,9 @@ _JAAS = {
 }
 # Each listener with its protocol.
 _LISTENERS = {"LOGIN": "SASL_SSL", "MUTUAL": "SSL", "EXPIRED": "SSL", "NAKED": "SASL_PLAINTEXT"}
+# Those who log in with a password, and the owner of the client certificates.
+USERS = (USER, "operator", "stranger")
+OWNER = "owner"
 
 
 @dataclass
@@ -40,9 +43,11 @@ class SecuredKafka:
     """Certificates, ports and properties of a broker with secured listeners beside its plain one.
 
     :param directory: for the files.
+    :param plain: the address of the plain listener, where everything is allowed.
     """
 
     directory: Path
+    plain: str = ""
     ca: trustme.CA = field(default_factory=trustme.CA)
     foreign: trustme.CA = field(default_factory=trustme.CA)
     ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in _LISTENERS})
@@ -54,9 +59,9 @@ class SecuredKafka:
         yesterday = datetime.now(UTC) - timedelta(days=1)
         self._keep("broker", self.ca.issue_cert(HOST))
         self._keep("broker-expired", self.ca.issue_cert(HOST, not_after=yesterday))
-        self._keep("client", self.ca.issue_cert("bcs@example", common_name=USER))
-        self._keep("client-expired", self.ca.issue_cert("bcs@example", common_name=USER, not_after=yesterday))
-        self._keep("client-foreign", self.foreign.issue_cert("bcs@example", common_name=USER))
+        self._keep("client", self.ca.issue_cert("bcs@example", common_name=OWNER))
+        self._keep("client-expired", self.ca.issue_cert("bcs@example", common_name=OWNER, not_after=yesterday))
+        self._keep("client-foreign", self.foreign.issue_cert("bcs@example", common_name=OWNER))
 
     def file(self, name: str) -> Path:
         """A file of these certificates, such as `ca.pem`, `client.pem`, `client.key` and `client-encrypted.key`."""
@@ -95,10 +100,11 @@ class SecuredKafka:
 
     @property
     def scram(self) -> tuple[str, ...]:
-        """Options of `kafka-storage format` that make the user."""
+        """Options of `kafka-storage format` that make the users."""
         options = []
-        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
-            options += ["--add-scram", f"{mechanism}=[name={USER},password={PASSWORD}]"]
+        for user in USERS:
+            options += ["--add-scram", f"SCRAM-SHA-512=[name={user},password={PASSWORD}]"]
+        options += ["--add-scram", f"SCRAM-SHA-256=[name={USER},password={PASSWORD}]"]
         return tuple(options)
 
     def login(self, mechanism: str = "SCRAM-SHA-512", **more: object) -> dict[str, object]:
@@ -134,7 +140,7 @@ class SecuredKafka:
 
         self.file(f"{name}.pem").write_bytes(chain)
         self.file(f"{name}.key").write_bytes(as_pem(NoEncryption()))
-        self.file(f"{name}-encrypted.key").write_bytes(as_pem(BestAvailableEncryption(KEY_PASSWORD.encode())))
+        self.file(f"{name}-encrypted.key").write_bytes(as_pem(BestAvailableEncryption(OPENS_KEY.encode())))
         self.file(f"{name}-chain.pem").write_bytes(as_pem(NoEncryption()) + chain)
 
 
