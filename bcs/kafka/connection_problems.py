@@ -107,6 +107,7 @@ async def _problem_with_tls(host: str, port: int, security: KafkaSecurity, tls: 
         protocol = "SASL_PLAINTEXT" if security.uses_sasl else "PLAINTEXT or SASL_PLAINTEXT"
         return f"the broker speaks plain text there, not TLS: correct the port, or set {_PROTOCOL} to {protocol}"
     try:
+        await _handshake(host, port, tls)
         if await _speaks_kafka(host, port, tls):
             return await _login_problem(host, port, tls, security) or _SILENT
     except ssl.SSLError as error:
@@ -179,7 +180,8 @@ def _tls_problem(error: ssl.SSLError, host: str, security: KafkaSecurity) -> str
                 return "the broker asks for a client certificate: set BCS_KAFKA_SSL_CERTFILE and BCS_KAFKA_SSL_KEYFILE"
             return f"the broker does not accept the client certificate of BCS_KAFKA_SSL_CERTFILE: {meaning}"
     if "ALERT" in reason:
-        return f"the broker ends the TLS handshake: {reason.replace('_', ' ').lower()}"
+        asks = "; it may ask for a client certificate (BCS_KAFKA_SSL_CERTFILE)" if security.ssl_certfile is None else ""
+        return f"the broker ends the TLS handshake: {reason.replace('_', ' ').lower()}{asks}"
     return None
 
 
@@ -197,6 +199,21 @@ async def _speaks_kafka(host: str, port: int, tls: ssl.SSLContext | None) -> boo
         raise
     except (OSError, EOFError):
         return False
+
+
+async def _handshake(host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    """Wait if the broker ends the connection after the handshake, as it does where it wants another certificate.
+
+    Nothing is sent: to a connection that the broker has closed, that would discard its reason.
+
+    :raises ssl.SSLError: it does.
+    """
+    with anyio.move_on_after(_ANSWER_SECONDS):
+        reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+        try:
+            await reader.read(1)
+        finally:
+            writer.transport.abort()
 
 
 async def _speaks_tls(host: str, port: int) -> bool:
