@@ -173,7 +173,7 @@ def _tls_problem(error: ssl.SSLError, host: str, security: KafkaSecurity) -> str
         if error.verify_code == _EXPIRED:
             return "a certificate of the broker has expired: renew it, or its CA in BCS_KAFKA_SSL_CAFILE"
         return f"the broker's certificate is not valid: {error.verify_message}"
-    reason = error.reason or ""
+    reason = getattr(error, "reason", None) or ""
     for alert, meaning in _OWN_CERTIFICATE_REFUSED.items():
         if "ALERT" in reason and reason.endswith(alert):
             if security.ssl_certfile is None:
@@ -223,7 +223,7 @@ async def _speaks_tls(host: str, port: int) -> bool:
         with anyio.fail_after(_ANSWER_SECONDS):
             _, writer = await asyncio.open_connection(host, port, ssl=anyone)
     except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "")
+        return "ALERT" in (getattr(error, "reason", None) or "")
     except OSError:
         return False
     writer.transport.abort()
