@@ -27,6 +27,7 @@ _API_VERSIONS, _SASL_HANDSHAKE = 18, 17
 _UNSUPPORTED_MECHANISM, _NO_SASL_HERE = 33, 34
 _PROTOCOL = "BCS_KAFKA_SECURITY_PROTOCOL"
 _SILENT = "no answer in time; a process listens there, but is frozen or is not a Kafka broker"
+_DROPPED = "a broker answers there, but too late, or it closes the connection; its log may have the reason"
 _CLOSED = "the connection was lost; a process listens there, but is frozen, expects TLS, or is not a Kafka broker"
 
 _FOR_ANOTHER_HOST = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
@@ -95,7 +96,7 @@ async def listener_problem(host: str, port: int, source: ConnectionSource | None
 
 async def _problem_without_tls(host: str, port: int, security: KafkaSecurity | None) -> str:
     if await _speaks_kafka(host, port, None):
-        return await _login_problem(host, port, None, security) or _SILENT
+        return await _login_problem(host, port, None, security) or _DROPPED
     if await _speaks_tls(host, port):
         protocol = "SASL_SSL" if security and security.uses_sasl else "SSL or SASL_SSL"
         return f"the broker expects TLS there: set {_PROTOCOL} to {protocol}"
@@ -109,7 +110,7 @@ async def _problem_with_tls(host: str, port: int, security: KafkaSecurity, tls: 
     try:
         await _handshake(host, port, tls)
         if await _speaks_kafka(host, port, tls):
-            return await _login_problem(host, port, tls, security) or _SILENT
+            return await _login_problem(host, port, tls, security) or _DROPPED
     except ssl.SSLError as error:
         return _tls_problem(error, host, security) or _CLOSED
     return _CLOSED

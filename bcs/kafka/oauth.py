@@ -10,10 +10,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote_plus, urlsplit
 
 import aiohttp
 from aiokafka.abc import AbstractTokenProvider
+from aiokafka.conn import OAuthAuthenticator
+from aiokafka.errors import SaslAuthenticationFailed
 
 from bcs.config.kafka_security import KafkaFileUnusable, KafkaSecurity, is_token, read_token
 from bcs.errors import os_reason
@@ -25,6 +28,30 @@ _KEPT_SHARE = 0.8
 _PAUSE_SECONDS = 1.0
 _CODE = re.compile(r"[a-z_]{1,40}")
 _OK = 200
+
+_step_of_aiokafka = OAuthAuthenticator.step
+
+
+async def _step(authenticator: OAuthAuthenticator, payload: bytes | None) -> Any:
+    """See `OAuthAuthenticator.step`.
+
+    A broker that refuses a token answers with the reason (RFC 7628). aiokafka (0.14) takes any answer for success, and
+    the broker then closes the connection without a word.
+    """
+    if authenticator._token_sent and payload:
+        raise SaslAuthenticationFailed(f"the token is refused{_status(payload)}")
+    return await _step_of_aiokafka(authenticator, payload)
+
+
+def _status(answer: bytes) -> str:
+    try:
+        status = json.loads(answer)["status"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    return f" ({status})" if isinstance(status, str) and _CODE.fullmatch(status) else ""
+
+
+OAuthAuthenticator.step = _step
 
 
 class TokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no types
