@@ -105,7 +105,7 @@ async def _create_conn(host: str, port: int, **options: Any) -> AIOKafkaConnecti
 
 async def _connect(source: ConnectionSource, host: str, port: int, options: Mapping[str, Any]) -> AIOKafkaConnection:
     try:
-        connection = await _create_conn_of_aiokafka(host, port, **{**options, **source.fresh()})
+        connection = await _open(host, port, {**options, **source.fresh()})
     except (OSError, KafkaError) as error:  # a TimeoutError is an OSError
         source.failures[host, port] = error
         if isinstance(error, SaslAuthenticationFailed):
@@ -120,6 +120,24 @@ async def _connect(source: ConnectionSource, host: str, port: int, options: Mapp
     return connection
 
 
+async def _open(host: str, port: int, options: Mapping[str, Any]) -> AIOKafkaConnection:
+    connection = AIOKafkaConnection(host, port, **options)
+    try:
+        await connection.connect()
+    except BaseException:
+        _abort(connection)
+        raise
+    return connection
+
+
+def _abort(connection: AIOKafkaConnection) -> None:
+    """Close a connection now. A TLS connection that is only closed waits for its peer."""
+    connection.close()
+    transport = getattr(connection._protocol, "_transport", None)
+    if transport is not None:
+        transport.abort()
+
+
 async def _bootstrap(client: AIOKafkaClient) -> None:
     current = _Bootstrap()
     before = _current.set(current)
@@ -132,7 +150,7 @@ async def _bootstrap(client: AIOKafkaClient) -> None:
         current.is_over = True
         for connection in current.connections:
             if connection not in client._conns.values():
-                connection.close()
+                _abort(connection)
 
 
 async def _send(client: AIOKafkaClient, *arguments: Any, **options: Any) -> Any:

@@ -21,6 +21,7 @@ from bcs.kafka.connecting import ConnectionSource, CredentialsUnusable
 
 _CONNECT_SECONDS = 1.0
 _ANSWER_SECONDS = 0.5
+_REASON_SECONDS = 0.3
 _MOST_BYTES = 100_000
 _CLIENT = b"batch-conductor-service"
 _API_VERSIONS, _SASL_HANDSHAKE = 18, 17
@@ -209,7 +210,7 @@ async def _handshake(host: str, port: int, tls: ssl.SSLContext | None) -> None:
 
     :raises ssl.SSLError: it does.
     """
-    with anyio.move_on_after(_ANSWER_SECONDS):
+    with anyio.move_on_after(_REASON_SECONDS):
         reader, writer = await asyncio.open_connection(host, port, ssl=tls)
         try:
             await reader.read(1)

@@ -357,7 +357,7 @@ async def test_commands_log_in_and_need_the_documented_rights(
         granted(secured_kafka.plain, documented_rights("an operator", "operator", batch)),
         Platform(secured_kafka.plain) as platform,
     ):
-        [sent] = (await operator.asks("events", "send", str(event)))["events"]
+        sent = await operator.asks("events", "send", str(event))
         assert sent
         await wait_until(lambda: platform.messages(topics.ESSAYS_REGISTERED, batch))
         await operator.asks("dlq", "list")
