@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 from collections.abc import AsyncIterator, Iterable
@@ -51,11 +52,9 @@ async def granted(kafka: str, rules: Iterable[Rule]) -> AsyncIterator[None]:
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     try:
-        for rule in rules:
-            response = await admin._send_request(CreateAclsRequest(*rule))
+        for response in await asyncio.gather(*(admin._send_request(CreateAclsRequest(*rule)) for rule in rules)):
             assert not any(code for code, *_ in response.creation_responses), response
         yield
     finally:
-        for rule in rules:
-            await admin._send_request(DeleteAclsRequest(*rule))
+        await asyncio.gather(*(admin._send_request(DeleteAclsRequest(*rule)) for rule in rules))
         await admin.close()

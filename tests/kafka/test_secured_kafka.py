@@ -40,6 +40,7 @@ from tests.support.kafka import Platform
 from tests.support.runtimes import runtime_with
 from tests.support.secured_kafka import OPENS_KEY, OWNER, PASSWORD, USER, SecuredKafka, token
 from tests.support.service import Orchestrator, RunningService
+from tests.support.token_endpoint import TokenEndpoint, running
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -227,6 +228,24 @@ async def test_each_way_to_log_in_works(
     assert (status.connected, status.problem) == (True, "")
 
 
+async def test_a_token_of_an_endpoint_logs_in(secured_kafka: SecuredKafka) -> None:
+    endpoint = TokenEndpoint()
+    endpoint.answer = {"access_token": token(), "expires_in": 60}
+    async with running(endpoint) as url:
+        settings = secured_kafka.login(
+            "OAUTHBEARER",
+            kafka_oauth_token_url=url,
+            kafka_oauth_client_id=USER,
+            kafka_oauth_client_secret=PASSWORD,
+        )
+        status = await watched(load_settings(**settings))
+        assert (status.connected, len(endpoint.requests)) == (True, 1)  # all connections have the same token
+        endpoint.answer, endpoint.status = {"error": "invalid_client"}, 401
+        status = await watched(load_settings(**settings))
+    assert "BCS_KAFKA_OAUTH_TOKEN_URL): it answers 401: invalid_client" in status.problem
+    assert PASSWORD not in status.problem
+
+
 async def test_a_client_that_runs_uses_a_new_password_for_its_next_connection(
     secured_kafka: SecuredKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +340,7 @@ async def test_the_service_gets_well_by_itself_over_tls_with_a_login(
     assert not [line for line in said if PASSWORD in line or WRONG in line]
 
 
+@pytest.mark.release
 async def test_the_service_gets_well_by_itself_over_mutual_tls(
     secured_kafka: SecuredKafka, redis_url: str, batch: str, tmp_path: Path
 ) -> None:

@@ -82,7 +82,7 @@ class SecuredKafka:
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(self.file("broker-chain.pem")),
             "ssl.principal.mapping.rules": "RULE:^.*CN=([a-z]+).*$/$1/,DEFAULT",
-            "connection.failed.authentication.delay.ms": "10",
+            "connection.failed.authentication.delay.ms": "0",
             "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
             "listener.name.mutual.ssl.client.auth": "required",
             "listener.name.expired.ssl.keystore.location": str(self.file("broker-expired-chain.pem")),

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from bcs.config.settings import load_settings
 from bcs.kafka.connecting import CredentialsUnusable
 from bcs.kafka.oauth import ClientCredentials, TokenProvider, token_provider
-from tests.support.secured_kafka import SecuredKafka, server_context, token
+from tests.support.secured_kafka import SecuredKafka, token
+from tests.support.token_endpoint import TokenEndpoint, running
 
 pytestmark = pytest.mark.anyio
 
 HIDDEN = "s&cret: 19"
-
-
-class Endpoint:
-    """A token endpoint. It gives what `answer` is set to, and keeps the requests."""
-
-    def __init__(self) -> None:
-        self.answer: object = {}
-        self.status = 200
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        self.now = 0.0
-
-    async def post(self, request: web.Request) -> web.StreamResponse:
-        login = base64.b64decode(request.headers["Authorization"].removeprefix("Basic ")).decode()
-        self.requests.append((login, {name: str(value) for name, value in (await request.post()).items()}))
-        if self.answer is None:
-            await asyncio.sleep(60)
-        if isinstance(self.answer, bytes):
-            return web.Response(body=self.answer, status=self.status)
-        return web.json_response(self.answer, status=self.status, headers={"Location": "/elsewhere"})
-
-
-@asynccontextmanager
-async def running(endpoint: Endpoint, secured: SecuredKafka | None = None) -> AsyncIterator[str]:
-    application = web.Application()
-    application.router.add_post("/token", endpoint.post)
-    runner = web.AppRunner(application, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server_context(secured) if secured else None)
-    await site.start()
-    try:
-        yield f"{'https' if secured else 'http'}://127.0.0.1:{runner.addresses[0][1]}/token"
-    finally:
-        await runner.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +22,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> SecuredKafka:
     return SecuredKafka(tmp_path_factory.mktemp("certificates"))
 
 
-def provider(url: str, endpoint: Endpoint, **more: object) -> ClientCredentials:
+def provider(url: str, endpoint: TokenEndpoint, **more: object) -> ClientCredentials:
     settings = load_settings(
         kafka_security_protocol="SASL_SSL",
         kafka_sasl_mechanism="OAUTHBEARER",
@@ -80,7 +43,7 @@ async def refusal(tokens: TokenProvider) -> str:
 
 
 async def test_a_token_is_kept_until_shortly_before_it_expires() -> None:
-    endpoint = Endpoint()
+    endpoint = TokenEndpoint()
     async with running(endpoint) as url:
         tokens = provider(url, endpoint)
         endpoint.answer = {"access_token": "first", "expires_in": 100}
@@ -118,7 +81,7 @@ async def test_a_token_is_kept_until_shortly_before_it_expires() -> None:
     ],
 )  # fmt: skip
 async def test_an_endpoint_that_gives_no_token_is_named(status: int, answer: object, words: str) -> None:
-    endpoint = Endpoint()
+    endpoint = TokenEndpoint()
     endpoint.status, endpoint.answer = status, answer
     async with running(endpoint) as url:
         tokens = provider(url, endpoint)
@@ -132,7 +95,7 @@ async def test_an_endpoint_that_gives_no_token_is_named(status: int, answer: obj
 
 
 async def test_the_certificate_of_the_endpoint_is_checked(secured: SecuredKafka) -> None:
-    endpoint = Endpoint()
+    endpoint = TokenEndpoint()
     endpoint.answer = {"access_token": "good", "expires_in": 9}
     async with running(endpoint, secured) as url:
         assert "BCS_KAFKA_OAUTH_CAFILE" in await refusal(provider(url, endpoint))
