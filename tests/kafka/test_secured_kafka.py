@@ -275,6 +275,14 @@ async def test_a_client_that_runs_uses_a_new_password_for_its_next_connection(
         await client.close()
 
 
+async def test_the_doctor_names_the_rights_that_are_missing(secured_kafka: SecuredKafka) -> None:
+    findings = await check_kafka(load_settings(**secured_kafka.login(kafka_sasl_username="stranger")), None)
+    failed = {finding.check: finding.found + finding.fix for finding in findings if finding.status == "failed"}
+    assert set(failed) == {"topic consumed", "topic published", "consumer group"}
+    assert "grant DESCRIBE on it" in failed["topic consumed"]
+    assert "grant READ on the group that BCS_KAFKA_CONSUMER_GROUP_ID names" in failed["consumer group"]
+
+
 @asynccontextmanager
 async def service_of(
     secured: SecuredKafka, redis_url: str, settings: dict[str, object]
@@ -337,6 +345,12 @@ async def test_the_service_gets_well_by_itself_over_tls_with_a_login(
             await the_whole_path(secured_kafka, service, orchestrator, batch)
     said = [str(record.__dict__) for record in caplog.records]
     assert any("kafka_refuses" in line and WRONG_LOGIN in line for line in said)
+    for event, right in (
+        ("topics_missing", topics.CJ_COMPLETED),
+        ("waiting_for_dependency", "grant READ on the group"),
+        ("waiting_for_dependency", "grant IDEMPOTENT_WRITE on the cluster"),
+    ):
+        assert any(event in line and right in line for line in said), event
     assert not [line for line in said if PASSWORD in line or WRONG in line]
 
 

@@ -14,7 +14,7 @@ import anyio
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, NoError, for_code
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, NoError, for_code
 
 from bcs.config.settings import Settings
 from bcs.errors import PartitionStalled, os_reason
@@ -86,6 +86,8 @@ async def _step(check: str, query: Callable[[], Awaitable[list[Finding]]]) -> li
     try:
         with anyio.fail_after(_STEP_SECONDS):
             return await query()
+    except GroupAuthorizationFailedError as error:
+        return [failed(check, cause_of(error), "grant the right that is named")]
     except Exception as error:  # noqa: BLE001 (aiokafka raises any error if a response is unexpected)
         return [unknown(check, cause_of(error))]
 
