@@ -56,13 +56,14 @@ class CredentialsUnusable(KafkaError):  # type: ignore[misc] # aiokafka has no t
 class NotConnected(NodeNotReadyError):  # type: ignore[misc] # aiokafka has no types
     """A client that knows the brokers can't connect to one of them.
 
-    :param source: of the client; it has the reasons.
+    :param failures: host and port of each broker that can't be connected to, with the error.
+    :param security: the settings of the client.
     """
 
-    def __init__(self, source: ConnectionSource) -> None:
+    def __init__(self, failures: Mapping[Address, BaseException], security: KafkaSecurity) -> None:
         super().__init__("a broker can't be connected to")
-        self.failures = dict(source.failures)
-        self.security = source.security
+        self.failures = failures
+        self.security = security
 
 
 @dataclass(slots=True)
@@ -171,8 +172,12 @@ async def _fetch_all_metadata(client: AIOKafkaClient) -> Any:
 
 def _raise_with_failures(client: AIOKafkaClient, error: KafkaError) -> None:
     source = source_of(client)
-    if source and source.failures:
-        raise NotConnected(source) from error
+    if source is None:
+        return
+    # A broker that has left the cluster is no cause any more.
+    brokers = {(broker.host, broker.port) for broker in client.cluster.brokers()}
+    if failures := {address: failure for address, failure in source.failures.items() if address in brokers}:
+        raise NotConnected(failures, source.security) from error
 
 
 aiokafka.client.create_conn = _create_conn

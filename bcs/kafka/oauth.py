@@ -28,6 +28,7 @@ _KEPT_SHARE = 0.8
 _PAUSE_SECONDS = 1.0
 _CODE = re.compile(r"[a-z_]{1,40}")
 _OK = 200
+_LONGEST_SECONDS = 86_400.0
 
 _step_of_aiokafka = OAuthAuthenticator.step
 
@@ -52,6 +53,15 @@ def _status(answer: bytes) -> str:
 
 
 OAuthAuthenticator.step = _step
+
+
+def _seconds(value: object) -> float:
+    """A lifetime; 0 where it is not known. Some endpoints send it as text."""
+    try:
+        seconds = float(value) if isinstance(value, int | float | str) else 0.0
+    except (ValueError, OverflowError):
+        return 0.0
+    return min(seconds, _LONGEST_SECONDS) if seconds > 0 else 0.0
 
 
 class TokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no types
@@ -161,7 +171,7 @@ class ClientCredentials(TokenProvider):
         token, lifetime_seconds = answer.get("access_token"), answer.get("expires_in")
         if not isinstance(token, str) or not is_token(token):
             raise CredentialsUnusable(f"{at}: its answer has no access_token")
-        return token, float(lifetime_seconds) if isinstance(lifetime_seconds, int | float) else 0.0
+        return token, _seconds(lifetime_seconds)
 
     async def _post(self, url: str) -> tuple[int, bytes]:
         security = self._security

@@ -86,7 +86,7 @@ async def test_a_certificate_that_is_gone_is_named_when_a_client_connects(secure
         await bootstrap(client, clients.servers)
     source = source_of(client)
     assert source is not None
-    assert "BCS_KAFKA_SSL_CAFILE" in cause_of(NotConnected(source))
+    assert "BCS_KAFKA_SSL_CAFILE" in cause_of(NotConnected(source.failures, source.security))
     await client.close()
 
 

@@ -94,6 +94,24 @@ async def test_an_endpoint_that_gives_no_token_is_named(status: int, answer: obj
         assert await tokens.token() == "good"
 
 
+@pytest.mark.parametrize(
+    ("lifetime", "kept_seconds"),
+    [(100, 79), ("100", 79), (10**9, 60_000), ("soon", 0), ("nan", 0), (-5, 0), (None, 0)],
+)
+async def test_the_lifetime_of_a_token_may_be_anything(lifetime: object, kept_seconds: float) -> None:
+    endpoint = TokenEndpoint()
+    endpoint.answer = {"access_token": "token", "expires_in": lifetime}
+    async with running(endpoint) as url:
+        tokens = provider(url, endpoint)
+        await tokens.token()
+        endpoint.now = kept_seconds
+        await tokens.token()
+        assert len(endpoint.requests) == (1 if kept_seconds else 2)
+        endpoint.now = 90_000
+        await tokens.token()
+    assert len(endpoint.requests) == (2 if kept_seconds else 3)
+
+
 async def test_the_certificate_of_the_endpoint_is_checked(secured: SecuredKafka) -> None:
     endpoint = TokenEndpoint()
     endpoint.answer = {"access_token": "good", "expires_in": 9}
