@@ -132,12 +132,23 @@ class OffsetReader:
         self._coordinator: int | None = None
 
     async def measure(self, group: str, consumed: Collection[str], others: Collection[str]) -> OffsetsMeasurement:
-        """Request the offsets once. Partitions without an answer are left out of the result.
+        """Request the offsets. Partitions without an answer are left out of the result.
 
         :param consumed: topics whose committed offsets are requested, too.
         :param others: topics without committed offsets.
         :raises KafkaError, OSError: no broker answers.
         """
+        if self._client is not None:
+            # Brokers end connections that are idle, or whose login is old. So a lost one is no outage by itself.
+            try:
+                measurement = await self._measure(group, consumed, others)
+                if not measurement.lost:
+                    return measurement
+            except (KafkaError, OSError):
+                await self.aclose()
+        return await self._measure(group, consumed, others)
+
+    async def _measure(self, group: str, consumed: Collection[str], others: Collection[str]) -> OffsetsMeasurement:
         if self._client is None:
             self._client = AIOKafkaClient(**self._clients.options(), **self._options)
             await bootstrap(self._client, self._clients.servers)

@@ -355,6 +355,40 @@ async def test_the_service_gets_well_by_itself_over_tls_with_a_login(
 
 
 @pytest.mark.release
+async def test_a_connection_that_the_broker_ends_logs_in_with_the_password_of_then(
+    secured_kafka: SecuredKafka,
+    redis_url: str,
+    batch: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = tmp_path / "password"
+    file.write_text(PASSWORD)
+    monkeypatch.setenv("BCS_KAFKA_SASL_PASSWORD_FILE", str(file))
+    settings = secured_kafka.login(
+        kafka_bootstrap_servers=secured_kafka.address("SHORT"), kafka_consumer_group_id=batch
+    )
+    del settings["kafka_sasl_password"]
+    async with (
+        granted(secured_kafka.plain, documented_rights("the service", USER, batch)),
+        service_of(secured_kafka, redis_url, settings) as (service, orchestrator),
+        Platform(secured_kafka.plain) as platform,
+        Group(secured_kafka.plain, service.group) as group,
+    ):
+        await the_whole_path(secured_kafka, service, orchestrator, batch)
+        for number in range(6):  # for longer than some logins last
+            await platform.send(registered(f"{batch}-{number}", ["a"]), spellchecked(f"{batch}-{number}", "a"))
+            await group.caught_up()
+            await anyio.sleep(0.5)
+        assert "kafka_unreachable" not in caplog.messages
+        file.write_text(WRONG)
+        await wait_until(partial(says, orchestrator, WRONG_LOGIN))
+        file.write_text(PASSWORD)
+        await the_whole_path(secured_kafka, service, orchestrator, f"{batch}-again")
+
+
+@pytest.mark.release
 async def test_the_service_gets_well_by_itself_over_mutual_tls(
     secured_kafka: SecuredKafka, redis_url: str, batch: str, tmp_path: Path
 ) -> None:

@@ -32,7 +32,13 @@ _JAAS = {
     "oauthbearer": "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;",
 }
 # Each listener with its protocol.
-_LISTENERS = {"LOGIN": "SASL_SSL", "MUTUAL": "SSL", "EXPIRED": "SSL", "NAKED": "SASL_PLAINTEXT"}
+_LISTENERS = {
+    "LOGIN": "SASL_SSL",
+    "SHORT": "SASL_SSL",  # a login lasts a second
+    "MUTUAL": "SSL",
+    "EXPIRED": "SSL",
+    "NAKED": "SASL_PLAINTEXT",
+}
 # Those who log in with a password, and the owner of the client certificates.
 USERS = (USER, "operator", "stranger")
 OWNER = "owner"
@@ -87,8 +93,10 @@ class SecuredKafka:
             "listener.name.mutual.ssl.client.auth": "required",
             "listener.name.expired.ssl.keystore.location": str(self.file("broker-expired-chain.pem")),
             "listener.name.naked.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+            "listener.name.short.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+            "listener.name.short.scram-sha-512.connections.max.reauth.ms": "1000",
         }
-        for listener in ("login", "naked"):
+        for listener in ("login", "short", "naked"):
             for mechanism, module in _JAAS.items():
                 properties[f"listener.name.{listener}.{mechanism}.sasl.jaas.config"] = module
         return properties
