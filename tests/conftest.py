@@ -20,6 +20,7 @@ from tests.support.databases import database
 from tests.support.distribution import ByModule, alone_or_beside_others, make_scheduler, order, share_locks, workers_for
 from tests.support.kafka import platform_broker
 from tests.support.pgbouncer import pgbouncer, pgbouncer_binary
+from tests.support.secured_kafka import SecuredKafka
 from tests.support.tiers import hear_from_worker, leave_out, show_not_played, tell_the_controller
 
 # Logs go to pytest, which shows them with the test that failed.
@@ -83,7 +84,9 @@ def pytest_runtest_call(item: pytest.Item) -> None:
     servers = os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS")
     if servers and fixtures & {"kafka_bootstrap_servers", "shared_kafka"}:
         broker = f"the broker at {servers}"
-    elif fixtures & {"apache_kafka_jars", "shared_kafka"} or getattr(item, "funcargs", {}).get(_JARS_IF_ANY):
+    elif fixtures & {"apache_kafka_jars", "shared_kafka", "secured_apache_kafka"} or getattr(item, "funcargs", {}).get(
+        _JARS_IF_ANY
+    ):
         broker = f"Apache Kafka {apache.VERSION}"
     elif (
         fixtures & {"kafka_bootstrap_servers", "module_kafka", "private_kafka", _JARS_IF_ANY}
@@ -226,14 +229,22 @@ def apache_kafka_jars() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def shared_kafka(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a real broker that tests share and nobody may kill: Apache Kafka, or the one that is named."""
     if servers := os.environ.get("BCS_TEST_KAFKA_BOOTSTRAP_SERVERS"):
         yield servers
         return
-    jars: Path = request.getfixturevalue("apache_kafka_jars")
-    with apache.apache_kafka(jars, tmp_path_factory.mktemp("apache-kafka")) as server:
-        yield server.address
+    secured: SecuredKafka = request.getfixturevalue("secured_apache_kafka")
+    yield secured.plain
+
+
+@pytest.fixture(scope="session")
+def secured_apache_kafka(apache_kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    """The Apache Kafka that tests share, with its secured listeners; whoever comes by the plain one may do anything."""
+    secured = SecuredKafka(tmp_path_factory.mktemp("certificates"))
+    with apache.apache_kafka(apache_kafka_jars, tmp_path_factory.mktemp("apache-kafka"), secured=secured) as server:
+        secured.plain = server.address
+        yield secured
 
 
 @pytest.fixture

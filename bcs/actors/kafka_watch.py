@@ -27,7 +27,7 @@ class KafkaWatch:
         """Measure at intervals until cancelled."""
         settings = self.runtime.settings
         reader = OffsetReader(
-            bootstrap_servers=settings.kafka_bootstrap_servers,
+            clients=self.runtime.kafka,
             client_id="batch-conductor-service",
             request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
             metadata_max_age_ms=int(settings.kafka_metadata_max_age_seconds * 1000),

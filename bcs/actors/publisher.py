@@ -170,7 +170,7 @@ class Publisher:
     async def _start_producer(self, *, idempotent: bool) -> AIOKafkaProducer:
         settings = self.runtime.settings
         producer = AIOKafkaProducer(
-            bootstrap_servers=settings.kafka_bootstrap_servers,
+            **self.runtime.kafka.options(),
             client_id="batch-conductor-service",
             acks="all",
             enable_idempotence=idempotent,

@@ -8,6 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from bcs.config.settings import Settings
+from bcs.kafka.clients import KafkaClients
 from bcs.observability.telemetry import Telemetry
 from bcs.observability.waits import Waits
 
@@ -16,12 +17,14 @@ from bcs.observability.waits import Waits
 class Runtime:
     """The settings, metrics, clock and ids of one process.
 
+    :param kafka: how clients of Kafka connect.
     :param waits: the operations for which each actor waits at present.
     :param now: wall-clock time.
     :param new_id: makes random ids.
     """
 
     settings: Settings
+    kafka: KafkaClients
     telemetry: Telemetry
     waits: Waits
     now: Callable[[], datetime]

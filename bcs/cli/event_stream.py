@@ -12,6 +12,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from bcs.cli.event_files import EventMessage
 from bcs.config.settings import Settings
 from bcs.errors import KafkaUnavailable, PartitionStalled, UnknownTopic
+from bcs.kafka.causes import start
+from bcs.kafka.clients import KafkaClients
 from bcs.kafka.isolation import IsolatingConsumer
 from bcs.kafka.status import close
 from bcs.ops.dlq.reading import existing_partitions, kafka_answers, reading_clients
@@ -31,18 +33,19 @@ async def produce(settings: Settings, messages: Sequence[EventMessage]) -> list[
     :raises KafkaUnavailable: Kafka does not answer, or refuses a message.
     """
     timeout_seconds = settings.kafka_request_timeout_seconds
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers, client_id=_CLIENT_ID)
+    clients = KafkaClients.of(settings)
+    admin = AIOKafkaAdminClient(**clients.options(), client_id=_CLIENT_ID)
     # The producer is not idempotent: some brokers do not support this, and an event that arrives twice is harmless.
     producer = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        **clients.options(),
         client_id=_CLIENT_ID,
         acks="all",
         request_timeout_ms=int(timeout_seconds * 1000),
         max_request_size=settings.kafka_max_message_bytes,
     )
     try:
-        with kafka_answers(), anyio.fail_after(timeout_seconds):
-            await admin.start()
+        with kafka_answers(), anyio.fail_after(2 * timeout_seconds):
+            await start(admin, settings.kafka_bootstrap_servers, timeout_seconds)
             wanted = {message.event_type.topic for message in messages}
             # Some brokers create a missing topic if a producer asks about it.
             if missing := wanted - {partition.topic for partition in await existing_partitions(admin, wanted)}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bcs.config.addresses import bootstrap_servers_problem, database_problem, redis_problem
+from bcs.config.kafka_security import KafkaSecurity
 from bcs.config.secrets import Secret, SecretFiles, secret_variables, usable
 from bcs.errors import ConfigurationError
 
@@ -44,6 +45,10 @@ def _without_unit(value: object) -> object:
     return value.strip().removesuffix("s") if isinstance(value, str) else value
 
 
+def _upper(value: object) -> object:
+    return value.strip().upper() if isinstance(value, str) else value
+
+
 def _trimmed(value: object) -> object:
     # Values from files often end with a line break.
     return value.strip() if isinstance(value, str) else value
@@ -51,12 +56,13 @@ def _trimmed(value: object) -> object:
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, BeforeValidator(_without_unit), Field(gt=0, allow_inf_nan=False)]
-Address = Annotated[str, BeforeValidator(_trimmed), Field(min_length=1)]
 SecretText = Annotated[Secret, BeforeValidator(usable), Field(min_length=1)]
+OptionalSecret = Annotated[Secret | None, BeforeValidator(lambda value: usable(value) or None)]
+Text = Annotated[str, BeforeValidator(_trimmed), Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
-    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+    BeforeValidator(_upper),
 ]
 
 
@@ -179,7 +185,40 @@ class Settings(BaseSettings):
     )
     retry_after_seconds: Count = Field(1, description="the value of the header `Retry-After`")
 
-    kafka_bootstrap_servers: Address = Field("kafka:9092", description="host:port, comma separated")
+    kafka_bootstrap_servers: Text = Field("kafka:9092", description="host:port, comma separated")
+    kafka_security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], BeforeValidator(_upper)
+    ] = Field("PLAINTEXT", description="`PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`: TLS, and a login by SASL")
+    kafka_sasl_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None, BeforeValidator(_upper)
+    ] = Field(None, description="`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512` or `OAUTHBEARER`")
+    kafka_sasl_username: Text | None = Field(None, description="the user, for `PLAIN` and `SCRAM-…`")
+    kafka_sasl_password: OptionalSecret = Field(None, description="the user's password")
+    kafka_ssl_cafile: Path | None = Field(
+        None, description="PEM file of the CAs that BCS trusts; if unset, those of the system"
+    )
+    kafka_ssl_certfile: Path | None = Field(
+        None, description="PEM file of the client certificate with its chain, where brokers ask for one"
+    )
+    kafka_ssl_keyfile: Path | None = Field(
+        None, description="PEM file of the certificate's key; if unset, the key is in the file of the certificate"
+    )
+    kafka_ssl_key_password: OptionalSecret = Field(None, description="the password of an encrypted key")
+    kafka_ssl_check_hostname: bool = Field(
+        True, description="refuse a broker whose certificate is for another host; the CA is checked in any case"
+    )
+    kafka_oauth_token_file: Path | None = Field(
+        None, description="the file of the token for `OAUTHBEARER`; it is read for each login"
+    )
+    kafka_oauth_token_url: Text | None = Field(
+        None, description="instead of a file: the endpoint that gives tokens for the client's credentials (RFC 6749)"
+    )
+    kafka_oauth_client_id: Text | None = Field(None, description="the client's name at that endpoint")
+    kafka_oauth_client_secret: OptionalSecret = Field(None, description="the client's secret")
+    kafka_oauth_scope: Text | None = Field(None, description="the scope of the token")
+    kafka_oauth_cafile: Path | None = Field(
+        None, description="PEM file of the CAs of that endpoint; if unset, those of the system"
+    )
     kafka_consumer_group_id: str = Field("bcs-event-consumer", min_length=1, description="the consumer group")
     kafka_auto_offset_reset: Literal["earliest", "latest"] = Field(
         "earliest", description="where a new group begins; with `earliest`, it reads all messages that Kafka still has"
@@ -262,7 +301,7 @@ class Settings(BaseSettings):
         60.0, description="how long another replica may hold unacked messages before they are taken over"
     )
 
-    database_url: Annotated[Secret | None, BeforeValidator(lambda value: usable(value) or None)] = Field(
+    database_url: OptionalSecret = Field(
         None, description="`postgresql://…`: the archive behind Redis; if unset, there is no archive"
     )
     database_max_connections: Count = Field(8, description="the maximum number of concurrent statements to PostgreSQL")
@@ -323,6 +362,11 @@ class Settings(BaseSettings):
     def instance(self) -> str:
         """This replica's name."""
         return self.instance_name or socket.gethostname()
+
+    @property
+    def kafka_security(self) -> KafkaSecurity:
+        """How connections to Kafka are secured."""
+        return KafkaSecurity(**{each.name: getattr(self, f"kafka_{each.name}") for each in fields(KafkaSecurity)})
 
     @property
     def local_url(self) -> str | None:
@@ -390,7 +434,7 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
             ("BCS_RESTART_BACKOFF_INITIAL_SECONDS", "must not be above BCS_RESTART_BACKOFF_MAXIMUM_SECONDS")
         )
     if check_addresses:
-        problems += _address_problems(settings)
+        problems += [*_address_problems(settings), *settings.kafka_security.problems()]
     if settings.database_url is not None:
         if settings.archive_retention_days * _DAY_SECONDS <= settings.redis_ttl_seconds + _DAY_SECONDS:
             problems.append(

@@ -7,12 +7,13 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import indent
 
 import anyio
 
+from bcs.config.kafka_security import KafkaSecurity
 from bcs.config.pipelines import pipelines_of
 from bcs.config.settings import Settings, load_settings
 from bcs.devtools.demo import play
@@ -86,6 +87,8 @@ def _settings(redis_url: str, bootstrap_servers: str, database_url: str) -> Sett
         redis_url=redis_url,
         database_url=database_url,
         kafka_bootstrap_servers=bootstrap_servers,
+        # The embedded broker has neither TLS nor logins, whatever Kafka the environment describes.
+        **{f"kafka_{each.name}": Settings.model_fields[f"kafka_{each.name}"].default for each in fields(KafkaSecurity)},
         # The embedded broker does not support idempotent producers.
         kafka_enable_idempotence=False,
         use_mock_repository=False,

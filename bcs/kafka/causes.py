@@ -6,11 +6,10 @@ The texts of this module are in the log, in `/healthz` and in the errors of comm
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from typing import Any, Protocol
 
 import anyio
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import collect_hosts
 from aiokafka.errors import (
     AuthenticationFailedError,
@@ -20,16 +19,17 @@ from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
+    NodeNotReadyError,
     RequestTimedOutError,
     SaslAuthenticationFailed,
     UnsupportedCodecError,
     for_code,
 )
 
-from bcs.errors import os_reason
+from bcs.kafka.connecting import CredentialsUnusable, NotConnected, source_of
+from bcs.kafka.connection_problems import addresses_of, known_problem, listener_problem
 
-_MOST_CHARACTERS = 300
-_CONNECT_SECONDS = 1.0
+_MOST_CHARACTERS = 400
 _TOO_LARGE = "raise max.message.bytes of the topic, or lower BCS_KAFKA_MAX_MESSAGE_BYTES"
 _REPLICAS = "bring back the topic's replicas, or lower its min.insync.replicas"
 _REMEDIES = {
@@ -44,6 +44,7 @@ _REMEDIES = {
     "INVALID_RECORD": "a compacted topic accepts no message without a key",
     "INVALID_TIMESTAMP": "see message.timestamp.before.max.ms and message.timestamp.after.max.ms of the topic",
     "POLICY_VIOLATION": "the log of the broker names the policy",
+    "UNSUPPORTED_SASL_MECHANISM": "set BCS_KAFKA_SASL_MECHANISM to one that the broker offers",
     "UNKNOWN": "the log of the broker has the reason",
     "UNSUPPORTED_VERSION": "the broker is too old, or lacks a part of Kafka's protocol",
 }
@@ -64,6 +65,10 @@ class ProducerRefused(KafkaError):  # type: ignore[misc] # aiokafka has no types
     """A broker answered, and refused an idempotent producer."""
 
 
+class LoginRefused(KafkaConnectionError):  # type: ignore[misc] # aiokafka has no types
+    """A broker answered, and refused the login."""
+
+
 class _Client(Protocol):
     async def start(self) -> None: ...
 
@@ -73,15 +78,17 @@ async def start(client: _Client, servers: str, timeout_seconds: float, *, idempo
 
     :param servers: the client's bootstrap servers, for the error's text.
     :param idempotent: whether the client is an idempotent producer.
-    :raises KafkaConnectionError: no broker answered; the text has the address and the reason.
+    :raises KafkaConnectionError: no broker can be used; the text has the address and the reason.
+    :raises LoginRefused: a broker answered, and refused the login.
     :raises ProducerRefused: a broker refused the idempotent producer.
     :raises KafkaError: a broker refused something else.
     """
     try:
         with anyio.fail_after(timeout_seconds):
             await client.start()
-    except (KafkaConnectionError, KafkaTimeoutError, OSError) as error:
-        raise KafkaConnectionError(f"can't connect to {_at(servers)}: {await _connection_problem(servers)}") from error
+    except (KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError, OSError) as error:
+        inner: Any = getattr(client, "_client", None) or getattr(client, "client", None)
+        raise await _failure(inner, servers) from error
     except _REFUSALS as error:
         if not idempotent:
             raise
@@ -91,11 +98,28 @@ async def start(client: _Client, servers: str, timeout_seconds: float, *, idempo
         raise ProducerRefused(f"can't start an idempotent producer at {_at(servers)}: {text}") from error
 
 
+async def bootstrap(client: AIOKafkaClient, servers: str) -> None:
+    """Connect a bare client to one of its bootstrap servers. The errors are those of `start`."""
+    try:
+        await client.bootstrap()
+    except (KafkaConnectionError, OSError) as error:
+        raise await _failure(client, servers) from error
+
+
 def cause_of(error: BaseException) -> str:
     """The cause of an error in one line of limited length; of an exception group the first error counts."""
     error = _first(error)
     if isinstance(error, RequestTimedOutError | KafkaTimeoutError | TimeoutError):
         return _plain(error) if _plain(error) and isinstance(error, TimeoutError) else "no answer in time"
+    if isinstance(error, NotConnected):
+        problems = (
+            f"can't connect to the broker {host}:{port}: "
+            + (known_problem(failure, host, error.security) or cause_of(failure))
+            for (host, port), failure in error.failures.items()
+        )
+        return "; ".join(problems)[:_MOST_CHARACTERS]
+    if isinstance(error, CredentialsUnusable):
+        return _plain(error)[:_MOST_CHARACTERS]
     if isinstance(error, SaslAuthenticationFailed | AuthenticationFailedError):
         return f"the broker does not accept the login: {_plain(error)}"[:_MOST_CHARACTERS]
     if isinstance(error, BrokerResponseError):
@@ -118,9 +142,21 @@ def refusal_of(code: int, *, detail: str = "") -> str:
     return f"the broker refuses{about[: _MOST_CHARACTERS // 2]}: {name} ({code})" + (f"; {remedy}" if remedy else "")
 
 
+def problem_of(client: AIOKafkaClient, host: str, port: int) -> str:
+    """Why the last connection of a client to a broker failed."""
+    source = source_of(client)
+    failure = source.failures.get((host, port)) if source else None
+    if source is None or failure is None:
+        return "the connection was lost"
+    return known_problem(failure, host, source.security) or cause_of(failure)
+
+
 def is_refusal(error: BaseException) -> bool:
     """True if a broker answered with a refusal, so Kafka is not out of reach."""
-    return isinstance(_first(error), (*_REFUSALS, ProducerRefused))
+    error = _first(error)
+    if isinstance(error, NotConnected):
+        return all(is_refusal(failure) for failure in error.failures.values())
+    return isinstance(error, (*_REFUSALS, ProducerRefused, LoginRefused))
 
 
 def _first(error: BaseException) -> BaseException:
@@ -141,23 +177,21 @@ def _at(servers: str) -> str:
     return f"{servers} (BCS_KAFKA_BOOTSTRAP_SERVERS)"
 
 
-async def _connection_problem(servers: str) -> str:
-    """Why no broker answers, found out by a connection to each address."""
+async def _failure(client: AIOKafkaClient | None, servers: str) -> KafkaConnectionError:
+    """The error for a client that could not connect, with the reason.
+
+    :param client: None where it is not known.
+    """
+    source = source_of(client) if client else None
+    failures = source.failures if source else {}
+    bootstrap_servers = [(host, port) for host, port, _family in collect_hosts(servers)]
     found: dict[str, None] = {}
-    for host, port, _family in collect_hosts(servers):
-        found.setdefault(await _try_to_connect(host, port))
-    return ", or ".join(found)
-
-
-async def _try_to_connect(host: str, port: int) -> str:
-    try:
-        with anyio.fail_after(_CONNECT_SECONDS):
-            _, writer = await asyncio.open_connection(host, port)
-    except socket.gaierror:
-        return "the host name is unknown"
-    except TimeoutError:
-        return "no answer in time"
-    except OSError as error:
-        return os_reason(error).lower()
-    writer.transport.abort()
-    return "no answer in time; a process listens there, but is frozen, expects TLS, or is not a Kafka broker"
+    for host, port in addresses_of(bootstrap_servers, source):
+        failure = failures.get((host, port))
+        problem = known_problem(failure, host, source.security) if source and failure else None
+        at = "" if (host, port) in bootstrap_servers else f"the broker {host}:{port} behind it: "
+        found.setdefault(at + (problem or await listener_problem(host, port, source)))
+    text = f"can't connect to {_at(servers)}: {', or '.join(found)}"
+    if failures and all(is_refusal(failure) for failure in failures.values()):
+        return LoginRefused(text)
+    return KafkaConnectionError(text)

@@ -22,7 +22,8 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
 import bcs.kafka.connecting  # noqa: F401 (a look that is cancelled leaves no connection behind)
-from bcs.kafka.causes import cause_of
+from bcs.kafka.causes import bootstrap, cause_of
+from bcs.kafka.clients import KafkaClients
 
 _CLOSE_SECONDS = 1.0
 _READ_UNCOMMITTED = 0  # messages after an open transaction count as waiting, too
@@ -120,24 +121,37 @@ class OffsetsMeasurement:
 class OffsetReader:
     """Reads offsets from the brokers. After an error call `aclose`: the next call then uses new connections.
 
-    :param options: the options of `AIOKafkaClient`.
+    :param clients: how to connect.
+    :param options: the other options of `AIOKafkaClient`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, clients: KafkaClients, **options: Any) -> None:
+        self._clients = clients
         self._options = options
         self._client: Any = None
         self._coordinator: int | None = None
 
     async def measure(self, group: str, consumed: Collection[str], others: Collection[str]) -> OffsetsMeasurement:
-        """Request the offsets once. Partitions without an answer are left out of the result.
+        """Request the offsets. Partitions without an answer are left out of the result.
 
         :param consumed: topics whose committed offsets are requested, too.
         :param others: topics without committed offsets.
         :raises KafkaError, OSError: no broker answers.
         """
+        if self._client is not None:
+            # Brokers end connections that are idle, or whose login is old. So a lost one is no outage by itself.
+            try:
+                measurement = await self._measure(group, consumed, others)
+                if not measurement.lost:
+                    return measurement
+            except (KafkaError, OSError):
+                await self.aclose()
+        return await self._measure(group, consumed, others)
+
+    async def _measure(self, group: str, consumed: Collection[str], others: Collection[str]) -> OffsetsMeasurement:
         if self._client is None:
-            self._client = AIOKafkaClient(**self._options)
-            await self._client.bootstrap()
+            self._client = AIOKafkaClient(**self._clients.options(), **self._options)
+            await bootstrap(self._client, self._clients.servers)
         # The metadata of all topics, because a request for a missing topic can create it on the broker.
         cluster = await self._client.fetch_all_metadata()
         measurement = OffsetsMeasurement(frozenset(cluster.topics()))

@@ -35,6 +35,7 @@ from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.server import HttpServer, open_listener
+from bcs.kafka.clients import KafkaClients
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.telemetry import Telemetry
 from bcs.observability.tree_observer import TreeObserver, count_restarts_from_zero
@@ -89,7 +90,12 @@ class Service:
         self.kafka.servers = settings.kafka_bootstrap_servers
         self.waits = Waits(now)
         self._runtime = Runtime(
-            settings=settings, telemetry=self.telemetry, waits=self.waits, now=now, new_id=uuid.uuid4
+            settings=settings,
+            kafka=KafkaClients.of(settings),
+            telemetry=self.telemetry,
+            waits=self.waits,
+            now=now,
+            new_id=uuid.uuid4,
         )
         self._gave_up = gave_up
         self._definitions = definitions

@@ -12,6 +12,7 @@ from tests.chaos.replica_tap import between
 from tests.kafka.services import LATE_TOPIC, LostAnswers, OwnKafka
 from tests.support import apache_kafka as apache
 from tests.support.kafka import PARTITIONS, assert_partitions, create_platform_topics
+from tests.support.secured_kafka import SecuredKafka
 
 _LIMIT_BYTES = 100_000
 
@@ -59,3 +60,10 @@ async def own_kafka(_own_server: tuple[EmbeddedServer, int]) -> AsyncIterator[Ow
 def batch(unique_name: Callable[[str], str]) -> str:
     """A name for a batch, and for a group."""
     return unique_name("batch")
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(secured_apache_kafka: SecuredKafka) -> SecuredKafka:
+    """The secured listeners of the broker that these tests share, with the platform's topics."""
+    anyio.run(create_platform_topics, secured_apache_kafka.plain)
+    return secured_apache_kafka

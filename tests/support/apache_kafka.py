@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 
 from bcs.devtools.servers.embedded import HOST, EmbeddedServer, free_port
+from tests.support.secured_kafka import SecuredKafka
 
 VERSION = "4.1.1"
 _JAVA_AT_LEAST = 17
@@ -141,6 +142,7 @@ def apache_kafka(
     *,
     advertised_port: int | None = None,
     jvm_options: tuple[str, ...] | None = None,
+    secured: SecuredKafka | None = None,
     **properties: object,
 ) -> EmbeddedServer:
     """An Apache Kafka broker, not started yet; what it acknowledged outlives it, even a kill -9.
@@ -148,6 +150,7 @@ def apache_kafka(
     :param jars: from :func:`fetch`.
     :param advertised_port: for a proxy in front of it.
     :param jvm_options: besides the usual ones.
+    :param secured: for listeners that want TLS and logins, beside the plain one.
     :param properties: of the broker, with underscores for dots: ``message_max_bytes=200_000``.
     """
     directory = directory.resolve()
@@ -156,14 +159,20 @@ def apache_kafka(
     run = [_java(), *_JVM_OPTIONS, "-cp", f"{jars}/*"]
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     configuration, data = directory / "server.properties", directory / "data"
-    asked_for = {name.replace("_", "."): str(value) for name, value in properties.items()}
+    more = secured.listeners if secured else {}
+    asked_for = dict(secured.properties) if secured else {}
+    asked_for |= {name.replace("_", "."): str(value) for name, value in properties.items()}
+
+    more_listeners = [f"{name}://{HOST}:{port}" for name, (_, port) in more.items()]
 
     def command(port: int) -> list[str]:
         # The controller has a port that nobody else needs to know: another one at each start.
         controller = f"{HOST}:{free_port()}"
         addresses = {
-            "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{controller}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{advertised_port or port}",
+            "listeners": ",".join([f"PLAINTEXT://{HOST}:{port}", f"CONTROLLER://{controller}", *more_listeners]),
+            "advertised.listeners": ",".join([f"PLAINTEXT://{HOST}:{advertised_port or port}", *more_listeners]),
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT"
+            + "".join(f",{name}:{protocol}" for name, (protocol, _) in more.items()),
             "controller.quorum.voters": f"1@{controller}",
             "log.dirs": str(data),
         }
@@ -171,6 +180,7 @@ def apache_kafka(
         configuration.write_text("".join(lines))
         if not (data / "meta.properties").exists():
             tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "--config", str(configuration)]
+            tool += secured.scram if secured else ()
             subprocess.run([*run, *tool], check=True, capture_output=True, timeout=_FORMAT_SECONDS)
         return [run[0], *jvm_options, *run[1:], "kafka.Kafka", str(configuration)]
 

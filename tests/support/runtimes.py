@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from bcs.actors.runtime import Runtime
 from bcs.config.settings import Settings
+from bcs.kafka.clients import KafkaClients
 from bcs.observability.telemetry import Telemetry
 from bcs.observability.waits import Waits
 
@@ -21,6 +22,12 @@ def runtime_with(**overrides: object) -> Runtime:
 
     :param overrides: settings that differ from the defaults.
     """
+    settings = Settings.model_validate(overrides)
     return Runtime(
-        settings=Settings.model_validate(overrides), telemetry=Telemetry(), waits=Waits(now), now=now, new_id=uuid.uuid4
+        settings=settings,
+        kafka=KafkaClients.of(settings),
+        telemetry=Telemetry(),
+        waits=Waits(now),
+        now=now,
+        new_id=uuid.uuid4,
     )

@@ -123,7 +123,7 @@ class Intake:
         # The session subscribes, and so joins the group, because it listens to rebalances.
         return IsolatingConsumer(
             partition_retry_maximum_seconds=settings.kafka_partition_retry_maximum_seconds,
-            bootstrap_servers=settings.kafka_bootstrap_servers,
+            **self.runtime.kafka.options(),
             group_id=settings.kafka_consumer_group_id,
             client_id="batch-conductor-service",
             auto_offset_reset=settings.kafka_auto_offset_reset,

@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, Unsupported
 from bcs.config.settings import Settings
 from bcs.domain.times import datetime_of
 from bcs.kafka.causes import start
+from bcs.kafka.clients import KafkaClients
 from bcs.ops.dlq.reading import DeadLetterIndex, kafka_answers
 from bcs.ops.dlq.replaying import operators_producer
 from bcs.ops.dlq.selection import parse_timestamp
@@ -66,7 +67,7 @@ async def purge(settings: Settings, last: dict[tuple[str, int], int]) -> bool:
     :returns: False if purge markers were written.
     :raises KafkaUnavailable: Kafka does not answer, or can't delete.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    admin = AIOKafkaAdminClient(**KafkaClients.of(settings).options())
     try:
         timeout_seconds = settings.kafka_request_timeout_seconds
         with kafka_answers():

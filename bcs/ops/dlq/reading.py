@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from bcs.config.settings import Settings
 from bcs.errors import KafkaUnavailable, PartitionStalled, UnreadableDeadLetter
 from bcs.kafka.causes import cause_of, is_refusal, start
+from bcs.kafka.clients import KafkaClients
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.kafka.status import close
 from bcs.ops.dlq.selection import Selection
@@ -237,9 +238,10 @@ async def reading_clients(
 
     :raises KafkaUnavailable: Kafka does not answer.
     """
+    clients = KafkaClients.of(settings)
     consumer = IsolatingConsumer(
         partition_retry_maximum_seconds=settings.kafka_partition_retry_maximum_seconds,
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        **clients.options(),
         client_id=client_id,
         auto_offset_reset="earliest",
         enable_auto_commit=False,
@@ -248,7 +250,7 @@ async def reading_clients(
         fetch_max_wait_ms=_FETCH_WAIT_MS,
         max_partition_fetch_bytes=max(1024 * 1024, 2 * settings.kafka_max_message_bytes),
     )
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    admin = AIOKafkaAdminClient(**clients.options())
     try:
         with kafka_answers():
             for client in (consumer, admin):

@@ -24,6 +24,7 @@ from bcs.config.settings import Settings
 from bcs.errors import DeadLetterError, KafkaUnavailable, ReplayFailed
 from bcs.kafka.broker_errors import may_be_about_one_record
 from bcs.kafka.causes import cause_of, start
+from bcs.kafka.clients import KafkaClients
 from bcs.ops.dlq.originals import Original, original_of, republish, republish_alone, resolve_again
 from bcs.ops.dlq.reading import DeadLetterReader, dead_letter_of, kafka_answers, position_of
 from bcs.wire.dead_letters.decode import DeadLetter, DeadLetterPosition, replay_marker_key
@@ -231,7 +232,7 @@ async def operators_producer(settings: Settings, *, each_alone: bool = False) ->
     :raises KafkaUnavailable: Kafka does not answer.
     """
     producer = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        **KafkaClients.of(settings).options(),
         client_id="batch-conductor-dlq",
         acks="all",
         enable_idempotence=settings.kafka_enable_idempotence and not each_alone,

@@ -14,12 +14,13 @@ import anyio
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, NoError, for_code
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, NoError, for_code
 
 from bcs.config.settings import Settings
 from bcs.errors import PartitionStalled, os_reason
 from bcs.kafka.brokers import Broker, advertised_brokers
-from bcs.kafka.causes import cause_of, is_refusal, start
+from bcs.kafka.causes import cause_of, is_refusal, problem_of, start
+from bcs.kafka.clients import KafkaClients
 from bcs.kafka.isolation import IsolatingConsumer, Stall
 from bcs.kafka.offsets import CommitNote, Offsets
 from bcs.kafka.status import close
@@ -54,7 +55,7 @@ async def check_kafka(settings: Settings, service: str | None) -> list[Finding]:
         async with _admin(settings) as admin:
             brokers = advertised_brokers(admin)
             findings = [ok("kafka", f"reachable at {servers}")]
-            unreachable = await _unreachable(brokers)
+            unreachable = await _unreachable(admin, brokers)
             findings += findings_of.listeners(unreachable)
             if len(unreachable) == len(brokers):
                 return findings  # all other requests would go to these brokers, and time out
@@ -73,9 +74,11 @@ async def check_kafka(settings: Settings, service: str | None) -> list[Finding]:
             findings += await _step("consumer group", lambda: _group(admin, settings.kafka_consumer_group_id, service))
             findings += await _step("lag", lambda: _lag(admin, settings, consumed))
     except _NO_ANSWER as error:
-        fix = "check Kafka, and BCS_KAFKA_BOOTSTRAP_SERVERS"
+        cause = cause_of(error)
+        names_setting = "BCS_KAFKA_" in cause.replace("BCS_KAFKA_BOOTSTRAP_SERVERS", "")
+        fix = "correct the setting that is named" if names_setting else "check Kafka, and BCS_KAFKA_BOOTSTRAP_SERVERS"
         state = f"refuses at {servers}" if is_refusal(error) else "out of reach"
-        return [failed("kafka", f"{state}: {cause_of(error)}", fix)]
+        return [failed("kafka", f"{state}: {cause}", fix)]
     return findings
 
 
@@ -83,6 +86,8 @@ async def _step(check: str, query: Callable[[], Awaitable[list[Finding]]]) -> li
     try:
         with anyio.fail_after(_STEP_SECONDS):
             return await query()
+    except GroupAuthorizationFailedError as error:
+        return [failed(check, cause_of(error), "grant the right that is named")]
     except Exception as error:  # noqa: BLE001 (aiokafka raises any error if a response is unexpected)
         return [unknown(check, cause_of(error))]
 
@@ -90,7 +95,7 @@ async def _step(check: str, query: Callable[[], Awaitable[list[Finding]]]) -> li
 @asynccontextmanager
 async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        **KafkaClients.of(settings).options(),
         request_timeout_ms=int(settings.kafka_request_timeout_seconds * 1000),
     )
     try:
@@ -119,15 +124,18 @@ def _topics(partitions: Mapping[str, Mapping[int, bool]]) -> list[Finding]:
     ]
 
 
-async def _unreachable(brokers: Iterable[Broker]) -> dict[Broker, str]:
-    """The brokers that can't be reached at their advertised addresses, with the reasons."""
+async def _unreachable(admin: AIOKafkaAdminClient, brokers: Iterable[Broker]) -> dict[Broker, str]:
+    """The brokers that can't be used at their advertised addresses, with the reasons."""
     problems: dict[Broker, str] = {}
 
     async def connect(broker: Broker) -> None:
         try:
             with anyio.fail_after(_STEP_SECONDS):
                 _, writer = await asyncio.open_connection(broker.host, broker.port)
-            writer.close()
+                writer.close()
+                # The certificate may be for another host than the advertised one.
+                if not await admin._client.ready(broker.node_id):
+                    problems[broker] = problem_of(admin._client, broker.host, broker.port)
         except TimeoutError:
             problems[broker] = f"no answer in {_STEP_SECONDS:.0f} s"
         except OSError as error:
@@ -208,7 +216,7 @@ async def _lag(admin: AIOKafkaAdminClient, settings: Settings, consumed: Mapping
     # The consumer has no group, so the group of the service is not rebalanced.
     consumer = IsolatingConsumer(
         partition_retry_maximum_seconds=_RETRY_SECONDS,
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        **KafkaClients.of(settings).options(),
         enable_auto_commit=False,
         isolation_level="read_committed",
     )

@@ -69,7 +69,8 @@ def topic(use: str, name: str, leaders: Iterable[bool] | None) -> Finding:
     """
     check = f"topic {use}"
     if leaders is None:
-        return failed(check, f"{name} does not exist", "create it: BCS creates no topics")
+        found = f"{name} does not exist, or this user may not see it"
+        return failed(check, found, "create it, as BCS creates no topics, or grant DESCRIBE on it")
     led = list(leaders)
     found = f"{name}: {len(led)} partition{'' if len(led) == 1 else 's'}"
     if not all(led):
