@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import structlog
 from pydantic import SecretStr
@@ -73,21 +73,25 @@ class StoreUrl:
         names.append(f"{self._store.prefix}_PASSWORD" if self._password else self.variable)
         return " and ".join(dict.fromkeys(names))
 
+    def without_user(self, text: str) -> str:
+        """A text of PostgreSQL without the name of the user."""
+        user, _ = _login_in(self._used.get_secret_value())
+        for kind in ("user", "role"):
+            text = text.replace(f'{kind} "{unquote(user)}"', f"this {kind}") if user else text
+        return text
+
     def current(self) -> str:
         """The URL with the login for the next connection. Use it at once, and do not keep it.
 
         While the URL in a file can't be used, the URL before is returned, and the reason is logged once.
         """
         text = self._url.get_secret_value()
-        if text != self._used.get_secret_value():
-            problem = "".join(problem for _, problem in self._problems_of(text)[:1])
-            if not problem and _place(text) != self._place:
-                problem = _ANOTHER_SERVER
-            if not problem:
-                self._used = SecretStr(text)
-            elif problem != self._logged:
-                log.warning("changed_url_unusable", variable=self.variable, problem=problem)
-            self._logged = problem
+        problem = self._problem_of_change(text)
+        if not problem:
+            self._used = SecretStr(text)
+        elif problem != self._logged:
+            log.warning("changed_url_unusable", variable=self.variable, problem=problem)
+        self._logged = problem
         return self._with_login(self._used.get_secret_value())
 
     def problem(self) -> str | None:
@@ -97,6 +101,13 @@ class StoreUrl:
     def problems(self) -> list[tuple[str, str]]:
         """What is wrong with the settings: for each problem the variable, and the problem."""
         return self._problems_of(self._url.get_secret_value())
+
+    def _problem_of_change(self, text: str) -> str:
+        if text == self._used.get_secret_value():
+            return ""
+        for _, problem in self._problems_of(text):
+            return problem
+        return "" if _place(text) == self._place else _ANOTHER_SERVER
 
     def _problems_of(self, text: str) -> list[tuple[str, str]]:
         if problem := self._store.problem_of(text):

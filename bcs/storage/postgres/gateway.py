@@ -254,7 +254,7 @@ class ArchiveGateway:
         return StoreUnavailable(_STORE, cause, late=state == _CANCELLED, address=self.address)
 
     def _cause_of(self, error: BaseException) -> str:
-        return cause_of(error, self._url.login_settings)
+        return cause_of(error, self._url)
 
     def _note_shortage(self, problem: str) -> None:
         now = anyio.current_time()
@@ -308,17 +308,17 @@ async def _nothing(_connection: asyncpg.Connection) -> None:
     pass
 
 
-def cause_of(error: BaseException, login_settings: str = "BCS_DATABASE_URL") -> str:
-    """The cause of an error in one line, without statement, parameters or password.
+def cause_of(error: BaseException, url: StoreUrl) -> str:
+    """The cause of an error in one line, without statement, parameters or login.
 
-    :param login_settings: the settings that have the login.
+    :param url: the URL that was used.
     """
     if isinstance(error, TargetServerAttributeNotMatched):
         return ACCEPTS_NO_WRITES
     # The further lines of a text, such as hints, can repeat parts of the statement.
     cause = (os_reason(error) if isinstance(error, OSError) else "") or describe(error)
-    cause = cause.splitlines()[0].rstrip(": ")
+    cause = url.without_user(cause.splitlines()[0].rstrip(": "))
     if cause.endswith(_NO_TLS):
         return "it does not speak TLS; let it do so, or change sslmode in BCS_DATABASE_URL"
     remedy = next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), "")
-    return cause + (f"; {remedy.format(login=login_settings)}" if remedy else "")
+    return cause + (f"; {remedy.format(login=url.login_settings)}" if remedy else "")

@@ -84,6 +84,8 @@ _NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING", 
 
 # Before version 7, Redis puts this before an error inside a script.
 _IN_A_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
+# Redis 7 names the user.
+_USER = re.compile(r"User \S+ has")
 _CONNECTING = re.compile(r"Error (-?\d+) connecting to \S+\. (.*)")
 _CAUSE_CHARACTERS = 200
 _PLAIN = frozenset({bytes, int, type(None)})
@@ -149,7 +151,7 @@ def reason(error: Exception) -> str:
         return "it did not answer in time"
     code = code_of(error) if isinstance(error, RedisError) else ""
     # Redis repeats the arguments of an unknown command.
-    text = str(error).partition(", with args")[0].strip()
+    text = _USER.sub("the user has", str(error).partition(", with args")[0].strip())
     for told in (error, error.__cause__, error.__context__):  # redis-py wraps errors of connecting
         if isinstance(told, UnusableServer):
             return str(told)
