@@ -254,6 +254,10 @@ async def test_each_refusal_of_postgresql_has_a_cause_that_is_clear(postgres: Se
         await wait_until(is_named)
 
 
+async def test_a_postgresql_without_tls_is_named(postgres_url: str) -> None:
+    assert "it does not speak TLS" in await cause_of(partial(connect, f"{postgres_url}?sslmode=require"))
+
+
 async def connect(url: str) -> None:
     """Connect to PostgreSQL as the service does."""
     gateway = ArchiveGateway(url, max_connections=1, deadline_seconds=5)
