@@ -227,7 +227,7 @@ async def test_no_service_and_no_command_shows_a_secret(
 
             async def both_are_named() -> bool:
                 found = (await caller.get("/healthz")).json["dependencies"]
-                return "login" in found["redis"]["message"] and "DATABASE" in found["postgresql"]["message"]
+                return PASSWORD in found["redis"]["message"] and "DATABASE" in found["postgresql"]["message"]
 
             await wait_until(both_are_named)
             for route in (
@@ -267,7 +267,7 @@ async def commands_show_no_secret(environment: Mapping[str, object], seen: Seen)
     for command, result in ran.items():
         seen.add(command, result.output, result.error)
     assert ran["doctor"].exit_code == 1
-    for said in ("login of BCS_REDIS_USERNAME and BCS_REDIS_PASSWORD", "BCS_REDIS_PASSWD", "BCS_DATABASE_PASSWORD"):
+    for said in ("password of BCS_REDIS_USERNAME and BCS_REDIS_PASSWORD", "BCS_REDIS_PASSWD", "BCS_DATABASE_PASSWORD"):
         assert said in ran["doctor"].output
 
 

@@ -193,8 +193,8 @@ async def test_each_refusal_of_redis_has_a_cause_that_is_clear(redis: SecuredRed
         f"rediss://bcs:{IN_URL[FIRST]}@{port}{whole}": "",
         f"unix://bcs:{IN_URL[FIRST]}@{redis.socket}": "",
         f"redis://bcs:{IN_URL[FIRST]}@{port}": "BCS_REDIS_URL must begin with rediss://",
-        f"rediss://bcs:wrong@{port}{whole}": "it refuses the login of BCS_REDIS_URL",
-        f"unix://bcs:wrong@{redis.socket}": "it refuses the login of BCS_REDIS_URL",
+        f"rediss://bcs:wrong@{port}{whole}": "it does not accept the user or the password of BCS_REDIS_URL",
+        f"unix://bcs:wrong@{redis.socket}": "it does not accept the user or the password of BCS_REDIS_URL",
         f"rediss://{port}{redis.options()}": "client certificate",
         f"rediss://{port}{redis.options(client=made.expired_client)}": "client certificate",
         f"rediss://{port}{redis.options(client=made.foreign_client)}": "client certificate",
@@ -399,7 +399,7 @@ async def test_all_works_over_tls_with_the_documented_rights_and_passwords_rotat
     await secured.postgres.run(f"ALTER ROLE bcs PASSWORD '{SECOND}'")
     await secured.disconnect_all()
     redis, postgresql = "BCS_REDIS_URL and BCS_REDIS_PASSWORD", "user and password into BCS_DATABASE_URL"
-    await secured.are_named(f"it refuses the login of {redis}", postgresql)
+    await secured.are_named(f"it does not accept the user or the password of {redis}", postgresql)
     in_doctor = "\n".join(failed_of(await check_redis(settings) + await check_archive(settings)))
     in_log = "\n".join(str(vars(record)) for record in caplog.records)
     for said in (in_doctor, in_log):

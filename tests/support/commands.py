@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
+from pydantic import SecretStr
 
 from tests.support.forked import ForkedProcess
 from tests.support.service import RunningService
@@ -144,8 +145,12 @@ def settings_of(service: RunningService) -> dict[str, object]:
     return {
         "BCS_HTTP_HOST": settings.http_host,
         "BCS_HTTP_PORT": service.service.address[1],
-        **{f"BCS_{name.upper()}": getattr(settings, name) for name in names},
+        **{f"BCS_{name.upper()}": _plain(getattr(settings, name)) for name in names},
     }
+
+
+def _plain(value: object) -> object:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def _read(terminal: int) -> bytes:

@@ -152,11 +152,11 @@ def reason(error: Exception) -> str:
     code = code_of(error) if isinstance(error, RedisError) else ""
     # Redis repeats the arguments of an unknown command.
     text = _USER.sub("the user has", str(error).partition(", with args")[0].strip())
-    for told in (error, error.__cause__, error.__context__):  # redis-py wraps errors of connecting
-        if isinstance(told, UnusableServer):
-            return str(told)
-        if isinstance(told, ssl.SSLError):
-            return f"{os_reason(told)}; check {_TLS_SETTINGS}"
+    for each in (error, error.__cause__, error.__context__):  # redis-py wraps errors of connecting
+        if isinstance(each, UnusableServer):
+            return str(each)
+        if isinstance(each, ssl.SSLError):
+            return f"{os_reason(each)}; check {_TLS_SETTINGS}"
     if failed := _CONNECTING.match(text):
         # Without the address, which `StoreUnavailable` adds.
         number = int(failed[1])

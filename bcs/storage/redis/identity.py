@@ -21,7 +21,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.errors import UnusableServer, reason
+from bcs.storage.redis.errors import UnusableServer, code_of, reason
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.server import cluster_problem, fields_of, identity_of, is_replica, server_problem
 
@@ -73,7 +73,10 @@ class RedisIdentity:
         try:
             await connection.on_connect()
         except AuthenticationError as error:
-            raise UnusableServer(f"it refuses the login of {self._login_settings()} ({error})") from error
+            if code_of(error) == "NOAUTH":
+                raise  # there was no login
+            found = f"it does not accept the user or the password of {self._login_settings()} ({error})"
+            raise UnusableServer(found) from error
         except ResponseError as error:
             raise UnusableServer(reason(error)) from error
         except (RuntimeError, ValueError) as error:
