@@ -6,13 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-import structlog
 from pydantic import SecretStr
 
 from bcs.config.addresses import database_address, database_problem, redis_address, redis_problem
 from bcs.config.secrets import Secret
-
-log = structlog.stdlib.get_logger("bcs.secrets")
 
 _LOGIN_OPTIONS = frozenset({"user", "password", "sslpassword", "ssl_password"})
 _ANOTHER_SERVER = "names another server, database or option, which needs a restart"
@@ -90,7 +87,9 @@ class StoreUrl:
         if not problem:
             self._used = SecretStr(text)
         elif problem != self._logged:
-            log.warning("changed_url_unusable", variable=self.variable, problem=problem)
+            from bcs.config.secret_log import warn_of_url
+
+            warn_of_url(self.variable, problem)
         self._logged = problem
         return self._with_login(self._used.get_secret_value())
 
