@@ -40,7 +40,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from ssl import SSLError
 
 DeadLetterReason = Literal[
     "decoder_failed",
@@ -60,11 +63,36 @@ DeadLetterReason = Literal[
 """Why a consumed message became a dead letter. Metrics start a counter at zero for each, so the list is complete."""
 
 
+# By a part of OpenSSL's code of the error; the alerts come from the other side.
+_TLS_REASONS = (
+    ("CERTIFICATE_REQUIRED", "the server requires a client certificate"),
+    ("ALERT_UNKNOWN_CA", "the server does not accept the client certificate: it does not know its CA"),
+    ("ALERT_CERTIFICATE_EXPIRED", "the server does not accept the client certificate: it has expired"),
+    ("CERTIFICATE", "the server does not accept the client certificate"),
+    ("WRONG_VERSION_NUMBER", "the server does not speak TLS"),
+    ("RECORD_LAYER_FAILURE", "the server does not speak TLS"),
+    ("PROTOCOL_VERSION", "the server and BCS have no common version of TLS"),
+    ("UNSUPPORTED_PROTOCOL", "the server and BCS have no common version of TLS"),
+)
+
+
 def os_reason(error: OSError) -> str:
     """The operating system's reason for an error, without the address or the file, which callers add themselves."""
+    from ssl import SSLError  # an import at the start would make quick commands slower
+
+    if isinstance(error, SSLError):
+        return _tls_reason(error)
     # asyncio puts addresses into strerror, so the text of the number is better. A failed lookup has a negative number.
     number = error.errno or 0
     return os.strerror(number) if number > 0 else error.strerror or str(error)
+
+
+def _tls_reason(error: SSLError) -> str:
+    if invalid := getattr(error, "verify_message", ""):
+        return f"the certificate of the server is not valid: {invalid.rstrip('.')}"
+    code = error.reason or ""
+    reason = next((reason for part, reason in _TLS_REASONS if part in code), "the TLS handshake failed")
+    return f"{reason} ({code})" if code else reason
 
 
 class BcsError(Exception):

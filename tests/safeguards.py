@@ -30,6 +30,8 @@ def _in(module: str, *tests: str) -> tuple[str, ...]:
     return tuple(f"tests/{module}.py::{test}" for test in tests)
 
 
+_ROTATION = "test_all_works_over_tls_with_the_documented_rights_and_passwords_rotate"
+
 _DOMAIN = (
     Mutation(
         "newest-mark",
@@ -1065,4 +1067,39 @@ _HTTP = (
     ),
 )
 
-MUTATIONS: tuple[Mutation, ...] = (*_DOMAIN, *_SUPERVISORS, *_INTAKE, *_REDIS, *_OUTBOX, *_ARCHIVE, *_HTTP)
+_SECRETS = (
+    Mutation(
+        "rotated-redis-login",
+        "A new connection to Redis uses the login that is in the files then.",
+        "bcs/storage/redis/connecting.py",
+        "dict(parse_url(self.url.current()))\n        user",
+        "self.__dict__.setdefault('kept', dict(parse_url(self.url.current())))\n        user",
+        _in("integration/test_secured_stores", _ROTATION),
+    ),
+    Mutation(
+        "rotated-postgresql-login",
+        "A new connection to PostgreSQL uses the login that is in the files then.",
+        "bcs/storage/postgres/connecting.py",
+        "                self._url.current(),\n",
+        "                self.__dict__.setdefault('kept', self._url.current()),\n",
+        _in("integration/test_secured_stores", _ROTATION),
+    ),
+    Mutation(
+        "other-server",
+        "A URL that changes does not lead to another server.",
+        "bcs/config/store_urls.py",
+        "_place(text) == self._place else",
+        "True else",
+        _in("unit/test_store_urls", "test_a_changed_url_that_can_t_be_used_leaves_the_one_before_and_is_logged_once"),
+    ),
+    Mutation(
+        "user-in-cause",
+        "The cause of a refused login does not name the user.",
+        "bcs/config/store_urls.py",
+        'f"this {kind}"',
+        "f'{kind} \"{unquote(user)}\"'",
+        _in("integration/test_no_secret_is_shown", "test_no_setting_and_no_store_shows_a_secret"),
+    ),
+)
+
+MUTATIONS: tuple[Mutation, ...] = (*_DOMAIN, *_SUPERVISORS, *_INTAKE, *_REDIS, *_OUTBOX, *_ARCHIVE, *_HTTP, *_SECRETS)

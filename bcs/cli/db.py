@@ -67,7 +67,7 @@ def upgrade(as_json: AsJson = False, wait_seconds: WaitSeconds = 60.0) -> None:
         try:
             return await schema.upgrade(url, wait_seconds=wait_seconds, waiting=waiting)
         except NO_ANSWER as error:
-            raise StoreRefused("postgresql", cause_of(error)) from error
+            raise StoreRefused("postgresql", cause_of(error, url)) from error
 
     outcome = running.run(upgraded)
     if as_json:

@@ -16,7 +16,7 @@ from rich.text import Text
 from bcs.cli.options import PANEL, AsJson, single_command
 from bcs.cli.output import plain, present, print_json, table
 from bcs.config.pipelines import pipelines_of
-from bcs.config.settings import InvalidSettings, Settings, load_settings, unknown_variables
+from bcs.config.settings import InvalidSettings, Settings, load_settings, unknown_secret_files, unknown_variables
 from bcs.errors import ConfigurationError
 from bcs.ops.doctor import settings_findings
 from bcs.ops.doctor.archive_checks import check_archive
@@ -70,6 +70,7 @@ def examine() -> list[Finding]:
     return [
         ok("settings", f"valid, for {settings.environment}"),
         *unknown,
+        *settings_findings.unknown(unknown_secret_files(settings)),
         *settings_findings.for_drills_only(settings),
         _pipelines(settings),
         service,

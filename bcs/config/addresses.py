@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from inspect import signature
 from ipaddress import IPv6Address
+from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 ASYNCPG_OPTIONS = (
@@ -34,6 +35,7 @@ _HOST = r"\[(?P<v6>[^\[\]\s]+)\]|(?P<name>[^\s:/?#@\[\]]*)"
 _SERVER = re.compile(rf"(?:{_HOST}):(?P<port>[0-9]{{1,5}})")
 _SERVER_OR_HOST = re.compile(rf"(?:{_HOST})(?::(?P<port>[0-9]*))?")
 
+_FILES = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "sslrootcert", "sslcert", "sslkey", "sslcrl"})
 # The valid values of an option that a client refuses. The client's own text would repeat the invalid value.
 _VALUES = {
     "ssl_cert_reqs": "one of none, optional, required",
@@ -160,7 +162,8 @@ def redis_address(url: str) -> str:
 def database_address(url: str) -> str:
     """The address of a PostgreSQL URL without login and password, with the name of its setting."""
     parts = urlsplit(url)
-    return f"{_host_in(parts.netloc) or 'the default host'}{parts.path} (BCS_DATABASE_URL)"
+    host = _host_in(parts.netloc) or dict(parse_qsl(parts.query)).get("host") or "the default host"
+    return f"{host}{parts.path} (BCS_DATABASE_URL)"
 
 
 def _host_in(netloc: str) -> str:
@@ -214,6 +217,9 @@ def _refusal(client: str, url: str, options: list[str], use: Callable[[str], Non
     problem = _failure(use, url)
     if problem is None:
         return None
+    for name, path in parse_qsl(urlsplit(url).query):
+        if name in _FILES and (unreadable := _failure(_read, path)):
+            return f"{client} can't use {name}{unreadable}"
     if not options:
         return f"{client} can't use the URL{variables}{problem}"
     refused = [name for name in options if _failure(use, _without(url, name)) is None] or options
@@ -229,6 +235,10 @@ def _failure(use: Callable[[str], None], url: str) -> str | None:
     except Exception:  # noqa: BLE001 (clients raise many kinds of errors for unexpected values)
         return ""
     return None
+
+
+def _read(path: str) -> None:
+    Path(path).read_bytes()
 
 
 def _without(url: str, name: str) -> str:

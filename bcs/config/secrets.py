@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from bcs.errors import os_reason
-
-log = structlog.stdlib.get_logger("bcs.secrets")
 
 SECRETS_DIRECTORY = "BCS_SECRETS_DIR"
 """The variable with the directory of secrets: one file for each, named as its variable."""
@@ -68,7 +65,9 @@ class Secret(SecretStr):
         except SecretFileUnusable as unusable:
             if unusable.cause != self._problem:
                 self._problem = unusable.cause
-                log.warning("secret_file_unusable", file=str(self._path), cause=unusable.cause)
+                from bcs.config.secret_log import warn_of_file
+
+                warn_of_file(self._path, unusable.cause)
         return self._secret_value
 
 

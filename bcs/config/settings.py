@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import StrEnum
@@ -14,10 +15,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from bcs.config.addresses import bootstrap_servers_problem, database_problem, redis_problem
+from bcs.config import store_urls
+from bcs.config.addresses import bootstrap_servers_problem
 from bcs.config.kafka_security import KafkaSecurity
-from bcs.config.secrets import Secret, SecretFiles, secret_variables, usable
-from bcs.errors import ConfigurationError
+from bcs.config.secrets import SECRETS_DIRECTORY, Secret, SecretFiles, secret_variables, usable
+from bcs.config.store_urls import StoreUrl
+from bcs.errors import ConfigurationError, os_reason
 
 
 class Environment(StrEnum):
@@ -274,6 +277,8 @@ class Settings(BaseSettings):
     redis_url: SecretText = Field(
         default_factory=lambda: Secret("redis://localhost:6379"), description="`redis://`, `rediss://` or `unix://`"
     )
+    redis_username: OptionalSecret = Field(None, description="the user, if it is not in `BCS_REDIS_URL`")
+    redis_password: OptionalSecret = Field(None, description="the password, if it is not in `BCS_REDIS_URL`")
     redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
         604_800, description="how long a batch is kept after its last event"
     )
@@ -304,6 +309,7 @@ class Settings(BaseSettings):
     database_url: OptionalSecret = Field(
         None, description="`postgresql://…`: the archive behind Redis; if unset, there is no archive"
     )
+    database_password: OptionalSecret = Field(None, description="the password, if it is not in `BCS_DATABASE_URL`")
     database_max_connections: Count = Field(8, description="the maximum number of concurrent statements to PostgreSQL")
     database_deadline_seconds: Seconds = Field(
         default_factory=_at_most(1.0, 0.5, "request_deadline_seconds"),
@@ -367,6 +373,18 @@ class Settings(BaseSettings):
     def kafka_security(self) -> KafkaSecurity:
         """How connections to Kafka are secured."""
         return KafkaSecurity(**{each.name: getattr(self, f"kafka_{each.name}") for each in fields(KafkaSecurity)})
+
+    @property
+    def redis(self) -> StoreUrl:
+        """The URL of Redis, with the login."""
+        return store_urls.redis_url(self.redis_url, username=self.redis_username, password=self.redis_password)
+
+    @property
+    def database(self) -> StoreUrl | None:
+        """The URL of PostgreSQL, with the login; None without an archive."""
+        if self.database_url is None:
+            return None
+        return store_urls.database_url(self.database_url, password=self.database_password)
 
     @property
     def local_url(self) -> str | None:
@@ -456,18 +474,22 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
 
 
 def _address_problems(settings: Settings) -> list[tuple[str, str]]:
-    database_url = settings.database_url
-    problems = {
-        "BCS_KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers_problem(settings.kafka_bootstrap_servers),
-        "BCS_REDIS_URL": redis_problem(settings.redis_url.get_secret_value()),
-        "BCS_DATABASE_URL": database_problem(database_url.get_secret_value()) if database_url is not None else None,
-    }
-    return [(variable, problem) for variable, problem in problems.items() if problem]
+    problems = []
+    if problem := bootstrap_servers_problem(settings.kafka_bootstrap_servers):
+        problems.append(("BCS_KAFKA_BOOTSTRAP_SERVERS", problem))
+    for store in (settings.redis, settings.database):
+        problems += store.problems() if store else []
+    if settings.secrets_dir is not None:
+        try:
+            list(settings.secrets_dir.iterdir())
+        except OSError as error:
+            problems.append((SECRETS_DIRECTORY, f"can't be read: {os_reason(error)}"))
+    return problems
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownVariable:
-    """A variable of the environment with the prefix of BCS that is not a setting.
+    """A variable of the environment with the prefix of BCS that is not a setting; or a file that is not a secret.
 
     :param near: the variable that was probably meant; None where no name is similar.
     """
@@ -482,6 +504,17 @@ class UnknownVariable:
 
     def __str__(self) -> str:
         return f"{self.problem}; did you mean {self.near}?" if self.near else self.problem
+
+
+class UnknownSecretFile(UnknownVariable):
+    """A file in `BCS_SECRETS_DIR` that is not the file of a secret."""
+
+    __slots__ = ()
+
+    @property
+    def problem(self) -> str:
+        """The problem in one line."""
+        return f"the file {self.name} in {SECRETS_DIRECTORY} is not a secret of BCS, and has no effect"
 
 
 # For a service `bcs` or `bcs-…`, Kubernetes sets variables of these forms in the pods of its namespace.
@@ -510,6 +543,23 @@ def unknown_variables(environment: Mapping[str, str]) -> list[UnknownVariable]:
             continue
         unknown.append(UnknownVariable(name, known.get(_nearest(short, known))))
     return unknown
+
+
+def unknown_secret_files(settings: Settings) -> list[UnknownVariable]:
+    """The files in `BCS_SECRETS_DIR` that are not secrets, except those whose names begin with a dot."""
+    known = {variable.removeprefix("BCS_"): variable for variable in secret_variables(Settings)}
+    used = {*known.values(), *map(str.lower, known.values())}
+    return [
+        UnknownSecretFile(name, known.get(_nearest(name.upper().removeprefix("BCS_"), known)))
+        for name in _names_in(settings.secrets_dir)
+        if not name.startswith(".") and name not in used
+    ]
+
+
+def _names_in(directory: Path | None) -> list[str]:
+    with suppress(OSError):  # it was readable when the settings were loaded
+        return sorted(path.name for path in directory.iterdir()) if directory else []
+    return []
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -85,7 +85,10 @@ def _settings(redis_url: str, bootstrap_servers: str, database_url: str) -> Sett
     return load_settings(
         http_host="127.0.0.1",
         redis_url=redis_url,
+        redis_username=None,
+        redis_password=None,
         database_url=database_url,
+        database_password=None,
         kafka_bootstrap_servers=bootstrap_servers,
         # The embedded broker has neither TLS nor logins, whatever Kafka the environment describes.
         **{f"kafka_{each.name}": Settings.model_fields[f"kafka_{each.name}"].default for each in fields(KafkaSecurity)},

@@ -33,7 +33,7 @@ async def connected(settings: Settings, *, needs_identity: bool = False) -> Asyn
     :raises StoreUnavailable: Redis does not answer, or the server is not Redis, or it has no such database.
     """
     gateway = RedisGateway(
-        settings.redis_url.get_secret_value(),
+        settings.redis,
         max_connections=1,
         deadline_seconds=settings.redis_deadline_seconds,
         breaker_failures=_NEVER,

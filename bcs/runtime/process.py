@@ -14,7 +14,7 @@ import anyio.abc
 import structlog
 
 from bcs import __version__
-from bcs.config.settings import Settings, unknown_variables
+from bcs.config.settings import Settings, unknown_secret_files, unknown_variables
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.errors import DatabaseUnusable, RedisUnusable
 from bcs.runtime.last_resort import exit_after
@@ -65,6 +65,8 @@ async def run_until_signalled(
     """
     for unknown in unknown_variables(os.environ):
         log.warning("unknown_variable", variable=unknown.name, did_you_mean=unknown.near, problem=str(unknown))
+    for unknown in unknown_secret_files(settings):
+        log.warning("unknown_secret_file", file=unknown.name, did_you_mean=unknown.near, problem=str(unknown))
     refusal: DatabaseUnusable | RedisUnusable | None = None
     stop = anyio.Event()
     exit_code = EXIT_STOPPED_AT_ONCE

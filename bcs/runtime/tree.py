@@ -243,6 +243,7 @@ class Service:
             settings=settings,
             store=self.store,
             archive=archive,
+            redis_address=self.persistence.gateway.address if self.persistence.gateway else "",
             redis=redis,
             kafka=self.kafka,
             waits=self.waits,

@@ -103,7 +103,7 @@ def open_persistence(
 def redis_gateway(settings: Settings) -> RedisGateway:
     """The connections to the Redis of the settings."""
     return RedisGateway(
-        settings.redis_url.get_secret_value(),
+        settings.redis,
         max_connections=settings.redis_max_connections,
         deadline_seconds=settings.redis_deadline_seconds,
         breaker_failures=settings.redis_breaker_failures,

@@ -17,7 +17,6 @@ from bcs.ops.doctor.archive_checks import check_archive
 from bcs.ops.doctor.findings import Status
 from bcs.storage.postgres import schema
 from bcs.storage.postgres.gateway import ArchiveGateway
-from bcs.storage.postgres.opening import named_database
 from tests.support.commands import bcs
 from tests.support.databases import archive_in, database, unprobed_archive
 from tests.support.fault_proxy import FaultProxy
@@ -212,7 +211,7 @@ async def test_a_read_only_database_is_named(
 
     await wait_until(named)
     assert not archive.reachable
-    found = await check_archive(load_settings(database_url=named_database(load_settings(database_url=url))))
+    found = await check_archive(load_settings(database_url=url))
     assert any(READ_ONLY in finding.found for finding in found if finding.status is Status.FAILED)
     await archive.aclose()
 

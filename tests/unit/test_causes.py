@@ -11,7 +11,8 @@ import pytest
 from aiokafka import AIOKafkaProducer, errors
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
-from bcs.config.addresses import database_address, redis_address
+from bcs.config.addresses import redis_address
+from bcs.config.store_urls import database_url
 from bcs.errors import KafkaUnavailable, StoreUnavailable, os_reason
 from bcs.kafka.causes import ProducerRefused, cause_of, is_refusal, start
 from bcs.ops.dlq.reading import kafka_answers
@@ -101,7 +102,10 @@ async def test_a_silent_listener_is_not_reported_as_a_closed_port() -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (NoPermissionError("NOPERM User bcs has no permissions to run the 'eval' command"), ["'eval'", "ACL SETUSER"]),
+        (
+            NoPermissionError("NOPERM User secret has no permissions to run the 'eval' command"),
+            ["'eval'", "ACL SETUSER"],
+        ),
         (OutOfMemoryError("OOM command not allowed"), ["memory is full", "maxmemory"]),
         (
             ResponseError("unknown command 'XAUTOCLAIM', with args beginning with: 'secret'"),
@@ -121,19 +125,22 @@ def test_what_redis_refuses_names_what_mends_it(error: Exception, said: list[str
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (asyncpg.InvalidPasswordError('password authentication failed for user "bcs"'), "BCS_DATABASE_URL"),
+        (
+            asyncpg.InvalidPasswordError('password authentication failed for user "somebody"'),
+            "failed for this user; put",
+        ),
         (asyncpg.InsufficientPrivilegeError("permission denied for table history"), "grant"),
         (asyncpg.InvalidCatalogNameError('database "bcs" does not exist'), "create the database"),
         (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)"), "Connection refused"),
     ],
 )
 def test_what_postgresql_refuses_names_what_mends_it(error: Exception, said: str) -> None:
-    failure = StoreUnavailable(
-        "postgresql", pg_cause_of(error), address=database_address("postgresql://u:secret@db:5432/bcs")
-    )
+    url = database_url("postgresql://somebody:secret@db:5432/bcs")
+    failure = StoreUnavailable("postgresql", pg_cause_of(error, url), address=url.address)
     assert str(failure).startswith("postgresql is out of reach at db:5432/bcs (BCS_DATABASE_URL): ")
     assert said in str(failure)
     assert "secret" not in str(failure)
+    assert "somebody" not in str(failure)
 
 
 @pytest.mark.parametrize(

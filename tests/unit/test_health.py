@@ -31,6 +31,7 @@ async def message_about_kafka(kafka: KafkaStatus, *, refused: bool) -> tuple[str
         settings=Settings(use_mock_repository=True),
         store=cast("StateStore", None),
         archive=None,
+        redis_address="",
         redis=cast("RedisStatus", None),
         kafka=kafka,
         waits=waits,

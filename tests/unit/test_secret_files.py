@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bcs.config.secrets import Secret, secret_variables
-from bcs.config.settings import InvalidSettings, Settings, load_settings, unknown_variables
+from bcs.config.settings import InvalidSettings, Settings, load_settings, unknown_secret_files, unknown_variables
 
 FIRST = "redis://user:first-password@host:6379"
 SECOND = "redis://user:second-password@host:6379"
@@ -37,7 +37,8 @@ def test_a_secret_in_a_file_is_read_again_and_never_shown(file: Path) -> None:
     assert settings.redis_url.get_secret_value() == FIRST
     file.write_text(SECOND)
     assert settings.redis_url.get_secret_value() == SECOND
-    assert "-password@" not in f"{settings!r} {settings} {settings.model_dump_json()} {settings.redis_url!r}"
+    shown = f"{settings!r} {settings} {settings.model_dump_json()} {settings.redis_url!r}"
+    assert "-password" not in shown
 
 
 def test_a_mounted_secret_is_replaced_as_kubernetes_does_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,3 +130,24 @@ def test_files_of_all_secrets_are_known_variables() -> None:
 
 def test_a_secret_without_a_file_keeps_its_text() -> None:
     assert Secret("text").get_secret_value() == "text"
+
+
+def test_files_that_are_no_secrets_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("BCS_REDIS_URL", "bcs_database_url", "..data", ".hidden", "BCS_REDIS_PASWORD", "redis_url", "notes"):
+        tmp_path.joinpath(name).write_text("redis://host" if "redis" in name.lower() else "postgresql://host/db")
+    monkeypatch.setenv("BCS_SECRETS_DIR", str(tmp_path))
+    unknown = {each.name: (each.near, str(each)) for each in unknown_secret_files(load_settings())}
+    assert {name: near for name, (near, _) in unknown.items()} == {
+        "BCS_REDIS_PASWORD": "BCS_REDIS_PASSWORD",
+        "redis_url": "BCS_REDIS_URL",
+        "notes": None,
+    }
+    assert unknown["notes"][1] == "the file notes in BCS_SECRETS_DIR is not a secret of BCS, and has no effect"
+    monkeypatch.delenv("BCS_SECRETS_DIR")
+    assert unknown_secret_files(load_settings()) == []
+
+
+def test_a_directory_of_secrets_that_can_t_be_read_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BCS_SECRETS_DIR", str(tmp_path / "none"))
+    with pytest.raises(InvalidSettings, match="BCS_SECRETS_DIR: can't be read: No such file or directory"):
+        load_settings()

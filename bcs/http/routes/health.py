@@ -14,7 +14,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from bcs import __version__
 from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_redis
-from bcs.config.addresses import database_address, redis_address
 from bcs.config.settings import Settings
 from bcs.http.problems import Problem
 from bcs.http.replies import reply_json
@@ -34,6 +33,7 @@ class HealthHandlers:
     """The handlers of the health routes.
 
     :param archive: None without an archive.
+    :param redis_address: the address of Redis without the login; empty where the state is in memory.
     :param redis: the result of the last check of Redis.
     :param waits: the current waits of the actors.
     :param render_metrics: renders the metrics as text.
@@ -44,6 +44,7 @@ class HealthHandlers:
     settings: Settings
     store: StateStore
     archive: Archive | None
+    redis_address: str
     redis: RedisStatus
     kafka: KafkaStatus
     waits: Waits
@@ -122,17 +123,14 @@ class HealthHandlers:
             reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
             return {"status": "not_configured", "message": f"there is no archive ({reason})"}
         archive = self.archive.postgres
-        database_url = self.settings.database_url
         problem = archive.shortage if archive.reachable else archive.problem
-        return _dependency(
-            not problem, problem, database_address(database_url.get_secret_value() if database_url else "")
-        )
+        return _dependency(not problem, problem, archive.address)
 
     def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:
             return {"status": "not_configured", "message": "the state is in memory (BCS_USE_MOCK_REPOSITORY)"}
         problem = problem_of_redis(self.redis, self.store)
-        return _dependency(not problem, problem, redis_address(self.settings.redis_url.get_secret_value()))
+        return _dependency(not problem, problem, self.redis_address)
 
 
 def _wait(wait: Wait) -> dict[str, str]:

@@ -53,6 +53,11 @@ class PostgresArchive:
         return self._gateway.identity
 
     @property
+    def address(self) -> str:
+        """The database's address without the login, with the name of its setting."""
+        return self._gateway.address
+
+    @property
     def problem(self) -> str:
         """Why the database is out of reach."""
         return self._gateway.problem

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
+from asyncpg.exceptions import ClientConfigurationError
 
+from bcs.config.store_urls import StoreUrl, database_url
 from bcs.storage.postgres.fitness import ensure_usable
 
 T = TypeVar("T")
@@ -39,8 +41,16 @@ _INTROSPECT = (
     f"SELECT {', '.join(f'${place}::{name}[]' for place, name in enumerate(_ARRAYS, start=1))}, "
     "current_setting('server_version_num'), current_setting('server_encoding')"
 )
+_CLOSED = (
+    "it closed the connection during the handshake; "
+    "a server does this, too, if it does not accept the client certificate: sslcert in BCS_DATABASE_URL"
+)
 # asyncpg's default. A statement without a name is parsed and planned each time.
 _CACHED_STATEMENTS = 100
+
+
+class UrlUnusable(OSError):
+    """asyncpg can't use the URL any more, such as after a certificate was removed."""
 
 
 class ArchiveConnection(asyncpg.Connection):
@@ -57,13 +67,13 @@ class ArchiveConnection(asyncpg.Connection):
 class Connector:
     """Makes connections to one database, and remembers whether they lead through a pooler.
 
-    :param url: `postgresql://`.
+    :param url: `postgresql://`; a text does not change.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: StoreUrl | str) -> None:
+        self._url = database_url(url) if isinstance(url, str) else url
         self._startup = {"application_name": _APPLICATION, **_STARTUP}
-        if "application_name" in parse_qs(urlsplit(url).query):
+        if "application_name" in parse_qs(urlsplit(self._url.current()).query):
             del self._startup["application_name"]  # our value would replace that of the URL
         self._pooled = False
 
@@ -77,16 +87,7 @@ class Connector:
         :raises DatabaseUnusable: the database can't hold the archive.
         """
         while True:
-            connection: ArchiveConnection = await asyncpg.connect(  # type: ignore[call-overload]  # no timeout=None
-                self._url,
-                timeout=connect_seconds,
-                command_timeout=statement_seconds,
-                statement_cache_size=0 if self._pooled else _CACHED_STATEMENTS,
-                connection_class=ArchiveConnection,
-                server_settings=self._startup,
-                # A standby lags behind, and accepts no writes.
-                target_session_attrs="read-write",
-            )
+            connection = await self._opened(connect_seconds, statement_seconds)
             connection.pooled = self._pooled
             ready = False
             try:
@@ -96,6 +97,29 @@ class Connector:
                     connection.terminate()
             if ready:
                 return connection
+
+    async def _opened(self, connect_seconds: float | None, statement_seconds: float | None) -> ArchiveConnection:
+        try:
+            # With the URL, asyncpg reads the certificates again, too.
+            connection: ArchiveConnection = await asyncpg.connect(  # type: ignore[call-overload]  # no timeout=None
+                self._url.current(),
+                timeout=connect_seconds,
+                command_timeout=statement_seconds,
+                statement_cache_size=0 if self._pooled else _CACHED_STATEMENTS,
+                connection_class=ArchiveConnection,
+                server_settings=self._startup,
+                # A standby lags behind, and accepts no writes.
+                target_session_attrs="read-write",
+            )
+        except (OSError, ClientConfigurationError) as error:
+            # asyncpg does not say which file it lacks, or is wrong.
+            if problem := self._url.problem():
+                raise UrlUnusable(f"{self._url.variable}: {problem}") from error
+            raise
+        except asyncpg.ConnectionDoesNotExistError as error:
+            # The alert with the reason is lost with the connection.
+            raise ConnectionError(_CLOSED) from error
+        return connection
 
     async def _is_ready(self, connection: ArchiveConnection) -> bool:
         """False for a connection that was found to lead through a pooler, and has to be made again."""

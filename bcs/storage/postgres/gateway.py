@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import asyncpg
 import structlog
 from asyncpg.exceptions import TargetServerAttributeNotMatched
 
-from bcs.config.addresses import database_address
+from bcs.config.store_urls import StoreUrl, database_url
 from bcs.errors import DatabaseUnusable, SchemaLocked, SchemaOutdated, StoreRefused, StoreUnavailable, os_reason
 from bcs.observability.logged_causes import LoggedCauses
 from bcs.storage.deadlines import Deadline
@@ -48,15 +49,18 @@ CONNECTIONS_FOR_PROBE = 1
 _UPGRADE_PAUSE_SECONDS = 30.0
 
 
+# The end of asyncpg's text.
+_NO_TLS = "rejected SSL upgrade"
 _REMEDIES: dict[type[Exception], str] = {
-    asyncpg.InvalidPasswordError: "put the right user and password into BCS_DATABASE_URL",
-    asyncpg.InvalidAuthorizationSpecificationError: "let the user of BCS_DATABASE_URL log in (pg_hba.conf, LOGIN)",
+    asyncpg.InvalidPasswordError: "put the right user and password into {login}",
+    asyncpg.InvalidAuthorizationSpecificationError: "let the user of {login} log in (pg_hba.conf, LOGIN)",
     asyncpg.InvalidCatalogNameError: "create the database, or name another one in BCS_DATABASE_URL",
     asyncpg.InsufficientPrivilegeError: "grant it to the user of BCS_DATABASE_URL",
     asyncpg.UndefinedTableError: "run `bcs db upgrade`",
     asyncpg.TooManyConnectionsError: "raise max_connections or the role's limit, or lower BCS_DATABASE_MAX_CONNECTIONS",
     asyncpg.DiskFullError: "make room on its disk",
     socket.gaierror: "check the host in BCS_DATABASE_URL",
+    ssl.SSLError: "check the ssl options of BCS_DATABASE_URL",
 }
 
 
@@ -66,15 +70,15 @@ class ArchiveGateway:
     The database counts as away until a `probe` succeeds, and again after a failed call until the next successful probe.
     So only probes wait for a database that is away.
 
-    :param url: `postgresql://`.
+    :param url: `postgresql://`; a text does not change.
     :param max_connections: how many statements may run at once; more wait for their turn.
     :param deadline_seconds: how long a statement may take, including the connecting.
     """
 
-    def __init__(self, url: str, *, max_connections: int, deadline_seconds: float) -> None:
-        self._url = url
-        self._connector = Connector(url)
-        self.address = database_address(url)
+    def __init__(self, url: StoreUrl | str, *, max_connections: int, deadline_seconds: float) -> None:
+        self._url = database_url(url) if isinstance(url, str) else url
+        self._connector = Connector(self._url)
+        self.address = self._url.address
         self._max_connections = max_connections
         self.deadline_seconds = deadline_seconds
         self._pool: asyncpg.Pool | None = None
@@ -132,7 +136,7 @@ class ArchiveGateway:
             except Exception as error:
                 self._upgrade_after = anyio.current_time() + _UPGRADE_PAUSE_SECONDS
                 # An error of Alembic or asyncpg. Whatever the error is, the database can't be used now.
-                unexpected = f"the schema can't be upgraded: {cause_of(error)}"
+                unexpected = f"the schema can't be upgraded: {self._cause_of(error)}"
                 raise self._unusable(unexpected, unexpected) from error
             await self._is_schema_current(deadline_seconds)
         problem: str | None = await self._run(schema.write_problem, deadline_seconds, slots=self._probe_slots)
@@ -239,14 +243,18 @@ class ArchiveGateway:
                 await pool.release(connection)
 
     def _classified(self, error: Exception, generation: int) -> Exception:
+        cause = self._cause_of(error)
         state = getattr(error, "sqlstate", None) or ""
         if state.startswith(_REFUSED) and state != _UNTRANSLATABLE:
-            return StoreRefused(_STORE, cause_of(error))
+            return StoreRefused(_STORE, cause)
         if not state.startswith(_ONLY_THIS_TIME):
-            self._fail(cause_of(error), generation)
+            self._fail(cause, generation)
         elif state.startswith(_SHORT):
-            self._note_shortage(cause_of(error))
-        return StoreUnavailable(_STORE, cause_of(error), late=state == _CANCELLED, address=self.address)
+            self._note_shortage(cause)
+        return StoreUnavailable(_STORE, cause, late=state == _CANCELLED, address=self.address)
+
+    def _cause_of(self, error: BaseException) -> str:
+        return cause_of(error, self._url)
 
     def _note_shortage(self, problem: str) -> None:
         now = anyio.current_time()
@@ -300,12 +308,17 @@ async def _nothing(_connection: asyncpg.Connection) -> None:
     pass
 
 
-def cause_of(error: BaseException) -> str:
-    """The cause of an error in one line, without statement, parameters or password."""
+def cause_of(error: BaseException, url: StoreUrl) -> str:
+    """The cause of an error in one line, without statement, parameters or login.
+
+    :param url: the URL that was used.
+    """
     if isinstance(error, TargetServerAttributeNotMatched):
         return ACCEPTS_NO_WRITES
     # The further lines of a text, such as hints, can repeat parts of the statement.
     cause = (os_reason(error) if isinstance(error, OSError) else "") or describe(error)
-    cause = cause.splitlines()[0].rstrip(": ")
+    cause = url.without_user(cause.splitlines()[0].rstrip(": "))
+    if cause.endswith(_NO_TLS):
+        return "it does not speak TLS; let it do so, or change sslmode in BCS_DATABASE_URL"
     remedy = next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), "")
-    return cause + (f"; {remedy}" if remedy else "")
+    return cause + (f"; {remedy.format(login=url.login_settings)}" if remedy else "")

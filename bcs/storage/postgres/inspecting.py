@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from bcs.config.store_urls import StoreUrl
 from bcs.storage.postgres.gateway import ArchiveGateway
 from bcs.storage.postgres.schema import is_new_enough, upgrade_problem, version_of, write_problem
 
@@ -30,7 +31,7 @@ class Inspected:
     ahead_seconds: float
 
 
-async def inspect(url: str, deadline_seconds: float) -> Inspected:
+async def inspect(url: StoreUrl | str, deadline_seconds: float) -> Inspected:
     """Inspect a database over a connection like the service's, with the service's deadlines.
 
     :param deadline_seconds: the time for connecting and each statement.

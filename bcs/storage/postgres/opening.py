@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bcs.config.settings import Settings
+from bcs.config.store_urls import StoreUrl
 from bcs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -31,17 +32,17 @@ class PostgresClientMissing(ConfigurationError):
         super().__init__(f"BCS_DATABASE_URL needs the extra `postgres`: {self.remedy}")
 
 
-def named_database(settings: Settings) -> str:
+def named_database(settings: Settings) -> StoreUrl:
     """The URL of the archive's database.
 
     :raises NoDatabaseNamed: the settings have no database.
     :raises PostgresClientMissing: the packages for PostgreSQL are not installed.
     """
-    if settings.database_url is None:
+    if settings.database is None:
         raise NoDatabaseNamed
     if not all(find_spec(package) for package in ("asyncpg", "alembic", "sqlalchemy")):
         raise PostgresClientMissing
-    return settings.database_url.get_secret_value()
+    return settings.database
 
 
 def open_archive(settings: Settings) -> PostgresArchive:

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio.to_thread
 import asyncpg
 
+from bcs.config.store_urls import StoreUrl
 from bcs.errors import SchemaLocked, Session
 from bcs.storage.postgres.connecting import ACCEPTS_NO_WRITES, ArchiveConnection, Connector
 from bcs.storage.postgres.migrations import HEAD, VERSION_TABLE
@@ -133,13 +134,13 @@ async def identity(connection: asyncpg.Connection) -> str | None:
 
 
 async def upgrade(
-    url: str, *, wait_seconds: float = 0.0, waiting: Callable[[SchemaLocked], None] = lambda _: None
+    url: StoreUrl | str, *, wait_seconds: float = 0.0, waiting: Callable[[SchemaLocked], None] = lambda _: None
 ) -> Upgraded:
     """Apply the missing versions, all or none; replicas that start together upgrade one after the other.
 
     Cancellation ends the upgrade at once, and nothing is changed then.
 
-    :param url: the URL of the database.
+    :param url: the URL of the database; a text does not change.
     :param wait_seconds: how long to retry while another session blocks the upgrade.
     :param waiting: called before each retry with the reason.
     :raises SchemaLocked: another session blocked the upgrade all the time.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from bcs.errors import StoreUnavailable
+from bcs.errors import StoreUnavailable, os_reason
 from bcs.storage.redis.server import PART_OF_A_CLUSTER
 
 CORRUPT = "BCSCORRUPT"
@@ -28,6 +29,7 @@ NO_SCRIPT = "NOSCRIPT"
 # Errors that the sender of a command handles.
 _FOR_SENDERS = frozenset({WRONG_TYPE, CORRUPT, NO_GROUP, GROUP_EXISTS, NO_SCRIPT})
 
+_TLS_SETTINGS = "the ssl_* options of BCS_REDIS_URL"
 _NO_DATABASE = "it has no database of the number in BCS_REDIS_URL"
 _NO_RIGHT = "the user of BCS_REDIS_URL lacks a right"
 _NO_COMMAND = "it lacks a command that BCS needs"
@@ -53,7 +55,7 @@ _REASONS = {
 _REMEDIES = {
     _NO_RIGHT: "grant the command and the keys with ACL SETUSER",
     _NO_COMMAND: "take the command out of rename-command, or use Redis 6.2 or newer",
-    _REASONS["NOAUTH"]: "put the password into BCS_REDIS_URL",
+    _REASONS["NOAUTH"]: "put the password into BCS_REDIS_PASSWORD or BCS_REDIS_URL",
     _REASONS["DENIED"]: "set a password, or protected-mode no",
     _REASONS["OOM"]: "raise maxmemory",
     _REASONS["MISCONF"]: "check its disk and its log",
@@ -82,6 +84,8 @@ _NOT_THE_MASTER = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING", 
 
 # Before version 7, Redis puts this before an error inside a script.
 _IN_A_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
+# Redis 7 names the user.
+_USER = re.compile(r"User \S+ has")
 _CONNECTING = re.compile(r"Error (-?\d+) connecting to \S+\. (.*)")
 _CAUSE_CHARACTERS = 200
 _PLAIN = frozenset({bytes, int, type(None)})
@@ -147,9 +151,12 @@ def reason(error: Exception) -> str:
         return "it did not answer in time"
     code = code_of(error) if isinstance(error, RedisError) else ""
     # Redis repeats the arguments of an unknown command.
-    text = str(error).partition(", with args")[0].strip()
-    if isinstance(error, UnusableServer):
-        return text
+    text = _USER.sub("the user has", str(error).partition(", with args")[0].strip())
+    for each in (error, error.__cause__, error.__context__):  # redis-py wraps errors of connecting
+        if isinstance(each, UnusableServer):
+            return str(each)
+        if isinstance(each, ssl.SSLError):
+            return f"{os_reason(each)}; check {_TLS_SETTINGS}"
     if failed := _CONNECTING.match(text):
         # Without the address, which `StoreUnavailable` adds.
         number = int(failed[1])

@@ -16,17 +16,18 @@ from typing import Any
 import anyio
 import structlog
 from circuitbreaker import CircuitBreaker
-from redis.asyncio import Connection, ConnectionPool
+from redis.asyncio import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from bcs.config.addresses import redis_address
+from bcs.config.store_urls import StoreUrl, redis_url
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.deadlines import Deadline
 from bcs.storage.redis.commands import Command
+from bcs.storage.redis.connecting import connection_pool
 from bcs.storage.redis.errors import UnusableServer, has_error, may_be_elsewhere, raise_first, translated
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
@@ -47,7 +48,7 @@ class _NoAnswer(Exception):
 class RedisGateway:
     """A bounded set of connections to one Redis.
 
-    :param url: `redis://`, `rediss://` or `unix://`.
+    :param url: `redis://`, `rediss://` or `unix://`; a text does not change.
     :param max_connections: how many round trips may run at once; more wait for their turn.
     :param deadline_seconds: how long a round trip may take, including the connecting.
     :param breaker_failures: the circuit breaker opens after so many failures in a row.
@@ -57,7 +58,7 @@ class RedisGateway:
 
     def __init__(
         self,
-        url: str,
+        url: StoreUrl | str,
         *,
         max_connections: int,
         deadline_seconds: float,
@@ -65,9 +66,10 @@ class RedisGateway:
         breaker_open_seconds: float,
         needs_identity: bool = False,
     ) -> None:
-        self._identity = RedisIdentity(needed=needs_identity)
-        self.address = redis_address(url)
-        self._pool: ConnectionPool = ConnectionPool.from_url(
+        url = redis_url(url) if isinstance(url, str) else url
+        self._identity = RedisIdentity(needed=needs_identity, login_settings=lambda: url.login_settings)
+        self.address = url.address
+        self._pool = connection_pool(
             url,
             max_connections=max_connections + _CONNECTIONS_FOR_PING,
             protocol=2,

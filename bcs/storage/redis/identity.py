@@ -8,6 +8,7 @@ does, all other connections are replaced before they are used again.
 
 from __future__ import annotations
 
+import ssl
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +16,12 @@ from weakref import WeakKeyDictionary
 
 import anyio
 import structlog
-from redis.asyncio import Connection
+from redis.asyncio import Connection, SSLConnection
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.errors import UnusableServer, reason
+from bcs.storage.redis.errors import UnusableServer, code_of, reason
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.server import cluster_problem, fields_of, identity_of, is_replica, server_problem
 
@@ -38,13 +39,21 @@ class RedisIdentity:
     """The identity of the server that the connections of a gateway lead to.
 
     :param needed: whether a component needs the identity, so that a missing one is a `problem`.
+    :param login_settings: returns the settings that have the login.
     :param new_token: makes a short text that is unique.
     """
 
-    def __init__(self, *, needed: bool = False, new_token: Callable[[], str] = lambda: uuid.uuid4().hex[:8]) -> None:
+    def __init__(
+        self,
+        *,
+        needed: bool = False,
+        login_settings: Callable[[], str] = lambda: "BCS_REDIS_URL",
+        new_token: Callable[[], str] = lambda: uuid.uuid4().hex[:8],
+    ) -> None:
         self.problem = ""
         self.generation = 0
         self._needed = needed
+        self._login_settings = login_settings
         self._new_token = new_token
         self._peers: WeakKeyDictionary[Connection, Peer] = WeakKeyDictionary()
         self._reported = ""
@@ -63,11 +72,21 @@ class RedisIdentity:
         """
         try:
             await connection.on_connect()
+        except AuthenticationError as error:
+            if code_of(error) == "NOAUTH":
+                raise  # there was no login
+            found = f"it does not accept the user or the password of {self._login_settings()} ({error})"
+            raise UnusableServer(found) from error
         except ResponseError as error:
             raise UnusableServer(reason(error)) from error
         except (RuntimeError, ValueError) as error:
             # uvloop raises RuntimeError for a closed connection, redis-py ValueError for a reply that it can't parse.
             raise RedisConnectionError(str(error)) from error
+        except RedisConnectionError as error:
+            if isinstance(error.__context__, ssl.SSLError):
+                raise
+            # The alert that has the reason is often lost with the connection.
+            raise RedisConnectionError(f"{str(error).rstrip('.')}; {_closing(connection)}") from error
         info, refusal = await _read_info(connection)
         check = _REPLICATION if "role" in info else None
         if check is None:
@@ -165,6 +184,12 @@ class Peer:
         if (reported := identity_of(info)) != self.reported:
             # The same server with another replication id: it got a replica, or was promoted again.
             self._shared.note_identity(self, reported)
+
+
+def _closing(connection: Connection) -> str:
+    if isinstance(connection, SSLConnection):
+        return "a server does this, too, if it does not accept the client certificate: ssl_certfile in BCS_REDIS_URL"
+    return "a server that speaks only TLS does this, too: then BCS_REDIS_URL must begin with rediss://"
 
 
 async def _read_info(connection: Connection) -> tuple[dict[str, str], str]:

@@ -1,0 +1,28 @@
+"""Lines of the documents that tests run, so that the two can't differ."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_OPERATIONS = Path(__file__).parent.parent.parent / "docs" / "operations.md"
+
+
+def lines_of(name: str) -> list[str]:
+    """The lines of a block in docs/operations.md."""
+    [block] = re.findall(rf"<!-- {name}: begin -->\n```\w*\n(.*?)```", _OPERATIONS.read_text(), re.DOTALL)
+    return str(block).splitlines()
+
+
+def redis_acl(password: str) -> list[str]:
+    """The command that makes the user of Redis."""
+    [line] = lines_of("redis acl")
+    return line.replace("PASSWORD", password).split()
+
+
+def postgresql_grants(of: str, user: str) -> str:
+    """The statements that give a user of PostgreSQL its rights.
+
+    :param of: `an owner`, who upgrades the schema, or `a user`.
+    """
+    return "\n".join(line.replace("TO bcs;", f"TO {user};") for line in lines_of(f"postgresql grants of {of}"))

@@ -1,0 +1,133 @@
+"""The URL of a store, whose login is read again for each connection."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from bcs.config.secrets import Secret
+from bcs.config.settings import InvalidSettings, load_settings
+from bcs.config.store_urls import StoreUrl, database_url, redis_url
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith(("BCS_", "PG")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The file of a URL."""
+    path = tmp_path / "url"
+    path.write_text("redis://bcs:first@cache:6379/0")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("made", "url", "login_settings"),
+    [
+        (redis_url("redis://u:p@h/1"), "redis://u:p@h/1", "BCS_REDIS_URL"),
+        (redis_url("redis://h"), "redis://h", "BCS_REDIS_URL"),
+        (redis_url("redis://h", password=Secret("a/b@#")), "redis://:a%2Fb%40%23@h", "BCS_REDIS_PASSWORD"),
+        (redis_url("rediss://u@h:1", password=Secret("p")), "rediss://u:p@h:1", "BCS_REDIS_URL and BCS_REDIS_PASSWORD"),
+        (redis_url("redis://:p@h", username=Secret("ü")), "redis://%C3%BC:p@h", "BCS_REDIS_USERNAME and BCS_REDIS_URL"),
+        (
+            redis_url("unix:///run/redis?db=1", username=Secret("u"), password=Secret("p")),
+            "unix://u:p@/run/redis?db=1",
+            "BCS_REDIS_USERNAME and BCS_REDIS_PASSWORD",
+        ),
+        (
+            database_url("postgresql:///db?host=/run&user=u", password=Secret("p:q")),
+            "postgresql://:p%3Aq@/db?host=/run&user=u",
+            "BCS_DATABASE_URL and BCS_DATABASE_PASSWORD",
+        ),
+    ],
+)
+def test_the_login_is_put_into_the_url(made: StoreUrl, url: str, login_settings: str) -> None:
+    assert made.current() == url
+    assert made.problem() is None
+    assert made.login_settings == login_settings
+
+
+def test_a_changed_login_is_used_for_the_next_connection(file: Path) -> None:
+    url = redis_url(Secret.from_file(file))
+    for text in ("redis://bcs:second@cache:6379/0", "redis://other:third@cache:6379/0", "redis://cache:6379/0"):
+        file.write_text(text)
+        assert url.current() == text
+    assert url.address == "cache:6379 (BCS_REDIS_URL)"
+
+
+def test_a_password_of_its_own_changes_beside_the_url(file: Path, tmp_path: Path) -> None:
+    file.write_text("redis://bcs@cache")
+    tmp_path.joinpath("password").write_text("first")
+    url = redis_url(Secret.from_file(file), password=Secret.from_file(tmp_path / "password"))
+    assert url.current() == "redis://bcs:first@cache"
+    tmp_path.joinpath("password").write_text("second")
+    assert url.current() == "redis://bcs:second@cache"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("http://bcs:s3cret@cache:6379/0", "must begin with redis://"),
+        ("redis://bcs:s3cr/et@cache:6379/0", "percent-encode"),
+        ("redis://[bcs:s3cret@cache", "can't be read as a URL"),
+        ("redis://bcs:s3cret@elsewhere:6379/0", "names another server"),
+        ("redis://bcs:s3cret@cache:6380/0", "names another server"),
+        ("redis://bcs:s3cret@cache:6379/1", "names another server"),
+        ("rediss://bcs:s3cret@cache:6379/0", "names another server"),
+    ],
+)
+def test_a_changed_url_that_can_t_be_used_leaves_the_one_before_and_is_logged_once(
+    file: Path, text: str, problem: str
+) -> None:
+    first = file.read_text()
+    url = redis_url(Secret.from_file(file))
+    file.write_text(text)
+    with capture_logs() as logs:
+        assert [url.current() for _ in range(3)] == [first] * 3
+    [line] = logs
+    assert (line["event"], line["variable"]) == ("changed_url_unusable", "BCS_REDIS_URL")
+    assert problem in line["problem"]
+    assert "s3cr" not in str(line)
+    file.write_text("redis://bcs:second@cache:6379/0")
+    assert url.current() == "redis://bcs:second@cache:6379/0"
+
+
+def test_what_is_not_a_login_stays_in_the_url_of_a_database(file: Path) -> None:
+    file.write_text("postgresql://db/bcs?user=u&password=first&sslmode=require")
+    url = database_url(Secret.from_file(file))
+    file.write_text("postgresql://db/bcs?sslmode=require&user=u&password=second")
+    assert url.current().endswith("second")
+    file.write_text("postgresql://db/bcs?sslmode=disable&user=u&password=third")
+    with capture_logs() as logs:
+        assert url.current().endswith("second")
+    assert [line["event"] for line in logs] == ["changed_url_unusable"]
+
+
+@pytest.mark.parametrize(
+    ("url", "variable"),
+    [
+        ("redis://u:s3cret@h", "BCS_REDIS_USERNAME"),
+        ("redis://u@h", "BCS_REDIS_USERNAME"),
+        ("redis://:s3cret@h", "BCS_REDIS_PASSWORD"),
+        ("postgresql://u:s3cret@h/db", "BCS_DATABASE_PASSWORD"),
+        ("postgresql://u@h/db?password=s3cret", "BCS_DATABASE_PASSWORD"),
+    ],
+)
+def test_a_login_in_the_url_and_beside_it_is_refused(monkeypatch: pytest.MonkeyPatch, url: str, variable: str) -> None:
+    of = "BCS_REDIS_URL" if url.startswith("redis") else "BCS_DATABASE_URL"
+    monkeypatch.setenv(of, url)
+    monkeypatch.setenv(variable, "s3cret-too")
+    with pytest.raises(InvalidSettings) as refusal:
+        load_settings()
+    [(named, problem)] = refusal.value.problems
+    assert named == variable
+    assert f"{of} has a" in problem
+    assert "only one may be" in problem
+    assert "s3cret" not in str(refusal.value)
