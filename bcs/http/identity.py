@@ -39,4 +39,5 @@ IDENTITY: Final = web.RequestKey("identity", CallerIdentity)
 
 def identity_of(request: web.Request) -> CallerIdentity:
     """The caller of a request; `ANYONE` where nobody has to say who he is."""
-    return request.get(IDENTITY, ANYONE)
+    identity: CallerIdentity = request.get(IDENTITY, ANYONE)
+    return identity
