@@ -71,6 +71,7 @@ def examine() -> list[Finding]:
         ok("settings", f"valid, for {settings.environment}"),
         *unknown,
         *settings_findings.for_drills_only(settings),
+        *settings_findings.callers(settings),
         _pipelines(settings),
         service,
         *running.run(_servers, settings, url),

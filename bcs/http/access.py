@@ -17,6 +17,7 @@ from bcs.http.reloaded import FileUnusable, Reloaded
 from bcs.http.tls import CERTIFICATE_NAMES
 
 CALLERS_SETTING = "BCS_HTTP_TOKENS_FILE"
+CALLERS_UNKNOWN = "BCS_HTTP_TOKENS_FILE is not set in production: every HTTP client may do everything"
 _MOST_BYTES = 1024 * 1024
 
 
