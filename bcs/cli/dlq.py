@@ -257,6 +257,7 @@ async def _replay(
 ) -> None:
     import aiohttp
 
+    from bcs.ops.credentials import authorization, tls_context
     from bcs.ops.dlq.reading import dead_letter_reader
     from bcs.ops.dlq.replaying import Replayer, operators_producer
 
@@ -264,7 +265,11 @@ async def _replay(
         dead_letter_reader(settings) as dead_letters,
         dead_letter_reader(settings) as source,
         operators_producer(settings) as producer,
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=settings.http_timeout)) as session,
+        aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=settings.http_timeout),
+            headers=authorization(),
+            connector=aiohttp.TCPConnector(ssl=tls_context()) if url.startswith("https:") else None,
+        ) as session,
     ):
         replayer = Replayer(
             dead_letters,

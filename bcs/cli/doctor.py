@@ -72,6 +72,7 @@ def examine() -> list[Finding]:
         *unknown,
         *settings_findings.unknown(unknown_secret_files(settings)),
         *settings_findings.for_drills_only(settings),
+        *settings_findings.callers(settings),
         _pipelines(settings),
         service,
         *running.run(_servers, settings, url),

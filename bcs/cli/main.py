@@ -131,9 +131,11 @@ def healthcheck() -> None:
     """Check whether the service on this machine is alive; for Docker. Exits 0 if it is, else 1."""
     from bcs.config.settings import load_settings_for_health_check
 
-    url = load_settings_for_health_check().local_url
+    url = load_settings_for_health_check().local_probe_url
     if url is None:
-        typer.echo("not healthy: BCS_HTTP_PORT is 0, so the port of the service is unknown", err=True)
+        typer.echo(
+            "not healthy: BCS_HTTP_PORT or BCS_HTTP_PROBE_PORT is 0, so the port of the service is unknown", err=True
+        )
         raise typer.Exit(EXIT_FAILED)
     try:
         call_with_timeout(lambda: _open(f"{url}/healthz"), HEALTH_SECONDS)
@@ -219,7 +221,12 @@ def _complain(error: BcsError | str) -> None:
 
 def _open(url: str) -> None:
     # No proxy: the service is on this machine, and a proxy would look for it elsewhere.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if url.startswith("https:"):
+        from bcs.ops.credentials import tls_context
+
+        handlers.append(urllib.request.HTTPSHandler(context=tls_context()))
+    opener = urllib.request.build_opener(*handlers)
     with opener.open(url, timeout=HEALTH_SECONDS):
         pass
 

@@ -84,8 +84,8 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _HANG_FACTOR = 2.5
 
 
-class Settings(BaseSettings):
-    """Everything that a deployment may want to change."""
+class CommandSettings(BaseSettings):
+    """What commands need that send requests to a running service."""
 
     model_config = SettingsConfigDict(
         env_prefix="BCS_",
@@ -107,6 +107,21 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """See `BaseSettings`: a secret's file wins over its variable, so that the two together can be refused."""
         return init_settings, SecretFiles(settings_cls), env_settings
+
+    token: Annotated[Secret | None, BeforeValidator(lambda value: usable(value) or None)] = Field(
+        None, description="the token that commands such as `bcs resolve` send to the service"
+    )
+    command_cafile: Path | None = Field(
+        None, description="the certificates that commands trust; if unset, those of the operating system"
+    )
+    command_certfile: Path | None = Field(
+        None, description="the client certificate of commands, with its key unless that is in `BCS_COMMAND_KEYFILE`"
+    )
+    command_keyfile: Path | None = Field(None, description="the key of the client certificate of commands")
+
+
+class Settings(CommandSettings):
+    """Everything that a deployment may want to change."""
 
     environment: Environment = Field(
         Environment.DEVELOPMENT, description="`testing`, `development` or `production`; production logs JSON"
@@ -136,6 +151,27 @@ class Settings(BaseSettings):
 
     http_host: str = Field("0.0.0.0", description="the address to listen on")  # noqa: S104 (as the brief has it)
     http_port: Port = Field(4002, description="the port to listen on; 0 for any free port")
+    http_probe_port: Port | None = Field(
+        None,
+        description="a port of its own for `/healthz`, `/readyz` and `/metrics`, without TLS; "
+        "if unset, they are on `BCS_HTTP_PORT`",
+    )
+    http_tokens_file: Path | None = Field(
+        None,
+        description="the file of callers: names, tokens and scopes; if unset, everybody may do everything",
+    )
+    http_tls_certfile: Path | None = Field(
+        None, description="the certificate of the service, with its chain; if unset, the service speaks plain HTTP"
+    )
+    http_tls_keyfile: Path | None = Field(None, description="the key of the certificate, if it is in another file")
+    http_tls_key_password: Annotated[Secret | None, BeforeValidator(lambda value: usable(value) or None)] = Field(
+        None, description="the password of the key"
+    )
+    http_tls_client_cafile: Path | None = Field(
+        None,
+        description="the certificates of the authorities whose clients may connect; "
+        "if set, callers must have a client certificate",
+    )
     http_timeout: Seconds = Field(
         30.0,
         description="how long callers wait, in seconds; a complete request is answered earlier",
@@ -389,8 +425,21 @@ class Settings(BaseSettings):
     @property
     def local_url(self) -> str | None:
         """The service's URL for local callers; None where the service listens on any free port."""
+        return self._local_url("http" if self.http_tls_certfile is None else "https", self.http_port)
+
+    @property
+    def local_probe_url(self) -> str | None:
+        """The URL of `/healthz` and the like for local callers; None where the port is any free one."""
+        return self.local_url if self.http_probe_port is None else self._local_url("http", self.http_probe_port)
+
+    @property
+    def knows_callers(self) -> bool:
+        """True if callers must have a token or a certificate."""
+        return self.http_tokens_file is not None
+
+    def _local_url(self, scheme: str, port: int) -> str | None:
         host = _LOOPBACK.get(self.http_host, self.http_host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.http_port}" if self.http_port else None
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}" if port else None
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -414,14 +463,7 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
     try:
         settings = Settings.model_validate({**Settings().model_dump(exclude_unset=True), **overrides})
     except ValidationError as error:
-        raise InvalidSettings(
-            tuple(
-                (_variable(problem["loc"]), str(problem["msg"]))
-                for problem in error.errors(include_url=False, include_input=False, include_context=False)
-                # The default depends on another invalid setting, which is reported itself.
-                if problem["type"] != "default_factory_not_called"
-            )
-        ) from None
+        raise _invalid(error) from None
     except ValueError as error:  # pydantic-settings could not parse a value at all
         raise InvalidSettings((("BCS_*", str(error)),)) from None
     problems = []
@@ -447,6 +489,7 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
                 "must be at least 2.5 times BCS_KAFKA_REQUEST_TIMEOUT_SECONDS, or an actor that waits looks hung",
             )
         )
+    problems += _tls_problems(settings)
     if settings.restart_backoff_initial_seconds > settings.restart_backoff_maximum_seconds:
         problems.append(
             ("BCS_RESTART_BACKOFF_INITIAL_SECONDS", "must not be above BCS_RESTART_BACKOFF_MAXIMUM_SECONDS")
@@ -471,6 +514,47 @@ def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings
     if problems:
         raise InvalidSettings(tuple(problems))
     return settings
+
+
+def _tls_problems(settings: Settings) -> list[tuple[str, str]]:
+    problems = []
+    if settings.http_tls_certfile is None:
+        for variable, value in (
+            ("BCS_HTTP_TLS_KEYFILE", settings.http_tls_keyfile),
+            ("BCS_HTTP_TLS_KEY_PASSWORD", settings.http_tls_key_password),
+            ("BCS_HTTP_TLS_CLIENT_CAFILE", settings.http_tls_client_cafile),
+        ):
+            if value is not None:
+                problems.append((variable, "needs BCS_HTTP_TLS_CERTFILE"))
+    elif settings.http_tls_client_cafile is not None and settings.http_tokens_file is None:
+        problems.append(
+            ("BCS_HTTP_TLS_CLIENT_CAFILE", "needs BCS_HTTP_TOKENS_FILE, which says what each certificate may do")
+        )
+    if settings.http_probe_port and settings.http_probe_port == settings.http_port:
+        problems.append(("BCS_HTTP_PROBE_PORT", "must not be BCS_HTTP_PORT"))
+    return problems
+
+
+def load_command_settings() -> CommandSettings:
+    """What commands need that send requests; the other settings may be invalid.
+
+    :raises InvalidSettings: with every invalid variable.
+    """
+    try:
+        return CommandSettings()
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> InvalidSettings:
+    return InvalidSettings(
+        tuple(
+            (_variable(problem["loc"]), str(problem["msg"]))
+            for problem in error.errors(include_url=False, include_input=False, include_context=False)
+            # The default depends on another invalid setting, which is reported itself.
+            if problem["type"] != "default_factory_not_called"
+        )
+    )
 
 
 def _address_problems(settings: Settings) -> list[tuple[str, str]]:

@@ -18,8 +18,10 @@ from aiohttp import web
 from aiohttp.hdrs import CONTENT_TYPE
 
 from bcs.config.settings import Settings
+from bcs.http.access import Access
 from bcs.http.bodies import Bodies, CallerLeft, Reading
 from bcs.http.deadlines import Deadlines
+from bcs.http.identity import IDENTITY, CallerIdentity, Scope, identity_of
 from bcs.http.problems import Problem, fault, from_aiohttp, invalid_fields, overloaded, problem_of
 from bcs.http.requests import DEAD_LETTER_WRITTEN, InvalidRequest
 from bcs.observability.telemetry import Telemetry
@@ -29,6 +31,7 @@ from bcs.wire.events import MOST_ID_CHARACTERS
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Admit = Callable[[web.Request], CallerIdentity]
 
 CORRELATION_ID: Final = web.RequestKey("correlation_id", str)
 DEAD_LETTER: Final = web.RequestKey("dead_letter", str)
@@ -61,6 +64,7 @@ class RequestGuard:
     :param bodies: reads the bodies.
     :param deadlines: the deadlines of requests whose bodies are complete.
     :param crowded: the connections on which only probes are answered.
+    :param access: admits callers; None if everybody may do everything.
     """
 
     def __init__(
@@ -70,11 +74,14 @@ class RequestGuard:
         bodies: Bodies,
         deadlines: Deadlines[asyncio.Task[object]],
         crowded: Set[object],
+        *,
+        access: Access | None = None,
     ) -> None:
         self._settings = settings
         self._bodies = bodies
         self._deadlines = deadlines
         self._crowded = crowded
+        self._access = access
         self._in_flight = 0
         self._concurrent = 0
         telemetry.http_in_flight.set_function(lambda: self._in_flight)
@@ -101,7 +108,25 @@ class RequestGuard:
             self._all_answered = anyio.Event()
             await self._all_answered.wait()
 
-    def wrap(self, handler: Handler, route: str | None, *, reads_body: bool = False) -> Handler:
+    def admits(self, scope: Scope | None, request: web.Request) -> bool:
+        """True if the caller of a request is known and has the scope."""
+        if self._access is None:
+            return True
+        try:
+            self._access.admit(scope, request)
+        except Problem:
+            return False
+        return True
+
+    def wrap(
+        self,
+        handler: Handler,
+        route: str | None,
+        *,
+        reads_body: bool = False,
+        scope: Scope | None = None,
+        public: bool = False,
+    ) -> Handler:
         """Wrap a handler, so that every error becomes a response.
 
         This is not a middleware, because aiohttp builds the chain of middlewares again for each request, which costs a
@@ -109,17 +134,19 @@ class RequestGuard:
 
         :param route: the label in the metrics; None if the label depends on the request.
         :param reads_body: True if the handler needs `request[BODY]`, which must be JSON.
+        :param scope: what the caller must be allowed to do; None where it is enough to be known.
+        :param public: True if the caller need not be known.
         """
-
-        return partial(self._answer, handler, route, reads_body)
+        admit = None if public or self._access is None else partial(self._access.admit, scope)
+        return partial(self._answer, handler, route, reads_body, admit)
 
     async def _answer(
-        self, handler: Handler, route: str | None, reads_body: bool, request: web.Request
+        self, handler: Handler, route: str | None, reads_body: bool, admit: Admit | None, request: web.Request
     ) -> web.StreamResponse:
         began = time.perf_counter()
         self._in_flight += 1
         try:
-            response, problem = await self._guarded(request, handler, reads_body)
+            response, problem = await self._guarded(request, handler, reads_body, admit)
         finally:
             self._in_flight -= 1
             if self._all_answered and not self._in_flight:
@@ -163,12 +190,14 @@ class RequestGuard:
             )
 
     async def _guarded(
-        self, request: web.Request, handler: Handler, reads_body: bool
+        self, request: web.Request, handler: Handler, reads_body: bool, admit: Admit | None
     ) -> tuple[web.StreamResponse, Problem | None]:
         task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]
         reading: Reading | None = None
         late = False
         try:
+            if admit is not None:
+                request[IDENTITY] = admit(request)  # before anything is read for this caller, or told
             if self._crowded and request.protocol in self._crowded and request.path not in _PROBES:
                 raise overloaded("too many connections at a time")
             if reads_body:
@@ -244,14 +273,15 @@ def correlation_id_sent(request: web.Request) -> str | None:
 
 
 def asked_by(request: web.Request) -> str:
-    """The caller, as far as the request identifies the caller."""
-    return _caller(request.headers.get("User-Agent", "unknown"), request.remote)
+    """The caller, as far as the request identifies the caller: the name if BCS knows it, the program, the address."""
+    return _caller(identity_of(request).name, request.headers.get("User-Agent", "unknown"), request.remote)
 
 
 @lru_cache
-def _caller(agent: str, address: str | None) -> str:
+def _caller(name: str, agent: str, address: str | None) -> str:
     # aiohttp turns bytes that are not UTF-8 into lone surrogates, which no store accepts.
-    return f"{agent.encode(errors='replace').decode()[:_AGENT_CHARACTERS]} at {address}"
+    program = f"{agent.encode(errors='replace').decode()[:_AGENT_CHARACTERS]} at {address}"
+    return f"{name} ({program})" if name else program
 
 
 def _about(request: web.Request, seconds: float) -> dict[str, object]:

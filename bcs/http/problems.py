@@ -18,7 +18,7 @@ from bcs.errors import (
     UnknownPipeline,
 )
 from bcs.http.descriptors import USED_UP
-from bcs.http.replies import reply_json
+from bcs.http.replies import JsonResponse, reply_json
 from bcs.http.requests import InvalidBody, InvalidRequest
 from bcs.supervision import SupervisionError
 
@@ -29,6 +29,7 @@ Kind = Literal[
     "deadline",
     "draining",
     "expectation-failed",
+    "forbidden",
     "head-too-large",
     "head-too-late",
     "http-error",
@@ -41,6 +42,8 @@ Kind = Literal[
     "overloaded",
     "prompt-required",
     "report-outdated",
+    "tls-required",
+    "unauthenticated",
     "unavailable",
     "unknown-actor",
     "unknown-batch",
@@ -55,6 +58,7 @@ TITLES: Mapping[Kind, str] = {
     "deadline": "No answer in time",
     "draining": "The service is stopping",
     "expectation-failed": "The expectation is not supported",
+    "forbidden": "The caller may not do this",
     "head-too-large": "The head of the request is too large",
     "head-too-late": "The head of the request did not arrive in time",
     "http-error": "The request can't be answered",
@@ -67,6 +71,8 @@ TITLES: Mapping[Kind, str] = {
     "overloaded": "The service is overloaded",
     "prompt-required": "The pipeline needs a prompt",
     "report-outdated": "The phase report is outdated",
+    "tls-required": "The port requires TLS",
+    "unauthenticated": "The caller is not known",
     "unavailable": "A dependency is out of reach or refuses",
     "unknown-actor": "The actor is unknown",
     "unknown-batch": "The batch is unknown",
@@ -85,6 +91,7 @@ class Problem(Exception):
     :param detail: an explanation for a person, which never repeats the text of the caller.
     :param extensions: further members.
     :param retry: True if the caller may retry soon.
+    :param challenge: the header `WWW-Authenticate`; empty for none.
     """
 
     def __init__(
@@ -95,6 +102,7 @@ class Problem(Exception):
         extensions: Mapping[str, Any] | None = None,
         *,
         retry: bool = False,
+        challenge: str = "",
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -102,8 +110,9 @@ class Problem(Exception):
         self.detail = detail
         self.extensions = dict(extensions or {})
         self.retry = retry
+        self.challenge = challenge
 
-    def response(self, correlation_id: str, retry_after_seconds: int) -> web.Response:
+    def response(self, correlation_id: str, retry_after_seconds: int) -> JsonResponse:
         """The response."""
         document = {
             "type": f"urn:bcs:problem:{self.kind}",
@@ -113,7 +122,9 @@ class Problem(Exception):
             "correlation_id": correlation_id,
             **self.extensions,
         }
-        headers = {"Retry-After": str(retry_after_seconds)} if self.retry else None
+        headers = {"Retry-After": str(retry_after_seconds)} if self.retry else {}
+        if self.challenge:
+            headers["WWW-Authenticate"] = self.challenge
         return reply_json(document, self.status, content_type="application/problem+json", headers=headers)
 
 

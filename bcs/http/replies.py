@@ -41,7 +41,7 @@ def reply_json(
     *,
     content_type: str = "application/json",
     headers: Mapping[str, str] | None = None,
-) -> web.Response:
+) -> JsonResponse:
     """A response with a document as JSON."""
     return reply_encoded(to_json(document), status, content_type=content_type, headers=headers)
 
@@ -52,6 +52,6 @@ def reply_encoded(
     *,
     content_type: str = "application/json",
     headers: Mapping[str, str] | None = None,
-) -> web.Response:
+) -> JsonResponse:
     """A response with encoded JSON. A newline is added, for people who read the response in a terminal."""
     return JsonResponse(status, encoded + b"\n", {**(headers or {}), hdrs.CONTENT_TYPE: content_type})

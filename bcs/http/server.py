@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +16,22 @@ from aiohttp import HttpVersion11, web
 from bcs.config.settings import Settings
 from bcs.errors import BcsError, os_reason
 from bcs.http.acceptor import Acceptor
+from bcs.http.access import Access
 from bcs.http.bodies import Bodies
 from bcs.http.callers import Callers
+from bcs.http.callers_file import KnownCallers
 from bcs.http.connection import Connection
 from bcs.http.deadlines import task_deadlines
 from bcs.http.descriptors import most_connections
 from bcs.http.guard import Handler, RequestGuard, not_found, unexpected
+from bcs.http.identity import Scope
 from bcs.http.parameters import BATCHES
+from bcs.http.reloaded import Reloaded, keep_fresh
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
+from bcs.http.tls import TlsTransport
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
 from bcs.supervision import ActorContext
@@ -41,14 +47,16 @@ _POLL_SECONDS = 0.01
 _HANDSHAKE_SECONDS = 0.05
 
 
-def open_listener(settings: Settings) -> socket.socket:
-    """Open the listening socket.
+def open_listener(settings: Settings, *, probes: bool = False) -> socket.socket:
+    """Open a listening socket.
 
     The process owns the socket, so connections wait in its backlog while the HTTP actor restarts.
 
+    :param probes: True for the port of the probes.
     :raises AddressUnavailable: the service can't listen at the address.
     """
-    host, port = settings.http_host, settings.http_port
+    variable = "BCS_HTTP_PROBE_PORT" if probes else "BCS_HTTP_PORT"
+    host, port = settings.http_host, (settings.http_probe_port or 0) if probes else settings.http_port
     version_6 = ":" in host
     try:
         listener = socket.create_server(
@@ -59,7 +67,7 @@ def open_listener(settings: Settings) -> socket.socket:
             dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6(),
         )
     except OSError as error:
-        raise AddressUnavailable(host, port, os_reason(error)) from error
+        raise AddressUnavailable(host, port, os_reason(error), variable) from error
     listener.setblocking(False)
     return listener
 
@@ -68,10 +76,11 @@ class AddressUnavailable(BcsError):
     """The service can't listen at the configured address.
 
     :param problem: the reason from the operating system.
+    :param variable: the setting with the port.
     """
 
-    def __init__(self, host: str, port: int, problem: str) -> None:
-        super().__init__(f"can't listen on BCS_HTTP_HOST {host}, BCS_HTTP_PORT {port}: {problem}")
+    def __init__(self, host: str, port: int, problem: str, variable: str = "BCS_HTTP_PORT") -> None:
+        super().__init__(f"can't listen on BCS_HTTP_HOST {host}, {variable} {port}: {problem}")
         self.host = host
         self.port = port
         self.problem = problem
@@ -79,11 +88,20 @@ class AddressUnavailable(BcsError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpServer:
-    """The HTTP front end. One instance serves all incarnations of the actor."""
+    """The HTTP front end. One instance serves all incarnations of the actor.
+
+    :param listener: for all routes, or for all but the probes.
+    :param probe_listener: for the probes, without TLS; None if they have no port of their own.
+    :param known: the callers; None if everybody may do everything.
+    :param tls: for connections to `listener`; None without TLS.
+    """
 
     settings: Settings
     telemetry: Telemetry
     listener: socket.socket
+    probe_listener: socket.socket | None
+    known: Reloaded[KnownCallers] | None
+    tls: Reloaded[ssl.SSLContext] | None
     pipelines: PipelineHandlers
     batches: BatchHandlers
     health: HealthHandlers
@@ -97,62 +115,48 @@ class HttpServer:
         deadlines = task_deadlines(callers.clock, settings.request_deadline_seconds)
         async with anyio.create_task_group() as group:
             group.start_soon(callers.clock.run)
+            group.start_soon(keep_fresh, [each for each in (self.known, self.tls) if each])
+            access = Access(self.known) if self.known else None
             try:
                 await self._serve(
-                    context, RequestGuard(settings, self.telemetry, bodies, deadlines, callers.crowded), callers
+                    context,
+                    RequestGuard(settings, self.telemetry, bodies, deadlines, callers.crowded, access=access),
+                    callers,
                 )
             finally:
                 callers.end_sendings()
             group.cancel_scope.cancel()
 
     async def _serve(self, context: ActorContext[Any], guard: RequestGuard, callers: Callers) -> None:
-        exact: dict[tuple[str, str], Handler] = {}
-        runner = web.AppRunner(
-            self._application(guard, exact),
-            handle_signals=False,
-            # By default aiohttp waits for a minute, twice as long as Kubernetes. The requests are done before that.
-            shutdown_timeout=self.settings.http_kill_grace_seconds,
-        )
-        await runner.setup()
-        server = runner.server
-        assert server is not None  # noqa: S101 (it was set up)
-        loop = asyncio.get_running_loop()
-
-        def connection(crowded: bool) -> Connection:
-            return Connection(
-                server,
-                exact=exact,
-                settings=self.settings,
-                callers=callers,
-                crowded=crowded,
-                loop=loop,
-                logger=_PROTOCOL_LOG,
-                access_log=None,
-            )
-
-        acceptor = Acceptor(self.listener, connection, callers)
+        ports = [await self._open(self.listener, guard, callers, tls=self.tls, probes=self.probe_listener is None)]
+        if self.probe_listener is not None:
+            ports.append(await self._open(self.probe_listener, guard, callers, tls=None, probes=True, all_else=False))
         stopped = False
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(acceptor.run)
+                for port in ports:
+                    group.start_soon(port.acceptor.run)
                 context.ready()
                 await context.wait_stopping()
                 guard.close_after_response()
                 # /readyz already answers 503. The load balancer needs this time to notice.
                 await anyio.sleep(self.settings.shutdown_drain_seconds)
-                acceptor.reject_new_connections()
+                for port in ports:
+                    port.acceptor.reject_new_connections()
                 await anyio.sleep(_HANDSHAKE_SECONDS)
                 group.cancel_scope.cancel()
-            await acceptor.accept_remaining_and_close()
+            for port in ports:
+                await port.acceptor.accept_remaining_and_close()
             with anyio.move_on_after(_LAST_REQUESTS_SECONDS):
-                while server.connections:  # noqa: ASYNC110 (aiohttp has no event for it)
+                while any(port.server.connections for port in ports):  # noqa: ASYNC110 (aiohttp has no event for it)
                     await anyio.sleep(_POLL_SECONDS)
             await guard.idle()
             stopped = True
         finally:
             # The sum of all waits in the block; aiohttp alone waits for its timeout twice. A shorter time would leave
             # connections half closed.
-            acceptor.close()
+            for port in ports:
+                port.acceptor.close()
             linger_seconds = self.settings.http_linger_seconds
             grace_seconds = self.settings.http_kill_grace_seconds
             with anyio.move_on_after(linger_seconds + grace_seconds * 4, shield=True):
@@ -162,9 +166,55 @@ class HttpServer:
                     await anyio.sleep(linger_seconds)
                     with anyio.move_on_after(grace_seconds):
                         await guard.idle()
-                await runner.cleanup()
+                async with anyio.create_task_group() as group:
+                    for port in ports:
+                        group.start_soon(port.runner.cleanup)
 
-    def _application(self, guard: RequestGuard, exact: dict[tuple[str, str], Handler]) -> web.Application:
+    async def _open(
+        self,
+        listener: socket.socket,
+        guard: RequestGuard,
+        callers: Callers,
+        *,
+        tls: Reloaded[ssl.SSLContext] | None,
+        probes: bool,
+        all_else: bool = True,
+    ) -> _Port:
+        """Make what serves one port.
+
+        :param probes: True if the port has the probes.
+        :param all_else: True if the port has all other routes.
+        """
+        exact: dict[tuple[str, str], Handler] = {}
+        runner = web.AppRunner(
+            self._application(guard, exact, probes=probes, all_else=all_else),
+            handle_signals=False,
+            # By default aiohttp waits for a minute, twice as long as Kubernetes. The requests are done before that.
+            shutdown_timeout=self.settings.http_kill_grace_seconds,
+        )
+        await runner.setup()
+        server = runner.server
+        assert server is not None  # noqa: S101 (it was set up)
+        loop = asyncio.get_running_loop()
+
+        def connection(crowded: bool) -> asyncio.BaseProtocol:
+            plain = Connection(
+                server,
+                exact=exact,
+                settings=self.settings,
+                callers=callers,
+                crowded=crowded,
+                loop=loop,
+                logger=_PROTOCOL_LOG,
+                access_log=None,
+            )
+            return TlsTransport(plain, tls.current) if tls else plain
+
+        return _Port(runner, server, Acceptor(listener, connection, callers))
+
+    def _application(
+        self, guard: RequestGuard, exact: dict[tuple[str, str], Handler], *, probes: bool, all_else: bool
+    ) -> web.Application:
         """Make the application.
 
         :param exact: gets the handlers of all paths without parameters, by method and path.
@@ -172,37 +222,65 @@ class HttpServer:
         application = web.Application()
         router = application.router
 
-        def add(method: str, path: str, handler: Handler, *, reads_body: bool = False) -> None:
+        def add(
+            method: str,
+            path: str,
+            handler: Handler,
+            *,
+            scope: Scope | None = None,
+            public: bool = False,
+            reads_body: bool = False,
+        ) -> None:
             resource = router.add_resource(path)
-            guarded = guard.wrap(handler, resource.canonical, reads_body=reads_body)
-            expect = _expecting(guard.wrap(unexpected, resource.canonical))
+            guarded = guard.wrap(handler, resource.canonical, reads_body=reads_body, scope=scope, public=public)
+            expect = _expecting(guard, scope, resource.canonical, public=public)
             for accepted in (method, "HEAD") if method == "GET" else (method,):
                 resource.add_route(accepted, guarded, expect_handler=expect)
             if isinstance(resource, web.PlainResource):
                 exact[method, path] = guarded
 
-        add("POST", "/internal/v1/pipelines/define", self.pipelines.define, reads_body=True)
-        add("POST", "/internal/v1/phases/complete", self.pipelines.complete, reads_body=True)
-        # The pattern is needed: "{id}" alone does not match braces.
-        add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show)
-        add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history)
-        add("GET", "/internal/v1/actors", self.actors.show)
-        add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill)
-        add("GET", "/healthz", self.health.healthz)
-        add("GET", "/readyz", self.health.readyz)
-        add("GET", "/metrics", self.health.render)
-        expect = _expecting(guard.wrap(unexpected, None))
-        router.add_route("*", "/{path:(?s:.*)}", guard.wrap(not_found, None), expect_handler=expect)
+        if all_else:
+            add("POST", "/internal/v1/pipelines/define", self.pipelines.define, scope=Scope.RESOLVE, reads_body=True)
+            add("POST", "/internal/v1/phases/complete", self.pipelines.complete, scope=Scope.REPORT, reads_body=True)
+            # The pattern is needed: "{id}" alone does not match braces.
+            add("GET", f"{BATCHES}/{{id:[^/]+}}", self.batches.show, scope=Scope.READ)
+            add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)
+            add("GET", "/internal/v1/actors", self.actors.show, scope=Scope.READ)
+            add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill, scope=Scope.OPERATE)
+        if probes:
+            add("GET", "/healthz", self.health.healthz, public=True)
+            add("GET", "/readyz", self.health.readyz, public=True)
+            add("GET", "/metrics", self.health.render, public=True)
+        # Without a token, a stranger must not learn which paths there are.
+        expect = _expecting(guard, None, None, public=not all_else)
+        router.add_route(
+            "*", "/{path:(?s:.*)}", guard.wrap(not_found, None, public=not all_else), expect_handler=expect
+        )
         return application
 
 
-def _expecting(refuse: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
-    """Make a handler for the `Expect` header, because aiohttp's own handler does not answer with a problem document."""
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """What serves one listening socket."""
+
+    runner: web.AppRunner
+    server: web.Server
+    acceptor: Acceptor
+
+
+def _expecting(
+    guard: RequestGuard, scope: Scope | None, route: str | None, *, public: bool
+) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+    """Make a handler for the `Expect` header, because aiohttp's own handler does not answer with a problem document.
+
+    A caller that is refused is refused here, before its body is asked for.
+    """
+    refuse = guard.wrap(unexpected, route, scope=scope, public=public)
 
     async def expect(request: web.Request) -> web.StreamResponse | None:
         if request.version < HttpVersion11:
             return None
-        if request.headers["Expect"].lower() != "100-continue":
+        if request.headers["Expect"].lower() != "100-continue" or not (public or guard.admits(scope, request)):
             return await refuse(request)
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # this counts the bytes of the response, which has not begun

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bcs.errors import BcsError, os_reason
+from bcs.ops.credentials import authorization, tls_context
 from bcs.ops.wording import printable
 from bcs.runtime import running
 
 # The timeout of the orchestrator, which is the usual caller. The service itself answers sooner.
 _TIMEOUT_SECONDS = 30.0
 _LONGEST_ANSWER_BYTES = 64 * 1024 * 1024
+
+
+_ADVICE: Mapping[int, Sequence[str]] = {401: ("set BCS_TOKEN_FILE to a file with a token of this service",)}
 
 
 class ServiceUnreachable(BcsError):
@@ -59,6 +64,7 @@ class RequestFailed(BcsError):
         parts = [f"{status} {_phrase(status)}: {problem.get('detail')}"]
         parts += [f"{error['field']}: {error['problem']}" for error in problem.get("errors", ())]
         parts += problem.get("warnings", ())
+        parts += _ADVICE.get(status, ())
         parts += [f"try again in {retry_after} s"] if retry_after else []
         parts += [f"correlation id {problem['correlation_id']}"] if "correlation_id" in problem else []
         super().__init__(printable("; ".join(parts)))
@@ -84,8 +90,13 @@ def ask(
     """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 (options check it)
+    for name, value in authorization().items():
+        request.add_unredirected_header(name, value)  # a redirect must not carry the token elsewhere
     # Without a proxy, because the service is on this machine or network, and a proxy would search for it outside.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if url.startswith("https:"):
+        handlers.append(urllib.request.HTTPSHandler(context=tls_context()))
+    opener = urllib.request.build_opener(*handlers)
 
     def answer() -> tuple[int, bytes]:
         with opener.open(request, timeout=timeout_seconds) as response:
@@ -127,6 +138,10 @@ def _document(raw: bytes) -> dict[str, Any]:
 
 
 def _cause(reason: object) -> str:
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return f"the certificate of the service is not trusted: {reason.verify_message} (BCS_COMMAND_CAFILE)"
+    if isinstance(reason, ssl.SSLError):
+        return f"TLS failed: {(reason.reason or 'no reason given').replace('_', ' ').lower()}"
     if isinstance(reason, OSError):
         return os_reason(reason) or type(reason).__name__
     return str(reason) or type(reason).__name__

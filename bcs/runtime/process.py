@@ -14,9 +14,10 @@ import anyio.abc
 import structlog
 
 from bcs import __version__
-from bcs.config.settings import Settings, unknown_secret_files, unknown_variables
+from bcs.config.settings import Environment, Settings, unknown_secret_files, unknown_variables
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.errors import DatabaseUnusable, RedisUnusable
+from bcs.http.access import CALLERS_UNKNOWN
 from bcs.runtime.last_resort import exit_after
 from bcs.runtime.signals import held, hold, stop_signals
 from bcs.runtime.tree import Service
@@ -44,6 +45,12 @@ def tune_garbage_collection() -> None:
     gc.set_threshold(*_GARBAGE_COLLECTION_THRESHOLDS)
 
 
+def warn_of_unknown_callers(settings: Settings) -> None:
+    """Warn of a service in production that does not ask who its callers are."""
+    if settings.environment is Environment.PRODUCTION and not settings.knows_callers:
+        log.warning("callers_unknown", problem=CALLERS_UNKNOWN)
+
+
 async def run_until_signalled(
     settings: Settings,
     definitions: PipelineDefinitions,
@@ -59,6 +66,7 @@ async def run_until_signalled(
         requested before.
     :returns: the exit code: 0 after a stop in order, 1 if the tree gave up or the time to stop was not enough, 130
         after a second signal.
+    :raises InvalidSettings: a file of callers or certificates can't be used.
     :raises AddressUnavailable: the HTTP address is not available.
     :raises RedisUnusable: the server answers, but BCS does not support it.
     :raises DatabaseUnusable: the database answers, but can't store the archive.
@@ -67,6 +75,7 @@ async def run_until_signalled(
         log.warning("unknown_variable", variable=unknown.name, did_you_mean=unknown.near, problem=str(unknown))
     for unknown in unknown_secret_files(settings):
         log.warning("unknown_secret_file", file=unknown.name, did_you_mean=unknown.near, problem=str(unknown))
+    warn_of_unknown_callers(settings)
     refusal: DatabaseUnusable | RedisUnusable | None = None
     stop = anyio.Event()
     exit_code = EXIT_STOPPED_AT_ONCE

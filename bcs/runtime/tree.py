@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -30,11 +31,13 @@ from bcs.actors.waking_outbox import WakingOutbox
 from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.domain.progress import BatchSummary
+from bcs.http.access import callers_of
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
-from bcs.http.server import HttpServer, open_listener
+from bcs.http.server import AddressUnavailable, HttpServer, open_listener
+from bcs.http.tls import tls_of
 from bcs.kafka.clients import KafkaClients
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.telemetry import Telemetry
@@ -74,6 +77,7 @@ class Service:
     :param now: wall-clock time.
     :param gave_up: called when the root of the tree gives up, before everything is stopped.
     :raises AddressUnavailable: the HTTP address is not available.
+    :raises InvalidSettings: a file of callers or certificates can't be used.
     """
 
     def __init__(
@@ -101,9 +105,12 @@ class Service:
         self._definitions = definitions
         self._phases = frozenset(definitions.phases) | PLATFORM_PHASES
         self._law = definitions.law(require_registration=settings.require_registration)
+        self._known_callers, self._tls = callers_of(settings), tls_of(settings)
         self.persistence = open_persistence(settings, law=self._law, summary_made=self._store_summary)
         self.listener = open_listener(settings)
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
+        self.probe_listener = self._open_probe_listener()
+        self.probe_address = self.address if self.probe_listener is None else self.probe_listener.getsockname()[:2]
         self.store, self.outbox = self.persistence.store, self.persistence.outbox
         self._publisher_mailbox: Mailbox[OutboxGrew] = Mailbox("publisher", 1)
         self._outbox_writer = WakingOutbox(self.outbox, self._wake_publisher)
@@ -140,6 +147,8 @@ class Service:
             return await run_tree(self.root, stop, shutdown_seconds=self.settings.shutdown_seconds, started=started)
         finally:
             self.listener.close()
+            if self.probe_listener is not None:
+                self.probe_listener.close()
             await self.persistence.aclose()
 
     def _store_summary(self, batch_id: str, summary: BatchSummary) -> None:
@@ -250,6 +259,7 @@ class Service:
             render_metrics=page.render,
             snapshot=lambda: self.root.snapshot(),
             draining=self._stops,
+            credentials=[each for each in (self._known_callers, self._tls) if each],
         )
         actors = ActorHandlers(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
@@ -267,6 +277,9 @@ class Service:
             settings=settings,
             telemetry=self.telemetry,
             listener=self.listener,
+            probe_listener=self.probe_listener,
+            known=self._known_callers,
+            tls=self._tls,
             pipelines=pipelines,
             batches=batches,
             health=health,
@@ -304,6 +317,15 @@ class Service:
             observer=TreeObserver(self.telemetry, self._gave_up),
             kill_grace_seconds=self._kill_grace(),
         )
+
+    def _open_probe_listener(self) -> socket.socket | None:
+        if self.settings.http_probe_port is None:
+            return None
+        try:
+            return open_listener(self.settings, probes=True)
+        except AddressUnavailable:
+            self.listener.close()
+            raise
 
     def _stops(self) -> bool:
         return self._stop is not None and self._stop.is_set()

@@ -18,7 +18,7 @@ ROOT = Path(bcs.__file__).parent
 LOOSE = {"__init__.py", "__main__.py", "errors.py", "py.typed"}
 MOST_POSITIONAL = 5
 # Whose constructor is not ours.
-FOREIGN = {"Settings", "ArchiveConnection", "_TlsConnection"}
+FOREIGN = {"Settings", "CommandSettings", "ArchiveConnection", "_TlsConnection"}
 
 
 def modules() -> dict[str, ast.Module]:

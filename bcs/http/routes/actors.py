@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from bcs.http.guard import asked_by
 from bcs.http.problems import Problem
 from bcs.http.replies import reply_json
 from bcs.supervision import Snapshot, UnknownChild
@@ -52,7 +53,7 @@ class ActorHandlers:
             ) from None
         if not runs:
             raise Problem(HTTPStatus.CONFLICT, "not-running", "the actor does not run now", retry=True)
-        log.warning("actor_killed_on_request", actor=path)
+        log.warning("actor_killed_on_request", actor=path, requested_by=asked_by(request))
         return reply_json({"status": "killed", "actor": path}, HTTPStatus.ACCEPTED)
 
 

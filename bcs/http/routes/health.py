@@ -5,9 +5,10 @@ The handlers use the last known status and wait for nothing: an outage of Redis 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -16,6 +17,7 @@ from bcs import __version__
 from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_redis
 from bcs.config.settings import Settings
 from bcs.http.problems import Problem
+from bcs.http.reloaded import Reloaded
 from bcs.http.replies import reply_json
 from bcs.kafka.status import KafkaStatus
 from bcs.observability.waits import CONNECT_PRODUCER, READ_KAFKA, WAITING_ACTORS, Wait, Waits
@@ -39,6 +41,7 @@ class HealthHandlers:
     :param render_metrics: renders the metrics as text.
     :param snapshot: takes a snapshot of the supervision tree.
     :param draining: returns True once the service must stop.
+    :param credentials: the files of callers and certificates.
     """
 
     settings: Settings
@@ -51,6 +54,7 @@ class HealthHandlers:
     render_metrics: Callable[[], bytes]
     snapshot: Callable[[], Snapshot]
     draining: Callable[[], bool]
+    credentials: Sequence[Reloaded[Any]] = ()
 
     async def healthz(self, _: web.Request) -> web.Response:
         """GET /healthz: liveness. The outage of a dependency is no reason to restart this process."""
@@ -61,7 +65,7 @@ class HealthHandlers:
         kafka = _dependency(not problem, problem, servers)
         postgresql = self._postgresql()
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
-        dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
+        dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql, **self._credentials()}
         away = [name for name, state in dependencies.items() if state["status"] == "unhealthy"]
         waits = {actor: [_wait(wait) for wait in self.waits.of(actor)] for actor in self._waiting_actors()}
         waiting = [f"{actor} waits" for actor, found in waits.items() if found]
@@ -125,6 +129,14 @@ class HealthHandlers:
         archive = self.archive.postgres
         problem = archive.shortage if archive.reachable else archive.problem
         return _dependency(not problem, problem, archive.address)
+
+    def _credentials(self) -> dict[str, dict[str, str]]:
+        """The files that can't be used now. What was read from them before stays in use."""
+        return {
+            each.variable: {"status": "unhealthy", "message": f"{each.problem}; what it had before stays in use"}
+            for each in self.credentials
+            if each.problem
+        }
 
     def _redis(self) -> dict[str, str]:
         if self.settings.use_mock_repository:

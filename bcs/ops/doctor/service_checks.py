@@ -16,9 +16,9 @@ _SECONDS = 5.0
 
 def check_service(settings: Settings) -> tuple[str | None, Finding]:
     """The URL of the service that answers on this machine, or None; and the finding about this service."""
-    url = settings.local_url
+    url = settings.local_probe_url
     if url is None:
-        return None, ok(_CHECK, "not checked: BCS_HTTP_PORT is 0, so its port is unknown")
+        return None, ok(_CHECK, "not checked: BCS_HTTP_PORT or BCS_HTTP_PROBE_PORT is 0, so its port is unknown")
     try:
         health = ask(f"{url}{_PATH}", expecting=("status", "message", "dependencies"), timeout_seconds=_SECONDS)
     except ServiceUnreachable as error:
@@ -28,7 +28,7 @@ def check_service(settings: Settings) -> tuple[str | None, Finding]:
             )
         return None, ok(_CHECK, f"no service answers at {url} ({error.cause})")
     except (NotThisService, RequestFailed) as error:
-        return None, warning(_CHECK, str(error), "check BCS_HTTP_HOST and BCS_HTTP_PORT")
+        return None, warning(_CHECK, str(error), "check BCS_HTTP_HOST, BCS_HTTP_PORT and BCS_HTTP_PROBE_PORT")
     return url, finding_of(url, health)
 
 

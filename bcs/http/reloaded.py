@@ -1,0 +1,90 @@
+"""What is read from files at the start, and again when the files change: callers, and certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from bcs.config.settings import InvalidSettings
+
+log = structlog.stdlib.get_logger("bcs.http", actor="http")
+
+T = TypeVar("T")
+
+_EVERY_SECONDS = 1.0
+
+
+class FileUnusable(ValueError):
+    """A file can't be used.
+
+    :param cause: why, without any text of the file.
+    """
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+class Reloaded(Generic[T]):
+    """Something that is read from files. While the files can't be used, what was read before stays in use.
+
+    :param variable: the setting that names the files.
+    :param paths: the files.
+    :param read: reads them; raises `FileUnusable`.
+    :raises InvalidSettings: the files can't be used.
+    :ivar current: what was read last.
+    :ivar problem: why the files can't be used now; empty if they can.
+    """
+
+    def __init__(self, variable: str, paths: Sequence[Path], read: Callable[[], T]) -> None:
+        self.variable = variable
+        self.problem = ""
+        self._paths = paths
+        self._read = read
+        self._seen = self._versions()
+        try:
+            self.current = read()
+        except FileUnusable as unusable:
+            raise InvalidSettings(((variable, unusable.cause),)) from None
+
+    def refresh(self) -> None:
+        """Read the files again if they have changed. Reading blocks, so this belongs into a thread."""
+        versions = self._versions()
+        if versions == self._seen:
+            return
+        try:
+            self.current = self._read()
+        except FileUnusable as unusable:
+            # The files are tried again each time: a certificate and its key are seldom replaced at the same moment.
+            if unusable.cause != self.problem:
+                self.problem = unusable.cause
+                log.warning("credentials_unusable", setting=self.variable, cause=unusable.cause)
+            return
+        self._seen, self.problem = versions, ""
+        log.info("credentials_reloaded", setting=self.variable)
+
+    def _versions(self) -> list[tuple[int, ...] | None]:
+        return [_version(path) for path in self._paths]
+
+
+async def keep_fresh(reloaded: Sequence[Reloaded[Any]]) -> None:
+    """Look for changes once a second until cancelled."""
+    while reloaded:
+        await anyio.sleep(_EVERY_SECONDS)
+        for each in reloaded:
+            # A file system that does not answer must not hold up a stop.
+            await anyio.to_thread.run_sync(each.refresh, abandon_on_cancel=True)
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """Differs once the file was written or replaced, also behind a symbolic link, as Kubernetes does it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
