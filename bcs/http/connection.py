@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.hdrs import EXPECT
 from aiohttp.http import StreamWriter
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
@@ -43,6 +44,8 @@ class Connection(web.RequestHandler):
     loop, the router and the responses of aiohttp, which answer all others, take twice the time for the same answer.
 
     :param exact: the handlers of the paths without parameters, by method and path, all but those of HEAD.
+    :param unrouted: answers a request whose target is no path, as in `OPTIONS *` and `CONNECT`. The router of aiohttp
+        answers these with plain text.
     :param settings: the settings of the service.
     :param callers: watches all connections.
     :param crowded: True if there was no room for this connection. BCS closes the connection after its first response.
@@ -58,6 +61,7 @@ class Connection(web.RequestHandler):
         "_note_taken",
         "_refused_body",
         "_retry_after_seconds",
+        "_unrouted",
         "_waiting",
         "_wire",
         "held_bytes",
@@ -68,6 +72,7 @@ class Connection(web.RequestHandler):
         server: Any,
         *,
         exact: Mapping[tuple[str, str], Handler],
+        unrouted: Handler,
         settings: Settings,
         callers: Callers,
         crowded: bool,
@@ -80,6 +85,7 @@ class Connection(web.RequestHandler):
             **options,
         )
         self._exact = exact
+        self._unrouted = unrouted
         self._answering: asyncio.Task[None] | None = None
         self._loop_began = False
         # Older releases of aiohttp do not count messages.
@@ -172,9 +178,12 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send a response, and wait for the next request."""
+        if isinstance(resp, web.HTTPException):
+            resp = await self._unrouted(request)  # type: ignore[arg-type]
         if not request.content.is_eof():
             self._refused_body = request.content
-        if self._close or self._crowded or self._refused_body:
+        # aiohttp drops the bytes after a request for an upgrade that it does not know.
+        if self._close or self._crowded or self._refused_body or request._message.upgrade:
             resp.force_close()
         sent = await super().finish_response(request, resp, start_time)
         self._wait_for_next(keep_alive=bool(resp.keep_alive))
@@ -208,6 +217,8 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer a request that no handler has answered."""
         super().handle_error(request, status, exc, message)  # raises if a response has already begun
+        if isinstance(exc, LineTooLong):
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         correlation_id = secrets.token_hex(16)
         response = _PROBLEMS.get(status, fault)().response(correlation_id, self._retry_after_seconds)
         response.headers["X-Correlation-ID"] = correlation_id

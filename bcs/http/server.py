@@ -117,11 +117,13 @@ class HttpServer:
         server = runner.server
         assert server is not None  # noqa: S101 (it was set up)
         loop = asyncio.get_running_loop()
+        unrouted = guard.wrap(not_found, None)
 
         def connection(crowded: bool) -> Connection:
             return Connection(
                 server,
                 exact=exact,
+                unrouted=unrouted,
                 settings=self.settings,
                 callers=callers,
                 crowded=crowded,
