@@ -17,7 +17,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from bcs.config.settings import Settings
 from bcs.http.bodies import unreadable
-from bcs.http.callers import Caller, Callers
+from bcs.http.callers import Caller, Callers, Crowded
 from bcs.http.deadlines import Deadlines
 from bcs.http.guard import Handler
 from bcs.http.problems import Problem, fault, overloaded
@@ -48,7 +48,9 @@ class Connection(web.RequestHandler):
         answers these with plain text.
     :param settings: the settings of the service.
     :param callers: watches all connections.
-    :param crowded: True if there was no room for this connection. BCS closes the connection after its first response.
+    :param network: the network of the caller's address.
+    :param crowded: why there is no room for this connection, which BCS closes after its first response; None if there
+        is room.
     """
 
     __slots__ = (
@@ -65,6 +67,7 @@ class Connection(web.RequestHandler):
         "_waiting",
         "_wire",
         "held_bytes",
+        "network",
     )
 
     def __init__(
@@ -75,7 +78,8 @@ class Connection(web.RequestHandler):
         unrouted: Handler,
         settings: Settings,
         callers: Callers,
-        crowded: bool,
+        network: str,
+        crowded: Crowded | None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -92,6 +96,7 @@ class Connection(web.RequestHandler):
         self._note_taken: Callable[[], object] = getattr(self._parser, "message_consumed", lambda: None)
         self._retry_after_seconds = settings.retry_after_seconds
         self._callers = callers
+        self.network = network
         self._crowded = crowded
         self._waiting: Deadlines[Caller] | None = None  # the wait for a request
         self._arrived_bytes = 0
@@ -106,17 +111,14 @@ class Connection(web.RequestHandler):
         self._wire = transport
         # A response counts as sent once the operating system has all of its bytes.
         self._wire.set_write_buffer_limits(0)
-        self._callers.connected.add(self)
-        if self._crowded:
-            self._callers.crowded.add(self)
+        self._callers.connect(self, self._crowded)
         self._wait(self._callers.heads)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End all waiting for this caller."""
         self._wait(None)
         self._release_sending()
-        self._callers.connected.discard(self)
-        self._callers.crowded.discard(self)
+        self._callers.disconnect(self)
         super().connection_lost(exc)
         if self._refused_body:
             self._refused_body.feed_eof()  # otherwise aiohttp keeps waiting for the rest of the body

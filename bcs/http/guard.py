@@ -6,10 +6,10 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, lru_cache, partial
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import anyio
@@ -18,11 +18,21 @@ from aiohttp import web
 from aiohttp.hdrs import CONTENT_TYPE
 
 from bcs.config.settings import Settings
+from bcs.domain.token_buckets import TokenBuckets
+from bcs.http.addresses import network_of
 from bcs.http.bodies import Bodies, CallerLeft, Reading
 from bcs.http.deadlines import Deadlines
-from bcs.http.problems import Problem, fault, from_aiohttp, invalid_fields, overloaded, problem_of
+from bcs.http.problems import (
+    Problem,
+    fault,
+    from_aiohttp,
+    invalid_fields,
+    overloaded,
+    problem_of,
+    too_many_requests,
+)
 from bcs.http.requests import DEAD_LETTER_WRITTEN, InvalidRequest
-from bcs.observability.telemetry import Telemetry
+from bcs.observability.telemetry import RATE, Telemetry
 from bcs.supervision import describe
 from bcs.wire.events import MOST_ID_CHARACTERS
 
@@ -60,7 +70,8 @@ class RequestGuard:
 
     :param bodies: reads the bodies.
     :param deadlines: the deadlines of requests whose bodies are complete.
-    :param crowded: the connections on which only probes are answered.
+    :param rates: the rate of each caller; None for no limit.
+    :param crowded: the connections on which only probes are answered, each with the reason.
     """
 
     def __init__(
@@ -69,11 +80,15 @@ class RequestGuard:
         telemetry: Telemetry,
         bodies: Bodies,
         deadlines: Deadlines[asyncio.Task[object]],
-        crowded: Set[object],
+        *,
+        rates: TokenBuckets | None,
+        crowded: Mapping[Any, str],
     ) -> None:
         self._settings = settings
         self._bodies = bodies
         self._deadlines = deadlines
+        self._rates = rates
+        self._rate_exceeded = telemetry.http_limited.labels(RATE).inc
         self._crowded = crowded
         self._in_flight = 0
         self._concurrent = 0
@@ -170,7 +185,9 @@ class RequestGuard:
         late = False
         try:
             if self._crowded and request.protocol in self._crowded and request.path not in _PROBES:
-                raise overloaded("too many connections at a time")
+                raise overloaded(self._crowded[request.protocol])
+            if self._rates is not None and request.path not in _PROBES:
+                self._use_rate(self._rates, request)
             if reads_body:
                 _ensure_json(request)
                 if not self._bodies.take_small(request):
@@ -207,6 +224,12 @@ class RequestGuard:
                 self._bodies.release(reading)
         return self._refuse(request, problem), problem
 
+    def _use_rate(self, rates: TokenBuckets, request: web.Request) -> None:
+        wait_seconds = rates.take(caller_of(request))
+        if wait_seconds:
+            self._rate_exceeded()
+            raise too_many_requests(wait_seconds)
+
     def _refuse(self, request: web.Request, problem: Problem) -> web.Response:
         response = problem.response(correlation_id_of(request), self._settings.retry_after_seconds)
         if DEAD_LETTER in request:
@@ -241,6 +264,11 @@ def correlation_id_sent(request: web.Request) -> str | None:
     """The correlation id in the header of a request; None if the header has no usable one."""
     sent = request.headers.get(CORRELATION_HEADER)
     return sent if sent and len(sent) <= MOST_ID_CHARACTERS and sent.isascii() and sent.isprintable() else None
+
+
+def caller_of(request: web.Request) -> str:
+    """The caller whose rate and quotas the request uses: today its address."""
+    return network_of(request.remote or "")
 
 
 def asked_by(request: web.Request) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from math import ceil
 from typing import Any, Literal
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from bcs.errors import (
     ReportOutdated,
     StoreError,
     StoreUnavailable,
+    TooManyNewBatches,
     UnknownPipeline,
 )
 from bcs.http.descriptors import USED_UP
@@ -41,6 +43,8 @@ Kind = Literal[
     "overloaded",
     "prompt-required",
     "report-outdated",
+    "too-many-new-batches",
+    "too-many-requests",
     "unavailable",
     "unknown-actor",
     "unknown-batch",
@@ -67,6 +71,8 @@ TITLES: Mapping[Kind, str] = {
     "overloaded": "The service is overloaded",
     "prompt-required": "The pipeline needs a prompt",
     "report-outdated": "The phase report is outdated",
+    "too-many-new-batches": "Too many requests about unknown batches",
+    "too-many-requests": "Too many requests of this caller",
     "unavailable": "A dependency is out of reach or refuses",
     "unknown-actor": "The actor is unknown",
     "unknown-batch": "The batch is unknown",
@@ -85,6 +91,7 @@ class Problem(Exception):
     :param detail: an explanation for a person, which never repeats the text of the caller.
     :param extensions: further members.
     :param retry: True if the caller may retry soon.
+    :param wait_seconds: the caller must wait as long before it retries; None for the time in the settings.
     """
 
     def __init__(
@@ -95,6 +102,7 @@ class Problem(Exception):
         extensions: Mapping[str, Any] | None = None,
         *,
         retry: bool = False,
+        wait_seconds: float | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -102,6 +110,7 @@ class Problem(Exception):
         self.detail = detail
         self.extensions = dict(extensions or {})
         self.retry = retry
+        self.wait_seconds = wait_seconds
 
     def response(self, correlation_id: str, retry_after_seconds: int) -> web.Response:
         """The response."""
@@ -113,13 +122,23 @@ class Problem(Exception):
             "correlation_id": correlation_id,
             **self.extensions,
         }
-        headers = {"Retry-After": str(retry_after_seconds)} if self.retry else None
+        wait_seconds = retry_after_seconds if self.wait_seconds is None else ceil(self.wait_seconds)
+        headers = {"Retry-After": str(wait_seconds)} if self.retry else None
         return reply_json(document, self.status, content_type="application/problem+json", headers=headers)
 
 
 def overloaded(detail: str) -> Problem:
     """503: the service has no room for the request now."""
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", detail, retry=True)
+
+
+def too_many_requests(wait_seconds: float) -> Problem:
+    """429: the caller has used up its rate."""
+    return _limited("too-many-requests", "too many requests of this caller", wait_seconds)
+
+
+def _limited(kind: Kind, detail: str, wait_seconds: float) -> Problem:
+    return Problem(HTTPStatus.TOO_MANY_REQUESTS, kind, detail, retry=True, wait_seconds=wait_seconds)
 
 
 def invalid_fields(error: InvalidRequest) -> Problem:
@@ -149,6 +168,8 @@ def problem_of(error: Exception) -> Problem | None:
     if isinstance(error, ReportOutdated):
         fact = {"fact": error.fact, "essay_id": error.essay_id, "at": format_timestamp(error.at_us)}
         return Problem(HTTPStatus.CONFLICT, "report-outdated", str(error), {"phase": error.phase, "in_the_way": fact})
+    if isinstance(error, TooManyNewBatches):
+        return _limited("too-many-new-batches", str(error), error.wait_seconds)
     if isinstance(error, OSError) and error.errno in USED_UP:
         return overloaded("too many files are open")
     if isinstance(error, StoreUnavailable):

@@ -13,8 +13,9 @@ import anyio
 from aiohttp import HttpVersion11, web
 
 from bcs.config.settings import Settings
+from bcs.domain.token_buckets import TokenBuckets
 from bcs.errors import BcsError, os_reason
-from bcs.http.acceptor import Acceptor
+from bcs.http.acceptor import Accepted, Acceptor
 from bcs.http.bodies import Bodies
 from bcs.http.callers import Callers
 from bcs.http.connection import Connection
@@ -79,7 +80,10 @@ class AddressUnavailable(BcsError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpServer:
-    """The HTTP front end. One instance serves all incarnations of the actor."""
+    """The HTTP front end. One instance serves all incarnations of the actor.
+
+    :param rates: the rate of each caller; None for no limit.
+    """
 
     settings: Settings
     telemetry: Telemetry
@@ -88,6 +92,7 @@ class HttpServer:
     batches: BatchHandlers
     health: HealthHandlers
     actors: ActorHandlers
+    rates: TokenBuckets | None
 
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until the actor must stop, then answer all requests on accepted connections."""
@@ -95,12 +100,11 @@ class HttpServer:
         settings, callers = self.settings, Callers(self.settings, self.telemetry, most=most_connections(self.settings))
         bodies = Bodies(callers.bodies, callers.held, settings.http_max_body_bytes)
         deadlines = task_deadlines(callers.clock, settings.request_deadline_seconds)
+        guard = RequestGuard(settings, self.telemetry, bodies, deadlines, rates=self.rates, crowded=callers.crowded)
         async with anyio.create_task_group() as group:
             group.start_soon(callers.clock.run)
             try:
-                await self._serve(
-                    context, RequestGuard(settings, self.telemetry, bodies, deadlines, callers.crowded), callers
-                )
+                await self._serve(context, guard, callers)
             finally:
                 callers.end_sendings()
             group.cancel_scope.cancel()
@@ -119,14 +123,15 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         unrouted = guard.wrap(not_found, None)
 
-        def connection(crowded: bool) -> Connection:
+        def connection(accepted: Accepted) -> Connection:
             return Connection(
                 server,
                 exact=exact,
                 unrouted=unrouted,
                 settings=self.settings,
                 callers=callers,
-                crowded=crowded,
+                network=accepted.network,
+                crowded=accepted.crowded,
                 loop=loop,
                 logger=_PROTOCOL_LOG,
                 access_log=None,
