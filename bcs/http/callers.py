@@ -123,7 +123,7 @@ class Callers:
         most, connected = self._most_of_address, self._connected_of.get(network, {})
         if most is None or (count := len(connected) + self._opening[network]) < most:
             return Share.FREE
-        for waiting, seconds in ((self.idle, 0.0), (self.heads, _SLOW_SECONDS)):
+        for waiting, seconds in ((self.idle, _SLOW_SECONDS), (self.heads, _SLOW_SECONDS), (self.idle, 0.0)):
             for caller in connected:
                 if waiting.has_waited(caller, seconds):
                     waiting.end(caller)
@@ -164,7 +164,10 @@ class Callers:
         """Remove a connection that is closed."""
         self.connected.discard(caller)
         self.crowded.pop(caller, None)
-        self._leave(caller)
+        connected = self._connected_of[caller.network]
+        connected.pop(caller, None)
+        if not connected:
+            del self._connected_of[caller.network]
 
     def any_slow(self) -> bool:
         """True if `make_room` would end a connection."""
@@ -182,11 +185,13 @@ class Callers:
         return True
 
     def _slowest(self) -> Deadlines[Any] | None:
-        """The group in which to end a caller: idle connections first, then callers for which little work was done."""
-        if self.idle:
-            return self.idle
-        slow = (self.heads, self.bodies, self.sendings)
-        return next((waiting for waiting in slow if waiting.waited_seconds() >= _SLOW_SECONDS), None)
+        """The group in which to end a caller: idle connections first, then callers for which little work was done.
+
+        A connection that has been idle only for a moment comes last, because its caller is likely to use it.
+        """
+        slow = (self.idle, self.heads, self.bodies, self.sendings)
+        found = next((waiting for waiting in slow if waiting.waited_seconds() >= _SLOW_SECONDS), None)
+        return found or self.idle or None
 
     def end_sendings(self) -> None:
         """End all callers that have not received their response."""
@@ -196,12 +201,10 @@ class Callers:
     def _end_idle(self, caller: Caller, early: bool) -> None:
         if early:
             self._count("request", early)
-        self._leave(caller)
         caller.end_idle()
 
     def _end_head(self, caller: Caller, early: bool) -> None:
         self._count("head", early)
-        self._leave(caller)
         caller.end_head(early)
 
     def _end_body(self, reading: Reading, early: bool) -> None:
@@ -211,14 +214,6 @@ class Callers:
     def _end_sending(self, caller: Caller, early: bool) -> None:
         self._count("answer", early)
         caller.end_sending()
-
-    def _leave(self, caller: Caller) -> None:
-        # A connection that is being closed must not count for its address any more.
-        connected = self._connected_of.get(caller.network)
-        if connected:
-            connected.pop(caller, None)
-            if not connected:
-                del self._connected_of[caller.network]
 
     def _count(self, waited_for: str, early: bool) -> None:
         self._dropped.labels(waited_for, "no_room" if early else "too_late").inc()
