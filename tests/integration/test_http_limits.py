@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from bcs.http.callers import MOST_ABOVE_SHARE
+from bcs.http.requests import DEAD_LETTER_WRITTEN
 from tests.support.held_answers import HeldAnswers
 from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
@@ -134,7 +135,7 @@ async def test_beyond_the_quota_unknown_batches_leave_nothing_and_known_ones_are
         for answer in (await orchestrator.define("fresh"), await orchestrator.complete("fresh", "spellcheck")):
             assert_is_limited(answer, "too-many-new-batches")
             assert 1 <= int(answer.headers["Retry-After"]) <= 60 / NEW_BATCHES
-            assert "X-Dead-Letter" not in answer.headers
+            assert DEAD_LETTER_WRITTEN not in answer.headers
         for _ in range(3):
             assert await orchestrator.to_run("reported-0") == ["ai_feedback"]
             assert (await orchestrator.complete("reported-1", "nlp")).status == 200
