@@ -17,6 +17,7 @@ One tree; each leaf carries its facts as typed fields, and `retryable` is True w
     │   └── ReportOutdated           a known fact lies so far in the future that a phase report would not count
     ├── UndecodableMessage           a Kafka message that can never be applied
     ├── ClocksDiffer                 retryable: this machine's clock or the store's is wrong
+    ├── TooManyNewBatches            retryable: the caller has used up its quota of new batches
     ├── KafkaUnavailable             retryable: Kafka did not do what a command needs
     ├── PartitionStalled             retryable: a part of a topic can't be read
     ├── UnknownTopic                 an operator named a topic that Kafka does not have
@@ -264,6 +265,19 @@ class UndecodableMessage(BcsError):
         self.detail = detail
         self.batch_id = batch_id
         self.correlation_id = correlation_id
+
+
+class TooManyNewBatches(BcsError):
+    """The caller has used up its quota of batches that BCS does not know; nothing was stored or announced.
+
+    :param wait_seconds: the time until the caller may name another new batch.
+    """
+
+    retryable = True
+
+    def __init__(self, wait_seconds: float) -> None:
+        super().__init__("too many requests of this caller about batches that BCS does not know")
+        self.wait_seconds = wait_seconds
 
 
 class KafkaUnavailable(BcsError):

@@ -170,26 +170,43 @@ async def built(
 
 
 def replica(
-    directory: Path, valkey: EmbeddedServer, broker: EmbeddedServer, postgres: PostgresServer | None, events: int
+    directory: Path,
+    valkey: EmbeddedServer,
+    broker: EmbeddedServer,
+    postgres: PostgresServer | None,
+    events: int,
+    **settings: object,
 ) -> BcsProcess:
     """A process of the service.
 
     :param events: so many may be told while it stands still, and must not throw it out of its group.
+    :param settings: variables that differ from the usual ones.
     """
-    return serve(
-        directory,
-        f"redis://{valkey.address}",
-        broker.address,
-        BCS_REDIS_KEY_PREFIX=KEY_PREFIX,
-        BCS_KAFKA_CONSUMER_GROUP_ID=GROUP,
-        BCS_KAFKA_SESSION_TIMEOUT_SECONDS=_SHORTEST_SESSION_SECONDS + events / _SLOWEST_EVENTS_A_SECOND,
-        BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS=1,
-        BCS_METRICS_INTERVAL_SECONDS=1,
-        BCS_ENVIRONMENT="production",
-        PYTHONWARNINGS="default",
-        forked=False,
+    usual = {
+        "BCS_REDIS_KEY_PREFIX": KEY_PREFIX,
+        "BCS_KAFKA_CONSUMER_GROUP_ID": GROUP,
+        "BCS_KAFKA_SESSION_TIMEOUT_SECONDS": _SHORTEST_SESSION_SECONDS + events / _SLOWEST_EVENTS_A_SECOND,
+        "BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS": 1,
+        "BCS_METRICS_INTERVAL_SECONDS": 1,
+        "BCS_ENVIRONMENT": "production",
+        "PYTHONWARNINGS": "default",
         **({"BCS_DATABASE_URL": postgres.url} if postgres else {}),
-    )
+    }
+    return serve(directory, f"redis://{valkey.address}", broker.address, forked=False, **{**usual, **settings})
+
+
+@asynccontextmanager
+async def with_settings(world: World, name: str, **settings: object) -> AsyncIterator[Server]:
+    """One more process of the service, for questions: it reads no event of the others' group.
+
+    :param name: names its directory and its consumer group.
+    :param settings: variables that differ from the usual ones.
+    """
+    own = {"BCS_KAFKA_CONSUMER_GROUP_ID": f"{GROUP}-{name}", "BCS_KAFKA_AUTO_OFFSET_RESET": "latest", **settings}
+    with replica(world.directory / name, world.valkey, world.kafka, None, world.events, **own) as process:
+        await process.answers()
+        assert isinstance(process.process, subprocess.Popen)  # noqa: S101 (it is not forked)
+        yield Server(process.process, int(process.environment["BCS_HTTP_PORT"]))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from enum import StrEnum
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -180,6 +181,26 @@ class Settings(CommandSettings):
     http_max_connections: Count | None = Field(
         None,
         description="the maximum number of connections; if unset, what the limit of open files leaves, 2048 at most",
+    )
+    http_max_connections_per_address: Count | None = Field(
+        None,
+        description="the maximum number of connections from one IPv4 address or one IPv6 /64; if unset, there is no "
+        "limit. Callers behind a proxy share an address",
+    )
+    http_rate_per_second: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
+        None,
+        description="the number of requests a second that each caller may send on average; more are refused with 429; "
+        "if unset, there is no limit. A caller is an address, as for connections",
+    )
+    http_rate_burst: Count = Field(
+        default_factory=lambda known: max(1, ceil(known["http_rate_per_second"] or 0)),
+        description="the number of requests that a caller may send at once after a pause; "
+        "by default those of one second",
+    )
+    http_new_batches_per_minute: Count | None = Field(
+        None,
+        description="the number of requests a minute that each caller may send about batches that BCS does not know; "
+        "more are refused with 429; if unset, there is no limit",
     )
     http_max_concurrent_requests: Count = Field(
         512,

@@ -62,6 +62,11 @@ class BatchSummary:
         """True if the batch was registered."""
         return self.expected is not None
 
+    @property
+    def unknown(self) -> bool:
+        """True if no fact of the batch is stored."""
+        return not (self.version or self.known or self.progress) and self.expected is None
+
     def complete(self, phase: str) -> bool:
         """True if a phase is complete."""
         progress = self.progress.get(phase)

@@ -10,21 +10,21 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from math import inf
 
 import anyio
 import structlog
 
 from bcs.errors import os_reason
-from bcs.http.callers import Callers
+from bcs.http.addresses import network_of
+from bcs.http.callers import MOST_CROWDED, MOST_OPENING_ABOVE_SHARE, Callers, Crowded, Share
 from bcs.http.descriptors import USED_UP, Reserve
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
 # How many connections are accepted in one turn of the event loop at most, so that open connections get turns, too.
 _AT_A_TIME = 64
-# How many connections above the limit are accepted at most; also the number of descriptors in the reserve.
-_MOST_CROWDED = 8
 # The shortest time between two equal warnings in the log.
 _WARNING_SECONDS = 10.0
 # The errors of a broken listening socket. All other errors are temporary, such as a lack of memory, or a network error
@@ -40,6 +40,18 @@ _PASS_ALL_BUT_SYN = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A connection that was accepted.
+
+    :param network: the network of the caller's address; see `network_of`.
+    :param crowded: why there is no room for the connection; None if there is room.
+    """
+
+    network: str
+    crowded: Crowded | None
+
+
 class Acceptor:
     """Accepts connections for a server, many in one turn of the event loop.
 
@@ -47,11 +59,11 @@ class Acceptor:
     hundreds of connections are busy. New connections, including liveness probes, would wait for many seconds.
 
     If the number of connections is at its limit, or no file can be opened, each new connection replaces that of an idle
-    or slow caller. If there is no such caller, a few more connections are accepted, so that probes are answered.
+    or slow caller. If there is no such caller, a few more connections are accepted, so that probes are answered. The
+    same holds for the connections of one address; further connections of the address are closed at once.
 
     :param listener: the listening socket. `run` does not close it, so other connections wait in the backlog.
-    :param make_protocol: makes the protocol of a connection. The argument is True if there is no room for the
-        connection.
+    :param make_protocol: makes the protocol of a connection.
     :param callers: all open connections.
     :param pause_seconds: the pause after a temporary error.
     """
@@ -59,7 +71,7 @@ class Acceptor:
     def __init__(
         self,
         listener: socket.socket,
-        make_protocol: Callable[[bool], asyncio.BaseProtocol],
+        make_protocol: Callable[[Accepted], asyncio.BaseProtocol],
         callers: Callers,
         *,
         pause_seconds: float = 0.05,
@@ -68,8 +80,7 @@ class Acceptor:
         self._make_protocol = make_protocol
         self._callers = callers
         self._pause_seconds = pause_seconds
-        self._reserve = Reserve(_MOST_CROWDED)
-        self._connecting = 0
+        self._reserve = Reserve(MOST_CROWDED)
         self._warned_at = -inf
 
     async def run(self) -> None:
@@ -84,8 +95,11 @@ class Acceptor:
                         raise
                     self._warn(os_reason(error))
                     taken = []
-                for connection, crowded in taken:
-                    group.start_soon(self._serve, connection, crowded)
+                for connection, accepted in taken:
+                    if accepted:
+                        group.start_soon(self._serve, connection, accepted)
+                    else:
+                        connection.close()
                 if not taken:
                     await anyio.sleep(self._pause_seconds)
 
@@ -112,28 +126,29 @@ class Acceptor:
         async with anyio.create_task_group() as group:
             with suppress(OSError), closing(self._listener):  # there may be no room for the last connections
                 while taken := self._take(limited=False):
-                    for connection, crowded in taken:
-                        group.start_soon(self._serve, connection, crowded)
+                    for connection, accepted in taken:
+                        if accepted:
+                            group.start_soon(self._serve, connection, accepted)
 
-    def _take(self, *, limited: bool) -> list[tuple[socket.socket, bool]]:
+    def _take(self, *, limited: bool) -> list[tuple[socket.socket, Accepted | None]]:
         """Accept some connections.
 
-        :param limited: True if the number of all connections has a limit.
-        :returns: each connection, with True if there was no room for it. The list is empty if no connection waits, or
+        :param limited: True if the number of connections has a limit.
+        :returns: each connection; with None if it must be closed at once. The list is empty if no connection waits, or
             if none can be accepted now.
         :raises OSError: no connection could be accepted.
         """
         callers = self._callers
         self._reserve.refill()
-        room = callers.room - self._connecting if limited else _AT_A_TIME
-        more = _MOST_CROWDED - len(callers.crowded)
-        taken: list[tuple[socket.socket, bool]] = []
+        room = callers.room if limited else _AT_A_TIME
+        more = callers.room_for_probes
+        taken: list[tuple[socket.socket, Accepted | None]] = []
         while len(taken) < _AT_A_TIME:
             if room <= 0 and more <= 0 and not callers.any_slow():
                 self._warn("too many connections")
                 break
             try:
-                connection, out_of_files = self._accept()
+                connection, network, out_of_files = self._accept()
             except BlockingIOError:
                 break
             except ConnectionAbortedError:
@@ -142,18 +157,31 @@ class Acceptor:
                 if taken:
                     break  # the next call gets the error again
                 raise
+            share = callers.share_of(network) if limited else Share.FREE
+            if share is Share.REFUSED:
+                taken.append((connection, None))
+                continue
             connection.setblocking(False)
-            crowded = (room <= 0 or out_of_files) and not callers.make_room()
+            room += share is Share.REPLACES
+            crowded = Crowded.ADDRESS if share is Share.USED_UP else None
+            # An address that has used up its share must not take the place of others.
+            if (room <= 0 or out_of_files) and (crowded or not callers.make_room()):
+                crowded = Crowded.ALL
+                more -= 1
             room -= 1
-            more -= crowded
-            taken.append((connection, crowded))
-        self._connecting += len(taken)
+            opening = callers.opening(network)
+            taken.append((connection, Accepted(network, crowded)))
+            if share is Share.USED_UP and opening >= MOST_OPENING_ABOVE_SHARE:
+                break
         return taken
 
-    def _accept(self) -> tuple[socket.socket, bool]:
-        """Accept a connection. The second value is True if this needed a descriptor of the reserve."""
+    def _accept(self) -> tuple[socket.socket, str, bool]:
+        """Accept a connection.
+
+        :returns: the socket, the network of the caller, and True if this needed a descriptor of the reserve.
+        """
         try:
-            return self._listener.accept()[0], False
+            connection, (address, *_) = self._listener.accept()
         except OSError as error:
             if error.errno not in USED_UP:
                 raise
@@ -161,7 +189,9 @@ class Acceptor:
             if not self._reserve.give_up():
                 self._callers.make_room()  # for the next attempt
                 raise
-            return self._listener.accept()[0], True
+            connection, (address, *_) = self._listener.accept()
+            return connection, network_of(address), True
+        return connection, network_of(address), False
 
     def _warn(self, problem: str) -> None:
         now = anyio.current_time()
@@ -169,11 +199,11 @@ class Acceptor:
             self._warned_at = now
             log.warning("connections_scarce", problem=problem, connections=len(self._callers.connected))
 
-    async def _serve(self, connection: socket.socket, crowded: bool) -> None:
+    async def _serve(self, connection: socket.socket, accepted: Accepted) -> None:
         # This takes one turn of the event loop. A cancellation would close the connection.
         with anyio.CancelScope(shield=True), suppress(OSError):  # the caller may have left
             loop = asyncio.get_running_loop()
             try:
-                await loop.connect_accepted_socket(lambda: self._make_protocol(crowded), connection)
+                await loop.connect_accepted_socket(lambda: self._make_protocol(accepted), connection)
             finally:
-                self._connecting -= 1
+                self._callers.opened(accepted.network)

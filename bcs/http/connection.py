@@ -11,12 +11,13 @@ from typing import Any
 from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.hdrs import EXPECT
 from aiohttp.http import StreamWriter
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
 from bcs.config.settings import Settings
 from bcs.http.bodies import unreadable
-from bcs.http.callers import Caller, Callers
+from bcs.http.callers import Caller, Callers, Crowded
 from bcs.http.deadlines import Deadlines
 from bcs.http.guard import Handler
 from bcs.http.problems import Problem, fault, overloaded
@@ -43,9 +44,13 @@ class Connection(web.RequestHandler):
     loop, the router and the responses of aiohttp, which answer all others, take twice the time for the same answer.
 
     :param exact: the handlers of the paths without parameters, by method and path, all but those of HEAD.
+    :param unrouted: answers a request whose target is no path, as in `OPTIONS *` and `CONNECT`. The router of aiohttp
+        answers these with plain text.
     :param settings: the settings of the service.
     :param callers: watches all connections.
-    :param crowded: True if there was no room for this connection. BCS closes the connection after its first response.
+    :param network: the network of the caller's address.
+    :param crowded: why there is no room for this connection, which BCS closes after its first response; None if there
+        is room.
     """
 
     __slots__ = (
@@ -58,9 +63,11 @@ class Connection(web.RequestHandler):
         "_note_taken",
         "_refused_body",
         "_retry_after_seconds",
+        "_unrouted",
         "_waiting",
         "_wire",
         "held_bytes",
+        "network",
     )
 
     def __init__(
@@ -68,9 +75,11 @@ class Connection(web.RequestHandler):
         server: Any,
         *,
         exact: Mapping[tuple[str, str], Handler],
+        unrouted: Handler,
         settings: Settings,
         callers: Callers,
-        crowded: bool,
+        network: str,
+        crowded: Crowded | None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -80,12 +89,14 @@ class Connection(web.RequestHandler):
             **options,
         )
         self._exact = exact
+        self._unrouted = unrouted
         self._answering: asyncio.Task[None] | None = None
         self._loop_began = False
         # Older releases of aiohttp do not count messages.
         self._note_taken: Callable[[], object] = getattr(self._parser, "message_consumed", lambda: None)
         self._retry_after_seconds = settings.retry_after_seconds
         self._callers = callers
+        self.network = network
         self._crowded = crowded
         self._waiting: Deadlines[Caller] | None = None  # the wait for a request
         self._arrived_bytes = 0
@@ -100,17 +111,14 @@ class Connection(web.RequestHandler):
         self._wire = transport
         # A response counts as sent once the operating system has all of its bytes.
         self._wire.set_write_buffer_limits(0)
-        self._callers.connected.add(self)
-        if self._crowded:
-            self._callers.crowded.add(self)
+        self._callers.connect(self, self._crowded)
         self._wait(self._callers.heads)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End all waiting for this caller."""
         self._wait(None)
         self._release_sending()
-        self._callers.connected.discard(self)
-        self._callers.crowded.discard(self)
+        self._callers.disconnect(self)
         super().connection_lost(exc)
         if self._refused_body:
             self._refused_body.feed_eof()  # otherwise aiohttp keeps waiting for the rest of the body
@@ -172,9 +180,12 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send a response, and wait for the next request."""
+        if isinstance(resp, web.HTTPException):
+            resp = await self._unrouted(request)  # type: ignore[arg-type]
         if not request.content.is_eof():
             self._refused_body = request.content
-        if self._close or self._crowded or self._refused_body:
+        # aiohttp drops the bytes after a request for an upgrade that it does not know.
+        if self._close or self._crowded or self._refused_body or request._message.upgrade:
             resp.force_close()
         sent = await super().finish_response(request, resp, start_time)
         self._wait_for_next(keep_alive=bool(resp.keep_alive))
@@ -208,6 +219,8 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer a request that no handler has answered."""
         super().handle_error(request, status, exc, message)  # raises if a response has already begun
+        if isinstance(exc, LineTooLong):
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         correlation_id = secrets.token_hex(16)
         response = _PROBLEMS.get(status, fault)().response(correlation_id, self._retry_after_seconds)
         response.headers["X-Correlation-ID"] = correlation_id

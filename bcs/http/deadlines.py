@@ -82,15 +82,27 @@ class Deadlines(Generic[T]):
         """How long the oldest item has been watched; -1 if no item is watched."""
         return self._clock.now - next(iter(self._began.values())) if self._began else -1.0
 
+    def has_waited(self, item: T, seconds: float) -> bool:
+        """True if an item has been watched for that long."""
+        began = self._began.get(item)
+        return began is not None and self._clock.now - began >= seconds
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._began
+
     def end_oldest(self, *, early: bool = True) -> T:
         """End the item that has been watched longest.
 
         :returns: this item.
         """
         oldest = next(iter(self._began))
-        del self._began[oldest]
-        self._end(oldest, early)
+        self.end(oldest, early=early)
         return oldest
+
+    def end(self, item: T, *, early: bool = True) -> None:
+        """End an item that is watched."""
+        del self._began[item]
+        self._end(item, early)
 
     def _end_overdue(self) -> bool:
         """End some of the overdue items; True if more items are overdue."""

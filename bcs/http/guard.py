@@ -6,10 +6,10 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, lru_cache, partial
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import anyio
@@ -18,13 +18,23 @@ from aiohttp import web
 from aiohttp.hdrs import CONTENT_TYPE
 
 from bcs.config.settings import Settings
+from bcs.domain.token_buckets import TokenBuckets
 from bcs.http.access import Access
+from bcs.http.addresses import network_of
 from bcs.http.bodies import Bodies, CallerLeft, Reading
 from bcs.http.deadlines import Deadlines
 from bcs.http.identity import IDENTITY, CallerIdentity, Scope, identity_of
-from bcs.http.problems import Problem, fault, from_aiohttp, invalid_fields, overloaded, problem_of
+from bcs.http.problems import (
+    Problem,
+    fault,
+    from_aiohttp,
+    invalid_fields,
+    overloaded,
+    problem_of,
+    too_many_requests,
+)
 from bcs.http.requests import DEAD_LETTER_WRITTEN, InvalidRequest
-from bcs.observability.telemetry import Telemetry
+from bcs.observability.telemetry import RATE, Telemetry
 from bcs.supervision import describe
 from bcs.wire.events import MOST_ID_CHARACTERS
 
@@ -63,7 +73,8 @@ class RequestGuard:
 
     :param bodies: reads the bodies.
     :param deadlines: the deadlines of requests whose bodies are complete.
-    :param crowded: the connections on which only probes are answered.
+    :param rates: the rate of each caller; None for no limit.
+    :param crowded: the connections on which only probes are answered, each with the reason.
     :param access: admits callers; None if everybody may do everything.
     """
 
@@ -73,13 +84,16 @@ class RequestGuard:
         telemetry: Telemetry,
         bodies: Bodies,
         deadlines: Deadlines[asyncio.Task[object]],
-        crowded: Set[object],
         *,
+        rates: TokenBuckets | None,
+        crowded: Mapping[Any, str],
         access: Access | None = None,
     ) -> None:
         self._settings = settings
         self._bodies = bodies
         self._deadlines = deadlines
+        self._rates = rates
+        self._rate_exceeded = telemetry.http_limited.labels(RATE).inc
         self._crowded = crowded
         self._access = access
         self._in_flight = 0
@@ -197,9 +211,11 @@ class RequestGuard:
         late = False
         try:
             if admit is not None:
-                request[IDENTITY] = admit(request)  # before anything is read for this caller, or told
+                request[IDENTITY] = self._admitted(admit, request)  # before anything is read for this caller, or told
             if self._crowded and request.protocol in self._crowded and request.path not in _PROBES:
-                raise overloaded("too many connections at a time")
+                raise overloaded(self._crowded[request.protocol])
+            if self._rates is not None and request.path not in _PROBES:
+                self._use_rate(self._rates, request)
             if reads_body:
                 _ensure_json(request)
                 if not self._bodies.take_small(request):
@@ -236,6 +252,21 @@ class RequestGuard:
                 self._bodies.release(reading)
         return self._refuse(request, problem), problem
 
+    def _admitted(self, admit: Admit, request: web.Request) -> CallerIdentity:
+        try:
+            return admit(request)
+        except Problem:
+            # Strangers have the rate of their address, and so have guesses of a token.
+            if self._rates is not None:
+                self._use_rate(self._rates, request)
+            raise
+
+    def _use_rate(self, rates: TokenBuckets, request: web.Request) -> None:
+        wait_seconds = rates.take(caller_of(request))
+        if wait_seconds:
+            self._rate_exceeded()
+            raise too_many_requests(wait_seconds)
+
     def _refuse(self, request: web.Request, problem: Problem) -> web.Response:
         response = problem.response(correlation_id_of(request), self._settings.retry_after_seconds)
         if DEAD_LETTER in request:
@@ -270,6 +301,11 @@ def correlation_id_sent(request: web.Request) -> str | None:
     """The correlation id in the header of a request; None if the header has no usable one."""
     sent = request.headers.get(CORRELATION_HEADER)
     return sent if sent and len(sent) <= MOST_ID_CHARACTERS and sent.isascii() and sent.isprintable() else None
+
+
+def caller_of(request: web.Request) -> str:
+    """The caller whose rate and quotas the request uses: by its name, or by its address while BCS does not know it."""
+    return identity_of(request).name or network_of(request.remote or "")
 
 
 def asked_by(request: web.Request) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from math import ceil
 from typing import Any, Literal
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from bcs.errors import (
     ReportOutdated,
     StoreError,
     StoreUnavailable,
+    TooManyNewBatches,
     UnknownPipeline,
 )
 from bcs.http.descriptors import USED_UP
@@ -43,6 +45,8 @@ Kind = Literal[
     "prompt-required",
     "report-outdated",
     "tls-required",
+    "too-many-new-batches",
+    "too-many-requests",
     "unauthenticated",
     "unavailable",
     "unknown-actor",
@@ -72,6 +76,8 @@ TITLES: Mapping[Kind, str] = {
     "prompt-required": "The pipeline needs a prompt",
     "report-outdated": "The phase report is outdated",
     "tls-required": "The port requires TLS",
+    "too-many-new-batches": "Too many requests about unknown batches",
+    "too-many-requests": "Too many requests of this caller",
     "unauthenticated": "The caller is not known",
     "unavailable": "A dependency is out of reach or refuses",
     "unknown-actor": "The actor is unknown",
@@ -92,6 +98,7 @@ class Problem(Exception):
     :param extensions: further members.
     :param retry: True if the caller may retry soon.
     :param challenge: the header `WWW-Authenticate`; empty for none.
+    :param wait_seconds: the caller must wait as long before it retries; None for the time in the settings.
     """
 
     def __init__(
@@ -103,6 +110,7 @@ class Problem(Exception):
         *,
         retry: bool = False,
         challenge: str = "",
+        wait_seconds: float | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -111,6 +119,7 @@ class Problem(Exception):
         self.extensions = dict(extensions or {})
         self.retry = retry
         self.challenge = challenge
+        self.wait_seconds = wait_seconds
 
     def response(self, correlation_id: str, retry_after_seconds: int) -> JsonResponse:
         """The response."""
@@ -122,7 +131,8 @@ class Problem(Exception):
             "correlation_id": correlation_id,
             **self.extensions,
         }
-        headers = {"Retry-After": str(retry_after_seconds)} if self.retry else {}
+        wait_seconds = retry_after_seconds if self.wait_seconds is None else ceil(self.wait_seconds)
+        headers = {"Retry-After": str(wait_seconds)} if self.retry else {}
         if self.challenge:
             headers["WWW-Authenticate"] = self.challenge
         return reply_json(document, self.status, content_type="application/problem+json", headers=headers)
@@ -131,6 +141,15 @@ class Problem(Exception):
 def overloaded(detail: str) -> Problem:
     """503: the service has no room for the request now."""
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", detail, retry=True)
+
+
+def too_many_requests(wait_seconds: float) -> Problem:
+    """429: the caller has used up its rate."""
+    return _limited("too-many-requests", "too many requests of this caller", wait_seconds)
+
+
+def _limited(kind: Kind, detail: str, wait_seconds: float) -> Problem:
+    return Problem(HTTPStatus.TOO_MANY_REQUESTS, kind, detail, retry=True, wait_seconds=wait_seconds)
 
 
 def invalid_fields(error: InvalidRequest) -> Problem:
@@ -160,6 +179,8 @@ def problem_of(error: Exception) -> Problem | None:
     if isinstance(error, ReportOutdated):
         fact = {"fact": error.fact, "essay_id": error.essay_id, "at": format_timestamp(error.at_us)}
         return Problem(HTTPStatus.CONFLICT, "report-outdated", str(error), {"phase": error.phase, "in_the_way": fact})
+    if isinstance(error, TooManyNewBatches):
+        return _limited("too-many-new-batches", str(error), error.wait_seconds)
     if isinstance(error, OSError) and error.errno in USED_UP:
         return overloaded("too many files are open")
     if isinstance(error, StoreUnavailable):

@@ -14,8 +14,9 @@ import anyio
 from aiohttp import HttpVersion11, web
 
 from bcs.config.settings import Settings
+from bcs.domain.token_buckets import TokenBuckets
 from bcs.errors import BcsError, os_reason
-from bcs.http.acceptor import Acceptor
+from bcs.http.acceptor import Accepted, Acceptor
 from bcs.http.access import Access
 from bcs.http.bodies import Bodies
 from bcs.http.callers import Callers
@@ -94,6 +95,7 @@ class HttpServer:
     :param probe_listener: for the probes, without TLS; None if they have no port of their own.
     :param known: the callers; None if everybody may do everything.
     :param tls: for connections to `listener`; None without TLS.
+    :param rates: the rate of each caller; None for no limit.
     """
 
     settings: Settings
@@ -106,6 +108,7 @@ class HttpServer:
     batches: BatchHandlers
     health: HealthHandlers
     actors: ActorHandlers
+    rates: TokenBuckets | None
 
     async def run(self, context: ActorContext[Any]) -> None:
         """Serve until the actor must stop, then answer all requests on accepted connections."""
@@ -113,16 +116,20 @@ class HttpServer:
         settings, callers = self.settings, Callers(self.settings, self.telemetry, most=most_connections(self.settings))
         bodies = Bodies(callers.bodies, callers.held, settings.http_max_body_bytes)
         deadlines = task_deadlines(callers.clock, settings.request_deadline_seconds)
+        guard = RequestGuard(
+            settings,
+            self.telemetry,
+            bodies,
+            deadlines,
+            rates=self.rates,
+            crowded=callers.crowded,
+            access=Access(self.known) if self.known else None,
+        )
         async with anyio.create_task_group() as group:
             group.start_soon(callers.clock.run)
             group.start_soon(keep_fresh, [each for each in (self.known, self.tls) if each])
-            access = Access(self.known) if self.known else None
             try:
-                await self._serve(
-                    context,
-                    RequestGuard(settings, self.telemetry, bodies, deadlines, callers.crowded, access=access),
-                    callers,
-                )
+                await self._serve(context, guard, callers)
             finally:
                 callers.end_sendings()
             group.cancel_scope.cancel()
@@ -197,13 +204,18 @@ class HttpServer:
         assert server is not None  # noqa: S101 (it was set up)
         loop = asyncio.get_running_loop()
 
-        def connection(crowded: bool) -> asyncio.BaseProtocol:
+        # Without a token, a stranger must not learn which paths there are.
+        unrouted = guard.wrap(not_found, None, public=not all_else)
+
+        def connection(accepted: Accepted) -> asyncio.BaseProtocol:
             plain = Connection(
                 server,
                 exact=exact,
+                unrouted=unrouted,
                 settings=self.settings,
                 callers=callers,
-                crowded=crowded,
+                network=accepted.network,
+                crowded=accepted.crowded,
                 loop=loop,
                 logger=_PROTOCOL_LOG,
                 access_log=None,

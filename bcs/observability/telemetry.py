@@ -25,6 +25,9 @@ LOG_RECORDS_DROPPED = Counter(
 )
 """One counter for the whole process, because it has one log."""
 
+CONNECTIONS_PER_ADDRESS, NEW_BATCHES, RATE = "connections_per_address", "new_batches", "rate"
+"""The limits for each caller, as a label of `Telemetry.http_limited`."""
+
 CIRCUIT_STATES = {"closed": 0, "half_open": 1, "open": 2}
 
 
@@ -85,6 +88,12 @@ class Telemetry:
             "Callers whose connection was closed, by what was waited for: a request, its head, its body, or the "
             "reading of a response.",
             ["waited_for", "reason"],
+            registry=registry,
+        )
+        self.http_limited = Counter(
+            "bcs_http_limited_total",
+            "Requests and connections that were refused because of a limit for each caller.",
+            ["limit"],
             registry=registry,
         )
         self.events = cache(
@@ -237,6 +246,8 @@ class Telemetry:
             self.parked.labels(kind)
             self.publish_failures.labels(kind)
             self.published(kind)
+        for limit in (CONNECTIONS_PER_ADDRESS, NEW_BATCHES, RATE):
+            self.http_limited.labels(limit)
         self.circuit.labels("redis").set(0)
         # Unknown until the first measurement.
         self.outbox_backlog.set(nan)

@@ -31,6 +31,7 @@ from bcs.actors.waking_outbox import WakingOutbox
 from bcs.config.settings import Settings
 from bcs.domain.pipelines import PLATFORM_PHASES, PipelineDefinitions
 from bcs.domain.progress import BatchSummary
+from bcs.domain.token_buckets import TokenBuckets
 from bcs.http.access import callers_of
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
@@ -59,6 +60,7 @@ from bcs.supervision import (
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
 from bcs.usecases.kept_resolutions import KeptResolutions
+from bcs.usecases.new_batches import NewBatches
 from bcs.usecases.report_phase import PhaseReporter
 from bcs.usecases.resolve_pipeline import PipelineResolver
 from bcs.wire.decoding import EventDecoder
@@ -237,15 +239,22 @@ class Service:
             dead_letters=self._dead_letters,
             status=self.kafka,
         )
+        new_batches = NewBatches(self._quotas(), self.telemetry)
         resolver = PipelineResolver(
             runtime=self._runtime,
             resolutions=KeptResolutions(self._definitions),
             reader=reader,
             announcer=Announcer(outbox=self._outbox_writer, archive=archive, archive_client=self._archive_client),
             dead_letters=self._dead_letters,
+            new_batches=new_batches,
         )
         reporter = PhaseReporter(
-            runtime=self._runtime, store=self.store, reader=reader, batches=self.batches, clocks=clocks
+            runtime=self._runtime,
+            store=self.store,
+            reader=reader,
+            batches=self.batches,
+            clocks=clocks,
+            new_batches=new_batches,
         )
         pipelines = PipelineHandlers(resolver, reporter, self._phases)
         health = HealthHandlers(
@@ -284,6 +293,7 @@ class Service:
             batches=batches,
             health=health,
             actors=actors,
+            rates=self._rates(),
         )
         # Children stop in reverse order: HTTP answers the accepted requests, the intake commits the offsets of durable
         # events, the batches and the outbox are flushed. One budget bounds the sum, and no child may use all of it.
@@ -326,6 +336,20 @@ class Service:
         except AddressUnavailable:
             self.listener.close()
             raise
+
+    def _rates(self) -> TokenBuckets | None:
+        settings = self.settings
+        if settings.http_rate_per_second is None:
+            return None
+        return TokenBuckets(
+            per_second=settings.http_rate_per_second, burst=settings.http_rate_burst, clock_ns=time.monotonic_ns
+        )
+
+    def _quotas(self) -> TokenBuckets | None:
+        a_minute = self.settings.http_new_batches_per_minute
+        if a_minute is None:
+            return None
+        return TokenBuckets(per_second=a_minute / 60, burst=a_minute, clock_ns=time.monotonic_ns)
 
     def _stops(self) -> bool:
         return self._stop is not None and self._stop.is_set()

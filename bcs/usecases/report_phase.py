@@ -13,6 +13,7 @@ from bcs.domain.reporting import report_time_us
 from bcs.storage.ports import StateStore
 from bcs.supervision import DynamicSupervisor
 from bcs.usecases.batch_reader import BatchReader
+from bcs.usecases.new_batches import NewBatches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class ReportPhase:
 
     :param phase: a phase of the platform or of the configuration.
     :param caller: the caller's name for the history.
+    :param quota_of: the caller whose quota a new batch uses.
     """
 
     batch_id: str
@@ -28,6 +30,7 @@ class ReportPhase:
     outcome: Outcome
     correlation_id: str
     caller: str
+    quota_of: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,25 +46,25 @@ class PhaseReporter:
     reader: BatchReader
     batches: DynamicSupervisor[BatchCommand]
     clocks: Clocks
+    new_batches: NewBatches
 
     async def report(self, command: ReportPhase) -> None:
         """Store a report. When this returns, the report is durable.
 
         Cancellation may leave the report stored, though the caller gets no answer.
 
+        :raises TooManyNewBatches: the batch is unknown, and the caller has used up its quota.
         :raises ReportOutdated: a known fact of the phase has a time that lies too far ahead.
         :raises StoreUnavailable: the report may be stored or not.
         """
         # A batch's actor waits for the store, because events from Kafka need that. A caller gets the error at once.
         self.store.ensure_writable()
         now_us = await self.clocks.agreed_now_us()
-        # No variable refers to the state: a large state must not stay in memory after this call.
-        at_us = report_time_us(
-            await self.reader.state_for_report(command.batch_id),
-            command.phase,
-            now_us=now_us,
-            max_skew_us=self.clocks.max_skew_us,
-        )
+        state = await self.reader.state_for_report(command.batch_id)
+        if state.empty:
+            self.new_batches.use_quota(command.quota_of)
+        at_us = report_time_us(state, command.phase, now_us=now_us, max_skew_us=self.clocks.max_skew_us)
+        del state  # a large state must not stay in memory while the report is stored
         fact = PhaseReported(command.phase, command.outcome, at_us)
         report = PhaseReport(self.runtime.new_id(), command.correlation_id, command.caller)
         # Each attempt sends the same time, so a second attempt after the actor died changes nothing.

@@ -13,18 +13,20 @@ from bcs.actors.runtime import Runtime
 from bcs.domain.history import PhaseDecided, PipelineResolved
 from bcs.domain.resolution import Resolution, validate_request
 from bcs.domain.times import microseconds
-from bcs.errors import BcsError, PromptRequired, RequestRefused, StoreError, UnknownPipeline
+from bcs.errors import BcsError, PromptRequired, RequestRefused, StoreError, TooManyNewBatches, UnknownPipeline
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
 from bcs.usecases.kept_resolutions import KeptResolutions
+from bcs.usecases.new_batches import NewBatches
 from bcs.wire.dead_letters.encode import earlier_failures, failed_resolution
 from bcs.wire.published import Headers, phases_skipped
 from bcs.wire.tracing import Trace
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
-_REFUSALS: dict[type[RequestRefused], str] = {
+_REFUSALS: dict[type[BcsError], str] = {
+    TooManyNewBatches: "too_many_new_batches",
     UnknownPipeline: "unknown_pipeline",
     PromptRequired: "prompt_required",
 }
@@ -36,6 +38,7 @@ class ResolvePipeline:
 
     :param prompt_attached: True if the batch has an essay prompt; None if the caller gives no value.
     :param caller: the caller's name for the history.
+    :param quota_of: the caller whose quota a new batch uses.
     :param trace: the caller's trace; the published announcements belong to it.
     """
 
@@ -44,6 +47,7 @@ class ResolvePipeline:
     correlation_id: str
     prompt_attached: bool | None
     caller: str
+    quota_of: str
     trace: Trace
 
 
@@ -70,6 +74,7 @@ class PipelineResolver:
     reader: BatchReader
     announcer: Announcer
     dead_letters: DeadLetters
+    new_batches: NewBatches
 
     async def resolve(self, command: ResolvePipeline) -> tuple[Resolution, str]:
         """Resolve a pipeline. When this returns, each pruned phase will be announced.
@@ -79,13 +84,14 @@ class PipelineResolver:
 
         :returns: the resolution, and the name of the store that answered.
         :raises RequestRefused: the pipeline is unknown, or the batch lacks a prompt.
+        :raises TooManyNewBatches: the batch is unknown, and the caller has used up its quota.
         :raises StoreError: no answer, and never a guess.
         """
         outcome = "failure"
         try:
             resolved = await self._resolve(command)
             outcome = "success"
-        except RequestRefused as error:
+        except (RequestRefused, TooManyNewBatches) as error:
             self.runtime.telemetry.refusals.labels(_REFUSALS[type(error)]).inc()
             raise
         finally:
@@ -117,6 +123,8 @@ class PipelineResolver:
     async def _resolve(self, command: ResolvePipeline) -> tuple[Resolution, str]:
         validate_request(self.resolutions.definitions, command.pipeline, prompt_attached=command.prompt_attached)
         summary, source = await self.reader.summary(command.batch_id)
+        if summary.unknown:
+            self.new_batches.use_quota(command.quota_of)
         resolution = self.resolutions.resolve(command.pipeline, summary)
         pruned = resolution.pruned
         if not pruned and not self.announcer.explains:

@@ -16,7 +16,7 @@ import pytest
 
 from bcs.config.settings import load_settings
 from bcs.devtools.servers.embedded import HOST
-from bcs.http.acceptor import Acceptor
+from bcs.http.acceptor import Accepted, Acceptor
 from bcs.http.callers import Callers
 from bcs.observability.telemetry import Telemetry
 from tests.support.descriptors import no_more_files
@@ -118,7 +118,7 @@ async def test_who_knocks_as_it_closes_is_refused_and_never_reset(
         acceptor = acceptor_of(listener, greeter)
         take = Acceptor._take
 
-        def take_and_be_late(self: Acceptor, *, limited: bool) -> list[tuple[socket.socket, bool]]:
+        def take_and_be_late(self: Acceptor, *, limited: bool) -> list[tuple[socket.socket, Accepted | None]]:
             taken = take(self, limited=limited)
             if not taken:  # the backlog is empty: the very last moment
                 with suppress(BlockingIOError):
@@ -140,8 +140,8 @@ async def test_without_files_connections_are_accepted_by_those_that_were_kept(
 ) -> None:
     crowded: list[bool] = []
 
-    def protocol(is_crowded: bool) -> Greeter:
-        crowded.append(is_crowded)
+    def protocol(accepted: Accepted) -> Greeter:
+        crowded.append(accepted.crowded is not None)
         return greeter()
 
     acceptor = Acceptor(listener, protocol, Callers(load_settings(), Telemetry(), most=1000))

@@ -91,26 +91,101 @@ UNREADABLE: dict[str, tuple[bytes, ...]] = {
     "an encoding that is not installed": (head(LENGTH, "Content-Encoding: br") + BODY,),
     "more behind the gzip": (head(f"Content-Length: {len(gzip.compress(BODY)) + 2}", "Content-Encoding: gzip"),
                              gzip.compress(BODY) + b"xx"),
-    "a chunk of no size": (head(CHUNKED) + b"zz\r\nabc\r\n0\r\n\r\n",),
+    "a chunk of no size": (head(CHUNKED) + SECRET + b"\r\nabc\r\n0\r\n\r\n",),
+    "a chunk of negative size": (head(CHUNKED) + b"-3\r\nabc\r\n0\r\n\r\n",),
+    "a chunk of endless size": (head(CHUNKED) + b"f" * 20 + b"\r\nabc\r\n0\r\n\r\n",),
+    "a chunk with NUL": (head(CHUNKED) + b"3;\0\r\nabc\r\n0\r\n\r\n",),
     "a later chunk of no size": (head(CHUNKED), b"3\r\nabc\r\n", b"zz\r\nabc\r\n0\r\n\r\n"),
     "a later chunk that is too long": (head(CHUNKED), b"3\r\nabcdef\r\n0\r\n\r\n"),
-    "a trailer that is too long": (head(CHUNKED), b"0\r\nX: " + b"a" * 20_000 + b"\r\n\r\n"),
+    "a chunk after its expectation": (head(CHUNKED, "Expect: 100-continue") + SECRET + b"\r\n",),
+    "a later trailer that is too long": (head(CHUNKED), b"0\r\nX: " + b"a" * 20_000 + b"\r\n\r\n"),
+    "a trailer without a colon": (head(CHUNKED) + b"0\r\n" + SECRET + b"\r\n\r\n",),
     "two lengths": (head(LENGTH, "Content-Length: 5") + BODY,),
+    "a list of lengths": (head(f"{LENGTH}, {len(BODY)}") + BODY,),
+    "a length that is a word": (head(f"Content-Length: {SECRET.decode()}"),),
+    "a negative length": (head("Content-Length: -1"),),
+    "a length with a sign": (head(f"Content-Length: +{len(BODY)}") + BODY,),
+    "a length without end": (head(f"Content-Length: {'9' * 30}") + BODY,),
     "a length and chunks": (head(LENGTH, CHUNKED) + b"0\r\n\r\n",),
+    "chunks and a length": (head(CHUNKED, LENGTH) + b"0\r\n\r\n",),
+    "a body without a length": (head() + BODY,),
     "an unknown transfer encoding": (head("Transfer-Encoding: gzip") + BODY,),
-    "a header that is too long": (head(LENGTH, f"X: {'a' * 20_000}") + BODY,),
+    "a transfer encoding after chunks": (head(CHUNKED + ", identity") + BODY,),
     "no HTTP at all": (SECRET + b"\r\n\r\n",),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + SECRET,),
+    "SSH": (b"SSH-2.0-" + SECRET + b"\r\n",),
+    "Redis": (b"*1\r\n$10\r\n" + SECRET + b"\r\n",),
+    "the PROXY protocol": (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + head(LENGTH) + BODY,),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",),
+    "an unknown version": (b"GET /" + SECRET + b" HTTP/1.2\r\nHost: bcs\r\n\r\n",),
+    "an unknown protocol": (b"GET / " + SECRET + b"/1.1\r\nHost: bcs\r\n\r\n",),
+    "an unknown method": (b"PUPIL / HTTP/1.1\r\nHost: bcs\r\n\r\n",),
+    "no target": (b"GET  HTTP/1.1\r\nHost: bcs\r\n\r\n",),
+    "a target without a slash": (b"GET " + SECRET + b" HTTP/1.1\r\nHost: bcs\r\n\r\n",),
+    "a target with a space": (b"GET /a " + SECRET + b" HTTP/1.1\r\nHost: bcs\r\n\r\n",),
+    "a target with NUL": (b"GET /\0" + SECRET + b" HTTP/1.1\r\nHost: bcs\r\n\r\n",),
+    "a target that is not ASCII": (b"GET /\xff" + SECRET + b" HTTP/1.1\r\nHost: bcs\r\n\r\n",),
+    "a host without an end": (b"GET http://[" + SECRET + b"/ HTTP/1.1\r\nHost: bcs\r\n\r\n",),
+    "no host": (b"GET /" + SECRET + b" HTTP/1.1\r\n\r\n",),
+    "two hosts": (head(f"Host: {SECRET.decode()}"),),
+    "a header without a colon": (head(SECRET.decode()),),
+    "a header without a name": (head(f": {SECRET.decode()}"),),
+    "a space before the colon": (head(f"{SECRET.decode()} : x"),),
+    "a header over two lines": (head(f"X: a\r\n {SECRET.decode()}"),),
+    "a header with NUL": (head(f"X: {SECRET.decode()}\0"),),
+    "a header with a bare CR": (head(f"X: {SECRET.decode()}\r"),),
+    "bare line feeds": (b"GET /" + SECRET + b" HTTP/1.1\nHost: bcs\n\n",),
+    "a name that is not ASCII": (head(f"Ä{SECRET.decode()}: x"),),
+    "too many headers": (head(*(f"X-{number}: {SECRET.decode()}" for number in range(200))),),
 }  # fmt: skip
+# In HTTP/1.0 this header says nothing, so there is no body.
+NO_BODY = {
+    "chunks in HTTP/1.0": (head(CHUNKED).replace(b"HTTP/1.1", b"HTTP/1.0") + b"3\r\nabc\r\n0\r\n\r\n",),
+}
+TOO_LARGE = {
+    "a header": (head(LENGTH, f"X: {SECRET.decode()}{'a' * 20_000}") + BODY,),
+    "a name": (head(f"{SECRET.decode()}{'a' * 20_000}: x"),),
+    "a target": (head(path=f"/{SECRET.decode()}{'a' * 20_000}"),),
+    "a trailer": (head(CHUNKED) + b"0\r\nX: " + SECRET + b"a" * 20_000 + b"\r\n\r\n",),
+}
+NO_PATH = {
+    "all of the server": (b"OPTIONS * HTTP/1.1\r\nHost: bcs\r\n\r\n",),
+    "a tunnel": (b"CONNECT " + SECRET + b":443 HTTP/1.1\r\nHost: bcs\r\n\r\n",),
+    "a tunnel to a path": (b"CONNECT /" + SECRET + b" HTTP/1.1\r\nHost: bcs\r\n\r\n",),
+}
+BROKEN = [
+    pytest.param(parts, status, kind, id=f"{status}: {name}")
+    for status, kind, cases in ((400, "unreadable-request", UNREADABLE), (400, "invalid-request", NO_BODY),
+                                (431, "head-too-large", TOO_LARGE), (404, "not-found", NO_PATH))
+    for name, parts in cases.items()
+]  # fmt: skip
 
 
 @pytest.mark.usefixtures("counts_nothing_as_ours")
-@pytest.mark.parametrize("parts", UNREADABLE.values(), ids=UNREADABLE.keys())
-async def test_a_request_that_cannot_be_read_gets_a_400(service: RunningService, parts: tuple[bytes, ...]) -> None:
-    status, answered, body = await answer_to(service, *parts)
-    assert status == 400
-    assert b"\r\nContent-Type: application/problem+json\r\n" in answered
-    assert f"\r\nX-Correlation-ID: {json.loads(body)['correlation_id']}\r\n".encode() in answered
-    assert SECRET not in body
+@pytest.mark.parametrize(("parts", "status", "kind"), BROKEN)
+async def test_a_request_that_is_broken_gets_a_problem_that_repeats_nothing(
+    service: RunningService, parts: tuple[bytes, ...], status: int, kind: str
+) -> None:
+    answered, head_of_answer, body = await answer_to(service, *parts)
+    assert answered == status
+    assert b"\r\nContent-Type: application/problem+json\r\n" in head_of_answer
+    document = json.loads(body)
+    assert (document["type"], document["status"]) == (f"urn:bcs:problem:{kind}", status)
+    assert f"\r\nX-Correlation-ID: {document['correlation_id']}\r\n".encode() in head_of_answer
+    assert SECRET not in (head_of_answer + body).lower()
+
+
+@pytest.mark.parametrize("protocol", ["websocket", "h2c", SECRET.decode()])
+async def test_an_upgrade_is_ignored_and_the_answer_ends_the_connection(service: RunningService, protocol: str) -> None:
+    """aiohttp would drop the second request without an answer."""
+    request = head("Connection: upgrade", f"Upgrade: {protocol}", method="GET", path="/readyz")
+    async with connection(service) as (reader, writer):
+        writer.write(request * 2)
+        with anyio.fail_after(3):
+            answers = await reader.read()
+    assert answers.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nConnection: close\r\n" in answers
+    assert answers.count(b"HTTP/1.1") == 1
 
 
 @pytest.mark.usefixtures("counts_nothing_as_ours")

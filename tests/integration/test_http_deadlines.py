@@ -41,7 +41,8 @@ async def answer(clock: LoopClock, deadlines: TaskDeadlines) -> AsyncIterator[An
     """Answers a request with a given handler."""
     settings, telemetry = load_settings(), Telemetry()
     callers = Callers(settings, telemetry, most=1)
-    guard = RequestGuard(settings, telemetry, Bodies(callers.bodies, callers.held, most_bytes=1), deadlines, set())
+    bodies = Bodies(callers.bodies, callers.held, most_bytes=1)
+    guard = RequestGuard(settings, telemetry, bodies, deadlines, rates=None, crowded={})
 
     async def answered(work: Callable[[], Awaitable[None]]) -> web.StreamResponse:
         async def handler(_: web.Request) -> web.StreamResponse:

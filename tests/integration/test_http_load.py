@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from time import monotonic
 
-import anyio
 import pytest
 
 from tests.support.held_answers import HeldAnswers
@@ -101,26 +100,6 @@ async def test_beyond_the_limit_requests_are_refused_at_once_and_probes_are_not(
         narrow_service.call(held.let_go.set)
         assert [(await request).status for request in slow] == [200] * LIMIT
         assert (await orchestrator.define("room-again")).status == 200
-
-
-@pytest.mark.parametrize(
-    "nonsense",
-    [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03secret\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: bcs\r\nsecret secret\r\n\r\n",
-        b"POST /healthz HTTP/1.1\r\nHost: bcs\r\nContent-Length: secret\r\n\r\n",
-        b"GET /healthz HTTP/9.9\r\nsecret: \x00\r\n\r\n",
-    ],
-)
-async def test_what_is_not_http_gets_a_400_and_disturbs_nobody(service: RunningService, nonsense: bytes) -> None:
-    async with connection(service, nonsense) as (reader, _):
-        with anyio.fail_after(5):
-            text = await reader.read()
-    assert text.split(b" ")[1] == b"400"
-    assert b"\r\nContent-Type: application/problem+json\r\n" in text
-    assert b"secret" not in text.lower()
-    async with Orchestrator(service.base) as orchestrator:
-        assert (await orchestrator.get("/readyz")).status == 200
 
 
 async def test_a_caller_that_hangs_up_disturbs_nobody(service: RunningService) -> None:

@@ -15,6 +15,7 @@ from bcs.http.guard import (
     CORRELATION_ID,
     DEAD_LETTER,
     asked_by,
+    caller_of,
     correlation_id_of,
     correlation_id_sent,
 )
@@ -60,6 +61,7 @@ class PipelineHandlers:
             correlation_id=body.correlation_id,
             prompt_attached=body.batch_metadata.prompt_attached if body.batch_metadata else None,
             caller=asked_by(request),
+            quota_of=caller_of(request),
             trace=trace_of(request.headers),
         )
         try:
@@ -84,6 +86,7 @@ class PipelineHandlers:
             outcome=Outcome.COMPLETED if body.success else Outcome.FAILED,
             correlation_id=correlation_id_of(request),
             caller=asked_by(request),
+            quota_of=caller_of(request),
         )
         await self.reporter.report(command)
         answer = {"status": "recorded", "batch_id": body.batch_id, "phase_name": body.phase_name}
