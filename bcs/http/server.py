@@ -21,9 +21,11 @@ from bcs.http.connection import Connection
 from bcs.http.deadlines import task_deadlines
 from bcs.http.descriptors import most_connections
 from bcs.http.guard import Handler, RequestGuard, not_found, unexpected
+from bcs.http.openapi import OPENAPI
 from bcs.http.parameters import BATCHES
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.description import describe
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.observability.failpoints import FailPoint, hit
@@ -191,6 +193,7 @@ class HttpServer:
         add("GET", "/healthz", self.health.healthz)
         add("GET", "/readyz", self.health.readyz)
         add("GET", "/metrics", self.health.render)
+        add("GET", OPENAPI, describe)
         expect = _expecting(guard.wrap(unexpected, None))
         router.add_route("*", "/{path:(?s:.*)}", guard.wrap(not_found, None), expect_handler=expect)
         return application

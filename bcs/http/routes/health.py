@@ -16,6 +16,7 @@ from bcs import __version__
 from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_redis
 from bcs.config.addresses import database_address, redis_address
 from bcs.config.settings import Settings
+from bcs.http import answers
 from bcs.http.problems import Problem
 from bcs.http.replies import reply_json
 from bcs.kafka.status import KafkaStatus
@@ -60,16 +61,18 @@ class HealthHandlers:
         kafka = _dependency(not problem, problem, servers)
         postgresql = self._postgresql()
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
-        dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
-        away = [name for name, state in dependencies.items() if state["status"] == "unhealthy"]
+        dependencies: answers.Dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
+        named = (("redis", redis), ("kafka", kafka), ("postgresql", postgresql))
+        away = [name for name, dependency in named if dependency["status"] == "unhealthy"]
         waits = {actor: [_wait(wait) for wait in self.waits.of(actor)] for actor in self._waiting_actors()}
         waiting = [f"{actor} waits" for actor, found in waits.items() if found]
-        status, message = "healthy", "all actors run and all dependencies answer"
+        status: answers.Status = "healthy"
+        message = "all actors run and all dependencies answer"
         if not tree.healthy:
             status, message = "unhealthy", "an actor ignores its cancellation; the process must be restarted"
         elif away or disturbed or waiting:
             status, message = "degraded", f"problems: {', '.join(away + disturbed + waiting)}"
-        document = {
+        document: answers.Health = {
             "service": SERVICE,
             "status": status,
             "message": message,
@@ -77,11 +80,11 @@ class HealthHandlers:
             "checks": {
                 "service_responsive": True,
                 "actors_recoverable": tree.healthy,
-                "actors": {path: node.state.value for path, node in tree.iter_flat() if "/" not in path},
+                "actors": {path: node.state for path, node in tree.iter_flat() if "/" not in path},
             },
             "dependencies": dependencies,
             "waits": waits,
-            "environment": self.settings.environment.value,
+            "environment": self.settings.environment,
         }
         return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -91,7 +94,8 @@ class HealthHandlers:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
         failure = failure_of_redis(self.redis, self.store)
         if failure is None or (self.archive and self.archive.can_answer_for_redis(failure)):
-            return reply_json({"status": "ready"})
+            ready: answers.Ready = {"status": "ready"}
+            return reply_json(ready)
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True)
 
     async def render(self, _: web.Request) -> web.Response:
@@ -116,7 +120,7 @@ class HealthHandlers:
     def _waiting_actors(self) -> list[str]:
         return [actor for actor in WAITING_ACTORS if self.archive or actor != "archive"]
 
-    def _postgresql(self) -> dict[str, str]:
+    def _postgresql(self) -> answers.Dependency:
         if self.archive is None:
             unused = self.settings.database_url is not None
             reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
@@ -128,18 +132,18 @@ class HealthHandlers:
             not problem, problem, database_address(database_url.get_secret_value() if database_url else "")
         )
 
-    def _redis(self) -> dict[str, str]:
+    def _redis(self) -> answers.Dependency:
         if self.settings.use_mock_repository:
             return {"status": "not_configured", "message": "the state is in memory (BCS_USE_MOCK_REPOSITORY)"}
         problem = problem_of_redis(self.redis, self.store)
         return _dependency(not problem, problem, redis_address(self.settings.redis_url.get_secret_value()))
 
 
-def _wait(wait: Wait) -> dict[str, str]:
+def _wait(wait: Wait) -> answers.Wait:
     return {"operation": wait.doing, "cause": wait.cause, "since": rfc3339(wait.since)}
 
 
-def _dependency(up: bool, problem: str, address: str) -> dict[str, str]:
+def _dependency(up: bool, problem: str, address: str) -> answers.Dependency:
     if up:
         return {"status": "healthy", "message": "reachable"}
     return {"status": "unhealthy", "message": problem if address in problem else f"at {address}: {problem}"}
