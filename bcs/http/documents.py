@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -17,13 +17,14 @@ from bcs.domain.progress import BlockingEssay, PhaseExplanation
 from bcs.domain.slices import SLICE, Sliced, in_slices
 from bcs.domain.state import BatchState, Ending, Mark
 from bcs.domain.times import format_timestamp
+from bcs.http import answers
 
 # The approximate size of an essay in a list, without its id.
 _ESSAY_BYTES = 150
 
 T = TypeVar("T")
 
-OUTCOMES = {Outcome.COMPLETED: "completed", Outcome.FAILED: "failed"}
+OUTCOMES: Mapping[Outcome, answers.EndedAs] = {Outcome.COMPLETED: "completed", Outcome.FAILED: "failed"}
 
 
 def phases_to_show(state: BatchState, configured: Iterable[str]) -> list[str]:
@@ -87,11 +88,11 @@ class BatchPage:
     next_after: Callable[[str], str]
 
 
-def state_document(page: BatchPage) -> dict[str, Any]:
+def state_document(page: BatchPage) -> answers.Batch:
     """The state of a batch without its phases; for these see `phase_document`."""
     listed = page.extent.of(page.essays, str)
     return {
-        **_batch_without_essays(page, listed),
+        **_batch_without_lists(page, listed),
         "known_essays": [_known_essay(page.state, essay) for essay in listed],
     }
 
@@ -103,15 +104,15 @@ def encoding_state(page: BatchPage, phases: Sequence[bytes]) -> Sliced[bytes]:
     """
     listed = page.extent.of(page.essays, str)
     encoded = yield from _encoding(listed, partial(_known_essay, page.state))
-    document = _batch_without_essays(page, listed)
-    return _with_list(document, "known_essays", encoded)[:-1] + b',"phases":[%s]}' % b",".join(phases)
+    document = _batch_without_lists(page, listed)
+    return _with_lists(document, known_essays=encoded, phases=b",".join(phases))
 
 
-def _known_essay(state: BatchState, essay: str) -> dict[str, Any]:
+def _known_essay(state: BatchState, essay: str) -> answers.KnownEssay:
     return {"essay_id": essay, "first_seen": format_timestamp(state.first_seen_us[essay])}
 
 
-def _batch_without_essays(page: BatchPage, listed: Sequence[str]) -> dict[str, Any]:
+def _batch_without_lists(page: BatchPage, listed: Sequence[str]) -> answers.Batch:
     expected, essays = page.state.expected, page.essays
     ended = not listed or listed[-1] == essays[-1]
     return {
@@ -123,6 +124,7 @@ def _batch_without_essays(page: BatchPage, listed: Sequence[str]) -> dict[str, A
         "essays_known": len(essays),
         "known_essays": [],
         "next": None if ended else page.next_after(listed[-1]),
+        "phases": [],
     }
 
 
@@ -137,10 +139,10 @@ def history_document(batch_id: str, entries: Iterable[ArchivedEntry], following:
 def encoding_history(batch_id: str, entries: Sequence[ArchivedEntry], following: str | int | None) -> Sliced[bytes]:
     """A page of a batch's history as JSON, encoded in slices, because an entry may name thousands of essays."""
     encoded = yield from _encoding(entries, _entry, length=1)
-    return _with_list(history_document(batch_id, (), following), "entries", encoded)
+    return _with_lists(history_document(batch_id, (), following), entries=encoded)
 
 
-def phase_document(of: PhaseExplanation, extent: Extent) -> dict[str, Any]:
+def phase_document(of: PhaseExplanation, extent: Extent) -> answers.Phase:
     """The progress of a phase, and the essays that block the phase.
 
     The document contains the first blocking essays after `extent.after`, as many as a page has essays. So it contains
@@ -155,10 +157,10 @@ def phase_document(of: PhaseExplanation, extent: Extent) -> dict[str, Any]:
 def encoding_phase(of: PhaseExplanation, extent: Extent) -> Sliced[bytes]:
     """The document of a phase as JSON, encoded in slices."""
     encoded = yield from _encoding(extent.of(of.held_back_by, _essay_id), _held_back)
-    return _with_list(_phase_without_essays(of), "blocking_essays", encoded)
+    return _with_lists(_phase_without_essays(of), blocking_essays=encoded)
 
 
-def _encoding(items: Iterable[T], document: Callable[[T], dict[str, Any]], *, length: int = SLICE) -> Sliced[bytes]:
+def _encoding(items: Iterable[T], document: Callable[[T], Mapping[str, Any]], *, length: int = SLICE) -> Sliced[bytes]:
     """A list of documents as JSON, without the brackets.
 
     :param length: the number of documents in a slice.
@@ -170,27 +172,27 @@ def _encoding(items: Iterable[T], document: Callable[[T], dict[str, Any]], *, le
     return b",".join(parts)
 
 
-def _with_list(document: dict[str, Any], member: str, encoded: bytes) -> bytes:
-    """A document as JSON, in which an encoded list replaces one member."""
-    values = ((name, b"[%s]" % encoded if name == member else to_json(value)) for name, value in document.items())
+def _with_lists(document: Mapping[str, Any], **lists: bytes) -> bytes:
+    """A document as JSON, in which encoded lists replace members."""
+    values = ((name, b"[%s]" % lists[name] if name in lists else to_json(value)) for name, value in document.items())
     return b"{%s}" % b",".join(b"%s:%s" % (to_json(name), value) for name, value in values)
 
 
-def _held_back(essay: BlockingEssay) -> dict[str, Any]:
+def _held_back(essay: BlockingEssay) -> answers.BlockingEssay:
     return {
         "essay_id": essay.essay_id,
-        "reason": essay.why.value,
+        "reason": essay.why,
         "first_seen": format_timestamp(essay.first_seen_us),
         "mark": _mark(essay.mark),
     }
 
 
-def _phase_without_essays(of: PhaseExplanation) -> dict[str, Any]:
+def _phase_without_essays(of: PhaseExplanation) -> answers.Phase:
     progress = of.progress
     return {
         "phase": of.phase,
         "complete": progress.complete,
-        "complete_when": of.complete_when.value,
+        "complete_when": of.complete_when,
         "completed": progress.completed,
         "failed": progress.failed,
         "failed_before": progress.failed_before,
@@ -209,30 +211,27 @@ def _essay_id(essay: BlockingEssay) -> str:
     return essay.essay_id
 
 
-def _mark(mark: Mark | None) -> dict[str, str] | None:
+def _mark(mark: Mark | None) -> answers.Mark | None:
     return {"outcome": OUTCOMES[mark.outcome], "at": format_timestamp(mark.at_us)} if mark else None
 
 
-def _ending(ending: Ending | None) -> dict[str, str] | None:
+def _ending(ending: Ending | None) -> answers.Ending | None:
     return {"status": ending.status, "at": format_timestamp(ending.at_us)} if ending else None
 
 
-def _entry(archived: ArchivedEntry) -> dict[str, Any]:
+def _entry(archived: ArchivedEntry) -> answers.Entry:
     entry = archived.entry
-    kind, members = (
-        ("resolution", _resolution(entry)) if isinstance(entry, PipelineResolved) else ("facts", _facts(entry))
-    )
+    if isinstance(entry, PipelineResolved):
+        return _resolution(archived.number, entry)
+    return _facts(archived.number, entry)
+
+
+def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:
     return {
-        "number": archived.number,
+        "number": number,
         "recorded_at": format_timestamp(entry.at_us),
-        "kind": kind,
+        "kind": "facts",
         "correlation_id": entry.correlation_id,
-        **members,
-    }
-
-
-def _facts(entry: FactsRecorded) -> dict[str, Any]:
-    return {
         "event_type": entry.event_type,
         "event_id": entry.event_id,
         "source": _position(entry.position),
@@ -241,8 +240,12 @@ def _facts(entry: FactsRecorded) -> dict[str, Any]:
     }
 
 
-def _resolution(entry: PipelineResolved) -> dict[str, Any]:
+def _resolution(number: int, entry: PipelineResolved) -> answers.ResolutionEntry:
     return {
+        "number": number,
+        "recorded_at": format_timestamp(entry.at_us),
+        "kind": "resolution",
+        "correlation_id": entry.correlation_id,
         "requested_by": entry.asked_by,
         "pipeline": entry.pipeline,
         "final_pipeline": [decision.phase for decision in entry.decisions if decision.runs],
@@ -262,13 +265,13 @@ def _resolution(entry: PipelineResolved) -> dict[str, Any]:
     }
 
 
-def _position(position: Position | None) -> dict[str, Any] | None:
+def _position(position: Position | None) -> answers.KafkaPosition | None:
     if position is None:
         return None
     return {"topic": position.topic, "partition": position.partition, "offset": position.offset}
 
 
-def _fact(fact: Fact) -> dict[str, Any]:
+def _fact(fact: Fact) -> answers.Fact:
     at = format_timestamp(fact.at_us)
     if isinstance(fact, EssayPhaseEnded):
         outcome = OUTCOMES[fact.outcome]

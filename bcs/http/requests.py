@@ -11,6 +11,7 @@ from pydantic_core import from_json, to_json
 
 from bcs.domain.resolution import Resolution
 from bcs.errors import BcsError
+from bcs.http import answers
 from bcs.http.misspelt import Fields, misspelt_fields
 from bcs.wire.events import MOST_ID_CHARACTERS, Identifier
 
@@ -42,11 +43,13 @@ BodyT = TypeVar("BodyT", bound=Body)
 class BatchMetadata(Body):
     """The orchestrator's data about a batch; BCS uses only the prompt."""
 
-    prompt_attached: StrictBool | None = None
+    prompt_attached: Annotated[
+        StrictBool | None, Field(description="False refuses pipelines with phases that need a prompt.")
+    ] = None
 
 
 class DefinePipeline(Body):
-    """POST /internal/v1/pipelines/define."""
+    """A question: which phases of a pipeline does a batch still need?"""
 
     fields: ClassVar[Fields] = {
         "batch_id": None,
@@ -55,17 +58,19 @@ class DefinePipeline(Body):
         "batch_metadata": {"prompt_attached": None, "prompt_source": None, "assignment_id": None},
     }
     batch_id: Identifier
-    requested_pipeline: Identifier
-    correlation_id: CorrelationId
+    requested_pipeline: Annotated[Identifier, Field(description="A phase or a pipeline of the configuration.")]
+    correlation_id: Annotated[
+        CorrelationId, Field(description="Without it, the header `X-Correlation-ID` must have the correlation id.")
+    ]
     batch_metadata: BatchMetadata | None = None
 
 
 class CompletePhase(Body):
-    """POST /internal/v1/phases/complete."""
+    """A report on a whole phase of a batch."""
 
     fields: ClassVar[Fields] = {"batch_id": None, "phase_name": None, "success": None, "correlation_id": None}
     batch_id: Identifier
-    phase_name: Identifier
+    phase_name: Annotated[Identifier, Field(description="A phase of the platform or of the configuration.")]
     success: StrictBool
 
 
@@ -108,7 +113,7 @@ class InvalidParameters(InvalidRequest):
     """The path or the query of the request is invalid."""
 
 
-def pipeline_answer(batch_id: str, resolution: Resolution) -> dict[str, Any]:
+def pipeline_answer(batch_id: str, resolution: Resolution) -> answers.Resolution:
     """The body of the response to `DefinePipeline`."""
     return {
         "batch_id": batch_id,
@@ -122,9 +127,9 @@ def pipeline_answer(batch_id: str, resolution: Resolution) -> dict[str, Any]:
             {
                 "phase": decision.phase,
                 "runs": decision.runs,
-                "reason": decision.reason.value,
+                "reason": decision.reason,
                 "reason_text": decision.reason_text,
-                "complete_when": decision.complete_when.value,
+                "complete_when": decision.complete_when,
                 "completed": decision.completed,
                 "failed": decision.failed,
                 "left_out": decision.left_out,

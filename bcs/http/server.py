@@ -26,10 +26,12 @@ from bcs.http.deadlines import task_deadlines
 from bcs.http.descriptors import most_connections
 from bcs.http.guard import Handler, RequestGuard, not_found, unexpected
 from bcs.http.identity import Scope
+from bcs.http.openapi import OPENAPI
 from bcs.http.parameters import BATCHES
 from bcs.http.reloaded import Reloaded, keep_fresh
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.description import describe
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.tls import TlsTransport
@@ -259,6 +261,7 @@ class HttpServer:
             add("GET", f"{BATCHES}/{{id:[^/]+}}/history", self.batches.history, scope=Scope.READ)
             add("GET", "/internal/v1/actors", self.actors.show, scope=Scope.READ)
             add("POST", "/internal/v1/actors/{name:(?s:.+)}/kill", self.actors.kill, scope=Scope.OPERATE)
+            add("GET", OPENAPI, describe)
         if probes:
             add("GET", "/healthz", self.health.healthz, public=True)
             add("GET", "/readyz", self.health.readyz, public=True)

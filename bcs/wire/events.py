@@ -15,8 +15,9 @@ if sys.version_info >= (3, 12):
 else:
     from typing_extensions import TypedDict  # pydantic takes no other
 
-# Not blank, and no blanks at either end: two ids that look the same must not be two batches.
-Identifier = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^\S(?s:.*\S)?$")]
+# Not blank, and no blanks at either end: two ids that look the same must not be two batches. JSON Schema, which the
+# description of the API uses, has no flags in a pattern.
+Identifier = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^\S([\s\S]*\S)?$")]
 MOST_ID_CHARACTERS = 100
 """The longest correlation id and event id that are stored; both are UUIDs in practice."""
 

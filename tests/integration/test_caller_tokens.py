@@ -210,7 +210,7 @@ async def test_tokens_change_without_a_restart(service: RunningService, file: Pa
 async def test_an_unusable_file_leaves_the_former_callers_and_is_named(service: RunningService, file: Path) -> None:
     async def problem() -> str:
         health = json.loads((await answer(service, request("GET", "/healthz"))).body)
-        message: str = health["dependencies"].get("BCS_HTTP_TOKENS_FILE", {}).get("message", "")
+        message: str = health["credentials"].get("BCS_HTTP_TOKENS_FILE", "")
         assert not message or "BCS_HTTP_TOKENS_FILE" in health["message"]
         return message
 

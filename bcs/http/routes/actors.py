@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
 import structlog
 from aiohttp import web
 
+from bcs.http import answers
 from bcs.http.guard import asked_by
 from bcs.http.problems import Problem
 from bcs.http.replies import reply_json
@@ -54,24 +54,25 @@ class ActorHandlers:
         if not runs:
             raise Problem(HTTPStatus.CONFLICT, "not-running", "the actor does not run now", retry=True)
         log.warning("actor_killed_on_request", actor=path, requested_by=asked_by(request))
-        return reply_json({"status": "killed", "actor": path}, HTTPStatus.ACCEPTED)
+        killed: answers.ActorKilled = {"status": "killed", "actor": path}
+        return reply_json(killed, HTTPStatus.ACCEPTED)
 
 
-def _node(path: str, node: Snapshot) -> dict[str, Any]:
+def _node(path: str, node: Snapshot) -> answers.Actor:
     capacity = node.mailbox_capacity
-    mailbox = None
+    mailbox: answers.Mailbox | None = None
     if capacity is not None or node.kind == "dynamic":
         mailbox = {
             "depth": node.mailbox_depth,
             # JSON has no infinity.
-            "capacity": None if capacity is None or math.isinf(capacity) else capacity,
+            "capacity": None if capacity is None or math.isinf(capacity) else int(capacity),
             "oldest_message_seconds": round(node.oldest_message_seconds, 6),
         }
     return {
         "path": path,
         "name": node.name,
         "kind": node.kind,
-        "state": node.state.value,
+        "state": node.state,
         "incarnation": node.incarnation,
         "restarts": node.restarts,
         "last_error": node.last_error,

@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from bcs import __version__
 from bcs.actors.redis_probe import RedisStatus, failure_of_redis, problem_of_redis
 from bcs.config.settings import Settings
+from bcs.http import answers
 from bcs.http.problems import Problem
 from bcs.http.reloaded import Reloaded
 from bcs.http.replies import reply_json
@@ -65,16 +66,19 @@ class HealthHandlers:
         kafka = _dependency(not problem, problem, servers)
         postgresql = self._postgresql()
         disturbed = [path for path, node in tree.iter_flat() if node.state in _DISTURBED and "/" not in path]
-        dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql, **self._credentials()}
-        away = [name for name, state in dependencies.items() if state["status"] == "unhealthy"]
+        dependencies: answers.Dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
+        named = (("redis", redis), ("kafka", kafka), ("postgresql", postgresql))
+        credentials = self._credentials()
+        away = [name for name, dependency in named if dependency["status"] == "unhealthy"] + list(credentials)
         waits = {actor: [_wait(wait) for wait in self.waits.of(actor)] for actor in self._waiting_actors()}
         waiting = [f"{actor} waits" for actor, found in waits.items() if found]
-        status, message = "healthy", "all actors run and all dependencies answer"
+        status: answers.Status = "healthy"
+        message = "all actors run and all dependencies answer"
         if not tree.healthy:
             status, message = "unhealthy", "an actor ignores its cancellation; the process must be restarted"
         elif away or disturbed or waiting:
             status, message = "degraded", f"problems: {', '.join(away + disturbed + waiting)}"
-        document = {
+        document: answers.Health = {
             "service": SERVICE,
             "status": status,
             "message": message,
@@ -82,11 +86,12 @@ class HealthHandlers:
             "checks": {
                 "service_responsive": True,
                 "actors_recoverable": tree.healthy,
-                "actors": {path: node.state.value for path, node in tree.iter_flat() if "/" not in path},
+                "actors": {path: node.state for path, node in tree.iter_flat() if "/" not in path},
             },
             "dependencies": dependencies,
+            "credentials": credentials,
             "waits": waits,
-            "environment": self.settings.environment.value,
+            "environment": self.settings.environment,
         }
         return reply_json(document, HTTPStatus.OK if tree.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -96,7 +101,8 @@ class HealthHandlers:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the service is stopping", retry=True)
         failure = failure_of_redis(self.redis, self.store)
         if failure is None or (self.archive and self.archive.can_answer_for_redis(failure)):
-            return reply_json({"status": "ready"})
+            ready: answers.Ready = {"status": "ready"}
+            return reply_json(ready)
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the state store is out of reach", retry=True)
 
     async def render(self, _: web.Request) -> web.Response:
@@ -121,7 +127,7 @@ class HealthHandlers:
     def _waiting_actors(self) -> list[str]:
         return [actor for actor in WAITING_ACTORS if self.archive or actor != "archive"]
 
-    def _postgresql(self) -> dict[str, str]:
+    def _postgresql(self) -> answers.Dependency:
         if self.archive is None:
             unused = self.settings.database_url is not None
             reason = "BCS_USE_MOCK_REPOSITORY is set" if unused else "BCS_DATABASE_URL is not set"
@@ -130,26 +136,26 @@ class HealthHandlers:
         problem = archive.shortage if archive.reachable else archive.problem
         return _dependency(not problem, problem, archive.address)
 
-    def _credentials(self) -> dict[str, dict[str, str]]:
+    def _credentials(self) -> dict[str, str]:
         """The files that can't be used now. What was read from them before stays in use."""
         return {
-            each.variable: {"status": "unhealthy", "message": f"{each.problem}; what it had before stays in use"}
+            each.variable: f"{each.problem}; what it had before stays in use"
             for each in self.credentials
             if each.problem
         }
 
-    def _redis(self) -> dict[str, str]:
+    def _redis(self) -> answers.Dependency:
         if self.settings.use_mock_repository:
             return {"status": "not_configured", "message": "the state is in memory (BCS_USE_MOCK_REPOSITORY)"}
         problem = problem_of_redis(self.redis, self.store)
         return _dependency(not problem, problem, self.redis_address)
 
 
-def _wait(wait: Wait) -> dict[str, str]:
+def _wait(wait: Wait) -> answers.Wait:
     return {"operation": wait.doing, "cause": wait.cause, "since": rfc3339(wait.since)}
 
 
-def _dependency(up: bool, problem: str, address: str) -> dict[str, str]:
+def _dependency(up: bool, problem: str, address: str) -> answers.Dependency:
     if up:
         return {"status": "healthy", "message": "reachable"}
     return {"status": "unhealthy", "message": problem if address in problem else f"at {address}: {problem}"}

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from bcs.domain.facts import Outcome
 from bcs.errors import BcsError, RequestRefused
+from bcs.http import answers
 from bcs.http.bodies import BODY
 from bcs.http.guard import (
     BATCH_ID,
@@ -89,8 +90,14 @@ class PipelineHandlers:
             quota_of=caller_of(request),
         )
         await self.reporter.report(command)
-        answer = {"status": "recorded", "batch_id": body.batch_id, "phase_name": body.phase_name}
-        return reply_json({**answer, "warnings": parsed.warnings} if parsed.warnings else answer)
+        answer: answers.PhaseRecorded = {
+            "status": "recorded",
+            "batch_id": body.batch_id,
+            "phase_name": body.phase_name,
+        }
+        if parsed.warnings:
+            answer["warnings"] = parsed.warnings
+        return reply_json(answer)
 
 
 def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:

@@ -41,5 +41,6 @@ def finding_of(url: str, health: Mapping[str, Any]) -> Finding:
         for name, dependency in health["dependencies"].items()
         if dependency.get("status") == "unhealthy"
     ]
+    problems += [f"{variable}: {problem}" for variable, problem in health.get("credentials", {}).items()]
     found = f"at {url}, {health['status']}: {'; '.join([health['message'], *problems])}"
     return failed(_CHECK, found, f"remove the cause; {url}{_PATH} and its log have more")

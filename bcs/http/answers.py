@@ -1,0 +1,453 @@
+"""The bodies of answers, as types: mypy checks the handlers with them, and `openapi.py` describes them to callers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, NotRequired, TypeVar
+
+from pydantic import ConfigDict, Field, WithJsonSchema, with_config
+
+from bcs.config.settings import Environment
+from bcs.domain.law import CompleteWhen
+from bcs.domain.progress import Standing
+from bcs.domain.resolution import Reason
+from bcs.storage.ports import MEMORY, POSTGRESQL, REDIS
+from bcs.supervision import State
+
+if sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:
+    from typing_extensions import TypedDict  # pydantic takes no other
+
+TypeT = TypeVar("TypeT", bound=type)
+
+Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Source = Annotated[str, WithJsonSchema({"type": "string", "enum": [REDIS, POSTGRESQL, MEMORY]})]
+Status = Literal["healthy", "degraded", "unhealthy"]
+EndedAs = Literal["completed", "failed"]
+Warnings = Sequence[str]
+
+
+def described(body: TypeT) -> TypeT:
+    """Take the texts below the members of a body into its description."""
+    return with_config(ConfigDict(use_attribute_docstrings=True))(body)
+
+
+@described
+class Decision(TypedDict):
+    """The decision about one phase of the pipeline, and its reason."""
+
+    phase: str
+    runs: bool
+    reason: Reason
+    reason_text: str
+    """The reason as part of a sentence."""
+    complete_when: CompleteWhen
+    completed: Count
+    """Essays that completed the phase."""
+    failed: Count
+    """Essays that failed in the phase, or in a phase that it requires."""
+    left_out: Count
+    """Essays that the phase's newest outcome does not list."""
+
+
+class Resolution(TypedDict):
+    """The phases that a batch still needs."""
+
+    batch_id: str
+    final_pipeline: Annotated[
+        Sequence[str],
+        Field(description="The phases to run, in an order in which they can run. Empty if all phases are complete."),
+    ]
+    pruned_phases: Annotated[
+        Sequence[str],
+        Field(description="The complete phases, which need not run. BCS announces each with a `PhaseSkippedV1` event."),
+    ]
+    analysis_summary: Annotated[str, Field(description="The whole answer in a sentence or two, for a person.")]
+    registered: Annotated[bool, Field(description="False if only the essays that were seen so far can be counted.")]
+    essays_known: Count
+    essays_expected: Count | None
+    decisions: Sequence[Decision]
+
+
+@described
+class ResolvedPipeline(Resolution):
+    """The phases that a batch still needs."""
+
+    source: Source
+    """The store that answered."""
+    warnings: NotRequired[Warnings]
+    """Fields of the request that BCS does not read, and that look like a field that it reads."""
+
+
+@described
+class PhaseRecorded(TypedDict):
+    """The phase report is durable."""
+
+    status: Literal["recorded"]
+    batch_id: str
+    phase_name: str
+    warnings: NotRequired[Warnings]
+    """Fields of the request that BCS does not read, and that look like a field that it reads."""
+
+
+@described
+class ExpectedEssays(TypedDict):
+    """How many essays the batch was registered with, and when."""
+
+    count: Count
+    at: Timestamp
+
+
+@described
+class KnownEssay(TypedDict):
+    """An essay of the batch."""
+
+    essay_id: str
+    first_seen: Timestamp
+
+
+@described
+class Mark(TypedDict):
+    """How a phase ended, and when."""
+
+    outcome: EndedAs
+    at: Timestamp
+
+
+@described
+class Ending(TypedDict):
+    """The newest outcome of a phase that still counts, without its lists of essays."""
+
+    status: str
+    at: Timestamp
+
+
+@described
+class BlockingEssay(TypedDict):
+    """An essay that keeps a phase from being complete."""
+
+    essay_id: str
+    reason: Standing
+    first_seen: Timestamp
+    mark: Mark | None
+
+
+@described
+class Phase(TypedDict):
+    """The progress of a phase, and the first essays that block it."""
+
+    phase: str
+    complete: bool
+    complete_when: CompleteWhen
+    completed: Count
+    failed: Count
+    failed_before: Count
+    """Essays without a mark for this phase that failed in a phase that it requires."""
+    left_out: Count
+    """Other essays without a mark for this phase that had joined before the newest outcome."""
+    outstanding: Count
+    """Known essays without a mark for this phase."""
+    missing: Count
+    """Expected essays that no event has named and no report covers."""
+    newest_mark_at: Timestamp | None
+    report: Mark | None
+    outcome: Ending | None
+    blocking_essays_total: Count
+    blocking_essays: Sequence[BlockingEssay]
+    """As many as a page has."""
+
+
+@described
+class Batch(TypedDict):
+    """What is known of a batch, and which essays hold its phases back. The counts are those of the whole batch."""
+
+    batch_id: str
+    version: int | None
+    """Rises with every commit to the batch. Null if the archive answered."""
+    source: Source
+    registered: bool
+    expected: ExpectedEssays | None
+    essays_known: Count
+    known_essays: Sequence[KnownEssay]
+    """The essays of this page, in the order of their ids."""
+    next: str | None
+    """The path and query of the next page."""
+    phases: Sequence[Phase]
+
+
+@described
+class EssayPhaseEnded(TypedDict):
+    """A phase ended for one essay."""
+
+    fact: Literal["essay_phase_ended"]
+    phase: str
+    essay_id: str
+    outcome: EndedAs
+    at: Timestamp
+
+
+@described
+class PhaseOutcome(TypedDict):
+    """A service's event about how a phase ended for the essays that the event lists."""
+
+    fact: Literal["phase_outcome"]
+    phase: str
+    status: str
+    completed: Sequence[str]
+    failed: Sequence[str]
+    speaks_for_all: bool
+    at: Timestamp
+
+
+@described
+class PhaseReported(TypedDict):
+    """A phase report, for every essay that had joined by then."""
+
+    fact: Literal["phase_reported"]
+    phase: str
+    outcome: EndedAs
+    at: Timestamp
+
+
+@described
+class PhaseInvalidated(TypedDict):
+    """Older facts about a phase no longer count."""
+
+    fact: Literal["phase_invalidated"]
+    phase: str
+    essay_id: str | None
+    """The only essay whose facts are meant; null for all essays."""
+    at: Timestamp
+
+
+@described
+class EssaysRegistered(TypedDict):
+    """The essays of the batch were registered."""
+
+    fact: Literal["essays_registered"]
+    essay_ids: Sequence[str]
+    expected_count: Count
+    at: Timestamp
+
+
+Fact = Annotated[
+    EssayPhaseEnded | PhaseOutcome | PhaseReported | PhaseInvalidated | EssaysRegistered,
+    Field(discriminator="fact"),
+]
+
+
+@described
+class KafkaPosition(TypedDict):
+    """The place of a message in Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@described
+class FactsEntry(TypedDict):
+    """Facts arrived, from Kafka or over HTTP."""
+
+    number: int
+    recorded_at: Timestamp
+    kind: Literal["facts"]
+    correlation_id: str | None
+    event_type: str
+    event_id: str | None
+    source: KafkaPosition | None
+    """Null for a phase report."""
+    reported_by: str | None
+    """The caller of a phase report."""
+    facts: Sequence[Fact]
+
+
+@described
+class RecordedDecision(TypedDict):
+    """The decision about one phase, as it was answered."""
+
+    phase: str
+    runs: bool
+    reason: str
+    reason_text: str
+
+
+@described
+class ResolutionEntry(TypedDict):
+    """A caller asked which phases of a pipeline are still to run, and BCS answered."""
+
+    number: int
+    recorded_at: Timestamp
+    kind: Literal["resolution"]
+    correlation_id: str
+    requested_by: str
+    pipeline: str
+    final_pipeline: Sequence[str]
+    pruned_phases: Sequence[str]
+    decisions: Sequence[RecordedDecision]
+    registered: bool | None
+    """Null in entries of older releases."""
+    state_version: int
+    source: str
+
+
+Entry = Annotated[FactsEntry | ResolutionEntry, Field(discriminator="kind")]
+
+
+@described
+class History(TypedDict):
+    """A page of a batch's history, newest first."""
+
+    batch_id: str
+    entries: Sequence[Entry]
+    next: str | None
+    """The path and query of the page with older entries."""
+
+
+@described
+class Mailbox(TypedDict):
+    """The mailbox of an actor; of a dynamic supervisor, the sum of its children's."""
+
+    depth: Count
+    capacity: Count | None
+    oldest_message_seconds: Seconds
+
+
+@described
+class Actor(TypedDict):
+    """An actor or a supervisor, and all below it."""
+
+    path: str
+    """The name for a kill. Empty for the root."""
+    name: str
+    kind: Literal["actor", "supervisor", "dynamic"]
+    state: State
+    incarnation: Count
+    """The number of attempts so far."""
+    restarts: Count
+    last_error: str | None
+    busy_seconds: Seconds
+    """The time since the last heartbeat, 0 while idle."""
+    mailbox: Mailbox | None
+    total_children: Count
+    children: Sequence[Actor]
+    """At most a hundred of a dynamic supervisor, the unresponsive ones first."""
+
+
+@described
+class ActorKilled(TypedDict):
+    """The actor is being killed; its supervisor starts it again."""
+
+    status: Literal["killed"]
+    actor: str
+
+
+@described
+class Dependency(TypedDict):
+    """Whether a dependency answers, or else what is wrong and at which address."""
+
+    status: Literal["healthy", "unhealthy", "not_configured"]
+    message: str
+
+
+@described
+class Dependencies(TypedDict):
+    """The dependencies of the service."""
+
+    redis: Dependency
+    kafka: Dependency
+    postgresql: Dependency
+
+
+@described
+class Wait(TypedDict):
+    """A retry that an actor waits for, why, and since when."""
+
+    operation: str
+    cause: str
+    since: Timestamp
+
+
+@described
+class Checks(TypedDict):
+    """The state of this process."""
+
+    service_responsive: bool
+    actors_recoverable: bool
+    """False while an actor ignores its cancellation: then only a new process helps."""
+    actors: Mapping[str, State]
+
+
+@described
+class Health(TypedDict):
+    """The health of this process and of its dependencies."""
+
+    service: str
+    status: Status
+    message: str
+    version: str
+    checks: Checks
+    dependencies: Dependencies
+    credentials: Mapping[str, str]
+    """The files of tokens and certificates that can't be used now, by their setting, and why."""
+    waits: Mapping[str, Sequence[Wait]]
+    """What publisher, archive, batches and intake wait to do."""
+    environment: Environment
+
+
+@described
+class Ready(TypedDict):
+    """The service takes requests."""
+
+    status: Literal["ready"]
+
+
+@described
+class FieldError(TypedDict):
+    """A field of the request, and what is wrong with it."""
+
+    field: str
+    """The path of the field, with dots; `body` for the document as a whole."""
+    problem: str
+
+
+@described
+class FactInTheWay(TypedDict):
+    """A known fact of the phase that lies in the future."""
+
+    fact: str
+    essay_id: str | None
+    at: Timestamp
+
+
+@described
+class Problem(TypedDict):
+    """An error (RFC 9457)."""
+
+    type: str
+    """`urn:bcs:problem:` and the name of the problem. The names do not change; docs/problems.md explains each."""
+    title: str
+    status: int
+    detail: str
+    """What is wrong this time. It never repeats the caller's text."""
+    correlation_id: str
+    errors: NotRequired[Sequence[FieldError]]
+    """Of `invalid-request`: each invalid field."""
+    warnings: NotRequired[Warnings]
+    """Of `invalid-request`: unknown fields that look like a known field."""
+    allowed_methods: NotRequired[Sequence[str]]
+    """Of `method-not-allowed`."""
+    known_actors: NotRequired[Sequence[str]]
+    """Of `unknown-actor`: the actors at the top."""
+    known_pipelines: NotRequired[Sequence[str]]
+    """Of `unknown-pipeline`: all phases and pipelines."""
+    phases_needing_prompt: NotRequired[Sequence[str]]
+    """Of `prompt-required`."""
+    phase: NotRequired[str]
+    """Of `report-outdated`."""
+    in_the_way: NotRequired[FactInTheWay]
+    """Of `report-outdated`."""

@@ -1,0 +1,430 @@
+"""The description of the HTTP API: an OpenAPI 3.1 document, made from the types of requests and answers.
+
+The names of phases and pipelines come from the configuration, so the document, which is the same for each service, does
+not list them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from http import HTTPStatus
+from typing import Any, Final
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import to_json
+
+from bcs import __version__
+from bcs.http import answers
+from bcs.http.guard import CORRELATION_HEADER
+from bcs.http.identity import Scope
+from bcs.http.parameters import BATCHES, EssaysQuery, HistoryQuery
+from bcs.http.problems import TITLES, Kind
+from bcs.http.requests import Body, CompletePhase, DefinePipeline
+from bcs.wire.events import Identifier
+
+OPENAPI: Final = "/openapi.json"
+BEARER: Final = "bearer"
+"""The name of the security scheme."""
+
+Schema = dict[str, Any]
+
+_JSON = "application/json"
+_PROBLEM_JSON = "application/problem+json"
+_SCOPES = {
+    Scope.RESOLVE: "ask which phases a batch still needs",
+    Scope.REPORT: "report a phase",
+    Scope.READ: "read batches, histories and actors",
+    Scope.OPERATE: "kill actors",
+}
+
+STATUSES: Mapping[Kind, HTTPStatus] = {
+    "body-too-late": HTTPStatus.REQUEST_TIMEOUT,
+    "chaos-disabled": HTTPStatus.FORBIDDEN,
+    "content-too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "deadline": HTTPStatus.SERVICE_UNAVAILABLE,
+    "draining": HTTPStatus.SERVICE_UNAVAILABLE,
+    "expectation-failed": HTTPStatus.EXPECTATION_FAILED,
+    "forbidden": HTTPStatus.FORBIDDEN,
+    "head-too-large": HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "head-too-late": HTTPStatus.REQUEST_TIMEOUT,
+    "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "invalid-request": HTTPStatus.BAD_REQUEST,
+    "method-not-allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+    "no-archive": HTTPStatus.NOT_FOUND,
+    "not-found": HTTPStatus.NOT_FOUND,
+    "not-running": HTTPStatus.CONFLICT,
+    "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
+    "prompt-required": HTTPStatus.CONFLICT,
+    "report-outdated": HTTPStatus.CONFLICT,
+    "tls-required": HTTPStatus.BAD_REQUEST,
+    "too-many-new-batches": HTTPStatus.TOO_MANY_REQUESTS,
+    "too-many-requests": HTTPStatus.TOO_MANY_REQUESTS,
+    "unauthenticated": HTTPStatus.UNAUTHORIZED,
+    "unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "unknown-actor": HTTPStatus.NOT_FOUND,
+    "unknown-batch": HTTPStatus.NOT_FOUND,
+    "unknown-pipeline": HTTPStatus.NOT_FOUND,
+    "unreadable-request": HTTPStatus.BAD_REQUEST,
+    "unsupported-media-type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+}
+"""The status of each kind of problem; `http-error` has none of its own, and no known request gets it."""
+
+_RETRY: frozenset[Kind] = frozenset(
+    {
+        *("body-too-late", "deadline", "draining", "head-too-late", "not-running", "overloaded", "unavailable"),
+        *("too-many-new-batches", "too-many-requests"),
+    }
+)
+_CHALLENGED: frozenset[Kind] = frozenset({"forbidden", "unauthenticated"})
+_CORRELATION_REFERENCE = {"$ref": f"#/components/headers/{CORRELATION_HEADER}"}
+# What HTTP itself, the guard and the connection can answer, on each path.
+_EVERYWHERE: tuple[Kind, ...] = (
+    "unreadable-request",
+    "tls-required",
+    "method-not-allowed",
+    "head-too-late",
+    "expectation-failed",
+    "head-too-large",
+    "internal",
+    "overloaded",
+    "deadline",
+)
+# What a caller gets that is not known, may not do this, or asks too often; probes and metrics are for everybody.
+_OF_CALLERS: tuple[Kind, ...] = ("unauthenticated", "too-many-requests")
+_WITH_BODY: tuple[Kind, ...] = ("invalid-request", "body-too-late", "content-too-large", "unsupported-media-type")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """One method of one path.
+
+    :param answers: the type of the body for each status that is no problem; text where it is no JSON.
+    :param problems: the problems of this call, besides those that each call has.
+    :param public: True for a call that needs no token and has no rate.
+    :param scope: the scope that the caller's token needs; None where any known caller may call.
+    :param leads_to: the calls that take what this call's caller knows, with their parameters.
+    """
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answers: Mapping[HTTPStatus, Any]
+    problems: Sequence[Kind] = ()
+    public: bool = False
+    scope: Scope | None = None
+    body: type[Body] | None = None
+    example: Mapping[str, Any] | None = None
+    query: type[Body] | None = None
+    path_parameters: Mapping[str, Schema] | None = None
+    headers: Mapping[str, str]
+    leads_to: Mapping[str, Mapping[str, str]] | None = None
+
+
+_TRACE = {
+    "traceparent": "W3C trace context. A valid one goes on into the envelopes of the announcements.",
+    "tracestate": "W3C trace context; used only with a valid `traceparent`.",
+}
+_CORRELATION = {
+    CORRELATION_HEADER: "The correlation id, where the body has none: at most 100 printable ASCII characters. "
+    "BCS makes one where there is none."
+}
+_BATCH_ID = {"id": TypeAdapter(Identifier).json_schema() | {"description": "The id of the batch, percent-encoded."}}
+_OF_BODY = {"id": "$request.body#/batch_id"}
+_OF_PATH = {"id": "$request.path.id"}
+
+_CALLS = (
+    _Call(
+        method="post",
+        path="/internal/v1/pipelines/define",
+        name="definePipeline",
+        summary="Say which phases of a pipeline a batch still needs",
+        answers={HTTPStatus.OK: answers.ResolvedPipeline},
+        problems=("unknown-pipeline", "prompt-required", "too-many-new-batches", "unavailable", *_WITH_BODY),
+        scope=Scope.RESOLVE,
+        body=DefinePipeline,
+        example={
+            "batch_id": "batch_12345",
+            "requested_pipeline": "ai_feedback",
+            "correlation_id": "550e8400-e29b-41d4-a716-446655440000",
+        },
+        headers=_TRACE,
+        leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY},
+    ),
+    _Call(
+        method="post",
+        path="/internal/v1/phases/complete",
+        name="completePhase",
+        summary="Report a whole phase of a batch",
+        answers={HTTPStatus.OK: answers.PhaseRecorded},
+        problems=("report-outdated", "too-many-new-batches", "unavailable", *_WITH_BODY),
+        scope=Scope.REPORT,
+        body=CompletePhase,
+        example={"batch_id": "batch_12345", "phase_name": "spellcheck", "success": True},
+        headers=_CORRELATION,
+        leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY},
+    ),
+    _Call(
+        method="get",
+        path=f"{BATCHES}/{{id}}",
+        name="showBatch",
+        summary="Show what is known of a batch, and which essays hold its phases back",
+        answers={HTTPStatus.OK: answers.Batch},
+        problems=("invalid-request", "unknown-batch", "unavailable"),
+        scope=Scope.READ,
+        query=EssaysQuery,
+        path_parameters=_BATCH_ID,
+        headers=_CORRELATION,
+        leads_to={"showHistory": _OF_PATH},
+    ),
+    _Call(
+        method="get",
+        path=f"{BATCHES}/{{id}}/history",
+        name="showHistory",
+        summary="Show what became known of a batch and what was answered because of it, newest first",
+        answers={HTTPStatus.OK: answers.History},
+        problems=("invalid-request", "no-archive", "unknown-batch", "unavailable"),
+        scope=Scope.READ,
+        query=HistoryQuery,
+        path_parameters=_BATCH_ID,
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
+        path="/internal/v1/actors",
+        name="showActors",
+        summary="Show the tree of actors",
+        answers={HTTPStatus.OK: answers.Actor},
+        scope=Scope.READ,
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="post",
+        path="/internal/v1/actors/{name}/kill",
+        name="killActor",
+        summary="Kill one actor, which its supervisor starts again",
+        answers={HTTPStatus.ACCEPTED: answers.ActorKilled},
+        problems=("chaos-disabled", "unknown-actor", "not-running"),
+        scope=Scope.OPERATE,
+        path_parameters={
+            "name": {
+                "type": "string",
+                "minLength": 1,
+                "examples": ["publisher"],
+                "description": (
+                    "`metrics`, `publisher`, `archive`, `batches`, `intake`, `http`, or `batches/<batch id>`."
+                ),
+            }
+        },
+        headers=_CORRELATION,
+        leads_to={"showActors": {}},
+    ),
+    _Call(
+        method="get",
+        path="/healthz",
+        name="healthz",
+        summary="Liveness: 503 while an actor ignores its cancellation",
+        answers={HTTPStatus.OK: answers.Health, HTTPStatus.SERVICE_UNAVAILABLE: answers.Health},
+        public=True,
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
+        path="/readyz",
+        name="readyz",
+        summary="Readiness: 503 while the service stops, or while neither Redis nor PostgreSQL can answer",
+        answers={HTTPStatus.OK: answers.Ready},
+        problems=("draining", "unavailable"),
+        public=True,
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
+        path="/metrics",
+        name="metrics",
+        summary="The metrics in Prometheus' text format",
+        answers={HTTPStatus.OK: CONTENT_TYPE_LATEST},
+        public=True,
+        headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
+        path=OPENAPI,
+        name="describeApi",
+        summary="This document",
+        answers={HTTPStatus.OK: dict[str, Any]},
+        headers=_CORRELATION,
+    ),
+)
+
+
+@cache
+def encoded_openapi() -> bytes:
+    """The document as JSON."""
+    return to_json(openapi_document())
+
+
+def openapi_document() -> dict[str, Any]:
+    """The document."""
+    schemas = _Schemas()
+    paths: dict[str, dict[str, Any]] = {}
+    responses: dict[str, Any] = {}
+    for call in _CALLS:
+        paths.setdefault(call.path, {})[call.method] = _operation(call, schemas, responses)
+    _problem(["not-found"], schemas, responses)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Batch Conductor Service",
+            "version": __version__,
+            "description": (
+                "Says which phases of a pipeline a batch of essays still needs. Each GET also takes HEAD. "
+                "Unknown fields of a request are ignored. To send the same request again is harmless."
+            ),
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas.definitions,
+            "responses": dict(sorted(responses.items())),
+            "headers": {
+                CORRELATION_HEADER: {
+                    "description": "The correlation id, percent-encoded where a header can't have its characters.",
+                    "required": True,
+                    "schema": {"type": "string", "minLength": 1},
+                }
+            },
+            "securitySchemes": {
+                BEARER: {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A token with the scope that the call names, where the service is set up to ask "
+                    f"for tokens. {' '.join(f'`{scope}`: {what}.' for scope, what in _SCOPES.items())}",
+                }
+            },
+        },
+    }
+
+
+class _Untitled(GenerateJsonSchema):
+    """Leaves out titles that only repeat the name of a member."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+class _Schemas:
+    """The schemas of all bodies.
+
+    :ivar definitions: name to schema.
+    """
+
+    def __init__(self) -> None:
+        bodies = [body for call in _CALLS for body in call.answers.values() if not isinstance(body, str)]
+        inputs = {body: (body, "serialization", TypeAdapter(body)) for body in [*bodies, answers.Problem]}
+        inputs |= {call.body: (call.body, "validation", TypeAdapter(call.body)) for call in _CALLS if call.body}
+        schemas, definitions = TypeAdapter.json_schemas(
+            inputs.values(),  # type: ignore[arg-type]
+            ref_template="#/components/schemas/{model}",
+            schema_generator=_Untitled,
+        )
+        self._of = {body: schema for (body, _), schema in schemas.items()}
+        self.definitions: dict[str, Schema] = definitions["$defs"]
+
+    def of(self, body: Any) -> Schema:
+        """The schema of a body, which refers to the definitions."""
+        return self._of[body]
+
+
+def _operation(call: _Call, schemas: _Schemas, responses: dict[str, Any]) -> dict[str, Any]:
+    """One operation.
+
+    :param responses: gets the responses that are problems.
+    """
+    kinds: dict[HTTPStatus, list[Kind]] = {}
+    callers = () if call.public else (*_OF_CALLERS, *(("forbidden",) if call.scope else ()))
+    for kind in sorted((*_EVERYWHERE, *callers, *call.problems)):
+        kinds.setdefault(STATUSES[kind], []).append(kind)
+    answered = {status: _problem(found, schemas, responses) for status, found in kinds.items()}
+    for status, body in call.answers.items():
+        answered[status] = _answer(call, body, status, schemas, answered.get(status))
+    operation: dict[str, Any] = {
+        "operationId": call.name,
+        "summary": call.summary,
+        "parameters": list(_parameters(call)),
+        "responses": {str(status.value): answered[status] for status in sorted(answered)},
+    }
+    if call.body:
+        media = {"schema": schemas.of(call.body), "example": call.example}
+        operation["requestBody"] = {"required": True, "content": {_JSON: media}}
+    if not call.public:
+        operation["security"] = [{}, {BEARER: [call.scope] if call.scope else []}]
+    return operation
+
+
+def _answer(
+    call: _Call, body: Any, status: HTTPStatus, schemas: _Schemas, problem: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """An answer that is no problem.
+
+    :param problem: the response that is a problem, where there is one with the same status.
+    """
+    media_type, schema = (body, {"type": "string"}) if isinstance(body, str) else (_JSON, schemas.of(body))
+    answer: dict[str, Any] = {
+        "description": status.phrase,
+        "headers": {CORRELATION_HEADER: _CORRELATION_REFERENCE},
+        "content": {media_type: {"schema": schema}},
+    }
+    if problem:
+        answer["content"][_PROBLEM_JSON] = {"schema": schemas.of(answers.Problem)}
+    if call.leads_to:
+        answer["links"] = {
+            name: {"operationId": name, "parameters": dict(given)} for name, given in call.leads_to.items()
+        }
+    return answer
+
+
+def _problem(kinds: Sequence[Kind], schemas: _Schemas, responses: dict[str, Any]) -> dict[str, Any]:
+    """A reference to the response that is one of several problems of the same status."""
+    headers: dict[str, Any] = {CORRELATION_HEADER: _CORRELATION_REFERENCE}
+    if not _RETRY.isdisjoint(kinds):
+        headers["Retry-After"] = {
+            "description": "The same request may be sent again after this many seconds.",
+            "required": _RETRY.issuperset(kinds),
+            "schema": {"type": "integer", "minimum": 0},
+        }
+    if not _CHALLENGED.isdisjoint(kinds):
+        required = _CHALLENGED.issuperset(kinds)
+        headers["WWW-Authenticate"] = {"required": required, "schema": {"type": "string", "pattern": "^Bearer"}}
+    if "method-not-allowed" in kinds:
+        headers["Allow"] = {"required": True, "schema": {"type": "string"}}
+    types = {"type": {"enum": [f"urn:bcs:problem:{kind}" for kind in kinds]}}
+    name = "Or".join(kind.title().replace("-", "") for kind in kinds)
+    responses[name] = {
+        "description": "; ".join(f"`{kind}`: {TITLES[kind]}" for kind in kinds),
+        "headers": headers,
+        "content": {_PROBLEM_JSON: {"schema": {**schemas.of(answers.Problem), "properties": types}}},
+    }
+    return {"$ref": f"#/components/responses/{name}"}
+
+
+def _parameters(call: _Call) -> Iterator[dict[str, Any]]:
+    for name, schema in (call.path_parameters or {}).items():
+        yield _parameter("path", name, schema, required=True)
+    query = call.query.model_json_schema(schema_generator=_Untitled) if call.query else {"properties": {}}
+    for name, schema in query["properties"].items():
+        # A query has no null; a parameter is left out instead.
+        [given] = [one for one in schema.pop("anyOf", [schema]) if one.get("type") != "null"]
+        if schema.get("default", ...) is None:
+            del schema["default"]
+        yield _parameter("query", name, schema | given, required=False)
+    for name, description in call.headers.items():
+        yield _parameter("header", name, {"type": "string", "description": description}, required=False)
+
+
+def _parameter(place: str, name: str, schema: Schema, *, required: bool) -> dict[str, Any]:
+    described = {"description": schema.pop("description")} if "description" in schema else {}
+    return {"name": name, "in": place, "required": required, **described, "schema": schema}

@@ -1,0 +1,100 @@
+"""The whole HTTP API against its description, with a PostgreSQL, and with actors that are killed meanwhile."""
+
+import os
+from collections.abc import Iterator
+
+import anyio
+import pytest
+
+from bcs.config.pipelines import load_pipelines
+from bcs.domain.pipelines import PLATFORM_PHASES
+from bcs.http.openapi import openapi_document
+from tests.support.described_api import Budget, Names, Tried, try_all
+from tests.support.events import registered, spellchecked
+from tests.support.kafka import Platform
+from tests.support.service import Orchestrator, RunningService, service_in_thread
+from tests.support.waiting import wait_until
+from tests.surface.http_calls import routers_seen
+
+# `http` is not killed here: the connections on which the next requests come end with it. See test_http_kill.py.
+KILLED = ["metrics", "publisher", "archive", "batches", "intake"]
+BATCH = "batch_12345"  # the example of the document
+DEFINITIONS = load_pipelines(None)
+NAMES = Names(
+    phases=sorted({*DEFINITIONS.phases, *PLATFORM_PHASES}),
+    pipelines=sorted(DEFINITIONS.names),
+    actors=[*KILLED, "nobody"],
+    batches=[BATCH],
+)
+
+
+@pytest.fixture(scope="module")
+def routes() -> set[tuple[str, str]]:
+    """The method and path of each route of `own_service`; filled by it."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def service(
+    redis_url: str, module_kafka: str, module_database_url: str, routes: set[tuple[str, str]]
+) -> Iterator[RunningService]:
+    """A service with an archive, on which actors may be killed without number, and which knows a batch."""
+    with (
+        routers_seen() as routers,
+        service_in_thread(
+            redis_url=redis_url,
+            kafka_bootstrap_servers=module_kafka,
+            database_url=module_database_url,
+            chaos_enabled=True,
+            restart_max=1_000_000,
+            restart_backoff_maximum_seconds=0.05,
+        ) as running,
+    ):
+        [router] = routers
+        routes |= {(route.method, route.resource.canonical) for route in router.routes() if route.resource}
+        anyio.run(_make_known, running, module_kafka)
+        yield running
+
+
+async def _make_known(service: RunningService, kafka: str) -> None:
+    essays = [f"essay-{number}" for number in range(3)]
+    async with Platform(kafka) as platform, Orchestrator(service.base) as caller:
+        await platform.send(
+            registered(BATCH, essays, 4), spellchecked(BATCH, essays[0]), spellchecked(BATCH, essays[1], "failed")
+        )
+
+        async def known() -> bool:
+            batch = (await caller.get(f"/internal/v1/batches/{BATCH}")).json
+            return [phase["completed"] + phase["failed"] for phase in batch.get("phases", [])][:1] == [2]
+
+        await wait_until(known)
+        assert (await caller.complete(BATCH, "nlp")).status == 200
+
+
+def assert_tried(tried: Tried) -> None:
+    """Nothing failed, and every call was tried and answered, in every phase."""
+    assert not tried.problems, "\n\n".join(tried.problems)
+    answered = {label for label, status in tried.answers if status < 300}
+    paths = openapi_document()["paths"]
+    assert answered == {f"{method.upper()} {path}" for path, operations in paths.items() for method in operations}
+    assert tried.phases.keys() == {"examples", "coverage", "fuzzing", "stateful"}
+
+
+def test_the_document_has_each_route_and_no_other(service: RunningService, routes: set[tuple[str, str]]) -> None:
+    assert service.base
+    described = {(method.upper(), path) for path, methods in openapi_document()["paths"].items() for method in methods}
+    # The document says of all GETs that HEAD is taken, too.
+    heads = {("HEAD", path) for method, path in described if method == "GET"}
+    assert routes == described | heads | {("*", "/{path}")}
+
+
+def test_all_calls_are_answered_as_the_document_says(service: RunningService) -> None:
+    tried = try_all(service.base, openapi_document(), NAMES, Budget(examples=10, stories=5))
+    assert_tried(tried)
+
+
+@pytest.mark.release
+def test_all_calls_are_answered_as_the_document_says_for_long(service: RunningService) -> None:
+    seed = int(os.environ.get("BCS_TEST_CHAOS_SEED", "1"))
+    tried = try_all(service.base, openapi_document(), NAMES, Budget(examples=500, stories=200, seed=seed))
+    assert_tried(tried)

@@ -1,0 +1,49 @@
+"""The description of the HTTP API says what the code and the pages say."""
+
+import json
+import re
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from bcs.http.openapi import STATUSES, encoded_openapi, openapi_document
+from bcs.http.problems import TITLES
+from bcs.http.requests import CompletePhase, DefinePipeline
+from tests.support.openapi_file import FILE, current
+
+ROW = re.compile(r"^\| `(?P<kind>[a-z-]+)` \| (?P<status>\d+) \| (?P<again>yes|no) \|", re.MULTILINE)
+URN = "urn:bcs:problem:"
+
+
+def problems_described() -> dict[str, dict[str, Any]]:
+    """Each kind of problem with a response of the document that it may be."""
+    responses: dict[str, dict[str, Any]] = openapi_document()["components"]["responses"]
+    return {
+        urn.removeprefix(URN): response
+        for response in responses.values()
+        for urn in response["content"]["application/problem+json"]["schema"]["properties"]["type"]["enum"]
+    }
+
+
+def test_the_page_has_the_document_that_is_served() -> None:
+    assert FILE.read_text() == current(), "python -m tests.support.openapi_file writes it"
+    assert json.loads(encoded_openapi()) == json.loads(current())
+
+
+def test_the_document_describes_each_kind_of_problem() -> None:
+    # Nothing answers `http-error` today; it stands for what a later aiohttp may refuse.
+    assert problems_described().keys() == STATUSES.keys() == TITLES.keys() - {"http-error"}
+
+
+def test_the_page_of_problems_has_the_same_statuses_and_says_the_same_of_trying_again() -> None:
+    rows = ROW.findall((Path(__file__).parents[2] / "docs/problems.md").read_text())
+    assert {kind: HTTPStatus(int(status)) for kind, status, _ in rows} == STATUSES
+    again = {kind for kind, _, again in rows if again == "yes"}
+    assert {kind for kind, response in problems_described().items() if "Retry-After" in response["headers"]} == again
+
+
+def test_the_examples_are_valid_requests() -> None:
+    paths = openapi_document()["paths"]
+    for path, model in (("pipelines/define", DefinePipeline), ("phases/complete", CompletePhase)):
+        [media] = paths[f"/internal/v1/{path}"]["post"]["requestBody"]["content"].values()
+        model.model_validate(media["example"])
