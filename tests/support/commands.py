@@ -140,7 +140,7 @@ def run_at_terminal(columns: int, start: Callable[[Path], ForkedProcess | subpro
 def settings_of(service: RunningService) -> dict[str, object]:
     """The environment in which a command finds what a service has."""
     settings = service.service.settings
-    names = ("redis_key_prefix", "kafka_bootstrap_servers", "kafka_consumer_group_id")
+    names = ("redis_url", "redis_key_prefix", "kafka_bootstrap_servers", "kafka_consumer_group_id")
     # The service took a port that was free.
     return {
         "BCS_HTTP_HOST": settings.http_host,

@@ -71,11 +71,11 @@ async def facts_of_exit_codes() -> list[str]:
         ended[name] = [f"{name}: exit code {ran.exit_code}"]
         # The log is written by a thread, so its lines may come before the others or behind them.
         lines.sort(key=lambda line: not line.startswith("{"))
-        for line in lines if len(lines) <= _MOST_LINES else []:
-            if line.startswith("{"):
-                ended[name] += lines_of(f"{name}: logs", words.document(json.loads(line)))
-            else:
-                ended[name].append(f"{name}: says: {line}")
+        logged = [line for line in lines if line.startswith("{")]
+        for line in logged:
+            ended[name] += lines_of(f"{name}: logs", words.document(json.loads(line)))
+        said = lines[len(logged) :]
+        ended[name] += [f"{name}: says: {line}" for line in said if len(said) <= _MOST_LINES]
 
     async with anyio.create_task_group() as group:
         for name, (arguments, variables) in _RUN.items():
