@@ -24,6 +24,7 @@ _CONNECT_SECONDS = 1.0
 _ANSWER_SECONDS = 1.0
 _REASON_SECONDS = 0.3
 _MOST_BYTES = 100_000
+_MOST_CHARACTERS = 200
 _CLIENT = b"batch-conductor-service"
 _API_VERSIONS, _SASL_HANDSHAKE = 18, 17
 _UNSUPPORTED_MECHANISM, _NO_SASL_HERE = 33, 34
@@ -57,7 +58,7 @@ def known_problem(error: BaseException, host: str, security: KafkaSecurity) -> s
     if isinstance(error, CredentialsUnusable):
         return str(error.args[0])
     if isinstance(error, SaslAuthenticationFailed):
-        detail = " ".join(str(argument) for argument in error.args if argument)
+        detail = _printable(" ".join(str(argument) for argument in error.args if argument))
         return f"the broker does not accept the login; check {_of_login(security)}" + (f": {detail}" if detail else "")
     if isinstance(error, IllegalSaslStateError):
         return _no_login_expected(security)
@@ -151,7 +152,12 @@ def _offered(answer: bytes) -> tuple[int, str]:
             at += 2 + length
     except struct.error:
         return -1, ""
-    return code, ", ".join(sorted(names))
+    return code, _printable(", ".join(sorted(names)))
+
+
+def _printable(text: str) -> str:
+    """A text of a broker in one line of limited length: anything can listen where a broker is expected."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())[:_MOST_CHARACTERS]
 
 
 def _no_login_expected(security: KafkaSecurity) -> str:

@@ -408,6 +408,25 @@ async def test_the_service_gets_well_by_itself_over_mutual_tls(
         await wait_until(partial(says, orchestrator, "the client certificate of BCS_KAFKA_SSL_CERTFILE: it"))
         mount("client")
         await the_whole_path(secured_kafka, service, orchestrator, batch)
+        await the_operator_replays_and_purges(secured_kafka, redis_url, batch)
+
+
+async def the_operator_replays_and_purges(secured: SecuredKafka, redis_url: str, batch: str) -> None:
+    """What an operator does with the dead letter of the whole path, by the documented rights."""
+    operator = Operator(
+        **secured.login(kafka_sasl_username="operator"), redis_url=redis_url, kafka_consumer_group_id=batch
+    )
+    letters = topics.dead_letter_topic(topics.CJ_COMPLETED)
+    async with (
+        Platform(secured.plain) as platform,
+        granted(secured.plain, documented_rights("an operator", "operator", batch)),
+    ):
+        *_, last = [record for record in await platform.messages(letters) if record.value]
+        found = (await operator.runs("doctor", "--json")).json["findings"]
+        assert [one["status"] for one in found if one["check"] == "kafka"] == ["ok"]
+        replayed = await operator.asks("dlq", "replay", f"{letters}/{last.partition}/{last.offset}")
+        assert replayed["replayed"] == 1
+        assert (await operator.asks("dlq", "purge", "--yes"))["deleted"] >= 1
 
 
 async def test_commands_log_in_and_need_the_documented_rights(
@@ -429,10 +448,8 @@ async def test_commands_log_in_and_need_the_documented_rights(
         assert sent
         await wait_until(lambda: platform.messages(topics.ESSAYS_REGISTERED, batch))
         await operator.asks("dlq", "list")
-        found = (await operator.runs("doctor", "--json")).json["findings"]
-        assert {"kafka", "lag", "topic settings"} & {
-            one["check"] for one in found if one["status"] == "failed"
-        } == set()
+        findings = await check_kafka(load_settings(**settings, kafka_consumer_group_id=batch), None)
+        assert not {"kafka", "lag", "topic settings"} & {one.check for one in findings if one.status == "failed"}
     refused = await Operator(**{**given, "kafka_sasl_password": WRONG}).runs("dlq", "list")
     assert refused.exit_code == 1
     assert WRONG_LOGIN in " ".join(refused.error.split())

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, SaslAuthenticationFailed
 
 from bcs.config.settings import load_settings
 from bcs.kafka.causes import bootstrap, cause_of
@@ -20,6 +20,8 @@ from bcs.kafka.connection_problems import known_problem
 from tests.support.secured_kafka import SecuredKafka, server_context
 
 pytestmark = pytest.mark.anyio
+
+CHECK = "check BCS_KAFKA_SASL_USERNAME and BCS_KAFKA_SASL_PASSWORD"
 
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -96,6 +98,10 @@ async def test_a_certificate_that_is_gone_is_named_when_a_client_connects(secure
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "the host name is unknown"),
         (ConnectionRefusedError(111, "Connect call failed"), "connection refused"),
         (CredentialsUnusable("BCS_KAFKA_SSL_CAFILE is empty"), "BCS_KAFKA_SSL_CAFILE is empty"),
+        (
+            SaslAuthenticationFailed("no\n\x1b[31msuch   user"),
+            f"the broker does not accept the login; {CHECK}: no [31msuch user",
+        ),
         (ConnectionResetError(104, "reset"), None),
         (TimeoutError(), None),
         (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), None),

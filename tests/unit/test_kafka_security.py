@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+import bcs
 from bcs.config.settings import InvalidSettings, load_settings
 from bcs.kafka.clients import KafkaClients
 from tests.support.secured_kafka import OPENS_KEY, SecuredKafka
@@ -126,6 +128,16 @@ def test_an_encrypted_key_needs_its_password(secured: SecuredKafka) -> None:
     files = secured.mutual(kafka_ssl_keyfile=secured.file("client-encrypted.key"))
     assert "does not fit" in refused(**files, kafka_ssl_key_password=HIDDEN)["SSL_KEYFILE"]
     load_settings(**files, kafka_ssl_key_password=OPENS_KEY)
+
+
+def test_every_client_is_made_with_the_options_of_the_one_place() -> None:
+    root = Path(bcs.__file__).parent
+    makers = {
+        str(file.relative_to(root))
+        for file in root.rglob("*.py")
+        if re.search(r"\bbootstrap_servers=", file.read_text()) and "devtools" not in file.parts
+    }
+    assert makers == set()
 
 
 def test_the_secrets_of_kafka_can_be_in_files(
