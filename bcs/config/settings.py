@@ -56,7 +56,7 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Seconds = Annotated[float, BeforeValidator(_without_unit), Field(gt=0, allow_inf_nan=False)]
 Address = Annotated[str, BeforeValidator(_trimmed), Field(min_length=1)]
 SecretText = Annotated[Secret, BeforeValidator(usable), Field(min_length=1)]
-SecretIfAny = Annotated[Secret | None, BeforeValidator(lambda value: usable(value) or None)]
+OptionalSecret = Annotated[Secret | None, BeforeValidator(lambda value: usable(value) or None)]
 Count = Annotated[int, Field(ge=1)]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
@@ -239,8 +239,8 @@ class Settings(BaseSettings):
     redis_url: SecretText = Field(
         default_factory=lambda: Secret("redis://localhost:6379"), description="`redis://`, `rediss://` or `unix://`"
     )
-    redis_username: SecretIfAny = Field(None, description="the user, if it is not in `BCS_REDIS_URL`")
-    redis_password: SecretIfAny = Field(None, description="the password, if it is not in `BCS_REDIS_URL`")
+    redis_username: OptionalSecret = Field(None, description="the user, if it is not in `BCS_REDIS_URL`")
+    redis_password: OptionalSecret = Field(None, description="the password, if it is not in `BCS_REDIS_URL`")
     redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
         604_800, description="how long a batch is kept after its last event"
     )
@@ -268,10 +268,10 @@ class Settings(BaseSettings):
         60.0, description="how long another replica may hold unacked messages before they are taken over"
     )
 
-    database_url: SecretIfAny = Field(
+    database_url: OptionalSecret = Field(
         None, description="`postgresql://…`: the archive behind Redis; if unset, there is no archive"
     )
-    database_password: SecretIfAny = Field(None, description="the password, if it is not in `BCS_DATABASE_URL`")
+    database_password: OptionalSecret = Field(None, description="the password, if it is not in `BCS_DATABASE_URL`")
     database_max_connections: Count = Field(8, description="the maximum number of concurrent statements to PostgreSQL")
     database_deadline_seconds: Seconds = Field(
         default_factory=_at_most(1.0, 0.5, "request_deadline_seconds"),
