@@ -80,6 +80,8 @@ CASES = {
     "bytes that are no text": Case({REDIS: "redis://zq7\udcffxk4@{redis}"}, valid=False),
 }
 SOURCES = ("variable", "file", "directory")
+# Those that one service has together.
+REFUSED = ("beside the URL", "a database, beside the URL")
 
 
 @dataclass
@@ -204,8 +206,8 @@ async def look_at_stores(settings: Settings, seen: Seen) -> None:
 @pytest.fixture
 def refused(clean_directory: Path, servers: dict[str, str]) -> dict[str, str]:
     """The environment of a service whose secrets both stores refuse."""
-    both = {**CASES["beside the URL"].variables, **CASES["a database, beside the URL"].variables}
-    return variables_of(Case(both), "directory", clean_directory, servers)
+    together = {variable: text for name in REFUSED for variable, text in CASES[name].variables.items()}
+    return variables_of(Case(together), "directory", clean_directory, servers)
 
 
 async def test_no_service_and_no_command_shows_a_secret(

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import anyio
 import asyncpg
 import pytest
 from redis.asyncio import Redis
@@ -125,17 +124,28 @@ class SecuredDatabase:
     url: str
     certificates: Certificates
 
-    async def run(self, statement: str) -> None:
-        """An operator's statement."""
+    async def run(self, statement: str) -> object:
+        """An operator's statement, and the first value of its result."""
         connection = await asyncpg.connect(self.url)
         try:
-            await connection.execute(statement)
+            return await connection.fetchval(statement)
         finally:
             await connection.close()
 
+    async def use(self, pair: KeyPair) -> None:
+        """Take another certificate for new connections."""
+        loaded = "SELECT pg_conf_load_time()"
+        before = await self.run(loaded)
+        self.server.use(pair)
+
+        async def is_used() -> bool:
+            return await self.run(loaded) != before
+
+        await wait_until(is_used)
+
     async def disconnect_all(self) -> None:
         """Close all connections of the service."""
-        await self.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'bcs'")
+        await self.run("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'bcs'")
 
     def url_of(self, user: str, password: str, *options: str) -> str:
         """A URL for the port of the server."""
@@ -166,15 +176,18 @@ async def postgres(
     _postgres: TlsPostgres, _database_url: str, certificates: Certificates
 ) -> AsyncIterator[SecuredDatabase]:
     """The database as it should be, with the rights of the documents."""
-    _postgres.use(certificates.server)
     made = SecuredDatabase(_postgres, _database_url, certificates)
+    await made.use(certificates.server)
     await schema.upgrade(_database_url)
-    await made.run(f"CREATE ROLE bcs LOGIN PASSWORD '{FIRST}'; {postgresql_grants('a user', 'bcs')}")
+    await made.run(f"CREATE ROLE bcs LOGIN PASSWORD '{FIRST}'")
+    for statement in postgresql_grants("a user", "bcs").splitlines():
+        await made.run(statement)
     try:
         yield made
     finally:
         await made.disconnect_all()
-        await made.run("DROP OWNED BY bcs; DROP ROLE bcs")
+        await made.run("DROP OWNED BY bcs")
+        await made.run("DROP ROLE bcs")
 
 
 async def cause_of(ask: Ask) -> str:
@@ -246,12 +259,8 @@ async def test_each_refusal_of_postgresql_has_a_cause_that_is_clear(postgres: Se
         assert cause in found
     url = next(iter(causes))
     for pair, cause in server_certificates(made).items():
-        postgres.server.use(pair)
-
-        async def is_named(cause: str = cause) -> bool:
-            return cause in await cause_of(partial(connect, url))
-
-        await wait_until(is_named)
+        await postgres.use(pair)
+        assert cause in await cause_of(partial(connect, url))
 
 
 async def test_a_postgresql_without_tls_is_named(postgres_url: str) -> None:
@@ -353,8 +362,8 @@ class Whole:
 
         try:
             await wait_until(named)
-        except TimeoutError as error:
-            raise AssertionError(f"neither {redis!r} nor {postgresql!r}: {await self.problems()}") from error
+        except AssertionError as error:
+            raise AssertionError(f"{redis!r} and {postgresql!r}: {await self.problems()}") from error
 
     async def are_well(self) -> None:
         """Wait until the service uses both stores."""
@@ -439,8 +448,7 @@ async def test_whatever_a_secured_store_refuses_the_service_names_it_and_recover
     def both_use(pair: KeyPair) -> Ask:
         async def use() -> None:
             await redis.use(pair)
-            postgres.server.use(pair)
-            await anyio.sleep(0.1)  # PostgreSQL reads it a moment after the signal
+            await postgres.use(pair)
 
         return use
 

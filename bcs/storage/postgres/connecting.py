@@ -117,6 +117,8 @@ class Connector:
                 raise UrlUnusable(f"{self._url.variable}: {problem}") from error
             raise
         except asyncpg.ConnectionDoesNotExistError as error:
+            if "sslcert" not in parse_qs(urlsplit(self._url.current()).query):
+                raise
             # The alert with the reason is lost with the connection.
             raise ConnectionError(_CLOSED) from error
         return connection
