@@ -21,7 +21,7 @@ from bcs.config.settings import Settings
 from bcs.http.access import Access
 from bcs.http.bodies import Bodies, CallerLeft, Reading
 from bcs.http.deadlines import Deadlines
-from bcs.http.identity import IDENTITY, CallerIdentity, Scope, identity_of
+from bcs.http.identity import ANYONE, IDENTITY, CallerIdentity, Scope, identity_of
 from bcs.http.problems import Problem, fault, from_aiohttp, invalid_fields, overloaded, problem_of
 from bcs.http.requests import DEAD_LETTER_WRITTEN, InvalidRequest
 from bcs.observability.telemetry import Telemetry
@@ -196,8 +196,8 @@ class RequestGuard:
         reading: Reading | None = None
         late = False
         try:
-            if admit is not None:
-                request[IDENTITY] = admit(request)  # before anything is read for this caller, or told
+            # Before anything is read for this caller, or told.
+            request[IDENTITY] = ANYONE if admit is None else admit(request)
             if self._crowded and request.protocol in self._crowded and request.path not in _PROBES:
                 raise overloaded("too many connections at a time")
             if reads_body:
