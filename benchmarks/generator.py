@@ -34,6 +34,7 @@ class Order:
     :param numbers: where it is not 0, the digits go through so many, beginning with 0, and then again.
     :param path: where it or the body has "{number:12}", that becomes twelve digits that no other request has.
     :param once: end when the digits would begin again.
+    :param token: of the caller; empty for none.
     """
 
     port: int
@@ -43,6 +44,7 @@ class Order:
     numbers: int = 0
     path: str = "/internal/v1/pipelines/define"
     once: bool = False
+    token: str = ""
 
 
 @dataclass
@@ -87,6 +89,8 @@ class _Run:
 
     def __init__(self, order: Order) -> None:
         head = f"{'POST' if order.body else 'GET'} {order.path} HTTP/1.1\r\nHost: bcs\r\n"
+        if order.token:
+            head += f"Authorization: Bearer {order.token}\r\n"
         if order.body:
             length = len(order.body.replace("{number:12}", "0" * 12).encode())
             head += f"Content-Type: application/json\r\nContent-Length: {length}\r\n"

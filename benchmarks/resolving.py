@@ -10,7 +10,7 @@ from bcs.domain.state import delta_of
 from benchmarks.generator import Load, Order, generate
 from benchmarks.measured import Measured, middle
 from benchmarks.usage import cpu_seconds, per_operation, resident_megabytes
-from benchmarks.world import Server, World, with_settings
+from benchmarks.world import Server, World, asking_for_tokens, with_settings
 
 CONNECTIONS = 16
 ESSAYS = 30
@@ -33,14 +33,16 @@ async def measure(
     numbers: int = 0,
     server: Server | None = None,
     settle: bool = False,
+    token: str = "",
 ) -> Measured:
     """Ask the same thing again and again, at full speed.
 
     :param numbers: that many are gone through, and then again; as many as it takes where it is 0.
     :param server: whom to ask; the service where it is None.
     :param settle: what is left to do after the answers counts too.
+    :param token: of the caller; empty for none.
     """
-    order = Order(server.port if server else world.port, asked, CONNECTIONS, seconds, numbers)
+    order = Order(server.port if server else world.port, asked, CONNECTIONS, seconds, numbers, token=token)
     return await ask(world, path, order, server=server, settle=settle)
 
 
@@ -68,11 +70,17 @@ async def ask(world: World, path: str, order: Order, *, server: Server | None = 
 
 async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measured]:
     """The floor and the kinds of answers in turns, for all to meet the same weather."""
+    async with asking_for_tokens(world) as (with_tokens, server, token):
+        await with_tokens.know("warm", ESSAYS, spellchecked=False)
+        return await _side_by_side(world, seconds, rounds, server, token)
+
+
+async def _side_by_side(world: World, seconds: float, rounds: int, asking: Server, token: str) -> list[Measured]:
     await world.know("warm", ESSAYS, spellchecked=False)
     await world.know("pruned", ESSAYS, spellchecked=True)
     warm, pruned = body("warm"), body("pruned")
     unknown = body("unknown-{number:12}", correlation_id="bench")
-    rows: list[list[Measured]] = [[] for _ in range(8)]
+    rows: list[list[Measured]] = [[] for _ in range(9)]
     async with with_settings(world, "limited", **_LIMITS) as limited:
         for turn in range(rounds + 1):
             took = seconds if turn else seconds / 2
@@ -80,7 +88,8 @@ async def side_by_side(world: World, seconds: float, rounds: int) -> list[Measur
                 await measure(world, "floor: aiohttp alone", warm, took, server=world.floor),
                 await measure(world, "the load by itself: canned answers", warm, took, server=world.canned),
                 await measure(world, "resolve, warm", warm, took),
-                await measure(world, "the same, with limits for each caller", warm, took, server=limited),
+                await measure(world, "resolve, warm, with a token", warm, took, server=asking, token=token),
+                await measure(world, "resolve, warm, with limits for each caller", warm, took, server=limited),
                 await measure(world, "resolve, unknown batch", unknown, took),
                 await _just_written(world, f"written-{turn}", took),
                 await measure(world, "resolve, one phase pruned", pruned, took),

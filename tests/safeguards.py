@@ -1184,4 +1184,74 @@ _SECRETS = (
     ),
 )
 
-MUTATIONS: tuple[Mutation, ...] = (*_DOMAIN, *_SUPERVISORS, *_INTAKE, *_REDIS, *_OUTBOX, *_ARCHIVE, *_HTTP, *_SECRETS)
+_TOKENS, _CERTIFICATES = "integration/test_caller_tokens", "integration/test_caller_certificates"
+_CALLERS = (
+    Mutation(
+        "known-callers",
+        "Where callers have to be known, a request without a token gets no answer but a 401.",
+        "bcs/http/guard.py",
+        "request[IDENTITY] = ANYONE if admit is None else self._admitted(admit, request)",
+        "request[IDENTITY] = ANYONE",
+        _in(_TOKENS, "test_without_a_token_every_path_but_the_probes_is_401"),
+    ),
+    Mutation(
+        "scopes",
+        "A caller does only what its scopes allow.",
+        "bcs/http/access.py",
+        "if scope is not None and scope not in identity.scopes:",
+        "if False:",
+        _in(_TOKENS, "test_each_route_needs_its_scope_and_no_other"),
+    ),
+    Mutation(
+        "one-token",
+        "A request with two tokens is refused, whichever comes first.",
+        "bcs/http/access.py",
+        "if len(headers) > 1 or scheme",
+        "if scheme",
+        _in(_TOKENS, "test_a_header_without_one_known_token_is_401"),
+    ),
+    Mutation(
+        "expected-bodies",
+        "A caller who is refused is not asked for its body.",
+        "bcs/http/server.py",
+        " or not (public or guard.admits(scope, request)):",
+        ":",
+        _in(_TOKENS, "test_the_body_of_a_caller_who_may_not_is_not_asked_for"),
+    ),
+    Mutation(
+        "token-before-certificate",
+        "A wrong token is refused, whatever the certificate.",
+        "bcs/http/access.py",
+        "identity = self._by_token(headers) if headers else self._by_certificate(request)",
+        "identity = (self._by_token(headers) if headers else None) or self._by_certificate(request)",
+        _in(_CERTIFICATES, "test_a_token_counts_more_than_the_certificate"),
+    ),
+    Mutation(
+        "client-certificates",
+        "Where client certificates are asked for, a connection without one ends.",
+        "bcs/http/tls.py",
+        "context.verify_mode = ssl.CERT_REQUIRED",
+        "context.verify_mode = ssl.CERT_OPTIONAL",
+        _in(_CERTIFICATES, "test_who_has_no_valid_certificate_gets_no_connection"),
+    ),
+    Mutation(
+        "slow-readers-over-tls",
+        "A caller over TLS that does not take its answer in time is dropped, too.",
+        "bcs/http/tls.py",
+        "        self._protocol.pause_writing()\n",
+        "        pass\n",
+        _in(_CERTIFICATES, "test_who_does_not_read_an_answer_over_tls_is_dropped"),
+    ),
+)
+
+MUTATIONS: tuple[Mutation, ...] = (
+    *_DOMAIN,
+    *_SUPERVISORS,
+    *_INTAKE,
+    *_REDIS,
+    *_OUTBOX,
+    *_ARCHIVE,
+    *_HTTP,
+    *_SECRETS,
+    *_CALLERS,
+)

@@ -23,7 +23,7 @@ from bcs.http.access import Access
 from bcs.http.addresses import network_of
 from bcs.http.bodies import Bodies, CallerLeft, Reading
 from bcs.http.deadlines import Deadlines
-from bcs.http.identity import IDENTITY, CallerIdentity, Scope, identity_of
+from bcs.http.identity import ANYONE, IDENTITY, CallerIdentity, Scope, identity_of
 from bcs.http.problems import (
     Problem,
     fault,
@@ -210,8 +210,8 @@ class RequestGuard:
         reading: Reading | None = None
         late = False
         try:
-            if admit is not None:
-                request[IDENTITY] = self._admitted(admit, request)  # before anything is read for this caller, or told
+            # Before anything is read for this caller, or told.
+            request[IDENTITY] = ANYONE if admit is None else self._admitted(admit, request)
             if self._crowded and request.protocol in self._crowded and request.path not in _PROBES:
                 raise overloaded(self._crowded[request.protocol])
             if self._rates is not None and request.path not in _PROBES:

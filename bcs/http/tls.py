@@ -46,7 +46,8 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         super().__init__()
         self._protocol = protocol
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._context = context
+        self._tls: Any = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._wire: Any = None
         self._secure = False
         self._closing = False
@@ -62,6 +63,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
     def connection_lost(self, exc: BaseException | None) -> None:
         """The socket is closed."""
         self._closing = True
+        self._tls = None  # its memory would wait for the garbage collector
         self._protocol.connection_lost(exc)  # type: ignore[arg-type]
 
     def pause_writing(self) -> None:
@@ -142,7 +144,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         if name == "ssl_object":
             return self._tls
         if name == "sslcontext":
-            return self._tls.context
+            return self._context
         return self._wire.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:

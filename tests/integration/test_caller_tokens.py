@@ -84,7 +84,10 @@ async def test_each_route_needs_its_scope_and_no_other(service: RunningService, 
 
 async def test_without_a_token_every_path_but_the_probes_is_401(service: RunningService) -> None:
     paths = [(method, path) for method, path, _ in ROUTES] + [("GET", "/"), ("GET", "/nowhere"), ("PUT", DEFINE)]
-    for method, path in [*paths, ("POST", "/healthz"), ("HEAD", "/internal/v1/batches/b")]:
+    paths += [("POST", "/healthz"), ("HEAD", "/internal/v1/batches/b"), ("GET", f"http://bcs{ACTORS}")]
+    # Paths that look like a probe.
+    paths += [("GET", "//healthz"), ("GET", "/healthz/"), ("GET", "/HEALTHZ"), ("GET", f"{ACTORS}/../../../healthz")]
+    for method, path in [*paths, ("GET", f"{ACTORS}?/healthz"), ("GET", f"{ACTORS}#/healthz")]:
         async with connected(service) as (reader, writer):
             writer.write(asking(path, method=method))
             with anyio.fail_after(10):

@@ -51,7 +51,7 @@ _RUN: Mapping[str, tuple[tuple[str, ...], Mapping[str, object]]] = {
     "bcs batches show, without Redis": (("batches", "show", "batch"), {}),
     "bcs db upgrade, without a database": (("db", "upgrade"), {}),
 }
-_MOST_LINES = 2  # wrong usage is told in more
+_MOST_LINES = 3  # wrong usage is told in more
 
 
 def facts_of_commands(commands: typer.Typer) -> list[str]:
