@@ -134,7 +134,7 @@ class RequestGuard:
         began = time.perf_counter()
         self._in_flight += 1
         try:
-            response, problem = await self._guarded(request, handler, route, reads_body)
+            response, problem = await self._guarded(request, handler, reads_body)
         finally:
             self._in_flight -= 1
             if self._all_answered and not self._in_flight:
@@ -178,7 +178,7 @@ class RequestGuard:
             )
 
     async def _guarded(
-        self, request: web.Request, handler: Handler, route: str | None, reads_body: bool
+        self, request: web.Request, handler: Handler, reads_body: bool
     ) -> tuple[web.StreamResponse, Problem | None]:
         task: asyncio.Task[object] = asyncio.current_task()  # type: ignore[assignment]
         reading: Reading | None = None
@@ -186,7 +186,7 @@ class RequestGuard:
         try:
             if self._crowded and request.protocol in self._crowded and request.path not in _PROBES:
                 raise overloaded(self._crowded[request.protocol])
-            if self._rates is not None and route not in _PROBES:
+            if self._rates is not None and request.path not in _PROBES:
                 self._use_rate(self._rates, request)
             if reads_body:
                 _ensure_json(request)
