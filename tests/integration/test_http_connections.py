@@ -228,5 +228,5 @@ async def test_a_process_with_few_files_outlives_a_crowd(tmp_path: Path, redis_u
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
     assert statuses.keys() <= {200, 503}
-    assert statuses[200] >= 0.9 * statuses.total()
+    assert statuses[200] >= 0.95 * statuses.total()
     assert slowest < 1.0

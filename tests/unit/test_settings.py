@@ -48,6 +48,25 @@ def test_the_defaults_are_those_of_the_brief(name: str, default: object) -> None
 
 
 @pytest.mark.parametrize(
+    ("rate", "burst"), [(None, 1), ("0.1", 1), ("2.5", 3), ("40", 40)], ids=["no limit", "slow", "rounded up", "fast"]
+)
+def test_the_burst_follows_the_rate(monkeypatch: pytest.MonkeyPatch, rate: str | None, burst: int) -> None:
+    if rate:
+        monkeypatch.setenv("BCS_HTTP_RATE_PER_SECOND", rate)
+    assert load_settings().http_rate_burst == burst
+    monkeypatch.setenv("BCS_HTTP_RATE_BURST", "7")
+    assert load_settings().http_rate_burst == 7
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "inf", "nan", "many"])
+def test_a_rate_that_is_no_rate_is_refused(monkeypatch: pytest.MonkeyPatch, rate: str) -> None:
+    monkeypatch.setenv("BCS_HTTP_RATE_PER_SECOND", rate)
+    with pytest.raises(InvalidSettings) as raised:
+        load_settings()
+    assert [variable for variable, _ in raised.value.problems] == ["BCS_HTTP_RATE_PER_SECOND"]
+
+
+@pytest.mark.parametrize(
     ("variable", "text", "name", "value"),
     [
         ("BCS_HTTP_HOST", "127.0.0.1", "http_host", "127.0.0.1"),
