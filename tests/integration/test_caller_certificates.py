@@ -357,7 +357,7 @@ async def test_a_certificate_is_replaced_without_a_restart(ours: Authority, fore
 
     async def problem() -> str:
         health = json.loads((await answer(own, ours.context(), request("GET", "/healthz"))).body)
-        message: str = health["dependencies"].get("BCS_HTTP_TLS_CERTFILE", {}).get("message", "")
+        message: str = health["credentials"].get("BCS_HTTP_TLS_CERTFILE", "")
         return message
 
     install(ours)

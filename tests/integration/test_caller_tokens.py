@@ -132,7 +132,7 @@ async def test_a_header_without_one_known_token_is_401(service: RunningService, 
 
 async def test_a_token_of_10_kb_is_refused_as_any_header_of_that_size(service: RunningService) -> None:
     found = await answer(service, asking(DEFINE, bearer("x" * 10_000)))
-    assert (found.status, found.kind) == (400, "unreadable-request")
+    assert (found.status, found.kind) == (431, "head-too-large")
     assert b"xxx" not in found.body
 
 
