@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -225,6 +227,34 @@ async def test_each_refusal_of_redis_has_a_cause_that_is_clear(redis: SecuredRed
     for pair, cause in server_certificates(made).items():
         await redis.use(pair)
         assert cause in await cause_of(make_gateway(url, deadline=5).ping)
+
+
+async def test_all_connections_share_what_tls_needs_until_a_file_changes(
+    redis: SecuredRedis, secrets: Secrets, make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ssl.SSLContext] = []
+    make = ssl.create_default_context
+
+    def counted() -> ssl.SSLContext:
+        made.append(make())
+        return made[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    options = redis.options(client=secrets.client)
+    gateway = make_gateway(f"rediss://bcs:{IN_URL[FIRST]}@{redis.server.address}{options}", deadline=5, connections=4)
+
+    async def use_all_connections() -> None:
+        await redis.disconnect_all()
+        async with AsyncExitStack() as sessions:
+            for _ in range(4):
+                await (await sessions.enter_async_context(gateway.session())).call(("PING",))
+
+    for _ in range(2):
+        await use_all_connections()
+    assert len(made) == 1
+    secrets.client.write(redis.certificates.client)
+    await use_all_connections()
+    assert len(made) == 2
 
 
 def server_certificates(made: Certificates) -> dict[KeyPair, str]:

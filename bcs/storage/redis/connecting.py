@@ -7,10 +7,12 @@ only one that overrides methods of these objects.
 from __future__ import annotations
 
 import asyncio
+import ssl
+from pathlib import Path
 from typing import Any, cast
 
 from redis.asyncio import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import RedisSSLContext, parse_url
 from redis.credentials import CredentialProvider
 
 from bcs.config.store_urls import StoreUrl
@@ -20,10 +22,12 @@ _SECRETS = ("username", "password", "ssl_password")
 
 
 class _Login(CredentialProvider):
-    """The login of the URL, which redis-py asks for at each handshake."""
+    """The login of the URL, which redis-py asks for at each handshake; and what all TLS connections share."""
 
     def __init__(self, url: StoreUrl) -> None:
         self.url = url
+        self._context: ssl.SSLContext | None = None
+        self._made_from: list[object] = []
 
     def get_credentials(self) -> Any:
         """The user and the password, the password alone, or nothing for a server without a login."""
@@ -35,21 +39,42 @@ class _Login(CredentialProvider):
         """See `get_credentials`."""
         return self.get_credentials()
 
+    def context(self, tls: RedisSSLContext) -> ssl.SSLContext:
+        """The context for a new connection, from the files as they are now.
 
-class _TlsConnection(SSLConnection):
-    """A connection that reads its certificates again each time it connects."""
+        It is kept while the files do not change: Python needs 20 ms for it, in which the event loop stands still.
 
-    def _connection_arguments(self) -> Any:
-        url = cast("_Login", self.credential_provider).url
-        tls = self.ssl_context
-        tls.context = None
-        tls.password = cast("Any", parse_url(url.current())).get("ssl_password")
+        :raises UnusableServer: a file can't be used.
+        """
+        password = cast("Any", parse_url(self.url.current())).get("ssl_password")
         try:
-            return super()._connection_arguments()
+            made_from = [hash(password), *map(_version, (tls.certfile, tls.keyfile, tls.ca_certs, tls.ca_path))]
+            if self._context is None or made_from != self._made_from:
+                tls.context, tls.password = None, password
+                self._context, self._made_from = tls.get(), made_from
         except (OSError, ValueError) as error:
-            raise UnusableServer(f"{url.variable}: {url.problem() or 'a certificate changed meanwhile'}") from error
+            cause = self.url.problem() or "a file changed meanwhile"
+            raise UnusableServer(f"{self.url.variable}: {cause}") from error
         finally:
             tls.password = None
+        return self._context
+
+
+def _version(path: str | None) -> object:
+    """What changes when a file is replaced; None for no file."""
+    if path is None:
+        return None
+    stat = Path(path).stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+class _TlsConnection(SSLConnection):
+    """A connection that uses the certificates as they are when it connects."""
+
+    def _connection_arguments(self) -> Any:
+        tls = self.ssl_context
+        tls.context = cast("_Login", self.credential_provider).context(tls)
+        return super()._connection_arguments()
 
 
 class _UnixConnection(UnixDomainSocketConnection):
