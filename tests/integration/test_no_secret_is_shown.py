@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
@@ -21,6 +22,7 @@ from bcs.domain.law import CompletionLaw
 from bcs.errors import StoreUnavailable
 from bcs.observability.failpoints import FailPoint
 from bcs.ops.doctor.archive_checks import check_archive
+from bcs.ops.doctor.kafka_checks import check_kafka
 from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage import factory
 from bcs.storage.postgres.opening import open_archive
@@ -39,13 +41,15 @@ DATABASE, DATABASE_PASSWORD = "BCS_DATABASE_URL", "BCS_DATABASE_PASSWORD"
 
 @dataclass(frozen=True)
 class Case:
-    """Variables with secrets in them; `{redis}` and `{database}` stand for the host and the port of a server.
+    """Variables with secrets in them; `{redis}`, `{database}` and `{kafka}` stand for a server's host and port.
 
     :param valid: whether BCS starts with them.
+    :param plain: variables that are no secrets.
     """
 
     variables: Mapping[str, str]
     valid: bool = True
+    plain: Mapping[str, str] = field(default_factory=dict)
 
 
 CASES = {
@@ -79,9 +83,29 @@ CASES = {
     "no key": Case({REDIS: "rediss://{redis}?ssl_keyfile=/nowhere&ssl_certfile=/no&ssl_password=zq7pxk4"}, valid=False),
     "bytes that are no text": Case({REDIS: "redis://zq7\udcffxk4@{redis}"}, valid=False),
 }
+SASL = {
+    "BCS_KAFKA_BOOTSTRAP_SERVERS": "{kafka}",
+    "BCS_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+    "BCS_KAFKA_SASL_USERNAME": "bcs",
+}
+OAUTH = {**SASL, "BCS_KAFKA_SASL_MECHANISM": "OAUTHBEARER", "BCS_KAFKA_OAUTH_CLIENT_ID": "bcs"}
+OAUTH = {**OAUTH, "BCS_KAFKA_OAUTH_TOKEN_URL": "http://127.0.0.1:1/token"}
+del OAUTH["BCS_KAFKA_SASL_USERNAME"]
+PASSWORD_OF_KAFKA, SECRET_OF_CLIENT = "BCS_KAFKA_SASL_PASSWORD", "BCS_KAFKA_OAUTH_CLIENT_SECRET"
+CASES |= {
+    "Kafka, PLAIN": Case({PASSWORD_OF_KAFKA: "zq7 /@xk4"}, plain={**SASL, "BCS_KAFKA_SASL_MECHANISM": "PLAIN"}),
+    "Kafka, SCRAM": Case({PASSWORD_OF_KAFKA: "zq7 /@xk4"}, plain={**SASL, "BCS_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512"}),
+    "Kafka, OAuth": Case({SECRET_OF_CLIENT: "zq7 /@xk4"}, plain=OAUTH),
+    "Kafka, contradiction": Case(
+        {PASSWORD_OF_KAFKA: "zq7 /@xk4", SECRET_OF_CLIENT: "zq7pxk4"}, valid=False, plain=OAUTH
+    ),
+    "a caller's token": Case({"BCS_TOKEN": "zq7pxk4-zq7pxk4-zq7pxk4-zq7pxk4-zq7pxk4"}),
+}
 SOURCES = ("variable", "file", "directory")
 # Those that one service has together.
-REFUSED = ("beside the URL", "a database, beside the URL")
+REFUSED = ("beside the URL", "a database, beside the URL", "a caller's token")
+TOKEN, UNKNOWN_TOKEN = "zq7known-token-of-a-callerxk4", "zq7unknown-token-of-a-callerxk4"
+CALLERS = f"callers: [{{name: somebody, scopes: [resolve, report, read, operate], tokens: [{TOKEN}]}}]"
 
 
 @dataclass
@@ -128,7 +152,7 @@ def variables_of(case: Case, source: str, directory: Path, servers: Mapping[str,
 
     :param directory: where files go.
     """
-    environment: dict[str, str] = {}
+    environment = {variable: text.format(**servers) for variable, text in case.plain.items()}
     for variable, template in case.variables.items():
         text = template.format(**servers)
         path = directory / variable
@@ -141,12 +165,10 @@ def variables_of(case: Case, source: str, directory: Path, servers: Mapping[str,
 
 
 @pytest.fixture
-def servers(redis_url: str, postgres_url: str) -> dict[str, str]:
+def servers(redis_url: str, postgres_url: str, module_kafka: str) -> dict[str, str]:
     """Servers that refuse all logins of the cases, or at least know no such user."""
-    return {
-        name: url.rpartition("@")[2].removeprefix("redis://").partition("/")[0]
-        for name, url in (("redis", redis_url), ("database", postgres_url))
-    }
+    redis, database = (urlsplit(url).netloc.rpartition("@")[2] for url in (redis_url, postgres_url))
+    return {"redis": redis, "database": database, "kafka": module_kafka}
 
 
 @pytest.fixture
@@ -179,7 +201,10 @@ async def test_no_setting_and_no_store_shows_a_secret(
         return
     seen.add("settings", repr(settings), settings, settings.model_dump(), settings.model_dump_json())
     seen.add("settings", settings.redis, vars(settings.redis), settings.database)
-    await look_at_stores(settings, seen)
+    if "BCS_KAFKA_SECURITY_PROTOCOL" in case.plain:
+        seen.add("doctor", *await check_kafka(settings, None))
+    else:
+        await look_at_stores(settings, seen)
 
 
 async def look_at_stores(settings: Settings, seen: Seen) -> None:
@@ -214,6 +239,7 @@ async def test_no_service_and_no_command_shows_a_secret(
     refused: dict[str, str], clean_directory: Path, tmp_path: Path, module_kafka: str, seen: Seen
 ) -> None:
     clean_directory.joinpath("BCS_REDIS_PASSWD").write_text("zq7pxk4")
+    tmp_path.joinpath("callers.yaml").write_text(CALLERS)
     more: dict[str, Any] = {
         "BCS_ENVIRONMENT": "production",
         "BCS_LOG_LEVEL": "DEBUG",
@@ -221,11 +247,16 @@ async def test_no_service_and_no_command_shows_a_secret(
         "BCS_HTTP_ACCESS_LOG": "true",
         "BCS_DATABASE_FIRST_PROBE_SECONDS": 0.2,
         "BCS_REDIS_URL": "",
+        "BCS_HTTP_TOKENS_FILE": tmp_path / "callers.yaml",
     }
     path = "/internal/v1"
     with serve(tmp_path, "", module_kafka, forked=True, **{**more, **refused}) as process:
         await process.answers("/healthz")
-        async with Orchestrator(process.base) as caller:
+        async with Orchestrator(process.base, token=UNKNOWN_TOKEN) as stranger:
+            for answer in (await stranger.define("b"), await stranger.get(f"{path}/actors")):
+                assert answer.status == 401
+                seen.add("refusal", answer.headers, answer.body.decode())
+        async with Orchestrator(process.base, token=TOKEN) as caller:
 
             async def both_are_named() -> bool:
                 found = (await caller.get("/healthz")).json["dependencies"]

@@ -182,9 +182,10 @@ class Answer:
 class Orchestrator:
     """BOS: calls the service over HTTP, each call on a connection of its own unless ``keep_alive``."""
 
-    def __init__(self, base: str, *, keep_alive: bool = False) -> None:
+    def __init__(self, base: str, *, keep_alive: bool = False, token: str | None = None) -> None:
         self._session = aiohttp.ClientSession(
             base,
+            headers={"Authorization": f"Bearer {token}"} if token else None,
             connector=aiohttp.TCPConnector(limit=0, force_close=not keep_alive),
             timeout=aiohttp.ClientTimeout(total=30),
         )
