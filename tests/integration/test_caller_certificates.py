@@ -228,9 +228,10 @@ async def test_who_has_no_valid_certificate_gets_no_connection(
         with pytest.warns(DeprecationWarning, match="TLSv1_1"):
             context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
         context.set_ciphers("ALL:@SECLEVEL=0")
-    with capture_logs() as logs, pytest.raises((OSError, asyncio.IncompleteReadError)):
-        await answer(service, context, asking(DEFINE, bearer(TOKENS[Scope.RESOLVE])))
-    [refused] = [entry for entry in logs if entry["event"] == "tls_refused"]
+    with capture_logs() as logs:
+        with pytest.raises((OSError, asyncio.IncompleteReadError)):
+            await answer(service, context, asking(DEFINE, bearer(TOKENS[Scope.RESOLVE])))
+        [refused] = await wait_until(lambda: [entry for entry in logs if entry["event"] == "tls_refused"])
     assert reason in refused["reason"]
     assert refused["address"] == "127.0.0.1"
 

@@ -96,6 +96,14 @@ async def test_commands_trust_no_other_authority(environment: dict[str, object],
     assert is_one_line(ran, "BCS_COMMAND_CERTFILE", exit_code=2)
 
 
+async def test_a_file_of_callers_that_cannot_be_used_ends_the_start_with_two(directory: Path, tmp_path: Path) -> None:
+    file = tmp_path / "callers"
+    file.write_text(directory.joinpath("callers").read_text().replace('"read"', '"reed"', 1))
+    ran = await bcs("serve", BCS_HTTP_PORT=0, BCS_HTTP_TOKENS_FILE=file, BCS_USE_MOCK_REPOSITORY="true")
+    assert is_one_line(ran, f"BCS_HTTP_TOKENS_FILE: {file}, line ", exit_code=2)
+    assert "scopes: Input should be" in ran.error
+
+
 async def test_healthcheck_and_doctor_ask_the_port_of_the_probes(environment: dict[str, object]) -> None:
     bare = {name: value for name, value in environment.items() if not name.startswith(("BCS_COMMAND", "BCS_TOKEN"))}
     healthy = await bcs("healthcheck", **bare)
