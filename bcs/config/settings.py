@@ -190,7 +190,7 @@ class Settings(CommandSettings):
     http_rate_per_second: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
         None,
         description="the number of requests a second that each caller may send on average; more are refused with 429; "
-        "if unset, there is no limit. A caller is an address, as for connections",
+        "if unset, there is no limit. A caller is its name, or its address while it has no name",
     )
     http_rate_burst: Count = Field(
         default_factory=lambda known: max(1, ceil(known["http_rate_per_second"] or 0)),
