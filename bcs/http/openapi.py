@@ -265,11 +265,10 @@ _CALLS = (
 @cache
 def encoded_openapi() -> bytes:
     """The document as JSON."""
-    return to_json(openapi_document())
+    return to_json(_document())
 
 
-def openapi_document() -> dict[str, Any]:
-    """The document."""
+def _document() -> dict[str, Any]:
     schemas = _Schemas()
     paths: dict[str, dict[str, Any]] = {}
     responses: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from bcs.http.openapi import STATUSES, encoded_openapi, openapi_document
+from bcs.http.openapi import STATUSES, encoded_openapi
 from bcs.http.problems import TITLES
 from bcs.http.requests import CompletePhase, DefinePipeline
 from tests.support.openapi_file import FILE, current
@@ -15,9 +15,15 @@ ROW = re.compile(r"^\| `(?P<kind>[a-z-]+)` \| (?P<status>\d+) \| (?P<again>yes|n
 URN = "urn:bcs:problem:"
 
 
+def document() -> dict[str, Any]:
+    """The document as it is served."""
+    served: dict[str, Any] = json.loads(encoded_openapi())
+    return served
+
+
 def problems_described() -> dict[str, dict[str, Any]]:
     """Each kind of problem with a response of the document that it may be."""
-    responses: dict[str, dict[str, Any]] = openapi_document()["components"]["responses"]
+    responses: dict[str, dict[str, Any]] = document()["components"]["responses"]
     return {
         urn.removeprefix(URN): response
         for response in responses.values()
@@ -27,7 +33,6 @@ def problems_described() -> dict[str, dict[str, Any]]:
 
 def test_the_page_has_the_document_that_is_served() -> None:
     assert FILE.read_text() == current(), "python -m tests.support.openapi_file writes it"
-    assert json.loads(encoded_openapi()) == json.loads(current())
 
 
 def test_the_document_describes_each_kind_of_problem() -> None:
@@ -43,7 +48,7 @@ def test_the_page_of_problems_has_the_same_statuses_and_says_the_same_of_trying_
 
 
 def test_the_examples_are_valid_requests() -> None:
-    paths = openapi_document()["paths"]
+    paths = document()["paths"]
     for path, model in (("pipelines/define", DefinePipeline), ("phases/complete", CompletePhase)):
         [media] = paths[f"/internal/v1/{path}"]["post"]["requestBody"]["content"].values()
         model.model_validate(media["example"])
