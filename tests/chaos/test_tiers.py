@@ -6,16 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 GUARANTEES = (ROOT / "docs/guarantees.md").read_text()
 ROWS = {f"tests/chaos/{path.name}": path.read_text() for path in Path(__file__).parent.glob("test_*.py")}
 LEFT_OUT = "tests/chaos/test_stops.py"
 
 
-def test_every_test_that_the_guarantees_name_exists() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", GUARANTEES)
+@pytest.mark.parametrize("page", ["guarantees", "security"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", (ROOT / f"docs/{page}.md").read_text())
     assert len(named) > len(ROWS)
-    for path, name in named:
+    path = ""
+    for module, name in named:
+        path = module or path  # `::test_…` is in the module before it
         text = (ROOT / path).read_text()
         assert not name or re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), f"{path}::{name}"
 

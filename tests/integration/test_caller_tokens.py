@@ -298,3 +298,15 @@ async def test_the_history_has_the_name_of_the_caller(
             resolution, reported = await wait_until(entries)
     assert resolution["requested_by"] == "may-resolve (x/1 at 127.0.0.1)"
     assert reported["reported_by"] == "may-report (x/1 at 127.0.0.1)"
+
+
+async def test_strangers_have_the_rate_of_their_address_and_known_callers_one_of_their_own(file: Path) -> None:
+    # So few that the test gets no further one.
+    with service_in_thread(**NOWHERE, http_tokens_file=file, http_rate_per_second=0.001, http_rate_burst=3) as running:
+        guesses = [await answer(running, asking(DEFINE, bearer(f"guess-{number}"))) for number in range(5)]
+        assert [guess.status for guess in guesses] == [401] * 3 + [429] * 2
+        assert guesses[-1].kind == "too-many-requests"
+        # The stranger's guesses from the same address take nothing from a caller that BCS knows.
+        known = [await answer(running, asking(DEFINE, MAY_RESOLVE)) for _ in range(4)]
+        assert [each.status for each in known] == [200] * 3 + [429]
+        assert (await answer(running, asking("/healthz", method="GET"))).status == 200
