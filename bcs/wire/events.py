@@ -15,9 +15,10 @@ if sys.version_info >= (3, 12):
 else:
     from typing_extensions import TypedDict  # pydantic takes no other
 
-# Not blank, and no blanks at either end: two ids that look the same must not be two batches. JSON Schema, which the
-# description of the API uses, has no flags in a pattern.
-Identifier = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^\S([\s\S]*\S)?$")]
+# Not blank, and no blanks at either end: two ids that look the same must not be two batches. The pattern means the same
+# in JSON Schema, which the description of the API uses: there, U+0085 is no blank, and U+FEFF is one.
+_SHOWN = r"(?:[^\s\x85]|\uFEFF)"
+Identifier = Annotated[str, Field(min_length=1, max_length=255, pattern=rf"^{_SHOWN}(?:[\s\S]*{_SHOWN})?$")]
 MOST_ID_CHARACTERS = 100
 """The longest correlation id and event id that are stored; both are UUIDs in practice."""
 

@@ -6,9 +6,13 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
+from pydantic import TypeAdapter, ValidationError
+
 from bcs.http.openapi import STATUSES, encoded_openapi
 from bcs.http.problems import TITLES
 from bcs.http.requests import CompletePhase, DefinePipeline
+from bcs.wire.events import Identifier
 from tests.support.openapi_file import FILE, current
 
 ROW = re.compile(r"^\| `(?P<kind>[a-z-]+)` \| (?P<status>\d+) \| (?P<again>yes|no) \|", re.MULTILINE)
@@ -52,3 +56,22 @@ def test_the_examples_are_valid_requests() -> None:
     for path, model in (("pipelines/define", DefinePipeline), ("phases/complete", CompletePhase)):
         [media] = paths[f"/internal/v1/{path}"]["post"]["requestBody"]["content"].values()
         model.model_validate(media["example"])
+
+
+def test_the_description_and_the_service_take_the_same_characters_for_blanks() -> None:
+    # They differ in U+0085 and U+FEFF: one is a blank in Unicode alone, the other in ECMAScript, and so in JSON Schema.
+    identifier = TypeAdapter(Identifier)
+    described = jsonschema_rs.validator_for(identifier.json_schema())
+    characters = [chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000]
+    texts = [text for one in characters for text in (one, f"{one}x", f"x{one}", f"x{one}x")]
+    assert len(texts) > 250_000
+    differ = [text for text in texts if described.is_valid(text) != _takes(identifier, text)]
+    assert differ == []
+
+
+def _takes(identifier: TypeAdapter[str], text: str) -> bool:
+    try:
+        identifier.validate_python(text)
+    except ValidationError:
+        return False
+    return True
