@@ -89,7 +89,7 @@ async def watch_summary(
     return asked
 
 
-@pytest.mark.parametrize("by_transaction", [False, True])
+@pytest.mark.parametrize("by_transaction", [pytest.param(False, marks=pytest.mark.release), True])
 @pytest.mark.parametrize("seed", [6])
 async def test_processes_that_write_to_one_batch_lose_nothing(
     redis_url: str, redis_key_prefix: str, note_figure: Note, seed: int, by_transaction: bool
