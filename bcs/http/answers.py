@@ -447,6 +447,8 @@ class Problem(TypedDict):
     """Of `unknown-pipeline`: all phases and pipelines."""
     phases_needing_prompt: NotRequired[Sequence[str]]
     """Of `prompt-required`."""
+    scope: NotRequired[str]
+    """Of `forbidden`: the scope that the caller does not have."""
     phase: NotRequired[str]
     """Of `report-outdated`."""
     in_the_way: NotRequired[FactInTheWay]

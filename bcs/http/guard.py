@@ -57,8 +57,9 @@ CORRELATION_HEADER: Final = "X-Correlation-ID"
 ANYWHERE: Final = "/{path}"
 _UNMATCHED = "unmatched"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_HEADER_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-_is_header_safe = re.compile(r"[ -$&-~]*").fullmatch
+_HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
+# Readers of a header drop the blanks at both ends of its value.
+_is_header_safe = re.compile(r"(?! )[ -$&-~]*(?<! )").fullmatch
 _AGENT_CHARACTERS = 100
 _JSON = "application/json"
 _READING_METHODS = frozenset({"GET", "HEAD"})

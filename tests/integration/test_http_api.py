@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from io import BytesIO
 from typing import Any
+from urllib.parse import unquote
 from uuid import UUID
 
 import pytest
@@ -312,6 +313,14 @@ async def test_health_says_how_everything_is(service: RunningService, orchestrat
     in_memory = service.service.settings.use_mock_repository
     assert document["dependencies"]["redis"]["status"] == ("not_configured" if in_memory else "healthy")
     assert (await orchestrator.get("/readyz")).status == 200
+
+
+@pytest.mark.parametrize("correlation_id", [" ", "  two blanks before, one after ", "ü", "100 %", "\x7f"])
+async def test_a_correlation_id_survives_in_the_header(
+    orchestrator: Orchestrator, batch: str, correlation_id: str
+) -> None:
+    answer = await orchestrator.define(batch, correlation_id=correlation_id)
+    assert unquote(answer.headers["X-Correlation-ID"]) == correlation_id
 
 
 async def test_answers_carry_a_correlation_id_even_where_the_request_has_none(orchestrator: Orchestrator) -> None:
