@@ -14,6 +14,8 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
+from bcs.config.secrets import read_regular_file
+
 ASYNCPG_OPTIONS = (
     *("host", "port", "user", "password", "passfile", "dbname", "database", "service"),
     *("sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslnegotiation"),
@@ -214,12 +216,13 @@ def _refusal(client: str, url: str, options: list[str], use: Callable[[str], Non
 
     :param variables: an addition to the options: other possible causes.
     """
-    problem = _failure(use, url)
-    if problem is None:
-        return None
+    # The files are looked at before the client reads them, which would wait for a pipe.
     for name, path in parse_qsl(urlsplit(url).query):
         if name in _FILES and (unreadable := _failure(_read, path)):
             return f"{client} can't use {name}{unreadable}"
+    problem = _failure(use, url)
+    if problem is None:
+        return None
     if not options:
         return f"{client} can't use the URL{variables}{problem}"
     refused = [name for name in options if _failure(use, _without(url, name)) is None] or options
@@ -238,7 +241,7 @@ def _failure(use: Callable[[str], None], url: str) -> str | None:
 
 
 def _read(path: str) -> None:
-    Path(path).read_bytes()
+    read_regular_file(Path(path), 1)
 
 
 def _without(url: str, name: str) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bcs.config.secrets import Secret
+from bcs.config.secrets import Secret, read_regular_file
 from bcs.errors import os_reason
 
 _PREFIX = "BCS_KAFKA_"
@@ -192,8 +192,7 @@ def read_token(path: Path) -> str:
     :raises KafkaFileUnusable: the file has no token.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_TOKEN_BYTES + 1)
+        content = read_regular_file(path, _MOST_TOKEN_BYTES + 1)
     except OSError as error:
         raise KafkaFileUnusable("OAUTH_TOKEN_FILE", f"can't be read: {os_reason(error)}") from error
     token = content.decode(errors="replace").strip()
@@ -235,7 +234,7 @@ def _trusting(ca: Path | None, name: str) -> ssl.SSLContext:
 
 def _ensure_readable(path: Path, name: str) -> None:
     try:
-        path.read_bytes()
+        read_regular_file(path, 1)
     except OSError as error:
         raise KafkaFileUnusable(name, f"can't be read: {os_reason(error)}") from error
 

@@ -7,6 +7,7 @@ without a restart.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,21 @@ def _variable(name: str) -> str:
     return f"BCS_{name.upper()}"
 
 
+def read_regular_file(path: Path, most_bytes: int) -> bytes:
+    """The first bytes of a file. A pipe or a device is refused, because the event loop would wait for it.
+
+    :raises OSError: the file can't be read, or is not a regular file.
+    """
+    # Without O_NONBLOCK, the opening of a pipe waits until something writes to it.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 (a descriptor)
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "it is not a regular file")
+        return file.read(most_bytes)
+
+
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+        content = read_regular_file(path, _MOST_BYTES + 1)
     except OSError as error:
         raise SecretFileUnusable(f"can't be read: {os_reason(error)}") from error
     if len(content) > _MOST_BYTES:

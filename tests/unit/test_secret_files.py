@@ -80,6 +80,37 @@ def test_while_a_file_is_unusable_the_text_before_is_used(file: Path, content: b
     assert settings.redis_url.get_secret_value() == SECOND
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"BCS_REDIS_PASSWORD_FILE": "{pipe}"},
+        {"BCS_REDIS_URL": "rediss://host:6379?ssl_ca_certs={pipe}"},
+        {"BCS_DATABASE_URL": "postgresql://host/bcs?sslmode=verify-full&sslrootcert={pipe}"},
+        {"BCS_KAFKA_SECURITY_PROTOCOL": "SSL", "BCS_KAFKA_SSL_CAFILE": "{pipe}"},
+        {
+            "BCS_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+            "BCS_KAFKA_SASL_MECHANISM": "OAUTHBEARER",
+            "BCS_KAFKA_OAUTH_TOKEN_FILE": "{pipe}",
+        },
+    ],
+)
+def test_a_pipe_is_refused_at_once_because_reading_it_would_stop_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: dict[str, str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value.format(pipe=tmp_path / "pipe"))
+    with pytest.raises(InvalidSettings, match="not a regular file"):
+        load_settings()
+
+
+def test_a_file_that_becomes_a_pipe_leaves_the_text_before(file: Path) -> None:
+    settings = load_settings()
+    file.unlink()
+    os.mkfifo(file)
+    assert settings.redis_url.get_secret_value() == FIRST
+
+
 @pytest.mark.parametrize("content", [None, b"", b"redis://user:first-password\xff@host", b"p" * 65_537])
 def test_a_start_with_an_unusable_file_names_its_variable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
