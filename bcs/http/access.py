@@ -8,6 +8,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.hdrs import AUTHORIZATION
 
+from bcs.config.secrets import read_regular_file
 from bcs.config.settings import Settings
 from bcs.errors import os_reason
 from bcs.http.callers_file import CallersFileUnusable, KnownCallers, digest_of, parse_callers
@@ -72,8 +73,7 @@ def callers_of(settings: Settings) -> Reloaded[KnownCallers] | None:
 
 def _read(path: Path) -> KnownCallers:
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+        content = read_regular_file(path, _MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise FileUnusable(f"{path}: has more than {_MOST_BYTES} bytes")
         return parse_callers(content.decode())

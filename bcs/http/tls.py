@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import structlog
 
+from bcs.config.secrets import read_regular_file
 from bcs.config.settings import Settings
 from bcs.errors import os_reason
 from bcs.http.problems import Problem
@@ -239,7 +240,7 @@ def _without_tls() -> bytes:
 def _ensure_readable(variable: str, path: Path | None) -> None:
     try:
         if path is not None:
-            path.read_bytes()
+            read_regular_file(path, 1)
     except OSError as error:
         raise FileUnusable(f"{path} ({variable}) can't be read: {os_reason(error)}") from None
 

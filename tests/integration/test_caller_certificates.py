@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -405,6 +406,8 @@ async def test_a_key_may_have_a_password(ours: Authority) -> None:
     ("settings", "problem"),
     [
         ({"http_tls_certfile": "absent"}, r"absent \(BCS_HTTP_TLS_CERTFILE\) can't be read: No such file"),
+        ({"http_tls_certfile": "a-pipe"}, "can't be read: it is not a regular file"),
+        ({"http_tokens_file": "a-pipe"}, "can't be read: it is not a regular file"),
         ({"http_tls_certfile": "ca.pem"}, "the certificate and its key can't be used"),
         ({"http_tls_certfile": "callers.json"}, "the certificate and its key can't be used"),
         (
@@ -424,6 +427,9 @@ def test_files_that_cannot_be_used_refuse_the_start(
     ours: Authority, file: Path, settings: dict[str, object], problem: str
 ) -> None:
     ours.issue("good", "127.0.0.1")
+    pipe = ours.directory / "a-pipe"
+    if not pipe.exists():
+        os.mkfifo(pipe)
     paths = {name: ours.directory / value if isinstance(value, str) else value for name, value in settings.items()}
     with pytest.raises(InvalidSettings, match=problem):
         service_in_thread(**NOWHERE, **{"http_tokens_file": file, **paths}).__enter__()
