@@ -12,7 +12,7 @@ from bcs.config.secrets import read_regular_file
 from bcs.config.settings import Settings
 from bcs.errors import os_reason
 from bcs.http.callers_file import CallersFileUnusable, KnownCallers, digest_of, parse_callers
-from bcs.http.identity import CallerIdentity, Scope
+from bcs.http.identity import IDENTITY, CallerIdentity, Scope
 from bcs.http.problems import Problem
 from bcs.http.reloaded import FileUnusable, Reloaded
 from bcs.http.tls import CERTIFICATE_NAMES
@@ -38,12 +38,13 @@ class Access:
         """The caller of a request.
 
         :param scope: what the caller must be allowed to do; None where it is enough to be known.
-        :raises Problem: 401 if the caller is not known, 403 without the scope.
+        :raises Problem: 401 if the caller is not known, 403 without the scope. The request names its caller then, too.
         """
         headers = request.headers.getall(AUTHORIZATION, None)
         identity = self._by_token(headers) if headers else self._by_certificate(request)
         if identity is None:
             raise _unauthenticated(sent=bool(headers))
+        request[IDENTITY] = identity
         if scope is not None and scope not in identity.scopes:
             raise _forbidden(scope)
         return identity

@@ -86,7 +86,7 @@ def parse_callers(text: str) -> KnownCallers:
         raise CallersFileUnusable(
             f"{f'line {mark.line + 1}: ' if mark else ''}not valid YAML; write tokens in quotes"
         ) from None
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError):
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError, RecursionError):  # `!!bool x` is a LookupError
         raise CallersFileUnusable("not valid YAML") from None
     if not isinstance(document, dict):
         raise CallersFileUnusable("line 1: it must be a mapping with `callers`")

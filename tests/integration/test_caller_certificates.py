@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 from bcs.config.settings import InvalidSettings
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
-from bcs.http import reloaded
+from bcs.http import reloaded, tls
 from bcs.http.identity import Scope
 from tests.support.callers import TOKENS, Response, asking, bearer, callers, replace, request, response_of
 from tests.support.service import DEFINE, Orchestrator, RunningService, service_in_thread
@@ -62,7 +62,7 @@ class Authority:
     def issue(self, name: str, *identities: str, common: str | None = None, days: int = 1) -> Path:
         """A certificate with its key, in one file."""
         if any("://" in identity for identity in identities):
-            return self._issue_with_uris(name, identities)
+            return self._issue_with_uris(name, identities, common)
         until = datetime.now(UTC) + timedelta(days=days)
         issued = self.ca.issue_cert(
             *identities, common_name=common, not_before=until - timedelta(days=30), not_after=until
@@ -71,17 +71,18 @@ class Authority:
         issued.private_key_and_cert_chain_pem.write_to_path(str(path))
         return path
 
-    def _issue_with_uris(self, name: str, uris: tuple[str, ...]) -> Path:
+    def _issue_with_uris(self, name: str, uris: tuple[str, ...], common: str | None) -> Path:
         """Trustme makes none with URIs."""
         key = ec.generate_private_key(ec.SECP256R1())
         authority = x509.load_pem_x509_certificate(self.ca.cert_pem.bytes())
         signer = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
         assert isinstance(signer, ec.EllipticCurvePrivateKey)
         now = datetime.now(UTC)
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common)] if common else [])
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(x509.Name([]))
+            .subject_name(subject)
             .issuer_name(authority.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
@@ -183,6 +184,9 @@ def probes(service: RunningService) -> Orchestrator:
         ((URI,), None, 403),
         ((), COMMON, 403),
         (("other.example.com",), "somebody", 401),
+        # An authority that checks host names may not check the common name.
+        (("other.example.com",), COMMON, 401),
+        (("https://other.example.com",), COMMON, 401),
         ((f"not-{DNS}",), None, 401),
         ((f"*.{DNS.partition('.')[2]}",), None, 401),
     ],
@@ -235,6 +239,30 @@ async def test_who_has_no_valid_certificate_gets_no_connection(
         [refused] = await wait_until(lambda: [entry for entry in logs if entry["event"] == "tls_refused"])
     assert reason in refused["reason"]
     assert refused["address"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_resumed_session_is_no_way_around_the_expiry(
+    service: RunningService, ours: Authority, version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ours.context(ours.issue("client", DNS), maximum_version=version)
+
+    def ask(session: ssl.SSLSession | None) -> tuple[bytes, ssl.SSLSession | None, bool | None]:
+        plain = socket.create_connection(service.service.address)
+        with context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as caller:
+            caller.sendall(asking(DEFINE))
+            found = caller.recv(9000)[9:12], caller.session, caller.session_reused
+            if found[0]:
+                caller.unwrap()  # or else the session counts as broken
+            return found
+
+    answered, session, _ = ask(None)
+    assert answered == b"200"
+    monkeypatch.setattr(tls, "time", lambda: datetime.now(UTC).timestamp() + 2 * 86400)
+    # In TLS 1.3 no session is kept, and OpenSSL checks the certificate at each handshake.
+    expected = (b"", True) if version is ssl.TLSVersion.TLSv1_2 else (b"200", False)
+    answered, _, reused = ask(session)
+    assert (answered, reused) == expected
 
 
 async def test_a_caller_without_tls_is_told_so(service: RunningService) -> None:

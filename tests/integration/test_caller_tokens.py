@@ -265,10 +265,15 @@ async def test_the_log_has_the_name_of_the_caller(service: RunningService) -> No
         await answer(service, request("GET", "/internal/v1/nowhere", MAY_RESOLVE, "User-Agent: bos/1"))
         await answer(service, request("POST", f"{ACTORS}/metrics/kill", bearer(TOKENS[Scope.OPERATE])))
         await answer(service, request("POST", f"{ACTORS}/metrics/kill"))
+        await answer(service, request("POST", f"{ACTORS}/metrics/kill", MAY_RESOLVE))
     by = {entry["event"]: entry.get("requested_by") for entry in reversed(logs) if entry["event"] != "request_refused"}
     refused = [entry["requested_by"] for entry in logs if entry["event"] == "request_refused"]
     assert by["actor_killed_on_request"] == "may-operate (unknown at 127.0.0.1)"
-    assert refused == ["may-resolve (bos/1 at 127.0.0.1)", "unknown at 127.0.0.1"]
+    assert refused == [
+        "may-resolve (bos/1 at 127.0.0.1)",
+        "unknown at 127.0.0.1",
+        "may-resolve (unknown at 127.0.0.1)",  # a known caller, who may not
+    ]
 
 
 async def test_the_history_has_the_name_of_the_caller(
