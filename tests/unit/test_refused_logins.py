@@ -71,7 +71,7 @@ async def test_all_clients_of_a_process_wait_together(monkeypatch: pytest.Monkey
             kafka_security_protocol="SASL_PLAINTEXT",
             kafka_sasl_mechanism="PLAIN",
             kafka_sasl_username="bcs",
-            **{"kafka_sasl_password": WRONG},
+            kafka_sasl_password=WRONG,
         )
     )
     sources = [clients.options()["ssl_context"] for _ in range(3)]
