@@ -13,6 +13,7 @@ Importing this module is enough.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError,
 from bcs.config.kafka_security import KafkaSecurity
 
 Address = tuple[str, int]
+
+_WAITING_LOGIN_SECONDS = 0.1
 
 
 class ConnectionSource(Protocol):
@@ -44,7 +47,19 @@ class ConnectionSource(Protocol):
         """
         ...
 
-    def rejected(self) -> None:
+    def ensure_login_due(self, address: Address, password: str | None) -> None:
+        """Fail while the login at a broker has to wait, because the broker has refused it.
+
+        :param password: None where the login is not by password.
+        :raises SaslAuthenticationFailed: it has to wait.
+        """
+        ...
+
+    def accepted(self, address: Address) -> None:
+        """Called when a broker has accepted the connection."""
+        ...
+
+    def rejected(self, address: Address, password: str | None, error: SaslAuthenticationFailed) -> None:
         """Called when a broker did not accept the login."""
         ...
 
@@ -105,19 +120,30 @@ async def _create_conn(host: str, port: int, **options: Any) -> AIOKafkaConnecti
 
 
 async def _connect(source: ConnectionSource, host: str, port: int, options: Mapping[str, Any]) -> AIOKafkaConnection:
+    address, password, asked = (host, port), None, False
     try:
-        connection = await _open(host, port, {**options, **source.fresh()})
+        fresh = source.fresh()
+        password = fresh.get("sasl_plain_password")
+        try:
+            source.ensure_login_due(address, password)
+        except SaslAuthenticationFailed:
+            # Some loops of aiokafka pause only where a connection takes time, and would hold up the event loop.
+            await asyncio.sleep(_WAITING_LOGIN_SECONDS)
+            raise
+        asked = True
+        connection = await _open(host, port, {**options, **fresh})
     except (OSError, KafkaError) as error:  # a TimeoutError is an OSError
-        source.failures[host, port] = error
-        if isinstance(error, SaslAuthenticationFailed):
-            source.rejected()
+        source.failures[address] = error
+        if asked and isinstance(error, SaslAuthenticationFailed):
+            source.rejected(address, password, error)
         raise
     except (ValueError, LookupError, AssertionError) as error:
         # aiokafka's parsers raise these for an unexpected answer. They would end aiokafka's own tasks for good.
         raised = KafkaConnectionError(f"unexpected answer: {type(error).__name__}")
-        source.failures[host, port] = raised
+        source.failures[address] = raised
         raise raised from error
-    source.failures.pop((host, port), None)
+    source.failures.pop(address, None)
+    source.accepted(address)
     return connection
 
 
