@@ -119,8 +119,8 @@ class FreshConnections:
     tokens: TokenProvider | None
     refused: RefusedLogins = field(default_factory=RefusedLogins)
     failures: dict[Address, BaseException] = field(default_factory=dict)
-    _made_of: tuple[object, ...] = field(default=(), repr=False)  # has a password
-    _context: SSLContext | None = None
+    _made_of: tuple[object, ...] = field(default=(), init=False, repr=False)  # has a password
+    _context: SSLContext | None = field(default=None, init=False)
 
     def fresh(self) -> Mapping[str, Any]:
         """See `ConnectionSource`."""

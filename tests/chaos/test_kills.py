@@ -90,6 +90,8 @@ async def play_out(directory: Path, seed: int, jars: Path | None, note_figure: N
                         events.start_soon(publish, history, platform, watch, killings)
                         events.start_soon(strike, disasters, killings, seed)
                     stage.heal()
+                    # On a slow machine, the callers come to less while all is disturbed.
+                    await wait_until(lambda: min(len(callers.pruned), len(callers.recorded)) >= LEAST_PRUNED)
                     callers.enough = True
                 try:
                     await wait_until(

@@ -35,6 +35,7 @@ def test_the_guarantees_name_every_row_and_its_tier() -> None:
             assert any("release" in line for line in lines), path
 
 
+@pytest.mark.release
 def test_a_run_at_a_commit_says_what_it_did_not_play() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "BCS_TEST_CHAOS"}
     command = [sys.executable, "-m", "pytest", LEFT_OUT, "--collect-only", "-q", "-p", "no:cacheprovider"]

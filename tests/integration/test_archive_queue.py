@@ -34,7 +34,9 @@ async def test_explanations_leave_room_for_facts_during_an_outage(
         for number in range(ROOM // 2):
             await setup.apply(batch, [EssayPhaseEnded("spellcheck", "e1", Outcome.COMPLETED, AT_US + number)])
         assert archive.backlog.last_known == ROOM // 2
-        assert archive.explanations.last_known == ROOM
+        # The length that is compared with the limit may be one entry old, when it was just sampled.
+        assert archive.explanations.last_known is not None
+        assert ROOM <= archive.explanations.last_known <= ROOM + 1
         setup.database_proxy.accept()
         await setup.wait_for_archive()
         assert len(await setup.history_facts(batch)) == ROOM // 2 + 1

@@ -256,13 +256,16 @@ def test_a_resumed_session_is_no_way_around_the_expiry(
                 caller.unwrap()  # or else the session counts as broken
             return found
 
-    answered, session, _ = ask(None)
-    assert answered == b"200"
     monkeypatch.setattr(tls, "time", lambda: datetime.now(UTC).timestamp() + 2 * 86400)
+    # The service may read a certificate again meanwhile, which another test has issued. That ends all sessions.
+    for _ in range(10):
+        answered, session, _ = ask(None)
+        assert answered == b"200"  # OpenSSL, which has the real time, checks this handshake
+        answered, _, reused = ask(session)
+        if reused:
+            break
     # In TLS 1.3 no session is kept, and OpenSSL checks the certificate at each handshake.
-    expected = (b"", True) if version is ssl.TLSVersion.TLSv1_2 else (b"200", False)
-    answered, _, reused = ask(session)
-    assert (answered, reused) == expected
+    assert (answered, reused) == ((b"", True) if version is ssl.TLSVersion.TLSv1_2 else (b"200", False))
 
 
 async def test_a_caller_without_tls_is_told_so(service: RunningService) -> None:

@@ -429,6 +429,7 @@ async def the_operator_replays_and_purges(secured: SecuredKafka, redis_url: str,
         assert (await operator.asks("dlq", "purge", "--yes"))["deleted"] >= 1
 
 
+@pytest.mark.release
 async def test_commands_log_in_and_need_the_documented_rights(
     secured_kafka: SecuredKafka, redis_url: str, batch: str, tmp_path: Path
 ) -> None:
