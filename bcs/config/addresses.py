@@ -14,7 +14,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
-from bcs.config.secrets import read_regular_file
+from bcs.config.files import read_regular_file
 
 ASYNCPG_OPTIONS = (
     *("host", "port", "user", "password", "passfile", "dbname", "database", "service"),
@@ -217,8 +217,8 @@ def _refusal(client: str, url: str, options: list[str], use: Callable[[str], Non
     :param variables: an addition to the options: other possible causes.
     """
     # The files are looked at before the client reads them, which would wait for a pipe.
-    for name, path in parse_qsl(urlsplit(url).query):
-        if name in _FILES and (unreadable := _failure(_read, path)):
+    for name, path in files_in(url).items():
+        if unreadable := _failure(_read, path):
             return f"{client} can't use {name}{unreadable}"
     problem = _failure(use, url)
     if problem is None:
@@ -238,6 +238,11 @@ def _failure(use: Callable[[str], None], url: str) -> str | None:
     except Exception:  # noqa: BLE001 (clients raise many kinds of errors for unexpected values)
         return ""
     return None
+
+
+def files_in(url: str) -> dict[str, str]:
+    """The files of certificates and keys in a URL: the name of the option to the path."""
+    return {name: path for name, path in parse_qsl(urlsplit(url).query) if name in _FILES}
 
 
 def _read(path: str) -> None:

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bcs.config.secrets import Secret, read_regular_file
+from bcs.config.files import read_regular_file
+from bcs.config.secrets import Secret
 from bcs.errors import os_reason
 
 _PREFIX = "BCS_KAFKA_"

@@ -7,7 +7,6 @@ without a restart.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from bcs.config.files import read_regular_file
 from bcs.errors import os_reason
 
 SECRETS_DIRECTORY = "BCS_SECRETS_DIR"
@@ -143,18 +143,6 @@ def _names(settings: type[BaseSettings]) -> dict[str, FieldInfo]:
 
 def _variable(name: str) -> str:
     return f"BCS_{name.upper()}"
-
-
-def read_regular_file(path: Path, most_bytes: int) -> bytes:
-    """The first bytes of a file. A pipe or a device is refused, because the event loop would wait for it.
-
-    :raises OSError: the file can't be read, or is not a regular file.
-    """
-    # Without O_NONBLOCK, the opening of a pipe waits until something writes to it.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 (a descriptor)
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(0, "it is not a regular file")
-        return file.read(most_bytes)
 
 
 def _read(path: Path) -> str:

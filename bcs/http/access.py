@@ -8,7 +8,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.hdrs import AUTHORIZATION
 
-from bcs.config.secrets import read_regular_file
+from bcs.config.files import read_regular_file
 from bcs.config.settings import Settings
 from bcs.errors import os_reason
 from bcs.http.callers_file import CallersFileUnusable, KnownCallers, digest_of, parse_callers
@@ -34,8 +34,8 @@ class Access:
     def __init__(self, known: Reloaded[KnownCallers]) -> None:
         self._known = known
 
-    def admit(self, scope: Scope | None, request: web.Request) -> CallerIdentity:
-        """The caller of a request.
+    def admit(self, scope: Scope | None, request: web.Request) -> None:
+        """Let the request name its caller.
 
         :param scope: what the caller must be allowed to do; None where it is enough to be known.
         :raises Problem: 401 if the caller is not known, 403 without the scope. The request names its caller then, too.
@@ -47,7 +47,6 @@ class Access:
         request[IDENTITY] = identity
         if scope is not None and scope not in identity.scopes:
             raise _forbidden(scope)
-        return identity
 
     def _by_token(self, headers: list[str]) -> CallerIdentity | None:
         scheme, _, token = headers[0].partition(" ")

@@ -23,7 +23,7 @@ from bcs.http.access import Access
 from bcs.http.addresses import network_of
 from bcs.http.bodies import Bodies, CallerLeft, Reading
 from bcs.http.deadlines import Deadlines
-from bcs.http.identity import ANYONE, IDENTITY, CallerIdentity, Scope, identity_of
+from bcs.http.identity import Scope, identity_of
 from bcs.http.problems import (
     Problem,
     fault,
@@ -41,7 +41,7 @@ from bcs.wire.events import MOST_ID_CHARACTERS
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Admit = Callable[[web.Request], CallerIdentity]
+Admit = Callable[[web.Request], None]
 
 CORRELATION_ID: Final = web.RequestKey("correlation_id", str)
 DEAD_LETTER: Final = web.RequestKey("dead_letter", str)
@@ -211,8 +211,8 @@ class RequestGuard:
         reading: Reading | None = None
         late = False
         try:
-            # Before anything is read for this caller, or told.
-            request[IDENTITY] = ANYONE if admit is None else self._admitted(admit, request)
+            if admit is not None:
+                self._admit(admit, request)  # before anything is read for this caller, or told
             if self._crowded and request.protocol in self._crowded and request.path not in _PROBES:
                 raise overloaded(self._crowded[request.protocol])
             if self._rates is not None and request.path not in _PROBES:
@@ -253,9 +253,9 @@ class RequestGuard:
                 self._bodies.release(reading)
         return self._refuse(request, problem), problem
 
-    def _admitted(self, admit: Admit, request: web.Request) -> CallerIdentity:
+    def _admit(self, admit: Admit, request: web.Request) -> None:
         try:
-            return admit(request)
+            admit(request)
         except Problem:
             # Strangers have the rate of their address, and so have guesses of a token.
             if self._rates is not None:

@@ -34,7 +34,7 @@ ANYONE: Final = CallerIdentity("", frozenset(Scope))
 """Every caller of a service that does not ask who its callers are."""
 
 IDENTITY: Final = web.RequestKey("identity", CallerIdentity)
-"""The caller of a request. `RequestGuard` sets it before the route runs, in both ways of answering."""
+"""The caller of a request. `Access` sets it before the route runs, in both ways of answering."""
 
 
 def identity_of(request: web.Request) -> CallerIdentity:

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from bcs.config.files import file_version
 from bcs.config.settings import InvalidSettings
 
 log = structlog.stdlib.get_logger("bcs.http", actor="http")
@@ -82,9 +83,7 @@ async def keep_fresh(reloaded: Sequence[Reloaded[Any]]) -> None:
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
-    """Differs once the file was written or replaced, also behind a symbolic link, as Kubernetes does it."""
     try:
-        status = path.stat()
-    except OSError:
+        return file_version(path)
+    except OSError:  # its reading says what is wrong
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import structlog
 
-from bcs.config.secrets import read_regular_file
+from bcs.config.files import read_regular_file
 from bcs.config.settings import Settings
 from bcs.errors import os_reason
 from bcs.http.problems import Problem

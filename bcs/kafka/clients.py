@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import SaslAuthenticationFailed
 
+from bcs.config.files import file_version
 from bcs.config.kafka_security import KafkaFileUnusable, KafkaSecurity
 from bcs.config.settings import Settings
 from bcs.kafka.connecting import Address, CredentialsUnusable
@@ -151,19 +151,15 @@ class FreshConnections:
         security = self.security
         files = (security.ssl_cafile, security.ssl_certfile, security.ssl_keyfile)
         password = security.ssl_key_password
-        made_of = (*(_stamp(path) for path in files), password.get_secret_value() if password else None)
+        made_of = (*(_version(path) for path in files), password.get_secret_value() if password else None)
         if self._context is None or made_of != self._made_of:
             self._context = security.ssl_context()
             self._made_of = made_of
         return self._context
 
 
-def _stamp(path: Path | None) -> tuple[int, ...] | None:
-    """Changes whenever a file is replaced or written."""
-    if path is None:
-        return None
+def _version(path: Path | None) -> tuple[int, ...] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 (follows the links of a mounted secret)
-    except OSError:
+        return None if path is None else file_version(path)
+    except OSError:  # its reading says what is wrong
         return ()
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -255,6 +256,11 @@ async def test_all_connections_share_what_tls_needs_until_a_file_changes(
     secrets.client.write(redis.certificates.client)
     await use_all_connections()
     assert len(made) == 2
+    # A pipe must not be opened: the event loop would wait for its writer.
+    secrets.client.certificate.unlink()
+    os.mkfifo(secrets.client.certificate)
+    await redis.disconnect_all()
+    assert "it is not a regular file" in await cause_of(gateway.ping)
 
 
 def server_certificates(made: Certificates) -> dict[KeyPair, str]:
@@ -266,8 +272,9 @@ def server_certificates(made: Certificates) -> dict[KeyPair, str]:
     }
 
 
-async def test_each_refusal_of_postgresql_has_a_cause_that_is_clear(postgres: SecuredDatabase) -> None:
+async def test_each_refusal_of_postgresql_has_a_cause_that_is_clear(postgres: SecuredDatabase, tmp_path: Path) -> None:
     made, options, url_of = postgres.certificates, postgres.options, postgres.url_of
+    os.mkfifo(tmp_path / "pipe")
     whole = options(client=made.client)
     name = postgres.url.partition("@/")[2].partition("?")[0]
     socket = f"@/{name}?host={postgres.server.socket_directory}&port={postgres.server.port}"
@@ -282,6 +289,8 @@ async def test_each_refusal_of_postgresql_has_a_cause_that_is_clear(postgres: Se
         url_of("bcs", FIRST, *options(client=made.foreign_client)): "client certificate",
         url_of("bcs", FIRST, *options(made.foreign_ca, made.client)): "the server is not valid: self-signed",
         url_of("bcs", FIRST, *options(made.foreign_ca.with_name("gone"))): "sslrootcert: No such file",
+        # A pipe must not be opened: the event loop would wait for its writer.
+        url_of("bcs", FIRST, *options(tmp_path / "pipe")): "sslrootcert: it is not a regular file",
     }
     for url, cause in causes.items():
         found = await cause_of(partial(connect, url))

@@ -8,12 +8,15 @@ one transaction, no statement has a name, and settings end with the transaction.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from asyncpg.exceptions import ClientConfigurationError
 
+from bcs.config.addresses import files_in
+from bcs.config.files import file_version
 from bcs.config.store_urls import StoreUrl, database_url
 from bcs.storage.postgres.fitness import ensure_usable
 
@@ -99,10 +102,13 @@ class Connector:
                 return connection
 
     async def _opened(self, connect_seconds: float | None, statement_seconds: float | None) -> ArchiveConnection:
+        url = self._url.current()
         try:
+            for path in files_in(url).values():
+                file_version(Path(path))  # asyncpg would wait for a pipe, and the event loop with it
             # With the URL, asyncpg reads the certificates again, too.
             connection: ArchiveConnection = await asyncpg.connect(  # type: ignore[call-overload]  # no timeout=None
-                self._url.current(),
+                url,
                 timeout=connect_seconds,
                 command_timeout=statement_seconds,
                 statement_cache_size=0 if self._pooled else _CACHED_STATEMENTS,
@@ -117,7 +123,7 @@ class Connector:
                 raise UrlUnusable(f"{self._url.variable}: {problem}") from error
             raise
         except asyncpg.ConnectionDoesNotExistError as error:
-            if "sslcert" not in parse_qs(urlsplit(self._url.current()).query):
+            if "sslcert" not in parse_qs(urlsplit(url).query):
                 raise
             # The alert with the reason is lost with the connection.
             raise ConnectionError(_CLOSED) from error

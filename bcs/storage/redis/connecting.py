@@ -15,6 +15,7 @@ from redis.asyncio import Connection, ConnectionPool, SSLConnection, UnixDomainS
 from redis.asyncio.connection import RedisSSLContext, parse_url
 from redis.credentials import CredentialProvider
 
+from bcs.config.files import file_version
 from bcs.config.store_urls import StoreUrl
 from bcs.storage.redis.errors import UnusableServer
 
@@ -48,7 +49,10 @@ class _Login(CredentialProvider):
         """
         password = cast("Any", parse_url(self.url.current())).get("ssl_password")
         try:
-            made_from = [hash(password), *map(_version, (tls.certfile, tls.keyfile, tls.ca_certs, tls.ca_path))]
+            made_from: list[object] = [
+                hash(password),
+                *map(_version, (tls.certfile, tls.keyfile, tls.ca_certs, tls.ca_path)),
+            ]
             if self._context is None or made_from != self._made_from:
                 tls.context, tls.password = None, password
                 self._context, self._made_from = tls.get(), made_from
@@ -60,12 +64,8 @@ class _Login(CredentialProvider):
         return self._context
 
 
-def _version(path: str | None) -> object:
-    """What changes when a file is replaced; None for no file."""
-    if path is None:
-        return None
-    stat = Path(path).stat()
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+def _version(path: str | None) -> tuple[int, ...] | None:
+    return None if path is None else file_version(Path(path))
 
 
 class _TlsConnection(SSLConnection):
