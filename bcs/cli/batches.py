@@ -15,8 +15,8 @@ from bcs.cli.batch_history import history_page
 from bcs.cli.known import read_known
 from bcs.cli.options import PANEL, AsJson, BatchId, command_group
 from bcs.cli.output import plain, present, print_json, table
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import pipelines_of
-from bcs.config.settings import load_settings
 from bcs.domain.pipelines import PLATFORM_PHASES
 from bcs.domain.progress import BlockingEssay, Evaluation, PhaseExplanation, Standing
 from bcs.domain.state import BatchState

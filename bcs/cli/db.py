@@ -10,8 +10,8 @@ import typer
 
 from bcs.cli.options import PANEL, AsJson, command_group
 from bcs.cli.output import print_json
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import pipelines_of
-from bcs.config.settings import load_settings
 from bcs.errors import SchemaLocked, StoreRefused
 from bcs.runtime import running
 from bcs.storage.postgres.opening import named_database

@@ -15,8 +15,10 @@ from rich.text import Text
 
 from bcs.cli.options import PANEL, AsJson, single_command
 from bcs.cli.output import plain, present, print_json, table
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import pipelines_of
-from bcs.config.settings import InvalidSettings, Settings, load_settings, unknown_secret_files, unknown_variables
+from bcs.config.settings import InvalidSettings, Settings
+from bcs.config.unknown import unknown_secret_files, unknown_variables
 from bcs.errors import ConfigurationError
 from bcs.ops.doctor import settings_findings
 from bcs.ops.doctor.archive_checks import check_archive

@@ -188,7 +188,7 @@ def _validity(settings: Settings) -> Callable[[EventMessage], None]:
 
 
 def _settings() -> Settings:
-    from bcs.config.settings import load_settings
+    from bcs.config.loading import load_settings
 
     # BCS prints each error once, in its own line.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)

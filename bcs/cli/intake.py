@@ -66,7 +66,7 @@ def skip(
     does it. The dead letter has the message's bytes, or only its position where they can't be read. `bcs dlq replay`
     replays it.
     """
-    from bcs.config.settings import load_settings
+    from bcs.config.loading import load_settings
     from bcs.ops.stores import StateInMemory
 
     settings = load_settings()
@@ -99,7 +99,7 @@ def withdraw(
     offset: Annotated[int, typer.Argument(min=0, show_default=False)],
 ) -> None:
     """Withdraw an order to skip a message, before a replica has carried it out. Exits with 1 if no order waits."""
-    from bcs.config.settings import load_settings
+    from bcs.config.loading import load_settings
     from bcs.ops.stores import StateInMemory
 
     settings = load_settings()
@@ -118,7 +118,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """Show the orders to skip messages, with operator, reason and outcome; newest first."""
-    from bcs.config.settings import load_settings
+    from bcs.config.loading import load_settings
     from bcs.ops.stores import StateInMemory
 
     settings = load_settings()

@@ -84,8 +84,8 @@ def listen(
 def serve() -> None:
     """Run the service with the servers in the BCS_* environment variables."""
     leave_at_once(EXIT_STOPPED)  # no work has begun yet
+    from bcs.config.loading import load_settings
     from bcs.config.pipelines import pipelines_of
-    from bcs.config.settings import load_settings
     from bcs.observability.logs import configure_logging
     from bcs.runtime.process import run_until_signalled
 
@@ -129,7 +129,7 @@ def dev(
 @cli.command()
 def healthcheck() -> None:
     """Check whether the service on this machine is alive; for Docker. Exits 0 if it is, else 1."""
-    from bcs.config.settings import load_settings_for_health_check
+    from bcs.config.loading import load_settings_for_health_check
 
     url = load_settings_for_health_check().local_probe_url
     if url is None:

@@ -52,7 +52,7 @@ def _checked_url(url: str) -> str:
 
 
 def _local_url() -> str:
-    from bcs.config.settings import load_settings_for_health_check
+    from bcs.config.loading import load_settings_for_health_check
 
     url = load_settings_for_health_check().local_url
     if url is None:

@@ -14,8 +14,8 @@ from rich.tree import Tree
 from bcs.cli.graphs import dot, mermaid
 from bcs.cli.options import PANEL, AsJson, command_group
 from bcs.cli.output import plain, present, print_json, table
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import load_pipelines, pipelines_of, pipelines_yaml
-from bcs.config.settings import load_settings
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, PipelineDefinitions
 from bcs.errors import ConfigurationError, UnreadableConfiguration

@@ -13,8 +13,8 @@ from rich.text import Text
 from bcs.cli.known import read_known
 from bcs.cli.options import PANEL, URL_OF_SETTINGS, AsJson, BatchId, ServiceUrl, single_command
 from bcs.cli.output import plain, present, print_json, table
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import pipelines_of
-from bcs.config.settings import load_settings
 from bcs.domain.progress import summarize
 from bcs.domain.resolution import resolve, validate_request
 from bcs.http.requests import pipeline_answer

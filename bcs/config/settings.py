@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from collections.abc import Callable
+from dataclasses import fields
 from enum import StrEnum
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bcs.config import store_urls
-from bcs.config.addresses import bootstrap_servers_problem
 from bcs.config.kafka_security import KafkaSecurity
-from bcs.config.secrets import SECRETS_DIRECTORY, Secret, SecretFiles, secret_variables, usable
+from bcs.config.secrets import Secret, SecretFiles, usable
 from bcs.config.store_urls import StoreUrl
-from bcs.errors import ConfigurationError, os_reason
+from bcs.errors import ConfigurationError
 
 
 class Environment(StrEnum):
@@ -79,10 +75,10 @@ def _at_most(default: float, share: float, other: str) -> Callable[[dict[str, An
     return lambda known: min(default, share * known[other])
 
 
-_DAY_SECONDS = 86_400
+DAY_SECONDS = 86_400
 # The address for local callers of a service that listens at all addresses.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-_HANG_FACTOR = 2.5
+HANG_FACTOR = 2.5
 
 
 class CommandSettings(BaseSettings):
@@ -388,7 +384,7 @@ class Settings(CommandSettings):
     )
     history_page_bytes: Count = Field(1024 * 1024, description="the maximum size of a page of a batch's history")
     archive_retention_days: Annotated[int, Field(ge=1)] = Field(
-        default_factory=lambda known: max(400, known["redis_ttl_seconds"] // _DAY_SECONDS + 3),
+        default_factory=lambda known: max(400, known["redis_ttl_seconds"] // DAY_SECONDS + 3),
         description="how long the archive keeps a batch after its last event, and each entry of its history; "
         "by default more than `BCS_REDIS_TTL_SECONDS`",
     )
@@ -407,7 +403,7 @@ class Settings(CommandSettings):
         2.0, description="the longest wait between retries while Redis or Kafka is unreachable"
     )
     hang_seconds: Seconds = Field(
-        default_factory=lambda known: max(30.0, _HANG_FACTOR * known["kafka_request_timeout_seconds"]),
+        default_factory=lambda known: max(30.0, HANG_FACTOR * known["kafka_request_timeout_seconds"]),
         description="how long an actor may be without progress before it is restarted; "
         "by default at least 2.5 times `BCS_KAFKA_REQUEST_TIMEOUT_SECONDS`",
     )
@@ -461,219 +457,3 @@ class Settings(CommandSettings):
     def _local_url(self, scheme: str, port: int) -> str | None:
         host = _LOOPBACK.get(self.http_host, self.http_host)
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}" if port else None
-
-
-def load_settings(**overrides: object) -> Settings:
-    """The settings of this process.
-
-    :param overrides: values that replace those of the environment.
-    :raises InvalidSettings: with every invalid variable.
-    """
-    return _load(overrides, check_addresses=True)
-
-
-def load_settings_for_health_check() -> Settings:
-    """The settings of this process, without a check of the addresses, which would import the clients.
-
-    :raises InvalidSettings: with every invalid variable.
-    """
-    return _load({}, check_addresses=False)
-
-
-def _load(overrides: Mapping[str, object], *, check_addresses: bool) -> Settings:
-    try:
-        settings = Settings.model_validate({**Settings().model_dump(exclude_unset=True), **overrides})
-    except ValidationError as error:
-        raise _invalid(error) from None
-    except ValueError as error:  # pydantic-settings could not parse a value at all
-        raise InvalidSettings((("BCS_*", str(error)),)) from None
-    problems = []
-    if settings.request_deadline_seconds >= settings.http_timeout:
-        problems.append(
-            ("BCS_REQUEST_DEADLINE_SECONDS", "must be below BCS_HTTP_TIMEOUT, or callers give up before the answer")
-        )
-    if settings.redis_deadline_seconds >= settings.request_deadline_seconds:
-        problems.append(
-            (
-                "BCS_REDIS_DEADLINE_SECONDS",
-                "must be below BCS_REQUEST_DEADLINE_SECONDS, or the reason is never returned",
-            )
-        )
-    if settings.kafka_heartbeat_interval_seconds * 2 > settings.kafka_session_timeout_seconds:
-        problems.append(
-            ("BCS_KAFKA_HEARTBEAT_INTERVAL_SECONDS", "must be at most half of BCS_KAFKA_SESSION_TIMEOUT_SECONDS")
-        )
-    if settings.hang_seconds < _HANG_FACTOR * settings.kafka_request_timeout_seconds:
-        problems.append(
-            (
-                "BCS_HANG_SECONDS",
-                "must be at least 2.5 times BCS_KAFKA_REQUEST_TIMEOUT_SECONDS, or an actor that waits looks hung",
-            )
-        )
-    problems += _tls_problems(settings)
-    if settings.restart_backoff_initial_seconds > settings.restart_backoff_maximum_seconds:
-        problems.append(
-            ("BCS_RESTART_BACKOFF_INITIAL_SECONDS", "must not be above BCS_RESTART_BACKOFF_MAXIMUM_SECONDS")
-        )
-    if check_addresses:
-        problems += [*_address_problems(settings), *settings.kafka_security.problems()]
-    if settings.database_url is not None:
-        if settings.archive_retention_days * _DAY_SECONDS <= settings.redis_ttl_seconds + _DAY_SECONDS:
-            problems.append(
-                (
-                    "BCS_ARCHIVE_RETENTION_DAYS",
-                    "must be over a day more than BCS_REDIS_TTL_SECONDS, or the archive deletes what Redis still uses",
-                )
-            )
-        if settings.database_deadline_seconds >= settings.request_deadline_seconds:
-            problems.append(
-                (
-                    "BCS_DATABASE_DEADLINE_SECONDS",
-                    "must be below BCS_REQUEST_DEADLINE_SECONDS, or the reason is never returned",
-                )
-            )
-    if problems:
-        raise InvalidSettings(tuple(problems))
-    return settings
-
-
-def _tls_problems(settings: Settings) -> list[tuple[str, str]]:
-    problems = []
-    if settings.http_tls_certfile is None:
-        for variable, value in (
-            ("BCS_HTTP_TLS_KEYFILE", settings.http_tls_keyfile),
-            ("BCS_HTTP_TLS_KEY_PASSWORD", settings.http_tls_key_password),
-            ("BCS_HTTP_TLS_CLIENT_CAFILE", settings.http_tls_client_cafile),
-        ):
-            if value is not None:
-                problems.append((variable, "needs BCS_HTTP_TLS_CERTFILE"))
-    elif settings.http_tls_client_cafile is not None and settings.http_tokens_file is None:
-        problems.append(
-            ("BCS_HTTP_TLS_CLIENT_CAFILE", "needs BCS_HTTP_TOKENS_FILE, which says what each certificate may do")
-        )
-    if settings.http_probe_port and settings.http_probe_port == settings.http_port:
-        problems.append(("BCS_HTTP_PROBE_PORT", "must not be BCS_HTTP_PORT"))
-    return problems
-
-
-def load_command_settings() -> CommandSettings:
-    """What commands need that send requests; the other settings may be invalid.
-
-    :raises InvalidSettings: with every invalid variable.
-    """
-    try:
-        return CommandSettings()
-    except ValidationError as error:
-        raise _invalid(error) from None
-
-
-def _invalid(error: ValidationError) -> InvalidSettings:
-    return InvalidSettings(
-        tuple(
-            (_variable(problem["loc"]), str(problem["msg"]))
-            for problem in error.errors(include_url=False, include_input=False, include_context=False)
-            # The default depends on another invalid setting, which is reported itself.
-            if problem["type"] != "default_factory_not_called"
-        )
-    )
-
-
-def _address_problems(settings: Settings) -> list[tuple[str, str]]:
-    problems = []
-    if problem := bootstrap_servers_problem(settings.kafka_bootstrap_servers):
-        problems.append(("BCS_KAFKA_BOOTSTRAP_SERVERS", problem))
-    for store in (settings.redis, settings.database):
-        problems += store.problems() if store else []
-    if settings.secrets_dir is not None:
-        try:
-            list(settings.secrets_dir.iterdir())
-        except OSError as error:
-            problems.append((SECRETS_DIRECTORY, f"can't be read: {os_reason(error)}"))
-    return problems
-
-
-@dataclass(frozen=True, slots=True)
-class UnknownVariable:
-    """A variable of the environment with the prefix of BCS that is not a setting; or a file that is not a secret.
-
-    :param near: the variable that was probably meant; None where no name is similar.
-    """
-
-    name: str
-    near: str | None
-
-    @property
-    def problem(self) -> str:
-        """The problem in one line."""
-        return f"{self.name} is not a setting of BCS, and has no effect"
-
-    def __str__(self) -> str:
-        return f"{self.problem}; did you mean {self.near}?" if self.near else self.problem
-
-
-class UnknownSecretFile(UnknownVariable):
-    """A file in `BCS_SECRETS_DIR` that is not the file of a secret."""
-
-    __slots__ = ()
-
-    @property
-    def problem(self) -> str:
-        """The problem in one line."""
-        return f"the file {self.name} in {SECRETS_DIRECTORY} is not a secret of BCS, and has no effect"
-
-
-# For a service `bcs` or `bcs-…`, Kubernetes sets variables of these forms in the pods of its namespace.
-_OF_KUBERNETES = re.compile(
-    r"BCS(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)"
-)
-_ADDRESS_OF_KUBERNETES = ("tcp://", "udp://", "sctp://")
-_NEAR_ENOUGH = 0.6
-
-
-def unknown_variables(environment: Mapping[str, str]) -> list[UnknownVariable]:
-    """The variables with the prefix `BCS_` that are not settings, except those of the test suite and of Kubernetes.
-
-    :param environment: names to values.
-    """
-    variables = [*(f"BCS_{name.upper()}" for name in Settings.model_fields)]
-    variables += [f"{variable}_FILE" for variable in secret_variables(Settings)]
-    known = {variable.removeprefix("BCS_"): variable for variable in variables}
-    unknown = []
-    for name, value in sorted(environment.items()):
-        upper = name.upper()
-        short = upper.removeprefix("BCS_")
-        if upper == short or short in known or short.startswith("TEST_"):
-            continue
-        if _OF_KUBERNETES.fullmatch(upper) or value.startswith(_ADDRESS_OF_KUBERNETES):
-            continue
-        unknown.append(UnknownVariable(name, known.get(_nearest(short, known))))
-    return unknown
-
-
-def unknown_secret_files(settings: Settings) -> list[UnknownVariable]:
-    """The files in `BCS_SECRETS_DIR` that are not secrets, except those whose names begin with a dot."""
-    known = {variable.removeprefix("BCS_"): variable for variable in secret_variables(Settings)}
-    used = {*known.values(), *map(str.lower, known.values())}
-    return [
-        UnknownSecretFile(name, known.get(_nearest(name.upper().removeprefix("BCS_"), known)))
-        for name in _names_in(settings.secrets_dir)
-        if not name.startswith(".") and name not in used
-    ]
-
-
-def _names_in(directory: Path | None) -> list[str]:
-    with suppress(OSError):  # it was readable when the settings were loaded
-        return sorted(path.name for path in directory.iterdir()) if directory else []
-    return []
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most similar to a name; empty where none is similar."""
-    longer = [each for each in known if each.startswith(f"{name}_") or each.endswith(f"_{name}")]
-    near = longer if len(longer) == 1 else get_close_matches(name, known, 1, _NEAR_ENOUGH)
-    return near[0] if near else ""
-
-
-def _variable(location: tuple[int | str, ...]) -> str:
-    name = str(location[0]) if location else "*"
-    return name.upper() if name.upper().startswith("BCS_") else f"BCS_{name.upper()}"

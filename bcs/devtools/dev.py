@@ -14,8 +14,9 @@ from textwrap import indent
 import anyio
 
 from bcs.config.kafka_security import KafkaSecurity
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import pipelines_of
-from bcs.config.settings import Settings, load_settings
+from bcs.config.settings import Settings
 from bcs.devtools.demo import play
 from bcs.devtools.environment import EnvFile, env_file, exports, variables_of
 from bcs.devtools.keyboard import at_keyboard, key_press, single_keys

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 
-from bcs.config.settings import InvalidSettings, load_command_settings
+from bcs.config.loading import load_command_settings
+from bcs.config.settings import InvalidSettings
 from bcs.errors import os_reason
 
 

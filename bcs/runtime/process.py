@@ -14,7 +14,8 @@ import anyio.abc
 import structlog
 
 from bcs import __version__
-from bcs.config.settings import Environment, Settings, unknown_secret_files, unknown_variables
+from bcs.config.settings import Environment, Settings
+from bcs.config.unknown import unknown_secret_files, unknown_variables
 from bcs.domain.pipelines import PipelineDefinitions
 from bcs.errors import DatabaseUnusable, RedisUnusable
 from bcs.http.access import CALLERS_UNKNOWN

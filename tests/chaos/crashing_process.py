@@ -17,8 +17,8 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import pipelines_of
-from bcs.config.settings import load_settings
 from bcs.observability.failpoints import FailPoint, fail_points
 from bcs.observability.logs import configure_logging
 from bcs.runtime.process import run_until_signalled

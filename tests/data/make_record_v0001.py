@@ -19,7 +19,7 @@ import anyio
 import bcs.domain.facts
 import bcs.domain.state
 from bcs.actors.messages import consumed_entry
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.devtools.servers.embedded import binary_of
 from bcs.devtools.servers.postgres import postgres
 from bcs.domain.facts import Outcome

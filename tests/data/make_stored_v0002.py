@@ -22,8 +22,8 @@ from typing import Any
 import anyio
 from redis.asyncio import Redis
 
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import load_pipelines
-from bcs.config.settings import load_settings
 from bcs.devtools.servers.embedded import binary_of, valkey
 from bcs.devtools.servers.postgres import postgres
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, Outcome, PhaseOutcome, PhaseReported

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.devtools.servers.embedded import HOST
 from bcs.http.acceptor import Accepted, Acceptor
 from bcs.http.callers import Callers

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.errors import SchemaLocked, StoreUnavailable
 from bcs.ops.doctor.archive_checks import check_archive

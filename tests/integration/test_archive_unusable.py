@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.errors import StoreUnavailable
 from bcs.ops.doctor.archive_checks import check_archive

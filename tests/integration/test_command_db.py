@@ -12,7 +12,7 @@ import anyio
 import asyncpg
 import pytest
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.devtools.servers.embedded import free_port
 from bcs.errors import StoreUnavailable
 from bcs.storage.postgres import schema

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.devtools.environment import variables_of
 from bcs.devtools.servers.embedded import EmbeddedServer, create_topics
 from bcs.wire import topics

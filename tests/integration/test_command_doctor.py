@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.devtools.servers.embedded import EmbeddedServer, create_topics, free_port, kafka
 from bcs.domain.history import FactsRecorded
 from bcs.ops.doctor.findings import Status

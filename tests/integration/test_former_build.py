@@ -19,8 +19,8 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import bcs.storage.postgres.migrations
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import load_pipelines
-from bcs.config.settings import load_settings
 from bcs.domain.facts import Outcome
 from bcs.domain.state import Mark
 from bcs.errors import StoreUnavailable

@@ -17,7 +17,7 @@ from time import monotonic
 import anyio
 import pytest
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.devtools.servers.embedded import free_port
 from bcs.errors import StoreUnavailable
 from bcs.http.descriptors import most_connections

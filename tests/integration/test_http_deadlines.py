@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.http.bodies import Bodies
 from bcs.http.callers import Callers
 from bcs.http.deadlines import Deadlines, LoopClock, task_deadlines

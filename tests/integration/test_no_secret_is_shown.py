@@ -15,8 +15,9 @@ import pytest
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
+from bcs.config.loading import load_settings
 from bcs.config.secrets import Secret
-from bcs.config.settings import InvalidSettings, Settings, load_settings
+from bcs.config.settings import InvalidSettings, Settings
 from bcs.devtools.servers.embedded import free_port
 from bcs.domain.law import CompletionLaw
 from bcs.errors import StoreUnavailable

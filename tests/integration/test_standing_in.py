@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome
 from bcs.domain.history import PipelineResolved
 from bcs.errors import StoreUnavailable

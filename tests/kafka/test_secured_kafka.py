@@ -17,7 +17,8 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.metadata import MetadataRequest
 
 from bcs.actors.kafka_watch import KafkaWatch
-from bcs.config.settings import Settings, load_settings
+from bcs.config.loading import load_settings
+from bcs.config.settings import Settings
 from bcs.kafka.causes import bootstrap, cause_of
 from bcs.kafka.clients import KafkaClients
 from bcs.kafka.connecting import NotConnected

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import anyio
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.observability.logs import configure_logging
 from bcs.runtime.process import tune_garbage_collection
 from tests.support.service import service_in_thread

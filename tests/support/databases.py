@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.postgres.opening import open_archive
 

@@ -25,8 +25,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import load_pipelines
-from bcs.config.settings import load_settings
 from bcs.devtools.servers.embedded import free_port
 from bcs.observability.failpoints import FailPointHook, fail_points
 from bcs.runtime.tree import Service

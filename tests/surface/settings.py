@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
-from bcs.config.settings import InvalidSettings, load_settings
+from bcs.config.loading import load_settings
+from bcs.config.settings import InvalidSettings
 from tests.surface.facts import lines_of, said_lines_of
 
 # Each is beyond what another one allows.

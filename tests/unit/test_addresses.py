@@ -11,7 +11,8 @@ from aiokafka.conn import collect_hosts
 from asyncpg import connect_utils
 
 from bcs.config.addresses import ASYNCPG_OPTIONS, SERVER_SETTINGS, parse_as_asyncpg
-from bcs.config.settings import InvalidSettings, load_settings, load_settings_for_health_check
+from bcs.config.loading import load_settings, load_settings_for_health_check
+from bcs.config.settings import InvalidSettings
 
 REDIS, DATABASE, KAFKA = "BCS_REDIS_URL", "BCS_DATABASE_URL", "BCS_KAFKA_BOOTSTRAP_SERVERS"
 

@@ -12,7 +12,7 @@ import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError, SaslAuthenticationFailed
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.kafka.causes import bootstrap, cause_of
 from bcs.kafka.clients import KafkaClients
 from bcs.kafka.connecting import CredentialsUnusable, NotConnected, source_of

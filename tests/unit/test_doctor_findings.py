@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bcs.config.settings import Settings, unknown_variables
+from bcs.config.settings import Settings
+from bcs.config.unknown import unknown_variables
 from bcs.kafka.brokers import Broker
 from bcs.kafka.offsets import CommitNote, Offsets
 from bcs.ops.doctor import archive_findings as record

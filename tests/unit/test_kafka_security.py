@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import bcs
-from bcs.config.settings import InvalidSettings, load_settings
+from bcs.config.loading import load_settings
+from bcs.config.settings import InvalidSettings
 from bcs.kafka.clients import KafkaClients
 from tests.support.secured_kafka import OPENS_KEY, SecuredKafka
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.kafka.connecting import CredentialsUnusable
 from bcs.kafka.oauth import ClientCredentials, TokenProvider, token_provider
 from tests.support.secured_kafka import SecuredKafka, token

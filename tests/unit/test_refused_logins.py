@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiokafka.errors import KafkaError, SaslAuthenticationFailed
 
-from bcs.config.settings import load_settings
+from bcs.config.loading import load_settings
 from bcs.kafka import connecting
 from bcs.kafka.clients import FreshConnections, KafkaClients, RefusedLogins
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from bcs.config.loading import load_settings
 from bcs.config.secrets import Secret, secret_variables
-from bcs.config.settings import InvalidSettings, Settings, load_settings, unknown_secret_files, unknown_variables
+from bcs.config.settings import InvalidSettings, Settings
+from bcs.config.unknown import unknown_secret_files, unknown_variables
 
 FIRST = "redis://user:first-password@host:6379"
 SECOND = "redis://user:second-password@host:6379"

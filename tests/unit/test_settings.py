@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from bcs.config.settings import Environment, InvalidSettings, Settings, load_settings, unknown_variables
+from bcs.config.loading import load_settings
+from bcs.config.settings import Environment, InvalidSettings, Settings
+from bcs.config.unknown import unknown_variables
 from bcs.errors import ConfigurationError
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from bcs.config.loading import load_settings
 from bcs.config.secrets import Secret
-from bcs.config.settings import InvalidSettings, load_settings
+from bcs.config.settings import InvalidSettings
 from bcs.config.store_urls import StoreUrl, database_url, redis_url
 
 

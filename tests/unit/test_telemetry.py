@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
+from bcs.config.loading import load_settings
 from bcs.config.pipelines import load_pipelines
-from bcs.config.settings import load_settings
 from bcs.errors import DeadLetterReason
 from bcs.runtime.tree import Service
 from bcs.wire import topics

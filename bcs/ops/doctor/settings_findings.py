@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bcs.config.settings import Environment, InvalidSettings, Settings, UnknownVariable
+from bcs.config.settings import Environment, InvalidSettings, Settings
+from bcs.config.unknown import UnknownVariable
 from bcs.http.access import CALLERS_UNKNOWN, callers_of
 from bcs.http.tls import tls_of
 from bcs.ops.doctor.findings import Finding, failed, warning
