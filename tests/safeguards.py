@@ -1162,8 +1162,8 @@ _SECRETS = (
         "rotated-postgresql-login",
         "A new connection to PostgreSQL uses the login that is in the files then.",
         "bcs/storage/postgres/connecting.py",
-        "                self._url.current(),\n",
-        "                self.__dict__.setdefault('kept', self._url.current()),\n",
+        "        url = self._url.current()\n        try:",
+        "        url = self.__dict__.setdefault('kept', self._url.current())\n        try:",
         _in("integration/test_secured_stores", _ROTATION),
     ),
     Mutation(

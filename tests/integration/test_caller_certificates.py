@@ -25,16 +25,25 @@ from structlog.testing import capture_logs
 from bcs.config.settings import InvalidSettings
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
-from bcs.http import reloaded, tls
+from bcs.http import tls
 from bcs.http.identity import Scope
-from tests.support.callers import TOKENS, Response, asking, bearer, callers, replace, request, response_of
+from tests.support.callers import (
+    TOKENS,
+    Response,
+    asking,
+    bearer,
+    callers,
+    files_looked_at_often,
+    replace,
+    request,
+    response_of,
+)
 from tests.support.service import DEFINE, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 NOWHERE = {"use_mock_repository": True, "kafka_bootstrap_servers": "127.0.0.1:1", "shutdown_seconds": 5.0}
-LOOKS_EVERY_SECONDS = 0.02
 HEAD_SECONDS = 0.3
 SEND_SECONDS = 0.3
 PLACES = 6
@@ -129,9 +138,7 @@ def file(ours: Authority) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def often() -> Iterator[None]:
-    """Services look for changed files more often than usual."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reloaded, "_EVERY_SECONDS", LOOKS_EVERY_SECONDS)
+    with files_looked_at_often():
         yield
 
 

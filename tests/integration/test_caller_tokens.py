@@ -14,10 +14,21 @@ import pytest
 from structlog.testing import capture_logs
 
 from bcs.config.settings import InvalidSettings
-from bcs.http import reloaded
 from bcs.http.connection import Connection
 from bcs.http.identity import Scope
-from tests.support.callers import ROUTES, TOKENS, Response, asking, bearer, callers, replace, request, response_of
+from tests.support.callers import (
+    LOOKS_EVERY_SECONDS,
+    ROUTES,
+    TOKENS,
+    Response,
+    asking,
+    bearer,
+    callers,
+    files_looked_at_often,
+    replace,
+    request,
+    response_of,
+)
 from tests.support.service import DEFINE, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
 
@@ -25,7 +36,6 @@ pytestmark = pytest.mark.anyio
 
 NOWHERE = {"use_mock_repository": True, "kafka_bootstrap_servers": "127.0.0.1:1"}
 ACTORS = "/internal/v1/actors"
-LOOKS_EVERY_SECONDS = 0.02
 PROBES = ["/healthz", "/readyz", "/metrics"]
 MAY_RESOLVE = bearer(TOKENS[Scope.RESOLVE])
 UNUSABLE = "callers: [this, is, *not-a-file"
@@ -40,9 +50,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def often() -> Iterator[None]:
-    """Services look for changed files more often than usual."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reloaded, "_EVERY_SECONDS", LOOKS_EVERY_SECONDS)
+    with files_looked_at_often():
         yield
 
 

@@ -25,7 +25,8 @@ from bcs.http.problems import problem_of
 from tests.integration.stores import MakeGateway
 from tests.support.descriptors import limited_files, no_more_files
 from tests.support.held_answers import HeldAnswers
-from tests.support.service import DEFINE, Orchestrator, RunningService, running_service, serve, service_in_thread
+from tests.support.raw_http import Connection, define, get
+from tests.support.service import Orchestrator, RunningService, running_service, serve, service_in_thread
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -33,20 +34,6 @@ pytestmark = pytest.mark.anyio
 MOST = 10
 BODY = json.dumps({"batch_id": "b", "requested_pipeline": "ai_feedback", "correlation_id": "c"}).encode()
 PROBES = ("/healthz", "/readyz", "/metrics")
-
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-def define(batch: str = "b") -> bytes:
-    body = json.dumps({"batch_id": batch, "requested_pipeline": "ai_feedback", "correlation_id": "c"}).encode()
-    head = (
-        f"POST {DEFINE} HTTP/1.1\r\nHost: bcs\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: bcs\r\n\r\n".encode()
 
 
 @pytest.fixture(scope="module")

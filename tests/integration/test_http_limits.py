@@ -14,6 +14,7 @@ import pytest
 from bcs.http.callers import MOST_ABOVE_SHARE
 from bcs.http.requests import DEAD_LETTER_WRITTEN
 from tests.support.held_answers import HeldAnswers
+from tests.support.raw_http import Connection, define, get
 from tests.support.service import COMPLETE, DEFINE, Answer, Orchestrator, RunningService, service_in_thread
 from tests.support.waiting import wait_until
 
@@ -26,20 +27,6 @@ NEW_BATCHES = 4
 MOST_OF_ADDRESS = 5
 PROBES = ("/healthz", "/readyz", "/metrics")
 NOWHERE = {"use_mock_repository": True, "kafka_bootstrap_servers": "127.0.0.1:1", "shutdown_seconds": 2.0}
-
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-def define(batch: str = "b") -> bytes:
-    body = json.dumps({"batch_id": batch, "requested_pipeline": "ai_feedback", "correlation_id": "c"}).encode()
-    head = (
-        f"POST {DEFINE} HTTP/1.1\r\nHost: bcs\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: bcs\r\n\r\n".encode()
 
 
 @asynccontextmanager

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import pytest
 
+from bcs.http import reloaded
 from bcs.http.identity import Scope
 
+LOOKS_EVERY_SECONDS = 0.02
 TOKENS = {scope: f"token-of-the-caller-who-may-{scope}" for scope in Scope}
 ROUTES = [
     ("POST", "/internal/v1/pipelines/define", Scope.RESOLVE),
@@ -37,6 +41,14 @@ def callers(*more: Mapping[str, object], tokens: Iterable[Scope] = Scope) -> str
         {"name": f"may-{scope}", "scopes": [scope], "tokens": [TOKENS[scope]]} for scope in tokens
     ]
     return json.dumps({"callers": [*each, *more]}, indent=1)
+
+
+@contextmanager
+def files_looked_at_often() -> Iterator[None]:
+    """Let services look for changed files more often than usual."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reloaded, "_EVERY_SECONDS", LOOKS_EVERY_SECONDS)
+        yield
 
 
 def replace(file: Path, text: str) -> None:
