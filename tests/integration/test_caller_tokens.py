@@ -95,6 +95,7 @@ async def test_without_a_token_every_path_but_the_probes_is_401(service: Running
     paths += [("POST", "/healthz"), ("HEAD", "/internal/v1/batches/b"), ("GET", f"http://bcs{ACTORS}")]
     # Paths that look like a probe.
     paths += [("GET", "//healthz"), ("GET", "/healthz/"), ("GET", "/HEALTHZ"), ("GET", f"{ACTORS}/../../../healthz")]
+    paths += [("OPTIONS", "*"), ("CONNECT", "bcs:443")]
     for method, path in [*paths, ("GET", f"{ACTORS}?/healthz"), ("GET", f"{ACTORS}#/healthz")]:
         async with connected(service) as (reader, writer):
             writer.write(asking(path, method=method))
@@ -225,6 +226,8 @@ async def test_an_unusable_file_leaves_the_former_callers_and_is_named(service: 
         return message
 
     with capture_logs() as logs:
+        await anyio.sleep(5 * LOOKS_EVERY_SECONDS)
+        assert not logs, "a file that did not change is not read again"
         replace(file, UNUSABLE)
         named = await wait_until(problem)
         replace(file, f"{UNUSABLE} ")  # another version with the same problem
