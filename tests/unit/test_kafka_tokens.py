@@ -77,6 +77,7 @@ async def test_a_token_is_kept_until_shortly_before_it_expires() -> None:
         (200, {"access_token": "two words"}, "has no access_token"),
         (200, b"not JSON", "has no access_token"),
         (200, b"[" * 100_000, "has no access_token"),
+        (200, b" " * 200_000 + b'{"access_token": "behind-too-much"}', "has no access_token"),
         (200, None, "no token in time"),
     ],
 )  # fmt: skip
