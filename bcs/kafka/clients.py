@@ -119,7 +119,7 @@ class FreshConnections:
     tokens: TokenProvider | None
     refused: RefusedLogins = field(default_factory=RefusedLogins)
     failures: dict[Address, BaseException] = field(default_factory=dict)
-    _made_of: tuple[object, ...] = field(default=(), init=False, repr=False)  # has a password
+    _made_of: tuple[object, ...] = field(default=(), init=False)
     _context: SSLContext | None = field(default=None, init=False)
 
     def fresh(self) -> Mapping[str, Any]:
@@ -150,8 +150,7 @@ class FreshConnections:
         # While the brokers are away, clients try ten times a second, and the CAs of a system take 20 ms to load.
         security = self.security
         files = (security.ssl_cafile, security.ssl_certfile, security.ssl_keyfile)
-        password = security.ssl_key_password
-        made_of = (*(_version(path) for path in files), password.get_secret_value() if password else None)
+        made_of = tuple(_version(path) for path in files)
         if self._context is None or made_of != self._made_of:
             self._context = security.ssl_context()
             self._made_of = made_of

@@ -28,7 +28,7 @@ class _Login(CredentialProvider):
     def __init__(self, url: StoreUrl) -> None:
         self.url = url
         self._context: ssl.SSLContext | None = None
-        self._made_from: list[object] = []
+        self._made_from: list[tuple[int, ...] | None] = []
 
     def get_credentials(self) -> Any:
         """The user and the password, the password alone, or nothing for a server without a login."""
@@ -49,10 +49,7 @@ class _Login(CredentialProvider):
         """
         password = cast("Any", parse_url(self.url.current())).get("ssl_password")
         try:
-            made_from: list[object] = [
-                hash(password),
-                *map(_version, (tls.certfile, tls.keyfile, tls.ca_certs, tls.ca_path)),
-            ]
+            made_from = [_version(path) for path in (tls.certfile, tls.keyfile, tls.ca_certs, tls.ca_path)]
             if self._context is None or made_from != self._made_from:
                 tls.context, tls.password = None, password
                 self._context, self._made_from = tls.get(), made_from
