@@ -66,12 +66,20 @@ def _version(path: str | None) -> tuple[int, ...] | None:
 
 
 class _TlsConnection(SSLConnection):
-    """A connection that uses the certificates as they are when it connects."""
+    """A connection that uses the certificates as they are when it connects, and does not wait when it disconnects."""
 
     def _connection_arguments(self) -> Any:
         tls = self.ssl_context
         tls.context = cast("_Login", self.credential_provider).context(tls)
         return super()._connection_arguments()
+
+    async def disconnect(self, *arguments: Any, **options: Any) -> None:
+        """See `SSLConnection.disconnect`."""
+        # TLS would wait for the farewell of the server for up to 30 s, here or after the connection is forgotten.
+        # An event loop of uvloop that is closed meanwhile may never end its `close`.
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(*arguments, **options)
 
 
 class _UnixConnection(UnixDomainSocketConnection):
