@@ -67,7 +67,7 @@ class RedisGateway:
         needs_identity: bool = False,
     ) -> None:
         url = redis_url(url) if isinstance(url, str) else url
-        self._identity = RedisIdentity(needed=needs_identity, login_settings=lambda: url.login_settings)
+        self._identity = RedisIdentity(needed=needs_identity)
         self.address = url.address
         self._pool = connection_pool(
             url,
