@@ -15,8 +15,8 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from bcs.config import store_urls
 from bcs.config.secrets import Secret
-from bcs.config.store_urls import database_url, redis_url
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.errors import StoreUnavailable
 from bcs.ops.doctor.archive_checks import check_archive
@@ -246,6 +246,12 @@ async def test_each_refusal_of_redis_has_a_cause_that_is_clear(redis: SecuredRed
         assert cause in await cause_of(make_gateway(url, deadline=5).ping)
 
 
+async def test_a_redis_without_tls_is_named(redis_url: str, make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(redis_url.replace("redis://", "rediss://"), deadline=0.2)
+    for ask in (gateway.ping, partial(gateway.call_multiplexed, ("PING",))):
+        assert "if it speaks no TLS there, BCS_REDIS_URL must begin with redis://" in await cause_of(ask)
+
+
 async def test_all_connections_share_what_tls_needs_until_a_file_changes(
     redis: SecuredRedis, secrets: Secrets, make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +334,7 @@ async def test_redis_is_not_asked_with_a_refused_password_again_at_once(
         redis.server.address + redis.options(client=redis.certificates.client) if scheme == "rediss" else redis.socket
     )
     gateway = RedisGateway(
-        redis_url(f"{scheme}://bcs@{place}", password=Secret.from_file(password)),
+        store_urls.redis_url(f"{scheme}://bcs@{place}", password=Secret.from_file(password)),
         max_connections=1,
         deadline_seconds=5,
         breaker_failures=BREAKER_FAILURES,
@@ -353,7 +359,7 @@ async def test_postgresql_is_not_asked_with_a_refused_password_again_at_once(
     place = tmp_path / "url"
     options = postgres.options(client=postgres.certificates.client)
     place.write_text(postgres.url_of("bcs", "wrong", *options))
-    gateway = ArchiveGateway(database_url(Secret.from_file(place)), max_connections=1, deadline_seconds=5)
+    gateway = ArchiveGateway(store_urls.database_url(Secret.from_file(place)), max_connections=1, deadline_seconds=5)
     ask = partial(gateway.run_unprobed, nothing, 5)
     before = postgres.refused_logins()
     try:

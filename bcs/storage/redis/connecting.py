@@ -21,14 +21,19 @@ from bcs.config.refused_logins import RefusedLogins
 from bcs.config.store_urls import StoreUrl
 from bcs.storage.redis.errors import UnusableServer, code_of
 
+_NO_TLS = ", not even the handshake of TLS; if it speaks no TLS there, BCS_REDIS_URL must begin with redis://"
 _SECRETS = ("username", "password", "ssl_password")
 
 
 class _Login(CredentialProvider):
-    """The login of the URL, which redis-py asks for at each handshake; and what all connections share."""
+    """The login of the URL, which redis-py asks for at each handshake; and what all connections share.
+
+    :ivar tls_unanswered: True if the last connection with TLS was given up while it waited for the handshake.
+    """
 
     def __init__(self, url: StoreUrl) -> None:
         self.url = url
+        self.tls_unanswered = False
         self._refused = RefusedLogins()
         self._context: ssl.SSLContext | None = None
         self._made_from: list[tuple[int, ...] | None] = []
@@ -115,6 +120,16 @@ class _PlainConnection(_LoginWaits, Connection):
 class _TlsConnection(_LoginWaits, SSLConnection):
     """A connection that uses the certificates as they are when it connects, and does not wait when it disconnects."""
 
+    async def _connect(self) -> None:
+        login = cast("_Login", self.credential_provider)
+        login.tls_unanswered = True
+        try:
+            await super()._connect()
+        except Exception:
+            login.tls_unanswered = False
+            raise
+        login.tls_unanswered = False
+
     def _connection_arguments(self) -> Any:
         tls = self.ssl_context
         tls.context = cast("_Login", self.credential_provider).context(tls)
@@ -144,6 +159,14 @@ _KINDS: dict[Any, Any] = {
     SSLConnection: _TlsConnection,
     UnixDomainSocketConnection: _UnixConnection,
 }
+
+
+def late_cause(pool: ConnectionPool, cause: str) -> str:
+    """The cause of a deadline that has passed, with what an operator can do where a server may speak no TLS.
+
+    Redis takes a handshake of TLS for the beginning of a command, and waits for the rest.
+    """
+    return f"{cause}{_NO_TLS}" if pool.connection_kwargs["credential_provider"].tls_unanswered else cause
 
 
 def connection_pool(url: StoreUrl, **options: Any) -> ConnectionPool:
