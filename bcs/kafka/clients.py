@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from aiokafka.errors import SaslAuthenticationFailed
 
 from bcs.config.files import file_version
 from bcs.config.kafka_security import KafkaFileUnusable, KafkaSecurity
+from bcs.config.refused_logins import RefusedLogins
 from bcs.config.settings import Settings
 from bcs.kafka.connecting import Address, CredentialsUnusable
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from bcs.kafka.oauth import TokenProvider
-
-_FIRST_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class KafkaClients:
     servers: str
     security: KafkaSecurity
     tokens: TokenProvider | None
-    refused: RefusedLogins = field(default_factory=lambda: RefusedLogins())
+    refused: RefusedLogins = field(default_factory=RefusedLogins)
 
     @classmethod
     def of(cls, settings: Settings) -> KafkaClients:
@@ -60,52 +57,6 @@ class KafkaClients:
             "sasl_plain_password": "",  # each connection gets the password of its time
             "sasl_oauth_token_provider": self.tokens,
         }
-
-
-class RefusedLogins:
-    """Lets a login that a broker has refused wait before it is tried again; a new password is tried at once.
-
-    aiokafka's tasks try again ten times a second, each client for itself. That would lock the account where a broker
-    counts refusals, and BCS could not log in even with the right password.
-
-    :param clock: returns seconds that only rise.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._refused: dict[Address, _Refusal] = {}
-
-    def ensure_due(self, address: Address, password: str | None) -> None:
-        """Fail while the login has to wait.
-
-        :raises SaslAuthenticationFailed: it has; with the reason of the broker.
-        """
-        refusal = self._refused.get(address)
-        if refusal and refusal.password == hash(password) and self._clock() < refusal.until:
-            raise SaslAuthenticationFailed(*refusal.reason)
-
-    def note(self, address: Address, password: str | None, error: SaslAuthenticationFailed) -> None:
-        """Note that a broker has refused a login. The pause grows with each refusal.
-
-        :param password: None for a login by token, which locks no account.
-        """
-        before = self._refused.get(address)
-        same = before is not None and before.password == hash(password)
-        longest = _LONGEST_PAUSE_SECONDS if password is not None else _FIRST_PAUSE_SECONDS
-        pause = min(2 * before.pause_seconds, longest) if before and same else _FIRST_PAUSE_SECONDS
-        self._refused[address] = _Refusal(hash(password), error.args, pause, self._clock() + pause)
-
-    def forget(self, address: Address) -> None:
-        """Note that a broker has accepted a login."""
-        self._refused.pop(address, None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    password: int
-    reason: tuple[object, ...]
-    pause_seconds: float
-    until: float
 
 
 @dataclass(slots=True)
@@ -142,7 +93,8 @@ class FreshConnections:
 
     def rejected(self, address: Address, password: str | None, error: SaslAuthenticationFailed) -> None:
         """See `ConnectionSource`."""
-        self.refused.note(address, password, error)
+        # A login by token has no password, and locks no account.
+        self.refused.note(address, password, error, may_lock=password is not None)
         if self.tokens is not None:
             self.tokens.rejected()
 

@@ -8,6 +8,12 @@ made (`bcs.kafka.clients`) carries a `ConnectionSource` in the place of its SSL 
 `AIOKafkaClient.bootstrap` closes its connection when a broker fails, but not when it is cancelled while it waits for
 the metadata. No object refers to that connection afterwards, and it stays open as long as the process runs: a process
 that stopped at such a time did not end by itself, but two seconds later by force. So this module closes it.
+
+A connection that is closed is closed at once. Else TLS would wait for the farewell of the broker for up to 30 s, and
+plain text until the broker has read all. `AIOKafkaClient.close` waits only for the connections that it uses at that
+time, not for those that were idle, broken or only for the bootstrap. Their transports would outlive the client, and an
+event loop of uvloop that is closed meanwhile may never end its `close`. No byte is missed: `close` fails the requests
+without an answer.
 Importing this module is enough.
 """
 
@@ -147,22 +153,27 @@ async def _connect(source: ConnectionSource, host: str, port: int, options: Mapp
     return connection
 
 
+class _Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has no types
+    """A connection whose socket is closed together with the connection."""
+
+    def close(self, reason: Any = None, exc: BaseException | None = None) -> asyncio.Future[None] | None:
+        """See `AIOKafkaConnection.close`."""
+        closed: asyncio.Future[None] | None = super().close(reason, exc)
+        transport = getattr(self._protocol, "_transport", None)
+        if transport is not None:
+            transport.abort()
+        # A cancelled wait would else cancel the future of the connection, and with it every later close of the client.
+        return None if closed is None else asyncio.shield(closed)
+
+
 async def _open(host: str, port: int, options: Mapping[str, Any]) -> AIOKafkaConnection:
-    connection = AIOKafkaConnection(host, port, **options)
+    connection = _Connection(host, port, **options)
     try:
         await connection.connect()
     except BaseException:
-        _abort(connection)
+        connection.close()
         raise
     return connection
-
-
-def _abort(connection: AIOKafkaConnection) -> None:
-    """Close a connection now. A TLS connection that is only closed waits for its peer."""
-    connection.close()
-    transport = getattr(connection._protocol, "_transport", None)
-    if transport is not None:
-        transport.abort()
 
 
 async def _bootstrap(client: AIOKafkaClient) -> None:
@@ -177,7 +188,7 @@ async def _bootstrap(client: AIOKafkaClient) -> None:
         current.is_over = True
         for connection in current.connections:
             if connection not in client._conns.values():
-                _abort(connection)
+                connection.close()
 
 
 async def _send(client: AIOKafkaClient, *arguments: Any, **options: Any) -> Any:

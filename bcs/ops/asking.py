@@ -140,8 +140,6 @@ def _document(raw: bytes) -> dict[str, Any]:
 def _cause(reason: object) -> str:
     if isinstance(reason, ssl.SSLCertVerificationError):
         return f"the certificate of the service is not trusted: {reason.verify_message} (BCS_COMMAND_CAFILE)"
-    if isinstance(reason, ssl.SSLError):
-        return f"TLS failed: {(reason.reason or 'no reason given').replace('_', ' ').lower()}"
     if isinstance(reason, OSError):
         return os_reason(reason) or type(reason).__name__
     return str(reason) or type(reason).__name__

@@ -130,6 +130,13 @@ async def test_another_service_at_the_address_is_noticed(stranger: str) -> None:
     assert "not like BCS" in failure(await bcs("actors", "--url", stranger))
 
 
+async def test_a_service_without_tls_is_told_in_one_line(service: RunningService) -> None:
+    ran = await bcs("actors", "--url", service.base.replace("http:", "https:"))
+    assert ran.exit_code == 1
+    assert ran.error.startswith("bcs: no answer from https://")
+    assert "the server does not speak TLS" in ran.error
+
+
 async def test_a_path_that_bcs_does_not_have_is_its_own_problem(service: RunningService) -> None:
     assert "404 Not Found" in failure(await bcs("actors", "--url", f"{service.base}/elsewhere"))
 

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from bcs.config import store_urls
 from bcs.config.secrets import Secret
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.errors import StoreUnavailable
@@ -23,8 +24,9 @@ from bcs.ops.doctor.findings import Finding, Status
 from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.postgres import schema
 from bcs.storage.postgres.gateway import ArchiveGateway
+from bcs.storage.redis.gateway import RedisGateway
 from bcs.wire import topics
-from tests.integration.stores import MakeGateway
+from tests.integration.stores import BREAKER_FAILURES, MakeGateway
 from tests.support.certificates import Authority, KeyPair
 from tests.support.databases import database
 from tests.support.documented import postgresql_grants, redis_acl
@@ -43,6 +45,8 @@ pytestmark = [
 
 FIRST, SECOND = "first/p@ssword", "second#p%ssword"
 IN_URL = {FIRST: "first%2Fp%40ssword", SECOND: "second%23p%25ssword"}
+# One, unless a second has passed meanwhile.
+MOST_REFUSED = 3
 Ask = Callable[[], Awaitable[object]]
 
 
@@ -82,6 +86,14 @@ class SecuredRedis:
         client = Redis(unix_socket_path=str(self.socket))
         try:
             await cast("Any", client).execute_command(*command)
+        finally:
+            await client.aclose()
+
+    async def refused_logins(self) -> int:
+        """How many logins Redis has refused since `ACL LOG RESET`."""
+        client = Redis(unix_socket_path=str(self.socket))
+        try:
+            return sum(int(str(entry["count"])) for entry in await client.acl_log() if entry["reason"] == "auth")
         finally:
             await client.aclose()
 
@@ -145,6 +157,10 @@ class SecuredDatabase:
             return await self.run(loaded) != before
 
         await wait_until(is_used)
+
+    def refused_logins(self) -> int:
+        """How many logins the server has refused."""
+        return self.server.log_path.read_bytes().count(b"password authentication failed")
 
     async def disconnect_all(self) -> None:
         """Close all connections of the service."""
@@ -230,6 +246,12 @@ async def test_each_refusal_of_redis_has_a_cause_that_is_clear(redis: SecuredRed
         assert cause in await cause_of(make_gateway(url, deadline=5).ping)
 
 
+async def test_a_redis_without_tls_is_named(redis_url: str, make_gateway: MakeGateway) -> None:
+    gateway = make_gateway(redis_url.replace("redis://", "rediss://"), deadline=0.2)
+    for ask in (gateway.ping, partial(gateway.call_multiplexed, ("PING",))):
+        assert "if it speaks no TLS there, BCS_REDIS_URL must begin with redis://" in await cause_of(ask)
+
+
 async def test_all_connections_share_what_tls_needs_until_a_file_changes(
     redis: SecuredRedis, secrets: Secrets, make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +324,54 @@ async def test_each_refusal_of_postgresql_has_a_cause_that_is_clear(postgres: Se
         assert cause in await cause_of(partial(connect, url))
 
 
+@pytest.mark.parametrize("scheme", ["rediss", "unix"])
+async def test_redis_is_not_asked_with_a_refused_password_again_at_once(
+    redis: SecuredRedis, tmp_path: Path, scheme: str
+) -> None:
+    password = tmp_path / "password"
+    password.write_text("wrong")
+    place = (
+        redis.server.address + redis.options(client=redis.certificates.client) if scheme == "rediss" else redis.socket
+    )
+    gateway = RedisGateway(
+        store_urls.redis_url(f"{scheme}://bcs@{place}", password=Secret.from_file(password)),
+        max_connections=1,
+        deadline_seconds=5,
+        breaker_failures=BREAKER_FAILURES,
+        breaker_open_seconds=1,
+    )
+    await redis.run("ACL", "LOG", "RESET")
+    for _ in range(20):
+        for ask in (gateway.ping, partial(gateway.call_multiplexed, ("PING",))):
+            assert (
+                "it does not accept the user or the password of BCS_REDIS_URL and BCS_REDIS_PASSWORD"
+                in await cause_of(ask)
+            )
+    assert 1 <= await redis.refused_logins() <= MOST_REFUSED
+    password.write_text(FIRST)
+    await gateway.ping()
+    await gateway.aclose()
+
+
+async def test_postgresql_is_not_asked_with_a_refused_password_again_at_once(
+    postgres: SecuredDatabase, tmp_path: Path
+) -> None:
+    place = tmp_path / "url"
+    options = postgres.options(client=postgres.certificates.client)
+    place.write_text(postgres.url_of("bcs", "wrong", *options))
+    gateway = ArchiveGateway(store_urls.database_url(Secret.from_file(place)), max_connections=1, deadline_seconds=5)
+    ask = partial(gateway.run_unprobed, nothing, 5)
+    before = postgres.refused_logins()
+    try:
+        for _ in range(20):
+            assert "put the right user and password into BCS_DATABASE_URL" in await cause_of(ask)
+        assert 1 <= postgres.refused_logins() - before <= MOST_REFUSED
+        place.write_text(postgres.url_of("bcs", FIRST, *options))
+        await ask()
+    finally:
+        await gateway.aclose()
+
+
 async def test_a_postgresql_without_tls_is_named(postgres_url: str) -> None:
     assert "it does not speak TLS" in await cause_of(partial(connect, f"{postgres_url}?sslmode=require"))
 
@@ -310,12 +380,13 @@ async def connect(url: str) -> None:
     """Connect to PostgreSQL as the service does."""
     gateway = ArchiveGateway(url, max_connections=1, deadline_seconds=5)
 
-    async def nothing(_: object) -> None: ...
-
     try:
         await gateway.run_unprobed(nothing, 5)
     finally:
         await gateway.aclose()
+
+
+async def nothing(_: object) -> None: ...
 
 
 @dataclass(frozen=True)

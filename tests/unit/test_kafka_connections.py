@@ -10,8 +10,9 @@ import pytest
 from aiokafka.errors import KafkaError, NodeNotReadyError, SaslAuthenticationFailed
 
 from bcs.config.loading import load_settings
+from bcs.config.refused_logins import RefusedLogins
 from bcs.kafka import connecting
-from bcs.kafka.clients import FreshConnections, KafkaClients, RefusedLogins
+from bcs.kafka.clients import FreshConnections, KafkaClients
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +38,7 @@ def attempts(logins: RefusedLogins, clock: Clock, password: str | None, seconds:
             assert error.args == ("no",)  # noqa: PT017 (most calls raise nothing)
             continue
         tried.append(clock.now)
-        logins.note(ADDRESS, password, SaslAuthenticationFailed("no"))
+        logins.note(ADDRESS, password, SaslAuthenticationFailed("no"), may_lock=password is not None)
     return tried
 
 

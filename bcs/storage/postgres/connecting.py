@@ -17,6 +17,7 @@ from asyncpg.exceptions import ClientConfigurationError
 
 from bcs.config.addresses import files_in
 from bcs.config.files import file_version
+from bcs.config.refused_logins import RefusedLogins
 from bcs.config.store_urls import StoreUrl, database_url
 from bcs.storage.postgres.fitness import ensure_usable
 
@@ -79,6 +80,7 @@ class Connector:
         if "application_name" in parse_qs(urlsplit(self._url.current()).query):
             del self._startup["application_name"]  # our value would replace that of the URL
         self._pooled = False
+        self._refused = RefusedLogins()
 
     async def connect(
         self, *_: object, connect_seconds: float | None = None, statement_seconds: float | None = None, **__: object
@@ -102,7 +104,20 @@ class Connector:
                 return connection
 
     async def _opened(self, connect_seconds: float | None, statement_seconds: float | None) -> ArchiveConnection:
-        url = self._url.current()
+        url, address = self._url.current(), self._url.address
+        login = (url, *map(_version, files_in(url).values()))
+        self._refused.ensure_due(address, login)
+        try:
+            connection = await self._connected(url, connect_seconds, statement_seconds)
+        except asyncpg.InvalidAuthorizationSpecificationError as error:
+            self._refused.note(address, login, error)
+            raise
+        self._refused.forget(address)
+        return connection
+
+    async def _connected(
+        self, url: str, connect_seconds: float | None, statement_seconds: float | None
+    ) -> ArchiveConnection:
         try:
             for path in files_in(url).values():
                 file_version(Path(path))  # asyncpg would wait for a pipe, and the event loop with it
@@ -144,6 +159,13 @@ class Connector:
         await transaction.rollback()  # so that no state is left on the server connection
         ensure_usable(int(version) // 10_000, encoding)
         return True
+
+
+def _version(path: str) -> tuple[int, ...] | None:
+    try:
+        return file_version(Path(path))
+    except OSError:  # the connecting says what is wrong
+        return None
 
 
 async def perform(connection: Any, work: Callable[[Any], Awaitable[T]]) -> T:

@@ -12,21 +12,29 @@ from pathlib import Path
 from typing import Any, cast
 
 from redis.asyncio import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.connection import RedisSSLContext, parse_url
+from redis.asyncio.connection import AbstractConnection, RedisSSLContext, parse_url
 from redis.credentials import CredentialProvider
+from redis.exceptions import AuthenticationError
 
 from bcs.config.files import file_version
+from bcs.config.refused_logins import RefusedLogins
 from bcs.config.store_urls import StoreUrl
-from bcs.storage.redis.errors import UnusableServer
+from bcs.storage.redis.errors import UnusableServer, code_of
 
+_NO_TLS = ", not even the handshake of TLS; if it speaks no TLS there, BCS_REDIS_URL must begin with redis://"
 _SECRETS = ("username", "password", "ssl_password")
 
 
 class _Login(CredentialProvider):
-    """The login of the URL, which redis-py asks for at each handshake; and what all TLS connections share."""
+    """The login of the URL, which redis-py asks for at each handshake; and what all connections share.
+
+    :ivar tls_unanswered: True if the last connection with TLS was given up while it waited for the handshake.
+    """
 
     def __init__(self, url: StoreUrl) -> None:
         self.url = url
+        self.tls_unanswered = False
+        self._refused = RefusedLogins()
         self._context: ssl.SSLContext | None = None
         self._made_from: list[tuple[int, ...] | None] = []
 
@@ -39,6 +47,26 @@ class _Login(CredentialProvider):
     async def get_credentials_async(self) -> Any:
         """See `get_credentials`."""
         return self.get_credentials()
+
+    def ensure_due(self) -> Any:
+        """The login for a new connection.
+
+        :raises UnusableServer: Redis has refused this login, so it has to wait before it is tried again.
+        """
+        login = self.get_credentials()
+        self._refused.ensure_due(self.url.address, login)
+        return login
+
+    def refused(self, login: Any, error: AuthenticationError) -> UnusableServer:
+        """Note that Redis has refused a login, and return the reason in plain words."""
+        settings = self.url.login_settings
+        refusal = UnusableServer(f"it does not accept the user or the password of {settings} ({error})")
+        self._refused.note(self.url.address, login, refusal)
+        return refusal
+
+    def accepted(self) -> None:
+        """Note that Redis has accepted a login."""
+        self._refused.forget(self.url.address)
 
     def context(self, tls: RedisSSLContext) -> ssl.SSLContext:
         """The context for a new connection, from the files as they are now.
@@ -65,22 +93,80 @@ def _version(path: str | None) -> tuple[int, ...] | None:
     return None if path is None else file_version(Path(path))
 
 
-class _TlsConnection(SSLConnection):
-    """A connection that uses the certificates as they are when it connects."""
+class _LoginWaits(AbstractConnection):
+    """A connection whose login waits after a refusal."""
+
+    async def _connect(self) -> None:
+        # Without its login, a connection is of no use. So it is not made either.
+        self._tried = cast("_Login", self.credential_provider).ensure_due()
+        await super()._connect()  # type: ignore[no-untyped-call, safe-super] # that of the class after this one
+
+    async def on_connect(self) -> None:
+        """See `AbstractConnection.on_connect`."""
+        login = cast("_Login", self.credential_provider)
+        try:
+            await super().on_connect()
+        except AuthenticationError as error:
+            if code_of(error) == "NOAUTH":
+                raise  # there was no login
+            raise login.refused(self._tried, error) from error
+        login.accepted()
+
+
+class _PlainConnection(_LoginWaits, Connection):
+    pass
+
+
+class _TlsConnection(_LoginWaits, SSLConnection):
+    """A connection that uses the certificates as they are when it connects, and does not wait when it disconnects."""
+
+    async def _connect(self) -> None:
+        login = cast("_Login", self.credential_provider)
+        login.tls_unanswered = True
+        try:
+            await super()._connect()
+        except Exception:
+            login.tls_unanswered = False
+            raise
+        login.tls_unanswered = False
 
     def _connection_arguments(self) -> Any:
         tls = self.ssl_context
         tls.context = cast("_Login", self.credential_provider).context(tls)
         return super()._connection_arguments()
 
+    async def disconnect(self, *arguments: Any, **options: Any) -> None:
+        """See `SSLConnection.disconnect`."""
+        # TLS would wait for the farewell of the server for up to 30 s, here or after the connection is forgotten.
+        # An event loop of uvloop that is closed meanwhile may never end its `close`.
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(*arguments, **options)
 
-class _UnixConnection(UnixDomainSocketConnection):
+
+class _UnixSocket(UnixDomainSocketConnection):
     async def _connect(self) -> None:
         # redis-py would do its handshake here, and then once more, and would hide why a login is refused.
         self._reader, self._writer = await asyncio.open_unix_connection(path=self.path)
 
 
-_KINDS: dict[Any, Any] = {SSLConnection: _TlsConnection, UnixDomainSocketConnection: _UnixConnection}
+class _UnixConnection(_LoginWaits, _UnixSocket):
+    pass
+
+
+_KINDS: dict[Any, Any] = {
+    Connection: _PlainConnection,
+    SSLConnection: _TlsConnection,
+    UnixDomainSocketConnection: _UnixConnection,
+}
+
+
+def late_cause(pool: ConnectionPool, cause: str) -> str:
+    """The cause of a deadline that has passed, with what an operator can do where a server may speak no TLS.
+
+    Redis takes a handshake of TLS for the beginning of a command, and waits for the rest.
+    """
+    return f"{cause}{_NO_TLS}" if pool.connection_kwargs["credential_provider"].tls_unanswered else cause
 
 
 def connection_pool(url: StoreUrl, **options: Any) -> ConnectionPool:
@@ -92,4 +178,4 @@ def connection_pool(url: StoreUrl, **options: Any) -> ConnectionPool:
     for name in _SECRETS:
         given.pop(name, None)
     kind = given.pop("connection_class", Connection)
-    return ConnectionPool(_KINDS.get(kind, kind), credential_provider=_Login(url), **given, **options)
+    return ConnectionPool(_KINDS[kind], credential_provider=_Login(url), **given, **options)

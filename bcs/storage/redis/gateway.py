@@ -27,7 +27,7 @@ from bcs.config.store_urls import StoreUrl, redis_url
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.deadlines import Deadline
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.connecting import connection_pool
+from bcs.storage.redis.connecting import connection_pool, late_cause
 from bcs.storage.redis.errors import UnusableServer, has_error, may_be_elsewhere, raise_first, translated
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
@@ -67,7 +67,7 @@ class RedisGateway:
         needs_identity: bool = False,
     ) -> None:
         url = redis_url(url) if isinstance(url, str) else url
-        self._identity = RedisIdentity(needed=needs_identity, login_settings=lambda: url.login_settings)
+        self._identity = RedisIdentity(needed=needs_identity)
         self.address = url.address
         self._pool = connection_pool(
             url,
@@ -247,6 +247,8 @@ class RedisGateway:
     def _note_failure(self, failure: StoreUnavailable) -> None:
         """Keep the cause of a failure. A refusal is logged once, because the circuit breaker does not open for it."""
         failure.address = self.address
+        if failure.late:
+            failure.cause = late_cause(self._pool, failure.cause)
         if not failure.answered:
             self._last_cause = failure.cause
             return

@@ -21,7 +21,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.errors import UnusableServer, code_of, reason
+from bcs.storage.redis.errors import UnusableServer, reason
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.server import cluster_problem, fields_of, identity_of, is_replica, server_problem
 
@@ -39,7 +39,6 @@ class RedisIdentity:
     """The identity of the server that the connections of a gateway lead to.
 
     :param needed: whether a component needs the identity, so that a missing one is a `problem`.
-    :param login_settings: returns the settings that have the login.
     :param new_token: makes a short text that is unique.
     """
 
@@ -47,13 +46,11 @@ class RedisIdentity:
         self,
         *,
         needed: bool = False,
-        login_settings: Callable[[], str] = lambda: "BCS_REDIS_URL",
         new_token: Callable[[], str] = lambda: uuid.uuid4().hex[:8],
     ) -> None:
         self.problem = ""
         self.generation = 0
         self._needed = needed
-        self._login_settings = login_settings
         self._new_token = new_token
         self._peers: WeakKeyDictionary[Connection, Peer] = WeakKeyDictionary()
         self._reported = ""
@@ -72,11 +69,8 @@ class RedisIdentity:
         """
         try:
             await connection.on_connect()
-        except AuthenticationError as error:
-            if code_of(error) == "NOAUTH":
-                raise  # there was no login
-            found = f"it does not accept the user or the password of {self._login_settings()} ({error})"
-            raise UnusableServer(found) from error
+        except (AuthenticationError, UnusableServer):
+            raise
         except ResponseError as error:
             raise UnusableServer(reason(error)) from error
         except (RuntimeError, ValueError) as error:
