@@ -269,7 +269,7 @@ def test_a_resumed_session_is_no_way_around_the_expiry(
         answered, session, _ = ask(None)
         assert answered == b"200"  # OpenSSL, which has the real time, checks this handshake
         answered, _, reused = ask(session)
-        if reused:
+        if reused or version is ssl.TLSVersion.TLSv1_3:
             break
     # In TLS 1.3 no session is kept, and OpenSSL checks the certificate at each handshake.
     assert (answered, reused) == ((b"", True) if version is ssl.TLSVersion.TLSv1_2 else (b"200", False))
