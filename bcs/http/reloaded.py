@@ -37,37 +37,55 @@ class Reloaded(Generic[T]):
     :param variable: the setting that names the files.
     :param paths: the files.
     :param read: reads them; raises `FileUnusable`.
+    :param problem_of: returns what is wrong by now with what is in use, such as a certificate that has expired.
     :raises InvalidSettings: the files can't be used.
     :ivar current: what was read last.
-    :ivar problem: why the files can't be used now; empty if they can.
+    :ivar problem: why the files can't be used now, or what is wrong with what is in use; empty without a problem.
+    :ivar outdated: True if the files have changed and can't be used, so that what was read before stays in use.
     """
 
-    def __init__(self, variable: str, paths: Sequence[Path], read: Callable[[], T]) -> None:
+    def __init__(
+        self,
+        variable: str,
+        paths: Sequence[Path],
+        read: Callable[[], T],
+        problem_of: Callable[[T], str] = lambda _: "",
+    ) -> None:
         self.variable = variable
         self.problem = ""
+        self.outdated = False
         self._paths = paths
         self._read = read
+        self._problem_of = problem_of
         self._seen = self._versions()
         try:
             self.current = read()
         except FileUnusable as unusable:
             raise InvalidSettings(((variable, unusable.cause),)) from None
 
+    def problem_in_use(self) -> str:
+        """What is wrong by now with what is in use; empty without a problem."""
+        return self._problem_of(self.current)
+
     def refresh(self) -> None:
         """Read the files again if they have changed. Reading blocks, so this belongs into a thread."""
         versions = self._versions()
-        if versions == self._seen:
-            return
-        try:
-            self.current = self._read()
-        except FileUnusable as unusable:
-            # The files are tried again each time: a certificate and its key are seldom replaced at the same moment.
-            if unusable.cause != self.problem:
-                self.problem = unusable.cause
-                log.warning("credentials_unusable", setting=self.variable, cause=unusable.cause)
-            return
-        self._seen, self.problem = versions, ""
-        log.info("credentials_reloaded", setting=self.variable)
+        if versions != self._seen:
+            try:
+                self.current = self._read()
+            except FileUnusable as unusable:
+                # Files are tried again each time: a certificate and its key are seldom replaced at the same moment.
+                self.outdated = True
+                self._note(unusable.cause)
+                return
+            self._seen, self.outdated = versions, False
+            log.info("credentials_reloaded", setting=self.variable)
+        self._note(self.problem_in_use())
+
+    def _note(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.warning("credentials_unusable", setting=self.variable, cause=problem)
+        self.problem = problem
 
     def _versions(self) -> list[tuple[int, ...] | None]:
         return [_version(path) for path in self._paths]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,7 @@ from bcs.http.routes.batches import BatchHandlers
 from bcs.http.routes.description import describe
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
-from bcs.http.tls import TlsTransport
+from bcs.http.tls import ServerTls, TlsTransport
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.observability.telemetry import Telemetry
 from bcs.supervision import ActorContext
@@ -105,7 +104,7 @@ class HttpServer:
     listener: socket.socket
     probe_listener: socket.socket | None
     known: Reloaded[KnownCallers] | None
-    tls: Reloaded[ssl.SSLContext] | None
+    tls: Reloaded[ServerTls] | None
     pipelines: PipelineHandlers
     batches: BatchHandlers
     health: HealthHandlers
@@ -185,7 +184,7 @@ class HttpServer:
         guard: RequestGuard,
         callers: Callers,
         *,
-        tls: Reloaded[ssl.SSLContext] | None,
+        tls: Reloaded[ServerTls] | None,
         probes: bool,
         all_else: bool = True,
     ) -> _Port:
@@ -222,7 +221,7 @@ class HttpServer:
                 logger=_PROTOCOL_LOG,
                 access_log=None,
             )
-            return TlsTransport(plain, tls.current) if tls else plain
+            return TlsTransport(plain, tls.current.context) if tls else plain
 
         return _Port(runner, server, Acceptor(listener, connection, callers))
 

@@ -13,7 +13,10 @@ import secrets
 import ssl
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
+from math import inf
 from pathlib import Path
 from time import time
 from typing import Any, Final
@@ -33,6 +36,7 @@ CERTIFICATE_NAMES: Final = "certificate_names"
 
 _CERTIFICATE, _KEY, _CLIENT_CA = "BCS_HTTP_TLS_CERTFILE", "BCS_HTTP_TLS_KEYFILE", "BCS_HTTP_TLS_CLIENT_CAFILE"
 _READ_BYTES = 256 * 1024
+_LAST_SHARE = 0.1
 _PLAIN_HTTP = "HTTP_REQUEST"
 _SUBJECT_NAMES = ("URI", "DNS")
 
@@ -197,7 +201,20 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         return name[0] if isinstance(name, tuple) else None
 
 
-def tls_of(settings: Settings) -> Reloaded[ssl.SSLContext] | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTls:
+    """What new connections are secured with.
+
+    :param begins_at: when the certificate became valid, in seconds since 1970.
+    :param ends_at: when the certificate expires, in seconds since 1970; infinite where that is not known.
+    """
+
+    context: ssl.SSLContext
+    begins_at: float
+    ends_at: float
+
+
+def tls_of(settings: Settings) -> Reloaded[ServerTls] | None:
     """The TLS that the settings name, for new connections; None without TLS.
 
     :raises InvalidSettings: a file can't be used.
@@ -206,7 +223,34 @@ def tls_of(settings: Settings) -> Reloaded[ssl.SSLContext] | None:
     if certificate is None:
         return None
     paths = [certificate, settings.http_tls_keyfile, settings.http_tls_client_cafile]
-    return Reloaded(_CERTIFICATE, [path for path in paths if path], lambda: _context(settings, certificate))
+    return Reloaded(
+        _CERTIFICATE, [path for path in paths if path], lambda: _tls(settings, certificate), _expiry_problem
+    )
+
+
+def _tls(settings: Settings, certificate: Path) -> ServerTls:
+    context = _context(settings, certificate)
+    begins_at = ends_at = inf
+    try:
+        # Python has no public function for this; its own tests use this one.
+        decoded: dict[str, str] = ssl._ssl._test_decode_cert(certificate)  # type: ignore[attr-defined]
+        begins_at, ends_at = (float(ssl.cert_time_to_seconds(decoded[name])) for name in ("notBefore", "notAfter"))
+    except (ssl.SSLError, ValueError, LookupError):
+        pass  # OpenSSL uses the certificate all the same
+    return ServerTls(context=context, begins_at=begins_at, ends_at=ends_at)
+
+
+def _expiry_problem(tls: ServerTls) -> str:
+    """Says that the certificate has expired, or is about to: whatever renews it has failed."""
+    if tls.ends_at == inf:
+        return ""
+    at, now = datetime.fromtimestamp(tls.ends_at, UTC).isoformat(), time()
+    if now >= tls.ends_at:
+        return f"the certificate expired at {at}: callers refuse the connection"
+    # Certificates live for a day or for a year, and are renewed long before this share of their time.
+    if now >= tls.ends_at - _LAST_SHARE * (tls.ends_at - tls.begins_at):
+        return f"the certificate expires at {at}, and was not renewed yet"
+    return ""
 
 
 def _context(settings: Settings, certificate: Path) -> ssl.SSLContext:

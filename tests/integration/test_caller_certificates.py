@@ -22,11 +22,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from structlog.testing import capture_logs
 
+from bcs.config.loading import load_settings
 from bcs.config.settings import InvalidSettings
 from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
 from bcs.http import tls
 from bcs.http.identity import Scope
+from bcs.ops.doctor.settings_findings import callers as findings_about_callers
 from tests.support.callers import (
     TOKENS,
     Response,
@@ -269,7 +271,7 @@ def test_a_resumed_session_is_no_way_around_the_expiry(
         answered, session, _ = ask(None)
         assert answered == b"200"  # OpenSSL, which has the real time, checks this handshake
         answered, _, reused = ask(session)
-        if reused:
+        if reused or version is ssl.TLSVersion.TLSv1_3:
             break
     # In TLS 1.3 no session is kept, and OpenSSL checks the certificate at each handshake.
     assert (answered, reused) == ((b"", True) if version is ssl.TLSVersion.TLSv1_2 else (b"200", False))
@@ -420,6 +422,46 @@ async def test_a_certificate_is_replaced_without_a_restart(ours: Authority, fore
             # A connection from before goes on.
             writer.write(request("GET", "/readyz"))
             assert (await response_of(reader)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("days_left", "named"), [(-1, "the certificate expired at "), (2, "and was not renewed yet"), (4, "")]
+)
+def test_a_certificate_of_the_service_that_ends_is_named(
+    ours: Authority, monkeypatch: pytest.MonkeyPatch, days_left: int, named: str
+) -> None:
+    settings = load_settings(**NOWHERE, http_tls_certfile=ours.issue("ending", "127.0.0.1", days=10))  # of thirty
+    in_use = tls.tls_of(settings)
+    assert in_use
+    monkeypatch.setattr(tls, "time", lambda: datetime.now(UTC).timestamp() + (10 - days_left) * 86400)
+    assert bool(in_use.problem_in_use()) == bool(named)
+    assert named in in_use.problem_in_use()
+    assert [named in finding.found for finding in findings_about_callers(settings)] == [True] * bool(named)
+
+
+async def test_a_certificate_that_expires_while_the_service_runs_is_named_until_it_is_replaced(
+    ours: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ours.issue("expiring", "127.0.0.1", days=10)
+    with capture_logs() as logs, service_in_thread(**NOWHERE, http_tls_certfile=path) as own:
+
+        async def named() -> str:
+            health = json.loads((await answer(own, ours.context(), request("GET", "/healthz"))).body)
+            message: str = health["credentials"].get("BCS_HTTP_TLS_CERTFILE", "")
+            return message
+
+        assert not await named()
+        monkeypatch.setattr(tls, "time", lambda: datetime.now(UTC).timestamp() + 11 * 86400)
+        cause = await wait_until(named)
+        assert cause.startswith("the certificate expired at ")
+        assert not cause.endswith("stays in use")
+        assert cause in [entry["cause"] for entry in logs if entry["event"] == "credentials_unusable"]
+        ours.issue("expiring", "127.0.0.1", days=20)
+
+        async def is_well() -> bool:
+            return not await named()
+
+        await wait_until(is_well)
 
 
 def encrypted_key(authority: Authority) -> tuple[Path, Path]:

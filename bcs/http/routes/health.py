@@ -137,9 +137,9 @@ class HealthHandlers:
         return _dependency(not problem, problem, archive.address)
 
     def _credentials(self) -> dict[str, str]:
-        """The files that can't be used now. What was read from them before stays in use."""
+        """The files that can't be used now, and certificates that have expired."""
         return {
-            each.variable: f"{each.problem}; what it had before stays in use"
+            each.variable: f"{each.problem}; what it had before stays in use" if each.outdated else each.problem
             for each in self.credentials
             if each.problem
         }

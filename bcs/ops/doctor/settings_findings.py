@@ -47,10 +47,13 @@ def callers(settings: Settings) -> list[Finding]:
         findings.append(warning("settings", CALLERS_UNKNOWN, fix))
     for load in (callers_of, tls_of):
         try:
-            load(settings)
+            loaded = load(settings)
         except InvalidSettings as error:
             findings += [
                 failed("settings", f"{variable}: {problem}", f"correct {variable}")
                 for variable, problem in error.problems
             ]
+        else:
+            if loaded is not None and (problem := loaded.problem_in_use()):
+                findings.append(failed("settings", f"{loaded.variable}: {problem}", "renew the certificate"))
     return findings
