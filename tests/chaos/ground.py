@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bcs.devtools.servers import embedded
-from bcs.devtools.servers.embedded import HOST, EmbeddedServer, free_port
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer
 from bcs.storage.ports import StateStore
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
@@ -14,6 +14,7 @@ from tests.chaos.servers import killed_at_the_end
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform, create_platform_topics
 from tests.support.laws import LAW
+from tests.support.ports import held_port
 from tests.support.service import BcsProcess, serve
 
 
@@ -51,7 +52,7 @@ async def prepared(directory: Path, name: str, *, cuttable: bool = False) -> Asy
     """
     async with AsyncExitStack() as stack:
         valkey = stack.enter_context(killed_at_the_end(embedded.valkey(directory / "valkey", append_only=True)))
-        port = free_port()
+        port = held_port()
         kafka_server = embedded.kafka(directory / "kafka", advertised_port=port if cuttable else None)
         broker = stack.enter_context(killed_at_the_end(kafka_server))
         line = await stack.enter_async_context(FaultProxy(HOST, broker.port, port))

@@ -11,7 +11,7 @@ import anyio
 
 from bcs.config.pipelines import load_pipelines
 from bcs.devtools.servers import embedded
-from bcs.devtools.servers.embedded import HOST, free_port
+from bcs.devtools.servers.embedded import HOST
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.wire import topics
@@ -22,6 +22,7 @@ from tests.chaos.replica_wire import GroupConversation
 from tests.chaos.servers import killed_at_the_end
 from tests.support.kafka import Platform, create_platform_topics
 from tests.support.laws import LAW
+from tests.support.ports import held_port
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -188,7 +189,7 @@ def ports_of(process_id: int) -> set[int]:
 @asynccontextmanager
 async def crew(directory: Path, history: History, redis_url: str, name: str) -> AsyncIterator[Crew]:
     """A crew of nobody yet; at the end all that are left stop in order."""
-    port = free_port()
+    port = held_port()
     with killed_at_the_end(embedded.kafka(directory / "kafka", advertised_port=port)) as broker:
         hands = Crew(directory, history, f"{HOST}:{port}", redis_url, name)
         async with between(port, broker.port, hands.conversation):

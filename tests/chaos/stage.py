@@ -10,13 +10,14 @@ import aiohttp
 import anyio
 
 from bcs.devtools.servers import embedded
-from bcs.devtools.servers.embedded import EmbeddedServer, free_port
+from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.support.apache_kafka import apache_kafka
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import create_platform_topics
 from tests.support.laws import LAW
+from tests.support.ports import held_port
 from tests.support.service import BcsProcess, Orchestrator, serve
 
 # A drill of hundreds of kills within minutes must not make the process give up, nor wait long between them.
@@ -84,7 +85,7 @@ class Stage:
             "BCS_KAFKA_CONSUMER_GROUP_ID": self.name,
             "BCS_INSTANCE_NAME": f"replica-{replica}",
             "BCS_KAFKA_ENABLE_IDEMPOTENCE": self.durable_groups,  # and Tansu can't do that either
-            "BCS_HTTP_PORT": self._ports.setdefault(replica, free_port()),
+            "BCS_HTTP_PORT": self._ports.setdefault(replica, held_port()),
         }
         process = serve(directory, f"redis://{self.redis.address}", self.kafka.address, **environment)
         self.replicas[replica : replica + 1] = [process]
@@ -143,7 +144,7 @@ async def staged(directory: Path, name: str, replicas: int, jars: Path | None) -
     :param jars: of Apache Kafka, where it can run; else the broker is Tansu.
     """
     valkey = embedded.valkey(directory / "valkey", append_only=True)
-    port = free_port()
+    port = held_port()
     if jars:
         broker = apache_kafka(jars, directory / "kafka", advertised_port=port)
     else:

@@ -116,6 +116,7 @@ async def test_a_full_queue_to_postgresql_holds_up_reports_and_intake_and_no_res
         "BCS_ARCHIVE_MAX_ENTRIES": LIMIT,
         "BCS_INTAKE_MAX_IN_FLIGHT": IN_FLIGHT,
         "BCS_KAFKA_MAX_POLL_RECORDS": 20,
+        "BCS_DATABASE_DEADLINE_SECONDS": 4,  # a slow machine must not look like a second outage
     }
     events = 3 * (LIMIT + IN_FLIGHT)
     async with prepared_recorded_scene(tmp_path, "full", events, server, **settings) as scene:

@@ -15,7 +15,6 @@ import anyio
 import pytest
 
 from bcs.devtools.servers import embedded
-from bcs.devtools.servers.embedded import free_port
 from bcs.domain.state import BatchState
 from bcs.observability.failpoints import FailPoint
 from bcs.storage.postgres.archive import PostgresArchive
@@ -31,6 +30,7 @@ from tests.chaos.sizes import SIZES
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, create_platform_topics, uuids, values
 from tests.support.laws import LAW
+from tests.support.ports import held_port
 from tests.support.service import DEFINE, QUICK, Orchestrator, running_service
 from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
@@ -259,7 +259,7 @@ async def test_after_the_death_of_the_process_at_any_point_all_is_well(
 
     async def launch(scene: Scene) -> CrashingProcess:
         environment = {f"BCS_{name.upper()}": value for name, value in scene.settings.items()}
-        environment["BCS_HTTP_PORT"] = free_port()
+        environment["BCS_HTTP_PORT"] = held_port()
         process = CrashingProcess(tmp_path / f"launch-{next(launches)}", scene.orders, **environment)
         try:
             await process.answers()

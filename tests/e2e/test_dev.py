@@ -15,6 +15,7 @@ import pytest
 from bcs.devtools.servers.embedded import free_port
 from tests.e2e.processes import at_a_terminal, children_of, servers_in
 from tests.support.commands import bcs
+from tests.support.ports import held_port
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -28,7 +29,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 async def test_an_interrupted_demo_ends_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    port, file = free_port(), tmp_path / "variables"
+    port, file = held_port(), tmp_path / "variables"
     arguments = ("dev", "--demo", "--env-file", str(file))
     with BcsProcess(tmp_path / "dev", *arguments, BCS_HTTP_PORT=port, TMPDIR=home) as process:
         await wait_until(lambda: "1. Batch" in process.output.read_text(), 40, description=process.log.read_text())
@@ -52,7 +53,7 @@ async def test_an_interrupted_demo_ends_in_order_and_leaves_nothing(tmp_path: Pa
 @pytest.mark.release
 async def test_r_at_a_terminal_restarts_the_service_and_leaves_the_servers(tmp_path: Path) -> None:
     pipelines, log = tmp_path / "pipelines.yaml", tmp_path / "log"
-    settings = {"BCS_PIPELINE_CONFIG_PATH": pipelines, "BCS_HTTP_PORT": free_port()}
+    settings = {"BCS_PIPELINE_CONFIG_PATH": pipelines, "BCS_HTTP_PORT": held_port()}
     pipelines.write_text("phases: [{name: before}]")
     with at_a_terminal("dev", "--log-file", str(log), **settings) as (process, terminal):
         shown = bytearray()
@@ -103,7 +104,7 @@ async def test_dev_on_a_taken_port_says_so_in_one_line_and_leaves_nothing(tmp_pa
     ],
 )
 async def test_a_setting_that_cannot_be_is_named(tmp_path: Path, variable: str, value: str) -> None:
-    environment = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_HOST": "127.0.0.1", "BCS_HTTP_PORT": free_port()}
+    environment = {"BCS_USE_MOCK_REPOSITORY": "true", "BCS_HTTP_HOST": "127.0.0.1", "BCS_HTTP_PORT": held_port()}
     with BcsProcess(tmp_path, "serve", **environment, **{variable: value}) as process:
         assert await process.ended() == 2
     assert variable in process.log.read_text()

@@ -19,6 +19,7 @@ from bcs.wire import topics
 from tests.support.commands import bcs
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform, platform_broker, uuids, values
+from tests.support.ports import held_port
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -301,7 +302,7 @@ async def two_in_flight(orchestrator: Orchestrator) -> bool:
 
 
 async def test_the_demo_tells_its_story_and_leaves_nothing_running(tmp_path: Path) -> None:
-    with BcsProcess(tmp_path, "dev", "--demo", BCS_HTTP_PORT=free_port()) as process:
+    with BcsProcess(tmp_path, "dev", "--demo", BCS_HTTP_PORT=held_port()) as process:
         await wait_until(lambda: "That was the story" in process.output.read_text(), 40)
         output = process.output.read_text()
         started = re.findall(r"^Starting (\S+).* \.\.\. ready in \d+\.\d s$", output, re.MULTILINE)

@@ -27,11 +27,11 @@ from yarl import URL
 
 from bcs.config.loading import load_settings
 from bcs.config.pipelines import load_pipelines
-from bcs.devtools.servers.embedded import free_port
 from bcs.observability.failpoints import FailPointHook, fail_points
 from bcs.runtime.tree import Service
 from bcs.supervision import Snapshot
 from tests.support.forked import ForkedProcess
+from tests.support.ports import held_port
 from tests.support.tiers import IN_FULL
 from tests.support.waiting import wait_until
 
@@ -335,7 +335,7 @@ def serve(
         "redis_key_prefix": f"test-{fresh}:",
         "kafka_bootstrap_servers": kafka,
         "kafka_consumer_group_id": f"test-{fresh}",
-        "http_port": free_port(),
+        "http_port": held_port(),
     }
     variables = {f"BCS_{name.upper()}": value for name, value in settings.items()}
     return BcsProcess(directory, "serve", forked=forked, **{**variables, **environment})
