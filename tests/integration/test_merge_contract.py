@@ -34,6 +34,7 @@ from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.stores import ByTransaction, MakeStore, completed, failed, same_but_for_the_version
 from tests.support.laws import LAW
+from tests.support.tiers import examples
 
 pytestmark = pytest.mark.anyio
 
@@ -89,7 +90,7 @@ facts = st.one_of(
 )
 against_servers = settings(
     deadline=None,
-    max_examples=60,
+    max_examples=examples(25),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -28,13 +28,16 @@ from tests.integration.stores import (
     same_but_for_the_version,
 )
 from tests.support.laws import LAW
+from tests.support.tiers import examples
 
 pytestmark = pytest.mark.anyio
 
 Pair = Callable[[CommitPolicy | None], tuple[StateStore, StateStore]]
 
 against_servers = settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None,
+    max_examples=examples(20),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -8,8 +8,9 @@ from bcs.domain.law import CompleteWhen
 from bcs.domain.progress import Evaluation, PhaseExplanation, Standing
 from bcs.domain.state import BatchState, delta_of
 from tests.property.law_cases import Case, cases
+from tests.support.tiers import examples
 
-some_cases = settings(deadline=None, max_examples=80)
+some_cases = settings(deadline=None, max_examples=examples(35))
 
 
 def explanations(case: Case) -> tuple[BatchState, Evaluation, list[PhaseExplanation]]:

@@ -14,7 +14,7 @@ from bcs.domain.state import BatchState, delta_of
 from tests.property.law_cases import Case, cases, cases_told_anew
 from tests.property.law_oracle import Expected
 
-EXAMPLES = int(os.environ.get("BCS_TEST_LAW_EXAMPLES", "160"))
+EXAMPLES = int(os.environ.get("BCS_TEST_LAW_EXAMPLES", "80"))
 """How many cases each test tries. `BCS_TEST_LAW_EXAMPLES=20000` is a run of some minutes, after a change of the law."""
 
 STANDINGS = {

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from bcs.actors.ingest.offsets import OffsetTracker
+from tests.support.tiers import examples
 
 TOPICS = ("x", "y")
 partitions = st.tuples(st.sampled_from(TOPICS), st.integers(0, 1))
@@ -148,7 +149,7 @@ class Offsets(RuleBasedStateMachine):
 
 
 TestOffsetTracker = Offsets.TestCase
-TestOffsetTracker.settings = settings(deadline=None, max_examples=70, stateful_step_count=30)
+TestOffsetTracker.settings = settings(deadline=None, max_examples=examples(35), stateful_step_count=30)
 
 
 def test_unfinished_messages_of_a_revoked_partition_are_not_counted() -> None:

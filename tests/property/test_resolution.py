@@ -20,9 +20,10 @@ from bcs.errors import (
     UnknownDependency,
     UnknownPipeline,
 )
+from tests.support.tiers import examples
 
 NAMES = ("p", "q", "r", "s", "t", "u")
-no_deadline = settings(deadline=None, max_examples=80)
+no_deadline = settings(deadline=None, max_examples=examples(35))
 Graph = tuple[list[Phase], Pipeline]
 
 

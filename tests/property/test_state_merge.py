@@ -20,6 +20,7 @@ from bcs.domain.facts import (
 )
 from bcs.domain.history import facts_in
 from bcs.domain.state import BatchState, delta_of
+from tests.support.tiers import examples
 
 phases = st.sampled_from(("spellcheck", "nlp"))
 essays = st.sampled_from(("a", "b", "c"))
@@ -49,7 +50,7 @@ facts = st.one_of(
 )
 states = st.lists(facts, max_size=12).map(delta_of)
 
-no_deadline = settings(deadline=None, max_examples=80)
+no_deadline = settings(deadline=None, max_examples=examples(35))
 
 
 def joined(left: BatchState, right: BatchState) -> BatchState:

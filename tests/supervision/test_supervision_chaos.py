@@ -28,6 +28,7 @@ from bcs.supervision import (
 )
 from tests.supervision.harness import OFTEN, Boom, Context, Recorder, fail_on_max_deliveries, question, running, until
 from tests.support.guarantees import guarantees
+from tests.support.tiers import examples
 
 pytestmark = pytest.mark.anyio
 
@@ -187,7 +188,7 @@ class Tree:
     topic="Strategies",
 )
 @guarantees("Every message is handled, whichever actors are killed", topic="Mailboxes")
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(examples(5)))
 async def test_a_disturbed_tree_keeps_its_order_loses_nothing_and_recovers(seed: int) -> None:
     tree = Tree(seed)
     chance = tree.chance

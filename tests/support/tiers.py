@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 
 IN_FULL = os.environ.get("BCS_TEST_CHAOS") == "full"
+_MORE_IN_FULL = 10
 _NOT_PLAYED: pytest.StashKey[set[str]] = pytest.StashKey()
 # What a worker of pytest-xdist tells its controller, which collects nothing itself.
 _WORKER_OUTPUT = "not_played"
+
+
+def examples(at_a_commit: int) -> int:
+    """How many examples a property is tried with; many more at a release."""
+    return at_a_commit * _MORE_IN_FULL if IN_FULL else at_a_commit
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -24,6 +24,7 @@ from bcs.domain.state import BatchState, Mark, delta_of
 from bcs.domain.times import LATEST_US
 from bcs.storage.redis.batch_codec import BatchKeys, StoredBatch, building_state, decoding_batch
 from bcs.storage.redis.batch_commands import writing
+from tests.support.tiers import examples
 
 PHASES = ("spellcheck", "nlp", "ai_feedback")
 ESSAYS = ["a", "b", "c", "00000001-6f2c-4d3a-9b1e-5c7d8e9f0a1b"]
@@ -77,7 +78,7 @@ def stored(state: BatchState) -> StoredBatch:
     return at_once(decoding_batch(fields, "redis"))
 
 
-@settings(max_examples=600)
+@settings(max_examples=examples(200))
 @given(
     usual=st.lists(st.one_of(*USUAL), max_size=8),
     unusual=st.lists(st.one_of(*UNUSUAL), max_size=2),

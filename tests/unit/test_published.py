@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from bcs.wire import topics
 from bcs.wire.dead_letters.encode import LARGE_DEAD_LETTER_BYTES, dead_letter, failed_resolution
 from bcs.wire.published import ConsumedMessage, OutboundMessage, as_uuid, phases_skipped
+from tests.support.tiers import examples
 
 NOW = datetime(2024, 11, 23, 12, 0, 0, 5, tzinfo=timezone(timedelta(hours=2)))
 NOW_TEXT = "2024-11-23T10:00:00.000005Z"
@@ -313,7 +314,7 @@ def messages(draw: st.DrawFn) -> bytes:
     return raw
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(150))
 @given(messages())
 @example(b"{}")
 def test_every_letter_is_strict_json_and_gives_the_bytes_back(raw: bytes) -> None:
