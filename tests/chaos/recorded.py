@@ -165,6 +165,7 @@ async def prepared_recorded_scene(
                 async with scene.orchestrator:
                     await scene.register()
                     await scene.callers.prepare(ground.platform)
+                    await wait_until(scene.up)
                     yield scene
             finally:
                 await scene.aclose()

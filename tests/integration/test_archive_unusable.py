@@ -11,7 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from bcs.config.loading import load_settings
-from bcs.devtools.servers.embedded import EmbeddedServer
+from bcs.config.store_urls import StoreUrl
+from bcs.devtools.servers.embedded import HOST, EmbeddedServer
 from bcs.errors import StoreUnavailable
 from bcs.ops.doctor.archive_checks import check_archive
 from bcs.ops.doctor.findings import Status
@@ -240,3 +241,32 @@ async def test_a_database_that_accepts_no_connections_is_unavailable(database_ur
     finally:
         await archive.aclose()
         await admin.close()
+
+
+@pytest.mark.parametrize("how", ["refused", "cut"])
+async def test_a_database_that_goes_away_during_an_upgrade_is_upgraded_as_soon_as_it_is_back(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A pause is for reasons that an operator has to solve."""
+    server = urlsplit(database_url)
+    upgrade = schema.upgrade
+    async with FaultProxy(HOST, server.port or 0) as proxy:
+
+        async def away(url: StoreUrl) -> object:
+            if how == "refused":
+                proxy.refuse()
+                return await upgrade(url)
+            proxy.drop_replies(b"CREATE TABLE")  # the proxy cuts the connection in their place
+            return await upgrade(url)
+
+        archive = unprobed_archive(server._replace(netloc=f"bcs@{proxy.address}").geturl())
+        try:
+            monkeypatch.setattr(schema, "upgrade", away)
+            with pytest.raises(StoreUnavailable):
+                await archive.probe(5)
+            monkeypatch.setattr(schema, "upgrade", upgrade)
+            proxy.accept()
+            await archive.probe(5)
+            assert archive.reachable
+        finally:
+            await archive.aclose()

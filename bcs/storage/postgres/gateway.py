@@ -45,8 +45,9 @@ _LOG_AGAIN_SECONDS = 30.0
 _SHORT_SECONDS = 5.0
 # A probe must not wait for a free connection, and must not occupy one that callers need.
 CONNECTIONS_FOR_PROBE = 1
-# An operator has to solve the reason of a failed upgrade first.
+# An operator has to solve the reason of a failed upgrade first, unless the database went away during the upgrade.
 _UPGRADE_PAUSE_SECONDS = 30.0
+_WENT_AWAY = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError)
 
 
 # The end of asyncpg's text.
@@ -134,7 +135,7 @@ class ArchiveGateway:
                 self._upgrade_after = anyio.current_time() + (0.0 if locked.upgrading else _UPGRADE_PAUSE_SECONDS)
                 raise self._unusable(str(locked), "schema locked") from locked
             except Exception as error:
-                self._upgrade_after = anyio.current_time() + _UPGRADE_PAUSE_SECONDS
+                self._upgrade_after = anyio.current_time() + (0.0 if _went_away(error) else _UPGRADE_PAUSE_SECONDS)
                 # An error of Alembic or asyncpg. Whatever the error is, the database can't be used now.
                 unexpected = f"the schema can't be upgraded: {self._cause_of(error)}"
                 raise self._unusable(unexpected, unexpected) from error
@@ -302,6 +303,14 @@ class ArchiveGateway:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.terminate()
+
+
+def _went_away(error: BaseException) -> bool:
+    """True if an error of an upgrade means that the database could not be reached. SQLAlchemy wraps such errors."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, _WENT_AWAY):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None and not isinstance(cause, asyncpg.QueryCanceledError)
 
 
 async def _nothing(_connection: asyncpg.Connection) -> None:
