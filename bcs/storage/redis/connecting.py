@@ -13,7 +13,11 @@ from typing import Any, cast
 
 from redis.asyncio import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import RedisSSLContext, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
+from redis.driver_info import DriverInfo
+from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.config.files import file_version
 from bcs.config.store_urls import StoreUrl
@@ -86,8 +90,19 @@ _KINDS: dict[Any, Any] = {SSLConnection: _TlsConnection, UnixDomainSocketConnect
 def connection_pool(url: StoreUrl, **options: Any) -> ConnectionPool:
     """redis-py's pool for a URL; its object has no secret.
 
-    :param options: of the pool and its connections.
+    :param options: more options of the pool and its connections.
     """
+    options |= {
+        "protocol": 2,
+        # One deadline limits a whole round trip; a timer for every read would cost more and limit less.
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+        "retry": Retry(NoBackoff(), 0),
+        # Without this option, redis-py reads its version from a file for each new connection.
+        "driver_info": DriverInfo(),
+        # With these notifications, redis-py does not notice a left-over reply on a pooled connection.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
     given: dict[str, Any] = dict(parse_url(url.current()))
     for name in _SECRETS:
         given.pop(name, None)
