@@ -85,7 +85,7 @@ class MemoryStateStore:
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`; memory is always reachable."""
 
-    def ensure_writable(self) -> None:
+    def ensure_writable(self, batch_id: str) -> None:
         """See `StateStore.ensure_writable`; memory accepts all writes."""
 
     async def time_us(self) -> int:

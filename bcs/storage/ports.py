@@ -96,10 +96,10 @@ class StateStore(BatchSource, Protocol):
         """
         ...
 
-    def ensure_writable(self) -> None:
-        """Refuse at once, without a request, while the store is known to be unreachable or to refuse commits.
+    def ensure_writable(self, batch_id: str) -> None:
+        """Refuse at once, without a request, while the batch is known to be unreachable, or commits to be refused.
 
-        :raises StoreUnavailable: the store is unreachable, or refuses commits.
+        :raises StoreUnavailable: the batch is unreachable, or its commits are refused.
         """
         ...
 

@@ -27,6 +27,7 @@ from bcs.ops.doctor.kafka_checks import check_kafka
 from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage import factory
 from bcs.storage.postgres.opening import open_archive
+from bcs.storage.redis.gateway import RedisGateway
 from tests.support.commands import Ran, bcs
 from tests.support.service import Orchestrator, running_service, serve
 from tests.support.tiers import IN_FULL
@@ -210,7 +211,8 @@ async def test_no_setting_and_no_store_shows_a_secret(
 
 async def look_at_stores(settings: Settings, seen: Seen) -> None:
     """Note all that is shown of stores that refuse."""
-    gateway = factory.redis_gateway(settings)
+    gateway = factory.redis_nodes(settings)
+    assert isinstance(gateway, RedisGateway)
     seen.add("gateway", vars(gateway), gateway._pool, vars(gateway._pool))
     for ask in (gateway.ping, lambda: gateway.call(("PING",)), lambda: gateway.call_multiplexed(("PING",))):
         try:

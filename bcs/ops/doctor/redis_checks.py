@@ -29,7 +29,7 @@ async def check_redis(settings: Settings) -> list[Finding]:
         found = "not checked: BCS_USE_MOCK_REPOSITORY keeps the state in the service's memory"
         return [warning("redis", found, "unset it where the state has to outlive the process")]
     try:
-        async with connected(settings) as gateway, gateway.session() as session:
+        async with connected(settings) as nodes, nodes.at(watched(settings.redis_key_prefix)).session() as session:
             identity = session.peer.identity
             asked_at = time.time()
             [clock] = await session.exchange([("TIME",)])

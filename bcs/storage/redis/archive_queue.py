@@ -11,7 +11,7 @@ from bcs.domain.history import HistoryEntry
 from bcs.errors import BacklogFull
 from bcs.storage.history_codec import decode_entry, encode_entry
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.queue import RedisQueue
 
 FACTS, EXPLANATIONS = "archive", "explanations"
@@ -42,9 +42,9 @@ class ArchiveQueue(RedisQueue[HistoryEntry]):
     :param limit: how many entries the queue holds at most.
     """
 
-    def __init__(self, gateway: RedisGateway, *, key_prefix: str, name: str, consumer: str, limit: int) -> None:
+    def __init__(self, nodes: Nodes, *, key_prefix: str, name: str, consumer: str, limit: int) -> None:
         super().__init__(
-            gateway,
+            nodes,
             stream=waiting_key(key_prefix, name),
             parked=refused_key(key_prefix, name),
             group="archivers",
@@ -71,7 +71,8 @@ class ArchiveQueue(RedisQueue[HistoryEntry]):
         """
         queues = (self, *others)
         with self._wrong_type_as_outage():
-            lengths = await self._gateway.call_multiplexed(*(("XLEN", queue._stream) for queue in queues))
+            node = self._nodes.at(self._stream)
+            lengths = await node.call_multiplexed(*(("XLEN", queue._stream) for queue in queues))
         for queue, length in zip(queues, lengths, strict=True):
             queue._length = int(length)
             if length:

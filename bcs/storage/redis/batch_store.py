@@ -23,11 +23,11 @@ from bcs.storage.pace import paced
 from bcs.storage.ports import Committed
 from bcs.storage.redis.batch_codec import COUNT_FIELD, STAMP_FIELD, VERSION_FIELD, BatchKeys, essay_field
 from bcs.storage.redis.batch_commands import decoding, decoding_state, merging, watch, writing
-from bcs.storage.redis.dry_run import reading
+from bcs.storage.redis.dry_run import reading, watched
 from bcs.storage.redis.dry_run import writing as commands_that_write
 from bcs.storage.redis.errors import refuses_command
-from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.merge_script import FULL, INCOMPLETE, MERGE
+from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.stored_batches import StoredBatches, as_corruption
 from bcs.storage.redis.summary_cache import KeptSummary, SummaryCache
 from bcs.storage.redis.summary_codec import decode_summary, encode_summary
@@ -79,7 +79,7 @@ class RedisStateStore:
 
     def __init__(
         self,
-        gateway: RedisGateway,
+        nodes: Nodes,
         *,
         law: CompletionLaw,
         key_prefix: str,
@@ -92,9 +92,10 @@ class RedisStateStore:
         self._roster = Roster(max_essays)
         # With an archive, the limit is checked before the archive gets the facts. Redis must take what the archive has.
         self._max_essays = max_essays or 0 if backfill is None else 0
-        self._gateway = gateway
-        self._batches = StoredBatches(gateway, key_prefix=key_prefix)
+        self._nodes = nodes
+        self._batches = StoredBatches(nodes, key_prefix=key_prefix)
         self._reads, self._writes = reading(key_prefix), commands_that_write(key_prefix)
+        self._any_key = watched(key_prefix)
         self._law = law
         self._ttl_ms = ttl_seconds * 1000
         self._policy = policy or CommitPolicy()
@@ -122,7 +123,7 @@ class RedisStateStore:
         stamp: str | None = ""
         # While the archive is unreachable, nothing can be backfilled, and the batch keeps the stamp that it has.
         if self._backfill and self._backfill.archive.reachable:
-            stamp = self._backfill.required_stamp(self._gateway.identity)
+            stamp = self._backfill.required_stamp(self._nodes.at(keys.facts).identity)
         if stamp is None or anyio.current_time() < self._scripts_refused_until:
             return await self._commit_transaction(batch_id, keys, delta)
         try:
@@ -143,7 +144,8 @@ class RedisStateStore:
         """
         calculation = merging(delta, ttl_ms=self._ttl_ms, stamp=stamp, max_essays=self._max_essays)
         arguments = await paced(calculation)
-        send = self._gateway.call_multiplexed if len(arguments) <= _ARGUMENTS_SHARED else self._gateway.call
+        node = self._nodes.at(keys.facts)
+        send = node.call_multiplexed if len(arguments) <= _ARGUMENTS_SHARED else node.call
 
         async def attempt() -> Any:
             # When it is unknown whether an attempt succeeded, the next one merges the same facts: that changes nothing.
@@ -157,7 +159,13 @@ class RedisStateStore:
             await hit(FailPoint.AFTER_EXEC, batch_id)
             return reply
 
-        reply = await persistently(self._policy, attempt, self._may_end_soon)
+        def may_end_soon(error: BaseException) -> bool:
+            # A few attempts may outlast a lost connection, or a Redis that is busy.
+            if not isinstance(error, StoreUnavailable) or error.answered or error.late:
+                return False
+            return node.circuit == "closed"
+
+        reply = await persistently(self._policy, attempt, may_end_soon)
         if isinstance(reply, int):
             self._roster.note_size(batch_id, reply)
             return True
@@ -168,12 +176,6 @@ class RedisStateStore:
         await self.ensure_room(batch_id, delta.first_seen_us)
         # Meanwhile the batch has room, because it has expired.
         return await self._merge(batch_id, keys, delta, stamp)
-
-    def _may_end_soon(self, error: BaseException) -> bool:
-        """True for a failure that a few attempts may outlast: a lost connection, or a Redis that is busy."""
-        if not isinstance(error, StoreUnavailable) or error.answered or error.late:
-            return False
-        return self._gateway.circuit == "closed"
 
     async def _commit_transaction(self, batch_id: str, keys: BatchKeys, delta: BatchState) -> Committed:
         """Commit with WATCH, MULTI and EXEC, and backfill the batch if it may lack something."""
@@ -194,7 +196,7 @@ class RedisStateStore:
         :param delta: None to read the batch only.
         :raises CommitConflict: another writer changed the batch meanwhile; nothing was written.
         """
-        async with self._gateway.session() as session:
+        async with self._nodes.at(keys.facts).session() as session:
             commands = (*watch(keys), ("PTTL", keys.facts), ("TIME",))
             _, *replies, remaining_ms, [seconds, microseconds] = await session.call(*commands)
             stored = await paced(decoding(keys, replies, session.peer.identity), session.paused)
@@ -250,14 +252,15 @@ class RedisStateStore:
             return
         keys = self._batches.keys(batch_id)
         with as_corruption(keys):
-            [count] = await self._gateway.call_multiplexed(("HGET", keys.facts, COUNT_FIELD))
+            node = self._nodes.at(keys.facts)
+            [count] = await node.call_multiplexed(("HGET", keys.facts, COUNT_FIELD))
             size = _number(keys, count or b"0")
             self._roster.note_size(batch_id, size)
             if self._roster.has_room(batch_id, len(essays)):
                 return
             ids = list(essays)
             # Not on the shared connection, because the reply may be large.
-            [rows] = await self._gateway.call(("HMGET", keys.facts, *map(essay_field, ids)))
+            [rows] = await node.call(("HMGET", keys.facts, *map(essay_field, ids)))
         new_essays = (essay for essay, row in zip(ids, rows, strict=True) if row is None)
         self._roster.ensure_room(size, new_essays)
 
@@ -265,13 +268,14 @@ class RedisStateStore:
         """See `StateStore.summary`."""
         keys = self._batches.keys(batch_id)
         head = ("HMGET", keys.facts, VERSION_FIELD, STAMP_FIELD, COUNT_FIELD)
+        node = self._nodes.at(keys.facts)
         kept = self._summaries.get(batch_id)
         try:
             if kept:
-                replies = await self._gateway.call_multiplexed(head)
+                replies = await node.call_multiplexed(head)
             else:
                 stored = ("GET", keys.summary(self._law.fingerprint))
-                replies = await self._gateway.call_multiplexed(head, stored, ("EXISTS", *keys.former))
+                replies = await node.call_multiplexed(head, stored, ("EXISTS", *keys.former))
         except ResponseError:
             # BCS did not write one of these keys. A summary is made again; facts are reported as corrupt.
             return await self._made_summary(batch_id, keys, size=0, former=True)
@@ -375,7 +379,7 @@ class RedisStateStore:
         keys = self._batches.keys(batch_id)
 
         async def optimistically() -> None:
-            async with self._gateway.session() as session:
+            async with self._nodes.at(keys.facts).session() as session:
                 watched = await session.call(
                     ("WATCH", keys.facts), ("HGET", keys.facts, VERSION_FIELD), ("PTTL", keys.facts)
                 )
@@ -416,27 +420,27 @@ class RedisStateStore:
 
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`."""
-        self._gateway.ensure_reachable()
+        self._nodes.ensure_reachable()
 
-    def ensure_writable(self) -> None:
+    def ensure_writable(self, batch_id: str) -> None:
         """See `StateStore.ensure_writable`."""
-        self.ensure_reachable()
+        self._nodes.at(self._batches.keys(batch_id).facts).ensure_reachable()
         if self._refusal and anyio.current_time() < self._refused_at + _REFUSAL_SECONDS:
             raise StoreUnavailable("redis", self._refusal, answered=True)
 
     async def time_us(self) -> int:
         """See `StateStore.time_us`."""
-        [[seconds, microseconds]] = await self._gateway.call(("TIME",))
+        [[seconds, microseconds]] = await self._nodes.at(self._any_key).call(("TIME",))
         return int(seconds) * 1_000_000 + int(microseconds)
 
     async def ping(self) -> None:
         """See `StateStore.ping`."""
-        await self._gateway.ping(reads=self._reads, writes=self._writes)
+        await self._nodes.ping(reads=self._reads, writes=self._writes)
 
     @property
     def problem(self) -> str:
         """See `StateStore.problem`."""
-        return self._gateway.problem
+        return self._nodes.problem
 
 
 def _number(keys: BatchKeys, text: bytes) -> int:

@@ -109,6 +109,14 @@ class RedisGateway:
         """What is wrong with Redis although it answers; empty without a problem."""
         return self._problem or self._identity.problem
 
+    def at(self, _key: str, /) -> RedisGateway:
+        """The node that has a key: one server has every key."""
+        return self
+
+    async def all_nodes(self) -> Sequence[RedisGateway]:
+        """Every node that stores data."""
+        return [self]
+
     def ensure_reachable(self) -> None:
         """Fail at once while the circuit breaker is open.
 
@@ -118,7 +126,7 @@ class RedisGateway:
             cause = f"circuit breaker open; retry later: {self._last_cause}"
             raise StoreUnavailable("redis", cause, address=self.address)
 
-    async def call(self, *commands: Command) -> list[Any]:
+    async def call(self, *commands: Command) -> Replies:
         """Send commands in one round trip and return their replies. Cancellation waits for the replies.
 
         :raises StoreUnavailable: no answer in time, or Redis refused a command; the commands may or may not have been
@@ -126,7 +134,9 @@ class RedisGateway:
         :raises ResponseError: a key has another type, or a consumer group is missing or exists already.
         """
         async with self.session() as session:
-            return await session.call(*commands)
+            replies = Replies(await session.call(*commands))
+            replies.peer = session.peer
+        return replies
 
     async def call_multiplexed(self, *commands: Command) -> Replies:
         """Send commands in one round trip with the commands of all other callers in this turn of the event loop.

@@ -10,7 +10,7 @@ from pydantic_core import from_json, to_json
 from bcs.domain.history import HistoryEntry
 from bcs.errors import OutboxFull
 from bcs.storage.redis.archive_queue import ArchiveQueue
-from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.queue import RedisQueue
 from bcs.wire.published import OutboundMessage
 
@@ -36,7 +36,7 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
 
     def __init__(
         self,
-        gateway: RedisGateway,
+        nodes: Nodes,
         *,
         key_prefix: str,
         consumer: str,
@@ -44,7 +44,7 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
         explanations: ArchiveQueue | None = None,
     ) -> None:
         super().__init__(
-            gateway,
+            nodes,
             stream=stream_key(key_prefix),
             parked=parked_key(key_prefix),
             group="publishers",

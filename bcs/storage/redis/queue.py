@@ -17,7 +17,7 @@ from bcs.errors import StoreUnavailable
 from bcs.storage.ports import Leased, Waiting
 from bcs.storage.redis.commands import Command, packed_one
 from bcs.storage.redis.errors import GROUP_EXISTS, NO_GROUP, code_of
-from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.queue_scripts import ADD, LEASE, MOVE, RECOVER, WAITING
 
 T = TypeVar("T")
@@ -55,10 +55,8 @@ class RedisQueue(ABC, Generic[T]):
         appending costs one round trip; replicas that append at the same time may exceed the limit.
     """
 
-    def __init__(
-        self, gateway: RedisGateway, *, stream: str, parked: str, group: str, consumer: str, limit: int
-    ) -> None:
-        self._gateway = gateway
+    def __init__(self, nodes: Nodes, *, stream: str, parked: str, group: str, consumer: str, limit: int) -> None:
+        self._nodes = nodes
         self._stream = stream
         self._parked = parked
         self._waiting = f"{stream}:waiting"
@@ -103,7 +101,8 @@ class RedisQueue(ABC, Generic[T]):
         entries, size_bytes = _identified([self._fields(item) for item in items], map(self._since_ms, items))
         keys, arguments = self._addition(self._stream, "taken", _KEPT_IDENTITIES, entries)
         # A large command would delay other callers on the shared connection.
-        send = self._gateway.call if size_bytes > _LARGE_BYTES else self._gateway.call_multiplexed
+        node = self._nodes.at(self._stream)
+        send = node.call if size_bytes > _LARGE_BYTES else node.call_multiplexed
         try:
             # In a transaction the script is sent whole, because the other commands would be carried out without it.
             if commands or not await self._add_by_digest(send, keys, arguments):
@@ -200,7 +199,7 @@ class RedisQueue(ABC, Generic[T]):
         """
         keys = (self._stream, target, *self._memory("moved"), self._waiting)
         with self._wrong_type_as_outage():
-            [missing] = await self._gateway.call(
+            [missing] = await self._nodes.at(self._stream).call(
                 ("EVAL", MOVE, len(keys), *keys, _KEPT_MOVES, self._group, len(more), *more, *entry_ids)
             )
         return [entry_id.decode() for entry_id in missing]
@@ -213,7 +212,7 @@ class RedisQueue(ABC, Generic[T]):
         if entries:
             keys, arguments = self._addition(target, "moved", _KEPT_MOVES, entries)
             with self._wrong_type_as_outage():
-                await self._gateway.call(ADD.whole(keys, *arguments))
+                await self._nodes.at(self._stream).call(ADD.whole(keys, *arguments))
 
     def _addition(
         self, target: str, memory: str, kept: int, entries: Iterable[tuple[str | bytes, int | None, Fields]]
@@ -237,14 +236,14 @@ class RedisQueue(ABC, Generic[T]):
     async def measure(self) -> Waiting:
         """How many entries wait, and how long the oldest has waited."""
         with self._wrong_type_as_outage():
-            [reply] = await self._gateway.call(("EVAL", WAITING, 2, self._stream, self._waiting))
+            [reply] = await self._nodes.at(self._stream).call(("EVAL", WAITING, 2, self._stream, self._waiting))
         length, since_ms, now_ms = map(int, reply)
         self._length = length
         return Waiting(length, max(0, now_ms - since_ms) / 1000)
 
     async def _transaction(self, *commands: Command) -> list[Any]:
         with self._wrong_type_as_outage():
-            replies = await self._gateway.call(("MULTI",), *commands, ("EXEC",))
+            replies = await self._nodes.at(self._stream).call(("MULTI",), *commands, ("EXEC",))
         results: list[Any] = replies[-1]
         return results
 
@@ -276,7 +275,7 @@ class RedisQueue(ABC, Generic[T]):
         for _ in range(_GROUP_ATTEMPTS):
             with self._wrong_type_as_outage():
                 try:
-                    [reply] = await self._gateway.call(command)
+                    [reply] = await self._nodes.at(self._stream).call(command)
                 except ResponseError as error:
                     if code_of(error) != NO_GROUP:
                         raise
@@ -288,7 +287,7 @@ class RedisQueue(ABC, Generic[T]):
     async def _create_group(self) -> None:
         try:
             # From the beginning of the stream, because entries may be older than the group.
-            await self._gateway.call(("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM"))
+            await self._nodes.at(self._stream).call(("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM"))
         except ResponseError as error:
             if code_of(error) != GROUP_EXISTS:  # else another replica was first
                 raise
