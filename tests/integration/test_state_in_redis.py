@@ -47,7 +47,7 @@ class RacingSession(RedisSession):
     """Lets a rival in between WATCH and EXEC."""
 
     def __init__(self, inner: RedisSession, rival: Callable[[], Awaitable[None]]) -> None:
-        self.peer = inner.peer
+        self.peer, self.suffix = inner.peer, inner.suffix
         self._inner = inner
         self._rival = rival
         self._watching = False

@@ -209,25 +209,25 @@ class ClusterNodes:
     ) -> RedisGateway:
         """See `slot_node.Cluster.follow`."""
         before = node.gateway
-        told = redirection(failure)
+        redirected = redirection(failure)
         with Deadline(left_seconds) as deadline:
-            if failure and told == MOVED:
+            if failure and redirected == MOVED:
                 self._note_moved(node, failure)
-            elif told == "":
+            elif redirected == "":
                 # A node that can't be reached may have been named by a note that is not true any more.
                 self._notes.pop(node.slot, None)
             await self._refresh_for(node)
             if node.gateway is None:
                 raise StoreUnavailable("redis", f"no node has the slot {node.slot}", unsent=True, address=self.address)
-            if node.gateway is before and failure and not told and before.circuit == "open":
+            if node.gateway is before and failure and not redirected and before.circuit == "open":
                 raise failure
             # The first attempt at another node needs no wait.
-            if attempt or (node.gateway is before and told != ASK):
+            if attempt or (node.gateway is before and redirected != ASK):
                 longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
                 await anyio.sleep(longest * (0.5 + 0.5 * self._jitter()))
             return node.gateway
         assert deadline.expired  # noqa: S101 (the block returns or raises)
-        cause = failure.cause if failure and not told else f"the slot {node.slot} is on its way to another node"
+        cause = failure.cause if failure and not redirected else f"the slot {node.slot} is on its way to another node"
         address = failure.address if failure else self.address
         raise StoreUnavailable("redis", cause, late=True, address=address) from failure
 
