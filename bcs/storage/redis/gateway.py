@@ -17,12 +17,10 @@ import anyio
 import structlog
 from circuitbreaker import CircuitBreaker
 from redis.asyncio import Connection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.driver_info import DriverInfo
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 
+from bcs.config.redis_servers import RedisKind
 from bcs.config.store_urls import StoreUrl, redis_url
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.deadlines import Deadline
@@ -32,9 +30,12 @@ from bcs.storage.redis.errors import UnusableServer, has_error, may_be_elsewhere
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
 from bcs.storage.redis.multiplexer import ConnectionLost, Multiplexer, Replies
+from bcs.storage.redis.sentinel import Sentinels
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
+# A lookup may have to wait for another one that has begun before, and the master has to answer in the rest.
+_SHARE_FOR_SENTINELS = 1 / 3
 # A probe must not wait for a free connection, and must not occupy one that callers need.
 _CONNECTIONS_FOR_PING = 1
 # Longer than the interval at which callers retry a refused command.
@@ -67,21 +68,18 @@ class RedisGateway:
         needs_identity: bool = False,
     ) -> None:
         url = redis_url(url) if isinstance(url, str) else url
+        self._url = url
         self._identity = RedisIdentity(needed=needs_identity, login_settings=lambda: url.login_settings)
-        self.address = url.address
+        self._sentinels: Sentinels | None = None
+        if url.servers.kind is RedisKind.SENTINEL:
+            timeout_seconds = deadline_seconds * _SHARE_FOR_SENTINELS
+            moved = self._identity.replace_all_connections
+            self._sentinels = Sentinels(url, timeout_seconds=timeout_seconds, moved=moved)
         self._pool = connection_pool(
             url,
             max_connections=max_connections + _CONNECTIONS_FOR_PING,
-            protocol=2,
-            # One deadline limits a whole round trip; a timer for every read would cost more and limit less.
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-            redis_connect_func=self._identity.on_connect,
-            # Without this option, redis-py reads its version from a file for each new connection.
-            driver_info=DriverInfo(),
-            # With these notifications, redis-py does not notice a left-over reply on a pooled connection.
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+            on_connect=self._identity.on_connect,
+            locate=self._sentinels.master if self._sentinels else None,
         )
         self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
         self._ping_slots = anyio.Semaphore(_CONNECTIONS_FOR_PING, fast_acquire=True)
@@ -93,6 +91,13 @@ class RedisGateway:
         self._refused_at = -inf
         # Not from the pool, because the pool would take the connection back.
         self._shared = Multiplexer(self._pool.make_connection, self._identity.peer, deadline_seconds)
+
+    @property
+    def address(self) -> str:
+        """The address without the login, with the name of its setting; and the master that Sentinels named last."""
+        if self._sentinels is None or self._sentinels.found is None:
+            return self._url.address
+        return f"{self._sentinels.found.address}, the master of {self._url.address}"
 
     @property
     def circuit(self) -> str:
@@ -223,8 +228,10 @@ class RedisGateway:
         :param writes: commands that are not carried out; a refusal becomes the `problem`.
         :raises StoreUnavailable: no answer in time, or Redis would refuse a read.
         """
-        async with self._ping_slots, self._connected() as session:
-            await session.call(("PING",))
+        async with self._ping_slots:
+            await self._follow_sentinels()
+            async with self._connected() as session:
+                await session.call(("PING",))
             replies = await session.dry_run([*reads, *writes]) if reads or writes else []
             raise_first(replies[: len(reads)])
         try:
@@ -251,8 +258,17 @@ class RedisGateway:
     async def aclose(self) -> None:
         """Close all connections."""
         self._shared.close()
+        if self._sentinels:
+            self._sentinels.close()
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds):
             await self._pool.disconnect()
+
+    async def _follow_sentinels(self) -> None:
+        """Replace all connections if the Sentinels name another master: the former one may still answer as a master."""
+        if self._sentinels is not None:
+            # While no Sentinel answers, the connections that there are go on.
+            with suppress(RedisConnectionError):
+                await self._sentinels.master()
 
     def _note_failure(self, failure: StoreUnavailable) -> None:
         """Keep the cause of a failure. A refusal is logged once, because the circuit breaker does not open for it."""
