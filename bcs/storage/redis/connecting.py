@@ -100,7 +100,7 @@ class _LocatedConnection(Connection):
     async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
         if not self.is_connected:
             self.host, self.port = await self._locate()
-        await super().connect_check_health(check_health, retry_socket_connect)  # type: ignore[no-untyped-call]
+        await super().connect_check_health(check_health, retry_socket_connect)
 
 
 class _LocatedTlsConnection(_LocatedConnection, _TlsConnection):
@@ -112,17 +112,24 @@ _LOCATED: dict[Any, Any] = {Connection: _LocatedConnection, SSLConnection: _Loca
 
 
 def connection_pool(
-    url: StoreUrl,
-    *,
-    on_connect: Callable[[Connection], Awaitable[None]],
-    max_connections: int | None = None,
-    locate: Callable[[], Awaitable[tuple[str, int]]] | None = None,
+    url: StoreUrl, *, locate: Callable[[], Awaitable[tuple[str, int]]] | None = None, **options: Any
 ) -> ConnectionPool:
     """redis-py's pool for a URL; its object has no secret.
 
-    :param on_connect: does the handshake on a new connection, see `handshake`.
     :param locate: returns the host and the port of each new connection; None where they are in the URL.
+    :param options: more options of the pool and its connections.
     """
+    options |= {
+        "protocol": 2,
+        # One deadline limits a whole round trip; a timer for every read would cost more and limit less.
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+        "retry": Retry(NoBackoff(), 0),
+        # Without this option, redis-py reads its version from a file for each new connection.
+        "driver_info": DriverInfo(),
+        # With these notifications, redis-py does not notice a left-over reply on a pooled connection.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
     url = _of_one(url)
     given: dict[str, Any] = dict(parse_url(url.current()))
     for name in _SECRETS:
@@ -132,22 +139,7 @@ def connection_pool(
         kind = _KINDS.get(kind, kind)
     else:
         kind, given["locate"] = _LOCATED[kind], locate
-    return ConnectionPool(
-        kind,
-        credential_provider=_Login(url),
-        max_connections=max_connections,
-        redis_connect_func=on_connect,
-        protocol=2,
-        # One deadline limits a whole round trip; a timer for every read would cost more and limit less.
-        socket_timeout=None,
-        socket_connect_timeout=None,
-        retry=Retry(NoBackoff(), 0),
-        # Without this option, redis-py reads its version from a file for each new connection.
-        driver_info=DriverInfo(),
-        # With these notifications, redis-py does not notice a left-over reply on a pooled connection.
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        **given,
-    )
+    return ConnectionPool(kind, credential_provider=_Login(url), **given, **options)
 
 
 def _of_one(url: StoreUrl) -> StoreUrl:

@@ -26,7 +26,7 @@ from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.deadlines import Deadline
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.connecting import connection_pool
-from bcs.storage.redis.errors import UnusableServer, has_error, may_be_elsewhere, raise_first, translated
+from bcs.storage.redis.errors import UnusableServer, has_error, may_be_elsewhere, raise_first, redirection, translated
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
 from bcs.storage.redis.multiplexer import ConnectionLost, Multiplexer, Replies
@@ -55,6 +55,7 @@ class RedisGateway:
     :param breaker_failures: the circuit breaker opens after so many failures in a row.
     :param breaker_open_seconds: how long the circuit breaker stays open; then one call is tried.
     :param needs_identity: whether a component needs the identity of the server, so that a missing one is a problem.
+    :param in_cluster: whether the server is one node of a cluster, and redirections are no problem of the server.
     """
 
     def __init__(
@@ -66,10 +67,14 @@ class RedisGateway:
         breaker_failures: int,
         breaker_open_seconds: float,
         needs_identity: bool = False,
+        in_cluster: bool = False,
     ) -> None:
         url = redis_url(url) if isinstance(url, str) else url
         self._url = url
-        self._identity = RedisIdentity(needed=needs_identity, login_settings=lambda: url.login_settings)
+        self._identity = RedisIdentity(
+            needed=needs_identity, in_cluster=in_cluster, login_settings=lambda: url.login_settings
+        )
+        self._in_cluster = in_cluster
         self._sentinels: Sentinels | None = None
         if url.servers.kind is RedisKind.SENTINEL:
             timeout_seconds = deadline_seconds * _SHARE_FOR_SENTINELS
@@ -77,9 +82,9 @@ class RedisGateway:
             self._sentinels = Sentinels(url, timeout_seconds=timeout_seconds, moved=moved)
         self._pool = connection_pool(
             url,
-            max_connections=max_connections + _CONNECTIONS_FOR_PING,
-            on_connect=self._identity.on_connect,
             locate=self._sentinels.master if self._sentinels else None,
+            max_connections=max_connections + _CONNECTIONS_FOR_PING,
+            redis_connect_func=self._identity.on_connect,
         )
         self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
         self._ping_slots = anyio.Semaphore(_CONNECTIONS_FOR_PING, fast_acquire=True)
@@ -129,16 +134,17 @@ class RedisGateway:
         """
         if self._breaker.opened:
             cause = f"circuit breaker open; retry later: {self._last_cause}"
-            raise StoreUnavailable("redis", cause, address=self.address)
+            raise StoreUnavailable("redis", cause, unsent=True, address=self.address)
 
-    async def call(self, *commands: Command) -> Replies:
+    async def call(self, *commands: Command, deadline_seconds: float | None = None) -> Replies:
         """Send commands in one round trip and return their replies. Cancellation waits for the replies.
 
+        :param deadline_seconds: how long the round trip may take, if less than usual.
         :raises StoreUnavailable: no answer in time, or Redis refused a command; the commands may or may not have been
             carried out.
         :raises ResponseError: a key has another type, or a consumer group is missing or exists already.
         """
-        async with self.session() as session:
+        async with self.session(deadline_seconds=deadline_seconds) as session:
             replies = Replies(await session.call(*commands))
             replies.peer = session.peer
         return replies
@@ -155,7 +161,7 @@ class RedisGateway:
         try:
             replies = await self._shared.send(commands)
         except ConnectionLost as lost:
-            failure = StoreUnavailable("redis", lost.cause, late=lost.late)
+            failure = StoreUnavailable("redis", lost.cause, late=lost.late, unsent=lost.unsent)
             self._note_failure(failure)
             if lost.first or lost.late:
                 # A reset counts once for all callers on the connection, because it is no outage. Silence counts for
@@ -198,18 +204,19 @@ class RedisGateway:
             log.warning("redis_reachable_again", circuit=self.circuit)
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[RedisSession]:
+    async def session(self, *, deadline_seconds: float | None = None) -> AsyncIterator[RedisSession]:
         """A connection for several round trips under one deadline, for a transaction with WATCH.
 
         Cancellation by anyio waits until the block has ended, at most until the deadline. Cancellation by asyncio,
         which ends an overdue request, ends the block at once, and the connection is dropped.
 
+        :param deadline_seconds: how long the block may take, if less than usual.
         :raises StoreUnavailable: as for `call`.
         """
         async with self._slots:
             self.ensure_reachable()
             try:
-                async with self._connected() as session:
+                async with self._connected(deadline_seconds) as session:
                     yield session
             except StoreUnavailable as failure:
                 # The block may have failed over another store. Then Redis did answer.
@@ -232,8 +239,8 @@ class RedisGateway:
             await self._follow_sentinels()
             async with self._connected() as session:
                 await session.call(("PING",))
-            replies = await session.dry_run([*reads, *writes]) if reads or writes else []
-            raise_first(replies[: len(reads)])
+                replies = await session.dry_run([*reads, *writes]) if reads or writes else []
+                raise_first(replies[: len(reads)])
         try:
             with translated():
                 raise_first(replies[len(reads) :])
@@ -259,7 +266,7 @@ class RedisGateway:
         """Close all connections."""
         self._shared.close()
         if self._sentinels:
-            self._sentinels.close()
+            await self._sentinels.aclose()
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds):
             await self._pool.disconnect()
 
@@ -273,6 +280,8 @@ class RedisGateway:
     def _note_failure(self, failure: StoreUnavailable) -> None:
         """Keep the cause of a failure. A refusal is logged once, because the circuit breaker does not open for it."""
         failure.address = self.address
+        if self._in_cluster and redirection(failure):
+            return
         if not failure.answered:
             self._last_cause = failure.cause
             return
@@ -288,9 +297,9 @@ class RedisGateway:
             self._problem = ""
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[RedisSession]:
+    async def _connected(self, deadline_seconds: float | None = None) -> AsyncIterator[RedisSession]:
         peer: Peer | None = None
-        deadline = Deadline(self._deadline_seconds, shield=True)
+        deadline = Deadline(deadline_seconds or self._deadline_seconds, shield=True)
         try:
             with deadline:
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
@@ -318,6 +327,7 @@ class RedisGateway:
                 with translated():
                     raise
             except StoreUnavailable as failure:
+                failure.unsent = peer is None
                 self._note_failure(failure)
                 raise
 

@@ -22,7 +22,7 @@ from bcs.storage.redis.commands import Command
 from bcs.storage.redis.connecting import handshake
 from bcs.storage.redis.errors import UnusableServer, reason
 from bcs.storage.redis.exchange import exchange
-from bcs.storage.redis.server import cluster_problem, fields_of, identity_of, is_replica, server_problem
+from bcs.storage.redis.server import NO_CLUSTER, cluster_problem, fields_of, identity_of, is_replica, server_problem
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
@@ -38,6 +38,7 @@ class RedisIdentity:
     """The identity of the server that the connections of a gateway lead to.
 
     :param needed: whether a component needs the identity, so that a missing one is a `problem`.
+    :param in_cluster: whether the server must be a node of a cluster; else it must not, unless it has all slots.
     :param login_settings: returns the settings that have the login.
     :param new_token: makes a short text that is unique.
     """
@@ -46,12 +47,14 @@ class RedisIdentity:
         self,
         *,
         needed: bool = False,
+        in_cluster: bool = False,
         login_settings: Callable[[], str] = lambda: "BCS_REDIS_URL",
         new_token: Callable[[], str] = lambda: uuid.uuid4().hex[:8],
     ) -> None:
         self.problem = ""
         self.generation = 0
         self._needed = needed
+        self._in_cluster = in_cluster
         self._login_settings = login_settings
         self._new_token = new_token
         self._peers: WeakKeyDictionary[Connection, Peer] = WeakKeyDictionary()
@@ -77,7 +80,7 @@ class RedisIdentity:
             [reply] = await exchange(connection, [_ROLE])
             if isinstance(reply, list) and reply and isinstance(reply[0], bytes):
                 info["role"], check = reply[0].decode(errors="replace"), _ROLE
-        if problem := server_problem(info) or await _cluster_problem(connection, info):
+        if problem := server_problem(info) or await self._cluster_problem(connection, info):
             replica = is_replica(info.get("role"))
             if replica:
                 # The address leads to a replica now, so the other connections do not lead to the master any more.
@@ -114,6 +117,15 @@ class RedisIdentity:
     def replace_all_connections(self) -> None:
         """Have all connections replaced before their next use, because the master is elsewhere now."""
         self.generation += 1
+
+    async def _cluster_problem(self, connection: Connection, info: dict[str, str]) -> str:
+        enabled = info.get("cluster_enabled")
+        if self._in_cluster:
+            return NO_CLUSTER if enabled == "0" else ""
+        if enabled != "1":
+            return ""
+        [reply] = await exchange(connection, [("CLUSTER", "INFO")])
+        return cluster_problem(fields_of(reply) if isinstance(reply, bytes) else {})
 
     def _note_problem(self, peer: Peer, refusal: str) -> None:
         if peer.identity or not self._needed:
@@ -183,10 +195,3 @@ async def _read_info(connection: Connection) -> tuple[dict[str, str], str]:
         elif isinstance(reply, RedisError):
             refusal = refusal or reason(reply)
     return info, refusal
-
-
-async def _cluster_problem(connection: Connection, info: dict[str, str]) -> str:
-    if info.get("cluster_enabled") != "1":
-        return ""
-    [reply] = await exchange(connection, [("CLUSTER", "INFO")])
-    return cluster_problem(fields_of(reply) if isinstance(reply, bytes) else {})

@@ -66,6 +66,7 @@ class Node(Protocol):
         Cancellation by anyio waits until the block has ended, at most until the deadline. Cancellation by asyncio,
         which ends an overdue request, ends the block at once, and the connection is dropped.
 
+        :raises SlotMoves: the keys are moving to another node; nothing was written.
         :raises StoreUnavailable: as for `call`.
         """
         ...

@@ -14,20 +14,19 @@ from typing import Any
 import anyio
 import structlog
 from redis.asyncio import Connection
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bcs.config.store_urls import StoreUrl
 from bcs.storage.deadlines import Deadline
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.connecting import connection_pool, handshake
-from bcs.storage.redis.errors import UnusableServer, code_of, reason
+from bcs.storage.redis.errors import UnusableServer, reason
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.single_flight import SingleFlight
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
-_LATE = "it did not answer in time"
 # A user may have the right to the first of the two questions alone.
 _UNKNOWN_EPOCH = -1
 
@@ -82,10 +81,10 @@ class Sentinels:
         """What each Sentinel says: the master, or why it names none; by the Sentinels' addresses."""
         return await self._ask(lambda _: False)
 
-    def close(self) -> None:
-        """Close all connections."""
+    async def aclose(self) -> None:
+        """Close all connections, without waiting."""
         for sentinel in self._sentinels:
-            sentinel.drop()
+            await sentinel.close()
 
     async def _look_up(self) -> NamedMaster:
         majority = len(self._sentinels) // 2 + 1
@@ -139,7 +138,8 @@ def master_of(answers: dict[str, NamedMaster | Exception], service: str) -> Name
     causes: dict[str, list[str]] = {}
     for address, error in zip(answers, errors, strict=True):
         causes.setdefault(reason(error), []).append(address)
-    details = "; ".join(f"{', '.join(addresses)}: {cause}" for cause, addresses in causes.items())
+    # The addresses of all Sentinels are named beside this already.
+    details = "; ".join(causes if len(causes) == 1 else (f"{', '.join(at)}: {cause}" for cause, at in causes.items()))
     if refused and all(isinstance(error, _UnknownService) for error in refused):
         what = f"knows the service {service!r}"
     else:
@@ -157,12 +157,13 @@ class _UnknownService(UnusableServer):
 
 
 class _Sentinel:
-    """The connection to one Sentinel. It asks one question at a time."""
+    """The connection to one Sentinel, which asks one question at a time, and is kept for the next one."""
 
     def __init__(self, url: StoreUrl, host: str, port: int) -> None:
         self.address = f"{host}:{port}"
         self._url = url
-        self._connection: Connection = connection_pool(url, on_connect=self._on_connect).make_connection()  # type: ignore[no-untyped-call]
+        pool = connection_pool(url, redis_connect_func=self._on_connect)
+        self._connection: Connection = pool.make_connection()  # type: ignore[no-untyped-call]
 
     async def master_of(self, service: str) -> NamedMaster:
         """Ask for the master of a service.
@@ -176,15 +177,15 @@ class _Sentinel:
             except UnusableServer:
                 raise
             except (RedisConnectionError, OSError):
-                pass  # the Sentinel was restarted since the last question, or the network lost the connection
+                pass  # since the last question, the Sentinel was restarted, or the network lost the connection
         return await self._ask(service)
 
-    def drop(self) -> None:
+    async def close(self) -> None:
         """Close the connection, without waiting."""
-        self._connection._close()
+        await self._connection.disconnect(nowait=True)
 
     async def _ask(self, service: str) -> NamedMaster:
-        # The first answer has the new master earlier during a failover. The second one has its epoch.
+        # During a failover, the first answer has the new master earlier. The second one has its epoch.
         questions: list[Command] = [("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service), ("SENTINEL", "MASTER", service)]
         answered = False
         try:
@@ -192,41 +193,40 @@ class _Sentinel:
             address, state = await exchange(self._connection, questions)
             answered = True
         except AuthenticationError as error:
-            raise UnusableServer(self._login_problem(error)) from error
+            raise UnusableServer(_login_problem(error)) from error
         finally:
             if not answered:
-                self.drop()
-        return _named(address, state, self._login_problem)
+                # Without waiting, because this may be cancelled.
+                await self.close()
+        return _named(address, state)
 
     async def _on_connect(self, connection: Connection) -> None:
         await handshake(connection, self._url.login_settings)
 
-    def _login_problem(self, error: RedisError) -> str:
-        return f"it requires a password: put it into BCS_REDIS_SENTINEL_PASSWORD ({error})"
 
-
-def _named(address: Any, state: Any, login_problem: Callable[[RedisError], str]) -> NamedMaster:
+def _named(address: Any, state: Any) -> NamedMaster:
     """The master in the replies of a Sentinel.
 
     :raises UnusableServer: the replies name no master.
     """
-    if isinstance(address, ResponseError):
-        code = code_of(address)
-        if code == "NOAUTH":
-            raise UnusableServer(login_problem(address)) from address
-        if code == "NOPERM":
-            cause = f"the user of BCS_REDIS_SENTINEL_USERNAME lacks a right ({address})"
-            raise UnusableServer(cause) from address
-        raise UnusableServer(f"it is not a Sentinel ({reason(address)})", for_good=True) from address
+    if isinstance(address, AuthenticationError):
+        raise UnusableServer(_login_problem(address)) from address
+    if isinstance(address, NoPermissionError):
+        raise UnusableServer(f"the user of BCS_REDIS_SENTINEL_USERNAME lacks a right ({address})") from address
+    if isinstance(address, RedisError):
+        raise UnusableServer(f"it is not a Sentinel ({address})", for_good=True) from address
     if not address:
         raise _UnknownService
     host, port = address[0].decode(), int(address[1])
     if not isinstance(state, list):
         return NamedMaster(host=host, port=port)
-    fields = {
-        name.decode(): value.decode(errors="replace") for name, value in zip(state[::2], state[1::2], strict=True)
-    }
+    texts = [text.decode(errors="replace") for text in state]
+    fields = dict(zip(texts[::2], texts[1::2], strict=True))
     # During a failover the second answer may still be about the former master.
     is_same = (fields.get("ip"), fields.get("port")) == (host, str(port))
     down = is_same and not {"s_down", "o_down"}.isdisjoint(fields.get("flags", "").split(","))
     return NamedMaster(host=host, port=port, epoch=int(fields.get("config-epoch", _UNKNOWN_EPOCH)), down=down)
+
+
+def _login_problem(error: RedisError) -> str:
+    return f"it requires a password: put it into BCS_REDIS_SENTINEL_PASSWORD ({error})"
