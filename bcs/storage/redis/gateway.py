@@ -55,6 +55,7 @@ class RedisGateway:
     :param breaker_failures: the circuit breaker opens after so many failures in a row.
     :param breaker_open_seconds: how long the circuit breaker stays open; then one call is tried.
     :param needs_identity: whether a component needs the identity of the server, so that a missing one is a problem.
+    :ivar sentinels: what finds the master; None where the URL names the server itself.
     :param in_cluster: whether the server is one node of a cluster, and redirections are no problem of the server.
     """
 
@@ -75,14 +76,14 @@ class RedisGateway:
             needed=needs_identity, in_cluster=in_cluster, login_settings=lambda: url.login_settings
         )
         self._in_cluster = in_cluster
-        self._sentinels: Sentinels | None = None
+        self.sentinels: Sentinels | None = None
         if url.servers.kind is RedisKind.SENTINEL:
             timeout_seconds = deadline_seconds * _SHARE_FOR_SENTINELS
             moved = self._identity.replace_all_connections
-            self._sentinels = Sentinels(url, timeout_seconds=timeout_seconds, moved=moved)
+            self.sentinels = Sentinels(url, timeout_seconds=timeout_seconds, moved=moved)
         self._pool = connection_pool(
             url,
-            locate=self._sentinels.master if self._sentinels else None,
+            locate=self.sentinels.master if self.sentinels else None,
             max_connections=max_connections + _CONNECTIONS_FOR_PING,
             redis_connect_func=self._identity.on_connect,
         )
@@ -100,9 +101,9 @@ class RedisGateway:
     @property
     def address(self) -> str:
         """The address without the login, with the name of its setting; and the master that Sentinels named last."""
-        if self._sentinels is None or self._sentinels.found is None:
+        if self.sentinels is None or self.sentinels.found is None:
             return self._url.address
-        return f"{self._sentinels.found.address}, the master of {self._url.address}"
+        return f"{self.sentinels.found.address}, the master of {self._url.address}"
 
     @property
     def circuit(self) -> str:
@@ -265,17 +266,17 @@ class RedisGateway:
     async def aclose(self) -> None:
         """Close all connections."""
         self._shared.close()
-        if self._sentinels:
-            await self._sentinels.aclose()
+        if self.sentinels:
+            await self.sentinels.aclose()
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds):
             await self._pool.disconnect()
 
     async def _follow_sentinels(self) -> None:
         """Replace all connections if the Sentinels name another master: the former one may still answer as a master."""
-        if self._sentinels is not None:
+        if self.sentinels is not None:
             # While no Sentinel answers, the connections that there are go on.
             with suppress(RedisConnectionError):
-                await self._sentinels.master()
+                await self.sentinels.master()
 
     def _note_failure(self, failure: StoreUnavailable) -> None:
         """Keep the cause of a failure. A refusal is logged once, because the circuit breaker does not open for it."""
