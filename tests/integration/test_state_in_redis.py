@@ -73,8 +73,8 @@ class RacingGateway(RedisGateway):
     rival: Callable[[], Awaitable[None]] | None = None
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[RedisSession]:
-        async with super().session() as session:
+    async def session(self, *, deadline_seconds: float | None = None) -> AsyncIterator[RedisSession]:
+        async with super().session(deadline_seconds=deadline_seconds) as session:
             yield RacingSession(session, self.rival) if self.rival else session
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import anyio
-from anyio.abc import CancelScope
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError, ResponseError
 
@@ -51,7 +50,7 @@ class Discovery:
         found: list[Topology] = []
         failures: dict[NodeAddress, Exception] = {}
 
-        async def ask(address: NodeAddress, ended: anyio.Event, scope: CancelScope) -> None:
+        async def ask(address: NodeAddress, ended: anyio.Event, scope: anyio.CancelScope) -> None:
             try:
                 topology = await self._ask(address)
             except (RedisError, OSError, ValueError, RuntimeError) as error:
@@ -76,7 +75,7 @@ class Discovery:
     async def _ask(self, address: NodeAddress) -> Topology:
         if address not in self._pools:
             self._pools[address] = connection_pool(self._url_of(address))
-        connection = self._pools[address].make_connection()
+        connection = self._pools[address].make_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.connect()
             slots, info = await exchange(connection, [("CLUSTER", "SLOTS"), ("CLUSTER", "INFO")])

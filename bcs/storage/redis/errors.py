@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from redis.exceptions import BusyLoadingError
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 
 from bcs.errors import StoreUnavailable, os_reason
 from bcs.storage.redis.server import PART_OF_A_CLUSTER
@@ -153,9 +152,9 @@ def refuses_command(failure: StoreUnavailable) -> bool:
     )
 
 
-def redirection(failure: StoreUnavailable) -> str:
+def redirection(failure: StoreUnavailable | None) -> str:
     """`MOVED`, `ASK` or `TRYAGAIN` if a node of a cluster refused a call for this reason; else empty."""
-    error = failure.__cause__
+    error = failure.__cause__ if failure else None
     code = code_of(error) if isinstance(error, RedisError) else ""
     return code if code in REDIRECTIONS else ""
 

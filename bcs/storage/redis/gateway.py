@@ -26,6 +26,7 @@ from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.deadlines import Deadline
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.connecting import connection_pool
+from bcs.storage.redis.dry_run import DryRun
 from bcs.storage.redis.errors import UnusableServer, has_error, may_be_elsewhere, raise_first, redirection, translated
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
@@ -49,14 +50,14 @@ class _NoAnswer(Exception):
 class RedisGateway:
     """A bounded set of connections to one Redis.
 
-    :param url: `redis://`, `rediss://` or `unix://`; a text does not change.
+    :param url: of one server, or of Sentinels that name one; a text does not change.
     :param max_connections: how many round trips may run at once; more wait for their turn.
     :param deadline_seconds: how long a round trip may take, including the connecting.
     :param breaker_failures: the circuit breaker opens after so many failures in a row.
     :param breaker_open_seconds: how long the circuit breaker stays open; then one call is tried.
     :param needs_identity: whether a component needs the identity of the server, so that a missing one is a problem.
-    :ivar sentinels: what finds the master; None where the URL names the server itself.
     :param in_cluster: whether the server is one node of a cluster, and redirections are no problem of the server.
+    :ivar sentinels: what finds the master; None where the URL names the server itself.
     """
 
     def __init__(
@@ -124,6 +125,15 @@ class RedisGateway:
         """The node that has a key: one server has every key."""
         return self
 
+    def any_node(self) -> RedisGateway:
+        """A node that answers, if there is one."""
+        return self
+
+    @property
+    def partly_reachable(self) -> bool:
+        """One server is reachable, or not."""
+        return False
+
     async def all_nodes(self) -> Sequence[RedisGateway]:
         """Every node that stores data."""
         return [self]
@@ -180,6 +190,7 @@ class RedisGateway:
                 raise_first(replies)
         except StoreUnavailable as failure:
             if isinstance(failure.__cause__, RedisError) and may_be_elsewhere(failure.__cause__):
+                assert isinstance(replies.peer, Peer)  # noqa: S101 (of the shared connection)
                 self._identity.replace_connections(replies.peer)
             self._note_failure(failure)
             self._record(answered=failure.answered)
@@ -229,17 +240,18 @@ class RedisGateway:
             # A cancellation is not recorded: it says nothing about Redis.
             self._record(answered=True)
 
-    async def ping(self, *, reads: Sequence[Command] = (), writes: Sequence[Command] = ()) -> None:
+    async def ping(self, dry_run: DryRun | None = None) -> None:
         """Send a PING, even while the circuit breaker is open, and check whether Redis would accept some commands.
 
-        :param reads: commands that are not carried out; a refusal is an error.
-        :param writes: commands that are not carried out; a refusal becomes the `problem`.
+        :param dry_run: commands that are not carried out. A refusal of a read is an error, that of a write becomes the
+            `problem`.
         :raises StoreUnavailable: no answer in time, or Redis would refuse a read.
         """
         async with self._ping_slots:
             await self._follow_sentinels()
             async with self._connected() as session:
                 await session.call(("PING",))
+                reads, writes = (dry_run.reads, dry_run.writes) if dry_run else ([], [])
                 replies = await session.dry_run([*reads, *writes]) if reads or writes else []
                 raise_first(replies[: len(reads)])
         try:
@@ -300,7 +312,7 @@ class RedisGateway:
     @asynccontextmanager
     async def _connected(self, deadline_seconds: float | None = None) -> AsyncIterator[RedisSession]:
         peer: Peer | None = None
-        deadline = Deadline(deadline_seconds or self._deadline_seconds, shield=True)
+        deadline = Deadline(self._deadline_seconds if deadline_seconds is None else deadline_seconds, shield=True)
         try:
             with deadline:
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
@@ -337,18 +349,25 @@ class RedisSession:
     """One connection during a block of `RedisGateway.session`.
 
     :param peer: the server at the other end.
-    :param reusable: whether the connection may go back to the pool.
+    :ivar reusable: whether the connection may go back to the pool.
+    :ivar suffix: makes the server's identity another one for the keys of this session.
     """
 
-    __slots__ = ("_check", "_connection", "_deadline", "peer", "reusable")
+    __slots__ = ("_check", "_connection", "_deadline", "peer", "reusable", "suffix")
 
     def __init__(self, connection: Connection, peer: Peer, deadline: Deadline) -> None:
         self.peer = peer
         self.reusable = True
+        self.suffix = ""
         self._connection = connection
         self._deadline = deadline
         # Sent only before the first commands, because within a transaction it would be queued.
         self._check = peer.due(anyio.current_time())
+
+    @property
+    def identity(self) -> str:
+        """The identity of the server at the other end; empty where it is unknown."""
+        return self.peer.identity and self.peer.identity + self.suffix
 
     @contextmanager
     def paused(self) -> Iterator[None]:

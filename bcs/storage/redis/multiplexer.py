@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import anyio
 from hiredis import Reader
@@ -41,15 +41,24 @@ class ConnectionLost(Exception):
         self.unsent = unsent
 
 
+class Sender(Protocol):
+    """The server that sent replies."""
+
+    @property
+    def identity(self) -> str:
+        """The identity of the server; empty where it is unknown."""
+        ...
+
+
 class Replies(list[Any]):
     """Replies, in the order of their commands.
 
-    :param peer: the server that sent the replies.
+    :param peer: the server that sent the replies; where a slot's keys are on two nodes, the sender of the last one.
     """
 
     __slots__ = ("peer",)
 
-    peer: Peer
+    peer: Sender
 
 
 class Multiplexer:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, NamedTuple, Self
 
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
-from redis.crc import key_slot
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+
+SLOTS = REDIS_CLUSTER_HASH_SLOTS
+"""How many slots every cluster has."""
 
 
 class NodeAddress(NamedTuple):
@@ -87,11 +88,6 @@ class Topology:
 def slot_of(key: str) -> int:
     """The slot of a key."""
     return key_slot(key.encode())
-
-
-def name_where(is_there: Callable[[int], bool], prefix: str) -> str:
-    """The first of the names `prefix-0`, `prefix-1`, … whose slot fulfils a condition. Some slot must fulfil it."""
-    return next(name for number in count() if is_there(slot_of(name := f"{prefix}-{number}")))
 
 
 def _address(node: Sequence[Any], asked: NodeAddress) -> NodeAddress:
