@@ -100,11 +100,13 @@ class UnusableServer(RedisConnectionError):
     """The server at the address can't be used; the text has the reason in plain words.
 
     :ivar for_good: True if the server does not become usable by itself, as a replica does by its promotion.
+    :ivar answered: False if there is no server to be used, because no Sentinel answers.
     """
 
-    def __init__(self, problem: str, *, for_good: bool = False) -> None:
+    def __init__(self, problem: str, *, for_good: bool = False, answered: bool = True) -> None:
         super().__init__(problem)
         self.for_good = for_good
+        self.answered = answered
 
 
 def code_of(error: RedisError) -> str:

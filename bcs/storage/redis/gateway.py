@@ -17,8 +17,10 @@ import anyio
 import structlog
 from circuitbreaker import CircuitBreaker
 from redis.asyncio import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from bcs.config.redis_servers import RedisKind
 from bcs.config.store_urls import StoreUrl, redis_url
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.deadlines import Deadline
@@ -29,9 +31,12 @@ from bcs.storage.redis.errors import UnusableServer, has_error, may_be_elsewhere
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
 from bcs.storage.redis.multiplexer import ConnectionLost, Multiplexer, Replies
+from bcs.storage.redis.sentinel import Sentinels
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
+# A lookup may have to wait for another one that has begun before, and the master has to answer in the rest.
+_SHARE_FOR_SENTINELS = 1 / 3
 # A probe must not wait for a free connection, and must not occupy one that callers need.
 _CONNECTIONS_FOR_PING = 1
 # Longer than the interval at which callers retry a refused command.
@@ -45,13 +50,14 @@ class _NoAnswer(Exception):
 class RedisGateway:
     """A bounded set of connections to one Redis.
 
-    :param url: `redis://`, `rediss://` or `unix://`; a text does not change.
+    :param url: of one server, or of Sentinels that name one; a text does not change.
     :param max_connections: how many round trips may run at once; more wait for their turn.
     :param deadline_seconds: how long a round trip may take, including the connecting.
     :param breaker_failures: the circuit breaker opens after so many failures in a row.
     :param breaker_open_seconds: how long the circuit breaker stays open; then one call is tried.
     :param needs_identity: whether a component needs the identity of the server, so that a missing one is a problem.
     :param in_cluster: whether the server is one node of a cluster, and redirections are no problem of the server.
+    :ivar sentinels: what finds the master; None where the URL names the server itself.
     """
 
     def __init__(
@@ -66,13 +72,19 @@ class RedisGateway:
         in_cluster: bool = False,
     ) -> None:
         url = redis_url(url) if isinstance(url, str) else url
+        self._url = url
         self._identity = RedisIdentity(
             needed=needs_identity, in_cluster=in_cluster, login_settings=lambda: url.login_settings
         )
         self._in_cluster = in_cluster
-        self.address = url.address
+        self.sentinels: Sentinels | None = None
+        if url.servers.kind is RedisKind.SENTINEL:
+            timeout_seconds = deadline_seconds * _SHARE_FOR_SENTINELS
+            moved = self._identity.replace_all_connections
+            self.sentinels = Sentinels(url, timeout_seconds=timeout_seconds, moved=moved)
         self._pool = connection_pool(
             url,
+            locate=self.sentinels.master if self.sentinels else None,
             max_connections=max_connections + _CONNECTIONS_FOR_PING,
             redis_connect_func=self._identity.on_connect,
         )
@@ -86,6 +98,13 @@ class RedisGateway:
         self._refused_at = -inf
         # Not from the pool, because the pool would take the connection back.
         self._shared = Multiplexer(self._pool.make_connection, self._identity.peer, deadline_seconds)
+
+    @property
+    def address(self) -> str:
+        """The address without the login, with the name of its setting; and the master that Sentinels named last."""
+        if self.sentinels is None or self.sentinels.found is None:
+            return self._url.address
+        return f"{self.sentinels.found.address}, the master of {self._url.address}"
 
     @property
     def circuit(self) -> str:
@@ -228,11 +247,13 @@ class RedisGateway:
             `problem`.
         :raises StoreUnavailable: no answer in time, or Redis would refuse a read.
         """
-        async with self._ping_slots, self._connected() as session:
-            await session.call(("PING",))
-            reads, writes = (dry_run.reads, dry_run.writes) if dry_run else ([], [])
-            replies = await session.dry_run([*reads, *writes]) if reads or writes else []
-            raise_first(replies[: len(reads)])
+        async with self._ping_slots:
+            await self._follow_sentinels()
+            async with self._connected() as session:
+                await session.call(("PING",))
+                reads, writes = (dry_run.reads, dry_run.writes) if dry_run else ([], [])
+                replies = await session.dry_run([*reads, *writes]) if reads or writes else []
+                raise_first(replies[: len(reads)])
         try:
             with translated():
                 raise_first(replies[len(reads) :])
@@ -257,8 +278,17 @@ class RedisGateway:
     async def aclose(self) -> None:
         """Close all connections."""
         self._shared.close()
+        if self.sentinels:
+            await self.sentinels.aclose()
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds):
             await self._pool.disconnect()
+
+    async def _follow_sentinels(self) -> None:
+        """Replace all connections if the Sentinels name another master: the former one may still answer as a master."""
+        if self.sentinels is not None:
+            # While no Sentinel answers, the connections that there are go on.
+            with suppress(RedisConnectionError):
+                await self.sentinels.master()
 
     def _note_failure(self, failure: StoreUnavailable) -> None:
         """Keep the cause of a failure. A refusal is logged once, because the circuit breaker does not open for it."""

@@ -8,7 +8,6 @@ does, all other connections are replaced before they are used again.
 
 from __future__ import annotations
 
-import ssl
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +15,12 @@ from weakref import WeakKeyDictionary
 
 import anyio
 import structlog
-from redis.asyncio import Connection, SSLConnection
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.asyncio import Connection
+from redis.exceptions import RedisError
 
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.errors import UnusableServer, code_of, reason
+from bcs.storage.redis.connecting import handshake
+from bcs.storage.redis.errors import UnusableServer, reason
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.server import NO_CLUSTER, cluster_problem, fields_of, identity_of, is_replica, server_problem
 
@@ -73,23 +72,7 @@ class RedisIdentity:
 
         :raises RedisConnectionError: Redis refused a step, or BCS can't use the server.
         """
-        try:
-            await connection.on_connect()
-        except AuthenticationError as error:
-            if code_of(error) == "NOAUTH":
-                raise  # there was no login
-            found = f"it does not accept the user or the password of {self._login_settings()} ({error})"
-            raise UnusableServer(found) from error
-        except ResponseError as error:
-            raise UnusableServer(reason(error)) from error
-        except (RuntimeError, ValueError) as error:
-            # uvloop raises RuntimeError for a closed connection, redis-py ValueError for a reply that it can't parse.
-            raise RedisConnectionError(str(error)) from error
-        except RedisConnectionError as error:
-            if isinstance(error.__context__, ssl.SSLError):
-                raise
-            # The alert that has the reason is often lost with the connection.
-            raise RedisConnectionError(f"{str(error).rstrip('.')}; {_closing(connection)}") from error
+        await handshake(connection, self._login_settings())
         info, refusal = await _read_info(connection)
         check = _REPLICATION if "role" in info else None
         if check is None:
@@ -130,6 +113,10 @@ class RedisIdentity:
         """Have all connections replaced before their next use, because this server is not the master any more."""
         if not peer.outdated:
             self.generation += 1
+
+    def replace_all_connections(self) -> None:
+        """Have all connections replaced before their next use, because the master is elsewhere now."""
+        self.generation += 1
 
     async def _cluster_problem(self, connection: Connection, info: dict[str, str]) -> str:
         enabled = info.get("cluster_enabled")
@@ -196,12 +183,6 @@ class Peer:
         if (reported := identity_of(info)) != self.reported:
             # The same server with another replication id: it got a replica, or was promoted again.
             self._shared.note_identity(self, reported)
-
-
-def _closing(connection: Connection) -> str:
-    if isinstance(connection, SSLConnection):
-        return "a server does this, too, if it does not accept the client certificate: ssl_certfile in BCS_REDIS_URL"
-    return "a server that speaks only TLS does this, too: then BCS_REDIS_URL must begin with rediss://"
 
 
 async def _read_info(connection: Connection) -> tuple[dict[str, str], str]:
