@@ -9,7 +9,8 @@ from __future__ import annotations
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_commands import reads
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.outbox import parked_key, stream_key
+from bcs.storage.redis.outbox import parked_key
+from bcs.storage.redis.stream_layouts import stream_key
 
 # Nothing is ever stored under the keys of this batch.
 _BATCH = "dry-run"
@@ -36,7 +37,7 @@ def watched(key_prefix: str) -> str:
 
 def writing(key_prefix: str) -> list[Command]:
     """The commands that a fact, an announcement and a dead letter need."""
-    keys, stream = BatchKeys(key_prefix, _BATCH), stream_key(key_prefix)
+    keys, stream = BatchKeys(key_prefix, _BATCH), stream_key(key_prefix, 0)
     return [
         ("HSET", keys.facts, "field", "value"),
         ("HDEL", keys.facts, "field"),
@@ -47,7 +48,7 @@ def writing(key_prefix: str) -> list[Command]:
         ("EVAL", "return 1", 1, keys.facts),
         ("EVALSHA", "0" * 40, 1, keys.facts),
         ("XADD", stream, "*", "field", "value"),
-        ("XADD", parked_key(key_prefix), "*", "field", "value"),
+        ("XADD", parked_key(key_prefix, 0), "*", "field", "value"),
         ("XLEN", stream),
         ("XRANGE", stream, "-", "+", "COUNT", 1),
         ("SISMEMBER", f"{stream}:taken", "identity"),
