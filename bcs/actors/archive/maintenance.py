@@ -10,6 +10,7 @@ import anyio
 import structlog
 
 from bcs.actors.archive.drain import Drain
+from bcs.actors.failing_streams import note_failing
 from bcs.actors.portions import Amount
 from bcs.actors.runtime import Runtime
 from bcs.errors import StoreError, StoreUnavailable
@@ -125,6 +126,7 @@ class ArchiveMaintenance:
                 self._begin_wait(_DRAIN, error)
             else:
                 self.runtime.waits.end(_ACTOR, _DRAIN)
+                note_failing(self.runtime.waits, _ACTOR, self.drain.failing)
 
     async def _delete_expired_hourly(self) -> None:
         retention = timedelta(days=self.runtime.settings.archive_retention_days)
