@@ -102,6 +102,7 @@ class ClusterNodes:
         self._undiscovered: StoreUnavailable | None = None
         self._away: dict[NodeAddress, str] = {}
         self._dry_runs: dict[NodeAddress, DryRun] = {}
+        self._seen: dict[NodeAddress, int] = {}
         self._logged: dict[NodeAddress, int] = {}
 
     def at(self, key: str, /) -> Node:
@@ -347,7 +348,9 @@ class ClusterNodes:
 
     def _log_changes(self) -> None:
         shards = self._topology.shards() if self._topology else {}
-        if shards == self._logged:
+        changes_still, self._seen = shards != self._seen, shards
+        # While slots move one after another, only their end is logged.
+        if shards == self._logged or (changes_still and shards.keys() == self._logged.keys()):
             return
         for address in sorted(shards.keys() | self._logged.keys()):
             before, now = self._logged.get(address, 0), shards.get(address, 0)
