@@ -426,11 +426,11 @@ _REDIS = (
         "A round trip to Redis is shielded from cancellation.",
         "bcs/storage/redis/gateway.py",
         """\
-        deadline = Deadline(self._deadline_seconds, shield=True)
+        deadline = Deadline(seconds, shield=True)
         try:
 """,
         """\
-        deadline = Deadline(self._deadline_seconds)
+        deadline = Deadline(seconds)
         try:
 """,
         _in("integration/test_redis_gateway", "test_a_cancelled_round_trip_is_carried_through_on_its_connection"),

@@ -328,10 +328,14 @@ class Settings(CommandSettings):
     )
 
     redis_url: SecretText = Field(
-        default_factory=lambda: Secret("redis://localhost:6379"), description="`redis://`, `rediss://` or `unix://`"
+        default_factory=lambda: Secret("redis://localhost:6379"),
+        description="`redis://`, `rediss://` or `unix://`; `redis+cluster://` or `redis+sentinel://` with several "
+        "servers, `rediss+…` with TLS",
     )
     redis_username: OptionalSecret = Field(None, description="the user, if it is not in `BCS_REDIS_URL`")
     redis_password: OptionalSecret = Field(None, description="the password, if it is not in `BCS_REDIS_URL`")
+    redis_sentinel_username: OptionalSecret = Field(None, description="the user at the Sentinels")
+    redis_sentinel_password: OptionalSecret = Field(None, description="the password at the Sentinels")
     redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
         604_800, description="how long a batch is kept after its last event"
     )
@@ -435,7 +439,13 @@ class Settings(CommandSettings):
     @property
     def redis(self) -> StoreUrl:
         """The URL of Redis, with the login."""
-        return store_urls.redis_url(self.redis_url, username=self.redis_username, password=self.redis_password)
+        return store_urls.redis_url(
+            self.redis_url,
+            username=self.redis_username,
+            password=self.redis_password,
+            sentinel_username=self.redis_sentinel_username,
+            sentinel_password=self.redis_sentinel_password,
+        )
 
     @property
     def database(self) -> StoreUrl | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, time_ns
 
+from bcs.config.redis_servers import RedisKind
 from bcs.config.settings import Settings
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary
@@ -19,6 +20,7 @@ from bcs.storage.ports import MEMORY, REDIS, Outbox, StateStore
 from bcs.storage.postgres.opening import open_archive
 from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, ArchiveQueue
 from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.cluster import ClusterNodes
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.outbox import RedisOutbox
@@ -123,7 +125,8 @@ def redis_nodes(
     if needs_identity is None:
         # To notice that Redis may lack data that the archive has.
         needs_identity = settings.database_url is not None
-    return RedisGateway(
+    kind = ClusterNodes if settings.redis.servers.kind is RedisKind.CLUSTER else RedisGateway
+    return kind(
         settings.redis,
         max_connections=max_connections or settings.redis_max_connections,
         deadline_seconds=settings.redis_deadline_seconds,

@@ -100,6 +100,11 @@ class MemoryStateStore:
         """See `StateStore.problem`; always empty."""
         return ""
 
+    @property
+    def partly_reachable(self) -> bool:
+        """See `StateStore.partly_reachable`; memory has every batch."""
+        return False
+
     def _live(self, batch_id: str) -> _Batch | None:
         batch = self._batches.get(batch_id)
         return batch if batch and batch.expires_at > self._clock() else None

@@ -122,6 +122,11 @@ class StateStore(BatchSource, Protocol):
         """The known problem of a store that answers, found without a request; empty if there is none."""
         ...
 
+    @property
+    def partly_reachable(self) -> bool:
+        """True if the problem concerns some batches, and the store answers for the others."""
+        ...
+
 
 class ArchivePort(Protocol):
     """What a state store needs of the archive."""

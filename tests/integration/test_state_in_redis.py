@@ -47,7 +47,7 @@ class RacingSession(RedisSession):
     """Lets a rival in between WATCH and EXEC."""
 
     def __init__(self, inner: RedisSession, rival: Callable[[], Awaitable[None]]) -> None:
-        self.peer = inner.peer
+        self.peer, self.suffix = inner.peer, inner.suffix
         self._inner = inner
         self._rival = rival
         self._watching = False
@@ -73,8 +73,8 @@ class RacingGateway(RedisGateway):
     rival: Callable[[], Awaitable[None]] | None = None
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[RedisSession]:
-        async with super().session() as session:
+    async def session(self, *, deadline_seconds: float | None = None) -> AsyncIterator[RedisSession]:
+        async with super().session(deadline_seconds=deadline_seconds) as session:
             yield RacingSession(session, self.rival) if self.rival else session
 
 

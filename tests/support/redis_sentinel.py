@@ -144,7 +144,8 @@ class SentinelSet:
                     _, port = await self.ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
                     if int(port) == server.port:
                         return False
-            return (await self.ask(await self.master(), "ROLE"))[0] == "master"
+            role = await self.ask(await self.master(), "ROLE")
+            return bool(role[0] == "master")
 
         await wait_until(is_another, timeout_seconds, ignoring=(RedisError, OSError))
 

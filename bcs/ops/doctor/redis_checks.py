@@ -13,7 +13,7 @@ from bcs.ops.doctor import redis_findings as findings_of
 from bcs.ops.doctor.findings import Finding, failed, unknown, warning
 from bcs.ops.doctor.queue_checks import check_queues
 from bcs.ops.stores import connected
-from bcs.storage.redis.dry_run import reading, watched, writing
+from bcs.storage.redis.dry_run import DryRun
 from bcs.storage.redis.errors import UnusableServer, reason
 from bcs.storage.redis.server import fields_of
 
@@ -24,16 +24,16 @@ async def check_redis(settings: Settings) -> list[Finding]:
         found = "not checked: BCS_USE_MOCK_REPOSITORY keeps the state in the service's memory"
         return [warning("redis", found, "unset it where the state has to outlive the process")]
     try:
+        dry_run = DryRun(settings.redis_key_prefix)
         async with connected(settings) as nodes:
-            async with nodes.at(watched(settings.redis_key_prefix)).session() as session:
-                identity = session.peer.identity
+            async with nodes.at(dry_run.key).session() as session:
+                identity = session.identity
                 asked_at = time.time()
                 [clock] = await session.exchange([("TIME",)])
                 answered_at = time.time()
-                prefix = settings.redis_key_prefix
                 # WATCH comes before the other commands. These are discarded, which ends the WATCH, too.
-                tried = await session.exchange([("WATCH", watched(prefix))])
-                tried += await session.dry_run([*reading(prefix), *writing(prefix)])
+                tried = await session.exchange([("WATCH", dry_run.key)])
+                tried += await session.dry_run([*dry_run.reads, *dry_run.writes])
                 server, memory, persistence, save = await session.exchange(
                     [("INFO", "server"), ("INFO", "memory"), ("INFO", "persistence"), ("CONFIG", "GET", "save")]
                 )

@@ -23,8 +23,7 @@ from bcs.storage.pace import paced
 from bcs.storage.ports import Committed
 from bcs.storage.redis.batch_codec import COUNT_FIELD, STAMP_FIELD, VERSION_FIELD, BatchKeys, essay_field
 from bcs.storage.redis.batch_commands import decoding, decoding_state, merging, watch, writing
-from bcs.storage.redis.dry_run import reading, watched
-from bcs.storage.redis.dry_run import writing as commands_that_write
+from bcs.storage.redis.dry_run import DryRun
 from bcs.storage.redis.errors import refuses_command
 from bcs.storage.redis.merge_script import FULL, INCOMPLETE, MERGE
 from bcs.storage.redis.nodes import Nodes
@@ -94,14 +93,14 @@ class RedisStateStore:
         self._max_essays = max_essays or 0 if backfill is None else 0
         self._nodes = nodes
         self._batches = StoredBatches(nodes, key_prefix=key_prefix)
-        self._reads, self._writes = reading(key_prefix), commands_that_write(key_prefix)
-        self._any_key = watched(key_prefix)
+        self._dry_run = DryRun(key_prefix)
         self._law = law
         self._ttl_ms = ttl_seconds * 1000
         self._policy = policy or CommitPolicy()
         self._backfill = backfill
         self._summary_made = summary_made
-        self._refusal, self._refused_at = "", 0.0
+        # For each server the cause, and when.
+        self._refusals: dict[str, tuple[str, float]] = {}
         self._scripts_refused_until = 0.0
         self._summaries = SummaryCache()
         self._flights: SingleFlight[BatchSummary] = SingleFlight()
@@ -114,9 +113,10 @@ class RedisStateStore:
                 committed = await self._commit(batch_id, keys, delta)
         except StoreUnavailable as failure:
             if failure.answered:
-                self._refusal, self._refused_at = failure.cause, anyio.current_time()
+                self._refusals[self._nodes.at(keys.facts).address] = failure.cause, anyio.current_time()
             raise
-        self._refusal = ""
+        if self._refusals:
+            self._refusals.pop(self._nodes.at(keys.facts).address, None)
         return committed
 
     async def _commit(self, batch_id: str, keys: BatchKeys, delta: BatchState) -> Committed:
@@ -199,7 +199,7 @@ class RedisStateStore:
         async with self._nodes.at(keys.facts).session() as session:
             commands = (*watch(keys), ("PTTL", keys.facts), ("TIME",))
             _, *replies, remaining_ms, [seconds, microseconds] = await session.call(*commands)
-            stored = await paced(decoding(keys, replies, session.peer.identity), session.paused)
+            stored = await paced(decoding(keys, replies, session.identity), session.paused)
             state = await paced(decoding_state(keys, stored), session.paused)
             changed = await paced(state.copying(), session.paused) if stored.former else BatchState()
             stamp = stored.stamp
@@ -275,21 +275,24 @@ class RedisStateStore:
                 replies = await node.call_multiplexed(head)
             else:
                 stored = ("GET", keys.summary(self._law.fingerprint))
-                replies = await node.call_multiplexed(head, stored, ("EXISTS", *keys.former))
+                # Each command has one key, so that it finds this key while the slot moves in a cluster. The facts are
+                # last, because the sender of the last reply counts.
+                exist = [("EXISTS", key) for key in keys.former]
+                replies = await node.call_multiplexed(*exist, stored, head)
         except ResponseError:
             # BCS did not write one of these keys. A summary is made again; facts are reported as corrupt.
             return await self._made_summary(batch_id, keys, size=0, former=True)
-        (version, stamp, count), redis = replies[0], replies.peer.identity
+        (version, stamp, count), redis = replies[-1], replies.peer.identity
         # A batch whose summary this process has kept was taken over before.
-        former = bool(not kept and replies[2])
+        former = not kept and any(replies[: len(keys.former)])
         if version is None:
             if self._backfill is None and not former:
                 return BatchSummary()
         else:
             if kept and not (kept.redis == redis and kept.version == version):
                 kept = None
-            elif not kept and replies[1] is not None:
-                kept = self._stored_summary(batch_id, keys, replies[1], version, redis)
+            elif not kept and replies[-2] is not None:
+                kept = self._stored_summary(batch_id, keys, replies[-2], version, redis)
             if kept and self._is_enough(kept.summary, stamp, redis):
                 if not kept.stored:
                     # The batch is asked again before it changes, so other processes may be asked, too.
@@ -387,7 +390,7 @@ class RedisStateStore:
                 if (
                     version != str(summary.version).encode()
                     or remaining_ms <= 0
-                    or not self._may_be_of(session.peer.identity, batch_id, summary)
+                    or not self._may_be_of(session.identity, batch_id, summary)
                 ):
                     await session.call(("UNWATCH",))
                     return  # a newer summary will be made when it is needed
@@ -424,23 +427,30 @@ class RedisStateStore:
 
     def ensure_writable(self, batch_id: str) -> None:
         """See `StateStore.ensure_writable`."""
-        self._nodes.at(self._batches.keys(batch_id).facts).ensure_reachable()
-        if self._refusal and anyio.current_time() < self._refused_at + _REFUSAL_SECONDS:
-            raise StoreUnavailable("redis", self._refusal, answered=True)
+        node = self._nodes.at(self._batches.keys(batch_id).facts)
+        node.ensure_reachable()
+        cause, refused_at = self._refusals.get(node.address, ("", 0.0))
+        if cause and anyio.current_time() < refused_at + _REFUSAL_SECONDS:
+            raise StoreUnavailable("redis", cause, answered=True)
 
     async def time_us(self) -> int:
         """See `StateStore.time_us`."""
-        [[seconds, microseconds]] = await self._nodes.at(self._any_key).call(("TIME",))
+        [[seconds, microseconds]] = await self._nodes.any_node().call(("TIME",))
         return int(seconds) * 1_000_000 + int(microseconds)
 
     async def ping(self) -> None:
         """See `StateStore.ping`."""
-        await self._nodes.ping(reads=self._reads, writes=self._writes)
+        await self._nodes.ping(self._dry_run)
 
     @property
     def problem(self) -> str:
         """See `StateStore.problem`."""
         return self._nodes.problem
+
+    @property
+    def partly_reachable(self) -> bool:
+        """See `StateStore.partly_reachable`."""
+        return self._nodes.partly_reachable
 
 
 def _number(keys: BatchKeys, text: bytes) -> int:

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
 from redis.asyncio import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import RedisSSLContext, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
+from redis.driver_info import DriverInfo
+from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from bcs.config.files import file_version
 from bcs.config.store_urls import StoreUrl
-from bcs.storage.redis.errors import UnusableServer
+from bcs.storage.redis.errors import UnusableServer, code_of, reason
 
 _SECRETS = ("username", "password", "ssl_password")
 
@@ -80,16 +87,94 @@ class _UnixConnection(UnixDomainSocketConnection):
         self._reader, self._writer = await asyncio.open_unix_connection(path=self.path)
 
 
+class _LocatedConnection(Connection):
+    """A connection to the server that is the master when it connects.
+
+    :param locate: returns host and port.
+    """
+
+    def __init__(self, *, locate: Callable[[], Awaitable[tuple[str, int]]], **options: Any) -> None:
+        super().__init__(**options)
+        self._locate = locate
+
+    async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
+        if not self.is_connected:
+            self.host, self.port = await self._locate()
+        await super().connect_check_health(check_health, retry_socket_connect)
+
+
+class _LocatedTlsConnection(_LocatedConnection, _TlsConnection):
+    pass
+
+
 _KINDS: dict[Any, Any] = {SSLConnection: _TlsConnection, UnixDomainSocketConnection: _UnixConnection}
+_LOCATED: dict[Any, Any] = {Connection: _LocatedConnection, SSLConnection: _LocatedTlsConnection}
 
 
-def connection_pool(url: StoreUrl, **options: Any) -> ConnectionPool:
+def connection_pool(
+    url: StoreUrl, *, locate: Callable[[], Awaitable[tuple[str, int]]] | None = None, **options: Any
+) -> ConnectionPool:
     """redis-py's pool for a URL; its object has no secret.
 
-    :param options: of the pool and its connections.
+    :param locate: returns the host and the port of each new connection; None where they are in the URL.
+    :param options: more options of the pool and its connections.
     """
+    options |= {
+        "protocol": 2,
+        # One deadline limits a whole round trip; a timer for every read would cost more and limit less.
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+        "retry": Retry(NoBackoff(), 0),
+        # Without this option, redis-py reads its version from a file for each new connection.
+        "driver_info": DriverInfo(),
+        # With these notifications, redis-py does not notice a left-over reply on a pooled connection.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+    url = _of_one(url)
     given: dict[str, Any] = dict(parse_url(url.current()))
     for name in _SECRETS:
         given.pop(name, None)
     kind = given.pop("connection_class", Connection)
-    return ConnectionPool(_KINDS.get(kind, kind), credential_provider=_Login(url), **given, **options)
+    if locate is None:
+        kind = _KINDS.get(kind, kind)
+    else:
+        kind, given["locate"] = _LOCATED[kind], locate
+    return ConnectionPool(kind, credential_provider=_Login(url), **given, **options)
+
+
+def _of_one(url: StoreUrl) -> StoreUrl:
+    """The URL with all that connections to several servers share; its server is replaced by the one that is located."""
+    listed = url.servers.listed
+    return url.at(*listed[0]) if listed else url
+
+
+async def handshake(connection: Connection, login_settings: str) -> None:
+    """Do redis-py's handshake on a new connection.
+
+    :param login_settings: the settings that have the login.
+    :raises AuthenticationError: Redis requires a login, and the settings have none.
+    :raises RedisConnectionError: Redis refused a step.
+    """
+    try:
+        await connection.on_connect()
+    except AuthenticationError as error:
+        if code_of(error) == "NOAUTH":
+            raise  # there was no login
+        found = f"it does not accept the user or the password of {login_settings} ({error})"
+        raise UnusableServer(found) from error
+    except ResponseError as error:
+        raise UnusableServer(reason(error)) from error
+    except (RuntimeError, ValueError) as error:
+        # uvloop raises RuntimeError for a closed connection, redis-py ValueError for a reply that it can't parse.
+        raise RedisConnectionError(str(error)) from error
+    except RedisConnectionError as error:
+        if isinstance(error.__context__, ssl.SSLError):
+            raise
+        # The alert that has the reason is often lost with the connection.
+        raise RedisConnectionError(f"{str(error).rstrip('.')}; {_closing(connection)}") from error
+
+
+def _closing(connection: Connection) -> str:
+    if isinstance(connection, SSLConnection):
+        return "a server does this, too, if it does not accept the client certificate: ssl_certfile in BCS_REDIS_URL"
+    return "a server that speaks only TLS does this, too: then BCS_REDIS_URL must begin with rediss:// or rediss+"

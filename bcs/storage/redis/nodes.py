@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
 
 from bcs.storage.redis.commands import Command
+from bcs.storage.redis.dry_run import DryRun
 from bcs.storage.redis.multiplexer import Replies
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Node(Protocol):
         Cancellation by anyio waits until the block has ended, at most until the deadline. Cancellation by asyncio,
         which ends an overdue request, ends the block at once, and the connection is dropped.
 
+        :raises SlotMoves: the keys are moving to another node; nothing was written.
         :raises StoreUnavailable: as for `call`.
         """
         ...
@@ -89,8 +91,17 @@ class Nodes(Protocol):
         """What is wrong with Redis although it answers; empty without a problem."""
         ...
 
+    @property
+    def partly_reachable(self) -> bool:
+        """True if some nodes have a problem, and others have none."""
+        ...
+
     def at(self, key: str, /) -> Node:
         """The node that has a key. Makes no request."""
+        ...
+
+    def any_node(self) -> Node:
+        """A node that answers, if there is one. Makes no request."""
         ...
 
     async def all_nodes(self) -> Sequence[Node]:
@@ -107,11 +118,11 @@ class Nodes(Protocol):
         """
         ...
 
-    async def ping(self, *, reads: Sequence[Command] = (), writes: Sequence[Command] = ()) -> None:
+    async def ping(self, dry_run: DryRun | None = None) -> None:
         """Send a PING, even while the circuit breaker is open, and check whether Redis would accept some commands.
 
-        :param reads: commands that are not carried out; a refusal is an error.
-        :param writes: commands that are not carried out; a refusal becomes the `problem`.
+        :param dry_run: commands that are not carried out. A refusal of a read is an error, that of a write becomes the
+            `problem`.
         :raises StoreUnavailable: no answer in time, or Redis would refuse a read.
         """
         ...

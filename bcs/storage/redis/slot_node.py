@@ -1,0 +1,235 @@
+"""The way to the keys of one slot of a Redis Cluster, wherever the slot is.
+
+A call goes to the slot's node as to a single server. A call that surely was not carried out is sent again, as a whole
+and within its own deadline: one that could not be sent, and one that the node refused because the slot is elsewhere, is
+moving, or because the node can't answer at all. A transaction is refused as a whole, so nothing is done twice.
+
+While a slot moves, some of its keys are on one node and some on another. A single command finds its key by ASK; a
+transaction waits for the end of the move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol, TypeVar
+
+import anyio
+
+from bcs.errors import SlotMoves, StoreUnavailable
+from bcs.storage.deadlines import Deadline
+from bcs.storage.redis.commands import Command
+from bcs.storage.redis.errors import ASK, redirection, surely_not_carried_out
+from bcs.storage.redis.gateway import RedisGateway, RedisSession
+from bcs.storage.redis.multiplexer import Replies
+
+T = TypeVar("T")
+
+_MULTI: Command = ("MULTI",)
+_ASKING: Command = ("ASKING",)
+_MOVES = "the keys of this transaction move to another node of the cluster"
+# With nothing left, the last attempt fails for the lack of time, and not for another reason.
+_LEAST_SECONDS = 0.001
+
+_Send = Callable[[RedisGateway, "tuple[Command, ...]", float], Awaitable[Replies]]
+
+
+class Cluster(Protocol):
+    """What a slot's node needs of the cluster."""
+
+    @property
+    def address(self) -> str:
+        """The addresses of the setting."""
+        ...
+
+    async def follow(
+        self, node: SlotNode, failure: StoreUnavailable | None, attempt: int, left_seconds: float
+    ) -> RedisGateway:
+        """Find out where a slot is, and wait before another attempt if that may help.
+
+        :param failure: of the last attempt; None if there was none, because the slot's node is unknown.
+        :param attempt: the number of attempts that followed a failure.
+        :param left_seconds: how long this may take.
+        :returns: the connections to the slot's node.
+        :raises StoreUnavailable: another attempt has no chance, or no time is left.
+        """
+        ...
+
+    def named_by(self, failure: StoreUnavailable, node: SlotNode) -> RedisGateway:
+        """The connections to the node that a MOVED or ASK names.
+
+        :param node: the slot whose node sent it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Sender:
+    """The server that sent replies, under the name that it has for one slot."""
+
+    identity: str
+
+
+class SlotNode:
+    """The node that has a slot; a `Node`.
+
+    :ivar gateway: the connections to the node; None while it is unknown, or where no node has the slot.
+    :ivar suffix: makes the identity of the node another one for this slot.
+    """
+
+    __slots__ = ("_cluster", "_deadline_seconds", "gateway", "slot", "suffix")
+
+    def __init__(self, slot: int, cluster: Cluster, *, deadline_seconds: float) -> None:
+        self.slot = slot
+        self.gateway: RedisGateway | None = None
+        self.suffix = ""
+        self._cluster = cluster
+        self._deadline_seconds = deadline_seconds
+
+    @property
+    def address(self) -> str:
+        """See `Node.address`."""
+        return self.gateway.address if self.gateway else self._cluster.address
+
+    @property
+    def circuit(self) -> str:
+        """See `Node.circuit`."""
+        return self.gateway.circuit if self.gateway else "closed"
+
+    @property
+    def identity(self) -> str:
+        """See `Node.identity`."""
+        identity = self.gateway.identity if self.gateway else ""
+        return identity and identity + self.suffix
+
+    def ensure_reachable(self) -> None:
+        """See `Node.ensure_reachable`."""
+        if self.gateway:
+            self.gateway.ensure_reachable()
+
+    async def call(self, *commands: Command) -> Replies:
+        """See `Node.call`."""
+        began = anyio.current_time()
+        failure: StoreUnavailable | None = None
+        if gateway := self.gateway:
+            try:
+                return self._named(await gateway.call(*commands))
+            except StoreUnavailable as refusal:
+                failure = refusal
+        return await self._resend(_send_alone, commands, failure, began)
+
+    async def call_multiplexed(self, *commands: Command) -> Replies:
+        """See `Node.call_multiplexed`."""
+        began = anyio.current_time()
+        failure: StoreUnavailable | None = None
+        if gateway := self.gateway:
+            try:
+                return self._named(await gateway.call_multiplexed(*commands))
+            except StoreUnavailable as refusal:
+                failure = refusal
+        return await self._resend(_send_multiplexed, commands, failure, began)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[RedisSession]:
+        """See `Node.session`."""
+        session: RedisSession | None = None
+        try:
+            async with AsyncExitStack() as stack:
+                session = await self._session_in(stack)
+                session.suffix = self.suffix
+                yield session
+        except StoreUnavailable as failure:
+            if session is None or not redirection(failure):
+                raise
+            # Some commands of the transaction are on their way, so it can only begin again from its first command.
+            await self._cluster.follow(self, failure, 0, self._deadline_seconds)
+            raise SlotMoves("redis", _MOVES, answered=True, address=failure.address) from failure
+
+    async def _session_in(self, stack: AsyncExitStack) -> RedisSession:
+        began = anyio.current_time()
+        failure: StoreUnavailable | None = None
+        if self.gateway:
+            try:
+                return await stack.enter_async_context(self.gateway.session())
+            except StoreUnavailable as refusal:
+                failure = refusal
+
+        async def enter(gateway: RedisGateway, left_seconds: float, _: bool) -> RedisSession:
+            return await stack.enter_async_context(gateway.session(deadline_seconds=left_seconds))
+
+        return await self._again(enter, failure, began)
+
+    async def _resend(
+        self, send: _Send, commands: tuple[Command, ...], failure: StoreUnavailable | None, began: float
+    ) -> Replies:
+        async def attempt(gateway: RedisGateway, left_seconds: float, ask: bool) -> Replies:
+            if ask and commands[0] != _MULTI:
+                return await self._one_by_one(send, gateway, commands, left_seconds)
+            return await send(gateway, commands, left_seconds)
+
+        return self._named(await self._again(attempt, failure, began))
+
+    async def _again(
+        self,
+        attempt: Callable[[RedisGateway, float, bool], Awaitable[T]],
+        failure: StoreUnavailable | None,
+        began: float,
+    ) -> T:
+        """Repeat an attempt until it was, or may have been, carried out.
+
+        :param attempt: gets the connections to the slot's node, how many seconds are left, and True after an ASK.
+        :param failure: of the first attempt; None if there was none.
+        :param began: when the first attempt began.
+        """
+        for number in count():
+            if failure and (failure.late or not surely_not_carried_out(failure)):
+                raise failure
+            gateway = await self._cluster.follow(self, failure, number, self._left_seconds(began))
+            try:
+                return await attempt(gateway, self._left_seconds(began), redirection(failure) == ASK)
+            except StoreUnavailable as refusal:
+                failure = refusal
+        raise AssertionError  # `count` does not end
+
+    async def _one_by_one(
+        self, send: _Send, gateway: RedisGateway, commands: tuple[Command, ...], left_seconds: float
+    ) -> Replies:
+        """Send commands one after another, each to the node that has its key.
+
+        In order, so that a caller who reads what moves between keys of one batch misses nothing.
+
+        :returns: the replies; their sender is that of the last one.
+        """
+        replies = Replies()
+        ends = anyio.current_time() + left_seconds
+        for command in commands:
+            left_seconds = max(ends - anyio.current_time(), _LEAST_SECONDS)
+            try:
+                answer = await send(gateway, (command,), left_seconds)
+            except StoreUnavailable as failure:
+                if redirection(failure) != ASK:
+                    raise
+                answer = await send(self._cluster.named_by(failure, self), (_ASKING, command), left_seconds)
+            replies.append(answer[-1])
+            replies.peer = answer.peer
+        return replies
+
+    def _left_seconds(self, began: float) -> float:
+        return max(began + self._deadline_seconds - anyio.current_time(), _LEAST_SECONDS)
+
+    def _named(self, replies: Replies) -> Replies:
+        if self.suffix and replies.peer.identity:
+            replies.peer = _Sender(replies.peer.identity + self.suffix)
+        return replies
+
+
+async def _send_alone(gateway: RedisGateway, commands: tuple[Command, ...], left_seconds: float) -> Replies:
+    return await gateway.call(*commands, deadline_seconds=left_seconds)
+
+
+async def _send_multiplexed(gateway: RedisGateway, commands: tuple[Command, ...], left_seconds: float) -> Replies:
+    with Deadline(left_seconds):
+        return await gateway.call_multiplexed(*commands)
+    raise StoreUnavailable("redis", "it did not answer in time", late=True, address=gateway.address)

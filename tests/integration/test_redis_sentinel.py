@@ -1,0 +1,225 @@
+"""Real Sentinels name the master: failovers, Sentinels that are lost, hang or refuse, and the causes that are named."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import anyio
+import pytest
+
+from bcs.config.secrets import Secret
+from bcs.config.store_urls import StoreUrl, redis_url
+from bcs.devtools.servers.embedded import free_port
+from bcs.errors import RedisUnusable, StoreUnavailable
+from bcs.storage.redis.gateway import RedisGateway
+from tests.integration.conftest import NEVER
+from tests.integration.stores import until_it_answers
+from tests.support.redis_sentinel import SERVICE, SentinelSet, running_sentinels
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+PASSWORD, SENTINEL_PASSWORD = "of-the-data", "of-the-sentinels"
+DEADLINE_SECONDS = 1.0
+# Beside the deadline: a call may have to wait until the event loop and this busy machine come to it.
+SLACK_SECONDS = 0.5
+RECOVERY_SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelSet]:
+    directory = tmp_path_factory.mktemp("sentinels")
+    with running_sentinels(directory, password=PASSWORD, sentinel_password=SENTINEL_PASSWORD) as running:
+        yield running
+
+
+def url_of(text: str, password: str | None = SENTINEL_PASSWORD) -> StoreUrl:
+    return redis_url(text, sentinel_password=Secret(password) if password else None)
+
+
+@asynccontextmanager
+async def gateway_to(url: StoreUrl, *, deadline: float = DEADLINE_SECONDS) -> AsyncIterator[RedisGateway]:
+    gateway = RedisGateway(
+        url, max_connections=4, deadline_seconds=deadline, breaker_failures=NEVER, breaker_open_seconds=1
+    )
+    try:
+        yield gateway
+    finally:
+        await gateway.aclose()
+
+
+@pytest.fixture
+async def gateway(sentinels: SentinelSet) -> AsyncIterator[RedisGateway]:
+    async with gateway_to(url_of(sentinels.url)) as gateway:
+        yield gateway
+
+
+async def port_of(gateway: RedisGateway) -> int:
+    """The port of the server that answers."""
+    [[_, port]] = await gateway.call(("CONFIG", "GET", "port"))
+    [[_, of_shared]] = await gateway.call_multiplexed(("CONFIG", "GET", "port"))
+    assert port == of_shared
+    return int(port)
+
+
+@dataclass
+class Load:
+    """Writes without a pause, on both kinds of connections, beside a probe as the service has one."""
+
+    gateway: RedisGateway
+    written: int = 0
+    longest_seconds: float = 0.0
+    refusals: list[str] = field(default_factory=list)
+    last_refusal_at: float = 0.0
+
+    async def write(self, number: int) -> None:
+        send = self.gateway.call if number % 2 else self.gateway.call_multiplexed
+        while True:
+            began = time.monotonic()
+            try:
+                await send(("SET", f"load-{number}", str(self.written)))
+                self.written += 1
+            except StoreUnavailable as failure:
+                self.refusals.append(failure.cause)
+                self.last_refusal_at = time.monotonic()
+                await anyio.lowlevel.checkpoint()
+            self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
+
+    async def probe(self) -> None:
+        while True:
+            with suppress(StoreUnavailable):
+                await self.gateway.ping()
+            await anyio.sleep(0.1)
+
+
+@asynccontextmanager
+async def under_load(gateway: RedisGateway) -> AsyncIterator[Load]:
+    load = Load(gateway)
+    async with anyio.create_task_group() as tasks:
+        for number in range(4):
+            tasks.start_soon(load.write, number)
+        tasks.start_soon(load.probe)
+        await wait_until(lambda: load.written > 100)
+        yield load
+        before = load.written
+        await wait_until(lambda: load.written > before + 100, RECOVERY_SECONDS)
+        tasks.cancel_scope.cancel()
+    assert load.longest_seconds < DEADLINE_SECONDS + SLACK_SECONDS, load
+
+
+async def test_a_failover_is_followed_under_load_and_every_call_ends_within_its_deadline(
+    sentinels: SentinelSet, gateway: RedisGateway
+) -> None:
+    before, identity = await port_of(gateway), gateway.identity
+    async with under_load(gateway) as load:
+        await sentinels.fail_over()
+        over_at = time.monotonic()
+        after = (await sentinels.master()).port
+        await wait_until(lambda: f":{after}, the master of" in gateway.address, RECOVERY_SECONDS)
+    assert load.last_refusal_at < over_at + RECOVERY_SECONDS
+    assert await port_of(gateway) == after != before
+    assert gateway.identity != identity
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_a_lost_master_is_replaced_within_seconds(
+    sentinels: SentinelSet, gateway: RedisGateway, how: str
+) -> None:
+    """The old master comes back as a replica, and is never written to meanwhile."""
+    await sentinels.wait_until_whole()
+    old = await sentinels.master()
+    async with under_load(gateway) as load:
+        old.kill() if how == "killed" else old.freeze()
+        await sentinels.wait_until_not_master(old)
+        over_at = time.monotonic()
+        await until_it_answers(gateway)
+        assert time.monotonic() - over_at < RECOVERY_SECONDS
+        if how == "killed":
+            await sentinels.restart(old)
+        else:
+            old.thaw()
+        await sentinels.wait_until_whole()
+    assert load.last_refusal_at < over_at + RECOVERY_SECONDS
+    assert await port_of(gateway) == (await sentinels.master()).port != old.port
+    assert (await sentinels.ask(old, "ROLE"))[0] == "slave"
+
+
+async def test_connections_go_on_without_sentinels_and_new_ones_name_them(
+    sentinels: SentinelSet, gateway: RedisGateway
+) -> None:
+    port = await port_of(gateway)
+    for sentinel in sentinels.sentinels:
+        sentinel.freeze()
+    try:
+        await gateway.ping()
+        assert await port_of(gateway) == port
+        async with gateway_to(url_of(sentinels.url), deadline=0.3) as another:
+            with pytest.raises(StoreUnavailable, match=r"no Sentinel of BCS_REDIS_URL answers \(it did not answer in"):
+                await another.call(("GET", "x"))
+    finally:
+        for sentinel in sentinels.sentinels:
+            sentinel.thaw()
+
+
+@pytest.mark.parametrize("lost", ["frozen", "away"])
+async def test_a_sentinel_that_is_lost_holds_up_nobody(sentinels: SentinelSet, lost: str) -> None:
+    first = sentinels.sentinels[0]
+    url = url_of(sentinels.url)
+    if lost == "away":
+        url = url_of(sentinels.url.replace(first.address, f"127.0.0.1:{free_port()}"))
+    else:
+        first.freeze()
+    try:
+        async with gateway_to(url, deadline=30) as gateway:
+            began = time.monotonic()
+            await gateway.ping()
+            assert time.monotonic() - began < 5
+    finally:
+        first.thaw()
+
+
+@pytest.mark.parametrize(
+    ("change", "password", "cause"),
+    [
+        (lambda url: url, None, "requires a password: put it into BCS_REDIS_SENTINEL_PASSWORD"),
+        (lambda url: url, "wrong", "does not accept the user or the password of BCS_REDIS_SENTINEL_PASSWORD"),
+        (lambda url: url.replace(SERVICE, "other"), SENTINEL_PASSWORD, "knows the service 'other'"),
+        (lambda url: url.replace(PASSWORD, "wrong"), SENTINEL_PASSWORD, "the user or the password of BCS_REDIS_URL"),
+    ],
+    ids=["no password", "wrong password", "unknown service", "wrong password of the master"],
+)
+async def test_what_sentinels_refuse_is_named(
+    sentinels: SentinelSet, change: Callable[[str], str], password: str | None, cause: str
+) -> None:
+    async with gateway_to(url_of(change(sentinels.url), password)) as gateway:
+        for ask in (lambda: gateway.call(("GET", "x")), lambda: gateway.call_multiplexed(("GET", "x")), gateway.ping):
+            with pytest.raises(StoreUnavailable) as raised:
+                await ask()
+            assert cause in raised.value.cause
+            for secret in (PASSWORD, SENTINEL_PASSWORD, "wrong"):
+                assert secret not in str(raised.value)
+        await gateway.ensure_usable()  # it may be usable later
+
+
+async def test_a_server_that_is_no_sentinel_is_refused_for_good(redis_url: str) -> None:
+    address = redis_url.removeprefix("redis://").partition("/")[0]
+    async with gateway_to(url_of(f"redis+sentinel://{address}/main", None)) as gateway:
+        with pytest.raises(RedisUnusable, match="it is not a Sentinel"):
+            await gateway.ensure_usable()
+
+
+async def test_a_sentinel_s_connection_that_was_closed_is_made_again(
+    sentinels: SentinelSet, gateway: RedisGateway
+) -> None:
+    await gateway.ping()
+    for sentinel in sentinels.sentinels:
+        await sentinels.ask(sentinel, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    async with gateway_to(url_of(sentinels.url)) as another:
+        await another.ping()
+    assert gateway.sentinels
+    answers = await gateway.sentinels.each()
+    assert not [answer for answer in answers.values() if isinstance(answer, Exception)], answers
