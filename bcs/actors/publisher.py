@@ -12,7 +12,6 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from bcs.actors.failing_streams import note_failing
 from bcs.actors.messages import OutboxGrew
 from bcs.actors.publishing import publish_all
 from bcs.actors.retry import retry
@@ -43,6 +42,7 @@ _ACTOR = "publisher"
 # The operations that the publisher may wait for.
 _TAKE_OVER = "take over the outbox entries of another replica"
 _USE_OUTBOX = "access the outbox"
+_USE_STREAMS = "access streams of the outbox"
 
 
 @dataclass(slots=True)
@@ -117,7 +117,8 @@ class Publisher:
                 leased += await self._take_over(context)
                 takeover_at = now + self.runtime.settings.outbox_takeover_seconds / 2
             leased = leased or await self._persist(context, self.outbox.lease, _LEASE_LIMIT)
-            note_failing(self.runtime.waits, _ACTOR, self.outbox.failing)
+            failing = {key: str(error) for key, error in self.outbox.failing.items()}
+            self.runtime.waits.keep(_ACTOR, _USE_STREAMS, failing)
             unwritable_now = [entry for entry in leased if unwritable.get(entry.message.topic, now) > now]
             if unwritable_now:
                 await self._persist(context, self.outbox.requeue, unwritable_now)

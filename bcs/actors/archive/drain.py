@@ -76,9 +76,9 @@ class Drain:
             await self._drain_one(queue, takeover=takeover)
 
     @property
-    def failing(self) -> dict[str, StoreUnavailable]:
+    def failing(self) -> dict[str, str]:
         """The keys of the queues that can't be used now, each with the reason."""
-        return {key: error for queue in self.queues for key, error in queue.failing.items()}
+        return {key: str(error) for queue in self.queues for key, error in queue.failing.items()}
 
     async def _drain_one(self, queue: ArchiveQueue, *, takeover: bool) -> None:
         # First the entries that this process leased and did not ack, then those of a dead process, then the rest.

@@ -10,7 +10,6 @@ import anyio
 import structlog
 
 from bcs.actors.archive.drain import Drain
-from bcs.actors.failing_streams import note_failing
 from bcs.actors.portions import Amount
 from bcs.actors.runtime import Runtime
 from bcs.errors import StoreError, StoreUnavailable
@@ -36,6 +35,7 @@ _ACTOR = "archive"
 _CONNECT = "connect to PostgreSQL"
 _DELIVER = "move announcements from PostgreSQL to the outbox"
 _DRAIN = "write to PostgreSQL the entries that wait in Redis"
+_USE_STREAMS = "access streams of the queues in Redis"
 _DELETE = "delete old entries from PostgreSQL"
 
 
@@ -126,7 +126,7 @@ class ArchiveMaintenance:
                 self._begin_wait(_DRAIN, error)
             else:
                 self.runtime.waits.end(_ACTOR, _DRAIN)
-                note_failing(self.runtime.waits, _ACTOR, self.drain.failing)
+                self.runtime.waits.keep(_ACTOR, _USE_STREAMS, self.drain.failing)
 
     async def _delete_expired_hourly(self) -> None:
         retention = timedelta(days=self.runtime.settings.archive_retention_days)

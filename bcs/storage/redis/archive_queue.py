@@ -75,22 +75,19 @@ class ArchiveQueue(StreamSet[HistoryEntry]):
         own = self._numbered_stream(self._layouts.number(key))
         own_layouts = layouts_key(self._layouts.key_prefix, self._layouts.number(key))
         asked: dict[str, int] = {}
-        registered = True
         while streams := [stream for stream in self._streams_for(key, own) if stream.key not in asked]:
             for node, group in by_server(self._layouts.nodes, streams, lambda stream: stream.key):
                 commands: list[Command] = [("XLEN", stream.key) for stream in group]
                 if own in group:
                     commands.insert(0, ("HGETALL", own_layouts))
                 replies = list(await small_call(node, commands))
-                if own in group:
-                    registered = self._layouts.note(replies.pop(0))
+                if own in group and not self._layouts.note(replies.pop(0)):
+                    # Redis has lost the layouts. What other processes append from now on has no effect before they
+                    # have registered again.
+                    await self._layouts.register()
                 for stream, length in zip(group, replies, strict=True):
                     stream.note_length(length)
                     asked[stream.key] = int(length)
-        if not registered:
-            # Redis has lost the layouts, so a process with another one may have appended unseen.
-            await self._layouts.register()
-            return max(1, sum(asked.values()))
         return sum(asked.values())
 
     def _streams_for(self, key: bytes, own: RedisQueue[HistoryEntry]) -> list[RedisQueue[HistoryEntry]]:

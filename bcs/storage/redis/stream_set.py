@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Generic, TypeVar
 
@@ -30,12 +30,20 @@ _RETRY_SECONDS = 5.0
 _Change = Callable[[RedisQueue[T], Sequence[Leased[T]]], Awaitable[None]]
 
 
+# What may fail with a stream while other calls succeed. Only a success of the same kind ends such a failure.
+_COUNT, _LEASE, _TAKE_OVER, _CHANGE, _MEASURE = "count", "lease", "take over", "change", "measure"
+# Failures that are no reason to lease nothing.
+_HARMLESS = (_TAKE_OVER, _MEASURE)
+# A failure of the server, which any answer ends.
+_SERVER = "server"
+
+
 @dataclass(frozen=True, slots=True)
 class _Failure:
     """A stream that can't be used.
 
     :param address: the server's.
-    :param retry_at: when it is asked again, by the clock of anyio.
+    :param retry_at: when it is tried again, by the clock of anyio.
     """
 
     error: StoreUnavailable
@@ -61,7 +69,7 @@ class StreamSet(ABC, Generic[T]):
         self._limit = limit
         self._former = tuple(former)
         self._numbered: list[RedisQueue[T]] = []
-        self._failures: dict[str, _Failure] = {}
+        self._failures: dict[tuple[str, str], _Failure] = {}  # by the stream's key and the kind
         self._due: dict[str, list[tuple[_Change[T], Sequence[Leased[T]]]]] = {}
         self._oldest_at: dict[str, float] = {}
         self._turn = 0
@@ -81,7 +89,8 @@ class StreamSet(ABC, Generic[T]):
     @property
     def failing(self) -> Mapping[str, StoreUnavailable]:
         """The keys that can't be used now, each with the reason."""
-        return {**self._layouts.failing, **{key: failure.error for key, failure in self._failures.items()}}
+        failures = {key: each.error for (key, kind), each in self._failures.items() if kind != _TAKE_OVER}
+        return {**self._layouts.failing, **failures}
 
     @property
     def last_known(self) -> int | None:
@@ -149,8 +158,9 @@ class StreamSet(ABC, Generic[T]):
         async def alone(stream: RedisQueue[T]) -> None:
             leased.extend(await stream.lease(shares[stream.key]))
 
-        await self._ask([stream for stream in streams if not stream.in_doubt], alone, together)
-        await self._ask([stream for stream in streams if stream.in_doubt and not self._fails(stream)], alone)
+        in_doubt = [stream for stream in streams if stream.in_doubt]
+        await self._ask(_LEASE, [stream for stream in streams if stream not in in_doubt], alone, together)
+        await self._ask(_LEASE, in_doubt, alone)
         if not leased:
             self._ensure_usable()
         return leased
@@ -166,13 +176,16 @@ class StreamSet(ABC, Generic[T]):
 
         for stream in await self._with_entries():
             if stream.may_hold and len(leased) < limit:
-                await self._ask([stream], alone)
+                await self._ask(_LEASE, [stream], alone)
         if not leased:
             self._ensure_usable()
         return leased
 
     async def recover(self, idle_seconds: float, limit: int) -> list[Leased[T]]:
-        """Take over entries whose lease is so old that its holder must have died."""
+        """Take over entries whose lease is so old that its holder must have died.
+
+        :raises StoreUnavailable: no stream can be used, or Redis refuses to let entries be taken over.
+        """
         leased: list[Leased[T]] = []
 
         async def alone(stream: RedisQueue[T]) -> None:
@@ -180,9 +193,12 @@ class StreamSet(ABC, Generic[T]):
 
         for stream in await self._with_entries():
             if len(leased) < limit:
-                await self._ask([stream], alone)
+                await self._ask(_TAKE_OVER, [stream], alone)
         if not leased:
             self._ensure_usable()
+            for (_, kind), failure in self._failures.items():
+                if kind == _TAKE_OVER:
+                    raise failure.error
         return leased
 
     async def ack(self, leased: Sequence[Leased[T]]) -> None:
@@ -219,7 +235,7 @@ class StreamSet(ABC, Generic[T]):
 
     async def measure(self) -> Waiting:
         """How many entries wait, and how long the oldest has waited; see `backlog` for streams that do not answer."""
-        await self.backlog()
+        unanswered = await self._count(self._streams())
 
         async def alone(stream: RedisQueue[T]) -> None:
             note(stream, await stream.oldest_seconds())
@@ -233,7 +249,7 @@ class StreamSet(ABC, Generic[T]):
             self._oldest_at[stream.key] = anyio.current_time() - oldest_seconds
 
         streams = [stream for stream in self._streams() if stream.length]
-        await self._ask([stream for stream in streams if not self._fails(stream)], alone, together)
+        await self._ask(_MEASURE, [stream for stream in streams if stream not in unanswered], alone, together)
         self._ensure_usable()
         now = anyio.current_time()
         oldest_at = min((self._oldest_at.get(stream.key, now) for stream in streams if stream.length), default=now)
@@ -258,26 +274,23 @@ class StreamSet(ABC, Generic[T]):
         await self._layouts.renew()
         streams = self._streams()
         now = anyio.current_time()
-        asked = [
-            stream
-            for stream in streams
-            if (failure := self._failures.get(stream.key)) is None or failure.retry_at <= now
-        ]
-        # If no stream can be used, the caller decides when to try again.
-        await self._count(asked or streams)
+        if self._failures and all(map(self._is_blocked, streams)):
+            # The caller decides when to try again.
+            self._failures = {each: replace(failure, retry_at=now) for each, failure in self._failures.items()}
+        await self._count([stream for stream in streams if not self._is_blocked(stream)])
         await self._catch_up()
         self._turn += 1
         start = self._turn % len(streams)
         in_turn = streams[start:] + streams[:start]
-        return [stream for stream in in_turn if stream.length and not self._fails(stream)]
+        return [stream for stream in in_turn if stream.length and not self._is_blocked(stream)]
 
-    async def _count(self, streams: Sequence[RedisQueue[T]]) -> None:
+    async def _count(self, streams: Sequence[RedisQueue[T]]) -> list[RedisQueue[T]]:
         async def together(node: Node, group: Sequence[RedisQueue[T]]) -> None:
             lengths = await node.call_multiplexed(*(("XLEN", stream.key) for stream in group))
             for stream, length in zip(group, lengths, strict=True):
                 stream.note_length(length)
 
-        await self._ask(streams, RedisQueue.count, together)
+        return await self._ask(_COUNT, streams, RedisQueue.count, together)
 
     def _by_stream(self, leased: Sequence[Leased[T]]) -> dict[str, list[Leased[T]]]:
         entries: dict[str, list[Leased[T]]] = {}
@@ -295,7 +308,7 @@ class StreamSet(ABC, Generic[T]):
         if not entries:
             return
         streams = [stream for stream in self._streams() if stream.key in entries]
-        failed = await self._ask(streams, lambda stream: change(stream, entries[stream.key]), together)
+        failed = await self._ask(_CHANGE, streams, lambda stream: change(stream, entries[stream.key]), together)
         if failed:
             self._ensure_usable()
         for stream in failed:
@@ -305,21 +318,23 @@ class StreamSet(ABC, Generic[T]):
         """Make the changes for which a stream did not answer before."""
         for stream in [stream for stream in self._streams() if stream.key in self._due]:
             changes = self._due[stream.key]
-            while changes and not self._fails(stream):
+            while changes and not self._is_blocked(stream):
                 change, entries = changes[0]
-                if not await self._ask([stream], lambda stream: change(stream, entries)):  # noqa: B023 (called at once)
+                if not await self._ask(_CHANGE, [stream], lambda stream: change(stream, entries)):  # noqa: B023 (called at once)
                     changes.pop(0)
             if not changes:
                 del self._due[stream.key]
 
     async def _ask(
         self,
+        kind: str,
         streams: Sequence[RedisQueue[T]],
         alone: Callable[[RedisQueue[T]], Awaitable[Any]],
         together: Callable[[Node, Sequence[RedisQueue[T]]], Awaitable[None]] | None = None,
     ) -> list[RedisQueue[T]]:
         """Ask streams, one round trip for each server where that is possible. The failures are noted.
 
+        :param kind: the kind of the call.
         :param alone: asks one stream.
         :param together: asks several streams of one server.
         :returns: the streams that were not asked successfully.
@@ -336,20 +351,20 @@ class StreamSet(ABC, Generic[T]):
                     pass  # one stream has no group yet or is no stream, or Redis lacks the script
                 except StoreUnavailable as error:
                     if not error.answered:
-                        self._note_failure(group, node, error)
+                        self._note_failure(kind, group, node, error)
                         failed.extend(group)
                         return
                 else:
-                    self._note_success(group, node)
+                    self._note_success(kind, group, node)
                     return
             for stream in group:
                 try:
                     await alone(stream)
                 except StoreUnavailable as error:
-                    self._note_failure([stream], node, error)
+                    self._note_failure(kind, [stream], node, error)
                     failed.append(stream)
                 else:
-                    self._note_success([stream], node)
+                    self._note_success(kind, [stream], node)
 
         groups = by_server(self._layouts.nodes, streams, lambda stream: stream.key)
         if len(groups) == 1:
@@ -361,24 +376,31 @@ class StreamSet(ABC, Generic[T]):
         return failed
 
     def _fails(self, stream: RedisQueue[T]) -> bool:
-        return stream.key in self._failures
+        return any(key == stream.key for key, _ in self._failures)
 
-    def _note_failure(self, streams: Sequence[RedisQueue[T]], node: Node, error: StoreUnavailable) -> None:
+    def _is_blocked(self, stream: RedisQueue[T]) -> bool:
+        """True if a stream has failed shortly before, so that it is left alone."""
+        now = anyio.current_time()
+        return any(
+            key == stream.key and kind not in _HARMLESS and failure.retry_at > now
+            for (key, kind), failure in self._failures.items()
+        )
+
+    def _note_failure(self, kind: str, streams: Sequence[RedisQueue[T]], node: Node, error: StoreUnavailable) -> None:
         if not error.answered:
             # The server is away, and so are all of its streams.
-            streams = [stream for stream in self._streams() if stream.node.address == node.address]
+            kind, streams = _SERVER, [stream for stream in self._streams() if stream.node.address == node.address]
         failure = _Failure(error, node.address, anyio.current_time() + _RETRY_SECONDS)
-        self._failures.update((stream.key, failure) for stream in streams)
+        self._failures.update(((stream.key, kind), failure) for stream in streams)
 
-    def _note_success(self, streams: Sequence[RedisQueue[T]], node: Node) -> None:
+    def _note_success(self, kind: str, streams: Sequence[RedisQueue[T]], node: Node) -> None:
         if not self._failures:
             return  # the usual case
-        keys = {stream.key for stream in streams}
-        self._failures = {
-            key: failure
-            for key, failure in self._failures.items()
-            if key not in keys and (failure.error.answered or failure.address != node.address)
-        }
+        for stream in streams:
+            self._failures.pop((stream.key, kind), None)
+        for each in [each for each, failure in self._failures.items() if failure.address == node.address]:
+            if each[1] == _SERVER:
+                del self._failures[each]
 
     def _ensure_usable(self) -> None:
         """Fail if no stream can be used, former ones left aside."""
