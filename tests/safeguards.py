@@ -426,11 +426,11 @@ _REDIS = (
         "A round trip to Redis is shielded from cancellation.",
         "bcs/storage/redis/gateway.py",
         """\
-        deadline = Deadline(self._deadline_seconds, shield=True)
+        deadline = Deadline(seconds, shield=True)
         try:
 """,
         """\
-        deadline = Deadline(self._deadline_seconds)
+        deadline = Deadline(seconds)
         try:
 """,
         _in("integration/test_redis_gateway", "test_a_cancelled_round_trip_is_carried_through_on_its_connection"),
@@ -595,7 +595,7 @@ _OUTBOX = (
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
 """,
         """\
-        await self._persist(context, self.outbox.ack, [entry.entry_id for entry in leased])
+        await self._persist(context, self.outbox.ack, leased)
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
 """,
         _in("integration/test_publisher", "test_the_next_publisher_publishes_the_entries_of_a_crashed_one"),
@@ -664,7 +664,7 @@ _OUTBOX = (
     Mutation(
         "outbox-bound",
         "The outbox is bounded, and takes all of an append or nothing.",
-        "bcs/storage/redis/queue.py",
+        "bcs/storage/redis/stream_set.py",
         "            raise self._full_error(self._limit)\n",
         "            pass\n",
         _in("integration/test_outbox", "test_a_full_outbox_takes_all_of_an_append_or_nothing"),
@@ -724,9 +724,9 @@ _ARCHIVE = (
     Mutation(
         "former-queue",
         "Facts that the build before queued for PostgreSQL are drained.",
-        "bcs/actors/archive/drain.py",
-        "former = (self.former_queue,) if former_waits else ()",
-        "former = ()",
+        "bcs/storage/redis/archive_queue.py",
+        "former=[self._former_stream] if name == FACTS else []",
+        "former=[]",
         _in("integration/test_former_build", "test_a_service_starts_on_the_data_of_the_build_before"),
     ),
     Mutation(
@@ -740,9 +740,9 @@ _ARCHIVE = (
     Mutation(
         "former-queue-counted",
         "Facts that the build before queued count before a batch is stamped as complete.",
-        "bcs/storage/archive.py",
-        "self.backlog.waiting(self.former_backlog)",
-        "self.backlog.waiting()",
+        "bcs/storage/redis/archive_queue.py",
+        "for stream in (self._numbered_stream(0), *self._former):",
+        "for stream in (self._numbered_stream(0),):",
         _in("integration/test_former_build", "test_what_waits_in_the_former_queue_counts_before_a_batch_is_stamped"),
     ),
     Mutation(
@@ -754,7 +754,7 @@ _ARCHIVE = (
             await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,
         """\
-        await queue.ack([entry.entry_id for entry in portion])
+        await queue.ack(portion)
         try:
             await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,

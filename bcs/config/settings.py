@@ -355,6 +355,11 @@ class Settings(CommandSettings):
     )
     redis_commit_attempts: Count = Field(5, description="the number of attempts to commit facts, or to store a summary")
     outbox_max_messages: Count = Field(1_000_000, description="the maximum number of messages that wait for Kafka")
+    outbox_streams: Annotated[int, Field(ge=1, le=256)] = Field(
+        16,
+        description="the number of streams that the outbox and the queues before the archive are spread over; "
+        "it can be changed at any time",
+    )
     outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between polls of an idle outbox")
     outbox_unwritable_seconds: Seconds = Field(
         5.0, description="the wait before a topic that could not be written is retried"

@@ -95,7 +95,7 @@ async def batch_reader(settings: Settings, law: CompletionLaw) -> AsyncIterator[
     if settings.use_mock_repository:
         raise StateInMemory
 
-    async def unknown() -> int:
+    async def unknown(_batch_id: str) -> int:
         return 1  # not zero, so no copy gets a complete stamp
 
     async with AsyncExitStack() as stack:

@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time_ns
 
 from bcs.config.redis_servers import RedisKind
 from bcs.config.settings import Settings
@@ -18,13 +18,14 @@ from bcs.storage.committing import CommitPolicy
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import MEMORY, REDIS, Outbox, StateStore
 from bcs.storage.postgres.opening import open_archive
-from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, FORMER_FACTS, ArchiveQueue
+from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, ArchiveQueue
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.cluster import ClusterNodes
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.storage.redis.skips import RedisSkips
+from bcs.storage.redis.stream_layouts import StreamLayouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +81,14 @@ def open_persistence(
     nodes = redis_nodes(settings)
     # Different from any other process, including earlier ones of this replica, whose leases expire by time.
     consumer = f"{settings.instance}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    archive = _archive(settings, nodes, consumer)
-    backfill = ArchiveBackfill(archive.postgres, archive.waiting) if archive else None
+    layouts = StreamLayouts(
+        nodes,
+        key_prefix=settings.redis_key_prefix,
+        layout=settings.outbox_streams,
+        now_ms=lambda: time_ns() // 1_000_000,
+    )
+    archive = _archive(settings, layouts, consumer)
+    backfill = ArchiveBackfill(archive.postgres, archive.backlog.waiting) if archive else None
     store = RedisStateStore(
         nodes,
         law=law,
@@ -93,8 +100,7 @@ def open_persistence(
         summary_made=summary_made,
     )
     outbox = RedisOutbox(
-        nodes,
-        key_prefix=settings.redis_key_prefix,
+        layouts,
         consumer=consumer,
         limit=settings.outbox_max_messages,
         explanations=archive.explanations if archive else None,
@@ -130,18 +136,12 @@ def redis_nodes(
     )
 
 
-def _archive(settings: Settings, nodes: Nodes, consumer: str) -> Archive | None:
+def _archive(settings: Settings, layouts: StreamLayouts, consumer: str) -> Archive | None:
     if settings.database_url is None:
         return None
     # Explanations have a queue of their own: one nearly always waits, and would look like facts that the archive lacks.
-    backlog, former_backlog, explanations = (
-        ArchiveQueue(
-            nodes,
-            key_prefix=settings.redis_key_prefix,
-            name=name,
-            consumer=consumer,
-            limit=settings.archive_max_entries,
-        )
-        for name in (FACTS, FORMER_FACTS, EXPLANATIONS)
+    backlog, explanations = (
+        ArchiveQueue(layouts, name=name, consumer=consumer, limit=settings.archive_max_entries)
+        for name in (FACTS, EXPLANATIONS)
     )
-    return Archive(open_archive(settings), backlog, former_backlog, explanations)
+    return Archive(open_archive(settings), backlog, explanations)

@@ -19,6 +19,7 @@ from bcs.domain.history import FactsRecorded
 from bcs.storage.archive import Archive
 from tests.integration.service_with_archive import ServiceWithArchive
 from tests.support.history_entries import AT_US, consumed
+from tests.support.redis_queues import queue_keys
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -84,7 +85,8 @@ async def test_an_entry_that_is_always_late_does_not_block_others(
         for entry in others:
             assert await setup.history_facts(entry.batch_id) == [entry.facts]
         assert await setup.history_facts(slow.batch_id) == []
-        parked: Any = await setup.redis.xrange("bcs:{outbox}:archive:parked")
+        [key] = [key for key in queue_keys("bcs:", ":archive:parked") if await setup.redis.exists(key)]
+        parked: Any = await setup.redis.xrange(key)
         assert [entry[b"problem"] for _, entry in parked] == [
             b"postgresql does not accept this write: the entry missed the deadline 3 times"
         ]

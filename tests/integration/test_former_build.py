@@ -224,9 +224,10 @@ async def test_what_waits_in_the_former_queue_counts_before_a_batch_is_stamped(
         assert await redis.hget(BatchKeys(prefix, STAMPED_TOO_EARLY).facts, "complete") == words["<redis>"].encode()
         away = StoreUnavailable("redis", "away")
         assert not opened.archive.can_answer_for_redis(away)
-        former = opened.archive.former_backlog
-        await former.ack([entry.entry_id for entry in [*await former.lease(9), *await former.recover(0, 9)]])
-        assert await opened.archive.waiting() == 0
+        queue = opened.archive.backlog
+        await queue.ack([*await queue.lease(9), *await queue.recover(0, 9)])
+        assert await queue.waiting(STAMPED_TOO_EARLY) == 0
+        assert await queue.backlog() == 0
         assert not opened.archive.can_answer_for_redis(away), "a replica of the build before may add more"
 
 

@@ -81,7 +81,7 @@ async def test_a_batch_of_unknown_size_does_not_delay_the_shared_connection(
 
     monkeypatch.setattr(RedisGateway, "call_multiplexed", noted)
     assert same_but_for_the_version(await store.summary("b"), delta_of(FACTS))
-    assert shared == ["HMGET", "GET", "EXISTS"]
+    assert shared == ["EXISTS", "EXISTS", "GET", "HMGET"]
 
 
 async def test_a_commit_before_that_loses_nothing(

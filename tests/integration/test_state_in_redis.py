@@ -25,7 +25,6 @@ from bcs.storage.redis.batch_codec import BatchKeys, StoredBatch
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
-from bcs.storage.redis.outbox import RedisOutbox
 from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.wire.published import OutboundMessage
 from tests.integration.stores import (
@@ -38,6 +37,7 @@ from tests.integration.stores import (
     same_but_for_the_version,
 )
 from tests.support.laws import LAW
+from tests.support.redis_queues import redis_outbox
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +47,7 @@ class RacingSession(RedisSession):
     """Lets a rival in between WATCH and EXEC."""
 
     def __init__(self, inner: RedisSession, rival: Callable[[], Awaitable[None]]) -> None:
-        self.peer = inner.peer
+        self.peer, self.suffix = inner.peer, inner.suffix
         self._inner = inner
         self._rival = rival
         self._watching = False
@@ -568,7 +568,7 @@ async def test_all_keys_of_a_batch_lie_in_one_slot_of_a_cluster(batch_id: str) -
 
 
 async def test_a_batch_that_is_called_outbox_is_not_the_outbox(redis: InRedis) -> None:
-    outbox = RedisOutbox(redis.gateway, key_prefix=redis.prefix, consumer="c", limit=9)
+    outbox = redis_outbox(redis.gateway, redis.prefix)
     message = OutboundMessage("dead_letter", "t", None, b"v")
     await outbox.append([message, message])
     await redis.store.commit("outbox", EVERYTHING)

@@ -99,7 +99,8 @@ class RedisStateStore:
         self._policy = policy or CommitPolicy()
         self._backfill = backfill
         self._summary_made = summary_made
-        self._refusal, self._refused_at = "", 0.0
+        # For each server the cause, and when.
+        self._refusals: dict[str, tuple[str, float]] = {}
         self._scripts_refused_until = 0.0
         self._summaries = SummaryCache()
         self._flights: SingleFlight[BatchSummary] = SingleFlight()
@@ -112,9 +113,10 @@ class RedisStateStore:
                 committed = await self._commit(batch_id, keys, delta)
         except StoreUnavailable as failure:
             if failure.answered:
-                self._refusal, self._refused_at = failure.cause, anyio.current_time()
+                self._refusals[self._nodes.at(keys.facts).address] = failure.cause, anyio.current_time()
             raise
-        self._refusal = ""
+        if self._refusals:
+            self._refusals.pop(self._nodes.at(keys.facts).address, None)
         return committed
 
     async def _commit(self, batch_id: str, keys: BatchKeys, delta: BatchState) -> Committed:
@@ -425,9 +427,11 @@ class RedisStateStore:
 
     def ensure_writable(self, batch_id: str) -> None:
         """See `StateStore.ensure_writable`."""
-        self._nodes.at(self._batches.keys(batch_id).facts).ensure_reachable()
-        if self._refusal and anyio.current_time() < self._refused_at + _REFUSAL_SECONDS:
-            raise StoreUnavailable("redis", self._refusal, answered=True)
+        node = self._nodes.at(self._batches.keys(batch_id).facts)
+        node.ensure_reachable()
+        cause, refused_at = self._refusals.get(node.address, ("", 0.0))
+        if cause and anyio.current_time() < refused_at + _REFUSAL_SECONDS:
+            raise StoreUnavailable("redis", cause, answered=True)
 
     async def time_us(self) -> int:
         """See `StateStore.time_us`."""
@@ -442,6 +446,11 @@ class RedisStateStore:
     def problem(self) -> str:
         """See `StateStore.problem`."""
         return self._nodes.problem
+
+    @property
+    def partly_reachable(self) -> bool:
+        """See `StateStore.partly_reachable`."""
+        return self._nodes.partly_reachable
 
 
 def _number(keys: BatchKeys, text: bytes) -> int:

@@ -38,7 +38,7 @@ _REASONS = {
     "ASK": PART_OF_A_CLUSTER,
     "CROSSSLOT": PART_OF_A_CLUSTER,
     "TRYAGAIN": PART_OF_A_CLUSTER,
-    "CLUSTERDOWN": "its cluster is not complete",
+    "CLUSTERDOWN": "its Redis Cluster is not complete",
     "NOPERM": _NO_RIGHT,
     "NOAUTH": "it requires a password",
     "WRONGPASS": "it does not accept the user or the password of BCS_REDIS_URL",

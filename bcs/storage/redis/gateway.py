@@ -312,7 +312,8 @@ class RedisGateway:
     @asynccontextmanager
     async def _connected(self, deadline_seconds: float | None = None) -> AsyncIterator[RedisSession]:
         peer: Peer | None = None
-        deadline = Deadline(self._deadline_seconds if deadline_seconds is None else deadline_seconds, shield=True)
+        seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
+        deadline = Deadline(seconds, shield=True)
         try:
             with deadline:
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]

@@ -188,7 +188,7 @@ identities a set holds, the consumer group, the number of additional fields and 
 values, and the ids.
 """
 
-WAITING = (
+WAITING = Script(
     _FAILING
     + _WAITING_SINCE
     + """
@@ -249,7 +249,7 @@ local function take(entry)
 end
 """
 
-LEASE = (
+LEASE = Script(
     _FAILING
     + _TAKING
     + """
@@ -287,7 +287,7 @@ KEYS: the stream, the stream of parked entries. ARGV: the consumer group, the co
 after which the consumer's own entries begin. Returns the entries, and the ids of the entries that were parked.
 """
 
-RECOVER = (
+RECOVER = Script(
     _FAILING
     + _TAKING
     + """
