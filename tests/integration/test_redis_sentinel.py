@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
 import pytest
 
+from bcs.config.loading import load_settings
 from bcs.config.secrets import Secret
+from bcs.config.settings import Settings
 from bcs.config.store_urls import StoreUrl, redis_url
 from bcs.devtools.servers.embedded import free_port
 from bcs.errors import RedisUnusable, StoreUnavailable
+from bcs.ops.doctor.findings import Finding, Status
+from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.redis.gateway import RedisGateway
 from tests.integration.conftest import NEVER
 from tests.integration.stores import until_it_answers
@@ -223,3 +227,39 @@ async def test_a_sentinel_s_connection_that_was_closed_is_made_again(
     assert gateway.sentinels
     answers = await gateway.sentinels.each()
     assert not [answer for answer in answers.values() if isinstance(answer, Exception)], answers
+
+
+def settings_of(sentinels: SentinelSet, password: str = SENTINEL_PASSWORD) -> Settings:
+    return load_settings(redis_url=sentinels.url, redis_sentinel_password=password, redis_deadline_seconds=0.5)
+
+
+async def test_doctor_looks_at_master_and_sentinels(sentinels: SentinelSet) -> None:
+    by_check = found_in(await check_redis(settings_of(sentinels)))
+    assert by_check["redis"][0][1].startswith("reachable, Valkey ")
+    assert by_check["redis replicas"] == [(Status.OK, "1 connected to the master")]
+    assert by_check["outbox"][0][0] is Status.OK
+    master = (await sentinels.master()).address
+    named = [(Status.OK, f"{one.address}: names the master {master}") for one in sentinels.sentinels]
+    assert by_check["redis sentinel"] == named
+    sentinels.sentinels[0].freeze()
+    try:
+        first, *others = found_in(await check_redis(settings_of(sentinels)))["redis sentinel"]
+    finally:
+        sentinels.sentinels[0].thaw()
+    assert first == (Status.WARNING, f"{sentinels.sentinels[0].address}: it did not answer in time")
+    assert others == named[1:]
+
+
+async def test_doctor_names_what_the_sentinels_refuse(sentinels: SentinelSet) -> None:
+    by_check = found_in(await check_redis(settings_of(sentinels, "wrong")))
+    for status, text in (*by_check["redis"], *by_check["redis sentinel"]):
+        assert status is Status.FAILED
+        assert "BCS_REDIS_SENTINEL_PASSWORD" in text
+    assert len(by_check["redis sentinel"]) == len(sentinels.sentinels)
+
+
+def found_in(findings: Sequence[Finding]) -> dict[str, list[tuple[Status, str]]]:
+    by_check: dict[str, list[tuple[Status, str]]] = {}
+    for finding in findings:
+        by_check.setdefault(finding.check, []).append((finding.status, finding.found))
+    return by_check
