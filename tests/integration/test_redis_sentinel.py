@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 import pytest
@@ -19,8 +20,10 @@ from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.ops.doctor.findings import Finding, Status
 from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.sentinel import NamedMaster
 from tests.integration.conftest import NEVER
 from tests.integration.stores import until_it_answers
+from tests.support.documented import redis_acl
 from tests.support.redis_sentinel import SERVICE, SentinelSet, running_sentinels
 from tests.support.waiting import wait_until
 
@@ -207,6 +210,28 @@ async def test_what_sentinels_refuse_is_named(
             for secret in (PASSWORD, SENTINEL_PASSWORD, "wrong"):
                 assert secret not in str(raised.value)
         await gateway.ensure_usable()  # it may be usable later
+
+
+async def test_the_documented_rights_are_enough_and_the_password_may_change(
+    sentinels: SentinelSet, tmp_path: Path
+) -> None:
+    async def on_each(*command: str) -> None:
+        for sentinel in sentinels.sentinels:
+            await sentinels.ask(sentinel, *command)
+
+    await on_each(*redis_acl("first", "redis acl of a sentinel"))
+    file = tmp_path / "password"
+    file.write_text("first")
+    url = redis_url(sentinels.url, sentinel_username=Secret("bcs"), sentinel_password=Secret.from_file(file))
+    async with gateway_to(url) as gateway:
+        assert gateway.sentinels
+        for _ in range(2):
+            await gateway.ping()
+            answers = await gateway.sentinels.each()
+            assert all(isinstance(answer, NamedMaster) and answer.epoch >= 0 for answer in answers.values()), answers
+            await on_each("ACL", "SETUSER", "bcs", "resetpass", ">second")
+            await on_each("CLIENT", "KILL", "USER", "bcs")
+            file.write_text("second")
 
 
 async def test_a_server_that_is_no_sentinel_is_refused_for_good(redis_url: str) -> None:

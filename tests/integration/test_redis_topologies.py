@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
 from tests.support.commands import bcs, settings_of
+from tests.support.documented import redis_acl
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
-from tests.support.redis_cluster import running_cluster
-from tests.support.redis_sentinel import running_sentinels
+from tests.support.redis_cluster import RedisCluster
+from tests.support.redis_sentinel import SentinelSet
 from tests.support.service import Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
@@ -20,26 +22,31 @@ pytestmark = [pytest.mark.anyio, pytest.mark.release]
 SENTINEL_PASSWORD = "of-the-sentinels"  # noqa: S105
 
 
-@pytest.fixture(scope="module", params=["a cluster", "Sentinels"])
-def topology_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of servers with a password."""
-    directory = tmp_path_factory.mktemp("redis")
+@pytest.fixture(params=["a cluster", "Sentinels"])
+async def topology_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of servers with a user who has the documented rights."""
+    acl = redis_acl("of-the-data")
     if request.param == "a cluster":
-        with running_cluster(directory, password="of-the-data") as cluster:  # noqa: S106
-            yield cluster.url
+        async with RedisCluster(tmp_path) as cluster:
+            for node in cluster.nodes:
+                await node.ask(*acl)
+                await node.ask(*redis_acl("", "redis acl in a cluster"))
+            yield cluster.url.replace("://", "://bcs:of-the-data@")
         return
-    with running_sentinels(
-        directory,
-        password="of-the-data",  # noqa: S106
-        sentinel_password=SENTINEL_PASSWORD,
-    ) as sentinels:
-        yield sentinels.url
+    async with SentinelSet(tmp_path) as sentinels:
+        for server in sentinels.servers:
+            await sentinels.ask(server, *acl)
+        for sentinel in sentinels.sentinels:
+            await sentinels.ask(sentinel, *redis_acl(SENTINEL_PASSWORD, "redis acl of a sentinel"))
+        yield sentinels.url.replace("://", "://bcs:of-the-data@")
 
 
 @pytest.fixture
 async def service(topology_url: str, module_kafka: str, database_url: str) -> AsyncIterator[RunningService]:
     async with running_service(
         redis_url=topology_url,
+        redis_key_prefix="bcs:",
+        redis_sentinel_username="bcs",
         redis_sentinel_password=SENTINEL_PASSWORD,
         kafka_bootstrap_servers=module_kafka,
         database_url=database_url,
@@ -56,6 +63,7 @@ async def test_answers_and_commands_are_those_of_one_server(
     batches = [unique_name("batch") for _ in range(10)]
     environment = {
         **settings_of(service),
+        "BCS_REDIS_SENTINEL_USERNAME": "bcs",
         "BCS_REDIS_SENTINEL_PASSWORD": SENTINEL_PASSWORD,
         "BCS_DATABASE_URL": database_url,
     }
