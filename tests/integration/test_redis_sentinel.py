@@ -23,8 +23,10 @@ from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.sentinel import NamedMaster
 from tests.integration.conftest import NEVER
 from tests.integration.stores import until_it_answers
+from tests.support.certificates import Authority
 from tests.support.documented import redis_acl
 from tests.support.redis_sentinel import SERVICE, SentinelSet, running_sentinels
+from tests.support.redis_servers import redis_is_installed
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -252,6 +254,31 @@ async def test_a_sentinel_s_connection_that_was_closed_is_made_again(
     assert gateway.sentinels
     answers = await gateway.sentinels.each()
     assert not [answer for answer in answers.values() if isinstance(answer, Exception)], answers
+
+
+@pytest.mark.release
+@pytest.mark.skipif(not redis_is_installed(), reason="no Debian Redis: the Valkey wheel speaks no TLS")
+async def test_sentinels_and_servers_speak_tls(tmp_path: Path, sentinels: SentinelSet) -> None:
+    authority = Authority(tmp_path)
+    tls = authority.issue("server"), authority.certificate
+    async with SentinelSet(
+        tmp_path / "tls", password=PASSWORD, sentinel_password=SENTINEL_PASSWORD, tls=tls
+    ) as secured:
+        async with gateway_to(url_of(f"{secured.url}?ssl_ca_certs={authority.certificate}")) as gateway:
+            async with under_load(gateway):
+                await secured.fail_over()
+            master = await secured.master()
+            [[_, port]] = await gateway.call(("CONFIG", "GET", "tls-port"))
+            assert int(port) == master.port
+        for url, cause in (
+            (secured.url, "check the ssl_* options of BCS_REDIS_URL"),
+            (secured.url.replace("rediss+", "redis+"), "BCS_REDIS_URL must begin with rediss"),
+            (f"{sentinels.url.replace('redis+', 'rediss+')}?ssl_cert_reqs=none", "it did not answer in time"),
+        ):
+            async with gateway_to(url_of(url)) as gateway:
+                with pytest.raises(StoreUnavailable) as raised:
+                    await gateway.ping()
+                assert cause in raised.value.cause
 
 
 def settings_of(sentinels: SentinelSet, password: str = SENTINEL_PASSWORD) -> Settings:
