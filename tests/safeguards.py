@@ -741,8 +741,8 @@ _ARCHIVE = (
         "former-queue-counted",
         "Facts that the build before queued count before a batch is stamped as complete.",
         "bcs/storage/redis/archive_queue.py",
-        "for stream in (self._numbered_stream(0), *self._former):",
-        "for stream in (self._numbered_stream(0),):",
+        "for stream in (self._numbered_stream(0), *self._former)",
+        "for stream in (self._numbered_stream(0),)",
         _in("integration/test_former_build", "test_what_waits_in_the_former_queue_counts_before_a_batch_is_stamped"),
     ),
     Mutation(

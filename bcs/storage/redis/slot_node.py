@@ -24,6 +24,7 @@ from bcs.storage.redis.commands import Command
 from bcs.storage.redis.errors import ASK, redirection, surely_not_carried_out
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
 from bcs.storage.redis.multiplexer import Replies
+from bcs.storage.redis.nodes import Node
 
 T = TypeVar("T")
 
@@ -92,6 +93,11 @@ class SlotNode:
     def address(self) -> str:
         """See `Node.address`."""
         return self.gateway.address if self.gateway else self._cluster.address
+
+    @property
+    def server(self) -> Node:
+        """See `Node.server`."""
+        return self.gateway or self
 
     @property
     def circuit(self) -> str:
