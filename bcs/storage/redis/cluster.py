@@ -108,7 +108,11 @@ class ClusterNodes:
     def at(self, key: str, /) -> Node:
         """See `Nodes.at`."""
         slot = slot_of(key)
-        return self._slots[slot] or self._slot_node(slot)
+        return self._slots[slot] or self._new_slot_node(slot)
+
+    def slot_node(self, slot: int) -> SlotNode:
+        """See `slot_node.Cluster.slot_node`."""
+        return self._slots[slot] or self._new_slot_node(slot)
 
     def any_node(self) -> Node:
         """See `Nodes.any_node`."""
@@ -217,13 +221,14 @@ class ClusterNodes:
             elif redirected == "":
                 # A node that can't be reached may have been named by a note that is not true any more.
                 self._notes.pop(node.slot, None)
-            await self._refresh_for(node)
+            if redirected != ASK:  # then the slot's node is still the same
+                await self._refresh_for(node)
             if node.gateway is None:
                 raise StoreUnavailable("redis", f"no node has the slot {node.slot}", unsent=True, address=self.address)
             if node.gateway is before and failure and not redirected and before.circuit == "open":
                 raise failure
             # The first attempt at another node needs no wait.
-            if attempt or (node.gateway is before and redirected != ASK):
+            if attempt or (node.gateway is before and redirected not in (MOVED, ASK)):
                 longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
                 await anyio.sleep(longest * (0.5 + 0.5 * self._jitter()))
             return node.gateway
@@ -234,19 +239,20 @@ class ClusterNodes:
 
     def named_by(self, failure: StoreUnavailable, node: SlotNode) -> RedisGateway:
         """See `slot_node.Cluster.named_by`."""
-        return self._master(self._address_in(failure, node))
+        return self._master(self._place_in(failure, node)[1])
 
-    def _address_in(self, failure: StoreUnavailable, node: SlotNode) -> NodeAddress:
+    def _place_in(self, failure: StoreUnavailable, node: SlotNode) -> tuple[int, NodeAddress]:
+        """The slot and the node that a MOVED or ASK names."""
         error = failure.__cause__
         assert isinstance(error, AskError)  # noqa: S101 (MovedError is a kind of it)
         asked = self._owners[node.slot]
         # A node that does not know an address leaves out the host: it is the host that was asked.
-        return NodeAddress(error.host or (asked.host if asked else ""), error.port)
+        return error.slot_id, NodeAddress(error.host or (asked.host if asked else ""), error.port)
 
     def _note_moved(self, node: SlotNode, failure: StoreUnavailable) -> None:
-        owner = self._address_in(failure, node)
-        self._notes[node.slot] = _Note(owner, anyio.current_time() + _NOTED_SECONDS)
-        self._give(node.slot, owner)
+        slot, owner = self._place_in(failure, node)
+        self._notes[slot] = _Note(owner, anyio.current_time() + _NOTED_SECONDS)
+        self._give(slot, owner)
 
     def _give(self, slot: int, owner: NodeAddress | None) -> None:
         node = self._slots[slot]
@@ -279,11 +285,9 @@ class ClusterNodes:
             topology = await self._discovery.topology(self._candidates(), self._topology.epoch if self._topology else 0)
         except StoreUnavailable as failure:
             failure.address = self.address
-            self._undiscovered = failure
+            self._undiscovered, self._refreshed_at = failure, anyio.current_time()
             raise
-        finally:
-            self._refreshed_at = anyio.current_time()
-        self._undiscovered = None
+        self._undiscovered, self._refreshed_at = None, anyio.current_time()
         self._take_over(topology)
 
     def _candidates(self) -> list[NodeAddress]:
@@ -320,7 +324,7 @@ class ClusterNodes:
             self._masters[address] = retired[0] if retired else self._connections_to(address)
         return self._masters[address]
 
-    def _slot_node(self, slot: int) -> SlotNode:
+    def _new_slot_node(self, slot: int) -> SlotNode:
         node = self._slots[slot] = SlotNode(slot, self, deadline_seconds=self._deadline_seconds)
         self._give(slot, self._owners[slot])
         return node

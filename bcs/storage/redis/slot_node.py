@@ -5,7 +5,8 @@ and within its own deadline: one that could not be sent, and one that the node r
 moving, or because the node can't answer at all. A transaction is refused as a whole, so nothing is done twice.
 
 While a slot moves, some of its keys are on one node and some on another. A single command finds its key by ASK; a
-transaction waits for the end of the move.
+transaction waits for the end of the move. Several commands without a transaction are sent one by one then. Their keys
+may be in several slots of one node; the node of any of them takes the call.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from bcs.storage.redis.errors import ASK, redirection, surely_not_carried_out
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
 from bcs.storage.redis.multiplexer import Replies
 from bcs.storage.redis.nodes import Node
+from bcs.storage.redis.topology import slot_of
 
 T = TypeVar("T")
 
 _MULTI: Command = ("MULTI",)
 _ASKING: Command = ("ASKING",)
+_KEY_OF_SCRIPTS = 3
 _MOVES = "the keys of this transaction move to another node of the cluster"
 # With nothing left, the last attempt fails for the lack of time, and not for another reason.
 _LEAST_SECONDS = 0.001
@@ -56,6 +59,10 @@ class Cluster(Protocol):
         :returns: the connections to the slot's node.
         :raises StoreUnavailable: another attempt has no chance, or no time is left.
         """
+        ...
+
+    def slot_node(self, slot: int) -> SlotNode:
+        """The node that has another slot."""
         ...
 
     def named_by(self, failure: StoreUnavailable, node: SlotNode) -> RedisGateway:
@@ -91,8 +98,8 @@ class SlotNode:
 
     @property
     def address(self) -> str:
-        """See `Node.address`."""
-        return self.gateway.address if self.gateway else self._cluster.address
+        """See `Node.address`. Where the node is unknown, no other slot has this address."""
+        return self.gateway.address if self.gateway else f"slot {self.slot} of {self._cluster.address}"
 
     @property
     def server(self) -> Node:
@@ -162,7 +169,7 @@ class SlotNode:
             except StoreUnavailable as refusal:
                 failure = refusal
 
-        async def enter(gateway: RedisGateway, left_seconds: float, _: bool) -> RedisSession:
+        async def enter(gateway: RedisGateway, left_seconds: float, _: StoreUnavailable | None) -> RedisSession:
             return await stack.enter_async_context(gateway.session(deadline_seconds=left_seconds))
 
         return await self._again(enter, failure, began)
@@ -170,22 +177,28 @@ class SlotNode:
     async def _resend(
         self, send: _Send, commands: tuple[Command, ...], failure: StoreUnavailable | None, began: float
     ) -> Replies:
-        async def attempt(gateway: RedisGateway, left_seconds: float, ask: bool) -> Replies:
-            if ask and commands[0] != _MULTI:
-                return await self._one_by_one(send, gateway, commands, left_seconds)
+        async def attempt(gateway: RedisGateway, left_seconds: float, failure: StoreUnavailable | None) -> Replies:
+            redirected = redirection(failure)
+            if failure and redirected == ASK and len(commands) == 1:
+                asked = self._cluster.named_by(failure, self)
+                replies = await send(asked, (_ASKING, *commands), left_seconds)
+                del replies[0]
+                return replies
+            if redirected and len(commands) > 1 and commands[0] != _MULTI:
+                return await self._one_by_one(send, commands, began)
             return await send(gateway, commands, left_seconds)
 
         return self._named(await self._again(attempt, failure, began))
 
     async def _again(
         self,
-        attempt: Callable[[RedisGateway, float, bool], Awaitable[T]],
+        attempt: Callable[[RedisGateway, float, StoreUnavailable | None], Awaitable[T]],
         failure: StoreUnavailable | None,
         began: float,
     ) -> T:
         """Repeat an attempt until it was, or may have been, carried out.
 
-        :param attempt: gets the connections to the slot's node, how many seconds are left, and True after an ASK.
+        :param attempt: gets the connections to the slot's node, how many seconds are left, and the last failure.
         :param failure: of the first attempt; None if there was none.
         :param began: when the first attempt began.
         """
@@ -194,33 +207,33 @@ class SlotNode:
                 raise failure
             gateway = await self._cluster.follow(self, failure, number, self._left_seconds(began))
             try:
-                return await attempt(gateway, self._left_seconds(began), redirection(failure) == ASK)
+                return await attempt(gateway, self._left_seconds(began), failure)
             except StoreUnavailable as refusal:
                 failure = refusal
         raise AssertionError  # `count` does not end
 
-    async def _one_by_one(
-        self, send: _Send, gateway: RedisGateway, commands: tuple[Command, ...], left_seconds: float
-    ) -> Replies:
-        """Send commands one after another, each to the node that has its key.
+    async def _one_by_one(self, send: _Send, commands: tuple[Command, ...], began: float) -> Replies:
+        """Send commands one after another, each to the node that has its key, which may be in another slot.
 
         In order, so that a caller who reads what moves between keys of one batch misses nothing.
 
         :returns: the replies; their sender is that of the last one.
         """
         replies = Replies()
-        ends = anyio.current_time() + left_seconds
         for command in commands:
-            left_seconds = max(ends - anyio.current_time(), _LEAST_SECONDS)
-            try:
-                answer = await send(gateway, (command,), left_seconds)
-            except StoreUnavailable as failure:
-                if redirection(failure) != ASK:
-                    raise
-                answer = await send(self._cluster.named_by(failure, self), (_ASKING, command), left_seconds)
-            replies.append(answer[-1])
+            answer = await self._cluster.slot_node(slot_of(_key_in(command)))._send_one(send, command, began)
+            replies += answer
             replies.peer = answer.peer
         return replies
+
+    async def _send_one(self, send: _Send, command: Command, began: float) -> Replies:
+        failure: StoreUnavailable | None = None
+        if gateway := self.gateway:
+            try:
+                return self._named(await send(gateway, (command,), self._left_seconds(began)))
+            except StoreUnavailable as refusal:
+                failure = refusal
+        return await self._resend(send, (command,), failure, began)
 
     def _left_seconds(self, began: float) -> float:
         return max(began + self._deadline_seconds - anyio.current_time(), _LEAST_SECONDS)
@@ -229,6 +242,11 @@ class SlotNode:
         if self.suffix and replies.peer.identity:
             replies.peer = _Sender(replies.peer.identity + self.suffix)
         return replies
+
+
+def _key_in(command: Command) -> str:
+    """The key of a command that stands alone."""
+    return str(command[_KEY_OF_SCRIPTS if command[0] in ("EVAL", "EVALSHA") else 1])
 
 
 async def _send_alone(gateway: RedisGateway, commands: tuple[Command, ...], left_seconds: float) -> Replies:

@@ -60,13 +60,13 @@ class Topology:
         try:
             for first, last, master, *others in slots:
                 if not 0 <= first <= last < SLOTS:
-                    raise ValueError(f"CLUSTER SLOTS reports slots from {first} to {last}")
+                    raise ValueError(f"slots from {first} to {last}")
                 owner = _address(master, asked)
                 ranges.append(SlotRange(first, last, owner))
                 if others:
                     replicas[owner] = frozenset(_address(other, asked) for other in others)
             epoch = int(info.get("cluster_current_epoch", 0))
-        except (TypeError, AttributeError, IndexError) as error:
+        except (ValueError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"CLUSTER SLOTS has an unusual reply: {error}") from error
         return cls(ranges=sorted(ranges), replicas=replicas, epoch=epoch)
 
