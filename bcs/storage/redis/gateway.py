@@ -125,6 +125,11 @@ class RedisGateway:
         """The node that has a key: one server has every key."""
         return self
 
+    @property
+    def server(self) -> RedisGateway:
+        """See `Node.server`."""
+        return self
+
     def any_node(self) -> RedisGateway:
         """A node that answers, if there is one."""
         return self

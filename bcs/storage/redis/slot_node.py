@@ -25,6 +25,7 @@ from bcs.storage.redis.commands import Command
 from bcs.storage.redis.errors import ASK, redirection, surely_not_carried_out
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
 from bcs.storage.redis.multiplexer import Replies
+from bcs.storage.redis.nodes import Node
 from bcs.storage.redis.slot_history import SlotHistory
 from bcs.storage.redis.topology import slot_of
 
@@ -100,6 +101,11 @@ class SlotNode:
     def address(self) -> str:
         """See `Node.address`. Where the node is unknown, no other slot has this address."""
         return self.gateway.address if self.gateway else f"slot {self.slot} of {self._cluster.address}"
+
+    @property
+    def server(self) -> Node:
+        """See `Node.server`."""
+        return self.gateway or self
 
     @property
     def circuit(self) -> str:
