@@ -669,6 +669,30 @@ _OUTBOX = (
         "            pass\n",
         _in("integration/test_outbox", "test_a_full_outbox_takes_all_of_an_append_or_nothing"),
     ),
+    Mutation(
+        "stream-of-a-batch",
+        "The messages of a batch are in one stream, so they keep their order.",
+        "bcs/storage/redis/outbox.py",
+        "if message.key is None else message.key",
+        "if message.value else b''",
+        _in("integration/test_streams", "test_the_messages_of_a_batch_keep_their_order"),
+    ),
+    Mutation(
+        "share-of-each-stream",
+        "A full stream of the outbox does not starve the others.",
+        "bcs/storage/redis/stream_set.py",
+        "left // (len(streams) - position)",
+        "left",
+        _in("integration/test_streams", "test_a_full_stream_starves_no_other_and_uses_what_others_leave"),
+    ),
+    Mutation(
+        "changed-later",
+        "What was published of a stream that can't be used now is acked once it can.",
+        "bcs/storage/redis/stream_set.py",
+        "            self._due.setdefault(stream.key, []).append((change, entries[stream.key]))\n",
+        "            pass\n",
+        _in("integration/test_streams", "test_a_server_that_is_away_holds_up_only_its_streams"),
+    ),
 )
 
 _ARCHIVE = (
@@ -741,9 +765,25 @@ _ARCHIVE = (
         "former-queue-counted",
         "Facts that the build before queued count before a batch is stamped as complete.",
         "bcs/storage/redis/archive_queue.py",
-        "for stream in (self._numbered_stream(0), *self._former):",
-        "for stream in (self._numbered_stream(0),):",
+        "for stream in (self._numbered_stream(0), *self._former)",
+        "for stream in (self._numbered_stream(0),)",
         _in("integration/test_former_build", "test_what_waits_in_the_former_queue_counts_before_a_batch_is_stamped"),
+    ),
+    Mutation(
+        "other-layouts-counted",
+        "Facts that a process with another number of streams queued count before a batch is stamped as complete.",
+        "bcs/storage/redis/archive_queue.py",
+        "for layout in self._layouts.layouts]",
+        "for layout in {self._layouts.layout}]",
+        _in("integration/test_streams", "test_facts_are_seen_whatever_number_of_streams_another_process_has"),
+    ),
+    Mutation(
+        "lost-layouts",
+        "An append of facts ends only once others can see in which stream they wait.",
+        "bcs/storage/redis/archive_queue.py",
+        "        if registered is None:\n",
+        "        if False:\n",
+        _in("integration/test_streams", "test_layouts_that_redis_has_lost_are_written_before_a_fact_counts"),
     ),
     Mutation(
         "archive-queue-written",

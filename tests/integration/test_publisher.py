@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -134,7 +135,12 @@ async def test_a_waiting_publisher_logs_each_cause_once_and_the_end(
             kafka_bootstrap_servers=kafka_bootstrap_servers,
             outbox_poll_interval_seconds=0.01,
         ) as service:
-            entry = {"kind": "phase_skipped", "topic": topics.PHASE_SKIPPED, "key": batch, "value": "{}"}
+            entry: dict[Any, Any] = {
+                "kind": "phase_skipped",
+                "topic": topics.PHASE_SKIPPED,
+                "key": batch,
+                "value": "{}",
+            }
             for number in (3, 5):
                 await control.xadd(f"bcs:{{outbox:{number}}}", entry)
             await wait_until(lambda: refusals(control, 20))

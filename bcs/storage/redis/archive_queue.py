@@ -8,18 +8,16 @@ from math import inf
 import anyio
 
 from bcs.domain.history import HistoryEntry
-from bcs.errors import BacklogFull
+from bcs.errors import BacklogFull, StoreUnavailable
 from bcs.storage.history_codec import decode_entry, encode_entry
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.queue import RedisQueue
 from bcs.storage.redis.stream_layouts import (
-    SINGLE,
     StreamLayouts,
-    by_server,
     layouts_key,
     number_in,
-    small_call,
+    small_calls,
     stream_key,
 )
 from bcs.storage.redis.stream_set import StreamSet
@@ -74,37 +72,37 @@ class ArchiveQueue(StreamSet[HistoryEntry]):
         # Only the server that has this stream needs to answer, unless processes use different layouts. It says which.
         own = self._numbered_stream(self._layouts.number(key))
         own_layouts = layouts_key(self._layouts.key_prefix, self._layouts.number(key))
-        asked: dict[str, int] = {}
-        while streams := [stream for stream in self._streams_for(key, own) if stream.key not in asked]:
-            for node, group in by_server(self._layouts.nodes, streams, lambda stream: stream.key):
-                commands: list[Command] = [("XLEN", stream.key) for stream in group]
-                if own in group:
-                    commands.insert(0, ("HGETALL", own_layouts))
-                replies = list(await small_call(node, commands))
-                if own in group and not self._layouts.note(replies.pop(0)):
+        counted: set[str] = set()
+        waiting = 0
+        while streams := [stream for stream in self._streams_for(key, own) if stream.key not in counted]:
+            commands: dict[str, list[Command]] = {stream.key: [("XLEN", stream.key)] for stream in streams}
+            if own in streams:
+                commands[own.key].insert(0, ("HGETALL", own_layouts))
+            failing: dict[str, StoreUnavailable] = {}
+            replies = await small_calls(self._layouts.nodes, commands, failing)
+            if failing:
+                raise next(iter(failing.values()))
+            for stream in streams:
+                *fields, length = replies[stream.key]
+                stream.note_length(length)
+                counted.add(stream.key)
+                waiting += int(length)
+                if fields and not self._layouts.note(*fields):
                     # Redis has lost the layouts. What other processes append from now on has no effect before they
                     # have registered again.
                     await self._layouts.register()
-                for stream, length in zip(group, replies, strict=True):
-                    stream.note_length(length)
-                    asked[stream.key] = int(length)
-        return sum(asked.values())
+        return waiting
 
     def _streams_for(self, key: bytes, own: RedisQueue[HistoryEntry]) -> list[RedisQueue[HistoryEntry]]:
         """The streams in which entries with a key may wait."""
-        layouts = self._layouts.layouts
-        streams = {own.key: own}
-        for layout in layouts:
-            stream = self._numbered_stream(number_in(layout, key))
-            streams[stream.key] = stream
-        if SINGLE not in layouts:
-            # Releases before do not register, and can't use a cluster: there the streams stay empty once they are.
-            for stream in (self._numbered_stream(0), *self._former):
-                if stream.length != 0 or stream.node.address == own.node.address:
-                    streams[stream.key] = stream
-        else:
-            streams |= {stream.key: stream for stream in self._former}
-        return list(streams.values())
+        numbered = [self._numbered_stream(number_in(layout, key)) for layout in self._layouts.layouts]
+        # Releases before have one stream and do not register. They can't use a cluster: there, what is empty stays so.
+        of_releases_before = [
+            stream
+            for stream in (self._numbered_stream(0), *self._former)
+            if stream.length != 0 or stream.node.address == own.node.address
+        ]
+        return list({stream.key: stream for stream in (own, *numbered, *of_releases_before)}.values())
 
     async def _append_to(self, number: int, items: Sequence[HistoryEntry]) -> None:
         check: Command = ("HGET", layouts_key(self._layouts.key_prefix, number), self._layouts.layout)

@@ -8,7 +8,7 @@ and leaks the connection when a deadline expires inside `reset()`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from math import inf
 from typing import Any
@@ -123,6 +123,11 @@ class RedisGateway:
 
     def at(self, _key: str, /) -> RedisGateway:
         """The node that has a key: one server has every key."""
+        return self
+
+    @property
+    def server(self) -> RedisGateway:
+        """See `Node.server`."""
         return self
 
     def any_node(self) -> RedisGateway:
@@ -351,15 +356,15 @@ class RedisSession:
 
     :param peer: the server at the other end.
     :ivar reusable: whether the connection may go back to the pool.
-    :ivar suffix: makes the server's identity another one for the keys of this session.
+    :ivar named: returns the name of a server for the keys of this session, from its identity.
     """
 
-    __slots__ = ("_check", "_connection", "_deadline", "peer", "reusable", "suffix")
+    __slots__ = ("_check", "_connection", "_deadline", "named", "peer", "reusable")
 
     def __init__(self, connection: Connection, peer: Peer, deadline: Deadline) -> None:
         self.peer = peer
         self.reusable = True
-        self.suffix = ""
+        self.named: Callable[[str], str] = str
         self._connection = connection
         self._deadline = deadline
         # Sent only before the first commands, because within a transaction it would be queued.
@@ -368,7 +373,7 @@ class RedisSession:
     @property
     def identity(self) -> str:
         """The identity of the server at the other end; empty where it is unknown."""
-        return self.peer.identity and self.peer.identity + self.suffix
+        return self.named(self.peer.identity)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -26,6 +26,11 @@ class Node(Protocol):
         ...
 
     @property
+    def server(self) -> Node:
+        """The server that has the key now. It takes commands with several hash tags, and follows no key elsewhere."""
+        ...
+
+    @property
     def circuit(self) -> str:
         """The circuit breaker's state: `closed`, `open` or `half_open`."""
         ...

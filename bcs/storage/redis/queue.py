@@ -280,6 +280,8 @@ class RedisQueue(ABC, Generic[T]):
     def note_length(self, length: int) -> None:
         """Note the length in a reply."""
         self.length = int(length)
+        if not length:
+            self._held = set()
 
     async def oldest_seconds(self) -> float:
         """How long the oldest entry has waited; 0 if no entry waits."""

@@ -25,6 +25,8 @@ from bcs.storage.redis.commands import Command
 from bcs.storage.redis.errors import ASK, redirection, surely_not_carried_out
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
 from bcs.storage.redis.multiplexer import Replies
+from bcs.storage.redis.nodes import Node
+from bcs.storage.redis.slot_history import SlotHistory
 from bcs.storage.redis.topology import slot_of
 
 T = TypeVar("T")
@@ -83,15 +85,15 @@ class SlotNode:
     """The node that has a slot; a `Node`.
 
     :ivar gateway: the connections to the node; None while it is unknown, or where no node has the slot.
-    :ivar suffix: makes the identity of the node another one for this slot.
+    :ivar history: where the slot was before; None if it has not moved.
     """
 
-    __slots__ = ("_cluster", "_deadline_seconds", "gateway", "slot", "suffix")
+    __slots__ = ("_cluster", "_deadline_seconds", "gateway", "history", "slot")
 
     def __init__(self, slot: int, cluster: Cluster, *, deadline_seconds: float) -> None:
         self.slot = slot
         self.gateway: RedisGateway | None = None
-        self.suffix = ""
+        self.history: SlotHistory | None = None
         self._cluster = cluster
         self._deadline_seconds = deadline_seconds
 
@@ -101,6 +103,11 @@ class SlotNode:
         return self.gateway.address if self.gateway else f"slot {self.slot} of {self._cluster.address}"
 
     @property
+    def server(self) -> Node:
+        """See `Node.server`."""
+        return self.gateway or self
+
+    @property
     def circuit(self) -> str:
         """See `Node.circuit`."""
         return self.gateway.circuit if self.gateway else "closed"
@@ -108,8 +115,7 @@ class SlotNode:
     @property
     def identity(self) -> str:
         """See `Node.identity`."""
-        identity = self.gateway.identity if self.gateway else ""
-        return identity and identity + self.suffix
+        return self._name(self.gateway.identity) if self.gateway else ""
 
     def ensure_reachable(self) -> None:
         """See `Node.ensure_reachable`."""
@@ -145,7 +151,7 @@ class SlotNode:
         try:
             async with AsyncExitStack() as stack:
                 session = await self._session_in(stack)
-                session.suffix = self.suffix
+                session.named = self._name
                 yield session
         except StoreUnavailable as failure:
             if session is None or not redirection(failure):
@@ -233,9 +239,12 @@ class SlotNode:
         return max(began + self._deadline_seconds - anyio.current_time(), _LEAST_SECONDS)
 
     def _named(self, replies: Replies) -> Replies:
-        if self.suffix and replies.peer.identity:
-            replies.peer = _Sender(replies.peer.identity + self.suffix)
+        if self.history:
+            replies.peer = _Sender(self.history.name(replies.peer.identity))
         return replies
+
+    def _name(self, identity: str) -> str:
+        return self.history.name(identity) if self.history else identity
 
 
 def _key_in(command: Command) -> str:

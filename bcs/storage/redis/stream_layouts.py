@@ -13,9 +13,10 @@ how many entries of a batch wait learns from the server that has the batch's str
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import chain
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 from zlib import crc32
 
 import anyio
@@ -23,13 +24,9 @@ from redis.exceptions import ResponseError
 
 from bcs.errors import StoreUnavailable
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.multiplexer import Replies
 from bcs.storage.redis.nodes import Node, Nodes
 
 K = TypeVar("K", bound=Hashable)
-
-SINGLE = 1
-"""The layout of releases before, whose queues had one stream each."""
 
 QUEUES = ("", ":archive", ":explanations")
 """What the keys of a stream's queues have behind the hash tag."""
@@ -56,12 +53,48 @@ def number_in(layout: int, key: bytes) -> int:
 
 
 def by_server(nodes: Nodes, items: Iterable[K], key_of: Callable[[K], str]) -> list[tuple[Node, list[K]]]:
-    """The items by the server that has their keys."""
+    """The items by the server that has their keys. A node with one item follows its key to another server."""
     groups: dict[str, tuple[Node, list[K]]] = {}
     for item in items:
         node = nodes.at(key_of(item))
         groups.setdefault(node.address, (node, []))[1].append(item)
-    return list(groups.values())
+    return [(node if len(group) == 1 else node.server, group) for node, group in groups.values()]
+
+
+async def small_calls(
+    nodes: Nodes, commands: Mapping[str, Sequence[Command]], failing: dict[str, StoreUnavailable]
+) -> dict[str, list[Any]]:
+    """Send small commands on the shared connections, in one round trip to each server where that is possible.
+
+    :param commands: by a key that has their hash tag.
+    :param failing: gets why there are no replies, by the key.
+    :returns: the replies by the key.
+    """
+    answered: dict[str, list[Any]] = {}
+
+    async def ask(node: Node, keys: Sequence[str]) -> None:
+        try:
+            replies = iter(await node.call_multiplexed(*(command for key in keys for command in commands[key])))
+        except (ResponseError, StoreUnavailable) as error:
+            away = isinstance(error, StoreUnavailable) and not error.answered
+            if len(keys) > 1 and not away:
+                for key in keys:
+                    await ask(nodes.at(key), [key])
+                return
+            if not isinstance(error, StoreUnavailable):
+                error = StoreUnavailable("redis", f"a key beside {keys[0]} has another type ({error})", answered=True)
+            failing.update(dict.fromkeys(keys, error))
+        else:
+            answered.update((key, [next(replies) for _ in commands[key]]) for key in keys)
+
+    groups = by_server(nodes, commands, lambda key: key)
+    if len(groups) == 1:  # the usual case
+        await ask(*groups[0])
+    else:
+        async with anyio.create_task_group() as tasks:
+            for group in groups:
+                tasks.start_soon(ask, *group)
+    return answered
 
 
 class StreamLayouts:
@@ -102,7 +135,7 @@ class StreamLayouts:
 
         :param fields: the reply to HGETALL.
         """
-        renewed = {int(layout): int(at_ms) for layout, at_ms in _pairs(fields)}
+        renewed = _renewed(fields)
         self._renewed_ms |= {layout: at_ms for layout, at_ms in renewed.items() if layout not in self._renewed_ms}
         return self.layout in renewed
 
@@ -132,22 +165,21 @@ class StreamLayouts:
         now_ms = self._now_ms()
         self._due_at = anyio.current_time() + _RETRY_SECONDS
         found = {self.layout: now_ms}
-        written: dict[int, set[int]] = {}
+        written: dict[str, set[int]] = {}
         failing: dict[str, StoreUnavailable] = {}
 
-        def missing(number: int) -> dict[int, int]:
+        def missing(key: str) -> dict[int, int]:
             # The time of another layout is only copied to where it is missing: an old copy must not hide a renewal.
-            known = found.items() if number in written else [(self.layout, now_ms)]
-            return {layout: at_ms for layout, at_ms in known if layout not in written.get(number, ())}
+            known = found.items() if key in written else [(self.layout, now_ms)]
+            return {layout: at_ms for layout, at_ms in known if layout not in written.get(key, ())}
 
-        while numbers := [
-            number
-            for number in range(max(found))
-            if missing(number) and layouts_key(self.key_prefix, number) not in failing
-        ]:
-            for number, replies in await self._each(numbers, missing, failing):
-                renewed = {int(layout): int(at_ms) for layout, at_ms in _pairs(replies)}
-                written[number] = {*renewed, self.layout}
+        while keys := [key for key in self._hashes(max(found)) if key not in failing and missing(key)]:
+            commands: dict[str, list[Command]] = {
+                key: [("HSET", key, *chain.from_iterable(missing(key).items())), ("HGETALL", key)] for key in keys
+            }
+            for key, (_, fields) in (await small_calls(self.nodes, commands, failing)).items():
+                renewed = _renewed(fields)
+                written[key] = {*renewed, self.layout}
                 for layout, at_ms in renewed.items():
                     found[layout] = max(at_ms, found.get(layout, 0))
         self.failing = failing
@@ -159,70 +191,25 @@ class StreamLayouts:
         if not failing:
             self._due_at = anyio.current_time() + _RENEWAL_SECONDS
 
-    async def _each(
-        self, numbers: Sequence[int], fields: Callable[[int], dict[int, int]], failing: dict[str, StoreUnavailable]
-    ) -> list[tuple[int, list[bytes]]]:
-        """Write fields beside each stream, and read all of them.
-
-        :returns: the replies by the number of the stream.
-        """
-        answered: list[tuple[int, list[bytes]]] = []
-
-        async def ask(node: Node, group: Sequence[int]) -> None:
-            commands: list[Command] = []
-            for number in group:
-                key = layouts_key(self.key_prefix, number)
-                commands += [("HSET", key, *sum(fields(number).items(), ())), ("HGETALL", key)]
-            try:
-                replies = await small_call(node, commands)
-            except StoreUnavailable as failure:
-                if failure.answered and len(group) > 1:
-                    for number in group:
-                        await ask(node, [number])
-                else:
-                    failing.update((layouts_key(self.key_prefix, number), failure) for number in group)
-            else:
-                answered.extend(zip(group, replies[1::2], strict=True))
-
-        groups = by_server(self.nodes, numbers, lambda number: layouts_key(self.key_prefix, number))
-        if len(groups) == 1:
-            await ask(*groups[0])
-        else:
-            async with anyio.create_task_group() as tasks:
-                for group in groups:
-                    tasks.start_soon(ask, *group)
-        return answered
+    def _hashes(self, streams: int) -> list[str]:
+        return [layouts_key(self.key_prefix, number) for number in range(streams)]
 
     async def _forget_unused(self, now_ms: int) -> None:
         """Forget layouts of processes that ended long ago, if nothing is left in their streams."""
         long_ago_ms = now_ms - _FORGOTTEN_SECONDS * 1000
-        for layout in [layout for layout, at_ms in self._renewed_ms.items() if at_ms < long_ago_ms]:
-            if layout == self.layout:
-                continue
+        unused = [layout for layout, at_ms in self._renewed_ms.items() if at_ms < long_ago_ms and layout != self.layout]
+        for layout in unused:
             keys = [f"{stream_key(self.key_prefix, number)}{queue}" for number in range(layout) for queue in QUEUES]
-            try:
-                for node, group in by_server(self.nodes, keys, lambda key: key):
-                    if any(await small_call(node, [("XLEN", key) for key in group])):
-                        break
-                else:
-                    hashes = [layouts_key(self.key_prefix, number) for number in range(self.streams)]
-                    for node, group in by_server(self.nodes, hashes, lambda key: key):
-                        await small_call(node, [("HDEL", key, layout) for key in group])
-                    del self._renewed_ms[layout]
-            except StoreUnavailable:
-                continue  # the layout is looked at again at the next renewal
+            failing: dict[str, StoreUnavailable] = {}
+            lengths = await small_calls(self.nodes, {key: [("XLEN", key)] for key in keys}, failing)
+            if failing or any(length for [length] in lengths.values()):
+                continue
+            hashes: dict[str, list[Command]] = {key: [("HDEL", key, layout)] for key in self._hashes(self.streams)}
+            await small_calls(self.nodes, hashes, failing)
+            if not failing:
+                del self._renewed_ms[layout]
 
 
-async def small_call(node: Node, commands: Sequence[Command]) -> Replies:
-    """Send small commands on the shared connection.
-
-    :raises StoreUnavailable: no answer in time, Redis refused a command, or a key has another type.
-    """
-    try:
-        return await node.call_multiplexed(*commands)
-    except ResponseError as error:
-        raise StoreUnavailable("redis", f"a key of the queues has another type ({error})", answered=True) from error
-
-
-def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    return list(zip(flat[::2], flat[1::2], strict=True))
+def _renewed(fields: Sequence[bytes]) -> dict[int, int]:
+    """When each layout was last renewed, in milliseconds since 1970 UTC, by the reply to HGETALL."""
+    return {int(layout): int(at_ms) for layout, at_ms in zip(fields[::2], fields[1::2], strict=True)}

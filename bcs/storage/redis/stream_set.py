@@ -277,12 +277,16 @@ class StreamSet(ABC, Generic[T]):
         if self._failures and all(map(self._is_blocked, streams)):
             # The caller decides when to try again.
             self._failures = {each: replace(failure, retry_at=now) for each, failure in self._failures.items()}
-        await self._count([stream for stream in streams if not self._is_blocked(stream)])
+        asked = [stream for stream in streams if not self._is_blocked(stream)]
+        failed = await self._count(asked)
         await self._catch_up()
+        for stream in asked if self._failures else ():
+            if not stream.length and stream not in failed:
+                self._note_empty(stream)
         self._turn += 1
         start = self._turn % len(streams)
         in_turn = streams[start:] + streams[:start]
-        return [stream for stream in in_turn if stream.length and not self._is_blocked(stream)]
+        return [stream for stream in in_turn if stream.length and stream not in failed and not self._is_blocked(stream)]
 
     async def _count(self, streams: Sequence[RedisQueue[T]]) -> list[RedisQueue[T]]:
         async def together(node: Node, group: Sequence[RedisQueue[T]]) -> None:
@@ -320,8 +324,9 @@ class StreamSet(ABC, Generic[T]):
             changes = self._due[stream.key]
             while changes and not self._is_blocked(stream):
                 change, entries = changes[0]
-                if not await self._ask(_CHANGE, [stream], lambda stream: change(stream, entries)):  # noqa: B023 (called at once)
-                    changes.pop(0)
+                if await self._ask(_CHANGE, [stream], lambda stream: change(stream, entries)):  # noqa: B023 (called at once)
+                    break
+                changes.pop(0)
             if not changes:
                 del self._due[stream.key]
 
@@ -401,6 +406,10 @@ class StreamSet(ABC, Generic[T]):
         for each in [each for each, failure in self._failures.items() if failure.address == node.address]:
             if each[1] == _SERVER:
                 del self._failures[each]
+
+    def _note_empty(self, stream: RedisQueue[T]) -> None:
+        """Forget failures of a stream that has nothing to lease and to change."""
+        self._failures = {each: failure for each, failure in self._failures.items() if each[0] != stream.key}
 
     def _ensure_usable(self) -> None:
         """Fail if no stream can be used, former ones left aside."""
