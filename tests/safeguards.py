@@ -471,8 +471,8 @@ _REDIS = (
         "sentinel-probe",
         "Each probe asks the Sentinels, so that a master that they name no more is left, though it answers.",
         "bcs/storage/redis/gateway.py",
-        "            await self._follow_sentinels()\n",
-        "",
+        "                await self.sentinels.probe()\n",
+        "                pass\n",
         _in("integration/test_redis_sentinel", "test_a_probe_leaves_a_master_that_the_sentinels_name_no_more"),
     ),
     Mutation(

@@ -184,17 +184,26 @@ async def test_connections_go_on_without_sentinels_and_new_ones_name_them(
     sentinels: SentinelSet, gateway: RedisGateway
 ) -> None:
     port = await port_of(gateway)
+    assert not gateway.problem
     for sentinel in sentinels.sentinels:
         sentinel.freeze()
     try:
         await gateway.ping()
         assert await port_of(gateway) == port
+        assert "no failover would be noticed: no Sentinel of BCS_REDIS_URL answers" in gateway.problem
+        assert gateway.partly_reachable
         async with gateway_to(url_of(sentinels.url), deadline=0.3) as another:
             with pytest.raises(StoreUnavailable, match=r"no Sentinel of BCS_REDIS_URL answers \(it did not answer in"):
                 await another.call(("GET", "x"))
     finally:
         for sentinel in sentinels.sentinels:
             sentinel.thaw()
+
+    async def is_well() -> bool:
+        await gateway.ping()
+        return not gateway.problem
+
+    await wait_until(is_well, RECOVERY_SECONDS)
 
 
 @pytest.mark.parametrize("lost", ["frozen", "away"])
