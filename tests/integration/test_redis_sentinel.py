@@ -15,7 +15,7 @@ from bcs.config.loading import load_settings
 from bcs.config.secrets import Secret
 from bcs.config.settings import Settings
 from bcs.config.store_urls import StoreUrl, redis_url
-from bcs.devtools.servers.embedded import free_port
+from bcs.devtools.servers.embedded import EmbeddedServer, free_port
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.ops.doctor.findings import Finding, Status
 from bcs.ops.doctor.redis_checks import check_redis
@@ -26,7 +26,7 @@ from tests.integration.stores import until_it_answers
 from tests.support.certificates import Authority
 from tests.support.documented import redis_acl
 from tests.support.redis_sentinel import SERVICE, SentinelSet, running_sentinels
-from tests.support.redis_servers import redis_is_installed
+from tests.support.redis_servers import redis_is_installed, redis_server
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +133,29 @@ async def test_a_failover_is_followed_under_load_and_every_call_ends_within_its_
     assert gateway.identity != identity
 
 
+async def test_a_probe_leaves_a_master_that_the_sentinels_name_no_more(sentinels: SentinelSet, tmp_path: Path) -> None:
+    """The one that is left still answers as a master, like one that was cut off from the Sentinels alone."""
+    with redis_server(tmp_path / "first") as first, redis_server(tmp_path / "second") as second:
+
+        async def name(server: EmbeddedServer) -> None:
+            for sentinel in sentinels.sentinels:
+                await sentinels.ask(sentinel, "SENTINEL", "MONITOR", "moved", "127.0.0.1", server.port, 2)
+
+        await name(first)
+        listed = sentinels.url.rpartition("@")[2].replace(SERVICE, "moved")
+        async with gateway_to(url_of(f"redis+sentinel://{listed}")) as gateway:
+            await gateway.ping()
+            assert await port_of(gateway) == first.port
+            for sentinel in sentinels.sentinels:
+                await sentinels.ask(sentinel, "SENTINEL", "REMOVE", "moved")
+            await name(second)
+            assert await port_of(gateway) == first.port, "no probe has asked yet"
+            await gateway.ping()
+            assert await port_of(gateway) == second.port
+        for sentinel in sentinels.sentinels:
+            await sentinels.ask(sentinel, "SENTINEL", "REMOVE", "moved")
+
+
 @pytest.mark.release
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_a_lost_master_is_replaced_within_seconds(
@@ -161,17 +184,26 @@ async def test_connections_go_on_without_sentinels_and_new_ones_name_them(
     sentinels: SentinelSet, gateway: RedisGateway
 ) -> None:
     port = await port_of(gateway)
+    assert not gateway.problem
     for sentinel in sentinels.sentinels:
         sentinel.freeze()
     try:
         await gateway.ping()
         assert await port_of(gateway) == port
+        assert "no failover would be noticed: no Sentinel of BCS_REDIS_URL answers" in gateway.problem
+        assert gateway.partly_reachable
         async with gateway_to(url_of(sentinels.url), deadline=0.3) as another:
             with pytest.raises(StoreUnavailable, match=r"no Sentinel of BCS_REDIS_URL answers \(it did not answer in"):
                 await another.call(("GET", "x"))
     finally:
         for sentinel in sentinels.sentinels:
             sentinel.thaw()
+
+    async def is_well() -> bool:
+        await gateway.ping()
+        return not gateway.problem
+
+    await wait_until(is_well, RECOVERY_SECONDS)
 
 
 @pytest.mark.parametrize("lost", ["frozen", "away"])

@@ -94,3 +94,31 @@ async def test_answers_and_commands_are_those_of_one_server(
         failed = [one for one in found.json["findings"] if one["status"] == "failed"]
         assert not [one for one in failed if "redis" in one["check"] or "outbox" in one["check"]], failed
         assert service.restarted() == []
+
+
+async def test_without_sentinels_the_service_goes_on_and_says_so(tmp_path: Path, module_kafka: str) -> None:
+    async with (
+        SentinelSet(tmp_path) as sentinels,
+        running_service(redis_url=sentinels.url, kafka_bootstrap_servers=module_kafka) as service,
+        Orchestrator(service.base) as orchestrator,
+    ):
+
+        async def redis() -> tuple[str, str]:
+            found = (await orchestrator.get("/healthz")).json["dependencies"]["redis"]
+            return found["status"], found["message"]
+
+        async def is_healthy() -> bool:
+            return await redis() == ("healthy", "reachable")
+
+        async def is_degraded() -> bool:
+            status, message = await redis()
+            return status == "degraded" and "no Sentinel of BCS_REDIS_URL answers (Connection refused)" in message
+
+        await wait_until(is_healthy)
+        for sentinel in sentinels.sentinels:
+            sentinel.kill()
+        await wait_until(is_degraded)
+        assert (await orchestrator.get("/readyz")).status == (await orchestrator.define("batch")).status == 200
+        for sentinel in sentinels.sentinels:
+            await sentinels.restart(sentinel)
+        await wait_until(is_healthy)
