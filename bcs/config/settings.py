@@ -340,7 +340,9 @@ class Settings(CommandSettings):
         604_800, description="how long a batch is kept after its last event"
     )
     redis_key_prefix: str = Field("bcs:", description="the prefix of every key")
-    redis_max_connections: Count = Field(32, description="the maximum number of concurrent round trips to Redis")
+    redis_max_connections: Count = Field(
+        32, description="the maximum number of concurrent round trips to Redis; to each master of a cluster"
+    )
     redis_deadline_seconds: Seconds = Field(
         default_factory=_at_most(2.0, 0.5, "request_deadline_seconds"),
         description="how long a round trip to Redis may take; "

@@ -11,6 +11,7 @@ import anyio
 
 from bcs.domain.state import delta_of
 from bcs.errors import StoreUnavailable
+from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_store import RedisStateStore
 from tests.integration.stores import completed
 from tests.support.waiting import wait_until
@@ -24,16 +25,18 @@ _PING_SECONDS = 0.2
 class ClusterLoad:
     """What several stores do at the same time.
 
+    :param archive: gets each fact before the store; None without an archive.
     :param seed: of the choice of batches.
     :ivar wrong: the batches of which an answer knew fewer essays than had been acknowledged before.
     """
 
-    def __init__(self, stores: list[RedisStateStore], seed: int = 1) -> None:
+    def __init__(self, stores: list[RedisStateStore], archive: PostgresArchive | None = None, seed: int = 1) -> None:
         self.acknowledged: dict[str, set[str]] = {batch: set() for batch in _BATCHES}
         self.counts: Counter[str] = Counter()
         self.slowest_seconds = 0.0
         self.wrong: set[str] = set()
         self._stores = stores
+        self._archive = archive
         self._random = Random(seed)
 
     @asynccontextmanager
@@ -80,9 +83,12 @@ class ClusterLoad:
         while True:
             batch, essay = self._random.choice(_BATCHES), f"{writer}.{number}"
             number += 1
+            delta = delta_of([completed(essay)])
+            if self._archive:
+                await self._archive.add_states({batch: delta})
             began = anyio.current_time()
             try:
-                await store.commit(batch, delta_of([completed(essay)]))
+                await store.commit(batch, delta)
                 self.acknowledged[batch].add(essay)
                 self.counts["commits"] += 1
             except StoreUnavailable:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from bcs.domain.state import delta_of
@@ -112,6 +114,59 @@ async def test_a_frozen_master_costs_the_others_nothing(cluster: RedisCluster, l
         await cluster.wait_until_ok()
         assert await load.until_all_answer() < BACK_SECONDS
     assert load.slowest_seconds < DEADLINE_SECONDS + SLACK_SECONDS
+
+
+async def test_with_an_archive_a_killed_master_costs_no_fact_and_no_answer_is_wrong(
+    cluster: RedisCluster, archive: PostgresArchive, in_redis: MakeStore
+) -> None:
+    nodes = [connected_to(cluster, DEADLINE_SECONDS) for _ in range(2)]
+    backfill = ArchiveBackfill(archive, nothing_waits)
+    load = ClusterLoad([in_redis(each, ttl_seconds=600, backfill=backfill) for each in nodes], archive)
+    async with load.running():
+        for master in (await cluster.masters())[:2]:
+            [replica] = await cluster.replicas_of(master)
+            master.server.kill()
+            await cluster.wait_until_master(replica)
+            assert await load.until_all_answer() < BACK_SECONDS
+    assert load.slowest_seconds < DEADLINE_SECONDS + SLACK_SECONDS
+    assert not load.wrong
+    assert await load.lost() == {}
+    for each in nodes:
+        await each.aclose()
+
+
+async def test_callers_who_give_up_while_slots_move_mix_up_no_replies(
+    cluster: RedisCluster, redis_key_prefix: str
+) -> None:
+    nodes, first, second = connected_to(cluster), *(await cluster.masters())[:2]
+    keys = [f"{redis_key_prefix}{{{number}}}" for number in range(100)]
+    for key in keys:
+        await nodes.at(key).call(("SET", key, key))
+    answered = 0
+
+    async def ask(number: int) -> None:
+        nonlocal answered
+        choice = Random(number)
+        while True:
+            key = choice.choice(keys)
+            call = choice.choice((nodes.at(key).call, nodes.at(key).call_multiplexed))
+            with anyio.move_on_after(choice.choice((0.0005, 0.001, 0.002, 1))) as scope:
+                assert await call(("GET", key)) == [key.encode()]
+                answered += 1
+            if scope.cancelled_caught:
+                await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(ask, number)
+        slots = await cluster.slots_of(first)
+        for slot in [slot for slot in map(slot_of, keys) if slot in slots][:20]:
+            await cluster.move_slot(slot, second)
+        group.cancel_scope.cancel()
+    assert answered > 100
+    for key in keys:
+        assert await nodes.at(key).call(("GET", key)) == [key.encode()]
+    await nodes.aclose()
 
 
 async def nothing_waits(_: str) -> int:
