@@ -29,7 +29,6 @@ _RETRY_SECONDS = 5.0
 
 _Change = Callable[[RedisQueue[T], Sequence[Leased[T]]], Awaitable[None]]
 
-
 # What may fail with a stream while other calls succeed. Only a success of the same kind ends such a failure.
 _COUNT, _LEASE, _TAKE_OVER, _CHANGE, _MEASURE = "count", "lease", "take over", "change", "measure"
 # Failures that are no reason to lease nothing.
@@ -54,10 +53,10 @@ class _Failure:
 class StreamSet(ABC, Generic[T]):
     """The streams of one queue, those of the layouts of other processes included.
 
-    A call with several streams makes one round trip to each server. If one of the streams has a problem, each of that
-    server is asked alone. A call fails only if no stream can be used; what had to be changed in a stream that can't be
-    used is changed once it answers again. Until then this process keeps its leases, and after its end another process
-    takes them over.
+    A call with several streams makes one round trip to each server. If one of these streams has a problem, they are
+    asked one by one. A call fails only if no stream can be used. What had to be changed in a stream that can't be used
+    is changed once it answers again. Until then this process keeps its leases, and after its end another process takes
+    them over.
 
     :param limit: how many entries all streams hold at most. This is checked against the last known lengths, so that
         appending costs one round trip; replicas that append at the same time may exceed the limit.
@@ -385,6 +384,8 @@ class StreamSet(ABC, Generic[T]):
 
     def _is_blocked(self, stream: RedisQueue[T]) -> bool:
         """True if a stream has failed shortly before, so that it is left alone."""
+        if not self._failures:
+            return False  # the usual case
         now = anyio.current_time()
         return any(
             key == stream.key and kind not in _HARMLESS and failure.retry_at > now
