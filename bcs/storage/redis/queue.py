@@ -18,7 +18,7 @@ from bcs.storage.ports import Leased
 from bcs.storage.redis.commands import Command, packed_one
 from bcs.storage.redis.errors import GROUP_EXISTS, NO_GROUP, code_of
 from bcs.storage.redis.nodes import Node, Nodes
-from bcs.storage.redis.queue_scripts import ADD, LEASE, MOVE, RECOVER, WAITING
+from bcs.storage.redis.queue_scripts import ACK, ADD, LEASE, MOVE, RECOVER, WAITING
 from bcs.storage.redis.script import Script
 
 T = TypeVar("T")
@@ -45,6 +45,15 @@ _DECODED_AT_A_TIME_BYTES = 256 * 1024
 Fields = list[str | bytes]
 
 
+class KnownLengths:
+    """The lengths of all streams of a queue together, by the last replies."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+
+
 class RedisQueue(ABC, Generic[T]):
     """A stream of items that must reach another system. An entry stays until it is acked, also when processes die.
 
@@ -54,15 +63,19 @@ class RedisQueue(ABC, Generic[T]):
     :param parked: the key of the stream for items that the other system will never accept.
     :param group: the stream's consumer group.
     :param consumer: this process's name among the replicas.
+    :param lengths: gets the stream's length.
     """
 
-    def __init__(self, nodes: Nodes, *, stream: str, parked: str, group: str, consumer: str) -> None:
+    def __init__(
+        self, nodes: Nodes, *, stream: str, parked: str, group: str, consumer: str, lengths: KnownLengths
+    ) -> None:
         self.key = stream
         self.length: int | None = None
         """The length in the last reply; None before the first one."""
         self.in_doubt = False
         """True if entries may be leased to this process that it does not have, because a reply was lost."""
         self._nodes = nodes
+        self._lengths = lengths
         self._parked = parked
         self._waiting = f"{stream}:waiting"
         self._group = group
@@ -196,19 +209,19 @@ class RedisQueue(ABC, Generic[T]):
 
     async def ack(self, leased: Sequence[Leased[T]]) -> None:
         """Delete entries whose items have reached the other system."""
-        with self._wrong_type_as_outage():
-            *_, replies = await self.node.call(*self.ack_commands(leased))
-        self.acked_by(leased, replies)
-
-    def ack_commands(self, leased: Sequence[Leased[T]]) -> list[Command]:
-        """A transaction that acks, for one round trip with those of other streams; see `acked_by`."""
         ids = [entry.entry_id for entry in leased]
-        removal: list[Command] = [("XACK", self.key, self._group, *ids), ("XDEL", self.key, *ids)]
-        return [("MULTI",), *removal, ("XLEN", self.key), ("EXEC",)]
+        removal: list[Command] = [("XACK", self.key, self._group, *ids), ("XDEL", self.key, *ids), ("XLEN", self.key)]
+        with self._wrong_type_as_outage():
+            *_, replies = await self.node.call(("MULTI",), *removal, ("EXEC",))
+        self.acked_by(leased, replies[-1])
 
-    def acked_by(self, leased: Sequence[Leased[T]], replies: Sequence[Any]) -> None:
-        """Note the replies in the transaction of `ack_commands`."""
-        self.note_length(replies[-1])
+    def ack_command(self, leased: Sequence[Leased[T]]) -> Command:
+        """The command that acks, for one round trip with those of other streams; see `acked_by`."""
+        return ACK.by_digest((self.key,), self._group, *(entry.entry_id for entry in leased))
+
+    def acked_by(self, leased: Sequence[Leased[T]], length: int) -> None:
+        """Note the reply to `ack_command`."""
+        self.note_length(length)
         self._note_given_back(entry.entry_id for entry in leased)
 
     async def requeue(self, leased: Sequence[Leased[T]]) -> None:
@@ -279,7 +292,9 @@ class RedisQueue(ABC, Generic[T]):
 
     def note_length(self, length: int) -> None:
         """Note the length in a reply."""
-        self.length = int(length)
+        length = int(length)
+        self._lengths.total += length - (self.length or 0)
+        self.length = length
         if not length:
             self._held = set()
 

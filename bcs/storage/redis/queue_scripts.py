@@ -219,6 +219,26 @@ return {redis.call('XLEN', stream), since, now_ms}
 KEYS: the stream, the hash with the waiting times.
 """
 
+ACK = Script(
+    _FAILING
+    + """
+local stream = KEYS[1]
+local _, failure = try('XACK', stream, unpack(ARGV))
+if failure then
+  return failure
+end
+_, failure = try('XDEL', stream, unpack(ARGV, 2))
+if failure then
+  return failure
+end
+return redis.call('XLEN', stream)
+"""
+)
+"""Deletes delivered entries; returns the stream's length. It does the same as a transaction, in one command.
+
+KEYS: the stream. ARGV: the consumer group, and the ids.
+"""
+
 _TAKING = """
 local stream, parked = KEYS[1], KEYS[2]
 local group, consumer = ARGV[1], ARGV[2]
