@@ -209,15 +209,18 @@ class RedisQueue(ABC, Generic[T]):
 
     async def ack(self, leased: Sequence[Leased[T]]) -> None:
         """Delete entries whose items have reached the other system."""
-        ids = [entry.entry_id for entry in leased]
-        removal: list[Command] = [("XACK", self.key, self._group, *ids), ("XDEL", self.key, *ids), ("XLEN", self.key)]
+        # Whole, so that Redis has the script when `ack_command` is sent.
         with self._wrong_type_as_outage():
-            *_, replies = await self.node.call(("MULTI",), *removal, ("EXEC",))
-        self.acked_by(leased, replies[-1])
+            [length] = await self.node.call(ACK.whole(*self._acking(leased)))
+        self.acked_by(leased, length)
 
     def ack_command(self, leased: Sequence[Leased[T]]) -> Command:
         """The command that acks, for one round trip with those of other streams; see `acked_by`."""
-        return ACK.by_digest((self.key,), self._group, *(entry.entry_id for entry in leased))
+        return ACK.by_digest(*self._acking(leased))
+
+    def _acking(self, leased: Sequence[Leased[T]]) -> tuple[Any, ...]:
+        """The keys and arguments of `ACK`."""
+        return (self.key,), self._group, *(entry.entry_id for entry in leased)
 
     def acked_by(self, leased: Sequence[Leased[T]], length: int) -> None:
         """Note the reply to `ack_command`."""
