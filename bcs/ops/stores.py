@@ -11,7 +11,9 @@ from bcs.config.settings import Settings
 from bcs.errors import ConfigurationError, StoreUnavailable
 from bcs.storage.factory import redis_nodes
 from bcs.storage.redis.errors import reason
+from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.nodes import Nodes
+from bcs.storage.redis.topology import NodeAddress
 
 # A command sends each request once, so a circuit breaker has nothing to protect.
 _NEVER = 1_000_000
@@ -40,3 +42,23 @@ async def connected(settings: Settings, *, needs_identity: bool = False) -> Asyn
         raise StoreUnavailable("redis", reason(error)) from error
     finally:
         await nodes.aclose()
+
+
+@asynccontextmanager
+async def one_node(settings: Settings, address: NodeAddress) -> AsyncIterator[RedisGateway]:
+    """A connection to one master of the Redis Cluster in the settings.
+
+    :raises StoreUnavailable: it does not answer, or is no master.
+    """
+    node = RedisGateway(
+        settings.redis.at(*address),
+        max_connections=1,
+        deadline_seconds=settings.redis_deadline_seconds,
+        breaker_failures=_NEVER,
+        breaker_open_seconds=settings.redis_breaker_open_seconds,
+        in_cluster=True,
+    )
+    try:
+        yield node
+    finally:
+        await node.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 import anyio
@@ -9,10 +10,12 @@ import pytest
 
 from bcs.config.store_urls import redis_url as url_of_redis
 from bcs.domain.state import BatchState, delta_of
-from bcs.errors import StoreUnavailable
+from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.cluster import ClusterNodes
+from bcs.storage.redis.dry_run import DryRun
+from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.topology import slot_of
 from tests.integration.stores import ByTransaction, MakeStore, completed
@@ -157,3 +160,52 @@ async def test_commands_for_several_slots_of_one_node_survive_the_move_of_one(
         assert await call(*(("GET", key) for key in keys)) == expected
     await redis_cluster.move_slot(slot_of(keys[1]), source)
     assert await nodes.at(keys[1]).call(("GET", keys[1])) == [expected[1]]
+
+
+async def test_each_form_of_the_url_leads_only_to_its_kind_of_server(
+    redis_cluster: RedisCluster, redis_url: str
+) -> None:
+    alone = url_of_redis(redis_url.removesuffix("/0").replace("redis://", "redis+cluster://"))
+    cluster = ClusterNodes(alone, max_connections=1, deadline_seconds=2, breaker_failures=5, breaker_open_seconds=1)
+    with pytest.raises(RedisUnusable, match="must begin with redis:// or rediss://"):
+        await cluster.ensure_usable()
+    with pytest.raises(StoreUnavailable, match="must begin with redis:// or rediss://"):
+        await cluster.at("key").call(("GET", "key"))
+    one = RedisGateway(
+        f"redis://{redis_cluster.nodes[0].address}",
+        max_connections=1,
+        deadline_seconds=2,
+        breaker_failures=5,
+        breaker_open_seconds=1,
+    )
+    with pytest.raises(RedisUnusable, match=re.escape("must begin with redis+cluster://")):
+        await one.ensure_usable()
+    await one.aclose()
+    await cluster.aclose()
+
+
+async def test_one_answering_node_of_the_url_is_enough(redis_cluster: RedisCluster, free_port: int) -> None:
+    node = redis_cluster.nodes[1]
+    url = url_of_redis(f"redis+cluster://127.0.0.1:{free_port},{node.address}")
+    nodes = ClusterNodes(url, max_connections=1, deadline_seconds=5, breaker_failures=5, breaker_open_seconds=1)
+    await nodes.ensure_usable()
+    await nodes.ping(DryRun("test:"))
+    assert (nodes.problem, nodes.circuit, nodes.partly_reachable) == ("", "closed", False)
+    assert len(await nodes.all_nodes()) == len(await redis_cluster.masters())
+    await nodes.aclose()
+
+
+async def test_a_cluster_of_which_no_node_answers_is_told_promptly(free_port: int) -> None:
+    url = url_of_redis(f"redis+cluster://127.0.0.1:{free_port}")
+    nodes = ClusterNodes(url, max_connections=1, deadline_seconds=5, breaker_failures=5, breaker_open_seconds=1)
+    await nodes.ensure_usable()  # it may come later
+    for attempt in (
+        nodes.at("key").call(("GET", "key")),
+        nodes.at("key").call_multiplexed(("GET", "key")),
+        nodes.ping(),
+    ):
+        with anyio.fail_after(SLACK_SECONDS), pytest.raises(StoreUnavailable, match="no node of the cluster answers"):
+            await attempt
+    with pytest.raises(StoreUnavailable, match="no node of the cluster answers"):
+        nodes.ensure_reachable()
+    await nodes.aclose()

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 import pytest
 
+from bcs.config.loading import load_settings
 from bcs.config.secrets import Secret
+from bcs.config.settings import Settings
 from bcs.config.store_urls import StoreUrl, redis_url
-from bcs.devtools.servers.embedded import free_port
+from bcs.devtools.servers.embedded import EmbeddedServer, free_port
 from bcs.errors import RedisUnusable, StoreUnavailable
+from bcs.ops.doctor.findings import Finding, Status
+from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.sentinel import NamedMaster
 from tests.integration.conftest import NEVER
 from tests.integration.stores import until_it_answers
+from tests.support.certificates import Authority
+from tests.support.documented import redis_acl
 from tests.support.redis_sentinel import SERVICE, SentinelSet, running_sentinels
+from tests.support.redis_servers import redis_is_installed, redis_server
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -124,6 +133,29 @@ async def test_a_failover_is_followed_under_load_and_every_call_ends_within_its_
     assert gateway.identity != identity
 
 
+async def test_a_probe_leaves_a_master_that_the_sentinels_name_no_more(sentinels: SentinelSet, tmp_path: Path) -> None:
+    """The one that is left still answers as a master, like one that was cut off from the Sentinels alone."""
+    with redis_server(tmp_path / "first") as first, redis_server(tmp_path / "second") as second:
+
+        async def name(server: EmbeddedServer) -> None:
+            for sentinel in sentinels.sentinels:
+                await sentinels.ask(sentinel, "SENTINEL", "MONITOR", "moved", "127.0.0.1", server.port, 2)
+
+        await name(first)
+        listed = sentinels.url.rpartition("@")[2].replace(SERVICE, "moved")
+        async with gateway_to(url_of(f"redis+sentinel://{listed}")) as gateway:
+            await gateway.ping()
+            assert await port_of(gateway) == first.port
+            for sentinel in sentinels.sentinels:
+                await sentinels.ask(sentinel, "SENTINEL", "REMOVE", "moved")
+            await name(second)
+            assert await port_of(gateway) == first.port, "no probe has asked yet"
+            await gateway.ping()
+            assert await port_of(gateway) == second.port
+        for sentinel in sentinels.sentinels:
+            await sentinels.ask(sentinel, "SENTINEL", "REMOVE", "moved")
+
+
 @pytest.mark.release
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_a_lost_master_is_replaced_within_seconds(
@@ -152,17 +184,26 @@ async def test_connections_go_on_without_sentinels_and_new_ones_name_them(
     sentinels: SentinelSet, gateway: RedisGateway
 ) -> None:
     port = await port_of(gateway)
+    assert not gateway.problem
     for sentinel in sentinels.sentinels:
         sentinel.freeze()
     try:
         await gateway.ping()
         assert await port_of(gateway) == port
+        assert "no failover would be noticed: no Sentinel of BCS_REDIS_URL answers" in gateway.problem
+        assert gateway.partly_reachable
         async with gateway_to(url_of(sentinels.url), deadline=0.3) as another:
             with pytest.raises(StoreUnavailable, match=r"no Sentinel of BCS_REDIS_URL answers \(it did not answer in"):
                 await another.call(("GET", "x"))
     finally:
         for sentinel in sentinels.sentinels:
             sentinel.thaw()
+
+    async def is_well() -> bool:
+        await gateway.ping()
+        return not gateway.problem
+
+    await wait_until(is_well, RECOVERY_SECONDS)
 
 
 @pytest.mark.parametrize("lost", ["frozen", "away"])
@@ -205,6 +246,28 @@ async def test_what_sentinels_refuse_is_named(
         await gateway.ensure_usable()  # it may be usable later
 
 
+async def test_the_documented_rights_are_enough_and_the_password_may_change(
+    sentinels: SentinelSet, tmp_path: Path
+) -> None:
+    async def on_each(*command: str) -> None:
+        for sentinel in sentinels.sentinels:
+            await sentinels.ask(sentinel, *command)
+
+    await on_each(*redis_acl("first", "redis acl of a sentinel"))
+    file = tmp_path / "password"
+    file.write_text("first")
+    url = redis_url(sentinels.url, sentinel_username=Secret("bcs"), sentinel_password=Secret.from_file(file))
+    async with gateway_to(url) as gateway:
+        assert gateway.sentinels
+        for _ in range(2):
+            await gateway.ping()
+            answers = await gateway.sentinels.each()
+            assert all(isinstance(answer, NamedMaster) and answer.epoch >= 0 for answer in answers.values()), answers
+            await on_each("ACL", "SETUSER", "bcs", "resetpass", ">second")
+            await on_each("CLIENT", "KILL", "USER", "bcs")
+            file.write_text("second")
+
+
 async def test_a_server_that_is_no_sentinel_is_refused_for_good(redis_url: str) -> None:
     address = redis_url.removeprefix("redis://").partition("/")[0]
     async with gateway_to(url_of(f"redis+sentinel://{address}/main", None)) as gateway:
@@ -223,3 +286,64 @@ async def test_a_sentinel_s_connection_that_was_closed_is_made_again(
     assert gateway.sentinels
     answers = await gateway.sentinels.each()
     assert not [answer for answer in answers.values() if isinstance(answer, Exception)], answers
+
+
+@pytest.mark.release
+@pytest.mark.skipif(not redis_is_installed(), reason="no Debian Redis: the Valkey wheel speaks no TLS")
+async def test_sentinels_and_servers_speak_tls(tmp_path: Path, sentinels: SentinelSet) -> None:
+    authority = Authority(tmp_path)
+    tls = authority.issue("server"), authority.certificate
+    async with SentinelSet(
+        tmp_path / "tls", password=PASSWORD, sentinel_password=SENTINEL_PASSWORD, tls=tls
+    ) as secured:
+        async with gateway_to(url_of(f"{secured.url}?ssl_ca_certs={authority.certificate}")) as gateway:
+            async with under_load(gateway):
+                await secured.fail_over()
+            master = await secured.master()
+            [[_, port]] = await gateway.call(("CONFIG", "GET", "tls-port"))
+            assert int(port) == master.port
+        for url, cause in (
+            (secured.url, "check the ssl_* options of BCS_REDIS_URL"),
+            (secured.url.replace("rediss+", "redis+"), "BCS_REDIS_URL must begin with rediss"),
+            (f"{sentinels.url.replace('redis+', 'rediss+')}?ssl_cert_reqs=none", "it did not answer in time"),
+        ):
+            async with gateway_to(url_of(url)) as gateway:
+                with pytest.raises(StoreUnavailable) as raised:
+                    await gateway.ping()
+                assert cause in raised.value.cause
+
+
+def settings_of(sentinels: SentinelSet, password: str = SENTINEL_PASSWORD) -> Settings:
+    return load_settings(redis_url=sentinels.url, redis_sentinel_password=password, redis_deadline_seconds=0.5)
+
+
+async def test_doctor_looks_at_master_and_sentinels(sentinels: SentinelSet) -> None:
+    by_check = found_in(await check_redis(settings_of(sentinels)))
+    assert by_check["redis"][0][1].startswith("reachable, Valkey ")
+    assert by_check["redis replicas"] == [(Status.OK, "1 connected to the master")]
+    assert by_check["outbox"][0][0] is Status.OK
+    master = (await sentinels.master()).address
+    named = [(Status.OK, f"{one.address}: names the master {master}") for one in sentinels.sentinels]
+    assert by_check["redis sentinel"] == named
+    sentinels.sentinels[0].freeze()
+    try:
+        first, *others = found_in(await check_redis(settings_of(sentinels)))["redis sentinel"]
+    finally:
+        sentinels.sentinels[0].thaw()
+    assert first == (Status.WARNING, f"{sentinels.sentinels[0].address}: it did not answer in time")
+    assert others == named[1:]
+
+
+async def test_doctor_names_what_the_sentinels_refuse(sentinels: SentinelSet) -> None:
+    by_check = found_in(await check_redis(settings_of(sentinels, "wrong")))
+    for status, text in (*by_check["redis"], *by_check["redis sentinel"]):
+        assert status is Status.FAILED
+        assert "BCS_REDIS_SENTINEL_PASSWORD" in text
+    assert len(by_check["redis sentinel"]) == len(sentinels.sentinels)
+
+
+def found_in(findings: Sequence[Finding]) -> dict[str, list[tuple[Status, str]]]:
+    by_check: dict[str, list[tuple[Status, str]]] = {}
+    for finding in findings:
+        by_check.setdefault(finding.check, []).append((finding.status, finding.found))
+    return by_check

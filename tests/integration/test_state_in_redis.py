@@ -47,7 +47,7 @@ class RacingSession(RedisSession):
     """Lets a rival in between WATCH and EXEC."""
 
     def __init__(self, inner: RedisSession, rival: Callable[[], Awaitable[None]]) -> None:
-        self.peer, self.suffix = inner.peer, inner.suffix
+        self.peer, self.named = inner.peer, inner.named
         self._inner = inner
         self._rival = rival
         self._watching = False

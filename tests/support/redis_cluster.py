@@ -275,10 +275,11 @@ class RedisCluster:
         await wait_until(is_master, timeout_seconds, ignoring=(RedisError, OSError))
 
     async def wait_until_ok(self, timeout_seconds: float = _SETTLING_SECONDS) -> None:
-        """Wait until all nodes that run report the state `ok` and the same owners, and replicas have their masters."""
+        """Wait until all nodes that run report the state `ok`, the same masters, and the same replicas, all ready."""
 
         async def is_ok() -> bool:
             running = self.running
+            followed: list[int] = []
             views = []
             for node in running:
                 async with node.client() as client:
@@ -286,8 +287,14 @@ class RedisCluster:
                     state = await client.cluster("INFO")
                     if state["cluster_state"] != "ok" or replication.get("master_link_status", "up") != "up":
                         return False
-                views.append(sorted(await _slots_of(node)))
-            return all(view == views[0] for view in views)
+                followed += [replication["master_port"]] if replication["role"] == "slave" else []
+                told = await node.ask("CLUSTER", "SLOTS")
+                # A replica is not named while it is not ready to take over.
+                named = {one[2] for _, _, _, *others in told for one in others}
+                views.append((sorted((first, last, master[1]) for first, last, master, *_ in told), named))
+            masters = {port for _, _, port in views[0][0]}
+            replicas = [port for port in followed if port in masters]
+            return all(view == views[0] and len(view[1]) == len(replicas) for view in views)
 
         await wait_until(is_ok, timeout_seconds, ignoring=(RedisError, OSError))
 

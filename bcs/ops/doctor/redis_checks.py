@@ -1,21 +1,18 @@
-"""Queries Redis for the checks of `bcs doctor`. Managed servers refuse some of the commands."""
+"""Queries Redis for the checks of `bcs doctor`: one server, the master that Sentinels name, or a cluster."""
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
-from redis.exceptions import RedisError
-
+from bcs.config.redis_servers import RedisKind
 from bcs.config.settings import Settings
 from bcs.errors import StoreUnavailable
 from bcs.ops.doctor import redis_findings as findings_of
-from bcs.ops.doctor.findings import Finding, failed, unknown, warning
+from bcs.ops.doctor.cluster_checks import check_cluster
+from bcs.ops.doctor.findings import Finding, warning
 from bcs.ops.doctor.queue_checks import check_queues
+from bcs.ops.doctor.server_checks import ask_master, unreachable
 from bcs.ops.stores import connected
 from bcs.storage.redis.dry_run import DryRun
-from bcs.storage.redis.errors import UnusableServer, reason
-from bcs.storage.redis.server import fields_of
+from bcs.storage.redis.sentinel import Sentinels
 
 
 async def check_redis(settings: Settings) -> list[Finding]:
@@ -23,61 +20,30 @@ async def check_redis(settings: Settings) -> list[Finding]:
     if settings.use_mock_repository:
         found = "not checked: BCS_USE_MOCK_REPOSITORY keeps the state in the service's memory"
         return [warning("redis", found, "unset it where the state has to outlive the process")]
+    kind = settings.redis.servers.kind
+    if kind is RedisKind.CLUSTER:
+        return await check_cluster(settings)
+    sentinels = await _check_sentinels(settings) if kind is RedisKind.SENTINEL else []
+    dry_run = DryRun(settings.redis_key_prefix)
     try:
-        dry_run = DryRun(settings.redis_key_prefix)
         async with connected(settings) as nodes:
             async with nodes.at(dry_run.key).session() as session:
-                identity = session.identity
-                asked_at = time.time()
-                [clock] = await session.exchange([("TIME",)])
-                answered_at = time.time()
-                # WATCH comes before the other commands. These are discarded, which ends the WATCH, too.
-                tried = await session.exchange([("WATCH", dry_run.key)])
-                tried += await session.dry_run([*dry_run.reads, *dry_run.writes])
-                server, memory, persistence, save = await session.exchange(
-                    [("INFO", "server"), ("INFO", "memory"), ("INFO", "persistence"), ("CONFIG", "GET", "save")]
-                )
-            queues = await check_queues(nodes, settings, clock)
+                master = await ask_master(session, dry_run)
+            queues = await check_queues(nodes, settings, master.clock)
     except StoreUnavailable as error:
-        # A server that answered is not out of reach.
-        if isinstance(error.__cause__, UnusableServer):
-            state = "can't be used"
-        else:
-            state = "it answers, and refuses" if error.answered else "out of reach"
-        return [failed("redis", f"{state}: {error.cause.rstrip('. ')}", "check Redis, and BCS_REDIS_URL")]
+        return [unreachable(error), *sentinels]
     return [
-        findings_of.version(_section(server)),
-        findings_of.commands([reason(reply) for reply in tried if isinstance(reply, RedisError)]),
-        *([] if settings.database_url is None else [findings_of.identity(identity, _refusal(server))]),
-        findings_of.eviction(_section(memory)),
-        findings_of.memory_left(_section(memory)),
-        findings_of.persistence(_section(persistence), _setting(save)),
+        *master.findings(needs_identity=settings.database_url is not None),
+        *sentinels,
+        *([findings_of.replicas(master.replicas)] if sentinels else []),
         *queues,
-        _clock(clock, (asked_at + answered_at) / 2),
+        master.clock_finding(),
     ]
 
 
-def _clock(reply: Any, now: float) -> Finding:
-    if isinstance(reply, RedisError):
-        return unknown("clock", reason(reply))
-    return findings_of.clock(_seconds(reply) - now)
-
-
-def _seconds(reply: Any) -> float:
-    return int(reply[0]) + int(reply[1]) / 1_000_000
-
-
-def _section(reply: Any) -> dict[str, str]:
-    return {} if isinstance(reply, RedisError) else fields_of(reply)
-
-
-def _refusal(reply: Any) -> str:
-    return reason(reply) if isinstance(reply, RedisError) else "INFO has no run_id or no master_replid"
-
-
-def _setting(reply: Any) -> str | None:
-    """The value of a setting; None if Redis refuses the command, as managed servers do, or has no such setting."""
-    if isinstance(reply, RedisError) or len(reply) != 2:
-        return None
-    value: str = reply[1].decode(errors="replace")
-    return value
+async def _check_sentinels(settings: Settings) -> list[Finding]:
+    sentinels = Sentinels(settings.redis, timeout_seconds=settings.redis_deadline_seconds, moved=lambda: None)
+    try:
+        return findings_of.sentinels(await sentinels.each())
+    finally:
+        await sentinels.aclose()

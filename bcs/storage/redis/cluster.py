@@ -24,6 +24,7 @@ from bcs.storage.redis.dry_run import DryRun
 from bcs.storage.redis.errors import ASK, MOVED, UnusableServer, redirection
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.nodes import Node
+from bcs.storage.redis.slot_history import SlotHistory
 from bcs.storage.redis.slot_node import SlotNode
 from bcs.storage.redis.topology import SLOTS, NodeAddress, Topology, slot_of
 from bcs.storage.single_flight import SingleFlight
@@ -92,7 +93,8 @@ class ClusterNodes:
         self._deadline_seconds = deadline_seconds
         self._jitter = jitter
         self._topology: Topology | None = None
-        self._owners: Sequence[NodeAddress | None] = [None] * SLOTS
+        self._owners: list[NodeAddress | None] = [None] * SLOTS
+        self._histories: dict[int, SlotHistory] = {}
         self._notes: dict[int, _Note] = {}
         self._masters: dict[NodeAddress, RedisGateway] = {}
         self._retired: dict[NodeAddress, tuple[RedisGateway, float]] = {}
@@ -184,12 +186,16 @@ class ClusterNodes:
                 if not redirection(failure):
                     away[address] = failure.cause
 
+        masters = dict(self._masters)
         async with anyio.create_task_group() as group:
-            for address, gateway in self._masters.items():
+            for address, gateway in masters.items():
                 group.start_soon(ping, address, gateway)
         self._away = away
+        for slot, history in self._histories.items():
+            if owner := self._owners[slot]:
+                history.learn(self._master(owner).identity)
         self._log_changes()
-        if len(away) == len(self._masters):
+        if len(away) == len(masters):
             causes = "; ".join(f"{address}: {cause}" for address, cause in away.items())
             raise StoreUnavailable("redis", causes or "no node of the cluster has slots", address=self.address)
 
@@ -255,9 +261,16 @@ class ClusterNodes:
         self._give(slot, owner)
 
     def _give(self, slot: int, owner: NodeAddress | None) -> None:
-        node = self._slots[slot]
-        if node is not None:
+        """Note the owner of a slot."""
+        before, self._owners[slot] = self._owners[slot], owner
+        if before and owner and before != owner:
+            history = self._histories.setdefault(slot, SlotHistory())
+            replicas = self._topology.replicas.get(before, ()) if self._topology else ()
+            left, target = self._master(before).identity, self._master(owner).identity
+            history.move(left, to_replica=owner in replicas, target=target)
+        if node := self._slots[slot]:
             node.gateway = self._master(owner) if owner else None
+            node.history = self._histories.get(slot)
 
     async def _refresh_for(self, node: SlotNode) -> None:
         """Ask where the slots are, unless that was asked a moment ago."""
@@ -301,22 +314,25 @@ class ClusterNodes:
 
     def _take_over(self, topology: Topology) -> None:
         now = anyio.current_time()
+        if self._topology and self._topology.ranges == topology.ranges and not self._notes:
+            self._topology = topology
+            return
         owners = topology.owners()
         for slot, note in list(self._notes.items()):
             if now < note.until:
                 owners[slot] = note.owner
             else:
                 del self._notes[slot]
-        self._topology, self._owners = topology, owners
         in_use = set(topology.shards()) | {note.owner for note in self._notes.values()}
         for address in in_use:
             self._master(address)
+        for slot, owner in enumerate(owners):
+            self._give(slot, owner)
+        # Only now, because the former one says which replicas took over.
+        self._topology = topology
         for address in self._masters.keys() - in_use:
             # Calls may still wait for its replies.
             self._retired[address] = self._masters.pop(address), now
-        for slot, node in enumerate(self._slots):
-            if node is not None:
-                self._give(slot, owners[slot])
 
     def _master(self, address: NodeAddress) -> RedisGateway:
         if address not in self._masters:

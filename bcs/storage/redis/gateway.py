@@ -8,7 +8,7 @@ and leaks the connection when a deadline expires inside `reset()`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from math import inf
 from typing import Any
@@ -17,7 +17,6 @@ import anyio
 import structlog
 from circuitbreaker import CircuitBreaker
 from redis.asyncio import Connection
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from bcs.config.redis_servers import RedisKind
@@ -119,7 +118,7 @@ class RedisGateway:
     @property
     def problem(self) -> str:
         """What is wrong with Redis although it answers; empty without a problem."""
-        return self._problem or self._identity.problem
+        return self._problem or self._identity.problem or (self.sentinels.problem if self.sentinels else "")
 
     def at(self, _key: str, /) -> RedisGateway:
         """The node that has a key: one server has every key."""
@@ -136,8 +135,8 @@ class RedisGateway:
 
     @property
     def partly_reachable(self) -> bool:
-        """One server is reachable, or not."""
-        return False
+        """True if the server answers, and only the Sentinels have a problem."""
+        return bool(self.problem) and not (self._problem or self._identity.problem)
 
     async def all_nodes(self) -> Sequence[RedisGateway]:
         """Every node that stores data."""
@@ -253,7 +252,8 @@ class RedisGateway:
         :raises StoreUnavailable: no answer in time, or Redis would refuse a read.
         """
         async with self._ping_slots:
-            await self._follow_sentinels()
+            if self.sentinels:
+                await self.sentinels.probe()
             async with self._connected() as session:
                 await session.call(("PING",))
                 reads, writes = (dry_run.reads, dry_run.writes) if dry_run else ([], [])
@@ -287,13 +287,6 @@ class RedisGateway:
             await self.sentinels.aclose()
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds):
             await self._pool.disconnect()
-
-    async def _follow_sentinels(self) -> None:
-        """Replace all connections if the Sentinels name another master: the former one may still answer as a master."""
-        if self.sentinels is not None:
-            # While no Sentinel answers, the connections that there are go on.
-            with suppress(RedisConnectionError):
-                await self.sentinels.master()
 
     def _note_failure(self, failure: StoreUnavailable) -> None:
         """Keep the cause of a failure. A refusal is logged once, because the circuit breaker does not open for it."""
@@ -356,15 +349,15 @@ class RedisSession:
 
     :param peer: the server at the other end.
     :ivar reusable: whether the connection may go back to the pool.
-    :ivar suffix: makes the server's identity another one for the keys of this session.
+    :ivar named: returns the name of a server for the keys of this session, from its identity.
     """
 
-    __slots__ = ("_check", "_connection", "_deadline", "peer", "reusable", "suffix")
+    __slots__ = ("_check", "_connection", "_deadline", "named", "peer", "reusable")
 
     def __init__(self, connection: Connection, peer: Peer, deadline: Deadline) -> None:
         self.peer = peer
         self.reusable = True
-        self.suffix = ""
+        self.named: Callable[[str], str] = str
         self._connection = connection
         self._deadline = deadline
         # Sent only before the first commands, because within a transaction it would be queued.
@@ -373,7 +366,7 @@ class RedisSession:
     @property
     def identity(self) -> str:
         """The identity of the server at the other end; empty where it is unknown."""
-        return self.peer.identity and self.peer.identity + self.suffix
+        return self.named(self.peer.identity)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

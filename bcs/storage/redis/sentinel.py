@@ -56,12 +56,15 @@ class Sentinels:
     :param url: `redis+sentinel://` or `rediss+sentinel://`.
     :param timeout_seconds: how long a lookup may take.
     :param moved: called when the Sentinels name another master than before.
+    :ivar found: the master that was named last; None before that.
+    :ivar problem: why the last probe found no master; empty if it found one.
     """
 
     def __init__(self, url: StoreUrl, *, timeout_seconds: float, moved: Callable[[], None]) -> None:
         servers = url.servers
         self.service = servers.service
         self.found: NamedMaster | None = None
+        self.problem = ""
         self._sentinels = [_Sentinel(url.at_sentinel(*server), *server) for server in servers.listed]
         self._timeout_seconds = timeout_seconds
         self._moved = moved
@@ -76,6 +79,22 @@ class Sentinels:
         """
         master = await self._lookups.do(self.service, self._look_up)
         return master.host, master.port
+
+    async def probe(self) -> None:
+        """Ask, so that a master that is named no more is left, though it may answer as before.
+
+        While no master is named, connections go on, and this is the `problem`.
+        """
+        try:
+            await self.master()
+        except RedisConnectionError as error:
+            if not self.problem:
+                log.warning("redis_sentinels_lost", service=self.service, cause=reason(error))
+            self.problem = f"no failover would be noticed: {reason(error)}"
+        else:
+            if self.problem:
+                log.warning("redis_sentinels_back", service=self.service)
+            self.problem = ""
 
     async def each(self) -> dict[str, NamedMaster | Exception]:
         """What each Sentinel says: the master, or why it names none; by the Sentinels' addresses."""

@@ -51,7 +51,7 @@ def server_problem(info: Mapping[str, str]) -> str:
     :param info: the fields of INFO, which may be incomplete.
     """
     if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):
-        return "it is a Sentinel, and not the Redis that the Sentinel watches"
+        return "it is a Sentinel: BCS_REDIS_URL must begin with redis+sentinel:// to find the Redis that it watches"
     version = _VERSION.match(info.get("redis_version", ""))
     if version and _numbers(version) < _numbers(_VERSION.match(LEAST_VERSION)):
         return f"{product_of(info)} is older than {LEAST_VERSION}"

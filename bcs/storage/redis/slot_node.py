@@ -15,9 +15,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
+from time import monotonic
 from typing import Protocol, TypeVar
-
-import anyio
 
 from bcs.errors import SlotMoves, StoreUnavailable
 from bcs.storage.deadlines import Deadline
@@ -26,6 +25,7 @@ from bcs.storage.redis.errors import ASK, redirection, surely_not_carried_out
 from bcs.storage.redis.gateway import RedisGateway, RedisSession
 from bcs.storage.redis.multiplexer import Replies
 from bcs.storage.redis.nodes import Node
+from bcs.storage.redis.slot_history import SlotHistory
 from bcs.storage.redis.topology import slot_of
 
 T = TypeVar("T")
@@ -84,15 +84,15 @@ class SlotNode:
     """The node that has a slot; a `Node`.
 
     :ivar gateway: the connections to the node; None while it is unknown, or where no node has the slot.
-    :ivar suffix: makes the identity of the node another one for this slot.
+    :ivar history: where the slot was before; None if it has not moved.
     """
 
-    __slots__ = ("_cluster", "_deadline_seconds", "gateway", "slot", "suffix")
+    __slots__ = ("_cluster", "_deadline_seconds", "gateway", "history", "slot")
 
     def __init__(self, slot: int, cluster: Cluster, *, deadline_seconds: float) -> None:
         self.slot = slot
         self.gateway: RedisGateway | None = None
-        self.suffix = ""
+        self.history: SlotHistory | None = None
         self._cluster = cluster
         self._deadline_seconds = deadline_seconds
 
@@ -114,8 +114,7 @@ class SlotNode:
     @property
     def identity(self) -> str:
         """See `Node.identity`."""
-        identity = self.gateway.identity if self.gateway else ""
-        return identity and identity + self.suffix
+        return self._name(self.gateway.identity) if self.gateway else ""
 
     def ensure_reachable(self) -> None:
         """See `Node.ensure_reachable`."""
@@ -124,7 +123,7 @@ class SlotNode:
 
     async def call(self, *commands: Command) -> Replies:
         """See `Node.call`."""
-        began = anyio.current_time()
+        began = monotonic()
         failure: StoreUnavailable | None = None
         if gateway := self.gateway:
             try:
@@ -135,7 +134,7 @@ class SlotNode:
 
     async def call_multiplexed(self, *commands: Command) -> Replies:
         """See `Node.call_multiplexed`."""
-        began = anyio.current_time()
+        began = monotonic()
         failure: StoreUnavailable | None = None
         if gateway := self.gateway:
             try:
@@ -151,7 +150,7 @@ class SlotNode:
         try:
             async with AsyncExitStack() as stack:
                 session = await self._session_in(stack)
-                session.suffix = self.suffix
+                session.named = self._name
                 yield session
         except StoreUnavailable as failure:
             if session is None or not redirection(failure):
@@ -161,7 +160,7 @@ class SlotNode:
             raise SlotMoves("redis", _MOVES, answered=True, address=failure.address) from failure
 
     async def _session_in(self, stack: AsyncExitStack) -> RedisSession:
-        began = anyio.current_time()
+        began = monotonic()
         failure: StoreUnavailable | None = None
         if self.gateway:
             try:
@@ -200,7 +199,7 @@ class SlotNode:
 
         :param attempt: gets the connections to the slot's node, how many seconds are left, and the last failure.
         :param failure: of the first attempt; None if there was none.
-        :param began: when the first attempt began.
+        :param began: when the first attempt began, by `monotonic`, which costs each call less than the loop's clock.
         """
         for number in count():
             if failure and (failure.late or not surely_not_carried_out(failure)):
@@ -236,12 +235,15 @@ class SlotNode:
         return await self._resend(send, (command,), failure, began)
 
     def _left_seconds(self, began: float) -> float:
-        return max(began + self._deadline_seconds - anyio.current_time(), _LEAST_SECONDS)
+        return max(began + self._deadline_seconds - monotonic(), _LEAST_SECONDS)
 
     def _named(self, replies: Replies) -> Replies:
-        if self.suffix and replies.peer.identity:
-            replies.peer = _Sender(replies.peer.identity + self.suffix)
+        if self.history:
+            replies.peer = _Sender(self.history.name(replies.peer.identity))
         return replies
+
+    def _name(self, identity: str) -> str:
+        return self.history.name(identity) if self.history else identity
 
 
 def _key_in(command: Command) -> str:
