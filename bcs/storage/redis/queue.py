@@ -37,6 +37,8 @@ _MOVED_AT_A_TIME = 20
 _IDENTITY_BYTES = 16
 # The leased entries have to arrive within the deadline of a round trip.
 _REPLY_BYTES = 4 * 1024 * 1024
+# As the script goes on to read.
+_READ_AT_A_TIME = 20
 # Larger entries are parked unread.
 _LARGEST_ENTRY_BYTES = 64 * 1024 * 1024
 # Decoding more without a pause would block the event loop.
@@ -81,6 +83,7 @@ class RedisQueue(ABC, Generic[T]):
         self._group = group
         self._consumer = consumer
         self._cursor = "0-0"
+        self._largest_bytes = 0  # the largest of the entries that were leased last; 0 where none were
         # The entries that this process has leased and not given back; None where an earlier process of the same name
         # may have leased entries.
         self._held: set[str] | None = None
@@ -170,7 +173,7 @@ class RedisQueue(ABC, Generic[T]):
         if self.in_doubt and (again := await self.resume(limit)):
             return again
         self.in_doubt = True
-        return await self.leased_by(await self._take(LEASE, limit, ">"))
+        return await self.leased_by(await self._take(LEASE, limit, ">", self._first_read(_REPLY_BYTES)))
 
     def lease_command(self, limit: int, share: float) -> Command:
         """The command that leases, for one round trip with those of other streams; see `leased_by`.
@@ -179,7 +182,8 @@ class RedisQueue(ABC, Generic[T]):
         """
         # Until the reply arrives, entries may be leased to this process that it does not have.
         self.in_doubt = True
-        return LEASE.by_digest(*self._taking(limit, int(_REPLY_BYTES * share), ">"))
+        most_bytes = int(_REPLY_BYTES * share)
+        return LEASE.by_digest(*self._taking(limit, most_bytes, ">", self._first_read(most_bytes)))
 
     async def leased_by(self, reply: Sequence[Any]) -> list[Leased[T]]:
         """The entries in the reply to `lease_command`."""
@@ -190,7 +194,7 @@ class RedisQueue(ABC, Generic[T]):
     async def resume(self, limit: int) -> list[Leased[T]]:
         """Lease again the entries that this process has leased and not acked, after a crash of the actor."""
         after = "0"
-        while entries := self._taken(await self._take(LEASE, limit, after)):
+        while entries := self._taken(await self._take(LEASE, limit, after, 1)):
             leased = await self._leased(entries)
             if leased:
                 return leased
@@ -343,6 +347,10 @@ class RedisQueue(ABC, Generic[T]):
         taken: list[Any] = reply[0]
         return taken
 
+    def _first_read(self, most_bytes: int) -> int:
+        """How many entries to read first: as many as fit by far if they are like the last ones."""
+        return max(1, min(_READ_AT_A_TIME, most_bytes // (4 * self._largest_bytes + 1))) if self._largest_bytes else 1
+
     async def _call_in_group(self, command: Command) -> Any:
         """Call, and first create the consumer group where it is missing, at the start or after a FLUSHALL."""
         for _ in range(_GROUP_ATTEMPTS):
@@ -367,12 +375,14 @@ class RedisQueue(ABC, Generic[T]):
 
     async def _leased(self, entries: Sequence[Any]) -> list[Leased[T]]:
         leased: list[Leased[T]] = []
-        decoded_bytes = 0
+        decoded_bytes = largest_bytes = 0
         for entry in entries:
             raw_id, fields = entry or (b"", None)
             if not fields:
                 continue  # deleted while it was leased; Redis 6.2 returns a null in its place
-            decoded_bytes += sum(map(len, fields))
+            entry_bytes = sum(map(len, fields))
+            largest_bytes = max(largest_bytes, entry_bytes)
+            decoded_bytes += entry_bytes
             if decoded_bytes > _DECODED_AT_A_TIME_BYTES:
                 decoded_bytes = 0
                 await checkpoint()
@@ -385,6 +395,7 @@ class RedisQueue(ABC, Generic[T]):
                 log.error("queue_entry_parked", stream=self.key, entry_id=entry_id, problem=repr(error))  # noqa: TRY400
             else:
                 leased.append(Leased(entry_id, item, self.key))
+        self._largest_bytes = largest_bytes or self._largest_bytes
         if self._held is not None:
             self._held.update(entry.entry_id for entry in leased)
         return leased

@@ -274,7 +274,7 @@ LEASE = Script(
     + _TAKING
     + """
 local after = ARGV[6]
-local count = 1
+local count = math.min(most, tonumber(ARGV[7]))
 while #taken < most and taken_bytes < most_bytes do
   local reply, failure = try('XREADGROUP', 'GROUP', group, consumer, 'COUNT', count, 'STREAMS', stream, after)
   if failure then
@@ -303,8 +303,9 @@ return {taken, set_aside}
 """Leases entries that no consumer has leased, or again the entries that a consumer has leased and not acked.
 
 KEYS: the stream, the stream of parked entries. ARGV: the consumer group, the consumer, how many entries, how many bytes
-(the last entry may exceed this), the size of the largest entry that may be read, and `>` for new entries, or the id
-after which the consumer's own entries begin. Returns the entries, and the ids of the entries that were parked.
+(the last entries may exceed this), the size of the largest entry that may be read, `>` for new entries, or the id after
+which the consumer's own entries begin, and how many entries are read first. Returns the entries, and the ids of the
+entries that were parked.
 """
 
 RECOVER = Script(
