@@ -773,8 +773,8 @@ _ARCHIVE = (
         "former-queue",
         "Facts that the build before queued for PostgreSQL are drained.",
         "bcs/storage/redis/archive_queue.py",
-        "former=[self._former_stream] if name == FACTS else []",
-        "former=[]",
+        "self._former = [self._former_stream] if name == FACTS else []",
+        "self._former = []",
         _in("integration/test_former_build", "test_a_service_starts_on_the_data_of_the_build_before"),
     ),
     Mutation(

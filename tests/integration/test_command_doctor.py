@@ -19,6 +19,7 @@ from bcs.ops.doctor.findings import Status
 from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.ports import LeasedMessage
 from bcs.storage.redis.archive_queue import FACTS, FORMER_FACTS, ArchiveStream
+from bcs.storage.redis.queue import KnownLengths
 from bcs.wire import topics
 from bcs.wire.published import SERVICE, OutboundMessage
 from tests.integration.stores import MakeGateway
@@ -321,7 +322,9 @@ async def test_what_waits_and_what_is_set_aside_is_counted(
     assert f"{leased[0].stream}:parked" in only(ran, "outbox parked")["fix"]
     for name, number in ((FACTS, 7), (FORMER_FACTS, 0)):
         gateway = make_gateway(redis_url, deadline=5)
-        stream = ArchiveStream(gateway, key_prefix=redis_key_prefix, name=name, number=number, consumer="the-test")
+        stream = ArchiveStream(
+            gateway, key_prefix=redis_key_prefix, name=name, number=number, consumer="only", lengths=KnownLengths()
+        )
         entry = FactsRecorded(uuid.uuid4(), "b", 0, facts=(), event_type="AnEvent")
         await stream.append([entry] * 2)
         await stream.park((await stream.lease(1))[0], "never")

@@ -86,11 +86,17 @@ async def test_a_slow_round_of_the_publisher_is_followed_by_the_next(kafka_boots
 async def test_without_xautoclaim_everything_else_is_published(
     tmp_path: Path, kafka_bootstrap_servers: str, batch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    waits: dict[Any, Any] = {"kind": "phase_skipped", "topic": topics.PHASE_SKIPPED, "value": "{}"}
     with redis_server(tmp_path, "--rename-command", "XAUTOCLAIM", "") as server:
+        async with Redis.from_url(f"redis://{server.address}") as control:
+            # Only of a stream with entries a publisher tries to take some over.
+            await control.xadd("bcs:{outbox:3}", waits)
         async with (
             Platform(kafka_bootstrap_servers) as platform,
             running_service(
-                redis_url=f"redis://{server.address}", kafka_bootstrap_servers=kafka_bootstrap_servers
+                redis_url=f"redis://{server.address}",
+                redis_key_prefix="bcs:",
+                kafka_bootstrap_servers=kafka_bootstrap_servers,
             ) as service,
             Orchestrator(service.base) as orchestrator,
         ):

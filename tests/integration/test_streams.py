@@ -14,6 +14,7 @@ import pytest
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.domain.history import FactsRecorded, PipelineResolved
 from bcs.errors import OutboxFull, StoreUnavailable
+from bcs.storage.history_codec import encode_entry
 from bcs.storage.ports import LeasedMessage
 from bcs.storage.redis import stream_layouts, stream_set
 from bcs.storage.redis.archive_queue import ArchiveQueue
@@ -199,13 +200,13 @@ async def test_a_crashed_publisher_leases_again_what_it_held_of_all_streams(
 
 
 async def test_entries_of_all_streams_come_once_after_a_lost_reply(
-    proxy: FaultProxy, make_gateway: MakeGateway, process: Callable[..., RedisOutbox], redis_key_prefix: str
+    second: FaultProxy, make_gateway: MakeGateway, redis_key_prefix: str
 ) -> None:
-    await process("writer").append([message(batch) for batch in BATCHES])
-    cut_off = redis_outbox(make_gateway(proxy.address, deadline=5), redis_key_prefix, limit=1000)
+    cut_off = redis_outbox(make_gateway(second.address, deadline=5), redis_key_prefix, limit=1000)
+    await cut_off.append([message(batch) for batch in BATCHES])
     for _ in range(2):  # first the groups are missing
         assert await cut_off.lease(1)
-    proxy.drop_replies(b"publishers")
+    second.drop_replies(b"publishers")
     with pytest.raises(StoreUnavailable):
         await cut_off.lease(100)
     found = Counter[bytes]()
@@ -295,23 +296,16 @@ async def test_processes_that_start_at_one_time_find_each_other(queue: Callable[
 
 
 async def test_facts_of_a_release_with_one_stream_are_seen_and_drained(
-    queue: Callable[..., ArchiveQueue], gateway: RedisGateway, redis_key_prefix: str
+    queue: Callable[..., ArchiveQueue], gateway: RedisGateway, redis_url: str, redis_key_prefix: str
 ) -> None:
-    asks = queue()
-    batch = in_stream(7)
-    assert await asks.waiting(batch) == 0
-    [stored] = queue_entries(batch)
-    await gateway.call(("XADD", f"{redis_key_prefix}{{outbox}}:archive", "*", "entry", stored))
-    assert await asks.waiting(batch) == 1
-    [leased] = await asks.lease(9)
-    await asks.ack([leased])
-    assert (leased.message.batch_id, await asks.waiting(batch)) == (batch, 0)
-
-
-def queue_entries(batch: str) -> list[bytes]:
-    from bcs.storage.history_codec import encode_entry
-
-    return [encode_entry(fact(batch))]
+    asks, batch = queue(), in_stream(7)
+    # Releases before can't use a cluster, so there nothing comes once the stream is known to be empty.
+    for _ in range(1 if redis_url.startswith("redis+cluster:") else 2):
+        await gateway.call(("XADD", f"{redis_key_prefix}{{outbox}}:archive", "*", "entry", encode_entry(fact(batch))))
+        assert await asks.waiting(batch) == 1
+        [leased] = await asks.lease(9)
+        await asks.ack([leased])
+        assert (leased.message.batch_id, await asks.waiting(batch)) == (batch, 0)
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -402,10 +396,11 @@ async def second(own_valkey: EmbeddedServer) -> AsyncIterator[FaultProxy]:
 
 
 async def test_a_server_that_is_away_holds_up_only_its_streams(
-    second: FaultProxy, make_gateway: MakeGateway, gateway: RedisGateway, redis_key_prefix: str
+    own_valkey: EmbeddedServer, second: FaultProxy, make_gateway: MakeGateway, redis_key_prefix: str
 ) -> None:
+    there = make_gateway(own_valkey.address, deadline=5)
     away = make_gateway(second.address, deadline=0.2, failures=2, open_seconds=0.05)
-    servers = TwoServers((gateway, away), redis_key_prefix)
+    servers = TwoServers((there, away), redis_key_prefix)
     outbox = redis_outbox(servers, redis_key_prefix, limit=1000)  # type: ignore[arg-type]
     facts = archive_queue(servers, redis_key_prefix, limit=1000)  # type: ignore[arg-type]
     await outbox.append([message(batch) for batch in BATCHES])

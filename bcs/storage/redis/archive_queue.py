@@ -12,7 +12,7 @@ from bcs.errors import BacklogFull, StoreUnavailable
 from bcs.storage.history_codec import decode_entry, encode_entry
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.nodes import Nodes
-from bcs.storage.redis.queue import RedisQueue
+from bcs.storage.redis.queue import KnownLengths, RedisQueue
 from bcs.storage.redis.stream_layouts import (
     StreamLayouts,
     layouts_key,
@@ -52,10 +52,16 @@ class ArchiveQueue(StreamSet[HistoryEntry]):
     def __init__(self, layouts: StreamLayouts, *, name: str, consumer: str, limit: int) -> None:
         self._name = name
         self._consumer = consumer
+        super().__init__(layouts, limit=limit)
         self._former_stream = ArchiveStream(
-            layouts.nodes, key_prefix=layouts.key_prefix, name=FORMER_FACTS, number=0, consumer=consumer
+            layouts.nodes,
+            key_prefix=layouts.key_prefix,
+            name=FORMER_FACTS,
+            number=0,
+            consumer=consumer,
+            lengths=self._lengths,
         )
-        super().__init__(layouts, limit=limit, former=[self._former_stream] if name == FACTS else [])
+        self._former = [self._former_stream] if name == FACTS else []
 
     @property
     def former_idle_seconds(self) -> float:
@@ -67,7 +73,8 @@ class ArchiveQueue(StreamSet[HistoryEntry]):
 
         :raises StoreUnavailable: no answer.
         """
-        await self._layouts.ensure_registered()
+        if not self._layouts.registered:
+            await self._layouts.register()
         key = batch_id.encode()
         # Only the server that has this stream needs to answer, unless processes use different layouts. It says which.
         own = self._numbered_stream(self._layouts.number(key))
@@ -116,7 +123,7 @@ class ArchiveQueue(StreamSet[HistoryEntry]):
 
         A full queue of explanations must not keep an answer from being sent.
         """
-        return [] if self._known_length() >= self._limit else self._numbered_stream(number).additions(entries)
+        return [] if self._lengths.total >= self._limit else self._numbered_stream(number).additions(entries)
 
     def _stream(self, number: int) -> RedisQueue[HistoryEntry]:
         return ArchiveStream(
@@ -125,6 +132,7 @@ class ArchiveQueue(StreamSet[HistoryEntry]):
             name=self._name,
             number=number,
             consumer=self._consumer,
+            lengths=self._lengths,
         )
 
     def _key(self, entry: HistoryEntry) -> bytes:
@@ -141,15 +149,19 @@ class ArchiveStream(RedisQueue[HistoryEntry]):
     :param name: the queue's name, `FACTS`, `FORMER_FACTS` or `EXPLANATIONS`.
     :param number: the stream's number.
     :param consumer: this process's name among the replicas.
+    :param lengths: see `RedisQueue`.
     """
 
-    def __init__(self, nodes: Nodes, *, key_prefix: str, name: str, number: int, consumer: str) -> None:
+    def __init__(
+        self, nodes: Nodes, *, key_prefix: str, name: str, number: int, consumer: str, lengths: KnownLengths
+    ) -> None:
         super().__init__(
             nodes,
             stream=waiting_key(key_prefix, name, number),
             parked=refused_key(key_prefix, name, number),
             group="archivers",
             consumer=consumer,
+            lengths=lengths,
         )
         self.filled_at = -inf
         """When entries were last seen, by the clock of anyio."""

@@ -12,7 +12,7 @@ from bcs.domain.history import HistoryEntry
 from bcs.errors import OutboxFull
 from bcs.storage.redis.archive_queue import ArchiveQueue
 from bcs.storage.redis.nodes import Nodes
-from bcs.storage.redis.queue import RedisQueue
+from bcs.storage.redis.queue import KnownLengths, RedisQueue
 from bcs.storage.redis.stream_layouts import StreamLayouts, stream_key
 from bcs.storage.redis.stream_set import StreamSet
 from bcs.wire.published import OutboundMessage
@@ -49,7 +49,11 @@ class RedisOutbox(StreamSet[OutboundMessage]):
 
     def _stream(self, number: int) -> RedisQueue[OutboundMessage]:
         return OutboxStream(
-            self._layouts.nodes, key_prefix=self._layouts.key_prefix, number=number, consumer=self._consumer
+            self._layouts.nodes,
+            key_prefix=self._layouts.key_prefix,
+            number=number,
+            consumer=self._consumer,
+            lengths=self._lengths,
         )
 
     def _key(self, message: OutboundMessage) -> bytes:
@@ -67,15 +71,17 @@ class OutboxStream(RedisQueue[OutboundMessage]):
     :param key_prefix: the prefix of the stream's key.
     :param number: the stream's number.
     :param consumer: this process's name among the replicas.
+    :param lengths: see `RedisQueue`.
     """
 
-    def __init__(self, nodes: Nodes, *, key_prefix: str, number: int, consumer: str) -> None:
+    def __init__(self, nodes: Nodes, *, key_prefix: str, number: int, consumer: str, lengths: KnownLengths) -> None:
         super().__init__(
             nodes,
             stream=stream_key(key_prefix, number),
             parked=parked_key(key_prefix, number),
             group="publishers",
             consumer=consumer,
+            lengths=lengths,
         )
 
     def _fields(self, message: OutboundMessage) -> list[str | bytes]:

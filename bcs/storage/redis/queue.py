@@ -18,7 +18,7 @@ from bcs.storage.ports import Leased
 from bcs.storage.redis.commands import Command, packed_one
 from bcs.storage.redis.errors import GROUP_EXISTS, NO_GROUP, code_of
 from bcs.storage.redis.nodes import Node, Nodes
-from bcs.storage.redis.queue_scripts import ADD, LEASE, MOVE, RECOVER, WAITING
+from bcs.storage.redis.queue_scripts import ACK, ADD, LEASE, MOVE, RECOVER, WAITING
 from bcs.storage.redis.script import Script
 
 T = TypeVar("T")
@@ -37,12 +37,23 @@ _MOVED_AT_A_TIME = 20
 _IDENTITY_BYTES = 16
 # The leased entries have to arrive within the deadline of a round trip.
 _REPLY_BYTES = 4 * 1024 * 1024
+# As the script goes on to read.
+_READ_AT_A_TIME = 20
 # Larger entries are parked unread.
 _LARGEST_ENTRY_BYTES = 64 * 1024 * 1024
 # Decoding more without a pause would block the event loop.
 _DECODED_AT_A_TIME_BYTES = 256 * 1024
 
 Fields = list[str | bytes]
+
+
+class KnownLengths:
+    """The lengths of all streams of a queue together, by the last replies."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
 
 
 class RedisQueue(ABC, Generic[T]):
@@ -54,20 +65,25 @@ class RedisQueue(ABC, Generic[T]):
     :param parked: the key of the stream for items that the other system will never accept.
     :param group: the stream's consumer group.
     :param consumer: this process's name among the replicas.
+    :param lengths: gets the stream's length.
     """
 
-    def __init__(self, nodes: Nodes, *, stream: str, parked: str, group: str, consumer: str) -> None:
+    def __init__(
+        self, nodes: Nodes, *, stream: str, parked: str, group: str, consumer: str, lengths: KnownLengths
+    ) -> None:
         self.key = stream
         self.length: int | None = None
         """The length in the last reply; None before the first one."""
         self.in_doubt = False
         """True if entries may be leased to this process that it does not have, because a reply was lost."""
         self._nodes = nodes
+        self._lengths = lengths
         self._parked = parked
         self._waiting = f"{stream}:waiting"
         self._group = group
         self._consumer = consumer
         self._cursor = "0-0"
+        self._largest_bytes = 0  # the largest of the entries that were leased last; 0 where none were
         # The entries that this process has leased and not given back; None where an earlier process of the same name
         # may have leased entries.
         self._held: set[str] | None = None
@@ -157,7 +173,7 @@ class RedisQueue(ABC, Generic[T]):
         if self.in_doubt and (again := await self.resume(limit)):
             return again
         self.in_doubt = True
-        return await self.leased_by(await self._take(LEASE, limit, ">"))
+        return await self.leased_by(await self._take(LEASE, limit, ">", self._first_read(_REPLY_BYTES)))
 
     def lease_command(self, limit: int, share: float) -> Command:
         """The command that leases, for one round trip with those of other streams; see `leased_by`.
@@ -166,7 +182,8 @@ class RedisQueue(ABC, Generic[T]):
         """
         # Until the reply arrives, entries may be leased to this process that it does not have.
         self.in_doubt = True
-        return LEASE.by_digest(*self._taking(limit, int(_REPLY_BYTES * share), ">"))
+        most_bytes = int(_REPLY_BYTES * share)
+        return LEASE.by_digest(*self._taking(limit, most_bytes, ">", self._first_read(most_bytes)))
 
     async def leased_by(self, reply: Sequence[Any]) -> list[Leased[T]]:
         """The entries in the reply to `lease_command`."""
@@ -177,7 +194,7 @@ class RedisQueue(ABC, Generic[T]):
     async def resume(self, limit: int) -> list[Leased[T]]:
         """Lease again the entries that this process has leased and not acked, after a crash of the actor."""
         after = "0"
-        while entries := self._taken(await self._take(LEASE, limit, after)):
+        while entries := self._taken(await self._take(LEASE, limit, after, 1)):
             leased = await self._leased(entries)
             if leased:
                 return leased
@@ -196,19 +213,22 @@ class RedisQueue(ABC, Generic[T]):
 
     async def ack(self, leased: Sequence[Leased[T]]) -> None:
         """Delete entries whose items have reached the other system."""
+        # Whole, so that Redis has the script when `ack_command` is sent.
         with self._wrong_type_as_outage():
-            *_, replies = await self.node.call(*self.ack_commands(leased))
-        self.acked_by(leased, replies)
+            [length] = await self.node.call(ACK.whole(*self._acking(leased)))
+        self.acked_by(leased, length)
 
-    def ack_commands(self, leased: Sequence[Leased[T]]) -> list[Command]:
-        """A transaction that acks, for one round trip with those of other streams; see `acked_by`."""
-        ids = [entry.entry_id for entry in leased]
-        removal: list[Command] = [("XACK", self.key, self._group, *ids), ("XDEL", self.key, *ids)]
-        return [("MULTI",), *removal, ("XLEN", self.key), ("EXEC",)]
+    def ack_command(self, leased: Sequence[Leased[T]]) -> Command:
+        """The command that acks, for one round trip with those of other streams; see `acked_by`."""
+        return ACK.by_digest(*self._acking(leased))
 
-    def acked_by(self, leased: Sequence[Leased[T]], replies: Sequence[Any]) -> None:
-        """Note the replies in the transaction of `ack_commands`."""
-        self.note_length(replies[-1])
+    def _acking(self, leased: Sequence[Leased[T]]) -> tuple[Any, ...]:
+        """The keys and arguments of `ACK`."""
+        return (self.key,), self._group, *(entry.entry_id for entry in leased)
+
+    def acked_by(self, leased: Sequence[Leased[T]], length: int) -> None:
+        """Note the reply to `ack_command`."""
+        self.note_length(length)
         self._note_given_back(entry.entry_id for entry in leased)
 
     async def requeue(self, leased: Sequence[Leased[T]]) -> None:
@@ -279,7 +299,9 @@ class RedisQueue(ABC, Generic[T]):
 
     def note_length(self, length: int) -> None:
         """Note the length in a reply."""
-        self.length = int(length)
+        length = int(length)
+        self._lengths.total += length - (self.length or 0)
+        self.length = length
         if not length:
             self._held = set()
 
@@ -325,6 +347,10 @@ class RedisQueue(ABC, Generic[T]):
         taken: list[Any] = reply[0]
         return taken
 
+    def _first_read(self, most_bytes: int) -> int:
+        """How many entries to read first: as many as fit by far if they are like the last ones."""
+        return max(1, min(_READ_AT_A_TIME, most_bytes // (4 * self._largest_bytes + 1))) if self._largest_bytes else 1
+
     async def _call_in_group(self, command: Command) -> Any:
         """Call, and first create the consumer group where it is missing, at the start or after a FLUSHALL."""
         for _ in range(_GROUP_ATTEMPTS):
@@ -349,12 +375,14 @@ class RedisQueue(ABC, Generic[T]):
 
     async def _leased(self, entries: Sequence[Any]) -> list[Leased[T]]:
         leased: list[Leased[T]] = []
-        decoded_bytes = 0
+        decoded_bytes = largest_bytes = 0
         for entry in entries:
             raw_id, fields = entry or (b"", None)
             if not fields:
                 continue  # deleted while it was leased; Redis 6.2 returns a null in its place
-            decoded_bytes += sum(map(len, fields))
+            entry_bytes = sum(map(len, fields))
+            largest_bytes = max(largest_bytes, entry_bytes)
+            decoded_bytes += entry_bytes
             if decoded_bytes > _DECODED_AT_A_TIME_BYTES:
                 decoded_bytes = 0
                 await checkpoint()
@@ -367,6 +395,7 @@ class RedisQueue(ABC, Generic[T]):
                 log.error("queue_entry_parked", stream=self.key, entry_id=entry_id, problem=repr(error))  # noqa: TRY400
             else:
                 leased.append(Leased(entry_id, item, self.key))
+        self._largest_bytes = largest_bytes or self._largest_bytes
         if self._held is not None:
             self._held.update(entry.entry_id for entry in leased)
         return leased

@@ -113,7 +113,8 @@ class StreamLayouts:
         """The hashes of layouts that could not be read or written at the last renewal, each with the reason."""
         self._now_ms = now_ms
         self._renewed_ms = {layout: 0}
-        self._registered = False
+        self.registered = False
+        """True once other processes can know this layout."""
         self._due_at = -inf
 
     @property
@@ -138,14 +139,6 @@ class StreamLayouts:
         renewed = _renewed(fields)
         self._renewed_ms |= {layout: at_ms for layout, at_ms in renewed.items() if layout not in self._renewed_ms}
         return self.layout in renewed
-
-    async def ensure_registered(self) -> None:
-        """Let other processes know this layout, if they do not know it yet.
-
-        :raises StoreUnavailable: no server took the layout.
-        """
-        if not self._registered:
-            await self.register()
 
     async def renew(self) -> None:
         """Register again, if the last time is long ago.
@@ -186,7 +179,7 @@ class StreamLayouts:
         if not written:
             raise next(iter(failing.values()))
         self._renewed_ms |= found
-        self._registered = True
+        self.registered = True
         await self._forget_unused(now_ms)
         if not failing:
             self._due_at = anyio.current_time() + _RENEWAL_SECONDS

@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from bcs.errors import StoreUnavailable
 from bcs.storage.ports import Leased, Waiting
 from bcs.storage.redis.nodes import Node
-from bcs.storage.redis.queue import RedisQueue
+from bcs.storage.redis.queue import KnownLengths, RedisQueue
 from bcs.storage.redis.stream_layouts import StreamLayouts, by_server
 
 T = TypeVar("T")
@@ -28,7 +28,6 @@ T = TypeVar("T")
 _RETRY_SECONDS = 5.0
 
 _Change = Callable[[RedisQueue[T], Sequence[Leased[T]]], Awaitable[None]]
-
 
 # What may fail with a stream while other calls succeed. Only a success of the same kind ends such a failure.
 _COUNT, _LEASE, _TAKE_OVER, _CHANGE, _MEASURE = "count", "lease", "take over", "change", "measure"
@@ -54,20 +53,21 @@ class _Failure:
 class StreamSet(ABC, Generic[T]):
     """The streams of one queue, those of the layouts of other processes included.
 
-    A call with several streams makes one round trip to each server. If one of the streams has a problem, each of that
-    server is asked alone. A call fails only if no stream can be used; what had to be changed in a stream that can't be
-    used is changed once it answers again. Until then this process keeps its leases, and after its end another process
-    takes them over.
+    A call with several streams makes one round trip to each server. If one of these streams has a problem, they are
+    asked one by one. A call fails only if no stream can be used. What had to be changed in a stream that can't be used
+    is changed once it answers again. Until then this process keeps its leases, and after its end another process takes
+    them over.
 
     :param limit: how many entries all streams hold at most. This is checked against the last known lengths, so that
         appending costs one round trip; replicas that append at the same time may exceed the limit.
-    :param former: streams of releases before, which are drained, and to which nothing is added.
     """
 
-    def __init__(self, layouts: StreamLayouts, *, limit: int, former: Sequence[RedisQueue[T]] = ()) -> None:
+    def __init__(self, layouts: StreamLayouts, *, limit: int) -> None:
         self._layouts = layouts
         self._limit = limit
-        self._former = tuple(former)
+        self._lengths = KnownLengths()
+        # Streams of releases before, which are drained, and to which nothing is added.
+        self._former: Sequence[RedisQueue[T]] = ()
         self._numbered: list[RedisQueue[T]] = []
         self._failures: dict[tuple[str, str], _Failure] = {}  # by the stream's key and the kind
         self._due: dict[str, list[tuple[_Change[T], Sequence[Leased[T]]]]] = {}
@@ -96,7 +96,7 @@ class StreamSet(ABC, Generic[T]):
     def last_known(self) -> int | None:
         """How many entries waited by the last replies; None while that of a stream is unknown."""
         lengths = [stream.length for stream in self._streams()]
-        return None if None in lengths else self._known_length()
+        return None if None in lengths else self._lengths.total
 
     async def append(self, items: Sequence[T]) -> None:
         """Append items, those with the same key all or none; they are durable when this returns.
@@ -108,10 +108,13 @@ class StreamSet(ABC, Generic[T]):
         if not items:
             return
         await self._ensure_room(len(items))
+        if len(items) == 1:
+            await self._append_to(self._layouts.number(self._key(items[0])), items)
+            return
         by_number: dict[int, list[T]] = {}
         for item in items:
             by_number.setdefault(self._layouts.number(self._key(item)), []).append(item)
-        if len(by_number) == 1:  # the usual case
+        if len(by_number) == 1:
             await self._append_to(*by_number.popitem())
             return
         failures: list[StoreUnavailable] = []
@@ -134,9 +137,10 @@ class StreamSet(ABC, Generic[T]):
 
     async def _ensure_room(self, count: int) -> None:
         """Refuse to append so many items if the queue is full, and make sure that all replicas drain these streams."""
-        if self._known_length() + count > self._limit and await self.backlog() + count > self._limit:
+        if self._lengths.total + count > self._limit and await self.backlog() + count > self._limit:
             raise self._full_error(self._limit)
-        await self._layouts.ensure_registered()
+        if not self._layouts.registered:
+            await self._layouts.register()
 
     async def lease(self, limit: int) -> list[Leased[T]]:
         """Lease entries that no replica has leased yet, of each stream the oldest first.
@@ -206,11 +210,9 @@ class StreamSet(ABC, Generic[T]):
         entries = self._by_stream(leased)
 
         async def together(node: Node, group: Sequence[RedisQueue[T]]) -> None:
-            commands = [stream.ack_commands(entries[stream.key]) for stream in group]
-            replies = iter(await node.call(*(command for each in commands for command in each)))
-            for stream, each in zip(group, commands, strict=True):
-                *_, executed = [next(replies) for _ in each]
-                stream.acked_by(entries[stream.key], executed)
+            lengths = await node.call(*(stream.ack_command(entries[stream.key]) for stream in group))
+            for stream, length in zip(group, lengths, strict=True):
+                stream.acked_by(entries[stream.key], length)
 
         await self._change(entries, RedisQueue.ack, together)
 
@@ -231,7 +233,7 @@ class StreamSet(ABC, Generic[T]):
         """How many entries wait, including leased ones. Of streams that do not answer, the last known ones count."""
         await self._count(self._streams())
         self._ensure_usable()
-        return self._known_length()
+        return self._lengths.total
 
     async def measure(self) -> Waiting:
         """How many entries wait, and how long the oldest has waited; see `backlog` for streams that do not answer."""
@@ -253,7 +255,7 @@ class StreamSet(ABC, Generic[T]):
         self._ensure_usable()
         now = anyio.current_time()
         oldest_at = min((self._oldest_at.get(stream.key, now) for stream in streams if stream.length), default=now)
-        return Waiting(self._known_length(), now - oldest_at)
+        return Waiting(self._lengths.total, now - oldest_at)
 
     def _streams(self) -> list[RedisQueue[T]]:
         """All streams, of all layouts."""
@@ -265,9 +267,6 @@ class StreamSet(ABC, Generic[T]):
         if number >= len(self._numbered):
             self._streams()
         return self._numbered[number]
-
-    def _known_length(self) -> int:
-        return sum([stream.length or 0 for stream in self._streams()])
 
     async def _with_entries(self) -> list[RedisQueue[T]]:
         """The streams that have entries, each time beginning with another one; asks all of them in one round trip."""
@@ -385,6 +384,8 @@ class StreamSet(ABC, Generic[T]):
 
     def _is_blocked(self, stream: RedisQueue[T]) -> bool:
         """True if a stream has failed shortly before, so that it is left alone."""
+        if not self._failures:
+            return False  # the usual case
         now = anyio.current_time()
         return any(
             key == stream.key and kind not in _HARMLESS and failure.retry_at > now
