@@ -15,9 +15,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
+from time import monotonic
 from typing import Protocol, TypeVar
-
-import anyio
 
 from bcs.errors import SlotMoves, StoreUnavailable
 from bcs.storage.deadlines import Deadline
@@ -124,7 +123,7 @@ class SlotNode:
 
     async def call(self, *commands: Command) -> Replies:
         """See `Node.call`."""
-        began = anyio.current_time()
+        began = monotonic()
         failure: StoreUnavailable | None = None
         if gateway := self.gateway:
             try:
@@ -135,7 +134,7 @@ class SlotNode:
 
     async def call_multiplexed(self, *commands: Command) -> Replies:
         """See `Node.call_multiplexed`."""
-        began = anyio.current_time()
+        began = monotonic()
         failure: StoreUnavailable | None = None
         if gateway := self.gateway:
             try:
@@ -161,7 +160,7 @@ class SlotNode:
             raise SlotMoves("redis", _MOVES, answered=True, address=failure.address) from failure
 
     async def _session_in(self, stack: AsyncExitStack) -> RedisSession:
-        began = anyio.current_time()
+        began = monotonic()
         failure: StoreUnavailable | None = None
         if self.gateway:
             try:
@@ -200,7 +199,7 @@ class SlotNode:
 
         :param attempt: gets the connections to the slot's node, how many seconds are left, and the last failure.
         :param failure: of the first attempt; None if there was none.
-        :param began: when the first attempt began.
+        :param began: when the first attempt began, by `monotonic`, which costs each call less than the loop's clock.
         """
         for number in count():
             if failure and (failure.late or not surely_not_carried_out(failure)):
@@ -236,7 +235,7 @@ class SlotNode:
         return await self._resend(send, (command,), failure, began)
 
     def _left_seconds(self, began: float) -> float:
-        return max(began + self._deadline_seconds - anyio.current_time(), _LEAST_SECONDS)
+        return max(began + self._deadline_seconds - monotonic(), _LEAST_SECONDS)
 
     def _named(self, replies: Replies) -> Replies:
         if self.history:
