@@ -47,7 +47,7 @@ class _Login:
     password: Secret | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class _Known:
     """What is remembered of a URL: the text that was used last, and the problem that was logged last."""
 
@@ -82,6 +82,11 @@ class StoreUrl:
     def address(self) -> str:
         """The address without the login, with the name of its setting."""
         return self._store.address_of(self._of_one(self._used))
+
+    @property
+    def family(self) -> object:
+        """What this URL has in common with those that `at` and `at_sentinel` make of it, and with no other."""
+        return self._known
 
     @property
     def servers(self) -> RedisServers:

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from redis.asyncio import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import RedisSSLContext, parse_url
@@ -34,8 +35,7 @@ class _Login(CredentialProvider):
 
     def __init__(self, url: StoreUrl) -> None:
         self.url = url
-        self._context: ssl.SSLContext | None = None
-        self._made_from: list[tuple[int, ...] | None] = []
+        self._tls = _contexts.setdefault(url.family, _TlsContext())
 
     def get_credentials(self) -> Any:
         """The user and the password, the password alone, or nothing for a server without a login."""
@@ -50,22 +50,39 @@ class _Login(CredentialProvider):
     def context(self, tls: RedisSSLContext) -> ssl.SSLContext:
         """The context for a new connection, from the files as they are now.
 
-        It is kept while the files do not change: Python needs 20 ms for it, in which the event loop stands still.
-
         :raises UnusableServer: a file can't be used.
         """
         password = cast("Any", parse_url(self.url.current())).get("ssl_password")
+        try:
+            return self._tls.made_of(tls, password)
+        except (OSError, ValueError) as error:
+            cause = self.url.problem() or "a file changed meanwhile"
+            raise UnusableServer(f"{self.url.variable}: {cause}") from error
+
+
+class _TlsContext:
+    """The TLS context of all connections to the servers of one URL.
+
+    It is kept while the files do not change: Python needs 20 ms for it, in which the event loop stands still.
+    """
+
+    def __init__(self) -> None:
+        self._context: ssl.SSLContext | None = None
+        self._made_from: list[tuple[int, ...] | None] = []
+
+    def made_of(self, tls: RedisSSLContext, password: str | None) -> ssl.SSLContext:
+        """The context, made anew if a file has changed. The password is not kept."""
         try:
             made_from = [_version(path) for path in (tls.certfile, tls.keyfile, tls.ca_certs, tls.ca_path)]
             if self._context is None or made_from != self._made_from:
                 tls.context, tls.password = None, password
                 self._context, self._made_from = tls.get(), made_from
-        except (OSError, ValueError) as error:
-            cause = self.url.problem() or "a file changed meanwhile"
-            raise UnusableServer(f"{self.url.variable}: {cause}") from error
         finally:
             tls.password = None
         return self._context
+
+
+_contexts: WeakKeyDictionary[object, _TlsContext] = WeakKeyDictionary()
 
 
 def _version(path: str | None) -> tuple[int, ...] | None:

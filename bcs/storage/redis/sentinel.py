@@ -217,13 +217,13 @@ class _Sentinel:
             if not answered:
                 # Without waiting, because this may be cancelled.
                 await self.close()
-        return _named(address, state)
+        return named_master(address, state)
 
     async def _on_connect(self, connection: Connection) -> None:
         await handshake(connection, self._url.login_settings)
 
 
-def _named(address: Any, state: Any) -> NamedMaster:
+def named_master(address: Any, state: Any) -> NamedMaster:
     """The master in the replies of a Sentinel.
 
     :raises UnusableServer: the replies name no master.
@@ -233,18 +233,24 @@ def _named(address: Any, state: Any) -> NamedMaster:
     if isinstance(address, NoPermissionError):
         raise UnusableServer(f"the user of BCS_REDIS_SENTINEL_USERNAME lacks a right ({address})") from address
     if isinstance(address, RedisError):
-        raise UnusableServer(f"it is not a Sentinel ({address})", for_good=True) from address
-    if not address:
+        # Redis repeats the arguments of an unknown command.
+        text, _, _ = str(address).partition(", with args")
+        is_another = text.startswith("unknown command")
+        cause = f"it is not a Sentinel ({text})" if is_another else reason(address)
+        raise UnusableServer(cause, for_good=is_another) from address
+    if address is None:
         raise _UnknownService
-    host, port = address[0].decode(), int(address[1])
-    if not isinstance(state, list):
-        return NamedMaster(host=host, port=port)
-    texts = [text.decode(errors="replace") for text in state]
-    fields = dict(zip(texts[::2], texts[1::2], strict=True))
+    try:
+        host, port = address[0].decode(), int(address[1])
+        texts = [text.decode(errors="replace") for text in state] if isinstance(state, list) else []
+        fields = dict(zip(texts[::2], texts[1::2], strict=True))
+        epoch = int(fields.get("config-epoch", _UNKNOWN_EPOCH))
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
+        raise UnusableServer(f"it is not a Sentinel (an unusual reply: {error})", for_good=True) from error
     # During a failover the second answer may still be about the former master.
     is_same = (fields.get("ip"), fields.get("port")) == (host, str(port))
     down = is_same and not {"s_down", "o_down"}.isdisjoint(fields.get("flags", "").split(","))
-    return NamedMaster(host=host, port=port, epoch=int(fields.get("config-epoch", _UNKNOWN_EPOCH)), down=down)
+    return NamedMaster(host=host, port=port, epoch=epoch, down=down)
 
 
 def _login_problem(error: RedisError) -> str:
