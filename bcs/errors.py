@@ -27,6 +27,7 @@ One tree; each leaf carries its facts as typed fields, and `retryable` is True w
     │   └── ReplayFailed             retryable: the original could not be delivered
     └── StoreError
         ├── StoreUnavailable         retryable: out of reach, too slow, refuses for now, or the circuit breaker is open
+        │   └── SlotMoves            retryable: the keys of a transaction are moving to another node of a cluster
         ├── CommitConflict           retryable: another writer changed the batch first
         ├── OutboxFull               retryable: too many messages wait for Kafka
         ├── BacklogFull              retryable: too many entries wait for PostgreSQL
@@ -359,25 +360,41 @@ class StoreUnavailable(StoreError):
     :param cause: why, in a few words.
     :param answered: True if the store answered and refused this call; other calls may succeed.
     :param late: True if no answer came before the deadline: the store may be healthy, and this call too large.
+    :param unsent: True if the call was not even sent, so that it surely was not carried out.
     :param address: the address that was tried, with its setting; empty where no connection was tried.
     """
 
     retryable = True
 
     def __init__(
-        self, store: str, cause: str, *, answered: bool = False, late: bool = False, address: str = ""
+        self,
+        store: str,
+        cause: str,
+        *,
+        answered: bool = False,
+        late: bool = False,
+        unsent: bool = False,
+        address: str = "",
     ) -> None:
         super().__init__(store, cause)
         self.store = store
         self.cause = cause
         self.answered = answered
         self.late = late
+        self.unsent = unsent
         self.address = address
 
     def __str__(self) -> str:
         """The store, its address and the cause in one line."""
         at = f" at {self.address}" if self.address else ""
         return f"{self.store} {'refuses' if self.answered else 'is out of reach'}{at}: {self.cause}"
+
+
+class SlotMoves(StoreUnavailable):
+    """A node of a Redis Cluster refused a transaction, because its keys are, or may be, on another node.
+
+    Nothing was written. The next attempt asks the node that has the keys by then.
+    """
 
 
 class CommitConflict(StoreError):

@@ -22,7 +22,6 @@ from bcs.devtools.servers.embedded import EmbeddedServer, create_topics, free_po
 from bcs.devtools.servers.postgres import PostgresServer
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Outcome, PhaseReported
 from bcs.domain.state import delta_of
-from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, waiting_key
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.wire import topics
@@ -30,6 +29,7 @@ from benchmarks.usage import cpu_seconds, family_cpu_seconds, process_id_of
 from tests.support.apache_kafka import apache_kafka
 from tests.support.events import spellchecked
 from tests.support.kafka import PARTITIONS, Platform
+from tests.support.redis_queues import queue_keys
 from tests.support.service import BcsProcess, Orchestrator, serve
 from tests.support.waiting import wait_until
 
@@ -87,7 +87,7 @@ class World:
 
     async def settled(self) -> None:
         """Wait until nothing waits to be published or recorded."""
-        queues = (f"{KEY_PREFIX}{{outbox}}", waiting_key(KEY_PREFIX, FACTS), waiting_key(KEY_PREFIX, EXPLANATIONS))
+        queues = [key for behind in ("", ":archive", ":explanations") for key in queue_keys(KEY_PREFIX, behind)]
 
         async def empty() -> bool:
             return not any(await self.gateway.call(*(("XLEN", queue) for queue in queues)))

@@ -20,6 +20,7 @@ from tests.support.databases import database
 from tests.support.distribution import ByModule, alone_or_beside_others, make_scheduler, order, share_locks, workers_for
 from tests.support.kafka import platform_broker
 from tests.support.pgbouncer import pgbouncer, pgbouncer_binary
+from tests.support.redis_cluster import RedisCluster, running_cluster
 from tests.support.secured_kafka import SecuredKafka
 from tests.support.tiers import hear_from_worker, leave_out, show_not_played, tell_the_controller
 
@@ -132,6 +133,16 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     with embedded.valkey(tmp_path_factory.mktemp("valkey")) as server:
         yield f"redis://{server.address}/0"
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """Three masters that the tests of a worker share: never flush, kill or freeze one, and give back slots.
+
+    Modules that do more have a `running_cluster` of their own.
+    """
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

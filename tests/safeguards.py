@@ -426,11 +426,11 @@ _REDIS = (
         "A round trip to Redis is shielded from cancellation.",
         "bcs/storage/redis/gateway.py",
         """\
-        deadline = Deadline(self._deadline_seconds, shield=True)
+        deadline = Deadline(seconds, shield=True)
         try:
 """,
         """\
-        deadline = Deadline(self._deadline_seconds)
+        deadline = Deadline(seconds)
         try:
 """,
         _in("integration/test_redis_gateway", "test_a_cancelled_round_trip_is_carried_through_on_its_connection"),
@@ -458,6 +458,30 @@ _REDIS = (
         "if isinstance(error, ResponseError) and code_of(error) in _FOR_SENDERS:",
         "if isinstance(error, ResponseError):",
         _in("integration/test_redis_refusals", "test_a_refusal_counts_as_unavailable_with_its_reason"),
+    ),
+    Mutation(
+        "sentinel-newest",
+        "Of what Sentinels say, the newest answer counts.",
+        "bcs/storage/redis/sentinel.py",
+        "if one.epoch == newest and not one.down]",
+        "if not one.down]",
+        _in("unit/test_sentinel_answers", "test_the_newest_answer_counts"),
+    ),
+    Mutation(
+        "sentinel-probe",
+        "Each probe asks the Sentinels, so that a master that they name no more is left, though it answers.",
+        "bcs/storage/redis/gateway.py",
+        "                await self.sentinels.probe()\n",
+        "                pass\n",
+        _in("integration/test_redis_sentinel", "test_a_probe_leaves_a_master_that_the_sentinels_name_no_more"),
+    ),
+    Mutation(
+        "sentinel-login",
+        "Sentinels do not get the login of the data.",
+        "bcs/config/store_urls.py",
+        "return _without_login(text) if self._is_sentinel else text",
+        "return text",
+        _in("unit/test_store_urls", "test_each_server_of_a_list_has_a_url_of_its_own"),
     ),
     Mutation(
         "demoted-master",
@@ -595,7 +619,7 @@ _OUTBOX = (
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
 """,
         """\
-        await self._persist(context, self.outbox.ack, [entry.entry_id for entry in leased])
+        await self._persist(context, self.outbox.ack, leased)
         await hit(FailPoint.PUBLISHER_LEASED, context.name)
 """,
         _in("integration/test_publisher", "test_the_next_publisher_publishes_the_entries_of_a_crashed_one"),
@@ -664,10 +688,34 @@ _OUTBOX = (
     Mutation(
         "outbox-bound",
         "The outbox is bounded, and takes all of an append or nothing.",
-        "bcs/storage/redis/queue.py",
+        "bcs/storage/redis/stream_set.py",
         "            raise self._full_error(self._limit)\n",
         "            pass\n",
         _in("integration/test_outbox", "test_a_full_outbox_takes_all_of_an_append_or_nothing"),
+    ),
+    Mutation(
+        "stream-of-a-batch",
+        "The messages of a batch are in one stream, so they keep their order.",
+        "bcs/storage/redis/outbox.py",
+        "if message.key is None else message.key",
+        "if message.value else b''",
+        _in("integration/test_streams", "test_the_messages_of_a_batch_keep_their_order"),
+    ),
+    Mutation(
+        "share-of-each-stream",
+        "A full stream of the outbox does not starve the others.",
+        "bcs/storage/redis/stream_set.py",
+        "left // (len(streams) - position)",
+        "left",
+        _in("integration/test_streams", "test_a_full_stream_starves_no_other_and_uses_what_others_leave"),
+    ),
+    Mutation(
+        "changed-later",
+        "What was published of a stream that can't be used now is acked once it can.",
+        "bcs/storage/redis/stream_set.py",
+        "            self._due.setdefault(stream.key, []).append((change, entries[stream.key]))\n",
+        "            pass\n",
+        _in("integration/test_streams", "test_a_server_that_is_away_holds_up_only_its_streams"),
     ),
 )
 
@@ -724,9 +772,9 @@ _ARCHIVE = (
     Mutation(
         "former-queue",
         "Facts that the build before queued for PostgreSQL are drained.",
-        "bcs/actors/archive/drain.py",
-        "former = (self.former_queue,) if former_waits else ()",
-        "former = ()",
+        "bcs/storage/redis/archive_queue.py",
+        "self._former = [self._former_stream] if name == FACTS else []",
+        "self._former = []",
         _in("integration/test_former_build", "test_a_service_starts_on_the_data_of_the_build_before"),
     ),
     Mutation(
@@ -740,10 +788,26 @@ _ARCHIVE = (
     Mutation(
         "former-queue-counted",
         "Facts that the build before queued count before a batch is stamped as complete.",
-        "bcs/storage/archive.py",
-        "self.backlog.waiting(self.former_backlog)",
-        "self.backlog.waiting()",
+        "bcs/storage/redis/archive_queue.py",
+        "for stream in (self._numbered_stream(0), *self._former)",
+        "for stream in (self._numbered_stream(0),)",
         _in("integration/test_former_build", "test_what_waits_in_the_former_queue_counts_before_a_batch_is_stamped"),
+    ),
+    Mutation(
+        "other-layouts-counted",
+        "Facts that a process with another number of streams queued count before a batch is stamped as complete.",
+        "bcs/storage/redis/archive_queue.py",
+        "for layout in self._layouts.layouts]",
+        "for layout in {self._layouts.layout}]",
+        _in("integration/test_streams", "test_facts_are_seen_whatever_number_of_streams_another_process_has"),
+    ),
+    Mutation(
+        "lost-layouts",
+        "An append of facts ends only once others can see in which stream they wait.",
+        "bcs/storage/redis/archive_queue.py",
+        "        if registered is None:\n",
+        "        if False:\n",
+        _in("integration/test_streams", "test_layouts_that_redis_has_lost_are_written_before_a_fact_counts"),
     ),
     Mutation(
         "archive-queue-written",
@@ -754,7 +818,7 @@ _ARCHIVE = (
             await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,
         """\
-        await queue.ack([entry.entry_id for entry in portion])
+        await queue.ack(portion)
         try:
             await self.archive.write([entry.message for entry in portion], deadline_seconds=deadline_seconds)
 """,

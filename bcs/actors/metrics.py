@@ -126,7 +126,7 @@ class MetricsActor:
             if self.archive:
                 # While the store is unreachable, the last value stays; the circuit breaker's metric shows the reason.
                 with suppress(StoreError):
-                    waiting = await self.archive.waiting() + await self.archive.explanations.backlog()
+                    waiting = await self.archive.backlog.backlog() + await self.archive.explanations.backlog()
                     self.runtime.telemetry.archive_backlog.set(waiting)
             await anyio.sleep(self.runtime.settings.metrics_interval_seconds)
 

@@ -42,6 +42,7 @@ _ACTOR = "publisher"
 # The operations that the publisher may wait for.
 _TAKE_OVER = "take over the outbox entries of another replica"
 _USE_OUTBOX = "access the outbox"
+_USE_STREAMS = "access streams of the outbox"
 
 
 @dataclass(slots=True)
@@ -116,6 +117,8 @@ class Publisher:
                 leased += await self._take_over(context)
                 takeover_at = now + self.runtime.settings.outbox_takeover_seconds / 2
             leased = leased or await self._persist(context, self.outbox.lease, _LEASE_LIMIT)
+            failing = {key: str(error) for key, error in self.outbox.failing.items()}
+            self.runtime.waits.keep(_ACTOR, _USE_STREAMS, failing)
             unwritable_now = [entry for entry in leased if unwritable.get(entry.message.topic, now) > now]
             if unwritable_now:
                 await self._persist(context, self.outbox.requeue, unwritable_now)
@@ -214,7 +217,7 @@ class Publisher:
             context.heartbeat()
             await self._publish_each_alone(context, outcome)
         await hit(FailPoint.PUBLISHER_ACKNOWLEDGED, context.name)
-        await self._persist(context, self.outbox.ack, [entry.entry_id for entry in outcome.delivered])
+        await self._persist(context, self.outbox.ack, outcome.delivered)
         for entry, problem in outcome.parked:
             await self._persist(context, self.outbox.park, entry, problem)
             self.runtime.telemetry.parked.labels(entry.message.kind).inc()
@@ -234,12 +237,12 @@ class Publisher:
         A message that is too large is published truncated, if it can be truncated.
         """
         timeout_seconds = self.runtime.settings.kafka_request_timeout_seconds
-        originals = {entry.entry_id: entry for entry in outcome.refused}
+        originals = {entry.place: entry for entry in outcome.refused}
         too_large: list[LeasedMessage] = []
 
         def on_result(entry: LeasedMessage, error: BaseException | None) -> None:
             context.heartbeat()  # many acknowledgements in turn can take longer than `hang_seconds`
-            original = originals[entry.entry_id]
+            original = originals[entry.place]
             if isinstance(error, TOO_LARGE) and (truncated := as_truncated(entry.message)):
                 too_large.append(replace(entry, message=truncated))
             elif isinstance(error, REFUSED_FOR_GOOD):

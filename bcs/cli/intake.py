@@ -189,8 +189,8 @@ async def _order(settings: Settings, orders: Sequence[SkipOrder], wait_seconds: 
     from bcs.ops.stores import connected
     from bcs.storage.redis.skips import RedisSkips
 
-    async with connected(settings) as gateway:
-        skips = RedisSkips(gateway, key_prefix=settings.redis_key_prefix)
+    async with connected(settings) as nodes:
+        skips = RedisSkips(nodes, key_prefix=settings.redis_key_prefix)
         for order in orders:
             await skips.order(order)
         with anyio.move_on_after(wait_seconds):
@@ -207,8 +207,8 @@ async def _withdraw(settings: Settings, position: Position) -> SkipOrder | None:
     from bcs.ops.stores import connected
     from bcs.storage.redis.skips import RedisSkips
 
-    async with connected(settings) as gateway:
-        skips = RedisSkips(gateway, key_prefix=settings.redis_key_prefix)
+    async with connected(settings) as nodes:
+        skips = RedisSkips(nodes, key_prefix=settings.redis_key_prefix)
         return await skips.withdraw(position, at=rfc3339(datetime.now(UTC)), by=_operator())
 
 
@@ -216,8 +216,8 @@ async def _history(settings: Settings, limit: int) -> list[SkipEvent]:
     from bcs.ops.stores import connected
     from bcs.storage.redis.skips import RedisSkips
 
-    async with connected(settings) as gateway:
-        return await RedisSkips(gateway, key_prefix=settings.redis_key_prefix).history(limit)
+    async with connected(settings) as nodes:
+        return await RedisSkips(nodes, key_prefix=settings.redis_key_prefix).history(limit)
 
 
 def _print_events(events: Sequence[SkipEvent], *, as_json: bool) -> None:

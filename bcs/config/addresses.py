@@ -15,6 +15,20 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from bcs.config.files import read_regular_file
+from bcs.config.redis_servers import (
+    LARGEST_PORT,
+    NO_HOST,
+    NO_PORT,
+    PERCENT_ENCODE,
+    SCHEMES,
+    RedisKind,
+    is_host,
+    is_port,
+    kind_of,
+    listing_problem,
+    servers_in,
+    url_of_one,
+)
 
 ASYNCPG_OPTIONS = (
     *("host", "port", "user", "password", "passfile", "dbname", "database", "service"),
@@ -26,12 +40,7 @@ ASYNCPG_OPTIONS = (
 SERVER_SETTINGS = ("application_name", "options", "search_path")
 """The options that may be sent to the server. It would refuse libpq's options; others have their own BCS settings."""
 
-_PERCENT_ENCODE = "percent-encode special characters in a name or a password"
-_UNREADABLE = f"can't be read as a URL; {_PERCENT_ENCODE}"
-_NO_HOST = "has no host, or a host with an invalid name"
-_NO_PORT = f"has a port that is not a number from 1 to 65535; {_PERCENT_ENCODE}"
-
-_LARGEST_PORT = 65_535
+_UNREADABLE = f"can't be read as a URL; {PERCENT_ENCODE}"
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 _HOST = r"\[(?P<v6>[^\[\]\s]+)\]|(?P<name>[^\s:/?#@\[\]]*)"
 _SERVER = re.compile(rf"(?:{_HOST}):(?P<port>[0-9]{{1,5}})")
@@ -53,20 +62,24 @@ _VALUES = {
 
 def redis_problem(url: str) -> str | None:
     """What is wrong with a Redis URL; None where redis-py can use it."""
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        return "must begin with redis://, rediss:// or unix://"
+    if not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+        return (
+            "must begin with redis://, rediss:// or unix://, or with redis+cluster://, rediss+cluster://, "
+            "redis+sentinel:// or rediss+sentinel://"
+        )
     problem, parts, options = _split(url)
     if parts is None:
         return problem
     names = [name for name, _ in options]
     if any(name != "db" and not name.startswith("ssl_") for name in names):
         # Other options would override deadlines and limits that have their own settings.
-        return f"only db and ssl_* are allowed after the question mark; {_PERCENT_ENCODE}"
-    if names != ["db"] * len(names) and parts.scheme != "rediss":
+        return f"only db and ssl_* are allowed after the question mark; {PERCENT_ENCODE}"
+    if names != ["db"] * len(names) and not parts.scheme.startswith("rediss"):
         return "only rediss:// connections have ssl_* options"
-    if host_problem := _redis_host_problem(parts):
-        return host_problem
-    database = "" if parts.scheme == "unix" else parts.path.strip("/")
+    one = kind_of(parts.scheme) is RedisKind.SERVER
+    if server_problem := _redis_host_problem(parts) if one else listing_problem(parts, names):
+        return server_problem
+    database = parts.path.strip("/") if one and parts.scheme != "unix" else ""
     if database and "db" in names:
         return "has the database twice"
     if any(text and not text.isdecimal() for text in (database, dict(options).get("db", ""))):
@@ -79,14 +92,16 @@ def _redis_host_problem(parts: SplitResult) -> str | None:
         if parts.hostname:
             return "must have three slashes before the path of a socket: unix:///"
         return None if parts.path.strip("/") else "has no path of a socket"
+    if "," in _host_in(parts.netloc):
+        return "has several servers, which only redis+cluster:// and redis+sentinel:// may have"
     try:
         port = parts.port
     except ValueError:
         port = 0
     # redis-py treats 0 as a missing port.
-    if port is not None and not 1 <= port <= _LARGEST_PORT:
-        return _NO_PORT
-    return None if _is_host(unquote(parts.hostname or "")) else _NO_HOST
+    if port is not None and not 1 <= port <= LARGEST_PORT:
+        return NO_PORT
+    return None if is_host(unquote(parts.hostname or "")) else NO_HOST
 
 
 def _redis_client_problem(url: str, options: list[str]) -> str | None:
@@ -98,7 +113,9 @@ def _redis_client_problem(url: str, options: list[str]) -> str | None:
         return f"has an unknown ssl_ option; redis-py has {', '.join(known)}"
 
     def use(url: str) -> None:
-        connection = ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+        listed = servers_in(url).listed
+        one = url_of_one(url, *listed[0]) if listed else url
+        connection = ConnectionPool.from_url(one).make_connection()  # type: ignore[no-untyped-call]
         if isinstance(connection, SSLConnection):
             connection.ssl_context.get()  # the first attempt to connect does the same
 
@@ -115,7 +132,7 @@ def database_problem(url: str) -> str | None:
     names = [name for name, _ in options]
     allowed = (*ASYNCPG_OPTIONS, *SERVER_SETTINGS)
     if not set(allowed).issuperset(names):
-        return f"only {', '.join(allowed)} are allowed after the question mark; {_PERCENT_ENCODE}"
+        return f"only {', '.join(allowed)} are allowed after the question mark; {PERCENT_ENCODE}"
     login, _, hosts = parts.netloc.rpartition("@")
     if "@" in login:
         return _UNREADABLE  # for asyncpg the first @ ends the login
@@ -123,11 +140,11 @@ def database_problem(url: str) -> str | None:
     for host in hosts.split(",") if hosts else ():
         match = _SERVER_OR_HOST.fullmatch(host)
         if match is None:
-            return _NO_PORT if "[" not in host else _UNREADABLE
-        if not _is_host(match["v6"] or unquote(match["name"])):
-            return _NO_HOST
-        if match["port"] and not _is_port(match["port"]):
-            return _NO_PORT
+            return NO_PORT if "[" not in host else _UNREADABLE
+        if not is_host(match["v6"] or unquote(match["name"])):
+            return NO_HOST
+        if match["port"] and not is_port(match["port"]):
+            return NO_PORT
     return _database_client_problem(url, names) if find_spec("asyncpg") else None
 
 
@@ -135,7 +152,7 @@ def _database_client_problem(url: str, options: list[str]) -> str | None:
     def use(url: str) -> None:
         addresses, _ = parse_as_asyncpg(url)
         for address in addresses:
-            if isinstance(address, tuple) and not 1 <= address[1] <= _LARGEST_PORT:
+            if isinstance(address, tuple) and not 1 <= address[1] <= LARGEST_PORT:
                 raise ValueError("not a port")
 
     variables = ", or a PG* variable of this process" if any(name.startswith("PG") for name in os.environ) else ""
@@ -158,6 +175,8 @@ def redis_address(url: str) -> str:
     """The address of a Redis URL without login and password, with the name of its setting."""
     parts = urlsplit(url)
     place = parts.path if parts.scheme == "unix" else _host_in(parts.netloc)
+    if kind_of(parts.scheme) is RedisKind.SENTINEL:
+        place += parts.path
     return f"{place} (BCS_REDIS_URL)"
 
 
@@ -176,7 +195,7 @@ def bootstrap_servers_problem(servers: str) -> str | None:
     """What is wrong with the addresses of Kafka's brokers; None where aiokafka can use them."""
     for server in servers.split(","):
         match = _SERVER.fullmatch(server.strip())
-        if match is None or not _is_port(match["port"]) or not _is_host(match["v6"] or match["name"]):
+        if match is None or not is_port(match["port"]) or not is_host(match["v6"] or match["name"]):
             return "must be host:port, several separated by commas"
         if match["v6"] and not _is_ipv6(match["v6"]):
             return "must be host:port, with an IPv6 address in brackets"
@@ -189,7 +208,7 @@ def _split(url: str) -> tuple[str, SplitResult | None, list[tuple[str, str]]]:
     :returns: the problem, or an empty text; the parts, which are None with a problem; the options.
     """
     if not url.isprintable() or " " in url:
-        return "has spaces or control characters; " + _PERCENT_ENCODE, None, []
+        return "has spaces or control characters; " + PERCENT_ENCODE, None, []
     if "#" in url:
         return "has a #, and clients ignore what follows it; write %23 for it", None, []
     if _BAD_ESCAPE.search(url):
@@ -252,18 +271,6 @@ def _read(path: str) -> None:
 def _without(url: str, name: str) -> str:
     parts = urlsplit(url)
     return parts._replace(query=urlencode([option for option in parse_qsl(parts.query) if option[0] != name])).geturl()
-
-
-def _is_port(text: str) -> bool:
-    return 1 <= int(text) <= _LARGEST_PORT
-
-
-def _is_host(name: str) -> bool:
-    """True if Python can look up the name; for some names it can't encode the query."""
-    try:
-        return bool(name.encode("idna"))
-    except UnicodeError:
-        return False
 
 
 def _is_ipv6(text: str) -> bool:

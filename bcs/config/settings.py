@@ -328,15 +328,21 @@ class Settings(CommandSettings):
     )
 
     redis_url: SecretText = Field(
-        default_factory=lambda: Secret("redis://localhost:6379"), description="`redis://`, `rediss://` or `unix://`"
+        default_factory=lambda: Secret("redis://localhost:6379"),
+        description="`redis://`, `rediss://` or `unix://`; `redis+cluster://` or `redis+sentinel://` with several "
+        "servers, `rediss+…` with TLS",
     )
     redis_username: OptionalSecret = Field(None, description="the user, if it is not in `BCS_REDIS_URL`")
     redis_password: OptionalSecret = Field(None, description="the password, if it is not in `BCS_REDIS_URL`")
+    redis_sentinel_username: OptionalSecret = Field(None, description="the user at the Sentinels")
+    redis_sentinel_password: OptionalSecret = Field(None, description="the password at the Sentinels")
     redis_ttl_seconds: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] = Field(
         604_800, description="how long a batch is kept after its last event"
     )
     redis_key_prefix: str = Field("bcs:", description="the prefix of every key")
-    redis_max_connections: Count = Field(32, description="the maximum number of concurrent round trips to Redis")
+    redis_max_connections: Count = Field(
+        32, description="the maximum number of concurrent round trips to Redis; to each master of a cluster"
+    )
     redis_deadline_seconds: Seconds = Field(
         default_factory=_at_most(2.0, 0.5, "request_deadline_seconds"),
         description="how long a round trip to Redis may take; "
@@ -351,6 +357,11 @@ class Settings(CommandSettings):
     )
     redis_commit_attempts: Count = Field(5, description="the number of attempts to commit facts, or to store a summary")
     outbox_max_messages: Count = Field(1_000_000, description="the maximum number of messages that wait for Kafka")
+    outbox_streams: Annotated[int, Field(ge=1, le=256)] = Field(
+        16,
+        description="the number of streams that the outbox and the queues before the archive are spread over; "
+        "it can be changed at any time",
+    )
     outbox_poll_interval_seconds: Seconds = Field(0.5, description="the time between polls of an idle outbox")
     outbox_unwritable_seconds: Seconds = Field(
         5.0, description="the wait before a topic that could not be written is retried"
@@ -430,7 +441,13 @@ class Settings(CommandSettings):
     @property
     def redis(self) -> StoreUrl:
         """The URL of Redis, with the login."""
-        return store_urls.redis_url(self.redis_url, username=self.redis_username, password=self.redis_password)
+        return store_urls.redis_url(
+            self.redis_url,
+            username=self.redis_username,
+            password=self.redis_password,
+            sentinel_username=self.redis_sentinel_username,
+            sentinel_password=self.redis_sentinel_password,
+        )
 
     @property
     def database(self) -> StoreUrl | None:

@@ -350,7 +350,7 @@ class ActorKilled(TypedDict):
 class Dependency(TypedDict):
     """Whether a dependency answers, or else what is wrong and at which address."""
 
-    status: Literal["healthy", "unhealthy", "not_configured"]
+    status: Literal["healthy", "degraded", "unhealthy", "not_configured"]
     message: str
 
 

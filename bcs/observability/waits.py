@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import structlog
 
@@ -69,6 +70,17 @@ class Waits:
         wait.cause = cause
         if log_cause and wait.logged.note(cause):
             log.warning("waiting_for_dependency", actor=actor, operation=doing, error=cause)
+
+    def keep(self, actor: str, doing: str, causes: Mapping[Any, str]) -> None:
+        """Note all tries of an action that fail now: others have ended.
+
+        :param causes: why each try fails, by its holder; see `begin`.
+        """
+        for holder, cause in causes.items():
+            self.begin(actor, doing, cause, holder=holder)
+        if wait := self._open.get((actor, doing)):
+            for holder in wait.holders - causes.keys():
+                self.end(actor, doing, holder=holder)
 
     def end(self, actor: str, doing: str, *, holder: object = None) -> None:
         """Note that a try succeeded, or that no task retries any more. Without a wait this does nothing."""

@@ -95,7 +95,7 @@ async def batch_reader(settings: Settings, law: CompletionLaw) -> AsyncIterator[
     if settings.use_mock_repository:
         raise StateInMemory
 
-    async def unknown() -> int:
+    async def unknown(_batch_id: str) -> int:
         return 1  # not zero, so no copy gets a complete stamp
 
     async with AsyncExitStack() as stack:
@@ -106,7 +106,7 @@ async def batch_reader(settings: Settings, law: CompletionLaw) -> AsyncIterator[
             backfill = ArchiveBackfill(archive, unknown)
             with suppress(StoreUnavailable):  # then the archive counts as unreachable
                 await archive.postgres.probe_unchanged(settings.database_deadline_seconds)
-        gateway = await stack.enter_async_context(connected(settings, needs_identity=archive is not None))
-        batches = StoredBatches(gateway, key_prefix=settings.redis_key_prefix)
+        nodes = await stack.enter_async_context(connected(settings, needs_identity=archive is not None))
+        batches = StoredBatches(nodes, key_prefix=settings.redis_key_prefix)
         store = ReadOnlyStore(batches=batches, backfill=backfill, law=law)
         yield BatchReader(store=store, store_name=REDIS, archive=archive, law=law)

@@ -39,7 +39,6 @@ def archive_parts(*, runtime: Runtime, archive: Archive, outbox: OutboxWriter, a
         runtime=runtime,
         archive=archive.postgres,
         queues=(archive.backlog, archive.explanations),
-        former_queue=archive.former_backlog,
     )
     maintenance = ArchiveMaintenance(
         runtime=runtime,

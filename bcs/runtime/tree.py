@@ -142,8 +142,8 @@ class Service:
         self._stop = stop
         archive = self.persistence.archive
         try:
-            if self.persistence.gateway:
-                await self.persistence.gateway.ensure_usable()
+            if self.persistence.nodes:
+                await self.persistence.nodes.ensure_usable()
             if archive:
                 await archive.postgres.ensure_usable(self.settings.database_first_probe_seconds / FIRST_PROBES)
             return await run_tree(self.root, stop, shutdown_seconds=self.settings.shutdown_seconds, started=started)
@@ -261,7 +261,7 @@ class Service:
             settings=settings,
             store=self.store,
             archive=archive,
-            redis_address=self.persistence.gateway.address if self.persistence.gateway else "",
+            redis_address=self.persistence.nodes.address if self.persistence.nodes else "",
             redis=redis,
             kafka=self.kafka,
             waits=self.waits,

@@ -22,18 +22,12 @@ class Archive:
     """The archive behind the state store.
 
     :param backlog: the queue of facts that wait for PostgreSQL.
-    :param former_backlog: the same queue of releases before 0.2.0.
     :param explanations: the queue of entries that only explain announcements. No answer depends on these.
     """
 
     postgres: PostgresArchive
     backlog: ArchiveQueue
-    former_backlog: ArchiveQueue
     explanations: ArchiveQueue
-
-    async def waiting(self) -> int:
-        """The number of facts of all replicas that wait for PostgreSQL, read in one round trip."""
-        return await self.backlog.waiting(self.former_backlog)
 
     def can_answer_for_redis(self, error: StoreUnavailable) -> bool:
         """True if PostgreSQL can answer instead of Redis: it is reachable, and no facts wait for it."""
@@ -41,6 +35,5 @@ class Archive:
 
     @property
     def _nothing_waits(self) -> bool:
-        former = self.former_backlog
         # During an upgrade a replica of the former release may add facts that PostgreSQL still lacks.
-        return self.backlog.last_known == 0 and former.last_known == 0 and former.idle_seconds >= _UPGRADE_SECONDS
+        return self.backlog.last_known == 0 and self.backlog.former_idle_seconds >= _UPGRADE_SECONDS

@@ -37,11 +37,11 @@ class ArchiveBackfill:
     The identity of Redis is always that of the server from which the copy was read; see `bcs.storage.redis.identity`.
 
     :param archive: the archive.
-    :param waiting: returns how many entries of all replicas wait for the archive.
+    :param waiting: returns how many entries of all replicas wait for the archive that may be about a batch.
     """
 
     archive: ArchivePort
-    waiting: Callable[[], Awaitable[int]]
+    waiting: Callable[[str], Awaitable[int]]
 
     def is_complete(self, stamp: str | None, redis: str) -> bool:
         """True if the copy in Redis is known to be complete.
@@ -86,7 +86,7 @@ class ArchiveBackfill:
         stamp = self.required_stamp(redis)
         try:
             # The queue is counted before the read, because an entry leaves the queue only once the archive has it.
-            waiting = await self.waiting()
+            waiting = await self.waiting(batch_id)
             archived = await self.archive.state(batch_id)
             missing = await paced(_missing_in(archived, known))
             if not missing.empty:

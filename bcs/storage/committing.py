@@ -9,7 +9,7 @@ from typing import TypeVar
 import anyio
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from bcs.errors import CommitConflict
+from bcs.errors import CommitConflict, SlotMoves
 from bcs.storage.ports import Committed
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ async def commit_with(
 ) -> Committed:
     """Try a commit until an attempt has no conflict, at most `policy.attempts` times, then call the fallback.
 
-    :param attempt: reads, merges and writes; raises CommitConflict if nothing was written because of another writer.
+    :param attempt: reads, merges and writes; raises CommitConflict or SlotMoves if nothing was written.
     :param fallback: does what no other writer can make fail.
     """
     conflicts = 0
@@ -75,17 +75,17 @@ async def commit_with(
         nonlocal conflicts
         try:
             await attempt()
-        except CommitConflict:
+        except (CommitConflict, SlotMoves):
             conflicts += 1
             raise
 
     try:
         await persistently(policy, counted, _is_conflict)
-    except CommitConflict:
+    except (CommitConflict, SlotMoves):
         await fallback()
         return Committed(conflicts, fallback=True)
     return Committed(conflicts)
 
 
 def _is_conflict(error: BaseException) -> bool:
-    return isinstance(error, CommitConflict)
+    return isinstance(error, CommitConflict | SlotMoves)

@@ -6,8 +6,9 @@ import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time_ns
 
+from bcs.config.redis_servers import RedisKind
 from bcs.config.settings import Settings
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary
@@ -17,11 +18,14 @@ from bcs.storage.committing import CommitPolicy
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
 from bcs.storage.ports import MEMORY, REDIS, Outbox, StateStore
 from bcs.storage.postgres.opening import open_archive
-from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, FORMER_FACTS, ArchiveQueue
+from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, ArchiveQueue
 from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.cluster import ClusterNodes
 from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.storage.redis.skips import RedisSkips
+from bcs.storage.redis.stream_layouts import StreamLayouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +33,13 @@ class Persistence:
     """The stores of one process, and the connections behind them.
 
     :param store_name: the name of the state store in answers.
-    :param gateway: the connections to Redis; None where the state is in memory.
+    :param nodes: the connections to Redis; None where the state is in memory.
     :param archive: None without an archive.
     :param skips: operators' orders to skip messages; None where the state is in memory.
     """
 
     store_name: str
-    gateway: RedisGateway | None
+    nodes: Nodes | None
     store: StateStore
     outbox: Outbox
     archive: Archive | None = None
@@ -43,12 +47,12 @@ class Persistence:
 
     def circuit(self) -> str:
         """The state of the circuit breaker before the store."""
-        return self.gateway.circuit if self.gateway else "closed"
+        return self.nodes.circuit if self.nodes else "closed"
 
     async def aclose(self) -> None:
         """Close all connections."""
-        if self.gateway:
-            await self.gateway.aclose()
+        if self.nodes:
+            await self.nodes.aclose()
         if self.archive:
             await self.archive.postgres.aclose()
 
@@ -65,7 +69,7 @@ def open_persistence(
     if settings.use_mock_repository:
         return Persistence(
             store_name=MEMORY,
-            gateway=None,
+            nodes=None,
             store=MemoryStateStore(
                 law=law,
                 ttl_seconds=settings.redis_ttl_seconds,
@@ -74,13 +78,19 @@ def open_persistence(
             ),
             outbox=MemoryOutbox(settings.outbox_max_messages, monotonic),
         )
-    gateway = redis_gateway(settings)
+    nodes = redis_nodes(settings)
     # Different from any other process, including earlier ones of this replica, whose leases expire by time.
     consumer = f"{settings.instance}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    archive = _archive(settings, gateway, consumer)
-    backfill = ArchiveBackfill(archive.postgres, archive.waiting) if archive else None
+    layouts = StreamLayouts(
+        nodes,
+        key_prefix=settings.redis_key_prefix,
+        layout=settings.outbox_streams,
+        now_ms=lambda: time_ns() // 1_000_000,
+    )
+    archive = _archive(settings, layouts, consumer)
+    backfill = ArchiveBackfill(archive.postgres, archive.backlog.waiting) if archive else None
     store = RedisStateStore(
-        gateway,
+        nodes,
         law=law,
         key_prefix=settings.redis_key_prefix,
         ttl_seconds=settings.redis_ttl_seconds,
@@ -90,41 +100,48 @@ def open_persistence(
         summary_made=summary_made,
     )
     outbox = RedisOutbox(
-        gateway,
-        key_prefix=settings.redis_key_prefix,
+        layouts,
         consumer=consumer,
         limit=settings.outbox_max_messages,
         explanations=archive.explanations if archive else None,
     )
-    skips = RedisSkips(gateway, key_prefix=settings.redis_key_prefix)
-    return Persistence(store_name=REDIS, gateway=gateway, store=store, outbox=outbox, archive=archive, skips=skips)
+    skips = RedisSkips(nodes, key_prefix=settings.redis_key_prefix)
+    return Persistence(store_name=REDIS, nodes=nodes, store=store, outbox=outbox, archive=archive, skips=skips)
 
 
-def redis_gateway(settings: Settings) -> RedisGateway:
-    """The connections to the Redis of the settings."""
-    return RedisGateway(
-        settings.redis,
-        max_connections=settings.redis_max_connections,
-        deadline_seconds=settings.redis_deadline_seconds,
-        breaker_failures=settings.redis_breaker_failures,
-        breaker_open_seconds=settings.redis_breaker_open_seconds,
+def redis_nodes(
+    settings: Settings,
+    *,
+    max_connections: int | None = None,
+    breaker_failures: int | None = None,
+    needs_identity: bool | None = None,
+) -> Nodes:
+    """The connections to the Redis of the settings.
+
+    :param max_connections: to each server, instead of the settings' number.
+    :param breaker_failures: instead of the settings' number.
+    :param needs_identity: whether a missing identity of a server is a problem; None where there is an archive.
+    """
+    if needs_identity is None:
         # To notice that Redis may lack data that the archive has.
-        needs_identity=settings.database_url is not None,
+        needs_identity = settings.database_url is not None
+    kind = ClusterNodes if settings.redis.servers.kind is RedisKind.CLUSTER else RedisGateway
+    return kind(
+        settings.redis,
+        max_connections=max_connections or settings.redis_max_connections,
+        deadline_seconds=settings.redis_deadline_seconds,
+        breaker_failures=breaker_failures or settings.redis_breaker_failures,
+        breaker_open_seconds=settings.redis_breaker_open_seconds,
+        needs_identity=needs_identity,
     )
 
 
-def _archive(settings: Settings, gateway: RedisGateway, consumer: str) -> Archive | None:
+def _archive(settings: Settings, layouts: StreamLayouts, consumer: str) -> Archive | None:
     if settings.database_url is None:
         return None
     # Explanations have a queue of their own: one nearly always waits, and would look like facts that the archive lacks.
-    backlog, former_backlog, explanations = (
-        ArchiveQueue(
-            gateway,
-            key_prefix=settings.redis_key_prefix,
-            name=name,
-            consumer=consumer,
-            limit=settings.archive_max_entries,
-        )
-        for name in (FACTS, FORMER_FACTS, EXPLANATIONS)
+    backlog, explanations = (
+        ArchiveQueue(layouts, name=name, consumer=consumer, limit=settings.archive_max_entries)
+        for name in (FACTS, EXPLANATIONS)
     )
-    return Archive(open_archive(settings), backlog, former_backlog, explanations)
+    return Archive(open_archive(settings), backlog, explanations)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import anyio.lowlevel
@@ -13,7 +13,7 @@ from bcs.domain.history import HistoryEntry
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary, summarize
 from bcs.domain.state import BatchState
-from bcs.errors import OutboxFull
+from bcs.errors import OutboxFull, StoreUnavailable
 from bcs.storage.ports import Committed, Leased, LeasedMessage, Waiting
 from bcs.storage.roster import Roster
 from bcs.wire.published import OutboundMessage
@@ -85,7 +85,7 @@ class MemoryStateStore:
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`; memory is always reachable."""
 
-    def ensure_writable(self) -> None:
+    def ensure_writable(self, batch_id: str) -> None:
         """See `StateStore.ensure_writable`; memory accepts all writes."""
 
     async def time_us(self) -> int:
@@ -99,6 +99,11 @@ class MemoryStateStore:
     def problem(self) -> str:
         """See `StateStore.problem`; always empty."""
         return ""
+
+    @property
+    def partly_reachable(self) -> bool:
+        """See `StateStore.partly_reachable`; memory has every batch."""
+        return False
 
     def _live(self, batch_id: str) -> _Batch | None:
         batch = self._batches.get(batch_id)
@@ -162,11 +167,16 @@ class MemoryOutbox:
         self._leased.update((entry.entry_id, (now, entry)) for entry in stale)
         return stale
 
-    async def ack(self, entry_ids: Sequence[str]) -> None:
+    @property
+    def failing(self) -> Mapping[str, StoreUnavailable]:
+        """See `Outbox.failing`."""
+        return {}
+
+    async def ack(self, leased: Sequence[LeasedMessage]) -> None:
         """See `Outbox.ack`."""
-        for entry_id in entry_ids:
-            self._leased.pop(entry_id, None)
-            self._since.pop(entry_id, None)
+        for entry in leased:
+            self._leased.pop(entry.entry_id, None)
+            self._since.pop(entry.entry_id, None)
 
     async def requeue(self, leased: Sequence[LeasedMessage]) -> None:
         """See `Outbox.requeue`."""
@@ -177,7 +187,7 @@ class MemoryOutbox:
     async def park(self, leased: LeasedMessage, problem: str) -> None:
         """See `Outbox.park`."""
         self.parked.append((leased.message, problem))
-        await self.ack([leased.entry_id])
+        await self.ack([leased])
 
     async def backlog(self) -> int:
         """See `Outbox.backlog`."""

@@ -96,10 +96,10 @@ class StateStore(BatchSource, Protocol):
         """
         ...
 
-    def ensure_writable(self) -> None:
-        """Refuse at once, without a request, while the store is known to be unreachable or to refuse commits.
+    def ensure_writable(self, batch_id: str) -> None:
+        """Refuse at once, without a request, while the batch is known to be unreachable, or commits to be refused.
 
-        :raises StoreUnavailable: the store is unreachable, or refuses commits.
+        :raises StoreUnavailable: the batch is unreachable, or its commits are refused.
         """
         ...
 
@@ -120,6 +120,11 @@ class StateStore(BatchSource, Protocol):
     @property
     def problem(self) -> str:
         """The known problem of a store that answers, found without a request; empty if there is none."""
+        ...
+
+    @property
+    def partly_reachable(self) -> bool:
+        """True if the problem concerns some batches, and the store answers for the others."""
         ...
 
 
@@ -169,11 +174,18 @@ class AnsweringArchive(Protocol):
 class Leased(Generic[T]):
     """An item of a queue that this process must deliver.
 
-    :param entry_id: the id in the queue; acknowledges the item.
+    :param entry_id: the id in its stream.
+    :param stream: the key of the stream that has the item; empty in memory.
     """
 
     entry_id: str
     message: T
+    stream: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where the item is; no two items of a queue have the same place."""
+        return self.stream, self.entry_id
 
 
 LeasedMessage = Leased[OutboundMessage]
@@ -196,15 +208,17 @@ class OutboxWriter(Protocol):
     """Accepts messages that must reach Kafka."""
 
     async def append(self, messages: Sequence[OutboundMessage]) -> None:
-        """Store messages, all or none. When this returns, they are durable.
+        """Store messages; those with the same key all or none. When this returns, they are durable.
+
+        To store the same messages again adds nothing twice.
 
         :raises OutboxFull: none was stored.
-        :raises StoreUnavailable: they may be stored or not.
+        :raises StoreUnavailable: each may be stored or not.
         """
         ...
 
     async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
-        """Store messages, and their explanation for the archive if there is an archive, all or nothing.
+        """Store the messages of one batch, and their explanation for the archive if there is one, all or nothing.
 
         :raises OutboxFull: nothing was stored.
         :raises StoreUnavailable: both may be stored or not.
@@ -213,10 +227,19 @@ class OutboxWriter(Protocol):
 
 
 class Outbox(OutboxWriter, Protocol):
-    """Messages that must reach Kafka. An entry stays until it is acknowledged, whatever process dies before that."""
+    """Messages that must reach Kafka. An entry stays until it is acknowledged, whatever process dies before that.
+
+    Where the outbox has several streams, a stream that can't be used holds up no other: what has to be changed in it is
+    changed once it answers again. A call fails only if no stream can be used.
+    """
+
+    @property
+    def failing(self) -> Mapping[str, StoreUnavailable]:
+        """The keys of the streams that can't be used now, each with the reason."""
+        ...
 
     async def lease(self, limit: int) -> list[LeasedMessage]:
-        """Lease entries that are not leased yet, oldest first."""
+        """Lease entries that are not leased yet, of each stream the oldest first."""
         ...
 
     async def resume(self, limit: int) -> list[LeasedMessage]:
@@ -227,12 +250,12 @@ class Outbox(OutboxWriter, Protocol):
         """Lease entries whose lease is so old that the process with the lease must have died."""
         ...
 
-    async def ack(self, entry_ids: Sequence[str]) -> None:
+    async def ack(self, leased: Sequence[LeasedMessage]) -> None:
         """Delete entries that the broker has acknowledged."""
         ...
 
     async def requeue(self, leased: Sequence[LeasedMessage]) -> None:
-        """Move leased entries back to the end of the queue."""
+        """Move leased entries back to the end of their stream."""
         ...
 
     async def park(self, leased: LeasedMessage, problem: str) -> None:

@@ -58,7 +58,7 @@ class PhaseReporter:
         :raises StoreUnavailable: the report may be stored or not.
         """
         # A batch's actor waits for the store, because events from Kafka need that. A caller gets the error at once.
-        self.store.ensure_writable()
+        self.store.ensure_writable(command.batch_id)
         now_us = await self.clocks.agreed_now_us()
         state = await self.reader.state_for_report(command.batch_id)
         if state.empty:

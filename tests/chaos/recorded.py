@@ -21,6 +21,7 @@ from tests.chaos.load import assert_kept
 from tests.chaos.scene import CHUNK, DEADLINE_SECONDS, EVENTS_A_SECOND, Scene
 from tests.support.events import Event, registered
 from tests.support.fault_proxy import FaultProxy
+from tests.support.redis_queues import queue_keys
 from tests.support.service import BcsProcess
 from tests.support.waiting import wait_until
 
@@ -128,7 +129,8 @@ class RecordedScene(Scene):
 
     async def queued(self, what: str = "") -> int:
         """How many entries wait for the record, or with ``:parked`` for nothing any more."""
-        keys = [f"{self.ground.name}:{{outbox}}:{queue}{what}" for queue in ("archive", "record", "explanations")]
+        queues = (":archive", ":record", ":explanations")
+        keys = [key for queue in queues for key in queue_keys(f"{self.ground.name}:", queue + what)]
         return sum(await self.redis.call(*(("XLEN", key) for key in keys)))
 
     async def _drained(self) -> bool:

@@ -182,10 +182,10 @@ async def make(redis_url: str, database_url: str) -> list[list[Any]]:
     )
     persistence = open_persistence(settings, law=load_pipelines(None).law(require_registration=False))
     assert persistence.archive is not None
-    assert persistence.gateway is not None
+    assert persistence.nodes is not None
     try:
         await store(persistence)
-        async with persistence.gateway.session() as session:
+        async with persistence.nodes.at("any").session() as session:
             identity = session.peer.identity
         words = {PREFIX: "<prefix>", f"{identity}/{persistence.archive.postgres.identity}": "<redis>/<archive>"}
     finally:

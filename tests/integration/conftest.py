@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from bcs.config.store_urls import redis_url as url_of_redis
 from bcs.devtools.servers.embedded import EmbeddedServer, valkey
 from bcs.domain.law import CompletionLaw
 from bcs.domain.progress import BatchSummary
@@ -15,7 +17,7 @@ from bcs.storage.committing import CommitPolicy
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.gateway import RedisGateway
-from tests.integration.stores import BREAKER_FAILURES, MakeGateway, MakeStore
+from tests.integration.stores import BREAKER_FAILURES, ClusterByKey, MakeGateway, MakeStore
 from tests.support.databases import archive_in
 from tests.support.fault_proxy import FaultProxy
 from tests.support.kafka import Platform
@@ -95,7 +97,7 @@ async def archive(module_database_url: str) -> AsyncIterator[PostgresArchive]:
 @pytest.fixture
 async def make_gateway() -> AsyncIterator[MakeGateway]:
     """Makes gateways to an address or a URL, and closes them; the circuit breaker opens only where configured."""
-    made: list[RedisGateway] = []
+    made: list[RedisGateway | ClusterByKey] = []
 
     def make(
         where: str,
@@ -105,10 +107,11 @@ async def make_gateway() -> AsyncIterator[MakeGateway]:
         failures: int = NEVER,
         open_seconds: float = 60,
         connections: int = 4,
-    ) -> RedisGateway:
+    ) -> Any:
+        url = where if "://" in where else f"redis://{where}/0"
         made.append(
-            kind(
-                where if "://" in where else f"redis://{where}/0",
+            (ClusterByKey if url.startswith("redis+cluster:") else kind)(
+                url_of_redis(url),
                 max_connections=connections,
                 deadline_seconds=deadline,
                 breaker_failures=failures,

@@ -162,7 +162,7 @@ class ServiceWithArchive:
         await wait_until(lambda: archive.postgres.reachable)
 
         async def drained() -> bool:
-            return await self._on_its_loop(archive.waiting) == 0
+            return await self._on_its_loop(archive.backlog.backlog) == 0
 
         await wait_until(drained, ignoring=(StoreUnavailable,))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 
 import pytest
@@ -13,7 +13,11 @@ from bcs.domain.state import BatchState, delta_of
 from bcs.errors import StoreUnavailable
 from bcs.storage.ports import Committed
 from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.cluster import ClusterNodes
+from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.multiplexer import Replies
+from bcs.storage.redis.nodes import Node
 from tests.support.laws import LAW
 from tests.support.waiting import wait_until
 
@@ -22,6 +26,21 @@ BREAKER_FAILURES = 3
 MakeGateway = Callable[..., RedisGateway]
 MakeStore = Callable[..., RedisStateStore]
 DELTA = delta_of([EssaysRegistered(("a",), 1, 0), EssayPhaseEnded("nlp", "a", Outcome.COMPLETED, 1)])
+
+
+class ClusterByKey(ClusterNodes):
+    """A cluster in the place of one server: commands go to the node that has the first key with a hash tag."""
+
+    async def call(self, *commands: Command) -> Replies:
+        return await self._node_for(commands).call(*commands)
+
+    async def call_multiplexed(self, *commands: Command) -> Replies:
+        return await self._node_for(commands).call_multiplexed(*commands)
+
+    def _node_for(self, commands: Sequence[Command]) -> Node:
+        words = (word for command in commands for word in command)
+        key = next((word for word in words if isinstance(word, str) and "{" in word and " " not in word), None)
+        return self.any_node() if key is None else self.at(key)
 
 
 class ByTransaction(RedisStateStore):

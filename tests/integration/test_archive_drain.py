@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from bcs.domain.history import FactsRecorded
 from bcs.storage.archive import Archive
 from tests.integration.service_with_archive import ServiceWithArchive
 from tests.support.history_entries import AT_US, consumed
+from tests.support.redis_queues import queue_keys
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -80,11 +82,19 @@ async def test_an_entry_that_is_always_late_does_not_block_others(
     async with slow_archive(tmp_path, database_url, 0.0, slow_seconds=DEADLINE_SECONDS * 100) as (setup, archive):
         await queue(setup, archive, [slow, *others])
         setup.database_proxy.accept()
+
+        async def parked_beside_others() -> bool:
+            # An entry is parked only while PostgreSQL takes others.
+            await queue(setup, archive, [consumed(f"{batch}-{uuid.uuid4().hex}")])
+            return await setup.orchestrator.metric("bcs_archive_entries_parked_total") == 1
+
+        await wait_until(parked_beside_others)
         await setup.wait_for_archive()
         for entry in others:
             assert await setup.history_facts(entry.batch_id) == [entry.facts]
         assert await setup.history_facts(slow.batch_id) == []
-        parked: Any = await setup.redis.xrange("bcs:{outbox}:archive:parked")
+        [key] = [key for key in queue_keys("bcs:", ":archive:parked") if await setup.redis.exists(key)]
+        parked: Any = await setup.redis.xrange(key)
         assert [entry[b"problem"] for _, entry in parked] == [
             b"postgresql does not accept this write: the entry missed the deadline 3 times"
         ]

@@ -34,11 +34,12 @@ from bcs.domain.state import BatchState, Mark, delta_of
 from bcs.errors import StoreUnavailable
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.postgres.gateway import ArchiveGateway
-from bcs.storage.redis.archive_queue import FACTS, ArchiveQueue, waiting_key
+from bcs.storage.redis.archive_queue import FACTS, waiting_key
 from bcs.storage.redis.gateway import RedisGateway
 from tests.support.databases import archive_in, unprobed_archive
 from tests.support.history_entries import consumed
 from tests.support.laws import LAW
+from tests.support.redis_queues import archive_queue
 
 pytestmark = pytest.mark.anyio
 
@@ -259,8 +260,8 @@ async def test_queue_entries_of_the_previous_release_are_written(
     written = [["essay", "nlp", "e0", "c", at(2)], ["essay", "nlp", "e1", "c", at(2)], ["batch", "nlp", "c", at(2)]]
     detail = to_json({"event_type": "ELSBatchPhaseOutcomeV1", "facts": written}).decode()
     entry = [False, str(UUID(int=1)), batch, at(9), CORRELATION_ID, None, ["topic", 0, 1], detail]
-    await gateway.call(("XADD", waiting_key(redis_key_prefix, FACTS), "*", "entry", to_json(entry)))
-    backlog = ArchiveQueue(gateway, key_prefix=redis_key_prefix, name=FACTS, consumer="c", limit=9)
+    await gateway.call(("XADD", waiting_key(redis_key_prefix, FACTS, 0), "*", "entry", to_json(entry)))
+    backlog = archive_queue(gateway, redis_key_prefix)
     [leased] = await backlog.lease(9)
     await archive.write([leased.message])
     assert await archive.state(batch) == delta_of([els(2, SUCCEEDED, ("e0", "e1"))])

@@ -402,7 +402,7 @@ async def test_batches_whose_dead_letters_have_no_room_hold_up_no_other_batch(fa
         await wait_until(lambda: [token.message.offset for token in finished] == [3])
 
         async def all_are_finished() -> bool:
-            await outbox.ack([entry.entry_id for entry in await outbox.lease(10)])
+            await outbox.ack(await outbox.lease(10))
             return len(finished) == 4
 
         await wait_until(all_are_finished)

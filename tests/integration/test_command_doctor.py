@@ -18,13 +18,14 @@ from bcs.domain.history import FactsRecorded
 from bcs.ops.doctor.findings import Status
 from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage.ports import LeasedMessage
-from bcs.storage.redis.archive_queue import FACTS, FORMER_FACTS, ArchiveQueue
-from bcs.storage.redis.outbox import RedisOutbox
+from bcs.storage.redis.archive_queue import FACTS, FORMER_FACTS, ArchiveStream
+from bcs.storage.redis.queue import KnownLengths
 from bcs.wire import topics
 from bcs.wire.published import SERVICE, OutboundMessage
 from tests.integration.stores import MakeGateway
 from tests.support.commands import Ran, bcs, bcs_at_terminal, settings_of
 from tests.support.kafka import PARTITIONS, Platform
+from tests.support.redis_queues import redis_outbox
 from tests.support.service import RunningService
 from tests.support.waiting import wait_until
 
@@ -304,12 +305,7 @@ async def test_a_redis_that_forbids_config_is_no_crash(
 async def test_what_waits_and_what_is_set_aside_is_counted(
     make_gateway: MakeGateway, redis_url: str, redis_key_prefix: str, kafka_bootstrap_servers: str
 ) -> None:
-    outbox = RedisOutbox(
-        make_gateway(redis_url, deadline=5),
-        key_prefix=redis_key_prefix,
-        consumer="the-test",
-        limit=100,
-    )
+    outbox = redis_outbox(make_gateway(redis_url, deadline=5), redis_key_prefix)
     message = OutboundMessage("phase_skipped", topics.PHASE_SKIPPED, b"key", b"{}")
     await outbox.append([message] * 3)
     leased: list[LeasedMessage] = await outbox.lease(1)
@@ -323,25 +319,22 @@ async def test_what_waits_and_what_is_set_aside_is_counted(
     assert only(ran, "outbox")["status"] == "ok"
     assert only(ran, "outbox")["found"].startswith("2 messages wait for Kafka, the oldest for ")
     assert (ran.exit_code, only(ran, "outbox parked")["status"]) == (1, "failed")
-    assert f"{redis_key_prefix}{{outbox}}:parked" in only(ran, "outbox parked")["fix"]
-    for name in (FACTS, FORMER_FACTS):
-        backlog = ArchiveQueue(
-            make_gateway(redis_url, deadline=5),
-            key_prefix=redis_key_prefix,
-            name=name,
-            consumer="the-test",
-            limit=100,
+    assert f"{leased[0].stream}:parked" in only(ran, "outbox parked")["fix"]
+    for name, number in ((FACTS, 7), (FORMER_FACTS, 0)):
+        gateway = make_gateway(redis_url, deadline=5)
+        stream = ArchiveStream(
+            gateway, key_prefix=redis_key_prefix, name=name, number=number, consumer="only", lengths=KnownLengths()
         )
         entry = FactsRecorded(uuid.uuid4(), "b", 0, facts=(), event_type="AnEvent")
-        await backlog.append([entry] * 2)
-        await backlog.park((await backlog.lease(1))[0], "never")
+        await stream.append([entry] * 2)
+        await stream.park((await stream.lease(1))[0], "never")
     ran = await doctor(environment)
     assert only(ran, "archive backlog")["status"] == "warning", "BCS_DATABASE_URL is not set"
     ran = await doctor(environment, BCS_DATABASE_URL=f"postgresql://127.0.0.1:{free_port()}/bcs")
     assert only(ran, "archive backlog")["found"].startswith("2 entries wait for PostgreSQL, the oldest for ")
     fixes = [finding["fix"] for finding in findings(ran)["archive parked"]]
-    for name, fix in zip(("archive", "record"), fixes, strict=True):
-        assert f"{redis_key_prefix}{{outbox}}:{name}:parked" in fix
+    for key, fix in zip(("{outbox:7}:archive", "{outbox}:record"), fixes, strict=True):
+        assert f"{redis_key_prefix}{key}:parked" in fix
     full = await doctor(environment, BCS_OUTBOX_MAX_MESSAGES=2)
     assert (full.exit_code, only(full, "outbox")["status"]) == (1, "failed")
 

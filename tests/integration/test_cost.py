@@ -96,7 +96,7 @@ async def test_an_answer_about_a_batch_just_written_takes_one_more(
     known: str, orchestrator: Orchestrator, ledger: Ledger
 ) -> None:
     assert await orchestrator.to_run(known) == ["spellcheck", "ai_feedback"]
-    assert ledger.trips == [["HMGET", "GET", "EXISTS"], ["HGETALL"]]
+    assert ledger.trips == [["EXISTS", "EXISTS", "GET", "HMGET"], ["HGETALL"]]
 
 
 async def test_a_summary_is_stored_after_the_second_answer(
@@ -114,7 +114,7 @@ async def test_an_answer_about_an_unknown_batch_takes_one_round_trip(
 ) -> None:
     for _ in range(2):
         assert await orchestrator.to_run(batch) == ["spellcheck", "ai_feedback"]
-    assert ledger.trips == [["HMGET", "GET", "EXISTS"]] * 2
+    assert ledger.trips == [["EXISTS", "EXISTS", "GET", "HMGET"]] * 2
 
 
 async def test_an_answer_with_a_pruned_phase_takes_one_more(

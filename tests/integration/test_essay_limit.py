@@ -121,7 +121,7 @@ async def test_a_replica_that_never_saw_a_batch_asks_how_many_essays_it_has(
 async def test_what_the_record_has_gets_into_redis_however_much_it_is(
     gateway: RedisGateway, redis_key_prefix: str, archive: PostgresArchive
 ) -> None:
-    async def waiting() -> int:
+    async def waiting(_batch_id: str) -> int:
         return 0
 
     backfill = ArchiveBackfill(archive, waiting)

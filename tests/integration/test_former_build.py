@@ -24,7 +24,7 @@ from bcs.config.pipelines import load_pipelines
 from bcs.domain.facts import Outcome
 from bcs.domain.state import Mark
 from bcs.errors import StoreUnavailable
-from bcs.storage.factory import Persistence, open_persistence, redis_gateway
+from bcs.storage.factory import Persistence, open_persistence, redis_nodes
 from bcs.storage.postgres import schema
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.wire import topics
@@ -90,14 +90,14 @@ async def store_in_redis(redis: Any, words: dict[str, str]) -> None:
 
 async def identities(redis_url: str, database_url: str) -> dict[str, str]:
     """Those of the test's servers: a stamp that names others would not count for that reason alone."""
-    gateway = redis_gateway(load_settings(redis_url=redis_url, database_url=database_url))
+    nodes = redis_nodes(load_settings(redis_url=redis_url, database_url=database_url))
     connection = await asyncpg.connect(database_url)
     try:
-        async with gateway.session() as session:
+        async with nodes.at("any").session() as session:
             return {"<redis>": session.peer.identity, "<archive>": str(await schema.identity(connection))}
     finally:
         await connection.close()
-        await gateway.aclose()
+        await nodes.aclose()
 
 
 @pytest.fixture
@@ -224,9 +224,10 @@ async def test_what_waits_in_the_former_queue_counts_before_a_batch_is_stamped(
         assert await redis.hget(BatchKeys(prefix, STAMPED_TOO_EARLY).facts, "complete") == words["<redis>"].encode()
         away = StoreUnavailable("redis", "away")
         assert not opened.archive.can_answer_for_redis(away)
-        former = opened.archive.former_backlog
-        await former.ack([entry.entry_id for entry in [*await former.lease(9), *await former.recover(0, 9)]])
-        assert await opened.archive.waiting() == 0
+        queue = opened.archive.backlog
+        await queue.ack([*await queue.lease(9), *await queue.recover(0, 9)])
+        assert await queue.waiting(STAMPED_TOO_EARLY) == 0
+        assert await queue.backlog() == 0
         assert not opened.archive.can_answer_for_redis(away), "a replica of the build before may add more"
 
 
@@ -235,8 +236,8 @@ async def test_a_former_stamp_of_another_redis_gets_no_answer_without_postgresql
     another: bool, redis_url: str, redis: Any, prefix: str
 ) -> None:
     async with stores(redis_url, f"postgresql://{NOWHERE}/none", prefix) as opened:
-        assert opened.gateway
-        async with opened.gateway.session() as session:
+        assert opened.nodes
+        async with opened.nodes.at("any").session() as session:
             identity = session.peer.identity
         words = {"<prefix>": prefix, "<redis>": "another" if another else identity, "<archive>": "1.00000001"}
         await store_in_redis(redis, words)

@@ -26,7 +26,7 @@ PAST = delta_of([EssaysRegistered(("a", "b"), 2, at_us=1)])
 NEWS = delta_of([completed("a", at_us=2)])
 
 
-async def nothing_waits() -> int:
+async def nothing_waits(_batch_id: str) -> int:
     return 0
 
 
@@ -57,7 +57,7 @@ async def test_a_writer_that_read_the_archive_before_reads_it_again(
 async def test_nothing_is_taken_for_complete_while_facts_wait_for_the_record(
     archive: PostgresArchive, gateway: RedisGateway, in_redis: MakeStore, batch: str
 ) -> None:
-    async def one_waits() -> int:
+    async def one_waits(_batch_id: str) -> int:
         return 1
 
     store = in_redis(gateway, backfill=ArchiveBackfill(archive, one_waits))

@@ -27,6 +27,7 @@ from bcs.ops.doctor.kafka_checks import check_kafka
 from bcs.ops.doctor.redis_checks import check_redis
 from bcs.storage import factory
 from bcs.storage.postgres.opening import open_archive
+from bcs.storage.redis.gateway import RedisGateway
 from tests.support.commands import Ran, bcs
 from tests.support.service import Orchestrator, running_service, serve
 from tests.support.tiers import IN_FULL
@@ -61,6 +62,16 @@ CASES = {
     "over a socket": Case({REDIS: "unix://zq7uxk4:zq7pxk4@/nowhere/redis.sock"}),
     "beside the URL": Case({REDIS: "redis://{redis}", USERNAME: "zq7uxk4", PASSWORD: "zq7 /@#%?xk4"}),
     "a user in the URL": Case({REDIS: "redis://zq7uxk4@{redis}", PASSWORD: "zq7pxk4"}),
+    "a cluster": Case({REDIS: "redis+cluster://zq7uxk4:zq7%2Fxk4@{redis}"}),
+    "a cluster, beside the URL": Case({REDIS: "redis+cluster://{redis}", USERNAME: "zq7uxk4", PASSWORD: "zq7 /@xk4"}),
+    "Sentinels": Case(
+        {
+            REDIS: "redis+sentinel://zq7uxk4:zq7pxk4@{redis}/main",
+            "BCS_REDIS_SENTINEL_USERNAME": "zq7sxk4",
+            "BCS_REDIS_SENTINEL_PASSWORD": "zq7 /@xk4",
+        }
+    ),
+    "a port that is none in a list": Case({REDIS: "redis+cluster://zq7uxk4:zq7pxk4@host:1,host:zq7xk4"}, valid=False),
     "a database": Case({DATABASE: "postgresql://zq7uxk4:zq7pxk4@{database}/postgres"}),
     "a database, percent-encoded": Case({DATABASE: "postgresql://zq7%C3%BCxk4:zq7%2F%40%20xk4@{database}/postgres"}),
     "a database, by options": Case({DATABASE: "postgresql://{database}/postgres?user=zq7uxk4&password=zq7pxk4"}),
@@ -210,15 +221,21 @@ async def test_no_setting_and_no_store_shows_a_secret(
 
 async def look_at_stores(settings: Settings, seen: Seen) -> None:
     """Note all that is shown of stores that refuse."""
-    gateway = factory.redis_gateway(settings)
-    seen.add("gateway", vars(gateway), gateway._pool, vars(gateway._pool))
-    for ask in (gateway.ping, lambda: gateway.call(("PING",)), lambda: gateway.call_multiplexed(("PING",))):
+    nodes = factory.redis_nodes(settings)
+    seen.add("nodes", vars(nodes))
+    if isinstance(nodes, RedisGateway):
+        seen.add("gateway", nodes._pool, vars(nodes._pool))
+        if nodes.sentinels:
+            seen.add("sentinels", vars(nodes.sentinels), *map(vars, nodes.sentinels._sentinels))
+    node = nodes.at("key")
+    for ask in (nodes.ping, lambda: node.call(("PING",)), lambda: node.call_multiplexed(("PING",))):
         try:
             await ask()
         except StoreUnavailable as error:
             seen.add_error("redis", error)
             seen.add("redis", error.cause, error.address)
-    await gateway.aclose()
+    seen.add("problem", nodes.problem, nodes.address)
+    await nodes.aclose()
     seen.add("doctor", *await check_redis(settings), *await check_archive(settings))
     if settings.database_url is not None:
         archive = open_archive(settings)

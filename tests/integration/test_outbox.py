@@ -16,18 +16,21 @@ from bcs.storage.ports import Leased, LeasedMessage, Outbox, Waiting
 from bcs.storage.redis import queue as redis_queue
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.outbox import RedisOutbox
+from bcs.storage.redis.stream_layouts import number_in, stream_key
 from bcs.wire.published import OutboundMessage
 from tests.integration.stores import MakeGateway
+from tests.support.redis_queues import USUAL_STREAMS, redis_outbox
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
+KEY = b"key"
 ALL_BYTES = bytes(range(256))
 Replica = Callable[..., RedisOutbox]
 
 
 def message(number: int) -> OutboundMessage:
-    return OutboundMessage("phase_skipped", "topic", b"key", b"value %d" % number)
+    return OutboundMessage("phase_skipped", "topic", KEY, b"value %d" % number)
 
 
 def numbers(leased: list[LeasedMessage]) -> list[int]:
@@ -40,13 +43,14 @@ def ids(leased: list[LeasedMessage]) -> list[str]:
 
 @pytest.fixture
 def stream(redis_key_prefix: str) -> str:
-    return f"{redis_key_prefix}{{outbox}}"
+    """The stream of the messages with the usual key."""
+    return stream_key(redis_key_prefix, number_in(USUAL_STREAMS, KEY))
 
 
 @pytest.fixture
 def replica(gateway: RedisGateway, redis_key_prefix: str) -> Replica:
-    def make(consumer: str, limit: int = 20) -> RedisOutbox:
-        return RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer=consumer, limit=limit)
+    def make(consumer: str, limit: int = 20, streams: int = USUAL_STREAMS) -> RedisOutbox:
+        return redis_outbox(gateway, redis_key_prefix, consumer=consumer, limit=limit, streams=streams)
 
     return make
 
@@ -79,9 +83,9 @@ async def test_everything_of_a_set_asideis_kept(outbox: Outbox) -> None:
     ]
     await outbox.append(messages)
     leased = await outbox.lease(5)
-    assert [entry.message for entry in leased] == messages
+    assert {entry.message for entry in leased} == set(messages)
     await outbox.requeue(leased)
-    assert [entry.message for entry in await outbox.lease(5)] == messages
+    assert {entry.message for entry in await outbox.lease(5)} == set(messages)
 
 
 async def test_an_empty_outbox_has_nothing_to_do(outbox: Outbox) -> None:
@@ -108,11 +112,11 @@ async def test_two_messages_that_look_the_same_are_two(outbox: Outbox) -> None:
 async def test_an_entry_stays_until_it_is_settled(outbox: Outbox) -> None:
     await outbox.append([message(number) for number in range(3)])
     leased = await outbox.lease(3)
-    await outbox.ack(ids(leased[1:2]))
+    await outbox.ack(leased[1:2])
     assert await outbox.backlog() == 2
     assert numbers(await outbox.resume(9)) == [0, 2]
     assert numbers(await outbox.resume(1)) == [0]  # a second crash changes nothing
-    await outbox.ack(ids(leased))  # once more than needed
+    await outbox.ack(leased)  # once more than needed
     assert await outbox.resume(9) == []
     assert await outbox.backlog() == 0
 
@@ -170,7 +174,7 @@ async def test_a_message_gets_no_younger_by_being_given_back(outbox: Outbox) -> 
     assert waiting.count == 2
     assert waiting.oldest_seconds >= 0.05
     # As after a FLUSHALL, when the entry that is given back is not there any more.
-    await outbox.ack([old.entry_id])
+    await outbox.ack([old])
     assert not await has_waited(outbox, 0.05)
     if isinstance(outbox, RedisOutbox):
         await outbox.requeue([old])
@@ -195,7 +199,7 @@ async def test_the_oldest_message_is_never_told_too_young(replica: Replica, gate
                 await outbox.requeue(given)
             case "ack" if leased:
                 entry = leased.pop()
-                await outbox.ack([entry.entry_id])
+                await outbox.ack([entry])
                 del since_ms[numbers([entry])[0]]
         [[seconds, micros]] = await gateway.call(("TIME",))
         now_ms = int(seconds) * 1000 + int(micros) // 1000
@@ -203,7 +207,7 @@ async def test_the_oldest_message_is_never_told_too_young(replica: Replica, gate
         assert waiting.count == len(since_ms)
         assert waiting.oldest_seconds * 1000 >= now_ms - min(since_ms.values(), default=now_ms)
     while leased or (leased := await outbox.lease(9)):
-        await outbox.ack(ids(leased))
+        await outbox.ack(leased)
         leased = []
     await outbox.append([message(1000)])
     assert not await has_waited(outbox, 0.05), "what the queue no longer has makes no other entry look old"
@@ -235,7 +239,7 @@ async def test_a_full_outbox_takes_all_of_an_append_or_nothing(outbox: Outbox) -
     leased = await outbox.lease(5)
     with pytest.raises(OutboxFull):  # what is leased still counts
         await outbox.append([message(20)])
-    await outbox.ack(ids(leased[:1]))
+    await outbox.ack(leased[:1])
     await outbox.append([message(20)])
     assert await outbox.backlog() == 20
 
@@ -247,7 +251,7 @@ async def test_what_a_dead_holder_leased_is_taken_over_after_a_while(outbox: Out
     recovered = await until_recovered(outbox, 2)
     assert recovered == held
     assert await outbox.recover(3600, 9) == []  # the new holder's time begins anew
-    await outbox.ack(ids(recovered))
+    await outbox.ack(recovered)
     assert await outbox.backlog() == 0
 
 
@@ -259,12 +263,12 @@ async def test_memory_keeps_what_is_parked_with_the_reason() -> None:
     assert list(outbox.parked) == [(message(0), "too large")]
 
 
-async def test_redis_keeps_what_is_parked_with_the_reason(replica: Replica, gateway: RedisGateway, stream: str) -> None:
+async def test_redis_keeps_what_is_parked_with_the_reason(replica: Replica, gateway: RedisGateway) -> None:
     outbox = replica("a")
     await outbox.append([OutboundMessage("dead_letter", "t", ALL_BYTES, ALL_BYTES)])
     [leased] = await outbox.lease(1)
     await outbox.park(leased, "too large: ä")
-    [[(_, fields)]] = await gateway.call(("XRANGE", f"{stream}:parked", "-", "+"))
+    [[(_, fields)]] = await gateway.call(("XRANGE", f"{leased.stream}:parked", "-", "+"))
     parked = dict(zip(fields[::2], fields[1::2], strict=True))
     assert (parked[b"value"], parked[b"key"], parked[b"topic"]) == (ALL_BYTES, ALL_BYTES, b"t")
     assert parked[b"problem"].decode() == "too large: ä"
@@ -276,7 +280,7 @@ async def test_two_replicas_share_the_work_without_duplicates(replica: Replica) 
     async def drain(outbox: RedisOutbox) -> None:
         while leased := await outbox.lease(3):
             delivered.extend(numbers(leased))
-            await outbox.ack(ids(leased))
+            await outbox.ack(leased)
 
     writer = replica("writer", limit=1000)
     await writer.append([message(number) for number in range(100)])
@@ -347,7 +351,7 @@ async def test_it_goes_on_after_the_stream_or_its_group_is_lost(
     leased = await a.lease(1)
     await gateway.call(("DEL", stream) if lost == "stream" else ("XGROUP", "DESTROY", stream, "publishers"))
     assert await a.recover(0, 9) == []
-    await a.ack(ids(leased))
+    await a.ack(leased)
     await a.requeue(leased)
     await a.append([message(1)])
     assert numbers(await a.lease(9)) == [0, 1]
@@ -389,7 +393,7 @@ async def test_an_entry_of_a_newer_release_with_more_fields_is_delivered(
 async def test_what_is_leased_at_a_time_is_bounded_by_bytes(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_queue, "_REPLY_BYTES", 1_000)
     a, b = replica("a"), replica("b")
-    await a.append([OutboundMessage("dead_letter", "t", None, (b"value %d " % number) * 40) for number in range(10)])
+    await a.append([OutboundMessage("dead_letter", "t", KEY, (b"value %d " % number) * 40) for number in range(10)])
     leased = await a.lease(10)
     assert numbers(leased) == [0, 1, 2]
     assert await a.resume(10) == leased
@@ -420,18 +424,18 @@ async def test_an_entry_that_is_too_large_to_be_read_is_set_aside_unread(
     assert await a.backlog() == 3
 
 
-async def test_a_foreign_key_in_the_stream_s_place_is_a_typed_error(
-    replica: Replica, gateway: RedisGateway, stream: str
+async def test_a_foreign_key_in_the_only_stream_s_place_is_a_typed_error(
+    replica: Replica, gateway: RedisGateway, redis_key_prefix: str
 ) -> None:
-    outbox = replica("a")
+    outbox, stream = replica("a", streams=1), stream_key(redis_key_prefix, 0)
     await gateway.call(("SET", stream, "x", "PX", 60_000))
-    leased = Leased("1-1", message(0))
+    leased = Leased("1-1", message(0), stream)
     uses: list[Callable[[], Awaitable[object]]] = [
         lambda: outbox.lease(1),
         lambda: outbox.resume(1),
         lambda: outbox.recover(0, 1),
         lambda: outbox.append([message(0)]),
-        lambda: outbox.ack(["1-1"]),
+        lambda: outbox.ack([leased]),
         lambda: outbox.requeue([leased]),
         lambda: outbox.backlog(),
     ]
@@ -445,7 +449,7 @@ async def test_messages_are_added_after_redis_has_lost_the_script(
     own_valkey: EmbeddedServer, make_gateway: MakeGateway, redis_key_prefix: str
 ) -> None:
     gateway = make_gateway(own_valkey.address)
-    outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=20)
+    outbox = redis_outbox(gateway, redis_key_prefix)
     await outbox.append([message(0)])
     await gateway.call(("SCRIPT", "FLUSH"))
     await outbox.append([message(1)])
@@ -459,7 +463,7 @@ async def test_a_user_who_may_not_send_digests_of_scripts_adds_messages(
     control = make_gateway(own_valkey.address)
     await control.call(("ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-evalsha"))
     gateway = make_gateway(f"redis://narrow:secret@{own_valkey.address}")
-    outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=20)
+    outbox = redis_outbox(gateway, redis_key_prefix)
     for number in range(3):
         await outbox.append([message(number)])
     assert numbers(await outbox.lease(10)) == [0, 1, 2]

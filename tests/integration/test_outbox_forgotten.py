@@ -9,7 +9,8 @@ import pytest
 from bcs.errors import StoreUnavailable
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.outbox import RedisOutbox
+from bcs.storage.redis.outbox import OutboxStream
+from bcs.storage.redis.queue import KnownLengths
 from bcs.wire.published import OutboundMessage
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +36,7 @@ def forget_after_group_creation(gateway: RedisGateway, monkeypatch: pytest.Monke
 async def test_redis_may_forget_the_group_between_its_creation_and_its_first_use(
     gateway: RedisGateway, redis_key_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=20)
+    outbox = OutboxStream(gateway, key_prefix=redis_key_prefix, number=3, consumer="only", lengths=KnownLengths())
     forget_after_group_creation(gateway, monkeypatch, times=1)
     assert await outbox.lease(5) == []
     await outbox.append([MESSAGE])
@@ -45,7 +46,7 @@ async def test_redis_may_forget_the_group_between_its_creation_and_its_first_use
 async def test_a_redis_that_does_nothing_but_forget_counts_as_away(
     gateway: RedisGateway, redis_key_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=20)
+    outbox = OutboxStream(gateway, key_prefix=redis_key_prefix, number=3, consumer="only", lengths=KnownLengths())
     forget_after_group_creation(gateway, monkeypatch, times=1000)
     with pytest.raises(StoreUnavailable):
         await outbox.lease(5)

@@ -16,10 +16,10 @@ from bcs.domain.history import PipelineResolved
 from bcs.errors import StoreUnavailable
 from bcs.storage.ports import LeasedMessage
 from bcs.storage.redis import queue as redis_queue
-from bcs.storage.redis.archive_queue import FACTS, waiting_key
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.outbox import RedisOutbox
+from bcs.storage.redis.stream_layouts import number_in, stream_key
 from bcs.wire import topics
 from bcs.wire.published import ConsumedMessage, OutboundMessage
 from tests.integration.service_with_archive import ServiceWithArchive
@@ -28,6 +28,7 @@ from tests.support.events import spellchecked
 from tests.support.fault_proxy import FaultProxy
 from tests.support.history_entries import AT_US
 from tests.support.kafka import Platform
+from tests.support.redis_queues import USUAL_STREAMS, queue_keys, redis_outbox
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
@@ -46,21 +47,21 @@ def values(leased: list[LeasedMessage]) -> list[bytes]:
 
 @pytest.fixture
 def stream(redis_key_prefix: str) -> str:
-    return f"{redis_key_prefix}{{outbox}}"
+    """The stream of the messages with the usual key."""
+    return stream_key(redis_key_prefix, number_in(USUAL_STREAMS, b"key"))
 
 
 @pytest.fixture
 def cut_off(proxy: FaultProxy, make_gateway: MakeGateway, redis_key_prefix: str) -> RedisOutbox:
     """An outbox whose replies get lost."""
-    return RedisOutbox(
-        make_gateway(proxy.address, deadline=5), key_prefix=redis_key_prefix, consumer="cut off", limit=1000
-    )
+    gateway = make_gateway(proxy.address, deadline=5)
+    return redis_outbox(gateway, redis_key_prefix, consumer="cut off", limit=1000, explained=True)
 
 
 @pytest.fixture
 def other(gateway: RedisGateway, redis_key_prefix: str) -> RedisOutbox:
     """Another replica's way to the same outbox."""
-    return RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="other", limit=1000)
+    return redis_outbox(gateway, redis_key_prefix, consumer="other", limit=1000)
 
 
 async def twice(proxy: FaultProxy, about: bytes, write: Callable[[], Awaitable[object]]) -> None:
@@ -88,7 +89,7 @@ async def test_a_retry_adds_nothing_after_the_message_was_published(
     proxy.drop_replies(b"value 0")
     with pytest.raises(StoreUnavailable):
         await cut_off.append([message(0)])
-    await other.ack([entry.entry_id for entry in await other.lease(10)])
+    await other.ack(await other.lease(10))
     await cut_off.append([message(0)])
     assert await other.backlog() == 0
 
@@ -144,7 +145,7 @@ async def test_entries_whose_reply_was_lost_are_leased_again_at_once(
     for expected in ([b"value 0"], [b"value 1"], []):
         leased = await cut_off.lease(1)
         assert values(leased) == expected
-        await cut_off.ack([entry.entry_id for entry in leased])
+        await cut_off.ack(leased)
 
 
 async def test_the_kept_identities_of_appends_are_limited(
@@ -203,7 +204,7 @@ async def test_a_fact_whose_place_in_the_queue_is_unknown_waits_there_once(
         # In Redis only behind the queue.
         await wait_until(partial(knows, setup, batch))
         assert setup.redis_proxy.replies_dropped == 1
-        assert await setup.redis.xlen(waiting_key("bcs:", FACTS)) == 1
+        assert sum([await setup.redis.xlen(key) for key in queue_keys("bcs:", ":archive")]) == 1
 
 
 async def knows(setup: ServiceWithArchive, batch: str) -> bool:

@@ -10,9 +10,11 @@ import pytest
 
 from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.outbox import RedisOutbox
+from bcs.storage.redis.stream_layouts import stream_key
 from bcs.wire import topics
 from bcs.wire.published import OutboundMessage
 from tests.support.kafka import Platform
+from tests.support.redis_queues import redis_outbox
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
@@ -30,7 +32,7 @@ def kafka_bootstrap_servers(module_kafka: str) -> str:
 
 @pytest.fixture
 def replica(gateway: RedisGateway, redis_key_prefix: str) -> Callable[[str], RedisOutbox]:
-    return lambda name: RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer=name, limit=LIMIT)
+    return lambda name: redis_outbox(gateway, redis_key_prefix, consumer=name, limit=LIMIT)
 
 
 def messages(topic: str, key: str, count: int) -> list[OutboundMessage]:
@@ -94,7 +96,7 @@ async def test_an_entry_of_another_program_is_parked_and_blocks_nothing(
     replica: Callable[[str], RedisOutbox],
     unique_name: Callable[[str], str],
 ) -> None:
-    writer, key, stream = replica("writer"), unique_name("key"), f"{redis_key_prefix}{{outbox}}"
+    writer, key, stream = replica("writer"), unique_name("key"), stream_key(redis_key_prefix, 7)
     async with (
         Platform(kafka_bootstrap_servers) as platform,
         running_service(

@@ -37,7 +37,7 @@ class AwayArchive:
 
 @pytest.fixture
 def store(gateway: RedisGateway, in_redis: MakeStore) -> RedisStateStore:
-    async def none() -> int:
+    async def none(_batch_id: str) -> int:
         return 0
 
     return in_redis(gateway, backfill=ArchiveBackfill(AwayArchive(), none))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 from bcs.actors.publisher import _ROUND_SECONDS
 from bcs.devtools.servers.embedded import EmbeddedServer
 from bcs.observability.failpoints import FailPoint
+from bcs.storage.redis import stream_set
 from bcs.wire import topics
 from tests.support.kafka import Platform, values
 from tests.support.redis_servers import redis_server
@@ -84,11 +86,17 @@ async def test_a_slow_round_of_the_publisher_is_followed_by_the_next(kafka_boots
 async def test_without_xautoclaim_everything_else_is_published(
     tmp_path: Path, kafka_bootstrap_servers: str, batch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    waits: dict[Any, Any] = {"kind": "phase_skipped", "topic": topics.PHASE_SKIPPED, "value": "{}"}
     with redis_server(tmp_path, "--rename-command", "XAUTOCLAIM", "") as server:
+        async with Redis.from_url(f"redis://{server.address}") as control:
+            # Only of a stream with entries a publisher tries to take some over.
+            await control.xadd("bcs:{outbox:3}", waits)
         async with (
             Platform(kafka_bootstrap_servers) as platform,
             running_service(
-                redis_url=f"redis://{server.address}", kafka_bootstrap_servers=kafka_bootstrap_servers
+                redis_url=f"redis://{server.address}",
+                redis_key_prefix="bcs:",
+                kafka_bootstrap_servers=kafka_bootstrap_servers,
             ) as service,
             Orchestrator(service.base) as orchestrator,
         ):
@@ -108,21 +116,39 @@ async def test_without_xautoclaim_everything_else_is_published(
 
 
 async def test_a_waiting_publisher_logs_each_cause_once_and_the_end(
-    private_valkey: EmbeddedServer, caplog: pytest.LogCaptureFixture
+    private_valkey: EmbeddedServer,
+    kafka_bootstrap_servers: str,
+    batch: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level("INFO", "bcs")
+    monkeypatch.setattr(stream_set, "_RETRY_SECONDS", 0.01)
+    operation = "access streams of the outbox"
 
     def said(event: str) -> list[str]:
         records = [vars(record) for record in caplog.records if record.msg == event]
-        return [f"{one['levelname']} {one.get('error')}" for one in records if one["operation"] == "access the outbox"]
+        return [f"{one['levelname']} {one.get('error')}" for one in records if one["operation"] == operation]
 
-    async with Redis.from_url(f"redis://{private_valkey.address}") as control:
+    async with (
+        Redis.from_url(f"redis://{private_valkey.address}") as control,
+        Platform(kafka_bootstrap_servers) as platform,
+    ):
         await control.acl_setuser("default", enabled=True, commands=["-xreadgroup"])
         async with running_service(
             redis_url=f"redis://{private_valkey.address}",
-            kafka_bootstrap_servers="127.0.0.1:1",
-            retry_maximum_seconds=0.01,
+            redis_key_prefix="bcs:",
+            kafka_bootstrap_servers=kafka_bootstrap_servers,
+            outbox_poll_interval_seconds=0.01,
         ) as service:
+            entry: dict[Any, Any] = {
+                "kind": "phase_skipped",
+                "topic": topics.PHASE_SKIPPED,
+                "key": batch,
+                "value": "{}",
+            }
+            for number in (3, 5):
+                await control.xadd(f"bcs:{{outbox:{number}}}", entry)
             await wait_until(lambda: refusals(control, 20))
             [waits] = said("waiting_for_dependency")
             assert waits.startswith("WARNING")
@@ -130,11 +156,14 @@ async def test_a_waiting_publisher_logs_each_cause_once_and_the_end(
             assert not said("dependency_wait_ended")
             async with Orchestrator(service.base) as orchestrator:
                 publisher = (await orchestrator.get("/healthz")).json["waits"]["publisher"]
-            assert [
-                "'xreadgroup'" in wait["cause"] for wait in publisher if wait["operation"] == "access the outbox"
-            ] == [True]
+            assert ["'xreadgroup'" in wait["cause"] for wait in publisher if wait["operation"] == operation] == [True]
             await control.acl_setuser("default", enabled=True, commands=["+xreadgroup"])
             assert await wait_until(lambda: said("dependency_wait_ended")) == ["INFO None"]
+            await wait_until(lambda: both_published(platform, batch))
+
+
+async def both_published(platform: Platform, batch: str) -> bool:
+    return len(await platform.messages(topics.PHASE_SKIPPED, batch)) == 2
 
 
 async def refusals(control: Redis, count: int) -> bool:

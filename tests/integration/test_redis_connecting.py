@@ -92,12 +92,13 @@ async def test_with_a_database_that_is_not_there_the_probes_name_it(redis_url: s
 
 
 async def test_a_redis_that_is_too_old_is_named_by_everyone_and_once_in_the_log(
-    proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+    proxy: FaultProxy, kafka_bootstrap_servers: str, redis_key_prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
         running_service(
             redis_url=f"redis://{proxy.address}",
-            kafka_bootstrap_servers="127.0.0.1:1",
+            kafka_bootstrap_servers=kafka_bootstrap_servers,  # the publisher asks Redis only while it has Kafka
+            kafka_consumer_group_id=redis_key_prefix,
             redis_breaker_open_seconds=0.01,
             retry_maximum_seconds=0.01,
         ) as service,

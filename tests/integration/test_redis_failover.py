@@ -172,7 +172,7 @@ def store(
     return in_redis(make_gateway(address.url, deadline=5), backfill=ArchiveBackfill(archive, nothing_waits))
 
 
-async def nothing_waits() -> int:
+async def nothing_waits(_batch_id: str) -> int:
     return 0
 
 

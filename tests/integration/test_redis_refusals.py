@@ -17,15 +17,14 @@ from bcs.domain.state import delta_of
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.ops.doctor.findings import Finding, Status
 from bcs.ops.doctor.redis_checks import check_redis
-from bcs.storage.redis.archive_queue import FACTS, ArchiveQueue
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.outbox import RedisOutbox
 from bcs.wire import topics
 from bcs.wire.published import ConsumedMessage, OutboundMessage
 from tests.integration.stores import BREAKER_FAILURES, DELTA, MakeGateway, MakeStore, completed, echo
 from tests.support.events import registered, spellchecked
 from tests.support.kafka import Platform
+from tests.support.redis_queues import archive_queue, redis_outbox
 from tests.support.redis_servers import redis_server
 from tests.support.service import Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
@@ -120,13 +119,15 @@ async def test_a_refused_command_does_not_stop_the_others(control: RedisGateway,
 
 async def test_a_foreign_key_in_a_queue_s_place_buries_no_facts(gateway: RedisGateway, redis_key_prefix: str) -> None:
     """The items are valid, and an operator can delete the key."""
-    outbox = RedisOutbox(gateway, key_prefix=redis_key_prefix, consumer="only", limit=9)
-    backlog = ArchiveQueue(gateway, key_prefix=redis_key_prefix, name=FACTS, consumer="only", limit=9)
+    outbox = redis_outbox(gateway, redis_key_prefix, streams=1)
+    backlog = archive_queue(gateway, redis_key_prefix, streams=1)
     for stream in ("{outbox}", "{outbox}:archive"):
         await gateway.call(("SET", f"{redis_key_prefix}{stream}", "x", "PX", 60_000))
-    for use in (lambda: outbox.append([MESSAGE]), lambda: outbox.lease(1), outbox.backlog, backlog.waiting):
+    for use in (lambda: outbox.append([MESSAGE]), lambda: outbox.lease(1), outbox.backlog, backlog.backlog):
         with pytest.raises(StoreUnavailable, match="not a stream"):
             await use()
+    with pytest.raises(StoreUnavailable, match="has another type"):
+        await backlog.waiting("batch")
 
 
 @dataclass(frozen=True)

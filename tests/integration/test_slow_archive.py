@@ -35,7 +35,7 @@ class SlowArchive:
 async def test_redis_is_not_taken_for_away_because_the_record_is_slow(
     redis_url: str, make_gateway: MakeGateway, in_redis: MakeStore
 ) -> None:
-    async def none() -> int:
+    async def none(_batch_id: str) -> int:
         return 0
 
     gateway = make_gateway(redis_url, deadline=REDIS_DEADLINE_SECONDS, failures=1, connections=4)

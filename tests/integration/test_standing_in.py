@@ -51,24 +51,24 @@ def resolved() -> PipelineResolved:
 async def test_an_explanation_does_not_count_as_a_missing_fact(persistence: Persistence) -> None:
     assert persistence.archive
     await persistence.outbox.announce([OutboundMessage("phase_skipped", "topic", b"key", b"value")], resolved())
-    await persistence.archive.waiting()
+    await persistence.archive.backlog.backlog()
     assert persistence.archive.can_answer_for_redis(AWAY)
 
 
 async def test_a_drained_backlog_counts_as_empty(persistence: Persistence) -> None:
     assert persistence.archive
     backlog = persistence.archive.backlog
-    await persistence.archive.waiting()
+    await persistence.archive.backlog.backlog()
     await backlog.append([resolved()])
     assert not persistence.archive.can_answer_for_redis(AWAY)
-    await backlog.ack([entry.entry_id for entry in await backlog.lease(10)])
+    await backlog.ack(await backlog.lease(10))
     assert persistence.archive.can_answer_for_redis(AWAY)
 
 
 async def test_a_new_process_does_not_take_an_unread_backlog_for_empty(persistence: Persistence) -> None:
     assert persistence.archive
     assert not persistence.archive.can_answer_for_redis(AWAY), "facts may wait from before"
-    await persistence.archive.waiting()
+    await persistence.archive.backlog.backlog()
     assert persistence.archive.can_answer_for_redis(AWAY)
 
 

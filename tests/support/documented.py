@@ -14,9 +14,12 @@ def lines_of(name: str) -> list[str]:
     return str(block).splitlines()
 
 
-def redis_acl(password: str) -> list[str]:
-    """The command that makes the user of Redis."""
-    [line] = lines_of("redis acl")
+def redis_acl(password: str, of: str = "redis acl") -> list[str]:
+    """The command that makes the user of Redis, or gives it more rights.
+
+    :param of: `redis acl`, `redis acl in a cluster`, or `redis acl of a sentinel`.
+    """
+    [line] = lines_of(of)
     return line.replace("PASSWORD", password).split()
 
 

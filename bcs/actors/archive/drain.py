@@ -49,13 +49,11 @@ class Drain:
     A write that misses its deadline is retried with half as many facts.
 
     :param queues: the queues of entries that wait for PostgreSQL.
-    :param former_queue: the queue of facts of releases before 0.2.0, whose replicas may add facts during an upgrade.
     """
 
     runtime: Runtime
     archive: PostgresArchive
     queues: Sequence[ArchiveQueue]
-    former_queue: ArchiveQueue
     _amount: Amount = field(init=False)
     _late: dict[UUID, _LateEntry] = field(default_factory=dict, init=False)
     _written: int = field(default=0, init=False)
@@ -74,11 +72,13 @@ class Drain:
         takeover = anyio.current_time() >= self._takeover_at
         if takeover:
             self._takeover_at = anyio.current_time() + self.runtime.settings.outbox_takeover_seconds / 2
-        # Reading from the former queue would create its empty stream again. Its length is sampled elsewhere, too.
-        former_waits = self.former_queue.last_known != 0 and await self.former_queue.waiting()
-        former = (self.former_queue,) if former_waits else ()
-        for queue in (*former, *self.queues):
+        for queue in self.queues:
             await self._drain_one(queue, takeover=takeover)
+
+    @property
+    def failing(self) -> dict[str, str]:
+        """The keys of the queues that can't be used now, each with the reason."""
+        return {key: str(error) for queue in self.queues for key, error in queue.failing.items()}
 
     async def _drain_one(self, queue: ArchiveQueue, *, takeover: bool) -> None:
         # First the entries that this process leased and did not ack, then those of a dead process, then the rest.
@@ -111,7 +111,7 @@ class Drain:
             else:
                 await self._requeue_or_park(queue, first, late, error)
             raise
-        await queue.ack([entry.entry_id for entry in portion])
+        await queue.ack(portion)
         self.runtime.telemetry.archive_written.inc(len(portion))
         self._written += 1
         self._amount.was_taken()

@@ -35,6 +35,7 @@ _ACTOR = "archive"
 _CONNECT = "connect to PostgreSQL"
 _DELIVER = "move announcements from PostgreSQL to the outbox"
 _DRAIN = "write to PostgreSQL the entries that wait in Redis"
+_USE_STREAMS = "access streams of the queues in Redis"
 _DELETE = "delete old entries from PostgreSQL"
 
 
@@ -125,6 +126,7 @@ class ArchiveMaintenance:
                 self._begin_wait(_DRAIN, error)
             else:
                 self.runtime.waits.end(_ACTOR, _DRAIN)
+                self.runtime.waits.keep(_ACTOR, _USE_STREAMS, self.drain.failing)
 
     async def _delete_expired_hourly(self) -> None:
         retention = timedelta(days=self.runtime.settings.archive_retention_days)

@@ -27,6 +27,7 @@ from bcs.storage.ports import StateStore
 from bcs.supervision import Snapshot, State
 from bcs.wire.published import SERVICE, rfc3339
 
+_WITH_PROBLEMS = frozenset({"degraded", "unhealthy"})
 # The states in which an actor's callers have to wait.
 _DISTURBED = frozenset({State.BACKING_OFF, State.STARTING, State.UNRESPONSIVE, State.ENDED})
 
@@ -69,7 +70,7 @@ class HealthHandlers:
         dependencies: answers.Dependencies = {"redis": redis, "kafka": kafka, "postgresql": postgresql}
         named = (("redis", redis), ("kafka", kafka), ("postgresql", postgresql))
         credentials = self._credentials()
-        away = [name for name, dependency in named if dependency["status"] == "unhealthy"] + list(credentials)
+        away = [name for name, dependency in named if dependency["status"] in _WITH_PROBLEMS] + list(credentials)
         waits = {actor: [_wait(wait) for wait in self.waits.of(actor)] for actor in self._waiting_actors()}
         waiting = [f"{actor} waits" for actor, found in waits.items() if found]
         status: answers.Status = "healthy"
@@ -148,7 +149,10 @@ class HealthHandlers:
         if self.settings.use_mock_repository:
             return {"status": "not_configured", "message": "the state is in memory (BCS_USE_MOCK_REPOSITORY)"}
         problem = problem_of_redis(self.redis, self.store)
-        return _dependency(not problem, problem, self.redis_address)
+        dependency = _dependency(not problem, problem, self.redis_address)
+        if problem and self.store.partly_reachable and failure_of_redis(self.redis, self.store) is None:
+            dependency["status"] = "degraded"
+        return dependency
 
 
 def _wait(wait: Wait) -> answers.Wait:

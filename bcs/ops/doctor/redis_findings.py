@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bcs.ops.doctor.findings import Finding, clock_of, failed, ok, unknown, warning
+from bcs.storage.redis.errors import reason
+from bcs.storage.redis.sentinel import NamedMaster
 from bcs.storage.redis.server import LEAST_VERSION, product_of
 
 _FULL_SHARE = 0.8
@@ -90,6 +92,85 @@ def persistence(info: Mapping[str, str], save: str | None) -> Finding:
     return warning(
         check, "neither AOF nor RDB is on", "turn appendonly on: a restart of Redis loses batches and outbox"
     )
+
+
+def slots(masters: int, missing: int, of: int) -> Finding:
+    """Checks that every slot of a cluster has a master.
+
+    :param masters: how many masters have slots.
+    :param missing: how many slots have none.
+    :param of: how many slots there are.
+    """
+    count = "1 master has" if masters == 1 else f"{masters} masters have"
+    if not missing:
+        return ok("redis cluster", f"{count} all {of} slots")
+    fix = "give them to a master, or let a replica take over: requests about their batches are refused"
+    return failed("redis cluster", f"{missing} of {of} slots have no master that is known to work", fix)
+
+
+def shard(slots: int, replicas: Sequence[str]) -> Finding:
+    """Reports the slots of a master of a cluster, and checks that it has a replica.
+
+    :param replicas: the addresses of its replicas.
+    """
+    has = "1 slot" if slots == 1 else f"{slots} slots"
+    if not replicas:
+        fix = "add one: while the master is away, requests about its batches are refused"
+        return warning("redis shard", f"master of {has}, without a replica", fix)
+    count = "1 replica" if len(replicas) == 1 else f"{len(replicas)} replicas"
+    return ok("redis shard", f"master of {has}, with {count}: {', '.join(replicas)}")
+
+
+def replicas(count: int | None) -> Finding:
+    """Checks that the master of Sentinels has a replica.
+
+    :param count: None where the server does not tell.
+    """
+    if count is None:
+        return unknown("redis replicas", "INFO does not report the connected replicas")
+    if not count:
+        return warning("redis replicas", "none is connected to the master", "start one: no failover can happen now")
+    return ok("redis replicas", f"{count} connected to the master")
+
+
+def replication(info: Mapping[str, str]) -> Finding:
+    """Checks that a replica has a connection to its master.
+
+    :param info: the section `replication` of INFO.
+    """
+    status = info.get("master_link_status")
+    if status is None:
+        return unknown("redis replica", "INFO does not report whether its master answers")
+    if status != "up":
+        fix = "check it and its network: what it lacks is lost if it takes over now"
+        return warning("redis replica", "its connection to its master is down", fix)
+    return ok("redis replica", "connected to its master")
+
+
+def sentinels(answers: Mapping[str, NamedMaster | Exception]) -> list[Finding]:
+    """Checks that the Sentinels of the settings answer, and agree.
+
+    :param answers: what each Sentinel says, by its address.
+    """
+    named = {address: answer for address, answer in answers.items() if isinstance(answer, NamedMaster)}
+    newest = max(named.values(), key=lambda answer: answer.epoch, default=None)
+    good = [answer for answer in named.values() if newest and answer.address == newest.address and not answer.down]
+    # Most of them have to agree before a replica takes over.
+    wrong = warning if len(good) > len(answers) // 2 else failed
+    found = []
+    for address, answer in answers.items():
+        if isinstance(answer, Exception):
+            fix = "check it, and its place in BCS_REDIS_URL: a failover needs most of the Sentinels"
+            found.append(wrong("redis sentinel", f"{address}: {reason(answer)}", fix))
+        elif answer.down:
+            fix = "check the master, and the network between the two"
+            found.append(wrong("redis sentinel", f"{address}: does not reach the master {answer.address}", fix))
+        elif newest and answer.address != newest.address:
+            fix = f"check the network between the Sentinels: a newer answer names {newest.address}"
+            found.append(wrong("redis sentinel", f"{address}: names the former master {answer.address}", fix))
+        else:
+            found.append(ok("redis sentinel", f"{address}: names the master {answer.address}"))
+    return found
 
 
 def outbox(length: int, oldest_seconds: float | None, limit: int) -> Finding:

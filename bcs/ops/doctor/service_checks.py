@@ -39,7 +39,7 @@ def finding_of(url: str, health: Mapping[str, Any]) -> Finding:
     problems = [
         f"{name}: {dependency.get('message')}"
         for name, dependency in health["dependencies"].items()
-        if dependency.get("status") == "unhealthy"
+        if dependency.get("status") in ("degraded", "unhealthy")
     ]
     problems += [f"{variable}: {problem}" for variable, problem in health.get("credentials", {}).items()]
     found = f"at {url}, {health['status']}: {'; '.join([health['message'], *problems])}"

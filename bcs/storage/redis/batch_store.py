@@ -23,11 +23,10 @@ from bcs.storage.pace import paced
 from bcs.storage.ports import Committed
 from bcs.storage.redis.batch_codec import COUNT_FIELD, STAMP_FIELD, VERSION_FIELD, BatchKeys, essay_field
 from bcs.storage.redis.batch_commands import decoding, decoding_state, merging, watch, writing
-from bcs.storage.redis.dry_run import reading
-from bcs.storage.redis.dry_run import writing as commands_that_write
+from bcs.storage.redis.dry_run import DryRun
 from bcs.storage.redis.errors import refuses_command
-from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.merge_script import FULL, INCOMPLETE, MERGE
+from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.stored_batches import StoredBatches, as_corruption
 from bcs.storage.redis.summary_cache import KeptSummary, SummaryCache
 from bcs.storage.redis.summary_codec import decode_summary, encode_summary
@@ -79,7 +78,7 @@ class RedisStateStore:
 
     def __init__(
         self,
-        gateway: RedisGateway,
+        nodes: Nodes,
         *,
         law: CompletionLaw,
         key_prefix: str,
@@ -92,15 +91,16 @@ class RedisStateStore:
         self._roster = Roster(max_essays)
         # With an archive, the limit is checked before the archive gets the facts. Redis must take what the archive has.
         self._max_essays = max_essays or 0 if backfill is None else 0
-        self._gateway = gateway
-        self._batches = StoredBatches(gateway, key_prefix=key_prefix)
-        self._reads, self._writes = reading(key_prefix), commands_that_write(key_prefix)
+        self._nodes = nodes
+        self._batches = StoredBatches(nodes, key_prefix=key_prefix)
+        self._dry_run = DryRun(key_prefix)
         self._law = law
         self._ttl_ms = ttl_seconds * 1000
         self._policy = policy or CommitPolicy()
         self._backfill = backfill
         self._summary_made = summary_made
-        self._refusal, self._refused_at = "", 0.0
+        # For each server the cause, and when.
+        self._refusals: dict[str, tuple[str, float]] = {}
         self._scripts_refused_until = 0.0
         self._summaries = SummaryCache()
         self._flights: SingleFlight[BatchSummary] = SingleFlight()
@@ -113,16 +113,17 @@ class RedisStateStore:
                 committed = await self._commit(batch_id, keys, delta)
         except StoreUnavailable as failure:
             if failure.answered:
-                self._refusal, self._refused_at = failure.cause, anyio.current_time()
+                self._refusals[self._nodes.at(keys.facts).address] = failure.cause, anyio.current_time()
             raise
-        self._refusal = ""
+        if self._refusals:
+            self._refusals.pop(self._nodes.at(keys.facts).address, None)
         return committed
 
     async def _commit(self, batch_id: str, keys: BatchKeys, delta: BatchState) -> Committed:
         stamp: str | None = ""
         # While the archive is unreachable, nothing can be backfilled, and the batch keeps the stamp that it has.
         if self._backfill and self._backfill.archive.reachable:
-            stamp = self._backfill.required_stamp(self._gateway.identity)
+            stamp = self._backfill.required_stamp(self._nodes.at(keys.facts).identity)
         if stamp is None or anyio.current_time() < self._scripts_refused_until:
             return await self._commit_transaction(batch_id, keys, delta)
         try:
@@ -143,7 +144,8 @@ class RedisStateStore:
         """
         calculation = merging(delta, ttl_ms=self._ttl_ms, stamp=stamp, max_essays=self._max_essays)
         arguments = await paced(calculation)
-        send = self._gateway.call_multiplexed if len(arguments) <= _ARGUMENTS_SHARED else self._gateway.call
+        node = self._nodes.at(keys.facts)
+        send = node.call_multiplexed if len(arguments) <= _ARGUMENTS_SHARED else node.call
 
         async def attempt() -> Any:
             # When it is unknown whether an attempt succeeded, the next one merges the same facts: that changes nothing.
@@ -157,7 +159,13 @@ class RedisStateStore:
             await hit(FailPoint.AFTER_EXEC, batch_id)
             return reply
 
-        reply = await persistently(self._policy, attempt, self._may_end_soon)
+        def may_end_soon(error: BaseException) -> bool:
+            # A few attempts may outlast a lost connection, or a Redis that is busy.
+            if not isinstance(error, StoreUnavailable) or error.answered or error.late:
+                return False
+            return node.circuit == "closed"
+
+        reply = await persistently(self._policy, attempt, may_end_soon)
         if isinstance(reply, int):
             self._roster.note_size(batch_id, reply)
             return True
@@ -168,12 +176,6 @@ class RedisStateStore:
         await self.ensure_room(batch_id, delta.first_seen_us)
         # Meanwhile the batch has room, because it has expired.
         return await self._merge(batch_id, keys, delta, stamp)
-
-    def _may_end_soon(self, error: BaseException) -> bool:
-        """True for a failure that a few attempts may outlast: a lost connection, or a Redis that is busy."""
-        if not isinstance(error, StoreUnavailable) or error.answered or error.late:
-            return False
-        return self._gateway.circuit == "closed"
 
     async def _commit_transaction(self, batch_id: str, keys: BatchKeys, delta: BatchState) -> Committed:
         """Commit with WATCH, MULTI and EXEC, and backfill the batch if it may lack something."""
@@ -194,10 +196,10 @@ class RedisStateStore:
         :param delta: None to read the batch only.
         :raises CommitConflict: another writer changed the batch meanwhile; nothing was written.
         """
-        async with self._gateway.session() as session:
+        async with self._nodes.at(keys.facts).session() as session:
             commands = (*watch(keys), ("PTTL", keys.facts), ("TIME",))
             _, *replies, remaining_ms, [seconds, microseconds] = await session.call(*commands)
-            stored = await paced(decoding(keys, replies, session.peer.identity), session.paused)
+            stored = await paced(decoding(keys, replies, session.identity), session.paused)
             state = await paced(decoding_state(keys, stored), session.paused)
             changed = await paced(state.copying(), session.paused) if stored.former else BatchState()
             stamp = stored.stamp
@@ -250,14 +252,15 @@ class RedisStateStore:
             return
         keys = self._batches.keys(batch_id)
         with as_corruption(keys):
-            [count] = await self._gateway.call_multiplexed(("HGET", keys.facts, COUNT_FIELD))
+            node = self._nodes.at(keys.facts)
+            [count] = await node.call_multiplexed(("HGET", keys.facts, COUNT_FIELD))
             size = _number(keys, count or b"0")
             self._roster.note_size(batch_id, size)
             if self._roster.has_room(batch_id, len(essays)):
                 return
             ids = list(essays)
             # Not on the shared connection, because the reply may be large.
-            [rows] = await self._gateway.call(("HMGET", keys.facts, *map(essay_field, ids)))
+            [rows] = await node.call(("HMGET", keys.facts, *map(essay_field, ids)))
         new_essays = (essay for essay, row in zip(ids, rows, strict=True) if row is None)
         self._roster.ensure_room(size, new_essays)
 
@@ -265,27 +268,31 @@ class RedisStateStore:
         """See `StateStore.summary`."""
         keys = self._batches.keys(batch_id)
         head = ("HMGET", keys.facts, VERSION_FIELD, STAMP_FIELD, COUNT_FIELD)
+        node = self._nodes.at(keys.facts)
         kept = self._summaries.get(batch_id)
         try:
             if kept:
-                replies = await self._gateway.call_multiplexed(head)
+                replies = await node.call_multiplexed(head)
             else:
                 stored = ("GET", keys.summary(self._law.fingerprint))
-                replies = await self._gateway.call_multiplexed(head, stored, ("EXISTS", *keys.former))
+                # Each command has one key, so that it finds this key while the slot moves in a cluster. The facts are
+                # last, because the sender of the last reply counts.
+                exist = [("EXISTS", key) for key in keys.former]
+                replies = await node.call_multiplexed(*exist, stored, head)
         except ResponseError:
             # BCS did not write one of these keys. A summary is made again; facts are reported as corrupt.
             return await self._made_summary(batch_id, keys, size=0, former=True)
-        (version, stamp, count), redis = replies[0], replies.peer.identity
+        (version, stamp, count), redis = replies[-1], replies.peer.identity
         # A batch whose summary this process has kept was taken over before.
-        former = bool(not kept and replies[2])
+        former = not kept and any(replies[: len(keys.former)])
         if version is None:
             if self._backfill is None and not former:
                 return BatchSummary()
         else:
             if kept and not (kept.redis == redis and kept.version == version):
                 kept = None
-            elif not kept and replies[1] is not None:
-                kept = self._stored_summary(batch_id, keys, replies[1], version, redis)
+            elif not kept and replies[-2] is not None:
+                kept = self._stored_summary(batch_id, keys, replies[-2], version, redis)
             if kept and self._is_enough(kept.summary, stamp, redis):
                 if not kept.stored:
                     # The batch is asked again before it changes, so other processes may be asked, too.
@@ -375,7 +382,7 @@ class RedisStateStore:
         keys = self._batches.keys(batch_id)
 
         async def optimistically() -> None:
-            async with self._gateway.session() as session:
+            async with self._nodes.at(keys.facts).session() as session:
                 watched = await session.call(
                     ("WATCH", keys.facts), ("HGET", keys.facts, VERSION_FIELD), ("PTTL", keys.facts)
                 )
@@ -383,7 +390,7 @@ class RedisStateStore:
                 if (
                     version != str(summary.version).encode()
                     or remaining_ms <= 0
-                    or not self._may_be_of(session.peer.identity, batch_id, summary)
+                    or not self._may_be_of(session.identity, batch_id, summary)
                 ):
                     await session.call(("UNWATCH",))
                     return  # a newer summary will be made when it is needed
@@ -416,27 +423,34 @@ class RedisStateStore:
 
     def ensure_reachable(self) -> None:
         """See `StateStore.ensure_reachable`."""
-        self._gateway.ensure_reachable()
+        self._nodes.ensure_reachable()
 
-    def ensure_writable(self) -> None:
+    def ensure_writable(self, batch_id: str) -> None:
         """See `StateStore.ensure_writable`."""
-        self.ensure_reachable()
-        if self._refusal and anyio.current_time() < self._refused_at + _REFUSAL_SECONDS:
-            raise StoreUnavailable("redis", self._refusal, answered=True)
+        node = self._nodes.at(self._batches.keys(batch_id).facts)
+        node.ensure_reachable()
+        cause, refused_at = self._refusals.get(node.address, ("", 0.0))
+        if cause and anyio.current_time() < refused_at + _REFUSAL_SECONDS:
+            raise StoreUnavailable("redis", cause, answered=True)
 
     async def time_us(self) -> int:
         """See `StateStore.time_us`."""
-        [[seconds, microseconds]] = await self._gateway.call(("TIME",))
+        [[seconds, microseconds]] = await self._nodes.any_node().call(("TIME",))
         return int(seconds) * 1_000_000 + int(microseconds)
 
     async def ping(self) -> None:
         """See `StateStore.ping`."""
-        await self._gateway.ping(reads=self._reads, writes=self._writes)
+        await self._nodes.ping(self._dry_run)
 
     @property
     def problem(self) -> str:
         """See `StateStore.problem`."""
-        return self._gateway.problem
+        return self._nodes.problem
+
+    @property
+    def partly_reachable(self) -> bool:
+        """See `StateStore.partly_reachable`."""
+        return self._nodes.partly_reachable
 
 
 def _number(keys: BatchKeys, text: bytes) -> int:

@@ -6,37 +6,58 @@ commands that are queued and then discarded show what Redis would refuse, and ch
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_commands import reads
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.outbox import parked_key, stream_key
-
-# Nothing is ever stored under the keys of this batch.
-_BATCH = "dry-run"
 
 
-def reading(key_prefix: str) -> list[Command]:
-    """The commands that an answer needs, except WATCH, which can't be queued."""
-    keys = BatchKeys(key_prefix, _BATCH)
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """The commands, with keys that have one hash tag.
+
+    :param key_prefix: the prefix of every key.
+    :param batch: the batch of the keys. Nothing is ever stored under them.
+    """
+
+    key_prefix: str
+    batch: str = "dry-run"
+
+    def numbered(self, number: int) -> DryRun:
+        """The same with another hash tag."""
+        return replace(self, batch=f"dry-run-{number}")
+
+    @property
+    def key(self) -> str:
+        """One of the keys, like those that WATCH gets."""
+        return BatchKeys(self.key_prefix, self.batch).facts
+
+    @property
+    def reads(self) -> list[Command]:
+        """The commands that an answer needs, except WATCH, which can't be queued."""
+        return _reading(BatchKeys(self.key_prefix, self.batch))
+
+    @property
+    def writes(self) -> list[Command]:
+        """The commands that a fact, an announcement and a dead letter need."""
+        keys = BatchKeys(self.key_prefix, self.batch)
+        return _writing(keys, f"{keys.stem}:stream")
+
+
+def _reading(keys: BatchKeys) -> list[Command]:
     return [
         ("HMGET", keys.facts, "field"),
         ("HGET", keys.facts, "field"),
         ("GET", keys.summary("law")),
-        ("EXISTS", *keys.former),
+        ("EXISTS", keys.facts),
         *reads(keys),
         ("PTTL", keys.facts),
         ("TIME",),
     ]
 
 
-def watched(key_prefix: str) -> str:
-    """A key like those that WATCH gets."""
-    return BatchKeys(key_prefix, _BATCH).facts
-
-
-def writing(key_prefix: str) -> list[Command]:
-    """The commands that a fact, an announcement and a dead letter need."""
-    keys, stream = BatchKeys(key_prefix, _BATCH), stream_key(key_prefix)
+def _writing(keys: BatchKeys, stream: str) -> list[Command]:
     return [
         ("HSET", keys.facts, "field", "value"),
         ("HDEL", keys.facts, "field"),
@@ -47,7 +68,6 @@ def writing(key_prefix: str) -> list[Command]:
         ("EVAL", "return 1", 1, keys.facts),
         ("EVALSHA", "0" * 40, 1, keys.facts),
         ("XADD", stream, "*", "field", "value"),
-        ("XADD", parked_key(key_prefix), "*", "field", "value"),
         ("XLEN", stream),
         ("XRANGE", stream, "-", "+", "COUNT", 1),
         ("SISMEMBER", f"{stream}:taken", "identity"),

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 
 from bcs.errors import StoreUnavailable, os_reason
 from bcs.storage.redis.server import PART_OF_A_CLUSTER
@@ -38,7 +38,7 @@ _REASONS = {
     "ASK": PART_OF_A_CLUSTER,
     "CROSSSLOT": PART_OF_A_CLUSTER,
     "TRYAGAIN": PART_OF_A_CLUSTER,
-    "CLUSTERDOWN": PART_OF_A_CLUSTER,
+    "CLUSTERDOWN": "its Redis Cluster is not complete",
     "NOPERM": _NO_RIGHT,
     "NOAUTH": "it requires a password",
     "WRONGPASS": "it does not accept the user or the password of BCS_REDIS_URL",
@@ -88,6 +88,11 @@ _IN_A_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
 _USER = re.compile(r"User \S+ has")
 _CONNECTING = re.compile(r"Error (-?\d+) connecting to \S+\. (.*)")
 _CAUSE_CHARACTERS = 200
+
+MOVED, ASK, TRYAGAIN = "MOVED", "ASK", "TRYAGAIN"
+REDIRECTIONS = frozenset({MOVED, ASK, TRYAGAIN})
+"""The errors of a node that say where a slot is, or that it moves; nothing is wrong with that node."""
+_NOT_CARRIED_OUT = REDIRECTIONS | {"CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY"}
 _PLAIN = frozenset({bytes, int, type(None)})
 
 
@@ -95,11 +100,13 @@ class UnusableServer(RedisConnectionError):
     """The server at the address can't be used; the text has the reason in plain words.
 
     :ivar for_good: True if the server does not become usable by itself, as a replica does by its promotion.
+    :ivar answered: False if there is no server to be used, because no Sentinel answers.
     """
 
-    def __init__(self, problem: str, *, for_good: bool = False) -> None:
+    def __init__(self, problem: str, *, for_good: bool = False, answered: bool = True) -> None:
         super().__init__(problem)
         self.for_good = for_good
+        self.answered = answered
 
 
 def code_of(error: RedisError) -> str:
@@ -143,6 +150,21 @@ def refuses_command(failure: StoreUnavailable) -> bool:
         str(error).startswith(beginning) and plain in (_NO_COMMAND, _NO_RIGHT)
         for beginning, plain in _REASONS_OF_TEXTS.items()
     )
+
+
+def redirection(failure: StoreUnavailable | None) -> str:
+    """`MOVED`, `ASK` or `TRYAGAIN` if a node of a cluster refused a call for this reason; else empty."""
+    error = failure.__cause__ if failure else None
+    code = code_of(error) if isinstance(error, RedisError) else ""
+    return code if code in REDIRECTIONS else ""
+
+
+def surely_not_carried_out(failure: StoreUnavailable) -> bool:
+    """True if the call can be sent again without harm, because it was not sent, or refused for the whole server."""
+    error = failure.__cause__
+    if isinstance(error, BusyLoadingError):
+        return True
+    return failure.unsent or (isinstance(error, RedisError) and code_of(error) in _NOT_CARRIED_OUT)
 
 
 def reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ and leaks the connection when a deadline expires inside `reset()`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from math import inf
 from typing import Any
@@ -17,24 +17,25 @@ import anyio
 import structlog
 from circuitbreaker import CircuitBreaker
 from redis.asyncio import Connection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 
+from bcs.config.redis_servers import RedisKind
 from bcs.config.store_urls import StoreUrl, redis_url
 from bcs.errors import RedisUnusable, StoreUnavailable
 from bcs.storage.deadlines import Deadline
 from bcs.storage.redis.commands import Command
 from bcs.storage.redis.connecting import connection_pool, late_cause
-from bcs.storage.redis.errors import UnusableServer, has_error, may_be_elsewhere, raise_first, translated
+from bcs.storage.redis.dry_run import DryRun
+from bcs.storage.redis.errors import UnusableServer, has_error, may_be_elsewhere, raise_first, redirection, translated
 from bcs.storage.redis.exchange import exchange
 from bcs.storage.redis.identity import Peer, RedisIdentity
 from bcs.storage.redis.multiplexer import ConnectionLost, Multiplexer, Replies
+from bcs.storage.redis.sentinel import Sentinels
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
+# A lookup may have to wait for another one that has begun before, and the master has to answer in the rest.
+_SHARE_FOR_SENTINELS = 1 / 3
 # A probe must not wait for a free connection, and must not occupy one that callers need.
 _CONNECTIONS_FOR_PING = 1
 # Longer than the interval at which callers retry a refused command.
@@ -48,12 +49,14 @@ class _NoAnswer(Exception):
 class RedisGateway:
     """A bounded set of connections to one Redis.
 
-    :param url: `redis://`, `rediss://` or `unix://`; a text does not change.
+    :param url: of one server, or of Sentinels that name one; a text does not change.
     :param max_connections: how many round trips may run at once; more wait for their turn.
     :param deadline_seconds: how long a round trip may take, including the connecting.
     :param breaker_failures: the circuit breaker opens after so many failures in a row.
     :param breaker_open_seconds: how long the circuit breaker stays open; then one call is tried.
     :param needs_identity: whether a component needs the identity of the server, so that a missing one is a problem.
+    :param in_cluster: whether the server is one node of a cluster, and redirections are no problem of the server.
+    :ivar sentinels: what finds the master; None where the URL names the server itself.
     """
 
     def __init__(
@@ -65,23 +68,22 @@ class RedisGateway:
         breaker_failures: int,
         breaker_open_seconds: float,
         needs_identity: bool = False,
+        in_cluster: bool = False,
     ) -> None:
         url = redis_url(url) if isinstance(url, str) else url
-        self._identity = RedisIdentity(needed=needs_identity)
-        self.address = url.address
+        self._url = url
+        self._identity = RedisIdentity(needed=needs_identity, in_cluster=in_cluster)
+        self._in_cluster = in_cluster
+        self.sentinels: Sentinels | None = None
+        if url.servers.kind is RedisKind.SENTINEL:
+            timeout_seconds = deadline_seconds * _SHARE_FOR_SENTINELS
+            moved = self._identity.replace_all_connections
+            self.sentinels = Sentinels(url, timeout_seconds=timeout_seconds, moved=moved)
         self._pool = connection_pool(
             url,
+            locate=self.sentinels.master if self.sentinels else None,
             max_connections=max_connections + _CONNECTIONS_FOR_PING,
-            protocol=2,
-            # One deadline limits a whole round trip; a timer for every read would cost more and limit less.
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
             redis_connect_func=self._identity.on_connect,
-            # Without this option, redis-py reads its version from a file for each new connection.
-            driver_info=DriverInfo(),
-            # With these notifications, redis-py does not notice a left-over reply on a pooled connection.
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
         self._slots = anyio.Semaphore(max_connections, max_value=max_connections, fast_acquire=True)
         self._ping_slots = anyio.Semaphore(_CONNECTIONS_FOR_PING, fast_acquire=True)
@@ -93,6 +95,13 @@ class RedisGateway:
         self._refused_at = -inf
         # Not from the pool, because the pool would take the connection back.
         self._shared = Multiplexer(self._pool.make_connection, self._identity.peer, deadline_seconds)
+
+    @property
+    def address(self) -> str:
+        """The address without the login, with the name of its setting; and the master that Sentinels named last."""
+        if self.sentinels is None or self.sentinels.found is None:
+            return self._url.address
+        return f"{self.sentinels.found.address}, the master of {self._url.address}"
 
     @property
     def circuit(self) -> str:
@@ -107,7 +116,29 @@ class RedisGateway:
     @property
     def problem(self) -> str:
         """What is wrong with Redis although it answers; empty without a problem."""
-        return self._problem or self._identity.problem
+        return self._problem or self._identity.problem or (self.sentinels.problem if self.sentinels else "")
+
+    def at(self, _key: str, /) -> RedisGateway:
+        """The node that has a key: one server has every key."""
+        return self
+
+    @property
+    def server(self) -> RedisGateway:
+        """See `Node.server`."""
+        return self
+
+    def any_node(self) -> RedisGateway:
+        """A node that answers, if there is one."""
+        return self
+
+    @property
+    def partly_reachable(self) -> bool:
+        """True if the server answers, and only the Sentinels have a problem."""
+        return bool(self.problem) and not (self._problem or self._identity.problem)
+
+    async def all_nodes(self) -> Sequence[RedisGateway]:
+        """Every node that stores data."""
+        return [self]
 
     def ensure_reachable(self) -> None:
         """Fail at once while the circuit breaker is open.
@@ -116,17 +147,20 @@ class RedisGateway:
         """
         if self._breaker.opened:
             cause = f"circuit breaker open; retry later: {self._last_cause}"
-            raise StoreUnavailable("redis", cause, address=self.address)
+            raise StoreUnavailable("redis", cause, unsent=True, address=self.address)
 
-    async def call(self, *commands: Command) -> list[Any]:
+    async def call(self, *commands: Command, deadline_seconds: float | None = None) -> Replies:
         """Send commands in one round trip and return their replies. Cancellation waits for the replies.
 
+        :param deadline_seconds: how long the round trip may take, if less than usual.
         :raises StoreUnavailable: no answer in time, or Redis refused a command; the commands may or may not have been
             carried out.
         :raises ResponseError: a key has another type, or a consumer group is missing or exists already.
         """
-        async with self.session() as session:
-            return await session.call(*commands)
+        async with self.session(deadline_seconds=deadline_seconds) as session:
+            replies = Replies(await session.call(*commands))
+            replies.peer = session.peer
+        return replies
 
     async def call_multiplexed(self, *commands: Command) -> Replies:
         """Send commands in one round trip with the commands of all other callers in this turn of the event loop.
@@ -140,7 +174,7 @@ class RedisGateway:
         try:
             replies = await self._shared.send(commands)
         except ConnectionLost as lost:
-            failure = StoreUnavailable("redis", lost.cause, late=lost.late)
+            failure = StoreUnavailable("redis", lost.cause, late=lost.late, unsent=lost.unsent)
             self._note_failure(failure)
             if lost.first or lost.late:
                 # A reset counts once for all callers on the connection, because it is no outage. Silence counts for
@@ -158,6 +192,7 @@ class RedisGateway:
                 raise_first(replies)
         except StoreUnavailable as failure:
             if isinstance(failure.__cause__, RedisError) and may_be_elsewhere(failure.__cause__):
+                assert isinstance(replies.peer, Peer)  # noqa: S101 (of the shared connection)
                 self._identity.replace_connections(replies.peer)
             self._note_failure(failure)
             self._record(answered=failure.answered)
@@ -183,18 +218,19 @@ class RedisGateway:
             log.warning("redis_reachable_again", circuit=self.circuit)
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[RedisSession]:
+    async def session(self, *, deadline_seconds: float | None = None) -> AsyncIterator[RedisSession]:
         """A connection for several round trips under one deadline, for a transaction with WATCH.
 
         Cancellation by anyio waits until the block has ended, at most until the deadline. Cancellation by asyncio,
         which ends an overdue request, ends the block at once, and the connection is dropped.
 
+        :param deadline_seconds: how long the block may take, if less than usual.
         :raises StoreUnavailable: as for `call`.
         """
         async with self._slots:
             self.ensure_reachable()
             try:
-                async with self._connected() as session:
+                async with self._connected(deadline_seconds) as session:
                     yield session
             except StoreUnavailable as failure:
                 # The block may have failed over another store. Then Redis did answer.
@@ -206,17 +242,21 @@ class RedisGateway:
             # A cancellation is not recorded: it says nothing about Redis.
             self._record(answered=True)
 
-    async def ping(self, *, reads: Sequence[Command] = (), writes: Sequence[Command] = ()) -> None:
+    async def ping(self, dry_run: DryRun | None = None) -> None:
         """Send a PING, even while the circuit breaker is open, and check whether Redis would accept some commands.
 
-        :param reads: commands that are not carried out; a refusal is an error.
-        :param writes: commands that are not carried out; a refusal becomes the `problem`.
+        :param dry_run: commands that are not carried out. A refusal of a read is an error, that of a write becomes the
+            `problem`.
         :raises StoreUnavailable: no answer in time, or Redis would refuse a read.
         """
-        async with self._ping_slots, self._connected() as session:
-            await session.call(("PING",))
-            replies = await session.dry_run([*reads, *writes]) if reads or writes else []
-            raise_first(replies[: len(reads)])
+        async with self._ping_slots:
+            if self.sentinels:
+                await self.sentinels.probe()
+            async with self._connected() as session:
+                await session.call(("PING",))
+                reads, writes = (dry_run.reads, dry_run.writes) if dry_run else ([], [])
+                replies = await session.dry_run([*reads, *writes]) if reads or writes else []
+                raise_first(replies[: len(reads)])
         try:
             with translated():
                 raise_first(replies[len(reads) :])
@@ -241,12 +281,16 @@ class RedisGateway:
     async def aclose(self) -> None:
         """Close all connections."""
         self._shared.close()
+        if self.sentinels:
+            await self.sentinels.aclose()
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + self._deadline_seconds):
             await self._pool.disconnect()
 
     def _note_failure(self, failure: StoreUnavailable) -> None:
         """Keep the cause of a failure. A refusal is logged once, because the circuit breaker does not open for it."""
         failure.address = self.address
+        if self._in_cluster and redirection(failure):
+            return
         if failure.late:
             failure.cause = late_cause(self._pool, failure.cause)
         if not failure.answered:
@@ -264,9 +308,10 @@ class RedisGateway:
             self._problem = ""
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[RedisSession]:
+    async def _connected(self, deadline_seconds: float | None = None) -> AsyncIterator[RedisSession]:
         peer: Peer | None = None
-        deadline = Deadline(self._deadline_seconds, shield=True)
+        seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
+        deadline = Deadline(seconds, shield=True)
         try:
             with deadline:
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
@@ -294,6 +339,7 @@ class RedisGateway:
                 with translated():
                     raise
             except StoreUnavailable as failure:
+                failure.unsent = peer is None
                 self._note_failure(failure)
                 raise
 
@@ -302,18 +348,25 @@ class RedisSession:
     """One connection during a block of `RedisGateway.session`.
 
     :param peer: the server at the other end.
-    :param reusable: whether the connection may go back to the pool.
+    :ivar reusable: whether the connection may go back to the pool.
+    :ivar named: returns the name of a server for the keys of this session, from its identity.
     """
 
-    __slots__ = ("_check", "_connection", "_deadline", "peer", "reusable")
+    __slots__ = ("_check", "_connection", "_deadline", "named", "peer", "reusable")
 
     def __init__(self, connection: Connection, peer: Peer, deadline: Deadline) -> None:
         self.peer = peer
         self.reusable = True
+        self.named: Callable[[str], str] = str
         self._connection = connection
         self._deadline = deadline
         # Sent only before the first commands, because within a transaction it would be queued.
         self._check = peer.due(anyio.current_time())
+
+    @property
+    def identity(self) -> str:
+        """The identity of the server at the other end; empty where it is unknown."""
+        return self.named(self.peer.identity)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

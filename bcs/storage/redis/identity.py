@@ -8,7 +8,6 @@ does, all other connections are replaced before they are used again.
 
 from __future__ import annotations
 
-import ssl
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +15,14 @@ from weakref import WeakKeyDictionary
 
 import anyio
 import structlog
-from redis.asyncio import Connection, SSLConnection
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.asyncio import Connection
+from redis.exceptions import RedisError
 
 from bcs.storage.redis.commands import Command
+from bcs.storage.redis.connecting import handshake
 from bcs.storage.redis.errors import UnusableServer, reason
 from bcs.storage.redis.exchange import exchange
-from bcs.storage.redis.server import cluster_problem, fields_of, identity_of, is_replica, server_problem
+from bcs.storage.redis.server import NO_CLUSTER, cluster_problem, fields_of, identity_of, is_replica, server_problem
 
 log = structlog.stdlib.get_logger("bcs.redis")
 
@@ -39,6 +38,7 @@ class RedisIdentity:
     """The identity of the server that the connections of a gateway lead to.
 
     :param needed: whether a component needs the identity, so that a missing one is a `problem`.
+    :param in_cluster: whether the server must be a node of a cluster; else it must not, unless it has all slots.
     :param new_token: makes a short text that is unique.
     """
 
@@ -46,11 +46,13 @@ class RedisIdentity:
         self,
         *,
         needed: bool = False,
+        in_cluster: bool = False,
         new_token: Callable[[], str] = lambda: uuid.uuid4().hex[:8],
     ) -> None:
         self.problem = ""
         self.generation = 0
         self._needed = needed
+        self._in_cluster = in_cluster
         self._new_token = new_token
         self._peers: WeakKeyDictionary[Connection, Peer] = WeakKeyDictionary()
         self._reported = ""
@@ -67,20 +69,7 @@ class RedisIdentity:
 
         :raises RedisConnectionError: Redis refused a step, or BCS can't use the server.
         """
-        try:
-            await connection.on_connect()
-        except (AuthenticationError, UnusableServer):
-            raise
-        except ResponseError as error:
-            raise UnusableServer(reason(error)) from error
-        except (RuntimeError, ValueError) as error:
-            # uvloop raises RuntimeError for a closed connection, redis-py ValueError for a reply that it can't parse.
-            raise RedisConnectionError(str(error)) from error
-        except RedisConnectionError as error:
-            if isinstance(error.__context__, ssl.SSLError):
-                raise
-            # The alert that has the reason is often lost with the connection.
-            raise RedisConnectionError(f"{str(error).rstrip('.')}; {_closing(connection)}") from error
+        await handshake(connection)
         info, refusal = await _read_info(connection)
         check = _REPLICATION if "role" in info else None
         if check is None:
@@ -88,7 +77,7 @@ class RedisIdentity:
             [reply] = await exchange(connection, [_ROLE])
             if isinstance(reply, list) and reply and isinstance(reply[0], bytes):
                 info["role"], check = reply[0].decode(errors="replace"), _ROLE
-        if problem := server_problem(info) or await _cluster_problem(connection, info):
+        if problem := server_problem(info) or await self._cluster_problem(connection, info):
             replica = is_replica(info.get("role"))
             if replica:
                 # The address leads to a replica now, so the other connections do not lead to the master any more.
@@ -121,6 +110,19 @@ class RedisIdentity:
         """Have all connections replaced before their next use, because this server is not the master any more."""
         if not peer.outdated:
             self.generation += 1
+
+    def replace_all_connections(self) -> None:
+        """Have all connections replaced before their next use, because the master is elsewhere now."""
+        self.generation += 1
+
+    async def _cluster_problem(self, connection: Connection, info: dict[str, str]) -> str:
+        enabled = info.get("cluster_enabled")
+        if self._in_cluster:
+            return NO_CLUSTER if enabled == "0" else ""
+        if enabled != "1":
+            return ""
+        [reply] = await exchange(connection, [("CLUSTER", "INFO")])
+        return cluster_problem(fields_of(reply) if isinstance(reply, bytes) else {})
 
     def _note_problem(self, peer: Peer, refusal: str) -> None:
         if peer.identity or not self._needed:
@@ -180,12 +182,6 @@ class Peer:
             self._shared.note_identity(self, reported)
 
 
-def _closing(connection: Connection) -> str:
-    if isinstance(connection, SSLConnection):
-        return "a server does this, too, if it does not accept the client certificate: ssl_certfile in BCS_REDIS_URL"
-    return "a server that speaks only TLS does this, too: then BCS_REDIS_URL must begin with rediss://"
-
-
 async def _read_info(connection: Connection) -> tuple[dict[str, str], str]:
     """The fields of INFO, and the reason where the server refuses a part of them."""
     info: dict[str, str] = {}
@@ -196,10 +192,3 @@ async def _read_info(connection: Connection) -> tuple[dict[str, str], str]:
         elif isinstance(reply, RedisError):
             refusal = refusal or reason(reply)
     return info, refusal
-
-
-async def _cluster_problem(connection: Connection, info: dict[str, str]) -> str:
-    if info.get("cluster_enabled") != "1":
-        return ""
-    [reply] = await exchange(connection, [("CLUSTER", "INFO")])
-    return cluster_problem(fields_of(reply) if isinstance(reply, bytes) else {})

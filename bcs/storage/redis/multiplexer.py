@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import anyio
 from hiredis import Reader
@@ -30,24 +30,35 @@ class ConnectionLost(Exception):
 
     :param first: True for the first caller that gets this failure.
     :param late: True if Redis did not answer in time.
+    :param unsent: True if the commands were not sent.
     """
 
-    def __init__(self, cause: str, *, first: bool, late: bool = False) -> None:
+    def __init__(self, cause: str, *, first: bool, late: bool = False, unsent: bool = False) -> None:
         super().__init__(cause)
         self.cause = cause
         self.first = first
         self.late = late
+        self.unsent = unsent
+
+
+class Sender(Protocol):
+    """The server that sent replies."""
+
+    @property
+    def identity(self) -> str:
+        """The identity of the server; empty where it is unknown."""
+        ...
 
 
 class Replies(list[Any]):
     """Replies, in the order of their commands.
 
-    :param peer: the server that sent the replies.
+    :param peer: the server that sent the replies; where a slot's keys are on two nodes, the sender of the last one.
     """
 
     __slots__ = ("peer",)
 
-    peer: Peer
+    peer: Sender
 
 
 class Multiplexer:
@@ -101,7 +112,7 @@ class Multiplexer:
                 self._shared.drain()
             if self._failed_attempts > failed_attempts:
                 # All callers that waited for one attempt fail with it, instead of trying one after another.
-                raise ConnectionLost(self._failure.cause, first=False, late=self._failure.late)
+                raise ConnectionLost(self._failure.cause, first=False, late=self._failure.late, unsent=True)
             try:
                 self._shared = await self._open()
             except ConnectionLost as failure:
@@ -120,12 +131,12 @@ class Multiplexer:
             if deadline.expired:
                 raise TimeoutError
             if self._closed:
-                raise ConnectionLost("closed", first=False)
+                raise ConnectionLost("closed", first=False, unsent=True)
             shared = _SharedConnection(connection, self._peer(connection), self._deadline_seconds)
         except TimeoutError:
-            raise ConnectionLost(_LATE, first=True, late=True) from None
+            raise ConnectionLost(_LATE, first=True, late=True, unsent=True) from None
         except (RedisError, OSError, RuntimeError) as error:
-            raise ConnectionLost(reason(error), first=True) from None
+            raise ConnectionLost(reason(error), first=True, unsent=True) from None
         finally:
             if shared is None:
                 await connection.disconnect(nowait=True)

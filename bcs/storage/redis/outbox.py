@@ -4,59 +4,85 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from zlib import crc32
 
 from pydantic_core import from_json, to_json
 
 from bcs.domain.history import HistoryEntry
 from bcs.errors import OutboxFull
 from bcs.storage.redis.archive_queue import ArchiveQueue
-from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.queue import RedisQueue
+from bcs.storage.redis.nodes import Nodes
+from bcs.storage.redis.queue import KnownLengths, RedisQueue
+from bcs.storage.redis.stream_layouts import StreamLayouts, stream_key
+from bcs.storage.redis.stream_set import StreamSet
 from bcs.wire.published import OutboundMessage
 
 
-def stream_key(prefix: str) -> str:
-    """The key of the stream in which messages wait for Kafka."""
-    return f"{prefix}{{outbox}}"
+def parked_key(prefix: str, number: int) -> str:
+    """The key of the stream of messages that Kafka will never accept, beside the stream with a number."""
+    return f"{stream_key(prefix, number)}:parked"
 
 
-def parked_key(prefix: str) -> str:
-    """The key of the stream of messages that Kafka will never accept."""
-    return f"{prefix}{{outbox}}:parked"
+class RedisOutbox(StreamSet[OutboundMessage]):
+    """The queue of messages that must reach Kafka. Messages with the same key keep their order.
 
-
-class RedisOutbox(RedisQueue[OutboundMessage]):
-    """The queue of messages that must reach Kafka.
-
-    :param key_prefix: the prefix of the stream's key.
     :param consumer: this process's name among the replicas.
     :param limit: how many messages the outbox holds at most.
     :param explanations: the queue of explanations that wait for the archive; None without an archive.
     """
 
     def __init__(
-        self,
-        gateway: RedisGateway,
-        *,
-        key_prefix: str,
-        consumer: str,
-        limit: int,
-        explanations: ArchiveQueue | None = None,
+        self, layouts: StreamLayouts, *, consumer: str, limit: int, explanations: ArchiveQueue | None = None
     ) -> None:
-        super().__init__(
-            gateway,
-            stream=stream_key(key_prefix),
-            parked=parked_key(key_prefix),
-            group="publishers",
-            consumer=consumer,
-            limit=limit,
-        )
+        super().__init__(layouts, limit=limit)
+        self._consumer = consumer
         self._explanations = explanations
 
     async def announce(self, messages: Sequence[OutboundMessage], explanation: HistoryEntry) -> None:
         """See `Outbox.announce`."""
-        additions = self._explanations.additions_if_room([explanation]) if self._explanations else []
-        await self.append(messages, *additions)
+        if not messages:
+            return
+        await self._ensure_room(len(messages))
+        number = self._layouts.number(self._key(messages[0]))
+        additions = self._explanations.additions_if_room(number, [explanation]) if self._explanations else []
+        await self._numbered_stream(number).append(messages, *additions)
+
+    def _stream(self, number: int) -> RedisQueue[OutboundMessage]:
+        return OutboxStream(
+            self._layouts.nodes,
+            key_prefix=self._layouts.key_prefix,
+            number=number,
+            consumer=self._consumer,
+            lengths=self._lengths,
+        )
+
+    def _key(self, message: OutboundMessage) -> bytes:
+        # Announcements and most dead letters have the batch id as their key. What has no key is spread by its value, so
+        # that a retry goes to the same stream.
+        return b"%d" % crc32(message.value) if message.key is None else message.key
+
+    def _full_error(self, limit: int) -> Exception:
+        return OutboxFull(limit)
+
+
+class OutboxStream(RedisQueue[OutboundMessage]):
+    """A stream of messages that must reach Kafka.
+
+    :param key_prefix: the prefix of the stream's key.
+    :param number: the stream's number.
+    :param consumer: this process's name among the replicas.
+    :param lengths: see `RedisQueue`.
+    """
+
+    def __init__(self, nodes: Nodes, *, key_prefix: str, number: int, consumer: str, lengths: KnownLengths) -> None:
+        super().__init__(
+            nodes,
+            stream=stream_key(key_prefix, number),
+            parked=parked_key(key_prefix, number),
+            group="publishers",
+            consumer=consumer,
+            lengths=lengths,
+        )
 
     def _fields(self, message: OutboundMessage) -> list[str | bytes]:
         fields: list[str | bytes] = ["kind", message.kind, "topic", message.topic, "value", message.value]
@@ -84,9 +110,6 @@ class RedisOutbox(RedisQueue[OutboundMessage]):
 
     def _since_ms(self, message: OutboundMessage) -> int | None:
         return message.waits_since_ms
-
-    def _full_error(self, limit: int) -> Exception:
-        return OutboxFull(limit)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -1,4 +1,4 @@
-"""A queue in a Redis stream. Every replica drains it, and takes over the unacked entries of a dead replica."""
+"""A stream of a queue in Redis. Every replica drains it, and takes over the unacked entries of a dead replica."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from anyio.lowlevel import checkpoint
 from redis.exceptions import ResponseError
 
 from bcs.errors import StoreUnavailable
-from bcs.storage.ports import Leased, Waiting
+from bcs.storage.ports import Leased
 from bcs.storage.redis.commands import Command, packed_one
 from bcs.storage.redis.errors import GROUP_EXISTS, NO_GROUP, code_of
-from bcs.storage.redis.gateway import RedisGateway
-from bcs.storage.redis.queue_scripts import ADD, LEASE, MOVE, RECOVER, WAITING
+from bcs.storage.redis.nodes import Node, Nodes
+from bcs.storage.redis.queue_scripts import ACK, ADD, LEASE, MOVE, RECOVER, WAITING
+from bcs.storage.redis.script import Script
 
 T = TypeVar("T")
 
@@ -36,6 +37,8 @@ _MOVED_AT_A_TIME = 20
 _IDENTITY_BYTES = 16
 # The leased entries have to arrive within the deadline of a round trip.
 _REPLY_BYTES = 4 * 1024 * 1024
+# As the script goes on to read.
+_READ_AT_A_TIME = 20
 # Larger entries are parked unread.
 _LARGEST_ENTRY_BYTES = 64 * 1024 * 1024
 # Decoding more without a pause would block the event loop.
@@ -44,30 +47,46 @@ _DECODED_AT_A_TIME_BYTES = 256 * 1024
 Fields = list[str | bytes]
 
 
+class KnownLengths:
+    """The lengths of all streams of a queue together, by the last replies."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+
+
 class RedisQueue(ABC, Generic[T]):
-    """A queue of items that must reach another system. An entry stays until it is acked, also when processes die.
+    """A stream of items that must reach another system. An entry stays until it is acked, also when processes die.
+
+    It is one of the streams of a `StreamSet`, which says how many entries all of them may have.
 
     :param stream: the stream's key.
     :param parked: the key of the stream for items that the other system will never accept.
     :param group: the stream's consumer group.
     :param consumer: this process's name among the replicas.
-    :param limit: how many items the queue holds at most. This is checked against the last known length, so that
-        appending costs one round trip; replicas that append at the same time may exceed the limit.
+    :param lengths: gets the stream's length.
     """
 
     def __init__(
-        self, gateway: RedisGateway, *, stream: str, parked: str, group: str, consumer: str, limit: int
+        self, nodes: Nodes, *, stream: str, parked: str, group: str, consumer: str, lengths: KnownLengths
     ) -> None:
-        self._gateway = gateway
-        self._stream = stream
+        self.key = stream
+        self.length: int | None = None
+        """The length in the last reply; None before the first one."""
+        self.in_doubt = False
+        """True if entries may be leased to this process that it does not have, because a reply was lost."""
+        self._nodes = nodes
+        self._lengths = lengths
         self._parked = parked
         self._waiting = f"{stream}:waiting"
         self._group = group
         self._consumer = consumer
-        self._limit = limit
-        self._length: int | None = None  # None before the first reply with a length
         self._cursor = "0-0"
-        self._in_doubt = False
+        self._largest_bytes = 0  # the largest of the entries that were leased last; 0 where none were
+        # The entries that this process has leased and not given back; None where an earlier process of the same name
+        # may have leased entries.
+        self._held: set[str] | None = None
 
     @abstractmethod
     def _fields(self, item: T) -> Fields:
@@ -84,57 +103,65 @@ class RedisQueue(ABC, Generic[T]):
         """Since when an item has waited, in milliseconds since 1970 UTC; None where its wait starts now."""
         return None
 
-    @abstractmethod
-    def _full_error(self, limit: int) -> Exception:
-        """The error to raise when the queue is full."""
+    @property
+    def node(self) -> Node:
+        """The server that has the stream."""
+        return self._nodes.at(self.key)
 
-    async def append(self, items: Sequence[T], *commands: Command) -> None:
+    @property
+    def may_hold(self) -> bool:
+        """True if this process may have leased entries that are not acked."""
+        return self.in_doubt or self._held is None or bool(self._held)
+
+    async def append(self, items: Sequence[T], *commands: Command, then: Sequence[Command] = ()) -> list[Any]:
         """Append items, all or none; they are durable when this returns.
 
         If it is unknown whether an append succeeded, repeat it with the same items: no item is added twice.
 
         :param commands: more commands for the same transaction.
+        :param then: commands that are carried out after the items were appended.
+        :returns: the replies to `then`.
         :raises StoreUnavailable: whether the items were appended is unknown.
         """
-        if not items:
-            return
-        if (self._length or 0) + len(items) > self._limit and await self.backlog() + len(items) > self._limit:
-            raise self._full_error(self._limit)
         entries, size_bytes = _identified([self._fields(item) for item in items], map(self._since_ms, items))
-        keys, arguments = self._addition(self._stream, "taken", _KEPT_IDENTITIES, entries)
+        keys, arguments = self._addition(self.key, "taken", _KEPT_IDENTITIES, entries)
+        node = self.node
         # A large command would delay other callers on the shared connection.
-        send = self._gateway.call if size_bytes > _LARGE_BYTES else self._gateway.call_multiplexed
+        send = node.call if size_bytes > _LARGE_BYTES else node.call_multiplexed
         try:
             # In a transaction the script is sent whole, because the other commands would be carried out without it.
-            if commands or not await self._add_by_digest(send, keys, arguments):
-                *_, replies = await send(("MULTI",), *commands, ADD.whole(keys, *arguments), ("EXEC",))
-                self._length = replies[-1]
+            replies = [] if commands else await self._add_by_digest(send, ADD.by_digest(keys, *arguments), then)
+            if not replies:
+                added = await send(("MULTI",), *commands, ADD.whole(keys, *arguments), ("EXEC",), *then)
+                executed = len(commands) + 2
+                replies = [added[executed][-1], *added[executed + 1 :]]
         except ResponseError as error:
             raise self._no_stream(error) from error
+        self.note_length(replies[0])
+        return replies[1:]
 
+    @staticmethod
     async def _add_by_digest(
-        self,
-        send: Callable[[Command], Awaitable[list[Any]]],
-        keys: Sequence[str],
-        arguments: Iterable[str | bytes | int],
-    ) -> bool:
-        """Add entries by the short form of the script; False if Redis lacks the script, or refuses the short form."""
+        send: Callable[..., Awaitable[list[Any]]], command: Command, then: Sequence[Command]
+    ) -> list[Any]:
+        """Add entries by the short form of the script.
+
+        :returns: the replies; empty if Redis lacks the script, or refuses the short form.
+        """
         try:
-            [self._length] = await send(ADD.by_digest(keys, *arguments))
+            return await send(command, *then)
         except ResponseError as error:
             if not ADD.is_missing(error):
                 raise
-            return False
         except StoreUnavailable as failure:
             # The user may have the right to EVAL, and not to EVALSHA.
             if not failure.answered:
                 raise
-            return False
-        return True
+        return []
 
     def additions(self, items: Sequence[T]) -> list[Command]:
-        """The commands that append items, for another queue's transaction."""
-        return [("XADD", self._stream, "*", *self._fields(item)) for item in items]
+        """The commands that append items, for the transaction of another stream with the same hash tag."""
+        return [("XADD", self.key, "*", *self._fields(item)) for item in items]
 
     async def lease(self, limit: int) -> list[Leased[T]]:
         """Lease entries that no replica has leased yet, oldest first, and at least one if there is one.
@@ -143,50 +170,83 @@ class RedisQueue(ABC, Generic[T]):
 
         :param limit: how many entries at most; fewer where they are large.
         """
-        if self._in_doubt and (again := await self.resume(limit)):
+        if self.in_doubt and (again := await self.resume(limit)):
             return again
+        self.in_doubt = True
+        return await self.leased_by(await self._take(LEASE, limit, ">", self._first_read(_REPLY_BYTES)))
+
+    def lease_command(self, limit: int, share: float) -> Command:
+        """The command that leases, for one round trip with those of other streams; see `leased_by`.
+
+        :param share: how much of the reply to all commands this stream's entries may fill.
+        """
         # Until the reply arrives, entries may be leased to this process that it does not have.
-        self._in_doubt = True
-        leased = await self._leased(await self._take(limit, LEASE, ">"))
-        self._in_doubt = False
+        self.in_doubt = True
+        most_bytes = int(_REPLY_BYTES * share)
+        return LEASE.by_digest(*self._taking(limit, most_bytes, ">", self._first_read(most_bytes)))
+
+    async def leased_by(self, reply: Sequence[Any]) -> list[Leased[T]]:
+        """The entries in the reply to `lease_command`."""
+        leased = await self._leased(self._taken(reply))
+        self.in_doubt = False
         return leased
 
     async def resume(self, limit: int) -> list[Leased[T]]:
         """Lease again the entries that this process has leased and not acked, after a crash of the actor."""
         after = "0"
-        while entries := await self._take(limit, LEASE, after):
+        while entries := self._taken(await self._take(LEASE, limit, after, 1)):
             leased = await self._leased(entries)
             if leased:
                 return leased
             after = entries[-1][0].decode()  # another replica has deleted all of these entries
+        self._held = set()
         return []
 
     async def recover(self, idle_seconds: float, limit: int) -> list[Leased[T]]:
         """Take over entries whose lease is so old that its holder must have died."""
-        in_doubt, self._in_doubt = self._in_doubt, True
-        leased = await self._leased(await self._take(limit, RECOVER, int(idle_seconds * 1000), self._cursor))
-        self._in_doubt = in_doubt
+        in_doubt, self.in_doubt = self.in_doubt, True
+        reply = await self._take(RECOVER, limit, int(idle_seconds * 1000), self._cursor)
+        self._cursor = reply[2].decode()
+        leased = await self._leased(self._taken(reply))
+        self.in_doubt = in_doubt
         return leased
 
-    async def ack(self, entry_ids: Sequence[str]) -> None:
+    async def ack(self, leased: Sequence[Leased[T]]) -> None:
         """Delete entries whose items have reached the other system."""
-        if entry_ids:
-            *_, self._length = await self._transaction(*self._removal(entry_ids), ("XLEN", self._stream))
+        # Whole, so that Redis has the script when `ack_command` is sent.
+        with self._wrong_type_as_outage():
+            [length] = await self.node.call(ACK.whole(*self._acking(leased)))
+        self.acked_by(leased, length)
+
+    def ack_command(self, leased: Sequence[Leased[T]]) -> Command:
+        """The command that acks, for one round trip with those of other streams; see `acked_by`."""
+        return ACK.by_digest(*self._acking(leased))
+
+    def _acking(self, leased: Sequence[Leased[T]]) -> tuple[Any, ...]:
+        """The keys and arguments of `ACK`."""
+        return (self.key,), self._group, *(entry.entry_id for entry in leased)
+
+    def acked_by(self, leased: Sequence[Leased[T]], length: int) -> None:
+        """Note the reply to `ack_command`."""
+        self.note_length(length)
+        self._note_given_back(entry.entry_id for entry in leased)
 
     async def requeue(self, leased: Sequence[Leased[T]]) -> None:
-        """Move leased entries back to the end of the queue."""
+        """Move leased entries back to the end of the stream."""
         for start in range(0, len(leased), _MOVED_AT_A_TIME):
             entries = {entry.entry_id: entry for entry in leased[start : start + _MOVED_AT_A_TIME]}
-            missing = await self._move(self._stream, list(entries))
+            missing = await self._move(self.key, list(entries))
             # Redis may have lost these entries by a FLUSHALL, so the leased copies are added again.
             lost = [entries[entry_id] for entry_id in missing]
             await self._add_again(
-                self._stream, [(one.entry_id, self._waits_since_ms(one), self._fields(one.message)) for one in lost]
+                self.key, [(one.entry_id, self._waits_since_ms(one), self._fields(one.message)) for one in lost]
             )
+            self._note_given_back(entries)
 
     async def park(self, leased: Leased[T], problem: str) -> None:
         """Move an entry that the other system will never accept to the parked stream, so that it blocks no other."""
         await self._move_to_parked(leased.entry_id, self._fields(leased.message), problem)
+        self._note_given_back([leased.entry_id])
 
     async def _move_to_parked(self, entry_id: str, fields: Fields, problem: str) -> None:
         missing = await self._move(self._parked, [entry_id], "problem", problem)
@@ -198,9 +258,9 @@ class RedisQueue(ABC, Generic[T]):
         :param more: additional fields and values for each entry.
         :returns: the ids of missing entries.
         """
-        keys = (self._stream, target, *self._memory("moved"), self._waiting)
+        keys = (self.key, target, *self._memory("moved"), self._waiting)
         with self._wrong_type_as_outage():
-            [missing] = await self._gateway.call(
+            [missing] = await self.node.call(
                 ("EVAL", MOVE, len(keys), *keys, _KEPT_MOVES, self._group, len(more), *more, *entry_ids)
             )
         return [entry_id.decode() for entry_id in missing]
@@ -213,7 +273,7 @@ class RedisQueue(ABC, Generic[T]):
         if entries:
             keys, arguments = self._addition(target, "moved", _KEPT_MOVES, entries)
             with self._wrong_type_as_outage():
-                await self._gateway.call(ADD.whole(keys, *arguments))
+                await self.node.call(ADD.whole(keys, *arguments))
 
     def _addition(
         self, target: str, memory: str, kept: int, entries: Iterable[tuple[str | bytes, int | None, Fields]]
@@ -226,27 +286,40 @@ class RedisQueue(ABC, Generic[T]):
         return (target, *self._memory(memory), self._waiting), [kept, *parts]
 
     def _memory(self, name: str) -> tuple[str, str]:
-        return f"{self._stream}:{name}", f"{self._stream}:{name}:before"
+        return f"{self.key}:{name}", f"{self.key}:{name}:before"
 
-    async def backlog(self) -> int:
-        """How many entries wait, including leased ones."""
-        [length] = await self._transaction(("XLEN", self._stream))
-        self._length = int(length)
-        return self._length
+    async def count(self) -> None:
+        """Ask for the `length`, including leased entries.
 
-    async def measure(self) -> Waiting:
-        """How many entries wait, and how long the oldest has waited."""
+        This uses the shared connection, because the caller may hold one of the others.
+        """
         with self._wrong_type_as_outage():
-            [reply] = await self._gateway.call(("EVAL", WAITING, 2, self._stream, self._waiting))
+            [length] = await self.node.call_multiplexed(("XLEN", self.key))
+        self.note_length(length)
+
+    def note_length(self, length: int) -> None:
+        """Note the length in a reply."""
+        length = int(length)
+        self._lengths.total += length - (self.length or 0)
+        self.length = length
+        if not length:
+            self._held = set()
+
+    async def oldest_seconds(self) -> float:
+        """How long the oldest entry has waited; 0 if no entry waits."""
+        with self._wrong_type_as_outage():
+            [reply] = await self.node.call(self.oldest_command())
+        return self.oldest_by(reply)
+
+    def oldest_command(self) -> Command:
+        """The command of `oldest_seconds`, for one round trip with those of other streams; see `oldest_by`."""
+        return WAITING.whole((self.key, self._waiting))
+
+    def oldest_by(self, reply: Sequence[Any]) -> float:
+        """How long the oldest entry has waited, in seconds, by the reply to `oldest_command`."""
         length, since_ms, now_ms = map(int, reply)
-        self._length = length
-        return Waiting(length, max(0, now_ms - since_ms) / 1000)
-
-    async def _transaction(self, *commands: Command) -> list[Any]:
-        with self._wrong_type_as_outage():
-            replies = await self._gateway.call(("MULTI",), *commands, ("EXEC",))
-        results: list[Any] = replies[-1]
-        return results
+        self.note_length(length)
+        return max(0, now_ms - since_ms) / 1000
 
     @contextmanager
     def _wrong_type_as_outage(self) -> Iterator[None]:
@@ -258,25 +331,32 @@ class RedisQueue(ABC, Generic[T]):
     def _no_stream(self, error: ResponseError) -> StoreUnavailable:
         # An outage, because the items are valid: no message may become a dead letter for this. An operator has to
         # delete the key.
-        return StoreUnavailable("redis", f"{self._stream} or {self._parked} is not a stream ({error})", answered=True)
+        return StoreUnavailable("redis", f"{self.key} or {self._parked} is not a stream ({error})", answered=True)
 
-    async def _take(self, limit: int, script: str, *where: str | int) -> list[Any]:
-        keys = (self._stream, self._parked)
-        about = (self._group, self._consumer, limit, _REPLY_BYTES, _LARGEST_ENTRY_BYTES)
-        entries, set_aside, *cursor = await self._call_in_group(("EVAL", script, len(keys), *keys, *about, *where))
-        if cursor:
-            self._cursor = cursor[0].decode()
-        for entry_id in set_aside:
-            log.error("queue_entry_parked", stream=self._stream, entry_id=entry_id.decode(), problem="too large")
-        taken: list[Any] = entries
+    async def _take(self, script: Script, limit: int, *where: str | int) -> Any:
+        return await self._call_in_group(script.whole(*self._taking(limit, _REPLY_BYTES, *where)))
+
+    def _taking(self, limit: int, most_bytes: int, *where: str | int) -> tuple[Any, ...]:
+        """The keys and arguments of `LEASE` and `RECOVER`."""
+        about = (self._group, self._consumer, limit, max(1, most_bytes), _LARGEST_ENTRY_BYTES)
+        return (self.key, self._parked), *about, *where
+
+    def _taken(self, reply: Sequence[Any]) -> list[Any]:
+        for entry_id in reply[1]:
+            log.error("queue_entry_parked", stream=self.key, entry_id=entry_id.decode(), problem="too large")
+        taken: list[Any] = reply[0]
         return taken
+
+    def _first_read(self, most_bytes: int) -> int:
+        """How many entries to read first: as many as fit by far if they are like the last ones."""
+        return max(1, min(_READ_AT_A_TIME, most_bytes // (4 * self._largest_bytes + 1))) if self._largest_bytes else 1
 
     async def _call_in_group(self, command: Command) -> Any:
         """Call, and first create the consumer group where it is missing, at the start or after a FLUSHALL."""
         for _ in range(_GROUP_ATTEMPTS):
             with self._wrong_type_as_outage():
                 try:
-                    [reply] = await self._gateway.call(command)
+                    [reply] = await self.node.call(command)
                 except ResponseError as error:
                     if code_of(error) != NO_GROUP:
                         raise
@@ -288,19 +368,21 @@ class RedisQueue(ABC, Generic[T]):
     async def _create_group(self) -> None:
         try:
             # From the beginning of the stream, because entries may be older than the group.
-            await self._gateway.call(("XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM"))
+            await self.node.call(("XGROUP", "CREATE", self.key, self._group, "0", "MKSTREAM"))
         except ResponseError as error:
             if code_of(error) != GROUP_EXISTS:  # else another replica was first
                 raise
 
     async def _leased(self, entries: Sequence[Any]) -> list[Leased[T]]:
         leased: list[Leased[T]] = []
-        decoded_bytes = 0
+        decoded_bytes = largest_bytes = 0
         for entry in entries:
             raw_id, fields = entry or (b"", None)
             if not fields:
                 continue  # deleted while it was leased; Redis 6.2 returns a null in its place
-            decoded_bytes += sum(map(len, fields))
+            entry_bytes = sum(map(len, fields))
+            largest_bytes = max(largest_bytes, entry_bytes)
+            decoded_bytes += entry_bytes
             if decoded_bytes > _DECODED_AT_A_TIME_BYTES:
                 decoded_bytes = 0
                 await checkpoint()
@@ -310,13 +392,17 @@ class RedisQueue(ABC, Generic[T]):
             except (KeyError, ValueError, TypeError) as error:
                 # From another release or another program: the entry must not be lost, and must not come back for ever.
                 await self._move_to_parked(entry_id, fields, f"not readable: {error!r}")
-                log.error("queue_entry_parked", stream=self._stream, entry_id=entry_id, problem=repr(error))  # noqa: TRY400
+                log.error("queue_entry_parked", stream=self.key, entry_id=entry_id, problem=repr(error))  # noqa: TRY400
             else:
-                leased.append(Leased(entry_id, item))
+                leased.append(Leased(entry_id, item, self.key))
+        self._largest_bytes = largest_bytes or self._largest_bytes
+        if self._held is not None:
+            self._held.update(entry.entry_id for entry in leased)
         return leased
 
-    def _removal(self, entry_ids: Sequence[str]) -> list[Command]:
-        return [("XACK", self._stream, self._group, *entry_ids), ("XDEL", self._stream, *entry_ids)]
+    def _note_given_back(self, entry_ids: Iterable[str]) -> None:
+        if self._held:
+            self._held.difference_update(entry_ids)
 
 
 def _identified(

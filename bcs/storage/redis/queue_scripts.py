@@ -188,7 +188,7 @@ identities a set holds, the consumer group, the number of additional fields and 
 values, and the ids.
 """
 
-WAITING = (
+WAITING = Script(
     _FAILING
     + _WAITING_SINCE
     + """
@@ -217,6 +217,26 @@ return {redis.call('XLEN', stream), since, now_ms}
 """Returns how many entries wait, since when the oldest has waited, and the time now, in milliseconds since 1970 UTC.
 
 KEYS: the stream, the hash with the waiting times.
+"""
+
+ACK = Script(
+    _FAILING
+    + """
+local stream = KEYS[1]
+local _, failure = try('XACK', stream, unpack(ARGV))
+if failure then
+  return failure
+end
+_, failure = try('XDEL', stream, unpack(ARGV, 2))
+if failure then
+  return failure
+end
+return redis.call('XLEN', stream)
+"""
+)
+"""Deletes delivered entries; returns the stream's length. It does the same as a transaction, in one command.
+
+KEYS: the stream. ARGV: the consumer group, and the ids.
 """
 
 _TAKING = """
@@ -249,12 +269,12 @@ local function take(entry)
 end
 """
 
-LEASE = (
+LEASE = Script(
     _FAILING
     + _TAKING
     + """
 local after = ARGV[6]
-local count = 1
+local count = math.min(most, tonumber(ARGV[7]))
 while #taken < most and taken_bytes < most_bytes do
   local reply, failure = try('XREADGROUP', 'GROUP', group, consumer, 'COUNT', count, 'STREAMS', stream, after)
   if failure then
@@ -283,11 +303,12 @@ return {taken, set_aside}
 """Leases entries that no consumer has leased, or again the entries that a consumer has leased and not acked.
 
 KEYS: the stream, the stream of parked entries. ARGV: the consumer group, the consumer, how many entries, how many bytes
-(the last entry may exceed this), the size of the largest entry that may be read, and `>` for new entries, or the id
-after which the consumer's own entries begin. Returns the entries, and the ids of the entries that were parked.
+(the last entries may exceed this), the size of the largest entry that may be read, `>` for new entries, or the id after
+which the consumer's own entries begin, and how many entries are read first. Returns the entries, and the ids of the
+entries that were parked.
 """
 
-RECOVER = (
+RECOVER = Script(
     _FAILING
     + _TAKING
     + """

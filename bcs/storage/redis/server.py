@@ -8,7 +8,8 @@ from collections.abc import Mapping
 LEAST_VERSION = "6.2"
 """The first version with XAUTOCLAIM, and with a WATCH that notices expired keys. Valkey began later."""
 
-PART_OF_A_CLUSTER = "it is a node of a Redis Cluster, which BCS supports only where one node has all slots"
+NO_CLUSTER = "it is no node of a Redis Cluster: BCS_REDIS_URL must begin with redis:// or rediss://"
+PART_OF_A_CLUSTER = "it is a node of a Redis Cluster: BCS_REDIS_URL must begin with redis+cluster://"
 
 # How many of the forty hexadecimal digits of each id are used.
 _CHARACTERS = 8
@@ -50,7 +51,7 @@ def server_problem(info: Mapping[str, str]) -> str:
     :param info: the fields of INFO, which may be incomplete.
     """
     if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):
-        return "it is a Sentinel, and not the Redis that the Sentinel watches"
+        return "it is a Sentinel: BCS_REDIS_URL must begin with redis+sentinel:// to find the Redis that it watches"
     version = _VERSION.match(info.get("redis_version", ""))
     if version and _numbers(version) < _numbers(_VERSION.match(LEAST_VERSION)):
         return f"{product_of(info)} is older than {LEAST_VERSION}"
@@ -60,7 +61,7 @@ def server_problem(info: Mapping[str, str]) -> str:
 
 
 def cluster_problem(cluster: Mapping[str, str]) -> str:
-    """Why BCS can't use a node of a cluster; empty where the node has all slots.
+    """Why BCS can't use a node of a cluster as its only server; empty where the node has all slots.
 
     :param cluster: the fields of CLUSTER INFO.
     """

@@ -14,7 +14,7 @@ from bcs.domain.history import Position
 from bcs.domain.skips import SkipEvent, SkipOrder, SkipOutcome, WaitingSkip
 from bcs.errors import StoreCorrupted
 from bcs.storage.redis.commands import Command
-from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.nodes import Nodes
 
 log = structlog.stdlib.get_logger("bcs.skips")
 
@@ -29,8 +29,8 @@ class RedisSkips:
     :param key_prefix: the prefix of the keys.
     """
 
-    def __init__(self, gateway: RedisGateway, *, key_prefix: str) -> None:
-        self._gateway = gateway
+    def __init__(self, nodes: Nodes, *, key_prefix: str) -> None:
+        self._nodes = nodes
         self._waiting = f"{key_prefix}{{intake}}:skips"
         self._history = f"{key_prefix}{{intake}}:skips:history"
         self._undecodable = set[bytes]()  # each is logged once
@@ -61,7 +61,7 @@ class RedisSkips:
         :raises StoreUnavailable: whether the order was withdrawn is unknown.
         """
         with self._as_corruption():
-            [stored] = await self._gateway.call_multiplexed(("HGET", self._waiting, _field(position)))
+            [stored] = await self._nodes.at(self._waiting).call_multiplexed(("HGET", self._waiting, _field(position)))
         try:
             waiting = None if stored is None else _decoded(stored)
         except _UNDECODABLE:
@@ -89,7 +89,7 @@ class RedisSkips:
         :raises StoreCorrupted: the key has another type.
         """
         with self._as_corruption():
-            [stored] = await self._gateway.call_multiplexed(("HGETALL", self._waiting))
+            [stored] = await self._nodes.at(self._waiting).call_multiplexed(("HGETALL", self._waiting))
         waiting = []
         for place, value in zip(stored[::2], stored[1::2], strict=True):
             try:
@@ -107,7 +107,7 @@ class RedisSkips:
         :raises StoreCorrupted: BCS did not write these entries.
         """
         with self._as_corruption():
-            [entries] = await self._gateway.call(("XREVRANGE", self._history, "+", "-", "COUNT", limit))
+            [entries] = await self._nodes.at(self._waiting).call(("XREVRANGE", self._history, "+", "-", "COUNT", limit))
             return [_event(dict(zip(fields[::2], fields[1::2], strict=True))) for _, fields in entries]
 
     def _history_entry(self, event: SkipEvent) -> Command:
@@ -116,7 +116,7 @@ class RedisSkips:
 
     async def _transaction(self, *commands: Command) -> None:
         with self._as_corruption():
-            await self._gateway.call(("MULTI",), *commands, ("EXEC",))
+            await self._nodes.at(self._waiting).call(("MULTI",), *commands, ("EXEC",))
 
     @contextmanager
     def _as_corruption(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from bcs.errors import StoreCorrupted
 from bcs.storage.pace import paced
 from bcs.storage.redis.batch_codec import STAMP_FIELD, BatchKeys, StoredBatch
 from bcs.storage.redis.batch_commands import decoding, decoding_state, reads
-from bcs.storage.redis.gateway import RedisGateway
+from bcs.storage.redis.nodes import Nodes
 
 # No essay has this field: theirs begin with other letters.
 _TOUCHED = "invalidated"
@@ -40,8 +40,8 @@ class StoredBatches:
     :param key_prefix: the prefix of every key.
     """
 
-    def __init__(self, gateway: RedisGateway, *, key_prefix: str) -> None:
-        self._gateway = gateway
+    def __init__(self, nodes: Nodes, *, key_prefix: str) -> None:
+        self._nodes = nodes
         self._key_prefix = key_prefix
 
     def keys(self, batch_id: str) -> BatchKeys:
@@ -59,12 +59,9 @@ class StoredBatches:
         keys = self.keys(batch_id)
         commands = reads(keys, former=former)
         with as_corruption(keys):
-            if shared:
-                together = await self._gateway.call_multiplexed(*commands)
-                return await paced(decoding(keys, together, together.peer.identity))
-            async with self._gateway.session() as session:
-                replies = await session.call(*commands)
-        return await paced(decoding(keys, replies, session.peer.identity))
+            node = self._nodes.at(keys.facts)
+            replies = await (node.call_multiplexed if shared else node.call)(*commands)
+        return await paced(decoding(keys, replies, replies.peer.identity))
 
     async def copy(self, batch_id: str) -> BatchCopy:
         """Read the state of a batch; nothing is written.
@@ -84,7 +81,7 @@ class StoredBatches:
         for batch_id in batch_ids:
             keys = self.keys(batch_id)
             with as_corruption(keys):
-                await self._gateway.call(
+                await self._nodes.at(keys.facts).call(
                     ("MULTI",),
                     # Other writers may have read the archive already, and their transactions must fail, also where no
                     # stamp is deleted. So a field is set first. A hash without another field is deleted with it.
