@@ -72,11 +72,7 @@ def _dry_run_at(topology: Topology, address: NodeAddress, dry_run: DryRun) -> Dr
 
 async def _check_replica(url: StoreUrl, deadline_seconds: float) -> list[Finding]:
     """What is said of a replica. Connections of the service refuse it, so this makes one of its own."""
-
-    async def on_connect(connection: Connection) -> None:
-        await handshake(connection)
-
-    connection: Connection = connection_pool(url, redis_connect_func=on_connect).make_connection()  # type: ignore[no-untyped-call]
+    connection: Connection = connection_pool(url, redis_connect_func=handshake).make_connection()  # type: ignore[no-untyped-call]
     try:
         with Deadline(deadline_seconds) as deadline:
             await connection.connect()  # type: ignore[no-untyped-call]

@@ -181,7 +181,7 @@ class _Sentinel:
     def __init__(self, url: StoreUrl, host: str, port: int) -> None:
         self.address = f"{host}:{port}"
         self._url = url
-        pool = connection_pool(url, redis_connect_func=self._on_connect)
+        pool = connection_pool(url, redis_connect_func=handshake)
         self._connection: Connection = pool.make_connection()  # type: ignore[no-untyped-call]
 
     async def master_of(self, service: str) -> NamedMaster:
@@ -218,9 +218,6 @@ class _Sentinel:
                 # Without waiting, because this may be cancelled.
                 await self.close()
         return named_master(address, state)
-
-    async def _on_connect(self, connection: Connection) -> None:
-        await handshake(connection)
 
 
 def named_master(address: Any, state: Any) -> NamedMaster:
