@@ -154,7 +154,12 @@ class RedisCluster:
             masters = [await self._new_node() for _ in range(self._masters)]
             for number, node in enumerate(masters):
                 first, end = (SLOTS * part // self._masters for part in (number, number + 1))
-                await node.ask("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+                # A node that finds data at its start takes the slots of its keys by itself.
+                taken = {slot for low, high, _ in await _slots_of(node) for slot in range(low, high + 1)}
+                if taken:
+                    await node.ask("CLUSTER", "ADDSLOTS", *(slot for slot in range(first, end) if slot not in taken))
+                else:
+                    await node.ask("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
                 await node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             replicas = [(await self._new_node(), master) for master in masters for _ in range(self._replicas)]
             await self._join(masters[0], self.nodes[1:])
