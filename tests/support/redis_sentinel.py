@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 
 SERVICE = "bcs-state"
 # A master is suspected after this time without an answer. Less, and a busy machine looks like a dead master.
-DOWN_AFTER_MS = 800
+DOWN_AFTER_MS = 2500
 # Sentinel asks masters and replicas once a second, and tells the others what it knows every two seconds.
 _PERIODS = {"info-period": 200, "ping-period": 200, "ask-period": 200, "publish-period": 200, "election-timeout": 1000}
 # After a Sentinel was frozen, it trusts nothing for this time.
