@@ -15,12 +15,12 @@ class Clocks:
     """The clock of this process, and the clock of the store.
 
     :param now: wall-clock time of this process.
-    :param store_time_us: requests the time of the store, in microseconds since 1970 UTC.
+    :param store_time_us: requests the time of the server that has a batch, in microseconds since 1970 UTC.
     :param max_skew_seconds: the most that the clocks may differ, and that an event may be ahead.
     """
 
     now: Callable[[], datetime]
-    store_time_us: Callable[[], Awaitable[int]]
+    store_time_us: Callable[[str], Awaitable[int]]
     max_skew_seconds: float
 
     def seems_ahead(self, at_us: int) -> bool:
@@ -31,7 +31,7 @@ class Clocks:
         """The latest time that is not too far ahead of the clock of this process, in microseconds since 1970 UTC."""
         return microseconds(self.now()) + self.max_skew_us
 
-    async def is_ahead(self, at_us: int) -> bool:
+    async def is_ahead(self, at_us: int, batch_id: str) -> bool:
         """True if a time is too far ahead of both clocks.
 
         :raises ClocksDiffer: the clocks differ too much, and either may be wrong.
@@ -39,20 +39,20 @@ class Clocks:
         """
         if not self.seems_ahead(at_us):
             return False
-        _, store_us = await self._agreeing_us()
+        _, store_us = await self._agreeing_us(batch_id)
         return at_us > store_us + self.max_skew_us
 
-    async def agreed_now_us(self) -> int:
+    async def agreed_now_us(self, batch_id: str) -> int:
         """The present time by the slower clock, in microseconds since 1970 UTC.
 
         :raises ClocksDiffer: the clocks differ too much, and either may be wrong.
         :raises StoreUnavailable: the store did not return its time.
         """
-        return min(await self._agreeing_us())
+        return min(await self._agreeing_us(batch_id))
 
-    async def _agreeing_us(self) -> tuple[int, int]:
+    async def _agreeing_us(self, batch_id: str) -> tuple[int, int]:
         """The time by the clock of this process, and by the clock of the store."""
-        store_us = await self.store_time_us()
+        store_us = await self.store_time_us(batch_id)
         now_us = microseconds(self.now())
         if abs(store_us - now_us) > self.max_skew_us:
             raise ClocksDiffer(abs(store_us - now_us) / 1_000_000)

@@ -88,7 +88,7 @@ class MemoryStateStore:
     def ensure_writable(self, batch_id: str) -> None:
         """See `StateStore.ensure_writable`; memory accepts all writes."""
 
-    async def time_us(self) -> int:
+    async def time_us(self, _batch_id: str) -> int:
         """See `StateStore.time_us`; the store's clock is this machine's clock."""
         return time.time_ns() // 1000
 

@@ -103,8 +103,8 @@ class StateStore(BatchSource, Protocol):
         """
         ...
 
-    async def time_us(self) -> int:
-        """The time of the store's clock, in microseconds since 1970 UTC.
+    async def time_us(self, batch_id: str) -> int:
+        """The time by the clock of the server that has a batch, in microseconds since 1970 UTC.
 
         :raises StoreUnavailable: no answer.
         """

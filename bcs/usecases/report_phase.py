@@ -59,7 +59,7 @@ class PhaseReporter:
         """
         # A batch's actor waits for the store, because events from Kafka need that. A caller gets the error at once.
         self.store.ensure_writable(command.batch_id)
-        now_us = await self.clocks.agreed_now_us()
+        now_us = await self.clocks.agreed_now_us(command.batch_id)
         state = await self.reader.state_for_report(command.batch_id)
         if state.empty:
             self.new_batches.use_quota(command.quota_of)

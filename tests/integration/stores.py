@@ -40,7 +40,7 @@ class ClusterByKey(ClusterNodes):
     def _node_for(self, commands: Sequence[Command]) -> Node:
         words = (word for command in commands for word in command)
         key = next((word for word in words if isinstance(word, str) and "{" in word and " " not in word), None)
-        return self.any_node() if key is None else self.at(key)
+        return self.at(key or "")
 
 
 class ByTransaction(RedisStateStore):

@@ -43,7 +43,7 @@ class Consumer:
 
 
 def session_of(
-    consumer: Consumer, delivered: list[int], store_time_us: Callable[[], Awaitable[int]], **overrides: object
+    consumer: Consumer, delivered: list[int], store_time_us: Callable[[str], Awaitable[int]], **overrides: object
 ) -> PollSession:
     """A membership that notes the offset of each message whose facts it delivers.
 

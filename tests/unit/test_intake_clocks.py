@@ -26,7 +26,7 @@ class Asked:
     def __init__(self, *, away: bool) -> None:
         self.away, self.asked, self.go_on = away, anyio.Event(), anyio.Event()
 
-    async def time_us(self) -> int:
+    async def time_us(self, _batch_id: str) -> int:
         self.asked.set()
         await self.go_on.wait()
         if self.away:

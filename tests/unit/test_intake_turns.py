@@ -25,7 +25,7 @@ def record(offset: int, *, size_bytes: int = 0, headers: tuple[tuple[str, bytes]
     return ConsumerRecord(*KEY, offset, 1, 0, None, value, None, 0, len(value), headers)
 
 
-async def store_time_us() -> int:
+async def store_time_us(_batch_id: str) -> int:
     return time.time_ns() // 1000
 
 

@@ -162,7 +162,7 @@ class Delivery:
         try:
             event = self._reader.read(record, message)
             if event.at_us > self._not_ahead_us and self._reader.seems_ahead(event):
-                ahead = await self._reader.clocks.is_ahead(event.at_us)
+                ahead = await self._reader.clocks.is_ahead(event.at_us, event.batch_id)
                 # After a rebalance the new owner decides.
                 if not self._is_owned(record, epoch):
                     return False

@@ -433,9 +433,9 @@ class RedisStateStore:
         if cause and anyio.current_time() < refused_at + _REFUSAL_SECONDS:
             raise StoreUnavailable("redis", cause, answered=True)
 
-    async def time_us(self) -> int:
+    async def time_us(self, batch_id: str) -> int:
         """See `StateStore.time_us`."""
-        [[seconds, microseconds]] = await self._nodes.any_node().call(("TIME",))
+        [[seconds, microseconds]] = await self._nodes.at(self._batches.keys(batch_id).facts).call(("TIME",))
         return int(seconds) * 1_000_000 + int(microseconds)
 
     async def ping(self) -> None:

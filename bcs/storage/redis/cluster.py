@@ -116,11 +116,6 @@ class ClusterNodes:
         """See `slot_node.Cluster.slot_node`."""
         return self._slots[slot] or self._new_slot_node(slot)
 
-    def any_node(self) -> Node:
-        """See `Nodes.any_node`."""
-        closed = [gateway for gateway in self._masters.values() if gateway.circuit == "closed"]
-        return closed[int(self._jitter() * len(closed)) % len(closed)] if closed else self.at("")
-
     async def all_nodes(self) -> Sequence[Node]:
         """See `Nodes.all_nodes`."""
         await self._refresh()

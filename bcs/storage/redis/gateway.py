@@ -127,10 +127,6 @@ class RedisGateway:
         """See `Node.server`."""
         return self
 
-    def any_node(self) -> RedisGateway:
-        """A node that answers, if there is one."""
-        return self
-
     @property
     def partly_reachable(self) -> bool:
         """True if the server answers, and only the Sentinels have a problem."""

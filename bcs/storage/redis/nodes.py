@@ -105,10 +105,6 @@ class Nodes(Protocol):
         """The node that has a key. Makes no request."""
         ...
 
-    def any_node(self) -> Node:
-        """A node that answers, if there is one. Makes no request."""
-        ...
-
     async def all_nodes(self) -> Sequence[Node]:
         """Every node that stores data.
 
