@@ -225,14 +225,16 @@ class Orchestrator:
 
     async def metric(self, name: str, **labels: str) -> float | None:
         """A sample's value; None when there is no such sample."""
-        for sample_name, sample_labels, value in await self.samples():
+        for sample_name, sample_labels, value in await self.samples(name):
             if sample_name == name and sample_labels == labels:
                 return value
         return None
 
-    async def samples(self) -> list[tuple[str, dict[str, str], float]]:
-        """All samples: name, labels and value."""
-        text = (await self.get("/metrics")).body.decode()
+    async def samples(self, prefix: str = "") -> list[tuple[str, dict[str, str], float]]:
+        """All samples whose names begin like this: name, labels and value."""
+        lines = (await self.get("/metrics")).body.decode().splitlines(keepends=True)
+        # Conditions are polled, and the parser needs milliseconds for all of it.
+        text = "".join(line for line in lines if line.startswith(prefix))
         return [
             (sample.name, sample.labels, sample.value)
             for family in text_string_to_metric_families(text)
