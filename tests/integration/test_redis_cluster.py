@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import pytest
@@ -19,7 +20,8 @@ from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.topology import slot_of
 from tests.integration.stores import ByTransaction, MakeStore, completed
-from tests.support.redis_cluster import ClusterNode, RedisCluster
+from tests.support.redis_cluster import SLOTS, ClusterNode, RedisCluster, name_in
+from tests.support.redis_servers import VALKEY
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -193,6 +195,28 @@ async def test_one_answering_node_of_the_url_is_enough(redis_cluster: RedisClust
     assert (nodes.problem, nodes.circuit, nodes.partly_reachable) == ("", "closed", False)
     assert len(await nodes.all_nodes()) == len(await redis_cluster.masters())
     await nodes.aclose()
+
+
+@pytest.mark.parametrize("slots", [0, 5000])
+async def test_a_node_that_has_left_the_cluster_misleads_nobody(
+    redis_cluster: RedisCluster, tmp_path: Path, slots: int
+) -> None:
+    """Such a node answers as a cluster of its own: without slots, or with those of the keys that it still has."""
+    alone = ClusterNode(tmp_path / "alone", [], None, VALKEY)
+    try:
+        alone.server.start()
+        if slots:
+            await alone.ask("CLUSTER", "ADDSLOTSRANGE", 0, slots - 1)
+        url = url_of_redis(f"redis+cluster://{alone.address},{redis_cluster.nodes[0].address}")
+        nodes = ClusterNodes(url, max_connections=1, deadline_seconds=5, breaker_failures=5, breaker_open_seconds=1)
+        for slot in (0, SLOTS // 2, SLOTS - 1):
+            key = name_in(range(slot, slot + 1))
+            assert await nodes.at(key).call(("GET", key)) == [None]
+        await nodes.ping(DryRun("test:"))
+        assert (nodes.problem, len(await nodes.all_nodes())) == ("", len(await redis_cluster.masters()))
+        await nodes.aclose()
+    finally:
+        alone.close()
 
 
 async def test_a_cluster_of_which_no_node_answers_is_told_promptly(free_port: int) -> None:
