@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -11,17 +12,21 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from bcs.domain.facts import EssaysRegistered
 from bcs.domain.state import delta_of
 from bcs.errors import StoreUnavailable
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.postgres.archive import PostgresArchive
 from bcs.storage.redis.batch_codec import BatchKeys
 from bcs.storage.redis.batch_store import RedisStateStore
+from bcs.storage.redis.stream_layouts import number_in, stream_key
 from bcs.storage.redis.topology import slot_of
 from tests.integration.cluster_load import ClusterLoad
 from tests.integration.stores import MakeStore, completed
 from tests.integration.test_redis_cluster import SLACK_SECONDS, connected_to
 from tests.support.redis_cluster import SLOTS, ClusterNode, RedisCluster, frozen, name_in
+from tests.support.redis_queues import USUAL_STREAMS as STREAMS
+from tests.support.redis_queues import archive_queue
 from tests.support.service import Orchestrator, running_service
 from tests.support.waiting import wait_until
 
@@ -234,11 +239,19 @@ def has_status(orchestrator: Orchestrator, status: str) -> Callable[[], object]:
     return has
 
 
+def with_outbox_in(its_slots: range, slots: range) -> str:
+    """A batch in some slots whose stream of the outbox is in others."""
+    names = (name_in(slots, f"batch-{number}") for number in count())
+    return next(name for name in names if slot_of(stream_key("", number_in(STREAMS, name.encode()))) in its_slots)
+
+
 async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path) -> None:
     async with RedisCluster(tmp_path) as cluster, serving(cluster) as orchestrator:
         gone, *others = await cluster.masters()
         slots = await cluster.slots_of(gone)
-        its_batch, *other_batches = [name_in(await cluster.slots_of(node)) for node in (gone, *others)]
+        its_batch = name_in(slots)
+        # Their announcements go to streams of the shard that will be away.
+        other_batches = [with_outbox_in(slots, await cluster.slots_of(node)) for node in others]
         await wait_until(has_status(orchestrator, "healthy"))
         for batch in (its_batch, *other_batches):
             assert (await orchestrator.define(batch)).status == 200
@@ -251,7 +264,9 @@ async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path) -> No
         assert await orchestrator.metric("bcs_redis_up", store="redis") in (0, None)
         for batch in other_batches:
             assert (await orchestrator.define(batch)).status == 200
-            assert (await orchestrator.complete(batch, "nlp")).status == 200
+            for phase in ("spellcheck", "nlp"):
+                assert (await orchestrator.complete(batch, phase)).status == 200
+            assert (await orchestrator.define(batch)).json["pruned_phases"]
         for ask in (orchestrator.define(its_batch), orchestrator.complete(its_batch, "nlp")):
             with anyio.fail_after(DEADLINE_SECONDS + SLACK_SECONDS):
                 refused = await ask
@@ -262,6 +277,24 @@ async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path) -> No
         with anyio.fail_after(BACK_SECONDS):
             await wait_until(has_status(orchestrator, "healthy"))
             assert (await orchestrator.define(its_batch)).status == 200
+
+
+async def test_with_an_archive_a_shard_of_the_queues_that_is_away_refuses_no_other_batch(
+    tmp_path: Path, archive: PostgresArchive, in_redis: MakeStore, redis_key_prefix: str
+) -> None:
+    """A process that starts now can't know whether facts wait there."""
+    async with RedisCluster(tmp_path) as cluster:
+        gone = await cluster.owner_of(slot_of(stream_key("", 0)))
+        other = next(node for node in await cluster.masters() if node is not gone)
+        gone_slots, other_slots = await cluster.slots_of(gone), await cluster.slots_of(other)
+        gone.server.kill()
+        nodes = connected_to(cluster, DEADLINE_SECONDS)
+        queue = archive_queue(nodes, redis_key_prefix)
+        store = in_redis(nodes, backfill=ArchiveBackfill(archive, queue.waiting))
+        for batch in (name_in(other_slots, redis_key_prefix), with_outbox_in(gone_slots, other_slots)):
+            await store.commit(batch, delta_of([EssaysRegistered(("a",), 1, 0), completed("a")]))
+            assert (await store.summary(batch)).complete("spellcheck")
+        await nodes.aclose()
 
 
 async def test_a_cluster_that_is_away_is_an_unreachable_redis(tmp_path: Path) -> None:
