@@ -1,8 +1,8 @@
 """Finds the master that Sentinels name, for each new connection and for each probe.
 
-All Sentinels are asked at the same time, and the newest answer of a majority counts; see `master_of`. redis-py's `discover_master` asks
-one after another and takes the first answer: a Sentinel that hangs would hold up each lookup, and one that was cut off
-during a failover would name the former master.
+All Sentinels are asked at the same time, and the newest answer of a majority counts; see `master_of`. redis-py's
+`discover_master` asks one after another and takes the first answer: a Sentinel that hangs would hold up each lookup,
+and one that was cut off during a failover would name the former master.
 """
 
 from __future__ import annotations
