@@ -164,6 +164,36 @@ async def test_commands_for_several_slots_of_one_node_survive_the_move_of_one(
     assert await nodes.at(keys[1]).call(("GET", keys[1])) == [expected[1]]
 
 
+@pytest.mark.parametrize("multiplexed", [False, True])
+async def test_a_call_whose_outcome_is_unknown_is_not_sent_again(
+    redis_cluster: RedisCluster, nodes: Nodes, keys: BatchKeys, multiplexed: bool
+) -> None:
+    owner = await redis_cluster.node_of(keys.facts)
+    node = nodes.at(keys.facts)
+    send = node.call_multiplexed if multiplexed else node.call
+    assert await send(("EXISTS", keys.facts)) == [0]
+
+    await owner.ask("CLIENT", "PAUSE", 5000, "WRITE")
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lose_connections_once, owner)
+            with pytest.raises(StoreUnavailable):
+                await send(("HINCRBY", keys.facts, "count", 1))
+    finally:
+        await owner.ask("CLIENT", "UNPAUSE")
+    assert await send(("EXISTS", keys.facts)) == [0]
+
+
+async def lose_connections_once(node: ClusterNode) -> None:
+    """Wait until the node holds a command back, then reset all connections of clients."""
+
+    async def holds_one() -> bool:
+        return bool((await node.ask("INFO", "clients"))["blocked_clients"])
+
+    await wait_until(holds_one)
+    await node.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
 async def test_each_form_of_the_url_leads_only_to_its_kind_of_server(
     redis_cluster: RedisCluster, redis_url: str
 ) -> None:
