@@ -115,7 +115,7 @@ class ArchiveBackfill:
         :param stamp: the complete stamp of the copy.
         :param redis: as for `is_complete`.
         :returns: the facts that the copy got, and the complete stamp if the copy is complete now.
-        :raises StoreUnavailable: the archive is unreachable, and the copy may lack facts.
+        :raises StoreUnavailable: the copy may lack facts; the archive is unreachable, or Redis does not say what waits.
         """
         if self.is_complete(stamp, redis):
             return BatchState(), stamp
@@ -124,10 +124,9 @@ class ArchiveBackfill:
             self.ensure_same_redis(stamp, redis)
             self.require_registered(known.expected is not None)
             return BatchState(), None
-        if not backfilled.counted:
-            # What waits there is in the copy, unless Redis has lost the copy.
-            self.ensure_same_redis(stamp, redis)
-            self.require_registered(known.expected is not None or backfilled.state.expected is not None)
+        if not backfilled.counted and redis and stamp is not None and stamp.partition("/")[0] != redis:
+            # What waits for the archive is in the copy, too, unless Redis has lost it.
+            raise StoreUnavailable("redis", "it does not say which facts wait, and may have lost them in this copy")
         return await paced(known.merging(backfilled.state)), backfilled.stamp
 
     def require_registered(self, registered: bool) -> None:

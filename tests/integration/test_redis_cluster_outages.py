@@ -218,8 +218,8 @@ async def test_a_stamp_comes_back_with_its_slot_unless_facts_may_be_lost(
 
 
 @asynccontextmanager
-async def serving(cluster: RedisCluster) -> AsyncIterator[Orchestrator]:
-    settings = {"redis_url": cluster.url, "kafka_bootstrap_servers": NO_KAFKA}
+async def serving(cluster: RedisCluster, **settings: object) -> AsyncIterator[Orchestrator]:
+    settings |= {"redis_url": cluster.url, "kafka_bootstrap_servers": NO_KAFKA}
     async with (
         running_service(**settings, redis_deadline_seconds=DEADLINE_SECONDS) as service,
         Orchestrator(service.base) as orchestrator,
@@ -232,6 +232,11 @@ async def redis_in_health(orchestrator: Orchestrator) -> tuple[str, str]:
     return health["status"], health["message"]
 
 
+async def answers_from_the_archive(orchestrator: Orchestrator) -> bool:
+    health = (await orchestrator.get("/healthz")).json
+    return bool(health["dependencies"]["postgresql"]["status"] == "healthy")
+
+
 def has_status(orchestrator: Orchestrator, status: str) -> Callable[[], object]:
     async def has() -> bool:
         return (await redis_in_health(orchestrator))[0] == status
@@ -239,20 +244,25 @@ def has_status(orchestrator: Orchestrator, status: str) -> Callable[[], object]:
     return has
 
 
-def with_outbox_in(its_slots: range, slots: range) -> str:
+def with_outbox_in(its_slots: range, slots: range, prefix: str = "batch") -> str:
     """A batch in some slots whose stream of the outbox is in others."""
-    names = (name_in(slots, f"batch-{number}") for number in count())
+    names = (name_in(slots, f"{prefix}-{number}") for number in count())
     return next(name for name in names if slot_of(stream_key("", number_in(STREAMS, name.encode()))) in its_slots)
 
 
-async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path) -> None:
-    async with RedisCluster(tmp_path) as cluster, serving(cluster) as orchestrator:
+@pytest.mark.parametrize("archived", [False, True])
+async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path, database_url: str, archived: bool) -> None:
+    database = {"database_url": database_url} if archived else {}
+    async with RedisCluster(tmp_path) as cluster, serving(cluster, **database) as orchestrator:
         gone, *others = await cluster.masters()
         slots = await cluster.slots_of(gone)
         its_batch = name_in(slots)
         # Their announcements go to streams of the shard that will be away.
-        other_batches = [with_outbox_in(slots, await cluster.slots_of(node)) for node in others]
+        other_slots = [await cluster.slots_of(node) for node in others]
+        other_batches = [with_outbox_in(slots, each) for each in other_slots]
         await wait_until(has_status(orchestrator, "healthy"))
+        if archived:
+            await wait_until(lambda: answers_from_the_archive(orchestrator))
         for batch in (its_batch, *other_batches):
             assert (await orchestrator.define(batch)).status == 200
         gone.server.kill()
@@ -262,7 +272,8 @@ async def test_one_shard_away_refuses_only_its_own_batches(tmp_path: Path) -> No
         assert not any(node.address in message.partition(" (BCS_REDIS_URL)")[2] for node in others)
         assert (await orchestrator.get("/readyz")).status == 200
         assert await orchestrator.metric("bcs_redis_up", store="redis") in (0, None)
-        for batch in other_batches:
+        new_batches = [with_outbox_in(slots, each, "new") for each in other_slots]
+        for batch in other_batches + new_batches:
             assert (await orchestrator.define(batch)).status == 200
             for phase in ("spellcheck", "nlp"):
                 assert (await orchestrator.complete(batch, phase)).status == 200
