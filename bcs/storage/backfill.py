@@ -9,7 +9,7 @@ from bcs.domain.slices import Sliced
 from bcs.domain.state import BatchState
 from bcs.errors import StoreRefused, StoreUnavailable
 from bcs.storage.pace import paced
-from bcs.storage.ports import POSTGRESQL, ArchivePort
+from bcs.storage.ports import ArchivePort
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,13 @@ class Backfilled:
 
     :param stamp: the complete stamp for the copy in Redis; None if facts may still wait for the archive, if Redis
         reports no identity, or if the archive refused facts.
+    :param counted: False if Redis did not say how many facts wait. In a cluster, the server with the batch's queue may
+        be away, and the server with the batch not.
     """
 
     state: BatchState
     stamp: str | None
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +82,29 @@ class ArchiveBackfill:
         :param redis: the identity of the server that the copy was read from; empty where the server does not report
             one.
         :returns: None while the archive is unreachable.
-        :raises StoreUnavailable: Redis did not say how many entries wait for the archive.
         """
         if not self.archive.reachable:
             return None
         stamp = self.required_stamp(redis)
         try:
             # The queue is counted before the read, because an entry leaves the queue only once the archive has it.
-            waiting = await self.waiting(batch_id)
+            waiting = await self._count_waiting(batch_id)
             archived = await self.archive.state(batch_id)
             missing = await paced(_missing_in(archived, known))
             if not missing.empty:
                 try:
                     await self.archive.add_states({batch_id: missing})
                 except StoreRefused:
-                    return Backfilled(archived, None)
-        except StoreUnavailable as error:
-            # The queue is in Redis. If Redis fails, the archive may still have more facts than the copy.
-            if error.store != POSTGRESQL:
-                raise
+                    stamp = None
+        except StoreUnavailable:
             return None
-        return Backfilled(archived, None if waiting else stamp)
+        return Backfilled(archived, stamp if waiting == 0 else None, counted=waiting is not None)
+
+    async def _count_waiting(self, batch_id: str) -> int | None:
+        try:
+            return await self.waiting(batch_id)
+        except StoreUnavailable:
+            return None
 
     async def complete(
         self, batch_id: str, known: BatchState, stamp: str | None, redis: str
@@ -110,7 +115,7 @@ class ArchiveBackfill:
         :param stamp: the complete stamp of the copy.
         :param redis: as for `is_complete`.
         :returns: the facts that the copy got, and the complete stamp if the copy is complete now.
-        :raises StoreUnavailable: the archive is unreachable, and the copy may lack facts.
+        :raises StoreUnavailable: the copy may lack facts; the archive is unreachable, or Redis does not say what waits.
         """
         if self.is_complete(stamp, redis):
             return BatchState(), stamp
@@ -119,6 +124,9 @@ class ArchiveBackfill:
             self.ensure_same_redis(stamp, redis)
             self.require_registered(known.expected is not None)
             return BatchState(), None
+        if not backfilled.counted and redis and stamp is not None and stamp.partition("/")[0] != redis:
+            # What waits for the archive is in the copy, too, unless Redis has lost it.
+            raise StoreUnavailable("redis", "it does not say which facts wait, and may have lost them in this copy")
         return await paced(known.merging(backfilled.state)), backfilled.stamp
 
     def require_registered(self, registered: bool) -> None:

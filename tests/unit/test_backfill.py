@@ -57,10 +57,21 @@ async def test_the_archive_gets_no_fact_that_it_has() -> None:
     assert archive.added == []
 
 
-async def test_without_the_number_of_waiting_entries_there_is_no_answer() -> None:
-    async def redis_fails(_batch_id: str) -> int:
-        raise StoreUnavailable("redis", "the test says so")
+async def redis_fails(_batch_id: str) -> int:
+    raise StoreUnavailable("redis", "the test says so")
 
-    known = delta_of([outcome("a"), EssaysRegistered(("a",), 1, 1)])
-    with pytest.raises(StoreUnavailable, match="redis"):
-        await ArchiveBackfill(FakeArchive([outcome("a", "b")]), redis_fails).complete("batch", known, None, "redis")
+
+async def test_without_the_number_of_waiting_entries_a_copy_is_backfilled_and_gets_no_stamp() -> None:
+    backfill = ArchiveBackfill(FakeArchive([outcome("a", "b")]), redis_fails)
+    for stamp in (None, "redis/an older one"):
+        known = delta_of([outcome("a"), EssaysRegistered(("a", "b"), 2, 1)])
+        _, new_stamp = await backfill.complete("batch", known, stamp, "redis")
+        assert new_stamp is None
+        assert known == delta_of([outcome("a", "b"), EssaysRegistered(("a", "b"), 2, 1)])
+
+
+async def test_without_the_number_of_waiting_entries_a_copy_of_another_redis_is_no_answer() -> None:
+    backfill = ArchiveBackfill(FakeArchive([outcome("a", "b")]), redis_fails)
+    with pytest.raises(StoreUnavailable, match="may have lost them") as refusal:
+        await backfill.complete("batch", delta_of([outcome("a")]), "another/making", "redis")
+    assert refusal.value.store == "redis"
