@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.release]
 
 DEADLINE_SECONDS = 1.0
 BACK_SECONDS = 5.0
-NO_KAFKA = "127.0.0.1:1"
+NO_KAFKA = NOWHERE = "127.0.0.1:1"
 
 
 @pytest.fixture
@@ -306,6 +306,30 @@ async def test_with_an_archive_a_shard_of_the_queues_that_is_away_refuses_no_oth
             await store.commit(batch, delta_of([EssaysRegistered(("a",), 1, 0), completed("a")]))
             assert (await store.summary(batch)).complete("spellcheck")
         await nodes.aclose()
+
+
+async def test_without_postgresql_a_shard_away_refuses_only_facts_that_would_wait_there(tmp_path: Path) -> None:
+    """Facts of many batches are written together."""
+    async with (
+        RedisCluster(tmp_path) as cluster,
+        serving(cluster, database_url=f"postgresql://{NOWHERE}/none") as orchestrator,
+    ):
+        gone, other, _ = await cluster.masters()
+        gone_slots, other_slots = await cluster.slots_of(gone), await cluster.slots_of(other)
+        await wait_until(has_status(orchestrator, "healthy"))
+        gone.server.kill()
+        await wait_until(has_status(orchestrator, "degraded"))
+        statuses: dict[str, set[int]] = {"there": set(), "away": set()}
+
+        async def report(kind: str, batch: str) -> None:
+            statuses[kind].add((await orchestrator.complete(batch, "nlp")).status)
+
+        async with anyio.create_task_group() as group:
+            for number in range(30):
+                there = with_outbox_in(other_slots, other_slots, f"there-{number}")
+                group.start_soon(report, "there", there)
+                group.start_soon(report, "away", with_outbox_in(gone_slots, other_slots, f"away-{number}"))
+        assert statuses == {"there": {200}, "away": {503}}
 
 
 async def test_a_cluster_that_is_away_is_an_unreachable_redis(tmp_path: Path) -> None:

@@ -424,6 +424,10 @@ async def test_a_server_that_is_away_holds_up_only_its_streams(
         assert await drained(outbox) == [message(in_stream(4), 7).value]
     await facts.append([fact(in_stream(4))])
     assert await facts.waiting(in_stream(4)) == 1
+    for others, partly in (([fact(in_stream(4))], True), ([fact(in_stream(7))], False)):
+        with pytest.raises(StoreUnavailable) as refusal:
+            await facts.append([fact(in_stream(5)), *others])
+        assert refusal.value.partly is partly
     with pytest.raises(StoreUnavailable):
         await facts.waiting(in_stream(5))
     second.thaw()
