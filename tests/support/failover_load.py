@@ -122,6 +122,7 @@ async def two_replicas_under_load(prefix: str, **settings: object) -> AsyncItera
         "redis_key_prefix": f"{prefix}:",
         "kafka_consumer_group_id": prefix,
         "request_deadline_seconds": REQUEST_SECONDS,
+        "database_deadline_seconds": REQUEST_SECONDS - 0.5,
         # Registrations come on a topic of their own, so they may come later than what is completed.
         "require_registration": True,
         **settings,

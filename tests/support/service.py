@@ -65,6 +65,7 @@ QUICK: Mapping[str, object] = {
     "redis_probe_interval_seconds": 0.1,
     "database_probe_interval_seconds": 0.1,
     "database_first_probe_seconds": 1.0,
+    "database_deadline_seconds": 4.0,  # a machine that has much to do must not look like an outage
     "retry_maximum_seconds": 0.3,
     "shutdown_drain_seconds": 0.0,
     "metrics_interval_seconds": 0.1,
