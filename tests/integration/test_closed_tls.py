@@ -80,7 +80,7 @@ def test_a_closed_client_of_kafka_leaves_no_connection(
     async def work() -> None:
         client = kafka_client(silent_kafka, authority)
         await in_use(client)
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await client.close()
 
     run(silent_kafka, uvloop, work)
@@ -127,7 +127,7 @@ def test_a_closed_client_of_redis_leaves_no_connection(
             async with gateway.session() as session:
                 await session.call(("PING",))
                 raise RuntimeError  # the connection is dropped
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await gateway.aclose()
 
     run(silent_redis, uvloop, work)
