@@ -161,9 +161,18 @@ def is_back(service: RunningService, actor: str, before: int) -> bool:
     return child.restarts == before + 1 and child.state is State.RUNNING
 
 
-def holdings(service: RunningService, ports: dict[int | None, str]) -> Counter[str]:
-    """What the service has at present, and what there is of each kind of object."""
+def collect_garbage(caplog: pytest.LogCaptureFixture) -> None:
+    """Free all that nobody needs any more, pytest's own copy of the log included.
+
+    It keeps errors with their tracebacks, so with connections of aiokafka, and a busy machine has many errors.
+    """
+    caplog.clear()
     gc.collect()
+
+
+def holdings(service: RunningService, ports: dict[int | None, str], caplog: pytest.LogCaptureFixture) -> Counter[str]:
+    """What the service has at present, and what there is of each kind of object."""
+    collect_garbage(caplog)
     objects = gc.get_objects()
     alive = Counter(kind for one in objects for kind in type(one).__mro__)  # a queue's streams are of its own classes
     held = Counter({kind.__name__: alive[kind] for kind in OBJECTS})
@@ -195,8 +204,7 @@ def connections(ports: dict[int | None, str]) -> Counter[str]:
 
 def allocated_blocks(caplog: pytest.LogCaptureFixture) -> int:
     """How many objects, and parts of objects, Python holds, once all garbage is gone."""
-    caplog.clear()  # pytest keeps every line of the log, and a busy machine has many failures of connections
-    gc.collect()
+    collect_garbage(caplog)
     return sys.getallocatedblocks()
 
 
@@ -214,14 +222,14 @@ async def test_nothing_is_left_of_actors_that_died(
         ports = {urlsplit(url).port: name for name, url in ends.items()}
         await drill.play(service, intake=1, others=2)
         # A fetch, and the task for it, come and go: the most of some looks before, the least of some looks afterwards.
-        before = reduce(or_, [holdings(service, ports) for _ in range(LOOKS)])
+        before = reduce(or_, [holdings(service, ports, caplog) for _ in range(LOOKS)])
         resident, blocks = resident_bytes(), allocated_blocks(caplog)
         await drill.play(service, INTAKE, OTHER)
-        after = holdings(service, ports)
+        after = holdings(service, ports, caplog)
 
         def nothing_left() -> bool:
             nonlocal after
-            after &= holdings(service, ports)
+            after &= holdings(service, ports, caplog)
             return not after - before
 
         with suppress(AssertionError):
