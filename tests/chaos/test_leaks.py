@@ -233,7 +233,7 @@ async def test_nothing_is_left_of_actors_that_died(
             return not after - before
 
         with suppress(AssertionError):
-            await wait_until(nothing_left)
+            await wait_until(nothing_left, 20)
         assert after - before == Counter(), f"left over, besides {before}"
         grown = (resident_bytes() - resident) / 2**20
         more_blocks = allocated_blocks(caplog) - blocks

@@ -365,7 +365,7 @@ async def test_a_crowd_of_handshakes_keeps_nobody_out(service: RunningService, o
             except (OSError, asyncio.IncompleteReadError):
                 return False  # there was no room at that moment
 
-        await wait_until(answered, 5)
+        await wait_until(answered)
 
 
 async def test_who_does_not_read_an_answer_over_tls_is_dropped(service: RunningService, ours: Authority) -> None:

@@ -130,7 +130,7 @@ async def test_a_stop_does_not_wait_for_another_replicas_upgrade(
         with serve(tmp_path, redis_url, kafka_bootstrap_servers, BCS_DATABASE_URL=database_url) as process:
             await process.answers()
             process.signal(signal.SIGTERM)
-            assert await process.ended(8) == 0
+            assert await process.ended(15) == 0
     finally:
         await connection.close()
 

@@ -253,7 +253,7 @@ async def test_kafka_away_leaves_http_unaffected_and_its_announcements_follow(
             await broker.come_back()
             async with Platform(broker.proxy.address) as platform:
                 await platform.send(registered(f"{batch}-after", ["a"]), spellchecked(f"{batch}-after", "a"))
-                await wait_until(lambda: platform.caught_up(service.group), 30)
+                await wait_until(lambda: platform.caught_up(service.group))
                 assert await orchestrator.to_run(f"{batch}-after") == ["ai_feedback"]
                 await wait_until(lambda: all_announced(platform, batch))
             await wait_until(lambda: has_health(orchestrator, "healthy", "healthy", "healthy"))

@@ -33,7 +33,7 @@ from bcs.supervision import Snapshot
 from tests.support.forked import ForkedProcess
 from tests.support.ports import held_port
 from tests.support.tiers import IN_FULL
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 T = TypeVar("T")
 
@@ -188,7 +188,7 @@ class Orchestrator:
             base,
             headers={"Authorization": f"Bearer {token}"} if token else None,
             connector=aiohttp.TCPConnector(limit=0, force_close=not keep_alive),
-            timeout=aiohttp.ClientTimeout(total=30),
+            timeout=aiohttp.ClientTimeout(total=PATIENCE_SECONDS),
         )
 
     async def __aenter__(self) -> Self:
@@ -296,7 +296,7 @@ class BcsProcess:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    async def ended(self, timeout_seconds: float = 20) -> int:
+    async def ended(self, timeout_seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for its end.
 
         :returns: its exit code.
