@@ -94,8 +94,14 @@ class Scene:
     async def begin(self, base: str) -> None:
         """The service has started: get to where requests prune."""
         self.base = base
+        # While another lane's service makes the tables, which a busy machine takes long for, there are rightly 503s.
+        await wait_until(self._has_archive, ignoring=(aiohttp.ClientConnectionError,))
         await self.platform.send(spellchecked(self.done, "essay"))
         await self.back_in_order()
+
+    async def _has_archive(self) -> bool:
+        async with Orchestrator(self.base) as orchestrator:
+            return await orchestrator.metric("bcs_archive_up", store="postgresql") == 1.0
 
     def order(self, point: FailPoint, actor: str, how: How, chance: Random, batch: str) -> Order:
         """One crash there, or two where that makes no difference to what must come of it."""

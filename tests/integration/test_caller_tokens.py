@@ -293,7 +293,6 @@ async def test_the_history_has_the_name_of_the_caller(
         redis_url=redis_url,
         kafka_bootstrap_servers="127.0.0.1:1",
         database_url=module_database_url,
-        database_first_probe_seconds=10.0,
         http_tokens_file=file,
     ) as kept:
         batch = unique_name("batch")

@@ -102,7 +102,6 @@ def service_with_quotas(redis_url: str, module_database_url: str) -> Iterator[Ru
     with service_in_thread(
         redis_url=redis_url,
         database_url=module_database_url,
-        database_first_probe_seconds=10.0,
         kafka_bootstrap_servers="127.0.0.1:1",
         http_new_batches_per_minute=NEW_BATCHES,
     ) as running:

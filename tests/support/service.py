@@ -64,7 +64,8 @@ QUICK: Mapping[str, object] = {
     "outbox_takeover_seconds": 1.0,
     "redis_probe_interval_seconds": 0.1,
     "database_probe_interval_seconds": 0.1,
-    "database_first_probe_seconds": 1.0,
+    # On a machine that has much to do, PostgreSQL would be found only after the first requests, which then get 503.
+    "database_first_probe_seconds": 10.0,
     "database_deadline_seconds": 4.0,  # a machine that has much to do must not look like an outage
     "retry_maximum_seconds": 0.3,
     "shutdown_drain_seconds": 0.0,
