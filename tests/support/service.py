@@ -65,7 +65,7 @@ QUICK: Mapping[str, object] = {
     "redis_probe_interval_seconds": 0.1,
     "database_probe_interval_seconds": 0.1,
     # On a machine that has much to do, PostgreSQL would be found only after the first requests, which then get 503.
-    "database_first_probe_seconds": 10.0,
+    "database_first_probe_seconds": 40.0,
     "database_deadline_seconds": 4.0,  # a machine that has much to do must not look like an outage
     "retry_maximum_seconds": 0.3,
     "shutdown_drain_seconds": 0.0,
