@@ -66,7 +66,7 @@ async def lose_replies(proxy: FaultProxy, executions: Executions, chance: Random
         burst = min(chance.randint(1, BURST), goal - proxy.replies_dropped)
         dropped, heard_of = proxy.replies_dropped + burst, executions.heard_of.total() + 2 * burst
         proxy.drop_replies(b"EVALSHA", burst)
-        await wait_until(partial(is_over, proxy, executions, dropped, heard_of))
+        await wait_until(partial(is_over, proxy, executions, dropped, heard_of), 30)
 
 
 def is_over(proxy: FaultProxy, executions: Executions, dropped: int, heard_of: int) -> bool:
@@ -82,7 +82,7 @@ async def feed(platform: Platform, group: str, events: list[Event], losing: asyn
             break
         await platform.send(*chunk)
         sent += len(chunk)
-        await wait_until(lambda: platform.caught_up(group))
+        await wait_until(lambda: platform.caught_up(group), 30)
     await losing
     return sent
 
