@@ -243,7 +243,7 @@ async def held_bytes(orchestrator: Orchestrator) -> float:
 async def all_of(reader: asyncio.StreamReader) -> bytes:
     """All that comes until the connection is closed, by whatever means."""
     received = b""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         try:
             while more := await reader.read(65_536):
                 received += more
@@ -253,7 +253,7 @@ async def all_of(reader: asyncio.StreamReader) -> bytes:
 
 
 async def answer_on(reader: asyncio.StreamReader) -> bytes:
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         head = await reader.readuntil(b"\r\n\r\n")
         [length] = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length: ")]
         return head + await reader.readexactly(int(length.partition(b": ")[2]))
