@@ -94,8 +94,15 @@ class Scene:
     async def begin(self, base: str) -> None:
         """The service has started: get to where requests prune."""
         self.base = base
+        # Several services that find an empty database wait for each other.
+        await wait_until(self.has_archive)
         await self.platform.send(spellchecked(self.done, "essay"))
         await self.back_in_order()
+
+    async def has_archive(self) -> bool:
+        """True once the service has its archive."""
+        async with Orchestrator(self.base) as orchestrator:
+            return await orchestrator.metric("bcs_archive_up", store="postgresql") == 1
 
     def order(self, point: FailPoint, actor: str, how: How, chance: Random, batch: str) -> Order:
         """One crash there, or two where that makes no difference to what must come of it."""

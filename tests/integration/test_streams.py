@@ -35,6 +35,7 @@ from tests.support.redis_queues import (
 from tests.support.redis_queues import (
     stream_layouts as layouts_of,
 )
+from tests.support.stopwatch import Stopwatch
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -400,11 +401,14 @@ async def second(own_valkey: EmbeddedServer) -> AsyncIterator[FaultProxy]:
         yield proxy
 
 
+ROUNDS, AWAY_SECONDS = 5, 0.2
+
+
 async def test_a_server_that_is_away_holds_up_only_its_streams(
     own_valkey: EmbeddedServer, second: FaultProxy, make_gateway: MakeGateway, redis_key_prefix: str
 ) -> None:
     there = make_gateway(own_valkey.address, deadline=5)
-    away = make_gateway(second.address, deadline=0.2, failures=2, open_seconds=0.05)
+    away = make_gateway(second.address, deadline=AWAY_SECONDS, failures=2, open_seconds=0.05)
     servers = TwoServers((there, away), redis_key_prefix)
     outbox = redis_outbox(servers, redis_key_prefix, limit=1000)  # type: ignore[arg-type]
     facts = archive_queue(servers, redis_key_prefix, limit=1000)  # type: ignore[arg-type]
@@ -419,9 +423,14 @@ async def test_a_server_that_is_away_holds_up_only_its_streams(
     second.freeze()
     second.accept()
     assert outbox.failing.keys() == {stream_key(redis_key_prefix, number) for number in range(1, USUAL_STREAMS, 2)}
-    await outbox.append([message(in_stream(4), 7)])
-    with anyio.fail_after(0.2):  # it does not wait for the other server each time
-        assert await drained(outbox) == [message(in_stream(4), 7).value]
+    for number in range(1, ROUNDS + 1):  # a busy machine may take long for one of them
+        watch = Stopwatch()
+        await outbox.append([message(in_stream(4), number)])
+        assert await drained(outbox) == [message(in_stream(4), number).value]
+        if watch.seconds < AWAY_SECONDS:
+            break
+    else:
+        raise AssertionError("it waits for the other server each time")
     await facts.append([fact(in_stream(4))])
     assert await facts.waiting(in_stream(4)) == 1
     for others, partly in (([fact(in_stream(4))], True), ([fact(in_stream(7))], False)):
