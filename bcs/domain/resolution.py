@@ -116,7 +116,7 @@ def validate_request(
     *,
     prompt_attached: bool | None,
     options: ResolveOptions = PLAIN,
-) -> Selection:
+) -> None:
     """Refuse a request that can't be resolved, whatever the batch's state.
 
     :param requested: a pipeline's or a phase's name.
@@ -125,12 +125,12 @@ def validate_request(
     :raises UnknownPhases: an option names a phase that it can't name.
     :raises PromptRequired: a phase needs a prompt, and the request says that there is none.
     """
-    selection = select(definitions, requested, options)
-    if prompt_attached is False:
-        gated = tuple(phase.name for phase in selection.plan if phase.needs_prompt and phase.name in selection.selected)
-        if gated:
-            raise PromptRequired(gated)
-    return selection
+    gated = tuple(phase.name for phase in definitions.plan(requested) if phase.needs_prompt)
+    if options is not PLAIN:
+        selected = select(definitions, requested, options).selected
+        gated = tuple(name for name in gated if name in selected)
+    if prompt_attached is False and gated:
+        raise PromptRequired(gated)
 
 
 def resolve(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 from bcs.domain.pipelines import Phase, PipelineDefinitions
@@ -42,6 +42,24 @@ class ResolveOptions:
     def assumes(self) -> bool:
         """True if the resolution assumes what may not be so; then it must have no effects."""
         return bool(self.assume_completed or self.assume_failed)
+
+    def given(self) -> dict[str, str | list[str]]:
+        """The options that differ from those of a plain request, by name."""
+        values = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return {name: list(value) if isinstance(value, tuple) else str(value) for name, value in values if value}
+
+    @classmethod
+    def of(cls, given: Mapping[str, str | list[str]]) -> ResolveOptions:
+        """The options that `given` returned; further names are ignored."""
+        if not given:
+            return PLAIN
+        force = given.get("force", ())
+        until = given.get("until")
+        return cls(
+            force=Force(force) if isinstance(force, str) else tuple(force),
+            until=None if until is None else str(until),
+            **{name: tuple(given.get(name, ())) for name in ("only", "exclude", "assume_completed", "assume_failed")},
+        )
 
 
 PLAIN = ResolveOptions()
