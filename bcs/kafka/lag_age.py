@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bcs.kafka.offsets import Offsets
 
-# Of each partition; with more, every second one is dropped.
+# Of each partition; with more, every second one is dropped, and later ones are kept further apart.
 _MOST_ENDS = 64
 
 Key = tuple[str, int]
@@ -27,33 +27,52 @@ class IntakeLag:
 
 
 @dataclass(slots=True)
+class _Ends:
+    """The ends of one partition that the group has not reached, each with the time when it was measured.
+
+    :param spacing_ms: the time between two that are kept, at least.
+    """
+
+    measured: list[tuple[int, int]] = field(default_factory=list)
+    spacing_ms: int = 0
+
+    def add(self, at_ms: int, end: int) -> None:
+        measured = self.measured
+        if measured and (end <= measured[-1][1] or at_ms < measured[-1][0] + self.spacing_ms):
+            return
+        measured.append((at_ms, end))
+        if len(measured) > _MOST_ENDS:
+            del measured[1::2]
+            self.spacing_ms = (measured[-1][0] - measured[0][0]) // len(measured)
+
+
+@dataclass(slots=True)
 class LagAge:
-    """Keeps the ends of each partition that the group has not reached, with the time when each was measured.
+    """Keeps the ends of each partition that the group has not reached.
 
     An event that was there at a measurement, and that is not committed now, has waited at least since then.
     """
 
-    _ends: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
+    _ends: dict[Key, _Ends] = field(default_factory=dict)
 
     def note(self, key: Key, offsets: Offsets, lag: int, now_ms: int) -> None:
         """Take over a measurement.
 
         :param lag: how many events of the partition wait.
         """
-        first_time = key not in self._ends
-        ends = self._ends.setdefault(key, [])
+        at_ms, ends = now_ms, self._ends.get(key)
+        if ends is None:
+            ends = self._ends[key] = _Ends()
+            if offsets.note.written_ms is not None:
+                # Nothing is known from before this process. No waiting event is older than the last one that was read.
+                at_ms = min(now_ms, offsets.note.written_ms)
         reached = offsets.end - lag
-        ends[:] = [(at_ms, end) for at_ms, end in ends if end > reached]
-        if not lag or (ends and ends[-1][1] >= offsets.end):
-            return
-        at_ms = now_ms
-        if first_time and offsets.note.written_ms is not None:
-            # Nothing is known from before this process. No waiting event is older than the last one that was read.
-            at_ms = min(now_ms, offsets.note.written_ms)
-        ends.append((at_ms, offsets.end))
-        if len(ends) > _MOST_ENDS:
-            del ends[1::2]
+        ends.measured[:] = [(measured_ms, end) for measured_ms, end in ends.measured if end > reached]
+        if not ends.measured:
+            ends.spacing_ms = 0
+        if lag:
+            ends.add(at_ms, offsets.end)
 
     def oldest_ms(self) -> int | None:
         """Since when the oldest waiting event has waited, in milliseconds since 1970 UTC; None if none waits."""
-        return min((ends[0][0] for ends in self._ends.values() if ends), default=None)
+        return min((ends.measured[0][0] for ends in self._ends.values() if ends.measured), default=None)

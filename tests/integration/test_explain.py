@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from bcs.kafka.offsets import Offsets
+from bcs.wire import topics
 from tests.support.events import phase_outcome, registered, spellchecked
 from tests.support.explanation_checker import check_causes, check_essays, pipeline_of
 from tests.support.kafka import Platform
-from tests.support.service import DEFINE, Answer, Orchestrator, RunningService
+from tests.support.service import DEFINE, Answer, Orchestrator, RunningService, running_service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -194,3 +197,26 @@ async def test_wrong_options_are_named(
 ) -> None:
     document = problem(await orchestrator.define(batch, "nlp", **fields), 400, "invalid-request")
     assert {one["field"].partition(".")[0] for one in document["errors"]} == {wrong.partition(".")[0]}
+
+
+async def test_an_answer_is_refused_while_the_intake_is_too_far_behind(
+    service: RunningService, platform: Platform, orchestrator: Orchestrator, batch: str
+) -> None:
+    away = {"use_mock_repository": True, "redis_url": "redis://127.0.0.1:1", "kafka_bootstrap_servers": "127.0.0.1:1"}
+    async with (
+        running_service(max_intake_lag_seconds=60.0, **away) as behind,
+        Orchestrator(behind.base) as caller,
+    ):
+        for fields in ({}, {"dry_run": True}):
+            answer = await caller.define(batch, "nlp", **fields)
+            document = problem(answer, 503, "intake-behind")
+            assert (document["events_behind"], document["seconds_behind"]) == (None, None)
+            assert int(answer.headers["Retry-After"]) > 0
+        as_of = explained(await caller.get(path_of(batch, "nlp")))["explanation"]["as_of"]
+        assert as_of == {"events_behind": None, "seconds_behind": None, "measured_at": None}
+        behind.service.kafka.offsets[topics.PHASE_OUTCOME, 0] = Offsets(0, 5, 5)
+        behind.service.kafka._measured_ms = int(time.time() * 1000)
+        assert (await caller.define(batch, "nlp")).status == 200
+        behind.service.kafka._measured_ms -= 61_000
+        assert problem(await caller.define(batch, "nlp"), 503, "intake-behind")["seconds_behind"] >= 61
+        assert await caller.metric("bcs_pipeline_refusals_total", reason="intake_behind") == 3

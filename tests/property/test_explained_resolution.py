@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -82,21 +83,21 @@ def test_the_explanation_implies_the_decision(data: st.DataObject, case: Case) -
     answer = answer_with_options("batch", explanation.resolution, "redis", options=options, dry_run=True)
     document = json.loads(at_once(encoding_explained(answer, explanation, Extent())))
     assert pipeline_of(document) == document["final_pipeline"]
-    for phase in document["explanation"]["phases"]:
-        assert phase["complete"] == is_complete(document, phase)
-        for cause in phase["causes"]:
+    for one in document["explanation"]["phases"]:
+        assert one["complete"] == is_complete(document, one)
+        for cause in one["causes"]:
             event(cause["cause"])
     check_essays(document)
     check_causes(document)
     short = json.loads(at_once(encoding_explained(answer, explanation)))
-    for phase in document["explanation"]["phases"]:
-        del phase["essays"]
+    for each in document["explanation"]["phases"]:
+        del each["essays"]
     del document["explanation"]["next"]
     assert short == document
 
 
 def test_the_checker_notices_a_wrong_explanation() -> None:
-    phase = {
+    phase: dict[str, Any] = {
         "phase": "p",
         "decision": "run",
         "assumed": None,
@@ -112,11 +113,11 @@ def test_the_checker_notices_a_wrong_explanation() -> None:
         "failed_before": 0,
         "left_out": 0,
     }
-    answer = {
+    answer: dict[str, Any] = {
         "essays_known": 2,
         "essays_expected": 2,
         "explanation": {"registration_required": False, "phases": [phase]},
     }
     assert pipeline_of(answer) == []
     for change in ({"completed": 1}, {"forced": True}, {"assumed": "failed"}):
-        assert pipeline_of({**answer, "explanation": {**answer["explanation"], "phases": [phase | change]}}) == ["p"]  # type: ignore[dict-item]
+        assert pipeline_of({**answer, "explanation": {**answer["explanation"], "phases": [phase | change]}}) == ["p"]
