@@ -14,9 +14,12 @@ One tree; each leaf carries its facts as typed fields, and `retryable` is True w
     ├── RequestRefused               the caller asked for something that will not be done
     │   ├── UnknownPipeline
     │   ├── PromptRequired
+    │   ├── UnknownPhases            an option names a phase that the requested pipeline does not have
+    │   ├── NeededPhasesLeftOut      the request leaves out phases that are not complete and that others need
     │   └── ReportOutdated           a known fact lies so far in the future that a phase report would not count
     ├── UndecodableMessage           a Kafka message that can never be applied
     ├── ClocksDiffer                 retryable: this machine's clock or the store's is wrong
+    ├── IntakeBehind                 retryable: more events wait, or for longer, than an answer allows
     ├── TooManyNewBatches            retryable: the caller has used up its quota of new batches
     ├── KafkaUnavailable             retryable: Kafka did not do what a command needs
     ├── PartitionStalled             retryable: a part of a topic can't be read
@@ -215,6 +218,52 @@ class PromptRequired(RequestRefused):
         self.phases = phases
 
 
+class UnknownPhases(RequestRefused):
+    """An option of the request names a phase that it can't name.
+
+    The message leaves out the given names, because they are the caller's text.
+
+    :param option: the name of the option.
+    :param known: the phases that the option may name.
+    """
+
+    def __init__(self, option: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"{option}: {self.expectation(known)}")
+        self.option = option
+        self.known = known
+
+    @staticmethod
+    def expectation(known: tuple[str, ...]) -> str:
+        """What the option may name."""
+        return f"must be phases that the request is about: {', '.join(known) or 'it is about none'}"
+
+
+@dataclass(frozen=True, slots=True)
+class NeededPhase:
+    """A phase that a request leaves out although others need it.
+
+    :param needed_by: the phases that run and require it directly.
+    :param reason_text: why it is not complete, as part of a sentence.
+    """
+
+    phase: str
+    needed_by: tuple[str, ...]
+    reason_text: str
+
+
+class NeededPhasesLeftOut(RequestRefused):
+    """The request leaves out phases that are not complete and that running phases require.
+
+    :param needed: these phases.
+    """
+
+    def __init__(self, needed: tuple[NeededPhase, ...]) -> None:
+        phases = "; ".join(f"{one.phase}, because {one.reason_text}" for one in needed)
+        by = ", ".join(dict.fromkeys(name for one in needed for name in one.needed_by))
+        super().__init__(f"the request leaves out what {by} needs and what is not complete: {phases}")
+        self.needed = needed
+
+
 class ReportOutdated(RequestRefused):
     """A known fact about the phase, or about an essay, lies further in the future than clocks may differ.
 
@@ -266,6 +315,24 @@ class UndecodableMessage(BcsError):
         self.detail = detail
         self.batch_id = batch_id
         self.correlation_id = correlation_id
+
+
+class IntakeBehind(BcsError):
+    """The intake is further behind than an answer allows; nothing was stored or announced.
+
+    :param events: how many events wait to be read; None where that is not known.
+    :param seconds: for how long an event has waited at least; None where that is not known.
+    :param most_seconds: the limit.
+    """
+
+    retryable = True
+
+    def __init__(self, events: int | None, seconds: float | None, most_seconds: float) -> None:
+        known = f"{events} events wait, for up to {seconds:.0f} s" if seconds is not None else "that is not known yet"
+        super().__init__(f"the intake must be at most {most_seconds:g} s behind: {known}")
+        self.events = events
+        self.seconds = seconds
+        self.most_seconds = most_seconds
 
 
 class TooManyNewBatches(BcsError):

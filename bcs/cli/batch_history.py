@@ -46,10 +46,15 @@ def _printed_lines(archived: ArchivedEntry) -> list[RenderableType]:
 def _answer(entry: PipelineResolved) -> str:
     runs = ", ".join(decision.phase for decision in entry.decisions if decision.runs)
     pruned = ", ".join(
-        f"{decision.phase} ({decision.reason.replace('_', ' ')})" for decision in entry.decisions if not decision.runs
+        f"{decision.phase} ({decision.reason.replace('_', ' ')})" for decision in entry.decisions if decision.pruned
     )
     known = "; the batch was not registered" if entry.registered is False else ""
-    return f"asked for {entry.pipeline}: runs {runs or 'nothing'}{f'; pruned {pruned}' if pruned else ''}{known}"
+    given = (
+        f"; {name} {value if isinstance(value, str) else ', '.join(value)}"
+        for name, value in entry.options.given().items()
+    )
+    answer = f"runs {runs or 'nothing'}{f'; pruned {pruned}' if pruned else ''}{known}"
+    return f"asked for {entry.pipeline}: {answer}{''.join(given)}"
 
 
 def _sentences(facts: Sequence[Fact]) -> list[str]:

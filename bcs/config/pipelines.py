@@ -42,6 +42,33 @@ class _File(_Strict):
     pipelines: list[_Pipeline] = []
 
 
+MOST_DRAFT_PHASES = 32
+
+_FewNames = Annotated[list[Name], Field(max_length=MOST_DRAFT_PHASES, fail_fast=True)]
+
+
+class _DraftPhase(_Phase):
+    requires: _FewNames = []
+
+
+class _DraftPipeline(_Pipeline):
+    phases: Annotated[_FewNames, Field(min_length=1)]
+
+
+class DraftFile(_Strict):
+    """Definitions in a request, in the format of the pipeline file, of limited size."""
+
+    phases: Annotated[list[_DraftPhase], Field(min_length=1, max_length=MOST_DRAFT_PHASES, fail_fast=True)]
+    pipelines: Annotated[list[_DraftPipeline], Field(max_length=MOST_DRAFT_PHASES, fail_fast=True)] = []
+
+    def definitions(self) -> PipelineDefinitions:
+        """The definitions of the draft.
+
+        :raises ConfigurationError: the draft contradicts itself.
+        """
+        return _definitions(self)
+
+
 class _PlatformStep(_Strict):
     """A step of the platform's file. BCS calls no service, so it needs the name and the dependencies only."""
 
@@ -120,7 +147,7 @@ def pipelines_yaml(definitions: PipelineDefinitions) -> str:
     return text
 
 
-def _definitions(file: _File) -> PipelineDefinitions:
+def _definitions(file: _File | DraftFile) -> PipelineDefinitions:
     return PipelineDefinitions(
         (
             Phase(

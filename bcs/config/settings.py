@@ -320,6 +320,10 @@ class Settings(CommandSettings):
     max_clock_skew_seconds: Seconds = Field(
         600.0, description="an event whose time is further ahead of the clocks of BCS and Redis becomes a dead letter"
     )
+    max_intake_lag_seconds: Seconds | None = Field(
+        None,
+        description="`pipelines/define` answers 503 while events have waited longer to be read; not set means no limit",
+    )
     intake_commit_interval_seconds: Seconds = Field(0.5, description="the time between offset commits")
     intake_retry_seconds: Seconds = Field(1.0, description="the wait before the intake reconnects to Kafka")
     intake_drain_timeout_seconds: Seconds = Field(

@@ -7,6 +7,8 @@ from hashlib import blake2b
 from uuid import UUID
 
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, PhaseInvalidated, PhaseOutcome
+from bcs.domain.resolution import Reason
+from bcs.domain.resolve_options import PLAIN, ResolveOptions
 
 REPORTED = "PhaseReported"
 """The event type of a phase report, which comes over HTTP."""
@@ -58,6 +60,11 @@ class PhaseDecided:
     reason: str
     reason_text: str
 
+    @property
+    def pruned(self) -> bool:
+        """True if the phase was complete, and was not left out by the request."""
+        return not self.runs and self.reason != Reason.NOT_SELECTED
+
 
 @dataclass(frozen=True, slots=True)
 class PipelineResolved:
@@ -69,6 +76,7 @@ class PipelineResolved:
     :param version: the version of the summary that was read.
     :param source: where the summary was read: `redis` or `postgresql`.
     :param registered: whether the batch was registered; None in older entries, which do not have this field.
+    :param options: what the caller forced or left out.
     """
 
     entry_id: UUID
@@ -82,6 +90,7 @@ class PipelineResolved:
     version: int
     source: str
     registered: bool | None = None
+    options: ResolveOptions = PLAIN
 
 
 HistoryEntry = FactsRecorded | PipelineResolved
@@ -94,6 +103,8 @@ def weight(entry: HistoryEntry) -> int:
     characters = len(entry.batch_id) + len(entry.correlation_id or "") + len(entry.asked_by or "")
     if isinstance(entry, PipelineResolved):
         characters += len(entry.pipeline) + sum(len(one.phase) + len(one.reason_text) for one in entry.decisions)
+        if entry.options is not PLAIN:
+            characters += sum(len(name) + sum(map(len, value)) for name, value in entry.options.given().items())
         return 1 + characters // _CHARACTERS_OF_A_FACT
     characters += len(entry.event_id or "")
     facts = 0

@@ -105,6 +105,21 @@ class PipelineDefinitions:
         except KeyError:
             raise UnknownPipeline(requested, self.names) from None
 
+    def listed(self, requested: str) -> tuple[str, ...]:
+        """The phases that a pipeline lists itself, without those that it only requires; of a phase, the phase.
+
+        :param requested: a pipeline's or a phase's name that is defined.
+        """
+        pipeline = self.pipelines.get(requested)
+        return (requested,) if pipeline is None else pipeline.phases
+
+    def plan_of_phase(self, phase: str) -> tuple[Phase, ...]:
+        """A phase with all phases that it requires, also where a pipeline has the same name.
+
+        :param phase: a phase that is defined.
+        """
+        return self._order((phase,))
+
     def _check_dependencies(self) -> None:
         for phase in self.phases.values():
             for position, required in enumerate(phase.requires):

@@ -141,6 +141,10 @@ class Evaluation:
         """The known essays, sorted."""
         return sorted(self._state.first_seen_us)
 
+    def upstream(self, phase: str) -> tuple[str, ...]:
+        """The phases that a phase requires, directly or indirectly."""
+        return self._law.upstream(phase)
+
     def preparing(self, phase: str) -> Sliced[None]:
         """Compute the marks of a phase, and of the phases that it requires."""
         for required in self._law.upstream(phase):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, PipelineDefinitions
 from bcs.domain.progress import BatchSummary, PhaseProgress
+from bcs.domain.resolve_options import PLAIN, ResolveOptions, Selection, select
 from bcs.domain.times import format_timestamp
-from bcs.errors import PromptRequired
+from bcs.errors import NeededPhase, NeededPhasesLeftOut, PromptRequired
 
 
 class Reason(StrEnum):
@@ -24,6 +26,11 @@ class Reason(StrEnum):
     ESSAYS_MISSING = "essays_missing"
     NOT_REGISTERED = "not_registered"
     DEPENDENCY_RUNS_AGAIN = "dependency_runs_again"
+    FORCED = "forced"
+    DOWNSTREAM_OF_FORCED = "downstream_of_forced"
+    ASSUMED_COMPLETED = "assumed_completed"
+    ASSUMED_FAILED = "assumed_failed"
+    NOT_SELECTED = "not_selected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,10 @@ class Decision:
     :param completed: how many essays completed the phase.
     :param failed: how many essays failed in the phase, or in a phase that it requires.
     :param left_out: how many essays the phase's newest outcome does not list.
+    :param complete: whether the phase counts as complete, also where it runs again.
+    :param forced: the request forces the phase to run.
+    :param selected: False if the request leaves the phase out: then it neither runs nor is pruned.
+    :param run_again_after: the required phases because of which a complete phase runs again.
     """
 
     phase: str
@@ -46,6 +57,10 @@ class Decision:
     completed: int = 0
     failed: int = 0
     left_out: int = 0
+    complete: bool = False
+    forced: bool = False
+    selected: bool = True
+    run_again_after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,73 +86,149 @@ class Resolution:
     @property
     def pruned(self) -> tuple[str, ...]:
         """The complete phases, which need not run."""
-        return tuple(decision.phase for decision in self.decisions if not decision.runs)
+        return tuple(decision.phase for decision in self.decisions if decision.selected and not decision.runs)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The phases that the request leaves out."""
+        return tuple(decision.phase for decision in self.decisions if not decision.selected)
 
     @property
     def explanation(self) -> str:
         """The whole answer in a sentence or two, for a person."""
-        to_run = self.to_run
-        skipped = "; ".join(f"{one.phase}, because {one.reason_text}" for one in self.decisions if not one.runs)
+        to_run, left_out = self.to_run, ", ".join(self.left_out)
+        pruned = [one for one in self.decisions if one.selected and not one.runs]
+        skipped = "; ".join(f"{one.phase}, because {one.reason_text}" for one in pruned)
+        others = f" Left out, as requested: {left_out}." if left_out else ""
         if not to_run:
-            return f"Nothing is left to run of pipeline '{self.pipeline}': pruned are {skipped}."
+            return (
+                f"Nothing is left to run of pipeline '{self.pipeline}'{f': pruned are {skipped}' if skipped else ''}."
+                + others
+            )
         reasons = "; ".join(f"{one.phase}, because {one.reason_text}" for one in self.decisions if one.runs)
         count = f"{len(to_run)} of {len(self.decisions)} phases of pipeline '{self.pipeline}' still to run"
-        return f"{count}: {reasons}.{f' Pruned: {skipped}.' if skipped else ''}"
+        return f"{count}: {reasons}.{f' Pruned: {skipped}.' if skipped else ''}{others}"
 
 
-def validate_request(definitions: PipelineDefinitions, requested: str, *, prompt_attached: bool | None) -> None:
+def validate_request(
+    definitions: PipelineDefinitions,
+    requested: str,
+    *,
+    prompt_attached: bool | None,
+    options: ResolveOptions = PLAIN,
+) -> None:
     """Refuse a request that can't be resolved, whatever the batch's state.
 
     :param requested: a pipeline's or a phase's name.
     :param prompt_attached: whether the batch has an essay prompt; None when the request does not include it.
     :raises UnknownPipeline: nothing is defined under that name.
+    :raises UnknownPhases: an option names a phase that it can't name.
     :raises PromptRequired: a phase needs a prompt, and the request says that there is none.
     """
     gated = tuple(phase.name for phase in definitions.plan(requested) if phase.needs_prompt)
+    if options is not PLAIN:
+        selected = select(definitions, requested, options).selected
+        gated = tuple(name for name in gated if name in selected)
     if prompt_attached is False and gated:
         raise PromptRequired(gated)
 
 
-def resolve(definitions: PipelineDefinitions, requested: str, summary: BatchSummary) -> Resolution:
+def resolve(
+    definitions: PipelineDefinitions, requested: str, summary: BatchSummary, options: ResolveOptions = PLAIN
+) -> Resolution:
     """Decide for each phase of a pipeline whether it has to run.
 
     :param requested: a pipeline's or a phase's name.
     :raises UnknownPipeline: nothing is defined under that name.
+    :raises UnknownPhases: an option names a phase that it can't name.
+    :raises NeededPhasesLeftOut: the options leave out phases that are not complete and that others need.
     """
-    running: set[str] = set()
-    decisions: list[Decision] = []
-    for phase in definitions.plan(requested):
-        again = [name for name in phase.requires if name in running] if phase.rerun_with_dependencies else []
-        progress = summary.progress.get(phase.name, _NO_PROGRESS)
-        if not progress.complete:
-            reason, reason_text = _why_incomplete(phase, summary, progress)
-        elif again:
-            reason, reason_text = Reason.DEPENDENCY_RUNS_AGAIN, f"{' and '.join(again)} must run again first"
-        else:
-            reason, reason_text = _why_complete(summary, progress)
-        runs = reason not in _PRUNING
-        decisions.append(
-            Decision(
-                phase.name,
-                runs,
-                reason=reason,
-                reason_text=reason_text,
-                complete_when=phase.complete_when,
-                completed=progress.completed,
-                failed=progress.failed + progress.failed_before,
-                left_out=progress.left_out,
-            )
-        )
-        if runs:
-            running.add(phase.name)
-    return Resolution(requested, tuple(decisions), summary.registered, summary.known, summary.expected)
+    selection = select(definitions, requested, options)
+    decisions: dict[str, Decision] = {}
+    for phase in selection.plan:
+        decisions[phase.name] = _decide(phase, summary, selection, options, decisions)
+    if len(selection.selected) < len(selection.plan):
+        _check_left_out(selection, decisions, summary, options)
+    return Resolution(requested, tuple(decisions.values()), summary.registered, summary.known, summary.expected)
+
+
+def _decide(
+    phase: Phase,
+    summary: BatchSummary,
+    selection: Selection,
+    options: ResolveOptions,
+    decided: Mapping[str, Decision],
+) -> Decision:
+    """The decision about one phase.
+
+    :param decided: the decisions about the phases before this one.
+    """
+    again = [name for name in phase.requires if decided[name].runs] if phase.rerun_with_dependencies else []
+    progress = summary.progress.get(phase.name, _NO_PROGRESS)
+    if phase.name in options.assume_completed:
+        progress = PhaseProgress(True, summary.known, 0)
+    elif phase.name in options.assume_failed:
+        progress = PhaseProgress(False, 0, summary.known)
+    forced, selected = phase.name in selection.forced, phase.name in selection.selected
+    run_again_after: tuple[str, ...] = ()
+    if not selected:
+        reason, reason_text = Reason.NOT_SELECTED, "the request leaves it out"
+    elif not progress.complete:
+        reason, reason_text = _why_incomplete(phase, summary, progress, options)
+    elif forced:
+        reason, reason_text = Reason.FORCED, "the request forces it to run, although it is complete"
+    elif again:
+        run_again_after = tuple(again)
+        only_forced = all(decided[name].reason in _BECAUSE_OF_FORCE for name in again)
+        reason = Reason.DOWNSTREAM_OF_FORCED if only_forced else Reason.DEPENDENCY_RUNS_AGAIN
+        by_force = ", because of what the request forces" if only_forced else ""
+        reason_text = f"{' and '.join(again)} must run again first{by_force}"
+    elif phase.name in options.assume_completed:
+        reason, reason_text = Reason.ASSUMED_COMPLETED, "it is assumed to be complete"
+    else:
+        reason, reason_text = _why_complete(summary, progress)
+    return Decision(
+        phase.name,
+        reason not in _NOT_RUNNING,
+        reason=reason,
+        reason_text=reason_text,
+        complete_when=phase.complete_when,
+        completed=progress.completed,
+        failed=progress.failed + progress.failed_before,
+        left_out=progress.left_out,
+        complete=progress.complete,
+        forced=forced,
+        selected=selected,
+        run_again_after=run_again_after,
+    )
+
+
+def _check_left_out(
+    selection: Selection, decisions: Mapping[str, Decision], summary: BatchSummary, options: ResolveOptions
+) -> None:
+    needed: list[NeededPhase] = []
+    for phase in selection.plan:
+        if decisions[phase.name].selected or decisions[phase.name].complete:
+            continue
+        by = tuple(one.name for one in selection.plan if phase.name in one.requires and decisions[one.name].runs)
+        if by:
+            progress = summary.progress.get(phase.name, _NO_PROGRESS)
+            _, reason_text = _why_incomplete(phase, summary, progress, options)
+            needed.append(NeededPhase(phase.name, by, reason_text))
+    if needed:
+        raise NeededPhasesLeftOut(tuple(needed))
 
 
 _NO_PROGRESS = PhaseProgress(False, 0, 0)
-_PRUNING = frozenset({Reason.ALREADY_COMPLETED, Reason.SETTLED})
+_NOT_RUNNING = frozenset({Reason.ALREADY_COMPLETED, Reason.SETTLED, Reason.ASSUMED_COMPLETED, Reason.NOT_SELECTED})
+_BECAUSE_OF_FORCE = frozenset({Reason.FORCED, Reason.DOWNSTREAM_OF_FORCED})
 
 
-def _why_incomplete(phase: Phase, summary: BatchSummary, progress: PhaseProgress) -> tuple[Reason, str]:
+def _why_incomplete(
+    phase: Phase, summary: BatchSummary, progress: PhaseProgress, options: ResolveOptions
+) -> tuple[Reason, str]:
+    if phase.name in options.assume_failed:
+        return Reason.ASSUMED_FAILED, "it is assumed to have failed"
     total = max(summary.known, summary.expected or 0)
     if total == 0:
         return Reason.NOTHING_KNOWN, "nothing is known of any essay in it"

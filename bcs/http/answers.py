@@ -293,6 +293,8 @@ class ResolutionEntry(TypedDict):
     """Null in entries of older releases."""
     state_version: int
     source: str
+    options: NotRequired[Mapping[str, str | Sequence[str]]]
+    """What the caller forced (`force`) or left out (`until`, `only`, `exclude`); absent for a plain request."""
 
 
 Entry = Annotated[FactsEntry | ResolutionEntry, Field(discriminator="kind")]
@@ -425,6 +427,16 @@ class FactInTheWay(TypedDict):
 
 
 @described
+class NeededPhase(TypedDict):
+    """A phase that the request leaves out, that is not complete, and that running phases require."""
+
+    phase: str
+    needed_by: Sequence[str]
+    reason_text: str
+    """Why it is not complete, as part of a sentence."""
+
+
+@described
 class Problem(TypedDict):
     """An error (RFC 9457)."""
 
@@ -453,3 +465,9 @@ class Problem(TypedDict):
     """Of `report-outdated`."""
     in_the_way: NotRequired[FactInTheWay]
     """Of `report-outdated`."""
+    needed_phases: NotRequired[Sequence[NeededPhase]]
+    """Of `needed-phase-left-out`."""
+    events_behind: NotRequired[Count | None]
+    """Of `intake-behind`: events that wait to be read. Null before the first measurement."""
+    seconds_behind: NotRequired[Seconds | None]
+    """Of `intake-behind`: for how long the oldest of them has waited, about."""

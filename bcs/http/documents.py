@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from bcs.domain.facts import EssayPhaseEnded, Fact, Outcome, PhaseInvalidated, PhaseOutcome, PhaseReported
 from bcs.domain.history import ArchivedEntry, FactsRecorded, PipelineResolved, Position
 from bcs.domain.progress import BlockingEssay, PhaseExplanation
+from bcs.domain.resolve_options import PLAIN
 from bcs.domain.slices import SLICE, Sliced, in_slices
 from bcs.domain.state import BatchState, Ending, Mark
 from bcs.domain.times import format_timestamp
@@ -103,9 +104,9 @@ def encoding_state(page: BatchPage, phases: Sequence[bytes]) -> Sliced[bytes]:
     :param phases: the JSON of each phase, from `encoding_phase`.
     """
     listed = page.extent.of(page.essays, str)
-    encoded = yield from _encoding(listed, partial(_known_essay, page.state))
+    encoded = yield from encoding_items(listed, partial(_known_essay, page.state))
     document = _batch_without_lists(page, listed)
-    return _with_lists(document, known_essays=encoded, phases=b",".join(phases))
+    return with_lists(document, known_essays=encoded, phases=b",".join(phases))
 
 
 def _known_essay(state: BatchState, essay: str) -> answers.KnownEssay:
@@ -138,8 +139,8 @@ def history_document(batch_id: str, entries: Iterable[ArchivedEntry], following:
 
 def encoding_history(batch_id: str, entries: Sequence[ArchivedEntry], following: str | int | None) -> Sliced[bytes]:
     """A page of a batch's history as JSON, encoded in slices, because an entry may name thousands of essays."""
-    encoded = yield from _encoding(entries, _entry, length=1)
-    return _with_lists(history_document(batch_id, (), following), entries=encoded)
+    encoded = yield from encoding_items(entries, _entry, length=1)
+    return with_lists(history_document(batch_id, (), following), entries=encoded)
 
 
 def phase_document(of: PhaseExplanation, extent: Extent) -> answers.Phase:
@@ -156,11 +157,13 @@ def phase_document(of: PhaseExplanation, extent: Extent) -> answers.Phase:
 
 def encoding_phase(of: PhaseExplanation, extent: Extent) -> Sliced[bytes]:
     """The document of a phase as JSON, encoded in slices."""
-    encoded = yield from _encoding(extent.of(of.held_back_by, _essay_id), _held_back)
-    return _with_lists(_phase_without_essays(of), blocking_essays=encoded)
+    encoded = yield from encoding_items(extent.of(of.held_back_by, _essay_id), _held_back)
+    return with_lists(_phase_without_essays(of), blocking_essays=encoded)
 
 
-def _encoding(items: Iterable[T], document: Callable[[T], Mapping[str, Any]], *, length: int = SLICE) -> Sliced[bytes]:
+def encoding_items(
+    items: Iterable[T], document: Callable[[T], Mapping[str, Any]], *, length: int = SLICE
+) -> Sliced[bytes]:
     """A list of documents as JSON, without the brackets.
 
     :param length: the number of documents in a slice.
@@ -172,7 +175,7 @@ def _encoding(items: Iterable[T], document: Callable[[T], Mapping[str, Any]], *,
     return b",".join(parts)
 
 
-def _with_lists(document: Mapping[str, Any], **lists: bytes) -> bytes:
+def with_lists(document: Mapping[str, Any], **lists: bytes) -> bytes:
     """A document as JSON, in which encoded lists replace members."""
     values = ((name, b"[%s]" % lists[name] if name in lists else to_json(value)) for name, value in document.items())
     return b"{%s}" % b",".join(b"%s:%s" % (to_json(name), value) for name, value in values)
@@ -183,7 +186,7 @@ def _held_back(essay: BlockingEssay) -> answers.BlockingEssay:
         "essay_id": essay.essay_id,
         "reason": essay.why,
         "first_seen": format_timestamp(essay.first_seen_us),
-        "mark": _mark(essay.mark),
+        "mark": mark_document(essay.mark),
     }
 
 
@@ -200,7 +203,7 @@ def _phase_without_essays(of: PhaseExplanation) -> answers.Phase:
         "outstanding": of.outstanding,
         "missing": of.missing,
         "newest_mark_at": format_timestamp(of.newest.at_us) if of.newest else None,
-        "report": _mark(of.report),
+        "report": mark_document(of.report),
         "outcome": _ending(of.outcome),
         "blocking_essays_total": len(of.held_back_by),
         "blocking_essays": [],
@@ -211,7 +214,7 @@ def _essay_id(essay: BlockingEssay) -> str:
     return essay.essay_id
 
 
-def _mark(mark: Mark | None) -> answers.Mark | None:
+def mark_document(mark: Mark | None) -> answers.Mark | None:
     return {"outcome": OUTCOMES[mark.outcome], "at": format_timestamp(mark.at_us)} if mark else None
 
 
@@ -234,14 +237,14 @@ def _facts(number: int, entry: FactsRecorded) -> answers.FactsEntry:
         "correlation_id": entry.correlation_id,
         "event_type": entry.event_type,
         "event_id": entry.event_id,
-        "source": _position(entry.position),
+        "source": position_document(entry.position),
         "reported_by": entry.asked_by,
         "facts": [_fact(fact) for fact in entry.facts],
     }
 
 
 def _resolution(number: int, entry: PipelineResolved) -> answers.ResolutionEntry:
-    return {
+    document: answers.ResolutionEntry = {
         "number": number,
         "recorded_at": format_timestamp(entry.at_us),
         "kind": "resolution",
@@ -249,7 +252,7 @@ def _resolution(number: int, entry: PipelineResolved) -> answers.ResolutionEntry
         "requested_by": entry.asked_by,
         "pipeline": entry.pipeline,
         "final_pipeline": [decision.phase for decision in entry.decisions if decision.runs],
-        "pruned_phases": [decision.phase for decision in entry.decisions if not decision.runs],
+        "pruned_phases": [decision.phase for decision in entry.decisions if decision.pruned],
         "decisions": [
             {
                 "phase": decision.phase,
@@ -263,9 +266,12 @@ def _resolution(number: int, entry: PipelineResolved) -> answers.ResolutionEntry
         "state_version": entry.version,
         "source": entry.source,
     }
+    if entry.options is not PLAIN:
+        document["options"] = entry.options.given()
+    return document
 
 
-def _position(position: Position | None) -> answers.KafkaPosition | None:
+def position_document(position: Position | None) -> answers.KafkaPosition | None:
     if position is None:
         return None
     return {"topic": position.topic, "partition": position.partition, "offset": position.offset}

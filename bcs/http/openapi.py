@@ -19,9 +19,10 @@ from pydantic_core import to_json
 
 from bcs import __version__
 from bcs.http import answers
+from bcs.http.explanation_answers import ResolvedWithOptions
 from bcs.http.guard import CORRELATION_HEADER
 from bcs.http.identity import Scope
-from bcs.http.parameters import BATCHES, EssaysQuery, HistoryQuery
+from bcs.http.parameters import BATCHES, DefineQuery, EssaysQuery, ExplainQuery, HistoryQuery
 from bcs.http.problems import TITLES, Kind
 from bcs.http.requests import Body, CompletePhase, DefinePipeline
 from bcs.wire.events import Identifier
@@ -51,9 +52,11 @@ STATUSES: Mapping[Kind, HTTPStatus] = {
     "forbidden": HTTPStatus.FORBIDDEN,
     "head-too-large": HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "head-too-late": HTTPStatus.REQUEST_TIMEOUT,
+    "intake-behind": HTTPStatus.SERVICE_UNAVAILABLE,
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
     "invalid-request": HTTPStatus.BAD_REQUEST,
     "method-not-allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+    "needed-phase-left-out": HTTPStatus.CONFLICT,
     "no-archive": HTTPStatus.NOT_FOUND,
     "not-found": HTTPStatus.NOT_FOUND,
     "not-running": HTTPStatus.CONFLICT,
@@ -76,7 +79,7 @@ STATUSES: Mapping[Kind, HTTPStatus] = {
 _RETRY: frozenset[Kind] = frozenset(
     {
         *("body-too-late", "deadline", "draining", "head-too-late", "not-running", "overloaded", "unavailable"),
-        *("too-many-new-batches", "too-many-requests"),
+        *("intake-behind", "too-many-new-batches", "too-many-requests"),
     }
 )
 _CHALLENGED: frozenset[Kind] = frozenset({"forbidden", "unauthenticated"})
@@ -135,6 +138,11 @@ _CORRELATION = {
 }
 _BATCH_ID = {"id": TypeAdapter(Identifier).json_schema() | {"description": "The id of the batch, percent-encoded."}}
 _OF_BODY = {"id": "$request.body#/batch_id"}
+_OF_BODY_WITH_PIPELINE = {**_OF_BODY, "pipeline": "$request.body#/requested_pipeline"}
+_PIPELINE = {
+    "pipeline": TypeAdapter(Identifier).json_schema()
+    | {"description": "A phase or a pipeline of the configuration, percent-encoded."}
+}
 _OF_PATH = {"id": "$request.path.id"}
 
 _CALLS = (
@@ -143,17 +151,21 @@ _CALLS = (
         path="/internal/v1/pipelines/define",
         name="definePipeline",
         summary="Say which phases of a pipeline a batch still needs",
-        answers={HTTPStatus.OK: answers.ResolvedPipeline},
-        problems=("unknown-pipeline", "prompt-required", "too-many-new-batches", "unavailable", *_WITH_BODY),
+        answers={HTTPStatus.OK: ResolvedWithOptions},
+        problems=(
+            *("unknown-pipeline", "prompt-required", "needed-phase-left-out", "too-many-new-batches"),
+            *("intake-behind", "unavailable", *_WITH_BODY),
+        ),
         scope=Scope.RESOLVE,
         body=DefinePipeline,
+        query=DefineQuery,
         example={
             "batch_id": "batch_12345",
             "requested_pipeline": "ai_feedback",
             "correlation_id": "550e8400-e29b-41d4-a716-446655440000",
         },
         headers=_TRACE,
-        leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY},
+        leads_to={"showBatch": _OF_BODY, "showHistory": _OF_BODY, "explainPipeline": _OF_BODY_WITH_PIPELINE},
     ),
     _Call(
         method="post",
@@ -192,6 +204,19 @@ _CALLS = (
         query=HistoryQuery,
         path_parameters=_BATCH_ID,
         headers=_CORRELATION,
+    ),
+    _Call(
+        method="get",
+        path=f"{BATCHES}/{{id}}/explain/{{pipeline}}",
+        name="explainPipeline",
+        summary="Explain which phases of a pipeline a batch still needs, without any effect",
+        answers={HTTPStatus.OK: ResolvedWithOptions},
+        problems=("invalid-request", "unknown-pipeline", "unavailable"),
+        scope=Scope.READ,
+        query=ExplainQuery,
+        path_parameters=_BATCH_ID | _PIPELINE,
+        headers=_CORRELATION,
+        leads_to={"showBatch": _OF_PATH, "showHistory": _OF_PATH},
     ),
     _Call(
         method="get",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote, unquote_to_bytes
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -41,6 +41,28 @@ class EssaysQuery(Body):
     after: Annotated[str, Field(min_length=1)] | None = None
 
 
+class ExplainQuery(Body):
+    """How much an explanation shows.
+
+    :param explain: `full` also lists all essays, page by page.
+    :param limit: with `full`, how many essays a page has at most.
+    :param after: with `full`, only essays whose ids come after this id; None begins with the first essay.
+    """
+
+    explain: Literal["short", "full"] = "short"
+    limit: Annotated[int, Field(ge=1, le=MOST_ESSAYS)] = USUAL_ESSAYS
+    after: Annotated[str, Field(min_length=1)] | None = None
+
+
+class DefineQuery(Body):
+    """The query of a request to define a pipeline.
+
+    :param explain: as the field of the body; it counts if the body has none.
+    """
+
+    explain: Literal["true", "false", "full"] | None = None
+
+
 def parse_query(model: type[BodyT], query: Iterable[tuple[str, str]]) -> BodyT:
     """Parse a query.
 
@@ -64,12 +86,22 @@ def parse_batch_id(segment: bytes) -> str:
     :param segment: the bytes that the caller sent, still percent-encoded.
     :raises InvalidParameters: no batch can have this id.
     """
+    return parse_segment(segment, "batch_id")
+
+
+def parse_segment(segment: bytes, name: str) -> str:
+    """Parse an identifier in a segment of a path.
+
+    :param segment: the bytes that the caller sent, still percent-encoded.
+    :param name: the name of the parameter.
+    :raises InvalidParameters: nothing can have this identifier.
+    """
     try:
         return _identifier.validate_python(unquote_to_bytes(segment).decode())
     except UnicodeDecodeError:
-        raise InvalidParameters((InvalidField("batch_id", "it is not UTF-8 text"),)) from None
+        raise InvalidParameters((InvalidField(name, "it is not UTF-8 text"),)) from None
     except ValidationError as error:
-        raise InvalidParameters(named_fields(error, "batch_id")) from None
+        raise InvalidParameters(named_fields(error, name)) from None
 
 
 def history_path(batch_id: str, limit: int, before: int) -> str:
@@ -82,9 +114,23 @@ def essays_path(batch_id: str, limit: int, after: str) -> str:
     return f"{_batch_path(batch_id)}?limit={limit}&after={quote(after, safe='')}"
 
 
+def explain_path(batch_id: str, pipeline: str) -> str:
+    """The path of the explanation of a pipeline for a batch."""
+    return f"{_batch_path(batch_id)}/explain/{_segment(pipeline)}"
+
+
+def explained_essays_path(batch_id: str, pipeline: str, limit: int, after: str) -> str:
+    """The path and query of a full explanation, with the essays after a given essay."""
+    return f"{explain_path(batch_id, pipeline)}?explain=full&limit={limit}&after={quote(after, safe='')}"
+
+
 def _batch_path(batch_id: str) -> str:
-    segment = quote(batch_id, safe="")
-    if not batch_id.strip("."):
+    return f"{BATCHES}/{_segment(batch_id)}"
+
+
+def _segment(name: str) -> str:
+    segment = quote(name, safe="")
+    if not name.strip("."):
         # Clients resolve a segment of dots only ("." or "..") to another path.
         segment = segment.replace(".", "%2E")
-    return f"{BATCHES}/{segment}"
+    return segment

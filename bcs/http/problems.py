@@ -12,16 +12,19 @@ from aiohttp import web
 from bcs.domain.times import format_timestamp
 from bcs.errors import (
     ClocksDiffer,
+    IntakeBehind,
+    NeededPhasesLeftOut,
     PromptRequired,
     ReportOutdated,
     StoreError,
     StoreUnavailable,
     TooManyNewBatches,
+    UnknownPhases,
     UnknownPipeline,
 )
 from bcs.http.descriptors import USED_UP
 from bcs.http.replies import JsonResponse, reply_json
-from bcs.http.requests import InvalidBody, InvalidRequest
+from bcs.http.requests import InvalidBody, InvalidField, InvalidRequest
 from bcs.supervision import SupervisionError
 
 Kind = Literal[
@@ -35,9 +38,11 @@ Kind = Literal[
     "head-too-large",
     "head-too-late",
     "http-error",
+    "intake-behind",
     "internal",
     "invalid-request",
     "method-not-allowed",
+    "needed-phase-left-out",
     "no-archive",
     "not-found",
     "not-running",
@@ -66,9 +71,11 @@ TITLES: Mapping[Kind, str] = {
     "head-too-large": "The head of the request is too large",
     "head-too-late": "The head of the request did not arrive in time",
     "http-error": "The request can't be answered",
+    "intake-behind": "Too many events wait to be read",
     "internal": "A fault in this service",
     "invalid-request": "A field of the request is invalid",
     "method-not-allowed": "The path does not support this method",
+    "needed-phase-left-out": "The request leaves out a phase that is needed",
     "no-archive": "There is no archive",
     "not-found": "There is nothing at this path",
     "not-running": "The actor is not running",
@@ -176,6 +183,18 @@ def problem_of(error: Exception) -> Problem | None:
         return Problem(
             HTTPStatus.CONFLICT, "prompt-required", str(error), {"phases_needing_prompt": list(error.phases)}
         )
+    if isinstance(error, UnknownPhases):
+        expectation = error.expectation(error.known)
+        return invalid_fields(InvalidBody((InvalidField(error.option, expectation),)))
+    if isinstance(error, NeededPhasesLeftOut):
+        needed = [
+            {"phase": one.phase, "needed_by": list(one.needed_by), "reason_text": one.reason_text}
+            for one in error.needed
+        ]
+        return Problem(HTTPStatus.CONFLICT, "needed-phase-left-out", str(error), {"needed_phases": needed})
+    if isinstance(error, IntakeBehind):
+        behind = {"events_behind": error.events, "seconds_behind": error.seconds}
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "intake-behind", str(error), behind, retry=True)
     if isinstance(error, ReportOutdated):
         fact = {"fact": error.fact, "essay_id": error.essay_id, "at": format_timestamp(error.at_us)}
         return Problem(HTTPStatus.CONFLICT, "report-outdated", str(error), {"phase": error.phase, "in_the_way": fact})

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from pydantic_core import from_json, to_json
 
+from bcs.config.pipelines import DraftFile
+from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.resolution import Resolution
-from bcs.errors import BcsError
+from bcs.domain.resolve_options import PLAIN, Force, ResolveOptions
+from bcs.errors import BcsError, ConfigurationError
 from bcs.http import answers
 from bcs.http.misspelt import Fields, misspelt_fields
 from bcs.wire.events import MOST_ID_CHARACTERS, Identifier
@@ -25,6 +28,8 @@ _MOST_ID_CHARACTERS = 255
 _MOST_KEPT = 1_000
 _BEFORE_KEPT = len('{"batch_id":""')
 
+_MOST_NAMES = 100
+PhaseNames = Annotated[tuple[Identifier, ...], Field(max_length=_MOST_NAMES, fail_fast=True)]
 CorrelationId = Annotated[str, Field(min_length=1, max_length=MOST_ID_CHARACTERS)]
 
 
@@ -56,6 +61,15 @@ class DefinePipeline(Body):
         "requested_pipeline": None,
         "correlation_id": None,
         "batch_metadata": {"prompt_attached": None, "prompt_source": None, "assignment_id": None},
+        "dry_run": None,
+        "explain": None,
+        "force": None,
+        "until": None,
+        "only": None,
+        "exclude": None,
+        "assume_completed": None,
+        "assume_failed": None,
+        "definitions": None,
     }
     batch_id: Identifier
     requested_pipeline: Annotated[Identifier, Field(description="A phase or a pipeline of the configuration.")]
@@ -63,6 +77,93 @@ class DefinePipeline(Body):
         CorrelationId, Field(description="Without it, the header `X-Correlation-ID` must have the correlation id.")
     ]
     batch_metadata: BatchMetadata | None = None
+    dry_run: Annotated[
+        StrictBool | None,
+        Field(description="Answer without any effect: nothing is announced, and the history gets no entry."),
+    ] = None
+    explain: Annotated[
+        StrictBool | Literal["full"] | None,
+        Field(description="Explain each phase in `explanation`; `full` also lists the first page of all essays."),
+    ] = None
+    force: Annotated[
+        Literal["requested", "all"] | PhaseNames | None,
+        Field(
+            description="Phases that run although they are complete: those that the requested pipeline itself lists, "
+            "these and all that they require, or the named ones."
+        ),
+    ] = None
+    until: Annotated[
+        Identifier | None, Field(description="Leave out all but this phase and the phases that it requires.")
+    ] = None
+    only: Annotated[PhaseNames | None, Field(description="Leave out all other phases.", min_length=1)] = None
+    exclude: Annotated[PhaseNames | None, Field(description="Leave out these phases.")] = None
+    assume_completed: Annotated[
+        PhaseNames | None, Field(description="Phases that count as complete; only with `dry_run`.")
+    ] = None
+    assume_failed: Annotated[
+        PhaseNames | None, Field(description="Phases that count as failed; only with `dry_run`.")
+    ] = None
+    definitions: Annotated[
+        DraftFile | None,
+        Field(
+            description="Phases and pipelines to use instead of those of the service, in the format of its pipeline "
+            "file; only with `dry_run`."
+        ),
+    ] = None
+
+    @property
+    def plain(self) -> bool:
+        """True if the request has no field that asks for more than the plain answer."""
+        return (
+            self.dry_run is None
+            and self.explain is None
+            and self.force is None
+            and self.until is None
+            and self.only is None
+            and self.exclude is None
+            and self.assume_completed is None
+            and self.assume_failed is None
+            and self.definitions is None
+        )
+
+    def options(self) -> ResolveOptions:
+        """The options of the resolution.
+
+        :raises InvalidBody: fields contradict each other.
+        """
+        completed, failed = self.assume_completed or (), self.assume_failed or ()
+        problems = [
+            InvalidField(name, "it is allowed only with dry_run: true")
+            for name in _WITHOUT_EFFECT
+            if getattr(self, name) is not None and not self.dry_run
+        ]
+        if set(completed) & set(failed):
+            problems.append(InvalidField("assume_failed", "it must not name a phase of assume_completed"))
+        if problems:
+            raise InvalidBody(tuple(problems))
+        options = ResolveOptions(
+            force=Force(self.force) if isinstance(self.force, str) else self.force or (),
+            until=self.until,
+            only=self.only or (),
+            exclude=self.exclude or (),
+            assume_completed=completed,
+            assume_failed=failed,
+        )
+        return options if options != PLAIN else PLAIN
+
+    def draft(self) -> PipelineDefinitions | None:
+        """The definitions in the request; None if it has none.
+
+        :raises InvalidBody: they contradict themselves.
+        """
+        try:
+            return None if self.definitions is None else self.definitions.definitions()
+        except ConfigurationError as error:
+            # The text names phases and pipelines, which are short words of letters, digits and underscores.
+            raise InvalidBody((InvalidField("definitions", str(error)),)) from None
+
+
+_WITHOUT_EFFECT = ("assume_completed", "assume_failed", "definitions")
 
 
 class CompletePhase(Body):

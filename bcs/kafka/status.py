@@ -17,6 +17,7 @@ import bcs.kafka.connecting
 import bcs.kafka.topic_creation  # noqa: F401 (no producer creates topics)
 from bcs.kafka.causes import cause_of, is_refusal
 from bcs.kafka.isolation import Stall
+from bcs.kafka.lag_age import IntakeLag, LagAge
 from bcs.kafka.offsets import Offsets, OffsetsMeasurement
 from bcs.observability.logged_causes import LoggedCauses
 from bcs.supervision import describe
@@ -58,6 +59,8 @@ class KafkaStatus:
     missing: frozenset[str] = frozenset()
     waits_for: str | None = None
     servers: str = ""
+    _lag_age: LagAge = field(default_factory=LagAge, init=False)
+    _measured_ms: int | None = field(default=None, init=False)
     _missed: dict[tuple[str, int], int] = field(default_factory=dict, init=False)
     _removal_logged: set[tuple[str, int]] = field(default_factory=set, init=False)
     _unmeasured_logged: bool = field(default=False, init=False)
@@ -90,6 +93,22 @@ class KafkaStatus:
         """Topic and partition to the number of messages that are not durable in BCS yet."""
         return {key: offsets.lag(from_earliest=self.from_earliest) for key, offsets in self.offsets.items()}
 
+    def intake_lag(self, now_ms: int) -> IntakeLag:
+        """How far the intake of all replicas is behind, as far as the last measurements show.
+
+        While the offsets can't be measured, events may have waited since the last measurement.
+
+        :param now_ms: milliseconds since 1970 UTC.
+        """
+        if self._measured_ms is None:
+            return IntakeLag(None, None, None)
+        oldest_ms = self._lag_age.oldest_ms()
+        since_ms = [] if oldest_ms is None else [oldest_ms]
+        if not self.measured_now:
+            since_ms.append(self._measured_ms)
+        waited_ms = now_ms - min(since_ms, default=now_ms)
+        return IntakeLag(sum(self.lag().values()), max(0, waited_ms) / 1000, self._measured_ms)
+
     def dead_letters_waiting(self) -> dict[str, int]:
         """Topic of dead letters to its number of messages."""
         waiting: dict[str, int] = {}
@@ -107,7 +126,11 @@ class KafkaStatus:
                 self.offsets[key] = Offsets(first, end, known.committed, known.note)
             elif key.topic in topics.DEAD_LETTERS:
                 self.dead_letters[key] = end - first
+        for key, lag in self.lag().items():
+            self._lag_age.note(key, self.offsets[key], lag, now_ms)
         self._set_unmeasured("; ".join(measurement.problems[:_MOST_PROBLEMS]) or None)
+        if self.measured_now:
+            self._measured_ms = now_ms
         self._missed = {
             key: missed
             for key, offsets in self.offsets.items()

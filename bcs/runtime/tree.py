@@ -35,6 +35,7 @@ from bcs.domain.token_buckets import TokenBuckets
 from bcs.http.access import callers_of
 from bcs.http.routes.actors import ActorHandlers
 from bcs.http.routes.batches import BatchHandlers
+from bcs.http.routes.explanations import ExplanationHandlers
 from bcs.http.routes.health import HealthHandlers
 from bcs.http.routes.pipelines import PipelineHandlers
 from bcs.http.server import AddressUnavailable, HttpServer, open_listener
@@ -58,7 +59,8 @@ from bcs.supervision import (
     run_tree,
 )
 from bcs.usecases.announcer import Announcer
-from bcs.usecases.batch_reader import BatchReader
+from bcs.usecases.batch_reader import BatchReader, SnapshotReader
+from bcs.usecases.explain_pipeline import PipelineExplainer
 from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.usecases.new_batches import NewBatches
 from bcs.usecases.report_phase import PhaseReporter
@@ -240,10 +242,22 @@ class Service:
             status=self.kafka,
         )
         new_batches = NewBatches(self._quotas(), self.telemetry)
+        reading = anyio.Semaphore(settings.http_max_concurrent_reads)
+        explainer = PipelineExplainer(
+            reader=SnapshotReader(
+                source=self.persistence.snapshots, store_name=self.persistence.store_name, archive=archive
+            ),
+            archive=archive.postgres if archive else None,
+            require_registration=settings.require_registration,
+            lag=lambda: self.kafka.intake_lag(int(self._runtime.now().timestamp() * 1000)),
+            reading=reading,
+            history_seconds=settings.request_deadline_seconds / 4,
+        )
         resolver = PipelineResolver(
             runtime=self._runtime,
             resolutions=KeptResolutions(self._definitions),
             reader=reader,
+            explainer=explainer,
             announcer=Announcer(outbox=self._outbox_writer, archive=archive, archive_client=self._archive_client),
             dead_letters=self._dead_letters,
             new_batches=new_batches,
@@ -256,7 +270,7 @@ class Service:
             clocks=clocks,
             new_batches=new_batches,
         )
-        pipelines = PipelineHandlers(resolver, reporter, self._phases)
+        pipelines = PipelineHandlers(resolver, reporter, self._phases, settings.http_page_bytes)
         health = HealthHandlers(
             settings=settings,
             store=self.store,
@@ -273,7 +287,6 @@ class Service:
         actors = ActorHandlers(
             settings.chaos_enabled, lambda: self.root.snapshot(), lambda path: self.root.kill(path, "killed over HTTP")
         )
-        reading = anyio.Semaphore(settings.http_max_concurrent_reads)
         batches = BatchHandlers(
             definitions=self._definitions,
             law=self._law,
@@ -291,6 +304,9 @@ class Service:
             tls=self._tls,
             pipelines=pipelines,
             batches=batches,
+            explanations=ExplanationHandlers(
+                definitions=self._definitions, explainer=explainer, page_bytes=settings.http_page_bytes
+            ),
             health=health,
             actors=actors,
             rates=self._rates(),

@@ -16,8 +16,9 @@ from bcs.storage.archive import Archive
 from bcs.storage.backfill import ArchiveBackfill
 from bcs.storage.committing import CommitPolicy
 from bcs.storage.memory import MemoryOutbox, MemoryStateStore
-from bcs.storage.ports import MEMORY, REDIS, Outbox, StateStore
+from bcs.storage.ports import MEMORY, REDIS, Outbox, SnapshotSource, StateStore
 from bcs.storage.postgres.opening import open_archive
+from bcs.storage.read_only import ReadOnlyStore, read_only_backfill
 from bcs.storage.redis.archive_queue import EXPLANATIONS, FACTS, ArchiveQueue
 from bcs.storage.redis.batch_store import RedisStateStore
 from bcs.storage.redis.cluster import ClusterNodes
@@ -25,6 +26,7 @@ from bcs.storage.redis.gateway import RedisGateway
 from bcs.storage.redis.nodes import Nodes
 from bcs.storage.redis.outbox import RedisOutbox
 from bcs.storage.redis.skips import RedisSkips
+from bcs.storage.redis.stored_batches import StoredBatches
 from bcs.storage.redis.stream_layouts import StreamLayouts
 
 
@@ -35,6 +37,7 @@ class Persistence:
     :param store_name: the name of the state store in answers.
     :param nodes: the connections to Redis; None where the state is in memory.
     :param archive: None without an archive.
+    :param snapshots: reads the same batches, and writes nothing.
     :param skips: operators' orders to skip messages; None where the state is in memory.
     """
 
@@ -42,6 +45,7 @@ class Persistence:
     nodes: Nodes | None
     store: StateStore
     outbox: Outbox
+    snapshots: SnapshotSource
     archive: Archive | None = None
     skips: RedisSkips | None = None
 
@@ -67,16 +71,18 @@ def open_persistence(
     :raises PostgresClientMissing: a database is set, and the packages for PostgreSQL are not installed.
     """
     if settings.use_mock_repository:
+        memory = MemoryStateStore(
+            law=law,
+            ttl_seconds=settings.redis_ttl_seconds,
+            clock=monotonic,
+            max_essays=settings.max_essays_per_batch,
+        )
         return Persistence(
             store_name=MEMORY,
             nodes=None,
-            store=MemoryStateStore(
-                law=law,
-                ttl_seconds=settings.redis_ttl_seconds,
-                clock=monotonic,
-                max_essays=settings.max_essays_per_batch,
-            ),
+            store=memory,
             outbox=MemoryOutbox(settings.outbox_max_messages, monotonic),
+            snapshots=memory,
         )
     nodes = redis_nodes(settings)
     # Different from any other process, including earlier ones of this replica, whose leases expire by time.
@@ -109,7 +115,20 @@ def open_persistence(
         explanations=archive.explanations if archive else None,
     )
     skips = RedisSkips(nodes, key_prefix=settings.redis_key_prefix)
-    return Persistence(store_name=REDIS, nodes=nodes, store=store, outbox=outbox, archive=archive, skips=skips)
+    snapshots = ReadOnlyStore(
+        batches=StoredBatches(nodes, key_prefix=settings.redis_key_prefix),
+        backfill=read_only_backfill(archive.postgres) if archive else None,
+        law=law,
+    )
+    return Persistence(
+        store_name=REDIS,
+        nodes=nodes,
+        store=store,
+        outbox=outbox,
+        snapshots=snapshots,
+        archive=archive,
+        skips=skips,
+    )
 
 
 def redis_nodes(

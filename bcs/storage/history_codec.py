@@ -24,6 +24,7 @@ from bcs.domain.facts import (
     repeat_key_of,
 )
 from bcs.domain.history import REPORTED, FactsRecorded, HistoryEntry, PhaseDecided, PipelineResolved, Position
+from bcs.domain.resolve_options import PLAIN, ResolveOptions
 from bcs.domain.state import TIMED
 
 _FORM = 2
@@ -38,16 +39,17 @@ def encode_detail(entry: HistoryEntry) -> str:
     :raises ValueError: a text can't be encoded.
     """
     if isinstance(entry, PipelineResolved):
-        return to_json(
-            {
-                "asked_by": entry.asked_by,
-                "pipeline": entry.pipeline,
-                "version": entry.version,
-                "source": entry.source,
-                "registered": entry.registered,
-                "decisions": [[one.phase, one.runs, one.reason, one.reason_text] for one in entry.decisions],
-            }
-        ).decode()
+        resolved: dict[str, Any] = {
+            "asked_by": entry.asked_by,
+            "pipeline": entry.pipeline,
+            "version": entry.version,
+            "source": entry.source,
+            "registered": entry.registered,
+            "decisions": [[one.phase, one.runs, one.reason, one.reason_text] for one in entry.decisions],
+        }
+        if entry.options is not PLAIN:
+            resolved["options"] = entry.options.given()
+        return to_json(resolved).decode()
     document: dict[str, Any] = {
         "event_type": entry.event_type,
         "form": _FORM,
@@ -87,6 +89,7 @@ def decode_detail(
                 version=document["version"],
                 source=document["source"],
                 registered=document.get("registered"),
+                options=ResolveOptions.of(document.get("options", {})),
             )
         if document.get("form") == _FORM:
             facts = tuple(map(_fact_from, document["facts"]))

@@ -78,6 +78,11 @@ class MemoryStateStore:
         batch = self._live(batch_id)
         return batch.state.copy() if batch else BatchState()
 
+    async def snapshot(self, batch_id: str) -> tuple[BatchState, int]:
+        """See `SnapshotSource.snapshot`."""
+        batch = self._live(batch_id)
+        return (batch.state.copy(), batch.version) if batch else (BatchState(), 0)
+
     async def partial_state(self, batch_id: str) -> BatchState:
         """See `StateStore.partial_state`; there is no archive, so this is the whole state."""
         return await self.state(batch_id)

@@ -56,6 +56,17 @@ class BatchSource(Protocol):
         ...
 
 
+class SnapshotSource(Protocol):
+    """Reads batches for answers that must have no effect at all."""
+
+    async def snapshot(self, batch_id: str) -> tuple[BatchState, int]:
+        """The complete state of a batch, and its version; 0 for an unknown batch. Nothing is written anywhere.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        ...
+
+
 class StateStore(BatchSource, Protocol):
     """Stores the state of batches. A call may be repeated without harm, also when its outcome is unknown."""
 

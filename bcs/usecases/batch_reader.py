@@ -9,7 +9,7 @@ from bcs.domain.progress import BatchSummary, summarizing
 from bcs.domain.state import BatchState
 from bcs.errors import StoreUnavailable
 from bcs.storage.pace import paced
-from bcs.storage.ports import POSTGRESQL, AnsweringArchive, BatchSource
+from bcs.storage.ports import POSTGRESQL, AnsweringArchive, BatchSource, SnapshotSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +72,41 @@ class BatchReader:
 
     async def _from_the_archive(self, batch_id: str, error: StoreUnavailable) -> BatchState:
         assert self.archive is not None  # noqa: S101 (the caller has checked `can_answer_for_redis`)
-        state = await self.archive.postgres.state(batch_id)
-        if state.expected is None:
-            # The batch may be older than the archive, or than its last rebuild: Redis may have more facts.
-            raise error
-        return state
+        return await _state_in(self.archive, batch_id, error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotReader:
+    """Reads a batch for answers that must have no effect at all, by the rules of `BatchReader`.
+
+    :param store_name: the name of the store in answers.
+    :param archive: None if there is no archive.
+    """
+
+    source: SnapshotSource
+    store_name: str
+    archive: AnsweringArchive | None
+
+    async def snapshot(self, batch_id: str) -> tuple[BatchState, int | None, str]:
+        """The state of the batch, its version if the store has it, and the name of the store that answered.
+
+        :raises StoreUnavailable: no answer, and never a guess.
+        """
+        try:
+            return *await self.source.snapshot(batch_id), self.store_name
+        except StoreUnavailable as error:
+            if self.archive is None or not self.archive.can_answer_for_redis(error):
+                raise
+            return await _state_in(self.archive, batch_id, error), None, POSTGRESQL
+
+
+async def _state_in(archive: AnsweringArchive, batch_id: str, error: StoreUnavailable) -> BatchState:
+    """The state of a batch in the archive.
+
+    :param error: why Redis does not answer.
+    """
+    state = await archive.postgres.state(batch_id)
+    if state.expected is None:
+        # The batch may be older than the archive, or than its last rebuild: Redis may have more facts.
+        raise error
+    return state

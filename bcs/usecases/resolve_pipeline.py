@@ -11,12 +11,26 @@ import structlog
 from bcs.actors.dead_letters import DeadLetters
 from bcs.actors.runtime import Runtime
 from bcs.domain.history import PhaseDecided, PipelineResolved
-from bcs.domain.resolution import Resolution, validate_request
+from bcs.domain.pipelines import PipelineDefinitions
+from bcs.domain.progress import BatchSummary
+from bcs.domain.resolution import Resolution, resolve, validate_request
+from bcs.domain.resolve_options import PLAIN, ResolveOptions
 from bcs.domain.times import microseconds
-from bcs.errors import BcsError, PromptRequired, RequestRefused, StoreError, TooManyNewBatches, UnknownPipeline
+from bcs.errors import (
+    BcsError,
+    IntakeBehind,
+    NeededPhasesLeftOut,
+    PromptRequired,
+    RequestRefused,
+    StoreError,
+    TooManyNewBatches,
+    UnknownPhases,
+    UnknownPipeline,
+)
 from bcs.observability.failpoints import FailPoint, hit
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
+from bcs.usecases.explain_pipeline import Explanation, PipelineExplainer
 from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.usecases.new_batches import NewBatches
 from bcs.wire.dead_letters.encode import earlier_failures, failed_resolution
@@ -29,6 +43,9 @@ _REFUSALS: dict[type[BcsError], str] = {
     TooManyNewBatches: "too_many_new_batches",
     UnknownPipeline: "unknown_pipeline",
     PromptRequired: "prompt_required",
+    UnknownPhases: "unknown_phases",
+    NeededPhasesLeftOut: "needed_phases_left_out",
+    IntakeBehind: "intake_behind",
 }
 
 
@@ -40,6 +57,10 @@ class ResolvePipeline:
     :param caller: the caller's name for the history.
     :param quota_of: the caller whose quota a new batch uses.
     :param trace: the caller's trace; the published announcements belong to it.
+    :param options: what the caller forces, leaves out or assumes.
+    :param dry_run: True to answer without any effect.
+    :param explain: True to explain each phase.
+    :param draft: definitions that replace those of the service, only for a dry run; None without a draft.
     """
 
     batch_id: str
@@ -49,6 +70,10 @@ class ResolvePipeline:
     caller: str
     quota_of: str
     trace: Trace
+    options: ResolveOptions = PLAIN
+    dry_run: bool = False
+    explain: bool = False
+    draft: PipelineDefinitions | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,23 +92,28 @@ class OriginalRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineResolver:
-    """Validates a request, reads the batch, resolves, announces the pruned phases, and stores the decision."""
+    """Validates a request, reads the batch, resolves, announces the pruned phases, and stores the decision.
+
+    :param explainer: answers where the caller wants an explanation, or an answer without any effect.
+    """
 
     runtime: Runtime
     resolutions: KeptResolutions
     reader: BatchReader
+    explainer: PipelineExplainer
     announcer: Announcer
     dead_letters: DeadLetters
     new_batches: NewBatches
 
-    async def resolve(self, command: ResolvePipeline) -> tuple[Resolution, str]:
+    async def resolve(self, command: ResolvePipeline) -> tuple[Resolution, str, Explanation | None]:
         """Resolve a pipeline. When this returns, each pruned phase will be announced.
 
         Cancellation before the announcements are durable leaves nothing behind. After that the announcements are
         published, though the caller gets no answer.
 
-        :returns: the resolution, and the name of the store that answered.
-        :raises RequestRefused: the pipeline is unknown, or the batch lacks a prompt.
+        :returns: the resolution, the name of the store that answered, and the explanation if the caller wants one.
+        :raises RequestRefused: the pipeline is unknown, the batch lacks a prompt, or an option allows no answer.
+        :raises IntakeBehind: too many events wait to be read.
         :raises TooManyNewBatches: the batch is unknown, and the caller has used up its quota.
         :raises StoreError: no answer, and never a guess.
         """
@@ -91,11 +121,12 @@ class PipelineResolver:
         try:
             resolved = await self._resolve(command)
             outcome = "success"
-        except (RequestRefused, TooManyNewBatches) as error:
+        except (RequestRefused, TooManyNewBatches, IntakeBehind) as error:
             self.runtime.telemetry.refusals.labels(_REFUSALS[type(error)]).inc()
             raise
         finally:
-            self.runtime.telemetry.resolutions(outcome).inc()
+            if not command.dry_run:
+                self.runtime.telemetry.resolutions(outcome).inc()
         return resolved
 
     async def store_failure(self, command: ResolvePipeline, error: BcsError, original: OriginalRequest) -> bool:
@@ -120,19 +151,58 @@ class PipelineResolver:
             return False
         return True
 
-    async def _resolve(self, command: ResolvePipeline) -> tuple[Resolution, str]:
-        validate_request(self.resolutions.definitions, command.pipeline, prompt_attached=command.prompt_attached)
-        summary, source = await self.reader.summary(command.batch_id)
-        if summary.unknown:
-            self.new_batches.use_quota(command.quota_of)
-        resolution = self.resolutions.resolve(command.pipeline, summary)
+    async def _resolve(self, command: ResolvePipeline) -> tuple[Resolution, str, Explanation | None]:
+        definitions = command.draft or self.resolutions.definitions
+        validate_request(
+            definitions, command.pipeline, prompt_attached=command.prompt_attached, options=command.options
+        )
+        if self.runtime.settings.max_intake_lag_seconds is not None:
+            self._check_intake(self.runtime.settings.max_intake_lag_seconds)
+        explanation = None
+        if command.dry_run or command.explain:
+            work = self.explainer.explain if command.explain else self.explainer.resolve
+            explanation = await work(definitions, command.batch_id, command.pipeline, command.options)
+            resolution, source, version = explanation.resolution, explanation.source, explanation.version or 0
+            unknown = explanation.state.empty
+        else:
+            summary, source = await self.reader.summary(command.batch_id)
+            unknown, version = summary.unknown, summary.version
+            resolution = self._decide(command, summary)
+        if not command.dry_run:
+            if unknown:
+                self.new_batches.use_quota(command.quota_of)
+            await self._announce(command, resolution, version=version, source=source)
+        return resolution, source, explanation if command.explain else None
+
+    def _decide(self, command: ResolvePipeline, summary: BatchSummary) -> Resolution:
+        if command.options is PLAIN:
+            return self.resolutions.resolve(command.pipeline, summary)
+        return resolve(self.resolutions.definitions, command.pipeline, summary, command.options)
+
+    def _check_intake(self, most_seconds: float) -> None:
+        lag = self.explainer.lag()
+        if lag.seconds is None or lag.seconds > most_seconds:
+            raise IntakeBehind(lag.events, lag.seconds, most_seconds)
+
+    async def _announce(self, command: ResolvePipeline, resolution: Resolution, *, version: int, source: str) -> None:
+        """Announce the pruned phases, and store the decision."""
         pruned = resolution.pruned
+        if command.options.force:
+            forced = [decision.phase for decision in resolution.decisions if decision.forced]
+            log.info(
+                "phases_forced",
+                batch_id=command.batch_id,
+                pipeline=command.pipeline,
+                phases=forced,
+                requested_by=command.caller,
+                correlation_id=command.correlation_id,
+            )
         if not pruned and not self.announcer.explains:
-            return resolution, source
+            return
         now = self.runtime.now()
         entry = None
         if self.announcer.explains:
-            entry = self._entry(command, resolution, version=summary.version, source=source, now=now)
+            entry = self._entry(command, resolution, version=version, source=source, now=now)
         if pruned:
             # Durable before the answer: every pruning that a caller has seen is announced.
             skipped = phases_skipped(command.batch_id, pruned, command.correlation_id, now, command.trace)
@@ -142,7 +212,6 @@ class PipelineResolver:
                 self.runtime.telemetry.phases_pruned(phase).inc()
         elif entry:
             self.announcer.write_soon(entry)
-        return resolution, source
 
     def _entry(
         self, command: ResolvePipeline, resolution: Resolution, *, version: int, source: str, now: datetime
@@ -161,4 +230,5 @@ class PipelineResolver:
             version=version,
             source=source,
             registered=resolution.registered,
+            options=command.options,
         )

@@ -24,6 +24,7 @@ COMMANDS = [
     ("batches", "show"),
     ("batches", "history"),
     ("resolve",),
+    ("explain",),
     ("pipelines",),
     ("pipelines", "list"),
     ("pipelines", "show"),
@@ -40,7 +41,9 @@ COMMANDS = [
     ("db", "rebuild"),
     ("doctor",),
 ]
-READING = [command for command in COMMANDS if len(command) == 2 or command[0] in ("resolve", "actors", "doctor")]
+READING = [
+    command for command in COMMANDS if len(command) == 2 or command[0] in ("resolve", "explain", "actors", "doctor")
+]
 # What these print is text for another program.
 TEXT_ONLY = [("pipelines", "graph"), ("pipelines", "convert"), ("events", "sample")]
 

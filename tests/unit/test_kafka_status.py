@@ -81,3 +81,50 @@ def test_the_letters_of_a_topic_are_counted_over_its_partitions(status: KafkaSta
     status.measured(OffsetsMeasurement(VISIBLE, bounds=bounds), NOW_MS)
     assert status.dead_letters_waiting() == {LETTERS: 5}
     assert status.lag() == {}
+
+
+def lag_at(status: KafkaStatus, now_ms: int) -> tuple[int | None, float | None]:
+    lag = status.intake_lag(now_ms)
+    return lag.events, lag.seconds
+
+
+def test_the_lag_has_an_age_from_the_first_measurement_that_saw_an_event(status: KafkaStatus) -> None:
+    assert lag_at(status, NOW_MS) == (None, None)
+    status.measured(look(0, 10, 10), NOW_MS)
+    assert lag_at(status, NOW_MS + 5_000) == (0, 0.0)
+    status.measured(look(0, 15, 10), NOW_MS + 10_000)
+    status.measured(look(0, 20, 12), NOW_MS + 20_000)
+    assert lag_at(status, NOW_MS + 30_000) == (8, 20.0), "event 12 was there ten seconds after the first measurement"
+    status.measured(look(0, 20, 15), NOW_MS + 30_000)
+    assert lag_at(status, NOW_MS + 30_000) == (5, 10.0), "event 15 came later"
+    status.measured(look(0, 20, 20), NOW_MS + 40_000)
+    assert lag_at(status, NOW_MS + 50_000) == (0, 0.0)
+
+
+def test_a_new_process_takes_the_last_event_that_was_read_for_the_age(status: KafkaStatus) -> None:
+    status.measured(look(0, 15, 10, CommitNote(written_ms=NOW_MS - HOUR_MS)), NOW_MS)
+    assert lag_at(status, NOW_MS) == (5, 3600.0)
+    status.measured(look(0, 16, 15, CommitNote(written_ms=NOW_MS - HOUR_MS)), NOW_MS + 1_000)
+    assert lag_at(status, NOW_MS + 1_000) == (1, 0.0)
+
+
+def test_the_lag_grows_older_while_it_can_not_be_measured(status: KafkaStatus) -> None:
+    status.measured(look(0, 10, 10), NOW_MS)
+    status.mark_disconnected(OSError("away"))
+    assert lag_at(status, NOW_MS + 7_000) == (0, 7.0)
+    status.mark_connected()
+    status.measured(look(0, 10, 10), NOW_MS + 8_000)
+    assert lag_at(status, NOW_MS + 9_000) == (0, 0.0)
+
+
+def test_the_age_of_a_long_lag_stays_exact_in_little_memory(status: KafkaStatus) -> None:
+    for second in range(1_000):
+        status.measured(look(0, 10 + second, 0), NOW_MS + second * 1_000)
+    assert lag_at(status, NOW_MS + 1_000_000) == (1_009, 1_000.0)
+    [kept] = status._lag_age._ends.values()
+    assert len(kept.measured) <= 64
+    # Of an event in the middle the age is known about.
+    status.measured(look(0, 1_010, 500), NOW_MS + 1_000_000)
+    _, seconds = lag_at(status, NOW_MS + 1_000_000)
+    assert seconds is not None
+    assert 450 <= seconds <= 510

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
 
 from aiohttp import web
 
@@ -11,6 +13,8 @@ from bcs.domain.facts import Outcome
 from bcs.errors import BcsError, RequestRefused
 from bcs.http import answers
 from bcs.http.bodies import BODY
+from bcs.http.documents import extent_of
+from bcs.http.explanations import answer_with_options, encoding_explained
 from bcs.http.guard import (
     BATCH_ID,
     CORRELATION_ID,
@@ -20,6 +24,7 @@ from bcs.http.guard import (
     correlation_id_of,
     correlation_id_sent,
 )
+from bcs.http.parameters import USUAL_ESSAYS, DefineQuery, explained_essays_path, parse_query
 from bcs.http.replies import reply_encoded, reply_json
 from bcs.http.requests import (
     FAILURES_HEADER,
@@ -33,10 +38,13 @@ from bcs.http.requests import (
     PipelineAnswers,
     parse_body,
 )
+from bcs.storage.pace import paced
 from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
 from bcs.wire.dead_letters.encode import FAILURES, FIRST_FAILURE
 from bcs.wire.tracing import trace_of
+
+Explain = bool | Literal["full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +52,13 @@ class PipelineHandlers:
     """The handlers of the orchestrator's routes.
 
     :param phases: the phase names that a phase report may have.
+    :param page_bytes: the approximate size of a full explanation, for any number of essays.
     """
 
     resolver: PipelineResolver
     reporter: PhaseReporter
     phases: Collection[str]
+    page_bytes: int
     answers: PipelineAnswers = field(default_factory=PipelineAnswers, init=False)
 
     async def define(self, request: web.Request) -> web.Response:
@@ -56,6 +66,7 @@ class PipelineHandlers:
         parsed = _parsed(request, DefinePipeline)
         body = parsed.body
         request[CORRELATION_ID], request[BATCH_ID] = body.correlation_id, body.batch_id
+        plain = body.plain and not request.query_string
         command = ResolvePipeline(
             batch_id=body.batch_id,
             pipeline=body.requested_pipeline,
@@ -65,14 +76,40 @@ class PipelineHandlers:
             quota_of=caller_of(request),
             trace=trace_of(request.headers),
         )
+        explain: Explain = False
+        if not plain:
+            explain = _explain(request, body)
+            command = replace(
+                command,
+                options=body.options(),
+                dry_run=bool(body.dry_run),
+                explain=bool(explain),
+                draft=body.draft(),
+            )
         try:
-            resolution, source = await self.resolver.resolve(command)
+            resolution, source, explanation = await self.resolver.resolve(command)
         except BcsError as error:
-            fails_again = not error.retryable and not isinstance(error, RequestRefused)
+            fails_again = not error.retryable and not isinstance(error, RequestRefused) and not command.dry_run
             if fails_again and await self.resolver.store_failure(command, error, _original(request, body)):
                 request[DEAD_LETTER] = "written"
             raise
-        return reply_encoded(self.answers.encode(body.batch_id, resolution, source, parsed.warnings))
+        if plain:
+            return reply_encoded(self.answers.encode(body.batch_id, resolution, source, parsed.warnings))
+        answer = answer_with_options(
+            body.batch_id,
+            resolution,
+            source,
+            options=command.options,
+            dry_run=command.dry_run,
+            warnings=parsed.warnings,
+        )
+        if explanation is None:
+            return reply_json(answer)
+        extent, next_after = None, None
+        if explain == "full":
+            extent = extent_of(None, USUAL_ESSAYS, page_bytes=self.page_bytes, phases=len(resolution.decisions))
+            next_after = partial(explained_essays_path, body.batch_id, body.requested_pipeline, USUAL_ESSAYS)
+        return reply_encoded(await paced(encoding_explained(answer, explanation, extent, next_after)))
 
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
@@ -98,6 +135,14 @@ class PipelineHandlers:
         if parsed.warnings:
             answer["warnings"] = parsed.warnings
         return reply_json(answer)
+
+
+def _explain(request: web.Request, body: DefinePipeline) -> Explain:
+    """How much the caller wants explained; the body counts before the query."""
+    if body.explain is not None:
+        return body.explain
+    asked = parse_query(DefineQuery, request.query.items()).explain
+    return "full" if asked == "full" else asked == "true"
 
 
 def _original(request: web.Request, body: DefinePipeline) -> OriginalRequest:
