@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from hashlib import blake2b
 from uuid import UUID
 
+from bcs.domain.definitions_version import DefinitionsVersion
 from bcs.domain.facts import EssayPhaseEnded, EssaysRegistered, Fact, PhaseInvalidated, PhaseOutcome
 
 REPORTED = "PhaseReported"
@@ -69,6 +70,7 @@ class PipelineResolved:
     :param version: the version of the summary that was read.
     :param source: where the summary was read: `redis` or `postgresql`.
     :param registered: whether the batch was registered; None in older entries, which do not have this field.
+    :param definitions: names the definitions that decided; None in older entries.
     """
 
     entry_id: UUID
@@ -82,6 +84,7 @@ class PipelineResolved:
     version: int
     source: str
     registered: bool | None = None
+    definitions: DefinitionsVersion | None = None
 
 
 HistoryEntry = FactsRecorded | PipelineResolved

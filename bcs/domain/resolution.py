@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 
+from bcs.domain.definitions_version import DefinitionsVersion
 from bcs.domain.law import CompleteWhen
 from bcs.domain.pipelines import Phase, PipelineDefinitions
 from bcs.domain.progress import BatchSummary, PhaseProgress
@@ -55,6 +56,7 @@ class Resolution:
     :param registered: True if the batch was registered; else only the essays seen so far can be counted.
     :param known: how many essays are known.
     :param expected: how many essays the batch was registered with; None where it was not registered.
+    :param definitions: names the definitions that decided.
     """
 
     pipeline: str
@@ -62,6 +64,8 @@ class Resolution:
     registered: bool = True
     known: int = 0
     expected: int | None = None
+    _: KW_ONLY
+    definitions: DefinitionsVersion
 
     @property
     def to_run(self) -> tuple[str, ...]:
@@ -130,7 +134,14 @@ def resolve(definitions: PipelineDefinitions, requested: str, summary: BatchSumm
         )
         if runs:
             running.add(phase.name)
-    return Resolution(requested, tuple(decisions), summary.registered, summary.known, summary.expected)
+    return Resolution(
+        requested,
+        tuple(decisions),
+        summary.registered,
+        summary.known,
+        summary.expected,
+        definitions=definitions.identity,
+    )
 
 
 _NO_PROGRESS = PhaseProgress(False, 0, 0)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from pydantic_core import from_json, to_json
 
+from bcs.domain.definitions_version import DefinitionsVersion
 from bcs.domain.facts import (
     EssayPhaseEnded,
     EssaysRegistered,
@@ -38,16 +39,17 @@ def encode_detail(entry: HistoryEntry) -> str:
     :raises ValueError: a text can't be encoded.
     """
     if isinstance(entry, PipelineResolved):
-        return to_json(
-            {
-                "asked_by": entry.asked_by,
-                "pipeline": entry.pipeline,
-                "version": entry.version,
-                "source": entry.source,
-                "registered": entry.registered,
-                "decisions": [[one.phase, one.runs, one.reason, one.reason_text] for one in entry.decisions],
-            }
-        ).decode()
+        resolution: dict[str, Any] = {
+            "asked_by": entry.asked_by,
+            "pipeline": entry.pipeline,
+            "version": entry.version,
+            "source": entry.source,
+            "registered": entry.registered,
+            "decisions": [[one.phase, one.runs, one.reason, one.reason_text] for one in entry.decisions],
+        }
+        if entry.definitions is not None:
+            resolution["definitions"] = [entry.definitions.version, entry.definitions.content_hash]
+        return to_json(resolution).decode()
     document: dict[str, Any] = {
         "event_type": entry.event_type,
         "form": _FORM,
@@ -87,6 +89,7 @@ def decode_detail(
                 version=document["version"],
                 source=document["source"],
                 registered=document.get("registered"),
+                definitions=DefinitionsVersion(*document["definitions"]) if "definitions" in document else None,
             )
         if document.get("form") == _FORM:
             facts = tuple(map(_fact_from, document["facts"]))

@@ -15,9 +15,9 @@ from bcs.domain.resolution import Resolution, validate_request
 from bcs.domain.times import microseconds
 from bcs.errors import BcsError, PromptRequired, RequestRefused, StoreError, TooManyNewBatches, UnknownPipeline
 from bcs.observability.failpoints import FailPoint, hit
+from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.announcer import Announcer
 from bcs.usecases.batch_reader import BatchReader
-from bcs.usecases.kept_resolutions import KeptResolutions
 from bcs.usecases.new_batches import NewBatches
 from bcs.wire.dead_letters.encode import earlier_failures, failed_resolution
 from bcs.wire.published import Headers, phases_skipped
@@ -70,7 +70,7 @@ class PipelineResolver:
     """Validates a request, reads the batch, resolves, announces the pruned phases, and stores the decision."""
 
     runtime: Runtime
-    resolutions: KeptResolutions
+    definitions: ActiveDefinitions
     reader: BatchReader
     announcer: Announcer
     dead_letters: DeadLetters
@@ -121,11 +121,12 @@ class PipelineResolver:
         return True
 
     async def _resolve(self, command: ResolvePipeline) -> tuple[Resolution, str]:
-        validate_request(self.resolutions.definitions, command.pipeline, prompt_attached=command.prompt_attached)
-        summary, source = await self.reader.summary(command.batch_id)
+        rules = self.definitions.current  # once, because a reload may replace them while the batch is read
+        validate_request(rules.definitions, command.pipeline, prompt_attached=command.prompt_attached)
+        summary, source = await self.reader.summary(command.batch_id, rules.law)
         if summary.unknown:
             self.new_batches.use_quota(command.quota_of)
-        resolution = self.resolutions.resolve(command.pipeline, summary)
+        resolution = rules.resolutions.resolve(command.pipeline, summary)
         pruned = resolution.pruned
         if not pruned and not self.announcer.explains:
             return resolution, source
@@ -161,4 +162,5 @@ class PipelineResolver:
             version=version,
             source=source,
             registered=resolution.registered,
+            definitions=resolution.definitions,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bcs.cli.graphs import dot, mermaid
+from bcs.domain.graphs import dot, mermaid
 from bcs.domain.pipelines import Phase
 
 PHASES = (Phase("start"), Phase("end", ("start",), needs_prompt=True, rerun_with_dependencies=True))

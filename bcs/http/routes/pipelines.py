@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -22,6 +21,7 @@ from bcs.http.guard import (
 )
 from bcs.http.replies import reply_encoded, reply_json
 from bcs.http.requests import (
+    DEFINITIONS_HEADER,
     FAILURES_HEADER,
     FIRST_FAILURE_HEADER,
     BodyT,
@@ -33,6 +33,7 @@ from bcs.http.requests import (
     PipelineAnswers,
     parse_body,
 )
+from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.report_phase import PhaseReporter, ReportPhase
 from bcs.usecases.resolve_pipeline import OriginalRequest, PipelineResolver, ResolvePipeline
 from bcs.wire.dead_letters.encode import FAILURES, FIRST_FAILURE
@@ -41,14 +42,11 @@ from bcs.wire.tracing import trace_of
 
 @dataclass(frozen=True, slots=True)
 class PipelineHandlers:
-    """The handlers of the orchestrator's routes.
-
-    :param phases: the phase names that a phase report may have.
-    """
+    """The handlers of the orchestrator's routes."""
 
     resolver: PipelineResolver
     reporter: PhaseReporter
-    phases: Collection[str]
+    definitions: ActiveDefinitions
     answers: PipelineAnswers = field(default_factory=PipelineAnswers, init=False)
 
     async def define(self, request: web.Request) -> web.Response:
@@ -72,15 +70,19 @@ class PipelineHandlers:
             if fails_again and await self.resolver.store_failure(command, error, _original(request, body)):
                 request[DEAD_LETTER] = "written"
             raise
-        return reply_encoded(self.answers.encode(body.batch_id, resolution, source, parsed.warnings))
+        encoded = self.answers.encode(body.batch_id, resolution, source, parsed.warnings)
+        return reply_encoded(encoded, headers={DEFINITIONS_HEADER: str(resolution.definitions)})
 
     async def complete(self, request: web.Request) -> web.Response:
         """POST /internal/v1/phases/complete."""
         parsed = _parsed(request, CompletePhase)
         body = parsed.body
         request[BATCH_ID] = body.batch_id
-        if body.phase_name not in self.phases:
-            raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(sorted(self.phases))}"),))
+        phases, warnings = self.definitions.current.phases, parsed.warnings
+        if body.phase_name not in phases:
+            raise InvalidBody((InvalidField("phase_name", f"must be one of {', '.join(phases.known)}"),))
+        if body.phase_name not in phases.known:
+            warnings = [*warnings, "phase_name: this replica does not know the phase, and keeps the report"]
         command = ReportPhase(
             batch_id=body.batch_id,
             phase=body.phase_name,
@@ -95,8 +97,8 @@ class PipelineHandlers:
             "batch_id": body.batch_id,
             "phase_name": body.phase_name,
         }
-        if parsed.warnings:
-            answer["warnings"] = parsed.warnings
+        if warnings:
+            answer["warnings"] = warnings
         return reply_json(answer)
 
 
