@@ -6,12 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
-
-from bcs.domain.law import CompleteWhen
-
-if TYPE_CHECKING:
-    from bcs.domain.pipelines import Phase
+from typing import Any
 
 _DIGEST_BYTES = 8
 
@@ -32,27 +27,15 @@ class DefinitionsVersion:
         return f"{self.version} {self.content_hash}" if self.version else self.content_hash
 
 
-def content_hash_of(phases: Iterable[Phase], plans: Mapping[str, Iterable[Phase]]) -> str:
+def content_hash_of(phases: Mapping[str, Mapping[str, Any]], plans: Mapping[str, Iterable[str]]) -> str:
     """The hash of definitions. It does not depend on the order of a file where that order changes no answer.
 
     The order of phases is part of the hash only as far as it decides in which order they run. A pipeline that lists
     other pipelines counts as the phases that these contain.
 
+    :param phases: each phase to its options. Options with their default value are left out, so that a release with more
+        options gives the same file the same hash.
     :param plans: each name that can be requested, to its phases in the order in which they run.
     """
-    # Default values are left out: a release with more options must give the same file the same hash.
-    of_phases = sorted((phase.name, sorted(phase.requires), _options(phase)) for phase in phases)
-    of_plans = sorted((name, [phase.name for phase in plan]) for name, plan in plans.items())
-    text = json.dumps([of_phases, of_plans], separators=(",", ":"))
+    text = json.dumps([phases, {name: list(plan) for name, plan in plans.items()}], sort_keys=True)
     return blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
-
-
-def _options(phase: Phase) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if phase.complete_when is not CompleteWhen.EVERY_ESSAY_COMPLETED:
-        options["complete_when"] = phase.complete_when.value
-    if phase.needs_prompt:
-        options["needs_prompt"] = True
-    if phase.rerun_with_dependencies:
-        options["rerun_with_dependencies"] = True
-    return options

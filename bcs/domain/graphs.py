@@ -112,7 +112,7 @@ _CHARACTER_PX, _LINE_PX, _PADDING_PX = 7.5, 18, 10
 _BETWEEN_RANKS_PX, _BETWEEN_ROWS_PX, _MARGIN_PX = 70, 24, 12
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Box:
     phase: Phase
     lines: tuple[str, ...]
@@ -188,7 +188,7 @@ def _placed(phases: tuple[Phase, ...], of_batch: InGraph) -> Iterator[_Box]:
         top = float(_MARGIN_PX)
         for phase in sorted(columns[number], key=lambda phase: _mean(middles[name] for name in phase.requires)):
             height = len(texts[phase.name]) * _LINE_PX + 2 * _PADDING_PX
-            yield (box := _Box(phase, texts[phase.name], left, top, width, height))
+            yield (box := _Box(phase=phase, lines=texts[phase.name], left=left, top=top, width=width, height=height))
             middles[phase.name] = box.middle
             top += height + _BETWEEN_ROWS_PX
         left += width + _BETWEEN_RANKS_PX

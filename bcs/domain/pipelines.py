@@ -118,7 +118,7 @@ class PipelineDefinitions:
                 raise DuplicateName(name, "phases and pipelines")
             plans[name] = self._order(members)
         self._plans: Mapping[str, tuple[Phase, ...]] = MappingProxyType(plans)
-        self.identity = DefinitionsVersion(version, content_hash_of(by_name.values(), plans))
+        self.identity = DefinitionsVersion(version, _hash(by_name, plans))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -217,3 +217,24 @@ class PipelineDefinitions:
                     if waiting_for[dependent] == 0:
                         heapq.heappush(ready, (rank[dependent], dependent))
         return tuple(order)
+
+
+def _hash(phases: Mapping[str, Phase], plans: Mapping[str, tuple[Phase, ...]]) -> str:
+    defaults = Phase("")
+    return content_hash_of(
+        {
+            name: {
+                "requires": sorted(phase.requires),
+                **{
+                    option: getattr(phase, option)
+                    for option in _OPTIONS
+                    if getattr(phase, option) != getattr(defaults, option)
+                },
+            }
+            for name, phase in phases.items()
+        },
+        {name: [phase.name for phase in plan] for name, plan in plans.items()},
+    )
+
+
+_OPTIONS = ("needs_prompt", "rerun_with_dependencies", "complete_when")

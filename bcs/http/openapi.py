@@ -171,7 +171,7 @@ _CALLS = (
         path=f"{PIPELINES}/{{name}}/graph",
         name="drawPipeline",
         summary="Draw the phases of a pipeline, with the state of a batch in colours",
-        answers={HTTPStatus.OK: (f"{MERMAID_TYPE}; charset=utf-8", f"{DOT_TYPE}; charset=utf-8", SVG_TYPE)},
+        answers={HTTPStatus.OK: (MERMAID_TYPE, DOT_TYPE, SVG_TYPE)},
         problems=("invalid-request", "unknown-pipeline", "unknown-batch", "unavailable"),
         scope=Scope.READ,
         query=GraphQuery,

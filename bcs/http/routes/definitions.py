@@ -19,7 +19,9 @@ from bcs.http.replies import reply_encoded, reply_json
 from bcs.usecases.active_definitions import ActiveDefinitions
 from bcs.usecases.batch_reader import BatchReader
 
-DOT_TYPE, MERMAID_TYPE, SVG_TYPE = "text/vnd.graphviz", "text/plain", "image/svg+xml"
+# Browsers show Mermaid's text as it is.
+MERMAID_TYPE, DOT_TYPE = "text/plain; charset=utf-8", "text/vnd.graphviz; charset=utf-8"
+SVG_TYPE = "image/svg+xml"
 _WRITERS: Mapping[GraphFormat, tuple[Callable[..., str], str]] = {
     GraphFormat.MERMAID: (mermaid, MERMAID_TYPE),
     GraphFormat.DOT: (dot, DOT_TYPE),
@@ -56,7 +58,7 @@ class DefinitionHandlers:
                 raise unknown_batch()
             of_batch = standings_of(resolve(rules.definitions, name, summary))
         write, content_type = _WRITERS[query.format]
-        return reply_encoded(write(phases, of_batch).encode(), content_type=f"{content_type}; charset=utf-8")
+        return reply_encoded(write(phases, of_batch).encode(), content_type=content_type)
 
     async def reload(self, request: web.Request) -> web.Response:
         """POST /internal/v1/pipelines/reload."""
