@@ -148,15 +148,22 @@ def half(phase: str) -> list[EssayPhaseEnded]:
     return [EssayPhaseEnded(phase, essay, outcome, 1) for essay, outcome in outcomes]
 
 
+@pytest.fixture
+def with_redis(redis_url: str, file: Path) -> Iterator[RunningService]:
+    """A request waits for Redis, and a reload can come meanwhile."""
+    with service_in_thread(redis_url=redis_url, kafka_bootstrap_servers=NOWHERE, pipeline_config_path=file) as running:
+        yield running
+
+
 async def under_load(service: RunningService, file: Path, reloads: int) -> dict[str, int]:
     """Reload the two files in turns while callers ask, and check that each answer is of one file as a whole."""
-    expected: dict[str, tuple[object, ...]] = {}
+    expected: dict[str, tuple[list[str], ...]] = {}
     seen: dict[str, int] = {}
     asking = anyio.Event()
 
-    def of(answer: Answer) -> tuple[object, ...]:
+    def of(answer: Answer) -> tuple[list[str], ...]:
         members = answer.json
-        decisions = [(one["phase"], one["runs"], one["complete_when"]) for one in members["decisions"]]
+        decisions = [f"{one['phase']} {one['runs']} {one['complete_when']}" for one in members["decisions"]]
         return members["final_pipeline"], members["pruned_phases"], decisions
 
     async def ask(orchestrator: Orchestrator) -> None:
@@ -193,11 +200,11 @@ def alive() -> tuple[int, int]:
 
 @pytest.mark.parametrize("reloads", [12, pytest.param(1_000, marks=pytest.mark.release)])
 async def test_under_load_no_request_sees_a_mixture_and_nothing_leaks(
-    service: RunningService, file: Path, reloads: int
+    with_redis: RunningService, file: Path, reloads: int
 ) -> None:
     before = alive()
-    assert len(await under_load(service, file, reloads)) == 2, "both were asked"
+    assert len(await under_load(with_redis, file, reloads)) == 2, "both were asked"
     assert alive() == before, "the old definitions are gone"
-    async with caller(service) as orchestrator:
+    async with caller(with_redis) as orchestrator:
         series = await orchestrator.samples("bcs_pipeline_definitions_info")
         assert len(series) == 1
