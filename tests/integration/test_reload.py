@@ -16,6 +16,7 @@ from bcs.domain.pipelines import PipelineDefinitions
 from bcs.domain.state import delta_of
 from bcs.http.requests import DEFINITIONS_HEADER
 from bcs.usecases.active_definitions import Rules
+from tests.support.commands import bcs
 from tests.support.service import Answer, Orchestrator, RunningService, service_in_thread
 
 pytestmark = pytest.mark.anyio
@@ -105,6 +106,18 @@ async def test_a_valid_file_is_used_from_now_on(service: RunningService, file: P
         assert in_use == [(changed["definitions"], 1)]
         assert await orchestrator.metric("bcs_pipeline_definitions_reloads_total", outcome="reloaded") == 2
         assert await orchestrator.metric("bcs_pipeline_definitions_reloads_total", outcome="unchanged") == 1
+
+
+async def test_the_command_shows_what_has_changed(service: RunningService, file: Path) -> None:
+    write(file, "version: 2\nphases: [{name: a}]")
+    ran = await bcs("pipelines", "reload", "--url", service.base)
+    assert ran.exit_code == 0
+    assert ran.output.splitlines()[:2] == [f"reloaded: {identity(file)}", "  version: 2, before none"]
+    write(file, "phases: [{name: a, requires: [b]}]")
+    ran = await bcs("pipelines", "reload", "--url", service.base)
+    assert (ran.exit_code, ran.output) == (1, "")
+    assert "409 Conflict" in ran.error
+    assert "'b', which is not defined" in ran.error
 
 
 @pytest.mark.parametrize(
